@@ -3,8 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,14 @@ from calibrant.compress import Recipe, compress, prune
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError
 from calibrant.methods import methods
-from calibrant.methods._condensing import divergence, layer_samples
-from calibrant.models import Opened, expert_layers, open_model, view
+from calibrant.models import Opened, open_model, view
 from calibrant.outcomes import Journal
 from calibrant.store import Record
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, tiny_tokenizer
-from calibrant.walk.ranks import ALONE
 
 from tests.killed import killed_after
 from tests.models.mixtures_of_experts import tiny_mixture
-from tests.trained_mixture import mixture_folder, plant, trained_mixture
 from tests.usual import usually
 
 SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
@@ -188,34 +184,6 @@ def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: di
             torch.testing.assert_close(opened.model(ids[None]).logits.double(), model(ids[None]).logits, rtol=0, atol=5e-4)
 
 
-def test_the_divergence_is_scipys() -> None:
-    chance = torch.Generator().manual_seed(0)
-    one, other = (3 * torch.randn(300, 40, generator=chance) for _ in range(2))
-    near = one + 1e-3 * other
-    for second in (other, near):
-        want = [jensenshannon(a.double().softmax(-1).numpy(), b.double().softmax(-1).numpy()) ** 2 for a, b in zip(one, second, strict=True)]
-        assert divergence(one, second).tolist() == pytest.approx(want, rel=1e-6)
-    assert float(divergence(one, one).max()) < 1e-15
-    assert len(divergence(one[:0], one[:0])) == 0
-
-
-def test_samples_are_of_real_tokens_by_their_weight_and_of_a_mix_by_its_shares(folders: dict[str, Path], batch: TokenBatch) -> None:
-    seen = view(open_model(str(folders["qwen2_moe"]), "float32").model)
-    other = CalibrationSet("python_docs", samples=3, length=24).tokens(tiny_tokenizer())
-    weighted = replace(other, weights=torch.rand(other.ids.shape, generator=torch.Generator().manual_seed(0)))
-    mix = replace(batch, mixed=((0.25, batch), (0.75, weighted)), fingerprint="mix")
-    real, layer = int(batch.mask.sum()), expert_layers(seen)[0]
-    samples = layer_samples(seen, expert_layers(seen), mix, ALONE)[layer.block]
-    weights = torch.cat([sample.weights for sample in samples])
-    assert len(weights) == real + 3 * 24
-    assert float(weights[:real].sum()) == pytest.approx(0.25)
-    shares = 0.75 * weighted.weights / weighted.weights.sum()
-    assert weights[real:].sort().values.tolist() == pytest.approx(shares.flatten().sort().values.tolist(), rel=1e-5)
-    gate = seen.model.model.layers[0].mlp.shared_expert_gate.weight.detach()
-    want = sum(float((torch.sigmoid(s.x @ gate.T)[:, 0].double() * s.weights).sum()) for s in samples)
-    assert sum(s.gate_sum(layer) for s in samples) == pytest.approx(want, rel=1e-4)
-
-
 def test_what_is_added_beside_a_shared_expert_is_refused(folders: dict[str, Path], batch: TokenBatch) -> None:
     opened = open_model(str(folders["qwen2_moe"]), "float32")
     layer = opened.model.model.layers[2].mlp
@@ -335,35 +303,3 @@ def nats(model: PreTrainedModel, batch: TokenBatch) -> float:
 
 def test_nothing_of_a_target_is_nothing_condensed(folders: dict[str, Path], batch: TokenBatch) -> None:
     assert condensed_by(folders["qwen2_moe"], "cd_moe", 0.0, batch)[1].edits == ()
-
-
-# The rest is about a model that has learnt something.
-
-
-def learnt(samples: int, length: int) -> TokenBatch:
-    return CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", samples=samples, length=length).tokens(tiny_tokenizer())
-
-
-@pytest.mark.slow
-def test_greedy_is_near_the_best_of_all_pairs() -> None:
-    batch = learnt(samples=4, length=64)
-    _, record = condensed_by(mixture_folder(), "cd_moe(experts=2, tokens=100000)", 0.5, batch)
-    slow = literal(mixture_folder(), batch)
-    ratios: list[float] = []
-    for block, seen in enumerate(slow.states()):
-        gates, shared = slow.gates(block, seen["x"])
-        rest = seen["after"] - seen["given"] + slow.condensed(block, seen["x"], (), gates, shared)
-        outputs = {e: gates[e] * slow.expert(block, e, seen["x"]) for e in gates}
-        best = min(diverged(seen["after"], rest + outputs[a] + outputs[b]) for a, b in combinations(outputs, 2))
-        ratios.append(record.edits[0]["notes"]["experts"][str(block)]["divergence"][-1] / best)
-    assert all(ratio > 0.998 for ratio in ratios), "none is better than the best"
-    assert max(ratios) < 1.1, ratios
-
-
-@pytest.mark.slow
-def test_a_dead_expert_is_not_kept_before_others(tmp_path: Path) -> None:
-    model = plant(trained_mixture(), dead=[(1, 3)])
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    _, record = condensed_by(tmp_path / "model", "cd_moe(experts=4)", 0.5, learnt(samples=8, length=128))
-    assert 3 not in record.edits[0]["notes"]["experts"]["1"]["order"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from calibrant.methods.dsnot import DSnoT
-from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.ria import RIA
 from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
@@ -85,7 +84,7 @@ def test_the_mask_is_exactly_that_of_the_loops(target: Target, swaps: int):
     assert torch.equal(result, weight * expected)
 
 
-@pytest.mark.parametrize("start", [Magnitude(), RIA()], ids=str)
+@pytest.mark.parametrize("start", [RIA()], ids=str)
 def test_it_starts_from_the_mask_of_another_method(start: Any):
     weight, x = torch.randn(40, 96, dtype=torch.float64), inputs(150, 96)
     result = DSnoT(start=start).compress(weight, seen_of(x), Sparsity(0.5)).weight

@@ -12,11 +12,8 @@ import calibrant
 from calibrant.activations import Gram, Seen
 from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, methods
-from calibrant.methods._factor import factorise
-from calibrant.methods._quantizing import quantize
-from calibrant.methods._rounding import Scales, absmax
 from calibrant.packed import Codes
-from calibrant.targets import Grid, NofM, SparseGrid, parse_target
+from calibrant.targets import NofM, SparseGrid, parse_target
 from calibrant.testing import tiny_folder
 
 from tests.methods.matrices import seeded
@@ -93,18 +90,6 @@ def test_inputs_that_know_nothing_of_each_other_are_rounded_to_nearest():
             assert torch.equal(packed(f"gptq(order={order})", weight, identity, text).codes, rtn.codes)
 
 
-@pytest.mark.parametrize("text", GRIDS)
-def test_what_lies_on_the_stored_grid_is_left_alone(text: str):
-    grid, x = parse_target(text), inputs(600, 192, torch.float32)
-    assert isinstance(grid, Grid)
-    first = absmax(seeded(32, 192, torch.bfloat16), grid).nearest(seeded(32, 192, torch.bfloat16))
-    scales = Scales(grid, first.scales.float(), first.zeros)
-    on_it = scales.nearest(first.dense().float())
-    again = quantize(on_it.dense(), factorise(Gram.of(x), 0.01), scales)
-    assert torch.equal(again.codes, on_it.codes)
-    assert torch.equal(again.dense(), on_it.dense())
-
-
 @pytest.mark.parametrize("order", ["natural", "activation"])
 def test_outputs_err_less_than_those_of_nearest_values(order: str):
     x, lost = inputs(4 * 128, 128, torch.float32), dict[str, list[float]]()
@@ -174,14 +159,6 @@ def test_what_is_removed_is_zero_in_what_is_stored(text: str, dtype: torch.dtype
     if text.startswith("2:4"):
         assert (gone.reshape(48, -1, 4).sum(-1) >= 2).all()
     assert int(gone.sum()) >= 48 * 192 // 2
-
-
-def test_both_errors_together_cost_less_than_one_after_the_other():
-    weight, x = seeded(64, 192, torch.float32), inputs(800, 192, torch.float32)
-    together = packed("sparsegpt", weight, Gram.of(x), "2:4+w3g64").dense()
-    pruned = methods.build("sparsegpt").compress(weight, Seen({Gram: Gram.of(x)}), NofM(2, 4)).weight
-    rounded = methods.build("rtn").compress(pruned, Seen({}), Grid(3, 64)).weight
-    assert (x @ (together - weight).T).square().sum() < (x @ (rounded - weight).T).square().sum()
 
 
 def test_where_groups_do_not_divide_the_inputs_it_is_refused():

@@ -47,19 +47,14 @@ def test_micro_batches_are_counted_in_turn(count: int):
     assert (halves.tokens, halves.mass) == (9 * count, 9.0 * count)
 
 
-def test_a_single_micro_batch_is_divided_in_its_middle():
-    (x,) = batches(1, 9, 20)
-    halves = HalvedGram.of(x)
+def test_a_single_micro_batch_is_divided_in_its_middle_and_weights_of_tokens_count_in_both_halves():
+    (x,), weights = batches(1, 9, 20), torch.linspace(0.5, 2, 9)
+    halves, weighed = HalvedGram.of(x), HalvedGram.of(x, weights)
     assert close(halves.fitted, x[:5])
     assert close(halves.measured, x[5:])
     assert HalvedGram.of(x[:1]).measured is None
-
-
-def test_weights_of_tokens_count_in_both_halves():
-    (x,), weights = batches(1, 8, 20), torch.linspace(0.5, 2, 8)
-    halves = HalvedGram.of(x, weights)
-    assert torch.allclose(halves.fitted.matrix, x[:4].T @ (x[:4] * weights[:4, None]), rtol=1e-5, atol=1e-4)
-    assert halves.mass == pytest.approx(float(weights.sum()))
+    assert torch.allclose(weighed.fitted.matrix, x[:5].T @ (x[:5] * weights[:5, None]), rtol=1e-5, atol=1e-4)
+    assert weighed.mass == pytest.approx(float(weights.sum()))
 
 
 def test_halves_of_several_sets_are_added_side_by_side():
@@ -71,8 +66,7 @@ def test_halves_of_several_sets_are_added_side_by_side():
     assert torch.allclose(mixed.measured.matrix, measured, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("target", [Sparsity(0.5), NofM(2, 4)])
-@pytest.mark.parametrize("rows", [8, 200])
+@pytest.mark.parametrize(("target", "rows"), [(Sparsity(0.5), 8), (NofM(2, 4), 200)])
 def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, rows: int):
     of, weight = batches(6, rows, 40), torch.randn(24, 40, generator=torch.Generator().manual_seed(5))
     halves, measured = added(of), torch.cat(of[1::2]).double()

@@ -1,6 +1,5 @@
 """RSQ: tokens count by the attention they get, which the model's own attention maps say; without that it is GPTQ."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from calibrant.activations import Gram
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.job import Job
-from calibrant.methods import MatrixMethod, methods
+from calibrant.methods import methods
 from calibrant.methods.rsq import spread, turned
 from calibrant.models import ModelView, Opened, view
 from calibrant.targets import parse_target
@@ -113,25 +112,6 @@ def test_when_all_tokens_count_alike_it_is_gptq(family: str, propagate: str):
     assert same(codes("rsq(importance=equal)", batch, propagate, family), plain)
     assert same(codes("rsq(least=1.0)", batch, propagate, family), plain)
     assert not same(codes("rsq", batch, propagate, family), plain)
-
-
-def weighed(batch: TokenBatch, weigh: Callable[[BlockCall], Tensor]) -> list[Tensor]:
-    model, gptq, found = tiny_model("llama"), methods.build("gptq"), list[Tensor]()
-    assert isinstance(gptq, MatrixMethod)
-    for weight, seen in walk(view(model), batch, (Gram,), "arrival", weigh=weigh):
-        result = gptq.compress(weight.get(), seen, parse_target("w4g16"))
-        weight.set(result.weight)
-        found.append(result.packed.codes)
-    return found
-
-
-def test_only_proportions_of_weights_matter_and_a_token_that_counts_nothing_is_as_if_it_were_not_there():
-    weights = torch.rand(3, 24, generator=torch.Generator().manual_seed(2)) + 0.1
-    assert same(weighed(batch_of(), lambda _: weights), weighed(batch_of(), lambda _: weights * 4))
-    whole, counted = batch_of(1), torch.ones(1, 24)
-    counted[0, 16:] = 0
-    cut = TokenBatch(whole.ids[:, :16], whole.mask[:, :16], whole.weights[:, :16], "sha256:0", {})
-    assert same(weighed(whole, lambda _: counted), weighed(cut, lambda call: torch.ones_like(call.real, dtype=torch.float32)))
 
 
 def test_a_weight_of_ones_own_is_multiplied():
