@@ -38,11 +38,9 @@ def literal(of: dict[Weight, Seen], sparsity: float, times: float, spread: float
 
 def gone(shared: dict[str, Target], of: dict[Weight, Seen]) -> tuple[int, int]:
     """How many weights go where a method chooses within the matrix, and within each row."""
-    targets = {weight: shared[weight.name] for weight in of}
-    assert all(isinstance(target, Sparsity) for target in targets.values())
-    within_matrix = sum(target.quota(size(weight)) for weight, target in targets.items() if isinstance(target, Sparsity))
-    within_rows = sum(weight.shape[0] * target.quota(weight.shape[1]) for weight, target in targets.items() if isinstance(target, Sparsity))
-    return within_matrix, within_rows
+    targets = [(weight, Sparsity(float(shared[weight.name].amount or 0))) for weight in of]
+    within_rows = sum(weight.shape[0] * target.quota(weight.shape[1]) for weight, target in targets)
+    return sum(target.quota(size(weight)) for weight, target in targets), within_rows
 
 
 @pytest.mark.parametrize(("times", "spread"), [(5.0, 0.08), (3.0, 0.15), (2.0, 0.01)])

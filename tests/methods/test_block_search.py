@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Opened, open_model, view
-from calibrant.outcomes import Journal
 from calibrant.searching import Choice, Trials
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
@@ -123,12 +121,7 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_what_a_search_tried_stays_where_numbers_overflow(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    finite: bool,
-) -> None:
+def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finite: bool) -> None:
     def overflows(trials: Trials, best: Choice, *_: object) -> None:
         trials.losses([best])
         raise NumericsError("the best loss is inf", subject="choices")
@@ -150,18 +143,6 @@ def test_what_a_search_tried_stays_where_numbers_overflow(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_search_that_goes_on_measures_only_what_is_lacking(
-    folder: Path, batch: TokenBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, journal = Recipe.parse(SEARCHES[0], 0.25), Journal(tmp_path / "tried.jsonl", "this")
-    first, second = (open_model(str(folder), "float32") for _ in range(2))
-    compress(first, view(first.model), batch, recipe, journal=journal)
-    monkeypatch.setattr(Journal, "add", lambda *_: pytest.fail("something was measured again"))
-    compress(second, view(second.model), batch, recipe, journal=Journal(tmp_path / "tried.jsonl", "this"))
-    assert second.model.config.num_hidden_layers == 6
-    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
-
-
 def test_what_it_did_is_told_and_noted(folder: Path, tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     done = prune(str(folder), "python_docs", SEARCHES[0], 0.25, tmp_path / "out", progress=lambda *what: said.append(what), **SMALL)
@@ -174,11 +155,6 @@ def test_what_it_did_is_told_and_noted(folder: Path, tmp_path: Path) -> None:
     assert notes["held_out"]["loss"] != notes["loss"]
     assert "one_by_one" not in notes
     assert json.loads((tmp_path / "out/calibrant.json").read_text())["record"]["edits"] == [done.record.edits[0]]
-
-
-def test_the_seed_is_what_a_search_depends_on(folder: Path, batch: TokenBatch) -> None:
-    one, other = (searched(folder, f"evop({FEW}, greedy=false, seed={seed})", 0.25, batch).edits[0]["notes"] for seed in (0, 1))
-    assert one["measured"] != other["measured"] or one["course"] != other["course"]
 
 
 def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,24 +172,16 @@ def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: P
     assert caught.value.subject == "blocks"
 
 
-def test_what_is_wrong_with_the_untouched_model_is_said(
-    folder: Path,
-    opened: Opened,
-    batch: TokenBatch,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_wrong_with_the_untouched_model_is_said(folder: Path, opened: Opened, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise ModelError("it reads pictures", subject="pictures")
 
     monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
-    monkeypatch.setattr("calibrant.methods._blocks.loss", refused)
-    with pytest.raises(ModelError) as caught:
-        searched(folder, f"greedy({FEW})", 0.25, batch)
-    assert caught.value.subject == "pictures"
-    monkeypatch.setattr("calibrant.methods._blocks.loss", lambda *_: math.nan)
-    with pytest.raises(NumericsError) as told:
-        searched(folder, f"greedy({FEW})", 0.25, batch)
-    assert told.value.subject == opened.name
+    for error, subject, loss in ((ModelError, "pictures", refused), (NumericsError, opened.name, lambda *_: math.nan)):
+        monkeypatch.setattr("calibrant.methods._blocks.loss", loss)
+        with pytest.raises(error) as caught:
+            searched(folder, f"greedy({FEW})", 0.25, batch)
+        assert caught.value.subject == subject
 
 
 def test_nothing_of_a_target_is_nothing_dropped(folder: Path, batch: TokenBatch) -> None:
@@ -244,15 +212,10 @@ def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
     assert gone == set(best)
     assert all(matrix["sparsity"] == 1 for matrix in names.values())
     assert done.record.edits[0]["notes"]["loss"] == pytest.approx(zeroed(opened, best, batch), rel=1e-4)
-    sizes = {
-        half: sum(w.shape[0] * w.shape[1] for w in view(opened.model).blocks[half[0]].weights if ("mlp" in w.name) == (half[1] != "attention"))
-        for half in best
-    }
-    assert done.record.sparsity == pytest.approx(sum(sizes.values()) / sum(w.shape[0] * w.shape[1] for w in view(opened.model).weights))
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+    sizes = {(w.block, "feed_forward" if "mlp" in w.name else "attention"): 0 for w in view(opened.model).weights}
+    for w in view(opened.model).weights:
+        sizes[w.block, "feed_forward" if "mlp" in w.name else "attention"] += w.shape[0] * w.shape[1]
+    assert done.record.sparsity == pytest.approx(sum(sizes[half] for half in best) / sum(sizes.values()))
 
 
 def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> None:

@@ -91,15 +91,6 @@ def test_it_starts_from_the_mask_of_another_method(start: Any):
     assert torch.equal(result != 0, mask_by_loops(weight, x, Sparsity(0.5), start=start))
 
 
-def test_more_rows_than_are_ordered_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    weight, x = torch.randn(23, 32, dtype=torch.float64), inputs(60, 32)
-    whole = DSnoT().compress(weight, seen_of(x), Sparsity(0.5))
-    monkeypatch.setattr("calibrant.methods._mean_swaps.ROWS", 5)
-    parts = DSnoT().compress(weight, seen_of(x), Sparsity(0.5))
-    assert torch.equal(whole.weight, parts.weight)
-    assert whole.notes == parts.notes
-
-
 @pytest.mark.parametrize("target", [Sparsity(0.6), NofM(2, 4)], ids=str)
 def test_outputs_lose_less_on_average_and_the_notes_say_how_much(target: Target):
     """Of many inputs, so that a swap is small beside what an output loses."""

@@ -190,14 +190,6 @@ def test_what_remains_is_what_was_asked_and_hardly_less(shapes: tuple[tuple[int,
         assert allowed - one_more <= counted <= allowed
 
 
-def test_the_paper_s_count():
-    """Six matrices, a rank of the whole width: a sixteenth for the shared factor, and the rest is the density."""
-    plan = budget(((576, 1536),) * 6, 0.2).with_rank(None)
-    assert plan.rank == 576
-    assert sum(plan.kept) / (6 * 576 * 1536) == pytest.approx(0.8 - 1 / 16, abs=1e-5)
-    assert plan.with_indices == pytest.approx(0.8 + 1 / 16, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("ask", "fraction", "advised"),
     [

@@ -18,11 +18,9 @@ from calibrant.edits import Edit, Replace
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.models import open_model, view
 from calibrant.packed import Factors
-from calibrant.store import Record, stored_bits, verify
-from calibrant.study import Study
+from calibrant.store import Record, stored_bits
 from calibrant.testing import tiny_folder
 
-from tests.study.small import results, texts
 from tests.trained import trained_folder
 from tests.usual import usually
 
@@ -178,24 +176,6 @@ def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, metho
         assert again.continued_from
         assert again.record == whole.record
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-
-
-def test_a_study_that_was_killed_ends_the_same(tmp_path: Path):
-    given = texts(tmp_path / "texts")
-    task = f"loss(source={given['verse']!r}, tokens=200, length=64)"
-    asked = Study(given["model"], data=["random_tokens"], methods=["fips", "svd"], target=0.4, evaluate=task, samples=4, length=32, dtype="float32")
-    assert not asked.run(tmp_path / "whole").failures
-    calls = iter(range(1000))
-
-    def deadly(*_: object) -> None:
-        if next(calls) == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        asked.run(tmp_path / "store", deadly)
-    assert not asked.run(tmp_path / "store").failures
-    assert results(tmp_path / "store") == results(tmp_path / "whole")
-    assert verify(tmp_path / "store") == []
 
 
 def test_a_shared_factor_is_kept_once():

@@ -107,11 +107,6 @@ def test_what_lies_on_a_grid_stays_on_it(text: str):
     assert torch.equal(again.dense(), first.dense())
 
 
-def test_a_transposed_view_is_the_same_matrix():
-    weight = seeded(8, 16, torch.float32)
-    assert torch.equal(rounded(weight.T.contiguous().T, "w4g4").dense(), rounded(weight, "w4g4").dense())
-
-
 @pytest.mark.parametrize(
     ("text", "dtype", "bits"),
     [

@@ -42,12 +42,6 @@ def test_what_is_kept_is_what_the_target_keeps_and_no_order_that_is_found_keeps_
     assert kept(scores, spread(scores, n, m), n, m) >= kept(scores, torch.arange(32), n, m)
 
 
-def test_cards_are_dealt_forth_and_back():
-    totals = torch.tensor([[3.0, 12.0, 5.0, 9.0, 1.0, 7.0, 2.0, 8.0, 4.0, 11.0, 6.0, 10.0]])
-    groups = dealt(totals, 4).reshape(-1, 4)
-    assert totals[0][groups].tolist() == [[12, 7, 6, 1], [11, 8, 5, 2], [10, 9, 4, 3]]
-
-
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 3)])
 def test_each_place_is_filled_in_the_best_way(n: int, m: int):
     """Against every way to fill it, the last place at least: those before it were filled while the others were different."""
