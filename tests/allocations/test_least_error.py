@@ -15,7 +15,6 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen
 from calibrant.allocations import allocations
 from calibrant.allocations._menu import cheapest
-from calibrant.allocations._targets import menu
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
 from calibrant.errors import TargetError
@@ -153,12 +152,6 @@ def test_what_no_token_reached_gets_what_was_asked():
     shared = LeastError().share(of, Grid(4))
     assert {shared[weight.name] for weight in of if weight.block == 2} == {Grid(4)}
     assert LeastError().share({weight: Seen({}) for weight in of}, Sparsity(0.6)) == {weight.name: Sparsity(0.6) for weight in of}
-
-
-def test_the_menu_ends_where_targets_do():
-    assert list(menu(Sparsity(0.9), 0.05, 3)) == [-3, -2, -1, 0, 1]
-    assert [str(one) for one in menu(Grid(7, 64), 0.05, 3).values()] == ["w4g64", "w5g64", "w6g64", "w7g64", "w8g64"]
-    assert list(menu(NofM(1, 4), 0.05, 3)) == [-2, -1, 0]
 
 
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):

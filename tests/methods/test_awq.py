@@ -15,7 +15,7 @@ from calibrant.edits import Fold, Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods._scaling import clipped, strength
+from calibrant.methods._scaling import clipped
 from calibrant.methods._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
@@ -201,13 +201,6 @@ def test_queries_and_keys_are_not_clipped():
         seen = view(tiny_model(family))
         unclipped = {weight.name for weight in seen.weights} - Sites.of(seen).clippable
         assert {name.rpartition(".")[2] for name in unclipped} == never
-
-
-def test_scales_lie_about_one_and_leave_silent_inputs_alone():
-    sizes = torch.tensor([4.0, 1.0, 0.25, 0.0], dtype=torch.float64)
-    assert strength(sizes, 0.0).tolist() == [1, 1, 1, 1]
-    assert strength(sizes, 0.5).tolist() == pytest.approx([2, 1, 0.5, 1])
-    assert strength(torch.zeros(3), 0.5).tolist() == [1, 1, 1]
 
 
 def test_what_folded_matrices_saw_is_divided_too():

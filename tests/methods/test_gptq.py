@@ -114,19 +114,6 @@ def test_removing_and_rounding_in_one_elimination_is_that_of_the_definition(text
     assert (found.codes.numpy() == literal(weight, x, found, list(range(192)), target.removal)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("text", ["2:4+w4g64", "0.5+w3g32a"])
-def test_what_is_removed_is_zero_in_what_is_stored(text: str, dtype: torch.dtype):
-    weight, gram = seeded(48, 192, dtype), Gram.of(inputs(500, 192, torch.float32))
-    found = packed("sparsegpt", weight, gram, text)
-    zero = 0 if found.zeros is None else found.zeros.repeat_interleave(192 // found.zeros.shape[1], 1)
-    gone = found.codes == zero
-    assert torch.equal(found.dense() == 0, gone)
-    if text.startswith("2:4"):
-        assert (gone.reshape(48, -1, 4).sum(-1) >= 2).all()
-    assert int(gone.sum()) >= 48 * 192 // 2
-
-
 def test_where_groups_do_not_divide_the_inputs_it_is_refused():
     seen = Seen({Gram: Gram.of(inputs(30, 12, torch.float32))})
     with pytest.raises(TargetError) as refused:

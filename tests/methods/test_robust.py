@@ -13,7 +13,6 @@ from calibrant.data import CalibrationSet
 from calibrant.methods._sources import Sources, joined, parts_of
 from calibrant.methods.refined import Refined
 from calibrant.methods.robust import Robust
-from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
@@ -48,15 +47,6 @@ def test_notes_are_what_each_source_loses():
     assert 1 <= done.notes["round"] <= 4
     first = Robust(rounds=1).compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
     assert first.notes["counted"] == [0.3, 0.7]
-
-
-def test_rows_and_groups_keep_as_many_as_they_should():
-    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
-    seen = joined([seen_of(one), seen_of(other)], [0.5, 0.5])
-    for target, width, kept in ((Sparsity(0.75), 64, 16), (NofM(3, 8), 8, 3)):
-        found = Robust(start=Wanda()).compress(weight, seen, target).weight
-        assert ((found != 0).reshape(-1, width).sum(1) == kept).all()
-        assert int((Robust().compress(weight, seen, target).weight != 0).sum()) == 24 * 64 // width * kept
 
 
 def test_with_one_source_it_is_refined():
@@ -101,15 +91,6 @@ def test_what_sources_saw_adds_and_scales():
     assert (total.tokens, total.mass) == (8, 4)
 
 
-@pytest.mark.parametrize("data", ["mix(a=python_docs, b=random_tokens)", "python_docs"])
-def test_a_model_is_pruned_and_each_matrix_says_what_each_source_loses(data: str, tmp_path: Path):
-    folder = tiny_folder(tmp_path / "model")
-    done = prune(str(folder), data, "robust", 0.5, tmp_path / "out", **SMALL)
-    assert done.record.sparsity == pytest.approx(0.5)
-    sources = 1 if data == "python_docs" else 2
-    assert all(len(one["notes"]["errors"]) == sources for one in done.record.weights)
-
-
 def test_killed_and_asked_again_it_continues(tmp_path: Path):
     folder = tiny_folder(tmp_path / "model")
     whole = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "whole", **SMALL)
@@ -123,5 +104,7 @@ def test_killed_and_asked_again_it_continues(tmp_path: Path):
     resumed = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "resumed", **SMALL)
     assert resumed.continued_from == 2
     assert resumed.record == whole.record
+    assert whole.record.sparsity == pytest.approx(0.5)
+    assert {len(matrix["notes"]["errors"]) for matrix in whole.record.weights} == {2}
     saved = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
     assert saved[0] == saved[1]
