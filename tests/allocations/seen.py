@@ -18,10 +18,10 @@ def batch(rows: int = 6, length: int = 40) -> TokenBatch:
 
 
 @cache
-def matrices(family: str = "llama", blocks: int = 3) -> dict[Weight, Seen]:
+def matrices(family: str = "llama", blocks: int = 3, **sizes: int) -> dict[Weight, Seen]:
     """Every matrix with its norms and its Gram, nothing where no token arrived."""
     layers = "n_layer" if family == "gpt2" else "num_hidden_layers"
-    model = tiny_model(family, **{layers: blocks})
+    model = tiny_model(family, **{layers: blocks}, **sizes)
     for number, block in enumerate(view(model).blocks):  # so that blocks differ, by outliers too
         for weight in block.weights:
             weight.get()[: number + 1, ::7] *= 4 + 3 * number

@@ -123,10 +123,14 @@ def test_shares_by_block_are_the_best_of_all():
     assert any(best)
 
 
+SIZES = {"llama": {"intermediate_size": 96}}
+"""Of which a share isn't always a number that is written in two-power steps: its decimal may lie just below it."""
+
+
 @pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"}))
 @pytest.mark.parametrize(("per", "sparsity"), [("matrix", 0.5), ("block", 0.63)])
 def test_counts_add_up_to_the_weight(family: str, per: str, sparsity: float):
-    of, target = matrices(family), Sparsity(sparsity)
+    of, target = matrices(family, **SIZES.get(family, {})), Sparsity(sparsity)
     shared = LeastError(per=per, reach=2).share(of, target)
     counts = [one.quota(size(weight)) for weight in of if isinstance(one := shared[weight.name], Sparsity)]
     assert len(counts) == len(of)

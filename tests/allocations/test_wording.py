@@ -19,6 +19,7 @@ from tests.allocations.seen import matrices
         ("evolved(tokens=[9, 3])", "tokens"),
         ("least_error(method=short_gpt)", "short_gpt"),
         ("least_error(method=awq)", "awq"),
+        ("least_error(method=7)", "7"),
         ("least_error(step=1.5)", "step"),
         ("least_error(reach=0)", "reach"),
         ("least_error(per=row)", "per"),

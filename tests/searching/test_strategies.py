@@ -38,7 +38,7 @@ def evolving(trials: Trials, seed: int = 0) -> Choice:
 
 
 def climbing(trials: Trials, seed: int = 0) -> Choice:
-    return climb(trials, (), Random(seed), drawn=8, offspring=10, survivors=3, generations=15, patience=15)
+    return climb(trials, (), Random(seed), drawn=8, offspring=10, survivors=3, generations=30, patience=10)
 
 
 def measured(lost: Callable[[Choice], float], noise: float = 0.0) -> Callable[[Sequence[Choice], int], list[float]]:
