@@ -225,7 +225,7 @@ def picked(slow: Literal, block: int, x: Tensor) -> list[list[int]]:
 
 @BY_KIND
 @pytest.mark.parametrize(
-    "method", usually(["cd_moe(experts=2, gates=fitted)", "cd_moe(experts=1, steps=2, rate=0.01)"], ["cd_moe(experts=1, steps=2, rate=0.01)"])
+    "method", usually(["cd_moe(experts=2, gates=fitted)", "cd_moe(experts=2, steps=2, rate=0.01)"], ["cd_moe(experts=2, steps=2, rate=0.01)"])
 )
 def test_its_edits_keep_their_contract(kind: str, method: str, folders: dict[str, Path]) -> None:
     check_edits(methods.build(method), parse_target("blocks 0.5"), str(folders[kind]))

@@ -62,10 +62,10 @@ def maps(model: PreTrainedModel, ids: Tensor, mask: Tensor, block: int) -> Tenso
         model.set_attn_implementation(before)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("attention", "padded"), [("sdpa", True), ("eager", True), ("eager", False)])
 @pytest.mark.parametrize("family", usually(["llama", "gpt2", "gemma3", "phi3", "mixtral", "gpt_neox"], {"llama", "gpt2", "gemma3", "gpt_neox"}))
-def test_attention_is_what_the_model_says_it_is(family: str, attention: str):
-    model, batch, seen = tiny_model(family), batch_of(padded=True), dict[int, tuple[Tensor, Tensor]]()
+def test_attention_is_what_the_model_says_it_is(family: str, attention: str, padded: bool):
+    model, batch, seen = tiny_model(family), batch_of(padded=padded), dict[int, tuple[Tensor, Tensor]]()
     model.set_attn_implementation(attention)
 
     def weigh(call: BlockCall) -> Tensor:

@@ -54,7 +54,7 @@ def test_there_are_orthogonal_matrices_of_every_size_and_of_many_such_as_are_all
 HEADS = {"llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "qwen3_moe", "olmoe"}
 
 
-@pytest.mark.parametrize("family", usually(sorted(HEADS), {"llama", "phi3", "mixtral"}))
+@pytest.mark.parametrize("family", usually(sorted(HEADS), {"qwen2", "phi3", "mixtral"}))
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_stay_what_they_were(family: str, tied: bool):
     model, seen = uneven(family, tie_word_embeddings=tied)
