@@ -18,13 +18,17 @@ def batch(rows: int = 6, length: int = 40) -> TokenBatch:
 
 
 @cache
-def matrices(family: str = "llama", blocks: int = 3) -> dict[Weight, Seen]:
+def matrices(family: str = "llama", blocks: int = 3, **sizes: int) -> dict[Weight, Seen]:
     """Every matrix with its norms and its Gram, nothing where no token arrived."""
     layers = "n_layer" if family == "gpt2" else "num_hidden_layers"
-    model = tiny_model(family, **{layers: blocks})
+    model = tiny_model(family, **{layers: blocks}, **sizes)
     for number, block in enumerate(view(model).blocks):  # so that blocks differ, by outliers too
         for weight in block.weights:
             weight.get()[: number + 1, ::7] *= 4 + 3 * number
     seen_by = view(model)
     seen = dict(walk(seen_by, batch(), (FeatureNorms, Gram), "dense"))
     return {weight: seen.get(weight, Seen({})) for weight in seen_by.weights}
+
+
+def size(weight: Weight) -> int:
+    return weight.shape[0] * weight.shape[1]

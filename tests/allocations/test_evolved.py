@@ -14,7 +14,7 @@ from calibrant.allocations import allocations
 from calibrant.compress import Recipe, UntouchedModel, prune, quantize
 from calibrant.compress.loop import allocated
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import InputError, SpecError, TargetError
+from calibrant.errors import SpecError
 from calibrant.models import Opened, open_model, view
 from calibrant.outcomes import Journal
 from calibrant.targets import parse_target
@@ -59,57 +59,35 @@ def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> floa
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 
-def by_block(targets: dict[str, float]) -> list[float]:
-    shares: dict[int, set[float]] = {}
-    for name, share in targets.items():
-        shares.setdefault(int(name.split(".")[2]), set()).add(share)
-    assert all(len(several) == 1 for several in shares.values())
-    return [shares[index].pop() for index in sorted(shares)]
-
-
 def test_the_best_of_all_shares_is_found(folder: Path, opened: Opened, batch: TokenBatch) -> None:
     done = prune(
         str(folder), "python_docs", "magnitude", 0.5, allocation="evolved(levels=1, step=0.2, tokens=[192], generations=20, patience=20)", **SMALL
     )
     every = [shares for shares in product((0.3, 0.5, 0.7), repeat=BLOCKS) if sum(shares) == pytest.approx(2.0)]
     assert len(every) == 19
-    found = by_block({matrix["name"]: round(matrix["sparsity"], 1) for matrix in done.record.weights})
-    assert found == list(min(every, key=lambda shares: diverged(opened, batch, shares)))
+    best = min(every, key=lambda shares: diverged(opened, batch, shares))
+    assert all(round(matrix["sparsity"], 1) == best[int(matrix["name"].split(".")[2])] for matrix in done.record.weights)
     assert done.record.sparsity == pytest.approx(0.5, abs=2e-3)
 
 
-@pytest.mark.parametrize(("method", "target"), [("wanda", "0.6"), ("sparsegpt", "0.5"), ("rtn", "w4g16")])
-def test_the_mean_is_what_was_asked_for_and_never_worse_than_uniform(
-    folder: Path, opened: Opened, batch: TokenBatch, method: str, target: str
-) -> None:
-    verb = quantize if method == "rtn" else prune
+@pytest.mark.parametrize(("method", "target"), [("sparsegpt", "0.5"), ("rtn", "w4g16")])
+def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(folder: Path, opened: Opened, method: str, target: str) -> None:
     said: list[str] = []
-    done = verb(
-        str(folder),
-        "python_docs",
-        method,
-        target,
-        allocation="evolved(step=0.1, tokens=[48, 192])",
-        progress=lambda what, *_: said.append(what),
-        **SMALL,
-    )
-    weights = view(opened.model).weights
-    aimed = {weight.name: weight.shape[0] * weight.shape[1] for weight in weights}
+    how = {"allocation": "evolved(step=0.1, tokens=[48, 192])", "progress": lambda what, *_: said.append(what), **SMALL}
+    done = (quantize if method == "rtn" else prune)(str(folder), "python_docs", method, target, **how)
+    sizes = {weight.name: weight.shape[0] * weight.shape[1] for weight in view(opened.model).weights}
     if method == "rtn":
-        bits = {matrix["name"]: matrix["bits_a_weight"] for matrix in done.record.weights}
-        mean = sum(size * bits[name] for name, size in aimed.items()) / sum(aimed.values())
-        assert mean == pytest.approx(4 + 32 / 16, rel=1e-5), "4 bits a code, and a scale of float32 for 16 of them"
+        bits = sum(sizes[matrix["name"]] * matrix["bits_a_weight"] for matrix in done.record.weights)
+        assert bits / sum(sizes.values()) == pytest.approx(4 + 32 / 16, rel=1e-5), "4 bits a code, and a scale of float32 for 16 of them"
     else:
         assert float(target) - 1 / 32 < done.record.sparsity <= float(target), "of a row of 32 a whole number goes, rounded down"
-    assert any(what.startswith(f"sharing {target}; best ") for what in said)
     courses = [float(what.partition("best ")[2]) for what in said if "best " in what]
-    assert courses == sorted(courses, reverse=True)
+    assert courses == sorted(courses, reverse=True), "never worse than uniform, where it begins"
     (edit,) = done.record.edits
     assert (edit["edit"], edit["allocation"]) == ("allocation", "evolved(step=0.1, tokens=[48, 192])")
     notes = edit["notes"]
     assert notes["course"] == pytest.approx(courses[: len(notes["course"])], abs=1e-4), "what was told while it searched"
     assert (notes["best"], notes["by"], notes["tokens"]) == (notes["course"][-1], "divergence", [48, 192])
-    assert len(notes["course"]) <= 41
     assert notes["measured"] > len(notes["course"])
 
 
@@ -133,37 +111,20 @@ def test_the_untouched_model_is_what_it_was(opened: Opened, batch: TokenBatch) -
     assert all(torch.equal(tensor, before[name]) for name, tensor in opened.model.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("allocation", "method", "target", "said"),
-    [
-        ("evolved", "wanda", "2:4", r"evolved can't share 2:4: it takes a sparsity, such as 0\.5, or a grid, such as w4g64"),
-        ("evolved", "short_gpt", 0.5, "evolved shares a target among matrices, and short_gpt doesn't go matrix by matrix"),
-        ("evolved(levels=0)", "wanda", 0.5, r"evolved\(levels=0\): levels must be at least 1"),
-        ("evolved(step=0)", "wanda", 0.5, r"evolved\(step=0\): a step is a share of the weights"),
-        ("evolved(tokens=[9, 3])", "wanda", 0.5, r"evolved\(tokens=\[9, 3\]\): write numbers of tokens that grow"),
-    ],
-)
-def test_what_cannot_be_shared_is_one_sentence(folder: Path, tmp_path: Path, allocation: str, method: str, target: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        prune(str(folder), "python_docs", method, target, tmp_path / "out", allocation=allocation, **SMALL)
-    assert not list(tmp_path.iterdir())
-
-
 def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         available = 1000
 
     monkeypatch.setattr("calibrant.allocations.evolved.psutil.virtual_memory", Full)
-    with pytest.raises(SpecError, match=r"blocks compressed to 5 levels take 0\.0 GB, and 0\.0 GB are free; lower evolved\(levels=…\)"):
+    with pytest.raises(SpecError) as refused:
         prune(str(folder), "python_docs", "magnitude", 0.5, allocation="evolved", **SMALL)
+    assert refused.value.subject == "levels"
 
 
 def test_levels_that_no_matrix_can_have_are_left_out() -> None:
     evolved = allocations.build("evolved(step=0.2)")
     assert [str(target) for target in evolved.menu(parse_target(0.7))] == ["0.3", "0.5", "0.7", "0.9"]
     assert [str(target) for target in evolved.menu(parse_target("w3g64a"))] == ["w2g64a", "w3g64a", "w4g64a", "w5g64a"]
-    with pytest.raises(TargetError):
-        evolved.menu(parse_target("2:4"))
 
 
 def test_the_tokens_are_part_of_what_is_asked(opened: Opened, batch: TokenBatch) -> None:

@@ -4,39 +4,35 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
 from calibrant.allocations import allocations
 from calibrant.allocations._menu import cheapest
-from calibrant.allocations._targets import menu
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
-from calibrant.errors import SpecError, TargetError
-from calibrant.methods import Compressed, methods
+from calibrant.errors import TargetError
+from calibrant.methods import Compressed
 from calibrant.methods.wanda import Wanda
 from calibrant.models import Weight
 from calibrant.targets import Grid, NofM, Sparsity, Target, parse_target
 from calibrant.testing import tiny_folder
 from calibrant.walk.observing import SeenByMatrix
 
-from tests.allocations.seen import matrices
+from tests.allocations.seen import matrices, size
+from tests.usual import usually
 
 ADVICE = "leave the allocation out"
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 
 
-def size(weight: Weight) -> int:
-    return weight.shape[0] * weight.shape[1]
-
-
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.integers(1, 2),
@@ -70,25 +66,27 @@ def test_a_choice_that_is_impossible_is_never_taken():
 
 def test_sizes_without_a_common_divisor_are_refused_when_there_are_too_many():
     sizes = [1_000_003] * 39 + [1_000_000]
-    said = rf"no larger common divisor than 1 make too many sums .*; {ADVICE}$"
-    with pytest.raises(TargetError, match=said):
+    with pytest.raises(TargetError, match=ADVICE):
         cheapest(np.zeros((40, 7)), [-3, -2, -1, 0, 1, 2, 3], sizes, ADVICE)
 
 
 @pytest.mark.parametrize(
-    ("parameters", "advised"),
+    ("spec", "target", "advised"),
     [
-        ({"per": "matrix", "reach": 3}, {"per=block", "reach"}),
-        ({"per": "block", "reach": 3}, {"reach"}),
-        ({"per": "matrix", "reach": 1}, {"per=block"}),
-        ({"per": "block", "reach": 1}, {"leave the allocation out"}),
+        ("least_error(per='matrix', reach=3)", "0.5", {"per=block", "reach"}),
+        ("least_error(per='block', reach=3)", "0.5", {"reach"}),
+        ("least_error(per='matrix', reach=1)", "0.5", {"per=block"}),
+        ("least_error(per='block', reach=1)", "0.5", {"leave the allocation out"}),
+        ("owl", "4:8", {"smaller M", "leave the allocation out"}),
     ],
 )
-def test_what_is_advised_can_be_done(monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], advised: set[str]):
+def test_of_a_search_that_would_take_too_long_it_is_advised_what_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, spec: str, target: str, advised: set[str]
+):
     monkeypatch.setattr("calibrant.allocations._menu.MOST", 0)
     with pytest.raises(TargetError) as refused:
-        LeastError(**parameters).share(matrices(), Sparsity(0.5))
-    known = ("per=block", "reach", "leave the allocation out")
+        allocations.build(spec).share(matrices(), parse_target(target))
+    known = ("per=block", "reach", "smaller M", "leave the allocation out")
     assert {way for way in known if way in str(refused.value)} == advised
 
 
@@ -125,11 +123,14 @@ def test_shares_by_block_are_the_best_of_all():
     assert any(best)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
-@pytest.mark.parametrize("per", ["matrix", "block"])
-@pytest.mark.parametrize("sparsity", [0.5, 0.63])
+SIZES = {"llama": {"intermediate_size": 96}}
+"""Of which a share isn't always a number that is written in two-power steps: its decimal may lie just below it."""
+
+
+@pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"}))
+@pytest.mark.parametrize(("per", "sparsity"), [("matrix", 0.5), ("block", 0.63)])
 def test_counts_add_up_to_the_weight(family: str, per: str, sparsity: float):
-    of, target = matrices(family), Sparsity(sparsity)
+    of, target = matrices(family, **SIZES.get(family, {})), Sparsity(sparsity)
     shared = LeastError(per=per, reach=2).share(of, target)
     counts = [one.quota(size(weight)) for weight in of if isinstance(one := shared[weight.name], Sparsity)]
     assert len(counts) == len(of)
@@ -150,32 +151,11 @@ def test_bits_and_patterns_have_the_mean_that_was_asked(target: Target):
     assert all({**vars(one), "bits": 0, "n": 0} == same for one in shared.values())
 
 
-def output_error(weight: Weight, seen: Seen, method: str, target: Target) -> float:
-    change = (weight.get() - methods.build(method).compress(weight.get(), Seen.of_gram(seen[Gram]), target).weight).double()
-    matrix, gram = weight.get().double(), seen[Gram].matrix.double()
-    return float((change @ gram * change).sum() / (matrix @ gram * matrix).sum())
-
-
-@pytest.mark.parametrize(("method", "target"), [("sparsegpt", "0.6"), ("wanda", "2:4"), ("rtn", "w3g16"), ("gptq", "w3g16"), ("magnitude", "0.5")])
-def test_the_sum_of_errors_is_below_that_of_equal_shares(method: str, target: str):
-    of, asked = matrices(), parse_target(target)
-    shared = allocations.build(f"least_error(method={method})").share(of, asked)
-    ours = sum(output_error(weight, seen, method, shared[weight.name]) for weight, seen in of.items())
-    equal = sum(output_error(weight, seen, method, asked) for weight, seen in of.items())
-    assert ours < equal
-
-
 def test_what_no_token_reached_gets_what_was_asked():
     of = {weight: Seen({}) if weight.block == 2 else seen for weight, seen in matrices().items()}
     shared = LeastError().share(of, Grid(4))
     assert {shared[weight.name] for weight in of if weight.block == 2} == {Grid(4)}
     assert LeastError().share({weight: Seen({}) for weight in of}, Sparsity(0.6)) == {weight.name: Sparsity(0.6) for weight in of}
-
-
-def test_the_menu_ends_where_targets_do():
-    assert list(menu(Sparsity(0.9), 0.05, 3)) == [-3, -2, -1, 0, 1]
-    assert [str(one) for one in menu(Grid(7, 64), 0.05, 3).values()] == ["w4g64", "w5g64", "w6g64", "w7g64", "w8g64"]
-    assert list(menu(NofM(1, 4), 0.05, 3)) == [-2, -1, 0]
 
 
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
@@ -193,42 +173,6 @@ def test_a_quantized_model_has_as_many_bits_as_were_asked(tmp_path: Path):
     assert sum(count * bits for count, bits in stored) / sum(count for count, _ in stored) == pytest.approx(4 + 32 / 16, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("spec", "target", "said"),
-    [
-        ("least_error", "2:4+w4g16", r"2:4\+w4g16 has no targets next to it that could be shared out; ask for a sparsity, N:M or a grid"),
-        ("least_error", "blocks 0.25", "blocks 0.25 has no targets next to it"),
-        ("least_error(method=rtn)", "0.5", r"rtn can't be asked for 0\.5"),
-    ],
-)
-def test_what_cannot_be_shared_is_one_sentence(spec: str, target: str, said: str):
-    with pytest.raises(TargetError, match=said):
-        allocations.build(spec).share(matrices(), parse_target(target))
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("least_error(method=short_gpt)", "errors are those of a method that looks at feature norms or a Gram, such as wanda"),
-        ("least_error(method=7)", "7 is no method"),
-        ("least_error(method=awq)", "errors are those of a method"),
-        ("least_error(method=wandaa)", "did you mean 'wanda'"),
-        ("least_error(step=1.5)", "a step is above 0 and below 1"),
-        ("least_error(reach=0)", "from 1 to 20 steps"),
-        ("least_error(per=row)", "choose matrix or block"),
-        ("least_error(errors=none)", "errors must be str"),
-    ],
-)
-def test_parameters_are_checked(spec: str, said: str):
-    with pytest.raises(SpecError, match=said):
-        allocations.build(spec)
-
-
-def test_its_text_gives_it_back():
-    for spec in ("least_error", "least_error(method=sparsegpt(damp=0.1), per='block')", "least_error(method=wanda, reach=5, errors='absolute')"):
-        assert str(allocations.build(spec)) == spec
-
-
 def test_what_matrices_see_is_looked_at_as_it_comes(monkeypatch: pytest.MonkeyPatch):
     """No list is made of it first: all that is done with a matrix is done before the walk is asked for the next."""
     of, events, own = matrices(), list[str](), Wanda.compress
@@ -243,21 +187,17 @@ def test_what_matrices_see_is_looked_at_as_it_comes(monkeypatch: pytest.MonkeyPa
         return own(method, weight, seen, target)
 
     monkeypatch.setattr(Wanda, "compress", noted)
-    whole = SeenByMatrix([*of], through)
-    LeastError(reach=1).share(whole, Sparsity(0.5))
+    LeastError(reach=1).share(SeenByMatrix([*of], through), Sparsity(0.5))
     # Only where types are checked something comes before: the check looks a matrix up.
     assert events[-4 * len(of) :] == [event for weight in of for event in (weight.name, *3 * ["compress"])]
-    assert list(whole) == list(of)
-    assert len(whole) == len(of)
-    first = next(iter(of))
-    assert whole[first][Gram] is of[first][Gram]
 
 
 def test_what_no_token_reached_comes_last_and_empty():
     of = matrices()
-    first = next(iter(of))
-    whole = SeenByMatrix([*of], lambda: ((weight, seen) for weight, seen in of.items() if weight is not first))
+    first, *others = of
+    whole = SeenByMatrix([*of], lambda: ((weight, of[weight]) for weight in others))
     items = list(whole.items())
-    assert [weight for weight, _ in items] == [*(weight for weight in of if weight is not first), first]
-    assert len(items[-1][1]) == 0
-    assert len(whole[first]) == 0
+    assert [weight for weight, _ in items] == [*others, first]
+    assert len(items[-1][1]) == len(whole[first]) == 0
+    assert whole[others[0]][Gram] is of[others[0]][Gram]
+    assert (list(whole), len(whole)) == (list(of), len(of))

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.allocations import allocations
 from calibrant.allocations.owl import OWL
 from calibrant.compress import prune
-from calibrant.errors import SpecError, TargetError
 from calibrant.models import Weight
-from calibrant.targets import Grid, NofM, Sparsity, Target
+from calibrant.targets import NofM, Sparsity, Target
 from calibrant.testing import tiny_folder
 
-from tests.allocations.seen import matrices
+from tests.allocations.seen import matrices, size
+from tests.usual import usually
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 
@@ -37,17 +36,11 @@ def literal(of: dict[Weight, Seen], sparsity: float, times: float, spread: float
     return {block: 1 - (share - middle + (1 - sparsity)) for block, share in scaled.items()}
 
 
-def size(weight: Weight) -> int:
-    return weight.shape[0] * weight.shape[1]
-
-
 def gone(shared: dict[str, Target], of: dict[Weight, Seen]) -> tuple[int, int]:
     """How many weights go where a method chooses within the matrix, and within each row."""
-    targets = {weight: shared[weight.name] for weight in of}
-    assert all(isinstance(target, Sparsity) for target in targets.values())
-    within_matrix = sum(target.quota(size(weight)) for weight, target in targets.items() if isinstance(target, Sparsity))
-    within_rows = sum(weight.shape[0] * target.quota(weight.shape[1]) for weight, target in targets.items() if isinstance(target, Sparsity))
-    return within_matrix, within_rows
+    targets = [(weight, Sparsity(float(shared[weight.name].amount or 0))) for weight in of]
+    within_rows = sum(weight.shape[0] * target.quota(weight.shape[1]) for weight, target in targets)
+    return sum(target.quota(size(weight)) for weight, target in targets), within_rows
 
 
 @pytest.mark.parametrize(("times", "spread"), [(5.0, 0.08), (3.0, 0.15), (2.0, 0.01)])
@@ -63,8 +56,8 @@ def test_shares_are_those_of_the_formula(times: float, spread: float):
         assert abs(target.fraction - expected[weight.block]) < 1.001 / weight.shape[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
-@pytest.mark.parametrize("sparsity", [0.5, 0.6, 0.7, 0.333, 0.123])
+@pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"}))
+@pytest.mark.parametrize("sparsity", [0.6, 0.333])
 def test_counts_add_up_to_the_weight(family: str, sparsity: float):
     of, target = matrices(family), Sparsity(sparsity)
     shared = OWL(times=3.0, spread=0.05).share(of, target)
@@ -74,7 +67,7 @@ def test_counts_add_up_to_the_weight(family: str, sparsity: float):
     assert 0 <= asked - within_rows < min(weight.shape[0] for weight in of)
 
 
-@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(method: str, tmp_path: Path):
     record = prune(str(tiny_folder(tmp_path / "model")), "python_docs", method, 0.65, allocation="owl(times=3.0)", **SMALL).record
     total = sum(math.prod(matrix["shape"]) for matrix in record.weights)
@@ -82,14 +75,6 @@ def test_a_pruned_model_has_as_many_zeros_as_were_asked(method: str, tmp_path: P
     assert asked - zeros in (range(16) if method == "wanda" else [0])
     assert len({round(matrix["sparsity"], 2) for matrix in record.weights}) > 1
     assert record.run.allocation == {"spec": "owl", "revision": 1, "times": 3.0, "spread": 0.08}
-
-
-def test_blocks_with_more_outliers_keep_more():
-    of = matrices()
-    expected = literal(of, 0.6, 5.0, 0.08)
-    shared = OWL().share(of, Sparsity(0.6))
-    means = {block: np.mean([shared[weight.name].amount for weight in of if weight.block == block]) for block in expected}
-    assert sorted(means, key=means.__getitem__) == sorted(expected, key=expected.__getitem__)
 
 
 def test_without_spread_or_differences_every_matrix_gets_the_request():
@@ -108,7 +93,7 @@ def test_a_block_that_no_token_reached_gets_the_mean():
             assert abs(float(shared[weight.name].amount or 0) - 0.6) < 1.001 / weight.shape[1]
 
 
-@pytest.mark.parametrize("target", [NofM(4, 8), NofM(2, 8), NofM(2, 4)])
+@pytest.mark.parametrize("target", [NofM(4, 8), NofM(2, 4)])
 def test_n_of_m_differs_by_block_and_has_the_same_mean(target: NofM):
     of = matrices()
     shared = OWL(times=3.0, spread=0.3).share(of, target)
@@ -118,35 +103,3 @@ def test_n_of_m_differs_by_block_and_has_the_same_mean(target: NofM):
     assert len(set(kept.values())) > 1
     expected = literal(of, float(target.amount), 3.0, 0.3)
     assert sorted(kept, key=lambda block: (kept[block].amount, expected[block])) == sorted(expected, key=expected.__getitem__)
-
-
-@pytest.mark.parametrize(
-    ("allocation", "target", "said"),
-    [
-        ("owl", Grid(4, 16), r"owl shares a sparsity such as 0\.6 or N:M such as 4:8, not w4g16; leave the allocation out"),
-        (
-            "owl(spread=0.4)",
-            Sparsity(0.9),
-            r"owl\(spread=0\.4\) would ask for sparsities from 0\.\d+ to 1\.\d+ in blocks, to give 0\.9; choose a smaller spread",
-        ),
-        ("owl(spread=0.4)", Sparsity(0.1), r"would ask for sparsities from -0\.\d+ to 0\.\d+"),
-    ],
-)
-def test_what_cannot_be_shared_is_one_sentence(allocation: str, target: Target, said: str):
-    with pytest.raises(TargetError, match=said):
-        allocations.build(allocation).share(matrices(), target)
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"), [("owl(times=0.0)", "above 0, such as 5"), ("owl(spread=0.5)", "spread is from 0"), ("owl(m=5)", "no parameter 'm'")]
-)
-def test_parameters_are_checked(spec: str, said: str):
-    with pytest.raises(SpecError, match=said):
-        allocations.build(spec)
-
-
-def test_a_search_that_would_take_too_long_is_refused_with_what_owl_can_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("calibrant.allocations._menu.MOST", 0)
-    with pytest.raises(TargetError, match="smaller M, or leave the allocation out") as refused:
-        OWL().share(matrices(), NofM(4, 8))
-    assert "steps" not in str(refused.value)

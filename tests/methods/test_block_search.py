@@ -11,20 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import InputError, ModelError, NumericsError, SpecError, TargetError
-from calibrant.methods import methods
+from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Opened, open_model, view
-from calibrant.outcomes import Journal
 from calibrant.searching import Choice, Trials
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
 from tests.killed import killed_after
+from tests.usual import usually
 
 BLOCKS = 8
 SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
@@ -73,10 +71,13 @@ def diverged(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...]) -> flo
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_search_finds_the_best_of_all_masks(folder: Path, opened: Opened, batch: TokenBatch, count: int) -> None:
     every = list(combinations(range(BLOCKS), count))
-    for method, measure in (("evop(tokens=288, generations=12, patience=12, greedy=false)", lost), ("evopress(tokens=288, drawn=8)", diverged)):
+    for method, measure in (
+        ("evop(tokens=288, generations=8, patience=8, greedy=false)", lost),
+        ("evopress(tokens=288, drawn=8, offspring=16, generations=12)", diverged),
+    ):
         record = searched(folder, method, count / BLOCKS, batch)
         (edit,) = record.edits
         losses = {dropped: measure(opened, batch, dropped) for dropped in every}
@@ -86,32 +87,28 @@ def test_the_search_finds_the_best_of_all_masks(folder: Path, opened: Opened, ba
         assert all(later <= earlier for earlier, later in pairwise(edit["notes"]["course"])), "the best so far never gets worse"
 
 
-def test_greedy_drops_what_a_loop_over_plain_models_drops(folder: Path, opened: Opened, batch: TokenBatch) -> None:
+def test_greedy_drops_what_a_loop_over_plain_models_drops_and_evolution_loses_no_more(folder: Path, opened: Opened, batch: TokenBatch) -> None:
     gone: tuple[int, ...] = ()
-    for _ in range(3):
+    for _ in range(2):
         left = [index for index in range(BLOCKS) if index not in gone]
         gone = min((tuple(sorted((*gone, index))) for index in left), key=lambda dropped: lost(opened, batch, dropped))
-    (edit,) = searched(folder, "greedy(tokens=288)", 3 / BLOCKS, batch).edits
-    assert tuple(edit["blocks"]) == gone
+    names = ("greedy(tokens=288)", "evop(tokens=288)", "short_gpt")
+    greedy, evolved, alike = (tuple(searched(folder, name, 2 / BLOCKS, batch).edits[0]["blocks"]) for name in names)
+    assert greedy == gone
+    assert lost(opened, batch, evolved) <= min(lost(opened, batch, greedy), lost(opened, batch, alike)) + 1e-6
 
 
-def test_evolution_loses_no_more_than_greedy_elimination_and_similarity(folder: Path, opened: Opened, batch: TokenBatch) -> None:
-    found = {name: searched(folder, name, 3 / BLOCKS, batch).edits[0]["blocks"] for name in ("evop(tokens=288)", "greedy(tokens=288)", "short_gpt")}
-    losses = [lost(opened, batch, tuple(blocks)) for blocks in found.values()]
-    assert losses[0] <= min(losses[1:]) + 1e-6
-
-
-@pytest.mark.parametrize("method", SEARCHES)
+@pytest.mark.parametrize("method", usually(SEARCHES, SEARCHES[2:]))
 def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, tmp_path: Path, method: str) -> None:
     whole = prune(str(folder), "python_docs", method, 0.25, tmp_path / "whole", **SMALL)
-    kept, at = 0, 1
-    while True:
+    kept = 0
+    for at in (1, 2, 4, 8, 16, 32, 64, 128):
         out = tmp_path / f"killed-{at}"
         try:
             with killed_after(at):
                 prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
         except KeyboardInterrupt:
-            pass
+            kept += 1
         else:
             break
         (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
@@ -120,17 +117,11 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
-        kept, at = kept + 1, at + 1 if at < 4 else at * 2
-    assert kept > 3
+    assert kept > 2
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_what_a_search_tried_stays_where_numbers_overflow(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    finite: bool,
-) -> None:
+def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finite: bool) -> None:
     def overflows(trials: Trials, best: Choice, *_: object) -> None:
         trials.losses([best])
         raise NumericsError("the best loss is inf", subject="choices")
@@ -152,51 +143,18 @@ def test_what_a_search_tried_stays_where_numbers_overflow(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_search_that_goes_on_measures_only_what_is_lacking(
-    folder: Path, batch: TokenBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, journal = Recipe.parse(SEARCHES[0], 0.25), Journal(tmp_path / "tried.jsonl", "this")
-    first = open_model(str(folder), "float32")
-    compress(first, view(first.model), batch, recipe, journal=journal)
-    monkeypatch.setattr("calibrant.searching.trials.Trials.losses", _known_only)
-    second = open_model(str(folder), "float32")
-    compress(second, view(second.model), batch, recipe, journal=Journal(tmp_path / "tried.jsonl", "this"))
-    assert second.model.config.num_hidden_layers == 6
-    assert {n: t.tolist() for n, t in first.model.state_dict().items()} == {n: t.tolist() for n, t in second.model.state_dict().items()}
-
-
-def _known_only(trials: Any, choices: list[tuple[int, ...]], stage: int = -1) -> list[float]:
-    """What a journal has; a KeyError for what it hasn't."""
-    names = [f"{trials.stages[stage]} {' '.join(map(str, choice))}" for choice in choices]
-    trials._asked.update(names)
-    return [trials._journal[name] for name in names]
-
-
 def test_what_it_did_is_told_and_noted(folder: Path, tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     done = prune(str(folder), "python_docs", SEARCHES[0], 0.25, tmp_path / "out", progress=lambda *what: said.append(what), **SMALL)
     notes = done.record.edits[0]["notes"]
-    searching = [(done, total) for what, done, total in said if what.startswith("evop blocks 0.25; best ")]
-    assert searching[0] == (0, 16)
-    assert searching[-1] == (16, 16)
-    assert float(said[-1][0].removeprefix("evop blocks 0.25; best ")) == pytest.approx(notes["course"][-1], abs=1e-4)
+    assert [at for what, *at in said if "best" in what][-1] == [16, 16]
+    assert float(said[-1][0].rpartition("best ")[2]) == pytest.approx(notes["course"][-1], abs=1e-4)
     assert (notes["by"], notes["tokens"]) == ("loss", [48, 144])
     assert notes["loss"] == notes["best"] == notes["course"][-1]
-    held_out = notes["held_out"]
-    assert held_out["tokens"] == 144
-    assert held_out["loss"] != notes["loss"]
+    assert notes["held_out"]["tokens"] == 144
+    assert notes["held_out"]["loss"] != notes["loss"]
     assert "one_by_one" not in notes
     assert json.loads((tmp_path / "out/calibrant.json").read_text())["record"]["edits"] == [done.record.edits[0]]
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
-
-
-def test_the_seed_is_what_a_search_depends_on(folder: Path, batch: TokenBatch) -> None:
-    one, same, other = (searched(folder, f"evop({FEW}, greedy=false, seed={seed})", 0.25, batch).edits[0]["notes"] for seed in (0, 0, 1))
-    assert one == same
-    assert one["measured"] != other["measured"] or one["course"] != other["course"]
 
 
 def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,54 +167,25 @@ def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: P
     found = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
     assert found["blocks"] == expected["blocks"]
     assert found["notes"] == {**expected["notes"], "one_by_one": "its blocks look at each other"}
-    with pytest.raises(ModelError, match="its blocks look at each other"):
+    with pytest.raises(ModelError) as caught:
         searched(folder, f"evopress({FEW})", 0.25, batch)
+    assert caught.value.subject == "blocks"
 
 
-def test_what_is_wrong_with_the_untouched_model_is_said(
-    folder: Path,
-    opened: Opened,
-    batch: TokenBatch,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_wrong_with_the_untouched_model_is_said(folder: Path, opened: Opened, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise ModelError("it reads pictures", subject="pictures")
 
     monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
-    monkeypatch.setattr("calibrant.methods._blocks.loss", refused)
-    with pytest.raises(ModelError) as caught:
-        searched(folder, f"greedy({FEW})", 0.25, batch)
-    assert caught.value.subject == "pictures"
-    monkeypatch.setattr("calibrant.methods._blocks.loss", lambda *_: math.nan)
-    with pytest.raises(NumericsError) as told:
-        searched(folder, f"greedy({FEW})", 0.25, batch)
-    assert told.value.subject == opened.name
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "said"),
-    [
-        ("evop", 0.1, r"0\.1 of 8 blocks is less than one; ask for at least 0\.125"),
-        ("greedy", "2:4", r"greedy can't be asked for 2:4: it accepts a sparsity from 0"),
-        ("evopress", "experts 0.5", r"experts 0\.5 is no share of blocks; write blocks and a number"),
-        ("evop(apart=true)", 0.05, r"0\.05 of 16 attention and feed-forward networks is less than one; ask for at least 0\.063"),
-        ("evop(tokens=[2048, 512])", 0.25, r"evop\(tokens=.*\): write numbers of tokens that grow, from 2, as in tokens=\[512, 2048\]"),
-        ("greedy(tokens=[])", 0.25, "write numbers of tokens that grow"),
-        ("greedy(tokens=[1, 512])", 0.25, "write numbers of tokens that grow"),
-        ("evop(population=4, elites=4)", 0.25, r"evop\(elites=4\): a population of 4 keeps 3 elites at most"),
-        ("evop(children=0)", 0.25, r"evop\(children=0\): children must be at least 1"),
-        ("evopress(generations=0)", 0.25, r"evopress\(generations=0\): generations must be at least 1"),
-        ("greedy(finalists=0)", 0.25, r"greedy\(finalists=0\): at least 1"),
-    ],
-)
-def test_what_cannot_be_is_one_sentence_before_anything_is_written(folder: Path, tmp_path: Path, method: str, target: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
-    assert not list(tmp_path.iterdir())
+    for error, subject, loss in ((ModelError, "pictures", refused), (NumericsError, opened.name, lambda *_: math.nan)):
+        monkeypatch.setattr("calibrant.methods._blocks.loss", loss)
+        with pytest.raises(error) as caught:
+            searched(folder, f"greedy({FEW})", 0.25, batch)
+        assert caught.value.subject == subject
 
 
 def test_nothing_of_a_target_is_nothing_dropped(folder: Path, batch: TokenBatch) -> None:
-    for name in ("evop", "greedy", "evopress", "evop(apart=true)"):
+    for name in ("greedy", "evop(apart=true)"):
         (edit,) = searched(folder, name, 0.0, batch).edits
         assert (edit["blocks"], edit["notes"]) == ([], {})
 
@@ -283,15 +212,10 @@ def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
     assert gone == set(best)
     assert all(matrix["sparsity"] == 1 for matrix in names.values())
     assert done.record.edits[0]["notes"]["loss"] == pytest.approx(zeroed(opened, best, batch), rel=1e-4)
-    sizes = {
-        half: sum(w.shape[0] * w.shape[1] for w in view(opened.model).blocks[half[0]].weights if ("mlp" in w.name) == (half[1] != "attention"))
-        for half in best
-    }
-    assert done.record.sparsity == pytest.approx(sum(sizes.values()) / sum(w.shape[0] * w.shape[1] for w in view(opened.model).weights))
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+    sizes = {(w.block, "feed_forward" if "mlp" in w.name else "attention"): 0 for w in view(opened.model).weights}
+    for w in view(opened.model).weights:
+        sizes[w.block, "feed_forward" if "mlp" in w.name else "attention"] += w.shape[0] * w.shape[1]
+    assert done.record.sparsity == pytest.approx(sum(sizes[half] for half in best) / sum(sizes.values()))
 
 
 def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> None:
@@ -305,11 +229,10 @@ def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> 
     assert again.already_done
 
 
-@pytest.mark.parametrize("kill", range(1, 5))
+@pytest.mark.parametrize("kill", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_apart_killed_between_two_edits_it_comes_to_the_same_model(tmp_path: Path, kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, method = tiny_folder(tmp_path / "model", num_hidden_layers=4), "evop(tokens=[48, 144], apart=true, greedy=false)"
-    whole = prune(str(folder), "python_docs", method, 0.6, tmp_path / "whole", **SMALL)
-    steps = 1 + len({matrix["name"].split(".")[2] for matrix in whole.record.weights})
+    folder, method = tiny_folder(tmp_path / "model", num_hidden_layers=4), "greedy(tokens=144, apart=true)"
+    prune(str(folder), "python_docs", method, 0.6, tmp_path / "whole", **SMALL)
     add, count = Checkpoint.add, 0
 
     def deadly(*given: Any) -> None:
@@ -319,26 +242,10 @@ def test_apart_killed_between_two_edits_it_comes_to_the_same_model(tmp_path: Pat
         if count == kill:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Checkpoint, "add", deadly)
-    with suppress(KeyboardInterrupt):
-        prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
-    assert count == min(kill, steps)
-    monkeypatch.setattr(Checkpoint, "add", add)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "add", deadly)
+        with suppress(KeyboardInterrupt):
+            prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
+    assert count == kill
     prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
-def test_apart_a_bias_that_is_added_to_the_stream_is_refused_by_name(tmp_path: Path, family: str) -> None:
-    folder = tiny_folder(tmp_path / "model", family)
-    with pytest.raises(ModelError, match=r"\.bias is added to the residual stream beside the matrices' outputs; drop whole blocks"):
-        prune(str(folder), "python_docs", "evop(apart=true)", 0.34, tmp_path / "out", **SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_the_names_are_those_of_the_files() -> None:
-    assert {"evop", "greedy", "evopress", "short_gpt"} <= set(methods.names())
-    with pytest.raises(SpecError, match="evop has no parameter 'generation'"):
-        methods.build("evop(generation=3)")
-    with pytest.raises(TargetError):
-        methods.build("evop").check(Recipe.parse("wanda", "2:4").target)

@@ -3,8 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.compress import Recipe, compress, prune
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import Condense
-from calibrant.errors import InputError, ModelError
+from calibrant.errors import ModelError
 from calibrant.methods import methods
-from calibrant.methods._condensing import divergence, layer_samples
-from calibrant.models import Opened, expert_layers, open_model, view
-from calibrant.outcomes import Journal
+from calibrant.models import Opened, open_model, view
 from calibrant.store import Record
 from calibrant.targets import parse_target
-from calibrant.testing import check_edits, tiny_folder, tiny_tokenizer
-from calibrant.walk.ranks import ALONE
+from calibrant.testing import check_edits, tiny_tokenizer
 
 from tests.killed import killed_after
 from tests.models.mixtures_of_experts import tiny_mixture
-from tests.trained_mixture import mixture_folder, plant, trained_mixture
+from tests.usual import usually
 
 SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
 KINDS = ("qwen2_moe", "qwen3_moe")
+BY_KIND = pytest.mark.parametrize("kind", usually(KINDS, {"qwen2_moe"}))
 BLOCKS = 4
 
 
@@ -187,50 +183,17 @@ def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: di
             torch.testing.assert_close(opened.model(ids[None]).logits.double(), model(ids[None]).logits, rtol=0, atol=5e-4)
 
 
-def test_the_divergence_is_scipys() -> None:
-    chance = torch.Generator().manual_seed(0)
-    one, other = (3 * torch.randn(300, 40, generator=chance) for _ in range(2))
-    near = one + 1e-3 * other
-    for second in (other, near):
-        want = [jensenshannon(a.double().softmax(-1).numpy(), b.double().softmax(-1).numpy()) ** 2 for a, b in zip(one, second, strict=True)]
-        assert divergence(one, second).tolist() == pytest.approx(want, rel=1e-6)
-    assert float(divergence(one, one).max()) < 1e-15
-    assert len(divergence(one[:0], one[:0])) == 0
-
-
-def test_samples_are_of_real_tokens_by_their_weight_and_of_a_mix_by_its_shares(folders: dict[str, Path], batch: TokenBatch) -> None:
-    seen = view(open_model(str(folders["qwen2_moe"]), "float32").model)
-    other = CalibrationSet("python_docs", samples=3, length=24).tokens(tiny_tokenizer())
-    weighted = replace(other, weights=torch.rand(other.ids.shape, generator=torch.Generator().manual_seed(0)))
-    mix = replace(batch, mixed=((0.25, batch), (0.75, weighted)), fingerprint="mix")
-    found = layer_samples(seen, expert_layers(seen), mix, ALONE)
-    for samples in found.values():
-        rows = [len(sample.x) for sample in samples]
-        assert sum(rows) == int(batch.mask.sum()) + 3 * 24
-        ends = [sum(rows[: place + 1]) for place in range(len(rows))].index(int(batch.mask.sum())) + 1
-        assert float(sum(sample.weights.sum() for sample in samples[:ends])) == pytest.approx(0.25)
-        weights = torch.cat([sample.weights for sample in samples[ends:]])
-        assert float(weights.sum()) == pytest.approx(0.75)
-        assert weights.sort().values.tolist() == pytest.approx(
-            (0.75 * weighted.weights / weighted.weights.sum()).flatten().sort().values.tolist(), rel=1e-5
-        )
-        shared = seen.model.model.layers[0].mlp if samples is found[0] else None
-        if shared is not None:
-            rows = shared.shared_expert_gate.weight.detach()
-            want = sum(float((torch.sigmoid(s.x @ rows.T)[:, 0].double() * s.weights).sum()) for s in samples)
-            assert sum(s.gate_sum(expert_layers(seen)[0]) for s in samples) == pytest.approx(want, rel=1e-4)
-
-
 def test_what_is_added_beside_a_shared_expert_is_refused(folders: dict[str, Path], batch: TokenBatch) -> None:
     opened = open_model(str(folders["qwen2_moe"]), "float32")
     layer = opened.model.model.layers[2].mlp
     forward = layer.forward
     layer.forward = lambda x: forward(x) + x
-    with pytest.raises(ModelError, match=r"model\.layers\.2\.mlp adds more to its routed experts than a shared one times a gate"):
+    with pytest.raises(ModelError) as refused:
         compress(opened, view(opened.model), batch, Recipe.parse("cd_moe(experts=2)", 0.5))
+    assert refused.value.subject == "model.layers.2.mlp"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@BY_KIND
 def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(kind: str, folders: dict[str, Path], batch: TokenBatch) -> None:
     """The one mean is the other times the share of tokens; fitted gates are those of a regression of all numbers of a layer's output."""
     slow = literal(folders[kind], batch)
@@ -260,10 +223,12 @@ def picked(slow: Literal, block: int, x: Tensor) -> list[list[int]]:
     return (x @ slow.model.model.layers[block].mlp.gate.weight.detach().T).topk(2).indices.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_its_edits_keep_their_contract(kind: str, folders: dict[str, Path]) -> None:
-    for method in ("cd_moe(experts=2)", "cd_moe(experts=2, gates=fitted)", "cd_moe(experts=1, steps=2, rate=0.01)"):
-        check_edits(methods.build(method), parse_target("blocks 0.5"), str(folders[kind]))
+@BY_KIND
+@pytest.mark.parametrize(
+    "method", usually(["cd_moe(experts=2, gates=fitted)", "cd_moe(experts=2, steps=2, rate=0.01)"], ["cd_moe(experts=2, steps=2, rate=0.01)"])
+)
+def test_its_edits_keep_their_contract(kind: str, method: str, folders: dict[str, Path]) -> None:
+    check_edits(methods.build(method), parse_target("blocks 0.5"), str(folders[kind]))
 
 
 def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promised(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -289,37 +254,29 @@ def tensors_of(folder: Path) -> int:
         return sum(one.numel() * one.element_size() for one in map(file.get_tensor, file.keys()))
 
 
-def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[str, Path], tmp_path: Path) -> None:
     folder, method = str(folders["qwen2_moe"]), "cd_moe(experts=2, steps=2, rate=0.001)"
     whole = prune(folder, "python_docs", method, 0.5, tmp_path / "whole", **SMALL)
-    add, measured = Journal.add, list[int]()
-    for at in (1, 3, 11, 14):
+    for at in (1, 11, 14):
+        out = tmp_path / f"killed-{at}"
         with killed_after(at), pytest.raises(KeyboardInterrupt):
-            prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
+            prune(folder, "python_docs", method, 0.5, out, **SMALL)
         (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
         assert len(journal.read_text().splitlines()) > 1
-        more: list[int] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(Journal, "add", lambda journal, results, more=more: (add(journal, results), more.append(len(results)))[0])
-            again = prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
+        again = prune(folder, "python_docs", method, 0.5, out, **SMALL)
         assert again.record.edits == whole.record.edits
-        assert (tmp_path / f"killed-{at}/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
-        measured.append(sum(more))
-    assert measured == sorted(measured, reverse=True), "the later it is killed, the less is left to measure"
-    assert measured[0] > measured[-1]
 
 
 def test_training_what_was_kept_lowers_the_loss_and_touches_nothing_else(folders: dict[str, Path], batch: TokenBatch) -> None:
     plain, _ = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2)", 0.5, batch)
-    trained, record = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=20, rate=0.003)", 0.5, batch)
-    again, _ = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=20, rate=0.003)", 0.5, batch)
+    trained, record = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=8, rate=0.005)", 0.5, batch)
     (edit,) = record.edits
-    before, after, same = (one.model.state_dict() for one in (plain, trained, again))
+    before, after = plain.model.state_dict(), trained.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"model.layers.{block}.mlp.{key}_proj.weight" for block in edit["layers"] for key in ("gate", "up", "down")}
     assert edit["tuned"] == len(changed)
-    assert all(torch.equal(after[name], same[name]) for name in after)
     assert nats(trained.model, batch) < nats(plain.model, batch) - 0.05
     assert all(parameter.requires_grad for parameter in trained.model.parameters())
     assert edit["notes"]["loss"] == pytest.approx(nats(trained.model, batch), rel=1e-4)
@@ -337,68 +294,5 @@ def nats(model: PreTrainedModel, batch: TokenBatch) -> float:
     return total / count
 
 
-@pytest.mark.parametrize(
-    ("kind", "method", "target", "said"),
-    [
-        ("llama", "cd_moe", 0.5, r"cd_moe condenses experts, and LlamaForCausalLM has none; choose a method for dense models"),
-        ("mixtral", "cd_moe(experts=2)", 0.5, r"can't say that some of its blocks have no experts: it has no mlp_only_layers"),
-        ("qwen3_moe", "cd_moe(experts=0)", 0.5, r"model\.layers\.0\.mlp has no shared expert, so one at least of the others must be kept"),
-        ("qwen3_moe", "cd_moe(experts=33)", 0.5, r"cd_moe\(experts=33\): there are 32 experts in a layer; keep at most as many"),
-        ("qwen3_moe", "cd_moe", 0.1, r"0\.1 of 3 blocks is less than one; ask for at least 0\.334"),
-        ("qwen3_moe", "cd_moe", "experts 0.5", r"experts 0\.5 is no share of blocks; write blocks and a number"),
-        ("qwen3_moe", "cd_moe", "2:4", r"cd_moe can't be asked for 2:4"),
-        ("qwen3_moe", "cd_moe(experts=-1)", 0.5, r"cd_moe\(experts=-1\): experts must be at least 0"),
-        ("qwen3_moe", "cd_moe(gates=best)", 0.5, r"cd_moe\(gates='best'\) is not known; write sent, all or fitted"),
-        ("qwen3_moe", "cd_moe(tokens=1)", 0.5, r"cd_moe\(tokens=1\): tokens must be at least 2"),
-        ("qwen3_moe", "cd_moe(rate=0.0)", 0.5, r"cd_moe\(rate=0\): a rate is above 0"),
-    ],
-)
-def test_what_cannot_be_is_one_sentence_before_anything_is_written(tmp_path: Path, kind: str, method: str, target: Any, said: str) -> None:
-    folder = tiny_folder(tmp_path / "model", kind)
-    with pytest.raises((InputError, ModelError), match=said):
-        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
 def test_nothing_of_a_target_is_nothing_condensed(folders: dict[str, Path], batch: TokenBatch) -> None:
-    _, record = condensed_by(folders["qwen2_moe"], "cd_moe", 0.0, batch)
-    assert record.edits == ()
-
-
-# The rest is about a model that has learnt something.
-
-
-def learnt(samples: int = 8, length: int = 128) -> TokenBatch:
-    return CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", samples=samples, length=length).tokens(tiny_tokenizer())
-
-
-def test_greedy_is_near_the_best_of_all_pairs() -> None:
-    batch = learnt(samples=4, length=64)
-    _, record = condensed_by(mixture_folder(), "cd_moe(experts=2, tokens=100000)", 0.5, batch)
-    slow = literal(mixture_folder(), batch)
-    ratios: list[float] = []
-    for block, seen in enumerate(slow.states()):
-        gates, shared = slow.gates(block, seen["x"])
-        rest = seen["after"] - seen["given"] + slow.condensed(block, seen["x"], (), gates, shared)
-        outputs = {e: gates[e] * slow.expert(block, e, seen["x"]) for e in gates}
-        best = min(diverged(seen["after"], rest + outputs[a] + outputs[b]) for a, b in combinations(outputs, 2))
-        ratios.append(record.edits[0]["notes"]["experts"][str(block)]["divergence"][-1] / best)
-    assert all(ratio > 0.998 for ratio in ratios), "none is better than the best"
-    assert max(ratios) < 1.1, ratios
-
-
-def test_a_dead_expert_is_not_kept_before_others(tmp_path: Path) -> None:
-    model = plant(trained_mixture(), dead=[(1, 3)])
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    _, record = condensed_by(tmp_path / "model", "cd_moe(experts=4)", 0.5, learnt())
-    assert 3 not in record.edits[0]["notes"]["experts"]["1"]["order"]
-
-
-def test_condensed_edits_are_equal_when_read_again(folders: dict[str, Path], batch: TokenBatch) -> None:
-    opened = open_model(str(folders["qwen2_moe"]), "float32")
-    edits: list[Any] = []
-    compress(opened, view(opened.model), batch, Recipe.parse("cd_moe(experts=2)", 0.5), keep=edits.append)
-    (edit,) = edits
-    fresh = view(open_model(str(folders["qwen2_moe"]), "float32").model)
-    assert Condense.read(edit.stored(), fresh) == edit
+    assert condensed_by(folders["qwen2_moe"], "cd_moe", 0.0, batch)[1].edits == ()

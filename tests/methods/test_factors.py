@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calibrant.errors import SpecError, TargetError
 from calibrant.methods import methods
-from calibrant.methods._factors import Member, alternated, best_own, leading, of_own, of_shared, truncated
+from calibrant.methods._factors import Member, alternated, best_own, leading, of_own, truncated
 from calibrant.methods._sharing import Budget, grouped
 from calibrant.models import view
 from calibrant.targets import Share
@@ -60,56 +60,6 @@ def test_an_error_from_grams_is_that_of_the_outputs():
         assert member.share == pytest.approx(1 / slow_error(member, x, torch.zeros(STREAM, UNITS)), rel=1e-12)
 
 
-def slow_own(member: Member, x: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
-    """Half the error, as autograd sees it."""
-
-    def half(own: Tensor) -> Tensor:
-        difference = member.weight - shared @ own
-        return (x @ difference if member.reads else x @ difference.T).square().sum() / 2
-
-    return half
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_the_form_of_an_own_factor_is_that_of_the_error(number: int):
-    made, seen = members()
-    shared, own = random_factors(4, 3)
-    half, form = slow_own(made[number], seen[number], shared), of_own(made[number], shared)
-    at = own[number].clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(half(at), at)
-    assert torch.allclose(form.times(own[number]) - form.linear, gradient, rtol=1e-9)
-    curvature = torch.autograd.functional.hessian(half, own[number]).reshape(own[number].numel(), -1)
-    assert torch.allclose(form.diagonal.reshape(-1), curvature.diagonal(), rtol=1e-9)
-    assert torch.allclose(form.times(own[number]).reshape(-1), curvature @ own[number].reshape(-1), rtol=1e-9)
-
-
-@pytest.mark.parametrize("relative", [False, True])
-def test_the_form_of_a_shared_factor_is_that_of_the_sum_of_errors(relative: bool):
-    made, seen = members(relative=relative)
-    shared, own = random_factors(4, 3)
-
-    def half(u: Tensor) -> Tensor:
-        errors = [slow_own(member, x, u)(v) * member.share for member, x, v in zip(made, seen, own, strict=True)]
-        return torch.stack(errors).sum()
-
-    form, at = of_shared(made, own), shared.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(half(at), at)
-    assert torch.allclose(form.times(shared) - form.linear, gradient, rtol=1e-9)
-    curvature = torch.autograd.functional.hessian(half, shared).reshape(shared.numel(), -1)
-    assert torch.allclose(form.diagonal.reshape(-1), curvature.diagonal(), rtol=1e-9)
-
-
-def test_matrices_that_see_the_same_inputs_are_one_term():
-    x = inputs(STREAM, 0)
-    gram = x.T @ x
-    together = [Member(weight(0), gram, True), Member(weight(1), gram, True)]
-    apart = [Member(weight(0), gram.clone(), True), Member(weight(1), gram.clone(), True)]
-    shared, own = random_factors(4, 2)
-    for one, other in zip(of_shared(together, own)[1:3], of_shared(apart, own)[1:3], strict=True):
-        assert torch.allclose(one, other, rtol=1e-12)
-    assert torch.allclose(of_shared(together, own).times(shared), of_shared(apart, own).times(shared), rtol=1e-12)
-
-
 def on_a_mask(member: Member, x: Tensor, shared: Tensor, keep: Tensor) -> Tensor:
     """The best own factor with numbers where `keep` says: least squares over the outputs of all tokens at once."""
     places = keep.reshape(-1).nonzero().flatten()
@@ -136,50 +86,19 @@ def test_steps_come_to_the_best_numbers_on_a_mask(number: int):
     assert torch.allclose(found, wanted, atol=1e-6 * float(wanted.abs().max()))
 
 
-def test_every_step_takes_something_off():
-    made, seen = members()
-    shared, own = random_factors(4, 3)
-    for member, x, v in zip(made, seen, own, strict=True):
-        errors = [slow_error(member, x, shared @ of_own(member, shared).descended(v, steps)) for steps in range(5)]
-        assert all(after < before for before, after in itertools.pairwise(errors))
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_a_number_is_worth_what_is_lost_without_it(number: int):
-    made, seen = members()
-    shared, own = random_factors(4, 3)
-    member, x, at = made[number], seen[number], own[number].clone()
-    at[1] = 0
-    worth = of_own(member, shared).worth(at)
-    for place in ((0, 0), (1, 3), (3, 13), (1, 8)):
-        zeroed = at.clone()
-        zeroed[place] = 0
-        without, one = slow_error(member, x, shared @ zeroed), zeroed.clone()
-        one[place] = 1
-        # A parabola through three points: its least value, with this number alone changed.
-        at_one = slow_error(member, x, shared @ one)
-        one[place] = -1
-        at_minus = slow_error(member, x, shared @ one)
-        bend, slope = (at_one + at_minus) / 2 - without, (at_one - at_minus) / 2
-        assert float(worth[place]) == pytest.approx(slope**2 / (4 * bend), rel=1e-8)
-
-
 def tail(matrix: Tensor, rank: int) -> float:
     """What the best product of that rank leaves: the singular values that it lacks."""
     return float(torch.linalg.svdvals(matrix)[rank:].square().sum())
 
 
-@pytest.mark.parametrize("reads", [True, False])
-@pytest.mark.parametrize("rank", [1, 4, 9])
+@pytest.mark.parametrize(("reads", "rank"), [(True, 4), (False, 1)])
 def test_one_matrix_alone_is_decomposed_as_well_as_can_be(reads: bool, rank: int):
     (member,), (x,) = members((reads,))
     outputs = x @ (member.weight if reads else member.weight.T)
-    aware, plain = (truncated([member], rank, how, torch.float64) for how in (True, False))
+    aware = truncated([member], rank, True, torch.float64)
     assert slow_error(member, x, aware.shared @ aware.own[0]) == pytest.approx(tail(outputs, rank), rel=1e-4)
-    unweighted = Member(member.weight, None, reads)
-    plain = truncated([unweighted], rank, False, torch.float64)
+    plain = truncated([Member(member.weight, None, reads)], rank, False, torch.float64)
     assert float((member.weight - plain.shared @ plain.own[0]).square().sum()) == pytest.approx(tail(member.weight, rank), rel=1e-4)
-    assert slow_error(member, x, plain.shared @ plain.own[0]) > slow_error(member, x, aware.shared @ aware.own[0])
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -205,7 +124,7 @@ def test_a_dense_own_factor_is_that_of_least_squares():
         assert torch.allclose(best_own(member, shared), wanted, atol=1e-8)
 
 
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.float32, 1e-9), (torch.bfloat16, 1e-4)])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.bfloat16, 1e-4)])
 def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, within: float):
     """The share of the outputs' squares that is lost."""
     made, seen = members(relative=True)
@@ -217,15 +136,11 @@ def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, wi
 
 
 def summed(made: list[Member], seen: list[Tensor], rank: int, kept: int, rounds: int = 8) -> float:
+    """The sum of the members' errors, of which each keeps exactly so many numbers."""
     found = alternated(made, rank, (kept,) * len(made), rounds, 3, torch.float64)
     assert [int(own.count_nonzero()) for own in found.own] == [kept] * len(made)
+    assert torch.allclose(found.shared.norm(dim=0), torch.ones(rank, dtype=torch.float64))
     return sum(member.share * slow_error(member, x, found.shared @ own) for member, x, own in zip(made, seen, found.own, strict=True))
-
-
-@pytest.mark.parametrize("rounds", [1, 2, 3, 8])
-def test_the_numbers_that_stay_are_counted(rounds: int):
-    made, seen = members(relative=True)
-    assert summed(made, seen, 7, 31, rounds) > 0
 
 
 def test_errors_fall_with_the_rank_and_with_the_density():
@@ -249,19 +164,12 @@ def test_rounds_take_off_what_the_first_decomposition_left():
     assert summed(made, seen, STREAM, kept, 20) < 0.8 * start
 
 
-def test_what_is_shared_has_columns_of_length_one_and_few_digits():
-    made, _ = members(relative=True)
-    found = alternated(made, 6, (40, 41, 42), 6, 3, torch.bfloat16)
-    assert torch.allclose(found.shared.double().norm(dim=0), torch.ones(6, dtype=torch.float64), atol=0.01)
-    assert [int(own.count_nonzero()) for own in found.own] == [40, 41, 42]
-
-
 def budget(shapes: tuple[tuple[int, int], ...], fraction: float, bits: int = 16, indices: bool = False) -> Budget:
     return Budget(shapes, Share("numbers", fraction), bits, indices, "these")
 
 
 @pytest.mark.parametrize("indices", [False, True])
-@pytest.mark.parametrize("fraction", [0.2, 0.33, 0.5])
+@pytest.mark.parametrize("fraction", [0.2, 0.33])
 @pytest.mark.parametrize("shapes", [((576, 1536),) * 6, ((64, 192), (64, 384), (64, 100)), ((30, 30),)])
 def test_what_remains_is_what_was_asked_and_hardly_less(shapes: tuple[tuple[int, int], ...], fraction: float, indices: bool):
     stream, units = shapes[0][0], sum(p for _, p in shapes)
@@ -282,57 +190,42 @@ def test_what_remains_is_what_was_asked_and_hardly_less(shapes: tuple[tuple[int,
         assert allowed - one_more <= counted <= allowed
 
 
-def test_the_paper_s_count():
-    """Six matrices, a rank of the whole width: a sixteenth for the shared factor, and the rest is the density."""
-    plan = budget(((576, 1536),) * 6, 0.2).with_rank(None)
-    assert plan.rank == 576
-    assert sum(plan.kept) / (6 * 576 * 1536) == pytest.approx(0.8 - 1 / 16, abs=1e-5)
-    assert plan.with_indices == pytest.approx(0.8 + 1 / 16, abs=1e-5)
-
-
 @pytest.mark.parametrize(
-    ("ask", "fraction", "said"),
+    ("ask", "fraction", "advised"),
     [
-        (lambda b: b.with_rank(65), 0.5, r"numbers 0\.5 of these can't be kept to: rank=65 is above the width of 64; choose at most that"),
-        (
-            lambda b: b.with_rank(None),
-            0.97,
-            r"a shared factor of rank 64 takes 4,096 of the 1,106 numbers that may remain, .* at most 8, larger groups",
-        ),
-        (lambda b: b.with_rank(8), 0.5, r"factors of rank 8 have 5,120 numbers at most, and 18,432 may remain; choose a larger rank"),
-        (lambda b: b.with_density(1.0), 0.99, r"factors of rank 1 have 640 numbers, and 369 may remain; choose larger groups, or ask for less to go"),
-        (lambda b: b.with_density(0.1), 0.5, r"density=0\.1 needs a rank of 151, above the width of 64; choose a density of at least 0\.3889"),
+        (lambda b: b.with_rank(65), 0.5, "64"),
+        (lambda b: b.with_rank(None), 0.97, "at most 8"),
+        (lambda b: b.with_rank(8), 0.5, "larger rank"),
+        (lambda b: b.with_density(1.0), 0.99, "larger groups"),
+        (lambda b: b.with_density(0.1), 0.5, r"0\.3889"),
     ],
 )
-def test_what_cannot_be_kept_to_is_said(ask: Callable[[Budget], object], fraction: float, said: str):
-    with pytest.raises(TargetError, match=said):
-        ask(budget(((64, 192),) * 3, fraction))
+def test_what_cannot_be_kept_to_is_refused_with_what_can(ask: Callable[[Budget], object], fraction: float, advised: str):
+    how = budget(((64, 192),) * 3, fraction)
+    with pytest.raises(TargetError, match=advised) as refused:
+        ask(how)
+    assert refused.value.subject == f"numbers {fraction:g}"
 
 
 def test_what_is_proposed_can_be_done():
-    how = budget(((64, 192),) * 3, 0.97)
-    assert how.with_rank(8).rank == 8
+    assert budget(((64, 192),) * 3, 0.97).with_rank(8).rank == 8
+    assert budget(((64, 192),) * 3, 0.97, indices=True).with_rank(5).rank == 5
     assert budget(((64, 192),) * 3, 0.5).with_density(0.3889).rank == 63
-    counted = budget(((64, 192),) * 3, 0.97, indices=True)
-    with pytest.raises(TargetError, match="a rank of at most 5"):
-        counted.with_rank(None)
-    assert counted.with_rank(5).rank == 5
 
 
-@pytest.mark.parametrize(
-    ("method", "larger"),
-    [("svd", False), ("basis_sharing(group=1)", True), ("basis_sharing(group=3)", False), ("fips(group=1)", True), ("fips(group=3)", False)],
-)
+@pytest.mark.parametrize(("method", "larger"), [("svd", False), ("basis_sharing(group=1)", True), ("fips(group=3)", False)])
 def test_what_is_advised_the_method_can_be_given(method: str, larger: bool):
     """A tiny llama has three blocks: groups of all three can't be larger, and SVD has none."""
     seen_by = view(tiny_model("llama"))
     target = Share("numbers", 0.99)
-    with pytest.raises(TargetError, match="ask for less to go") as refused:
+    with pytest.raises(TargetError) as refused:
         methods.build(method).check_model(seen_by, target, dict.fromkeys(seen_by.named, target))
     assert ("larger groups" in str(refused.value)) is larger
     assert refused.value.subject == "numbers 0.99"
 
 
 def test_a_model_of_one_block_has_groups_of_one():
-    with pytest.raises(SpecError, match=r"choose 1$"):
+    with pytest.raises(SpecError) as refused:
         grouped([0], 2, False, "fips(group=2)")
+    assert str(refused.value).endswith("1")
+    assert refused.value.subject == "group"

@@ -16,16 +16,11 @@ from calibrant.compress import Recipe, compress, prune
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Edit, Replace
 from calibrant.edits.file import from_bytes, to_bytes
-from calibrant.errors import SpecError, TargetError
-from calibrant.methods import methods
-from calibrant.methods.fips import FiPS
 from calibrant.models import open_model, view
 from calibrant.packed import Factors
-from calibrant.store import Record, stored_bits, verify
-from calibrant.study import Study
-from calibrant.testing import check_edits, tiny_folder
+from calibrant.store import Record, stored_bits
+from calibrant.testing import tiny_folder
 
-from tests.study.small import results, texts
 from tests.trained import trained_folder
 from tests.usual import usually
 
@@ -88,7 +83,9 @@ def mean_loss(method: str, target: float) -> float:
     return sum(found.values()) / len(found)
 
 
-@pytest.mark.parametrize("method", ["fips", "fips(group=4, rank=48)", "fips(density=0.7)", "basis_sharing", "svd", "svd(aware=false)"])
+@pytest.mark.parametrize(
+    "method", usually(["fips", "fips(group=4, rank=48)", "fips(density=0.7)", "basis_sharing", "svd"], ["fips(density=0.7)", "svd"])
+)
 def test_as_many_numbers_remain_as_were_asked_for(method: str):
     model, record, edits = factorised(method, "numbers 0.3")
     forms = [edit.compressed.packed for edit in edits if isinstance(edit, Replace)]
@@ -113,61 +110,41 @@ def test_as_many_numbers_remain_as_were_asked_for(method: str):
     assert with_indices == pytest.approx(bits / total / 32, rel=1e-3)
 
 
-def test_with_indices_counted_they_are_within_the_budget():
-    _, record, _ = factorised("fips(indices=true)", 0.3)
-    notes = record.weights[0]["notes"]
-    assert notes["left_with_indices"] - 2e-5 < 0.7 < notes["left_with_indices"] + 1e-3, "but for one number of 73,728"
-    assert notes["left"] == pytest.approx(0.7 - 64 / (64 * 32), abs=1e-3)
-    assert stored_bits(record.weights) <= 0.7 * 32 + 0.01
-
-
-@pytest.mark.parametrize("method", ["fips", "basis_sharing", "svd"])
+@pytest.mark.parametrize("method", usually(["fips", "basis_sharing", "svd"], ["fips", "basis_sharing"]))
 def test_the_errors_that_it_tells_are_those_of_the_outputs(method: str):
     model, record, _ = factorised(method, 0.3)
     wanted = losses(model, text())
     assert {weight["name"]: weight["error"] for weight in record.weights} == pytest.approx(wanted, rel=1e-3)
 
 
-def test_nothing_else_is_touched():
+def test_nothing_else_is_touched_and_nothing_at_all_where_nothing_was_asked():
     model, record, _ = factorised("fips", 0.3)
     dense = open_model(str(trained_folder()), "float32").model
     for (name, one), (_, other) in zip(dense.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(one, other) == (not name.removesuffix(".weight").endswith(MATRICES)), name
-    assert {entry["reason"] for entry in record.dense if "self_attn" in entry["name"] and "proj" in entry["name"]} == {"fips left it as it is"}
-
-
-def test_nothing_of_a_target_is_nothing_done():
-    _, record, edits = factorised("fips", "numbers 0")
+    assert {entry["name"].rpartition(".")[2] for entry in record.dense} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
+    _, untouched, edits = factorised("fips", "numbers 0")
     assert edits == []
-    assert record.sparsity == 0
+    assert untouched.sparsity == 0
 
 
-def test_it_loses_more_the_more_goes():
-    found = [mean_loss("fips", target) for target in (0.1, 0.3, 0.5, 0.7)]
+def test_it_loses_more_the_more_goes_and_a_look_at_the_inputs_pays_on_text_that_was_not_seen():
+    found = [mean_loss("fips", target) for target in (0.1, 0.4, 0.7)]
     assert all(before < after for before, after in itertools.pairwise(found)), found
-
-
-def test_a_look_at_the_inputs_pays_on_text_that_was_not_seen():
-    for one in ("fips", "svd"):
-        aware, blind = (mean_loss(f"{one}(aware={how})", 0.4) for how in ("true", "false"))
-        assert aware < blind, one
-    assert mean_loss("fips", 0.4) < mean_loss("svd(aware=false)", 0.4)
+    assert found[1] < mean_loss("fips(aware=false)", 0.4)
+    assert mean_loss("svd", 0.4) < mean_loss("svd(aware=false)", 0.4)
 
 
 def test_shared_and_sparse_beside_thin_and_dense():
-    """At equal numbers, and at equal bits, on text that wasn't seen."""
-    for target in (0.2, 0.4):
-        ways = ("fips", "fips(indices=true)", "basis_sharing", "svd", "svd(aware=false)")
-        found = {way: mean_loss(way, target) for way in ways}
-        assert found["fips"] < found["fips(indices=true)"] < found["svd"], found
+    """At equal numbers, and at equal bits, on text that wasn't seen; and blocks that share beside such as lie apart."""
+    found = [mean_loss(way, 0.4) for way in ("fips", "fips(indices=true)", "svd")]
+    assert found == sorted(found), found
+    assert found[0] == pytest.approx(mean_loss("fips(distant=true)", 0.4), rel=0.25), "of four blocks none lies far from another"
+    _, record, _ = factorised("fips(indices=true)", 0.3)
+    assert stored_bits(record.weights) == pytest.approx(0.7 * 32, abs=0.01)
 
 
-def test_neighbours_beside_blocks_that_lie_apart():
-    near, far = (mean_loss(f"fips(distant={how})", 0.4) for how in ("false", "true"))
-    assert near == pytest.approx(far, rel=0.25), "of four blocks none lies far from another"
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", usually(["bfloat16", "float32"], ["bfloat16"]))
 def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str):
     done = prune(str(folder), "python_docs", "fips", "numbers 0.4", tmp_path / "out", **{**SMALL, "dtype": dtype})
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
@@ -180,49 +157,25 @@ def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str
     assert {weight["notes"]["shared_by"] for weight in record["weights"]} == {6}
 
 
-@pytest.mark.parametrize("method", ["fips", "fips(distant=true)", "basis_sharing", "svd"])
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, method: str, at: int):
+@pytest.mark.parametrize("method", usually(["fips", "fips(distant=true)", "basis_sharing", "svd"], ["fips(distant=true)"]))
+def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, method: str):
     """Also in the middle of a group: the same factors come out."""
     whole = prune(str(folder), "python_docs", method, 0.4, tmp_path / "whole", **SMALL)
-    told: list[int] = []
+    for at in (1, 2, 3):
+        out, told = tmp_path / f"again-{at}", list[int]()
 
-    def killed(what: str, done: int, total: int) -> None:
-        if what.startswith(method.partition("(")[0]):
-            told.append(done)
-        if len(told) == at:
-            raise KeyboardInterrupt
+        def killed(what: str, done: int, total: int, at: int = at, told: list[int] = told) -> None:
+            if what.startswith(method.partition("(")[0]):
+                told.append(done)
+            if len(told) == at:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        prune(str(folder), "python_docs", method, 0.4, tmp_path / "again", progress=killed, **SMALL)
-    again = prune(str(folder), "python_docs", method, 0.4, tmp_path / "again", **SMALL)
-    assert again.continued_from
-    assert again.record == whole.record
-    for one, other in zip(again.opened.model.parameters(), whole.opened.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_a_study_that_was_killed_ends_the_same(tmp_path: Path):
-    given = texts(tmp_path / "texts")
-    task = f"loss(source={given['verse']!r}, tokens=200, length=64)"
-    asked = Study(given["model"], data=["random_tokens"], methods=["fips", "svd"], target=0.4, evaluate=task, samples=4, length=32, dtype="float32")
-    assert not asked.run(tmp_path / "whole").failures
-    calls = iter(range(1000))
-
-    def deadly(*_: object) -> None:
-        if next(calls) == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        asked.run(tmp_path / "store", deadly)
-    assert not asked.run(tmp_path / "store").failures
-    assert results(tmp_path / "store") == results(tmp_path / "whole")
-    assert verify(tmp_path / "store") == []
-
-
-@pytest.mark.parametrize("method", ["fips(group=4)", "fips(distant=true)", "basis_sharing", "svd(aware=false)"])
-def test_edits_keep_their_contract(method: str, folder: Path):
-    check_edits(methods.build(method), Recipe.parse(method, 0.4).target, str(folder))
+        with pytest.raises(KeyboardInterrupt):
+            prune(str(folder), "python_docs", method, 0.4, out, progress=killed, **SMALL)
+        again = prune(str(folder), "python_docs", method, 0.4, out, **SMALL)
+        assert again.continued_from
+        assert again.record == whole.record
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_a_shared_factor_is_kept_once():
@@ -238,7 +191,7 @@ def test_a_shared_factor_is_kept_once():
         assert all(torch.equal(tensor, stored.tensors[name]) for name, tensor in edit.stored().tensors.items())
 
 
-@pytest.mark.parametrize("family", usually(("llama", "gpt2", "gemma3", "opt", "phi3", "qwen3"), ("gpt2", "gemma3", "phi3")))
+@pytest.mark.parametrize("family", usually(("llama", "gpt2", "gemma3", "opt", "phi3", "qwen3"), ("gpt2", "phi3")))
 def test_other_kinds_of_model(tmp_path: Path, family: str):
     """Matrices stored the other way round, gate and up in one, biases."""
     model = str(tiny_folder(tmp_path / family, family))
@@ -258,53 +211,3 @@ def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):
     assert {weight["notes"]["shared_by"] for weight in done.record.weights if ".layers.0." in weight["name"]} == {
         sum(".layers.0." in name for name in reached)
     }
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "said"),
-    [
-        ("fips(group=3)", 0.3, r"fips\(group=3\): 4 blocks can't be divided into groups of 3; choose 1, 2 or 4"),
-        ("basis_sharing(group=8)", 0.3, r"basis_sharing\(group=8\): 4 blocks can't be divided into groups of 8; choose 1, 2 or 4"),
-        ("fips(rank=33)", 0.3, r"numbers 0\.3 of the 6 matrices that share with model\.layers\.0\.mlp\.gate_proj can't be kept to: rank=33 is above"),
-        ("fips", 0.97, r"a shared factor of rank 32 takes 1,024 of the 369 numbers that may remain"),
-        ("svd", 0.99, r"numbers 0\.99 of model\.layers\.0\.mlp\.gate_proj can't be kept to: factors of rank 1 have 96 numbers, and 21 may remain"),
-        ("fips", "blocks 0.25", r"blocks 0\.25 is no share of numbers; write numbers and a number, such as numbers 0\.25"),
-        ("fips", "2:4", r"fips can't be asked for 2:4: it accepts a sparsity from 0 up to"),
-        ("fips", "numbers 1.5", r"'numbers' 1\.5 is no share of a model's parts"),
-        ("short_gpt", "numbers 0.5", r"numbers 0\.5 is no share of blocks"),
-    ],
-)
-def test_what_cannot_be_done_is_one_sentence_and_nothing_stays(folder: Path, tmp_path: Path, method: str, target: float | str, said: str):
-    with pytest.raises((SpecError, TargetError), match=said):
-        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("fips(group=0)", r"fips\(group=0\): at least one block"),
-        ("fips(group=1.5)", r"group=1\.5"),
-        ("fips(rank=0)", r"fips\(rank=0\): a shared factor has a rank of at least 1"),
-        ("fips(rounds=0)", "at least 1 round"),
-        ("fips(steps=-1)", "at least 1 step"),
-        ("fips(density=0.0)", "a share above 0 and at most 1"),
-        ("fips(density=1.5)", r"fips\(density=1\.5\)"),
-        ("fips(rank=8, density=0.5)", "the budget decides one of them; leave rank or density out"),
-        ("fips(damp=0.0)", r"fips\(damp=0\.0\): damp must be above 0"),
-        ("svd(damp=-1.0)", r"svd\(damp=-1\.0\): damp must be above 0"),
-        ("basis_sharing(group=0)", r"basis_sharing\(group=0\): at least one block"),
-    ],
-)
-def test_parameters_are_checked(spec: str, said: str):
-    with pytest.raises(SpecError, match=said):
-        methods.build(spec)
-
-
-def test_only_dense_is_possible():
-    with pytest.raises(SpecError, match="fips can't be done in arrival; leave --propagate out, or write dense"):
-        Recipe.parse("fips", 0.5, "arrival")
-    assert Recipe.parse("fips", 0.5).propagate == "dense"
-    assert str(Recipe.parse("fips", 0.2).target) == "numbers 0.2"
-    assert str(FiPS()) == "fips"
-    assert not methods.build("svd(aware=false)").looks

@@ -15,30 +15,45 @@ from calibrant.targets import GgufRecipe, parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.testing.tiny import VOCABULARY, tiny_gguf
 
+from tests.usual import usually
+
 SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
+llama_cpp = pytest.mark.usefixtures("_llama_cpp")
+
+
+@pytest.fixture
+def _llama_cpp() -> None:
+    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+
+
+def same_file(ours: Path, theirs: Path) -> dict[str, gguf.ReaderTensor]:
+    """The tensors of `theirs`, which are those of `ours`, byte for byte."""
+    read = [{str(t.name): t for t in gguf.GGUFReader(path).tensors} for path in (ours, theirs)]
+    assert read[0].keys() == read[1].keys()
+    for name, tensor in read[1].items():
+        assert read[0][name].tensor_type == tensor.tensor_type, name
+        np.testing.assert_array_equal(read[0][name].data, tensor.data, err_msg=name)
+    return read[1]
 
 
 def test_a_recipe_is_read_and_a_kind_is_not_one() -> None:
     assert parse_target("q4_k_m") == GgufRecipe("Q4_K_M")
     assert GgufRecipe.read("q4_0") is None
-    with pytest.raises(TargetError, match=r"'Q9_X' is no recipe of llama.cpp; write one of Q4_0, "):
+    with pytest.raises(TargetError) as refused:
         GgufRecipe("Q9_X")
+    assert refused.value.subject == "Q9_X"
 
 
-@pytest.mark.parametrize("recipe", ["Q4_K_M", "q8_0"])
+@llama_cpp
+@pytest.mark.parametrize("recipe", usually(["Q4_K_M", "q8_0"], {"Q4_K_M"}))
 def test_the_file_is_the_one_that_llama_quantize_makes(tmp_path: Path, recipe: str) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     from calibrant.llama_cpp import quantize_file
 
     template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
     done = quantize(str(template), "python_docs", "llama_cpp", recipe, tmp_path / "out", export="gguf", **SMALL)
     means = {name: entry.importance.ravel() for name, entry in imatrix(str(template), "python_docs", **SMALL).entries.items()}
     quantize_file(template, tmp_path / "theirs.gguf", recipe.upper(), means)
-    ours, theirs = ({str(t.name): t for t in gguf.GGUFReader(path).tensors} for path in (tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf"))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].tensor_type == tensor.tensor_type, name
-        np.testing.assert_array_equal(ours[name].data, tensor.data, err_msg=name)
+    same_file(tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
     ids = torch.arange(3, 35).reshape(2, 16)
     assert torch.equal(*(open_model(str(place), "float32", "cpu").model(ids).logits for place in (tmp_path / "out", tmp_path / "out" / "model.gguf")))
     assert done.record.edits[0]["edit"] == "replace_parameters"
@@ -94,9 +109,9 @@ def tiny_moe_gguf(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("recipe", ["Q4_0", "Q8_0", "IQ4_NL"])
+@llama_cpp
+@pytest.mark.parametrize("recipe", usually(["Q4_0", "Q8_0", "IQ4_NL"], {"Q4_0"}))
 def test_experts_too_are_those_that_llama_quantize_makes(tmp_path: Path, recipe: str) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     from calibrant.llama_cpp import quantize_file
 
     folder, template = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)), tiny_moe_gguf(tmp_path / "moe.gguf")
@@ -105,11 +120,7 @@ def test_experts_too_are_those_that_llama_quantize_makes(tmp_path: Path, recipe:
     made = imatrix(folder, "python_docs", **SMALL)
     assert (made.entries["blk.0.ffn_up_exps.weight"].counts == 0).any()  # an expert without tokens is quantized unweighted
     quantize_file(template, tmp_path / "theirs.gguf", recipe, {name: entry.importance.ravel() for name, entry in made.entries.items()})
-    ours, theirs = ({str(t.name): t for t in gguf.GGUFReader(path).tensors} for path in (tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf"))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].tensor_type == tensor.tensor_type, name
-        np.testing.assert_array_equal(ours[name].data, tensor.data, err_msg=name)
+    theirs = same_file(tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
     assert {theirs[f"blk.1.ffn_{part}_exps.weight"].tensor_type.name for part in ("gate", "up")} == {recipe}
     experts = [matrix for matrix in done.record.weights if "experts" in matrix["name"]]
     assert len(experts) == 3 * 32 * 2
@@ -121,10 +132,10 @@ def test_experts_too_are_those_that_llama_quantize_makes(tmp_path: Path, recipe:
     np.testing.assert_array_equal(saved.detach().numpy(), np.concatenate([gate, up], axis=1))
 
 
-@pytest.mark.parametrize(("method", "target", "kind"), [("rtn", "w4g32", "Q4_0"), ("rtn", "w8g32", "Q8_0"), ("rtn", "w4g16", "BF16")])
-def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, method: str, target: str, kind: str) -> None:
+@pytest.mark.parametrize(("target", "kind"), [("w4g32", "Q4_0"), pytest.param("w8g32", "Q8_0", marks=pytest.mark.slow), ("w4g16", "BF16")])
+def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, target: str, kind: str) -> None:
     folder, template = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)), tiny_moe_gguf(tmp_path / "moe.gguf")
-    quantize(folder, None, method, target, tmp_path / "out", export=f"gguf(like='{template}')", dtype="bfloat16")
+    quantize(folder, None, "rtn", target, tmp_path / "out", export=f"gguf(like='{template}')", dtype="bfloat16")
     there = {str(t.name): t for t in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
     dense = open_model(str(tmp_path / "out"), "bfloat16", "cpu").model.get_parameter
     names = {
@@ -140,18 +151,13 @@ def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, method: str, ta
         np.testing.assert_array_equal(back.numpy().reshape(saved.shape), saved)
 
 
-def test_a_file_with_another_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+@llama_cpp
+def test_a_file_of_the_same_model_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, add = str(tiny_folder(tmp_path / "folder")), gguf.GGUFWriter.add_token_list
+    with pytest.raises(TargetError, match="folder is no GGUF file"):
+        quantize(folder, "python_docs", "llama_cpp", "Q4_K_M", tmp_path / "out", **SMALL)
     monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", lambda writer, tokens: add(writer, [*tokens[:3], *reversed(tokens[3:])]))
     other = tiny_gguf(tmp_path / "other.gguf", "F32")
-    with pytest.raises(OutputError, match=r"other.gguf has another vocabulary than .*folder; name a file of the same model"):
+    with pytest.raises(OutputError, match=r"other\.gguf"):
         quantize(folder, "python_docs", f"llama_cpp(like='{other}')", "Q4_0", tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_needs_a_file_of_the_same_model(tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-    folder = str(tiny_folder(tmp_path / "folder"))
-    with pytest.raises(TargetError, match=r"folder is no GGUF file, whose metadata llama_cpp needs; name one of the same model, llama_cpp\(like="):
-        quantize(folder, "python_docs", "llama_cpp", "Q4_K_M", tmp_path / "out", **SMALL)

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from typer.testing import CliRunner
+from transformers import PreTrainedModel
 
-from calibrant.activations import Routing, Seen
-from calibrant.cli import app
-from calibrant.compress import Recipe, compress, prune
+from calibrant.activations import Routing
+from calibrant.compress import Recipe, compress
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import ModelError, SpecError, TargetError
+from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
 from calibrant.methods._expert_gradients import expert_gradients
@@ -33,6 +31,7 @@ from tests.methods.mc_suite_by_hand import Matrices, by_hand
 from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.test_experts import LENGTHS, padded_batch
 from tests.test_expert_statistics import by_loop
+from tests.usual import usually
 
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "granitemoe", "phimoe", "llama4_text")
 
@@ -85,7 +84,7 @@ def slope(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weighted: bool) -> None:
     model, batch = tiny_mixture(kind), padded_batch(weighted)
@@ -111,7 +110,7 @@ def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weight
         assert {*want, "random"} == set(CRITERIA), "each has its sum"
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", usually(FAMILIES, {"qwen2_moe", "gpt_oss", "llama4_text"}))
 def test_those_go_whose_numbers_are_smallest_or_largest(kind: str) -> None:
     batch = padded_batch(False)
     for drop in ("min", "max"):
@@ -129,66 +128,6 @@ def test_those_go_whose_numbers_are_smallest_or_largest(kind: str) -> None:
             assert notes["routing"][str(block)]["unseen"] == [e for e, count in enumerate(counts) if count == 0]
             assert notes["routing"][str(block)]["starved"] == [e for e, count in enumerate(counts) if 0 < count < 32]
         assert all(layer.count == 6 for layer in expert_layers(view(model)))
-
-
-def dead(model: PreTrainedModel, expert: int) -> PreTrainedModel:
-    """The model with an expert that does nothing, and that the router never chooses where it has a bias to say so."""
-    for layer in expert_layers(view(model)):
-        for holder in layer.holders:
-            for parameter in holder.parameters():
-                parameter.data[expert] = 0
-        layer.matrix.get()[expert] = 0
-        for name, tensor in [*layer.router.named_parameters(), *layer.router.named_buffers()]:
-            if name in ("bias", "e_score_correction_bias"):
-                tensor.data[expert] = -100.0
-    return model
-
-
-@pytest.mark.parametrize("criterion", ["ean", "euf", "evtc", "reap", "ege", "egn", "eae", "ewn"])
-@pytest.mark.parametrize("kind", ["gpt_oss", "deepseek_v3"])
-def test_a_planted_dead_expert_goes_first(kind: str, criterion: str) -> None:
-    record = dropped(dead(tiny_mixture(kind), 5), random_batch(), f"mc_suite(criterion={criterion})", 0.125)
-    assert all(gone == [5] for gone in first_gone(record).values())
-
-
-@pytest.mark.parametrize("criterion", ["ean", "reap", "ege", "egn", "eae", "ewn"])
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "granitemoe"])
-def test_one_that_gives_nothing_goes_first_though_tokens_come_to_it(kind: str, criterion: str) -> None:
-    record = dropped(dead(tiny_mixture(kind), 3), random_batch(), f"mc_suite(criterion={criterion})", 0.125)
-    assert all(gone == [3] for gone in first_gone(record).values())
-    if criterion != "ewn":  # which looks at no tokens
-        assert all(entry["counts"][3] > 0 for entry in record.edits[0]["notes"]["routing"].values())
-
-
-def doubled(kind: str) -> PreTrainedModel:
-    """A model in which expert 6 of every layer is expert 1 once more, its row of the router included."""
-    model = tiny_mixture(kind)
-    for layer in expert_layers(view(model)):
-        for module in (*layer.holders, layer.router):
-            for parameter in module.parameters():
-                if parameter.shape[0] == 8:
-                    parameter.data[6] = parameter.data[1]
-    return model
-
-
-@pytest.mark.parametrize(
-    ("kind", "criterion"), [("mixtral", "ews"), ("qwen2_moe", "ews"), ("gpt_oss", "ews"), ("mixtral", "eas"), ("gpt_oss", "eas")]
-)
-def test_a_planted_double_is_found(kind: str, criterion: str) -> None:
-    record = dropped(doubled(kind), random_batch(16), f"mc_suite(criterion={criterion}, drop=max)")
-    assert all(gone == [1, 6] for gone in first_gone(record).values()), record.edits[0]["notes"]["scores"]
-
-
-def test_outputs_of_a_double_are_the_most_alike_though_its_mean_over_all_may_hide_that() -> None:
-    """`eas` is a mean over all others. Where those happen to oppose the two, as in this random model, they aren't ranked first."""
-    model = doubled("qwen2_moe")
-    with torch.no_grad():
-        for _, seen in walk_blocks(view(model), random_batch(16), (Routing, ExpertOutputs)):
-            means = torch.nn.functional.normalize(seen[ExpertOutputs].means(), dim=1)
-            cosines = (means @ means.T).fill_diagonal_(-1)
-            assert sorted(divmod(int(cosines.argmax()), 8)) == [1, 6]
-    record = dropped(model, random_batch(16), "mc_suite(criterion=eas, drop=max)")
-    assert first_gone(record)[0] != [1, 6]
 
 
 def test_rounds_drop_what_a_loop_of_single_jobs_drops() -> None:
@@ -221,36 +160,18 @@ def test_the_lottery_trains_after_every_round_and_says_what_it_brought() -> None
     assert all(layer.count == 4 for layer in expert_layers(seen_by))
 
 
-@pytest.mark.parametrize("method", ["mc_suite(rounds=2, steps=2, rate=0.001)", "mc_suite(criterion=ets, rounds=2)", "mc_suite(criterion=egs)"])
+@pytest.mark.parametrize(
+    "method", usually(["mc_suite(rounds=2, steps=2, rate=0.001)", "mc_suite(criterion=egs)"], ["mc_suite(rounds=2, steps=2, rate=0.001)"])
+)
 def test_killed_after_any_edit_it_comes_to_the_same_model(method: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8, num_hidden_layers=2)
     check_edits(methods.build(method), parse_target("0.5"), str(folder))
 
 
-def test_a_saved_model_reopens_with_the_same_logits_and_is_as_much_smaller_as_was_promised(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "model", "qwen3_moe", num_experts=8, num_hidden_layers=2)
-    done = prune(str(folder), "python_docs", "mc_suite(criterion=egn)", 0.25, tmp_path / "out", samples=4, length=32, dtype="float32")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
-    assert again.config.num_experts == 6
-    ids = torch.arange(3, 35).reshape(2, 16)
-    again.set_experts_implementation("eager")
-    with torch.no_grad():
-        assert torch.equal(again(ids, use_cache=False).logits, done.opened.model(ids, use_cache=False).logits)
-    numbers = [sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(place).parameters()) for place in (folder, tmp_path / "out")]
-    removed, rows = sum(edit["removed"] for edit in done.record.edits), 2 * 2 * 32
-    assert numbers[0] - numbers[1] == removed + rows, "the experts, and their rows of the routers"
-    assert removed == 2 * 2 * (2 * 16 * 32 + 32 * 16)
-    sizes = [sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (folder, tmp_path / "out")]
-    assert sizes[0] - sizes[1] == pytest.approx(4 * (removed + rows), abs=2000), "but for what the header says"
-
-
 def test_criteria_of_weights_and_chance_need_no_data() -> None:
-    for name, criterion in CRITERIA.items():
-        method = MCSuite(criterion=name)
-        assert method.looks == bool(criterion.observes)
-        assert MCSuite(criterion=name, steps=1).looks
     assert [name for name in CRITERIA if not MCSuite(criterion=name).looks] == ["ews", "rwn", "wsr", "ewn", "random"]
-    gone = {seed: first_gone(dropped(tiny_mixture("mixtral"), padded_batch(False), f"mc_suite(criterion=random, seed={seed})")) for seed in (0, 1, 0)}
+    assert MCSuite(criterion="random", steps=1).looks
+    gone = [first_gone(dropped(tiny_mixture("mixtral"), padded_batch(False), f"mc_suite(criterion=random, seed={seed})")) for seed in (0, 1)]
     assert gone[0] != gone[1]
     assert gone[0][0] != gone[0][1], "each layer has its own draw"
 
@@ -284,8 +205,7 @@ def test_gradients_of_a_mix_count_each_part_by_its_share() -> None:
     mix = CalibrationSet("mix(domain=python_docs, general=random_tokens, weight=0.25)", samples=2, length=24).tokens(tiny_tokenizer())
     layers = expert_layers(view(model))
     with torch.no_grad():
-        whole = expert_gradients(job_of(model, mix), layers)
-        parts = [expert_gradients(job_of(model, part), layers) for _, part in mix.mixed]
+        whole, *parts = (expert_gradients(job_of(model, batch), layers) for batch in (mix, *(part for _, part in mix.mixed)))
     shares = [share / sum(s for s, _ in mix.mixed) for share, _ in mix.mixed]
     for block, experts in whole.items():
         for number, matrices in enumerate(experts):
@@ -294,59 +214,8 @@ def test_gradients_of_a_mix_count_each_part_by_its_share() -> None:
                 assert torch.allclose(gradient, want, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("mc_suite(criterion=eam)", r"criterion='eam'.*there is no such criterion.*choose one of ews, rwn, wsr, ewn, euf"),
-        ("mc_suite(drop=least)", r"drop='least'.*write min or max"),
-        ("mc_suite(rounds=0)", r"mc_suite\(rounds=0\): rounds must be at least 1"),
-        ("mc_suite(steps=-1)", r"mc_suite\(steps=-1\): steps must be at least 0"),
-        ("mc_suite(rate=0.0)", r"mc_suite\(rate=0\): a rate of training is above 0 and at most 1"),
-    ],
-)
-def test_what_can_not_be_is_one_sentence(text: str, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
-        methods.build(text)
-
-
-def test_fewer_experts_than_the_router_picks_and_models_without_experts_are_one_sentence(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "mixture", "mixtral", num_local_experts=8, num_hidden_layers=2)
-    small = [
-        "--data",
-        "python_docs",
-        "--samples",
-        "2",
-        "--length",
-        "16",
-        "--dtype",
-        "float32",
-        "--method",
-        "mc_suite",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    found = CliRunner().invoke(app, ["prune", str(folder), *small, "--target", "0.9"])
-    assert found.exit_code == 2
-    few = "0.9 of the 8 experts of model.layers.0.mlp would leave 1, and its router picks 2; ask for at most 0.75"
-    assert few in " ".join(found.stderr.split())
-    dense = CliRunner().invoke(app, ["prune", str(tiny_folder(tmp_path / "dense")), *small, "--target", "0.5"])
-    assert dense.exit_code == 2
-    assert "drops experts, and LlamaForCausalLM has none; choose a method for dense models" in " ".join(dense.stderr.split())
-    assert not (tmp_path / "out").exists(), "nothing is half written"
-
-
 def test_a_router_of_groups_that_would_be_uneven_is_named() -> None:
     model = tiny_mixture("deepseek_v3", n_group=2, topk_group=1)
-    with pytest.raises(ModelError, match="picks among 2 groups"):
+    with pytest.raises(ModelError) as refused:
         dropped(model, padded_batch(False), "mc_suite(criterion=rwn)", 0.125)
-
-
-def test_less_than_one_expert_is_one_sentence() -> None:
-    with pytest.raises(TargetError, match=r"0.1 of 8 experts is less than one; ask for at least 0.125"):
-        dropped(tiny_mixture("mixtral"), padded_batch(False), "mc_suite", 0.1)
-
-
-def test_a_layer_of_which_nothing_was_seen_is_not_judged() -> None:
-    looked = LookedAt(expert_layers(view(tiny_mixture("mixtral")))[0], Seen({}), (), VOCABULARY, 0)
-    with pytest.raises(KeyError):
-        CRITERIA["ean"].of(looked)
+    assert refused.value.subject == "model.layers.1.mlp"

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,17 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
-from calibrant.errors import NumericsError, SpecError, TargetError
-from calibrant.methods import _factor
+from calibrant.errors import NumericsError
+from calibrant.methods._factor import factorise
+from calibrant.methods.gptq import GPTQ
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.spec import canonical
-from calibrant.targets import NofM, Sparsity, Target, parse_target
+from calibrant.targets import Grid, NofM, Sparsity, Target
+
+from tests.methods.matrices import features, seen_of
 
 PLAIN = SparseGPT()
-TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.8), NofM(2, 4), NofM(1, 4), NofM(3, 4), NofM(4, 8)]
+TARGETS = [Sparsity(0.5), Sparsity(0.29), NofM(2, 4), NofM(3, 5), NofM(1, 160)]
 
 
 def column_by_column(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01, block: int = 128) -> np.ndarray[Any, Any]:
@@ -53,14 +55,8 @@ def column_by_column(weight: Tensor, x: Tensor, target: Target, damp: float = 0.
     return w
 
 
-def features(tokens: int, inputs: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Correlated features of different sizes."""
-    x = torch.randn(tokens, inputs, dtype=dtype) @ (torch.eye(inputs, dtype=dtype) + torch.randn(inputs, inputs, dtype=dtype) / inputs**0.5)
-    return x * (0.1 + torch.rand(inputs, dtype=dtype))
-
-
 def pruned(weight: Tensor, x: Tensor, target: Target, method: SparseGPT = PLAIN) -> Tensor:
-    return method.compress(weight, Seen({Gram: Gram.of(x)}), target).weight
+    return method.compress(weight, seen_of(x), target).weight
 
 
 def agreement(result: Tensor, expected: np.ndarray[Any, Any]) -> tuple[float, float]:
@@ -86,109 +82,40 @@ def test_float32_agrees_with_the_paper_column_by_column(target: Target):
     assert distance <= 2e-3  # one flipped weight is worth about 1e-3 here
 
 
-@pytest.mark.parametrize("target", [Sparsity(0.5), NofM(2, 4)], ids=str)
-def test_fewer_tokens_than_inputs_agree_too(target: Target):
-    weight, x = torch.randn(32, 160, dtype=torch.float64), features(40, 160)
-    mask, distance = agreement(pruned(weight, x, target), column_by_column(weight, x, target))
-    assert mask >= 0.9999
-    assert distance <= 1e-4
-
-
-@pytest.mark.parametrize("target", [Sparsity(0.1), Sparsity(0.5), NofM(3, 4)], ids=str)
-def test_inputs_that_were_always_zero_go_first_and_the_count_stays_exact(target: Target):
-    weight, x = torch.randn(32, 160, dtype=torch.float64), features(400, 160)
-    x[:, ::2] = 0
-    result = pruned(weight, x, target)
-    mask, distance = agreement(result, column_by_column(weight, x, target))
-    assert mask == 1
-    assert distance <= 1e-9
-    assert torch.equal(result[:, ::2][result[:, ::2] != 0], weight[:, ::2][result[:, ::2] != 0])
-
-
-def test_dead_inputs_change_nothing_for_the_others():
-    weight, x = torch.randn(16, 64, dtype=torch.float64), features(400, 64)
-    with_dead, x_dead = torch.randn(16, 128, dtype=torch.float64), torch.zeros(400, 128, dtype=torch.float64)
-    with_dead[:, ::2], x_dead[:, ::2] = weight, x
-    assert torch.allclose(pruned(with_dead, x_dead, Sparsity(0.75))[:, ::2], pruned(weight, x, Sparsity(0.5)), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.777])
-def test_the_count_is_that_of_the_whole_matrix(fraction: float):
-    weight, x = torch.randn(7, 300), features(500, 300, torch.float32)
-    assert int((pruned(weight, x, Sparsity(fraction)) == 0).sum()) == Sparsity(fraction).quota(7 * 300)
-
-
-def test_corrections_make_the_outputs_closer_than_masking_alone():
-    weight, x = torch.randn(48, 160, dtype=torch.float64), features(100, 160)
-    result = pruned(weight, x, Sparsity(0.6))
-    masked = weight * (result != 0)
-    assert (x @ (result - weight).T).norm() < 0.8 * (x @ (masked - weight).T).norm()
-
-
-def test_the_scale_of_the_statistics_changes_nothing():
-    weight, gram = torch.randn(16, 64, dtype=torch.float64), Gram.of(features(200, 64))
-    once, scaled = (SparseGPT().compress(weight, Seen({Gram: g}), Sparsity(0.5)).weight for g in (gram, gram * 0.25))
-    assert torch.allclose(once, scaled, rtol=1e-9, atol=1e-12)
-
-
-def test_bfloat16_is_computed_in_float32():
-    weight, x = torch.randn(16, 64).bfloat16(), features(200, 64, torch.float32)
-    assert torch.equal(pruned(weight, x, Sparsity(0.5)), pruned(weight.float(), x, Sparsity(0.5)).bfloat16())
-
-
-def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts every way to factor, invert or solve."""
-    calls: Counter[str] = Counter()
-
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in ("cholesky", "cholesky_ex", "inv", "inv_ex", "solve", "solve_ex", "solve_triangular", "eigh", "svd", "qr", "lu"):
-        monkeypatch.setattr(torch.linalg, name, counted(name, getattr(torch.linalg, name)))
-    monkeypatch.setattr(torch, "cholesky_inverse", counted("cholesky_inverse", torch.cholesky_inverse))
-    return calls
+@pytest.mark.parametrize("target", [Sparsity(0.5), NofM(3, 4)], ids=str)
+def test_fewer_tokens_than_inputs_and_inputs_that_were_always_zero_agree_too(target: Target):
+    weight, few, silent = torch.randn(32, 160, dtype=torch.float64), features(40, 160), features(400, 160)
+    silent[:, ::2] = 0
+    for x in (few, silent):
+        mask, distance = agreement(pruned(weight, x, target), column_by_column(weight, x, target))
+        assert mask >= 0.9999
+        assert distance <= 1e-4
 
 
 def test_one_cholesky_and_one_triangular_inverse_for_each_distinct_input(monkeypatch: pytest.MonkeyPatch):
-    calls = counting(monkeypatch)
-    shared, other = Seen({Gram: Gram.of(features(200, 96))}), Seen({Gram: Gram.of(features(200, 96))})
+    """Whatever is done with it, and with GPTQ too."""
+    calls = Counter[str]()
+    for name in ("cholesky", "cholesky_ex", "inv", "inv_ex", "solve", "solve_ex", "solve_triangular", "eigh", "svd", "qr", "lu"):
+        own = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda *a, name=name, own=own, **k: calls.update([name]) or own(*a, **k))
+    shared, other = seen_of(features(200, 96)), seen_of(features(200, 96))
     for rows in (48, 16, 16):
         SparseGPT().compress(torch.randn(rows, 96), shared, Sparsity(0.5))
+    GPTQ().compress(torch.randn(16, 96), shared, Grid(4, 32))
     assert calls == {"cholesky_ex": 1, "solve_triangular": 1}
     SparseGPT().compress(torch.randn(48, 96), other, Sparsity(0.5))
     assert calls == {"cholesky_ex": 2, "solve_triangular": 2}
-    SparseGPT(damp=0.02).compress(torch.randn(48, 96), shared, Sparsity(0.5))
+    GPTQ(damp=0.02).compress(torch.randn(48, 96), shared, Grid(4, 32))
     assert calls == {"cholesky_ex": 3, "solve_triangular": 3}
 
 
-def test_a_large_input_is_factored_once_too(monkeypatch: pytest.MonkeyPatch):
-    calls = Counter[str]()
-    factorise = _factor._inverse_factor
-    monkeypatch.setattr(_factor, "_inverse_factor", lambda *a: calls.update(["factor"]) or factorise(*a))
-    seen = Seen({Gram: Gram.of(features(700, 300))})
-    for _ in range(3):
-        SparseGPT().compress(torch.randn(8, 300), seen, NofM(2, 4))
-    assert calls == {"factor": 1}
-
-
-@pytest.mark.parametrize("size", [1, 2, 127, 129, 300, 511])
-def test_the_inverse_of_a_triangle(size: int):
-    r = torch.triu(torch.randn(size, size, dtype=torch.float64) / size) + torch.eye(size, dtype=torch.float64)
-    inverse = r.clone()
-    _factor.invert_upper(inverse)
-    assert torch.allclose(inverse, torch.from_numpy(np.linalg.inv(r.numpy())), rtol=1e-9, atol=1e-12)
-    assert torch.equal(inverse, inverse.triu())
-
-
-def test_the_factor_is_the_one_of_the_inverse():
-    x = features(700, 300)
-    upper = _factor.factorise(Gram.of(x), 0.01).upper
+@pytest.mark.parametrize("size", [1, 127, 300])
+def test_the_factor_is_the_one_of_the_inverse(size: int):
+    x = features(700, size)
+    upper = factorise(Gram.of(x), 0.01).upper
     hessian = (x.T @ x / 700).numpy()
-    inverse = np.linalg.inv(hessian + 0.01 * hessian.diagonal().mean() * np.eye(300))
+    inverse = np.linalg.inv(hessian + 0.01 * hessian.diagonal().mean() * np.eye(size))
+    assert torch.equal(upper, upper.triu())
     assert np.allclose((upper.T @ upper).numpy(), inverse, rtol=1e-8, atol=1e-10)
 
 
@@ -196,64 +123,28 @@ def noted(gram: Gram, damp: float = 0.01) -> dict[str, Any]:
     return dict(SparseGPT(damp=damp).compress(torch.randn(4, gram.matrix.shape[0]), Seen({Gram: gram}), Sparsity(0.5)).notes)
 
 
-def test_the_notes_of_an_ordinary_gram():
+def test_an_ordinary_gram_is_factored_as_it_is_and_one_that_rounding_spoils_in_float64():
     x = features(200, 32, torch.float32)
     x[:, 3] = 0
     assert noted(Gram.of(x)) == {"damp": 0.01, "precision": "float32", "dead_inputs": 1}
-
-
-def test_the_ladder_first_widens():
     # Whole numbers: the Gram is exact, of rank 20, and only the rounding of a float32 factorisation makes it indefinite.
-    x = torch.randint(-3, 4, (20, 64)).float()
-    notes = noted(Gram.of(x), damp=1e-8)
-    assert notes == {"damp": 1e-8, "precision": "float64", "dead_inputs": 0}
+    whole = torch.randint(-3, 4, (20, 64)).float()
+    assert noted(Gram.of(whole), damp=1e-8) == {"damp": 1e-8, "precision": "float64", "dead_inputs": 0}
 
 
-@pytest.mark.parametrize(("overlap", "damp"), [(1.05, 0.1), (1.5, 1.0), (6.0, 10.0)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("overlap", "damp", "dtype"), [(1.05, 0.1, torch.float32), (1.5, 1.0, torch.float64), (6.0, 10.0, torch.float32)])
 def test_the_ladder_then_damps_more(overlap: float, damp: float, dtype: torch.dtype):
     gram = Gram(torch.tensor([[1.0, overlap], [overlap, 1.0]], dtype=dtype), tokens=1, mass=1.0)
     assert noted(gram) == {"damp": damp, "precision": "float64", "dead_inputs": 0}
 
 
-def test_the_ladder_ends():
-    gram = Gram(torch.tensor([[1.0, 20.0], [20.0, 1.0]]), tokens=1, mass=1.0)
-    with pytest.raises(NumericsError, match=r"isn't positive definite, not even in float64 with damp=10; its diagonal reaches from 1 to 1"):
-        noted(gram)
-
-
-def test_numbers_that_are_not_finite_are_refused():
-    weight, x = torch.randn(4, 8), torch.randn(20, 8)
-    with pytest.raises(NumericsError, match=r"the weight holds NaN or infinity \(1 of 32 numbers\)"):
-        pruned(weight.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.nan)), x, Sparsity(0.5))
-    with pytest.raises(NumericsError, match=r"the squared norms of the inputs holds NaN or infinity \(1 of 8 numbers\)"):
-        pruned(weight, x.index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(math.inf)), Sparsity(0.5))
-    with pytest.raises(NumericsError, match=r"the corrected weight holds NaN or infinity"):
+def test_where_the_ladder_ends_and_where_a_result_is_too_large_for_its_type_it_is_refused():
+    beyond = Gram(torch.tensor([[1.0, 20.0], [20.0, 1.0]]), tokens=1, mass=1.0)
+    with pytest.raises(NumericsError, match="damp=10"):
+        noted(beyond)
+    with pytest.raises(NumericsError) as refused:
         pruned(torch.full((4, 8), 6e4).half(), torch.ones(20, 8), Sparsity(0.5))
-
-
-def test_a_matrix_that_no_token_reached_is_refused():
-    with pytest.raises(NumericsError, match="no token reached the matrix"):
-        pruned(torch.randn(4, 8), torch.ones(0, 8), Sparsity(0.5))
-
-
-def test_a_pattern_that_does_not_fit_is_refused_before_anything_is_factored(monkeypatch: pytest.MonkeyPatch):
-    calls = counting(monkeypatch)
-    with pytest.raises(TargetError, match="the matrix has 10 inputs, and 2:4"):
-        pruned(torch.randn(4, 10), torch.randn(20, 10), NofM(2, 4))
-    assert not calls
-
-
-@pytest.mark.parametrize("damp", [0.0, -0.1, math.nan, math.inf])
-def test_damping_must_be_positive(damp: float):
-    with pytest.raises(SpecError, match=rf"damp={damp}\): damp must be above 0"):
-        SparseGPT(damp=damp)
-
-
-@pytest.mark.parametrize("block", [0, -128])
-def test_a_block_has_columns(block: int):
-    with pytest.raises(SpecError, match=rf"block={block}\): block must be at least 1"):
-        SparseGPT(block=block)
+    assert refused.value.subject == "the corrected weight"
 
 
 def in_order_of_loss(weight: Tensor, x: Tensor, target: Target, block: int) -> list[int]:
@@ -281,7 +172,7 @@ def in_order_of_loss(weight: Tensor, x: Tensor, target: Target, block: int) -> l
     return [c for _, columns in sorted(zip(totals, inside, strict=True), key=lambda pair: -pair[0]) for c in columns]
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", [Sparsity(0.5), Sparsity(0.8), NofM(2, 4), NofM(4, 8)], ids=str)
 @pytest.mark.parametrize("block", [128, 48])
 def test_in_order_of_loss_it_is_the_algorithm_on_permuted_columns(target: Target, block: int):
     weight, x = torch.randn(24, 296, dtype=torch.float64), features(600, 296) * torch.linspace(0, 1, 296, dtype=torch.float64).pow(6).add(0.05)
@@ -296,24 +187,10 @@ def test_in_order_of_loss_it_is_the_algorithm_on_permuted_columns(target: Target
 
 def test_where_blocks_lose_alike_the_order_stays():
     weight, x = torch.randn(64, 256, dtype=torch.float64), torch.randn(400, 256, dtype=torch.float64)
-    seen = Seen({Gram: Gram.of(x)})
+    seen = seen_of(x)
     natural, ordered = (SparseGPT(order=order).compress(weight, seen, Sparsity(0.5)) for order in ("natural", "loss"))
     assert torch.equal(natural.weight, ordered.weight)
     assert ordered.notes == {**natural.notes, "reordered": False}
-
-
-def test_an_order_by_loss_helps_where_what_matters_comes_last():
-    weight = torch.randn(64, 256, dtype=torch.float64) * torch.linspace(0.01, 1, 256, dtype=torch.float64)
-    x = features(600, 256)
-    errors = [float((x @ (pruned(weight, x, Sparsity(0.6), SparseGPT(order=order)) - weight).T).norm()) for order in ("natural", "loss")]
-    assert errors[1] < errors[0]
-
-
-def test_an_order_is_one_of_two_and_no_grid_has_another():
-    with pytest.raises(SpecError, match=r"order='activation'\): columns are taken in natural order or by loss; write one"):
-        SparseGPT(order="activation")
-    with pytest.raises(TargetError, match=r"sparsegpt\(order='loss'\) can't be asked for 2:4\+w4g64: with a grid columns are taken in natural order"):
-        SparseGPT(order="loss").check(parse_target("2:4+w4g64"))
 
 
 def test_the_identity_of_what_was_released_is_what_it_was():

@@ -15,6 +15,8 @@ from calibrant.testing.tiny import tiny_folder, tiny_model
 from calibrant.transforms import transforms
 from calibrant.transforms._orthogonal import hadamard, orthogonal
 
+from tests.usual import usually
+
 IDS = torch.arange(3, 67).reshape(2, 32)
 
 
@@ -36,27 +38,23 @@ def divergence(before: Tensor, after: Tensor) -> float:
     return float((before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean())
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 12, 20, 28, 36, 44, 48, 60, 64, 108, 576, 640, 896, 1536])
-def test_a_hadamard_matrix_has_orthogonal_rows_of_ones(size: int):
-    found = hadamard(size)
-    assert found is not None
-    assert (found.abs() == 1).all()
-    assert torch.equal(found @ found.T, size * torch.eye(size, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("size", [3, 18, 52, 64, 250])
-def test_every_size_has_an_orthogonal_matrix(size: int):
-    found, kind = orthogonal(size, torch.Generator().manual_seed(0))
-    other, _ = orthogonal(size, torch.Generator().manual_seed(1))
-    assert kind == ("hadamard" if size == 64 else "random")
-    assert (found @ found.T - torch.eye(size)).abs().max() < 1e-12
-    assert not torch.allclose(found, other)
+def test_there_are_orthogonal_matrices_of_every_size_and_of_many_such_as_are_all_ones():
+    for size in (1, 2, 4, 12, 20, 28, 36, 44, 48, 60, 64, 108, 576):
+        found = hadamard(size)
+        assert found is not None
+        assert (found.abs() == 1).all()
+        assert torch.equal(found @ found.T, size * torch.eye(size, dtype=torch.float64))
+    for size in (3, 52, 64):
+        (found, kind), (other, _) = (orthogonal(size, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        assert kind == ("hadamard" if size == 64 else "random")
+        assert (found @ found.T - torch.eye(size)).abs().max() < 1e-12
+        assert not torch.allclose(found, other)
 
 
 HEADS = {"llama", "mistral", "qwen2", "qwen3", "phi3", "mixtral", "qwen3_moe", "olmoe"}
 
 
-@pytest.mark.parametrize("family", sorted(HEADS))
+@pytest.mark.parametrize("family", usually(sorted(HEADS), {"qwen2", "phi3", "mixtral"}))
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_stay_what_they_were(family: str, tied: bool):
     model, seen = uneven(family, tie_word_embeddings=tied)
@@ -70,56 +68,35 @@ def test_logits_stay_what_they_were(family: str, tied: bool):
     assert all((p == 1).all() for name, p in model.named_parameters() if name.endswith("layernorm.weight"))
 
 
-def test_in_float32_the_bounds_of_measured_models_hold():
+def test_in_float32_the_bounds_of_measured_models_hold_and_a_feature_that_stood_out_is_spread_over_all():
     """A rotation rounds each matrix once; of SmolLM2 3e-11 and 2.8e-4 were measured."""
     model, seen = uneven("llama", torch.float32, tie_word_embeddings=True, hidden_size=72, num_attention_heads=6, num_key_value_heads=3)
-    before = logits(model)
+
+    def outlying() -> float:
+        return max(float(w.get().abs().max() / w.get().square().mean().sqrt()) for w in seen.weights if "q_proj" in w.name)
+
+    for weight in seen.weights:
+        if "q_proj" in weight.name:
+            weight.get()[:, 5] *= 30
+    before, stood_out = logits(model), outlying()
     assert transforms.build("rotate").apply(seen, {})["kind"] == "hadamard"
     assert divergence(before, logits(model)) <= 1e-9
     assert (logits(model) - before).abs().max() <= 1e-3
-
-
-def test_one_feature_that_stood_out_is_spread_over_all():
-    _, seen = uneven("llama", torch.float64)
-    for weight in seen.weights:
-        if weight.shape[1] == 32:
-            weight.get()[:, 5] *= 30
-    before = max(float(w.get().abs().max() / w.get().square().mean().sqrt()) for w in seen.weights if "q_proj" in w.name)
-    transforms.build("rotate").apply(seen, {})
-    assert max(float(w.get().abs().max() / w.get().square().mean().sqrt()) for w in seen.weights if "q_proj" in w.name) < 0.8 * before
+    assert outlying() < 0.8 * stood_out
 
 
 @pytest.mark.parametrize(
-    ("family", "said"),
-    [
-        ("gpt2", r"ln_\w+ of a GPT2LMHeadModel subtracts the mean"),
-        ("gpt_neox", "subtracts the mean, so its stream can't be rotated; choose a model of RMSNorms"),
-        ("opt", "subtracts the mean"),
-        ("gemma2", "post_attention_layernorm of a Gemma2ForCausalLM stands between .*o_proj and the stream, and no rotation passes through it"),
-        ("olmo2", "stands between .*o_proj and the stream"),
-    ],
+    ("family", "norm"),
+    [("gpt2", "transformer.h.0.ln_1"), ("opt", "model.decoder.layers.0.self_attn_layer_norm"), ("gemma2", "model.layers.0.post_attention_layernorm")],
 )
-def test_what_no_rotation_passes_through_is_refused_untouched(family: str, said: str):
+def test_what_no_rotation_passes_through_is_refused_untouched(family: str, norm: str):
     model, seen = uneven(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError) as refused:
         transforms.build("rotate").apply(seen, {})
+    assert refused.value.subject == norm
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert len(seen.tied) == len(view(model).tied)
-
-
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox", "gpt2", "qwen2"])
-def test_values_are_found_where_they_stand(family: str):
-    """Also in matrices that hold queries and keys too, and where several heads share values."""
-    model, seen = uneven(family)
-    before, found = logits(model), Heads.of(seen)
-    assert sorted(found) == [0, 1, 2]
-    shared = {"llama": 2, "phi3": 2, "qwen2": 2}.get(family, 4)
-    q, _ = orthogonal(8, torch.Generator().manual_seed(4))
-    for heads in found.values():
-        assert (heads.width, len(heads.first), len(set(heads.first))) == (8, 4, shared)
-        heads.multiply(q)
-    assert (logits(model) - before).abs().max() < 1e-5  # norms compute in float32
 
 
 def test_values_that_pass_through_more_than_a_mean_are_left():
@@ -143,13 +120,18 @@ def test_the_same_seed_rotates_alike_and_a_snapshot_brings_the_model_back():
         assert seen.tied
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2])
-    with pytest.raises(SpecError, match=r"rotate\(seed=-1\): seed must be 0 or more"):
+    with pytest.raises(SpecError) as refused:
         transforms.build("rotate(seed=-1)")
+    assert refused.value.subject == "seed"
 
 
 @pytest.mark.parametrize(
     ("verb", "method", "target"),
-    [("prune", "wanda", "0.5"), ("prune", "sparsegpt", "2:4"), ("quantize", "rtn", "w4g16"), ("quantize", "gptq(order=activation)", "w3g16a")],
+    [
+        ("prune", "sparsegpt", "2:4"),
+        ("quantize", "rtn", "w4g16"),
+        pytest.param("quantize", "gptq(order=activation)", "w3g16a", marks=pytest.mark.slow),
+    ],
 )
 def test_it_composes_and_the_folder_gives_what_was_measured(verb: str, method: str, target: str, tmp_path: Path):
     folder = str(tiny_folder(tmp_path / "model", tie_word_embeddings=True))
