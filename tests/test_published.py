@@ -4,6 +4,9 @@ import gzip
 import itertools
 import json
 import runpy
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from studies import cost, findings
-from studies.blocks import tables as blocks
-from studies.experts import tables as experts
-from studies.grids import tables as grids
 from studies.languages import tables as languages
+from studies.made import PAGES, Made, noted
 from studies.mixcal import tables as mixcal
 from studies.pages import filled
-from studies.pruning import tables as pruning
-from studies.sensitivity import milder, recommended, second
+from studies.sensitivity import milder
 from studies.sensitivity import tables as sensitivity
-from studies.words import tables as words
 
 from calibrant.compare import contrast
 from calibrant.demo import STUDY
@@ -32,6 +31,7 @@ from tests.usual import usually
 
 PROJECT = Path(__file__).parents[1]
 DEMO = PROJECT / "studies/demo"
+BY_PAGE = [Path(made.page).stem for made in PAGES]
 
 
 def paragraphs(text: str) -> list[str]:
@@ -80,12 +80,9 @@ def test_the_log_says_what_the_records_of_the_packings_say():
 
 
 @pytest.mark.slow
-def test_the_findings_say_what_the_records_say():
-    page = (PROJECT / "docs/findings/c4.md").read_text()
-    made = findings.tables()
-    assert findings.put(page, made) == page, "python -m studies.findings --write"
+def test_the_readme_counts_the_runs_that_there_are():
     headline = (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
-    assert made["runs"].partition(" with")[0] in " ".join(headline.split())
+    assert findings.tables()["runs"].partition(" with")[0] in " ".join(headline.split())
 
 
 @pytest.mark.slow
@@ -133,7 +130,6 @@ def test_the_page_about_choosing_says_what_its_records_and_those_of_its_levers_s
         assert table in page, table
 
 
-PAGES = (sensitivity, second, milder, grids, pruning, experts, words, blocks, mixcal, languages, recommended, cost)
 STORES = (
     *("smollm2", "draws/results", "choosing/results", "grids/smollm2", "grids/gemma3-270m", "grids/rotated", "pruning/smollm2", "experts/kinds"),
     *("experts/rounds", "words/smollm2", "blocks/smollm2", "blocks/factors", "sensitivity/smollm2", "sensitivity/pilot", "sensitivity/pilot_gemma"),
@@ -142,10 +138,54 @@ STORES = (
 )
 
 
-@pytest.mark.parametrize("made_by", [pytest.param(one, marks=() if one is cost else pytest.mark.slow, id=one.__name__) for one in PAGES])
-def test_a_page_says_what_its_records_say(made_by: Any):
-    text = made_by.PAGE.read_text("utf-8")
-    assert filled(text, made_by.tables()) == text, f"python -m {made_by.__name__} --write"
+@pytest.mark.parametrize("made", PAGES, ids=BY_PAGE)
+def test_a_page_is_what_it_was_made_as_or_says_what_its_records_say(made: Made):
+    if made.state() != noted()[made.page]:
+        assert filled(made.text, made.load().tables()) == made.text, f"python -m {made.module} --write"
+
+
+@pytest.mark.parametrize("name", ["fewer", "other", "page"])
+def test_a_change_of_a_record_or_a_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    (tmp_path / "studies/one").mkdir(parents=True)
+    (tmp_path / "studies/one/records.json").write_text("[1, 2]")
+    (tmp_path / "studies/one/run.py").write_text("")
+    page = "before\n\n<!-- sets -->\n\n| a | 1 |\n\n<!-- end of sets -->\n\nafter\n"
+    (tmp_path / "page.md").write_text(page)
+    monkeypatch.setattr("studies.made.PROJECT", tmp_path)
+    monkeypatch.setattr("studies.made.STUDIES", tmp_path / "studies")
+    made = Made("page.md", "studies.one.run", ("one",))
+    before = made.state()
+    (tmp_path / "page.md").write_text(page.replace("after", "prose that no table has"))
+    assert made.state() == before
+    if name == "fewer":
+        (tmp_path / "studies/one/run.py").unlink()
+    elif name == "other":
+        (tmp_path / "studies/one/records.json").write_text("[1, 3]")
+    else:
+        (tmp_path / "page.md").write_text(page.replace("| 1 |", "| 2 |"))
+    assert made.state() != before
+
+
+BUILD = """
+import {module} as made
+from studies.pages import filled
+text = made.PAGE.read_text("utf-8")
+assert filled(text, made.tables()) == text, "python -m {module} --write"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", PAGES, ids=BY_PAGE)
+def test_a_page_says_what_its_records_say_and_needs_no_others(made: Made, tmp_path: Path):
+    """It is built where there is nothing but what it names, for a change of anything else would go unnoticed."""
+    for path in (*made.inputs(), made.path):
+        copy = tmp_path / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    build = [sys.executable, "-c", BUILD.format(module=made.module)]
+    ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert made.state() == noted()[made.page], f"python -m {made.module} --write"
 
 
 @pytest.mark.parametrize("name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors")))
