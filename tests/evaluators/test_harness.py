@@ -305,6 +305,7 @@ def measured(opened: Opened, folder: Path, task: str = "tiny_choice", **asked: A
     return Harness(task=task, include_path=str(folder), **asked).measure(Subject(opened.model, opened.tokenizer))
 
 
+@pytest.mark.smoke
 def test_a_measurement_says_what_it_is(opened: Opened, folder: Path) -> None:
     found = measured(opened, folder, num_fewshot=2)
     assert found.score.measured == "tiny_choice, 2-shot (harness)"

@@ -41,6 +41,7 @@ def compare(ours: Any, theirs: dict[str, tuple[np.ndarray, int]]) -> None:
     assert float(apart.max()) <= 1e-3
 
 
+@pytest.mark.smoke
 def test_the_sums_are_those_that_llama_cpp_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tiny_gguf(tmp_path / "plain.gguf", "F32")
     add = gguf.GGUFWriter.add_tokenizer_model

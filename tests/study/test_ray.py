@@ -83,6 +83,7 @@ def by_ray(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
     given: dict[str, str], by_ray: tuple[Path, dict[str, Any]], tmp_path: Path
 ):

@@ -61,6 +61,7 @@ def apart(one: list[list[float]], other: list[list[float]]) -> list[float]:
     return [((a - c) ** 2 + (b - d) ** 2) ** 0.5 for (a, b), (c, d) in zip(one, other, strict=True)]
 
 
+@pytest.mark.smoke
 def test_hovering_tells_name_result_and_layers(page: Any):
     page.mouse.move(*places(page)[0])
     tip = page.locator("#network-graph .tip")
