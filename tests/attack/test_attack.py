@@ -10,6 +10,8 @@ from tests.attack.running import attack, attacked
 
 CASES = 500
 PARTS = 10
+QUICK = 4
+"""So many parts are tried every time, and all of them in `make slow`."""
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield Ground(tmp_path_factory.mktemp("ground"))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [*range(QUICK), *(pytest.param(part, marks=pytest.mark.slow) for part in range(QUICK, PARTS))])
 @pytest.mark.filterwarnings("ignore")
 def test_malformed_input_is_read_or_refused_in_a_sentence(ground: Ground, part: int):
     seeds = range(part * CASES // PARTS, (part + 1) * CASES // PARTS)

@@ -13,7 +13,7 @@ import pytest
 from tests.attack.harmed import Ended, Scene, candidates, case, commands, scenes
 
 CASES: Final = 400
-QUICK: Final = 45
+QUICK: Final = 16
 PARTS: Final = 8
 _listening: list[list[str]] = []
 """The lists to which paths are added that are opened: an audit hook can't be taken off again."""

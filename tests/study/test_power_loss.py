@@ -65,19 +65,22 @@ def _files(folders: list[Path]) -> Iterator[Path]:
             yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, total: int, chance: random.Random) -> None:
-    """Lose power several times while something is done, then let it end."""
+def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, total: int, chance: random.Random) -> int:
+    """Lose power several times while something is done, then let it end; return how many files were lost."""
+    lost = 0
     for _ in range(KILLS):
         at = chance.randint(1, max(total // 2, 1))
         code = ended(forked(functools.partial(watched, act, at, log), log.with_suffix(".said")))
         assert code in (0, -signal.SIGKILL), log.with_suffix(".said").read_text()
-        lose_power(folders, log, chance)
+        lost += lose_power(folders, log, chance)
     code = ended(forked(functools.partial(watched, act, None, log), log.with_suffix(".said")))
     assert code == 0, log.with_suffix(".said").read_text()
+    return lost
 
 
 SLOW = pytest.mark.slow
-SEEDS = [0, *(pytest.param(seed, marks=SLOW) for seed in (1, 2, 3))]
+SEEDS = [3, *(pytest.param(seed, marks=SLOW) for seed in (1, 2, 4))]
+"""Some in which something is lost. Most moments of a search lose nothing: it flushes whatever it goes on with."""
 
 
 def test_what_was_not_flushed_is_lost(tmp_path: Path):
@@ -107,7 +110,8 @@ def test_a_study_loses_nothing(given: dict[str, str], tmp_path: Path, seed: int,
     assert ended(forked(functools.partial(watched, whole, None, tmp_path / "whole.log"))) == 0
     total = int((tmp_path / "whole.count").read_text())
     store = tmp_path / "store"
-    ends_the_same(functools.partial(question.run, store), [store], tmp_path / "log", total, chance)
+    lost = ends_the_same(functools.partial(question.run, store), [store], tmp_path / "log", total, chance)
+    assert lost > 0, "with this seed nothing is lost, so it shows nothing"
     assert results(store) == results(tmp_path / "whole")
     assert tables(store) == tables(tmp_path / "whole")
     assert verify(store) == []
@@ -119,8 +123,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("method", ["gptq", pytest.param("greedy", marks=SLOW)])
-@pytest.mark.parametrize("seed", SEEDS)
+LOSING = [(3, "gptq"), *(pytest.param(seed, method, marks=SLOW) for seed, method in ((1, "gptq"), (2, "gptq"), (4, "gptq"), (5, "greedy")))]
+
+
+@pytest.mark.parametrize(("seed", "method"), LOSING)
 def test_a_model_that_is_being_compressed_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, method: str):
     chance = random.Random(f"{seed} {method}")
     found: list[Any] = []
@@ -137,7 +143,8 @@ def test_a_model_that_is_being_compressed_comes_out_the_same(tmp_path: Path, mon
         else:
             total = int((tmp_path / "log.count").read_text())
             ours = [place / "out", place / ".out.calibrant-partial", place / "cache"]
-            ends_the_same(act, ours, tmp_path / "other", total, chance)
+            lost = ends_the_same(act, ours, tmp_path / "other", total, chance)
+            assert lost > 0, "with this seed nothing is lost, so it shows nothing"
         found.append(model_of(place, ""))
     assert found[0] == found[1]
 
