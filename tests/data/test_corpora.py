@@ -308,6 +308,7 @@ def test_a_conversation_without_messages_is_another_data_set(
     [
         ("pile(subsets=['GitHub'])", "Github"),
         ("pile(subsets=['Books3'])", ""),
+        ("wikipedia(language='German')", ""),
         ("mc4(language='german')", ""),
         ("xquad(language='ch')", ""),
         ("flores(language='deu_Latin')", "deu_Latn"),

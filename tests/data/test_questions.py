@@ -14,7 +14,7 @@ import datasets
 import pytest
 
 from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, formats, mirror, sources
-from calibrant.data.sources import _equation
+from calibrant.data.sources import _equation, _published
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
@@ -270,6 +270,20 @@ def test_a_record_with_other_fields_is_named(as_on_the_hub: Callable[..., Path])
     with pytest.raises(DataError, match="'passage'") as caught:
         sources.build("boolq").rows("measure")
     assert caught.value.subject == f"hub: {folder}@unpinned"
+
+
+LABELS = [(0, 0), (2, 2), ("1", 1), ("contradiction", 2), (-1, None), ("-1", None), ("", None), (None, None)]
+
+
+def test_a_label_is_a_name_or_its_number():
+    for label, expected in LABELS:
+        assert _published.gold(label, NLI) == expected
+    assert _published.gold(True, ["False", "True"]) == 1
+    assert _published.gold("1", ["1", "2"]) == 0
+    for label in (3, "maybe", "F", 0.5, "²"):
+        with pytest.raises(DataError) as caught:
+            _published.gold(label, NLI)
+        assert caught.value.subject == str(label)
 
 
 def steps_of_rafting(count: int) -> list[Record]:

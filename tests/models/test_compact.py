@@ -78,6 +78,7 @@ SCATTERED = Compact.of(torch.tensor([0.0] * 60 + [1.0] * 3 + [0.0] * 5).reshape(
 @pytest.mark.parametrize(
     ("compact", "facts", "value"),
     [
+        (SOUND, {"shape": [2, 5]}, "(5,)"),
         (SOUND, {"keep": True}, "[0, True, 4]"),
         (SCATTERED, {"bits": torch.full((9,), 255, dtype=torch.uint8)}, "more bits"),
         (SCATTERED, {"bits": torch.zeros(8, dtype=torch.uint8)}, "8 where 9"),

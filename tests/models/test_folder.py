@@ -102,6 +102,7 @@ def test_shards_that_an_index_names_are_the_model(folder: Path):
         (lambda f: write_index(f, {"a": "gone.safetensors"}), "gone.safetensors"),
         (lambda f: (f / INDEX).write_text("[" * 100_000), "{folder}/" + INDEX),
         (lambda f: with_the_first_as(f, "model.safetensors"), "model.safetensors"),
+        (lambda f: with_the_first_as(f, "more.safetensors"), "more.safetensors"),
         (lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"), "weights.safetensors"),
         (twice, "lm_head.weight"),
         (linked_out, "model.safetensors"),

@@ -47,6 +47,7 @@ def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: i
     ("key", "value", "subject"),
     [
         (b"llama.block_count", 10**9, "num_hidden_layers"),
+        (b"llama.block_count", 2, "blk.2.attn_q.weight"),
         (b"llama.embedding_length", 10**9, "model.layers.0.self_attn.q_proj.weight"),
         (b"llama.vocab_size", 2**31, "model.embed_tokens.weight"),
         (b"llama.attention.head_count", 0, ""),

@@ -128,6 +128,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no configuration": (lambda f: (f / "config.json").unlink(), "config.json"),
     "one bit of a mask": (lambda f: numbers_changed(f, one_bit_flipped), GATE),
     "one number": (lambda f: numbers_changed(f, lambda t: t[f"{UP}:values"].__setitem__(7, 3.0)), UP),
+    "a place beyond the others": (lambda f: numbers_changed(f, lambda t: t[f"{UP}:places"].__setitem__(0, 0)), UP),
 }
 
 

@@ -44,6 +44,7 @@ def test_without_the_model_that_it_needs_it_says_so(spec: str) -> None:
 REFUSED = [
     *((f"{name}(source=python_docs, candidates=0)", "candidates") for name in ("cluster", "cola", "igsp", "least_perplexity", "longest", "zipcal")),
     ("longest(sauce=python_docs)", "sauce"),
+    ("longest(source=random_tokens)", "random_tokens"),
     ("longes(source=python_docs)", "longes"),
     ("cluster(source=python_docs, k=0)", "k"),
     ("cluster(source=python_docs, embed=words)", "words"),
