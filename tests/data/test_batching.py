@@ -32,8 +32,3 @@ def test_every_real_token_once_in_order_and_first(holes: bool, tokens_per_pass: 
             assert not mass[length:].any()
             found.add(tuple(row[:length].tolist()))
     assert found == expected
-
-
-def test_windows_of_like_length_are_together() -> None:
-    shapes = [tuple(ids.shape) for ids, _, _ in micro_batches(batch([2, 9, 2, 9]), 18)]
-    assert shapes == [(2, 9), (2, 2)]

@@ -78,12 +78,6 @@ def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(corpus: Path, let
     assert caught.value.subject == "seed"
 
 
-def test_draws_of_packed_texts_begin_after_the_last_row_used(corpus: Path, letters: PreTrainedTokenizerBase):
-    first, second = (CalibrationSet(str(corpus), samples=3, length=32, seed=seed).tokens(letters) for seed in (0, 1))
-    used = first.facts["parts"][0]["rows"]
-    assert "".join(shown(second, letters)) == "\n\n".join(calibrating(corpus)[used:])[: 3 * 32]
-
-
 def test_parts_with_the_same_source_share_no_row(problems: Path, letters: PreTrainedTokenizerBase):
     batch = CalibrationSet(f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64).tokens(letters)
     questions = [text.splitlines()[0] for text in shown(batch, letters)]
@@ -141,18 +135,6 @@ def test_the_digest_is_of_the_content_and_not_of_its_order(corpus: Path, letters
     assert digest() == before
     corpus.write_text("\n".join(lines).replace("aaa", "aba") + "\n")
     assert digest() != before
-
-
-def test_facts_are_plain_and_say_where_the_tokens_come_from(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"0.5*{corpus} + 0.5*random_tokens", samples=4, length=32, seed=1).tokens(letters)
-    facts = json.loads(json.dumps(batch.facts))
-    assert facts == batch.facts
-    assert (facts["draw"], facts["windows"], facts["length"], facts["tokens"]) == (1, 4, 32, 128)
-    mine, random = facts["parts"]
-    assert str(corpus) in mine["origin"]
-    assert mine["digest"].startswith("sha256:")
-    assert (mine["rows_held"], random["rows_held"]) == (len(calibrating(corpus)), None)
-    assert mine["share"] == random["share"] == 0.5
 
 
 @pytest.mark.parametrize(("name", "value"), [("samples", 0), ("samples", -3), ("length", 0), ("tokens", 0), ("seed", -1)])

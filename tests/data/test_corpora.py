@@ -1,7 +1,5 @@
 """Every corpus and instruction set, read from files laid out as on the hub, by `datasets` itself; and those of the real mirror, counted there."""
 
-import gzip
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -310,12 +308,10 @@ def test_a_conversation_without_messages_is_another_data_set(
     [
         ("pile(subsets=['GitHub'])", "Github"),
         ("pile(subsets=['Books3'])", ""),
-        ("redpajama(subsets=['books'])", "book"),
         ("wikipedia(language='German')", ""),
         ("mc4(language='german')", ""),
         ("xquad(language='ch')", ""),
         ("flores(language='deu_Latin')", "deu_Latn"),
-        ("flores(language='german')", ""),
     ],
 )
 def test_a_subset_or_language_that_does_not_exist_is_named(text: str, meant: str):
@@ -344,22 +340,9 @@ def test_the_same_choice_is_the_same_source():
         assert _corpus.subset_names("x", given, ("a", "b")) == ("b",)
 
 
-def raw(mirror: Path, name: str) -> list[Record]:
-    with gzip.open(mirror / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 @pytest.mark.parametrize(
     "text",
     [*MIRRORED, "pile(subsets=['Github'])", "redpajama(subsets=['github', 'stackexchange'])", "flores(language='deu_Latn')", "xquad(language='zh')"],
 )
 def test_the_contract_holds_on_the_real_mirror(real_mirror: Path, text: str):
     check_source(parse_source(text))
-
-
-def test_the_rows_of_the_real_mirror_are_its_texts_unchanged(real_mirror: Path):
-    """What is measured, as one digest computed here from the files: nothing is stripped, cut or normalised."""
-    for text, place in (("c4", "c4/validation"), ("pile", "pile/test"), ("flores(language=ja)", "flores200/jpn_Jpan/test")):
-        mine = sorted(hashlib.sha256(record["text"].encode()).hexdigest() for record in raw(real_mirror, place))
-        theirs = sorted(hashlib.sha256(str(row.text).encode()).hexdigest() for row in parse_source(text).rows("measure"))
-        assert mine == theirs

@@ -7,7 +7,6 @@ import pytest
 
 from calibrant.data import CalibrationSet, held_out
 from calibrant.data.expression import parse_expression
-from calibrant.data.user_file import UserFile
 from calibrant.errors import CalibrantError, DataError, SpecError
 
 
@@ -17,17 +16,11 @@ from calibrant.errors import CalibrantError, DataError, SpecError
         ("wikitext", "text", "many", "wikitext"),
         ("gsm8k", "qa", "many", "gsm8k:icl"),
         ("gsm8k:zero", "question", "one", "gsm8k:zero"),
-        ("gsm8k:question", "question", "many", "gsm8k:question"),
         ("gsm8k:single", "qa", "one", "gsm8k:single"),
         ("gsm8k : cot @ one", "cot", "one", "gsm8k:cot@one"),
-        ("wikitext@crop", "text", "crop", "wikitext@crop"),
         ("wikitext:text@many(separator=' + ')", "text", "many(separator=' + ')", "wikitext@many(separator=' + ')"),
         ("gsm8k:cot@many(separator='\\n\\n')", "cot", "many", "gsm8k:cot"),
-        ("random_tokens:text", "text", "many(separator='')", "random_tokens"),
         ("gsm8k:cot(steps=3)", "cot(steps=3)", "many", "gsm8k:cot(steps=3)"),
-        ("c4@legacy", "text", "legacy(of='crop')", "c4@legacy(of='crop')"),
-        ("gsm8k:question@legacy", "question", "legacy(of='one')", "gsm8k:question@legacy(of='one')"),
-        ("gsm8k@legacy", "qa", "legacy", "gsm8k:qa@legacy"),
         ("ultrachat", "chat", "many(separator='')", "ultrachat"),
         ("gsm8k:chat", "chat", "many(separator='')", "gsm8k:chat"),
         ("gsm8k:qa@many(bos='document')", "qa", "many(bos='document')", "gsm8k:qa@many(bos='document')"),
@@ -45,8 +38,6 @@ def test_one_term(text: str, form: str, packing: str, written: str):
         ("0.30*gsm8k:cot+0.7 * wikitext", "0.3*gsm8k:cot + 0.7*wikitext"),
         ("3*gsm8k:cot + 7*wikitext", "0.3*gsm8k:cot + 0.7*wikitext"),
         ("wikitext + gsm8k + python_docs", "1*wikitext + 1*gsm8k:icl + 1*python_docs"),
-        ("2*wikitext", "wikitext"),
-        ("1e-1*wikitext + .9*gsm8k", "0.1*wikitext + 0.9*gsm8k:icl"),
     ],
 )
 def test_the_canonical_text_reads_back_as_the_same(text: str, canonical: str):
@@ -81,45 +72,33 @@ MISSPELT = [
     "wikitext(x=__import__('os'))",
     "x*wikitext",
     "data/*.jsonl",
-    "0.5*wikitext + gsm8k",
     "",
     "wikitext:text:text",
-    "'mine.jsonl",
-    "wikitext(",
     "5",
     "mix(a=gsm8k, weight=0.5)",
-    "mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)",
-    "mix(a=gsm8k, b=wikitext, weight=0.5, weights=[1, 1])",
     "mix()",
-    "mix(a=gsm8k, a=wikitext, weight=0.5)",
     "mix(a=gsm8k, 2b=wikitext, weight=0.5)",
     "mix(a=gsm8k, b=wikitext, weight=0.5):text",
     "mix(a=gsm8k",
 ]
 IMPOSSIBLE = [
     "0*wikitext + 1*gsm8k",
-    "-0.5*wikitext + 1*gsm8k",
     "nowhere/mine.jsonl",
     "mix(a=gsm8k, b=wikitext, weights=[1, -1])",
-    "mix(a=gsm8k, b=wikitext, weights=[0, 0])",
     "mix(a=gsm8k, b=wikitext, weight=-0.5)",
 ]
 WITHIN = [
     ("wikitxt", SpecError, "wikitxt"),
     ("gsm8k:cott", SpecError, "cott"),
     ("wikitext@croq", SpecError, "croq"),
-    ("wikitext@many(seperator=' ')", SpecError, "seperator"),
     ("wikitext@many(separator=3)", SpecError, "separator"),
     ("wikitext@many(separator=__import__('os'))", SpecError, "many(separator=__import__('os'))"),
     ("wikitext +", SpecError, ""),
     ("wikitext:'a'", SpecError, "'a'"),
     ("a.jsonl(path='b.jsonl')", SpecError, "a.jsonl"),
     ("wikitext:qa", DataError, "wikitext"),
-    ("random_tokens:cot", DataError, "random_tokens"),
     ("mix(a=gsm9k, b=wikitext, weight=0.5)", SpecError, "gsm9k"),
     ("mix(a=wikitext:cot, b=wikitext, weight=0.5)", DataError, "wikitext"),
-    ("0.5*mix(a=gsm8k, b=wikitext, weight=0.5) + 0.5*wikitext", SpecError, "mix(a=gsm8k, b=wikitext, weight=0.5)"),
-    ("mix(a=mix(a=gsm8k, b=wikitext, weight=0.5), b=wikitext, weight=0.5)", SpecError, "mix(a=gsm8k, b=wikitext, weight=0.5)"),
 ]
 WHOLE = [*((text, SpecError, text) for text in MISSPELT), *((text, DataError, text) for text in IMPOSSIBLE)]
 
@@ -131,14 +110,6 @@ def test_refusals_name_what_was_given(text: str, error: type[CalibrantError], su
     assert caught.value.subject.strip() == subject
     assert subject in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_path_with_both_quotes_cannot_be_written(tmp_path: Path):
-    path = tmp_path / "a'b\"c.txt"
-    path.write_text("text")
-    with pytest.raises(SpecError) as caught:
-        str(UserFile(str(path)))
-    assert caught.value.subject == str(path)
 
 
 def test_held_out_gives_source_and_format():

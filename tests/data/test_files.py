@@ -13,7 +13,6 @@ from calibrant.data._files import SUFFIXES, read_records
 from calibrant.errors import DataError
 
 from tests.data.written import packed, tabled, written
-from tests.effort import quick
 
 TEXTS = {
     "NUL": "before\x00after",
@@ -62,14 +61,6 @@ def test_any_text_comes_through(tmp_path: Path, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_megabytes_in_a_line(tmp_path: Path, suffix: str):
-    text = "ab é\x00 " * 40_000
-    path = write(tmp_path / f"a{suffix}", [{"text": "first"}, {"text": text.strip()}])
-    with quick(20):
-        assert read(path) == ["first", text.strip()]
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_without_anything_has_no_rows(tmp_path: Path, suffix: str):
     path = tmp_path / f"a{suffix}"
     if suffix in (".parquet", ".arrow"):
@@ -106,32 +97,22 @@ BAD = {
     "broken document": ("a.json", '[{"text": "a\u2028b"},\n oops]'.encode(), "a.json:2"),
     "control in JSON": ("a.jsonl", b'{"text": "a\x07b"}', "a.jsonl:1"),
     "deep line": ("a.jsonl", b'{"text": ' + DEEP + b"}", "a.jsonl:1"),
-    "deep document": ("a.json", DEEP, "a.json"),
     "fairly deep": ("a.jsonl", b"[" * 400 + b"]" * 400, "a.jsonl:1"),
     "long number": ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5_000 + b"}", "a.jsonl:1"),
     "key twice": ("a.jsonl", b'{"n": 1}\n{"text": "a", "text": "b"}', "a.jsonl:2"),
-    "key twice inside": ("a.json", b'[{"text": "a", "d": {"x": 1, "x": 2}}]', "a.json"),
     "no UTF-8 in JSON": ("a.jsonl", b'{"n": 1}\n\n{"text": "caf\xe9"}', "a.jsonl:3"),
-    "no UTF-8 in CSV": ("a.csv", b"text\nfine\n\xff\xfe", "a.csv:3"),
     "no UTF-8 in text": ("a.txt", b"fine\n\xed\xa0\x80", "a.txt:2"),
-    "UTF-16": ("a.json", "[]".encode("utf-16"), "a.json:1"),
     "no gzip": ("a.jsonl.gz", b"plain", "a.jsonl.gz"),
     "half a gzip": ("a.csv.gz", gzip.compress(b"text\n" + bytes(range(97, 120)) * 99)[:-9], "a.csv.gz"),
     "spoilt gzip": ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "a.jsonl.gz"),
     "half a zstd file": ("a.jsonl.zst", pyarrow.compress(b'{"text": "a"}\n' * 3_000, codec="zstd", asbytes=True)[:-9], "a.jsonl.zst"),
-    "no zstd": ("a.jsonl.zst", b"plain text", "a.jsonl.zst"),
     "short CSV line": ("a.csv", b"text,n\n\na,1\nb\n", "a.csv:4"),
-    "long TSV line": ("a.tsv", b"text\tn\na\t1\t2\n", "a.tsv:2"),
     "open quote": ("a.csv", b'text\nfine\n"open\n', "a.csv:3"),
-    "open quote in TSV": ("a.tsv", b'text\n"open\n', "a.tsv:2"),
     "column twice": ("a.csv", b"text,n,text\na,1,b\n", "a.csv:1"),
     "no Parquet": ("a.parquet", b"PAR1nonsense", "a.parquet"),
-    "empty Parquet": ("a.parquet", b"", "a.parquet"),
     "no Arrow": ("a.arrow", b"nonsense, and more of it", "a.arrow"),
     "half an Arrow file": ("a.arrow", b"ARROW1\x00\x00nonsense", "a.arrow"),
-    "empty Arrow": ("a.arrow", b"", "a.arrow"),
     "unknown": ("a.xlsx", b"x", "a.xlsx"),
-    "no ending": ("a", b"x", "a"),
     "pickle": ("a.pkl", b"x", "a.pkl"),
     "not a list": ("a.json", b'{"text": "a"}', "a.json"),
     "not an object": ("a.json", b"[3]", "a.json, record 1"),

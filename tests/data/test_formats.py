@@ -94,13 +94,10 @@ def test_a_tokenizer_without_a_template_cannot_chat(tokenizer: PreTrainedTokeniz
     ("template", "named"),
     [
         ("{% for m in messages %}{{ m.content", "end of template"),
-        ("{{ nobody.knows }}", "'nobody'"),
         ("{% nonsense %}", "'nonsense'"),
         ("{{ messages.__class__.__mro__ }}", "'__class__'"),
         ("{{ raise_exception('no system role') }}", "no system role"),
         ("{{ 1 // 0 }}", "zero"),
-        ("{{ messages + 1 }}", "list"),
-        ("{{ messages[0].role | int + 'a' }}", "unsupported operand"),
         ("{{ range(1000000000) | list }}", "too large"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ],

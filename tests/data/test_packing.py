@@ -92,12 +92,6 @@ def test_isolated_texts_are_cut_apart_where_they_meet():
     assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in counted] == [["abc", "de"], ["fghijklm"]]
 
 
-def test_what_a_windows_end_cuts_is_told():
-    assert [w.broken for w in windows(One(), texts("abcdefghi", "abcdefgh"), [8, 8])] == [True, False]
-    assert [w.broken for w in windows(Many(separator=""), texts("abcdefgh", "abcdefghi"), [8, 8, 8])] == [False, True, False]
-    assert [w.broken for w in windows(Crop(), texts("abcdefghi", "abcdefgh"), [8, 8])] == [True, False]
-
-
 def test_legacy_pads_lone_texts_on_their_left_and_the_pads_count():
     found = windows(Legacy("one"), texts("abc", "abcdefghijk"), [8, 8])
     assert found[0].ids.tolist() == [PAD] * 5 + [97, 98, 99]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -125,22 +124,6 @@ def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(
     random.shuffle(shuffled)
     again = CalibrationSet(f"'{written(folder, shuffled)}':{kind}@{packing}", tokens=tokens, length=32)
     assert again.tokens(TOKENIZER).fingerprint == draws[0].tokens(TOKENIZER).fingerprint
-
-
-@OFTEN
-@ANY
-@given(rows, st.sampled_from(["question", "qa", "cot"]), st.sampled_from(["one", "many", "crop"]), st.integers(1, 3))
-def test_legacy_pads_are_marked_and_everything_else_is_real(folder: Path, once: int, rows, kind: str, of: str, samples: int):
-    with enough():
-        batch = CalibrationSet(f"'{written(folder, rows)}':{kind}@legacy(of='{of}')", samples=samples, length=24).tokens(TOKENIZER)
-    assert batch.mask.all()
-    assert len(batch.ids) == samples
-    pads = np.zeros(batch.ids.shape, dtype=bool) if batch.pads is None else batch.pads.numpy()
-    assert batch.facts["pads"] == pads.sum()
-    assert batch.facts["tokens"] == batch.ids.numel() - pads.sum()
-    assert of == "one" or not pads.any()
-    assert (batch.ids.numpy()[pads] == TOKENIZER.pad_token_id).all()
-    assert all(row.tolist() == sorted(row.tolist(), reverse=True) for row in pads)
 
 
 FINGERPRINTS = {

@@ -14,7 +14,7 @@ import datasets
 import pytest
 
 from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, formats, mirror, sources
-from calibrant.data.sources import _equation, _published, arithmetic, gsm8k
+from calibrant.data.sources import _equation, _published
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
@@ -286,34 +286,6 @@ def test_a_label_is_a_name_or_its_number():
         assert caught.value.subject == str(label)
 
 
-def pairs(count: int, begin: int = 0) -> list[Record]:
-    return [{"premise": f"P {i}", "hypothesis": f"H {i}", "label": i % 3, "reason": "R.", "explanation_1": "E."} for i in range(begin, begin + count)]
-
-
-@pytest.mark.parametrize("validation", [True, False])
-@pytest.mark.usefixtures("forgetful")
-def test_e_snli_prefers_validation_to_a_tokenised_test_and_says_so(jsonl: Callable[..., Path], validation: bool):
-    mirror(jsonl(pairs(50), "esnli/train.jsonl").parent.parent)
-    jsonl(pairs(9, 50), "esnli/test.jsonl")
-    if validation:
-        jsonl(pairs(7, 80), "esnli/validation.jsonl")
-    held = sources.build("esnli").part("measure")
-    assert len(held.rows) == (7 if validation else 9)
-    assert ("esnli/validation" in held.note) == validation
-    assert "549,367" in held.note, "that the mirror has an excerpt wasn't said"
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.usefixtures("forgetful")
-def test_anli_calibrates_on_train_if_the_mirror_has_it(jsonl: Callable[..., Path], train: bool):
-    mirror(jsonl(pairs(40), "anli_r3/validation.jsonl").parent.parent)
-    jsonl(pairs(7, 80), "anli_r3/test.jsonl")
-    if train:
-        jsonl(pairs(30, 100), "anli_r3/train.jsonl")
-    assert len(kept("anli_r3")) == (30 if train else 40)
-    assert ("anli_r3/validation" in sources.build("anli_r3").part("measure").note) == (not train)
-
-
 def steps_of_rafting(count: int) -> list[Record]:
     return [swag(f"How to do {i // 4}. Step {i % 4}. Do it", str(i % 4)) for i in range(count)] + [
         {**swag(f"A man does {i}. he", "0"), "activity_label": f"Sport {i // 5}"} for i in range(count)
@@ -465,27 +437,6 @@ def test_equations_come_to_what_fractions_say():
     assert min(seen[n] for n in range(1, 7)) > 3
 
 
-WORKED = {
-    "X=((22.0-14.0)/4.0)": ("2", ["22 - 14 = 8", "8 / 4 = 2"]),
-    "x=2+3*4-10/5": ("12", ["3 * 4 = 12", "2 + 12 = 14", "10 / 5 = 2", "14 - 2 = 12"]),
-    "10-3-2": ("5", ["10 - 3 = 7", "7 - 2 = 5"]),
-    "2-(3-7)": ("6", ["3 - 7 = -4", "2 - (-4) = 6"]),
-    "-60.0/0.5": ("-120", ["-60 / 0.5 = -120"]),
-    "X=(0.1+0.2)": ("0.3", ["0.1 + 0.2 = 0.3"]),
-    "X=10/3": ("3.3333333333333335", ["10 / 3 = 3.3333333333333335"]),
-    "x=3-1.1666666666666667": ("1.8333333333333335", ["3 - 1.1666666666666667 = 1.8333333333333335"]),
-    "1/1000000000": ("0.000000001", ["1 / 1000000000 = 0.000000001"]),
-    "X=40/7": ("5", []),
-    "X=5": ("5", []),
-}
-
-
-@pytest.mark.parametrize("equation", WORKED)
-def test_an_equation_is_worked_out_if_it_comes_to_the_answer(equation: str):
-    answer, lines = WORKED[equation]
-    assert list(_equation.worked(equation, answer)) == lines
-
-
 NO_EQUATIONS = ["", " ", "1+", "+1", "(1+2", "1+2)", ")(", "()", "1 2", "1//2", "2**3", "-(3)", "(7*x)+4", "X-6=52", "1/0", "3/(2-2)", "nan+1"]
 HOSTILE = ["__import__('os').getcwd()", "1;2", "1_0+1", "1,000+1", "1e5+1", "１+２", "+".join("1" * 150), "(" * 5000 + "1" + ")" * 5000, "9" * 5000]
 
@@ -506,13 +457,6 @@ def test_numbers_are_written_plainly_and_what_is_none_is_refused():
         with pytest.raises(DataError) as caught:
             _equation.written(number)
         assert caught.value.subject == str(number)
-
-
-def test_steps_of_gsm8k_and_arithmetic_are_lines():
-    record = {"question": "q", "answer": "One.\n\nTwo 1+1=<<1+1=2>>2. And more.\n#### 2"}
-    assert gsm8k.problem(record).steps == 2
-    made = {"question": "q", "answer": "2", "metadata": {"answer_cot": "One.\n \nTwo. Three.\nFour\n#### 2"}}
-    assert arithmetic.problem(made).steps == 3
 
 
 MIRRORED = [*HUB, "commonsense_qa(rationales='cos_e')", "commonsense_qa(rationales=none)", "commonsense_qa(explained=True)"]
@@ -536,13 +480,3 @@ def test_the_real_mirror(name: str, real_mirror: Path):
     for row in held["measure"].rows[:50]:
         assert text(row).strip() == text(row)
         assert text(row).endswith(f" {row.answer}")
-    if source.spec_name() not in ("svamp", "mawps"):
-        _check_balance([row for row in (*train, *held["measure"].rows) if len(row.choices) == len(train[0].choices)])
-
-
-def _check_balance(rows: Sequence[Row]) -> None:
-    """Every place of a choice is right about as often as any other; BoolQ's yes is the known exception."""
-    counted = Counter(map(right, rows))
-    even = len(rows) / len(rows[0].choices)
-    assert len(counted) == len(rows[0].choices)
-    assert all(0.7 * even < n < 1.3 * even for n in counted.values())

@@ -73,18 +73,6 @@ def test_wikitext_lines_become_articles():
     assert len(list(wikitext.articles(odd))) == 1, "a line like a title inside a paragraph began an article"
 
 
-@pytest.mark.parametrize(("folder", "begins"), [("wikitext2_raw/train", "= Raw"), ("wikitext2/validation", "= Tokenised")])
-def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], folder: str, begins: str):
-    root = jsonl(lines(*[f"Test {i}" for i in range(9)]), "wikitext2_raw/test.jsonl").parent.parent
-    jsonl(lines(*[f"Tokenised {i}" for i in range(50)]), "wikitext2/validation.jsonl")
-    jsonl(lines(*[f"{begins.removeprefix('= ')} {i}" for i in range(50)]), f"{folder}.jsonl")
-    mirror(root)
-    held = sources.build("wikitext").part("calibrate")
-    assert all(row.text.startswith(begins) for row in held.rows)
-    assert f"mirror: {folder}" in held.origin
-    assert len(list(sources.build("wikitext").rows("measure"))) == 9
-
-
 def test_the_real_mirror(real_mirror: Path):
     source = sources.build("gsm8k")
     held = source.part("calibrate")

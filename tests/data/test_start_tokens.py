@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, TokenBatch
@@ -91,13 +90,3 @@ def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTr
         assert all(kind != "start" for _, kind in letters[1:])
         assert {kind for letter, kind in letters if letter in "?0123456789+"} == {"content"}
         assert {kind for letter, kind in letters if letter in "QuestionAwr:-\n"} == {"template"}
-
-
-def test_special_tokens_inside_texts_are_told_apart(pairs: Path, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(letters, "chat_template", "{% for m in messages %}{{ m.content }}</s>{% endfor %}")
-    chosen = CalibrationSet(f"{pairs}:chat@one", samples=4, length=32)
-    batch, kinds = chosen.tokens(letters), chosen.kinds(letters)
-    special = batch.ids == 1
-    assert special.any()
-    assert torch.equal(special, (kinds == KINDS.index("special")) & batch.mask)
-    assert (kinds[~batch.mask] == 0).all()

@@ -1,9 +1,8 @@
 """Words of every script, against what a reader would say they are."""
 
-import numpy as np
 import pytest
 
-from calibrant.data._words import numbered, runs, words
+from calibrant.data._words import words
 from calibrant.inspection.leaks import ngrams
 
 
@@ -23,15 +22,6 @@ from calibrant.inspection.leaks import ngrams
 )
 def test_words(text: str, found: list[str]):
     assert words(text) == found
-
-
-def test_a_run_is_a_number_that_depends_on_its_words_and_their_order():
-    one, other, short = (numbered(text.split()) for text in ("a b c d", "b a c d b c d", "a b"))
-    assert len(runs(one, 3)) == 2
-    assert runs(one, 3)[1] == runs(other, 3)[4]
-    assert runs(one, 2)[0] != runs(other, 2)[0]
-    assert not len(runs(short, 3))
-    assert len(np.unique(runs(numbered([str(i % 1000) for i in range(100_000)]), 2))) == 1000
 
 
 def test_numbers_are_the_same_in_every_process():

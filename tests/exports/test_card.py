@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.compress import prune, quantize
+from calibrant.compress import prune
 from calibrant.errors import SpecError
 from calibrant.exports import card
 from calibrant.store import Record
@@ -44,15 +44,6 @@ def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
         assert fact in text
     assert str(tmp_path) not in text
     assert str(folder.parent) not in text
-
-
-def test_the_card_of_a_quantized_model_and_of_one_without_some_blocks(folder: Path, tmp_path: Path) -> None:
-    quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32")
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert front(text)["tags"] == ["calibrant", "quantized", "rtn"]
-    assert "6.000 bits" in text
-    prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "dropped", **SMALL)
-    assert "of 3" in (tmp_path / "dropped" / "README.md").read_text()
 
 
 def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:

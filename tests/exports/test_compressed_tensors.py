@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError
-from calibrant.evaluators import evaluate
 from calibrant.models import open_model
 from calibrant.models.packed_folder import pack_codes, unpack_codes
 from calibrant.testing import tiny_folder
@@ -94,12 +93,6 @@ def test_what_it_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_measured_on_it_knows_what_it_was_made_from(made: Callable[..., Path]) -> None:
-    out, task = made("w4g16", tied=True), "agreement(source=python_docs, tokens=64, length=16)"
-    dense, packed = (evaluate(str(place), task)[0].score for place in (out, out / NAME))
-    assert dense.value == packed.value > 0
-
-
 @pytest.fixture
 def folder(made: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy of a packed folder, to be damaged."""
@@ -111,7 +104,6 @@ def folder(made: Callable[..., Path], tmp_path: Path) -> Path:
     [
         (lambda s: s.update(format="sparse-24-bitmask"), "", "sparse-24-bitmask"),
         (lambda s: s.update(sparsity_config={"format": "sparse-24-bitmask"}), "", "sparse-24-bitmask"),
-        (lambda s: s.update(format="marlin-24"), "", "marlin-24"),
         (lambda s: s["config_groups"]["group_0"]["weights"].update(symmetric=False), "", "'num_bits': 4"),
         (lambda s: s["config_groups"]["group_0"]["weights"].update(num_bits=5), "model.layers.0.mlp.down_proj", "5 bits"),
         (lambda s: s["config_groups"]["group_0"].update(targets=["re:none"]), "model.layers.0.mlp.down_proj", ""),

@@ -57,18 +57,6 @@ def test_another_form_stands_beside_the_folder(folder: Path, tmp_path: Path) -> 
     assert refused(quantize, str(folder), kind=OutputError, **again).subject == str(tmp_path / "plain")
 
 
-def test_codes_survive_an_interruption(folder: Path, tmp_path: Path) -> None:
-    def killed(what: str, done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    how = {"target": "w4g16", "out": tmp_path / "out", "dtype": "float32", "export": "codes_only"}
-    with pytest.raises(KeyboardInterrupt):
-        quantize(str(folder), **how, progress=killed)
-    assert quantize(str(folder), **how).continued_from == 2
-    assert len((tmp_path / "out" / "codes.txt").read_text().splitlines()) == 21
-
-
 def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     words = ["prune", str(folder), "--data", "python_docs", "--out", str(tmp_path / "out"), "--export", "codes_only"]
     found = CliRunner().invoke(app, [*words, "--samples", "4", "--length", "16"])

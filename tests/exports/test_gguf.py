@@ -140,13 +140,6 @@ def test_what_drops_blocks_or_experts_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_no_block_goes_the_file_is_written(template: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prune(str(template), "python_docs", "short_gpt", "blocks 0", out, export="gguf", **SMALL)
-    before, after = weights(template, "float32"), weights(out / "model.gguf", "float32")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method of another package may drop blocks without saying so; without the export the same job goes on from what it did."""
     dropping = "calibrant.methods.short_gpt.ShortGPT.drops_parts"

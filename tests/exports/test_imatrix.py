@@ -37,13 +37,6 @@ def test_it_is_the_file_that_imatrix_writes_of_the_same_data(folder: Path, tmp_p
         assert (tmp_path / form / f"imatrix.{form}").read_bytes() == (tmp_path / f"a.{form}").read_bytes()
 
 
-def test_experts_are_counted_one_by_one(tmp_path: Path) -> None:
-    model = str(tiny_folder(tmp_path / "moe", "qwen3_moe", num_experts=8, num_hidden_layers=2))
-    quantize(model, *HOW, tmp_path / "out", export="imatrix", propagate="dense", **SMALL)
-    counts = read_imatrix(tmp_path / "out" / "imatrix.gguf").entries["blk.1.ffn_up_exps.weight"].counts
-    assert (len(counts), counts.sum()) == (8, 3 * 16 * 2)
-
-
 @pytest.mark.parametrize("propagate", ["dense", "arrival"])
 def test_a_job_that_was_killed_writes_the_same(folder: Path, tmp_path: Path, propagate: str) -> None:
     def killed(what: str, done: int, total: int) -> None:
@@ -75,20 +68,6 @@ def test_every_method_that_looks_at_inputs_has_one(folder: Path, gathered: Imatr
     for name, entry in gathered.entries.items():
         np.testing.assert_allclose(made.entries[name].sums, entry.sums, rtol=1e-5)
         np.testing.assert_array_equal(made.entries[name].counts, entry.counts)
-
-
-def test_of_awq_it_is_what_the_scaled_matrices_read(folder: Path, tmp_path: Path) -> None:
-    """Scales move into what comes before, so the inputs are other ones: those of the model that is written, but for its rounding."""
-    quantize(str(folder), "python_docs", "awq(clip=false)", "w8", tmp_path / "out", export="imatrix", **SMALL)
-    made, seen = read_imatrix(tmp_path / "out" / "imatrix.gguf"), calibrant.imatrix(str(tmp_path / "out"), "python_docs", **SMALL)
-    assert made.entries.keys() == seen.entries.keys()
-    for name, entry in seen.entries.items():
-        np.testing.assert_allclose(made.entries[name].sums, entry.sums, rtol=0.05)
-
-
-def test_after_a_transform_the_file_says_so(folder: Path, tmp_path: Path) -> None:
-    quantize(str(folder), "python_docs", "gptq", "w4g16", tmp_path / "out", export="imatrix", transform="rotate", **SMALL)
-    assert "rotate" in read_imatrix(tmp_path / "out" / "imatrix.gguf").datasets[0]
 
 
 def test_where_none_was_used_it_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:

@@ -13,25 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from calibrant.compress import export, prune, quantize
-from calibrant.edits import Replace, read_edit
-from calibrant.edits.file import from_bytes
 from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import evaluate
-from calibrant.exports import CompressedModel
 from calibrant.exports.sparse import Sparse
 from calibrant.methods import methods
 from calibrant.models import Opened, load, open_model, sparse_folder, view
 from calibrant.models.compact import same
-from calibrant.models.saving import write_model
-from calibrant.packed import Compressed, Factors, exact_factor
-from calibrant.store import EDITS, Record, Run, Store
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
 
 from tests.models.refused import refused
-from tests.models.slowly import numbers_of
-from tests.study.small import asked, texts
-from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 SMALL: dict[str, Any] = {"samples": 4, "length": 24}
@@ -84,18 +75,6 @@ def assert_same_model(dense: Any, loaded: Any) -> None:
         ("magnitude", "2:4", "float32", "qwen3_moe", {"num_experts": 4}),
         ("rtn", "w8", "bfloat16", "gpt2", {}),
         ("rtn", "w4g16", "bfloat16", "mixtral", FEW),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                ("magnitude", "1:4", "float16", "llama", {"attention_bias": True, "mlp_bias": True}),
-                ("magnitude", "0.9", "float64", "gemma3", {}),
-                ("wanda", "0.7", "bfloat16", "opt", {}),
-                ("magnitude", "0.5", "bfloat16", "mixtral", FEW),
-                ("rtn", "w3g16a", "float32", "qwen2", {"tie_word_embeddings": True}),
-                ("rtn", "w5g16a", "float32", "olmoe", {"num_experts": 4}),
-                ("sparsegpt", "0.5+w3g16a", "float32", "llama", {}),
-            ]
-        ),
     ],
 )
 def test_it_is_the_same_model_to_the_bit(
@@ -120,14 +99,10 @@ PROMISED = {
     ("rtn", "w4g16"): 5 / 16,  # 4 bits of 16, and for each 16 inputs a scale of 16 bits
     ("sparsegpt", "2:4+w4g16"): 4 / 16,  # half of the codes, and two places of 2 bits for each four
     ("ggml", "q4_0"): 4.5 / 16,
-    ("wanda", "0.5"): 0.5625,
-    ("magnitude", "1:4"): 0.28125,
-    ("magnitude", "0.9"): 0.1 + 0.0625 + 0.002,
-    ("sparsegpt", "2:4+w4g16a"): 4.25 / 16,
 }
 
 
-@pytest.mark.parametrize("way", usually(PROMISED, list(PROMISED)[:4]))
+@pytest.mark.parametrize("way", PROMISED)
 def test_each_matrix_takes_what_is_promised(made: Callable[..., Path], way: tuple[str, str]) -> None:
     out = made(*way, "bfloat16")
     assert_sound(out, torch.bfloat16)
@@ -139,50 +114,6 @@ def test_each_matrix_takes_what_is_promised(made: Callable[..., Path], way: tupl
     assert sum(shares.values()) > 0
     left = {name: bytes_of(entry, parts) / dense[name].nbytes for name, entry in sheet["tensors"].items() if name not in matrices}
     assert all(share <= 1 for share in left.values())
-
-
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        ("magnitude", "0.5"),
-        ("rtn", "w4g16a"),
-        pytest.param("sparsegpt", "2:4+w4g16", marks=pytest.mark.slow),
-    ],
-)
-def test_another_reader_finds_the_same_numbers(made: Callable[..., Path], method: str, target: str) -> None:
-    """One that knows what the docstrings say, number by number."""
-    out = made(method, target)
-    parts = {name: part.flatten().tolist() for name, part in parts_of(out / "sparse").items()}
-    dense = parts_of(out)
-
-    def plain(layout: dict[str, Any]) -> list[Any]:
-        return numbers_of(layout, {key: parts[name] for key, name in layout["parts"].items()})
-
-    forms = 0
-    for name, entry in sheet_of(out / "sparse")["tensors"].items():
-        if "form" not in entry:
-            assert plain(entry) == dense[name].flatten().tolist()
-            continue
-        forms += 1
-        tensors, (rows, columns) = entry["tensors"], entry["shape"]
-        codes, scales, groups = plain(tensors["codes"]), plain(tensors["scales"]), tensors["scales"]["shape"][1]
-        bits = int(entry["form"]["grid"][1])
-        zeros = plain(tensors["zeros"]) if "zeros" in tensors else [0] * (rows * groups)
-        found = []
-        for at, code in enumerate(codes):
-            group = at // columns * groups + at % columns // (columns // groups)
-            if entry["form"].get("around_zeros"):
-                code = (code + zeros[group] + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
-            found.append(torch.tensor(float(code - zeros[group])).mul(torch.tensor(scales[group])).item())
-        assert found == dense[name].flatten().tolist()
-    assert forms == (21 if "w" in target else 0)
-
-
-def test_what_would_be_larger_stays_as_it_is(made: Callable[..., Path]) -> None:
-    out = made("magnitude", "0.05", "bfloat16")
-    sheet = sheet_of(out / "sparse")
-    assert {entry["layout"] for name, entry in sheet["tensors"].items() if name.endswith("_proj.weight")} == {"whole"}
-    assert sheet["bytes"] <= sheet["dense_bytes"]
 
 
 def test_transformers_does_not_take_it_for_a_plain_folder(made: Callable[..., Path], tmp_path: Path) -> None:
@@ -244,17 +175,6 @@ def test_numbers_of_several_files_are_one_model(tmp_path: Path, monkeypatch: pyt
     assert_same_model(dense_of(out), load(out / "sparse"))
 
 
-def test_attention_and_networks_that_went_apart_take_nothing(tmp_path: Path) -> None:
-    out = make(tmp_path, "evop(tokens=96, apart=true, greedy=false, generations=2)", "0.34")
-    sheet, numbers = sheet_of(out / "sparse"), parts_of(out)
-    zeros = {name for name, tensor in numbers.items() if not tensor.any()}
-    assert zeros
-    assert {name for name, entry in sheet["tensors"].items() if entry["layout"] == "zeros"} == zeros
-    assert not any(sheet["tensors"][name]["parts"] for name in zeros)
-    assert sheet["bytes"] == sheet["dense_bytes"] - sum(numbers[name].nbytes for name in zeros)
-    assert_same_model(dense_of(out), load(out / "sparse"))
-
-
 def test_what_matrices_share_is_stored_once(tmp_path: Path, plugged: Any) -> None:
     example = Path(__file__).parents[2] / "examples" / "shared_factor.py"
     plugged({"calibrant.methods": {"shared_factor": "shared_example:SharedFactor"}}, shared_example=example.read_text())
@@ -264,50 +184,6 @@ def test_what_matrices_share_is_stored_once(tmp_path: Path, plugged: Any) -> Non
     assert len(forms) == 21
     assert len(common) == 6, "in each of three blocks one for what reads the stream and one for what reads hidden units"
     assert_same_model(dense_of(out), load(out / "sparse"))
-
-
-def test_factors_are_stored_as_factors(tmp_path: Path) -> None:
-    """One factor for the feed-forward matrices of all blocks, half of each matrix's own factor zeros."""
-    opened = open_model(str(tiny_folder(tmp_path / "model")), "bfloat16", "cpu")
-    seen_by, generator, edits = view(opened.model), torch.Generator().manual_seed(0), list[Replace]()
-    shared = exact_factor(torch.randn(32, 8, generator=generator), 1, 8, torch.bfloat16)
-    for weight in (weight for weight in seen_by.weights if "mlp" in weight.name):
-        own = torch.randn(8, 64, generator=generator)
-        own[torch.rand(8, 64, generator=generator) < 0.5] = 0
-        factors = Factors("mlp", shared.clone(), exact_factor(own, 0, 8, torch.bfloat16), 9, weight.shape == (64, 32))
-        edits.append(Replace(weight, Compressed(factors.dense(), {}, factors)))
-        edits[-1].apply(seen_by)
-    (tmp_path / "out").mkdir()
-    write_model(opened, tmp_path / "out")
-    Sparse().write(CompressedModel(opened, seen_by, Record(Run("", "", "", "", {}, "", {}, "", ""), 0.0), edits), tmp_path / "out")
-    sheet, parts = sheet_of(tmp_path / "out" / "sparse"), parts_of(tmp_path / "out" / "sparse")
-    forms = [entry for entry in sheet["tensors"].values() if "form" in entry]
-    assert len(forms) == 9
-    assert len({entry["tensors"]["shared"]["parts"]["values"] for entry in forms}) == 1
-    assert {entry["tensors"]["own"]["layout"] for entry in forms} == {"bits"}
-    of_factors = {name for entry in forms for tensor in entry["tensors"].values() for name in tensor["parts"].values()}
-    kept = sum(edit.compressed.packed.own.count_nonzero() for edit in edits)  # type: ignore[union-attr]
-    assert sum(parts[name].nbytes for name in of_factors) == 2 * (32 * 8 + int(kept)) + 9 * 8 * 64 // 8
-    assert_same_model(opened.model, load(tmp_path / "out" / "sparse"))
-
-
-def test_it_holds_what_a_study_kept_of_a_run(tmp_path: Path) -> None:
-    given = texts(tmp_path / "texts")
-    study = asked(given, methods=["gptq"], target="w4g16", data=["random_tokens"], edits_gb=1.0)
-    assert not study.run(tmp_path / "store").failures
-    (kept,) = (tmp_path / "store").glob(f"runs/*/{EDITS}")
-    opened = open_model(given["model"], "float32", "cpu")
-    seen_by = view(opened.model)
-    edits = [read_edit(stored, seen_by) for stored in from_bytes(kept.read_bytes())]
-    for edit in edits:
-        edit.apply(seen_by)
-    record = next(record for record in Store(tmp_path / "store").records() if record.weights)
-    (tmp_path / "folder").mkdir()
-    opened.model.save_pretrained(tmp_path / "folder")
-    opened.tokenizer.save_pretrained(tmp_path / "folder")
-    Sparse().write(CompressedModel(opened, seen_by, record, edits), tmp_path / "folder")
-    assert sum("form" in entry for entry in sheet_of(tmp_path / "folder" / "sparse")["tensors"].values()) == len(record.weights) == 14
-    assert_same_model(opened.model, load(tmp_path / "folder" / "sparse"))
 
 
 def test_after_a_kill_the_codes_are_there_too(tmp_path: Path) -> None:

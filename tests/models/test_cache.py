@@ -190,14 +190,3 @@ def test_processes_that_open_and_delete_at_once_all_get_the_model(file, folder):
     said = [turn.communicate() for turn in turns]
     assert [turn.returncode for turn in turns] == [0, 0, 0], said
     assert len({numbers for numbers, _ in said}) == 1
-
-
-def test_the_folder_is_the_one_that_the_environment_names(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("CALIBRANT_CACHE", "")
-    assert kept.cache_folder() == tmp_path / "xdg" / "calibrant"
-    monkeypatch.setenv("CALIBRANT_CACHE", str(tmp_path / "own"))
-    assert kept.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("CALIBRANT_CACHE")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert kept.cache_folder() == Path.home() / ".cache" / "calibrant"

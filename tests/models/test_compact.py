@@ -62,24 +62,6 @@ def test_zeros_that_are_negative_and_what_is_no_number_stay() -> None:
     assert digest(tensor) != digest(tensor.abs())
 
 
-def test_groups_that_keep_fewer_are_filled_with_zeros() -> None:
-    tensor = torch.zeros(8, 64, dtype=torch.bfloat16)
-    tensor[:, 1::4] = 1
-    tensor[3, 5] = 0
-    compact = Compact.of(tensor)
-    assert (compact.layout, compact.keep, compact.group) == ("n_of_m", 1, 4)
-    assert compact.parts["values"].tolist().count(0) == 1
-    assert same(compact.whole(), tensor)
-
-
-@given(some.integers(1, 8), some.lists(some.integers(0, 255), max_size=40))
-def test_packed_bits_by_hand(width: int, numbers: list[int]) -> None:
-    given_ = torch.tensor([one % 2**width for one in numbers], dtype=torch.uint8)
-    packed = pack_bits(given_, width)
-    assert sum(byte << (8 * at) for at, byte in enumerate(packed.tolist())) == sum(one << (width * at) for at, one in enumerate(given_.tolist()))
-    assert torch.equal(unpack_bits(packed, width, len(given_)), given_)
-
-
 def test_more_numbers_than_are_packed_at_a_time() -> None:
     numbers = torch.randint(0, 8, (2**19 + 3,), dtype=torch.uint8)
     assert torch.equal(unpack_bits(pack_bits(numbers, 3), 3, len(numbers)), numbers)
@@ -97,13 +79,7 @@ SCATTERED = Compact.of(torch.tensor([0.0] * 60 + [1.0] * 3 + [0.0] * 5).reshape(
     ("compact", "facts", "value"),
     [
         (SOUND, {"shape": [2, 5]}, "(5,)"),
-        (SOUND, {"shape": [4, 4]}, "1 where 2"),
-        (SOUND, {"layout": "bits"}, "['bits', 'values']"),
-        (SOUND, {"width": 4}, "torch.int8"),
-        (SOUND, {"values": torch.ones(5)}, "(5,) where (4,)"),
-        (SOUND, {"dtype": "bfloat16"}, "torch.bfloat16"),
         (SOUND, {"keep": True}, "[0, True, 4]"),
-        (SOUND, {"shape": [2, -4]}, "[2, -4]"),
         (SCATTERED, {"bits": torch.full((9,), 255, dtype=torch.uint8)}, "more bits"),
         (SCATTERED, {"bits": torch.zeros(8, dtype=torch.uint8)}, "8 where 9"),
     ],

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.models import Condensed, Snapshot, condense, condensed, expert_layers, view
-from calibrant.testing.tiny import tiny_model
+from calibrant.models import Condensed, condense, condensed, expert_layers, view
 
 from tests.models.mixtures_of_experts import SIZES, tiny_mixture
 from tests.models.refused import refused
@@ -123,30 +122,6 @@ def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first()
     assert (model.config.intermediate_size, model.config.mlp_only_layers) == (40, [0, 1])
 
 
-def test_a_snapshot_brings_the_experts_back_without_having_copied_any() -> None:
-    model = tiny_mixture("qwen2_moe")
-    seen, want, config = view(model), model(IDS, use_cache=False).logits, model.config.to_dict()
-    names, snapshot = [weight.name for weight in seen.weights], Snapshot.of(seen)
-    condense(seen, KEPT)
-    assert snapshot.bytes() == 0
-    for weight in seen.weights:
-        weight.set(torch.zeros(weight.shape))
-    snapshot.restore()
-    assert torch.equal(model(IDS, use_cache=False).logits, want)
-    assert model.config.to_dict() == config
-    assert [weight.name for weight in seen.weights] == names
-
-
-def test_blocks_can_be_dropped_afterwards(tmp_path: Path) -> None:
-    model = tiny_mixture("qwen2_moe", num_hidden_layers=3)
-    seen = view(model)
-    condense(seen, {2: KEPT[0]})
-    seen.drop_blocks([0])
-    assert model.config.mlp_only_layers == [1]
-    again = reopened(model, tmp_path / "out")
-    assert torch.equal(again(IDS).logits, model(IDS).logits)
-
-
 @pytest.mark.parametrize(
     ("kind", "layers", "subject"),
     [
@@ -169,7 +144,3 @@ def test_experts_that_compute_something_else_are_refused() -> None:
     model = tiny_mixture("qwen3_moe")
     model.model.layers[0].mlp.experts.act_fn = nn.ReLU()
     assert refused(condensed, view(model), KEPT).subject == "model.layers.0.mlp"
-
-
-def test_a_model_without_experts_has_none_to_condense() -> None:
-    assert refused(condense, view(tiny_model("llama")), {1: KEPT[0]}).subject == "1"

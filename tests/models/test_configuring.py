@@ -28,13 +28,9 @@ def nested(depth: int) -> object:
     ("entries", "subject", "value"),
     [
         ({"model_type": ["llama"]}, "", "['llama']"),
-        ({"num_attention_heads": 0}, "", "zero"),
         ({"num_hidden_layers": 0}, "num_hidden_layers", "0"),
         ({"vocab_size": -5}, "vocab_size", "-5"),
         ({"hidden_size": float("nan")}, "config.json", "NaN"),
-        ({"dtype": "float7"}, "", "float7"),
-        ({"architectures": 5}, "architectures", "5"),
-        ({"rope_parameters": 5}, "", "rope_parameters"),
         ({"extra": nested(100)}, "config.json", "64"),
         ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight", ""),
     ],
@@ -57,10 +53,8 @@ def test_what_is_no_configuration_is_refused(folder: Path, text: str):
     ("entries", "subject"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
-        ({"num_experts": 10**9}, "num_experts"),
         ({"hidden_size": 10**9}, "model.embed_tokens.weight"),
         ({"intermediate_size": 10**9}, "model.layers.0.mlp.gate_proj.weight"),
-        ({"vocab_size": 10**12}, "model.embed_tokens.weight"),
         ({"vocab_size": 10**30}, ""),
     ],
 )
@@ -101,12 +95,6 @@ def test_code_that_a_configuration_chooses_is_refused(folder: Path, entries: dic
     said = refused(open_model, str(folder), "float32", "cpu")
     assert said.subject == subject
     assert value in str(said)
-
-
-@pytest.mark.parametrize("kind", [None, "eager"])
-def test_what_torch_has_itself_may_be_chosen(folder: Path, kind: str | None):
-    edit(folder, attn_implementation=kind)
-    assert open_model(str(folder), "float32", "cpu").model.config._attn_implementation == (kind or "sdpa")
 
 
 def test_code_beside_a_known_model_is_never_run(folder: Path):

@@ -6,11 +6,6 @@ from calibrant.models import devices, resolve_device, resolve_dtype
 from tests.models.refused import refused
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float32", "float16", "float64"])
-def test_a_named_dtype_is_taken_as_it_is(name):
-    assert resolve_dtype(name, "cpu") is getattr(torch, name)
-
-
 @pytest.mark.parametrize(
     ("able", "gain", "wanted"),
     [
@@ -26,17 +21,6 @@ def test_auto_is_bfloat16_only_where_the_processor_multiplies_in_it_and_is_faste
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(devices, "bfloat16_gain", lambda: gain)
     assert resolve_dtype("auto", "cpu") is wanted
-
-
-def test_a_processor_without_it_isnt_tried(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    monkeypatch.setattr(devices, "bfloat16_gain", lambda: pytest.fail("tried"))
-    assert resolve_dtype("auto", "cpu") is torch.float32
-
-
-def test_the_gain_is_found_once():
-    assert 0.01 < devices.bfloat16_gain() < 100
-    assert devices.bfloat16_gain() == devices.bfloat16_gain()
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
@@ -57,10 +41,6 @@ def test_the_device_auto_is_the_fastest_there_is(monkeypatch, cuda, mps, wanted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device("auto").type == wanted
-
-
-def test_a_named_device_is_taken_as_it_is():
-    assert resolve_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("given", ["cuda:3", "cpu:1", "cdua", "meta", "cuda:x", ""])

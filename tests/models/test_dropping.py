@@ -38,21 +38,6 @@ def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
     assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
 
 
-def test_the_view_and_the_configuration_follow():
-    model = tiny_model("gemma3")
-    seen = view(model)
-    last = seen.blocks[2].module
-    seen.drop_blocks([0])
-    assert model.config.num_hidden_layers == 2
-    assert model.config.layer_types == ["full_attention", "sliding_attention"]
-    assert [b.name for b in seen.blocks] == ["model.layers.0", "model.layers.1"]
-    assert [b.module.self_attn.layer_idx for b in seen.blocks] == [0, 1]
-    assert seen.blocks[1].module is last
-    model = tiny_model("qwen3_moe", mlp_only_layers=[2])
-    view(model).drop_blocks([0])
-    assert model.config.mlp_only_layers == [1]
-
-
 def test_blocks_that_can_not_go_are_refused_and_nothing_changes():
     model = tiny_model("llama")
     seen, want = view(model), model(IDS).logits

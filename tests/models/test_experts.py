@@ -11,7 +11,6 @@ from calibrant.activations import Routing
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.models import Choices, expert_layers, view
-from calibrant.testing.tiny import tiny_model
 from calibrant.walk import walk_blocks
 
 from tests.models.mixtures_of_experts import KINDS, tiny_mixture
@@ -20,7 +19,6 @@ from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 LENGTHS = (12, 7, 9)
-DENSE_FIRST = ("deepseek_v3", "ernie4_5_moe")
 
 
 def softmax_then_top(logits: Tensor, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -105,30 +103,6 @@ def padded_batch(weighted: bool) -> TokenBatch:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_knows_its_router_and_the_matrices_of_each_expert(kind):
-    model = tiny_mixture(kind)
-    seen = view(model)
-    layers = expert_layers(seen)
-    assert [layer.block for layer in layers] == ([1] if kind in DENSE_FIRST else [0, 1])
-    for layer in layers:
-        assert (layer.count, layer.top_k, layer.matrix.shape) == (8, 2, (8, 32))
-        assert torch.equal(layer.matrix.get(), model.get_submodule(layer.matrix.name).weight)
-        assert layer.matrix.name.startswith(layer.name + ".")
-        assert len(layer.experts) == 8
-        assert {weight.expert for weight in layer.experts[5]} == {5}
-        assert len(layer.experts[5]) == 2
-        assert [w.name.endswith("[5]") for w in layer.experts[5]] == [True, True]
-        assert set(layer.shared).isdisjoint(w for expert in layer.experts for w in expert)
-        assert bool(layer.shared) == (kind in ("qwen2_moe", "deepseek_v3", "llama4_text", "ernie4_5_moe"))
-    inside = {w for layer in layers for expert in layer.experts for w in expert}
-    assert {w for w in seen.weights if w.expert is not None and "attention" not in w.name} == inside
-
-
-def test_a_model_without_experts_has_no_layers_of_them():
-    assert expert_layers(view(tiny_model("llama"))) == ()
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_forward_sends_tokens_where_a_literal_router_does(kind):
     model = tiny_mixture(kind, torch.float64)
     layers = expert_layers(view(model))
@@ -172,16 +146,6 @@ def test_routing_is_what_plain_forwards_and_a_literal_router_come_to(kind, weigh
         assert torch.allclose(found[block].together, together.double(), atol=1e-4)
         assert found[block].tokens == int((batch.weights > 0).sum())
         assert found[block].mass == pytest.approx(float(batch.weights.sum()))
-
-
-def test_choices_are_those_of_the_last_forward_and_nothing_listens_afterwards():
-    model = tiny_mixture("mixtral")
-    layers = expert_layers(view(model))
-    with Choices(layers) as choices, torch.no_grad():
-        model(IDS)
-        model(IDS[:1])
-    assert choices.of(layers[0])[0].shape == (16, 2)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_router_that_is_not_understood_is_named():

@@ -3,24 +3,14 @@
 import struct
 from pathlib import Path
 
-import gguf
 import pytest
 
 from calibrant.models import open_model, open_tokenizer
-from calibrant.models.gguf_file import read_header
 
 from tests.models.refused import refused
 
 HUGE = 2**62
 SAID = f"{HUGE:,}"
-
-
-def test_the_header_says_what_gguf_reads(gguf_file: Path):
-    header, reader = read_header(gguf_file), gguf.GGUFReader(gguf_file)
-    assert {name: tuple(reversed(shape)) for name, shape in header.tensors.items()} == {t.name: tuple(t.shape.tolist()) for t in reader.tensors}
-    names = [name for name, value in header.values.items() if not isinstance(value, list)]
-    assert len(names) > 8
-    assert {name: header.values[name] for name in names} == {name: reader.fields[name].contents() for name in names}
 
 
 def overwritten(file: Path, bad: Path, behind: int | bytes, code: str, value: int) -> Path:
@@ -37,16 +27,11 @@ def overwritten(file: Path, bad: Path, behind: int | bytes, code: str, value: in
     [
         (4, "I", 99, "2 and 3"),
         (8, "Q", HUGE, SAID),
-        (16, "Q", HUGE, SAID),
-        (24, "Q", HUGE, f"a name in it has {SAID}"),
         (b"general.architecture", "I", 77, "77"),
-        (b"general.architecture\x08\0\0\0", "Q", HUGE, SAID),
         (b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0", "Q", HUGE, SAID),
-        (b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0", "Q", 5000, "479"),
         (b"tokenizer.ggml.tokens\x09\0\0\0", "I", 9, "unknown type 9"),
         (b"tokenizer.ggml.scores\x09\0\0\0\x06\0\0\0", "Q", HUGE, "4,114"),
         (b"blk.0.attn_q.weight", "I", 2**31, "blk.0.attn_q.weight"),
-        (b"blk.0.attn_q.weight\2\0\0\0", "Q", HUGE, "156,797,324,626,531,204,768"),
         (b"blk.0.attn_q.weight\2\0\0\0", "Q", 33, "blk.0.attn_q.weight"),
     ],
 )
@@ -63,9 +48,7 @@ def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: i
     [
         (b"llama.block_count", 10**9, "num_hidden_layers"),
         (b"llama.block_count", 2, "blk.2.attn_q.weight"),
-        (b"llama.block_count", 0, "blk.0.attn_q.weight"),
         (b"llama.embedding_length", 10**9, "model.layers.0.self_attn.q_proj.weight"),
-        (b"llama.feed_forward_length", 10**9, "model.layers.0.mlp.gate_proj.weight"),
         (b"llama.vocab_size", 2**31, "model.embed_tokens.weight"),
         (b"llama.attention.head_count", 0, ""),
     ],

@@ -83,22 +83,6 @@ def test_several_shards_are_the_same_bytes(family: str, tmp_path: Path, monkeypa
     assert folder_bytes(tmp_path / "out") == {name: content for name, content in folder_bytes(small).items() if not name.startswith("tokenizer")}
 
 
-def test_a_block_that_two_hold_stays_until_both_let_go(sound: Path) -> None:
-    opened = open_model(str(sound), "float32", on_disk=True)
-    seen_by = view(opened.model, opened.residence)
-    first = seen_by.blocks[0]
-    with seen_by.held(first):
-        first.weights[0].set(torch.zeros(first.weights[0].shape))
-        with seen_by.held(first):
-            assert not first.weights[0].get().any()
-        assert not first.weights[0].get().any(), "read again, though it was there"
-        assert all(parameter.is_meta for parameter in seen_by.blocks[1].module.parameters())
-    opened.residence.changed(0, lambda: first.weights[1].set(torch.ones(first.weights[1].shape)))
-    with seen_by.held(first):
-        assert first.weights[0].get().any(), "what nobody kept is gone"
-        assert bool((first.weights[1].get() == 1).all())
-
-
 def test_what_a_block_lacks_is_named(folder: Path) -> None:
     path, name, odd = folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight", "model.layers.9.odd"
     state = load_file(path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, logging
+from transformers import AutoModelForCausalLM
 
 from calibrant.models import open_model, opening
 from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
@@ -57,17 +57,6 @@ def test_the_digest_covers_weights_and_configuration(folder: Path):
     assert open_model(str(folder), "float32", "cpu").digest != digest
 
 
-def test_nothing_is_printed_and_the_libraries_settings_come_back(sound: Path, capfd: pytest.CaptureFixture[str]):
-    logging.set_verbosity_info()
-    try:
-        open_model(str(sound), "float32", "cpu")
-        assert logging.get_verbosity() == logging.INFO
-        assert logging.is_progress_bar_enabled()
-    finally:
-        logging.set_verbosity_warning()
-    assert capfd.readouterr() == ("", "")
-
-
 def test_threads_that_open_models_leave_no_switch_set(sound: Path):
     with ThreadPoolExecutor(4) as threads:
         opened = list(threads.map(lambda _: open_model(str(sound), "float32"), range(8)))
@@ -104,25 +93,15 @@ def half_of_the_shards(folder: Path) -> None:
     [
         (lambda f: [p.unlink() for p in f.iterdir()], "", "empty"),
         (renamed("pytorch_model.bin"), "", "pytorch_model.bin"),
-        (renamed("tiny.gguf"), "", "tiny.gguf"),
         (unlink(WEIGHTS), "", "*.safetensors"),
-        (unlink("config.json"), "", "config.json"),
         (cut_short, WEIGHTS, ""),
-        (written(WEIGHTS, b"junk" * 100), WEIGHTS, ""),
         (written("config.json", b"{x"), "config.json", "JSON"),
-        (written("config.json", b"[]"), "config.json", "[]"),
         (lambda f: edit(f, model_type="foo"), "", "'foo'"),
-        (lambda f: edit(f, model_type="foo", auto_map={"AutoConfig": "x.Y"}), "", "(foo)"),
-        (lambda f: edit(f, hidden_size="x"), "", "hidden_size"),
-        (lambda f: edit(f, num_attention_heads=5), "", "(5)"),
         (lambda f: edit(f, hidden_size=64), "lm_head.weight", "[259, 64]"),
-        (lambda f: edit(f, num_hidden_layers=4), "model.layers.3.input_layernorm.weight", ""),
         (half_of_the_shards, "model-00002-of-00002.safetensors", ""),
         (lambda f: edit(f, model_type="bert", architectures=["BertForMaskedLM"]), "", "BertForMaskedLM"),
-        (lambda f: edit(f, model_type="t5", architectures=["T5ForConditionalGeneration"]), "", "T5ForConditionalGeneration"),
         (lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}), "", "gptq"),
         (unlink("tokenizer.json", "tokenizer_config.json"), "", "tokenizer"),
-        (written("tokenizer.json", b"{x"), "", "tokenizer"),
     ],
 )
 def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], object], subject: str, value: str):
@@ -144,10 +123,8 @@ def changed(folder: Path, change: Callable[[Tensors], object]) -> str:
     ("name", "kind", "value"),
     [
         ("stranger", torch.float32, ""),
-        ("model.layers.3.mlp.up_proj.weight", torch.float32, ""),
         ("model.layers.1.mlp.up_proj.weight", torch.int8, "I8"),
         ("model.norm.weight", torch.int64, "I64"),
-        ("lm_head.weight", torch.bool, "BOOL"),
         ("lm_head.weight", torch.float8_e4m3fn, "F8_E4M3"),
     ],
 )
@@ -177,11 +154,8 @@ def test_the_masks_and_angles_of_old_files_are_passed_over(folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("given", "value"),
     [
-        ("./nowhere", ""),
         ("nowhere.gguf", ""),
-        ("a/b/c", ""),
         ("", "empty"),
-        ("not an id", ""),
         ("smolm2", "did you mean 'smollm2'"),
         ("HuggingFaceTB/SmolLM2-360M", "did you mean 'smollm2'"),
     ],

@@ -83,14 +83,6 @@ def test_a_model_from_gguf_saves_and_its_tokenizer_comes_back(gguf_file, tmp_pat
     assert tokenizer.chat_template == made.tokenizer.chat_template == TEMPLATE
 
 
-def test_a_model_that_still_remembers_its_gguf_saves_too(gguf_file, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
-    with pytest.raises(ValueError, match="gguf"):
-        model.save_pretrained(tmp_path / "plainly")
-    save(Opened(model, tiny_tokenizer(), "x", "", "", torch.float32), tmp_path / "out", {})
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, model(IDS).logits)
-
-
 @pytest.mark.parametrize(
     ("manifest", "value"),
     [
@@ -188,16 +180,6 @@ def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
     for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2"), b"[]", config):
         path.write_bytes(damaged)
         assert refused(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(path)
-
-
-def test_a_file_of_this_name_that_is_somebody_elses_is_left_aside(tmp_path):
-    save(opened(), tmp_path / "other" / "inner", {"id": "sha256:1"})
-    (tmp_path / "other" / "inner" / "calibrant.json").unlink()
-    (tmp_path / "other" / "calibrant.json").write_text('{"some": "tool"}')
-    open_model(str(tmp_path / "other" / "inner"), "float32", "cpu")
-    (tmp_path / "other" / "calibrant.json").write_text('{"some": "to')
-    said = refused(open_model, str(tmp_path / "other" / "inner"), "float32", "cpu")
-    assert said.subject == str(tmp_path / "other" / "calibrant.json")
 
 
 @pytest.mark.parametrize(

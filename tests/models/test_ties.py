@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from calibrant.models import Snapshot, overwrite, view
+from calibrant.models import overwrite, view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.refused import refused
@@ -36,30 +36,6 @@ def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
     again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, changed)
     assert not torch.equal(again.get_output_embeddings().weight, again.get_input_embeddings().weight)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_untying_is_undone_by_a_snapshot(family, tmp_path):
-    model = tiny_model(family, tie_word_embeddings=True)
-    seen, config = view(model), model.config.to_dict()
-    snapshot, embedding = Snapshot.of(seen), model.get_input_embeddings().weight
-    seen.untie()
-    assert snapshot.bytes() == 0
-    snapshot.restore()
-    assert model.get_output_embeddings().weight is embedding
-    assert model.config.to_dict() == config
-    assert len(seen.tied) == 1
-    assert {d.name: d.reason for d in seen.dense}[head_name(model)] == "head, tied to the embedding"
-    want = model(IDS).logits
-    assert torch.equal(reopened(model, tmp_path / "out")(IDS).logits, want)
-
-
-def test_a_head_of_its_own_is_left_alone():
-    model = tiny_model("llama")
-    seen, before = view(model), model.get_output_embeddings().weight
-    assert seen.tied == ()
-    assert not seen.untie()
-    assert model.get_output_embeddings().weight is before
 
 
 def test_a_model_without_a_head_is_refused():

@@ -6,11 +6,9 @@ from torch import nn
 
 from calibrant.errors import NumericsError
 from calibrant.models import check_finite, view
-from calibrant.testing.tiny import FAMILIES, tiny_model
+from calibrant.testing.tiny import tiny_model
 
-from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.refused import refused
-from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 
@@ -29,56 +27,6 @@ def test_what_is_left_dense_is_listed_with_its_reason():
     assert found["head"] == {"lm_head.weight"}
     assert "model.norm.weight" in found["norm or bias (one-dimensional)"]
     assert len(found) == 4
-
-
-def test_heads_projections_and_convolutions_are_listed_too():
-    found = reasons(view(tiny_model("gpt2")))
-    assert found["head, tied to the embedding"] == {"lm_head.weight"}
-    assert found["embedding"] == {"transformer.wte.weight", "transformer.wpe.weight"}
-    found = reasons(view(tiny_model("opt", word_embed_proj_dim=16)))
-    assert found["outside the blocks"] == {"model.decoder.project_in.weight", "model.decoder.project_out.weight"}
-    model = tiny_model("llama")
-    model.model.layers[0].mlp.conv = nn.Conv1d(4, 4, 3)
-    assert {"model.layers.0.mlp.conv.weight"} in [names for reason, names in reasons(view(model)).items() if "Conv1d" in reason]
-
-
-def test_the_biases_of_stored_experts_are_listed_and_transposed_experts_shown_as_used():
-    seen = view(tiny_mixture("gpt_oss"))
-    assert len(reasons(seen)["bias of the experts"]) == 2 * 2
-    expert = next(w for w in seen.weights if w.name.endswith("gate_up_proj[5]"))
-    assert expert.transposed
-    assert expert.shape == (128, 32)
-    model = tiny_model("mixtral")
-    model.set_experts_implementation("batched_mm")
-    view(model)
-    assert model.config._experts_implementation == "eager", "one product each"
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
-def test_setting_a_matrix_changes_the_model_and_nothing_else(family):
-    model = tiny_model(family)
-    seen = view(model)
-    weight = seen.weights[-1]
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    wanted = torch.arange(weight.shape[0] * weight.shape[1], dtype=torch.float32).reshape(weight.shape)
-    weight.set(wanted)
-    assert torch.equal(weight.get(), wanted)
-    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
-    assert len(changed) == 1
-    stored = dict(model.named_parameters())[changed[0]]
-    inside = stored if weight.expert is None else stored[weight.expert]
-    assert torch.equal(inside, wanted.T if family == "gpt2" else wanted)
-    if weight.expert is not None:
-        assert torch.equal(stored[: weight.expert], before[changed[0]][: weight.expert])
-
-
-def test_a_matrix_is_a_view_and_is_known_by_where_it_lies():
-    model = tiny_model("mixtral")
-    seen = view(model)
-    expert = next(w for w in seen.weights if w.name == "model.layers.1.mlp.experts.down_proj[7]")
-    assert expert.address == model.model.layers[1].mlp.experts.down_proj[7].data_ptr() == expert.get().data_ptr()
-    assert not expert.get().requires_grad
-    assert len({w.address for w in seen.weights}) == len(seen.weights)
 
 
 def test_another_shape_is_refused():
@@ -102,19 +50,6 @@ def test_memory_that_is_shared_is_shown_once_left_dense_or_refused():
     assert reasons(seen)["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
     layers[0].self_attn.o_proj.weight.data = buffer[16:48]
     assert refused(view, model).subject == "model.layers.0.self_attn.o_proj"
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_base_runs_the_blocks_and_not_the_head(family):
-    model = tiny_model(family)
-    seen, ran = view(model), []
-    hooks = [b.module.register_forward_hook(lambda *_, i=b.index: ran.append(i)) for b in seen.blocks]
-    hooks.append(model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("head")))
-    hidden = seen.base(input_ids=IDS, attention_mask=torch.ones_like(IDS), use_cache=False).last_hidden_state
-    assert ran == [0, 1, 2]
-    for hook in hooks:
-        hook.remove()
-    assert hidden.shape == (2, 16, 32)
 
 
 def test_a_model_without_a_head_is_its_own_base_and_one_that_can_not_leave_it_out_is_refused():

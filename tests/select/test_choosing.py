@@ -1,7 +1,6 @@
 """The seam between selectors and all else: pools, draws, nesting, what is kept, and what is refused; with a selector that picks by length."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +97,8 @@ def drawn(text: str, seed: int = 0, tokens: int = 60) -> list[Row]:
     "text",
     [
         "shortest(source='corpus.jsonl')",
-        "shortest(source='problems.jsonl', candidates=4):cot",
         "shortest(source='corpus.jsonl + problems.jsonl:cot')@one",
         "0.5*made + 0.5*shortest(source='corpus.jsonl')",
-        "mix(a=made, b=shortest(source='corpus.jsonl'), weight=0.3)",
-        "shortest(source=made)",
     ],
 )
 def test_its_text_reads_back_and_it_chooses_again_what_it_chose(text: str) -> None:
@@ -131,26 +127,6 @@ def test_rows_keep_their_fields_unless_a_format_is_named_within() -> None:
     with pytest.raises(DataError) as caught:
         CalibrationSet("shortest(source='problems.jsonl:cot'):cot")
     assert caught.value.subject == "shortest(source='problems.jsonl:cot')"
-
-
-def test_a_part_of_a_sum_is_wanted_for_its_share() -> None:
-    chosen = resolved(CalibrationSet("0.25*made + 0.75*corpus.jsonl", tokens=80, length=32), TOKENIZER)
-    assert [part["note"] for part in chosen.tokens(TOKENIZER).facts["parts"]] == ["20 tokens wanted", ""]
-
-
-@pytest.mark.parametrize(
-    ("spec", "origins"),
-    [
-        ("shortest(source='0.2*corpus.jsonl + 0.8*problems.jsonl:cot')", {"corpus": 2, "problems": 8}),
-        ("shortest(source=made, candidates=15)", {"made": 15}),
-    ],
-)
-def test_weights_within_share_the_candidates_out(spec: str, origins: dict[str, int]) -> None:
-    source = resolved(CalibrationSet(spec, tokens=64, length=32), TOKENIZER).parts[0].source
-    assert isinstance(source, Shortest)
-    texts = [row.text or "" for row in source.for_draw(0).rows]
-    found = Counter("made" if text.startswith("draw") else "problems" if text.startswith("Question") else "corpus" for text in texts)
-    assert found == origins
 
 
 def test_how_many_draws_are_disjoint_is_known_without_a_model_and_beyond_them_overlap_is_counted() -> None:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from calibrant.errors import DataError
-from calibrant.select._embedding import clustered, embedded, tfidf
-from calibrant.select._reading import beginnings, pooled
+from calibrant.select._embedding import tfidf
 
-from tests.select.contexts import built, check_order, context, opened, pieces
+from tests.select.contexts import built, check_order, context
 
 THEMES = ["ships sail the wide sea", "numbers add up to sums", "cats and dogs eat meat", "rain falls on green hills"]
 KNOWN = [f"{theme} {theme} again" for theme, count in zip(THEMES, (40, 9, 6, 5), strict=True) for _ in range(count)]
@@ -26,31 +25,6 @@ def test_clusters_that_are_plain_give_the_same_number_each_and_draws_differ() ->
         assert Counter(SUBJECT[one] for one in orders[0][:taken]) == dict.fromkeys(range(4), taken // 4)
     assert {SUBJECT[one] for one in orders[0][32:]} == {0}, "used up clusters were not passed over"
     assert len({tuple(order) for order in orders}) == 3
-
-
-def test_the_model_tells_languages_apart() -> None:
-    languages = np.repeat([0, 1], 30)
-    several = [*pieces("python_docs", 30), *pieces("python_code", 30)]
-    labels, _ = clustered(embedded(built("cluster(source=python_docs)"), several, "model", "", context()), 6, 0)
-    purity = sum(np.bincount(languages[labels == label]).max() for label in range(6)) / len(labels)
-    assert purity > 0.75  # of a choice by chance: about 0.65
-
-
-def entropy(labels: np.ndarray) -> float:
-    shares = np.bincount(labels)[np.unique(labels)] / len(labels)
-    return float(-(shares * np.log(shares)).sum())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rare", ["python_code", "arithmetic"])
-def test_a_set_covers_clusters_that_it_was_not_chosen_by_more_evenly_than_chance(rare: str) -> None:
-    """EvoP's claim for CCDS, in a pool of two languages at 90 to 10: by clusters of the states of all layers, where the choice is by the last."""
-    several = [*pieces("python_docs", 180), *pieces(rare, 20)]
-    other, _ = clustered(pooled(opened(), beginnings(several, context().tokenizer, 120), "all").double().numpy(), 16, 999)
-    by_cluster = [other[built("cluster(source=python_docs, k=8)").order(several, context(draw, 120))[0][:16]] for draw in range(6)]
-    by_chance = [other[np.random.default_rng(seed).permutation(200)[:16]] for seed in range(40)]
-    assert np.mean([entropy(one) for one in by_cluster]) > np.mean([entropy(one) for one in by_chance]) + 0.05
-    assert np.mean([len(set(one)) for one in by_cluster]) > np.mean([len(set(one)) for one in by_chance])
 
 
 def test_tfidf_is_what_its_sentence_says() -> None:

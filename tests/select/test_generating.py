@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from calibrant.select._generating import (
     GenerationRequest,
     Sampling,
     filter_texts,
-    looped,
     pick,
     selection,
     write,
@@ -140,39 +138,9 @@ def test_tokens_without_a_text_are_not_written() -> None:
         assert (max(token for draft in drafts for token in draft.ids) < 100) == within
 
 
-WEEK = [11, 12, 13, 14, 15, 16, 17]
-LOOPS = [
-    [7] * 100,
-    [*range(60), *[7] * 24],
-    [*range(90), *WEEK * 4],
-    [*[1, 2, 3, 4] * 20, *range(10, 15)],  # by distinct-3 alone: its end is something else
-]
-NO_LOOPS = [
-    [],
-    [7],
-    [*range(100)],
-    [*range(60), *[7] * 23],
-    [*range(90), *WEEK * 3, *WEEK[:6]],
-    [*range(90), *WEEK * 3, 5],
-]
-
-
-def test_a_loop_is_what_repeats_to_its_end_or_nearly_everywhere() -> None:
-    assert [looped(ids) for ids in LOOPS] == [True] * len(LOOPS)
-    assert [looped(ids) for ids in NO_LOOPS] == [False] * len(NO_LOOPS)
-
-
 def drafted(nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None) -> list[GeneratedText]:
     several = ids or [range(40)] * len(nats)
     return [GeneratedText(Draft(tuple(own), nat), f"text {i}", 40) for i, (nat, own) in enumerate(zip(nats, several, strict=True))]
-
-
-@pytest.mark.parametrize("count", [1, 5, 35, 100])
-@pytest.mark.parametrize("drop", [0.0, 0.07, 0.2, 0.5])
-def test_exactly_the_share_that_was_asked_for_goes(count: int, drop: float) -> None:
-    nats = np.random.default_rng(count).permutation(count).astype(float).tolist()
-    exact = -(-int(Fraction(str(drop)) * 100) * count // 100)  # 0.2 * 35 is a little more than 7 in floating point
-    assert filter_texts(drafted(nats), drop).places == tuple(i for i in range(count) if nats[i] < count - exact)
 
 
 def test_of_equals_the_later_goes_first_and_loops_and_copies_go_besides() -> None:
@@ -248,17 +216,6 @@ def test_another_question_is_kept_apart(own_cache: Path) -> None:
         keys += [row.key for row in selection(SelfCal(), replace(small(), **change), writing()).rows]
         assert len([path for path in kept_files(own_cache) if path.is_dir()]) == number
     assert len(set(keys)) == len(keys), "it drew by the same chance"
-
-
-def test_enough_is_written_and_not_much_more() -> None:
-    told: list[tuple[str, int, int]] = []
-    given = small(500, progress=lambda *step: told.append(step))
-    found = selection(SelfCal(), given, writing(batch=16, length=32))
-    tokens = sum(len(given.tokenizer(row.text)["input_ids"]) for row in found.rows)
-    assert 1.05 * 500 <= tokens <= 1.5 * 500
-    assert f" {len(found.rows)} " in found.note
-    assert told[-1][1:] == (500, 500)
-    assert all(0 < done <= 500 for _, done, _ in told)
 
 
 def test_it_gives_up_where_nothing_is_left_or_a_text_is_longer_than_the_model_sees() -> None:

@@ -1,12 +1,10 @@
 """Little repetition on every level of perplexity."""
 
-import math
 from collections import Counter
 
 import pytest
 
 from calibrant.select._reading import nats
-from calibrant.select.igsp import repetition
 from calibrant.testing import tiny_tokenizer
 
 from tests.select.contexts import built, check_order, context, opened, pieces
@@ -37,11 +35,3 @@ def test_each_turn_takes_the_least_repetitive_of_each_level(strata: int) -> None
             least = min(slow_repetition(ids[i]) for i in level)
             assert slow_repetition(ids[one]) == pytest.approx(least)
             level.remove(one)
-
-
-def test_repetition_is_the_share_of_runs_that_came_before() -> None:
-    assert repetition([1, 2, 3, 4, 5]) == 0
-    assert repetition([7] * 10) == pytest.approx(6 / 7)
-    assert repetition([1, 2, 3, 4] * 3) == pytest.approx(slow_repetition([1, 2, 3, 4] * 3))
-    assert math.isnan(repetition([1, 2, 3, 4]))
-    assert math.isnan(repetition([]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calibrant.models import Opened
-from calibrant.select._reading import TEXTS_AT_ONCE, beginnings, nats, pooled, tokenised
+from calibrant.select._reading import nats, pooled
 from calibrant.testing import FAMILIES, tiny_model, tiny_tokenizer
 
 from tests.usual import usually
@@ -33,12 +33,6 @@ def slow_nats(family: str, ids: list[int]) -> float:
 @pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gpt2", "qwen3_moe"}))
 def test_nats_are_those_of_each_sequence_alone(family: str) -> None:
     assert nats(opened(family), SEQUENCES) == pytest.approx([slow_nats(family, ids) for ids in SEQUENCES], rel=1e-5, nan_ok=True)
-
-
-def test_nats_of_bfloat16_are_near_and_summed_in_more() -> None:
-    found = nats(opened(dtype=torch.bfloat16), SEQUENCES)
-    assert found == pytest.approx(nats(opened(), SEQUENCES), rel=0.02, nan_ok=True)
-    assert any(loss != float(torch.tensor(loss).bfloat16()) for loss in found if not math.isnan(loss))
 
 
 def states(model: Any, ids: list[int]) -> tuple[list[Tensor], Tensor]:
@@ -71,22 +65,3 @@ def test_pooled_are_the_means_that_spies_see() -> None:
         torch.testing.assert_close(one.double(), head.mean(0), rtol=1e-4, atol=1e-5)
         means = [state.mean(0) for state in (*blocks[:-1], head)]
         torch.testing.assert_close(all_of_it.double(), torch.cat([mean / mean.norm() for mean in means]), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES, {"opt", "gemma3"}))
-@pytest.mark.parametrize("layers", ["last", "all"])
-def test_padding_changes_nothing(family: str, layers: Any) -> None:
-    model = opened(family)
-    alone = torch.cat([pooled(model, [ids], layers) for ids in SEQUENCES if ids])
-    together = pooled(model, SEQUENCES, layers)[[i for i, ids in enumerate(SEQUENCES) if ids]]
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-
-
-def test_beginnings_are_those_of_the_whole_text() -> None:
-    tokenizer = tiny_tokenizer()
-    several = ["", "short", "x" * 15, "y" * 16, "z" * 17, "longer than a window by far " * 50, "é" * 100]
-    whole = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in several]
-    assert tokenised(several, tokenizer) == whole
-    many = several * (TEXTS_AT_ONCE // len(several) + 2)
-    assert tokenised(many, tokenizer) == whole * (TEXTS_AT_ONCE // len(several) + 2)
-    assert beginnings(several, tokenizer, 16) == [ids[:16] for ids in whole]

@@ -41,42 +41,28 @@ def test_without_the_model_that_it_needs_it_says_so(spec: str) -> None:
     assert caught.value.subject == str(selector)
 
 
-@pytest.mark.parametrize("spec", COUNTING)
-def test_what_counts_words_needs_no_model(spec: str) -> None:
-    assert not selectors.build(spec).needs_model
-
-
 REFUSED = [
     *((f"{name}(source=python_docs, candidates=0)", "candidates") for name in ("cluster", "cola", "igsp", "least_perplexity", "longest", "zipcal")),
-    ("longest(source=python_docs, candidates=-1)", "candidates"),
-    ("longest(source=random_tokens)", "random_tokens"),
     ("longest(sauce=python_docs)", "sauce"),
+    ("longest(source=random_tokens)", "random_tokens"),
     ("longes(source=python_docs)", "longes"),
     ("cluster(source=python_docs, k=0)", "k"),
     ("cluster(source=python_docs, embed=words)", "words"),
     ("cola(source=python_docs, k=0)", "k"),
-    ("cola(source=python_docs, project=0)", "project"),
     ("igsp(source=python_docs, strata=0)", "strata"),
     ("zipcal(source=python_docs, pool=0)", "pool"),
     ("similar(source=python_docs, to=python_code, candidates=0)", "candidates"),
-    ("similar(source=python_docs, to=python_code, embed=ids)", "ids"),
     ("similar(source=python_docs, to=random_tokens)", "random_tokens"),
     ("similar(source=python_docs, to='longest(source=python_docs)')", "longest(source=python_docs)"),
     ("similar(source=python_docs)", "to"),
     ("similar(source=python_docs, to=nowhere)", "nowhere"),
     ("selfcal(t_initial=0.0)", "t_initial"),
-    ("selfcal(t_final=-1.0)", "t_final"),
-    ("selfcal(steps=-1)", "steps"),
-    ("selfcal(top_k=-2)", "top_k"),
-    ("selfcal(top_p=1.5)", "top_p"),
     ("selfcal(repetition_penalty=0.0)", "repetition_penalty"),
     ("selfcal(batch=0)", "batch"),
     ("selfcal(max_tokens=0)", "max_tokens"),
     ("selfcal(prefix=wikipedia)", "prefix"),
     ("selfgen(prefix_tokens=0)", "prefix_tokens"),
-    ("selfgen(temperature=0)", "temperature"),
     ("selfgen(drop=1.0)", "drop"),
-    ("selfgen(candidates=0)", "candidates"),
     ("selfgen(loops=maybe)", "loops"),
     ("selfgen(max_tokens=2)", "max_tokens"),
     ("selfgen(prefix='c4 + pile')", "c4 + pile"),

@@ -4,13 +4,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
 from calibrant.errors import DataError
 from calibrant.select import resolved
@@ -20,7 +18,6 @@ from calibrant.select.selfgen import SelfGen
 from calibrant.testing import tiny_tokenizer
 
 from tests.select.contexts import context, opened
-from tests.trained import trained_folder
 
 PLAIN = SelfGen(prefix="python_docs")
 
@@ -79,13 +76,6 @@ def test_each_draw_has_prefixes_of_its_own(mine: Path) -> None:
     assert all(prefix.isdigit() for found in drawn for prefix in found)
 
 
-def test_where_prefixes_are_used_up_each_is_continued_again(mine: Path) -> None:
-    found = SelfGen(prefix=str(mine), candidates=2, max_tokens=24).select(replace(context(), tokens=240))
-    assert len(found.rows) > 4
-    assert len({row.text[:2] for row in found.rows}) == 2
-    assert len({row.text for row in found.rows}) == len(found.rows)
-
-
 def test_it_stands_where_a_source_stands() -> None:
     asked = CalibrationSet("0.5*selfgen(prefix=python_docs, max_tokens=40)@many(separator=' ') + 0.5*python_code", tokens=200, length=64)
     batch = resolved(asked, opened()).tokens(tiny_tokenizer())
@@ -104,32 +94,3 @@ def test_rows_that_are_too_short_are_passed_over_and_windows_as_short_as_a_prefi
     with pytest.raises(DataError) as caught:
         replace(PLAIN, prefix_tokens=8).select(context(length=8))
     assert caught.value.subject == "length"
-
-
-@cache
-def written() -> list[list[int]]:
-    """Texts like what the model writes: those of another draw."""
-    return encoded(PLAIN.select(replace(context(draw=17), tokens=3000)).rows)
-
-
-def damaged(expression: str, sparsity: float, draws: int) -> float:
-    """The loss on `written` of the model pruned by a set: nats per token, the mean over draws."""
-    weights, several = [len(ids) - 1 for ids in written()], []
-    for draw in range(draws):
-        done = prune(str(trained_folder()), expression, "wanda", sparsity, samples=16, length=128, seed=draw, dtype="float32", device="cpu")
-        several.append(sum(w * nat for w, nat in zip(weights, nats(done.opened, written()), strict=True)) / sum(weights))
-    return mean(several)
-
-
-@pytest.mark.slow
-def test_pruned_by_what_it_writes_it_loses_less_of_it_and_the_more_is_pruned_the_more() -> None:
-    """The paper's claim, on the tiny model. It holds for prose and Python; with the prefixes of word problems it held up to 60 % only."""
-    gaps = [damaged("python_docs", s, 2) - damaged("selfgen(prefix=python_docs)", s, 2) for s in (0.5, 0.7)]
-    assert gaps[1] > 0
-    assert gaps[1] > gaps[0]
-
-
-@pytest.mark.slow
-def test_hot_and_unfiltered_text_has_no_advantage() -> None:
-    hot = "selfgen(prefix=python_docs, temperature=4.0, top_k=0, top_p=1.0, repetition_penalty=1.0, drop=0.0, loops='keep')"
-    assert damaged(hot, 0.7, 1) >= damaged("python_docs", 0.7, 1)

@@ -41,17 +41,6 @@ def test_cosine_to_the_mean_of_the_target(ships: str) -> None:
     assert set(order[-2:]) == {0, 2}
 
 
-PAIRS = [("arithmetic", "python_docs"), ("python_docs", "arithmetic"), ("python_code", "arithmetic")]
-SLOW = [pytest.param(embed, *pair, marks=pytest.mark.slow) for embed in ("tfidf", "model") for pair in PAIRS]
-
-
-@pytest.mark.parametrize(("embed", "to", "beside"), [("tfidf", "python_docs", "python_code"), *SLOW])
-def test_data_like_my_task(embed: str, to: str, beside: str) -> None:
-    several = [*pieces(beside, 54), *pieces(to, 6)]
-    order = check_order(built(f"similar(source=python_docs, to={to}, candidates=60, embed={embed})"), several, context())
-    assert sum(one >= 54 for one in order[:6]) >= 3  # by chance 0.6
-
-
 def test_by_the_model_it_is_the_cosine_from_the_middle_of_the_pool() -> None:
     selector = built("similar(source=python_docs, to=python_code, candidates=20, embed=model)")
     order = check_order(selector, POOL, context())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibrant.select.zipcal import covering, normalised, types_of
+from calibrant.select.zipcal import covering, types_of
 from calibrant.testing import tiny_tokenizer
 
 from tests.select.contexts import built, check_order, context, pieces
@@ -35,39 +35,9 @@ def test_it_is_the_slow_greedy(seed: int, pool: int) -> None:
     assert fast == slowly([set(own.tolist()) for own in texts], pool, np.random.default_rng([seed, 1]))
 
 
-def test_fewer_texts_hold_everything_than_in_the_given_order() -> None:
-    several = [*pieces("python_docs", 60), *pieces("python_code", 40)]
-    types = [set(own.tolist()) for own in types_of(several, tiny_tokenizer(), 128)]
-    order, note = built("zipcal(source=python_docs)").order(several, context(model=False))
-    everything = set[int]().union(*types)
-
-    def needed(of: list[int]) -> int:
-        return next(n for n in range(len(of) + 1) if set[int]().union(*(types[i] for i in of[:n])) == everything)
-
-    assert needed(list(order)) < needed(list(range(100))) / 2
-    assert str(needed(list(order))) in note
-
-
 def test_types_are_of_letters_without_case_and_of_no_spaces() -> None:
     found = types_of(["Aa B", "b a", " \n", "", "ab" * 50 + "c"], tiny_tokenizer(), 100)
     assert [own.tolist() for own in found] == [[0, 1], [0, 1], [], [], [0, 1]]
-
-
-@pytest.mark.parametrize(
-    ("spelt", "token", "found"),
-    [
-        (" The", "ĠThe", "the"),
-        ("the", "▁the", "the"),
-        ("##ing", "##ing", "ing"),
-        ("##", "##", "##"),
-        ("###", "###", "###"),
-        ("  ", "ĠĠ", ""),
-        ("\ufffd", "Ã", "Ã"),
-        ("Straße", "StraÃŁe", "strasse"),
-    ],
-)
-def test_a_type_has_neither_case_nor_mark(spelt: str, token: str, found: str) -> None:
-    assert normalised(spelt, token) == found
 
 
 def test_a_small_pool_is_drawn_anew_for_each_draw() -> None:

@@ -6,10 +6,7 @@ import pytest
 
 from calibrant.errors import TargetError
 from calibrant.targets import (
-    NofM,
-    Removal,
     Share,
-    Sparsity,
     Target,
     kinds,
     parse_target,
@@ -34,11 +31,6 @@ class Rank(Target):
     def __str__(self):
         return f"rank={self.size}"
 """
-
-
-def test_kinds_of_a_kind():
-    assert kinds((Removal,)) == [Sparsity, NofM]
-    assert kinds((Sparsity, Share)) == [Sparsity, Share]
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -66,13 +66,6 @@ def test_every_floating_type_gives_the_same_mask(target: Target, dtype: torch.dt
     assert torch.equal(target.keep(tied((9, 48), 7, dtype), "row"), target.keep(tied((9, 48), 7), "row"))
 
 
-def test_a_transposed_view_is_read_as_it_is_shown():
-    scores = tied((12, 24), 5)
-    view = scores.T.contiguous().T
-    for target in (Sparsity(0.4), NofM(2, 4), NofM(2, 12)):
-        assert torch.equal(target.keep(view, "matrix"), target.keep(scores, "matrix"))
-
-
 def test_infinite_scores_stay_longest():
     scores = torch.tensor([[math.inf, 1.0, math.inf, -math.inf]])
     assert keep_highest(scores, 2).tolist() == [[True, False, True, False]]

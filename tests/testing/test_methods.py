@@ -122,15 +122,6 @@ class Posing(Plain):
 
 
 @dataclass(frozen=True, repr=False)
-class Random(MatrixMethod):
-    updates: ClassVar[bool] = True
-
-    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
-        keep: Any = removal(target).keep(weight.abs())
-        return Compressed((weight + torch.rand(()) * 1e-3).masked_fill(~keep, 0))
-
-
-@dataclass(frozen=True, repr=False)
 class Elsewhere(MatrixMethod):
     accepts: ClassVar[tuple[type[Target], ...]] = ()
 
@@ -145,7 +136,6 @@ class Elsewhere(MatrixMethod):
         (Untold(secret=1), HALF, "untold", "read back"),
         (Plain(), HALF, "Plain", "plain = "),
         (Posing(), HALF, "wanda", ":Posing"),
-        (Random(), HALF, "Random", "the same arguments"),
         (RoundToNearest(), HALF, "0.5", "a grid"),
         (Elsewhere(), None, "Elsewhere", "w4g8"),
     ],
