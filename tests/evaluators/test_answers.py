@@ -34,15 +34,6 @@ def test_numbers(text: str, expected: list[Fraction | int]) -> None:
     assert [number.value for number in numbers(text)] == expected
 
 
-@settings(max_examples=30)
-@given(st.integers(-(10**12), 10**12), st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
-def test_numbers_come_back(whole: int, decimal: object) -> None:
-    assert [n.value for n in numbers(str(whole))] == [whole]
-    assert [n.value for n in numbers(f"it costs {whole:,} dollars.")] == [whole]
-    assert str(numbers(str(whole))[0]) == str(whole)
-    assert [n.value for n in numbers(f"{decimal}")] == [Fraction(str(decimal))]
-
-
 @settings(max_examples=50)
 @given(st.text(max_size=300))
 def test_any_text_can_be_read(text: str) -> None:

@@ -18,7 +18,7 @@ from calibrant.compress import prune, room
 from calibrant.errors import InputError, SpecError
 from calibrant.evaluators import _measuring, evaluators
 from calibrant.evaluators._room import left_on_disk
-from calibrant.models import on_disk, open_model, outlined
+from calibrant.models import open_model, outlined
 from calibrant.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 
@@ -78,24 +78,6 @@ def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path
 
 def without_floor(one: Measurement) -> dict[str, Any]:
     return {name: value for name, value in one.score.facts.items() if not name.startswith("floor")}
-
-
-def test_one_block_is_in_memory_at_a_time(texts: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=3))
-    seen: list[int] = []
-    load = on_disk.Parts.load
-
-    def watched(self: Any, model: Any, index: int, wanted: Any) -> None:
-        layers = model.get_submodule(self.layers)
-        assert all(p.is_meta for block in layers for p in block.parameters()), "a block is read when all others are let go"
-        load(self, model, index, wanted)
-        seen.append(index)
-
-    monkeypatch.setattr(on_disk.Parts, "load", watched)
-    with blocks_on_disk():
-        evaluate(folder, f"loss(source={texts!r}, tokens=100, length=32)", dtype="float32", memory=1000.0)
-    assert seen == [0, 1, 2] * (len(seen) // 3)
-    assert seen
 
 
 def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

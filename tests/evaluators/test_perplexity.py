@@ -14,11 +14,9 @@ from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.perplexity import Perplexity, joined_rows
 from calibrant.models import Opened
 from calibrant.outcomes import Journal
-from calibrant.testing import FAMILIES, tiny_model
 
 from tests.data.conftest import byte_tokenizer
 from tests.evaluators.refusals import overflowing, refused
-from tests.usual import usually
 
 LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
 
@@ -134,15 +132,6 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
     whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     assert whole.outcomes == loss.outcomes, "without a stride and a start token that is the loss"
     assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, family: str) -> None:
-    model = tiny_model(family, torch.float64)
-    measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(Subject(model, opened.tokenizer))
-    ids = opened.tokenizer("\n\n".join(documents(texts))).input_ids
-    nats, tokens, _ = strided(model, ids[: 12 + 3 * (measured.score.n - 1)], 12, 3)
-    assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
 
 
 def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ from calibrant.evaluators import evaluate, evaluators
 from calibrant.models import Opened
 from calibrant.testing import tiny_gguf
 
-from tests.evaluators.refusals import overflowing
-
 
 @pytest.mark.parametrize(
     ("spec", "subject", "sentence"),
@@ -84,9 +82,3 @@ def test_what_a_file_cannot_be_measured_with(tmp_path: Path, asked: dict[str, ob
     with pytest.raises(InputError) as caught:
         evaluate(str(file), "loss(source=python_docs, tokens=64, length=32)", **asked)
     assert sentence in str(caught.value)
-
-
-def test_outputs_that_are_not_finite(texts: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        evaluate(overflowing(), f"loss(source='{texts}', tokens=64, length=32)")
-    assert "the model's outputs aren't finite" in str(caught.value)

@@ -2,4 +2,4 @@
 
 from tests.data.conftest import forgetful, jsonl, letters, no_mirror, real_mirror, started
 
-__all__ = ["forgetful", "jsonl", "letters", "no_mirror", "real_mirror", "smollm2", "started"]
+__all__ = ["forgetful", "jsonl", "letters", "no_mirror", "real_mirror", "started"]

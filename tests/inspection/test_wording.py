@@ -75,11 +75,6 @@ def test_a_rule_says_what_is_wrong_and_what_to_type(name: str, change: Change, t
         rest = rest.partition(piece.strip())[2]
 
 
-def test_every_rule_has_its_row() -> None:
-    assert {name for name, _, _ in SPOKEN} == {rule.name for rule in RULES}
-    assert len({rule.name for rule in RULES}) == len(RULES)
-
-
 @pytest.mark.parametrize(
     ("asked", "error", "subject", "sentence"),
     [

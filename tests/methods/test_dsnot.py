@@ -102,17 +102,3 @@ def test_outputs_lose_less_on_average_and_the_notes_say_how_much(target: Target)
     changed = ((before.weight != 0) & (after.weight == 0)).sum(1).double().mean()
     assert after.notes["swaps"] == pytest.approx(float(changed), rel=1e-4)
     assert changed > 1
-
-
-def test_without_swaps_and_of_inputs_whose_mean_is_zero_it_is_the_start():
-    weight, x = torch.randn(8, 32), inputs(60, 32, torch.float32)
-    for method, given in ((DSnoT(swaps=0), x), (DSnoT(tolerance=1e-4), torch.cat([x, -x]))):
-        assert torch.equal(*(one.compress(weight, seen_of(given), Sparsity(0.5)).weight for one in (method, Wanda())))
-
-
-def test_token_weights_count():
-    weight, x = torch.randn(20, 32, dtype=torch.float64), inputs(30, 32)
-    repeated = DSnoT().compress(weight, seen_of(torch.cat([x, x[:10]])), Sparsity(0.5)).weight
-    counted = torch.ones(30, dtype=torch.float64)
-    counted[:10] = 2
-    assert torch.equal(DSnoT().compress(weight, seen_of(x, counted), Sparsity(0.5)).weight, repeated)

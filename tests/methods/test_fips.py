@@ -135,15 +135,6 @@ def test_it_loses_more_the_more_goes_and_a_look_at_the_inputs_pays_on_text_that_
     assert mean_loss("svd", 0.4) < mean_loss("svd(aware=false)", 0.4)
 
 
-def test_shared_and_sparse_beside_thin_and_dense():
-    """At equal numbers, and at equal bits, on text that wasn't seen; and blocks that share beside such as lie apart."""
-    found = [mean_loss(way, 0.4) for way in ("fips", "fips(indices=true)", "svd")]
-    assert found == sorted(found), found
-    assert found[0] == pytest.approx(mean_loss("fips(distant=true)", 0.4), rel=0.25), "of four blocks none lies far from another"
-    _, record, _ = factorised("fips(indices=true)", 0.3)
-    assert stored_bits(record.weights) == pytest.approx(0.7 * 32, abs=0.01)
-
-
 @pytest.mark.parametrize("dtype", usually(["bfloat16", "float32"], ["bfloat16"]))
 def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str):
     done = prune(str(folder), "python_docs", "fips", "numbers 0.4", tmp_path / "out", **{**SMALL, "dtype": dtype})

@@ -1,17 +1,15 @@
 """What methods say when they are asked for what they can't do: the sentences that a user most likely meets, each in one place."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from calibrant.activations import Gram, Seen
-from calibrant.compress import Recipe, prune
+from calibrant.compress import Recipe
 from calibrant.errors import InputError, NumericsError
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.targets import Sparsity
-from calibrant.testing import tiny_folder
 
 from tests.methods.matrices import seen_of, spoilt
 
@@ -40,28 +38,6 @@ from tests.methods.matrices import seen_of, spoilt
 def test_what_cannot_be_asked_is_one_sentence(method: str, target: float | str, sentence: str):
     with pytest.raises(InputError) as refused:
         Recipe.parse(method, target)
-    assert sentence in str(refused.value)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("llama") / "model")
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "sentence"),
-    [
-        ("cd_moe", 0.5, "cd_moe condenses experts, and LlamaForCausalLM has none; choose a method for dense models"),
-        ("fips(group=2)", 0.3, "fips(group=2): 3 blocks can't be divided into groups of 2; choose 1 or 3"),
-        ("fips(group=3)", 0.97, "a shared factor of rank 32 takes 1,024 of the 553 numbers that may remain"),
-        ("short_gpt", 0.3, "0.3 of 3 blocks is less than one; ask for at least 0.334"),
-        ("svd", 0.99, "can't be kept to: factors of rank 1 have 96 numbers, and 21 may remain; ask for less to go"),
-        ("wanda", "3:7", "model.layers.0.self_attn.q_proj has 32 inputs, and 3:7 needs a multiple of 7; choose an M that divides it"),
-    ],
-)
-def test_what_a_model_cannot_be_is_one_sentence(folder: Path, method: str, target: float | str, sentence: str):
-    with pytest.raises(InputError) as refused:
-        prune(str(folder), "python_docs", method, target, samples=2, length=16)
     assert sentence in str(refused.value)
 
 

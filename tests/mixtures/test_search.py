@@ -53,21 +53,6 @@ def test_the_bottom_of_a_bowl_is_found(count: int, seed: int) -> None:
     assert len(search.known) <= 200
 
 
-def test_no_more_is_judged_than_was_allowed_and_nothing_twice() -> None:
-    asked: list[tuple[Fraction, ...]] = []
-
-    def errors(mixtures) -> np.ndarray:
-        asked.extend(mixtures)
-        return bowl(np.eye(4), np.ones(4))(mixtures)
-
-    search = Search(errors, lambda found: found.max(1), 4, 23)
-    search.begin()
-    search.play(np.zeros(4))
-    search.descend()
-    assert len(asked) == len(set(asked)) == len(search.known) <= 23
-    assert asked[:5] == [*(only(place, 4) for place in range(4)), uniform(4)]
-
-
 @pytest.mark.parametrize(
     ("method", "kind"), [(Wanda(), "worst"), (SparseGPT(), "mean"), pytest.param(SparseGPT(), "worst", marks=pytest.mark.slow)], ids=str
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.advice import racing
-from calibrant.advice.budget import COSTS, LEAST, MARGIN, ROUNDS, Purse, StepCosts, TimePlan, continued, kept, kept_plan, least_with_sibling, planned
+from calibrant.advice.budget import COSTS, LEAST, MARGIN, Purse, StepCosts, TimePlan, continued, kept, kept_plan, least_with_sibling, planned
 from calibrant.advice.goal import parse_goal
 from calibrant.advice.racing import Race
 from calibrant.progress import Progress
@@ -16,19 +16,6 @@ from tests.recommend.clock import Clock
 from tests.trained import trained_folder
 
 CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
-
-
-def test_what_a_time_buys_and_what_is_said_of_it() -> None:
-    much = planned(CHEAP, 10_000.0, sources=9, least=2, tokens=8192, halves=False)
-    assert (much.sources, much.arms, much.rounds, much.tokens, much.share, much.fits) == (9, 5, ROUNDS, 8192, 1.0, True)
-    assert "9 candidates" in much.sentence(10_000 / 60)
-    one = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100.0, another=50.0)
-    said = one.sentence(2.0)
-    assert "50%" in said
-    assert "--budget 2.9" in said, "a second draw has a price"
-    little = planned(CHEAP, 5.0, sources=9, least=9, tokens=8192, halves=True, fixed=True)
-    assert (little.fits, little.sources, little.tokens) == (False, 9, 8192), "sets that were named are never left out"
-    assert "0.0833333 minutes" in little.sentence(5 / 60)
 
 
 @pytest.mark.parametrize("halves", [False, True])
