@@ -113,14 +113,6 @@ def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str)
     assert 0 < facts["rows"] <= len(LINES)
 
 
-def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
-    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (46, 10**6))
-    assert some.score.facts["windows"] == 4
-    assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[:4]]
-    assert [o.value for o in some.outcomes] == pytest.approx([o.value for o in everything.outcomes[:4]], rel=1e-12)
-    assert [o.item for o in everything.outcomes] == sorted(o.item for o in everything.outcomes)
-
-
 def test_document_by_document(opened: Opened, texts: Path) -> None:
     measured = Perplexity(source=str(texts), length=16, stride=4, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     parts = [strided(opened.model, opened.tokenizer(text).input_ids, 16, 4) for text in documents(texts)]

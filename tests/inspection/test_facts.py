@@ -50,18 +50,6 @@ def test_an_inspection_counts_what_is_there(jsonl: Jsonl, letters: PreTrainedTok
     assert part["duplicates_dropped"] <= 5
 
 
-def test_each_part_shows_its_own_windows_and_all_of_it_is_plain_data(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"text": f"text number {i:03d}"} for i in range(90)])
-    data = CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16)
-    found = inspect_tokens(data, letters, show=1, letters=11)
-    assert [part["texts"] for part in found.parts] == [["text number…"], ["...........…"]]
-    assert found.repeated_windows == 3
-    assert found.parts[1]["rows_held"] is None
-    assert [len(part["texts"]) for part in inspect_tokens(data, letters).parts] == [2, 1]
-    assert json.loads(json.dumps(found.to_json())) == found.to_json()
-    assert found.to_json()["verdict"] == list(found.verdict)
-
-
 def test_the_vocabulary_is_weighed(letters: PreTrainedTokenizerBase):
     dull = inspect_tokens(CalibrationSet("full_stops", samples=2, length=8), letters).vocabulary
     assert (dull["distinct"], dull["entropy"], dull["even"]) == (1, 0, 1)

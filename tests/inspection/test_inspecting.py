@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from calibrant import CalibrationSet, inspect, open_model
 from calibrant.data.calibration import KINDS, TokenBatch
 from calibrant.errors import NumericsError
-from calibrant.inspection import inspecting
 from calibrant.inspection.inspecting import energy, loss
 from calibrant.models import Opened, view
 from calibrant.testing import tiny_folder
@@ -131,18 +130,3 @@ def test_each_kind_has_the_share_that_hooks_find(problems: Path, expr: str):
         assert of["most"] == pytest.approx(max(shares.values()), rel=1e-4)
         assert shares[of["where"]] == pytest.approx(of["most"], rel=1e-4)
         assert set(of["matrices"]) == {name.partition(".layers.")[2].partition(".")[2] for name in shares}
-
-
-def test_a_model_is_run_on_no_more_than_it_says_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspecting, "TOKENS", 64)
-    opened, told = tiny(), list[tuple[str, int, int]]()
-    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
-    found = inspect("random_tokens", opened, samples=8, length=32, progress=lambda *said: told.append(said))
-    assert found.tokens == 256
-    assert found.model is not None
-    assert (found.model["energy"]["tokens"], found.model["loss"]["tokens"]) == (64, 62)
-    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
-    for what in ("loss of the model", "energy"):
-        steps = [(done, total) for name, done, total in told if name == what]
-        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-        assert steps[-1][0] == steps[-1][1]

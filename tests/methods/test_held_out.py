@@ -78,13 +78,3 @@ def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, 
     assert found.notes["held_out"] == pytest.approx({f"{damp:g}": error / whole for damp, error in errors.items()}, rel=1e-4)
     unfitted = HeldOut(damps=DAMPS, refit=False).compress(weight, Seen({HalvedGram: halves}), target)
     assert torch.equal(unfitted.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight)
-
-
-def test_with_one_damping_or_a_single_row_it_is_the_method_itself():
-    of, weight = batches(4, 30, 40), torch.randn(24, 40)
-    found = HeldOut(damps=(0.05,)).compress(weight, Seen({HalvedGram: added(of)}), Sparsity(0.5))
-    assert torch.equal(found.weight, SparseGPT(0.05).compress(weight, Seen({Gram: added(of).whole}), Sparsity(0.5)).weight)
-    row = of[0][:1]
-    left = HeldOut().compress(weight, Seen({HalvedGram: HalvedGram.of(row)}), Sparsity(0.5))
-    assert torch.equal(left.weight, SparseGPT().compress(weight, Seen({Gram: Gram.of(row)}), Sparsity(0.5)).weight)
-    assert "held_out" not in left.notes

@@ -14,7 +14,7 @@ import calibrant
 from calibrant.activations import Gram
 from calibrant.methods import MatrixMethod, _admm, _gradients, _rounding, _swaps, methods
 from calibrant.methods._elimination import eliminate, eliminate_columns, eliminate_rows
-from calibrant.methods._factor import Factor, factorise
+from calibrant.methods._factor import factorise
 from calibrant.methods._gradients import damped, descend, masked
 from calibrant.methods._quantizing import quantize, round_columns, round_rows
 from calibrant.methods._rounding import absmax, scales_by
@@ -31,13 +31,6 @@ def test_columns_are_eliminated_alike(target: Target, dtype: torch.dtype, share:
     rows, columns = (eliminate(weight, factor, target, block, step) for step in (eliminate_rows, eliminate_columns))
     assert ((rows == 0) == (columns == 0)).double().mean() >= share
     assert (rows - columns).norm() <= 1e-12 * columns.norm() or dtype == torch.float32
-
-
-def test_of_equal_scores_the_lowest_index_goes():
-    one = Factor(torch.eye(8), torch.ones(8), {})
-    for step in (eliminate_rows, eliminate_columns):
-        assert eliminate(torch.ones(2, 8), one, NofM(1, 4), 128, step).tolist() == [[0, 0, 0, 1, 0, 0, 0, 1]] * 2
-        assert eliminate(torch.ones(2, 8), one, Sparsity(0.5), 128, step).tolist() == [[0] * 8, [1] * 8]
 
 
 @pytest.mark.parametrize("removal", [None, NofM(2, 4), Sparsity(0.4)], ids=str)

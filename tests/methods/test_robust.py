@@ -38,16 +38,6 @@ def test_the_worse_source_suffers_less_than_with_the_mean(target: Any):
     assert max(error(weight, worst, x) for x in (one, other)) < min(max(error(weight, found, x) for x in (one, other)) for found in single)
 
 
-def test_notes_are_what_each_source_loses():
-    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
-    done = Robust().compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
-    assert done.notes["errors"] == pytest.approx([error(weight, done.weight, x) for x in (one, other)], rel=1e-5)
-    assert sum(done.notes["counted"]) == pytest.approx(1, abs=1e-5)
-    assert 1 <= done.notes["round"] <= 4
-    first = Robust(rounds=1).compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
-    assert first.notes["counted"] == [0.3, 0.7]
-
-
 def test_with_one_source_it_is_refined():
     weight, x = torch.randn(24, 64, dtype=torch.float64), two_sources()[0]
     robust = Robust(rounds=1, swaps=25, steps=10, tolerance=0.0).compress(weight, seen_of(x), Sparsity(0.5)).weight

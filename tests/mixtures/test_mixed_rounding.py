@@ -153,9 +153,7 @@ def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> No
     ("method", "target", "built", "aimed"),
     [
         (None, None, "wanda", "0.6"),
-        (None, "w4g64", "gptq", "w4g64"),
         (None, "2:4+w4g64", "sparsegpt", "2:4+w4g64"),
-        (None, "q4_k", "ggml", "q4_k"),
         (None, "Q4_K_M", "llama_cpp", "Q4_K_M"),
         ("awq", None, "awq", "w4g64"),
         ("llama_cpp", "q4_0", "llama_cpp", "Q4_0"),

@@ -72,16 +72,6 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert shares == pytest.approx([weight for weight in found.weights.values() if weight])
 
 
-def test_a_target_that_judges_alone_finds_the_same_and_costs_no_other_judge(place: Path) -> None:
-    target = "0.5*python_docs + 0.5*python_code"
-    whole, alone = (found_in(place, objective=f"target={target}", alone=alone) for alone in (False, True))
-    assert alone.judges == (target,)
-    assert (alone.expr, alone.value, alone.weights, alone.evaluations) == (whole.expr, whole.value, whole.weights, whole.evaluations)
-    assert [row.errors[target] for row in alone.rows] == [row.errors[target] for row in whole.rows]
-    assert all(row.mean == row.worst == row.errors[target] for row in alone.rows)
-    assert alone.gathered == len(SOURCES) + 1
-
-
 def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(usual: Mixture) -> None:
     opened = open_model(str(trained_folder()), "float32")
     for judge in usual.judges:
@@ -149,16 +139,6 @@ def test_it_shows_itself(usual: Mixture) -> None:
     assert plain["samples"]["final"] == {"blocks": 4, "of": 4, "rows": 32}
     assert usual.expr in usual._repr_html_().replace("&#x27;", "'")
     assert usual.expr in repr(usual)
-
-
-def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: Path, usual: Mixture) -> None:
-    rows = [json.dumps({"text": f"Row {number} of a text that is the same in both files."}) + "\n" for number in range(60)]
-    for name, first in (("one", 0), ("two", 20)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(rows[first : first + 40]))
-    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
-    found = mix(str(trained_folder()), files, folder=tmp_path, **{**SMALL, "tokens": 256, "length": 64})
-    assert any(f"{files[0]} and {files[1]} judge" in note for note in found.notes)
-    assert usual.notes == ()
 
 
 def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:

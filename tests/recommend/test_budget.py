@@ -26,13 +26,6 @@ def test_a_plan_that_fits_ends_in_time_with_something_to_spare(seconds: float, h
     assert plan.fits or (plan.arms, plan.rounds, plan.halves) == (LEAST, 1, False), "nothing smaller is left"
 
 
-def test_less_time_buys_less_and_a_second_draw_before_more_sets() -> None:
-    plans = [planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=False) for seconds in (60.0, 120.0, 200.0, 400.0, 2000.0)]
-    assert [plan.rounds for plan in plans] == sorted(plan.rounds for plan in plans)
-    few = next(plan for plan in plans if plan.fits and plan.rounds == 2)
-    assert few.arms < 5 or few.share < 1 or few.tokens < 8192
-
-
 def test_the_time_that_a_sibling_takes_is_known() -> None:
     enough = least_with_sibling(CHEAP, 9, 2, 8192)
     assert planned(CHEAP, enough, sources=9, least=2, tokens=8192, halves=True, fixed=True).halves

@@ -63,13 +63,6 @@ def test_candidates_are_predicted_and_the_mixtures_are_among_them(asked: tuple[R
     assert found.mixture.expr in predicted
 
 
-def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Recommendation]) -> None:
-    first, second = asked
-    rises = [{one.data: one.increase for one in found.candidates if one.increase and one.draws == 1} for found in (first, second)]
-    assert all(rises[1][data] == rise for data, rise in rises[0].items() if data in rises[1])
-    assert second.mixture.reused == second.mixture.gathered
-
-
 def test_what_cannot_be_raced_is_refused() -> None:
     loss, hits = Score("a", "loss", 1.0, 0.1, 10, "nats/token", "lower"), Score("b", "acc", 0.5, 0.1, 10, "share", "higher")
     assert common_unit([loss, replace(loss, measured="c")]) == "nats/token"
