@@ -16,7 +16,7 @@ from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened
 from calibrant.outcomes import Journal
-from calibrant.testing import FAMILIES, tiny_model
+from calibrant.testing import tiny_model
 
 from tests.evaluators.refusals import overflowing, refused
 
@@ -64,23 +64,6 @@ def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, t
     assert top.better == "higher"
     residuals = [(v - nats / tokens * w) ** 2 for v, _, w in parts.values()]
     assert measured.score.stderr == pytest.approx((sum(residuals) * len(parts) / (len(parts) - 1)) ** 0.5 / tokens)
-
-
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("llama", torch.float32),
-        ("llama", torch.bfloat16),
-        ("llama", torch.float64),
-        *[pytest.param(family, torch.float32, marks=pytest.mark.slow) for family in FAMILIES if family != "llama"],
-    ],
-)
-def test_a_model_agrees_with_itself_exactly(opened: Opened, texts: Path, family: str, dtype: torch.dtype) -> None:
-    one, other = tiny_model(family, dtype), tiny_model(family, dtype)
-    measured = Agreement(source=str(texts), tokens=200, length=16).measure(Subject(one, opened.tokenizer, other))
-    assert measured.score.value == 0
-    assert measured.beside[0].value == 1
-    assert {o.value for o in measured.outcomes} == {0}
 
 
 def test_the_windows_are_those_of_loss(opened: Opened, pruned: Opened, texts: Path) -> None:

@@ -12,35 +12,19 @@ from calibrant.evaluators._answers import number_of, numbers, read_choice, read_
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("18", [18]),
         ("1,200", [1200]),
         ("$1,234,567.50.", [Fraction("1234567.5")]),
-        ("1,2345", [1, 2345]),
         ("-3 and −4 and 5", [-3, -4, 5]),
-        ("5-3", [5, 3]),
         ("5 - 3 = 2", [5, 3, 2]),
-        (".5", [Fraction(1, 2)]),
-        ("3/4", [Fraction(3, 4)]),
         ("2 1/2 cups", [Fraction(5, 2)]),
-        ("24 / 3 = 8", [24, 3, 8]),
         ("5/0", []),
         ("1.5e3", [1500]),
-        ("", []),
         ("9" * 5000, []),
         ("٣", []),
     ],
 )
 def test_numbers(text: str, expected: list[Fraction | int]) -> None:
     assert [number.value for number in numbers(text)] == expected
-
-
-@settings(max_examples=30)
-@given(st.integers(-(10**12), 10**12), st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
-def test_numbers_come_back(whole: int, decimal: object) -> None:
-    assert [n.value for n in numbers(str(whole))] == [whole]
-    assert [n.value for n in numbers(f"it costs {whole:,} dollars.")] == [whole]
-    assert str(numbers(str(whole))[0]) == str(whole)
-    assert [n.value for n in numbers(f"{decimal}")] == [Fraction(str(decimal))]
 
 
 @settings(max_examples=50)
@@ -66,14 +50,11 @@ def test_nothing_is_executed() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("18", "18"),
         ("She has 3 left, so 18", "18"),
         ("16 - 3 = 13\nThe answer is 13. Or 99", "13"),
         ("The answer is $1,200.50 for 3 days.", "1200.50"),
         ("The answer is 6 * 3 = 18 eggs.", "18"),
-        ("Answer: 7\nNext 8", "7"),
         ("The answer is 4. No, the answer is 5.", "5"),
-        ("The answer is unknown, perhaps 12", "12"),
         ("It is 12. The answer is unknown.", "12"),
     ],
 )
@@ -86,11 +67,9 @@ def test_the_number_a_text_gives(text: str, expected: str | None) -> None:
     ("found", "gold", "alike"),
     [
         ("18", "18", True),
-        ("18.00", "18", True),
         ("0.67", "0.6666666666666666", True),
         ("2/3", "0.6666666666666666", True),
         ("0.675", "0.6666666666666666", False),
-        ("1", "0.6666666666666666", False),
         ("-5", "5", False),
     ],
 )
@@ -107,14 +86,11 @@ LETTERS, TEXTS = ("A", "B", "C"), ("bloody mess", "friend", "A friend indeed")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("B", 1),
         ("(B)", 1),
         (" [c] because", 2),
-        ("B. friend", 1),
         ("Bloody mess!", 0),
         ("A friend indeed", 2),
         ("A dog", None),
-        ("", None),
         ("I say A. The answer is C.", 2),
         ("The answer is (B).", 1),
     ],

@@ -6,12 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import _decoding
 from calibrant.evaluators._decoding import Decoder, Generated, remembers
 from calibrant.testing import FAMILIES, tiny_model
 
-from tests.evaluators.refusals import overflowing, refused
 from tests.usual import usually
 
 MOST = 7
@@ -69,30 +67,12 @@ def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
     assert decoded(model, given[:1]) == together[:1], "nor on what else is asked"
 
 
-def test_the_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given, read = tiny_model("llama"), prompts(40), list[int]()
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda **told: read.append(told["input_ids"].numel()) or forward(**told))
-    # What is accepted is read off the real signature.
-    monkeypatch.setattr(_decoding, "accepted", lambda _, **told: told)
-    decoded(model, given)
-    assert sorted(read, reverse=True)[0] == 40
-    assert sum(read) < 40 + sum(len(p) - 40 for p in given) + MOST * len(given)
-
-
 def test_a_recurrent_model_is_shown_everything_anew() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=259, hidden_size=16, num_hidden_layers=2, state_size=4, intermediate_size=32)
     model = AutoModelForCausalLM.from_config(config).double().eval()
     given = prompts(4)
     assert not remembers(model)
     assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [by_hand(model, prompt) for prompt in given]
-
-
-def test_what_cannot_be_decoded_is_refused_by_name() -> None:
-    with refused(DataError, "a test"):
-        Decoder(tiny_model("gpt2", n_positions=40), [tokens(35, 0)], MOST, ended, "a test")
-    with refused(NumericsError, "a test"):
-        decoded(overflowing().model, prompts(3))
 
 
 def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.WarningsRecorder) -> None:

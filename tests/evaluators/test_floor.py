@@ -1,16 +1,12 @@
 """The noise floor of KL against two computations of the same numbers, by hand; where there is no second one, nothing is claimed."""
 
 import copy
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from calibrant.cli import app
-from calibrant.errors import ModelError
 from calibrant.evaluators import Subject, evaluate
 from calibrant.evaluators.agreement import Agreement
 from calibrant.models import Opened, open_model
@@ -65,20 +61,6 @@ def test_in_torch_it_is_the_dense_model_in_a_type_twice_as_wide(folder: Path, dt
     assert measured.score.value == 0
 
 
-def test_of_one_dense_model_it_is_measured_once_until_its_numbers_change(folder: Path) -> None:
-    opened, dense = (open_model(str(folder), "bfloat16", "cpu") for _ in range(2))
-    calls, counts, floors = list[int](), list[int](), list[float]()
-    dense.model.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(2):
-        floors.append(TASK.measure(Subject(opened.model, opened.tokenizer, dense.model)).score.facts["floor"])
-        counts.append(len(calls))
-    assert floors[0] == floors[1]
-    assert counts[0] > counts[1] - counts[0], "the first of them ran the floor's windows too"
-    with torch.no_grad():
-        dense.model.model.norm.weight.mul_(3)
-    assert TASK.measure(Subject(opened.model, opened.tokenizer, dense.model)).score.facts["floor"] != floors[0]
-
-
 def test_where_there_is_no_second_computation_nothing_is_claimed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = open_model(str(folder), "float64", "cpu")
     assert "floor" not in TASK.measure(Subject(wide.model, wide.tokenizer, wide.model)).score.facts
@@ -114,25 +96,3 @@ def test_in_llama_cpp_it_is_the_files_own_numbers_in_torch(bare: dict[str, Path]
         assert measured.score.facts["floor_between"] == "llama.cpp and torch in float32"
     assert floors["F32"] < 1e-5
     assert min(floors["Q8_0"], floors["Q4_0"]) > 3 * floors["F32"]  # activations are rounded to 8 bits there
-
-
-def test_a_file_that_torch_cannot_open_has_none(bare: dict[str, Path], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-
-    def refused(*given: object) -> None:
-        raise ModelError("a file that transformers can't open")
-
-    monkeypatch.setattr("calibrant.evaluators._engines.open_model", refused)
-    assert "floor" not in evaluate(str(bare["Q8_0"]), TASK, reference=str(folder), engine="llama_cpp")[0].score.facts
-
-
-def test_the_command_shows_it_and_gives_it_to_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibrant.screen.results.DIGIT", 1e-7)  # so small a model rounds little
-    words = ["evaluate", str(folder), "--reference", str(folder), "--task", str(TASK), "--dtype", "bfloat16"]
-    shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 0, shown.stderr
-    assert "noise floor" in " ".join(shown.stdout.split())
-    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    floor = found[0]["facts"]["floor"]
-    assert floor > 1e-6
-    assert f"KL below {floor:.1e}" in " ".join(shown.stdout.split()), "where it matters, it is told in words"

@@ -28,7 +28,7 @@ def kept(folder: Path, split: str, records: Iterable[dict[str, object]]) -> None
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few sets of every kind, each with rows to calibrate on and others to measure."""
     folder = tmp_path_factory.mktemp("sets")
-    names, letters = ["entailment", "neutral", "contradiction"], ["A", "B", "C"]
+    names = ["entailment", "neutral", "contradiction"]
     for split, numbers in (("train", range(400)), ("test", range(400, 412))):
         sums = [{"question": f"Add {i} and 1,000?", "answer": f"{i} + 1000 = {i + 1000}\n#### {i + 1000:,}"} for i in numbers]
         kept(folder / "gsm8k", split, sums)
@@ -37,11 +37,6 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"premise": f"There are {i}.", "hypothesis": f"{i} there are.", "label": i % 3, "explanation_1": f"It is {names[i % 3]}"} for i in numbers
         ]
         kept(folder / "esnli", other, pairs)
-        listed = []
-        for i in numbers:
-            choices = {"label": letters, "text": [f"bird {i}", f"fish {i}", f"dog {i}"]}
-            listed.append({"id": str(i), "question": f"Which is {i}?", "choices": choices, "answerKey": letters[i % 3]})
-        kept(folder / "commonsense_qa", other, listed)
         kept(folder / "piqa", other, [{"goal": f"Do {i}", "sol1": f"lift {i}", "sol2": f"push {i}", "label": i % 2} for i in numbers])
     return folder
 
@@ -138,18 +133,6 @@ def test_labels_are_compared_whatever_their_case(opened: Opened, says) -> None:
     assert {o.facts["extracted"] for o in measured.outcomes} == set(names)
     assert {line for line in prompts[0].splitlines() if line.startswith("Label: ")} == {f"Label: {name}" for name in names}
     assert prompts[0].endswith("\nLabel:")
-
-
-def test_listed_choices_are_answered_by_letter_or_words(opened: Opened, says) -> None:
-    says(lambda prompt: " b." if "Which is 40" in prompt.rpartition("Question")[2] else " dog")
-    measured = Generation(name="commonsense_qa", shots=2).measure(Subject(opened.model, opened.tokenizer))
-    assert {o.facts["extracted"] for o in measured.outcomes} == {"B", ""}
-    rows = {row.name: row for row in parse_source("commonsense_qa").rows("measure")}
-    assert {o.item for o in measured.outcomes if o.value} == {key for key, row in rows.items() if row.answer == "B" and "40" in row.need("question")}
-    says(lambda prompt: " " + prompt.rpartition("C. ")[2].partition("\n")[0])
-    words = Generation(name="commonsense_qa", shots=2).measure(Subject(opened.model, opened.tokenizer))
-    assert {o.facts["extracted"] for o in words.outcomes} == {"C"}
-    assert words.score.chance == pytest.approx(1 / 3)
 
 
 def test_words_are_kept_as_a_hash(opened: Opened, says, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,8 @@ from datasets import are_progress_bars_disabled
 from tokenizers.processors import TemplateProcessing
 
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluate, evaluators, harness
-from calibrant.evaluators.harness import NAME, SEEDS, Harness, language_model, main
+from calibrant.evaluators import Subject
+from calibrant.evaluators.harness import NAME, Harness, language_model, main
 from calibrant.models import Opened, open_model
 from calibrant.models.quiet import quiet
 from calibrant.outcomes import Journal
@@ -30,7 +29,6 @@ from tests.evaluators.refusals import overflowing, refused
 with quiet():
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
-    from lm_eval.api.registry import get_model
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -290,17 +288,6 @@ def test_what_the_model_cannot_be_asked_is_refused(opened: Opened) -> None:
         language_model()(opened.model)
 
 
-def test_the_harness_finds_the_model_by_its_name(opened: Opened) -> None:
-    assert get_model(NAME) is language_model()
-    assert get_model("hf") is HFLM
-    made = get_model(NAME).create_from_arg_string(
-        f"pretrained={opened.name},dtype=float64", {"batch_size": 8, "max_batch_size": None, "device": "cuda:0"}
-    )
-    assert made.model.dtype == torch.float64
-    assert made.device == made.model.device  # what there is, if not what the harness supposes
-    assert made.rank == 0
-
-
 def measured(opened: Opened, folder: Path, task: str = "tiny_choice", **asked: Any) -> Any:
     return Harness(task=task, include_path=str(folder), **asked).measure(Subject(opened.model, opened.tokenizer))
 
@@ -420,13 +407,6 @@ def test_generations_are_kept_too(opened: Opened, folder: Path, tmp_path: Path, 
     assert not counts
 
 
-def test_it_is_found_by_its_spec(opened: Opened, folder: Path) -> None:
-    spec = f"harness(task=tiny_choice, num_fewshot=1, include_path='{folder}')"
-    (found,) = evaluate(opened, spec, limit=5)
-    assert found.score.n == 5
-    assert str(evaluators.build(spec)) == f"harness(task='tiny_choice', num_fewshot=1, include_path='{folder}')"
-
-
 def test_what_no_calibration_set_may_hold(folder: Path) -> None:
     rows = list(Harness(task="tiny_choice", include_path=str(folder)).rows())
     texts = [row.question or "" for row in rows]
@@ -449,28 +429,6 @@ def test_the_rest_of_the_process_is_left_as_it_was(opened: Opened, folder: Path,
     measured(opened, folder)
     assert state() == before
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_run_starts_from_the_harness_s_random_numbers_and_gives_back_ours() -> None:
-    random.seed(5)
-    before, expected = random.getstate(), random.Random(SEEDS["random"]).random()
-    # Not by a whole measurement: the checker of types in the tests draws random numbers itself.
-    with harness._undisturbed():
-        assert random.random() == expected
-    assert random.getstate() == before
-
-
-def test_the_seeds_are_those_of_the_harness() -> None:
-    from lm_eval import defaults
-
-    assert SEEDS["random"] == defaults.DEFAULT_RANDOM_SEED
-    assert {SEEDS[name] for name in ("numpy", "torch", "fewshot")} == {defaults.DEFAULT_OTHER_SEED}
-
-
-@pytest.mark.slow
-def test_nothing_brings_the_harness_before_it_is_asked_for() -> None:
-    code = "import sys, calibrant.evaluators.harness as h; assert h.Harness(task='a'); sys.exit('lm_eval' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_harness_s_own_command_line_knows_the_model(

@@ -90,12 +90,6 @@ def active(model: torch.nn.Module, opened: Opened, text: object) -> list[torch.T
     return [torch.cat(kept[at]).mean(0) for at in sorted(kept)]
 
 
-def test_a_model_keeps_all_of_its_own(opened: Opened, spoken: list[str]) -> None:
-    measured = task(spoken).measure(Subject(opened.model, opened.tokenizer, opened.model))
-    assert measured.score.value == 1
-    assert measured.score.n == 2
-
-
 def test_the_untouched_model_is_read_once(opened: Opened, spoken: list[str]) -> None:
     reference, calls = copy.deepcopy(opened.model), []
     hook = reference.register_forward_hook(lambda *_: calls.append(1))

@@ -8,7 +8,7 @@ import torch
 
 from calibrant.data import held_out, start_tokens
 from calibrant.errors import NumericsError
-from calibrant.evaluators import Subject, evaluate
+from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened
 
@@ -73,19 +73,6 @@ def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, mo
     alone = loss.measure(Subject(opened.model, opened.tokenizer))
     assert [o.item for o in alone.outcomes] == [o.item for o in together.outcomes]
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
-
-
-def test_by_name_with_its_progress(opened: Opened, texts: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    task = f"loss(source='{texts}', tokens=900, length=64)"
-    (measured,) = evaluate(opened, task, progress=lambda *said: told.append(said))
-    assert str(texts) in measured.score.measured
-    assert measured.score.facts["length"] == 64
-    assert measured.provenance["seconds"] > 0
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert told[-1][1] == told[-1][2] == measured.score.facts["tokens"]
-    (fewer,) = evaluate(opened, [Loss(source=str(texts))], tokens=100)
-    assert fewer.score.facts["tokens"] < measured.score.facts["tokens"]
 
 
 def test_what_cannot_be_measured_is_refused_by_name(texts: Path) -> None:

@@ -15,12 +15,12 @@ import torch
 
 from calibrant import evaluate
 from calibrant.compress import prune, room
-from calibrant.errors import InputError, SpecError
+from calibrant.errors import SpecError
 from calibrant.evaluators import _measuring, evaluators
 from calibrant.evaluators._room import left_on_disk
-from calibrant.models import on_disk, open_model, outlined
+from calibrant.models import outlined
 from calibrant.outcomes import Measurement
-from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
+from calibrant.testing import FAMILIES, tiny_folder
 
 from tests.evaluators.refusals import refused
 from tests.usual import two_hundred_lines, usually
@@ -80,24 +80,6 @@ def without_floor(one: Measurement) -> dict[str, Any]:
     return {name: value for name, value in one.score.facts.items() if not name.startswith("floor")}
 
 
-def test_one_block_is_in_memory_at_a_time(texts: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=3))
-    seen: list[int] = []
-    load = on_disk.Parts.load
-
-    def watched(self: Any, model: Any, index: int, wanted: Any) -> None:
-        layers = model.get_submodule(self.layers)
-        assert all(p.is_meta for block in layers for p in block.parameters()), "a block is read when all others are let go"
-        load(self, model, index, wanted)
-        seen.append(index)
-
-    monkeypatch.setattr(on_disk.Parts, "load", watched)
-    with blocks_on_disk():
-        evaluate(folder, f"loss(source={texts!r}, tokens=100, length=32)", dtype="float32", memory=1000.0)
-    assert seen == [0, 1, 2] * (len(seen) // 3)
-    assert seen
-
-
 def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=40))
@@ -117,19 +99,6 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
         left_on_disk([folder], looking, "float32", "cpu", part)
     twice = [evaluators.build(f"agreement(source={texts!r}, length=32)")]
     assert left_on_disk([folder, folder], twice, "float32", "cpu", whole + logits), "the untouched model and its logits are there too"
-
-
-def test_what_a_promise_can_not_be_made_for_is_refused(texts: str, tmp_path: Path) -> None:
-    asked, folder = f"loss(source={texts!r}, length=32)", str(tiny_folder(tmp_path / "model", "llama"))
-    file = str(tiny_gguf(tmp_path / "model.gguf"))
-    with refused(SpecError, "memory"):
-        evaluate(open_model(folder), asked, memory=4.0)
-    with refused(SpecError, "memory"):
-        evaluate(file, asked, memory=4.0, engine="llama_cpp")
-    with pytest.raises(InputError, match=r"model\.gguf"):
-        evaluate(file, asked, memory=0.01)
-    with pytest.raises(InputError, match="memory=-1"):
-        evaluate(folder, asked, memory=-1.0)
 
 
 CHILD = """

@@ -14,11 +14,9 @@ from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.perplexity import Perplexity, joined_rows
 from calibrant.models import Opened
 from calibrant.outcomes import Journal
-from calibrant.testing import FAMILIES, tiny_model
 
 from tests.data.conftest import byte_tokenizer
 from tests.evaluators.refusals import overflowing, refused
-from tests.usual import usually
 
 LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
 
@@ -115,14 +113,6 @@ def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str)
     assert 0 < facts["rows"] <= len(LINES)
 
 
-def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
-    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (46, 10**6))
-    assert some.score.facts["windows"] == 4
-    assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[:4]]
-    assert [o.value for o in some.outcomes] == pytest.approx([o.value for o in everything.outcomes[:4]], rel=1e-12)
-    assert [o.item for o in everything.outcomes] == sorted(o.item for o in everything.outcomes)
-
-
 def test_document_by_document(opened: Opened, texts: Path) -> None:
     measured = Perplexity(source=str(texts), length=16, stride=4, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     parts = [strided(opened.model, opened.tokenizer(text).input_ids, 16, 4) for text in documents(texts)]
@@ -134,15 +124,6 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
     whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     assert whole.outcomes == loss.outcomes, "without a stride and a start token that is the loss"
     assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, family: str) -> None:
-    model = tiny_model(family, torch.float64)
-    measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(Subject(model, opened.tokenizer))
-    ids = opened.tokenizer("\n\n".join(documents(texts))).input_ids
-    nats, tokens, _ = strided(model, ids[: 12 + 3 * (measured.score.n - 1)], 12, 3)
-    assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
 
 
 def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

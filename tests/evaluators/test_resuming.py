@@ -95,8 +95,3 @@ def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(tmp_pat
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, task)
     assert len(list((own_cache / "calibrant" / "journals").glob("*"))) == 3
-
-
-def test_a_model_that_was_saved_is_called_by_its_folder_where_what_it_was_calibrated_on_is_looked_up(tmp_path: Path):
-    done = prune(str(tiny_folder(tmp_path / "tiny")), "arithmetic", "magnitude", 0.5, tmp_path / "out", dtype="float32")
-    assert done.opened.name == str(tmp_path / "out")

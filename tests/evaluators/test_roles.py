@@ -135,23 +135,6 @@ def test_each_role_has_the_scores_of_its_own_tokens(opened: Opened, pruned: Open
             assert score.n == len(found)
 
 
-def test_a_role_that_one_document_has_has_no_error(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    given = {"source": str(questions), "format": "chat", "length": 40}
-    windows = Agreement(**given, tokens=10_000).windows(tokenizer)
-    first = [window for window in windows if window.begin == 0]
-    # The answers stand in second windows, of which one is paid for.
-    budget = sum(window.scored for window in first) + 1
-    agreement = Agreement(**given, tokens=budget, roles=True)
-    measured = measure(opened, pruned, tokenizer, agreement)
-    assert len(measured.outcomes) == len(first) > 1
-    scores = {score.metric: score for score in measured.beside}
-    for metric in ("kl", "top1_agreement", "loss"):
-        answer, question = scores[f"{metric}_answer"], scores[f"{metric}_question"]
-        assert (answer.n, answer.stderr) == (1, None)
-        assert question.n == len(first)
-        assert question.stderr is not None
-
-
 def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     opened: Opened,
     pruned: Opened,

@@ -92,45 +92,6 @@ def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(told: str
     assert not shares(model, 9), told
 
 
-def forwards(model: PreTrainedModel) -> list[int]:
-    """How many tokens each forward gets, from now on."""
-    seen: list[int] = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0].numel()))
-    return seen
-
-
-def test_what_is_shared_is_computed_once() -> None:
-    model, draw = tiny_model("llama"), random.Random(0)
-    few = tokens(draw, 40)
-    contexts = [few + tokens(draw, 10) for _ in range(5)]
-    letters = [Request(context, (token,)) for context in contexts for token in (65, 66, 67, 68)]
-    seen = forwards(model)
-    score(model, letters)
-    assert seen == [40, 50], "the prompt once, each context once, and nothing for answers of one token"
-    long = [Request(contexts[0], (7, 8, 9)), Request(contexts[0], (7, 8, 10)), Request(contexts[0], (7, 11, 9))]
-    seen.clear()
-    score(model, long)
-    assert sum(seen) == 50 + len({(7,), (7, 8), (7, 11)})
-    kept: list[int] = []
-    model.lm_head.register_forward_pre_hook(lambda module, given: kept.append(given[0].shape[1]))
-    score(model, letters)
-    assert kept[-1] == 5, "the head sees the five places that are scored"
-
-
-def test_the_bounds_of_a_pass_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, draw = tiny_model("llama"), random.Random(0)
-    contexts = [tokens(draw, 100) for _ in range(3)]
-    seen = forwards(model)
-    score(model, [Request(c, (t, t, t)) for c in contexts for t in (65, 66, 67, 68)], tokens_per_pass=32)
-    assert sum(seen) == 3 * (100 + 4 * 2), "a context longer than a pass still stands there once"
-    monkeypatch.setattr(_scoring, "LOGITS", 12 * VOCABULARY)
-    rows: list[int] = []
-    model.lm_head.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[1]))
-    score(model, questions(20, items=3))
-    assert max(rows) <= 12, "large vocabularies bound a pass"
-    assert len(rows) > 3
-
-
 @pytest.mark.parametrize("way", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_are_no_scores(way: bool, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:

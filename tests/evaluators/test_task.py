@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from calibrant.data import Row
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators import Subject, evaluate, evaluators
+from calibrant.evaluators import Subject
 from calibrant.evaluators import task as module
 from calibrant.evaluators._prompts import TokenizedTexts, put_for
 from calibrant.evaluators._scoring import Request
@@ -225,20 +225,6 @@ def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
     assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], "more shots go on where fewer end"
 
 
-def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
-    """Whatever the head knew of tokens is lost, and what is right was drawn by lot: accuracy is a coin's, on 200 questions, within four errors."""
-    write(tmp_path / "quiz/train.jsonl", quiz(20, 2))
-    write(tmp_path / "quiz/test.jsonl", quiz(200, 3))
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.lm_head.weight.copy_(model.lm_head.weight[torch.randperm(len(model.lm_head.weight))])
-    measured = Task(name=str(tmp_path / "quiz")).measure(Subject(model, tiny_tokenizer()))
-    for metric in ("acc", "acc_norm", "acc_prior"):
-        score = named(measured)[metric]
-        assert score.n == 200
-        assert abs(score.value - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 200)
-
-
 def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, choices: Path, tmp_path: Path) -> None:
     unanswerable = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
     with refused(DataError, unanswerable):
@@ -275,17 +261,6 @@ def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path
     model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(1))
     assert task.measure(Subject(model, tokenizer, journal=half)) == whole
     assert not seen, "what is known isn't computed again"
-
-
-def test_a_task_is_evaluated_by_its_text(opened: Opened, choices: Path) -> None:
-    text = f"task(name='{choices}', shots=1, limit=4, metric='acc_norm')"
-    assert str(evaluators.build(text)) == text
-    (measured,) = evaluate(opened, text)
-    assert (measured.score.measured, measured.score.metric) == (f"{choices} (1-shot)", "acc_norm")
-    assert measured.score.facts["passed_over"] == 1, "a row without a right answer"
-    (fewer,) = evaluate(opened, text, limit=2)
-    assert fewer.score.n == 2
-    assert fewer.outcomes == measured.outcomes[:2], "the first by hash"
 
 
 def test_a_token_that_holds_both_ends_is_scored() -> None:

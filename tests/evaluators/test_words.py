@@ -1,32 +1,27 @@
 """What is kept of word groups, against loops in float64; a planted neuron; labels that say nothing; refusals."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from calibrant.data import held_out
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluate, evaluators
+from calibrant.evaluators import Subject
 from calibrant.evaluators._forgotten import Forgotten
 from calibrant.evaluators._neurons import neurons_of
 from calibrant.evaluators._responses import STEPS, pattern
 from calibrant.evaluators._word_groups import grouped, lemma, read_list, spherical, words_of
 from calibrant.evaluators.words import Words
-from calibrant.models import Opened, open_model
 from calibrant.outcomes import read_items, write_items
 from calibrant.progress import silent
-from calibrant.testing import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_model, tiny_tokenizer
 
 from tests.evaluators import planted
 from tests.evaluators.refusals import refused
-from tests.usual import usually
 
 LENGTH = 48
 
@@ -147,15 +142,6 @@ def test_it_is_what_loops_in_float64_give(texts: Path, dense: PreTrainedModel, d
     score = forgotten.measurement().score
     assert score.value == pytest.approx(np.mean([each["kept"] for each in expected.values()]), rel=1e-5)
     assert 0.2 < score.value < 0.999
-
-
-@pytest.mark.parametrize("family", usually([f for f in FAMILIES if f not in ("mixtral", "qwen3_moe", "olmoe")]))
-def test_every_family_keeps_all_of_itself(texts: Path, family: str) -> None:
-    model = tiny_model(family)
-    task = Words(source=str(texts), tokens=1500, length=64, least=4)
-    measured = task.measure(Subject(model, tiny_tokenizer(), model))
-    assert measured.score.value == pytest.approx(1, abs=1e-12)
-    assert measured.score.facts["neurons"] == sum(weight.shape[1] for weight in neurons_of(model)) > 100
 
 
 def test_removing_the_planted_neuron_damages_its_word_and_no_other(texts: Path, dense: PreTrainedModel) -> None:
@@ -290,37 +276,3 @@ def test_lists_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
         read_list(str(twice))
     with pytest.raises(DataError, match="line 2"):
         read_list(str(latin))
-
-
-class LargestMade(TorchDispatchMode):
-    """Remembers the most numbers that any operation made at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None):
-        made = func(*args, **(kwargs or {}))
-        self.numbers = max([self.numbers, *(x.numel() for x in tree_leaves(made) if isinstance(x, torch.Tensor))])
-        return made
-
-
-def test_nothing_is_held_of_all_words_and_neurons(texts: Path, dense: PreTrainedModel, damaged: PreTrainedModel) -> None:
-    most: list[int] = []
-    for tokens in (200, 1000):
-        task = words(texts, tokens=tokens, shuffles=1)
-        with LargestMade() as largest:
-            task.measure(Subject(damaged, planted.tokenizer(), dense))
-        most.append(largest.numbers)
-    assert most[0] == most[1] < 1000 * 64, "five times the text takes no larger array, and none has a row for each word"
-
-
-def test_it_can_be_asked_for_by_name_and_journals_leave_nothing(texts: Path, tmp_path: Path, own_cache: Path) -> None:
-    opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
-    other = Opened(tiny_model("llama", seed=3), opened.tokenizer, "other", "sha256:0", "", torch.float32)
-    task = f"words(source='{texts}', tokens=1500, length=64, least=4)"
-    (measured,) = evaluate(other, task, reference=opened)
-    assert measured.score.metric == "kept"
-    assert measured.score.better == "higher"
-    assert measured == evaluate(other, evaluators.build(task), reference=opened)[0], "the same again, from what is known of the dense model"
-    assert measured.score.value < 0.5, "neurons of another random model have another meaning"

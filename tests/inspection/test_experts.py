@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -73,9 +72,3 @@ def test_inspect_says_it_and_what_to_fix() -> None:
     assert (experts["unseen"], experts["experts"], experts["tokens"], experts["of"]) == (4, 16, 256, 256)
     assert [("4 of 16 experts" in sentence, "model.layers.0.mlp: 2, 5" in sentence) for sentence in found.verdict].count((True, True)) == 1
     assert json.loads(json.dumps(found.to_json()))["model"]["experts"]["layers"]["model.layers.0.mlp"]["unseen"] == [2, 5]
-
-
-def test_weights_of_a_mixture_count_as_they_do_in_statistics() -> None:
-    batch = padded_batch(False)
-    halved = replace(batch, weights=batch.weights * 0.5)
-    assert expert_coverage(view(tiny_mixture("mixtral")), halved, 100) == expert_coverage(view(tiny_mixture("mixtral")), batch, 100)

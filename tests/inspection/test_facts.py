@@ -5,19 +5,15 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 from calibrant.inspection import inspect, inspect_tokens, overlap
-from calibrant.inspection.facts import histogram
-from calibrant.testing import tiny_tokenizer
 
 Jsonl = Callable[..., Path]
 WORDS = [a + b + c for a in ("ka", "lo", "mi", "nu", "re") for b in ("ba", "do", "fi", "gu", "he") for c in ("n", "s", "t", "r")]
@@ -54,28 +50,6 @@ def test_an_inspection_counts_what_is_there(jsonl: Jsonl, letters: PreTrainedTok
     assert part["duplicates_dropped"] <= 5
 
 
-def test_each_part_shows_its_own_windows_and_all_of_it_is_plain_data(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"text": f"text number {i:03d}"} for i in range(90)])
-    data = CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16)
-    found = inspect_tokens(data, letters, show=1, letters=11)
-    assert [part["texts"] for part in found.parts] == [["text number…"], ["...........…"]]
-    assert found.repeated_windows == 3
-    assert found.parts[1]["rows_held"] is None
-    assert [len(part["texts"]) for part in inspect_tokens(data, letters).parts] == [2, 1]
-    assert json.loads(json.dumps(found.to_json())) == found.to_json()
-    assert found.to_json()["verdict"] == list(found.verdict)
-
-
-def test_a_control_has_no_end_and_isolated_texts_make_no_padding(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    found = inspect_tokens(CalibrationSet("random_tokens", samples=2, length=8), letters)
-    assert (found.disjoint_draws, found.enough, found.overlap_checks, found.near_duplicates["examined"]) == (None, None, (), 0)
-    assert found.verdict == ()
-    path = jsonl([{"text": prose(i, 4)} for i in range(90)])
-    isolated = inspect_tokens(CalibrationSet(f"{path}@many(isolate=true)", samples=3, length=64), letters)
-    assert (isolated.windows, isolated.padding, isolated.parts[0]["sequences"] > 3) == (3, 0.0, True)
-    assert isolated.verdict == ()
-
-
 def test_the_vocabulary_is_weighed(letters: PreTrainedTokenizerBase):
     dull = inspect_tokens(CalibrationSet("full_stops", samples=2, length=8), letters).vocabulary
     assert (dull["distinct"], dull["entropy"], dull["even"]) == (1, 0, 1)
@@ -104,42 +78,6 @@ def test_start_tokens_that_stand_together(jsonl: Jsonl, started: PreTrainedToken
     assert (alone.double_starts, alone.parts[0]["special_texts"]) == (0, {}), "a start token alone is nothing to mention"
 
 
-def test_special_tokens_of_a_chat_are_not_those_of_its_texts(jsonl: Jsonl):
-    path = jsonl([{"question": f"what is {prose(i, 4)}", "answer": "this" + "<eos>" * (i % 3 == 0)} for i in range(90)])
-    data = CalibrationSet(f"{path}:chat", samples=4, length=128)
-    found = inspect_tokens(data, tiny_tokenizer())
-    wanted = sum("<eos>" in str(row.answer) for row in data.rows(tiny_tokenizer())[0])
-    assert found.parts[0]["special_texts"] == {"<eos>": wanted}
-    assert "<eos>" in found.parts[0]["texts"][0], "what the template writes is shown"
-
-
-def test_rows_that_come_to_no_token_are_counted(jsonl: Jsonl):
-    vocabulary = {token: i for i, token in enumerate(sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"x"}))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    without_x = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    path = jsonl([{"text": "x" * (i + 1) if i % 3 == 0 else prose(i, 3)} for i in range(90)])
-    data = CalibrationSet(str(path), samples=4, length=64)
-    found = inspect_tokens(data, without_x)
-    wanted = sum(set(str(row.text)) == {"x"} for row in data.rows(without_x)[0])
-    assert wanted > 0
-    assert found.parts[0]["empty"] == wanted
-    assert found.parts[0]["histogram"][0][:1] == [0]
-
-
-def test_pads_that_count_are_counted_and_not_written_out(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"question": f"what is {i:02d}", "answer": str(i)} for i in range(90)])
-    data = CalibrationSet(f"{path}:question@legacy(of='one')", samples=3, length=64)
-    batch, found = data.tokens(letters), inspect_tokens(data, letters)
-    assert batch.pads is not None
-    assert found.pads == int(batch.pads.sum()) > 0
-    assert found.padding == pytest.approx(found.pads / (3 * 64))
-    assert found.parts[0]["texts"][0].startswith(f"⟨{int(batch.pads[0].sum())} pads⟩Question: what is ")
-    assert found.enough is None
-    assert [sentence for sentence in found.verdict if "pads count as tokens" in sentence]
-
-
 @pytest.mark.parametrize("budget", [{"tokens": 3000}, {"samples": 40}], ids=str)
 def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTokenizerBase, budget: dict[str, int]):
     path = jsonl([{"text": prose(i, 5 + i % 90)} for i in range(60)])
@@ -155,17 +93,6 @@ def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTok
         smaller = CalibrationSet(str(path), length=64, seed=seed, **{unit: found.enough})
         taken.append({row.key for row in smaller.rows(letters)[0]})
     assert len(set().union(*taken)) == sum(map(len, taken)), "five draws that share no row"
-
-
-def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"text": prose(i, 50)} for i in range(60)])
-    for seed, told in ((20, 1), (1, 0)):
-        found = inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters)
-        assert sum(f"--seed below {found.disjoint_draws}" in sentence for sentence in found.verdict) == told
-    few = jsonl([{"text": prose(i, 50)} for i in range(4)], "few.jsonl")
-    found = inspect_tokens(CalibrationSet(f"{few}@one", samples=1, length=16), letters)
-    assert found.enough is None, "too small for five draws of anything"
-    assert found.verdict
 
 
 def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
@@ -254,18 +181,6 @@ def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTo
     assert found.overlap_checks[0]["leaks"]
     assert found.near_duplicates["pairs"]
     assert not [word for word in WORDS if word in json.dumps(found.to_json()).replace(str(secret), "")]
-
-
-def test_a_histogram_puts_every_length_in_its_range():
-    assert histogram([]) == []
-    chance = random.Random(0)
-    for _ in range(60):
-        lengths = [chance.randint(0, 10 ** chance.randint(0, 5)) for _ in range(chance.randint(1, 60))]
-        ranges = histogram(lengths)
-        assert len(ranges) <= 12
-        assert [sum(least <= n <= most for n in lengths) for least, most, _ in ranges] == [count for _, _, count in ranges]
-        assert all(after[0] == before[1] + 1 for before, after in pairwise(ranges))
-        assert sum(count for _, _, count in ranges) == len(lengths)
 
 
 def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch, letters: PreTrainedTokenizerBase):

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from calibrant import CalibrationSet, inspect, open_model
 from calibrant.data.calibration import KINDS, TokenBatch
-from calibrant.errors import NumericsError, SpecError
-from calibrant.inspection import inspecting
+from calibrant.errors import NumericsError
 from calibrant.inspection.inspecting import energy, loss
 from calibrant.models import Opened, view
-from calibrant.testing import tiny_folder, tiny_tokenizer
+from calibrant.testing import tiny_folder
 
 from tests.inspection.sound import tiny
-from tests.usual import usually
 
 
 @pytest.fixture
@@ -43,23 +41,6 @@ def test_text_object_and_opened_model_say_the_same(tmp_path: Path):
     assert by_text.model is not None
     assert (by_text.model["name"], by_text.model["dtype"]) == (str(tmp_path / "tiny"), str(opened.dtype).removeprefix("torch."))
     assert json.loads(json.dumps(by_text.to_json())) == by_text.to_json()
-
-
-def test_without_a_model_only_a_tokenizer_is_opened(monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("nothing is to be run")
-
-    monkeypatch.setattr(inspecting, "open_model", refuse)
-    monkeypatch.setattr(inspecting, "walk", refuse)
-    monkeypatch.setattr(inspecting, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
-    found = inspect("python_docs", samples=2, length=32)
-    assert (found.tokenizer, found.model, found.tokens) == ("smollm2", None, 64)
-
-
-def test_what_to_compare_with_is_looked_for_before_a_model_is_opened(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspecting, "open_model", lambda *_: pytest.fail("opened first"))
-    with pytest.raises(SpecError, match="wikitexx"):
-        inspect("python_docs", "smollm2", against=["wikitexx"])
 
 
 @torch.no_grad()
@@ -149,51 +130,3 @@ def test_each_kind_has_the_share_that_hooks_find(problems: Path, expr: str):
         assert of["most"] == pytest.approx(max(shares.values()), rel=1e-4)
         assert shares[of["where"]] == pytest.approx(of["most"], rel=1e-4)
         assert set(of["matrices"]) == {name.partition(".layers.")[2].partition(".")[2] for name in shares}
-
-
-@pytest.mark.parametrize("family", usually(["gpt2", "phi3", "mixtral", "olmoe"], {"gpt2", "mixtral"}))
-def test_other_architectures_are_followed_too(problems: Path, family: str):
-    found = inspect(f"{problems}:qa@one(bos='window')", tiny(family), samples=4, length=48).model
-    assert found is not None
-    kinds = found["energy"]["kinds"]
-    assert set(kinds) == {"start", "template"}
-    for of in kinds.values():
-        assert 0 < of["most"] <= 1
-        assert not [role for role in of["matrices"] if any(letter in role for letter in "[]0123456789")], "no experts"
-        assert all(share > 0 for share in of["matrices"].values())
-
-
-def test_a_start_token_that_fills_a_matrix_is_in_the_verdict(problems: Path):
-    opened = tiny()
-    opened.model.get_input_embeddings().weight.data[opened.tokenizer.bos_token_id] *= 1e6
-    opened.model.model.layers[0].input_layernorm.variance_epsilon = 1e6  # so that a large input stays large
-    for data, spoken in ((f"{problems}:icl", 0), (f"{problems}:qa@many(bos='window')", 1)):
-        found = inspect(data, opened, samples=2, length=32)
-        assert sum(f"{problems}:qa@many(bos='none')" in sentence for sentence in found.verdict) == spoken
-
-
-@pytest.mark.parametrize(("samples", "most", "places"), [(8, 64, [0, 2, 4, 6]), (8, 1000, [*range(8)]), (5, 48, [0, 2, 4])])
-def test_an_excerpt_is_from_all_over_the_set(samples: int, most: int, places: list[int]):
-    data = CalibrationSet("random_tokens", samples=samples, length=16)
-    batch, kinds = data.tokens(tiny_tokenizer()), data.kinds(tiny_tokenizer()).long()
-    part, _ = inspecting._excerpt(batch, kinds, most)
-    assert torch.equal(part.ids, batch.ids[places])
-    assert torch.equal(part.weights, batch.weights[places])
-    cut, _ = inspecting._excerpt(batch, kinds, 10)
-    assert int(cut.mask.sum()) == 10, "a window that is longer than an excerpt is cut"
-    assert torch.equal(cut.ids[0, :10], batch.ids[0, :10])
-
-
-def test_a_model_is_run_on_no_more_than_it_says_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspecting, "TOKENS", 64)
-    opened, told = tiny(), list[tuple[str, int, int]]()
-    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
-    found = inspect("random_tokens", opened, samples=8, length=32, progress=lambda *said: told.append(said))
-    assert found.tokens == 256
-    assert found.model is not None
-    assert (found.model["energy"]["tokens"], found.model["loss"]["tokens"]) == (64, 62)
-    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
-    for what in ("loss of the model", "energy"):
-        steps = [(done, total) for name, done, total in told if name == what]
-        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-        assert steps[-1][0] == steps[-1][1]

@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, sources
-from calibrant.inspection.profiling import LETTERS, WORDS, may_be_quoted, profile, quoted
+from calibrant.inspection.profiling import LETTERS, may_be_quoted, profile, quoted
 
 Jsonl = Callable[..., Path]
 SOME = ["eggs", "ducks", "seven", "market", "Zebra", "naïve", "мама", "1,234", "x=3.5;"]
@@ -56,19 +56,6 @@ def test_words_and_characters_are_those_of_the_windows(jsonl: Jsonl, letters: Pr
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_most_frequent_words_are_kept(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    names = [a + b + c for a in "bcdfghklmnprst" for b in ("aba", "eke", "iri", "olo", "umu") for c in ("san", "tor", "vel", "wix", "yun", "zed") * 6]
-    rows = [" ".join(names[i : i + 40] + ["market"] * 3) for i in range(0, len(names), 20)]
-    data = CalibrationSet(f"{jsonl([{'text': r} for r in rows])}@one", samples=60, length=600)
-    found = profile(data, data.tokens(letters), letters)
-    assert len(found["words"]) <= WORDS
-    assert next(iter(found["words"])) == "market"
-    wordless = CalibrationSet("full_stops", samples=2, length=16)
-    nothing = profile(wordless, wordless.tokens(letters), letters)
-    assert (nothing["words"], nothing["counted"], nothing["scripts"]) == ({}, 0, {})
-    assert nothing["characters"] == {"punctuation": 1.0}
-
-
 def test_a_users_rows_are_not_quoted_and_open_ones_are(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": t} for t in texts(60)])
     data = CalibrationSet(f"0.5*{path} + 0.5*python_docs", samples=8, length=300)
@@ -79,15 +66,6 @@ def test_a_users_rows_are_not_quoted_and_open_ones_are(jsonl: Jsonl, letters: Pr
     assert found["examples"] == [{"part": "python_docs", "licence": "PSF-2.0", "text": quoted(batch, begin + i, letters)} for i in range(2)]
     assert all(len(e["text"]) <= LETTERS + 1 for e in found["examples"])
     assert not any(t[:40] in json.dumps(found["examples"]) for t in texts(60))
-
-
-def test_a_mix_is_quoted_part_by_part(letters: PreTrainedTokenizerBase):
-    data = CalibrationSet("mix(a=python_docs, b=random_tokens, weight=0.5)", samples=3, length=64)
-    batch = data.tokens(letters)
-    found = profile(data, batch, letters)
-    assert found["windows"] == 6
-    assert [e["part"] for e in found["examples"]] == ["python_docs"] * 2 + ["random_tokens"] * 2
-    assert [e["text"] for e in found["examples"]] == [quoted(batch, window, letters) for window in (0, 1, 3, 4)], "each part by its own windows"
 
 
 QUOTED = {

@@ -37,13 +37,6 @@ def test_half_of_the_runs_of_words_leak_where_a_users_file_has_a_part_in_it():
     assert RowFingerprints.of([seen], own_files=True).leaks(measured) == LeakCount(alike=2, rows=4)
 
 
-def test_runs_that_most_measured_rows_have_are_boilerplate():
-    notice = text(40, 1)
-    measured = [Row(text=f"{notice} {text(20, 10 + i)}") for i in range(60)]
-    assert not RowFingerprints.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaks(measured)
-    assert RowFingerprints.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaks(measured[:50]).alike == 50
-
-
 def test_of_very_many_runs_a_sample_is_remembered_that_still_tells_rows_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MOST_RUNS", 2_000)
     rows = [Row(text=text(500, i)) for i in range(20)]

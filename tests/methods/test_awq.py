@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import calibrant
-from calibrant.activations import FeatureSizes, Gram, Seen
+from calibrant.activations import Gram
 from calibrant.data import TokenBatch
 from calibrant.edits import Fold, Replace
 from calibrant.errors import ModelError
@@ -20,7 +20,6 @@ from calibrant.methods._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model
-from calibrant.walk import walk
 
 from tests.usual import usually
 
@@ -201,22 +200,6 @@ def test_queries_and_keys_are_not_clipped():
         seen = view(tiny_model(family))
         unclipped = {weight.name for weight in seen.weights} - Sites.of(seen).clippable
         assert {name.rpartition(".")[2] for name in unclipped} == never
-
-
-def test_what_folded_matrices_saw_is_divided_too():
-    """The error that a record has of a matrix is that of the inputs that it gets now."""
-    model = uneven("llama", **EVERY_HEAD)
-    job = job_of(model)
-    edits = []
-    for edit in methods.build("awq").edits(job):
-        if isinstance(edit, Fold):
-            edit.apply(job.view)
-        edits.append(edit)
-    fresh = {weight.name: seen for weight, seen in walk(job.view, batch_of(), (FeatureSizes, Gram), "dense")}
-    for edit in (edit for edit in edits if isinstance(edit, Replace)):
-        assert isinstance(edit.seen, Seen)
-        torch.testing.assert_close(edit.seen[Gram].matrix, fresh[edit.weight.name][Gram].matrix, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(edit.seen[FeatureSizes].means(), fresh[edit.weight.name][FeatureSizes].means(), rtol=1e-3, atol=1e-4)
 
 
 def test_outputs_err_less_than_those_of_nearest_values():

@@ -1,7 +1,6 @@
 """The methods that search for blocks, against all choices that there are, measured by plain models."""
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -143,20 +142,6 @@ def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_it_did_is_told_and_noted(folder: Path, tmp_path: Path) -> None:
-    said: list[tuple[str, int, int]] = []
-    done = prune(str(folder), "python_docs", SEARCHES[0], 0.25, tmp_path / "out", progress=lambda *what: said.append(what), **SMALL)
-    notes = done.record.edits[0]["notes"]
-    assert [at for what, *at in said if "best" in what][-1] == [16, 16]
-    assert float(said[-1][0].rpartition("best ")[2]) == pytest.approx(notes["course"][-1], abs=1e-4)
-    assert (notes["by"], notes["tokens"]) == ("loss", [48, 144])
-    assert notes["loss"] == notes["best"] == notes["course"][-1]
-    assert notes["held_out"]["tokens"] == 144
-    assert notes["held_out"]["loss"] != notes["loss"]
-    assert "one_by_one" not in notes
-    assert json.loads((tmp_path / "out/calibrant.json").read_text())["record"]["edits"] == [done.record.edits[0]]
-
-
 def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
 
@@ -182,12 +167,6 @@ def test_what_is_wrong_with_the_untouched_model_is_said(folder: Path, opened: Op
         with pytest.raises(error) as caught:
             searched(folder, f"greedy({FEW})", 0.25, batch)
         assert caught.value.subject == subject
-
-
-def test_nothing_of_a_target_is_nothing_dropped(folder: Path, batch: TokenBatch) -> None:
-    for name in ("greedy", "evop(apart=true)"):
-        (edit,) = searched(folder, name, 0.0, batch).edits
-        assert (edit["blocks"], edit["notes"]) == ([], {})
 
 
 def zeroed(opened: Opened, halves: tuple[tuple[int, str], ...], batch: TokenBatch) -> float:

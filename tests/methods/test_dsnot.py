@@ -89,30 +89,3 @@ def test_it_starts_from_the_mask_of_another_method(start: Any):
     weight, x = torch.randn(40, 96, dtype=torch.float64), inputs(150, 96)
     result = DSnoT(start=start).compress(weight, seen_of(x), Sparsity(0.5)).weight
     assert torch.equal(result != 0, mask_by_loops(weight, x, Sparsity(0.5), start=start))
-
-
-@pytest.mark.parametrize("target", [Sparsity(0.6), NofM(2, 4)], ids=str)
-def test_outputs_lose_less_on_average_and_the_notes_say_how_much(target: Target):
-    """Of many inputs, so that a swap is small beside what an output loses."""
-    weight, x = torch.randn(60, 1024, dtype=torch.float64), inputs(200, 1024)
-    before, after = (m.compress(weight, seen_of(x), target) for m in (Wanda(), DSnoT(swaps=20)))
-    means = [float(lost(weight, one.weight != 0, x).mean()) for one in (before, after)]
-    assert means[1] < 0.7 * means[0]
-    assert [after.notes["before"], after.notes["after"]] == pytest.approx(means, rel=1e-4)
-    changed = ((before.weight != 0) & (after.weight == 0)).sum(1).double().mean()
-    assert after.notes["swaps"] == pytest.approx(float(changed), rel=1e-4)
-    assert changed > 1
-
-
-def test_without_swaps_and_of_inputs_whose_mean_is_zero_it_is_the_start():
-    weight, x = torch.randn(8, 32), inputs(60, 32, torch.float32)
-    for method, given in ((DSnoT(swaps=0), x), (DSnoT(tolerance=1e-4), torch.cat([x, -x]))):
-        assert torch.equal(*(one.compress(weight, seen_of(given), Sparsity(0.5)).weight for one in (method, Wanda())))
-
-
-def test_token_weights_count():
-    weight, x = torch.randn(20, 32, dtype=torch.float64), inputs(30, 32)
-    repeated = DSnoT().compress(weight, seen_of(torch.cat([x, x[:10]])), Sparsity(0.5)).weight
-    counted = torch.ones(30, dtype=torch.float64)
-    counted[:10] = 2
-    assert torch.equal(DSnoT().compress(weight, seen_of(x, counted), Sparsity(0.5)).weight, repeated)

@@ -1,20 +1,15 @@
 """The factors of FiPS and its relatives against slow calculations in float64 that know the activations themselves."""
 
-import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from calibrant.errors import SpecError, TargetError
-from calibrant.methods import methods
+from calibrant.errors import TargetError
 from calibrant.methods._factors import Member, alternated, best_own, leading, of_own, truncated
-from calibrant.methods._sharing import Budget, grouped
-from calibrant.models import view
+from calibrant.methods._sharing import Budget
 from calibrant.targets import Share
-from calibrant.testing import tiny_model
 
 STREAM, UNITS, TOKENS = 10, 14, 60
 KINDS = (True, False, True)
@@ -143,14 +138,6 @@ def summed(made: list[Member], seen: list[Tensor], rank: int, kept: int, rounds:
     return sum(member.share * slow_error(member, x, found.shared @ own) for member, x, own in zip(made, seen, found.own, strict=True))
 
 
-def test_errors_fall_with_the_rank_and_with_the_density():
-    made, seen = members(relative=True)
-    by_rank = [summed(made, seen, rank, rank * UNITS) for rank in (2, 4, 6, 8, 10)]
-    assert all(after < before for before, after in itertools.pairwise(by_rank)), by_rank
-    by_density = [summed(made, seen, STREAM, int(STREAM * UNITS * share)) for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
-    assert all(after < before for before, after in itertools.pairwise(by_density)), by_density
-
-
 def test_rounds_take_off_what_the_first_decomposition_left():
     """Beside one that is cut to the same numbers by size, without a look at the inputs, and then fitted to them once, in float64."""
     made, seen = members(relative=True)
@@ -188,44 +175,3 @@ def test_what_remains_is_what_was_asked_and_hardly_less(shapes: tuple[tuple[int,
         counted = taken + (math.ceil(places / 16) if indices else 0)
         one_more = (stream + units * (1 + 1 / 16)) if isinstance(ask, float) else len(shapes) + 1
         assert allowed - one_more <= counted <= allowed
-
-
-@pytest.mark.parametrize(
-    ("ask", "fraction", "advised"),
-    [
-        (lambda b: b.with_rank(65), 0.5, "64"),
-        (lambda b: b.with_rank(None), 0.97, "at most 8"),
-        (lambda b: b.with_rank(8), 0.5, "larger rank"),
-        (lambda b: b.with_density(1.0), 0.99, "larger groups"),
-        (lambda b: b.with_density(0.1), 0.5, r"0\.3889"),
-    ],
-)
-def test_what_cannot_be_kept_to_is_refused_with_what_can(ask: Callable[[Budget], object], fraction: float, advised: str):
-    how = budget(((64, 192),) * 3, fraction)
-    with pytest.raises(TargetError, match=advised) as refused:
-        ask(how)
-    assert refused.value.subject == f"numbers {fraction:g}"
-
-
-def test_what_is_proposed_can_be_done():
-    assert budget(((64, 192),) * 3, 0.97).with_rank(8).rank == 8
-    assert budget(((64, 192),) * 3, 0.97, indices=True).with_rank(5).rank == 5
-    assert budget(((64, 192),) * 3, 0.5).with_density(0.3889).rank == 63
-
-
-@pytest.mark.parametrize(("method", "larger"), [("svd", False), ("basis_sharing(group=1)", True), ("fips(group=3)", False)])
-def test_what_is_advised_the_method_can_be_given(method: str, larger: bool):
-    """A tiny llama has three blocks: groups of all three can't be larger, and SVD has none."""
-    seen_by = view(tiny_model("llama"))
-    target = Share("numbers", 0.99)
-    with pytest.raises(TargetError) as refused:
-        methods.build(method).check_model(seen_by, target, dict.fromkeys(seen_by.named, target))
-    assert ("larger groups" in str(refused.value)) is larger
-    assert refused.value.subject == "numbers 0.99"
-
-
-def test_a_model_of_one_block_has_groups_of_one():
-    with pytest.raises(SpecError) as refused:
-        grouped([0], 2, False, "fips(group=2)")
-    assert str(refused.value).endswith("1")
-    assert refused.value.subject == "group"

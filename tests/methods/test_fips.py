@@ -135,15 +135,6 @@ def test_it_loses_more_the_more_goes_and_a_look_at_the_inputs_pays_on_text_that_
     assert mean_loss("svd", 0.4) < mean_loss("svd(aware=false)", 0.4)
 
 
-def test_shared_and_sparse_beside_thin_and_dense():
-    """At equal numbers, and at equal bits, on text that wasn't seen; and blocks that share beside such as lie apart."""
-    found = [mean_loss(way, 0.4) for way in ("fips", "fips(indices=true)", "svd")]
-    assert found == sorted(found), found
-    assert found[0] == pytest.approx(mean_loss("fips(distant=true)", 0.4), rel=0.25), "of four blocks none lies far from another"
-    _, record, _ = factorised("fips(indices=true)", 0.3)
-    assert stored_bits(record.weights) == pytest.approx(0.7 * 32, abs=0.01)
-
-
 @pytest.mark.parametrize("dtype", usually(["bfloat16", "float32"], ["bfloat16"]))
 def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str):
     done = prune(str(folder), "python_docs", "fips", "numbers 0.4", tmp_path / "out", **{**SMALL, "dtype": dtype})
@@ -189,15 +180,6 @@ def test_a_shared_factor_is_kept_once():
     for edit, stored in zip(edits, again, strict=True):
         assert edit.stored().facts == stored.facts
         assert all(torch.equal(tensor, stored.tensors[name]) for name, tensor in edit.stored().tensors.items())
-
-
-@pytest.mark.parametrize("family", usually(("llama", "gpt2", "gemma3", "opt", "phi3", "qwen3"), ("gpt2", "phi3")))
-def test_other_kinds_of_model(tmp_path: Path, family: str):
-    """Matrices stored the other way round, gate and up in one, biases."""
-    model = str(tiny_folder(tmp_path / family, family))
-    done = prune(model, "python_docs", "fips(group=3)", 0.4, **SMALL)
-    assert len(done.record.weights) == 3 * (2 if family in ("gpt2", "opt", "phi3") else 3)
-    assert all(weight["error"] < 0.5 for weight in done.record.weights)
 
 
 def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):

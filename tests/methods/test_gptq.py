@@ -10,7 +10,6 @@ from torch import Tensor
 
 import calibrant
 from calibrant.activations import Gram, Seen
-from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.packed import Codes
 from calibrant.targets import NofM, SparseGrid, parse_target
@@ -81,15 +80,6 @@ def test_float32_gives_the_codes_of_float64(text: str):
     assert lost[0] == pytest.approx(lost[1], rel=1e-3)
 
 
-def test_inputs_that_know_nothing_of_each_other_are_rounded_to_nearest():
-    weight = seeded(40, 96, torch.float32)
-    for text in ("w4g32", "w3g16a", "w8"):
-        identity = Gram(torch.eye(96), 96, 96.0)
-        for order in ("natural", "activation"):
-            rtn = methods.build("rtn").compress(weight, Seen({}), parse_target(text)).packed
-            assert torch.equal(packed(f"gptq(order={order})", weight, identity, text).codes, rtn.codes)
-
-
 def test_dead_inputs_are_rounded_to_nearest_and_matter_to_no_other():
     weight, x = seeded(20, 64, torch.float32), inputs(300, 64, torch.float32)
     x[:, 5::7] = 0
@@ -112,13 +102,6 @@ def test_removing_and_rounding_in_one_elimination_is_that_of_the_definition(text
     assert isinstance(target.removal, NofM)
     found = packed("sparsegpt", weight, Gram.of(x), text)
     assert (found.codes.numpy() == literal(weight, x, found, list(range(192)), target.removal)).all()
-
-
-def test_where_groups_do_not_divide_the_inputs_it_is_refused():
-    seen = Seen({Gram: Gram.of(inputs(30, 12, torch.float32))})
-    with pytest.raises(TargetError) as refused:
-        methods.build("sparsegpt").compress(seeded(3, 12, torch.float32), seen, parse_target("2:4+w4g8"))
-    assert refused.value.subject == "the matrix"
 
 
 def test_a_model_is_pruned_and_quantized_at_once(tmp_path: Path):

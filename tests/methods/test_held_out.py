@@ -1,18 +1,14 @@
 """What is fitted is judged by what it wasn't fitted to: halves of different windows, and the damping that errs least on the second."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
-from calibrant.compress import prune
 from calibrant.methods._halves import HalvedGram
 from calibrant.methods.held_out import HeldOut
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.targets import NofM, Sparsity, Target
-from calibrant.testing import tiny_folder
 
 DAMPS = (0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -82,39 +78,3 @@ def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, 
     assert found.notes["held_out"] == pytest.approx({f"{damp:g}": error / whole for damp, error in errors.items()}, rel=1e-4)
     unfitted = HeldOut(damps=DAMPS, refit=False).compress(weight, Seen({HalvedGram: halves}), target)
     assert torch.equal(unfitted.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight)
-
-
-def test_few_tokens_ask_for_more_damping_than_many_and_it_helps_on_new_ones():
-    weight, fresh = torch.randn(48, 40, generator=torch.Generator().manual_seed(5)), torch.cat(batches(20, 200, 40, seed=7))
-    chosen: dict[int, float] = {}
-    for rows in (8, 400):
-        halves = added(batches(6, rows, 40))
-        found = HeldOut(damps=DAMPS).compress(weight, Seen({HalvedGram: halves}), Sparsity(0.6))
-        chosen[rows] = found.notes["chosen_damp"]
-        if rows == 8:
-            plain = SparseGPT(0.001).compress(weight, Seen({Gram: halves.whole}), Sparsity(0.6))
-            ours, theirs = (float(((weight - one.weight) @ fresh.T).square().sum()) for one in (found, plain))
-            assert ours < 0.9 * theirs
-    assert chosen[8] > chosen[400]
-
-
-def test_with_one_damping_or_a_single_row_it_is_the_method_itself():
-    of, weight = batches(4, 30, 40), torch.randn(24, 40)
-    found = HeldOut(damps=(0.05,)).compress(weight, Seen({HalvedGram: added(of)}), Sparsity(0.5))
-    assert torch.equal(found.weight, SparseGPT(0.05).compress(weight, Seen({Gram: added(of).whole}), Sparsity(0.5)).weight)
-    row = of[0][:1]
-    left = HeldOut().compress(weight, Seen({HalvedGram: HalvedGram.of(row)}), Sparsity(0.5))
-    assert torch.equal(left.weight, SparseGPT().compress(weight, Seen({Gram: Gram.of(row)}), Sparsity(0.5)).weight)
-    assert "held_out" not in left.notes
-
-
-def test_a_record_has_the_errors_of_all_tokens_and_of_the_other_half(tmp_path: Path):
-    how = {"samples": 4, "length": 600, "dtype": "float32"}
-    model = str(tiny_folder(tmp_path / "model", max_position_embeddings=1024))
-    record = prune(model, "python_docs", "held_out(damps=[0.01, 1.0])", 0.5, **how).record
-    for matrix in record.weights:
-        assert matrix["error_from"] == "gram"
-        assert set(matrix["notes"]["held_out"]) == {"0.01", "1"}
-        assert matrix["notes"]["chosen_damp"] == matrix["notes"]["damp"]
-        assert len(matrix["inputs"]) == 128
-    assert record.run.propagate == "arrival"

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import FeatureMoments, FeatureNorms, Gram
-from calibrant.methods import Compressed, MatrixMethod
-from calibrant.methods.dsnot import DSnoT
+from calibrant.methods import MatrixMethod
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.refined import Refined
 from calibrant.methods.sparsegpt import SparseGPT
@@ -59,13 +57,6 @@ def test_it_loses_less_than_sparsegpt_and_wanda(start: MatrixMethod, target: Tar
     assert refined < sparsegpt < wanda
 
 
-def test_with_an_identity_it_is_the_mask_of_magnitude():
-    weight = torch.randn(16, 64, dtype=torch.float64)
-    for target in (Sparsity(0.5), NofM(2, 4)):
-        done = Refined(start=Wanda(), swaps=100).compress(weight, seen_of(torch.eye(64, dtype=torch.float64)), target).weight
-        assert torch.equal(done, weight * target.keep(weight.abs(), "row"))
-
-
 @pytest.mark.parametrize(("sparsity", "damp", "tokens"), [(0.2, 0.01, 300), (0.9, 0.1, 300), (0.5, 0.01, 30)])
 def test_with_enough_steps_and_no_swaps_the_weights_are_the_best_on_the_mask_of_the_start(sparsity: float, damp: float, tokens: int):
     weight, x, target = torch.randn(24, 96, dtype=torch.float64), features(tokens, 96), Sparsity(sparsity)
@@ -104,42 +95,6 @@ def test_a_swap_is_the_best_of_all_pairs_in_groups_and_nearly_so_in_rows(target:
     assert (before - after).sum() >= share * (before - best).sum() * (1 - 1e-9)
 
 
-def test_of_inputs_that_were_always_zero_the_weights_that_stay_are_what_they_were():
-    weight, x = torch.randn(8, 128, dtype=torch.float64), features(200, 128)
-    x[:, ::2] = 0
-    found = Refined(start=Magnitude(), swaps=0).compress(weight, seen_of(x), NofM(2, 4)).weight
-    silent = found[:, ::2]
-    assert torch.equal(silent[silent != 0], weight[:, ::2][silent != 0])
-    assert not torch.equal(found[:, 1::2][found[:, 1::2] != 0], weight[:, 1::2][found[:, 1::2] != 0])
-
-
-def test_a_few_more_swaps_and_steps_lose_less_and_it_ends_when_they_take_off_too_little():
-    """Not however many: what greedy swaps reach depends on where they came from."""
-    weight, x = torch.randn(24, 128, dtype=torch.float64), features(400, 128)
-
-    def done(tolerance: float = 0.0, **parameters: Any) -> Compressed:
-        return Refined(**parameters, tolerance=tolerance).compress(weight, seen_of(x), Sparsity(0.6))
-
-    by_swaps, by_steps = ([loss(weight, done(**{what: count}).weight, x) for count in (10, 2, 0)] for what in ("swaps", "steps"))
-    assert by_swaps == sorted(by_swaps)
-    assert by_steps == sorted(by_steps)
-    swaps = [done(tolerance, swaps=500, steps=0).notes["swaps"] for tolerance in (0.0, 0.02)]
-    assert swaps[0] > swaps[1] > 0
-    fitted = [done(swaps=0, steps=steps).weight for steps in range(1, 20)]
-    early = done(0.01, swaps=0, steps=20).weight
-    assert sum(torch.equal(early, one) for one in fitted) == 1
-
-
 def test_the_start_is_part_of_the_identity():
     assert repr(Refined(start=Magnitude())) == "refined(start=magnitude)"
     assert canonical(Refined())["start"] == canonical(Wanda())
-
-
-@pytest.mark.parametrize(
-    ("start", "kinds"),
-    [(Wanda(), {Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram}), (DSnoT(), {FeatureNorms, FeatureMoments, Gram})],
-    ids=["wanda", "sparsegpt", "magnitude", "dsnot"],
-)
-def test_it_observes_what_its_start_does_and_the_gram(start: MatrixMethod, kinds: set[type]):
-    assert set(Refined(start=start).observes) == kinds
-    assert len(Refined(start=start).observes) == len(kinds)

@@ -1,6 +1,5 @@
 """What methods can't do is refused before any work, and the error names the parameter, the target or the part of the model that it is about."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,21 +45,11 @@ def test_a_parameter_that_cannot_be_is_named(method: str, parameters: str):
     assert refused.value.subject == parameters.rpartition(", ")[2].partition("=")[0]
 
 
-@pytest.mark.parametrize(("method", "name"), [("admm", "damp"), ("dsnot", "tolerance"), ("refined", "damp"), ("ria", "power"), ("sparsegpt", "damp")])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_none_is_no_parameter(method: str, name: str, value: float):
-    with pytest.raises(SpecError) as refused:
-        methods.get(method)(**{name: value})
-    assert refused.value.subject == name
-
-
 @pytest.mark.parametrize(
     ("spec", "subject"),
     [
         ("held_out(method=wanda)", "wanda"),
-        ("held_out(method=nothing)", "nothing"),
         ("reconstructed(method=short_gpt)", "short_gpt"),
-        ("reconstructed(method=held_out)", "held_out"),
     ],
 )
 def test_a_method_that_cannot_be_built_on_is_named(spec: str, subject: str):
@@ -90,12 +79,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         ("llama", "fips(group=2)", 0.3, "group"),
         ("llama", "fips(group=3, rank=33)", 0.3, "numbers 0.3"),
         ("llama", "fips(group=3)", 0.97, "numbers 0.97"),
-        ("llama", "fips", "blocks 0.25", "blocks 0.25"),
         ("llama", "fips", "numbers 1.5", "'numbers' 1.5"),
-        ("llama", "greedy", "2:4", "2:4"),
         ("llama", "mc_suite", 0.5, "mc_suite"),
         ("mixtral", "mc_suite", 0.99, "model.layers.0.mlp"),
-        ("mixtral", "mc_suite", 0.01, "experts 0.01"),
         ("mixtral", "reconstructed", 0.5, "model.layers.0.mlp.experts.gate_up_proj[0]"),
         ("llama", "short_gpt", 0.3, "blocks 0.3"),
         ("llama", "svd", 0.99, "numbers 0.99"),
@@ -139,12 +125,8 @@ def test_what_looks_at_the_dense_model_cannot_be_done_in_arrival(method: str, ta
     "spec",
     [
         "dsnot(start=ria(power=1.0), swaps=10)",
-        "dsnot",
-        "fips",
         "held_out(method=sparsegpt(block=64))",
         "held_out(damps=[0.1, 1.0], refit=False)",
-        "reconstructed",
-        "refined",
         "refined(start=sparsegpt(damp=0.1), swaps=5)",
         "rtn(scales='mse')",
     ],

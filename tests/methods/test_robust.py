@@ -9,12 +9,11 @@ from torch import Tensor
 
 from calibrant import prune
 from calibrant.activations import Gram
-from calibrant.data import CalibrationSet
-from calibrant.methods._sources import Sources, joined, parts_of
+from calibrant.methods._sources import Sources, joined
 from calibrant.methods.refined import Refined
 from calibrant.methods.robust import Robust
 from calibrant.targets import NofM, Sparsity
-from calibrant.testing import tiny_folder, tiny_tokenizer
+from calibrant.testing import tiny_folder
 
 from tests.methods.matrices import error, features, seen_of
 
@@ -39,16 +38,6 @@ def test_the_worse_source_suffers_less_than_with_the_mean(target: Any):
     assert max(error(weight, worst, x) for x in (one, other)) < min(max(error(weight, found, x) for x in (one, other)) for found in single)
 
 
-def test_notes_are_what_each_source_loses():
-    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
-    done = Robust().compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
-    assert done.notes["errors"] == pytest.approx([error(weight, done.weight, x) for x in (one, other)], rel=1e-5)
-    assert sum(done.notes["counted"]) == pytest.approx(1, abs=1e-5)
-    assert 1 <= done.notes["round"] <= 4
-    first = Robust(rounds=1).compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
-    assert first.notes["counted"] == [0.3, 0.7]
-
-
 def test_with_one_source_it_is_refined():
     weight, x = torch.randn(24, 64, dtype=torch.float64), two_sources()[0]
     robust = Robust(rounds=1, swaps=25, steps=10, tolerance=0.0).compress(weight, seen_of(x), Sparsity(0.5)).weight
@@ -66,22 +55,6 @@ def test_a_source_that_does_not_reach_a_matrix_has_no_say_and_one_that_gives_not
     assert bool(silent.weight.isfinite().all())
     assert silent.notes["errors"][0] == 0.0
     assert int((silent.weight != 0).sum()) == 24 * 32
-
-
-@pytest.mark.parametrize(
-    ("expression", "shares"),
-    [
-        ("0.25*python_docs + 0.75*random_tokens", (0.25, 0.75)),
-        ("mix(a=python_docs, b=random_tokens, weight=0.25)", (0.25, 0.75)),
-        ("python_docs", (1,)),
-    ],
-)
-def test_parts_of_a_mixture(expression: str, shares: tuple[float, ...]):
-    batch = CalibrationSet(expression, tokens=400, length=32).tokens(tiny_tokenizer())
-    found, parts = zip(*parts_of(batch), strict=True)
-    assert found == pytest.approx(shares)
-    assert torch.equal(torch.cat([part.ids for part in parts]), batch.ids)
-    assert torch.equal(torch.cat([part.mask for part in parts]), batch.mask)
 
 
 def test_what_sources_saw_adds_and_scales():

@@ -11,8 +11,6 @@ from calibrant.packed import Codes
 from calibrant.spec import canonical
 from calibrant.targets import Grid, parse_target
 
-from tests.methods.matrices import seen_of
-
 SHARES = {"mse": [1 - i / 100 for i in range(80)], "importance": [1 - 0.95 * i / 20 for i in range(20)]}
 POWER = {"mse": 2.4, "importance": 3.0}
 
@@ -64,34 +62,11 @@ def packed(method: str, weight: Tensor, target: str, seen: Seen) -> Codes:
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_importance_costs_less_where_inputs_are_large(dtype: torch.dtype):
-    x = torch.randn(200, 64, dtype=torch.float64) * torch.logspace(-2, 2, 64, dtype=torch.float64)[torch.randperm(64)]
-    weight, seen = random(32, 64, dtype), Seen({FeatureNorms: FeatureNorms.of(x)})
-    cost = {
-        how: float(((packed(f"rtn(scales={how})", weight, "w3g16", seen).dense() - weight).double().square() @ x.square().sum(0)).sum())
-        for how in ("absmax", "mse", "importance")
-    }
-    assert cost["importance"] < cost["mse"] < cost["absmax"]
-
-
 def test_inputs_that_were_always_zero_keep_the_whole_reach():
     weight, x = random(3, 16, torch.float32), torch.randn(50, 16)
     x[:, :8] = 0
     found = packed("rtn(scales=importance)", weight, "w4g8", Seen({FeatureNorms: FeatureNorms.of(x)}))
     assert torch.equal(found.scales[:, 0], weight[:, :8].abs().amax(1) / 7.5)
-
-
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_what_lies_on_a_whole_asymmetric_grid_comes_back(method: str):
-    """A group that uses both ends of its grid shows its scale and zero point, so rounding finds the very same values."""
-    codes = torch.randint(-8, 8, (6, 32), generator=torch.Generator().manual_seed(3)).to(torch.int8)
-    codes[:, ::8], codes[:, 1::8] = -8, 7
-    scales, zeros = torch.rand(6, 4).bfloat16().float() + 0.5, torch.randint(-8, 8, (6, 4)).to(torch.int8)
-    weight = Codes(Grid(4, 8, symmetric=False), codes, scales, zeros).dense()
-    again = packed(method, weight, "w4g8a", seen_of(torch.randn(90, 32)))
-    assert torch.equal(again.codes, codes)
-    assert torch.equal(again.dense(), weight)
 
 
 def test_the_rule_is_part_of_the_identity_and_only_importance_looks_at_data():

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 from calibrant.activations import BlockChange, Seen
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet
-from calibrant.methods.short_gpt import ShortGPT, influence
 from calibrant.models import open_model
 from calibrant.testing import tiny_folder
 
@@ -61,23 +60,9 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [edit]
 
 
-def test_nothing_of_a_target_is_nothing_dropped(folder: Path) -> None:
-    done = prune(str(folder), "python_docs", ShortGPT(), 0.0, **SMALL)
-    assert [edit["blocks"] for edit in done.record.edits] == [[]]
-    assert done.record.sparsity == 0
-
-
 def turned(degrees: float, tokens: int = 10) -> Seen:
     """What a block did that turned each of its inputs by so much."""
     before, after = torch.zeros(tokens, 4, dtype=torch.float64), torch.zeros(tokens, 4, dtype=torch.float64)
     before[:, 0] = torch.arange(1, tokens + 1)
     after[:, 0], after[:, 1] = before[:, 0] * math.cos(math.radians(degrees)), before[:, 0] * math.sin(math.radians(degrees))
     return Seen({BlockChange: BlockChange.of(before, after)})
-
-
-def test_the_influence_of_a_block_is_how_far_it_turns_its_input_and_adds_up_like_every_statistic() -> None:
-    seen = (turned(40), turned(90), turned(2, tokens=400), turned(40) + turned(90))
-    scores = [1 - math.cos(math.radians(angle)) for angle in (40, 90, 2)]
-    assert [influence(one) for one in seen] == pytest.approx([*scores, (scores[0] + scores[1]) / 2])
-    assert seen[-1][BlockChange].total == pytest.approx(10 * scores[0] + 10 * scores[1])
-    assert seen[-1].tokens == 20

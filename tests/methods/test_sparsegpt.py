@@ -1,7 +1,6 @@
 """SparseGPT against the algorithm as the paper states it: an explicit inverse, and one column after the other, in NumPy and float64."""
 
 import math
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen
 from calibrant.errors import NumericsError
-from calibrant.methods._factor import factorise
-from calibrant.methods.gptq import GPTQ
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.spec import canonical
-from calibrant.targets import Grid, NofM, Sparsity, Target
+from calibrant.targets import NofM, Sparsity, Target
 
 from tests.methods.matrices import features, seen_of
 
@@ -90,33 +87,6 @@ def test_fewer_tokens_than_inputs_and_inputs_that_were_always_zero_agree_too(tar
         mask, distance = agreement(pruned(weight, x, target), column_by_column(weight, x, target))
         assert mask >= 0.9999
         assert distance <= 1e-4
-
-
-def test_one_cholesky_and_one_triangular_inverse_for_each_distinct_input(monkeypatch: pytest.MonkeyPatch):
-    """Whatever is done with it, and with GPTQ too."""
-    calls = Counter[str]()
-    for name in ("cholesky", "cholesky_ex", "inv", "inv_ex", "solve", "solve_ex", "solve_triangular", "eigh", "svd", "qr", "lu"):
-        own = getattr(torch.linalg, name)
-        monkeypatch.setattr(torch.linalg, name, lambda *a, name=name, own=own, **k: calls.update([name]) or own(*a, **k))
-    shared, other = seen_of(features(200, 96)), seen_of(features(200, 96))
-    for rows in (48, 16, 16):
-        SparseGPT().compress(torch.randn(rows, 96), shared, Sparsity(0.5))
-    GPTQ().compress(torch.randn(16, 96), shared, Grid(4, 32))
-    assert calls == {"cholesky_ex": 1, "solve_triangular": 1}
-    SparseGPT().compress(torch.randn(48, 96), other, Sparsity(0.5))
-    assert calls == {"cholesky_ex": 2, "solve_triangular": 2}
-    GPTQ(damp=0.02).compress(torch.randn(48, 96), shared, Grid(4, 32))
-    assert calls == {"cholesky_ex": 3, "solve_triangular": 3}
-
-
-@pytest.mark.parametrize("size", [1, 127, 300])
-def test_the_factor_is_the_one_of_the_inverse(size: int):
-    x = features(700, size)
-    upper = factorise(Gram.of(x), 0.01).upper
-    hessian = (x.T @ x / 700).numpy()
-    inverse = np.linalg.inv(hessian + 0.01 * hessian.diagonal().mean() * np.eye(size))
-    assert torch.equal(upper, upper.triu())
-    assert np.allclose((upper.T @ upper).numpy(), inverse, rtol=1e-8, atol=1e-10)
 
 
 def noted(gram: Gram, damp: float = 0.01) -> dict[str, Any]:

@@ -69,18 +69,3 @@ def world(sources: int = 3, tokens: Sequence[int] = (40, 60, 90), seed: int = 0,
     held = [tuple(normal(50, len(b)) @ b for b in pair) for pair in blends]
     cast = [tuple((one.to(dtype), other.to(dtype)) for one, other in several) for several in (own, held)]
     return World(tuple(w.to(dtype) for w in weights), *cast)
-
-
-def apart(rows: int = 8, features: int = 16, seed: int = 1) -> World:
-    """Two sources of which each uses features that the other never touches; the features of the first are five times as large."""
-    generator = torch.Generator().manual_seed(seed)
-    half = features // 2
-    weight = torch.randn(rows, features, generator=generator, dtype=torch.float64)
-
-    def inputs(first: bool) -> Tensor:
-        x = torch.zeros(200, features, dtype=torch.float64)
-        x[:, slice(0, half) if first else slice(half, None)] = torch.randn(200, half, generator=generator, dtype=torch.float64) * (5 if first else 1)
-        return x
-
-    pairs = [[(inputs(first),) * 2 for first in (True, False)] for _ in range(2)]
-    return World((weight, weight, weight), tuple(pairs[0]), tuple(pairs[1]))

@@ -10,12 +10,12 @@ from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Errors, Sample, SharedInput, blended, only, rounded, shared_inputs, uniform, without
+from calibrant.mixtures import Errors, Sample, SharedInput, blended, only, rounded, shared_inputs, without
 from calibrant.models import view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model
 
-from tests.mixtures.made import apart, both, world
+from tests.mixtures.made import both, world
 
 METHODS = [Wanda(), SparseGPT(), Magnitude()]
 named = pytest.mark.parametrize("method", METHODS, ids=str)
@@ -33,12 +33,6 @@ def test_errors_are_those_of_outputs_under_explicit_masks(method, target: str, s
     found = made.errors(method, target)([shares_of(*shares)])
     assert found.shape == (1, 3)
     assert found[0] == pytest.approx(made.slowly(method, shares, target), rel=1e-9)
-
-
-@named
-def test_several_mixtures_are_judged_as_each_alone(method) -> None:
-    errors, several = world().errors(method), [only(0, 3), uniform(3), shares_of(0.7, 0.1, 0.2)]
-    np.testing.assert_allclose(errors(several), np.concatenate([errors([one]) for one in several]), rtol=1e-12)
 
 
 def test_shares_like_the_tokens_are_the_pooled_set() -> None:
@@ -107,17 +101,6 @@ def test_a_block_s_matrices_stand_together_where_they_read_one_input() -> None:
     assert list(shared_inputs([(block, {})], [(block, {})], Sample(1, 5))) == []
     sample = Sample(blocks=3, rows=4)
     assert (sample.of_blocks(30), sample.of_blocks(2), sample.of_rows(8)) == ([5, 15, 25], [0, 1], [1, 3, 5, 7]), "spread evenly"
-
-
-@pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=str)
-def test_of_two_sources_without_a_feature_in_common_an_interior_mixture_has_the_least_worst_error(method) -> None:
-    errors = apart().errors(method)
-    ends = errors([only(0, 2), only(1, 2)])
-    inside = errors([shares_of(s / 100, 1 - s / 100) for s in range(1, 100)])
-    assert ends.max(1) == pytest.approx([1, 1], abs=0.2), "each loses nearly all that the other needs"
-    assert inside.max(1).min() < 0.5 * ends.max(1).min()
-    # The features of the first are five times as large: equal weights are not the best.
-    assert inside.max(1).argmin() + 1 < 40
 
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=str)

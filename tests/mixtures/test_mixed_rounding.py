@@ -13,9 +13,9 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.importance import imatrix, read_imatrix
 from calibrant.methods import methods
 from calibrant.methods._stand_ins import RecipeByMatrix
-from calibrant.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of, uniform
+from calibrant.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of
 from calibrant.models import open_model
-from calibrant.targets import GgmlKind, parse_target
+from calibrant.targets import GgmlKind
 from calibrant.testing.tiny import tiny_gguf
 
 from tests.mixtures.made import World, both, world
@@ -123,15 +123,6 @@ def test_predicted_errors_are_those_of_literal_code_on_the_mixed_tokens(
     assert found[0] == pytest.approx(literally(made, shares, quantizer), rel=1e-9)
 
 
-def test_removal_and_grid_together_are_no_better_than_the_grid_alone() -> None:
-    made = world()
-    both_, grid = (made.errors(methods.build(name), target)([uniform(3)]) for name, target in (("sparsegpt", "2:4+w4g4"), ("gptq", "w4g4")))
-    assert (both_ > grid).all()
-    for weight in made.weights[:2]:
-        kept = methods.build("sparsegpt").compress(weight, both(made.own[0][0]), parse_target("2:4+w4g4")).weight
-        assert ((kept.unflatten(1, (-1, 4)) == 0).sum(2) >= 2).all()
-
-
 def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     generator = torch.Generator().manual_seed(0)
@@ -162,9 +153,7 @@ def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> No
     ("method", "target", "built", "aimed"),
     [
         (None, None, "wanda", "0.6"),
-        (None, "w4g64", "gptq", "w4g64"),
         (None, "2:4+w4g64", "sparsegpt", "2:4+w4g64"),
-        (None, "q4_k", "ggml", "q4_k"),
         (None, "Q4_K_M", "llama_cpp", "Q4_K_M"),
         ("awq", None, "awq", "w4g64"),
         ("llama_cpp", "q4_0", "llama_cpp", "Q4_0"),
@@ -178,31 +167,6 @@ def test_the_usual_method_of_a_target_and_the_usual_target_of_a_method(method: s
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where statistics are kept that several tests share."""
     return tmp_path_factory.mktemp("kept")
-
-
-@pytest.mark.parametrize(
-    ("method", "target"),
-    [
-        (None, "w3g32"),
-        ("rsq", "w3g32"),
-        (None, "2:4+w4g32"),
-        pytest.param("awq", "w3g32", marks=pytest.mark.slow),
-        pytest.param("rtn(scales=importance)", "w3g32", marks=pytest.mark.slow),
-    ],
-)
-def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place: Path, method: str | None, target: str) -> None:
-    budget = {"tokens": 1024, "length": 128, "dtype": "float32", "effort": EFFORT}
-    found = mix(str(trained_folder()), SOURCES, method=method, target=target, objective="worst", folder=place, **budget)
-    assert found.value == min(row.worst for row in found.rows)
-    assert 0 < found.value < 1
-    assert found.sparsity == target
-    assert found.enough == (), "no mask is there whose halves could agree"
-    assert [str(method) in note for note in found.notes] == [True] * (method in ("awq", "rsq"))
-    if target == "2:4+w4g32":
-        # What is predicted of a source is the source's own, whichever others are looked at.
-        other = mix(str(trained_folder()), SOURCES[:2], method=method, target=target, objective="worst", folder=place, **budget)
-        assert other.rows[0].errors["python_code"] == pytest.approx(found.rows[0].errors["python_code"], rel=1e-12)
-        assert other.reused == other.gathered
 
 
 def mean_squares(model: torch.nn.Module, batch: TokenBatch) -> dict[str, Tensor]:

@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from calibrant import CalibrationSet
-from calibrant.activations import FeatureNorms, Gram
+from calibrant.activations import Gram
 from calibrant.compress import Recipe, compress
-from calibrant.errors import SpecError, TargetError
+from calibrant.errors import SpecError
 from calibrant.methods import methods
-from calibrant.mixtures import Effort, Mixture, MixtureStatistics, Sample, SetStatistics, blended, expression, gather_statistics, mix, rounded
-from calibrant.mixtures.mixture import names_of
-from calibrant.mixtures.statistics import rows_in_common, statistic_of
-from calibrant.models import Opened, open_model, view
+from calibrant.mixtures import Effort, Mixture, Sample, blended, expression, gather_statistics, mix, rounded
+from calibrant.mixtures.statistics import statistic_of
+from calibrant.models import open_model, view
 from calibrant.targets import parse_target
-from calibrant.testing import tiny_model, tiny_tokenizer
 from calibrant.walk.statistics import Statistics, statistics_id
 
 from tests.trained import trained_folder
@@ -74,16 +72,6 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert shares == pytest.approx([weight for weight in found.weights.values() if weight])
 
 
-def test_a_target_that_judges_alone_finds_the_same_and_costs_no_other_judge(place: Path) -> None:
-    target = "0.5*python_docs + 0.5*python_code"
-    whole, alone = (found_in(place, objective=f"target={target}", alone=alone) for alone in (False, True))
-    assert alone.judges == (target,)
-    assert (alone.expr, alone.value, alone.weights, alone.evaluations) == (whole.expr, whole.value, whole.weights, whole.evaluations)
-    assert [row.errors[target] for row in alone.rows] == [row.errors[target] for row in whole.rows]
-    assert all(row.mean == row.worst == row.errors[target] for row in alone.rows)
-    assert alone.gathered == len(SOURCES) + 1
-
-
 def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(usual: Mixture) -> None:
     opened = open_model(str(trained_folder()), "float32")
     for judge in usual.judges:
@@ -116,12 +104,6 @@ def test_a_call_that_was_killed_goes_on(tmp_path: Path, usual: Mixture) -> None:
     gathered = [(what, done) for what, done in told if what.startswith("statistics of") and "held out" not in what]
     assert gathered == [("statistics of arithmetic:icl", 3), ("statistics of arithmetic:icl", 4)]
     assert (found.expr, found.rows) == (usual.expr, usual.rows)
-
-
-def test_it_goes_to_the_user_s_cache_where_no_folder_is_named(own_cache: Path) -> None:
-    found = mix(str(trained_folder()), SOURCES[:2], **{**SMALL, "tokens": 256})
-    assert found.folder == str(own_cache / "calibrant" / "statistics")
-    assert next((own_cache / "calibrant" / "statistics").rglob("gram/block-00000.safetensors")).is_file()
 
 
 @pytest.mark.parametrize(
@@ -159,63 +141,9 @@ def test_it_shows_itself(usual: Mixture) -> None:
     assert usual.expr in repr(usual)
 
 
-def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: Path, usual: Mixture) -> None:
-    rows = [json.dumps({"text": f"Row {number} of a text that is the same in both files."}) + "\n" for number in range(60)]
-    for name, first in (("one", 0), ("two", 20)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(rows[first : first + 40]))
-    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
-    found = mix(str(trained_folder()), files, folder=tmp_path, **{**SMALL, "tokens": 256, "length": 64})
-    assert any(f"{files[0]} and {files[1]} judge" in note for note in found.notes)
-    assert usual.notes == ()
-
-
-def test_a_source_that_calibrates_on_what_a_judge_reads_is_told() -> None:
-    opened = open_model(str(trained_folder()), "float32")
-    batch = CalibrationSet("python_docs", tokens=256, length=64).tokens(opened.tokenizer)
-    watched = SetStatistics("python_docs", batch, Statistics("nowhere", "sha256:0"))
-    kept = MixtureStatistics(view(opened.model), methods.build("wanda"), FeatureNorms, Path("nowhere"), (watched,), (watched,), ())
-    (told,) = rows_in_common(kept)
-    assert told.startswith(f"{len(batch.examples)} rows that python_docs judges with")
-
-
-def test_names_are_identifiers_each_its_own() -> None:
-    given = ["gsm8k:cot", "gsm8k@cot", "a b/c.jsonl", "3*c4", "weights", "'x y'", "***"]
-    assert names_of(given) == ["gsm8k_cot", "gsm8k_cot_2", "a_b_c_jsonl", "_3_c4", "weights_", "x_y", "part"]
-    assert all(name.isidentifier() for name in names_of(given))
-
-
-@pytest.mark.parametrize(
-    ("weights", "text"),
-    [
-        ((0, 100, 0), "python_docs"),
-        ((25, 75, 0), "mix(c4=c4, python_docs=python_docs, weight=0.25)"),
-        ((20, 30, 50), "mix(c4=c4, python_docs=python_docs, gsm8k_cot=gsm8k:cot, weights=[0.2, 0.3, 0.5])"),
-    ],
-)
-def test_the_expression_leaves_out_what_has_no_weight(weights: tuple[int, ...], text: str) -> None:
-    shares = rounded(torch.tensor(weights, dtype=torch.float64).numpy())
-    assert expression(["c4", "python_docs", "gsm8k:cot"], shares) == text
-    assert str(CalibrationSet(text)) == text
-
-
-@pytest.mark.parametrize(("asked", "named"), [({"sparsity": "2:5"}, "2:5"), ({"target": "w4g48"}, "48")])
-def test_a_target_that_doesn_t_fit_a_matrix_is_said_before_the_walk(place: Path, asked: dict[str, str], named: str) -> None:
-    with pytest.raises(TargetError, match=named):
-        found_in(place, **asked)
-
-
 def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
     class Both(type(methods.build("wanda"))):
         observes = (*methods.build("wanda").observes, Gram)
 
     with pytest.raises(SpecError, match="FeatureNorms, Gram"):
         statistic_of(Both())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
-def test_any_architecture_will_do(family: str, tmp_path: Path) -> None:
-    opened = Opened(tiny_model(family), tiny_tokenizer(), family, f"sha256:{family}", "", torch.float32)
-    found = mix(opened, SOURCES[:2], folder=tmp_path, tokens=256, length=64, sparsity=0.5, effort=Effort(Sample(1, 8), 8, Sample(1, 8), Sample(1, 8)))
-    assert found.value <= min(row.mean for row in found.rows)
-    assert 0 < found.value < 1

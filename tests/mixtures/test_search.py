@@ -11,7 +11,7 @@ from calibrant.methods.wanda import Wanda
 from calibrant.mixtures import Objective, Search, only, parse_objective, rounded, uniform
 from calibrant.mixtures.algebra import typical
 
-from tests.mixtures.made import apart, world
+from tests.mixtures.made import world
 
 
 @pytest.mark.parametrize(
@@ -53,21 +53,6 @@ def test_the_bottom_of_a_bowl_is_found(count: int, seed: int) -> None:
     assert len(search.known) <= 200
 
 
-def test_no_more_is_judged_than_was_allowed_and_nothing_twice() -> None:
-    asked: list[tuple[Fraction, ...]] = []
-
-    def errors(mixtures) -> np.ndarray:
-        asked.extend(mixtures)
-        return bowl(np.eye(4), np.ones(4))(mixtures)
-
-    search = Search(errors, lambda found: found.max(1), 4, 23)
-    search.begin()
-    search.play(np.zeros(4))
-    search.descend()
-    assert len(asked) == len(set(asked)) == len(search.known) <= 23
-    assert asked[:5] == [*(only(place, 4) for place in range(4)), uniform(4)]
-
-
 @pytest.mark.parametrize(
     ("method", "kind"), [(Wanda(), "worst"), (SparseGPT(), "mean"), pytest.param(SparseGPT(), "worst", marks=pytest.mark.slow)], ids=str
 )
@@ -84,18 +69,6 @@ def test_what_is_found_is_no_worse_than_any_source_and_the_uniform_mixture(metho
     # Near the best of a grid, every point of which was judged with its real masks.
     grid = [rounded(np.array([a, b, 10 - a - b], dtype=float)) for a in range(11) for b in range(11 - a)]
     assert value[0] <= 1.02 * objective.values(errors(grid), 3, ["a", "b", "c"]).min()
-
-
-def test_the_game_alone_finds_the_mixture_of_two_worlds() -> None:
-    made = apart()
-    errors = made.errors(Wanda())
-    search = Search(errors, lambda found: found.max(1), 2, 40)
-    search.begin()
-    search.play(typical(made.groups()))
-    found = search.ranked[0]
-    inside = errors([rounded(np.array([s, 100 - s], dtype=float)) for s in range(1, 100)])
-    assert search.known[found][0] <= 1.1 * inside.max(1).min()
-    assert 0 < found[0] < Fraction(1, 2)
 
 
 def test_objectives_are_read_and_written() -> None:

@@ -19,9 +19,6 @@ MIX = "mix(a=c4, b=pile, weight=0.5)"
         (["c4", "pile"], {"objective": f"target={MIX}"}, SpecError, MIX, "is a mix; give one source or one file to be good at"),
         (["c4", "pile"], {"objective": "best"}, SpecError, "best", "objective='best' is not known; write mean, worst, or target=EXPR"),
         (["c4", "pile"], {"objective": "worst", "alone": True}, SpecError, "alone", "with the objective worst the sources judge, leave it out"),
-        (["c4", "pile"], {"method": "wander"}, SpecError, "wander", "did you mean 'wanda'?"),
-        (["c4", "pilee"], {}, SpecError, "pilee", "did you mean 'pile'?"),
-        (["c4", "pile"], {"tokens": 0}, DataError, "tokens", "tokens is 0; it must be at least 1"),
         (["c4", "pile"], {"sparsity": "60"}, TargetError, "60.0", "60.0 is no sparsity, did you mean 0.6?"),
         (["c4", "pile"], {"target": "w4g64", "sparsity": 0.5}, TargetError, "0.5", "are two words for one thing; give one of them"),
         (["c4", "pile"], {"target": "w4g64", "imatrix": "mixed.txt"}, OutputError, "mixed.txt", "is no name for an imatrix; let it end with .gguf"),
@@ -40,16 +37,10 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
     ("method", "target", "error", "subject", "sentence"),
     [
         ("rtn", "w4g64", SpecError, "rtn", "rtn looks at no data, …; choose gptq, rsq, awq or rtn(scales=importance)"),
-        ("magnitude", "0.5", SpecError, "magnitude", "magnitude looks at no data, …; choose wanda or sparsegpt"),
-        ("ggml(importance=false)", "q4_k", SpecError, "ggml(importance=False)", "looks at no data, …; choose ggml"),
         ("ggml", "q8_0", SpecError, "q8_0", "ggml rounds to q8_0 without regard to data, so any text will do"),
-        (None, "TQ1_0", SpecError, "TQ1_0", "llama_cpp rounds to TQ1_0 without regard to data"),
         ("gptq", "0.5", TargetError, "0.5", "gptq can't be asked for 0.5: it accepts a grid of 2 to 8 bits"),
-        ("wanda", "w4g64", TargetError, "w4g64", "wanda can't be asked for w4g64: it accepts a sparsity"),
         (None, "blocks 0.25", TargetError, "blocks 0.25", "blocks 0.25 is no target that data is chosen for; ask for a sparsity"),
         ("short_gpt", "0.25", SpecError, "short_gpt", "can't be predicted from statistics of texts; ask for a sparsity"),
-        ("dsnot(start=magnitude)", "0.6", SpecError, "dsnot(start=magnitude)", "can't be predicted …; choose wanda or sparsegpt"),
-        ("gptq", "w99", TargetError, "w99", "w99 has codes of 99 bits, and 2 to 8 are possible"),
     ],
 )
 def test_what_no_data_can_be_chosen_for(method: str | None, target: str, error: type[InputError], subject: str, sentence: str) -> None:

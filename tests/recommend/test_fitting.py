@@ -59,23 +59,3 @@ def test_next_to_nothing_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError) as caught:
         fit(["mine.jsonl", "python_docs"], parse_goal(["mine.jsonl"], 2048, 20, 128), (), 2048, 128, tokenizer)
     assert caught.value.subject == "mine.jsonl"
-
-
-@pytest.mark.parametrize(
-    ("expr", "budget", "unit"),
-    [
-        ("mine.jsonl", {"samples": 64, "length": 2048}, "tokens"),
-        ("0.5*mine.jsonl + 0.5*python_docs", {"tokens": 100_000}, "tokens"),
-        ("mine.jsonl@one", {"samples": 1000, "length": 64}, "samples"),
-    ],
-)
-def test_an_explicit_budget_that_is_too_large_names_the_largest_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase, expr: str, budget: dict[str, int], unit: str
-) -> None:
-    goal_of(60, tmp_path, monkeypatch)
-    with pytest.raises(DataError, match=f"--{unit}") as caught:
-        CalibrationSet(expr, **budget).tokens(tokenizer)
-    number, length = int(str(caught.value).rpartition(" ")[2]), budget.get("length", 2048)
-    assert CalibrationSet(expr, length=length, **{unit: number}).tokens(tokenizer).facts["windows"] > 0
-    with pytest.raises(DataError):
-        CalibrationSet(expr, length=length, **{unit: number + 4}).tokens(tokenizer)

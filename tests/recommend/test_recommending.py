@@ -1,7 +1,6 @@
 """From candidates to advice, on a small trained model: predicted, raced, left out, continued."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -62,20 +61,6 @@ def test_candidates_are_predicted_and_the_mixtures_are_among_them(asked: tuple[R
     assert all(value is not None and 0 < value < 1 for value in predicted.values())
     assert predicted["random_tokens"] == max(value for value in predicted.values() if value is not None)
     assert found.mixture.expr in predicted
-
-
-def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Recommendation]) -> None:
-    first, second = asked
-    rises = [{one.data: one.increase for one in found.candidates if one.increase and one.draws == 1} for found in (first, second)]
-    assert all(rises[1][data] == rise for data, rise in rises[0].items() if data in rises[1])
-    assert second.mixture.reused == second.mixture.gathered
-
-
-def test_the_race_finds_the_statistics_that_were_gathered_to_predict(asked: tuple[Recommendation, Recommendation]) -> None:
-    first, _ = asked
-    assert sum(one.draws for one in first.candidates) >= 3
-    kept = {path.name for path in (Path(first.folder) / "race/statistics").iterdir() if "-piece-" not in path.name}
-    assert len(kept) >= len(SOURCES) + 1, "the sources' first draws, and what the target holds out"
 
 
 def test_what_cannot_be_raced_is_refused() -> None:

@@ -4,27 +4,17 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from calibrant.advice import recommend
-from calibrant.advice.budget import StepCosts, planned
-from calibrant.advice.timing import measured_costs
 from calibrant.cli import app
-from calibrant.mixtures import aim_of, stand_in_of
-from calibrant.models import open_model, view
 from calibrant.screen.choosing import recommended
 from calibrant.store import Store
-from calibrant.study import Study
 from calibrant.testing.tiny import tiny_gguf
 
-from tests.recommend.clock import Clock
-from tests.recommend.conftest import EFFORT
 from tests.trained import trained_folder
 
 SOURCES = ("python_docs", "arithmetic:cot", "random_tokens")
@@ -112,52 +102,3 @@ def test_a_kind_of_blocks_is_advised_on(tmp_path: Path) -> None:
     found = recommend(str(trained_folder()), GOAL, SOURCES, sparsity="q4_0", minutes=1e-6, folder=tmp_path, **SMALL)
     assert (found.method, found.sparsity, found.bits) == ("ggml", "q4_0", 4.5)
     assert "--export" not in found.command, "a folder that wasn't opened from GGUF has no metadata to write one with"
-
-
-@pytest.mark.slow
-def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(tmp_path: Path) -> None:
-    """With time for all rounds, at few bits, where the text matters."""
-    rounded = recommend(str(trained_folder()), GOAL, SOURCES[::2], method="gptq", sparsity="w2g32", minutes=10.0, folder=tmp_path, **SMALL)
-    by_data = {one.data: one for one in rounded.candidates}
-    assert by_data["random_tokens"].predicted == max(one.predicted for one in rounded.candidates if one.predicted is not None)
-    assert by_data["random_tokens"].status in ("behind", "not raced")
-    assert rounded.rounds >= 2
-    best = by_data[rounded.expr]
-    assert best.divergence is not None
-    assert best.divergence["over_draws"]
-    assert rounded.unit == "nats/token"
-    assert len(rounded.measures) == 1, "the divergence decides nothing"
-
-
-@pytest.mark.parametrize(
-    ("method", "slow", "costs"),
-    [
-        # Three sites in each of four blocks (two norms and the hidden units); statistics are gathered once.
-        ("awq", "awq.best_strength", {"compress": 12.0, "again": 0.0}),
-        # A second for each block and micro-batch of 1,024 tokens.
-        ("rsq", "rsq.attention_received", {"compress": 0.0, "again": 4 / 1024}),
-        # Seven matrices of each block; mixtures are searched, left out, and judged once more.
-        ("gptq", "gptq.GPTQ.compress", {"compress": 7 * 4, "search": 7 * ((8 + 3 + 1) + (3 + 1 + 4))}),
-    ],
-)
-def test_what_a_method_does_more_is_a_part_of_what_it_costs(monkeypatch: pytest.MonkeyPatch, method: str, slow: str, costs: dict[str, float]) -> None:
-    clock, place = Clock(), f"calibrant.methods.{slow}"
-    for module in ("advice", "study"):
-        monkeypatch.setattr(f"calibrant.{module}.timing.time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(place, clock.slowed(resolve_name(place), 1.0))
-    opened = open_model(str(trained_folder()), "float32", "cpu")
-    before = [weight.get().clone() for weight in view(opened.model).weights]
-    built, aimed = aim_of(method, "w3g32")
-    task = "loss(source=python_docs, tokens=64, length=32)"
-    template = Study(models=("a model",), data=("python_docs",), methods=(str(built),), sparsities=(str(aimed),), evaluate=(task,), **SMALL)
-    found = measured_costs(opened, template, stand_in_of(built, aimed), EFFORT, 3, 0.0)
-    assert {name: getattr(found, name) for name in costs} == pytest.approx(costs)
-    assert all(torch.equal(weight.get(), numbers) for weight, numbers in zip(view(opened.model).weights, before, strict=True))
-
-
-def test_what_sees_its_inputs_itself_pays_for_them_in_the_first_round_too() -> None:
-    gathered, itself = (StepCosts(1.0, 0.01, 0.01, 5.0, 2.0, 6.0, again) for again in (0.0, 0.01))
-    assert gathered.round(4, 0, 7, 1000) == 1 + 4 * 8
-    assert itself.round(4, 0, 7, 1000) == 1 + 4 * 8 + 7 * 1000 * 0.01
-    plans = [planned(costs, 10_000.0, sources=3, least=2, tokens=1000, halves=False) for costs in (gathered, itself)]
-    assert plans[1].seconds > plans[0].seconds

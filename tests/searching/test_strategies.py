@@ -106,15 +106,6 @@ def test_a_search_whose_best_is_not_finite_is_refused(lost: float, tmp_path: Pat
     assert [entry[1] for entry in entries] == [None, None, None], "JSON has no infinity"
 
 
-def test_searches_with_names_share_a_journal() -> None:
-    journal, space = Journal(), Space.of(3, 1)
-    first = Trials(space, lambda choices, tokens: [float(choice[0]) for choice in choices], (10,), journal, name="first ")
-    second = Trials(space, lambda choices, tokens: [float(choice[2]) for choice in choices], (10,), journal, name="second ")
-    choices = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert (first.losses(choices), second.losses(choices)) == ([1, 0, 0], [0, 0, 1])
-    assert (first.aside((10,)).losses(choices), first.count, len(journal)) == ([1, 0, 0], 3, 6)
-
-
 @pytest.mark.parametrize("search", [evolving, climbing, lambda trials: eliminate(trials, 2)], ids=["evolve", "climb", "eliminate"])
 def test_killed_after_any_measurement_it_goes_on_to_the_same_end(search: Callable[[Trials], Choice], tmp_path: Path) -> None:
     lost, space = rugged(1), Space.of(UNITS, TAKEN)
