@@ -35,13 +35,6 @@ def test_a_record_shows_its_numbers_and_nothing_that_it_lacks():
         assert absent not in said
 
 
-def test_what_is_stored_in_few_bits_says_how_many():
-    said = pruned(weights=[{"shape": [4, 6], "bits_a_weight": 4.5, "bytes": 14}, {"shape": [2, 3], "bits_a_weight": 6.0, "bytes": 5}])
-    assert " 4.800 bits" in said
-    assert "19 bytes for 30 weights" in said
-    assert "sparsity" not in said
-
-
 def test_experts_with_few_tokens_are_counted_and_what_was_done_for_them_is_said():
     weights = [{"shape": [4, 6], "name": f"experts[{number}]", "tokens": tokens} for number, tokens in enumerate((3, 2, 9))]
     said = pruned(weights=weights, run={**RUN, "starved": "all_tokens"})
@@ -58,13 +51,6 @@ def test_zeros_of_halves_and_forms_say_their_bytes():
     assert "hf 2.0 MB, sparse 1.1 MB (56% of it)\n" in pruned(sizes={"hf": 2_000_000, "sparse": 1_130_000})
     told = shown(screen.exported({"model": "m", "form": "sparse", "before": 2_000_000, "after": 1_130_000, "out": "there"}))
     assert "2.0 MB before, 1.1 MB now (56%)\n" in told
-
-
-def test_a_method_is_written_as_it_is_typed():
-    method = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 2}, "steps": 3}
-    assert " dsnot(start=wanda, steps=3) to 0.5" in pruned(run={**RUN, "method": method})
-    foreign = {"spec": "mine", "class": "package:Mine", "revision": 1, "start": {"spec": "pow", "class": "package:Pow", "revision": 2}}
-    assert " mine(start=pow) to 0.5" in pruned(run={**RUN, "method": foreign})
 
 
 def test_a_profile_says_where_the_time_went_and_how_far_that_is_above_the_floor():
@@ -143,38 +129,6 @@ def test_a_set_shows_its_numbers_and_what_is_out_of_order():
     said = inspected({**part, "unshown": "for research only"}, disjoint_draws=64)
     for told in ("5 that are no text", "2 rows came", "<s> in 2 rows", "an excerpt", "94.0%", "64 disjoint", "for research only"):
         assert told in said
-
-
-@pytest.mark.parametrize(
-    ("packing", "fills", "cut", "goes_on"),
-    [("one", False, 1, False), ("many", True, 1, True), ("many", True, 3, True), ("many(shots=2)", False, 1, False), ("crop", True, 1, False)],
-)
-def test_whether_the_rest_of_a_cut_text_is_lost(packing: str, fills: bool, cut: int, goes_on: bool):
-    """Three windows of one row end within it: that is no 300 per cent."""
-    said = inspected({"packing": packing, "fills": fills, "truncated": cut, "rows": 1})
-    assert f"{cut} of 4 windows ({25 * cut}.0%)" in said
-    assert ("the next window goes on" in said) == goes_on
-
-
-def test_bars_of_a_histogram_are_as_long_as_their_counts():
-    for ranges in ([[7, 7, 1]], [[i * 100_000, i * 100_000 + 99_999, 10**i] for i in range(12)], [[1, 1, 0], [2, 2, 10_000_000]]):
-        lines = inspected({"histogram": ranges}).splitlines()
-        most = max(count for _, _, count in ranges)
-        for _, _, count in ranges:
-            (bar,) = [line for line in lines if line.startswith("  ") and line.endswith(f" {count:,}")]
-            assert any(block in bar for block in "█▉▊▋▌▍▎▏") == (count > 0)
-            assert bar.count("█") == max(line.count("█") for line in lines) or count < most
-
-
-def test_rows_in_two_places_are_named_and_many_are_counted():
-    leaks = [{**LEAK, "quote": "Two trains\x1b[2J"}, {**LEAK, "kind": "same example", "number": 4}]
-    said = inspected(overlap_checks=[{**CHECK, "leaks": leaks}, {"part": "c4", "against": "pile", "unchecked": "it is large"}])
-    for told in ("1,319 rows that gsm8k measures: 1 row in both, 3 ", "row 3 (0a1b) and 2c3d: 13-gram, 75.0% of it: “Two trains\\x1b[2J”"):
-        assert told in said
-    assert "row 4 (0a1b) and 2c3d: same example\n" in said
-    assert "pile: it is large" in said
-    many = inspected(overlap_checks=[{**CHECK, "leaks": [LEAK] * 12}])
-    assert (many.count("row 3 (0a1b)"), "7 more" in many) == (5, True)
 
 
 OF = {"tokens": 0.008, "median": 0.01, "most": 0.99949, "where": "layers.1.mlp.down_proj", "matrices": {"attn.q": 0.25, "mlp.down_proj": 1.0}}
