@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrant.compare import Contrast, Estimate, compare, contrast
+from calibrant.compare import Contrast, Estimate, compare
 from calibrant.compare.contrasts import holm
 
 from tests.compare.stores import DRAWN, measured, measured_too, results_of, with_cells
@@ -179,14 +179,3 @@ def test_a_verdict_is_joint_and_counts_contrasts_that_cannot_be_computed():
     assert none.p_holm is None
     assert [c.verdict for c in corrected(0.03)] == ["worse"]
     assert [c.verdict for c in corrected(0.03, 0.03)] == ["not significant", "not significant"]
-
-
-def test_a_contrast_is_what_contrast_says():
-    results = results_of(DRAWN, study={"primary": [{"compare": "svamp:icl", "with": "c4"}]})
-    (found,) = compare(results).contrasts
-
-    def kept(data: str) -> dict[str, list[Any]]:
-        cells = [c for c in results.cells if c.data == data]
-        return {text: [results.scores[c.run][c.measures[text]] for c in cells] for text in cells[0].measures}
-
-    assert found.difference == contrast(kept("svamp:icl"), kept("c4"))

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import bits_of, is_grid, label_set, read, target_noun
+from calibrant.compare import label_set, read
 from calibrant.compare.labels import BEFORE
 from calibrant.data import CalibrationSet, sources
 from calibrant.data._base import Source, family_of
 from calibrant.data.expression import selectors
 from calibrant.families import FAMILIES, WORDS
 from calibrant.store import Cell, Record, Run, Store
-from calibrant.targets import Grid, kinds, parse_target
 from calibrant.testing import tiny_tokenizer
 
 
@@ -91,18 +90,3 @@ def test_a_source_of_another_package_says_its_own_family(plugged: Callable[..., 
     assert (str(told), told.label.family) == ("my-elements:icl", "reading")
     assert told.tokens(tiny_tokenizer()).facts["parts"][0]["family"] == "reading"
     assert label_set("0.5*my-elements + 0.5*c4").family == "mixed"
-
-
-def test_grids_are_read_as_targets_reads_them():
-    for text in ("w4g64", "w8", "w2g32a", "w5a"):
-        grid = parse_target(text)
-        assert isinstance(grid, Grid)
-        assert (is_grid(text), bits_of(text)) == (True, grid.bits)
-    for text in ("0.5", "2:4", "", "rank=16", "w", "xw4g64", "w4g64b"):
-        assert (is_grid(text), bits_of(text)) == (False, None)
-    assert [is_grid(kind.example) for kind in kinds()] == [kind is Grid for kind in kinds()]
-
-
-def test_what_several_targets_are_called():
-    assert [target_noun(targets) for targets in ([], ["0.5", "2:4"])] == ["sparsity"] * 2
-    assert [target_noun(targets) for targets in (["w4g64"], ["0.5", "w4"], ["rank=1"])] == ["target"] * 3
