@@ -78,15 +78,6 @@ def test_intervals_reach_both_ways_and_a_control_far_off_stands_at_the_edge():
     assert "lines:" not in svg_of(crowded)
 
 
-def test_it_says_all_of_it_in_words():
-    plot, _ = drawn(pareto(DRAWN))
-    assert "pile +1.250 (1.208 to 1.292) on docs, +1.550 (1.508 to 1.592) on code, not significantly behind the front" in plot.description
-    assert "esnli +2.000 (1.958 to 2.042) on docs, +2.100 (2.058 to 2.142) on code, significantly worse on both than c4" in plot.description
-    assert plot.description.count("on the front") == 3
-    without, _ = drawn(pareto(ranking(*(replace(e, letters={}) for e in SETS), units=UNITS)))
-    assert "significantly worse" not in without.description, "nothing says so without letters"
-
-
 def test_of_many_losses_the_two_that_disagree_most_or_that_are_asked_for():
     def three(name: str, *values: float) -> RankingEntry:
         each = {m: Estimate(v, 0.02, 20.0, 21) for m, v in zip(("a", "b", "c"), values, strict=True)}

@@ -33,13 +33,6 @@ def test_each_method_stands_at_what_the_choice_is_worth():
     assert worth([]) is None
 
 
-def test_chance_is_shaded_and_what_is_not_significant_hollow():
-    records = drawn(worth([RTN, GPTQ]))[0].spec["datasets"]["rows"]
-    shaded = {(r["p"], r["r"]): (r["v"], r["w"]) for r in records if r["k"] == "shade"}
-    assert shaded == {(0, 0): (0.0, 0.1), (0, 1): (0.0, 0.1), (1, 0): (0.0, 10.0), (1, 1): (0.0, 12.5)}
-    assert {(r["k"], r["r"]) for r in records if r["k"] in ("mark", "hollow")} == {("mark", 0), ("hollow", 1)}
-
-
 def test_a_table_says_the_same():
     found = list(sections(Comparison(sensitivities=(RTN, GPTQ))))
     (part,) = [section for section in found if section.table is not None]
