@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibrant.errors import DataError, OutputError
-from calibrant.store import Cell, Run, Store, audit, measurement_id, merge, verify
-from calibrant.store.merging import united
+from calibrant.store import Cell, Run, Store, measurement_id, merge, verify
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, as_format_1, results, visible
 
@@ -188,19 +187,6 @@ def test_failures_that_are_answered_are_dropped_and_others_come_along(tmp_path: 
     assert verify(a) == []
 
 
-def test_cells_are_united_by_labels_and_run():
-    known, other, unknown = cell(run("0.5"), LOSS), cell(run("0.5", dtype="bfloat16"), LOSS), cell(run("0.5"), known=False)
-    old = replace(known, propagate="", measures={"task": "sha256:9", "loss": "sha256:other"})
-    assert united([[unknown], [known]]) == [known]
-    assert united([[known], [unknown]]) == [known]
-    assert united([[unknown], [unknown]]) == [unknown]
-    assert united([[known], [other]]) == [known, other]
-    assert united([[old], [known]]) == [replace(known, measures={"task": "sha256:9", "loss": "sha256:other"})]
-    assert united([[known], [old]]) == [replace(known, measures={**known.measures, "task": "sha256:9"})]
-    reference = replace(unknown, propagate="reference")
-    assert united([[reference, unknown], [known]]) == [reference, known], "another way to propagate is another cell"
-
-
 def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path):
     a, damaged = made(tmp_path / "a", run("0.5")), made(tmp_path / "damaged", run("0.5"))
     (damaged / "index.json").write_text('{"cells": [{"model": 1}]}')
@@ -250,11 +236,3 @@ def test_a_killed_merge_goes_on(tmp_path: Path):
         merge(folder, [b, c])
         assert results(folder) == results(tmp_path / "whole")
         assert verify(folder) == []
-
-
-def test_it_says_how_far_it_is(tmp_path: Path):
-    a = made(tmp_path / "a", run("0.5"), run("0.6"))
-    told: list[tuple[int, int]] = []
-    merge(tmp_path / "b", [a], lambda what, done, total: told.append((done, total)))
-    audit(a, lambda what, done, total: told.append((done, total)))
-    assert told == [(0, 2), (1, 2), (2, 2)] * 2
