@@ -132,22 +132,6 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
     refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'")
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "given"),
-    [
-        ("--target", "0.5", "0.5"),
-        ("--target", "w9", "w9"),
-        ("--target", "w4g24", "w4g16"),
-        ("--method", "wanda", "wanda"),
-        ("--method", "gptq", "--data"),
-        ("--export", "imatrix", "imatrix"),
-    ],
-)
-def test_what_cannot_be_quantized(ask: Ask, unchanged, model: Path, option: str, value: str, given: str):
-    unchanged()
-    refused(ask("quantize", model, "--out", "out", option, value), given)
-
-
 def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model: Path):
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     unchanged()

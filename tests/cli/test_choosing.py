@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.cli._frame import show
 from calibrant.data import CalibrationSet
 from calibrant.mixtures import Effort, Sample
+from calibrant.screen.choosing import mixed
 
 from tests.cli.conftest import Ask
 
@@ -73,3 +75,17 @@ def test_bad_input(ask: Ask, model: Path, words: str, given: str) -> None:
     answer = ask("mix", model, *shlex.split(words))
     assert answer.code == 2
     assert given in answer.err
+
+
+@pytest.mark.parametrize(("enough", "needed", "said"), [(True, 2048, "2,048"), (False, 16384, "16,384"), (False, None, "1.00%"), (None, None, "few")])
+def test_whether_tokens_are_enough_is_printed_and_no_name_acts_on_a_terminal(
+    ask: Ask, model: Path, capsys: pytest.CaptureFixture[str], enough: bool | None, needed: int | None, said: str
+) -> None:
+    found = ask("mix", model, "--objective", "target=python_code", "--json", *SMALL).json
+    curve = {"data": "c4\x1b[2J", "points": [{"tokens": 512, "agreement": 0.9}], "enough": enough, "needed": needed, "gain": 0.01}
+    influence = [{"of": "uniform", "without": "c4\x1b[2J", "mean": 0.001, "worst": 0.002, "value": -0.003}]
+    show({**found, "enough": [curve], "influence": influence, "notes": ["c4 twice"]}, False, mixed)
+    out = capsys.readouterr().out
+    for text in (said, "+0.100", "+0.200", "-0.300", "c4 twice", "90.00%"):
+        assert text in out, text
+    assert "\x1b" not in out

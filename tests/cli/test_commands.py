@@ -138,6 +138,15 @@ def test_list(ask: Ask):
         assert all(entry["name"] and entry["summary"] for entry in entries)
 
 
+def test_list_shows_parameters_as_they_are_typed_and_what_methods_accept_and_look_at(ask: Ask):
+    assert "\nsparsegpt(damp=0.01, block=128" in ask("list", "methods", "--long").out
+    rows = {line.split()[0]: line for line in ask("list", "methods").out.splitlines()}
+    assert "feature norms" in rows["wanda"]
+    facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
+    assert facts["sparsegpt"] == {"accepts": "0.5, 2:4 or 2:4+w4g64", "looks_at": "gram"}
+    assert facts["rtn"] == {"accepts": "w4g64", "looks_at": "no data"}
+
+
 def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):
     answer = ask("inspect", "0.5*python_docs + 0.5*full_stops", "--model", model, "--samples", 4, "--length", 32)
     assert (answer.code, answer.err) == (0, "")

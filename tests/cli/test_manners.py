@@ -49,6 +49,7 @@ def test_every_command_has_help_with_examples_that_it_takes(ask_main: Ask):
     [
         ("pr", ["prune"]),
         ("prune m --sp", ["--sparsity"]),
+        ("list pack", ["packings"]),
         ("prune m --method sparse", ["sparsegpt"]),
         ("prune m --data 0.5*c4+0.5*gsm8k:co", ["0.5*c4+0.5*gsm8k:cot"]),
         ("prune m --dtype bf", ["bfloat16"]),

@@ -5,13 +5,18 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from calibrant.data import CalibrationSet
+from calibrant.errors import NumericsError
 from calibrant.evaluators import evaluators
 from calibrant.methods import methods
+from calibrant.models import open_model
+from calibrant.select import Picking, resolved, selectors
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -22,7 +27,7 @@ LOUD: Final = {"lengths": 1e14, "numbers": 1e20}
 """What a block's matrices are multiplied with, and what isn't finite then: they themselves are."""
 USUAL: Final = {
     *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe"),
-    *("loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
+    *("least_perplexity", "cluster", "similar", "loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
 }
 """One of each kind of looking, gone through every time."""
 BUDGET: Final = ("--tokens", 96, "--length", 24)
@@ -34,6 +39,14 @@ LLAMA_CPP: Final = ("ggml", "llama_cpp")
 
 METHODS: Final = {"evopress": "evopress(generations=2)", "evop": "evop(generations=2)"}
 """Methods that take long as they are."""
+SELECTORS: Final = {
+    "similar": "similar(source='mine.jsonl', to='mine.jsonl', candidates=8, embed=model)",
+    "cluster": "cluster(source='mine.jsonl', candidates=8, k=3)",
+    "cola": "cola(source='mine.jsonl', candidates=8, k=4)",
+    "selfgen": "selfgen(prefix='mine.jsonl', candidates=8)",
+    "selfcal": "selfcal",
+}
+"""Selectors that need more than a source and a number of candidates."""
 TASKS: Final = {
     "agreement": "agreement(source='mine.jsonl', tokens=300, length=64)",
     "loss": "loss(source='mine.jsonl', tokens=300, length=64)",
@@ -163,6 +176,18 @@ def test_methods(ask: Ask, place: Path, name: str, nothing_finite: bool) -> None
     words = ("--method", method, "--target", target, "--data", "mine.jsonl")
     refuses = check(ask, place, verb, family, *words, "--out", "out", *HERE)
     assert refuses or not (method.looks and nothing_finite)
+
+
+@pytest.mark.parametrize("name", usually(selectors.names(), USUAL))
+def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(place)
+    picks = issubclass(selectors.get(name), Picking)
+    plain = f"{name}(source='mine.jsonl', candidates=8)" if picks else name
+    drawn = CalibrationSet(SELECTORS.get(name, plain), tokens=96, length=24)
+    opened = open_model("llama", "float32", "cpu")
+    with suppress(NumericsError):
+        batch = resolved(drawn, opened).tokens(opened.tokenizer)
+        assert not re.search(r"\b(nan|inf)\b", str(batch.facts["parts"]))
 
 
 @pytest.mark.parametrize("name", usually([name for name in evaluators.names() if name != "harness"], USUAL))
