@@ -53,14 +53,6 @@ def test_a_pool_is_the_mean_of_its_sets_and_is_compared_with_the_baseline():
     assert pool.smallest_p == pytest.approx(2 / math.comb(9, 3))
 
 
-def test_a_contrast_may_be_about_one_measured_set():
-    by_text, by_name = contrasted(*({"compare": "svamp:icl", "on": on} for on in ("loss(source='docs')", ["docs:text"])))
-    assert by_text.on == by_name.on == ("docs:text",)
-    assert by_text.difference == by_name.difference
-    assert by_text.difference is not None
-    assert by_text.difference.value == pytest.approx(0.3, abs=0.02)
-
-
 def test_identical_sets_are_never_called_different():
     results = results_of(DRAWN, study={"primary": [{"compare": "twin", "with": "c4"}]})
     found = compare(with_cells(results, *(replace(cell, data="twin") for cell in results.cells if cell.data == "c4")))

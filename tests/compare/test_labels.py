@@ -5,25 +5,9 @@ from pathlib import Path
 import pytest
 
 from calibrant.compare import label_set, read
-from calibrant.compare.labels import BEFORE
-from calibrant.data import CalibrationSet, sources
-from calibrant.data._base import Source, family_of
-from calibrant.data.expression import selectors
-from calibrant.families import FAMILIES, WORDS
+from calibrant.data import CalibrationSet
 from calibrant.store import Cell, Record, Run, Store
 from calibrant.testing import tiny_tokenizer
-
-
-def test_what_a_source_says_of_its_family_is_what_older_records_are_read_with():
-    """Records that say nothing of families are read by the names of the sources; a source of later records isn't among them, and may be any."""
-    assert tuple(WORDS) == FAMILIES
-    for name in (*sources.names(), *selectors.names()):
-        cls = (sources if name in sources.names() else selectors).get(name)
-        assert issubclass(cls, Source)
-        family = cls.family or family_of(cls)
-        assert family in FAMILIES
-        assert (family == "control") == (getattr(cls, "kind", "") == "control"), name
-        assert BEFORE.get(name, family) == family
 
 
 @pytest.mark.parametrize(
