@@ -1,4 +1,4 @@
-"""A study that removes and rounds: what is tested, and what its report says."""
+"""A study that removes and rounds: what is tested, what its report says, and that the report reads well whatever was asked."""
 
 from typing import Any
 
@@ -58,3 +58,19 @@ def test_it_is_compared_by_itself_and_a_quantizer_that_looks_is_ranked_like_any_
     coarse, fine = (abs(r.baselines[0].mean.value) for r in comparison.unranked)
     assert fine < coarse
     assert [r.bits for r in comparison.unranked] == [pytest.approx(6.0), pytest.approx(80 / 9)]
+
+
+def test_every_format_and_the_page_show_it(found: Report):
+    page = found.html()
+    for text in (str(found), found.text("table"), found.to_latex(), page):
+        told = " ".join(text.replace("\\", "").split())
+        for said in ("Without calibration data: ", "rtn w4g16", "4 bits in groups of 16", "rtn w8", "8 bits by row", "gptq at 3 bits by row (w3)"):
+            assert said in told, said
+    assert "--method rtn --target w4g16 --dtype float32 --out quantized" in page
+    assert "--method rtn --sparsity" not in page
+    told = found.to_json()
+    assert len(told["unranked"]) == 2
+    assert told["settings"]["achieved sparsity"] == "0.5000"
+    assert "6.000 (w4g16), 8.889 (w8)" in told["settings"]["bits a weight"]
+    assert "rtn" in found.to_csv()
+    assert found.plots()

@@ -1,4 +1,4 @@
-"""The page in a real browser: what happens when it is hovered, clicked, dragged, typed at, and when names are hostile."""
+"""The page in a real browser: what happens when it is hovered, clicked, typed at, and when names are hostile."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,10 +57,6 @@ def places(page: Any) -> list[list[float]]:
     return page.evaluate(f"() => {PLACES}")
 
 
-def apart(one: list[list[float]], other: list[list[float]]) -> list[float]:
-    return [((a - c) ** 2 + (b - d) ** 2) ** 0.5 for (a, b), (c, d) in zip(one, other, strict=True)]
-
-
 def test_hovering_tells_name_result_and_layers(page: Any):
     page.mouse.move(*places(page)[0])
     tip = page.locator("#network-graph .tip")
@@ -98,34 +94,6 @@ def test_clicking_opens_the_set_and_back_returns(page: Any):
     page.locator("#runs").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "Runs", "a link to a part goes to the part"
     assert page.locator("#runs").evaluate("(e) => e.getBoundingClientRect().top") < 900
-
-
-def drag(page: Any, start: tuple[float, float], by: tuple[float, float]) -> None:
-    (x, y), (across, down) = start, by
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + across / 2, y + down / 2, steps=4)
-    page.mouse.move(x + across, y + down, steps=4)
-    page.mouse.up()
-
-
-def test_a_dragged_node_stays_where_it_is_put_and_the_ground_moves_all(page: Any):
-    before = places(page)
-    x, y = before[0]
-    drag(page, (x, y), (60, 40))
-    moved = places(page)
-    assert moved[0] == pytest.approx([x + 60, y + 40], abs=2)
-    assert max(apart(before[1:], moved[1:])) < 1, "without motion nothing else moves"
-    assert page.evaluate("location.hash") == "", "a drag is no click"
-    page.locator("#network-threshold").press("ArrowRight")
-    page.mouse.move(5, 5)
-    assert places(page)[0] == pytest.approx(moved[0], abs=2)
-    page.locator("[data-zoom=reset]").click()
-    assert apart(places(page), moved)[0] > 5
-    before, box = places(page), page.locator("#network-graph").bounding_box()
-    drag(page, (box["x"] + 8, box["y"] + 8), (50, 30))
-    for (a, b), (c, d) in zip(before, places(page), strict=True):
-        assert [c - a, d - b] == pytest.approx([50, 30], abs=1)
 
 
 def test_keys_go_from_node_to_node_and_enter_opens(page: Any):

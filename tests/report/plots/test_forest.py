@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from calibrant.compare import Estimate, RankingEntry
+from calibrant.compare import Estimate, PaperQuestion, RankingEntry
 from calibrant.report.plots import evidence, forest, formats
 
-from tests.report.made import ASKED, BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking, renamed
+from tests.report.made import ASKED, BEST, DENSE, LAST, MAGNITUDE, SECOND, piece, ranking, renamed
 from tests.report.plots.seen import Seen, bold, drawn, mapping, number, said, seen, texts
 
 
@@ -83,3 +83,20 @@ def test_evidence_has_marks_verdicts_and_intervals():
         assert abs(mark.x - zero - slope * value) < 0.6
         assert (mark.look["fill"] == "var(--card)") == (verdict == "not significant")
     assert "−0.200 nats/token (−0.250 to −0.150), better" in plot.description
+
+
+def asked(*pieces: object) -> PaperQuestion:
+    return PaperQuestion("own", "?", "yes", "", pieces)  # pyright: ignore[reportArgumentType]
+
+
+def test_runs_stand_one_below_the_other_and_units_do_not_share_an_axis():
+    _, svg = drawn(evidence(asked(piece(0.1, "worse", "run one"), piece(0.1, "worse", "run two"), piece(0.2, "worse", "run one", "x"))))
+    assert [said(svg).count(text) for text in ("run one", "run two", "gsm8k:icl against c4")] == [1, 1, 1]
+    _, svg = drawn(evidence(asked(piece(0.1, "worse"), piece(10.0, "worse", unit="points"))))
+    assert [text.rpartition(", ")[2] for text in said(svg) if text.startswith("←")] == ["nats/token", "points"]
+
+
+def test_very_much_evidence_is_narrowed_to_the_mean_and_none_is_no_plot():
+    plot, _ = drawn(evidence(asked(*(piece(0.1, "worse", f"run {i}", "x" if i % 3 else "mean") for i in range(90)))))
+    assert "30 rows of 90" in plot.description
+    assert evidence(asked()) is evidence(asked(piece(math.nan, "not significant"))) is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 from calibrant.compare import Estimate, RankingEntry
 from calibrant.report.plots import kept
 
-from tests.report.made import BEST, LAST, SECOND, lettered, ranking
+from tests.report.made import BEST, LAST, SECOND, ranking
 from tests.report.plots.seen import bold, drawn, number, said, seen, texts
 
 
@@ -43,9 +43,3 @@ def test_bold_is_significantly_best_and_a_hole_is_a_dash():
     assert said(svg).count("—") == 2
     assert "python_docs 96.0\u202f%*" in plot.description
     assert "no number for c4" in plot.description
-
-
-def test_without_shares_there_is_nothing_to_draw():
-    assert kept(ranking(BEST, SECOND)) is None
-    assert kept(ranking()) is None
-    assert kept(ranking(lettered(BEST, "a", (1, 1)))) is not None
