@@ -123,20 +123,6 @@ def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
     }
 
 
-def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
-    study = {"baseline": "c4", "pools": {"b": ["c4", "pile"], "a": ["gsm8k:icl"]}, "primary": [{"compare": "a", "with": "b"}]}
-    with Store(tmp_path) as store:
-        assert (store.study(), store.revisions()) == ({}, {})
-        store.write_cells([], study, {"method wanda": 2, "evaluator loss": 1})
-        kept = (tmp_path / "index.json").read_bytes()
-        assert store.study() == study
-        assert store.revisions() == {"evaluator loss": 1, "method wanda": 2}
-        store.write_cells([], study, {"evaluator loss": 1, "method wanda": 2})
-        assert (tmp_path / "index.json").read_bytes() == kept
-        store.write_cells([])
-        assert (store.study(), store.revisions()) == ({}, {})
-
-
 def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path):
     pruned = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 1}}
     assert revisions("method", pruned) == {"method dsnot": 1, "method wanda": 1}

@@ -1,6 +1,5 @@
 """What two stores hold is one store's afterwards; nothing that was there is changed, and nothing damaged comes in."""
 
-import gzip
 import itertools
 import multiprocessing
 import os
@@ -69,17 +68,6 @@ def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
     assert results(a) == merged
 
 
-def test_the_order_of_merging_decides_the_order_of_cells_alone(tmp_path: Path):
-    stores = [made(tmp_path / name, run(f"0.{n}"), run("0.9")) for n, name in enumerate("abc")]
-    found: list[dict[str, bytes]] = []
-    for order in (stores, stores[::-1], [stores[1], stores[2], stores[0]]):
-        into = tmp_path / f"into {len(found)}"
-        merge(into, order)
-        assert verify(into) == []
-        found.append({name: content for name, content in results(into).items() if name != "index.json"})
-    assert all(one == found[0] for one in found)
-
-
 def test_other_answers_to_the_same_question_are_told_and_not_taken(tmp_path: Path):
     a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.5"), sparsity=0.25, measured=())
     with Store(b) as store:
@@ -106,17 +94,6 @@ def test_other_words_for_the_same_answer_are_no_difference(tmp_path: Path):
     assert items.read_bytes() != next(a.glob("runs/*/measures/*/items.parquet")).read_bytes()
     found = merge(a, [b])
     assert (found.problems, found.kept) == ((), 2)
-
-
-def test_weights_are_the_same_in_the_file_of_format_1_and_packed_by_another_library(tmp_path: Path):
-    a, b, c = (made(tmp_path / name, run("0.5")) for name in "abc")
-    as_format_1(Store(b, create=False))
-    (path,) = c.glob("runs/*/weights.json.gz")
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    (path.parent / "sums.json").unlink()
-    (path.parent / "provenance.json").unlink()
-    for into, source in ((a, b), (b, c), (c, a)):
-        assert merge(into, [source]).problems == ()
 
 
 @pytest.mark.parametrize("older", [False, True])

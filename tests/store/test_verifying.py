@@ -125,6 +125,7 @@ def test_without_sums_what_cannot_be_read_is_found(store: Store, pattern: str):
         (SCORED, lambda kept: kept["evaluator"].update(tokens=5), "sha256:"),
         (SCORED, lambda kept: kept.update(run="sha256:1"), "sha256:1"),
         (SCORED, lambda kept: kept["score"].update(value=3.25), "1.3466"),
+        (SCORED, lambda kept: kept["score"].update(n=3), "3"),
         (SCORED, lambda kept: kept["score"]["facts"].update(items="sha256:2"), "sha256:2"),
         (SCORED, lambda kept: kept.pop("data"), "data"),
     ],
