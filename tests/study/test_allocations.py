@@ -43,10 +43,3 @@ def test_equal_shares_keep_their_ids_and_a_finished_study_has_nothing_left(given
     assert "--method wanda --sparsity 0.5" in commands[f"wanda + {OWL}"]
     assert "--allocation 'owl(spread=0.08, times=2.0)'" in commands[f"wanda + {OWL}"]
     assert small(given, allocation=[OWL]).run(tmp_path / "store").computed == 0
-
-
-def test_groups_and_exclusions_name_it(given: dict[str, str]):
-    study = small(given, allocation="uniform", groups={"own": {}, "outliers": {"method": "wanda", "allocation": OWL}})
-    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"wanda + {OWL}"}
-    study = small(given, exclude=[{"allocation": OWL, "method": "wanda"}])
-    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"magnitude + {OWL}"}

@@ -107,13 +107,6 @@ def test_what_readers_need_is_in_canonical_texts():
     assert asked().for_reading() == {"baseline": None, "pools": {}, "primary": []}
 
 
-def test_an_evaluator_may_be_told_by_what_makes_it_the_only_one():
-    (contrast,) = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": ["loss(source=python_docs)"]}]).for_reading()["primary"]
-    assert contrast["on"] == ["loss(source='python_docs', tokens=10)"]
-    exact = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": "loss(source='arithmetic')"}]).for_reading()["primary"]
-    assert exact[0]["on"] == ["loss(source='arithmetic')"]
-
-
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"models": ["a", "a"]}, "model[1]", "'a'"),
     ({"data": {"a": 1}}, "data", "{'a': 1}"),

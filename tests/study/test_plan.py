@@ -166,6 +166,37 @@ def test_seconds_add_up_by_hand(model: str):
     assert set(duration(timed, [], stock).values()) == {0}
 
 
+def test_what_allocations_do_first_counts_by_hand(model: str):
+    """`least_error` compresses each matrix to seven steps by a method of its own; `evolved` to five by the study's, walks once, and tries much."""
+    study = asked(
+        model,
+        data=["python_docs"],
+        methods=["wanda"],
+        sparsities=[0.5],
+        seeds=[0],
+        allocation=["uniform", "least_error(method=sparsegpt)", "evolved"],
+    )
+    norms, gram = (FeatureNorms,), (Gram,)
+    timed = Timings(
+        model, "", "float32", 3, 21, 12, 7.0,
+        forward={norms: 0.01, gram: 0.1, (FeatureNorms, Gram): 0.11, (Gram, FeatureNorms): 0.11},
+        block={("wanda", "0.5"): 2.0, ("sparsegpt", "0.5"): 30.0},
+        measure=dict.fromkeys(study.evaluators(), 5.0),
+    )  # fmt: skip
+
+    def costs(allocation: str) -> dict[str, float]:
+        mine = [q for q in study.requests() if str(q.recipe.allocation) == allocation and q.calibration]
+        assert len(mine) == 1
+        return duration(timed, [Unfinished(q, [], False) for q in mine], {"python_docs": Supply("python_docs", 1, None, 100, 3.0)})
+
+    plain, judged, evolved = (costs(name) for name in ("uniform", "least_error(method=sparsegpt)", "evolved"))
+    assert plain["compress"] == pytest.approx(3 * 2.0)
+    assert judged["compress"] == pytest.approx(3 * (2.0 + 7 * 30.0))
+    assert judged["forward"] > plain["forward"]
+    assert evolved["compress"] == pytest.approx(3 * (2.0 + 5 * 2.0))
+    assert evolved["forward"] - plain["forward"] == pytest.approx(3 * 0.01 * (100 + 16 * 40 * 512 + (2 * 40 + 1) * 2048))
+
+
 def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_blocks_are_timed(model: str):
     one = {"data": ["random_tokens"], "sparsities": [0.5], "seeds": [0]}
     judging = asked(model, methods=["wanda"], allocation=["least_error(method=sparsegpt)"], **one)

@@ -230,14 +230,6 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     assert raised.value.subject == "ray"
 
 
-def test_what_workers_pass_to_each_other_arrives_as_it_was(given: dict[str, str], tmp_path: Path):
-    mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
-    study = asked(given, data=[mix, given["verse"]], methods="sparsegpt(damp=0.02)", sparsities=[0.29], seeds=[3], tokens=90, allow_leak=True)
-    assert worked(study, tmp_path / "by two").failures == {}
-    assert study.run(tmp_path / "by one").failures == {}
-    assert results(tmp_path / "by two") == results(tmp_path / "by one")
-
-
 class Bomb:
     """Pickled, it makes a file when it is read."""
 
