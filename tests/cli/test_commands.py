@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from calibrant.inspection import inspecting
 from calibrant.names import KINDS, names
 from calibrant.store import Score
-from calibrant.testing import tiny_gguf, tiny_tokenizer
 
 from tests.cli.conftest import SMALL, Ask, refused
 
@@ -128,12 +126,6 @@ def test_evaluate_prints_what_a_loss_needs_to_be_compared_and_writes_every_outco
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.json"]
 
 
-def test_a_note_on_the_model_is_always_shown(ask: Ask, tmp_path: Path):
-    tiny_gguf(tmp_path / "tiny.gguf")
-    assert "dequantized from Q8_0" in ask("prune", "tiny.gguf", "--out", "pruned", *SMALL).out
-    assert "dequantized from Q8_0" in ask("evaluate", "pruned", "--task", "loss(source='python_docs', tokens=64, length=64)").out
-
-
 def test_list(ask: Ask):
     told = ask("list", "--json").json
     assert told == {kind: names(kind) for kind in KINDS}
@@ -160,15 +152,6 @@ def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):
     assert (answer.code, answer.err) == (0, "")
     for said in ("4 × 32", "128", "PSF-2.0", "50.0%", "........", "124"):
         assert said in answer.out, said
-
-
-def test_inspect_without_a_model_opens_a_tokenizer_only(ask: Ask, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspecting, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
-    monkeypatch.setattr(inspecting, "open_model", lambda *_: pytest.fail("a model was opened"))
-    answer = ask("inspect", "random_tokens", "--samples", 4, "--length", 32)
-    assert (answer.code, answer.err) == (0, "")
-    assert "smollm2" in answer.out
-    assert "nats/token" not in answer.out
 
 
 def test_a_mirror_is_looked_at_first(ask: Ask, model: Path, tmp_path: Path):

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from calibrant.cli import main, progress
+from calibrant.cli import main
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.errors import WalkError
 
 from tests.cli.conftest import SMALL, Ask
 from tests.study.small import ended, forked
@@ -112,36 +111,3 @@ def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch:
     monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "true")
     ask("list", "methods")
     assert seen == [None, "1", "1"]
-
-
-def test_a_forward_that_cannot_be_followed_is_ours(ask_main: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise WalkError("block 3 can't be followed", subject="block 3")
-
-    monkeypatch.setattr("calibrant.walk.walking.rehearse", refuse)
-    answer = ask_main("prune", model, "--out", "pruned", *SMALL)
-    assert answer.code == 1
-    assert "WalkError: block 3 can't be followed" in answer.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_done_makes_room_for_what_comes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress() as update:
-        update("study", 0, 9)
-        update("the first", 3, 3)
-        update("the second", 1, 3)
-    last = capsys.readouterr().err.rpartition("study")[2]
-    assert "the second" in last
-    assert "the first" not in last
-
-
-def test_bars_are_drawn_for_people_and_lines_for_others(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    for forced, drawn in (("", False), ("1", True)):
-        monkeypatch.setenv("FORCE_COLOR", forced)
-        with progress() as update:
-            update("wanda 0.5", 1, 3)
-            update("wanda 0.5", 3, 3)
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert ("wanda 0.5" in said.err, "3/3" in said.err) == (drawn, drawn), "what is over at once takes no line"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compress import prune
 from calibrant.models import read_manifest
 from calibrant.store import Store
 
@@ -61,17 +60,3 @@ def test_a_study_says_it_once_for_each_set(ask: Ask, model: Path, tmp_path: Path
     assert sorted(answer.json["few_tokens"]) == ["python_docs", "random_tokens"]
     looked = {record.run.data: record.provenance.get("few_tokens", "") for record in Store(tmp_path / "results", create=False).records()}
     assert [bool(looked[data]) for data in ("python_docs", "random_tokens", "")] == [True, True, False]
-
-
-def test_it_is_outside_of_ids(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is said of a set changes nothing of what is computed."""
-    job = {"samples": 1, "length": 16, "dtype": "float32"}
-    said = prune(str(model), "python_docs", "wanda", 0.5, tmp_path / "one", **job)
-    monkeypatch.setattr("calibrant.compress.prune_quantize.shortage_of", lambda seen_by, batch: "")
-    unsaid = prune(str(model), "python_docs", "wanda", 0.5, tmp_path / "other", **job)
-    assert "few_tokens" in said.record.provenance
-    assert "few_tokens" not in unsaid.record.provenance
-    assert said.record.run.id == unsaid.record.run.id
-    assert said.record == unsaid.record
-    assert said.opened.digest == unsaid.opened.digest
-    assert "16 tokens" in said._repr_html_()

@@ -1,14 +1,12 @@
-"""What a user of other command lines expects: help with examples, versions, completion, plain text, quiet, and narrow windows."""
+"""What a user of other command lines expects: help with examples, versions, completion, plain text, and quiet."""
 
 import shlex
 
 import pytest
 
 from calibrant import __version__
-from calibrant.names import KINDS, catalogue
 
 from tests.cli.conftest import SMALL, Ask, refused
-from tests.usual import usually
 
 COMMANDS = [
     "demo",
@@ -53,14 +51,8 @@ def test_every_command_has_help_with_examples_that_it_takes(ask_main: Ask):
         ("prune m --sp", ["--sparsity"]),
         ("list pack", ["packings"]),
         ("prune m --method sparse", ["sparsegpt"]),
-        ("quantize m --allocation uni", ["uniform"]),
         ("prune m --data 0.5*c4+0.5*gsm8k:co", ["0.5*c4+0.5*gsm8k:cot"]),
-        ("prune m --data gsm8k:cot@cr", ["gsm8k:cot@crop"]),
-        ("inspect c4 --against wikip", ["wikipedia"]),
-        ("evaluate m --task perp", ["perplexity"]),
         ("prune m --dtype bf", ["bfloat16"]),
-        ("report r --format mark", ["markdown"]),
-        ("study s --engine r", ["ray"]),
     ],
 )
 def test_names_are_completed(ask_main: Ask, words: str, offered: list[str]):
@@ -75,28 +67,6 @@ def test_with_no_color_nothing_is_written_but_characters(ask: Ask, monkeypatch: 
     monkeypatch.setenv("NO_COLOR", "1")
     for words in commands:
         assert "\x1b" not in ask(*words).out, words
-
-
-@pytest.mark.parametrize("kind", usually(KINDS, ["methods"]))
-def test_a_list_is_a_table_that_fits(ask: Ask, monkeypatch: pytest.MonkeyPatch, kind: str):
-    monkeypatch.setenv("COLUMNS", "60")
-    lines = ask("list", kind).out.splitlines()
-    assert max(map(len, lines)) <= 60
-    for entry in catalogue(kind):
-        assert any(line.split("  ")[0] == entry.name for line in lines), f"{entry.name} doesn't begin a line"
-    long = ask("list", kind, "--long").out
-    assert max(map(len, long.splitlines())) <= 60
-    assert all(f"{name}=" in long or name in long for entry in catalogue(kind) for name in entry.parameters)
-
-
-def test_a_pipe_has_the_width_that_is_said(ask: Ask, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    narrow = ask("list", "exports").out
-    monkeypatch.setenv("COLUMNS", "")
-    wide = ask("list", "exports").out
-    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, wide.splitlines()))
-    monkeypatch.setenv("COLUMNS", "0")
-    assert ask("list", "exports").out == wide, "a width of 0 is none"
 
 
 def test_quiet_shows_results_and_errors_only(ask: Ask, model, monkeypatch: pytest.MonkeyPatch):

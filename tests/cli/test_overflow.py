@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import pytest
 
-from calibrant.allocations import allocations
 from calibrant.data import CalibrationSet
 from calibrant.errors import NumericsError
 from calibrant.evaluators import evaluators
@@ -20,7 +19,6 @@ from calibrant.models import open_model
 from calibrant.select import Picking, resolved, selectors
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
-from calibrant.transforms import transforms
 
 from tests.cli.conftest import Ask
 from tests.usual import two_hundred_lines, usually
@@ -28,7 +26,7 @@ from tests.usual import two_hundred_lines, usually
 LOUD: Final = {"lengths": 1e14, "numbers": 1e20}
 """What a block's matrices are multiplied with, and what isn't finite then: they themselves are."""
 USUAL: Final = {
-    *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe", "owl", "permute"),
+    *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe"),
     *("least_perplexity", "cluster", "similar", "loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
 }
 """One of each kind of looking, gone through every time."""
@@ -41,7 +39,6 @@ LLAMA_CPP: Final = ("ggml", "llama_cpp")
 
 METHODS: Final = {"evopress": "evopress(generations=2)", "evop": "evop(generations=2)"}
 """Methods that take long as they are."""
-ALLOCATIONS: Final = {"evolved": "evolved(generations=2)"}
 SELECTORS: Final = {
     "similar": "similar(source='mine.jsonl', to='mine.jsonl', candidates=8, embed=model)",
     "cluster": "cluster(source='mine.jsonl', candidates=8, k=3)",
@@ -179,28 +176,6 @@ def test_methods(ask: Ask, place: Path, name: str, nothing_finite: bool) -> None
     words = ("--method", method, "--target", target, "--data", "mine.jsonl")
     refuses = check(ask, place, verb, family, *words, "--out", "out", *HERE)
     assert refuses or not (method.looks and nothing_finite)
-
-
-def _untyped(request: pytest.FixtureRequest, lazy: bool) -> None:
-    """Skip what looks at a model when it is asked: the check of its type looks too, and meets the overflow first."""
-    if lazy and request.config.getoption("jaxtyping_packages"):
-        pytest.skip("the check of types walks through the model first")
-
-
-@pytest.mark.parametrize("name", usually(allocations.names(), USUAL))
-def test_allocations(ask: Ask, place: Path, name: str, nothing_finite: bool, request: pytest.FixtureRequest) -> None:
-    _untyped(request, name in ("owl", "least_error"))
-    words = ("--method", "wanda", "--allocation", ALLOCATIONS.get(name, name))
-    words += ("--data", "mine.jsonl", "--out", "out")
-    refuses = check(ask, place, "prune", "llama", *words, *HERE)
-    assert refuses or not nothing_finite
-
-
-@pytest.mark.parametrize("name", usually(transforms.names(), USUAL))
-def test_transforms(ask: Ask, place: Path, name: str, request: pytest.FixtureRequest) -> None:
-    _untyped(request, name == "permute")
-    words = ("--method", "magnitude", "--target", "2:4", "--transform", name)
-    check(ask, place, "prune", "llama", *words, "--data", "mine.jsonl", "--out", "out", *HERE)
 
 
 @pytest.mark.parametrize("name", usually(selectors.names(), USUAL))

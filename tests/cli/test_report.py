@@ -48,26 +48,6 @@ def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
     assert "#1e2024" not in (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
 
 
-@pytest.mark.slow
-def test_dark_plots_take_the_place_of_light_ones(ask: Ask, study: Path, tmp_path: Path):
-    assert ask("report", study, "--plots", "figures").code == 0
-    files = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    assert ask("report", study, "--plots", "figures", "--dark").code == 0
-    assert "#1e2024" in (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == files
-
-
-def test_another_baseline_is_compared_with_and_figures_are_shown_as_asked(ask: Ask, study: Path):
-    (first,) = ask("report", study, "--json").json["rankings"]
-    (other,) = ask("report", study, "--json", "--baseline", "gsm8k:cot").json["rankings"]
-    assert (first["baseline"], other["baseline"]) == ("python_docs", "gsm8k:cot")
-    gaps = {e["name"]: e["to_baseline"].get("mean", {}).get("value") for e in other["entries"]}
-    assert gaps["gsm8k:cot"] is None
-    means = {e["name"]: e["mean"]["value"] for e in other["entries"]}
-    assert gaps["python_docs"] == pytest.approx(means["python_docs"] - means["gsm8k:cot"])
-    assert len({ask("report", study, "--as", figure).out for figure in ("increase", "loss", "kept")}) == 3
-
-
 @pytest.mark.parametrize(
     ("words", "given"),
     [

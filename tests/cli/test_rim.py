@@ -63,14 +63,6 @@ def test_a_word_that_is_refused(ask_main: Ask, what: str):
     refused(only_read(ask_main(*REFUSED[what])), r"\x1b")
 
 
-def test_a_studys_mistakes(ask: Ask, tmp_path: Path):
-    (tmp_path / "study.yaml").write_text(f'model: smollm2\ndata: [python_docs, "{SHOWN}"]\n"{SHOWN}": 1\n'.replace(r"\x9b2J", r"\u009b2J"))
-    for file in ("study.yaml", ACTING):
-        answer = only_read(ask("study", file, "--out", "results"))
-        assert answer.code == 2
-        assert r"\x1b[31m" in answer.err
-
-
 def test_what_a_store_holds(ask: Ask, tmp_path: Path):
     hostile = f"set{ACTING}"
     folder = store_of(tmp_path / "results", {hostile: (2.5, 3.9), "other": (2.6, 3.8)}, model=f"model{ACTING}")

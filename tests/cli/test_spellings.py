@@ -7,7 +7,6 @@ import pytest
 
 from calibrant.evaluators import evaluators
 from calibrant.spec import canonical
-from calibrant.study import Study
 from calibrant.targets import parse_target
 
 from tests.cli.conftest import SMALL, Ask, refused
@@ -46,24 +45,6 @@ def test_a_folder_needs_no_dot_and_slash(ask: Ask, files: Path, model: Path):
 )
 def test_per_cent_is_a_share(written: str, target: str):
     assert str(parse_target(written)) == target
-
-
-def test_per_cent_stands_wherever_a_share_does(ask: Ask, files: Path, model: Path):
-    words = ("prune", model, "--method", "magnitude", "--data", "python_docs", "--dtype", "float32", "--json")
-    percent, share = (ask(*words, "--out", f"out{i}", "--sparsity", text).json["run"] for i, text in enumerate(("60%", "0.6")))
-    assert percent == share
-    mixed = "30%*python_docs + 70%*mine.jsonl"
-    percent, share = (ask("inspect", text, *SMALL[2:], "--json").json for text in (mixed, mixed.replace("30%", "0.3").replace("70%", "0.7")))
-    assert (percent["data"], percent["fingerprint"]) == (share["data"], share["fingerprint"])
-    one, other = (Study(model="smollm2", data="python_docs", method="wanda", target=text) for text in ("60%", 0.6))
-    assert one.requests() == other.requests()
-
-
-@pytest.mark.parametrize(("sparsity", "guess"), [("60", True), ("1.5", False), ("150%", False), ("%", False)])
-def test_only_what_is_likely_is_guessed(ask: Ask, model: Path, sparsity: str, guess: bool):
-    answer = ask("prune", model, "--out", "out", "--sparsity", sparsity, *SMALL)
-    refused(answer)
-    assert ("did you mean 0.6" in answer.err) is guess
 
 
 def test_limit_counts_items_and_tokens_count_tokens(ask: Ask, files: Path, model: Path):

@@ -8,7 +8,7 @@ import pytest
 from calibrant.store import Store, measurement_id
 
 from tests.cli.conftest import Ask, refused
-from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, filled, results
+from tests.store.conftest import LOSS, RECORD, RUN, filled, results
 
 
 @pytest.fixture
@@ -56,18 +56,6 @@ def test_merge(ask: Ask, store: Store, tmp_path: Path):
     verified = ask("store", "verify", "new", "--json").json
     assert (verified["runs"], verified["measurements"]) == (2, 1)
     assert ask("store", "merge", "new", "s", "--json").json == {"folder": "new", "runs": 0, "measurements": 0, "kept": 2, "problems": []}
-
-
-def test_other_results_for_the_same_are_told(ask: Ask, store: Store, tmp_path: Path):
-    with Store(tmp_path / "t") as other:
-        other.add_record(replace(RECORD, sparsity=0.25))
-        other.add_measurement(RUN.id, LOSS, MEASURED)
-    answer = ask("store", "merge", "s", "t")
-    assert (answer.code, answer.err) == (1, "")
-    first, _ = answer.out.splitlines()
-    assert first.startswith(f"t/runs/{RUN.id[7:]}: ")
-    assert "sparsity" in first
-    assert store.record(RUN.id) == RECORD
 
 
 def test_packed_and_unpacked(ask: Ask, store: Store, tmp_path: Path):

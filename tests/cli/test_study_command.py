@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Ask, refused
+from tests.cli.conftest import Ask
 
 SMALL = """
 model: MODEL
@@ -41,11 +41,6 @@ def test_every_mistake_is_a_line_and_nothing_is_written(ask: Ask, tmp_path: Path
         assert [(problem["line"], problem["where"]) for problem in error["problems"]] == [(3, "method"), (4, "seeds")]
     assert ask("study", "gone.yaml", "--out", "out").err.startswith("gone.yaml ")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
-
-
-@pytest.mark.parametrize(("words", "given"), [(["--engine", "lcoal"], "'lcoal'"), (["--data-dir", "nowhere"], "'nowhere'")])
-def test_options(ask: Ask, file: Path, words: list[str], given: str):
-    refused(ask("study", file, "--out", "out", *words), given)
 
 
 def test_the_plan_is_shown_and_nothing_is_written(ask: Ask, file: Path, tmp_path: Path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from calibrant.compare import Estimate, compare, rankings
-from calibrant.compare.comparison import regret, significantly_different, tau_b, tau_interval
+from calibrant.compare import compare, rankings
+from calibrant.compare.comparison import regret, tau_b, tau_interval
 from calibrant.compare.crossed import Pairs, Spread
 
 from tests.compare.stores import DRAWN, results_of, with_cells
@@ -98,23 +98,3 @@ def test_what_is_better_when_higher_is_turned_round():
     table = regret(made)
     assert table.best == ("b", "b")
     assert table.by[table.sets.index("a")].tolist() == pytest.approx([0.1, 0.1])
-
-
-def test_holes_stay_holes():
-    whole, holed = entry("a", (0.2, 0.2), None), entry("b", (0.1, 0.1), None)
-    holed = replace(holed, losses={"docs:text": holed.losses["docs:text"]})
-    table = regret(ranking(whole, partial=(holed,)))
-    assert (table.sets, table.best) == (("a", "b"), ("b", "a"))
-    assert np.isnan(table.by[1, 1])
-    assert math.isnan(table.worst[1])
-    assert "code:text" not in table.to_json()["sets"]["b"]
-    nothing = regret(ranking(replace(whole, losses={"docs:text": Estimate(1.0, None, 0.0, 0)})))
-    assert nothing.best == ("a", "")
-    assert regret(ranking()).sets == ()
-
-
-def test_letters_that_are_shared():
-    pairs = {("a", "b"): True, ("ab", "bc"): False, ("a[53]", "[53]"): False, ("[53]", "[54]"): True, ("", "a"): False}
-    for letters, different in pairs.items():
-        first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in letters)
-        assert significantly_different(first, second, "docs:text") == different

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrant.compare import Contrast, Estimate, compare, contrast
+from calibrant.compare import Contrast, Estimate, compare
 from calibrant.compare.contrasts import holm
 
 from tests.compare.stores import DRAWN, measured, measured_too, results_of, with_cells
@@ -51,14 +51,6 @@ def test_a_pool_is_the_mean_of_its_sets_and_is_compared_with_the_baseline():
     assert pool.difference.value == pytest.approx(sum(parts) / 2)
     assert pool.draws == (3, 3)
     assert pool.smallest_p == pytest.approx(2 / math.comb(9, 3))
-
-
-def test_a_contrast_may_be_about_one_measured_set():
-    by_text, by_name = contrasted(*({"compare": "svamp:icl", "on": on} for on in ("loss(source='docs')", ["docs:text"])))
-    assert by_text.on == by_name.on == ("docs:text",)
-    assert by_text.difference == by_name.difference
-    assert by_text.difference is not None
-    assert by_text.difference.value == pytest.approx(0.3, abs=0.02)
 
 
 def test_identical_sets_are_never_called_different():
@@ -179,14 +171,3 @@ def test_a_verdict_is_joint_and_counts_contrasts_that_cannot_be_computed():
     assert none.p_holm is None
     assert [c.verdict for c in corrected(0.03)] == ["worse"]
     assert [c.verdict for c in corrected(0.03, 0.03)] == ["not significant", "not significant"]
-
-
-def test_a_contrast_is_what_contrast_says():
-    results = results_of(DRAWN, study={"primary": [{"compare": "svamp:icl", "with": "c4"}]})
-    (found,) = compare(results).contrasts
-
-    def kept(data: str) -> dict[str, list[Any]]:
-        cells = [c for c in results.cells if c.data == data]
-        return {text: [results.scores[c.run][c.measures[text]] for c in cells] for text in cells[0].measures}
-
-    assert found.difference == contrast(kept("svamp:icl"), kept("c4"))

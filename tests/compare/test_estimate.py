@@ -6,7 +6,6 @@ import pytest
 from scipy.stats import nct
 
 from calibrant.compare import Estimate
-from calibrant.compare.crossed import Spread
 from calibrant.compare.estimate import detectable, draws_needed, items_needed, needs, smallest_p
 
 BY_DRAWS = Estimate(0.05, 0.04, 5.0, 200, True, 0.9, (199.0, 4.0))
@@ -34,20 +33,6 @@ def test_what_is_detectable_is_found_four_times_in_five(df: float):
     cut = Estimate(0.0, 0.3, df, 20).quantile(0.975)
     power = nct.sf(cut, df, least / 0.3) + nct.cdf(-cut, df, least / 0.3)
     assert power == pytest.approx(0.8, abs=0.03)
-
-
-def test_what_is_detectable_is_found_in_simulation():
-    """Five draws and thirty items of two sets: a true difference of that size, found by the intervals of the crossed model."""
-    rng, times, draws, items = np.random.default_rng(0), 4000, 5, 30
-    own, drawn = 0.04, 0.05  # the variance over items, and over draws of each of two sets
-    truth = Spread.of(np.array(own), np.array(items - 1.0), np.array([drawn, drawn]), np.array([4.0, 4.0]), np.array(0.0))
-    least = detectable(truth.estimate(0.0, items, True)) or 0.0
-    values = least + rng.normal(0, math.sqrt(own + 2 * drawn), times)
-    over = drawn * rng.chisquare(draws - 1, (times, 2)) / (draws - 1)
-    found = Spread.of(
-        own * rng.chisquare(items - 1, times) / (items - 1), np.full(times, items - 1.0), over, np.full((times, 2), 4.0), np.zeros(times)
-    )
-    assert (np.abs(values) > found.half(0.975)).mean() == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.parametrize(("seen", "of"), [(BY_DRAWS, "draws"), (BY_ITEMS, "items")])

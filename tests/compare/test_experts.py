@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Results, kept_experts
-from calibrant.compare.experts import overlap_by_chance, survivors
+from calibrant.compare.experts import overlap_by_chance
 
 from tests.compare.stores import results_of
 
@@ -51,11 +51,6 @@ def test_by_chance_is_the_mean_over_all_pairs_of_sets():
         assert overlap_by_chance(experts, kept) == pytest.approx(want)
     (found,) = kept_experts(edited(EDITS))
     assert found.chance == pytest.approx(overlap_by_chance(4, 2))
-
-
-def test_later_rounds_count_what_is_left():
-    edits = [dropped({1: [0, 5]}, of=8), dropped({1: [0, 5]}, of=6), {"edit": "tuned", "notes": {}}]
-    assert survivors(edits) == ({1: 8}, {1: frozenset({2, 3, 4, 6})})
 
 
 def test_runs_that_drop_no_experts_are_left_out_and_one_that_answers_two_cells_is_one_draw():

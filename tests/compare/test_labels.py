@@ -4,27 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import bits_of, is_grid, label_set, read, target_noun
-from calibrant.compare.labels import BEFORE
-from calibrant.data import CalibrationSet, sources
-from calibrant.data._base import Source, family_of
-from calibrant.data.expression import selectors
-from calibrant.families import FAMILIES, WORDS
+from calibrant.compare import label_set, read
+from calibrant.data import CalibrationSet
 from calibrant.store import Cell, Record, Run, Store
-from calibrant.targets import Grid, kinds, parse_target
 from calibrant.testing import tiny_tokenizer
-
-
-def test_what_a_source_says_of_its_family_is_what_older_records_are_read_with():
-    """Records that say nothing of families are read by the names of the sources; a source of later records isn't among them, and may be any."""
-    assert tuple(WORDS) == FAMILIES
-    for name in (*sources.names(), *selectors.names()):
-        cls = (sources if name in sources.names() else selectors).get(name)
-        assert issubclass(cls, Source)
-        family = cls.family or family_of(cls)
-        assert family in FAMILIES
-        assert (family == "control") == (getattr(cls, "kind", "") == "control"), name
-        assert BEFORE.get(name, family) == family
 
 
 @pytest.mark.parametrize(
@@ -91,18 +74,3 @@ def test_a_source_of_another_package_says_its_own_family(plugged: Callable[..., 
     assert (str(told), told.label.family) == ("my-elements:icl", "reading")
     assert told.tokens(tiny_tokenizer()).facts["parts"][0]["family"] == "reading"
     assert label_set("0.5*my-elements + 0.5*c4").family == "mixed"
-
-
-def test_grids_are_read_as_targets_reads_them():
-    for text in ("w4g64", "w8", "w2g32a", "w5a"):
-        grid = parse_target(text)
-        assert isinstance(grid, Grid)
-        assert (is_grid(text), bits_of(text)) == (True, grid.bits)
-    for text in ("0.5", "2:4", "", "rank=16", "w", "xw4g64", "w4g64b"):
-        assert (is_grid(text), bits_of(text)) == (False, None)
-    assert [is_grid(kind.example) for kind in kinds()] == [kind is Grid for kind in kinds()]
-
-
-def test_what_several_targets_are_called():
-    assert [target_noun(targets) for targets in ([], ["0.5", "2:4"])] == ["sparsity"] * 2
-    assert [target_noun(targets) for targets in (["w4g64"], ["0.5", "w4"], ["rank=1"])] == ["target"] * 3

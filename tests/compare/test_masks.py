@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Layers, layers, similarity, summaries
-from calibrant.compare.masks import block_of, overlaps
+from calibrant.compare.masks import overlaps
 from calibrant.compare.results import read
 from calibrant.store import Store
 
@@ -112,16 +112,6 @@ def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
     assert oldest.blocks == some.blocks
 
 
-def test_a_matrix_is_in_its_block():
-    blocks = {
-        "model.layers.12.mlp.up_proj": "model.layers.12",
-        "transformer.h.0.attn.c_attn": "transformer.h.0",
-        "model.layers.3.mlp.experts.gate_up_proj[7]": "model.layers.3",
-        "lm_head": "lm_head",
-    }
-    assert {matrix: block_of(matrix) for matrix in blocks} == blocks
-
-
 def test_likeness_is_told_from_words_activations_and_masks(store: Store, found: Layers):
     alike = similarity(summaries(store, read(store)), [found])
     assert alike.sets == ("c4", "gsm8k:cot", "svamp:icl")
@@ -155,16 +145,3 @@ def test_overlaps_are_over_all_pairs_of_draws(store: Store):
     assert json.loads(json.dumps(told)) == told
     assert told["jaccard"][2][2] is None
     assert told["draws"] == {"c4": 2, "gsm8k:cot": 2, "svamp:icl": 1}
-
-
-def test_records_of_another_size_or_without_bits_are_left_out(tmp_path: Path):
-    nothing = [{**weight, "bits": "00" * 32} for weight in WEIGHTS["c4/0"]]
-    given = {**WEIGHTS, "c4/0": nothing, "c4/1": nothing, "gsm8k:cot/0": matrices(5, bits=False), "gsm8k:cot/1": matrices(5, bits=False)}
-    store = store_of(tmp_path / "odd", LOSSES, weights={**given, "svamp:icl": WEIGHTS["svamp:icl"][:2]})
-    (found,) = overlaps(store, read(store))
-    assert found.sets == ("c4", "svamp:icl")
-    assert found.within[0] == 1, "masks that keep nothing are the same"
-    assert np.isnan(found.jaccard[1]).all()
-    assert np.isnan(found.across).all()
-    empty = store_of(tmp_path / "empty", {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6]]})
-    assert list(overlaps(empty, read(empty))) == list(layers(empty, read(empty))) == []

@@ -1,13 +1,11 @@
 """The study's questions, on stores where the answer is known."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calibrant.compare import MEAN, PaperQuestion, Results, compare, contrast
-from calibrant.compare.crossed import ItemValues
+from calibrant.compare import MEAN, PaperQuestion, compare, contrast
 from calibrant.errors import SpecError
 
 from tests.compare.stores import results_of
@@ -83,16 +81,6 @@ def test_own_data_is_looked_for_by_source():
     assert sorted(e.verdict for e in mixed.evidence) == ["better", "worse"]
 
 
-def rescored(name: str, **score: str) -> Results:
-    """Results in which what measured `name` has another score."""
-    results = results_of({**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
-
-    def changed(items: ItemValues) -> ItemValues:
-        return replace(items, score=replace(items.score, **score)) if items.score.measured == name else items  # pyright: ignore[reportArgumentType]
-
-    return replace(results, items={run: {i: changed(items) for i, items in of.items()} for run, of in results.items.items()})
-
-
 def test_formats_are_compared_within_a_source_and_in_one_packing():
     losses = {"gsm8k:zero": draws(3.6, 2.6), "gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.4, 2.41, noise=0.03)}
     found = asked({**losses, "gsm8k:icl@crop": draws(3.1, 2.1), "svamp:cot": draws(3, 2), "svamp:icl@crop": draws(3, 2)})
@@ -133,13 +121,3 @@ def test_a_baseline_that_is_not_there_is_refused_and_without_c4_it_is_the_first_
     assert raised.value.subject == "redpajama"
     (ranking,) = compare(results_of({**DENSE, "pile": draws(3.3, 2.4), "oscar": draws(3.5, 2.5)})).rankings
     assert ranking.baseline == "pile"
-
-
-def test_evidence_has_the_unit_of_what_it_is_on_and_a_task_the_source_that_it_is_named_after():
-    (own,) = [q for q in compare(rescored("gsm8k:text", metric="kl", unit="bits")).questions if q.name == "own"]
-    assert {e.on: e.unit for e in own.evidence} == {"wikitext:text": "nats/token", "gsm8k:text": "bits"}
-    (own,) = [q for q in compare(rescored("gsm8k:text", measured="gsm8k (3-shot)")).questions if q.name == "own"]
-    assert {(e.label, e.on) for e in own.evidence} == {
-        ("wikitext against the others", "wikitext:text"),
-        ("gsm8k:icl against the others", "gsm8k (3-shot)"),
-    }

@@ -1,6 +1,5 @@
 import itertools
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -79,19 +78,6 @@ def test_measures_of_another_unit_are_shown_and_not_averaged():
     assert ranking.averaged == ("docs:text", "code:text")
 
 
-def test_the_same_source_measured_twice_keeps_two_columns():
-    short = measured([40, 50], [10, 10], "docs:text", facts={"length": 64})
-    found = only(measured_too(results_of(LOSSES), "loss(length=64)", lambda _: short))
-    assert found.measured == ("docs:text [loss(source='docs')]", "code:text", "docs:text [loss(length=64)]")
-
-
-def test_the_noise_floor_of_a_divergence_goes_with_it():
-    facts = {"length": 64, "floor": 0.002, "floor_tokens": 512, "floor_between": "torch in bfloat16 and in float32"}
-    divergence = measured([0.4, 0.5], [10, 10], "news", metric="kl", facts=facts)
-    assert only(measured_too(results_of(LOSSES), "agreement", lambda _: divergence)).floors == {"news": 0.002}
-    assert only(results_of(LOSSES)).floors == {}
-
-
 def test_each_target_and_propagation_has_its_own_ranking():
     results = results_of(LOSSES)
     drawn = [c for c in results.cells if c.data]
@@ -143,13 +129,6 @@ def test_a_set_with_holes_keeps_its_row():
     assert {e.name for e in begun.partial} == {"magnitude", "c4", "gsm8k:cot", "full_stops"}
 
 
-def test_a_dense_model_with_holes_is_no_reference():
-    ranking = only(results_of(LOSSES, missing=["dense/code"]))
-    assert ranking.dense is None
-    assert ranking.best.increases == {}
-    assert [e.name for e in ranking.partial] == ["dense"]
-
-
 def test_where_more_is_better_the_largest_comes_first():
     def right(number: int) -> Measurement:
         answers = [float(i < (10, 30)[number]) for i in range(40)]
@@ -182,15 +161,6 @@ def letters_of(count: int, apart: set[tuple[int, int]]) -> list[str]:
     return compact_letters(table)
 
 
-def test_letters_of_small_graphs():
-    assert letters_of(3, set()) == ["a", "a", "a"]
-    assert letters_of(3, {(0, 1), (0, 2), (1, 2)}) == ["a", "b", "c"]
-    assert letters_of(3, {(0, 2)}) == ["a", "ab", "b"], "being alike need not be transitive"
-    assert (letters_of(1, set()), letters_of(0, set())) == (["a"], [])
-    many = letters_of(54, set(itertools.combinations(range(54), 2)))
-    assert (many[25:27], many[-2:]) == (["z", "A"], ["[53]", "[54]"]), "after the letters come numbers"
-
-
 @pytest.mark.parametrize("share", [0.3, 0.7, *rarely(0.1, 0.5, 0.9)])
 def test_letters_say_exactly_what_differs_on_random_graphs(share: float):
     """Against the definition itself: two share a letter if and only if they aren't apart; no letter can be spared."""
@@ -205,10 +175,3 @@ def test_letters_say_exactly_what_differs_on_random_graphs(share: float):
         for letter in set.union(*found):
             without = [s - {letter} for s in found]
             assert not all(without) or any(not without[i] & without[j] for i, j in alike)
-
-
-def test_hundreds_of_sets_take_no_exponential_time():
-    """Thirty threes of which any two from different threes are alike: 3³⁰ maximal groups, of which few are needed."""
-    apart = {(3 * k + i, 3 * k + j) for k in range(30) for i, j in ((0, 1), (0, 2), (1, 2))}
-    found = [set(re.findall(r"\[\d+\]|[A-Za-z]", s)) for s in letters_of(90, apart)]
-    assert all(bool(found[i] & found[j]) == ((i, j) not in apart) for i, j in itertools.combinations(range(90), 2))

@@ -15,7 +15,6 @@ from calibrant.errors import DataError, InputError, SpecError
 from calibrant.store import Measurement, Score, Store
 
 from tests.compare.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
-from tests.compare.synthetic import Synthetic
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +55,6 @@ def rewritten(path: Path, items: pl.DataFrame) -> None:
     (path.parent / "provenance.json").unlink()
 
 
-def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    before = read(store)
-    cell = store.cells()[2]
-    measure_id = cell.measures["loss(source='docs')"]
-    path = store.measure_folder(cell.run, measure_id) / "items.parquet"
-    rewritten(path, pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value"))
-    found, kept = read(store).items[cell.run][measure_id], before.items[cell.run][measure_id]
-    assert found.items == kept.items
-    assert np.array_equal(found.values, kept.values)
-
-
 @pytest.mark.parametrize("alone", [False, True])
 def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool):
     store = store_of(tmp_path, LOSSES)
@@ -103,31 +90,6 @@ def test_measures_are_chosen_by_how_they_begin(once: Store):
     with pytest.raises(SpecError) as raised:
         compare(once, ["docs", "wiki"])
     assert raised.value.subject == "wiki"
-
-
-def test_a_made_up_study_is_told_as_it_was_made_and_each_file_opened_once(tmp_path: Path):
-    shape = Synthetic(models=1, methods=1, targets=2, sets=4, draws=5, measures=1, items=60, effect=0.4)
-    store = Store(shape.write(tmp_path / "store"), create=False)
-    opened: list[str] = []
-    whole, scan = Path.open, pl.scan_parquet
-
-    def counted(path: Path, *more: object, **named: object) -> object:
-        opened.append(str(path))
-        return whole(path, *more, **named)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-    def scanned(paths: list[Path], **named: object) -> pl.LazyFrame:
-        opened.extend(map(str, paths))
-        return scan(paths, **named)  # pyright: ignore[reportArgumentType]
-
-    with patch.object(Path, "open", counted), patch("polars.scan_parquet", scanned):
-        found = compare(store)
-    assert [[e.name for e in ranking.entries] for ranking in found.rankings] == [["set0", "set1", "set2", "set3"]] * 2
-    assert [[e.ranks for e in ranking.entries] for ranking in found.rankings] == [[(1, 1), (2, 2), (3, 3), (4, 4)]] * 2
-    assert {(c.name, c.verdict) for c in found.contrasts} == {("odd or even", "worse"), ("set1 against set0", "worse")}
-    mine = [name for name in opened if "/runs/" in name]
-    assert len(mine) == len(set(mine))
-    assert sum(name.endswith("items.parquet") for name in mine) == shape.measures * shape.records
-    assert not any(name.endswith("provenance.json") for name in mine)
 
 
 def test_what_is_missing_once_drawn_or_of_an_older_revision_is_told(tmp_path: Path, once: Store):

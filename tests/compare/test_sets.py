@@ -73,12 +73,6 @@ def test_key_terms_are_the_words_that_stand_out():
     assert "the" not in dict(terms["code"])
 
 
-def test_a_single_set_shows_its_heaviest_words_and_none_without_words():
-    assert [w for w, _ in key_terms({"a": profile({"eggs": 7, "the": 2})})["a"]] == ["eggs", "the"]
-    assert key_terms({"a": profile({}), "b": profile({})}) == {"a": (), "b": ()}
-    assert key_terms({}) == {}
-
-
 def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path):
     store = store_of(tmp_path, {"gsm8k:cot": [[3.9, 2.1]]}, profiles={"gsm8k:cot": profile(WORDS["gsm8k:cot"])})
     (cell,) = store.cells()

@@ -1,6 +1,5 @@
 import gzip
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -99,14 +98,6 @@ def test_measurement_ids_tell_runs_evaluators_and_data_apart():
     assert len(ids) == 4
 
 
-def test_cells_keep_their_order_and_labels(tmp_path: Path):
-    cells = [Cell("m", "b", "wanda", "0.5", 0, "sha256:1", {"z": "sha256:3", "a": "sha256:4"}), Cell("m", "a", "wanda", "0.5", 1, "")]
-    with Store(tmp_path) as store:
-        store.write_cells(cells)
-        assert store.cells() == cells
-        assert list(store.cells()[0].measures) == ["z", "a"]
-
-
 def test_without_an_index_every_record_is_a_cell(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
@@ -132,20 +123,6 @@ def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
     }
 
 
-def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
-    study = {"baseline": "c4", "pools": {"b": ["c4", "pile"], "a": ["gsm8k:icl"]}, "primary": [{"compare": "a", "with": "b"}]}
-    with Store(tmp_path) as store:
-        assert (store.study(), store.revisions()) == ({}, {})
-        store.write_cells([], study, {"method wanda": 2, "evaluator loss": 1})
-        kept = (tmp_path / "index.json").read_bytes()
-        assert store.study() == study
-        assert store.revisions() == {"evaluator loss": 1, "method wanda": 2}
-        store.write_cells([], study, {"evaluator loss": 1, "method wanda": 2})
-        assert (tmp_path / "index.json").read_bytes() == kept
-        store.write_cells([])
-        assert (store.study(), store.revisions()) == ({}, {})
-
-
 def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path):
     pruned = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 1}}
     assert revisions("method", pruned) == {"method dsnot": 1, "method wanda": 1}
@@ -164,37 +141,6 @@ def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path)
         store.write_cells([], revisions={"allocation uniform": 2})
         assert store.stale() == {RUN.id, nested.id, newer.id}
         assert store.measured(newer.id) == {old, new}
-
-
-def test_what_is_read_of_many_runs_is_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    weights = tuple({"name": f"w{n}", "shape": [8, 8], "sparsity": 0.5, "notes": {'\n "weights": ': 1}} for n in range(2000))
-    with Store(tmp_path) as store:
-        store.add_record(replace(RECORD, weights=weights, data_facts={"weights": ['\n "weights": '], "overlap": math.inf}))
-        measure_id = store.add_measurement(RUN.id, LOSS, replace(MEASURED, beside=(SCORE,)))
-    whole = store.record(RUN.id)
-    assert whole is not None
-    opened: list[str] = []
-    watched = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *rest, **named: opened.append(path.name) or watched(path, *rest, **named))
-    assert store.records(whole=False) == [replace(whole, weights=())]
-    assert store.records(whole=False)[0].provenance == {}
-    assert store.scores(RUN.id) == {measure_id: replace(MEASURED, outcomes=(), beside=(SCORE,))}
-    assert store.has_record(RUN.id)
-    assert not store.has_record("sha256:0")
-    assert (store.measured(RUN.id), store.measured("sha256:0")) == ({measure_id}, set())
-    assert not {"weights.json.gz", "items.parquet"} & set(opened)
-    assert store.items(RUN.id, measure_id) == MEASURED.outcomes
-    with pytest.raises(DataError) as raised:
-        store.items(RUN.id, "sha256:0")
-    assert raised.value.subject.endswith("items.parquet")
-
-
-def test_a_record_in_another_shape_of_json_is_read_too(tmp_path: Path):
-    store = filled(tmp_path)
-    path = tmp_path / "runs" / RUN.id[7:] / "record.json"
-    path.write_text(json.dumps(json.loads(path.read_text())))
-    (path.parent / "sums.json").unlink()  # as in a folder from before there were sums
-    assert store.records(whole=False) == [replace(RECORD, weights=())]
 
 
 def test_a_store_of_format_1_is_read_and_written_on(tmp_path: Path):

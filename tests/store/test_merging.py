@@ -1,6 +1,5 @@
 """What two stores hold is one store's afterwards; nothing that was there is changed, and nothing damaged comes in."""
 
-import gzip
 import itertools
 import multiprocessing
 import os
@@ -14,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibrant.errors import DataError, OutputError
-from calibrant.store import Cell, Run, Store, audit, measurement_id, merge, verify
-from calibrant.store.merging import united
+from calibrant.store import Cell, Run, Store, measurement_id, merge, verify
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, as_format_1, results, visible
 
@@ -70,17 +68,6 @@ def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
     assert results(a) == merged
 
 
-def test_the_order_of_merging_decides_the_order_of_cells_alone(tmp_path: Path):
-    stores = [made(tmp_path / name, run(f"0.{n}"), run("0.9")) for n, name in enumerate("abc")]
-    found: list[dict[str, bytes]] = []
-    for order in (stores, stores[::-1], [stores[1], stores[2], stores[0]]):
-        into = tmp_path / f"into {len(found)}"
-        merge(into, order)
-        assert verify(into) == []
-        found.append({name: content for name, content in results(into).items() if name != "index.json"})
-    assert all(one == found[0] for one in found)
-
-
 def test_other_answers_to_the_same_question_are_told_and_not_taken(tmp_path: Path):
     a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.5"), sparsity=0.25, measured=())
     with Store(b) as store:
@@ -107,17 +94,6 @@ def test_other_words_for_the_same_answer_are_no_difference(tmp_path: Path):
     assert items.read_bytes() != next(a.glob("runs/*/measures/*/items.parquet")).read_bytes()
     found = merge(a, [b])
     assert (found.problems, found.kept) == ((), 2)
-
-
-def test_weights_are_the_same_in_the_file_of_format_1_and_packed_by_another_library(tmp_path: Path):
-    a, b, c = (made(tmp_path / name, run("0.5")) for name in "abc")
-    as_format_1(Store(b, create=False))
-    (path,) = c.glob("runs/*/weights.json.gz")
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
-    (path.parent / "sums.json").unlink()
-    (path.parent / "provenance.json").unlink()
-    for into, source in ((a, b), (b, c), (c, a)):
-        assert merge(into, [source]).problems == ()
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -188,19 +164,6 @@ def test_failures_that_are_answered_are_dropped_and_others_come_along(tmp_path: 
     assert verify(a) == []
 
 
-def test_cells_are_united_by_labels_and_run():
-    known, other, unknown = cell(run("0.5"), LOSS), cell(run("0.5", dtype="bfloat16"), LOSS), cell(run("0.5"), known=False)
-    old = replace(known, propagate="", measures={"task": "sha256:9", "loss": "sha256:other"})
-    assert united([[unknown], [known]]) == [known]
-    assert united([[known], [unknown]]) == [known]
-    assert united([[unknown], [unknown]]) == [unknown]
-    assert united([[known], [other]]) == [known, other]
-    assert united([[old], [known]]) == [replace(known, measures={"task": "sha256:9", "loss": "sha256:other"})]
-    assert united([[known], [old]]) == [replace(known, measures={**known.measures, "task": "sha256:9"})]
-    reference = replace(unknown, propagate="reference")
-    assert united([[reference, unknown], [known]]) == [reference, known], "another way to propagate is another cell"
-
-
 def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path):
     a, damaged = made(tmp_path / "a", run("0.5")), made(tmp_path / "damaged", run("0.5"))
     (damaged / "index.json").write_text('{"cells": [{"model": 1}]}')
@@ -250,11 +213,3 @@ def test_a_killed_merge_goes_on(tmp_path: Path):
         merge(folder, [b, c])
         assert results(folder) == results(tmp_path / "whole")
         assert verify(folder) == []
-
-
-def test_it_says_how_far_it_is(tmp_path: Path):
-    a = made(tmp_path / "a", run("0.5"), run("0.6"))
-    told: list[tuple[int, int]] = []
-    merge(tmp_path / "b", [a], lambda what, done, total: told.append((done, total)))
-    audit(a, lambda what, done, total: told.append((done, total)))
-    assert told == [(0, 2), (1, 2), (2, 2)] * 2

@@ -72,21 +72,6 @@ def test_it_reads_as_before_and_comes_back_to_the_byte(store: Store, tmp_path: P
     assert visible(tmp_path / "back") == before
 
 
-def test_weights_that_equal_their_values_are_read(tmp_path: Path):
-    with Store(tmp_path / "s") as made:
-        made.add_record(RECORD)
-        right = Measurement(replace(QUIZ, value=1.0), tuple(Outcome(f"q{i}", value, value) for i, value in enumerate((1.0, 3.0))))
-        key = RUN.id, made.add_measurement(RUN.id, TASK, right)
-    before = visible(tmp_path / "s")
-    pack(tmp_path / "s", tmp_path / "packed")
-    packed = Store(tmp_path / "packed", create=False)
-    ((names, values, weights),) = packed.numbers([key])
-    assert (list(names), list(values), list(weights)) == (["q0", "q1"], [1.0, 3.0], [1.0, 3.0])
-    assert packed.measurement(*key) == right
-    unpack(tmp_path / "packed", tmp_path / "back")
-    assert visible(tmp_path / "back") == before
-
-
 def test_in_its_own_folder_and_back(store: Store):
     (store.folder / "README.md").write_text("# Mine\n")
     before, said = visible(store.folder), answers(store.folder)

@@ -121,10 +121,8 @@ def test_without_sums_what_cannot_be_read_is_found(store: Store, pattern: str):
     ("pattern", "change", "named"),
     [
         (RECORDED, lambda kept: kept["run"].update(target="0.6"), "sha256:"),
-        (RECORDED, lambda kept: kept.update(id="sha256:0"), ""),
         (RECORDED, lambda kept: kept["run"].update(extra=1), "extra"),
         (SCORED, lambda kept: kept["evaluator"].update(tokens=5), "sha256:"),
-        (SCORED, lambda kept: kept.update(data="sha256:d"), "sha256:"),
         (SCORED, lambda kept: kept.update(run="sha256:1"), "sha256:1"),
         (SCORED, lambda kept: kept["score"].update(value=3.25), "1.3466"),
         (SCORED, lambda kept: kept["score"].update(n=3), "3"),

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import CalibrantError
-from calibrant.store import MARKER, Store, measurement_id, merge, pack, unpack, verify
+from calibrant.store import MARKER, Store, merge, pack, unpack
 
-from tests.store.conftest import LOSS, RECORD, RUN, filled
+from tests.store.conftest import filled
 
 
 def spoil(store: Store, name: str, content: str) -> None:
@@ -35,14 +35,3 @@ def test_what_is_refused_is_answered_with_what_to_do(tmp_path: Path, act: Callab
     with pytest.raises(CalibrantError) as raised:
         act(Store(tmp_path / "s", create=False))
     assert said in str(raised.value)
-
-
-def test_what_verify_and_merge_find(tmp_path: Path):
-    store = filled(tmp_path / "s")
-    with Store(tmp_path / "t") as other:
-        other.add_record(RECORD, {"mask.npz": b"\x01"})
-    assert "with another mask.npz" in merge(tmp_path / "s", [tmp_path / "t"]).problems[0].what
-    (store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS)) / "score.json").write_text("{}")
-    (problem,) = verify(tmp_path / "s")
-    assert "has changed" in problem.what
-    assert "to have it computed" in problem.remedy

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-from calibrant.errors import StudyError
 from calibrant.report import report
 from calibrant.report.page.runs import command
 from calibrant.store import Store
@@ -46,26 +43,3 @@ def test_equal_shares_keep_their_ids_and_a_finished_study_has_nothing_left(given
     assert "--method wanda --sparsity 0.5" in commands[f"wanda + {OWL}"]
     assert "--allocation 'owl(spread=0.08, times=2.0)'" in commands[f"wanda + {OWL}"]
     assert small(given, allocation=[OWL]).run(tmp_path / "store").computed == 0
-
-
-def test_groups_and_exclusions_name_it(given: dict[str, str]):
-    study = small(given, allocation="uniform", groups={"own": {}, "outliers": {"method": "wanda", "allocation": OWL}})
-    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"wanda + {OWL}"}
-    study = small(given, exclude=[{"allocation": OWL, "method": "wanda"}])
-    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"magnitude + {OWL}"}
-
-
-def test_contrasts_name_a_method_with_its_allocation(given: dict[str, str]):
-    sides = {"compare": "random_tokens", "with": given["prose"]}
-    study = small(given, primary=[{**sides, "method": f"wanda + {OWL}"}])
-    assert study.for_reading()["primary"][0]["method"] == [f"wanda + {OWL}"]
-    assert small(given, primary=[{**sides, "method": "wanda"}]).for_reading()["primary"][0]["method"] == ["wanda"]
-    only = small(given, allocation=OWL, primary=[{**sides, "method": "wanda"}])
-    assert only.for_reading()["primary"][0]["method"] == [f"wanda + {OWL}"]
-
-
-@pytest.mark.parametrize(("allocation", "where"), [(["uniform", "uniform"], "allocation[1]"), (["owll"], "allocation[0]"), ([], "allocation")])
-def test_mistakes_have_their_place(given: dict[str, str], allocation: object, where: str):
-    with pytest.raises(StudyError) as raised:
-        small(given, allocation=allocation)
-    assert [problem.where for problem in raised.value.problems] == [where]

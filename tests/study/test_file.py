@@ -71,11 +71,6 @@ primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
     assert said(read, f"{SMALL}sparsity: 0.5\ntarget: 0.6")[0][:2] == (4, "target")
 
 
-@pytest.mark.parametrize(("written", "meant"), [("2:4", "2:4"), ("0.5", 0.5), ("5e-1", 0.5), ("'0.5'", "0.5"), (".5", 0.5), ("+.5", 0.5)])
-def test_a_sparsity_is_what_yaml_1_2_says(read: Any, written: str, meant: Any):
-    assert read(f"{SMALL}sparsity: {written}").sparsities == (meant,)
-
-
 @pytest.mark.parametrize(("written", "meant"), [("0o17", 15), ("0x1f", 31), ("017", 17), ("+3", 3), ("!!int 3", None), ("'3'", None), ("3.0", None)])
 def test_whole_numbers(read: Any, written: str, meant: int | None):
     if meant is None:

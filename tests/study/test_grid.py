@@ -1,11 +1,9 @@
 """The grid: the union of its groups without what is excluded, in order; what is compared in it; and every mistake at once."""
 
-from itertools import product
 from typing import Any
 
 import pytest
 
-from calibrant.errors import StudyError
 from calibrant.study import Study
 from calibrant.study.checking import Mistakes
 from calibrant.study.study import read
@@ -38,18 +36,6 @@ def problems(**changes: Any) -> list[tuple[str, str]]:
 
 def of(study: Study) -> list[tuple[str, int, str, str]]:
     return [(labels.data, labels.seed, labels.method, labels.target) for labels in study.labels()]
-
-
-def test_the_order_is_that_in_which_statistics_are_used_while_fresh():
-    study = asked(models=["one", "two"])
-    cells = of(study)
-    half = len(cells) // 2
-    assert cells[:half] == cells[half:]
-    assert cells[:3] == [("", 0, "none", "0.0"), ("", 0, "magnitude", "0.5"), ("", 0, "magnitude", "2:4")]
-    sets = ["random_tokens", "full_stops", "arithmetic:icl", "arithmetic:cot"]
-    wanted = [(d, s, m, t) for s, d in product([0, 1], sets) for m, t in product(["wanda", "sparsegpt"], ["0.5", "2:4"])]
-    assert sorted(cells[3:half]) == sorted(wanted)
-    assert [c[:2] for c in cells[3:half]] == [c[:2] for c in wanted]
 
 
 def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
@@ -95,12 +81,6 @@ def test_cells_that_match_every_key_are_left_out():
     assert ("", 0, "magnitude", "2:4") not in of(asked(exclude=[{"method": "magnitude", "sparsity": "2:4"}]))
 
 
-def test_a_model_of_which_nothing_is_left_has_no_dense_run():
-    left = asked(models=["one", "two"], exclude=[{"model": "two"}]).labels()
-    assert {labels.model for labels in left} == {"one"}
-    assert [(labels.model, labels.method) for labels in asked(models=["one"], methods="none").labels()] == [("one", "none")]
-
-
 def test_what_readers_need_is_in_canonical_texts():
     study = asked(
         baseline="full_stops@many(separator='')",
@@ -127,37 +107,21 @@ def test_what_readers_need_is_in_canonical_texts():
     assert asked().for_reading() == {"baseline": None, "pools": {}, "primary": []}
 
 
-def test_an_evaluator_may_be_told_by_what_makes_it_the_only_one():
-    (contrast,) = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": ["loss(source=python_docs)"]}]).for_reading()["primary"]
-    assert contrast["on"] == ["loss(source='python_docs', tokens=10)"]
-    exact = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": "loss(source='arithmetic')"}]).for_reading()["primary"]
-    assert exact[0]["on"] == ["loss(source='arithmetic')"]
-
-
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"models": []}, "model", ""),
     ({"models": ["a", "a"]}, "model[1]", "'a'"),
     ({"data": {"a": 1}}, "data", "{'a': 1}"),
     ({"data": ["arithmetic", "arithmetic:icl"]}, "data[1]", "'arithmetic:icl'"),
     ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "loss"),
-    ({"evaluate": "loss(source=gsm9k)"}, "evaluate[0]", "'gsm9k'"),
     ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops'"),
-    ({"samples": 0}, "samples", "0"),
-    ({"masks": 1}, "masks", "1"),
     ({"allocation": "owll"}, "allocation", "'owll'"),
-    ({"groups": {"a": {"samples": 3}}}, "groups.a.samples", "samples"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": ["a"]}, "groups", "['a']"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "35"),
-    ({"exclude": [{"sparsity": 0.9}]}, "exclude[0].sparsity", "0.9"),
     ({"exclude": [{}]}, "exclude[0]", ""),
     ({"exclude": [{"sparsity": [0.5, "2:4"]}]}, "exclude", "35"),
-    ({"exclude": [{"evaluate": "loss"}]}, "exclude[0].evaluate", "evaluate"),
-    ({"baseline": "python_docs"}, "baseline", "'python_docs'"),
     ({"baseline": "full_stop"}, "baseline", "'full_stops'"),
     ({"pools": {"a": ["full_stops", "full_stops"]}}, "pools.a", "full_stops"),
     ({"pools": {"arithmetic": ["full_stops"]}}, "pools.arithmetic", "'arithmetic'"),
-    ({"pools": {"a": ["c4"]}}, "pools.a[0]", "'c4'"),
     ({"primary": [{"compare": "full_stops"}]}, "primary[0]", "'with'"),
     ({"primary": [{"compare": "full_stops", "with": "full_stops@many(separator='')"}]}, "primary[0]", "full_stops"),
     ({"primary": [{"compare": "full_stops", "with": "poool"}], "pools": {"pool": ["random_tokens"]}}, "primary[0].with", "'pool'"),
@@ -168,7 +132,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"primary": [{**STOPS, "method": "magnitude"}]}, "primary[0].method", "sparsegpt"),
     ({"primary": [{**STOPS, "model": []}]}, "primary[0].model", "model"),
     ({"primary": [STOPS] * 2}, "primary[1]", "primary[0]"),
-    ({"primary": [{**STOPS, "seeds": 0}]}, "primary[0].seeds", "seeds"),
     (
         {"groups": {"a": {"data": "full_stops"}, "b": {"data": "random_tokens", "method": "sparsegpt"}},
          "primary": [{**STOPS, "method": "wanda"}]},
@@ -183,14 +146,6 @@ def test_mistakes_are_told_by_their_places_and_what_stands_there(changes: dict[s
     found = problems(**changes)
     places = {where, where.removesuffix("[0]")}
     assert any(place in places and given in said for place, said in found), found
-
-
-def test_every_mistake_is_told_at_once():
-    assert len(problems(primary=[{"compare": "full_stops", "with": "full_stops", "name": "x"}, {"compare": "gsm9k", "with": "full_stops"}])) == 2
-    with pytest.raises(StudyError) as raised:
-        asked(seeds=-1, baseline="c4")
-    assert [problem.where for problem in raised.value.problems] == ["seeds", "baseline"]
-    assert [line.partition(":")[0] for line in str(raised.value).splitlines()[1:]] == ["seeds", "baseline"]
 
 
 def test_a_target_that_a_method_does_not_accept_is_refused():

@@ -1,6 +1,6 @@
 """Objects stand where names do: in calibration sets, in the whole jobs, and in studies, with workers too."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,6 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     (ranking,) = report(one).comparison.rankings
     assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
     assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
-
-
-@pytest.mark.parametrize(
-    ("singular", "plural", "value", "other"),
-    [("method", "methods", "sparsegpt", "wanda"), ("target", "sparsities", 0.25, 0.5), ("seed", "seeds", 3, 9)],
-)
-def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any, other: Any):
-    usual: dict[str, Any] = {"models": "m", "data": "random_tokens"}
-    named = Study(**usual, **{singular: value})
-    assert named == Study(**usual, **{plural: value})
-    assert replace(named, samples=64).samples == 64
-    with pytest.raises(StudyError, match=plural):
-        Study(**usual, **{singular: value, plural: other})
 
 
 def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():

@@ -98,14 +98,6 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
 
 
 @pytest.mark.slow
-def test_progress_of_all_workers_is_told_by_the_driver(by_ray: tuple[Path, dict[str, Any]]):
-    seen = by_ray[1]["seen"]
-    assert (seen[0], seen[-1]) == (["study", 0, 8], ["study", 8, 8])
-    assert ["sparsegpt 0.5 on full_stops", 2, 2] in seen
-    assert ["measuring the dense model", 2, 2] in seen
-
-
-@pytest.mark.slow
 def test_nothing_listens_on_the_network_and_nothing_is_left_behind(by_ray: tuple[Path, dict[str, Any]]):
     folder, said = by_ray
     assert {ip.removeprefix("::ffff:") for ip in said["listening"]} == {"127.0.0.1"}

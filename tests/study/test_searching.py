@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from calibrant.allocations import allocations
 from calibrant.methods import methods
 from calibrant.outcomes import Journal
 from calibrant.store import verify
@@ -53,17 +52,3 @@ def test_a_plan_counts_what_a_search_tries() -> None:
     assert tried["evop"] == (165 + 2 * 8 + 16 * 16) * 512 + (8 + 16 * 6) * 2048
     assert tried["evopress"] == (64 + 96 * 33) * 512 + (1 + 96 * 3) * 2048
     assert tried["greedy(apart=true)"] == sum(range(49, 61)) * 512 + 12 * 4 * 2048
-
-
-def test_a_plan_knows_what_allocations_try() -> None:
-    def tried(text: str) -> int:
-        return allocations.build(text).tried(30, parse_target(0.5))
-
-    assert tried("uniform") == tried("owl") == tried("least_error") == 0
-    assert tried("evolved") == 16 * 40 * 512 + (2 * 40 + 1) * 2048
-    assert tried("evolved(tokens=[512], generations=4)") == 16 * 4 * 512
-    wanda, half = methods.build("wanda"), parse_target(0.5)
-    assert allocations.build("uniform").judges_by(wanda, half) == (wanda, 0)
-    assert allocations.build("evolved(levels=3)").judges_by(wanda, half) == (wanda, 7)
-    assert allocations.build("least_error(method=sparsegpt, reach=2)").judges_by(wanda, half) == (methods.build("sparsegpt"), 5)
-    assert allocations.build("least_error").judges_by(methods.build("gptq"), parse_target("w4g64")) == (methods.build("rtn"), 7)

@@ -16,7 +16,7 @@ from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate
 from calibrant.report import report
 from calibrant.store import Store, verify
-from calibrant.study import Study, driver
+from calibrant.study import driver
 from calibrant.study.plan import plan
 
 from tests.study.small import answers, asked, results
@@ -160,11 +160,6 @@ def test_without_masks_and_quotes_a_run_is_pruned_again_and_comes_out_the_same(
     assert kept["counted"], "what it says of the windows stays"
 
 
-def test_single_values_stand_for_lists_of_one():
-    study = Study(models="smollm2", data="random_tokens", sparsities="2:4", seeds=3)
-    assert (study.models, study.data, study.sparsities, study.seeds) == (("smollm2",), ("random_tokens",), ("2:4",), (3,))
-
-
 # Failures
 
 
@@ -231,13 +226,6 @@ def test_a_full_disk_ends_the_study(given: dict[str, str], tmp_path: Path, monke
     with pytest.raises(OutputError) as raised:
         asked(given).run(tmp_path)
     assert raised.value.subject == str(tmp_path)
-
-
-def test_progress_is_told(given: dict[str, str], tmp_path: Path):
-    told: list[tuple[str, int, int]] = []
-    asked(given, data=["random_tokens"], methods="wanda").run(tmp_path, lambda *what: told.append(what))
-    assert (told[0], told[-1]) == (("study", 0, 2), ("study", 2, 2))
-    assert {("wanda 0.5 on random_tokens", 2, 2), ("measuring wanda 0.5 on random_tokens", 2, 2)} <= set(told)
 
 
 # What is measured

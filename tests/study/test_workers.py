@@ -3,7 +3,6 @@
 import errno
 import os
 import pickle
-import queue
 import re
 import signal
 import sys
@@ -16,14 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from calibrant.cli import main
 from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
 from calibrant.store import Store
 from calibrant.study import driver
 from calibrant.study.request import Workload
-from calibrant.study.workers import Process, check, next_of, shared_threads, uninterrupted
+from calibrant.study.workers import Process, check, uninterrupted
 
 from tests.study.mortal import worked
 from tests.study.small import asked, ended, forked, results
@@ -132,21 +130,6 @@ def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict
     assert not Store(tmp_path / "store", create=False).failures()
 
 
-def test_an_interrupt_that_comes_before_the_wait_is_noticed_soon():
-    """The wait itself may not be what the signal wakes: it ends by itself, and Python sees the signal then."""
-    waits: list[float] = []
-
-    class Inbox(queue.SimpleQueue[None]):
-        def get(self, block: bool = True, timeout: float | None = None) -> None:
-            waits.append(timeout or float("inf"))
-            if len(waits) < 3:
-                raise queue.Empty
-
-    assert next_of(Inbox()) is None
-    assert len(waits) == 3
-    assert max(waits) <= 1
-
-
 # How workers are supervised, with ones of this process
 
 
@@ -182,17 +165,6 @@ def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_p
     assert caught.value.subject == given["model"]
 
 
-def test_one_of_several_models_that_cant_be_opened_is_a_hole(given: dict[str, str], tmp_path: Path):
-    gone = str(tmp_path / "gone.gguf")
-    study = asked(given, models=[gone, given["model"]], data=["random_tokens"], methods="wanda")
-    finished = worked(study, tmp_path / "store")
-    assert {f["cell"][0] for f in finished.failures.values()} == {gone}
-    assert [bool(c.run) for c in finished.cells] == [False, False, True, True]
-    with pytest.raises(ModelError) as raised:
-        worked(asked(given, models=gone), tmp_path / "other")
-    assert raised.value.subject == gone
-
-
 def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     compress, order = driver.compress, list[str]()
 
@@ -220,16 +192,6 @@ def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, st
     assert not list((tmp_path / "limited" / "statistics").iterdir())
     same = {k: v for k, v in results(tmp_path / "limited").items() if k != "study.yaml"}
     assert same == {k: v for k, v in results(tmp_path / "kept").items() if k != "study.yaml"}
-
-
-def test_workers_divide_the_threads():
-    torch.set_num_threads(1)
-    assert shared_threads(4) == 1
-    try:
-        torch.set_num_threads(7)
-        assert shared_threads(2) == 3
-    finally:
-        torch.set_num_threads(1)
 
 
 def job(folder: Path) -> dict[str, Any]:
@@ -266,14 +228,6 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SpecError) as raised:
         check("ray")
     assert raised.value.subject == "ray"
-
-
-def test_what_workers_pass_to_each_other_arrives_as_it_was(given: dict[str, str], tmp_path: Path):
-    mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
-    study = asked(given, data=[mix, given["verse"]], methods="sparsegpt(damp=0.02)", sparsities=[0.29], seeds=[3], tokens=90, allow_leak=True)
-    assert worked(study, tmp_path / "by two").failures == {}
-    assert study.run(tmp_path / "by one").failures == {}
-    assert results(tmp_path / "by two") == results(tmp_path / "by one")
 
 
 class Bomb:

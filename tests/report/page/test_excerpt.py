@@ -20,7 +20,3 @@ def test_a_report_shows_what_was_found_without_a_script_and_names_as_text(tmp_pa
     assert len(ids) == len(set(ids)), "two reports may stand in one notebook"
     assert "body {" not in page, "the style is the report's alone"
     assert ".calibrant-report { color-scheme" in page
-
-
-def test_an_empty_report_says_so(tmp_path: Path):
-    assert "nothing to rank" in report(store_of(tmp_path, {}))._repr_html_()

@@ -41,19 +41,6 @@ def test_edges_are_the_pairs_that_are_known_strongest_first():
     assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4), "of many the strongest"
 
 
-def test_the_better_the_larger_and_without_a_result_small_and_hollow():
-    html = network(hand())
-    first, second, third = data_in(html, "network-data")["nodes"]
-    assert second["size"] > first["size"] > third["size"]
-    assert (third["fill"], third["stroke"], third["text"]) == ("var(--card)", "var(--f-control)", "no result")
-    assert [n["place"] for n in (first, second, third)] == [1, 0, 2], "the keyboard follows the ranking"
-    assert ">a control without content</li>" in html, "the legend has the families that are there"
-    assert "your own data" not in html
-    nodes = [Node(f"set-{i}", n, f, v, "") for i, (n, f, v) in enumerate([("a", "corpus", 1.0), ("b", "code", 1.2), ("c", "control", 90.0)])]
-    sizes = [n["size"] for n in data_in(network(hand(nodes=nodes)), "network-data")["nodes"]]
-    assert sizes[0] > 3 * sizes[1] == 3 * sizes[2], "a control that is many times worse leaves the others apart"
-
-
 def test_effects_beyond_noise_are_drawn_and_no_others():
     effects = [Effect(0, 0, -0.5, "better", "t0"), Effect(1, 1, 0.2, "worse", "t1"), Effect(2, 0, 0.1, "not significant", "t2")]
     measured = similar(2).measured[:2]
@@ -69,15 +56,6 @@ def test_effects_beyond_noise_are_drawn_and_no_others():
         assert ("no set to compare with" in html) is (baseline == "")
 
 
-def test_fewer_than_two_sets_and_no_facts_make_a_sentence():
-    nothing = hand(similarity=Similarity((), {}))
-    for data, said in ((similar(0), "two calibration sets"), (similar(1), "two calibration sets"), (nothing, "computed again")):
-        assert said in network(data)
-        assert "<script" not in network(data)
-    effects = replace(nothing, effects=[Effect(0, 0, -0.5, "better", "")], measured=similar(2).measured[:1], baseline="b")
-    assert 'id="network-effects" checked' in network(effects), "what is known is drawn"
-
-
 @pytest.mark.parametrize("part", ["network", "layers"])
 def test_names_are_text_and_nothing_ends_the_script(part: str):
     names = [f"{HOSTILE}{i}" for i in range(6)]
@@ -88,10 +66,6 @@ def test_names_are_text_and_nothing_ends_the_script(part: str):
     assert not set("<>&\u2028\u2029") & set(embedded_data)
     told = json.loads(embedded_data)
     assert (told["nodes"][0]["name"] if part == "network" else told["names"][0]) == visible(names[0])
-
-
-def test_layouts_start_alike():
-    assert network(similar(60)) == network(similar(60))
 
 
 def test_scripts_are_what_the_policy_asks_for_and_end_no_script():

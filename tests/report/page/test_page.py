@@ -4,23 +4,19 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from calibrant.compare import kept_experts
 from calibrant.foreign import visible
 from calibrant.report import report
 from calibrant.report.page import Contents
 from calibrant.report.page import page as page_of
-from calibrant.report.plots import routers
 from calibrant.report.plots.theme import DARK, LIGHT
 from calibrant.store import Store
 
-from tests.compare.test_experts import EDITS, edited
-from tests.report.made import ACCOUNT, EVERYTHING, PLAIN, READING, store_of
+from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -174,21 +170,6 @@ def made(**changes: object) -> str:
     return page_of(Contents(replace(EVERYTHING, **changes), ACCOUNT, READING))
 
 
-def test_contrasts_letters_holes_and_stale_records_are_on_the_page():
-    page = made()
-    text = words_of(page)
-    assert re.search(r"<td[^>]*>\+1\.600<sup>a</sup>", page)
-    (pile,) = re.findall(r'<tr class="aside"><th scope="row"><bdi>pile.*?</tr>', page)
-    assert pile.count('<td data-value="">—</td>') == 3  # the mean, one measured set and the difference to the best
-    for told in (
-        "one draw cannot say",
-        "gsm8k:icl did better than c4",
-        "2 records are from an older",
-        "pile (draw 0) on loss(source='docs'): DataError",
-    ):
-        assert told in text, told
-
-
 def test_whatever_a_contrast_is_called_is_shown_as_text():
     name = HOSTILE + BREAKOUT
     sound = {tag for tag, _ in Reader(made()).tags}
@@ -202,18 +183,3 @@ def test_a_store_from_before_has_a_page_that_says_what_it_lacks():
     text = words_of(report(Path(__file__).parents[3] / "studies/packing/equal").html())
     for told in ("gsm8k:single", "made before words were kept", "no facts about layers", "nothing about how alike"):
         assert told in text
-
-
-def test_where_experts_were_dropped_the_grid_shows_who_stays():
-    results = edited(EDITS)
-    (kept,) = kept_experts(results)
-    of_it = replace(PLAIN, model=kept.model, method=kept.method, target=kept.target, propagate=kept.propagate)
-    comparison = replace(EVERYTHING, rankings=(of_it, PLAIN))
-    plot = routers([kept])
-    assert plot is not None
-    with_it, without = (page_of(Contents(comparison, ACCOUNT, given)) for given in (results, edited({})))
-    assert with_it.count(escape(plot.title)) > 0
-    assert escape(plot.title) not in without
-    first, second = with_it.split('data-choice="grid"')[1:3]
-    assert escape(plot.title) in first
-    assert escape(plot.title) not in second, "another method dropped no experts"

@@ -1,4 +1,4 @@
-"""Words by sets on the page: what stands in a cell, hostile names, and how large it gets."""
+"""Words by sets on the page: what stands in a cell, and hostile names."""
 
 import re
 from dataclasses import replace

@@ -6,12 +6,9 @@ import pytest
 
 from calibrant.compare import Estimate, PaperQuestion, RankingEntry
 from calibrant.report.plots import evidence, forest, formats
-from calibrant.report.plots.panels import Mark, span_of
 
 from tests.report.made import ASKED, BEST, DENSE, LAST, MAGNITUDE, SECOND, piece, ranking, renamed
 from tests.report.plots.seen import Seen, bold, drawn, mapping, number, said, seen, texts
-
-CROSSED = "M-.9,-.5L"
 
 
 def against(entry: RankingEntry, *differences: float, spread: float = 0.02) -> RankingEntry:
@@ -63,36 +60,6 @@ def test_hollow_is_what_cannot_be_told_apart():
         assert part in plot.description
 
 
-def test_what_is_far_beyond_the_sets_becomes_an_arrow_with_its_number():
-    _, svg = drawn(forest(BASED))
-    assert {"+4.800", "+4.500", "+5.100", "+3.600", "+3.500"} <= set(said(svg))
-    assert not any(s.d.startswith(CROSSED) and s.y < 100 for s in seen(svg))
-    assert said(svg).count("c4") == 4, "its row, and the zero line of each panel"
-    assert any("worse than c4" in text and "nats/token" in text for text in said(svg))
-
-
-def test_without_a_baseline_the_dense_model_is_zero_and_without_that_nothing_is():
-    plot, _ = drawn(forest(ranking(BEST, SECOND)))
-    assert "Increase over the dense model" in plot.title
-    assert "python_docs +1.600" in plot.description
-    _, mixed = drawn(forest(replace(BASED, averaged=("docs:text",), units={"docs:text": "nats/token", "code:text": "points"})))
-    assert {"nats/token", "points"} <= set(said(mixed)), "a panel of another unit has its own"
-    _, svg = drawn(forest(ranking(*(replace(e, increases={}) for e in (BEST, SECOND)), dense=None)))
-    assert not [s for s in seen(svg) if s.look.get("stroke") == "var(--ink)"]
-    assert "hollow" not in svg
-
-
-def test_panels_stand_in_the_tables_order_also_where_one_reaches_many_times_as_far():
-    far = ranking(against(BEST, -0.1, 3.0, -0.15), replace(SECOND, to_baseline={}), against(LAST, 0.2, -4.0, 0.1))
-    _, svg = drawn(forest(replace(far, baseline="c4")))
-    assert bold(svg) == ["mean", "docs", "code"]
-    slopes = [slope for _, _, slope, _ in panels(svg)]
-    assert slopes[0] == pytest.approx(slopes[2], rel=0.01)
-    assert slopes[0] > 4 * slopes[1]
-    _, narrow = drawn(forest(BASED, narrow=True))
-    assert bold(narrow) == ["mean"]
-
-
 def test_holes_are_dashes_endless_values_arrows_and_nothing_no_plot():
     odd = {"mean": Estimate(math.nan, None, 0.0, 0), "docs:text": Estimate(math.inf, None, 0.0, 1)}
     plot, svg = drawn(forest(replace(BASED, entries=(replace(BEST, to_baseline=odd), *BASED.entries[1:]))))
@@ -104,17 +71,6 @@ def test_holes_are_dashes_endless_values_arrows_and_nothing_no_plot():
     _, svg = drawn(formats(ranking(*(renamed(e, n) for e, n in zip((BEST, SECOND, LAST), names, strict=True)))))
     assert {"icl", "cot@many", "gsm8k"} <= set(said(svg)), "formats of a source stand together"
     assert "c4" not in said(svg)
-
-
-def test_an_axis_holds_every_set_but_not_every_control_nor_endless_intervals():
-    inner = [Mark(0.1, (0.0, 0.2), "code"), Mark(-0.2, (-0.3, -0.1), "code")]
-    low, high = span_of([*inner, Mark(5.0, None, "control", aside=True)])
-    assert low < -0.3
-    assert 0.2 < high < 0.3
-    assert span_of([]) == span_of([Mark(math.inf, None, "code")]) == (-1.0, 1.0)
-    assert span_of([*inner, Mark(0.45, None, "control", aside=True)])[1] > 0.45
-    low, high = span_of([*(Mark(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Mark(0.1, (-90.0, 90.0), "code")])
-    assert -2 < low < 0 < high < 2
 
 
 def test_evidence_has_marks_verdicts_and_intervals():

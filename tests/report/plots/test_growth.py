@@ -6,10 +6,9 @@ import pytest
 
 from calibrant.compare import Estimate, Layers, Ranking
 from calibrant.report.plots import against_sparsity, against_tokens, layer_errors
-from calibrant.report.plots.growth import sparsity_of
 
 from tests.report.made import BEST, LAST, SECOND, ranking
-from tests.report.plots.seen import bold, drawn, mapping, number, said, seen, texts
+from tests.report.plots.seen import drawn, mapping, number, said, seen, texts
 
 
 def at(target: str, *means: float, method: str = "wanda") -> Ranking:
@@ -30,18 +29,6 @@ def test_means_stand_over_their_sparsity():
     assert {"2:4", "python_docs", "c4", "wanda"} <= set(said(svg))
     _, wide = drawn(against_sparsity([at("0.5", 0.1), at("0.9", 9.0)]))
     mapping([(math.log(v), t.y) for t in texts(wide) if (v := number(t.text)) is not None and "%" not in t.text])  # a wide range is logarithmic
-
-
-def test_one_panel_a_method_and_none_for_one_target():
-    _, svg = drawn(against_sparsity([at("0.5", 1.0), at("0.7", 2.0), at("0.5", 1.0, method="sparsegpt"), at("0.7", 2.0, method="sparsegpt")]))
-    assert bold(svg) == ["wanda", "sparsegpt"]
-    for alone in ([at("0.5", 1.0)], [at("0.5", 1.0), at("2:4", 1.0)], [at("0.5", math.nan), at("0.6", math.nan)]):
-        assert against_sparsity(alone) is None
-
-
-def test_targets_as_sparsity():
-    known = {"0.6": 0.6, "2:4": 0.5, "1:4": 0.75, **dict.fromkeys(("w4", "1:0", "a:b", "nan", "7"))}
-    assert {target: sparsity_of(target) for target in known} == known
 
 
 def test_many_sets_are_pale_but_for_a_few():

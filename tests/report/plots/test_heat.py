@@ -2,12 +2,10 @@ import math
 import re
 from dataclasses import replace
 
-import pytest
-
 from calibrant.compare import Estimate, RankingEntry
 from calibrant.report.plots import kept
 
-from tests.report.made import BEST, LAST, SECOND, lettered, ranking
+from tests.report.made import BEST, LAST, SECOND, ranking
 from tests.report.plots.seen import bold, drawn, number, said, seen, texts
 
 
@@ -45,15 +43,3 @@ def test_bold_is_significantly_best_and_a_hole_is_a_dash():
     assert said(svg).count("—") == 2
     assert "python_docs 96.0\u202f%*" in plot.description
     assert "no number for c4" in plot.description
-
-
-def test_colours_do_not_magnify_what_is_hardly_different():
-    _, svg = drawn(kept(ranking(shares(BEST, 0.951, 0.952), shares(SECOND, 0.953, 0.95))))
-    steps = [t.split("–") for t in said(svg) if "–" in t]
-    assert [float(high) - float(low) for low, high in steps] == pytest.approx([1] * len(steps))
-
-
-def test_without_shares_there_is_nothing_to_draw():
-    assert kept(ranking(BEST, SECOND)) is None
-    assert kept(ranking()) is None
-    assert kept(ranking(lettered(BEST, "a", (1, 1)))) is not None

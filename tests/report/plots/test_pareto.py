@@ -66,27 +66,6 @@ def test_the_front_goes_from_set_to_set_in_stairs():
     assert len(dashed) == 4
 
 
-def test_intervals_reach_both_ways_and_a_control_far_off_stands_at_the_edge():
-    svg = svg_of(DRAWN)
-    across, up, _ = scales(svg)
-    low, high = SETS[0].increases["docs:text"].interval() or (0.0, 0.0)
-    lines = [s for s in seen(svg) if s.tag == "line" and s.look.get("stroke") == "var(--f-corpus)"]
-    assert any(abs(abs(s.to[0]) - across[0] * (high - low)) < 0.5 for s in lines)
-    assert any(abs(abs(s.to[1]) - abs(up[0]) * (high - low)) < 0.5 for s in lines)
-    assert "random_tokens (+6.000, +7.000)" in said(svg)
-    crowded = ranking(*(placed(f"s{i}", 1 + i / 40, 2 - i / 40, ("a", "a")) for i in range(30)), units=UNITS)
-    assert "lines:" not in svg_of(crowded)
-
-
-def test_it_says_all_of_it_in_words():
-    plot, _ = drawn(pareto(DRAWN))
-    assert "pile +1.250 (1.208 to 1.292) on docs, +1.550 (1.508 to 1.592) on code, not significantly behind the front" in plot.description
-    assert "esnli +2.000 (1.958 to 2.042) on docs, +2.100 (2.058 to 2.142) on code, significantly worse on both than c4" in plot.description
-    assert plot.description.count("on the front") == 3
-    without, _ = drawn(pareto(ranking(*(replace(e, letters={}) for e in SETS), units=UNITS)))
-    assert "significantly worse" not in without.description, "nothing says so without letters"
-
-
 def test_of_many_losses_the_two_that_disagree_most_or_that_are_asked_for():
     def three(name: str, *values: float) -> RankingEntry:
         each = {m: Estimate(v, 0.02, 20.0, 21) for m, v in zip(("a", "b", "c"), values, strict=True)}
@@ -98,14 +77,6 @@ def test_of_many_losses_the_two_that_disagree_most_or_that_are_asked_for():
     with pytest.raises(SpecError) as raised:
         pareto(of, across="d")
     assert raised.value.subject == "d"
-
-
-def test_there_is_none_without_two_losses_or_two_sets():
-    assert pareto(ranking(SETS[0], units=UNITS)) is None
-    assert pareto(ranking(*SETS, units={"docs:text": "nats/token", "code:text": "accuracy"})) is None
-    assert pareto(ranking(*SETS, measured=("docs:text",), units=UNITS)) is None
-    lone = replace(SETS[1], increases={"docs:text": SETS[1].increases["docs:text"]})
-    assert pareto(ranking(SETS[0], lone, units=UNITS)) is None
 
 
 def test_without_a_dense_model_losses_are_drawn_and_what_is_better_when_higher_is_not():

@@ -1,8 +1,7 @@
 import pytest
 
-from calibrant.compare import MEAN, Comparison, Gap, Sensitivity
+from calibrant.compare import MEAN, Gap, Sensitivity
 from calibrant.report.plots import worth
-from calibrant.report.tables.sections import sections
 
 from tests.report.plots.seen import drawn, mapping, number, said, seen, texts
 
@@ -31,22 +30,3 @@ def test_each_method_stands_at_what_the_choice_is_worth():
     panels = [{r["p"] for r in one.spec["datasets"]["rows"]} for one in (plot, narrow, unknown)]
     assert panels == [{0, 1}, {0}, {0}], "without a dense model there is no share"
     assert worth([]) is None
-
-
-def test_chance_is_shaded_and_what_is_not_significant_hollow():
-    records = drawn(worth([RTN, GPTQ]))[0].spec["datasets"]["rows"]
-    shaded = {(r["p"], r["r"]): (r["v"], r["w"]) for r in records if r["k"] == "shade"}
-    assert shaded == {(0, 0): (0.0, 0.1), (0, 1): (0.0, 0.1), (1, 0): (0.0, 10.0), (1, 1): (0.0, 12.5)}
-    assert {(r["k"], r["r"]) for r in records if r["k"] in ("mark", "hollow")} == {("mark", 0), ("hollow", 1)}
-
-
-def test_a_table_says_the_same():
-    found = list(sections(Comparison(sensitivities=(RTN, GPTQ))))
-    (part,) = [section for section in found if section.table is not None]
-    assert part.table is not None
-    first, second = part.table.rows
-    assert first.name == "gptq at 3 bits in groups of 64 (w3g64)"
-    assert [str(f) for f in first.figures] == ["0.600", "0.400 to 0.800", "0.100", "60\u00a0%", "4.0", "1.5 to 60.0", "0.001"]
-    assert second.name == "rtn at 3 bits in groups of 64 (w3g64)"
-    assert "1 of 2" in part.sentences[0]
-    assert not [section for section in sections(Comparison()) if section.table is not None]

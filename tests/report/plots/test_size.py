@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from calibrant.compare import Comparison, Ranking
-from calibrant.report.plots import against_size, plots
+from calibrant.compare import Ranking
+from calibrant.report.plots import against_size
 from calibrant.report.plots.size import Sized, on_the_front
 from calibrant.report.tables.table import heading, unranked
 
@@ -33,11 +33,6 @@ def test_each_run_stands_at_its_bits_and_its_loss():
     assert [one.name for one in on_the_front(sized)] == ["gptq w2g64 · python_docs", "gptq w3g64 · c4", "gptq w4g64 · python_docs"]
     for alone in (GRIDS[:1], [at("0.5", None, 1.0, 2.0), at("0.6", None, 1.0, 2.0)], []):
         assert against_size(alone) is None, "one size or none is no plot"
-
-
-def test_it_is_among_all_plots_also_of_methods_without_data():
-    comparison = Comparison(tuple(GRIDS[:1]), (), (), unranked=tuple(replace(r, entries=(), baselines=(MAGNITUDE,)) for r in GRIDS[1:]))
-    assert "size" in [plot.name for plot in plots(comparison, [], {})]
 
 
 def test_bits_a_weight_stand_beside_scores():

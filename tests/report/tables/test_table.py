@@ -76,13 +76,3 @@ def test_what_is_lacking_leaves_the_rest():
     assert figures(ranked(ranking(bare)), "python_docs")[0] == "+1.600", "a single item has no error"
     assert figures(ranked(ranking(replace(BEST, mean=NOTHING))), "python_docs")[0] == HOLE
     assert figures(ranked(ranking(partial=(HOLED,))), "pile") == [HOLE, HOLE, "+1.900 ± 0.020", HOLE]
-
-
-def test_a_table_gives_way_in_steps():
-    whole, fewer, bare, least = ranked(FULL).shortened()
-    assert figures(fewer, "c4") == ["2–3", "+1.700 ± 0.020", "+1.500", "+1.900", "+0.100 ± 0.020"]
-    assert figures(bare, "c4") == ["2–3", "+1.700", "+1.500", "+1.900", "+0.100"]
-    assert heads(least) == heads(whole)[:-1]
-    assert ("±" in whole.key, "±" in bare.key) == (True, False)
-    assert ("rank:" in bare.key, "rank:" in bare.only([1, 2]).key) == (True, False)
-    assert figures(ranked(ranking(BEST, replace(SECOND, tied=True))).shortened()[2], "c4")[-1] == "+0.100 not significant", "no letters say it"

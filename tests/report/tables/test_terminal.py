@@ -1,8 +1,6 @@
 from dataclasses import replace
-from io import StringIO
 
 import pytest
-from rich.console import Console
 
 from calibrant.compare import Ranking
 from calibrant.report.tables.table import ranked
@@ -28,17 +26,6 @@ def test_names_cant_steer_the_terminal():
     text = reported(replace(EVERYTHING, rankings=(ranking(hostile, SECOND),))).table(140)
     assert "[bold red]x[/] \\x1b[2J\\u202e" in text
     assert not {"\x1b", "\u202e"} & set(text)
-
-
-def test_doubts_and_the_really_best_are_set_off():
-    out = StringIO()
-    reported().show(Console(file=out, width=120, color_system="standard", force_terminal=True))
-    assert "\x1b[1m+1.600 ± 0.020" in out.getvalue()
-    assert "\x1b[1m+1.700" not in out.getvalue()
-    odd = ranking(entry("random_tokens", (1.0, 1.0), None), SECOND)
-    shown = list(reported(replace(EVERYTHING, rankings=(odd,))).lines(100))
-    (doubt,) = [x for x in shown if str(x).startswith("Doubtful")]
-    assert "yellow" in str(doubt.style)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_long_lists_are_counted():
