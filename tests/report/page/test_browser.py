@@ -123,6 +123,11 @@ def test_escape_leaves_the_graph_and_keys_begin_anew(page: Any):
         assert not graph.locator(".tip").is_visible()
 
 
+def width(page: Any) -> float:
+    found = [x for x, _ in places(page)]
+    return max(found) - min(found)
+
+
 def test_buttons_keys_and_the_wheel_zoom_and_reset(page: Any):
     first = width(page)
     page.locator("[data-zoom=in]").click()
