@@ -81,3 +81,12 @@ def test_out_is_another_folder(ask: Ask, store: Store, tmp_path: Path, verb: str
     assert answer.json["error"]["subject"].rstrip("/") in (given.rstrip("/"), "s")
     assert answer.err.count("\n") == 1
     assert results(tmp_path) == before
+
+
+def test_folders_without_sums_are_counted(ask: Ask, store: Store):
+    sums = next(store.folder.glob("runs/*/sums.json"))
+    sums.unlink()
+    sums.with_name("provenance.json").write_text('{"seconds": 2.0}')  # from before there were seals too
+    answer = ask("store", "verify", "s")
+    assert answer.code == 0
+    assert answer.out.splitlines()[1].startswith("1 of their folders")

@@ -40,7 +40,7 @@ RECIPES = {
     "shared_factor": {"method": "shared_factor", "target": 0.5},
     "least_used_experts": {"method": "least_used_experts", "target": 0.25},
 }
-USUAL = ("permute_hidden", "cheapest_blocks", "round_up")
+USUAL = ("permute_hidden", "cheapest_blocks", "round_up", "least_used_experts")
 """A transform, a method that tries and drops, and one that packs: the others take the same ways."""
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 40)[None]

@@ -20,12 +20,18 @@ def _needs_llama_cpp(request: pytest.FixtureRequest) -> None:
         pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
 
 
+USUAL = ("wanda", "awq", "svd", "short_gpt", "basis_sharing", "mc_suite", "reconstructed", "llama_cpp")
+"""One of each kind of edit."""
+
+
 @pytest.mark.parametrize("name", usually(NAMES, ("magnitude", "sparsegpt", "gptq")))
 def test_method_keeps_its_contract(name: str):
     check_method(methods.build(name))
 
 
-@pytest.mark.parametrize("name", usually(methods.names(), ("wanda", "svd", "short_gpt", "basis_sharing", "mc_suite", "reconstructed", "llama_cpp")))
+@pytest.mark.parametrize(
+    "name", usually(methods.names(), ("wanda", "awq", "svd", "short_gpt", "basis_sharing", "mc_suite", "reconstructed", "llama_cpp"))
+)
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
     target = next(target for target in map(parse_target, ("0.5", "w3g16a", "q4_0")) if isinstance(target, method.accepts))

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
-from calibrant.errors import DataError
+from calibrant.errors import DataError, SpecError
 from calibrant.inspection import inspect, inspect_tokens, overlap
+from calibrant.inspection.facts import histogram
 
 Jsonl = Callable[..., Path]
 WORDS = [a + b + c for a in ("ka", "lo", "mi", "nu", "re") for b in ("ba", "do", "fi", "gu", "he") for c in ("n", "s", "t", "r")]
@@ -172,6 +173,12 @@ def test_a_large_measured_part_is_compared_where_it_is_asked_for_and_once(
     assert sorted((check["part"], check["against"], check["same"]) for check in asked) == [(f"{one}@one", str(one), 0), (f"{one}@one", str(two), 0)]
 
 
+@pytest.mark.parametrize(("given", "error"), [("full_stops", DataError), ("gsm9k", SpecError)])
+def test_what_cannot_be_compared_with_is_refused(letters: PreTrainedTokenizerBase, given: str, error: type[Exception]):
+    with pytest.raises(error, match=given):
+        inspect_tokens(CalibrationSet("full_stops", samples=1, length=8), letters, against=[given])
+
+
 def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(UserFile, "shown", False)
     monkeypatch.setattr(UserFile, "licence", "for research only")
@@ -192,3 +199,11 @@ def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(jsonl: Jsonl, m
     assert found.budget["instead"] == "128 windows of 2,048 tokens"
     with pytest.raises(DataError, match=f"--tokens {held}"):
         inspect(str(path), samples=128)
+
+
+def test_lengths_fall_into_few_round_ranges_and_those_far_out_into_the_last():
+    assert histogram([]) == []
+    ranges = histogram([*range(100), 5000])
+    assert len(ranges) <= 12
+    assert sum(count for _, _, count in ranges) == 101
+    assert ranges[-1][1:] == [5000, ranges[-1][2]]

@@ -10,7 +10,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
 from calibrant.mixtures import CurvePoint, Sample, TokenMeter, read_curve
-from calibrant.mixtures.statistics import StoredPieces, gather_with_pieces
+from calibrant.mixtures.statistics import GramPieces, NormPieces, Pieces, StoredPieces, gather_with_pieces
 from calibrant.models import Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
@@ -108,3 +108,20 @@ def test_the_rule_of_the_plateau() -> None:
     fallen_back = read_curve("c4", [CurvePoint(512, 0.95), CurvePoint(1024, 0.953), CurvePoint(2048, 0.99)])
     assert fallen_back.enough is False, "a gain that came later than a small one counts"
     assert read_curve("c4", [CurvePoint(512, 0.95)]).enough is None
+
+
+@pytest.mark.parametrize("kind", [NormPieces, GramPieces])
+def test_there_are_never_more_pieces_than_the_most(kind: type[Pieces]) -> None:
+    x = torch.randn(400, 4, dtype=torch.float64)
+    weights = torch.rand(400, dtype=torch.float64)
+    parts = [kind.of(x[at : at + 20], weights[at : at + 20]) for at in range(0, 400, 20)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    whole = kind.kind().of(x, weights)
+    assert len(total.parts) == kind.most
+    assert (total.tokens, total.mass) == (400, pytest.approx(whole.mass))
+    torch.testing.assert_close(total.norms(), whole.norms(), rtol=1e-9, atol=0)
+    torch.testing.assert_close((total * 0.5).norms(), whole.norms() / 2, rtol=1e-9, atol=0)
+    assert max(part.tokens for part in total.parts) <= 2 * min(part.tokens for part in total.parts)
+    assert len(kind.of(x[:1]).parts) == 1

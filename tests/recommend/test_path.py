@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from calibrant.cli import app
 from calibrant.mixtures import Effort
+from calibrant.screen.choosing import recommended
 
 from tests.trained import trained_folder
 
@@ -60,6 +61,8 @@ def test_from_a_file_to_a_compressed_model_and_a_number(ask: Callable[..., tuple
     other = next(one for one in advice["candidates"] if one["data"] == "python_docs")
     assert other["sibling"] == other["increase"], "for a set that holds nothing of the file the two are the same"
     assert other["predicted_sibling"] is not None
+    *_, command = recommended(advice)
+    assert command == advice["command"], "the last thing that is shown can be pasted"
 
 
 def test_without_a_sibling_the_advice_says_whose_rows_judge(ask: Callable[..., tuple[str, str]]) -> None:

@@ -109,6 +109,8 @@ def test_what_readers_need_is_in_canonical_texts():
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"models": ["a", "a"]}, "model[1]", "'a'"),
+    ({"device": "gpu"}, "device", "'gpu'"),
+    ({"statistics_gb": -1}, "statistics_gb", "-1"),
     ({"data": {"a": 1}}, "data", "{'a': 1}"),
     ({"data": ["arithmetic", "arithmetic:icl"]}, "data[1]", "'arithmetic:icl'"),
     ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "loss"),
