@@ -165,11 +165,15 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
 
 def _texts(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
     """Check a list of texts; a name alone needs no quotes, as elsewhere."""
-    listed = value if isinstance(value, list | tuple) else [None]
-    named = [one.name if isinstance(one, Call) and not one.arguments else one for one in listed]
-    if not all(isinstance(one, str) for one in named):
-        raise SpecError(f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} is a list of texts, each in quotes", subject=f.name)
-    return tuple(named)
+    texts: list[str] = []
+    for entry in value if isinstance(value, list | tuple) else [None]:
+        if isinstance(entry, Call) and not entry.arguments:
+            entry = entry.name
+        if not isinstance(entry, str):
+            message = f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} is a list of texts, each in quotes"
+            raise SpecError(message, subject=f.name)
+        texts.append(entry)
+    return tuple(texts)
 
 
 MOST_STEPS: Final = 100_000
