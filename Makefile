@@ -23,8 +23,8 @@ help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
 	@echo 'make quick   run the tests that open no model and start no process, under a minute: for every save'
 	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
-	@echo 'make smoke   run one test of each rare tool: a browser, Ray, the harness, llama.cpp'
-	@echo 'make slow    run all tests that are not in make test: before a change of many files is done'
+	@echo 'make smoke   run one test each of a browser, Ray, the harness and llama.cpp'
+	@echo 'make slow    run all tests that are not in make test: before a large change is done'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
 	@echo 'make generate  write the tables of the docs from the folders, and freeze what is new'
@@ -43,7 +43,7 @@ test: .venv/ready-dev
 smoke: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m smoke
 
-# Types and shapes in signatures are checked here, and by .ci/run in its tests. It doubles their time.
+# Types and shapes in signatures are checked here, and by .ci/run in its tests. The check doubles their time.
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 

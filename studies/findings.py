@@ -15,7 +15,7 @@ from pathlib import Path
 
 from studies.ablations import run as ablations
 from studies.arms import Measured, markdown_row, named, span, worse
-from studies.made import note
+from studies.made import note_hashes
 from studies.packing import run as packing
 from studies.pages import draw, filled
 from studies.spot_check import again, equal, markdown, record_of
@@ -320,13 +320,13 @@ CAPTION = (
 
 
 def write_page(made: Mapping[str, str]) -> None:
-    """The page's tables, the report beside the records, and the picture, light and dark, with what it shows."""
+    """Write the page's tables, the report and the picture, light and dark, then note what the page was made of."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     about = report(STORE)
     (STORE / "report.md").write_text(about.text("markdown"), encoding="utf-8")
     (STORE / "report.json.gz").write_bytes(gzip.compress(about.text("json").encode(), mtime=0))
     draw(picture(), "findings", PICTURE)
-    note(PAGE)
+    note_hashes(PAGE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What each page of findings is made of, and whether that changed since the page was last made.
+"""What the pages in `PAGES` are made of, and whether that changed since they were last written.
 
-`made.json` beside this file has two hashes for each page: of the records and scripts that it is
-made of, and of its tables. A page is written by its own module with `--write`, which also notes
-the hashes. A test builds a page anew where one of them differs, and `make slow` builds each.
+`page_hashes.json` beside this file has two hashes for each page: of the files that it is made of,
+and of its tables. A page is written by its own module with `--write`, which also notes the hashes.
+A test builds a page anew where one of them differs, and `make slow` builds every page. The page
+on the dense model isn't among them: it is built in every test.
 """
 
 import hashlib
@@ -15,24 +16,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from calibrant.errors import DataError
+
 STUDIES: Final = Path(__file__).parent
 PROJECT: Final = STUDIES.parent
-NOTED: Final = STUDIES / "made.json"
+HASHES: Final = STUDIES / "page_hashes.json"
+IGNORED: Final = {"__pycache__", "statistics", "report.html", "build"}
+"""Names that .gitignore has: what they hold isn't the same on every machine."""
+DRAWN: Final = "picture.json"
+"""What a picture shows: it is written with a page, and no page is made of it."""
 _TABLE: Final = re.compile(r"<!-- ([^>]+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Made:
-    """A page, the module that makes its tables, and the folders and files of records that it reads."""
+class Page:
+    """A page, the module that makes its tables, and the folders and files of `studies` that it reads."""
 
-    page: str
+    file: str
     module: str
-    records: tuple[str, ...]
+    read_from: tuple[str, ...]
 
     @property
     def path(self) -> Path:
         """Where the page is."""
-        return PROJECT / self.page
+        return PROJECT / self.file
 
     @property
     def text(self) -> str:
@@ -44,54 +51,57 @@ class Made:
         return import_module(self.module)
 
     def inputs(self) -> Iterator[Path]:
-        """Every file that the page is made of, in the order of their names: records, the scripts in their folders, and what all scripts share."""
+        """Yield every file that the page is made of, in order: records, the scripts beside them, and the scripts that all pages share."""
         found = set(STUDIES.glob("*.py"))
-        for name in self.records:
-            place = STUDIES / name
-            found.update(place.rglob("*") if place.is_dir() else [place])
+        for name in self.read_from:
+            folder_or_file = STUDIES / name
+            found.update(folder_or_file.rglob("*"))
+            found.add(folder_or_file)
         for path in sorted(found):
-            hidden = any(part.startswith((".", "__pycache__")) for part in path.relative_to(STUDIES).parts)
-            if path.is_file() and not hidden:
+            parts = path.relative_to(STUDIES).parts
+            left_out = any(part.startswith(".") or part in IGNORED for part in parts)
+            if path.is_file() and path.name != DRAWN and not left_out:
                 yield path
 
-    def state(self) -> dict[str, str]:
-        """The hashes of what the page is made of and of its tables, as they are now."""
-        records = hashlib.sha256()
+    def hashes(self) -> dict[str, str]:
+        """Return the hashes of the inputs and of the tables, as they are now."""
+        inputs = hashlib.sha256()
         for path in self.inputs():
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-            records.update(f"{path.relative_to(STUDIES).as_posix()} {content}\n".encode())
+            inputs.update(f"{path.relative_to(STUDIES).as_posix()} {content}\n".encode())
         tables = hashlib.sha256()
         for table in _TABLE.finditer(self.text):
             tables.update(table[0].encode())
-        return {"records": records.hexdigest(), "tables": tables.hexdigest()}
+        return {"inputs": inputs.hexdigest(), "tables": tables.hexdigest()}
 
 
 PAGES: Final = (
-    Made("docs/findings/c4.md", "studies.findings", ("smollm2", "smollm2.yaml", "again", "elsewhere", "ablations", "packing")),
-    Made("docs/findings/sensitivity.md", "studies.sensitivity.tables", ("sensitivity",)),
-    Made("docs/findings/second-model.md", "studies.sensitivity.second", ("sensitivity",)),
-    Made("docs/findings/milder.md", "studies.sensitivity.milder", ("sensitivity",)),
-    Made("docs/findings/choosing.md", "studies.sensitivity.recommended", ("sensitivity", "choosing", "levers")),
-    Made("docs/findings/quantization.md", "studies.grids.tables", ("grids",)),
-    Made("docs/findings/pruning.md", "studies.pruning.tables", ("pruning",)),
-    Made("docs/findings/experts.md", "studies.experts.tables", ("experts",)),
-    Made("docs/findings/words.md", "studies.words.tables", ("words",)),
-    Made("docs/findings/blocks.md", "studies.blocks.tables", ("blocks",)),
-    Made("docs/findings/mixing.md", "studies.mixcal.tables", ("mixcal",)),
-    Made("docs/findings/languages.md", "studies.languages.tables", ("languages",)),
-    Made("docs/cost.md", "studies.cost", ("cost.json", "c4_not_optimal.yaml")),
+    Page("docs/findings/c4.md", "studies.findings", ("smollm2", "smollm2.yaml", "again", "elsewhere", "ablations", "packing")),
+    Page("docs/findings/sensitivity.md", "studies.sensitivity.tables", ("sensitivity",)),
+    Page("docs/findings/second-model.md", "studies.sensitivity.second", ("sensitivity",)),
+    Page("docs/findings/milder.md", "studies.sensitivity.milder", ("sensitivity",)),
+    Page("docs/findings/choosing.md", "studies.sensitivity.recommended", ("sensitivity", "choosing", "levers")),
+    Page("docs/findings/quantization.md", "studies.grids.tables", ("grids",)),
+    Page("docs/findings/pruning.md", "studies.pruning.tables", ("pruning",)),
+    Page("docs/findings/experts.md", "studies.experts.tables", ("experts",)),
+    Page("docs/findings/words.md", "studies.words.tables", ("words",)),
+    Page("docs/findings/blocks.md", "studies.blocks.tables", ("blocks",)),
+    Page("docs/findings/mixing.md", "studies.mixcal.tables", ("mixcal",)),
+    Page("docs/findings/languages.md", "studies.languages.tables", ("languages",)),
+    Page("docs/cost.md", "studies.cost", ("cost.json", "c4_not_optimal.yaml")),
 )
 
 
-def noted() -> dict[str, dict[str, str]]:
-    """By page the hashes of when it was made."""
-    return json.loads(NOTED.read_text("utf-8"))
+def noted_hashes() -> dict[str, dict[str, str]]:
+    """Return the hashes that were noted when each page was last written."""
+    return json.loads(HASHES.read_text("utf-8"))
 
 
-def note(path: Path) -> None:
-    """Write down that the page at `path` is made of what is there now."""
-    states = noted()
-    for made in PAGES:
-        if made.path == path:
-            states[made.page] = made.state()
-    NOTED.write_text(json.dumps(states, indent=1, sort_keys=True) + "\n", "utf-8")
+def note_hashes(path: Path) -> None:
+    """Note what the page at `path` is made of now. Raises `DataError` for a page that isn't among `PAGES`."""
+    pages = {page.path: page for page in PAGES}
+    if path not in pages:
+        raise DataError(f"{path.name} isn't among the pages of studies/made.py; add it there", subject=path.name)
+    hashes = noted_hashes()
+    hashes[pages[path].file] = pages[path].hashes()
+    HASHES.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", "utf-8")

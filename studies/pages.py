@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from PIL import Image
-from studies.made import note
+from studies.made import note_hashes
 
 from calibrant.errors import DataError
 from calibrant.report.plots import Plot, write
@@ -34,7 +34,7 @@ def write_or_print(page: Path, tables: Mapping[str, str]) -> None:
     """Fill the page with `--write` on the command line, and note what it is made of; else print the tables."""
     if "--write" in sys.argv[1:]:
         page.write_text(filled(page.read_text("utf-8"), tables), encoding="utf-8")
-        note(page)
+        note_hashes(page)
     else:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
 

@@ -1,4 +1,4 @@
-"""Numbers that the README shows come from the records that are kept beside it."""
+"""Numbers in the README, the pages and the log come from the records in studies/."""
 
 import gzip
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from studies import cost, findings
 from studies.languages import tables as languages
-from studies.made import PAGES, Made, noted
+from studies.made import PAGES, Page, noted_hashes
 from studies.mixcal import tables as mixcal
 from studies.pages import filled
 from studies.sensitivity import milder
@@ -31,7 +31,7 @@ from tests.usual import usually
 
 PROJECT = Path(__file__).parents[1]
 DEMO = PROJECT / "studies/demo"
-BY_PAGE = [Path(made.page).stem for made in PAGES]
+PAGE_NAMES = [page.path.stem for page in PAGES]
 
 
 def paragraphs(text: str) -> list[str]:
@@ -39,10 +39,13 @@ def paragraphs(text: str) -> list[str]:
 
 
 def test_pages_say_what_the_records_of_their_examples_say():
-    quickstart, demo = paragraphs((PROJECT / "docs/quickstart.md").read_text()), paragraphs(str(report(DEMO)))
-    told = [paragraph for paragraph in demo if paragraph.startswith(("| calibrated on", "Of "))]
-    assert set(told[:2]) <= set(quickstart)
-    studies, draws = paragraphs((PROJECT / "docs/studies.md").read_text()), paragraphs(str(report(PROJECT / "studies/draws/results")))
+    quickstart = paragraphs((PROJECT / "docs/quickstart.md").read_text())
+    demo = paragraphs(str(report(DEMO)))
+    (table,) = [paragraph for paragraph in demo if paragraph.startswith("| calibrated on")]
+    finding = next(paragraph for paragraph in demo if paragraph.startswith("Of "))
+    assert {table, finding} <= set(quickstart)
+    studies = paragraphs((PROJECT / "docs/studies.md").read_text())
+    draws = paragraphs(str(report(PROJECT / "studies/draws/results")))
     tables = [paragraph for paragraph in studies if paragraph.startswith(("| calibrated on", "| contrast"))]
     assert len(tables) == 2
     assert set(tables) <= set(draws)
@@ -122,11 +125,15 @@ def test_the_page_about_the_dense_model_is_made_of_its_records():
 
 
 def test_the_page_about_choosing_says_what_its_records_and_those_of_its_levers_say():
-    levers, choosing = (runpy.run_path(str(PROJECT / "studies" / script)) for script in ("levers/run.py", "choosing/compare.py"))
+    levers = runpy.run_path(str(PROJECT / "studies/levers/run.py"))
+    choosing = runpy.run_path(str(PROJECT / "studies/choosing/compare.py"))
     page = (PROJECT / "docs/findings/choosing.md").read_text()
     found = choosing["found"]()
     assert all(of["draws"] >= 3 for of in found.values())
-    for table in [*levers["tables"](), *choosing["tables"](found)]:
+    tables = [*levers["tables"](), *choosing["tables"](found)]
+    assert found
+    assert len(tables) > 3
+    for table in tables:
         assert table in page, table
 
 
@@ -138,54 +145,61 @@ STORES = (
 )
 
 
-@pytest.mark.parametrize("made", PAGES, ids=BY_PAGE)
-def test_a_page_is_what_it_was_made_as_or_says_what_its_records_say(made: Made):
-    if made.state() != noted()[made.page]:
-        assert filled(made.text, made.load().tables()) == made.text, f"python -m {made.module} --write"
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_a_page_whose_inputs_or_tables_changed_says_what_its_records_say(page: Page):
+    if page.hashes() != noted_hashes()[page.file]:
+        assert filled(page.text, page.load().tables()) == page.text, f"python -m {page.module} --write"
+        pytest.fail(f"the page is right, but what is noted of it is old: python -m {page.module} --write")
 
 
-@pytest.mark.parametrize("name", ["fewer", "other", "page"])
-def test_a_change_of_a_record_or_a_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    (tmp_path / "studies/one").mkdir(parents=True)
-    (tmp_path / "studies/one/records.json").write_text("[1, 2]")
-    (tmp_path / "studies/one/run.py").write_text("")
-    page = "before\n\n<!-- sets -->\n\n| a | 1 |\n\n<!-- end of sets -->\n\nafter\n"
-    (tmp_path / "page.md").write_text(page)
+def test_a_change_of_inputs_or_tables_is_noticed_and_one_of_prose_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "studies/one"
+    folder.mkdir(parents=True)
+    records, script, page = folder / "records.json", folder / "run.py", tmp_path / "page.md"
+    records.write_text("[1, 2]")
+    script.write_text("")
+    text = "before\n\n<!-- sets -->\n\n| a | 1 |\n\n<!-- end of sets -->\n\nafter\n"
+    page.write_text(text)
     monkeypatch.setattr("studies.made.PROJECT", tmp_path)
     monkeypatch.setattr("studies.made.STUDIES", tmp_path / "studies")
-    made = Made("page.md", "studies.one.run", ("one",))
-    before = made.state()
-    (tmp_path / "page.md").write_text(page.replace("after", "prose that no table has"))
-    assert made.state() == before
-    if name == "fewer":
-        (tmp_path / "studies/one/run.py").unlink()
-    elif name == "other":
-        (tmp_path / "studies/one/records.json").write_text("[1, 3]")
-    else:
-        (tmp_path / "page.md").write_text(page.replace("| 1 |", "| 2 |"))
-    assert made.state() != before
+    asked = Page("page.md", "studies.one.run", ("one",))
+    seen = [asked.hashes()]
+    page.write_text(text.replace("after", "prose that no table has"))
+    assert asked.hashes() == seen[0]
+    page.write_text(text.replace("| 1 |", "| 2 |"))
+    seen.append(asked.hashes())
+    records.write_text("[1, 3]")
+    seen.append(asked.hashes())
+    (folder / "more.json").write_text("[]")
+    seen.append(asked.hashes())
+    script.unlink()
+    seen.append(asked.hashes())
+    assert all(seen[i] != seen[i + 1] for i in range(4))
 
 
 BUILD = """
-import {module} as made
+import {module} as script
 from studies.pages import filled
-text = made.PAGE.read_text("utf-8")
-assert filled(text, made.tables()) == text, "python -m {module} --write"
+text = script.PAGE.read_text("utf-8")
+assert filled(text, script.tables()) == text, "python -m {module} --write"
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", PAGES, ids=BY_PAGE)
-def test_a_page_says_what_its_records_say_and_needs_no_others(made: Made, tmp_path: Path):
-    """It is built where there is nothing but what it names, for a change of anything else would go unnoticed."""
-    for path in (*made.inputs(), made.path):
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_a_page_says_what_its_records_say_and_needs_no_others(page: Page, tmp_path: Path):
+    """Each page is built from its inputs alone: what reads another file of studies/ fails here.
+
+    The library isn't among the inputs, so this test alone notices that it computes another number.
+    """
+    for path in (*page.inputs(), page.path):
         copy = tmp_path / path.relative_to(PROJECT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    build = [sys.executable, "-c", BUILD.format(module=made.module)]
+    build = [sys.executable, "-c", BUILD.format(module=page.module)]
     ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert made.state() == noted()[made.page], f"python -m {made.module} --write"
+    assert page.hashes() == noted_hashes()[page.file], f"the page is right, but what is noted of it is old: python -m {page.module} --write"
 
 
 @pytest.mark.parametrize("name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors")))

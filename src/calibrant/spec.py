@@ -147,11 +147,14 @@ def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
-    """Check a value against a field annotated with plain types (`int`, `float | None`, …); other annotations are the class's own business."""
-    plain: dict[str, type[Any]] = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
-    words = [w.strip() for w in (f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))).split("|")]
+    """Check a value against a field of plain types (`int`, `float | None`, …) or of texts (`tuple[str, ...]`).
+
+    Other annotations are the class's own business.
+    """
     if str(f.type) == "tuple[str, ...]":
         return _texts(cls, f, value)
+    plain: dict[str, type[Any]] = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
+    words = [w.strip() for w in (f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))).split("|")]
     if not all(w in plain for w in words):
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in words and not value.arguments:
@@ -164,13 +167,14 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _texts(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
-    """Check a list of texts; a name alone needs no quotes, as elsewhere."""
+    """Check a list of texts, or one text that stands for a list of one; names need no quotes, as elsewhere."""
+    entries = value if isinstance(value, list | tuple) else [value]
     texts: list[str] = []
-    for entry in value if isinstance(value, list | tuple) else [None]:
+    for entry in entries:
         if isinstance(entry, Call) and not entry.arguments:
             entry = entry.name
         if not isinstance(entry, str):
-            message = f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} is a list of texts, each in quotes"
+            message = f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} must be a list of names or of texts in quotes"
             raise SpecError(message, subject=f.name)
         texts.append(entry)
     return tuple(texts)

@@ -23,7 +23,7 @@ from calibrant.testing import tiny_gguf
         ("generation(shots=-1)", "shots", "generation(shots=-1): shots must be at least 0"),
         ("influence(limit=0)", "limit", "limit must be at least 1"),
         ("words(shuffles=0)", "shuffles", "shuffles must be at least 1"),
-        ("lape(sources=wikitext)", "sources", "lape(sources=wikitext): sources is a list of texts, each in quotes"),
+        ("lape(sources=[1, 2])", "sources", "lape(sources=[1, 2]): sources must be a list of names or of texts in quotes"),
         ("lape(sources=[wikitext, wikitext])", "sources", "name two languages or more, each once"),
         ("lape(sources=['wikitext', 'c4'], lowest=0)", "lowest", "lowest is a share between 0 and 1"),
         ("harness(task=mine, limit=0)", "limit", "harness(limit=0): limit must be at least 1"),

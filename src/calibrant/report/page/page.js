@@ -215,7 +215,8 @@
       view.signal("restart", false).run();
     }
     function step(by) {
-      here = here < 0 && by === -1 ? sets.length - 1 : clamp(here + by, 0, sets.length - 1);
+      const last = sets.length - 1, nothing = here < 0;
+      here = nothing && by === -1 ? last : clamp(here + by, 0, last); // Left and Up begin at the end; Home, which is -Infinity, doesn't.
       light(view.data("nodes").find((node) => node.id === sets[here].id));
     }
     const zooms = { in: () => zoom(1.4), out: () => zoom(1 / 1.4), reset };
