@@ -93,7 +93,7 @@ def test_a_sheet_that_is_wrong_is_named(pruned: Path, tmp_path: Path, what: str)
 
 FORMS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an unknown form": (lambda e: e["form"].update(form="runes"), "'runes'"),
-    "a form that is none": (lambda e: e.update(form=7), "int"),
+    "a form that is none": (lambda e: e.update(form=7), "up_proj"),
     "scales of another shape": (lambda e: e["tensors"]["scales"].update(shape=[2, 64]), "(2, 64)"),
     "transposed": (lambda e: e.update(transposed=True), "[32, 64]"),
     "another type": (lambda e: e.update(dtype="float16"), "torch.float32"),
