@@ -22,7 +22,7 @@ class Hiding(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def taken_out(packages: Collection[str]) -> dict[str, object]:
+def take_out(packages: Collection[str]) -> dict[str, object]:
     """Forget the modules of these packages, and return them."""
     names = [name for name in sys.modules if name.partition(".")[0] in packages]
     return {name: sys.modules.pop(name) for name in names}
@@ -30,10 +30,10 @@ def taken_out(packages: Collection[str]) -> dict[str, object]:
 
 @contextmanager
 def imported_anew(source: Path | None = None, hidden: Collection[str] = ()) -> Iterator[None]:
-    """While this is open, `import calibrant` runs its files again, those in `source` if it is given, and `hidden` packages aren't installed."""
-    before = taken_out(OURS.union(hidden))
+    """While this is open, calibrant and tools are imported afresh (from `source`, if given), and the packages in `hidden` can't be found."""
+    before = take_out(OURS.union(hidden))
     with pytest.MonkeyPatch.context() as patch:
-        # What checks types as it imports knows classes by their names, and takes those of before for these.
+        # jaxtyping's import hook finds classes by their names, and would take the old modules' for the new ones'; so it is left out.
         plain = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
         patch.setattr(sys, "meta_path", [Hiding(hidden), *plain])
         if source is not None:
@@ -41,5 +41,5 @@ def imported_anew(source: Path | None = None, hidden: Collection[str] = ()) -> I
         try:
             yield
         finally:
-            taken_out(OURS)
+            take_out(OURS)
             sys.modules.update(before)  # pyright: ignore[reportArgumentType]

@@ -9,9 +9,9 @@ from calibrant.errors import CalibrantError
 
 
 @contextmanager
-def refused(error: type[CalibrantError], subject: str) -> Iterator[None]:
+def refused(error: type[CalibrantError], subject: object) -> Iterator[None]:
     """What happens inside is refused with this error, about this."""
     with pytest.raises(error) as caught:
         yield
-    assert caught.value.subject == subject
+    assert caught.value.subject == str(subject)
     assert "\n" not in str(caught.value)

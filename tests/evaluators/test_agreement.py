@@ -18,7 +18,8 @@ from calibrant.models import Opened
 from calibrant.outcomes import Journal
 from calibrant.testing import tiny_model
 
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 
 def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[list[float], int, int]:

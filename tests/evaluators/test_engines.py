@@ -11,7 +11,7 @@ from calibrant.evaluators import evaluate
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 LOSS = "loss(source=python_docs, tokens=128, length=32)"
 

@@ -16,7 +16,8 @@ from calibrant.evaluators.generation import Generation
 from calibrant.models import Opened
 from calibrant.outcomes import Journal, read_items, write_items
 
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 
 def kept(folder: Path, split: str, records: Iterable[dict[str, object]]) -> None:

@@ -13,7 +13,7 @@ from calibrant.evaluators import evaluate, evaluators, leaks, refuse
 from calibrant.models import read_manifest
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 
 def file_of(path: Path, texts: list[str]) -> str:

@@ -24,7 +24,8 @@ from calibrant.models.quiet import quiet
 from calibrant.outcomes import Journal
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 with quiet():
     lm_eval = pytest.importorskip("lm_eval")

@@ -14,7 +14,7 @@ from calibrant.evaluators import Subject
 from calibrant.evaluators.influence import LeftOutWords
 from calibrant.testing import tiny_model, tiny_tokenizer
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 ANIMALS = ("cat", "dog", "owl", "fox")
 ROWS = [

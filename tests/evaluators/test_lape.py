@@ -15,7 +15,7 @@ from calibrant.evaluators.lape import LanguageNeurons
 from calibrant.models import Opened, view
 from calibrant.outcomes import Journal
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 LETTERS = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz"}
 

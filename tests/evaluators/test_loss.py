@@ -12,7 +12,8 @@ from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened
 
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 
 def documents(texts: Path) -> list[str]:

@@ -22,7 +22,7 @@ from calibrant.models import outlined
 from calibrant.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 from tests.usual import two_hundred_lines, usually
 
 

@@ -16,7 +16,8 @@ from calibrant.models import Opened
 from calibrant.outcomes import Journal
 
 from tests.data.conftest import byte_tokenizer
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
 

@@ -16,7 +16,7 @@ from calibrant.models import Opened
 from calibrant.outcomes import Journal, Measurement, read_items, write_items
 from calibrant.testing import tiny_tokenizer
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 ROLES = ("template", "question", "answer")
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\n{% endfor %}"

@@ -14,7 +14,7 @@ from calibrant.evaluators import _scoring
 from calibrant.evaluators._scoring import Request, Scored, score, shares
 from calibrant.testing import FAMILIES, tiny_model
 
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 from tests.usual import usually
 
 VOCABULARY = 259

@@ -28,7 +28,8 @@ from calibrant.models import Opened
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.testing import tiny_model, tiny_tokenizer
 
-from tests.evaluators.refusals import overflowing, refused
+from tests.evaluators.refusals import overflowing
+from tests.refusing import refused
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch", "marsh", "north", "ocean"]
 

@@ -21,14 +21,15 @@ from calibrant.progress import silent
 from calibrant.testing import tiny_model, tiny_tokenizer
 
 from tests.evaluators import planted
-from tests.evaluators.refusals import refused
+from tests.refusing import refused
 
 LENGTH = 48
+WORDS_A_DOCUMENT, BLOCKS, NEURONS = 60, 3, 64
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return planted.texts(tmp_path_factory.mktemp("texts") / "made.jsonl")
+    return planted.texts(tmp_path_factory.mktemp("texts") / "made.jsonl", words=WORDS_A_DOCUMENT)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +68,12 @@ def activations(model: PreTrainedModel, ids: list[int]) -> list[np.ndarray]:
 
 
 def by_hand(texts: Path, model: PreTrainedModel, dense: PreTrainedModel, shuffles: int) -> dict[str, dict[str, float]]:
-    """For each word what is kept of it and by how many nats a token it rose behind it: loops over words, blocks and neurons."""
+    """For each word: the share of its response kept, and how many nats a token the words behind it rose. Loops over words, blocks and neurons."""
     source, format = held_out(str(texts), None)
     chance, spoken = np.random.default_rng(0), planted.tokenizer()
     windows: list[tuple[str, list[str], list[int]]] = []
     documents = [(row.name, format.render(row).split()) for row in source.rows("measure")]
-    for begin in range(0, 60, LENGTH):
+    for begin in range(0, WORDS_A_DOCUMENT, LENGTH):
         for name, every in documents:
             own = every[begin : begin + LENGTH]
             if len(own) > 1:
@@ -90,8 +91,8 @@ def by_hand(texts: Path, model: PreTrainedModel, dense: PreTrainedModel, shuffle
     real: dict[tuple[str, int], np.ndarray] = {}
     scores: dict[int, list[tuple[str, int, int, float]]] = {}
     by_chance: dict[int, list[float]] = {}
-    deviations = [np.sqrt(sum((centred(caught[b]) ** 2).sum(0) for caught in theirs) / freedom) for b in range(3)]
-    for b in range(3):
+    deviations = [np.sqrt(sum((centred(caught[b]) ** 2).sum(0) for caught in theirs) / freedom) for b in range(BLOCKS)]
+    for b in range(BLOCKS):
         for word in names:
             sums = sum(centred(caught[b])[[w == word for w in own]].sum(0) for caught, (_, own, _) in zip(theirs, windows, strict=True))
             real[word, b] = sums / total[word] / deviations[b]
@@ -114,9 +115,10 @@ def by_hand(texts: Path, model: PreTrainedModel, dense: PreTrainedModel, shuffle
     found: dict[str, dict[str, float]] = {}
     for word in names:
         own_sums = [
-            sum(centred(caught[b])[[w == word for w in own]].sum(0) for caught, (_, own, _) in zip(ours, windows, strict=True)) for b in range(3)
+            sum(centred(caught[b])[[w == word for w in own]].sum(0) for caught, (_, own, _) in zip(ours, windows, strict=True)) for b in range(BLOCKS)
         ]
-        pairs = [(real[word, b][j], own_sums[b][j] / total[word] / deviations[b][j]) for b in range(3) for j in range(64) if (word, b, j) in chosen]
+        neurons = [(b, j) for b in range(BLOCKS) for j in range(NEURONS) if (word, b, j) in chosen]
+        pairs = [(real[word, b][j], own_sums[b][j] / total[word] / deviations[b][j]) for b, j in neurons]
         behind = [ours[w][-1][at] - theirs[w][-1][at] for w, (_, own, _) in enumerate(windows) for at, one in enumerate(own[:-1]) if one == word]
         if pairs:
             found[word] = {

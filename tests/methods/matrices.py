@@ -26,19 +26,19 @@ def seen_of(x: Tensor, weights: Tensor | None = None) -> Seen:
     return Seen({kind: kind.of(x, weights) for kind in (FeatureNorms, FeatureMoments, Gram)})
 
 
-def error(weight: Tensor, result: Tensor, x: Tensor) -> float:
+def relative_error(weight: Tensor, result: Tensor, x: Tensor) -> float:
     """‖(W - Ŵ)Xᵀ‖²/‖WXᵀ‖²."""
     return float((x @ (weight - result).T).square().sum() / (x @ weight.T).square().sum())
 
 
-def on_the_support(weight: Tensor, x: Tensor, keep: Tensor, damp: float = 0.01) -> Tensor:
+def best_where_kept(weight: Tensor, x: Tensor, keep: Tensor, damp: float = 0.01) -> Tensor:
     """The best weights where `keep`: of each row by a direct solution, (H_SS v_S = (H w)_S)."""
     inputs, w = x.double().numpy(), weight.double().numpy()
     hessian = inputs.T @ inputs / len(inputs)
     hessian += damp * hessian.diagonal().mean() * np.eye(len(hessian))
     best = np.zeros_like(w)
-    for row, at in enumerate(keep.numpy()):
-        best[row, at] = np.linalg.solve(hessian[np.ix_(at, at)], hessian[at] @ w[row])
+    for row, kept in enumerate(keep.numpy()):
+        best[row, kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], hessian[kept] @ w[row])
     return torch.from_numpy(best)
 
 

@@ -15,7 +15,7 @@ from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
-from tests.methods.matrices import error, features, on_the_support, seen_of
+from tests.methods.matrices import best_where_kept, features, relative_error, seen_of
 
 Matrix = np.ndarray[Any, Any]
 
@@ -126,8 +126,8 @@ def test_with_enough_steps_the_weights_are_the_best_on_their_support_and_few_bri
     none, ten, many = (pruned(weight, x, target, ALPS(steps=steps)) for steps in (0, 10, 400))
     stays = (many != 0).numpy()
     assert np.array_equal(stays, alps_by_the_paper(weight, x, target)[1])
-    assert np.allclose(many.numpy(), on_the_support(weight, x, many != 0).numpy(), rtol=1e-6, atol=1e-8)
-    lost = [error(weight, found, x) for found in (none, ten, many)]
+    assert np.allclose(many.numpy(), best_where_kept(weight, x, many != 0).numpy(), rtol=1e-6, atol=1e-8)
+    lost = [relative_error(weight, found, x) for found in (none, ten, many)]
     assert lost[2] * (1 - 1e-4) <= lost[1] <= lost[0]  # the best is that of damped errors
     assert lost[1] - lost[2] <= 0.1 * (lost[0] - lost[2]) + 1e-12
 
@@ -135,7 +135,7 @@ def test_with_enough_steps_the_weights_are_the_best_on_their_support_and_few_bri
 @pytest.mark.parametrize("target", [Sparsity(0.6), NofM(2, 4)], ids=str)
 def test_alps_brings_outputs_closer_than_sparsegpt_and_admm_and_those_closer_than_wanda(target: Target):
     weight, x = torch.randn(64, 96, dtype=torch.float64), features(300, 96, mixing=2)
-    alps, sparsegpt, admm, wanda = (error(weight, pruned(weight, x, target, m), x) for m in (ALPS(), SparseGPT(), ADMM(), Wanda()))
+    alps, sparsegpt, admm, wanda = (relative_error(weight, pruned(weight, x, target, m), x) for m in (ALPS(), SparseGPT(), ADMM(), Wanda()))
     assert alps < 0.9 * sparsegpt
     assert alps < admm
     assert sparsegpt < wanda

@@ -23,14 +23,15 @@ from calibrant.targets import Grid, NofM, Sparsity, Target, parse_target
 from tests.methods.matrices import by_threads, features, seeded, seen_of
 
 
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1), (torch.float32, 0.9995)])
+@pytest.mark.parametrize(("dtype", "least_agreement"), [(torch.float64, 1), (torch.float32, 0.9995)])
 @pytest.mark.parametrize("target", [Sparsity(0.5), Sparsity(0.93), NofM(2, 4), NofM(7, 10), NofM(1, 160)], ids=str)
 @pytest.mark.parametrize("block", [128, 30])
-def test_columns_are_eliminated_alike(target: Target, dtype: torch.dtype, share: float, block: int):
+def test_columns_are_eliminated_alike(target: Target, dtype: torch.dtype, least_agreement: float, block: int):
     weight, factor = torch.randn(70, 320, dtype=dtype), factorise(Gram.of(features(960, 320, dtype)), 0.01)
     rows, columns = (eliminate(weight, factor, target, block, step) for step in (eliminate_rows, eliminate_columns))
-    assert ((rows == 0) == (columns == 0)).double().mean() >= share
-    assert (rows - columns).norm() <= 1e-12 * columns.norm() or dtype == torch.float32
+    assert ((rows == 0) == (columns == 0)).double().mean() >= least_agreement
+    if dtype == torch.float64:
+        assert (rows - columns).norm() <= 1e-12 * columns.norm()
 
 
 @pytest.mark.parametrize("removal", [None, NofM(2, 4), Sparsity(0.4)], ids=str)
@@ -40,15 +41,16 @@ def test_columns_are_rounded_alike(grid: Grid, removal: NofM | Sparsity | None):
     scales = absmax(weight, grid)
     rows, columns = (quantize(weight, factor, scales, removal, step=step) for step in (round_rows, round_columns))
     assert torch.equal(rows.codes, columns.codes)
-    for block in (40, 320):
-        assert removal == Sparsity(0.4) or torch.equal(quantize(weight, factor, scales, removal, block=block).codes, rows.codes)
+    if removal != Sparsity(0.4):  # whose weights are chosen block by block
+        for block in (40, 320):
+            assert torch.equal(quantize(weight, factor, scales, removal, block=block).codes, rows.codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("text", ["w2g8", "w3g16a", "w8g48"])
 @pytest.mark.parametrize(("how", "power"), [("mse", 2.4), ("importance", 3.0)])
 def test_scales_are_searched_alike(how: str, power: float, text: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    """Rows of more than one tile and of two threads; a group of zeros. Two reaches whose errors differ by rounding alone may be chosen apart."""
+    """Rows of more than one tile, one of them all zeros. Where the errors of two reaches differ only by rounding, either may be chosen."""
     weight, grid, sizes = (seeded(300, 48) ** 3).to(dtype), parse_target(text), seeded(1, 48, seed=5)[0].square().float()
     assert isinstance(grid, Grid)
     weight[7] = 0
@@ -62,7 +64,7 @@ def test_scales_are_searched_alike(how: str, power: float, text: str, dtype: tor
     torch.testing.assert_close(*counted, rtol=1e-5, atol=0)
 
 
-def begun(rows: int, inputs: int, group: int = 0) -> tuple[Tensor, _gradients.Masked, Tensor]:
+def matrix_to_fit(rows: int, inputs: int, group: int = 0) -> tuple[Tensor, _gradients.Masked, Tensor]:
     """A matrix of which the larger half of each row or group is kept, beside rows of which all and nothing is; and its Hessian."""
     weight = torch.randn(rows, inputs, dtype=torch.float64)
     order = weight.abs().reshape(-1, group or inputs).argsort(dim=1).argsort(dim=1)
@@ -74,18 +76,18 @@ def begun(rows: int, inputs: int, group: int = 0) -> tuple[Tensor, _gradients.Ma
 
 @pytest.mark.parametrize("inputs", [1, 65, 200])
 def test_weights_are_fitted_alike_and_the_loss_is_what_is_claimed(inputs: int):
-    weight, start, hessian = begun(30, inputs)
-    one, other = (descend(start, hessian, 7, advance=advance) for advance in (_gradients._in_rows, _gradients._all_rows))
-    for mine, theirs in ((one.weight, other.weight), (one.pull, other.pull), (one.loss, other.loss)):
-        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
-    lost = weight - one.weight
-    assert torch.allclose(one.loss, (lost @ hessian * lost).sum(1), rtol=1e-9)
-    assert (one.loss <= start.loss).all()
+    weight, start, hessian = matrix_to_fit(30, inputs)
+    in_rows, all_rows = (descend(start, hessian, 7, advance=advance) for advance in (_gradients._in_rows, _gradients._all_rows))
+    for left, right in ((in_rows.weight, all_rows.weight), (in_rows.pull, all_rows.pull), (in_rows.loss, all_rows.loss)):
+        assert torch.allclose(left, right, rtol=1e-9, atol=1e-12)
+    lost = weight - in_rows.weight
+    assert torch.allclose(in_rows.loss, (lost @ hessian * lost).sum(1), rtol=1e-9)
+    assert (in_rows.loss <= start.loss).all()
 
 
 @pytest.mark.parametrize("group", [0, 4, 8])
 def test_weights_are_swapped_alike_and_the_loss_is_what_is_claimed(group: int):
-    weight, start, hessian = begun(30, 160, group)
+    weight, start, hessian = matrix_to_fit(30, 160, group)
     (rows, counts), (together, others) = (_swaps.swap(start, hessian, 25, 1e-4, group, search) for search in (_swaps._in_rows, _swaps._all_rows))
     assert torch.equal(rows.keep, together.keep)
     assert torch.equal(counts, others)
@@ -100,12 +102,12 @@ def test_weights_are_swapped_alike_and_the_loss_is_what_is_claimed(group: int):
 
 
 @pytest.mark.parametrize(("rows", "inputs"), [(1, 5), (30, 96)])
-def test_a_step_of_alps_and_admm_is_the_three_of_the_paper(rows: int, inputs: int):
-    """What is pulled next is B + V/ρ, with B = W̃ + (D - V/ρ - W̃)P."""
+def test_a_step_is_the_three_steps_of_the_paper(rows: int, inputs: int):
+    """ALPS (Meng et al. 2024, arXiv 2406.07831): what is pulled next is B + V/ρ, with B = W̃ + (D - V/ρ - W̃)P. W̃ is `dense`, P `response`."""
     dense, pulled, keep = torch.randn(rows, inputs).double(), torch.randn(rows, inputs).double(), torch.rand(rows, inputs) > 0.5
     half = torch.randn(inputs, inputs).double()
     response = half @ half.T
-    d, u = pulled * keep, pulled * ~keep
+    d, u = pulled * keep, pulled * ~keep  # D and V/ρ
     fits = dense + (d - u - dense) @ response
     for prepare in (_admm._in_rows, _admm._all_rows):
         rest, sparse = torch.empty_like(dense), torch.empty_like(dense)
@@ -114,11 +116,17 @@ def test_a_step_of_alps_and_admm_is_the_three_of_the_paper(rows: int, inputs: in
         assert torch.allclose(rest, fits + u, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("rows", [1, 63, 600])
-@pytest.mark.parametrize("name", ["sparsegpt", "gptq", "rtn(scales=mse)", "alps", "refined"])
-def test_threads_and_tiles_change_nothing(name: str, rows: int):
-    method, weight, seen = methods.build(name), torch.randn(rows, 96, dtype=torch.float64), seen_of(features(200, 96))
-    target = parse_target("0.5" if method.accepts != (Grid,) else "w4g32")
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [(name, rows) for name in ("rtn(scales=mse)", "refined") for rows in (1, 63, 600)]
+    + [(name, rows) for name in ("sparsegpt", "gptq", "alps") for rows in (1, 1025)],
+)
+def test_the_number_of_threads_does_not_change_the_result(name: str, rows: int):
+    """With the most rows, each has work for a second thread."""
+    # Only in float32 and bfloat16 is the search of rtn compiled.
+    dtype = torch.float32 if name == "rtn(scales=mse)" else torch.float64
+    method, weight, seen = methods.build(name), torch.randn(rows, 96, dtype=dtype), seen_of(features(200, 96))
+    target = parse_target("w4g32" if method.accepts == (Grid,) else "0.5")
     assert isinstance(method, MatrixMethod)
     one, *others = by_threads(lambda: method.compress(weight, seen, target).weight)
     for other in others:

@@ -15,7 +15,7 @@ from calibrant.methods.wanda import Wanda
 from calibrant.spec import canonical
 from calibrant.targets import NofM, Sparsity, Target
 
-from tests.methods.matrices import features, on_the_support, seen_of
+from tests.methods.matrices import best_where_kept, features, seen_of
 
 Matrix = np.ndarray[Any, Any]
 
@@ -62,7 +62,7 @@ def test_with_enough_steps_and_no_swaps_the_weights_are_the_best_on_the_mask_of_
     weight, x, target = torch.randn(24, 96, dtype=torch.float64), features(tokens, 96), Sparsity(sparsity)
     keep = Wanda().compress(weight, seen_of(x), target).weight != 0
     done = Refined(swaps=0, steps=400, damp=damp, tolerance=0.0).compress(weight, seen_of(x), target)
-    assert torch.allclose(done.weight, on_the_support(weight, x, keep, damp), rtol=1e-6, atol=1e-8)
+    assert torch.allclose(done.weight, best_where_kept(weight, x, keep, damp), rtol=1e-6, atol=1e-8)
     assert (done.notes["swapped"], done.notes["swaps"]) == (0, 0)
     untouched = Refined(swaps=0, steps=0).compress(weight, seen_of(x), target).weight
     assert torch.equal(untouched, weight * keep)

@@ -15,7 +15,7 @@ from calibrant.methods.robust import Robust
 from calibrant.targets import NofM, Sparsity
 from calibrant.testing import tiny_folder
 
-from tests.methods.matrices import error, features, seen_of
+from tests.methods.matrices import features, relative_error, seen_of
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 BOTH = "0.5*python_docs + 0.5*random_tokens"
@@ -33,9 +33,11 @@ def test_the_worse_source_suffers_less_than_with_the_mean(target: Any):
     other = other * 0.3 + 0.7 * torch.randn(300, 1).double() * other.mean(0, keepdim=True)
     seen = joined([seen_of(one), seen_of(other)], [0.5, 0.5])
     mean, worst = (Robust(rounds=rounds).compress(weight, seen, target).weight for rounds in (1, 6))
-    assert max(error(weight, worst, x) for x in (one, other)) < max(error(weight, mean, x) for x in (one, other))
+    assert max(relative_error(weight, worst, x) for x in (one, other)) < max(relative_error(weight, mean, x) for x in (one, other))
     single = [Refined(swaps=50, steps=20).compress(weight, seen_of(x), target).weight for x in (one, other)]
-    assert max(error(weight, worst, x) for x in (one, other)) < min(max(error(weight, found, x) for x in (one, other)) for found in single)
+    assert max(relative_error(weight, worst, x) for x in (one, other)) < min(
+        max(relative_error(weight, found, x) for x in (one, other)) for found in single
+    )
 
 
 def test_with_one_source_it_is_refined():
