@@ -1,4 +1,4 @@
-"""How a refusal is tested: by its class and by what it is about, never by its sentence."""
+"""How a refusal is tested: by its class and its subject. The sentences themselves are tested in the files test_wording.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

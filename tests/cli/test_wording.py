@@ -1,4 +1,4 @@
-"""What the command line says of the mistakes that a user most likely makes: the one place where its sentences stand."""
+"""What the command line answers to the mistakes that a user most likely makes. The library's sentences stand in each folder's test_wording.py."""
 
 import shlex
 from pathlib import Path
@@ -22,15 +22,15 @@ SAID = [
     ("evaluate MODEL --task 'task(name=arithmetic)' --tokens 40", "use --limit for the number of items"),
     ("export MODEL --to spare --out out", "did you mean 'sparse'?"),
     ("list methdos", "did you mean 'methods'?"),
-    ("list --jsonn", "--help' shows what it takes"),
+    ("list --jsonn", "'calibrant list --help' shows what it takes"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
     ("report .", "holds no results of calibrant"),
     ("study gone.yaml --out out", "the file can't be read (No such file or directory); name the YAML file of a study"),
 ]
 
 
-@pytest.mark.parametrize(("command", "said"), SAID)
-def test_a_mistake_is_answered_with_what_to_do(ask_main: Ask, model: Path, command: str, said: str):
+@pytest.mark.parametrize(("command", "sentence"), SAID)
+def test_a_mistake_is_answered_with_what_to_do(ask_main: Ask, model: Path, command: str, sentence: str):
     answer = ask_main(*shlex.split(command.replace("MODEL", str(model))))
     assert answer.code == 2
-    assert said in answer.err
+    assert sentence in answer.err

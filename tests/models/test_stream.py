@@ -16,16 +16,16 @@ IDS = torch.arange(3, 35).reshape(2, 16)
 UNITS = {"gpt2": 128, "qwen3_moe": 16}
 
 
-def random_model(family: str, **overrides):
-    """In float64, and with norms and biases that are no ones and zeros."""
+def model_and_view(family: str, **overrides):
+    """A model in float64, untied, whose norms aren't ones and whose biases aren't zeros; and its view."""
     model = tiny_model(family, torch.float64, **overrides)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
-    seen = view(model)
-    if seen.tied:
-        seen.untie()
-    return model, seen
+    found_view = view(model)
+    if found_view.tied:
+        found_view.untie()
+    return model, found_view
 
 
 def factors(seed: int) -> torch.Tensor:
@@ -33,9 +33,9 @@ def factors(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
-def test_scaled_norms_with_their_readers_and_hidden_units_in_other_places_leave_the_logits(family):
-    model, seen = random_model(family)
-    stream, want = Stream.of(seen), model(IDS).logits
+def test_rescaled_norms_and_permuted_hidden_units_leave_the_logits(family):
+    model, found_view = model_and_view(family)
+    stream, want = Stream.of(found_view), model(IDS).logits
     for number, norm in enumerate(stream.norms):
         norm.multiply(factors(number))
         assert not torch.allclose(model(IDS).logits, want, atol=1e-3), norm.name
@@ -72,10 +72,10 @@ OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms witho
 def test_other_architectures_are_understood_too(kind):
     config = AutoConfig.for_model(kind, **{"intermediate_size": 64, **SIZES, **OTHERS[kind]})
     model = AutoModelForCausalLM.from_config(config).eval().double()
-    seen = view(model)
-    if seen.tied:
-        seen.untie()
-    stream, want = Stream.of(seen), model(IDS, use_cache=False).logits
+    found_view = view(model)
+    if found_view.tied:
+        found_view.untie()
+    stream, want = Stream.of(found_view), model(IDS, use_cache=False).logits
     assert {r.weight.block for r in stream.readers} == {w.weight.block for w in stream.writers} == {-1, 0, 1}
     for number, norm in enumerate(stream.norms):
         if norm.scale is not None:
@@ -89,12 +89,12 @@ def test_other_architectures_are_understood_too(kind):
 @pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "jetmoe"}))
 def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
-    seen = view(model)
-    if kind == "llama4_text" and next(w for w in seen.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
-        assert "Llama4ForCausalLM" in str(refused(Stream.of, seen))
+    found_view = view(model)
+    if kind == "llama4_text" and next(w for w in found_view.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
+        assert "Llama4ForCausalLM" in str(refused(Stream.of, found_view))
         pytest.skip("the view shows the experts of Llama 4 as they are stored, [in, out]")
-    stream, want = Stream.of(seen), model(IDS, use_cache=False).logits
-    experts = {weight.name for weight in seen.weights if weight.expert is not None and "attention" not in weight.name}
+    stream, want = Stream.of(found_view), model(IDS, use_cache=False).logits
+    experts = {weight.name for weight in found_view.weights if weight.expert is not None and "attention" not in weight.name}
     found = {r.weight.name for r in stream.readers} | {w.weight.name for w in stream.writers}
     assert experts <= found
     assert any("router" in r.weight.name or r.weight.name.endswith("gate") for r in stream.readers)
@@ -110,17 +110,17 @@ def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
 
 def test_a_head_that_is_the_embedding_is_to_be_untied_first():
     model = tiny_model("llama", torch.float64, tie_word_embeddings=True)
-    seen = view(model)
-    stream, want = Stream.of(seen), model(IDS).logits
+    found_view = view(model)
+    stream, want = Stream.of(found_view), model(IDS).logits
     assert refused(stream.rescale, stream.norms[-1], factors(0)).subject == "lm_head"
     assert torch.equal(model(IDS).logits, want)
-    seen.untie()
-    Stream.of(seen).rescale(Stream.of(seen).norms[-1], factors(0))
+    found_view.untie()
+    Stream.of(found_view).rescale(Stream.of(found_view).norms[-1], factors(0))
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
 class Twisted(nn.Module):
-    """A norm's successor in a block, which does to its input what `twist` does."""
+    """Stands in place of a feed-forward network: gives `twist(the network, its input)`."""
 
     def __init__(self, inner: nn.Module, twist) -> None:
         super().__init__()
@@ -193,8 +193,8 @@ def shifted(inner, x):
 
 
 @pytest.mark.parametrize("twist", [through_a_view, over_what_was_made, shifted])
-def test_what_is_added_and_no_matrix_made_is_refused(twist):
-    """Through another name too."""
+def test_an_addition_to_the_stream_that_no_matrix_made_is_refused(twist):
+    """Also where it is added in place, through a view."""
     said = refused(Stream.of, view(twisted(twist)))
     assert said.subject == "model.layers.2"
     assert "add of what no matrix made in model.layers.1" in str(said)
@@ -214,7 +214,9 @@ class SquaredNorm(nn.Module):
 def test_a_norm_whose_weight_is_no_scale_is_left_alone():
     model = tiny_model("llama")
     model.model.layers[1].post_attention_layernorm = SquaredNorm()
-    assert len(norm_before(Stream.of(view(model))).others) == 1
+    stream, want = Stream.of(view(model)), model(IDS).logits
+    assert refused(stream.rescale, norm_before(stream), factors(0)).subject == "model.layers.1.post_attention_layernorm"
+    assert torch.equal(model(IDS).logits, want)
 
 
 def changed_on_its_way(model) -> None:

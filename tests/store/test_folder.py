@@ -1,3 +1,5 @@
+"""A store's folder: what is kept comes back, what isn't ours is left alone, what is damaged is named, and a kill loses nothing."""
+
 import gzip
 import json
 import multiprocessing
@@ -17,6 +19,7 @@ from calibrant.errors import DataError, OutputError
 from calibrant.spec import identity
 from calibrant.store import MARKER, Cell, Measurement, Store, measurement_id, revisions, verify
 
+from tests.refusing import refused
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, as_format_1, filled, results, visible
 
 
@@ -69,7 +72,7 @@ def test_labels_are_no_part_of_a_runs_identity_and_all_else_is():
     labels = {"model_name": "other name", "data": "wikitext:text@many", "seed": 4}
     for field, value in labels.items():
         assert replace(RUN, **{field: value}).id == RUN.id, field  # pyright: ignore[reportArgumentType]
-    asked = {
+    deciding = {
         "model": "sha256:n",
         "tokens": "sha256:u",
         "method": {"spec": "wanda", "revision": 2},
@@ -77,9 +80,12 @@ def test_labels_are_no_part_of_a_runs_identity_and_all_else_is():
         "allocation": {"spec": "owl"},
         "propagate": "arrival",
         "dtype": "bfloat16",
+        "transforms": ({"spec": "rotate"},),
+        "starved": "dense",
     }
-    ids = {replace(RUN, **{field: value}).id for field, value in asked.items()}  # pyright: ignore[reportArgumentType]
-    assert len(ids | {RUN.id}) == len(asked) + 1
+    assert labels.keys() | deciding.keys() == vars(RUN).keys()
+    ids = {replace(RUN, **{field: value}).id for field, value in deciding.items()}  # pyright: ignore[reportArgumentType]
+    assert len(ids | {RUN.id}) == len(deciding) + 1
 
 
 def test_ids_are_the_same_in_another_process(tmp_path: Path):
@@ -181,7 +187,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, theirs
     assert set(visible(tmp_path)) == {f"s/{theirs}"}
 
 
-def test_a_folder_that_is_ours_without_a_marker(tmp_path: Path):
+def test_an_unmarked_folder_of_ours_is_opened(tmp_path: Path):
     for name in ("a" * 64, "b" * 64 + "-piece-03"):
         (tmp_path / "statistics" / name).mkdir(parents=True)
     assert Store(tmp_path).cells() == []
@@ -201,12 +207,11 @@ def test_reading_makes_nothing(tmp_path: Path, name: str):
 
 def test_a_file_is_no_folder_and_a_newer_format_is_refused(tmp_path: Path):
     (tmp_path / "report").write_text("x")
-    with pytest.raises(OutputError) as raised:
+    with refused(OutputError, str(tmp_path / "report")):
         Store(tmp_path / "report")
-    assert raised.value.subject == str(tmp_path / "report")
     (tmp_path / "newer").mkdir()
     (tmp_path / "newer" / MARKER).write_text('{"format": 99}')
-    with pytest.raises(OutputError, match="99"):
+    with refused(OutputError, str(tmp_path / "newer")):
         Store(tmp_path / "newer")
 
 
@@ -264,6 +269,17 @@ def test_what_is_damaged_is_named_stays_and_is_not_waited_for(tmp_path: Path, na
     assert path.lstat().st_mtime_ns == before
 
 
+def test_what_unpacks_to_more_than_any_record_is_refused(tmp_path: Path):
+    store = filled(tmp_path)
+    path = next(tmp_path.glob("runs/*/weights.json.gz"))
+    path.write_bytes(gzip.compress(b"[" + b"0," * 2**25, compresslevel=1))
+    (path.parent / "sums.json").unlink()
+    assert path.stat().st_size < 2**20
+    with pytest.raises(DataError) as raised:
+        store.records()
+    assert raised.value.subject == str(path)
+
+
 def test_a_run_that_has_lost_its_record_gets_it_back_and_keeps_its_measurements(tmp_path: Path):
     store = filled(tmp_path)
     before = results(tmp_path)
@@ -289,11 +305,11 @@ def test_a_staging_folder_is_gone_when_the_store_is_closed(tmp_path: Path):
     assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
 
 
-# Full disks and kills
+# Kills, two writers, forks
 
 
 CALLS = 25
-"""File system calls between opening a new store and the last rename, each of which is survived."""
+"""Calls between the opening of a new store and its last rename; a kill at each of them is survived."""
 
 
 def _dies(folder: Path, at: int) -> None:
@@ -385,7 +401,7 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
     assert verify(tmp_path / "s") == []
 
 
-# Text
+# Bytes
 
 
 def test_the_same_record_is_the_same_bytes(tmp_path: Path):
@@ -394,14 +410,3 @@ def test_the_same_record_is_the_same_bytes(tmp_path: Path):
             store.add_record(replace(RECORD, provenance={"seconds": name}))
             store.add_measurement(RUN.id, LOSS, replace(MEASURED, provenance={"seconds": name}))
     assert results(tmp_path / "a") == results(tmp_path / "b")
-
-
-def test_what_unpacks_to_more_than_any_record_is_refused(tmp_path: Path):
-    store = filled(tmp_path)
-    path = next(tmp_path.glob("runs/*/weights.json.gz"))
-    path.write_bytes(gzip.compress(b"[" + b"0," * 2**25, compresslevel=1))
-    (path.parent / "sums.json").unlink()
-    assert path.stat().st_size < 2**20
-    with pytest.raises(DataError) as raised:
-        store.records()
-    assert raised.value.subject == str(path)

@@ -18,7 +18,7 @@ class Died(BaseException):
 
 
 class Mortal(Worker):
-    """Does a job in this process. It dies where `deadly` says so of what it is doing: the label, and the id of its failure."""
+    """Does its job within this process, and dies before anything of which `deadly(label, failure_id)` is true."""
 
     born = 0
 
@@ -27,7 +27,7 @@ class Mortal(Worker):
         self._name, self._job, self._deadly = f"worker {Mortal.born}", job, deadly
 
     def messages(self) -> Iterator[Message]:
-        sent: list[Message] = []
+        sent: list[Message] = []  # handed on only when the work has ended
 
         def report(message: Message) -> None:
             sent.append(message)
