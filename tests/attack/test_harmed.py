@@ -101,7 +101,10 @@ def test_what_commands_open_is_among_what_is_harmed(ground: Ground):
 
 
 def _ours(path: Path) -> bool:
-    """Whether a command may have written it: it is in a temporary folder, or in a cache of Calibrant's."""
+    """Whether a command may have written it: it is in a temporary folder, or in a cache of Calibrant's, and is no part of what is installed."""
+    installed = (Path(sys.prefix).resolve(), Path(__file__).resolve().parents[2])
+    if any(path.is_relative_to(place) for place in installed):
+        return False
     cache = Path.home() / ".cache" / "calibrant"
     return path.is_relative_to(Path(tempfile.gettempdir()).resolve()) or path.is_relative_to(cache)
 
