@@ -2,8 +2,9 @@
 
 `page_hashes.json` beside this file has two hashes for each page: of the files that it is made of,
 and of its tables. A page is written by its own module with `--write`, which also notes the hashes.
-A test builds a page anew where one of them differs, and `make slow` builds every page. The page
-on the dense model isn't among them: it is built in every test.
+`make test` builds a page anew where one of them differs, and `make slow` builds every page.
+`python -m studies.pages` writes and notes those that differ. The page on the dense model isn't
+among them: `make test` builds it each time.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ class Page:
 
     def inputs(self) -> Iterator[Path]:
         """Yield every file that the page is made of, in order: records, the scripts beside them, and the scripts that all pages share."""
-        found = set(STUDIES.glob("*.py"))
+        found = set(STUDIES.glob("*.py")) - {Path(__file__)}  # a new entry in PAGES makes no other page old
         for name in self.read_from:
             folder_or_file = STUDIES / name
             found.update(folder_or_file.rglob("*"))

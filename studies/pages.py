@@ -1,4 +1,7 @@
-"""Pages whose tables are made of records: each table stands between two comments with its name. And the pictures beside them."""
+"""Pages whose tables are made of records: each table stands between two comments with its name. And the pictures beside them.
+
+python -m studies.pages    # writes the tables of each page whose records, scripts or tables changed
+"""
 
 import json
 import re
@@ -9,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from PIL import Image
-from studies.made import note_hashes
+from studies.made import PAGES, note_hashes, noted_hashes
 
 from calibrant.errors import DataError
 from calibrant.report.plots import Plot, write
@@ -49,3 +52,17 @@ def draw(drawn: Plot, name: str, numbers: Path) -> None:
             (found,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
             Image.open(found).convert("RGB").quantize(COLOURS).save(IMAGES / image, optimize=True)
     numbers.write_text(json.dumps({"shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the tables of each page that is no longer what was noted, and note what it is made of."""
+    noted = noted_hashes()
+    for page in PAGES:
+        if page.hashes() != noted.get(page.file):
+            page.path.write_text(filled(page.text, page.load().tables()), encoding="utf-8")
+            note_hashes(page.path)
+            print(page.file)
+
+
+if __name__ == "__main__":
+    main()

@@ -149,7 +149,7 @@ STORES = (
 def test_a_page_whose_inputs_or_tables_changed_says_what_its_records_say(page: Page):
     if page.hashes() != noted_hashes()[page.file]:
         assert filled(page.text, page.load().tables()) == page.text, f"python -m {page.module} --write"
-        pytest.fail(f"the page is right, but what is noted of it is old: python -m {page.module} --write")
+        pytest.fail("the page is right, but what is noted of it is old: python -m studies.pages")
 
 
 def test_a_change_of_inputs_or_tables_is_noticed_and_one_of_prose_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +199,7 @@ def test_a_page_says_what_its_records_say_and_needs_no_others(page: Page, tmp_pa
     build = [sys.executable, "-c", BUILD.format(module=page.module)]
     ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert page.hashes() == noted_hashes()[page.file], f"the page is right, but what is noted of it is old: python -m {page.module} --write"
+    assert page.hashes() == noted_hashes()[page.file], "the page is right, but what is noted of it is old: python -m studies.pages"
 
 
 @pytest.mark.parametrize("name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors")))

@@ -227,6 +227,6 @@ def picture() -> Plot:
 
 
 if __name__ == "__main__":
+    write_or_print(PAGE, tables())
     if "--write" in sys.argv[1:] and STORE.is_dir():
         draw(picture(), "mixing", PICTURE)
-    write_or_print(PAGE, tables())

@@ -337,6 +337,6 @@ def tables() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
+    write_or_print(PAGE, tables())
     if "--write" in sys.argv[1:]:
         draw(picture(), "sensitivity", PICTURE)
-    write_or_print(PAGE, tables())
