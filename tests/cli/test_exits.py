@@ -13,6 +13,7 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.compress.checkpoint import Checkpoint
+from calibrant.errors import WalkError
 
 from tests.cli.conftest import SMALL, Ask
 from tests.study.small import ended, forked
@@ -111,3 +112,14 @@ def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch:
     monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "true")
     ask("list", "methods")
     assert seen == [None, "1", "1"]
+
+
+def test_a_forward_that_cannot_be_followed_is_our_fault(ask_main: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise WalkError("block 3 can't be followed", subject="block 3")
+
+    monkeypatch.setattr("calibrant.walk.walking.rehearse", refuse)
+    answer = ask_main("prune", model, "--out", "pruned", *SMALL)
+    assert answer.code == 1
+    assert "WalkError: block 3" in answer.err
+    assert not list(tmp_path.iterdir())

@@ -228,3 +228,23 @@ def test_a_hub_that_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch
     assert not hub.answers()
     monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: None))
     assert hub.answers()
+
+
+def test_a_connection_that_drops_in_the_middle_costs_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    tries: list[int] = []
+
+    class Dropping:
+        info = SimpleNamespace(download_checksums=None)
+
+        def __iter__(self) -> Iterator[dict[str, int]]:
+            yield {"a": 1}
+            tries.append(config.STREAMING_READ_MAX_RETRIES)
+            raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: Dropping())
+    usual = config.STREAMING_READ_MAX_RETRIES
+    with pytest.raises(DataError, match="Server Disconnected") as caught:
+        records(HubDataset("nobody/nothing", first=10), "train", PLACES)
+    assert caught.value.subject == "nobody/nothing"
+    assert tries == [1]
+    assert config.STREAMING_READ_MAX_RETRIES == usual > 1
