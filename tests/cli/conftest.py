@@ -34,7 +34,7 @@ class Answer:
 Ask = Callable[..., Answer]
 
 
-def refused(answer: Answer, *given: object) -> None:
+def assert_refused(answer: Answer, *given: object) -> None:
     """The input was at fault: exit 2 and one sentence, in which what was given stands."""
     assert (answer.code, answer.out) == (2, ""), answer
     assert answer.err.endswith("\n")

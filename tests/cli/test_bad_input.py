@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from calibrant.testing import tiny_folder, tiny_gguf
 
-from tests.cli.conftest import SMALL, Ask, refused
+from tests.cli.conftest import SMALL, Ask, assert_refused
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ WRONG_WORDS = [
 @pytest.mark.parametrize(("option", "value", "given"), WRONG_WORDS)
 def test_words(ask: Ask, unchanged, model: Path, option: str, value: str, given: str):
     unchanged()
-    refused(ask("prune", model, "--out", "pruned", *SMALL, f"{option}={value}"), given)
+    assert_refused(ask("prune", model, "--out", "pruned", *SMALL, f"{option}={value}"), given)
 
 
 @pytest.mark.parametrize("ref", ["smolm2", "./nothing", "nothing.gguf"])
 def test_models_that_are_not_there(ask: Ask, unchanged, ref: str):
     unchanged()
-    refused(ask("prune", ref, "--out", "pruned", *SMALL), repr(ref))
-    refused(ask("evaluate", ref, "--task", "loss(source='python_docs')"), repr(ref))
-    refused(ask("inspect", "python_docs", "--model", ref), repr(ref))
+    assert_refused(ask("prune", ref, "--out", "pruned", *SMALL), repr(ref))
+    assert_refused(ask("evaluate", ref, "--task", "loss(source='python_docs')"), repr(ref))
+    assert_refused(ask("inspect", "python_docs", "--model", ref), repr(ref))
 
 
 FILES = {
@@ -75,7 +75,7 @@ def test_files_of_the_user(ask: Ask, unchanged, model: Path, tmp_path: Path, nam
     file, _, _ = name.partition("@")
     (tmp_path / file).write_text(FILES[name])
     unchanged()
-    refused(ask("prune", model, "--out", "pruned", *SMALL, "--data", name), file)
+    assert_refused(ask("prune", model, "--out", "pruned", *SMALL, "--data", name), file)
 
 
 def test_a_file_that_is_no_gguf(ask: Ask, unchanged, tmp_path: Path):
@@ -83,8 +83,8 @@ def test_a_file_that_is_no_gguf(ask: Ask, unchanged, tmp_path: Path):
     cut.write_bytes(cut.read_bytes()[:-5000])
     (tmp_path / "text.gguf").write_bytes(b"nothing of the kind")
     unchanged()
-    refused(ask("prune", "cut.gguf", "--out", "pruned", *SMALL), "cut.gguf")
-    refused(ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf is no GGUF file")
+    assert_refused(ask("prune", "cut.gguf", "--out", "pruned", *SMALL), "cut.gguf")
+    assert_refused(ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf is no GGUF file")
 
 
 def test_a_corrupt_safetensors(ask: Ask, unchanged, tmp_path: Path):
@@ -92,7 +92,7 @@ def test_a_corrupt_safetensors(ask: Ask, unchanged, tmp_path: Path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     unchanged()
-    refused(ask("prune", folder, "--out", "pruned", *SMALL), "model.safetensors")
+    assert_refused(ask("prune", folder, "--out", "pruned", *SMALL), "model.safetensors")
 
 
 def test_a_pickle(ask: Ask, unchanged, tmp_path: Path):
@@ -100,7 +100,7 @@ def test_a_pickle(ask: Ask, unchanged, tmp_path: Path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     unchanged()
     for given in (folder, folder / "pytorch_model.bin"):
-        refused(ask("prune", given, "--out", "pruned", *SMALL), "pytorch_model.bin", "pickle")
+        assert_refused(ask("prune", given, "--out", "pruned", *SMALL), "pytorch_model.bin", "pickle")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_is_no_number_is_named(ask: Ask, unchanged, tmp_path: Path, harm: d
         tensors[name].view(-1)[0] = bad
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     unchanged()
-    refused(ask("prune", folder, "--out", "pruned", *SMALL), named)
+    assert_refused(ask("prune", folder, "--out", "pruned", *SMALL), named)
 
 
 def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: Path):
@@ -126,16 +126,16 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
     (tmp_path / "taken/notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     unchanged()
-    refused(ask("prune", model, "--out", "taken", *SMALL), "taken")
-    refused(ask("prune", model, "--out", "file", *SMALL), "file")
-    refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "nowhere/scores.json"), "nowhere/scores.json")
-    refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'")
+    assert_refused(ask("prune", model, "--out", "taken", *SMALL), "taken")
+    assert_refused(ask("prune", model, "--out", "file", *SMALL), "file")
+    assert_refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "nowhere/scores.json"), "nowhere/scores.json")
+    assert_refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'")
 
 
 def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model: Path):
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     unchanged()
-    refused(ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5")
+    assert_refused(ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5")
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 def test_a_disk_that_takes_no_more(ask: Ask, model: Path, tmp_path: Path, size: int):
     with files_no_larger_than(size):
         answer = ask("prune", model, "--out", "pruned", *SMALL)
-    refused(answer, "pruned")
+    assert_refused(answer, "pruned")
     left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
     assert all(p.match(".pruned.calibrant-partial/edits-*.safetensors") for p in left), "only finished blocks stay, to go on from"
     assert size > 10_000 or not list(tmp_path.iterdir())

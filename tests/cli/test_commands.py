@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from calibrant.names import KINDS, names
 from calibrant.store import Score
 
-from tests.cli.conftest import SMALL, Ask, refused
+from tests.cli.conftest import SMALL, Ask, assert_refused
 
 
 def zeros_of(weights: Mapping[str, torch.Tensor], found: Any) -> list[int]:
@@ -82,7 +82,7 @@ def test_forms_and_their_bytes_are_said(ask: Ask, model: Path, tmp_path: Path):
     ],
 )
 def test_what_cannot_be_exported(ask: Ask, model: Path, tmp_path: Path, words: tuple[str, ...], given: str):
-    refused(ask("export", *(word.format(model=model) for word in words)), given)
+    assert_refused(ask("export", *(word.format(model=model) for word in words)), given)
     assert not (tmp_path / "there").exists()
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from calibrant.screen.words import explained
 from calibrant.store import Measurement, Score, Store
 
-from tests.cli.conftest import SMALL, Ask, refused
+from tests.cli.conftest import SMALL, Ask, assert_refused
 from tests.store.conftest import RECORD, RUN
 
 HOSTILE = "\x1b[31mred\u202e"
@@ -55,7 +55,7 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
     assert SHOWN in answer.out
     with Store(tmp_path / "empty") as store:
         store.write_cells([])
-    refused(ask("explain", "empty"), "empty")
+    assert_refused(ask("explain", "empty"), "empty")
 
 
 def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:
@@ -82,7 +82,7 @@ def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:
     ],
 )
 def test_what_cannot_be_explained(ask: Ask, model: Path, words: tuple[str, ...], given: str) -> None:
-    refused(ask("explain", model, *words), given)
+    assert_refused(ask("explain", model, *words), given)
 
 
 def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_
     (line,) = (line.split() for line in answer.out.splitlines() if line.startswith("arithmetic"))
     assert line[:3] == ["arithmetic", f"{shown['languages']['arithmetic']['tokens']:,}", f"{shown['languages']['arithmetic']['specific']:,}"]
     assert line[-1] == ("—" if shown["staying"]["arithmetic"] is None else f"{shown['staying']['arithmetic']:.3f}")
-    refused(ask("lape", model, "--language", "python_docs"), "python_docs")
+    assert_refused(ask("lape", model, "--language", "python_docs"), "python_docs")

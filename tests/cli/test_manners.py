@@ -6,7 +6,7 @@ import pytest
 
 from calibrant import __version__
 
-from tests.cli.conftest import SMALL, Ask, refused
+from tests.cli.conftest import SMALL, Ask, assert_refused
 
 COMMANDS = [
     "demo",
@@ -74,4 +74,4 @@ def test_quiet_shows_results_and_errors_only(ask: Ask, model, monkeypatch: pytes
     loud, quiet = (ask(*before, "inspect", "random_tokens", "--model", model, *SMALL[2:]) for before in ((), ("-q",)))
     assert loud.err
     assert (quiet.code, quiet.err, quiet.out) == (0, "", loud.out)
-    refused(ask("--quiet", "list", "methdos"), "'methdos'")
+    assert_refused(ask("--quiet", "list", "methdos"), "'methdos'")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Ask, refused
+from tests.cli.conftest import Ask, assert_refused
 from tests.report.made import store_of
 
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
@@ -63,4 +63,4 @@ def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
     ],
 )
 def test_bad_input(ask: Ask, study: Path, words: list[str], given: str):
-    refused(ask(*words), given)
+    assert_refused(ask(*words), given)

@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.store import Store
 
-from tests.cli.conftest import SMALL, Answer, Ask, refused
+from tests.cli.conftest import SMALL, Answer, Ask, assert_refused
 from tests.report.made import store_of
 
 ACTING = "\x1b[31m\x07\u202e\x9b2J\u2028"
@@ -60,7 +60,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_word_that_is_refused(ask_main: Ask, what: str):
-    refused(only_read(ask_main(*REFUSED[what])), r"\x1b")
+    assert_refused(only_read(ask_main(*REFUSED[what])), r"\x1b")
 
 
 def test_what_a_store_holds(ask: Ask, tmp_path: Path):
@@ -84,7 +84,7 @@ def test_a_console_that_knows_only_old_letters(ask_main: Ask, tmp_path: Path, en
     assert answer.code == 0, answer.err
     assert ("+-" if encoding == "ascii" else "±") in answer.out
     assert r"\u6570\u636e" in answer.out
-    refused(ask_main("list", "数±据", encoding=encoding))
+    assert_refused(ask_main("list", "数±据", encoding=encoding))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of any bytes are for POSIX")
@@ -104,4 +104,4 @@ def test_what_the_system_refuses_is_a_sentence(ask: Ask, monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr("calibrant.names.catalogue", refuse)
-    refused(ask("list", "methods"), named)
+    assert_refused(ask("list", "methods"), named)

@@ -9,7 +9,7 @@ from calibrant.evaluators import evaluators
 from calibrant.spec import canonical
 from calibrant.targets import parse_target
 
-from tests.cli.conftest import SMALL, Ask, refused
+from tests.cli.conftest import SMALL, Ask, assert_refused
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_limit_counts_items_and_tokens_count_tokens(ask: Ask, files: Path, model
     loss, perplexity, task = ask(*words, "--limit", 2, "--tokens", 40).json
     assert (loss["n"], task["n"]) == (2, 2)
     assert 40 <= perplexity["facts"]["tokens"] + loss["facts"]["tokens"] <= 40 + 16 + 40 + 32
-    refused(ask("evaluate", model, "--task", tasks[2], "--tokens", 40), "40", "task(name='mine.jsonl')", "--limit")
+    assert_refused(ask("evaluate", model, "--task", tasks[2], "--tokens", 40), "40", "task(name='mine.jsonl')", "--limit")
 
 
 def test_a_limit_left_out_changes_no_identity():

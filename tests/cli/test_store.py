@@ -7,7 +7,7 @@ import pytest
 
 from calibrant.store import Store, measurement_id
 
-from tests.cli.conftest import Ask, refused
+from tests.cli.conftest import Ask, assert_refused
 from tests.store.conftest import LOSS, RECORD, RUN, filled, results
 
 
@@ -42,12 +42,12 @@ def test_a_folder_that_is_no_store(ask: Ask, store: Store, tmp_path: Path, words
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     before = results(tmp_path)
-    refused(ask("store", *words), "'thesis'")
+    assert_refused(ask("store", *words), "'thesis'")
     assert results(tmp_path) == before
 
 
 def test_merge(ask: Ask, store: Store, tmp_path: Path):
-    refused(ask("store", "merge", "s", "s"), "'s'")
+    assert_refused(ask("store", "merge", "s", "s"), "'s'")
     with Store(tmp_path / "t") as other:
         other.add_record(replace(RECORD, run=replace(RUN, target="0.6")))
         other.add_record(RECORD)
@@ -65,7 +65,7 @@ def test_packed_and_unpacked(ask: Ask, store: Store, tmp_path: Path):
     assert ask("store", "verify", "s", "--json").json["whole"]
     assert ask("store", "unpack", "s", "--out", "t", "--json").json["measurements"] == 1
     assert results(tmp_path / "t") == before
-    refused(ask("store", "unpack", "t"), "'t'")
+    assert_refused(ask("store", "unpack", "t"), "'t'")
 
 
 @pytest.mark.parametrize("verb", ["pack", "unpack"])

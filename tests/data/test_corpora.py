@@ -13,9 +13,8 @@ import pytest
 from datasets import config
 
 from calibrant.data import PARTS, Row, parse_source, sources
-from calibrant.data.sources import _corpus
 from calibrant.errors import DataError
-from calibrant.spec import Call, canonical
+from calibrant.spec import canonical
 from calibrant.testing.sources import check_source
 
 from tests.data.written import written
@@ -336,8 +335,8 @@ def test_the_same_choice_is_the_same_source():
     assert len({json.dumps(canonical(parse_source(text))) for text in same}) == 1
     assert str(parse_source("flores(language=de)")) == "flores(language='deu_Latn')"
     assert parse_source("flores(language=en)") == parse_source("flores")
-    for given in ("b", Call("b"), [Call("b")]):
-        assert _corpus.subset_names("x", given, ("a", "b")) == ("b",)
+    for text in ("pile(subsets=Github)", "pile(subsets=[Github])", "pile(subsets='Github')"):
+        assert parse_source(text) == parse_source("pile(subsets=['Github'])")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from calibrant.exports import card
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 TASK = "loss(source=python_code, tokens=128, length=64)"
@@ -73,7 +73,7 @@ def test_folders_of_a_path_are_left_out(record: Record) -> None:
 
 
 def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    said = refused(prune, "no/such/model", "python_docs", kind=SpecError, out=tmp_path / "out", export=("gguff",))
+    said = refusal_of(prune, "no/such/model", "python_docs", kind=SpecError, out=tmp_path / "out", export=("gguff",))
     assert said.subject == "gguff"
     assert "'gguf'" in str(said)
     assert not list(tmp_path.iterdir())

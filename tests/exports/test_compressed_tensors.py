@@ -21,7 +21,7 @@ from calibrant.models import open_model
 from calibrant.models.packed_folder import pack_codes, unpack_codes
 from calibrant.testing import tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -86,10 +86,10 @@ def test_their_reader_gives_the_same_logits_and_knows_every_tensor(made: Callabl
 def test_what_it_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:
     folder, moe = str(tiny_folder(tmp_path / "model")), str(tiny_folder(tmp_path / "moe", "olmoe"))
     options: dict[str, Any] = {"kind": OutputError, "dtype": "float32", "export": NAME, "out": tmp_path / "out"}
-    assert refused(quantize, folder, target="w4g16a", **options).subject == "w4g16a"
-    assert refused(quantize, folder, None, "none", "w4g16", **options).subject == "none"
-    assert refused(prune, folder, "python_docs", "magnitude", 0.5, **options).subject == NAME
-    assert refused(quantize, moe, target="w4g16", **options).subject == "model.layers.0.mlp.experts.gate_up_proj[0]"
+    assert refusal_of(quantize, folder, target="w4g16a", **options).subject == "w4g16a"
+    assert refusal_of(quantize, folder, None, "none", "w4g16", **options).subject == "none"
+    assert refusal_of(prune, folder, "python_docs", "magnitude", 0.5, **options).subject == NAME
+    assert refusal_of(quantize, moe, target="w4g16", **options).subject == "model.layers.0.mlp.experts.gate_up_proj[0]"
     assert not (tmp_path / "out").exists()
 
 
@@ -113,7 +113,7 @@ def test_what_would_be_random_elsewhere_is_refused_by_name(folder: Path, change:
     config = json.loads((folder / "config.json").read_text())
     change(config["quantization_config"])
     (folder / "config.json").write_text(json.dumps(config))
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == (subject or str(folder))
     assert value in str(said)
 
@@ -122,4 +122,4 @@ def test_a_part_that_is_missing_is_named(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     stored.pop("model.layers.1.mlp.up_proj.weight_scale")
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    assert refused(open_model, str(folder), "float32", "cpu").subject == "model.layers.1.mlp.up_proj"
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == "model.layers.1.mlp.up_proj"

@@ -12,7 +12,7 @@ from calibrant.compress import quantize
 from calibrant.errors import OutputError
 from calibrant.testing import tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 CODE = '''
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def test_another_form_stands_beside_the_folder(folder: Path, tmp_path: Path) -> 
     assert quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export="codes_only").already_done
     quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32")
     again = {"target": "w4g16", "out": tmp_path / "plain", "dtype": "float32", "export": "codes_only"}
-    assert refused(quantize, str(folder), kind=OutputError, **again).subject == str(tmp_path / "plain")
+    assert refusal_of(quantize, str(folder), kind=OutputError, **again).subject == str(tmp_path / "plain")
 
 
 def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
@@ -67,6 +67,6 @@ def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_pa
 
 def test_a_form_that_breaks_off_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
-    said = refused(quantize, str(folder), kind=OutputError, target="w4g16", out=out, dtype="float32", export="codes_only(full=true)")
+    said = refusal_of(quantize, str(folder), kind=OutputError, target="w4g16", out=out, dtype="float32", export="codes_only(full=true)")
     assert said.subject == str(out)
     assert not out.exists()

@@ -17,7 +17,7 @@ from calibrant.models.gguf_writing import q4_0, q8_0
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
@@ -114,12 +114,12 @@ def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path,
         (olmo, like, "olmo2"),
         (folder, "gguf(plain=q4)", "q4"),
     ):
-        assert refused(quantize, str(model), kind=OutputError, **how, out=tmp_path / "other", export=export).subject == subject
-    assert refused(quantize, str(folder), kind=SpecError, **how, out=tmp_path / "other", export="gguf(unlike=x)").subject == "unlike"
+        assert refusal_of(quantize, str(model), kind=OutputError, **how, out=tmp_path / "other", export=export).subject == subject
+    assert refusal_of(quantize, str(folder), kind=SpecError, **how, out=tmp_path / "other", export="gguf(unlike=x)").subject == "unlike"
     opened = open_model(str(template), "float32", "cpu").tokenizer
     other = type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})
     monkeypatch.setattr("calibrant.models.gguf_writing.gguf_tokenizer", lambda path: other())
-    assert refused(quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf").subject == str(template)
+    assert refusal_of(quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf").subject == str(template)
     assert not (tmp_path / "other").exists()
 
 
@@ -136,7 +136,7 @@ def test_what_drops_blocks_or_experts_is_refused_before_any_work(
     monkeypatch.setattr("calibrant.compress.prune_quantize.compress", untouchable)
     model = tiny_folder(tmp_path / "mixture", "qwen3_moe") if method in ("mc_suite", "cd_moe") else template
     job: tuple[Any, ...] = (str(model), "python_docs", method, DROPPING[method], tmp_path / "out")
-    assert refused(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == method
+    assert refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == method
     assert not (tmp_path / "out").exists()
 
 
@@ -145,6 +145,6 @@ def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(tem
     dropping = "calibrant.methods.short_gpt.ShortGPT.drops_parts"
     monkeypatch.setattr(dropping, lambda self, view, target: False)
     job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
-    assert refused(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"
+    assert refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"
     assert not (tmp_path / "out").exists()
     assert prune(*job, **SMALL).continued_from == 1

@@ -13,7 +13,7 @@ from calibrant.errors import ModelError, OutputError
 from calibrant.importance import Imatrix, read_imatrix
 from calibrant.testing import tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
@@ -72,9 +72,9 @@ def test_every_method_that_looks_at_inputs_has_one(folder: Path, gathered: Imatr
 
 def test_where_none_was_used_it_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     opt, out = str(tiny_folder(tmp_path / "opt", "opt")), tmp_path / "out"
-    assert refused(quantize, str(folder), None, "rtn", "w4g16", out, kind=OutputError, export="imatrix", dtype="float32").subject == "rtn"
-    assert refused(quantize, str(folder), *HOW, out, kind=OutputError, export="imatrix(form=bin)", **SMALL).subject == "bin"
-    assert refused(quantize, opt, *HOW, out, kind=ModelError, export="imatrix", **SMALL).subject == "opt"
+    assert refusal_of(quantize, str(folder), None, "rtn", "w4g16", out, kind=OutputError, export="imatrix", dtype="float32").subject == "rtn"
+    assert refusal_of(quantize, str(folder), *HOW, out, kind=OutputError, export="imatrix(form=bin)", **SMALL).subject == "bin"
+    assert refusal_of(quantize, opt, *HOW, out, kind=ModelError, export="imatrix", **SMALL).subject == "opt"
     found = CliRunner().invoke(app, ["quantize", str(folder), "--target", "w4g16", "--export", "imatrix", "--out", str(out)])
     assert found.exit_code == 2
     assert not out.exists()

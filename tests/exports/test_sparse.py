@@ -22,7 +22,7 @@ from calibrant.models.compact import same
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 SMALL: dict[str, Any] = {"samples": 4, "length": 24}
@@ -121,7 +121,7 @@ def test_transformers_does_not_take_it_for_a_plain_folder(made: Callable[..., Pa
     with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(folder)
     (folder / "sparse-00001.safetensors").rename(folder / "model.safetensors")
-    assert refused(open_model, str(folder), "float32", "cpu").subject == "model.layers.0.mlp.down_proj.weight:bits"
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == "model.layers.0.mlp.down_proj.weight:bits"
 
 
 def test_it_becomes_an_ordinary_folder_again_byte_by_byte(made: Callable[..., Path], tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_folder_becomes_sparse_later_and_leaves_what_it_was(tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == there
     assert not list((tmp_path / "small").glob(".*"))
     assert_same_model(dense_of(tmp_path / "out", torch.bfloat16), load(tmp_path / "small"))
-    assert refused(export, tmp_path / "out", tmp_path / "small", "sparse", kind=OutputError).subject == str(tmp_path / "small")
-    assert refused(export, tmp_path / "out", tmp_path / "other", "compressed_tensors", kind=OutputError).subject == "compressed_tensors"
+    assert refusal_of(export, tmp_path / "out", tmp_path / "small", "sparse", kind=OutputError).subject == str(tmp_path / "small")
+    assert refusal_of(export, tmp_path / "out", tmp_path / "other", "compressed_tensors", kind=OutputError).subject == "compressed_tensors"
     assert not (tmp_path / "other").exists()
 
 
@@ -161,7 +161,7 @@ def test_it_is_measured_and_compressed_as_the_folder_beside_it_is(tmp_path: Path
     dense, sparse = (evaluate(str(place), task, dtype="float32")[0].score for place in (out, out / "sparse"))
     assert dense.value == sparse.value > 0
     again = f"loss(source={str(rows)!r}, tokens=64, length=16)"
-    assert refused(evaluate, str(out / "sparse"), again, kind=DataError, dtype="float32").subject == str(out)
+    assert refusal_of(evaluate, str(out / "sparse"), again, kind=DataError, dtype="float32").subject == str(out)
     once_more = [prune(str(place), "python_docs", "wanda", 0.75, dtype="float32", **SMALL) for place in (out, out / "sparse")]
     assert_same_model(*(done.opened.model for done in once_more))
 
@@ -206,4 +206,4 @@ def test_a_model_of_its_own_code_is_refused_before_any_work(tmp_path: Path) -> N
     own = type("OwnModel", (type(opened.model),), {"__module__": "modeling_own"})
     opened.model.__class__ = own
     given = methods.build("wanda"), parse_target(0.5), Opened(opened.model, None, "own", "", "", torch.float32), view(opened.model)
-    assert refused(Sparse().check, *given, kind=OutputError).subject == "own"
+    assert refusal_of(Sparse().check, *given, kind=OutputError).subject == "own"

@@ -10,7 +10,7 @@ import pytest
 from calibrant.errors import DataError, OutputError
 from calibrant.importance import Imatrix, ImatrixEntry, compared, read_imatrix
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 
 def made(scale: float = 1.0) -> Imatrix:
@@ -58,7 +58,7 @@ def test_the_older_form_by_hand_and_back(tmp_path: Path):
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, kept: int):
     path = made().write(tmp_path / name)
     path.write_bytes(path.read_bytes()[:kept])
-    assert refused(read_imatrix, path, kind=DataError).subject == str(path)
+    assert refusal_of(read_imatrix, path, kind=DataError).subject == str(path)
 
 
 def test_a_model_and_a_text_are_no_imatrix(tmp_path: Path):
@@ -68,9 +68,9 @@ def test_a_model_and_a_text_are_no_imatrix(tmp_path: Path):
     writer.close()
     (tmp_path / "text.dat").write_text("a text that calls itself an imatrix")
     for name in ("model.gguf", "text.dat", "nowhere.dat"):
-        assert refused(read_imatrix, tmp_path / name, kind=DataError).subject == str(tmp_path / name)
+        assert refusal_of(read_imatrix, tmp_path / name, kind=DataError).subject == str(tmp_path / name)
     for name in ("a.bin", "no/a.gguf"):
-        assert refused(made().write, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
+        assert refusal_of(made().write, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
 
 
 def test_two_are_compared_tensor_by_tensor():
@@ -87,5 +87,5 @@ def test_two_are_compared_tensor_by_tensor():
 def test_two_of_different_models_are_refused():
     entry = ImatrixEntry(np.ones((1, 5), dtype=np.float32), np.array([3]))
     narrow, elsewhere = Imatrix({"blk.0.attn_q.weight": entry}, (), 1, 1), Imatrix({"blk.9.x.weight": entry}, (), 1, 1)
-    assert refused(compared, made(), narrow, kind=DataError).subject == "blk.0.attn_q.weight"
-    assert "blk.9.x.weight" in str(refused(compared, made(), elsewhere, kind=DataError))
+    assert refusal_of(compared, made(), narrow, kind=DataError).subject == "blk.0.attn_q.weight"
+    assert "blk.9.x.weight" in str(refusal_of(compared, made(), elsewhere, kind=DataError))

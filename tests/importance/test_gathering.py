@@ -20,7 +20,7 @@ from calibrant.models.gguf_names import architecture_of, tensor_names
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import two_hundred_lines, usually
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
@@ -80,7 +80,7 @@ def test_the_names_are_those_of_a_files_own_tensors(tmp_path: Path, monkeypatch:
     assert entries.keys() <= {tensor.name for tensor in gguf.GGUFReader(path).tensors}
     assert len(entries) == 21
     monkeypatch.setattr("calibrant.importance.gathering.tensor_names", lambda view: {w.name: ("blk.0.other.weight",) for w in view.weights})
-    said = refused(calibrant.imatrix, str(path), "python_docs", **SMALL)
+    said = refusal_of(calibrant.imatrix, str(path), "python_docs", **SMALL)
     assert said.subject == "model.layers.0.self_attn.q_proj"
     assert "blk.0.other.weight" in str(said)
 
@@ -89,7 +89,7 @@ def test_the_names_are_those_of_a_files_own_tensors(tmp_path: Path, monkeypatch:
 def test_every_family_has_its_names_or_is_refused_by_name(family: str):
     model = tiny_model(family)
     if family == "opt":
-        assert refused(architecture_of, model).subject == "opt"
+        assert refusal_of(architecture_of, model).subject == "opt"
         return
     names = tensor_names(view(model))
     assert all(name.startswith("blk.") and name.endswith(".weight") for several in names.values() for name in several)
@@ -111,9 +111,9 @@ def test_the_command_writes_and_inspect_compares(folder: Path, tmp_path: Path):
 
 def test_what_cannot_be_is_refused_before_any_work(folder: Path, tmp_path: Path):
     place = tmp_path / "a.txt"
-    assert refused(calibrant.imatrix, str(folder), "python_docs", place, kind=OutputError).subject == str(place)
+    assert refusal_of(calibrant.imatrix, str(folder), "python_docs", place, kind=OutputError).subject == str(place)
     opened = open_model(str(folder), "float32", "cpu")
-    assert refused(calibrant.imatrix, opened, "python_docs", kind=SpecError, memory=1.0, **SMALL).subject == "memory"
+    assert refusal_of(calibrant.imatrix, opened, "python_docs", kind=SpecError, memory=1.0, **SMALL).subject == "memory"
 
 
 MANY = {"samples": 64, "length": 32, "dtype": "float32", "device": "cpu"}
@@ -145,15 +145,15 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(deep: tuple[st
         assert went[-1].residence.on_disk is on_disk
         assert went[-1].offload == (tmp_path if offloads else None)
         assert (tmp_path / f"{name}.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
-    less = refused(calibrant.imatrix, folder, texts, tmp_path / "less.gguf", kind=SpecError, memory=needs.block / 1e9, **MANY)
+    less = refusal_of(calibrant.imatrix, folder, texts, tmp_path / "less.gguf", kind=SpecError, memory=needs.block / 1e9, **MANY)
     assert less.subject == folder
     assert not (tmp_path / "less.gguf").exists()
 
 
 def test_a_selector_that_runs_the_model_needs_all_of_it_and_without_a_file_nothing_goes_to_disk(deep: tuple[str, str, room.Needs], tmp_path: Path):
     folder, texts, needs = deep
-    said = refused(calibrant.imatrix, folder, "cluster(source=python_docs)", tmp_path / "out.gguf", kind=SpecError, memory=1e-6, **SMALL)
+    said = refusal_of(calibrant.imatrix, folder, "cluster(source=python_docs)", tmp_path / "out.gguf", kind=SpecError, memory=1e-6, **SMALL)
     assert said.subject == folder
     assert "cluster" in str(said)
     little = needs.on_disk("dense", offload=True) * 1.001 / 1e9
-    assert refused(calibrant.imatrix, folder, texts, kind=SpecError, memory=little, **MANY).subject == "imatrix"
+    assert refusal_of(calibrant.imatrix, folder, texts, kind=SpecError, memory=little, **MANY).subject == "imatrix"

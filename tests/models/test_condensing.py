@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from calibrant.models import Condensed, condense, condensed, expert_layers, view
 
 from tests.models.mixtures_of_experts import SIZES, tiny_mixture
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
@@ -116,7 +116,7 @@ def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first()
     model = tiny_mixture("qwen2_moe")
     want = by_hand(model, {0: KEPT[1], 1: Condensed({}, 0.5)})
     condense(view(model), {0: KEPT[1]})
-    assert refused(condense, view(model), {1: KEPT[0]}).subject == "56"
+    assert refusal_of(condense, view(model), {1: KEPT[0]}).subject == "56"
     condense(view(model), {1: Condensed({}, 0.5)})
     torch.testing.assert_close(model(IDS, use_cache=False).logits.double(), want, rtol=0, atol=2e-5)
     assert (model.config.intermediate_size, model.config.mlp_only_layers) == (40, [0, 1])
@@ -135,7 +135,7 @@ def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first()
 def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], subject: str) -> None:
     model = tiny_mixture(kind)
     want, config = model(IDS, use_cache=False).logits, copy.deepcopy(model.config.to_dict())
-    assert refused(condense, view(model), layers).subject == subject
+    assert refusal_of(condense, view(model), layers).subject == subject
     assert torch.equal(model(IDS, use_cache=False).logits, want)
     assert model.config.to_dict() == config
 
@@ -143,4 +143,4 @@ def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, lay
 def test_experts_that_compute_something_else_are_refused() -> None:
     model = tiny_mixture("qwen3_moe")
     model.model.layers[0].mlp.experts.act_fn = nn.ReLU()
-    assert refused(condensed, view(model), KEPT).subject == "model.layers.0.mlp"
+    assert refusal_of(condensed, view(model), KEPT).subject == "model.layers.0.mlp"

@@ -11,7 +11,7 @@ from calibrant.models import open_model, open_tokenizer
 from calibrant.models.configuring import trusted
 from calibrant.testing import tiny_model
 
-from tests.models.refused import edit, refused
+from tests.models.refused import edit, refusal_of
 
 TRAP = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
 MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
@@ -37,7 +37,7 @@ def nested(depth: int) -> object:
 )
 def test_nonsense_is_refused(folder: Path, entries: dict[str, object], subject: str, value: str):
     edit(folder, **entries)
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject in (subject, str(folder / subject))
     assert value in str(said)
 
@@ -46,7 +46,7 @@ def test_nonsense_is_refused(folder: Path, entries: dict[str, object], subject: 
 def test_what_is_no_configuration_is_refused(folder: Path, text: str):
     (folder / "config.json").write_text(text, encoding="latin-1")
     for opening in (open_model, open_tokenizer):
-        assert refused(opening, str(folder)).subject == str(folder / "config.json")
+        assert refusal_of(opening, str(folder)).subject == str(folder / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_more_than_the_files_hold_is_refused_before_it_is_made(
 
     monkeypatch.setattr("calibrant.models.opening.AutoModelForCausalLM.from_pretrained", made)
     edit(folder, **entries)
-    assert refused(open_model, str(folder), "float32", "cpu").subject == (subject or str(folder))
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == (subject or str(folder))
     if subject == "num_hidden_layers":
-        assert refused(open_tokenizer, str(folder)).subject == subject
+        assert refusal_of(open_tokenizer, str(folder)).subject == subject
 
 
 def test_buffers_are_counted_too(tmp_path: Path):
@@ -76,7 +76,7 @@ def test_buffers_are_counted_too(tmp_path: Path):
     sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
     GPTJForCausalLM(GPTJConfig(**sizes)).save_pretrained(tmp_path)
     edit(tmp_path, n_positions=10**12)
-    assert refused(open_model, str(tmp_path), "float32", "cpu").subject == "transformer.rotary_emb.embed_positions"
+    assert refusal_of(open_model, str(tmp_path), "float32", "cpu").subject == "transformer.rotary_emb.embed_positions"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_buffers_are_counted_too(tmp_path: Path):
 )
 def test_code_that_a_configuration_chooses_is_refused(folder: Path, entries: dict[str, object], subject: str, value: str):
     edit(folder, **entries)
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == subject
     assert value in str(said)
 
@@ -105,7 +105,7 @@ def test_code_beside_a_known_model_is_never_run(folder: Path):
     opened = open_model(str(folder), "float32", "cpu")
     assert torch.equal(opened.model(ids).logits, tiny_model("llama")(ids).logits)
     edit(folder, model_type="foo")
-    assert "--trust-remote-code" in str(refused(open_model, str(folder), "float32", "cpu"))
+    assert "--trust-remote-code" in str(refusal_of(open_model, str(folder), "float32", "cpu"))
     assert not (folder / "ran").exists()
 
 
@@ -134,12 +134,12 @@ def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(folder: Path, 
     assert opened.digest != plain
     (folder / "evil.py").write_text(OWN + "\n# changed\n")
     assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest != opened.digest
-    assert refused(open_model, str(folder), "float32", "cpu", trust_remote_code=False).subject == str(folder)
+    assert refusal_of(open_model, str(folder), "float32", "cpu", trust_remote_code=False).subject == str(folder)
 
 
 def test_code_from_elsewhere_is_nobodys_to_trust(folder: Path):
     edit(folder, model_type="foo", auto_map={"AutoConfig": "someone/else--evil.Config"})
-    assert refused(open_model, str(folder), "float32", "cpu", trust_remote_code=True).subject == "someone/else--evil.Config"
+    assert refusal_of(open_model, str(folder), "float32", "cpu", trust_remote_code=True).subject == "someone/else--evil.Config"
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])

@@ -3,7 +3,7 @@ import torch
 
 from calibrant.models import devices, resolve_device, resolve_dtype
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_auto_on_cuda_asks_for_its_capability_and_on_mps_is_float32(monkeypatch,
 
 
 def test_an_unknown_dtype_is_refused_with_the_nearest_one():
-    said = refused(resolve_dtype, "bf16", "cpu")
+    said = refusal_of(resolve_dtype, "bf16", "cpu")
     assert said.subject == "bf16"
     assert "did you mean 'bfloat16'" in str(said)
 
@@ -47,5 +47,5 @@ def test_the_device_auto_is_the_fastest_there_is(monkeypatch, cuda, mps, wanted)
 def test_a_device_that_this_machine_lacks_or_none_has_is_refused(monkeypatch, given):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert refused(resolve_device, given).subject == given
+    assert refusal_of(resolve_device, given).subject == given
     assert resolve_device("cuda:1").index == 1

@@ -8,7 +8,7 @@ import torch
 from calibrant.models import view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
@@ -42,7 +42,7 @@ def test_blocks_that_can_not_go_are_refused_and_nothing_changes():
     model = tiny_model("llama")
     seen, want = view(model), model(IDS).logits
     for indices, subject in (([3], "3"), ([-1], "-1"), ([0, 1, 2], "model.layers")):
-        assert refused(seen.drop_blocks, indices).subject == subject
+        assert refusal_of(seen.drop_blocks, indices).subject == subject
     assert torch.equal(model(IDS).logits, want)
 
 
@@ -50,6 +50,6 @@ def test_what_the_configuration_can_not_describe_is_refused_and_nothing_changes(
     # Every second block has experts: without the first, the places would ask for other kinds.
     model = tiny_model("qwen3_moe", decoder_sparse_step=2)
     before = copy.deepcopy(model.config.to_dict())
-    assert refused(view(model).drop_blocks, [0]).subject == "model.layers.0.mlp.down_proj.weight"
+    assert refusal_of(view(model).drop_blocks, [0]).subject == "model.layers.0.mlp.down_proj.weight"
     assert model.config.to_dict() == before
     assert len(view(model).blocks) == 3

@@ -10,7 +10,7 @@ from calibrant.models import Snapshot, drop_experts, expert_layers, view
 from calibrant.testing.tiny import tiny_model
 
 from tests.models.mixtures_of_experts import tiny_mixture
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
@@ -99,7 +99,7 @@ def test_a_router_of_groups_keeps_groups_of_one_size(tmp_path):
     model = tiny_mixture("deepseek_v3", n_group=2, topk_group=1)
     seen = view(model)
     for gone, value in (([0, 1], "[2, 4]"), ([0, 1, 2, 4, 5, 6], "[1, 1]")):
-        said = refused(drop_experts, seen, {1: gone})
+        said = refusal_of(drop_experts, seen, {1: gone})
         assert said.subject == "model.layers.1.mlp"
         assert value in str(said)
     drop_experts(seen, {1: [1, 6]})
@@ -121,23 +121,23 @@ def test_a_router_of_groups_keeps_groups_of_one_size(tmp_path):
 def test_what_can_not_be_dropped_is_refused_and_nothing_changes(kind, experts, subject):
     model = tiny_mixture(kind)
     want, config = model(IDS, use_cache=False).logits, copy.deepcopy(model.config.to_dict())
-    assert refused(drop_experts, view(model), experts).subject == subject
+    assert refusal_of(drop_experts, view(model), experts).subject == subject
     assert torch.equal(model(IDS, use_cache=False).logits, want)
     assert model.config.to_dict() == config
 
 
 def test_no_fewer_experts_are_left_than_a_router_picks_and_there_must_be_some():
     model = tiny_mixture("mixtral")
-    assert refused(drop_experts, view(model), {0: range(7), 1: range(7)}, kind=TargetError).subject == "model.layers.0.mlp"
+    assert refusal_of(drop_experts, view(model), {0: range(7), 1: range(7)}, kind=TargetError).subject == "model.layers.0.mlp"
     assert len(model.model.layers[0].mlp.gate.weight) == 8
-    assert refused(drop_experts, view(tiny_model("llama")), {1: [0]}).subject == "1"
+    assert refusal_of(drop_experts, view(tiny_model("llama")), {1: [0]}).subject == "1"
 
 
 def test_a_model_whose_experts_are_named_or_counted_otherwise_is_refused():
     model = tiny_mixture("mixtral")
     seen = view(model)
     model.config.num_local_experts = 9
-    assert refused(drop_experts, seen, {0: [1], 1: [1]}).subject == "model.layers.0.mlp.experts.down_proj"
+    assert refusal_of(drop_experts, seen, {0: [1], 1: [1]}).subject == "model.layers.0.mlp.experts.down_proj"
     model = tiny_mixture("mixtral")
     model.model.layers[0].mlp.register_buffer("table", torch.zeros(3, dtype=torch.int64))
-    assert refused(drop_experts, view(model), {0: [1], 1: [1]}).subject == "model.layers.0.mlp.table"
+    assert refusal_of(drop_experts, view(model), {0: [1], 1: [1]}).subject == "model.layers.0.mlp.table"

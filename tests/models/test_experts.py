@@ -14,7 +14,7 @@ from calibrant.models import Choices, expert_layers, view
 from calibrant.walk import walk_blocks
 
 from tests.models.mixtures_of_experts import KINDS, tiny_mixture
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -152,22 +152,22 @@ def test_a_router_that_is_not_understood_is_named():
     layers = expert_layers(view(tiny_mixture("mixtral")))
     with Choices(layers) as choices:
         pass
-    assert refused(choices.of, layers[0]).subject == "model.layers.0.mlp"
+    assert refusal_of(choices.of, layers[0]).subject == "model.layers.0.mlp"
 
 
 def test_experts_without_a_router_or_with_two_are_named():
     model = tiny_mixture("mixtral")
     model.model.layers[1].mlp.router = nn.Linear(32, 8)
-    said = refused(expert_layers, view(model))
+    said = refusal_of(expert_layers, view(model))
     assert said.subject == "model.layers.1.mlp"
     assert "model.layers.1.mlp.router" in str(said)
     del model.model.layers[1].mlp.router
     model.model.layers[1].mlp.gate.weight = nn.Parameter(torch.zeros(5, 32))
-    assert refused(expert_layers, view(model)).subject == "model.layers.1.mlp"
+    assert refusal_of(expert_layers, view(model)).subject == "model.layers.1.mlp"
 
 
 def test_a_router_that_does_not_say_how_many_it_picks_is_named(monkeypatch):
     model = tiny_mixture("mixtral")
     del model.model.layers[0].mlp.gate.top_k, model.model.layers[0].mlp.top_k
     monkeypatch.setattr("calibrant.models.experts.TOP_K_NAMES", ("top_k",))
-    assert refused(expert_layers, view(model)).subject == "model.layers.0.mlp"
+    assert refusal_of(expert_layers, view(model)).subject == "model.layers.0.mlp"

@@ -23,7 +23,7 @@ from calibrant.walk import walk
 from calibrant.walk.rehearsal import rehearse
 
 from tests.models.families import FAMILIES, small_model
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS: Final = torch.randint(3, 100, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -158,7 +158,7 @@ def walkable(family: str) -> bool:
             plainly(small_model(family))
         return False
     if family in REFUSED:
-        assert refused(lambda: list(walked(view(small_model(family)), "arrival", full()))).subject == REFUSED[family]
+        assert refusal_of(lambda: list(walked(view(small_model(family)), "arrival", full()))).subject == REFUSED[family]
         return False
     return True
 
@@ -193,7 +193,7 @@ def test_padding_does_not_matter_or_is_refused(family: str) -> None:
         return
     seen_by = view(small_model(family))
     if family in UNPADDED:
-        assert "padding" in str(refused(lambda: dict(walked(seen_by, "dense", padded(left=False)))))
+        assert "padding" in str(refusal_of(lambda: dict(walked(seen_by, "dense", padded(left=False)))))
         return
     alone = dict(walked(seen_by, "dense", padded(left=False), tokens_per_pass=1))  # every window on its own: nothing is padded
     for left in (False, True):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from calibrant.models import folder as folders
 from calibrant.models import open_model, open_tokenizer
 
-from tests.models.refused import edit, refused
+from tests.models.refused import edit, refusal_of
 
 INDEX = "model.safetensors.index.json"
 FIRST = "model-00001-of-00002.safetensors"
@@ -119,15 +119,15 @@ def test_shards_that_an_index_names_are_the_model(folder: Path):
 def test_a_folder_that_is_not_all_there_is_to_its_model(folder: Path, damage: Damage, subject: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder.parent)
     damage(folder)
-    assert refused(open_model, str(folder), "float32", "cpu").subject == subject.format(folder=folder, above=folder.parent)
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == subject.format(folder=folder, above=folder.parent)
     assert not (folder.parent / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_tokenizer_is_read_from_plain_files_too(folder: Path, name: str):
     piped(folder, name)
-    assert refused(open_tokenizer, str(folder)).subject == name
-    assert refused(open_model, str(folder), "float32", "cpu").subject == name
+    assert refusal_of(open_tokenizer, str(folder)).subject == name
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == name
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -152,8 +152,8 @@ def test_what_is_too_large_or_may_not_be_read(folder: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as within:
         within.setattr(folders, "LARGEST", 100)
-        assert refused(open_model, str(folder), "float32", "cpu").subject == str(folder / "config.json")
+        assert refusal_of(open_model, str(folder), "float32", "cpu").subject == str(folder / "config.json")
     monkeypatch.setattr(Path, "iterdir", refuse)
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == str(folder)
     assert "Permission denied" in str(said)

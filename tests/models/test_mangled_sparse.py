@@ -18,7 +18,7 @@ from calibrant.models.compact import same
 from calibrant.testing import tiny_folder
 
 from tests.effort import quick
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.models.test_mangled_models import mangled_json, of_header, opens_or_is_refused, seeds
 
 NUMBERS = "sparse-00001.safetensors"
@@ -86,7 +86,7 @@ def test_a_sheet_that_is_wrong_is_named(pruned: Path, tmp_path: Path, what: str)
     folder = Path(shutil.copytree(pruned, tmp_path / "folder"))
     changed(folder, change)
     with quick():
-        said = refused(load, folder)
+        said = refusal_of(load, folder)
     assert said.subject == subject
     assert value in str(said)
 
@@ -107,7 +107,7 @@ def test_a_packed_form_that_is_wrong_is_named(rounded: Path, tmp_path: Path, wha
     folder = Path(shutil.copytree(rounded, tmp_path / "folder"))
     changed(folder, lambda sheet: change(sheet["tensors"][UP]))
     with quick():
-        said = refused(load, folder)
+        said = refusal_of(load, folder)
     assert said.subject.startswith(UP)
     assert value in str(said)
 
@@ -138,7 +138,7 @@ def test_files_that_are_wrong_are_named(pruned: Path, tmp_path: Path, what: str)
     folder = Path(shutil.copytree(pruned, tmp_path / "folder"))
     act(folder)
     with quick():
-        assert refused(load, folder).subject == subject.format(folder=folder)
+        assert refusal_of(load, folder).subject == subject.format(folder=folder)
 
 
 @pytest.mark.parametrize("tried", seeds(16, 40))
@@ -163,4 +163,4 @@ def test_mangled_at_random_it_opens_as_it_was_or_is_refused(kind: str, tried: ra
 
 
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
-    assert refused(load, tmp_path / "nothing").subject == str(tmp_path / "nothing")
+    assert refusal_of(load, tmp_path / "nothing").subject == str(tmp_path / "nothing")

@@ -17,7 +17,7 @@ from calibrant.models import gguf_of, located, named, open_model, view
 from calibrant.named import NAMED, NamedModel
 from calibrant.testing.tiny import tiny_gguf
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 GEMMA = NAMED["gemma3-270m"]
 
@@ -54,10 +54,10 @@ def test_parts_are_joined_once_in_the_users_cache(in_parts: tuple[NamedModel, by
 
 def test_a_part_that_is_not_installed_says_how_to_bring_it(in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NAMED, "in-parts", replace(in_parts[0], parts=(*in_parts[0].parts[:2], "part9/data/m.part9")))
-    said = refused(open_model, "in-parts")
+    said = refusal_of(open_model, "in-parts")
     assert said.subject == "in-parts"
     assert "pip install it" in str(said)
-    assert "gemma3-270m" in str(refused(open_model, "gema3-270m"))
+    assert "gemma3-270m" in str(refusal_of(open_model, "gema3-270m"))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_parts_that_make_another_file_are_refused_and_nothing_of_them_stays(
     part = tmp_path / "packages" / "part1" / "data" / "m.part1"
     part.write_bytes(bytes(part.stat().st_size))
     for _ in range(2):
-        said = refused(located, "in-parts")
+        said = refusal_of(located, "in-parts")
         assert said.subject == "in-parts"
         assert with_digest[0].pip in str(said)
     assert not list(own_cache.rglob("*.gguf"))
@@ -105,7 +105,7 @@ def test_the_joined_file_stays_until_the_new_one_is_ready(
     os.utime(tmp_path / "packages" / "part1" / "data" / "m.part1", (later, later))
     with monkeypatch.context() as within:
         within.setattr(named, "file_digest", full)
-        assert refused(located, "in-parts").subject == "in-parts"
+        assert refusal_of(located, "in-parts").subject == "in-parts"
     assert path.read_bytes() == with_digest[1]
     assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}
 

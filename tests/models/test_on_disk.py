@@ -14,7 +14,7 @@ from calibrant.models import check_finite, open_model, outlined, save, view
 from calibrant.models.shards import write_shards
 from calibrant.testing import FAMILIES, tiny_folder
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 FEW = ("llama", "gpt2", "mixtral")
@@ -92,7 +92,7 @@ def test_what_a_block_lacks_is_named(folder: Path) -> None:
         ({**state, odd: state[name].clone()}, odd),
     ):
         save_file(held, path, metadata={"format": "pt"})
-        assert refused(open_model, str(folder), "float32", on_disk=True).subject == subject
+        assert refusal_of(open_model, str(folder), "float32", on_disk=True).subject == subject
 
 
 def test_numbers_that_are_not_finite_and_files_that_are_gone_are_found_when_a_block_is_read(folder: Path) -> None:
@@ -101,17 +101,17 @@ def test_numbers_that_are_not_finite_and_files_that_are_gone_are_found_when_a_bl
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     opened = open_model(str(folder), "float32", on_disk=True)
     seen_by = view(opened.model, opened.residence)
-    assert refused(check_finite, seen_by, kind=NumericsError).subject == "model.layers.2.mlp.up_proj"
+    assert refusal_of(check_finite, seen_by, kind=NumericsError).subject == "model.layers.2.mlp.up_proj"
     (folder / "model.safetensors").unlink()
-    assert refused(seen_by.held(seen_by.blocks[0]).__enter__).subject == str(folder)
+    assert refusal_of(seen_by.held(seen_by.blocks[0]).__enter__).subject == str(folder)
     assert all(parameter.is_meta for parameter in seen_by.blocks[0].module.parameters())
 
 
 def test_what_cannot_be_left_on_disk_is_refused(gguf_file: Path, sound: Path) -> None:
-    assert refused(open_model, str(gguf_file), "float32", on_disk=True).subject == str(gguf_file)
+    assert refusal_of(open_model, str(gguf_file), "float32", on_disk=True).subject == str(gguf_file)
     assert outlined(str(gguf_file))[0] is None
     opened = open_model(str(sound), "float32", on_disk=True)
-    assert refused(view, opened.model).subject == "model.layers.0.self_attn.q_proj.weight", "nobody would read its numbers"
+    assert refusal_of(view, opened.model).subject == "model.layers.0.self_attn.q_proj.weight", "nobody would read its numbers"
 
 
 def test_an_outline_has_shapes_and_no_numbers(sound: Path) -> None:
@@ -120,4 +120,4 @@ def test_an_outline_has_shapes_and_no_numbers(sound: Path) -> None:
     assert found is not None
     opened = open_model(str(sound), "float32")
     assert [(w.name, w.shape) for w in found.weights] == [(w.name, w.shape) for w in view(opened.model).weights]
-    assert refused(found.held, found.blocks[0]).subject == "0"
+    assert refusal_of(found.held, found.blocks[0]).subject == "0"

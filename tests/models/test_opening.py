@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from calibrant.models import open_model, opening
 from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
 
-from tests.models.refused import edit, refused
+from tests.models.refused import edit, refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -106,7 +106,7 @@ def half_of_the_shards(folder: Path) -> None:
 )
 def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], object], subject: str, value: str):
     damage(folder)
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject in (subject, str(folder / subject))
     assert value in str(said)
     assert str(folder) in str(said)
@@ -132,14 +132,14 @@ def test_a_tensor_that_does_not_belong_or_is_no_float_is_named(folder: Path, nam
     def change(tensors: Tensors) -> None:
         tensors[name] = tensors.get(name, torch.zeros(3)).mul(100).to(kind)
 
-    said = refused(open_model, changed(folder, change), "float32", "cpu")
+    said = refusal_of(open_model, changed(folder, change), "float32", "cpu")
     assert said.subject == name
     assert value in str(said)
 
 
 def test_a_tensor_that_is_missing_is_named(folder: Path):
     ref = changed(folder, lambda tensors: tensors.pop("lm_head.weight"))
-    assert refused(open_model, ref, "float32", "cpu").subject == "lm_head.weight"
+    assert refusal_of(open_model, ref, "float32", "cpu").subject == "lm_head.weight"
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.float32])
@@ -162,7 +162,7 @@ def test_the_masks_and_angles_of_old_files_are_passed_over(folder: Path, tmp_pat
 )
 def test_an_unknown_name_is_refused(given: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    said = refused(open_model, given, "float32", "cpu")
+    said = refusal_of(open_model, given, "float32", "cpu")
     assert said.subject == given
     assert value in str(said)
 
@@ -170,7 +170,7 @@ def test_an_unknown_name_is_refused(given: str, value: str, monkeypatch: pytest.
 @pytest.mark.parametrize(("name", "value"), [("model.pt", "pickle"), ("model.safetensors", "config.json")])
 def test_a_single_file_that_is_no_gguf_is_refused(tmp_path: Path, name: str, value: str):
     (tmp_path / name).write_bytes(b"something")
-    said = refused(open_model, str(tmp_path / name))
+    said = refusal_of(open_model, str(tmp_path / name))
     assert said.subject == str(tmp_path / name)
     assert value in str(said)
 
@@ -194,7 +194,7 @@ def test_what_the_hub_refuses_is_refused(monkeypatch: pytest.MonkeyPatch, raised
         raise raised
 
     monkeypatch.setattr(opening, "snapshot_download", refuse)
-    said = refused(open_model, "some/model")
+    said = refusal_of(open_model, "some/model")
     assert said.subject == "some/model"
     assert value in str(said)
 

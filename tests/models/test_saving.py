@@ -14,7 +14,7 @@ from calibrant.errors import OutputError
 from calibrant.models import Opened, check_output, open_model, read_manifest, save, view
 from calibrant.testing.tiny import FAMILIES, TEMPLATE, tiny_model, tiny_tokenizer
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -93,7 +93,7 @@ def test_a_model_from_gguf_saves_and_its_tokenizer_comes_back(gguf_file, tmp_pat
 )
 def test_a_folder_of_ours_is_refused_with_what_it_holds(tmp_path, manifest, value):
     (tmp_path / "calibrant.json").write_text(manifest)
-    said = refused(save, opened(), tmp_path, {}, kind=OutputError)
+    said = refusal_of(save, opened(), tmp_path, {}, kind=OutputError)
     assert said.subject == str(tmp_path)
     assert value in str(said)
     assert (tmp_path / "calibrant.json").read_text() == manifest
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_left_alone(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "out").mkdir()
     (tmp_path / "out/diary.txt").write_text("mine")
-    assert refused(save, opened(), tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(save, opened(), tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["diary.txt"]
 
@@ -113,10 +113,10 @@ def test_a_place_that_can_not_be_a_folder_is_refused_and_checking_changes_nothin
     (tmp_path / "link").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
     for name in ("file", "file/out", "link", "pipe"):
-        assert refused(check_output, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
+        assert refusal_of(check_output, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
     check_output(tmp_path / "a/b/out")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert refused(check_output, tmp_path / "out", kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(check_output, tmp_path / "out", kind=OutputError).subject == str(tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
 
 
@@ -141,7 +141,7 @@ def test_what_fails_while_writing_leaves_nothing(tmp_path, monkeypatch, error, v
     for writer, name in ((type(made.model), "save_pretrained"), (Path, "write_text")):
         with monkeypatch.context() as within:
             within.setattr(writer, name, fail_with(error))
-            said = refused(save, made, tmp_path / "a/b/out", {}, kind=OutputError)
+            said = refusal_of(save, made, tmp_path / "a/b/out", {}, kind=OutputError)
         assert said.subject == str(tmp_path / "a/b/out")
         assert value in str(said)
         assert os.listdir(tmp_path) == []
@@ -167,7 +167,7 @@ def test_a_folder_filled_in_the_meantime_is_left_alone(tmp_path, monkeypatch):
         (tmp_path / "out/diary.txt").write_text("mine")
 
     monkeypatch.setattr(type(made.tokenizer), "save_pretrained", and_meanwhile)
-    assert refused(save, made, tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(save, made, tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["diary.txt"]
 
@@ -179,7 +179,7 @@ def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
     config = (tmp_path / "out" / "config.json").read_bytes()
     for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2"), b"[]", config):
         path.write_bytes(damaged)
-        assert refused(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(path)
+        assert refusal_of(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(path)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_file_of_another_run_beside_a_manifest_is_refused(tmp_path, name):
     save(opened(), tmp_path / "out", {"id": "sha256:1"})
     place = tmp_path / "out" / name
     place.write_bytes(place.read_bytes().replace(b"{", b"{ ", 1) if name != "model.safetensors" else _flipped(place.read_bytes()))
-    assert refused(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(place)
+    assert refusal_of(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(place)
     (tmp_path / "out" / "calibrant.json").unlink()
     open_model(str(tmp_path / "out"), "float32", "cpu")  # without the manifest it is a folder as any other
 

@@ -9,7 +9,7 @@ from torch import nn
 from calibrant.models import Snapshot, overwrite, view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -103,7 +103,7 @@ def test_the_numbers_it_was_made_of_can_be_read():
         weight.set(torch.zeros(weight.shape))
     assert all(torch.equal(snapshot.original(weight), want[weight.name]) for weight in seen.weights)
     other = view(tiny_model("mixtral")).weights[3]
-    assert refused(snapshot.original, other).subject == other.name
+    assert refusal_of(snapshot.original, other).subject == other.name
 
 
 def test_what_was_overwritten_without_a_word_is_named_and_nothing_is_changed():
@@ -113,7 +113,7 @@ def test_what_was_overwritten_without_a_word_is_named_and_nothing_is_changed():
     seen.weights[0].set(torch.zeros(seen.weights[0].shape))
     with torch.no_grad():
         model.model.norm.weight.mul_(2)
-    assert refused(snapshot.restore).subject == "model.norm.weight"
+    assert refusal_of(snapshot.restore).subject == "model.norm.weight"
     assert not seen.weights[0].get().any()
 
 

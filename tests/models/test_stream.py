@@ -9,7 +9,7 @@ from calibrant.models import Stream, view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -91,7 +91,7 @@ def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
     found_view = view(model)
     if kind == "llama4_text" and next(w for w in found_view.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
-        assert "Llama4ForCausalLM" in str(refused(Stream.of, found_view))
+        assert "Llama4ForCausalLM" in str(refusal_of(Stream.of, found_view))
         pytest.skip("the view shows the experts of Llama 4 as they are stored, [in, out]")
     stream, want = Stream.of(found_view), model(IDS, use_cache=False).logits
     experts = {weight.name for weight in found_view.weights if weight.expert is not None and "attention" not in weight.name}
@@ -112,7 +112,7 @@ def test_a_head_that_is_the_embedding_is_to_be_untied_first():
     model = tiny_model("llama", torch.float64, tie_word_embeddings=True)
     found_view = view(model)
     stream, want = Stream.of(found_view), model(IDS).logits
-    assert refused(stream.rescale, stream.norms[-1], factors(0)).subject == "lm_head"
+    assert refusal_of(stream.rescale, stream.norms[-1], factors(0)).subject == "lm_head"
     assert torch.equal(model(IDS).logits, want)
     found_view.untie()
     Stream.of(found_view).rescale(Stream.of(found_view).norms[-1], factors(0))
@@ -161,7 +161,7 @@ def test_what_else_a_norms_output_goes_into_is_written_down_and_its_scale_stays(
     stream, want = Stream.of(view(model)), model(IDS).logits
     norm = norm_before(stream)
     assert other in norm.others
-    assert refused(stream.rescale, norm, factors(0)).subject == norm.name
+    assert refusal_of(stream.rescale, norm, factors(0)).subject == norm.name
     assert torch.equal(model(IDS).logits, want)
 
 
@@ -171,7 +171,7 @@ def reused(inner, x):
 
 
 def test_a_writer_whose_outputs_go_elsewhere_too_is_refused():
-    said = refused(Stream.of, view(twisted(reused)))
+    said = refusal_of(Stream.of, view(twisted(reused)))
     assert said.subject == "model.layers.1.mlp.inner.down_proj"
     assert "cumsum" in str(said)
 
@@ -195,7 +195,7 @@ def shifted(inner, x):
 @pytest.mark.parametrize("twist", [through_a_view, over_what_was_made, shifted])
 def test_an_addition_to_the_stream_that_no_matrix_made_is_refused(twist):
     """Also where it is added in place, through a view."""
-    said = refused(Stream.of, view(twisted(twist)))
+    said = refusal_of(Stream.of, view(twisted(twist)))
     assert said.subject == "model.layers.2"
     assert "add of what no matrix made in model.layers.1" in str(said)
 
@@ -215,7 +215,7 @@ def test_a_norm_whose_weight_is_no_scale_is_left_alone():
     model = tiny_model("llama")
     model.model.layers[1].post_attention_layernorm = SquaredNorm()
     stream, want = Stream.of(view(model)), model(IDS).logits
-    assert refused(stream.rescale, norm_before(stream), factors(0)).subject == "model.layers.1.post_attention_layernorm"
+    assert refusal_of(stream.rescale, norm_before(stream), factors(0)).subject == "model.layers.1.post_attention_layernorm"
     assert torch.equal(model(IDS).logits, want)
 
 
@@ -239,6 +239,6 @@ def unused(model) -> None:
 def test_a_stream_that_is_changed_and_a_matrix_that_nothing_goes_through_are_refused(change, subject):
     model = tiny_model("llama")
     change(model)
-    said = refused(Stream.of, view(model))
+    said = refusal_of(Stream.of, view(model))
     assert said.subject == subject
     assert "LlamaForCausalLM" in str(said)

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 from calibrant.models import overwrite, view
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.models.reopening import reopened
 from tests.usual import usually
 
@@ -39,7 +39,7 @@ def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
 
 
 def test_a_model_without_a_head_is_refused():
-    assert refused(view(tiny_model("llama").model).untie).subject == "head"
+    assert refusal_of(view(tiny_model("llama").model).untie).subject == "head"
 
 
 class AlwaysTied(LlamaForCausalLM):
@@ -50,5 +50,5 @@ class AlwaysTied(LlamaForCausalLM):
 def test_a_head_that_is_always_the_embedding_is_refused():
     model = AlwaysTied(tiny_model("llama").config).eval()
     model.tie_weights()
-    assert refused(view(model).untie).subject == "lm_head.weight"
+    assert refusal_of(view(model).untie).subject == "lm_head.weight"
     assert len(view(model).tied) == 1

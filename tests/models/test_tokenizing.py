@@ -10,7 +10,7 @@ from calibrant import CalibrationSet
 from calibrant.models import open_model, open_tokenizer, opening
 from calibrant.testing import tiny_tokenizer
 
-from tests.models.refused import edit, refused
+from tests.models.refused import edit, refusal_of
 
 TEXT = "héllo <eos> wörld\n\n\U0001f600"
 
@@ -63,7 +63,7 @@ def test_of_a_hub_id_everything_but_the_weights_is_downloaded(weightless: Path, 
     assert (name, len(tokenizer)) == ("some/model", len(tiny_tokenizer()))
     assert asked == {"some/model": ["*.json", "*.txt", "*.model", "*.jinja"]}
     monkeypatch.setattr(opening, "snapshot_download", refuse)
-    assert refused(open_tokenizer, "some/model").subject == "some/model"
+    assert refusal_of(open_tokenizer, "some/model").subject == "some/model"
 
 
 def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
@@ -71,13 +71,13 @@ def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
         (folder / name).unlink()
     (tmp_path / "empty").mkdir()
     for place in (folder, tmp_path / "empty"):
-        assert refused(open_tokenizer, str(place)).subject == str(place)
+        assert refusal_of(open_tokenizer, str(place)).subject == str(place)
 
 
 def test_code_beside_a_model_is_never_run(folder: Path):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
-    said = refused(open_tokenizer, str(folder))
+    said = refusal_of(open_tokenizer, str(folder))
     assert said.subject == str(folder)
     assert "custom code" in str(said)
 
@@ -86,7 +86,7 @@ def test_code_beside_a_model_is_never_run(folder: Path):
 def test_a_tokenizer_of_another_shape(folder: Path, text: str):
     (folder / "tokenizer.json").write_text(text)
     for act in (open_model, open_tokenizer):
-        assert refused(act, str(folder)).subject == str(folder)
+        assert refusal_of(act, str(folder)).subject == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_a_part_or_settings_or_a_template_of_another_shape(folder: Path, name: s
         (folder / name).write_text(entries)
     else:
         edit(folder, name, **entries)
-    assert refused(open_tokenizer, str(folder)).subject == subject.format(folder=folder)
+    assert refusal_of(open_tokenizer, str(folder)).subject == subject.format(folder=folder)
 
 
 def test_tokens_beyond_the_embedding(folder: Path):
     edit(folder, "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0, "zebra": 70_000}, "merges": []})
-    said = refused(open_model, str(folder), "float32", "cpu")
+    said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == str(folder)
     assert "70000" in str(said)
 
@@ -121,4 +121,4 @@ def test_an_added_token_may_lie_beyond_it_unless_every_batch_has_it(folder: Path
     assert open_model(str(folder), "float32", "cpu").tokenizer("<image>", add_special_tokens=False).input_ids == [259]
     tokenizer.add_special_tokens({"pad_token": "<image>"})
     tokenizer.save_pretrained(folder)
-    assert "'<image>' the id 259" in str(refused(open_model, str(folder), "float32", "cpu"))
+    assert "'<image>' the id 259" in str(refusal_of(open_model, str(folder), "float32", "cpu"))

@@ -8,7 +8,7 @@ from calibrant.errors import NumericsError
 from calibrant.models import check_finite, view
 from calibrant.testing.tiny import tiny_model
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 
@@ -31,7 +31,7 @@ def test_what_is_left_dense_is_listed_with_its_reason():
 
 def test_another_shape_is_refused():
     weight = view(tiny_model("llama")).weights[1]
-    said = refused(weight.set, torch.zeros(32, 16))
+    said = refusal_of(weight.set, torch.zeros(32, 16))
     assert said.subject == weight.name
     assert "[32, 16]" in str(said)
 
@@ -49,7 +49,7 @@ def test_memory_that_is_shared_is_shown_once_left_dense_or_refused():
     assert ("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight") in seen.tied
     assert reasons(seen)["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
     layers[0].self_attn.o_proj.weight.data = buffer[16:48]
-    assert refused(view, model).subject == "model.layers.0.self_attn.o_proj"
+    assert refusal_of(view, model).subject == "model.layers.0.self_attn.o_proj"
 
 
 def test_a_model_without_a_head_is_its_own_base_and_one_that_can_not_leave_it_out_is_refused():
@@ -57,7 +57,7 @@ def test_a_model_without_a_head_is_its_own_base_and_one_that_can_not_leave_it_ou
     assert view(model.model).base is model.model
     seen = view(model)
     model.model.lm_head = model.lm_head
-    assert refused(lambda: seen.base).subject == "model.layers"
+    assert refusal_of(lambda: seen.base).subject == "model.layers"
 
 
 def test_a_snapshot_brings_every_matrix_back_and_that_of_another_model_is_refused():
@@ -70,7 +70,7 @@ def test_a_snapshot_brings_every_matrix_back_and_that_of_another_model_is_refuse
     seen.restore(kept)
     assert torch.equal(model(IDS).logits, want)
     other = view(tiny_model("mixtral", num_hidden_layers=2)).snapshot()
-    assert refused(seen.restore, other).subject.startswith("model.layers.2.")
+    assert refusal_of(seen.restore, other).subject.startswith("model.layers.2.")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_named(family: str, parameter: str, name
     seen = view(model)
     check_finite(seen)
     dict(model.named_parameters())[parameter].data.view(-1)[3] = value
-    assert refused(check_finite, seen, kind=NumericsError).subject == named
+    assert refusal_of(check_finite, seen, kind=NumericsError).subject == named
 
 
 class Packed(nn.Module):
@@ -152,6 +152,6 @@ def test_a_model_that_can_not_be_viewed_is_refused(change, subject: str, value: 
     model.model.layers[0].parts = nn.ModuleList(nn.Identity() for _ in range(3))
     assert len(view(model).blocks) == 3, "a list inside the blocks is no second candidate"
     change(model)
-    said = refused(view, model)
+    said = refusal_of(view, model)
     assert said.subject == subject
     assert value in str(said)

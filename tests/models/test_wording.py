@@ -8,7 +8,7 @@ import pytest
 from calibrant.errors import InputError
 from calibrant.models import check_output, open_model, open_tokenizer, resolve_device, resolve_dtype
 
-from tests.models.refused import edit, refused
+from tests.models.refused import edit, refusal_of
 
 Ask = Callable[[Path], object]
 
@@ -69,4 +69,4 @@ def damaged_by_hand(folder: Path) -> object:
     ],
 )
 def test_what_is_said(folder: Path, ask: Ask, sentence: str) -> None:
-    assert sentence in str(refused(ask, folder, kind=InputError))
+    assert sentence in str(refusal_of(ask, folder, kind=InputError))

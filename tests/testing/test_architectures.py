@@ -10,7 +10,7 @@ from calibrant.testing import architectures
 from calibrant.testing.architectures import check_architecture
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 
@@ -70,7 +70,7 @@ def one_norm_left_out(weights, dense):
 )
 def test_a_view_that_is_wrong_is_found_out(monkeypatch, change, subject, value):
     changed_view(monkeypatch, change)
-    said = refused(check_architecture, tiny_model("gpt2"))
+    said = refusal_of(check_architecture, tiny_model("gpt2"))
     assert said.subject == subject
     assert value in str(said)
 
@@ -78,9 +78,9 @@ def test_a_view_that_is_wrong_is_found_out(monkeypatch, change, subject, value):
 def test_a_matrix_that_no_product_uses_or_that_does_not_keep_what_it_is_set_to_is_found_out(monkeypatch):
     model = tiny_model("llama")
     model.model.layers[1].spare = torch.nn.Linear(4, 4, bias=False)
-    assert refused(check_architecture, model).subject == "model.layers.1.spare"
+    assert refusal_of(check_architecture, model).subject == "model.layers.1.spare"
     monkeypatch.setattr(architectures.Weight, "set", lambda self, matrix: None)
-    assert refused(check_architecture, tiny_model("llama")).subject == "model.layers.0.self_attn.q_proj"
+    assert refusal_of(check_architecture, tiny_model("llama")).subject == "model.layers.0.self_attn.q_proj"
 
 
 def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
@@ -94,6 +94,6 @@ def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
             return result
 
     monkeypatch.setattr(architectures, "_Products", Wrong)
-    said = refused(check_architecture, tiny_model("llama"))
+    said = refusal_of(check_architecture, tiny_model("llama"))
     assert said.subject == "model.layers.0.self_attn.q_proj"
     assert "3 features" in str(said)

@@ -17,7 +17,7 @@ from calibrant.spec import qualified
 from calibrant.targets import Grid, Sparsity, Target
 from calibrant.testing.methods import check_method
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 
 HALF = [Sparsity(0.5)]
 
@@ -83,7 +83,7 @@ def test_a_sound_method_passes(plugged: Callable[..., None]):
     ],
 )
 def test_a_break_of_contract_is_named(breaks: str, value: str):
-    said = refused(check_method, Scripted(breaks=breaks), kind=CalibrantError, targets=HALF)
+    said = refusal_of(check_method, Scripted(breaks=breaks), kind=CalibrantError, targets=HALF)
     assert said.subject == f"Scripted(breaks={breaks!r})"
     assert value in str(said)
 
@@ -143,7 +143,7 @@ class Elsewhere(MatrixMethod):
 def test_a_method_that_is_not_sound_is_found(method: MatrixMethod, targets: Any, subject: str, value: str, plugged: Callable[..., None]):
     """It looks at the place of a row, can't be typed or takes another's name, depends on chance, or accepts nothing that is asked."""
     plugged({"calibrant.methods": {"untold": qualified(Untold)}})
-    said = refused(check_method, method, kind=CalibrantError, targets=targets)
+    said = refusal_of(check_method, method, kind=CalibrantError, targets=targets)
     assert said.subject == subject
     assert value in str(said)
 
@@ -181,6 +181,6 @@ def test_a_quantizer_is_asked_for_every_grid_it_accepts(plugged: Callable[..., N
     ("breaks", "value"), [("packed", "the packed form"), ("type", "the packed form"), ("values", "8 values"), ("zeros", "a row of zeros")]
 )
 def test_a_quantizer_that_breaks_the_contract_is_named(breaks: str, value: str):
-    said = refused(check_method, Rounding(breaks=breaks), kind=CalibrantError, targets=[Grid(2, 8)])
+    said = refusal_of(check_method, Rounding(breaks=breaks), kind=CalibrantError, targets=[Grid(2, 8)])
     assert said.subject == f"Rounding(breaks={breaks!r})"
     assert value in str(said)

@@ -3,7 +3,7 @@ import torch
 
 from calibrant.testing.tiny import FAMILIES, TEMPLATE, VOCABULARY, tiny_model, tiny_tokenizer
 
-from tests.models.refused import refused
+from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -25,7 +25,7 @@ def test_overrides_and_dtype_are_taken_and_an_unknown_family_is_refused():
     model = tiny_model("llama", torch.float64, num_hidden_layers=2)
     assert len(model.model.layers) == 2
     assert model(IDS).logits.dtype == torch.float64
-    assert refused(tiny_model, "lama").subject == "lama"
+    assert refusal_of(tiny_model, "lama").subject == "lama"
 
 
 def test_any_text_goes_through_the_tokenizer_and_comes_back():
