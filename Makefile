@@ -44,6 +44,7 @@ smoke: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m smoke
 
 # Types and shapes in signatures are checked here, and by .ci/run in its tests. The check doubles their time.
+# A file stays in one process: browsers, Ray and scenes of files are started once for each.
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 

@@ -8,7 +8,6 @@ from calibrant.data._base import Part, Row, SourceRows, divide, train_and_test
 from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 from calibrant.registry import did_you_mean
-from calibrant.spec import Call
 
 Keep = Callable[[dict[str, Any]], bool]
 
@@ -52,10 +51,10 @@ def mirrors_own(origin: str, note: str) -> str:
     return note if "mirror: " in origin else ""
 
 
-def subset_names(source: str, subsets: Any, known: Iterable[str]) -> tuple[str, ...]:
+def subset_names(source: str, subsets: str | Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     """The subsets that were asked for, each once and in the order of `known`, so that the same choice is the same source however it is written."""
     known = tuple(known)
-    names = [item.name if isinstance(item, Call) else str(item) for item in (subsets if isinstance(subsets, list | tuple) else [subsets])]
+    names = [subsets] if isinstance(subsets, str) else list(subsets)
     for name in names:
         if name not in known:
             near = did_you_mean(name, known)
