@@ -65,6 +65,13 @@ def line_of_json(value: Any) -> str:
     return json.dumps(plain_data(value), allow_nan=False)
 
 
+def compact_json(value: Any) -> str:
+    """Return the shortest JSON, its keys sorted: the same text whenever it is written."""
+    plain = plain_data(value)
+    options: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, **options)
+
+
 def sealed(document: Mapping[str, Any], purpose: Purpose) -> dict[str, Any]:
     """Return a JSON object with its seal, which `unsealed` compares."""
     return {**document, SEAL: seal_of(purpose, text_of_json(document).encode())}

@@ -1,15 +1,17 @@
-"""What a measurement is: a score, what every item gave, and the journal that it is kept in until it is whole. No torch here."""
+"""What a measurement is: a score, what every item gave, and the journal that it is kept in until it
+is whole. No torch here."""
 
-import errno
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypedDict
 
-from calibrant.durable import flush, from_json, line_of_json, opened, reason, replacing, short, undoing, unreadable
-from calibrant.errors import OutputError
+from msgspec import Meta
+
+from calibrant.database import Database
+from calibrant.durable import from_json, line_of_json, short
+from calibrant.errors import DataError
 from calibrant.notebook import card, listing
 from calibrant.seals import seal_of, tell_made_again
 
@@ -17,19 +19,39 @@ MOST: Final = 10_000_000
 """Items of a measurement at most."""
 LARGEST: Final = 2**32
 """Bytes of them at most, unpacked."""
-COLUMNS: Final = ("item", "value", "weight")
 _SEAL_DIGITS: Final = 16
-"""Digits of a line's seal: 64 bits find any damage, and a journal has many lines."""
+"""Digits of an entry's seal: 64 bits find any damage, and a journal has many entries."""
+
+Whole = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
+"""A whole number that has a float and a text."""
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[float, Meta(ge=0)]
+
+
+class ScoreFacts(TypedDict, total=False):
+    """What reports show of what was measured, beside the number."""
+
+    items: str
+    tokens: Count
+    bytes: Count
+    length: Count
+    perplexity: float
+    bits_per_byte: float
+    floor: Size
+    floor_tokens: Count
+    floor_between: str
 
 
 @dataclass(frozen=True)
 class Score:
     """One number about a model.
 
-    `measured` says on what (`wikitext`), `metric` how (`loss`), `unit` in what (`nats/token`), `n` over how many items. `stderr` is over
-    items, None where it can't be had; `chance` what guessing would get. `facts` holds the rest: tokens, bytes, bits_per_byte, perplexity,
-    context length; `rows`, how many rows were measured, and `rows_of`, how many the source has in all its parts together; of a divergence `floor`,
-    below which a difference is none that a runtime would keep.
+    `measured` says on what (`wikitext`), `metric` how (`loss`), `unit` in what (`nats/token`), `n`
+    over how many items. `stderr` is over items, None where it can't be had; `chance` what guessing
+    would get. `facts` holds the rest (`ScoreFacts`): tokens, bytes, bits_per_byte, perplexity,
+    context length; `rows`, how many rows were measured, and `rows_of`, how many the source has in
+    all its parts together; of a divergence `floor`, below which a difference is none that a runtime
+    would keep.
     """
 
     measured: str
@@ -45,9 +67,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one item gave. `value` / `weight` is its own score (summed nats / scored tokens); Σvalue / Σweight is the whole's.
+    """What one item gave. `value` / `weight` is its own score (summed nats / scored tokens);
+    Σvalue / Σweight is the whole's.
 
-    `facts` are what else is known of it (choice scores, the gold choice, whether it was hit), the same names for every item of a measurement.
+    `facts` are what else is known of it (choice scores, the gold choice, whether it was hit), the
+    same names for every item of a measurement.
     """
 
     item: str
@@ -58,7 +82,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A score with what every item gave; `provenance` (seconds, device) is no part of the result and isn't compared.
+    """A score with what every item gave; `provenance` (seconds, device) is no part of the result
+    and isn't compared.
 
     `beside` are other scores of the same items, such as the accuracies beside a loss.
     """
@@ -70,35 +95,58 @@ class Measurement:
 
     @cached_property
     def by_item(self) -> tuple[tuple[str, ...], Any, Any]:
-        """The names of the items in their order, and arrays of what each gave and of its weight; made once, since many comparisons ask for them."""
+        """The names of the items in their order, and arrays of what each gave and of its weight;
+        made once, since many comparisons ask for them."""
         import numpy as np
 
         rows = sorted((called(o.item), o.value, o.weight) for o in self.outcomes)
-        values, weights = (np.array([row[i] for row in rows], dtype=np.float64) for i in (1, 2))
+        names = tuple(name for name, _, _ in rows)
+        values = np.array([value for _, value, _ in rows], dtype=np.float64)
+        weights = np.array([weight for _, _, weight in rows], dtype=np.float64)
         for array in (values, weights):
             array.setflags(write=False)  # whoever compares them next gets the same ones
-        return tuple(row[0] for row in rows), values, weights
+        return names, values, weights
 
     def _repr_html_(self) -> str:
         heads = ("measured", "metric", "value", "standard error", "items", "unit", "better")
-        lines = [
-            (s.measured, s.metric, f"{s.value:.4f}", "" if s.stderr is None else f"{s.stderr:.4f}", s.n, s.unit, s.better)
-            for s in (self.score, *self.beside)
-        ]
+        lines: list[tuple[Any, ...]] = []
+        for score in (self.score, *self.beside):
+            error = "" if score.stderr is None else f"{score.stderr:.4f}"
+            name = score.measured, score.metric
+            lines.append((*name, f"{score.value:.4f}", error, score.n, score.unit, score.better))
         return card(f"Measurement on {self.score.measured}", {}, inside=listing(heads, lines))
 
 
-class Journal:
-    """What a measurement, or a search, that isn't finished has found so far: a line of JSON for each thing that was scored.
+JOURNAL_TABLE: Final = (
+    "journal (question TEXT NOT NULL, name TEXT NOT NULL, entry TEXT NOT NULL, "
+    "PRIMARY KEY (question, name))"
+)
+JOURNAL_VERSION: Final = 1
 
-    Opened again, it knows what was scored before; a line that a kill cut short is dropped, and so is a whole journal that answers another question.
-    Each line has a seal of its own, and one that isn't what was written is dropped too. Without a path nothing is written. Numbers come back bit
-    for bit.
+
+class Journal:
+    """What a measurement, or a search, that isn't finished has found so far: a row for each thing
+    that was scored.
+
+    Opened again, it knows what was scored before. Each row has a seal of its own, and one that
+    isn't what was written is dropped. Without a path nothing is written. Numbers come back bit for
+    bit.
     """
 
     def __init__(self, path: Path | None = None, question: str = "") -> None:
-        self.path, self._question = path, question
-        self._known: dict[str, Any] = self._read(path) if path is not None and path.is_file() else {}
+        self._question = question
+        self._database: Database | None = None
+        self._known = dict[str, Any]()
+        if path is not None:
+            self._open(path)
+
+    @classmethod
+    def within(cls, database: Database, question: str) -> "Journal":
+        """Return the journal of a question in a file that has a table for journals."""
+        journal = cls(question=question)
+        journal._database = database
+        journal._read(database)
+        return journal
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -116,187 +164,54 @@ class Journal:
 
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
-        if self.path is not None:
-            lines = [self._line(name, value) for name, value in results.items()]
-            try:
-                with undoing(self.path.parent, self.path):
-                    self._append(self.path, lines)
-            except OSError as error:
-                raise OutputError(f"the journal {short(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
+        if self._database is not None:
+            entries = [(self._question, name, self._entry(name, value)) for name, value in results.items()]
+            with self._database.writing("write the journal") as connection:
+                connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?)", entries)
         self._known.update(results)
 
     def remove(self) -> None:
         """Forget it: the measurement is whole."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        if self._database is None or not self._database.path.is_file():
+            return
+        with self._database.writing("end the journal") as connection:
+            connection.execute("DELETE FROM journal WHERE question = ?", (self._question,))
 
-    def _line(self, name: str, value: Any) -> str:
-        return line_of_json([name, value, self._seal(name, value)]) + "\n"
+    def _open(self, path: Path) -> None:
+        """Keep what is found in a file of its own. One that is damaged is begun anew."""
+        database = Database(path, (JOURNAL_TABLE,), JOURNAL_VERSION)
+        self._database = database
+        if not path.is_file():
+            return
+        try:
+            self._read(database)
+        except DataError:
+            tell_made_again("the journal", short(path))
+            database.remove()
 
-    def _first_line(self) -> str:
-        return line_of_json([self._question]) + "\n"
+    def _read(self, database: Database) -> None:
+        """Read what was found before."""
+        query = "SELECT name, entry FROM journal WHERE question = ? ORDER BY rowid"
+        for name, entry in database.rows(query, self._question):
+            try:
+                value, seal = from_json(entry)
+                unchanged = seal == self._seal(name, value)
+            except (ValueError, TypeError):
+                unchanged = False
+            if unchanged:
+                self._known[name] = value
+            else:
+                tell_made_again("a line of the journal", short(database.path))
+
+    def _entry(self, name: str, value: Any) -> str:
+        return line_of_json([value, self._seal(name, value)])
 
     def _seal(self, name: str, value: Any) -> str:
         purpose = {"kind": "journal", "question": self._question}
         return seal_of(purpose, line_of_json([name, value]).encode())[:_SEAL_DIGITS]
 
-    def _append(self, path: Path, lines: list[str]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "it is no file")
-        with path.open("ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            first = [] if end else [self._first_line()]
-            text = "".join(first + lines).encode()
-            try:
-                while text:
-                    text = text[file.write(text) :]
-                os.fsync(file.fileno())
-            except OSError:
-                if end:
-                    file.truncate(end)  # a cut line would spoil the one that is written after it
-                else:
-                    path.unlink(missing_ok=True)
-                raise
-        if not end:
-            flush(path.parent)
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
-        if first != self._first_line():
-            cut = not lines and not first.endswith("\n")  # by a kill, which is nothing to speak of
-            if not cut and not _is_first_line(first):
-                tell_made_again("the journal", short(path))
-            path.unlink()
-            return {}
-        known = dict[str, Any]()
-        kept = [first]
-        for line in lines:
-            entry = self._entry(line)
-            if entry is not None:
-                known[entry[0]] = entry[1]
-            # Two that found no journal at once have both begun it.
-            if entry is not None or line == first:
-                kept.append(line)
-        dropped = len(lines) + 1 - len(kept)
-        if dropped == 0:
-            return known
-        # The last line may have been cut by a kill, which is nothing to speak of.
-        if dropped > 1 or lines[-1].endswith("\n"):
-            tell_made_again("a line of the journal", short(path))
-        # What was cut is taken off, or the next line would be glued to it.
-        with replacing(path) as half:
-            half.write_text("".join(kept), encoding="utf-8")
-        return known
-
-    def _entry(self, line: str) -> tuple[str, Any] | None:
-        """The name and value that a line has; None for a line that isn't as it was written."""
-        if not line.endswith("\n"):
-            return None
-        try:
-            name, value, seal = from_json(line)
-        except (ValueError, TypeError):
-            return None
-        if not isinstance(name, str) or seal != self._seal(name, value):
-            return None
-        return name, value
-
-
-def _is_first_line(line: str) -> bool:
-    """Whether a line is how the journal of some question begins."""
-    try:
-        question = from_json(line)
-    except ValueError:
-        return False
-    return isinstance(question, list) and len(question) == 1
-
-
-def read_items(path: Path) -> tuple[Outcome, ...]:
-    """Return the outcomes of a measurement, a row an item. `DataError` for a file that can't be read."""
-    return outcomes_of(read_table(path), path)
-
-
-def read_table(path: Path) -> Any:
-    """Return the items of a measurement as an Arrow table. `DataError` for a file that can't be read, or isn't one of items."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with opened(path) as raw, pq.ParquetFile(raw) as file:
-            _check_items(file)
-            return file.read()
-    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
-
-
-def outcomes_of(table: Any, path: Path) -> tuple[Outcome, ...]:
-    """Return the outcomes in a table of items; what isn't in columns is in their facts. `DataError`, which names `path`, where one is incomplete."""
-    try:
-        if any(table[name].null_count for name in COLUMNS):
-            raise ValueError("some of its items have no name, value or weight")
-        rows = table.to_pylist()
-        return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
-    except (LookupError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
-
-
-def _check_items(file: Any) -> None:
-    """Raise `ValueError` for a Parquet file that isn't one of items, or would unpack to more than anybody measures."""
-    import pyarrow as pa
-
-    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
-        raise ValueError(f"it has no column {', '.join(map(repr, missing))}")
-    kinds = {name: file.schema_arrow.field(name).type for name in COLUMNS}
-    text = pa.types.is_string(kinds["item"]) or pa.types.is_large_string(kinds["item"])
-    if not text or not all(pa.types.is_floating(kinds[name]) for name in ("value", "weight")):
-        raise ValueError(f"its columns are {', '.join(f'{name}: {kind}' for name, kind in kinds.items())}; they must be a text and two numbers")
-    size = sum(file.metadata.row_group(at).total_byte_size for at in range(file.metadata.num_row_groups))
-    if file.metadata.num_rows > MOST or size > LARGEST:
-        raise ValueError(f"it holds {file.metadata.num_rows} items of {size} bytes; at most {MOST} of {LARGEST} can be read")
-
 
 def called(item: str) -> str:
-    """Return an item's name among others: in stores of format 1 a row had all 64 digits of its key, which begins with the 16 that it has now."""
+    """Return an item's name among others: in stores of format 1 a row had all 64 digits of its key,
+    which begins with the 16 that it has now."""
     return item[:16] if len(item) == 64 else item
-
-
-def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write one row an item; each of the facts is a column."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {
-        "item": pa.array([o.item for o in outcomes], pa.string()),
-        "value": pa.array([o.value for o in outcomes], pa.float64()),
-        "weight": pa.array([o.weight for o in outcomes], pa.float64()),
-    }
-    columns |= {name: pa.array([o.facts[name] for o in outcomes]) for name in (outcomes[0].facts if outcomes else ())}
-    with path.open("wb") as file:
-        write_table(pa.table(columns), file)
-    flush(path)
-
-
-WAYS: Final = 3
-"""In so many ways items were written; the last is today's, the others are those of older versions."""
-
-
-def write_table(table: Any, file: Any, way: int = WAYS - 1) -> None:
-    """Write a table of items into an open file, in one of the ways in which calibrant has done it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # What makes large tables quick makes these, of a few hundred rows and hardly a value twice, a fifth larger. The bytes of the numbers lie apart,
-    # since most were computed with fewer digits than they are kept with.
-    apart = {path: "BYTE_STREAM_SPLIT" for path, kind in map(leaf, table.schema) if pa.types.is_floating(kind)}
-    small = {"compression_level": 19, "use_dictionary": False, "write_statistics": False, "store_schema": False}
-    options: list[dict[str, Any]] = [{}, small, {**small, "column_encoding": apart or None}]
-    pq.write_table(table, file, compression="zstd", **options[way])
-
-
-def leaf(column: Any) -> tuple[str, Any]:
-    """Return what Parquet calls the innermost values of a column, and their type."""
-    import pyarrow as pa
-
-    path, kind = column.name, column.type
-    while pa.types.is_list(kind):
-        path, kind = f"{path}.list.element", kind.value_type
-    return path, kind

@@ -54,12 +54,12 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say which words a compressed model forgot: whose neurons lost their response, and where. Of a study: which calibration set kept them."""
-    from calibrant.store import MARKER
+    from calibrant.store import is_store
 
     look_in(data_dir)
     check_file(out)
     result: Any
-    if (user_path(model) / MARKER).is_file():
+    if is_store(user_path(model)):
         from calibrant.compare import kept_words
 
         result = [one.to_json() for one in kept_words(model)]

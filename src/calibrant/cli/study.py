@@ -120,16 +120,17 @@ def report(
         typer.echo(compared.text(format).encode(), nl=False)
 
 
-@command("verify", "calibrant store verify results", group=store)
+@command("verify", "calibrant store verify results", "calibrant store verify results --drop", group=store)
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
+    drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that the same study computes it again.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Derive every hash in DIR again, and say what to do about what is damaged, missing or left over (exit code 1). Changes nothing."""
+    """Derive every hash in DIR again, and say what to do about what is damaged, missing or left over (exit code 1)."""
     from calibrant.store import audit
 
     with progress() as update:
-        audited = audit(folder, update)
+        audited = audit(folder, update, drop)
     show(audited.to_json(), as_json, screen.verified)
     if not audited.whole:
         raise typer.Exit(1)
@@ -164,20 +165,4 @@ def pack(
 
     with progress() as update:
         packed = run(folder, out, update)
-    show(asdict(packed), as_json, screen.repacked)
-
-
-@command("unpack", "calibrant store unpack results --out folders", group=store)
-def unpack(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder of results.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Leave DIR as it is and unpack into this new folder.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Give each result in DIR a folder of its own again, to the byte as it was before it was packed."""
-    from calibrant.store import unpack as run
-
-    with progress() as update:
-        unpacked = run(folder, out, update)
-    show(asdict(unpacked), as_json, screen.repacked)
+    show(asdict(packed), as_json, screen.packed)

@@ -15,7 +15,7 @@ from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import called
 from calibrant.store import Cell, Measurement, Record, Store, revisions, stored_bits
-from calibrant.store.columns import ItemNumbers
+from calibrant.store.items import ItemNumbers
 from calibrant.store.records import is_older
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from calibrant.compare.results import Results
 from calibrant.errors import DataError
 from calibrant.families import Family
 from calibrant.store import PROFILE, Run, Store
-from calibrant.store.reading import read_profile
+from calibrant.store.records import read_profile
 
 TERMS: Final = 12
 """Key terms of a set at most."""

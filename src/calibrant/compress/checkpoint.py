@@ -80,7 +80,7 @@ class Checkpoint:
 
     def journal(self) -> Journal:
         """Return what the method tried, and found out, before an interruption; what it adds is kept."""
-        return Journal(self.folder / "tried.jsonl", self._run_id)
+        return Journal(self.folder / "tried.sqlite", self._run_id)
 
     def add(self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]) -> None:
         """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""

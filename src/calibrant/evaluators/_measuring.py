@@ -154,7 +154,7 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     """Where this measurement keeps its items until all is done: in the user's cache, under the hash of what is measured."""
     about = [opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""]
     question = identity([*about, *filter(None, [task.digest()])])
-    return Journal(cache_folder() / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)
+    return Journal(cache_folder() / "journals.sqlite", question)
 
 
 def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> dict[str, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 from calibrant.screen.compressed import exported, pruned
 from calibrant.screen.importance import covered, gathered
-from calibrant.screen.results import catalogued, inspected, kinds, merged, repacked, scores, surveyed, title, verified
+from calibrant.screen.results import catalogued, inspected, kinds, merged, packed, scores, surveyed, title, verified
 from calibrant.screen.studies import finished, planned
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "inspected",
     "kinds",
     "merged",
+    "packed",
     "planned",
     "pruned",
-    "repacked",
     "scores",
     "surveyed",
     "title",

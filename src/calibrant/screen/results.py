@@ -287,8 +287,8 @@ def verified(result: Mapping[str, Any]) -> Iterator[Any]:
     counts = f"{counted(result['runs'], 'run')}, {counted(result['measurements'], 'measurement')}"
     verdict = "every hash agrees" if result["whole"] else counted(len(result["problems"]), "problem")
     yield f"{counts}, {verdict}"
-    if old := result["without_sums"]:
-        yield f"{old:,} of their folders are from before there were sums: of those, ids and scores were checked"
+    if result["dropped"]:
+        yield f"{counted(result['dropped'], 'damaged result')} removed; the same study computes them again"
 
 
 def merged(result: Mapping[str, Any]) -> Iterator[Any]:
@@ -298,8 +298,8 @@ def merged(result: Mapping[str, Any]) -> Iterator[Any]:
     yield f"{counts}, {result['kept']} already there" + (f", {counted(len(result['problems']), 'problem')}" if result["problems"] else "")
 
 
-def repacked(result: Mapping[str, Any]) -> Iterator[Any]:
-    """What was packed or unpacked, in a line."""
+def packed(result: Mapping[str, Any]) -> Iterator[Any]:
+    """What was packed, in a line."""
     counts = f"{counted(result['runs'], 'run')}, {counted(result['measurements'], 'measurement')} in {result['folder']}"
     before, now = (f"{counted(result[f'files{at}'], 'file')} of {result[f'bytes{at}'] / 1e6:,.1f} MB" for at in ("_before", ""))
     yield f"{counts}: {now}, before {before}"

@@ -1,10 +1,10 @@
-"""The card of a packed store: with it the folder is a data set of the Hugging Face hub as it is."""
+"""The card of a published store: with it the folder is a data set of the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from calibrant.store.packed import ITEMS_TABLE, RUNS_TABLE, SCORES_TABLE
+from calibrant.store.published import CELLS, ITEMS, MATRICES, RUNS, SCORES
 
 CARD: Final = "README.md"
 _SIGNATURE: Final = "<!-- written by calibrant store pack -->"
@@ -16,26 +16,35 @@ tags:
 - model-compression
 configs:
 - config_name: scores
-  data_files: {scores}
+  data_files: {scores_table}
   default: true
 - config_name: runs
-  data_files: {runs}
+  data_files: {runs_table}
+- config_name: matrices
+  data_files: {matrices_table}
 - config_name: items
-  data_files: {items}
+  data_files: {items_table}
+- config_name: cells
+  data_files: {cells_table}
 ---
 {signature}
 
 # Results of calibrant
 
-{counts}, packed by `calibrant store pack`. `calibrant report FOLDER` shows what they say, `calibrant store verify FOLDER` derives every hash
-again, and `calibrant store unpack FOLDER` gives each result a folder of its own, as it was before.
+{runs:,} runs with {measurements:,} measurements of {items:,} items, packed by `calibrant store pack`.
+`calibrant report FOLDER` shows what they say. `calibrant store verify FOLDER` derives every hash again.
 
-- `{runs}` has a row for each run: which model was compressed, with which calibration set, method and target. `record` is its record in JSON,
-  `weights` what was done to each matrix, `profile` what the calibration set says, `provenance` on what machine and in what time, `sums` the
-  SHA-256 sums of these as files.
-- `{scores}` has a row for each measurement of a run: what was measured, and the score with its standard error. `score` is all of it in JSON.
-- `{items}` has a row for each item of each measurement: its name, value and weight (value / weight is its own score, Σvalue / Σweight the
-  measurement's), and what else is known of it. A column that says the same as `value` for a measurement is empty there.
+- `{runs_table}` has a row for each run: which model was compressed, with which calibration set, method
+  and target. `record` is the rest of its record in JSON, `matrices` how many rows it has in
+  `{matrices_table}`, `profile` what the calibration set says, `provenance` on what machine and in what
+  time.
+- `{matrices_table}` has a row for each matrix of each run, in the order of the runs.
+- `{scores_table}` has a row for each measurement of a run: what was measured, and the score with its
+  standard error. `score` is the rest of it in JSON.
+- `{items_table}` has, in the same row, lists with what each item of that measurement gave: its name,
+  value and weight (value / weight is its own score, Σvalue / Σweight the measurement's), and what else
+  is known of it. `columns` says which column is which; one that says the same as `value` isn't there.
+- `{cells_table}` has a row for each cell of the study's grid. It names runs and scores by their rows.
 
 ```python
 from datasets import load_dataset
@@ -48,10 +57,20 @@ The models: {models}.
 
 
 def card_of(runs: int, measurements: int, items: int, models: Sequence[str]) -> str:
-    """Return the card of a packed store with so many of each, of models by their names."""
-    counts = f"{runs:,} runs with {measurements:,} measurements of {items:,} items"
+    """Return the card of a published store with so many of each, of models by their names."""
     names = ", ".join(f"`{name}`" for name in models) or "none"
-    return _CARD.format(signature=_SIGNATURE, counts=counts, models=names, runs=RUNS_TABLE, scores=SCORES_TABLE, items=ITEMS_TABLE)
+    return _CARD.format(
+        signature=_SIGNATURE,
+        runs=runs,
+        measurements=measurements,
+        items=items,
+        models=names,
+        runs_table=RUNS,
+        matrices_table=MATRICES,
+        scores_table=SCORES,
+        items_table=ITEMS,
+        cells_table=CELLS,
+    )
 
 
 def is_ours(path: Path) -> bool:

@@ -1,41 +1,42 @@
-"""Who is at work on what: a lock for each name, which dies with the process that holds it.
+"""Who is at work on what: a row for each name, which counts for as long as its process lives.
 
-A claim says nothing about results and leaves nothing behind: its file is there for as long as the claim is, or until the name is claimed again
-after its holder was killed. Where a file system has no locks (Windows), every claim is granted, and two processes may do the same work; the first
-result stays.
-
-Ours and not filelock's: that a forked child lets go of a claim, and that its file is removed while it is locked, are most of these lines.
+A claim says nothing about results. One whose holder was killed is taken over by whoever asks next.
+Processes of another machine, or of another container, can't be seen from here: their claims count
+as free, and where two do the same work, the first result stays.
 """
 
 import os
-import re
-import weakref
-from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import IO, Final
+import platform
+import secrets
+import time
+from typing import Final
 
-from calibrant.durable import take
-from calibrant.spec import identity
+import psutil
 
-CLAIMS: Final = ".claims"
+from calibrant.database import Database
+
+PAUSE: Final = 0.05
+"""Seconds between two looks at whether a claim is free."""
+SAME_START: Final = 0.5
+"""Seconds that two readings of one process's start may differ by."""
 
 
 class Claim:
-    """The right to work on `name` alone, until it is freed or this process ends however it ends. A context manager."""
+    """The right to work on `name` alone, until it is freed or this process ends however it ends. A
+    context manager."""
 
-    def __init__(self, name: str, path: Path, lock: IO[str]) -> None:
-        self.name, self._path, self._lock, self._process = name, path, lock, os.getpid()
-        _CLAIMS.add(self)
+    def __init__(self, name: str, database: Database, token: str) -> None:
+        self.name = name
+        self._database, self._token, self._process = database, token, os.getpid()
+        self._freed = False
 
     def free(self) -> None:
         """Release the claim. Once is enough, and more does no harm."""
-        if self._lock.closed:
+        if self._freed or self._process != os.getpid():
             return
-        if self._process == os.getpid():
-            # Unlinked while it is still locked: whoever waits for this file sees that it has become another, and begins again.
-            with suppress(OSError):  # Windows keeps what is open
-                self._path.unlink()
-        self._lock.close()
+        self._freed = True
+        with self._database.writing("free a claim") as connection:
+            connection.execute("DELETE FROM claims WHERE token = ?", (self._token,))
 
     def __enter__(self) -> "Claim":
         return self
@@ -44,34 +45,43 @@ class Claim:
         self.free()
 
 
-_CLAIMS: Final[weakref.WeakSet[Claim]] = weakref.WeakSet()
-
-
-def _forget() -> None:
-    """A forked child shares its parent's open locks and would keep them when the parent dies."""
-    for claim in list(_CLAIMS):
-        claim.free()
-
-
-if os.name == "posix":
-    os.register_at_fork(after_in_child=_forget)
-
-
-def claimed(folder: Path, name: str, wait: bool = False) -> Claim | None:
-    """Return the claim on `name` in the store at `folder`; None if another holds it, unless this is to `wait` until it is free.
-
-    Raises `OSError` where the lock's file can't be made.
-    """
-    # Any text as a file's name: an id's digits as they are.
-    digits = name[7:] if re.fullmatch(r"sha256:[0-9a-f]{64}", name) else identity(name)[7:]
-    path = folder / CLAIMS / f"{digits}.lock"
-    path.parent.mkdir(exist_ok=True)
+def claimed(database: Database, name: str, wait: bool = False) -> Claim | None:
+    """Return the claim on `name`; None if another holds it, unless this is to `wait` until it is
+    free. Raises `OutputError` where the database can't be written."""
     while True:
-        # Who frees a claim removes its file: one that was opened before that is no longer the one that others will lock.
-        with suppress(FileNotFoundError), ExitStack() as opened:
-            lock = opened.enter_context(path.open("a"))
-            if not take(lock, wait):
-                return None
-            if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                opened.pop_all()
-                return Claim(name, path, lock)
+        claim = _tried(database, name)
+        if claim is not None or not wait:
+            return claim
+        time.sleep(PAUSE)
+
+
+def _tried(database: Database, name: str) -> Claim | None:
+    query = "SELECT host, process, started FROM claims WHERE name = ?"
+    # Looked at without the lock of a writer first: who waits asks often.
+    if any(_lives(*row) for row in database.rows(query, name)):
+        return None
+    token, process = secrets.token_hex(8), os.getpid()
+    values = name, platform.node(), process, psutil.Process(process).create_time(), token
+    with database.writing("claim work") as connection:
+        if any(_lives(*row) for row in connection.execute(query, (name,)).fetchall()):
+            return None
+        connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", values)
+    return Claim(name, database, token)
+
+
+def living(database: Database) -> bool:
+    """Return whether anybody is at work."""
+    rows = database.rows("SELECT host, process, started FROM claims")
+    return any(_lives(*row) for row in rows)
+
+
+def _lives(host: str, process: int, started: float) -> bool:
+    """Whether the process that made a claim is still there, and no other with its number."""
+    if host != platform.node():
+        return False
+    try:
+        holder = psutil.Process(process)
+        same = abs(holder.create_time() - started) < SAME_START
+        return same and holder.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

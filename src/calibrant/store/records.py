@@ -4,8 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import msgspec
+
 from calibrant.notebook import card
+from calibrant.durable import from_json
+from calibrant.families import known_family
+from calibrant.grammar import SetLabel
+from calibrant.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
+from calibrant.store.facts import (
+    DataFacts,
+    EditFacts,
+    Identity,
+    MatrixFacts,
+    Profile,
+    SpecForm,
+    StudyFacts,
+)
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,16 @@ class Run:
     allocation: Mapping[str, Any]
     propagate: str
     dtype: str
-    seed: int = 0
+    seed: Count = 0
     transforms: tuple[Mapping[str, Any], ...] = ()
     starved: str = ""
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Run":
-        """Return the run whose plain data this is."""
-        return cls(**{**fields, "transforms": tuple(fields.get("transforms", ()))})
+        """Return the run whose plain data this is. Raises `ValueError` for anything else."""
+        run = msgspec.convert(fields, cls)
+        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        return run
 
     @property
     def id(self) -> str:
@@ -64,7 +81,7 @@ class Record:
     """
 
     run: Run
-    sparsity: float
+    sparsity: Size
     weights: tuple[Mapping[str, Any], ...] = ()
     dense: tuple[Mapping[str, Any], ...] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -83,10 +100,14 @@ class Record:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Record":
-        """Return the record whose plain data this is."""
-        run = Run.read(fields["run"])
-        lists = {name: tuple(fields.get(name, ())) for name in ("weights", "dense", "edits")}
-        return cls(run, fields["sparsity"], data_facts=fields["data_facts"], provenance=fields["provenance"], **lists)
+        """Return the record whose plain data this is. Raises `ValueError` for anything else."""
+        record = msgspec.convert(fields, cls)
+        run = record.run
+        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        msgspec.convert([*record.weights, *record.dense], list[MatrixFacts])
+        msgspec.convert(record.edits, tuple[EditFacts, ...])
+        msgspec.convert(record.data_facts, DataFacts)
+        return record
 
     def _repr_html_(self) -> str:
         run = self.run
@@ -111,15 +132,86 @@ class Cell:
     data: str
     method: str
     target: str
-    seed: int
-    run: str
-    measures: Mapping[str, str] = field(default_factory=dict[str, str])
+    seed: Count
+    run: Identity
+    measures: Mapping[str, Identity] = field(default_factory=dict[str, str])
     propagate: str = ""
 
     @property
     def labels(self) -> tuple[str, str, str, str, int, str]:
         """What distinguishes the cells of a grid: everything but the results."""
         return self.model, self.data, self.method, self.target, self.seed, self.propagate
+
+
+@dataclass(frozen=True)
+class ScoreEntry:
+    """What is stored of a measurement beside its items: what was measured on which run, and what
+    came of it. `evaluator` is the canonical form, `data` the digest of what it measured on, if it
+    has one."""
+
+    id: str
+    run: str
+    evaluator: Mapping[str, Any]
+    score: Score
+    data: str = ""
+    beside: tuple[Score, ...] = ()
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "ScoreEntry":
+        """Return the entry whose plain data this is. Raises `ValueError` for anything else."""
+        entry = msgspec.convert(fields, cls)
+        msgspec.convert(entry.evaluator, SpecForm)
+        for score in (entry.score, *entry.beside):
+            msgspec.convert(score.facts, ScoreFacts)
+        return entry
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, without scores beside where there are none."""
+        fields = asdict(self)
+        if not self.beside:
+            del fields["beside"]
+        return fields
+
+
+@dataclass(frozen=True)
+class StudyIndex:
+    """The grid of a store's last study: its cells, its calibration `sets` by their texts, what else
+    reading needs of the `study`, and the `revisions` of everything that it names."""
+
+    cells: tuple[Cell, ...] = ()
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    study: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    revisions: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "StudyIndex":
+        """Return the index whose plain data this is. Raises `ValueError` for anything else."""
+        index = msgspec.convert(fields, cls)
+        msgspec.convert(index.study, StudyFacts)
+        index.labels()
+        return index
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, without the parts that are empty."""
+        fields: dict[str, Any] = {"cells": [asdict(cell) for cell in self.cells]}
+        for name in ("sets", "study", "revisions"):
+            part = getattr(self, name)
+            if part:
+                fields[name] = dict(part)
+        return fields
+
+    def labels(self) -> dict[str, SetLabel]:
+        """Return what each calibration set is called, by its text."""
+        labels = dict[str, SetLabel]()
+        for text, parts in self.sets.items():
+            family = known_family(str(parts.get("family")))
+            labels[text] = msgspec.convert({**parts, "text": text, "family": family}, SetLabel)
+        return labels
+
+
+def read_profile(content: bytes) -> Mapping[str, Any]:
+    """Return what is known of a calibration set. Raises `ValueError` for anything else."""
+    return msgspec.convert(from_json(content.decode()), Profile)
 
 
 def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibrant.data.hub import offline
-from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError, ModelError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
@@ -152,7 +151,7 @@ def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Pro
 
 def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
     """The evaluators that have measured each cell that the store has a record of, by what the records say; and how many failures it holds."""
-    if not folder.exists() or (folder.is_dir() and not {p.name for p in folder.iterdir()} - {UNFINISHED}):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}, 0
     store = Store(folder, create=False)
     requests = dict(zip(study.labels(), study.requests(), strict=True))

@@ -12,6 +12,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -152,12 +153,12 @@ def answer(
     if workers == 1 and start is None:
         Driver(store, work, summary.add, forgiven).run()
         return summary.result()
-    count, shared = min(workers, len(work.requests)), store.staging_folder().absolute()
-    shared_work = {"work": work.to_json(), "forgiven": forgiven}
-    (shared / "work.json").write_text(json.dumps(shared_work, allow_nan=False))
-    job: Job = {"folder": str(store.folder.absolute()), "shared": str(shared), "count": count, "threads": shared_threads(count)}
-    begin = Process if start is None else start
-    return supervise(summary, [lambda place=place: begin({**job, "place": place}) for place in range(count)])
+    count, begin = min(workers, len(work.requests)), Process if start is None else start
+    with tempfile.TemporaryDirectory(prefix="calibrant-") as shared:
+        shared_work = {"work": work.to_json(), "forgiven": forgiven}
+        (Path(shared) / "work.json").write_text(json.dumps(shared_work, allow_nan=False))
+        job: Job = {"folder": str(store.folder.absolute()), "shared": shared, "count": count, "threads": shared_threads(count)}
+        return supervise(summary, [lambda place=place: begin({**job, "place": place}) for place in range(count)])
 
 
 def known_cells(store: Store, study: str) -> list[Cell]:

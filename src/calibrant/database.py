@@ -1,0 +1,162 @@
+"""A SQLite file that is whole after any kill and on a full disk, with our errors. No torch here.
+
+SQLite keeps the promises: a transaction is there complete or not at all, it is flushed before it
+counts as done, and a reader never waits for a writer. What stands here is how we open such a file
+and what we say when that fails.
+"""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from calibrant.durable import short, undoing
+from calibrant.errors import CalibrantError, DataError, OutputError
+
+PATIENCE: Final = 60.0
+"""Seconds that a writer waits for another one."""
+LARGEST: Final = 2**30
+"""Bytes of a value at most."""
+FULL: Final = 2**16
+"""Bytes of free space below which SQLite's complaints are taken for those of a full disk."""
+SIDES: Final = ("-wal", "-shm")
+"""What SQLite puts beside a file while somebody has it open."""
+
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
+_INHERITED: Final = list[sqlite3.Connection]()
+"""Connections of the process that this one was forked from. To close one would free its locks."""
+
+
+class Database:
+    """A SQLite file with these `tables`, made with its folder if it is to be written (`create`).
+
+    Raises `DataError` for a file that is damaged, and `OutputError` where it can't be written.
+    """
+
+    def __init__(self, path: Path, tables: Sequence[str], version: int, create: bool = True) -> None:
+        self.path = path
+        self._tables, self._version, self._create = tables, version, create
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return what a query finds. Raises `DataError` for a file that can't be read."""
+        with self._explained(f"read {self.path.name}", reading=True):
+            return self._open().execute(query, values).fetchall()
+
+    @contextmanager
+    def writing(self, action: str) -> Iterator[sqlite3.Connection]:
+        """Yield a connection for one transaction: all that is done with it, or nothing.
+
+        Raises `OutputError`, saying which `action` failed, where it can't be written.
+        """
+        with self._explained(action):
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def version(self) -> int:
+        """Return the version of the tables that the file has; 0 for a file without any."""
+        return int(self.rows("PRAGMA user_version")[0][0])
+
+    def close(self) -> None:
+        """Close the file; it is opened again when it is used again."""
+        if self._connection is not None and self._process == os.getpid():
+            self._connection.close()
+            self._connection = None
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        self.close()
+        for suffix in ("", *SIDES):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and self._process != os.getpid():
+            _INHERITED.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._made() if self._create else self._connected(self._mode())
+            self._process = os.getpid()
+        return self._connection
+
+    def _mode(self) -> str:
+        """How a reader opens the file: as writers do, where it may, since SQLite shares memory
+        with them through a file of its own. Where nobody can write, nobody does."""
+        writable = os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK)
+        return "mode=rw" if writable else "mode=ro&immutable=1"
+
+    def _connected(self, mode: str) -> sqlite3.Connection:
+        address = f"file:{quote(str(self.path.absolute()))}?{mode}"
+        connection = sqlite3.connect(
+            address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
+        # A file from elsewhere may define views and triggers; none may call what it likes.
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _made(self) -> sqlite3.Connection:
+        beside = [self.path.with_name(self.path.name + side) for side in SIDES]
+        with undoing(self.path.parent, self.path, *beside):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = self._connected("mode=rwc")
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the tables, unless they are there."""
+        connection.execute("PRAGMA journal_mode = WAL")
+        if connection.execute("PRAGMA user_version").fetchone() == (self._version,):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        for table in self._tables:
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        connection.execute(f"PRAGMA user_version = {self._version}")
+        connection.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self, action: str, reading: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self._complaint(error, action, reading) from error
+
+    def _complaint(self, error: sqlite3.Error | OSError, action: str, reading: bool) -> CalibrantError:
+        code = getattr(error, "sqlite_errorcode", None)
+        damaged = code is not None and code & 0xFF in _DAMAGED
+        if damaged or (reading and not self._is_full()):
+            message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
+            return DataError(message, subject=str(self.path))
+        folder = self.path.parent
+        return OutputError(f"can't {action} in {str(folder)!r}: {self._reason(error, code)}", subject=str(folder))
+
+    def _reason(self, error: Exception, code: int | None) -> str:
+        """Why something could not be written, and what to do."""
+        if code == sqlite3.SQLITE_FULL or self._is_full():
+            return "the disk is full; free some space and run the same command again"
+        if code is not None and code & 0xFF == sqlite3.SQLITE_BUSY:
+            return "another process has been writing for a minute; wait until it is done"
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"{text}; is it yours to write to?"
+
+    def _is_full(self) -> bool:
+        folder = self.path.parent
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free < FULL

@@ -1,0 +1,210 @@
+"""Results in a database, where a study writes them: one SQLite file, and blobs beside it.
+
+Each column of a row is compared with its sum before it is believed, since SQLite doesn't notice
+that a byte of a file has changed.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.database import Database
+from calibrant.durable import LARGEST, compact_json, from_json
+from calibrant.outcomes import JOURNAL_TABLE
+from calibrant.seals import BrokenSealError, seal_of
+from calibrant.store.blobs import Blobs
+from calibrant.store.items import from_bytes, to_bytes
+from calibrant.store.results import MeasurementRow, Results, RunRow, understood
+
+DATABASE: Final = "results.sqlite"
+VERSION: Final = 4
+"""Of the format. Formats 1 to 3 were folders and tables, which `tools/convert_store.py` converts."""
+
+TABLES: Final = (
+    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL,"
+    " sums TEXT NOT NULL, weights BLOB NOT NULL)",
+    "measurements (run TEXT NOT NULL, id TEXT NOT NULL, score TEXT NOT NULL,"
+    " provenance TEXT NOT NULL, sums TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
+    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,"
+    " PRIMARY KEY (run, name))",
+    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL,"
+    " sum TEXT NOT NULL, PRIMARY KEY (kind, name))",
+    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL,"
+    " started REAL NOT NULL, token TEXT NOT NULL)",
+    JOURNAL_TABLE,
+)
+_DIGITS: Final = 32
+"""Digits of a sum: 128 bits."""
+
+
+class LiveResults(Results):
+    """The results in the database of the store in `folder`."""
+
+    def __init__(self, folder: Path, create: bool) -> None:
+        self.path = folder / DATABASE
+        self.database = Database(self.path, TABLES, VERSION, create)
+        self.blobs = Blobs(folder)
+
+    def runs(self) -> list[str]:
+        return [run for (run,) in self.database.rows("SELECT id FROM runs ORDER BY id")]
+
+    def has(self, run: str, measurement: str = "") -> bool:
+        if measurement:
+            query = "SELECT 1 FROM measurements WHERE run = ? AND id = ?"
+            return bool(self.database.rows(query, run, measurement))
+        return bool(self.database.rows("SELECT 1 FROM runs WHERE id = ?", run))
+
+    def measurements(self, run: str) -> list[str]:
+        query = "SELECT id FROM measurements WHERE run = ? ORDER BY id"
+        return [measurement for (measurement,) in self.database.rows(query, run)]
+
+    def keys(self) -> list[tuple[str, str]]:
+        """Return the ids of the run and of itself of every measurement."""
+        keys = self.database.rows("SELECT run, id FROM measurements ORDER BY run, id")
+        return [(run, measurement) for run, measurement in keys]
+
+    def record(self, run: str) -> Mapping[str, Any]:
+        return self._json(run, "", "record")
+
+    def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
+        content = self._column(run, "", "weights")
+        with understood(self.where(run)):
+            return from_json(_unzipped(content).decode())
+
+    def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
+        return self._json(run, measurement, "provenance")
+
+    def score(self, run: str, measurement: str) -> Mapping[str, Any]:
+        return self._json(run, measurement, "score")
+
+    def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
+        content = self._column(run, measurement, "items")
+        with understood(self.where(run, measurement)):
+            return from_bytes(content, columns)
+
+    def digests(self, run: str) -> Mapping[str, str]:
+        query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
+        return dict(self.database.rows(query, run))
+
+    def file(self, run: str, name: str) -> bytes | None:
+        digest = self.digests(run).get(name)
+        return None if digest is None else self.blobs.get(digest)
+
+    def where(self, run: str, measurement: str = "") -> str:
+        return str(self.path / (measurement or run).rpartition(":")[2])
+
+    def bytes_of(self, name: str) -> int:
+        """Return how much room the files of this name take beside all runs together."""
+        query = "SELECT sum(size) FROM (SELECT DISTINCT digest, size FROM files WHERE name = ?)"
+        return int(self.database.rows(query, name)[0][0] or 0)
+
+    def add_run(self, row: RunRow) -> None:
+        """Keep a run. One that is there already stays as it is. Raises `OSError`, and `OutputError`
+        as the database does."""
+        digests = {name: self.blobs.put(content) for name, content in row.files.items()}
+        weights = zlib.compress(compact_json(row.weights).encode())
+        columns = {"record": compact_json(row.record), "provenance": compact_json(row.provenance)}
+        sums = _sums(row.id, {**columns, "weights": weights})
+        values = row.id, *columns.values(), sums, weights
+        files = [(row.id, name, digests[name], len(row.files[name])) for name in digests]
+        with self.database.writing("write a run") as connection:
+            done = connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?)", values)
+            if done.rowcount:
+                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", files)
+            connection.execute("DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,))
+
+    def add_measurement(self, row: MeasurementRow) -> None:
+        """Keep a measurement. One that is there already stays as it is."""
+        items = to_bytes(row.items)
+        columns = {"score": compact_json(row.score), "provenance": compact_json(row.provenance)}
+        sums = _sums(row.id, {**columns, "items": items})
+        values = row.run, row.id, *columns.values(), sums, items
+        query = "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)"
+        with self.database.writing("write a measurement") as connection:
+            connection.execute(query, values)
+            connection.execute("DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,))
+
+    def remove(self, run: str, measurement: str = "") -> None:
+        """Forget a measurement, or a run with all that was measured on it."""
+        with self.database.writing("remove a result") as connection:
+            if measurement:
+                query = "DELETE FROM measurements WHERE run = ? AND id = ?"
+                connection.execute(query, (run, measurement))
+                return
+            connection.execute("DELETE FROM measurements WHERE run = ?", (run,))
+            connection.execute("DELETE FROM files WHERE run = ?", (run,))
+            connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+
+    # Documents: the index of the study's grid, and failures
+
+    def document(self, kind: str, name: str) -> Any:
+        """Return a document, or None if there is none."""
+        query = "SELECT content, sum FROM documents WHERE kind = ? AND name = ?"
+        found = self.database.rows(query, kind, name)
+        return self._document(kind, name, *found[0]) if found else None
+
+    def documents(self, kind: str) -> dict[str, Any]:
+        """Return every document of a kind, by name."""
+        query = "SELECT name, content, sum FROM documents WHERE kind = ? ORDER BY name"
+        found = self.database.rows(query, kind)
+        return {name: self._document(kind, name, content, total) for name, content, total in found}
+
+    def put_document(self, kind: str, name: str, value: Any) -> None:
+        """Keep a document in place of an older one of its name."""
+        content = compact_json(value)
+        values = kind, name, content, _sum(name, kind, content)
+        with self.database.writing(f"write the {kind}") as connection:
+            connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
+
+    def remove_document(self, kind: str, name: str) -> None:
+        """Forget a document, if it is there."""
+        query = "DELETE FROM documents WHERE kind = ? AND name = ?"
+        if not self.database.rows(query.replace("DELETE", "SELECT 1"), kind, name):
+            return
+        with self.database.writing(f"remove the {kind}") as connection:
+            connection.execute(query, (kind, name))
+
+    def _document(self, kind: str, name: str, content: str, total: str) -> Any:
+        with understood(self.path / f"{kind}-{name.rpartition(':')[2]}"):
+            if _sum(name, kind, content) != total:
+                raise BrokenSealError
+            return from_json(content)
+
+    def _json(self, run: str, measurement: str, column: str) -> Any:
+        content = self._column(run, measurement, column)
+        with understood(self.where(run, measurement)):
+            return from_json(content)
+
+    def _column(self, run: str, measurement: str, column: str) -> Any:
+        """One column of a row, which is what was written."""
+        if measurement:
+            query = f"SELECT {column}, sums FROM measurements WHERE run = ? AND id = ?"
+            found = self.database.rows(query, run, measurement)
+        else:
+            found = self.database.rows(f"SELECT {column}, sums FROM runs WHERE id = ?", run)
+        with understood(self.where(run, measurement)):
+            if not found:
+                raise ValueError("it isn't there")
+            ((content, sums),) = found
+            if from_json(sums)[column] != _sum(measurement or run, column, content):
+                raise BrokenSealError
+        return content
+
+
+def _sums(name: str, columns: Mapping[str, str | bytes]) -> str:
+    return compact_json({column: _sum(name, column, content) for column, content in columns.items()})
+
+
+def _sum(name: str, column: str, content: str | bytes) -> str:
+    """The sum of a column of the row that has this name."""
+    raw = content.encode() if isinstance(content, str) else content
+    return seal_of({"row": name, "column": column}, raw)[:_DIGITS]
+
+
+def _unzipped(content: bytes) -> bytes:
+    reader = zlib.decompressobj()
+    unpacked = reader.decompress(content, LARGEST + 1)
+    if len(unpacked) > LARGEST or not reader.eof:
+        raise ValueError(f"it is cut, or holds more than {LARGEST // 2**20} MiB")
+    return unpacked

@@ -1,0 +1,351 @@
+"""Results as tables, which anybody can read: how a published store looks, and how it is read.
+
+`runs.parquet` has a row a run, `matrices.parquet` a row for each matrix of each run, `scores.parquet`
+a row a measurement, and the same row of `items.parquet` has lists with what each of its items gave.
+`cells.parquet` is the grid of the study. No value stands in them twice. `packed.json` has the sums
+of all of these, and what is no table. Masks and edits lie in `blobs`.
+"""
+
+import hashlib
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.durable import compact_json, flush, from_json, opened, read_json, short
+from calibrant.errors import DataError
+from calibrant.seals import Purpose
+from calibrant.store.blobs import Blobs
+from calibrant.store.results import PROFILE, Results, damaged, understood
+
+PACKED: Final = "packed.json"
+"""What makes a folder a published store: it is written last."""
+PACKED_PURPOSE: Final[Purpose] = {"kind": "published store"}
+"""What `packed.json` is sealed for."""
+RUNS: Final = "runs.parquet"
+MATRICES: Final = "matrices.parquet"
+SCORES: Final = "scores.parquet"
+ITEMS: Final = "items.parquet"
+CELLS: Final = "cells.parquet"
+TABLES: Final = (RUNS, MATRICES, SCORES, ITEMS, CELLS)
+MOVING: Final = ".packed"
+"""New tables on their way into the store. What is in this folder goes before what is beside it, and
+`packed.json` leaves it last."""
+
+MATRIX_COLUMNS: Final[Mapping[str, type[Any]]] = {
+    "name": str,
+    "zeros": int,
+    "sparsity": float,
+    "error": float,
+    "error_from": str,
+    "bits_a_weight": float,
+    "bytes": int,
+    "tokens": int,
+    "reason": str,
+}
+"""The facts of a matrix that have a column of plain values."""
+HEXADECIMAL: Final[Mapping[str, int]] = {"bits": 32, "inputs": 64}
+"""The facts of a matrix that are bytes in hexadecimal digits, and how many bytes they are."""
+
+MATRIX_FIELDS: Final = (*MATRIX_COLUMNS, *HEXADECIMAL, "rows", "columns", "notes", "more")
+"""All columns of `matrices.parquet`."""
+
+
+class PublishedResults(Results):
+    """The published results of the store in `folder`. Tables are read when they are needed, and only
+    the columns that are. Each is compared with its sum before anything in it is believed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.blobs = Blobs(folder)
+        path = self.path(PACKED)
+        with understood(path):
+            self.manifest: Mapping[str, Any] = read_json(path, PACKED_PURPOSE, required=True)
+            dict[str, str](self.manifest["files"])
+        self._compared = set[str]()
+        self._group = lru_cache(256)(self._read_group)
+
+    @classmethod
+    def of(cls, folder: Path) -> "PublishedResults | None":
+        """Return the published part of the store in `folder`, or None if it has none."""
+        there = any((place / PACKED).exists() for place in (folder / MOVING, folder))
+        return cls(folder) if there else None
+
+    def path(self, name: str) -> Path:
+        """Return where a table is: a publishing that was killed may have left it on its way."""
+        moving = self.folder / MOVING
+        on_its_way = (moving / PACKED).exists() and (moving / name).exists()
+        return moving / name if on_its_way else self.folder / name
+
+    def changed(self) -> Iterator[tuple[Path, str]]:
+        """Yield the path of each table that isn't as it was written, and what is wrong with it."""
+        for name in self.manifest["files"]:
+            problem = self._problem(name)
+            if problem:
+                yield self.path(name), problem
+
+    def index(self) -> Mapping[str, Any]:
+        """Return the `StudyIndex` as plain data."""
+        cells: list[dict[str, Any]] = []
+        runs, scores = list(self._runs), list(self._keys)
+        for cell in self._all(CELLS):
+            row, measures = cell.pop("run_row"), cell.pop("measures")
+            if row is not None:
+                cell["run"] = runs[row]
+            found = dict[str, str]()
+            for measure in measures:
+                place = measure["row"]
+                found[measure["evaluator"]] = measure["id"] if place is None else scores[place][1]
+            cells.append({**cell, "measures": found})
+        return {"cells": cells, **self.manifest["index"]}
+
+    def failures(self) -> Mapping[str, Any]:
+        """Return what went wrong, by the id of what isn't there because of it."""
+        return self.manifest["failures"]
+
+    def runs(self) -> Collection[str]:
+        return sorted(self._runs)
+
+    def measurements(self, run: str) -> Collection[str]:
+        return sorted(self._measurements.get(run, {}))
+
+    def has(self, run: str, measurement: str = "") -> bool:
+        return measurement in self._measurements.get(run, {}) if measurement else run in self._runs
+
+    def record(self, run: str) -> Mapping[str, Any]:
+        text = self._cell(RUNS, self._run(run), "record")
+        with understood(self.where(run)):
+            return {"id": run, **from_json(text)}
+
+    def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
+        place = self._run(run)
+        first, count = self._matrices[place]
+        matrices: list[dict[str, Any]] = []
+        with understood(self.where(run)):
+            columns = {name: self._cells(MATRICES, first, count, name) for name in MATRIX_FIELDS}
+            for values in zip(*columns.values(), strict=True):
+                matrices.append(matrix_of(dict(zip(columns, values, strict=True))))
+        return matrices
+
+    def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
+        if measurement:
+            text = self._cell(SCORES, self._score(run, measurement), "provenance")
+        else:
+            text = self._cell(RUNS, self._run(run), "provenance")
+        with understood(self.where(run, measurement)):
+            return from_json(text)
+
+    def score(self, run: str, measurement: str) -> Mapping[str, Any]:
+        place = self._score(run, measurement)
+        with understood(self.where(run, measurement)):
+            fields = from_json(self._cell(SCORES, place, "score"))
+            for name in ("value", "stderr"):
+                fields["score"][name] = self._cell(SCORES, place, name)
+        return {"id": measurement, "run": run, **fields}
+
+    def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
+        import pyarrow as pa
+
+        place = self._score(run, measurement)
+        arrays = dict[str, Any]()
+        with understood(self.where(run, measurement)):
+            for name, column in from_json(self._cell(ITEMS, place, "columns")):
+                if columns is None or name in columns:
+                    arrays[name] = self._list(place, column)
+            return pa.table(arrays)
+
+    def digests(self, run: str) -> Mapping[str, str]:
+        place = self._run(run)
+        with understood(self.where(run)):
+            digests = dict(from_json(self._cell(RUNS, place, "files")))
+            profile = self._cell(RUNS, place, "profile")
+        if profile is not None:
+            digests[PROFILE] = hashlib.sha256(profile.encode()).hexdigest()
+        return digests
+
+    def file(self, run: str, name: str) -> bytes | None:
+        if name == PROFILE:
+            profile = self._cell(RUNS, self._run(run), "profile")
+            return None if profile is None else profile.encode()
+        digest = self.digests(run).get(name)
+        return None if digest is None else self.blobs.get(digest)
+
+    def where(self, run: str, measurement: str = "") -> str:
+        table = SCORES if measurement else RUNS
+        return str(self.path(table) / (measurement or run).rpartition(":")[2])
+
+    @cached_property
+    def _runs(self) -> Mapping[str, int]:
+        """The row of each run."""
+        return {run: row for row, run in enumerate(self._column(RUNS, "run"))}
+
+    @cached_property
+    def _keys(self) -> Sequence[tuple[str, str]]:
+        """The ids of the run and the measurement of each row of scores."""
+        runs, measurements = self._column(SCORES, "run"), self._column(SCORES, "measurement")
+        return list(zip(runs, measurements, strict=True))
+
+    @cached_property
+    def _measurements(self) -> Mapping[str, Mapping[str, int]]:
+        """The row of each measurement, by the ids of its run and its own."""
+        places = dict[str, dict[str, int]]()
+        for row, (run, measurement) in enumerate(self._keys):
+            places.setdefault(run, {})[measurement] = row
+        return places
+
+    @cached_property
+    def _matrices(self) -> Mapping[int, tuple[int, int]]:
+        """The first row of each run's matrices, and how many they are, by the run's own row."""
+        counts = self._column(RUNS, "matrices")
+        firsts = accumulate(counts, initial=0)
+        return dict(enumerate(zip(firsts, counts, strict=False)))
+
+    def _run(self, run: str) -> int:
+        with understood(self.where(run)):
+            return self._runs[run]
+
+    def _score(self, run: str, measurement: str) -> int:
+        with understood(self.where(run, measurement)):
+            return self._measurements[run][measurement]
+
+    def _cell(self, table: str, row: int, column: str) -> Any:
+        """One value of a table."""
+        group, place = self._place(table, row)
+        return self._group(table, group, column)[place].as_py()
+
+    def _cells(self, table: str, first: int, count: int, column: str) -> list[Any]:
+        """Some values of a table that stand below each other."""
+        values: list[Any] = []
+        while len(values) < count:
+            group, place = self._place(table, first + len(values))
+            part = self._group(table, group, column).slice(place, count - len(values))
+            values += part.to_pylist()
+        return values
+
+    def _list(self, row: int, column: str) -> Any:
+        """What a measurement has in a column of `items.parquet`, as an Arrow array."""
+        group, place = self._place(ITEMS, row)
+        return self._group(ITEMS, group, column)[place].values
+
+    def _place(self, table: str, row: int) -> tuple[int, int]:
+        """In which row group a row is, and where in it."""
+        starts = self._starts(table)
+        group = bisect_right(starts, row) - 1
+        return group, row - starts[group]
+
+    def _starts(self, table: str) -> Sequence[int]:
+        return self._first_rows[table]
+
+    @cached_property
+    def _first_rows(self) -> Mapping[str, Sequence[int]]:
+        """The first row of each row group, by table."""
+        starts = dict[str, Sequence[int]]()
+        for table in TABLES:
+            with self._file(table) as file:
+                groups = range(file.num_row_groups)
+                counts = [file.metadata.row_group(group).num_rows for group in groups]
+            starts[table] = list(accumulate(counts, initial=0))[:-1]
+        return starts
+
+    def _column(self, table: str, column: str) -> list[Any]:
+        """A column of a table, whole."""
+        with self._file(table) as file:
+            return file.read(columns=[column])[column].to_pylist()
+
+    def _all(self, table: str) -> list[dict[str, Any]]:
+        with self._file(table) as file:
+            return file.read().to_pylist()
+
+    def _read_group(self, table: str, group: int, column: str) -> Any:
+        with self._file(table) as file:
+            return file.read_row_group(group, columns=[column])[column].combine_chunks()
+
+    @contextmanager
+    def _file(self, table: str) -> Iterator[Any]:
+        """Open a table. What can't be read in it, or isn't what was published, is damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.path(table)
+        if table not in self._compared:
+            problem = self._problem(table)
+            if problem:
+                advice = "it is of another store, or damaged: restore it from a copy"
+                raise DataError(f"{short(path)!r} {problem}; {advice}", subject=str(path))
+            self._compared.add(table)
+        try:
+            with opened(path) as raw, pq.ParquetFile(raw) as file:
+                yield file
+        except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+            raise damaged(path, error) from error
+
+    def _problem(self, name: str) -> str:
+        """What is wrong with a table; empty if it is what was published."""
+        path, expected = self.path(name), self.manifest["files"].get(name, "")
+        if not path.is_file():
+            return "is missing, and was written"
+        with understood(path), opened(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == expected:
+            return ""
+        written = f"and {expected[:12]}… was written" if expected else "and isn't among the tables"
+        return f"has changed: its SHA-256 is {digest[:12]}…, {written}"
+
+
+def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a matrix of its row in `matrices.parquet`."""
+    facts = dict[str, Any]()
+    for name in MATRIX_COLUMNS:
+        if row[name] is not None:
+            facts[name] = row[name]
+    for name in HEXADECIMAL:
+        if row[name] is not None:
+            facts[name] = row[name].hex()
+    if row["rows"] is not None:
+        facts["shape"] = [row["rows"], row["columns"]]
+    if row["notes"] is not None:
+        facts["notes"] = from_json(row["notes"])
+    if row["more"] is not None:
+        facts |= from_json(row["more"])
+    return facts
+
+
+def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a matrix: what `matrix_of` gives back as it was."""
+    row = dict[str, Any]()
+    more = dict[str, Any]()
+    for name, value in facts.items():
+        kind = MATRIX_COLUMNS.get(name)
+        if kind is not None and type(value) is kind:
+            row[name] = value
+        elif name in HEXADECIMAL and len(value) == 2 * HEXADECIMAL[name]:
+            row[name] = bytes.fromhex(value)
+        elif name == "shape" and len(value) == 2:
+            row["rows"], row["columns"] = value
+        elif name == "notes":
+            row["notes"] = compact_json(value)
+        else:
+            more[name] = value
+    row["more"] = compact_json(more) if more else None
+    return row
+
+
+def settle(folder: Path) -> None:
+    """Finish what a publishing began that was killed when its tables were whole: they take the
+    place of older ones, and what says so comes last."""
+    moving = folder / MOVING
+    if (moving / PACKED).exists():
+        for path in sorted(moving.iterdir(), key=_is_manifest):
+            with suppress(FileNotFoundError):  # another process does the same
+                os.replace(path, folder / path.name)
+        flush(folder)
+    shutil.rmtree(moving, ignore_errors=True)
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name == PACKED

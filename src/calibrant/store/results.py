@@ -1,0 +1,127 @@
+"""Where results lie, as everything above sees it: runs with their measurements, each as plain data.
+
+There are two such places. A study writes into a database (`live`); a store that isn't written any
+more may be published as tables (`published`). A store reads both through this one interface.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.durable import short
+from calibrant.errors import DataError
+
+PROFILE: Final = "profile.json"
+"""The words and characters of a run's calibration set, with quotations where they are allowed. Only
+a report reads it."""
+MASK: Final = "mask.npz"
+"""What a run's weights can be made from again without pruning. It may be deleted to save room: then
+they are pruned again where that is needed."""
+EDITS: Final = "edits.safetensors"
+"""The same for a run whose kept weights changed, or that removed whole parts."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run as it is stored. `record` is the record without `weights` and `provenance`, which stand
+    beside it; `files` are contents of files by name."""
+
+    id: str
+    record: Mapping[str, Any]
+    weights: Sequence[Mapping[str, Any]]
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+@dataclass(frozen=True)
+class MeasurementRow:
+    """A measurement as it is stored: `score` is a `ScoreEntry` as plain data, `items` an Arrow
+    table with a row an item."""
+
+    run: str
+    id: str
+    score: Mapping[str, Any]
+    items: Any
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Results(ABC):
+    """Runs and what was measured on them. What can't be read, and what isn't as it was written,
+    raises `DataError`."""
+
+    @abstractmethod
+    def runs(self) -> Collection[str]:
+        """Return the ids of all runs."""
+
+    @abstractmethod
+    def measurements(self, run: str) -> Collection[str]:
+        """Return the ids of everything measured on a run."""
+
+    @abstractmethod
+    def has(self, run: str, measurement: str = "") -> bool:
+        """Return whether a run, or a measurement on it, is there."""
+
+    @abstractmethod
+    def record(self, run: str) -> Mapping[str, Any]:
+        """Return a record without `weights` and `provenance`."""
+
+    @abstractmethod
+    def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
+        """Return the facts of each matrix of a run, which are nearly all of its record."""
+
+    @abstractmethod
+    def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
+        """Return what is known beside a record or a measurement."""
+
+    @abstractmethod
+    def score(self, run: str, measurement: str) -> Mapping[str, Any]:
+        """Return a `ScoreEntry` as plain data."""
+
+    @abstractmethod
+    def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
+        """Return the items of a measurement as an Arrow table, or some of its columns."""
+
+    @abstractmethod
+    def digests(self, run: str) -> Mapping[str, str]:
+        """Return the SHA-256 of each file that was written beside a run, by name."""
+
+    @abstractmethod
+    def file(self, run: str, name: str) -> bytes | None:
+        """Return a file that was written beside a run, or None if it isn't there."""
+
+    @abstractmethod
+    def where(self, run: str, measurement: str = "") -> str:
+        """Return what a message calls the place of a run or a measurement."""
+
+    def run_row(self, run: str) -> RunRow:
+        """Return all that is stored of a run."""
+        files = dict[str, bytes]()
+        for name in self.digests(run):
+            content = self.file(run, name)
+            if content is not None:
+                files[name] = content
+        return RunRow(run, self.record(run), self.weights(run), self.provenance(run), files)
+
+    def measurement_row(self, run: str, measurement: str) -> MeasurementRow:
+        """Return all that is stored of a measurement."""
+        score, items = self.score(run, measurement), self.items(run, measurement)
+        return MeasurementRow(run, measurement, score, items, self.provenance(run, measurement))
+
+
+@contextmanager
+def understood(where: str | Path) -> Iterator[None]:
+    """Raise `DataError`, saying what is damaged, for what isn't as we write it."""
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(where, error) from error
+
+
+def damaged(where: str | Path, error: Exception) -> DataError:
+    """Return the error for a stored result that can't be believed."""
+    what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
+    advice = "restore it from a copy, or have it computed again"
+    return DataError(f"{short(Path(where))!r} can't be read ({what}); {advice}", subject=str(where))
