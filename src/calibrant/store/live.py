@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibrant.database import Database
-from calibrant.durable import LARGEST, compact_json, from_json
+from calibrant.durable import LARGEST, compact_json, from_json, line_of_json
 from calibrant.outcomes import JOURNAL_TABLE
 from calibrant.seals import BrokenSealError, seal_of
 from calibrant.store.blobs import Blobs
@@ -152,7 +152,7 @@ class LiveResults(Results):
 
     def put_document(self, kind: str, name: str, value: Any) -> None:
         """Keep a document in place of an older one of its name."""
-        content = compact_json(value)
+        content = line_of_json(value)  # the order of a mapping is a part of the grid
         values = kind, name, content, _sum(name, kind, content)
         with self.database.writing(f"write the {kind}") as connection:
             connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)

@@ -386,7 +386,7 @@ class _Tables:
             "index": index,
             "failures": self._store.failures(),
         }
-        text = text_of_json(sealed(manifest, PACKED_PURPOSE))
+        text = text_of_json(sealed(manifest, PACKED_PURPOSE), ordered=True)
         write_bytes(self._folder / PACKED, text.encode())
 
     def _write_rows(self, table: str, schema: Any, rows: Iterator[Mapping[str, Any]]) -> None:
