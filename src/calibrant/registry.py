@@ -2,8 +2,7 @@
 
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
-`calibrant.methods`. Listing names imports nothing, nor does reading what their files declare; a broken file is an error when its name is used,
-never a name that is missing.
+`calibrant.methods`. Listing names imports nothing; a broken file is an error when its name is used, never a name that is missing.
 
 An object of a class that no name leads to may stand where a name stands. `text` gives its text, and from then on this process reads that back.
 """
@@ -11,6 +10,7 @@ An object of a class that no name leads to may stand where a name stands. `text`
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, distributions, entry_points
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from calibrant.declarations import Sketches, folder_of
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
@@ -64,6 +64,19 @@ def _loaded(entry: EntryPoint) -> object:
         return None
 
 
+def _folder_of(package: str) -> Path | None:
+    """The folder of a package, without importing it or the packages that it lies in."""
+    root, *inner = package.split(".")
+    found = importlib.util.find_spec(root)
+    if found is None:
+        return None
+    for place in found.submodule_search_locations or ():
+        folder = Path(place, *inner)
+        if folder.is_dir():
+            return folder
+    return None
+
+
 @dataclass(frozen=True)
 class Registry:
     """The names of one folder. `package` is its import path, `noun` what one of its things is called."""
@@ -76,7 +89,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name, sorted; files that begin with an underscore are not things but what things share."""
-        return sorted({*self._own, *self._foreign})
+        return sorted({*self.own, *self._foreign})
 
     def text(self, thing: Spec) -> str:
         """The text of an object, which `build` reads back as an equal one from now on, also where nothing but the object leads to its class.
@@ -99,7 +112,7 @@ class Registry:
     def learn(self, cls: type[Any]) -> None:
         """Know a class by its name from now on, in this process; one that was defined anew takes the place of the old one. Raises `SpecError`."""
         name, holder = cls.spec_name(), None
-        if name in self._own or name in self._foreign:
+        if name in self.own or name in self._foreign:
             holder = self.get(name)
         elif (other := self._learned.get(name)) is not None and qualified(other) != qualified(cls):
             holder = other
@@ -110,7 +123,7 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether there is a class called so: in the folder, by an entry point, or because an object of it was given."""
-        return name in self._own or name in self._foreign or name in self._learned
+        return name in self.own or name in self._foreign or name in self._learned
 
     def learned(self) -> list[type[Any]]:
         """The classes that only objects led to."""
@@ -120,7 +133,7 @@ class Registry:
         """The class called `name`; an unknown name is a `SpecError` with the nearest one and the whole list."""
         if name in self._learned:
             return self._learned[name]
-        if name in self._own:
+        if name in self.own:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
             return self._a_class(self._foreign[name])
@@ -139,20 +152,18 @@ class Registry:
         inner = {k: self.build(v) if isinstance(v, Call) and self.knows(v.name) else v for k, v in call.arguments.items()}
         return build(self.get(call.name), inner)
 
-    def sketch(self, name: str, sketches: Sketches) -> type[Any]:
-        """Return the class behind a name as its file declares it, importing nothing. Raises `UnreadableError` where it takes an import to know."""
-        if name in self._own:
-            return sketches.only_class(f"{self.package}.{name}")
-        return sketches.of(self._foreign[name].module, self._foreign[name].attr)
-
     @cached_property
-    def _own(self) -> frozenset[str]:
-        folder = folder_of(self.package)
-        return frozenset(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")) if folder else frozenset()
+    def own(self) -> frozenset[str]:
+        """The names of the folder's files; those of other packages aren't among them."""
+        folder = _folder_of(self.package)
+        if folder is None:
+            return frozenset()
+        files = [module.name for module in pkgutil.iter_modules([str(folder)])]
+        return frozenset(name for name in files if not name.startswith("_"))
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
-        return {e.name: e for e in entry_points(group=self.package) if e.name not in self._own}
+        return {e.name: e for e in entry_points(group=self.package) if e.name not in self.own}
 
     @cached_property
     def _learned(self) -> dict[str, type[Any]]:
