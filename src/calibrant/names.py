@@ -1,7 +1,7 @@
 """What can be named: sources, methods and the like, each with what it is.
 
-What this package has is told by `catalogue.json`, which `make generate` writes from the classes. So a
-list imports none of them. A name that isn't in there is read from its class: it is another
+What this package has is told by `catalogue.json`, which `make generate` writes from the classes.
+So a list imports none of them. A name that isn't in there is read from its class: it is another
 package's, or its file is newer than the catalogue.
 """
 
@@ -43,12 +43,16 @@ FOLDERS: Final = {
 """Each kind of names: the package whose files they are, and what one of them is."""
 KINDS: Final = ("models", *FOLDERS)
 
+Entry = dict[str, Any]
+"""What the catalogue says of one name."""
+
 _MODELS: Final = {
     **{model.name: model.summary for model in NAMED.values()},
     "FILE.gguf": "a GGUF file, dequantized",
     "FOLDER": "a folder that transformers or calibrant saved, with safetensors",
     "ORGANISATION/NAME": "a model of the Hugging Face hub",
 }
+_BETWEEN_WORDS: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,12 @@ def catalogue(kind: str) -> list[Named]:
     """
     if kind not in KINDS:
         near = did_you_mean(kind, KINDS)
-        message = f"there is nothing called {kind!r} to list{near}; choose one of {', '.join(KINDS)}"
+        known = ", ".join(KINDS)
+        message = f"there is nothing called {kind!r} to list{near}; choose one of {known}"
         raise SpecError(message, subject=kind)
     if kind == "models":
         return [Named(name, summary) for name, summary in _MODELS.items()]
-    registry = Registry(*FOLDERS[kind])
+    registry = _registry(kind)
     generated = _generated(kind, registry)
     entries = list[Named]()
     for name in registry.names():
@@ -102,7 +107,7 @@ def names(kind: str) -> list[str]:
     """
     if kind == "models":
         return list(_MODELS)
-    return Registry(*FOLDERS[kind]).names()
+    return _registry(kind).names()
 
 
 def removing() -> list[Named]:
@@ -114,7 +119,7 @@ def removing() -> list[Named]:
     >>> [entry.name for entry in removing() if entry.name.startswith("s")]
     ['short_gpt', 'sparsegpt', 'svd']
     """
-    registry = Registry(*FOLDERS["methods"])
+    registry = _registry("methods")
     generated = _generated("methods", registry)
     entries = list[Named]()
     for name in registry.names():
@@ -125,13 +130,13 @@ def removing() -> list[Named]:
     return entries
 
 
-def described(kind: str) -> dict[str, dict[str, Any]]:
+def described(kind: str) -> dict[str, Entry]:
     """Describe the classes of one folder, by their files' names, as `CATALOGUE` has them.
 
     Imports all of them, and leaves out those of other packages.
     """
-    registry = Registry(*FOLDERS[kind])
-    entries = dict[str, dict[str, Any]]()
+    registry = _registry(kind)
+    entries = dict[str, Entry]()
     for name in sorted(registry.own):
         cls = registry.get(name)
         entry = dataclasses.asdict(_described(kind, name, cls))
@@ -141,16 +146,27 @@ def described(kind: str) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def named(entry: Mapping[str, Any]) -> Named:
+def named(entry: Entry) -> Named:
     """Return the name that an entry of the catalogue describes."""
-    fields = [field.name for field in dataclasses.fields(Named)]
-    return Named(**{name: entry[name] for name in fields})
+    return Named(
+        name=entry["name"],
+        summary=entry["summary"],
+        parameters=entry["parameters"],
+        facts=entry["facts"],
+        title=entry["title"],
+    )
 
 
-def _generated(kind: str, registry: Registry) -> dict[str, dict[str, Any]]:
+def _registry(kind: str) -> Registry:
+    package, noun = FOLDERS[kind]
+    return Registry(package, noun)
+
+
+def _generated(kind: str, registry: Registry) -> dict[str, Entry]:
     """Return what the catalogue says of the files that are in the folder."""
-    entries = json.loads(CATALOGUE.read_text("utf-8"))[kind]
-    return {name: entry for name, entry in entries.items() if name in registry.own}
+    content = CATALOGUE.read_text("utf-8")
+    entries = json.loads(content)[kind]
+    return {name: entries[name] for name in registry.own.intersection(entries)}
 
 
 def _from_class(kind: str, name: str, registry: Registry) -> Named:
@@ -211,9 +227,9 @@ def _accepted(method: type[Any]) -> str:
     for target in kinds(method.accepts):
         if is_foreign(method) or not is_foreign(target):
             examples.append(target.example)
-    if len(examples) < 2:
-        return "".join(examples)
-    return f"{', '.join(examples[:-1])} or {examples[-1]}"
+    most = ", ".join(examples[:-1])
+    last = "".join(examples[-1:])
+    return f"{most} or {last}" if most else last
 
 
 def _looks(method: type[Any]) -> str:
@@ -221,7 +237,10 @@ def _looks(method: type[Any]) -> str:
     observes = method.observes
     if isinstance(observes, property):  # parameters decide, and their defaults are meant
         observes = method().observes
-    looks = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in observes]
+    looks = list[str]()
+    for statistic in observes:
+        words = _BETWEEN_WORDS.sub(" ", statistic.__name__)
+        looks.append(words.lower())
     if method.tries:
         looks.append("the loss")
     return ", ".join(looks) or "no data"
@@ -231,5 +250,6 @@ def _removes(method: type[Any]) -> bool:
     """Return whether a method accepts a target that removes something, and isn't `none`."""
     from calibrant.targets import Share, Sparsity
 
-    accepts = issubclass(Sparsity, method.accepts) or issubclass(Share, method.accepts)
-    return method.prunes and accepts
+    if not method.prunes:
+        return False
+    return issubclass(Sparsity, method.accepts) or issubclass(Share, method.accepts)
