@@ -21,7 +21,6 @@ FLOORS = [
         "registry",
         "seals",
         "progress",
-        "declarations",
         "notebook",
         "process",
         "clock",
@@ -82,7 +81,6 @@ TORCH_FREE = [
     "named",
     "registry",
     "seals",
-    "declarations",
     "names",
     "progress",
     "notebook",
@@ -180,10 +178,11 @@ for name in sys.argv[1:]:
         sys.exit(f'import {name} brings {heavy}')
 
 from calibrant.cli import completing
-from calibrant.names import KINDS, catalogue
+from calibrant.names import KINDS, catalogue, removing
 
 for kind in KINDS:
     assert catalogue(kind), kind
+assert removing()
 assert completing.expression('gsm8k:co') == ['gsm8k:cot']
 if heavy := HEAVY & sys.modules.keys():
     sys.exit(f'a list of names brings {heavy}')

@@ -1,5 +1,6 @@
 """What is made from the folders is up to date, and a new file in one of them needs nothing else."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,13 +18,21 @@ def test_the_pages_say_what_the_folders_hold_and_every_source_was_tried(capsys: 
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_check_of_what_is_stale_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_check_of_what_is_stale_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "page.md"
     page.write_text("There are <!-- count of sources -->1 sources.\n")
     monkeypatch.setattr(generate, "PROJECT", tmp_path)
     monkeypatch.setattr(generate, "PAGES", (page,))
+    catalogue = tmp_path / "catalogue.json"
+    catalogue.write_text(generate.CATALOGUE.read_text("utf-8").replace("MIT", "none"), "utf-8")
+    monkeypatch.setattr(generate, "CATALOGUE", catalogue)
+    before = catalogue.read_text("utf-8")
     assert generate.main(["--check"]) == 1
+    told = capsys.readouterr().err
+    assert "page.md is stale" in told
+    assert "catalogue.json is stale" in told
     assert page.read_text() == "There are <!-- count of sources -->1 sources.\n"
+    assert catalogue.read_text("utf-8") == before
 
 
 SOURCE = '''
@@ -71,9 +80,9 @@ def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Pat
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     measures = ["loss(source=chemistry, tokens=200, length=32)"]
     with imported_anew(tmp_path / "src"):
-        from tools.generate import lacking, stale
+        from tools import generate as generator
 
-        from calibrant import Study
+        from calibrant import Study, names
         from calibrant.compare import read
         from calibrant.data import sources
         from calibrant.store import Store
@@ -81,6 +90,9 @@ def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Pat
         from calibrant.testing.sources import check_source
 
         check_source(sources.build("chemistry"))
+        listed = {entry.name: entry.summary for entry in names.catalogue("methods")}
+        assert listed["largest"] == "Removes the largest weights.", "the catalogue is older than the file"
+        assert "largest" in [entry.name for entry in names.removing()]
         tiny_folder("model")
         Study("model", ["chemistry:icl", "random_tokens"], ["wanda", "largest"], 0.5, evaluate=measures, samples=2, length=32).run("out")
         with Store("out", create=False) as store:
@@ -93,5 +105,9 @@ def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Pat
         assert (reading.label("chemistry:icl").family, reading.label("chemistry:icl").format) == ("reading", "icl")
         assert copied.label("chemistry:icl").family == "reading"
         assert families == ["reading"]
-        assert [page.name for page in stale()] == ["README.md", "data.md"]
-        assert lacking() == ["chemistry"]
+        assert [page.name for page in generator.stale()] == ["README.md", "data.md"]
+        assert generator.lacking() == ["chemistry"]
+        assert generator.stale_catalogue()
+        written = json.loads(generator.catalogue())
+        assert written["methods"]["largest"]["removes"]
+        assert written["sources"]["chemistry"]["facts"]["family"] == "reading"

@@ -1,4 +1,5 @@
-"""Writes what is made from the folders: the tables and counts of the README and the docs, and what is frozen of new names: python -m tools.generate
+"""Writes what is made from the folders: the catalogue of names inside the package, the tables and
+counts of the README and the docs, and what is frozen of new names: python -m tools.generate
 
 Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the other folders; `<!-- count of sources -->` has
 their number behind it. With `--survey` sources that the record of the survey lacks are tried too, which takes the model `smollm2` and the data.
@@ -20,7 +21,7 @@ from tools import freeze
 
 from calibrant.families import WORDS
 from calibrant.inspection.surveying import FORMATS, as_markdown
-from calibrant.names import KINDS, Named, catalogue
+from calibrant.names import CATALOGUE, FOLDERS, Named, described, named
 from calibrant.select import Picking, selectors
 from calibrant.spec import build
 
@@ -50,9 +51,20 @@ def stale() -> list[Path]:
     return [page for page in PAGES if filled(page.read_text("utf-8")) != page.read_text("utf-8")]
 
 
+def catalogue() -> str:
+    """What the file of the catalogue must say, by the classes of this package alone."""
+    entries = {kind: described(kind) for kind in FOLDERS}
+    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+
+
+def stale_catalogue() -> bool:
+    """Whether the file of the catalogue says something else than the classes do."""
+    return not CATALOGUE.exists() or CATALOGUE.read_text("utf-8") != catalogue()
+
+
 def ours(kind: str) -> list[Named]:
     """What this package has of a kind, whatever others are installed beside it."""
-    return [entry for entry in catalogue(kind) if "class" not in entry.facts]
+    return [named(entry) for entry in described(kind).values()]
 
 
 def _table(kind: str) -> Iterator[str]:
@@ -64,7 +76,7 @@ def _table(kind: str) -> Iterator[str]:
     elif kind == "selectors":
         heads = ("selector", HEADS[kind], "the model", "after")
         yield from _lines(heads, ((*_told(e), _part_of_the_model(e), e.facts.get("after", "")) for e in ours(kind)))
-    elif kind in KINDS:
+    elif kind in FOLDERS:
         yield from _lines((kind[:-1], HEADS.get(kind, "what it is")), map(_told, ours(kind)))
 
 
@@ -129,6 +141,8 @@ def stale_masks() -> bool:
 def complaints() -> list[str]:
     """Say what is stale, a sentence for each file, with the command that puts it right."""
     found = [f"{page.relative_to(PROJECT)} is stale: make generate" for page in stale()]
+    if stale_catalogue():
+        found.append(f"src/calibrant/{CATALOGUE.name} is stale: make generate")
     if stale_masks():
         found.append(f"tests/frozen/{MASKS} is stale: make generate")
     if missing := lacking():
@@ -152,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if found else 0
     if options.survey:
         _survey()
+    if stale_catalogue():
+        CATALOGUE.write_text(catalogue(), "utf-8")
     freeze.add()
     for page in stale():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")

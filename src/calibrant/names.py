@@ -1,19 +1,32 @@
-"""What can be named: sources, methods and the like, each with what it is. Nothing is imported to say it but what can't be read off a file."""
+"""What can be named: sources, methods and the like, each with what it is.
+
+What this package has is told by `catalogue.json`, which `make generate` writes from the classes.
+So a list imports none of them. A name that isn't in there is read from its class: it is another
+package's, or its file is newer than the catalogue.
+"""
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, Final
 
-from calibrant.declarations import UNREADABLE, Sketches, UnreadableError
 from calibrant.errors import SpecError
 from calibrant.families import family_of_kind
 from calibrant.named import NAMED
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import is_foreign, qualified, text_of
+
+CATALOGUE: Final = Path(__file__).with_name("catalogue.json")
+"""For each kind but models, and each file in its folder: the fields of its `Named`.
+
+Of a method also whether it removes something (`removes`).
+"""
 
 FOLDERS: Final = {
     "sources": ("calibrant.data.sources", "source"),
@@ -30,8 +43,8 @@ FOLDERS: Final = {
 """Each kind of names: the package whose files they are, and what one of them is."""
 KINDS: Final = ("models", *FOLDERS)
 
-REMOVING: Final = ("sparsity", "share")
-"""Targets of which a method takes one if it removes something."""
+Entry = dict[str, Any]
+"""What the catalogue says of one name."""
 
 _MODELS: Final = {
     **{model.name: model.summary for model in NAMED.values()},
@@ -39,11 +52,13 @@ _MODELS: Final = {
     "FOLDER": "a folder that transformers or calibrant saved, with safetensors",
     "ORGANISATION/NAME": "a model of the Hugging Face hub",
 }
+_BETWEEN_WORDS: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
 class Named:
-    """One name: what its class does in a line, its parameters with their defaults, further facts such as a licence, and what its file says it is.
+    """One name: what its class does in a line, its parameters with their defaults as texts, further
+    facts such as a licence, and what its file says it is.
 
     A thing of another package has its `class` among the facts.
     """
@@ -56,7 +71,10 @@ class Named:
 
 
 def catalogue(kind: str) -> list[Named]:
-    """List what can be named of one kind (`models`, `sources`, `methods`, …). Raises `SpecError` for a kind that doesn't exist.
+    """List what can be named of one kind (`models`, `sources`, `methods`, …).
+
+    A class that can't be imported is listed with the reason. Raises `SpecError` for a kind that
+    doesn't exist.
 
     >>> [entry.name for entry in catalogue("packings")]
     ['crop', 'imatrix', 'legacy', 'many', 'one']
@@ -64,12 +82,21 @@ def catalogue(kind: str) -> list[Named]:
     {'accepts': '0.5, 2:4 or 2:4+w4g64', 'looks_at': 'gram'}
     """
     if kind not in KINDS:
-        raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
+        near = did_you_mean(kind, KINDS)
+        known = ", ".join(KINDS)
+        message = f"there is nothing called {kind!r} to list{near}; choose one of {known}"
+        raise SpecError(message, subject=kind)
     if kind == "models":
         return [Named(name, summary) for name, summary in _MODELS.items()]
-    registry, sketches = Registry(*FOLDERS[kind]), Sketches()
-    entries = [_entry(registry, name, sketches) for name in registry.names()]
-    return sorted(entries, key=lambda entry: entry.name)
+    registry = _registry(kind)
+    generated = _generated(kind, registry)
+    entries = list[Named]()
+    for name in registry.names():
+        if name in generated:
+            entries.append(named(generated[name]))
+        else:
+            entries.append(_from_class(kind, name, registry))
+    return sorted(entries, key=attrgetter("name"))
 
 
 def names(kind: str) -> list[str]:
@@ -78,89 +105,151 @@ def names(kind: str) -> list[str]:
     >>> names("packings")
     ['crop', 'imatrix', 'legacy', 'many', 'one']
     """
-    return list(_MODELS) if kind == "models" else Registry(*FOLDERS[kind]).names()
+    if kind == "models":
+        return list(_MODELS)
+    return _registry(kind).names()
 
 
 def removing() -> list[Named]:
-    """List the methods that remove weights, blocks or experts, with their titles alone; those of other packages too.
+    """List the methods that remove weights, blocks or experts.
+
+    Nothing is imported for it. So methods that the catalogue lacks, such as those of other
+    packages, are among them whatever they do.
 
     >>> [entry.name for entry in removing() if entry.name.startswith("s")]
     ['short_gpt', 'sparsegpt', 'svd']
     """
-    registry, targets, sketches = Registry(*FOLDERS["methods"]), Registry(*FOLDERS["targets"]), Sketches()
+    registry = _registry("methods")
+    generated = _generated("methods", registry)
     entries = list[Named]()
-    for name in sorted(registry.names()):
-        try:
-            cls = registry.sketch(name, sketches)
-            removes, title = _removes(cls, [targets.sketch(kind, sketches) for kind in REMOVING]), sketches.docstring(cls.__module__)
-        except UnreadableError:
-            cls = registry.get(name)
-            removes, title = _removes(cls, [targets.get(kind) for kind in REMOVING]), sys.modules[cls.__module__].__doc__
-        if removes:
-            entries.append(Named(name, _summary(cls), title=(title or "").strip().partition("\n")[0]))
+    for name in registry.names():
+        if name not in generated:
+            entries.append(Named(name, "`calibrant list methods` says what it does"))
+        elif generated[name]["removes"]:
+            entries.append(named(generated[name]))
     return entries
 
 
-def _removes(method: type[Any], kinds: Sequence[type[Any]]) -> bool:
-    return _fact(method, "prunes") is not False and any(issubclass(kind, _fact(method, "accepts")) for kind in kinds)
+def described(kind: str) -> dict[str, Entry]:
+    """Describe the classes of one folder, by their files' names, as `CATALOGUE` has them.
 
-
-def _entry(registry: Registry, name: str, sketches: Sketches) -> Named:
-    """Return a name with what its file declares; where that takes more than reading, the class is imported, and so is what it is compared with."""
-    targets = Registry(*FOLDERS["targets"])
-    try:
-        sketch = registry.sketch(name, sketches)
-        entry = _described(name, sketch, [targets.sketch(target, sketches) for target in targets.names()])
-        title = sketches.docstring(sketch.__module__)
-    except UnreadableError:
+    Imports all of them, and leaves out those of other packages.
+    """
+    registry = _registry(kind)
+    entries = dict[str, Entry]()
+    for name in sorted(registry.own):
         cls = registry.get(name)
-        entry = _described(name, cls, [targets.get(target) for target in targets.names()])
-        title = sys.modules[cls.__module__].__doc__ or ""
-    return dataclasses.replace(entry, title=title.strip().partition("\n")[0])
+        entry = dataclasses.asdict(_described(kind, name, cls))
+        if kind == "methods":
+            entry["removes"] = _removes(cls)
+        entries[name] = entry
+    return entries
 
 
-def _described(name: str, cls: type[Any], targets: Sequence[type[Any]]) -> Named:
-    """Return what a class, or its sketch, says of itself. Raises `UnreadableError` where a sketch lacks what is needed."""
-    if cls in targets:
-        return Named(_fact(cls, "example"), _summary(cls), facts={"written": _fact(cls, "written")})
-    parameters = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
-    facts = {fact: value for fact in ("kind", "licence", "homepage", "after") if isinstance(value := _fact(cls, fact), str) and value}
-    if (family := _fact(cls, "family")) is not None:  # so it is a source
-        facts["family"] = family or family_of_kind(cls.kind)
-    facts |= {"class": qualified(cls)} if is_foreign(cls) else {}
-    if (accepts := _fact(cls, "accepts")) is not None:  # so it is a method
-        facts |= {"accepts": _accepted(accepts, targets), "looks_at": _looks(cls)}
-    return Named(name, _summary(cls), parameters, facts)
+def named(entry: Entry) -> Named:
+    """Return the name that an entry of the catalogue describes."""
+    return Named(
+        name=entry["name"],
+        summary=entry["summary"],
+        parameters=entry["parameters"],
+        facts=entry["facts"],
+        title=entry["title"],
+    )
 
 
-def _fact(cls: type[Any], name: str) -> Any:
-    """Return a class variable, None where there is none."""
-    value = getattr(cls, name, None)
-    if value is UNREADABLE:
-        raise UnreadableError(f"{qualified(cls)}.{name} is no literal")
-    return value
+def _registry(kind: str) -> Registry:
+    package, noun = FOLDERS[kind]
+    return Registry(package, noun)
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    return "" if field.default is dataclasses.MISSING else text_of(field.default)
+def _generated(kind: str, registry: Registry) -> dict[str, Entry]:
+    """Return what the catalogue says of the files that are in the folder."""
+    content = CATALOGUE.read_text("utf-8")
+    entries = json.loads(content)[kind]
+    return {name: entries[name] for name in registry.own.intersection(entries)}
 
 
-def _summary(cls: type[Any]) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+def _from_class(kind: str, name: str, registry: Registry) -> Named:
+    try:
+        return _described(kind, name, registry.get(name))
+    except Exception as error:  # noqa: BLE001  # a file may raise anything while it is imported
+        return Named(name, f"can't be read: {type(error).__name__}: {error}")
 
 
-def _accepted(accepts: tuple[type[Any], ...], targets: Sequence[type[Any]]) -> str:
-    """Return an example of each kind of target that a method accepts, the shortest first."""
-    *most, last = sorted((target.example for target in targets if issubclass(target, accepts)), key=lambda example: (len(example), example))
-    return f"{', '.join(most)} or {last}" if most else last
+def _described(kind: str, name: str, cls: type[Any]) -> Named:
+    """Return what a class says of itself."""
+    summary = _first_line(inspect.getdoc(cls))
+    title = _first_line(sys.modules[cls.__module__].__doc__)
+    facts = dict[str, str]()
+    if is_foreign(cls):
+        facts["class"] = qualified(cls)
+    if kind == "targets":
+        facts["written"] = cls.written
+        return Named(cls.example, summary, facts=facts, title=title)
+    for fact in ("kind", "licence", "homepage", "after"):
+        value = getattr(cls, fact, None)
+        if isinstance(value, str) and value:
+            facts[fact] = value
+    if kind in ("sources", "selectors"):
+        facts["family"] = cls.family or family_of_kind(cls.kind)
+    if kind == "methods":
+        facts["accepts"] = _accepted(cls)
+        facts["looks_at"] = _looks(cls)
+    return Named(name, summary, _parameters(cls), facts, title)
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0]
+
+
+def _parameters(cls: type[Any]) -> dict[str, str]:
+    """Return the parameters with their defaults as texts; those without one have an empty text."""
+    parameters = dict[str, str]()
+    if not dataclasses.is_dataclass(cls):
+        return parameters
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        parameters[field.name] = ""
+        if field.default is not dataclasses.MISSING:
+            parameters[field.name] = text_of(field.default)
+    return parameters
+
+
+def _accepted(method: type[Any]) -> str:
+    """Return an example of each kind of target that a method accepts, the shortest first.
+
+    What the catalogue says of our methods doesn't depend on which other packages are there.
+    """
+    from calibrant.targets import kinds
+
+    examples = list[str]()
+    for target in kinds(method.accepts):
+        if is_foreign(method) or not is_foreign(target):
+            examples.append(target.example)
+    most = ", ".join(examples[:-1])
+    last = "".join(examples[-1:])
+    return f"{most} or {last}" if most else last
 
 
 def _looks(method: type[Any]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
-    observes = _fact(method, "observes")
+    observes = method.observes
     if isinstance(observes, property):  # parameters decide, and their defaults are meant
-        if observes.fget is None:
-            raise UnreadableError(f"{qualified(method)}.observes is more than can be read")
         observes = method().observes
-    statistics = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in observes]
-    return ", ".join([*statistics, *(["the loss"] if _fact(method, "tries") else [])]) or "no data"
+    looks = list[str]()
+    for statistic in observes:
+        words = _BETWEEN_WORDS.sub(" ", statistic.__name__)
+        looks.append(words.lower())
+    if method.tries:
+        looks.append("the loss")
+    return ", ".join(looks) or "no data"
+
+
+def _removes(method: type[Any]) -> bool:
+    """Return whether a method accepts a target that removes something, and isn't `none`."""
+    from calibrant.targets import Share, Sparsity
+
+    if not method.prunes:
+        return False
+    return issubclass(Sparsity, method.accepts) or issubclass(Share, method.accepts)

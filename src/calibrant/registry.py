@@ -1,16 +1,19 @@
 """The folder is the registry: a name is a file, and the list of names is the list of files.
 
-`Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
-A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
-`calibrant.methods`. Listing names imports nothing, nor does reading what their files declare; a broken file is an error when its name is used,
-never a name that is missing.
+`Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`,
+`data/sources`, `data/formats`, …). A file defines exactly one public class. Other packages add
+names through an entry point in the group of the same name, for example `calibrant.methods`.
+Listing names imports nothing; a broken file is an error when its name is used, never a name that
+is missing.
 
-An object of a class that no name leads to may stand where a name stands. `text` gives its text, and from then on this process reads that back.
+An object of a class that no name leads to may stand where a name stands. `text` gives its text, and
+from then on this process reads that back.
 """
 
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -18,10 +21,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, distributions, entry_points
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from calibrant.declarations import Sketches, folder_of
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
@@ -33,40 +36,80 @@ _FOLDERS: Final = set[str]()
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`", did you mean 'wanda'?"` for a near miss, else nothing; nobody misspells a text of many lines, or remembers thousands of names."""
+    """Return `", did you mean 'wanda'?"` for a near miss, else nothing.
+
+    Nobody misspells a text of many lines, or remembers thousands of names.
+    """
     known = list(names)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) <= _MISSPELT and len(known) <= _REMEMBERED else []
+    if len(name) > _MISSPELT or len(known) > _REMEMBERED:
+        return ""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def foreign_name(cls: type[Any]) -> str:
-    """What a class of another package is called: as its entry point says, as its file where a registry has that file, else by its own name."""
-    written = _entries()
-    entry = written.get(qualified(cls)) or next((e for e in written.values() if e.module in sys.modules and _loaded(e) is cls), None)
-    if entry is not None:
-        return entry.name
+    """Return what a class of another package is called.
+
+    That is what its entry point says, else the name of its file where a registry has that file,
+    else its own name.
+    """
+    entries = _entries()
+    written = entries.get(qualified(cls))
+    if written is not None:
+        return written.name
+    for entry in entries.values():
+        if entry.module in sys.modules and _loaded(entry) is cls:
+            return entry.name
     folder, _, file = cls.__module__.rpartition(".")
     return file if folder in _FOLDERS else cls.__name__
 
 
 @cache
 def _entries() -> dict[str, EntryPoint]:
-    """Every entry point for Calibrant, by what it points to; of several names for one class the first of the alphabet."""
-    everything = (e for package in distributions() for e in package.entry_points if e.group.startswith("calibrant."))
-    return {e.value.replace(" ", ""): e for e in sorted(everything, key=lambda e: (e.name, e.group), reverse=True)}
+    """Every entry point for Calibrant, by what it points to.
+
+    Of several names for one class the first of the alphabet stays, since it comes last.
+    """
+    found = list[EntryPoint]()
+    for package in distributions():
+        found += [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
+    found.sort(key=attrgetter("name", "group"), reverse=True)
+    entries = dict[str, EntryPoint]()
+    for entry in found:
+        entries[entry.value.replace(" ", "")] = entry
+    return entries
 
 
 def _loaded(entry: EntryPoint) -> object:
-    """What an entry point names in a module that is loaded, which may have it from elsewhere; None while the module is still being read."""
+    """What an entry point names in a module that is loaded, which may have it from elsewhere.
+
+    None while the module is still being read.
+    """
     try:
         return attrgetter(entry.attr)(sys.modules[entry.module])
     except AttributeError:
         return None
 
 
+def _folder_of(package: str) -> Path | None:
+    """The folder of a package, without importing it or the packages that it lies in."""
+    root, *inner = package.split(".")
+    found = importlib.util.find_spec(root)
+    if found is None:
+        return None
+    for place in found.submodule_search_locations or ():
+        folder = Path(place, *inner)
+        if folder.is_dir():
+            return folder
+    return None
+
+
 @dataclass(frozen=True)
 class Registry:
-    """The names of one folder. `package` is its import path, `noun` what one of its things is called."""
+    """The names of one folder.
+
+    `package` is its import path, `noun` what one of its things is called.
+    """
 
     package: str
     noun: str
@@ -75,115 +118,157 @@ class Registry:
         _FOLDERS.add(self.package)
 
     def names(self) -> list[str]:
-        """Every name, sorted; files that begin with an underscore are not things but what things share."""
-        return sorted({*self._own, *self._foreign})
+        """List every name in order.
+
+        Files that begin with an underscore are not things but what things share.
+        """
+        return sorted(self.own.union(self._foreign))
 
     def text(self, thing: Spec) -> str:
-        """The text of an object, which `build` reads back as an equal one from now on, also where nothing but the object leads to its class.
+        """Return the text of an object, which `build` reads back as an equal one from now on.
 
-        Raises `SpecError` for a class that is no frozen dataclass or has another's name, and for an object that its text doesn't say whole.
+        So it does where nothing but the object leads to its class. Raises `SpecError` for a class
+        that is no frozen dataclass or has another's name, and for an object that its text doesn't
+        say whole.
         """
         self._learn_all(thing)
-        text, name = str(thing), type(thing).__name__
+        text = str(thing)
         try:
             whole = self.build(text) == thing
         except SpecError:
             whole = False
         if not whole:
-            raise SpecError(
-                f"{text} doesn't read back as the {self.noun} that it is written for; let {name} have numbers, texts and lists of them as its fields",
-                subject=text,
-            )
+            name = type(thing).__name__
+            mended = f"let {name} have numbers, texts and lists of them as its fields"
+            told = f"doesn't read back as the {self.noun} that it is written for"
+            raise SpecError(f"{text} {told}; {mended}", subject=text)
         return text
 
     def learn(self, cls: type[Any]) -> None:
-        """Know a class by its name from now on, in this process; one that was defined anew takes the place of the old one. Raises `SpecError`."""
-        name, holder = cls.spec_name(), None
-        if name in self._own or name in self._foreign:
+        """Know a class by its name from now on, in this process.
+
+        One that was defined anew takes the place of the old one. Raises `SpecError` for a name that
+        another class has.
+        """
+        name = cls.spec_name()
+        if self._listed(name):
             holder = self.get(name)
-        elif (other := self._learned.get(name)) is not None and qualified(other) != qualified(cls):
-            holder = other
-        if holder not in (None, cls):
-            raise SpecError(f"{qualified(cls)} has the name of another {self.noun}, {qualified(holder)}; call it something else", subject=name)
-        if holder is None:
+            taken = holder is not cls
+        else:
+            holder = self._learned.get(name, cls)
+            taken = qualified(holder) != qualified(cls)
+        if taken:
+            which = f"another {self.noun}, {qualified(holder)}"
+            message = f"{qualified(cls)} has the name of {which}; call it something else"
+            raise SpecError(message, subject=name)
+        if not self._listed(name):
             self._learned[name] = cls
 
     def knows(self, name: str) -> bool:
-        """Whether there is a class called so: in the folder, by an entry point, or because an object of it was given."""
-        return name in self._own or name in self._foreign or name in self._learned
+        """Return whether there is a class called so.
+
+        It may be in the folder, have an entry point, or be that of an object that was given.
+        """
+        return self._listed(name) or name in self._learned
 
     def learned(self) -> list[type[Any]]:
-        """The classes that only objects led to."""
+        """Return the classes that only objects led to."""
         return list(self._learned.values())
 
     def get(self, name: str) -> type[Any]:
-        """The class called `name`; an unknown name is a `SpecError` with the nearest one and the whole list."""
+        """Return the class called `name`.
+
+        Raises `SpecError` for an unknown name, with the nearest one and the whole list.
+        """
         if name in self._learned:
             return self._learned[name]
-        if name in self._own:
+        if name in self.own:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
             return self._a_class(self._foreign[name])
+        near = did_you_mean(name, self.names())
         known = ", ".join(self.names()) or "none yet"
-        raise SpecError(f"there is no {self.noun} called {name!r}{did_you_mean(name, self.names())} (known: {known})", subject=name)
+        message = f"there is no {self.noun} called {name!r}{near} (known: {known})"
+        raise SpecError(message, subject=name)
 
     def build(self, spec: Any) -> Any:
-        """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
+        """Make the object that a text such as `sparsegpt(damp=0.02)` describes.
+
+        Objects are passed through. Raises `SpecError` for what describes none.
+        """
         if isinstance(spec, Spec):
             return spec
-        if not isinstance(spec, str | Call):
-            raise SpecError(f"{brief(spec)} is no {self.noun}; write one of {', '.join(self.names())}", subject=brief(spec))
-        call = spec if isinstance(spec, Call) else Call(spec.strip()) if self.knows(spec.strip()) else parse(spec)
+        call = spec
+        if isinstance(spec, str):
+            # A name may be a word that has another meaning in a spec, such as `none`.
+            bare = spec.strip()
+            call = Call(bare) if self.knows(bare) else parse(spec)
         if not isinstance(call, Call):
-            raise SpecError(f"{spec!r} is no {self.noun}; write one of {', '.join(self.names())}", subject=str(spec))
-        inner = {k: self.build(v) if isinstance(v, Call) and self.knows(v.name) else v for k, v in call.arguments.items()}
-        return build(self.get(call.name), inner)
-
-    def sketch(self, name: str, sketches: Sketches) -> type[Any]:
-        """Return the class behind a name as its file declares it, importing nothing. Raises `UnreadableError` where it takes an import to know."""
-        if name in self._own:
-            return sketches.only_class(f"{self.package}.{name}")
-        return sketches.of(self._foreign[name].module, self._foreign[name].attr)
+            known = ", ".join(self.names())
+            given = repr(spec) if isinstance(spec, str) else brief(spec)
+            subject = spec if isinstance(spec, str) else given
+            raise SpecError(f"{given} is no {self.noun}; write one of {known}", subject=subject)
+        arguments = dict[str, Any]()
+        for name, value in call.arguments.items():
+            inner = isinstance(value, Call) and self.knows(value.name)
+            arguments[name] = self.build(value) if inner else value
+        return build(self.get(call.name), arguments)
 
     @cached_property
-    def _own(self) -> frozenset[str]:
-        folder = folder_of(self.package)
-        return frozenset(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")) if folder else frozenset()
+    def own(self) -> frozenset[str]:
+        """The names of the folder's files; those of other packages aren't among them."""
+        folder = _folder_of(self.package)
+        if folder is None:
+            return frozenset()
+        files = [module.name for module in pkgutil.iter_modules([str(folder)])]
+        return frozenset(name for name in files if not name.startswith("_"))
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
-        return {e.name: e for e in entry_points(group=self.package) if e.name not in self._own}
+        """The names of other packages."""
+        entries = entry_points(group=self.package)
+        return {entry.name: entry for entry in entries if entry.name not in self.own}
 
     @cached_property
     def _learned(self) -> dict[str, type[Any]]:
         return {}
 
+    def _listed(self, name: str) -> bool:
+        return name in self.own or name in self._foreign
+
     def _learn_all(self, thing: Spec) -> None:
         """Learn the class of an object, and those of the objects in it."""
         cls = type(thing)
-        if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:  # one that may change has no hash
-            raise SpecError(f"{cls.__name__} is no frozen dataclass; write @dataclass(frozen=True, repr=False) above it", subject=cls.__name__)
+        if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:
+            # One that may change has no hash.
+            name = cls.__name__
+            mended = "write @dataclass(frozen=True, repr=False) above it"
+            raise SpecError(f"{name} is no frozen dataclass; {mended}", subject=name)
         if is_foreign(cls):
             self.learn(cls)
         for field in dataclasses.fields(cls):
-            if isinstance(inner := getattr(thing, field.name, None), Spec):
+            inner = getattr(thing, field.name, None)
+            if isinstance(inner, Spec):
                 self._learn_all(inner)
 
     def _a_class(self, entry: EntryPoint) -> type[Any]:
+        """The class that an entry point names."""
         named: object = entry.load()
-        if not isinstance(named, type) or not issubclass(named, Spec):
-            raise SpecError(
-                f"the entry point {entry.name} = {entry.value!r} names no class of a {self.noun}; point it to one that inherits ours",
-                subject=entry.name,
-            )
-        return named
+        if isinstance(named, type) and issubclass(named, Spec):
+            return named
+        told = f"the entry point {entry.name} = {entry.value!r} names no class of a {self.noun}"
+        raise SpecError(f"{told}; point it to one that inherits ours", subject=entry.name)
 
     def _only_class(self, module: ModuleType) -> type[Any]:
-        classes = [
-            c
-            for n, c in vars(module).items()
-            if isinstance(c, type) and issubclass(c, Spec) and c.__module__ == module.__name__ and not n.startswith("_")
-        ]
+        """The one public class that a file defines."""
+        classes = list[type[Any]]()
+        for name, value in vars(module).items():
+            if name.startswith("_") or not isinstance(value, type):
+                continue
+            if issubclass(value, Spec) and value.__module__ == module.__name__:
+                classes.append(value)
         if len(classes) != 1:
-            raise SpecError(f"{module.__name__} must define one public {self.noun}, not {len(classes)}", subject=module.__name__)
+            name = module.__name__
+            message = f"{name} must define one public {self.noun}, not {len(classes)}"
+            raise SpecError(message, subject=name)
         return classes[0]
