@@ -271,6 +271,33 @@ def identity(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def reads_back(spec: Spec) -> bool:
+    """Return whether the text of a spec is sure to say all of it: plain values of the types that its class names.
+
+    It may be so for others too, such as one that holds another spec. Nothing is built.
+    """
+    if type(spec).__str__ is not Spec.__str__:
+        return False
+    for f in dataclasses.fields(spec):  # pyright: ignore[reportArgumentType]  # a dataclass
+        if f.init and not (f.repr and _is_plain(type(spec), f, getattr(spec, f.name))):
+            return False
+    return True
+
+
+def _is_plain(cls: type[Spec], f: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field's value is just what reading its text would give."""
+    if value == _default(f) and type(value) is not type(_default(f)):
+        return False
+    try:
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) not in (type(None), bool, int, float, str):
+                return False
+            _literal(item, "")
+        return type(_typed(cls, f, value)) is type(value)
+    except SpecError:
+        return False
+
+
 def classes_in(value: Any) -> Iterator[type[Spec]]:
     """Yield the class of a spec and those of the specs that are its parameters."""
     if isinstance(value, Spec):

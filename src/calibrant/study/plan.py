@@ -16,8 +16,8 @@ from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 from calibrant.store import Record, Store, measurement_id
-from calibrant.study.cells import DENSE, Labels, propagation
-from calibrant.study.request import RunRequest, digests_of
+from calibrant.study.cells import propagation
+from calibrant.study.request import DENSE, Labels, RunRequest, digests_of
 from calibrant.study.study import Study
 from calibrant.study.supply import Supply, budget_of, supply_of
 from calibrant.study.timing import Unfinished, duration, kinds, measure_pieces, passes
