@@ -278,15 +278,14 @@ def reads_back(spec: Spec) -> bool:
     """
     if type(spec).__str__ is not Spec.__str__:
         return False
-    for f in dataclasses.fields(spec):  # pyright: ignore[reportArgumentType]  # a dataclass
-        if f.init and not (f.repr and _is_plain(type(spec), f, getattr(spec, f.name))):
-            return False
-    return True
+    given = [f for f in dataclasses.fields(spec) if f.init]  # pyright: ignore[reportArgumentType]  # a dataclass
+    return all(_is_plain(type(spec), f, getattr(spec, f.name)) for f in given)
 
 
 def _is_plain(cls: type[Spec], f: dataclasses.Field[Any], value: Any) -> bool:
     """Whether a field's value is just what reading its text would give."""
-    if value == _default(f) and type(value) is not type(_default(f)):
+    default = _default(f)
+    if not f.repr or (value == default and type(value) is not type(default)):
         return False
     try:
         for item in value if isinstance(value, tuple) else (value,):

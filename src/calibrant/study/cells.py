@@ -74,20 +74,17 @@ class Axes:
         seen = propagation(method, self.propagate) or self.blind
         targets = [aimed(method, target) for target in self.targets]
         for allocation in self.allocations:
-            recipes = [
-                Recipe(method, target, allocation, seen, self.transforms) for target in targets
-            ]
+            parts = allocation, seen, self.transforms
+            recipes = [Recipe(method, target, *parts) for target in targets]
             for calibration in self._seen_by(method, allocation):
                 for recipe in recipes:
                     yield RunRequest(model, calibration, recipe)
 
-    def _seen_by(
-        self, method: Method, allocation: Allocation
-    ) -> Sequence[CalibrationSet] | tuple[None]:
+    def _seen_by(self, method: Method, allocation: Allocation) -> Sequence[CalibrationSet | None]:
         """The sets that there is a run for; None alone where nothing looks at data."""
         before = any(transform.observes for transform in self.transforms)
         looks = method.looks or before or bool(allocation.observes)
-        return self._draws if looks else (None,)
+        return self._draws if looks else [None]
 
     @cached_property
     def _draws(self) -> list[CalibrationSet]:

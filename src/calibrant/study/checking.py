@@ -33,6 +33,8 @@ from calibrant.walk import Propagation
 Made = TypeVar("Made")
 Path = tuple[str | int, ...]
 """Where something stands in a study: keys and numbers, outermost first."""
+Given = dict[str, tuple[Path, Any]]
+"""What was given, by canonical keys: where it stands, and the value."""
 
 AXES: Final = ("model", "data", "method", "allocation", "sparsity", "seeds", "propagate")
 """What a group may replace and an entry of `exclude` may name."""
@@ -77,7 +79,7 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds"
 """What a cell's label is called that an axis stands for."""
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
-_USUAL_BUDGET: Final[dict[str, int | None]] = {"samples": 128, "length": 2048, "tokens": None}
+_USUAL_BUDGET: Final[dict[str, Any]] = {"samples": 128, "length": 2048, "tokens": None}
 NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
 MOST_VALUES: Final = 10_000
@@ -113,10 +115,9 @@ class Mistakes:
 
         `lines` says where each key and item stands.
         """
-        known = lines or {}
-        problems = [
-            Problem(_line(path, known), where(path), message) for path, message in self.entries
-        ]
+        problems: list[Problem] = []
+        for path, message in self.entries:
+            problems.append(Problem(_line(path, lines or {}), where(path), message))
         return sorted(problems, key=lambda problem: problem.line)
 
 
@@ -158,10 +159,11 @@ def gathered(value: Any) -> Any:
     """Return a value with lists for all sequences in it; of one without end, enough to see that."""
     if isinstance(value, Mapping):
         return {key: gathered(item) for key, item in value.items()}
-    single = isinstance(value, str | Spec | CalibrationSet) or not isinstance(value, Iterable)
-    if single:
+    if isinstance(value, str | Spec | CalibrationSet):
         return value
-    return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
+    if isinstance(value, Iterable):
+        return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
+    return value
 
 
 def written(value: Any) -> Any:
@@ -180,14 +182,12 @@ def items(path: Path, value: Any) -> list[tuple[Path, Any]]:
     return [(path, value)]
 
 
-def keyed(
-    mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: str
-) -> dict[str, tuple[Path, Any]]:
+def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: str) -> Given:
     """Return the entries of a mapping by their canonical keys, each with its path.
 
     What is no mapping, and a key that is unknown, is a mistake.
     """
-    entries: dict[str, tuple[Path, Any]] = {}
+    entries: Given = {}
     allowed = ", ".join(known)
     if not isinstance(raw, Mapping):
         mistakes.add(path, f"{short(raw)} is no {noun}; write keys with values, of {allowed}")
@@ -306,8 +306,8 @@ class StudyReader:
     def _text(self, path: Path, raw: Any, make: Callable[[str], Made]) -> Made | None:
         if isinstance(raw, str) and raw.strip():
             return self.mistakes.tried(path, make, raw)
-        message = f"{short(raw)} is no text; write a name, such as wanda, or quote what holds a comma"
-        self.mistakes.add(path, message)
+        advice = "write a name, such as wanda, or quote what holds a comma"
+        self.mistakes.add(path, f"{short(raw)} is no text; {advice}")
         return None
 
     def _spec(self, path: Path, raw: Any, kind: Kind) -> Any:
@@ -356,7 +356,14 @@ class StudyReader:
         plain = isinstance(raw, str | int | float) and not isinstance(raw, bool)
         return self.mistakes.tried(path, parse_target, raw if plain else short(raw))
 
-    def _whole(self, path: Path, raw: Any, noun: str, least: int, most: int = LARGEST) -> int | None:
+    def _whole(
+        self,
+        path: Path,
+        raw: Any,
+        noun: str,
+        least: int,
+        most: int = LARGEST,
+    ) -> int | None:
         whole = type(raw) is int
         if whole and least <= raw <= most:
             return raw
@@ -459,20 +466,15 @@ class StudyReader:
                 return True
         runs = sum(self._count_runs(group) for group in groups or [{}])
         if runs > MOST_RUNS:
-            message = (
-                f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; take fewer draws, "
-                "sets or sparsities, or divide it into several"
-            )
-            self.mistakes.add(("groups" if groups else "data",), message)
+            message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
+            advice = "take fewer draws, sets or sparsities, or divide it into several"
+            self.mistakes.add(("groups" if groups else "data",), message + advice)
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
             if several * runs > MOST_COMPARISONS:
-                message = (
-                    f"{several:,} entries for {runs:,} runs are too many; write fewer that say "
-                    "more, or divide the study"
-                )
-                self.mistakes.add((key,), message)
+                message = f"{several:,} entries for {runs:,} runs are too many; "
+                self.mistakes.add((key,), message + "write fewer that say more, or divide the study")
                 return True
         return False
 
@@ -522,10 +524,9 @@ class StudyReader:
     def _cells(self) -> dict[Labels, RunRequest]:
         """Every cell of every group once, before any is left out."""
         cells: dict[Labels, RunRequest] = {}
-        groups = {
-            name: keyed(self.mistakes, path, raw, AXES, "group")
-            for name, path, raw in self.named("groups")
-        }
+        groups: dict[str, Given] = {}
+        for name, path, raw in self.named("groups"):
+            groups[name] = keyed(self.mistakes, path, raw, AXES, "group")
         shared = self._shared_axes(list(groups.values()))
         if not groups:
             return self._grid({}, shared)
@@ -536,7 +537,7 @@ class StudyReader:
                 cells.setdefault(labels, request)
         return cells
 
-    def _shared_axes(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    def _shared_axes(self, groups: Sequence[Given]) -> dict[str, list[Any]]:
         """The values of the axes that stand above the groups."""
         shared: dict[str, list[Any]] = {}
         # What every group replaces needn't be given above them. What is given is read all the same,
@@ -552,7 +553,7 @@ class StudyReader:
                 shared[axis] = self._axis(axis, (axis,), raw)
         return shared
 
-    def _anything_looks(self, groups: Sequence[Mapping[str, tuple[Path, Any]]]) -> bool:
+    def _anything_looks(self, groups: Sequence[Given]) -> bool:
         """Whether anything in the study looks at data.
 
         Where nothing does, as where finished models are only measured, it needs none.
@@ -566,9 +567,7 @@ class StudyReader:
                     return True
         return False
 
-    def _grid(
-        self, replaced: Mapping[str, tuple[Path, Any]], shared: Mapping[str, list[Any]]
-    ) -> dict[Labels, RunRequest]:
+    def _grid(self, replaced: Given, shared: dict[str, list[Any]]) -> dict[Labels, RunRequest]:
         """The cells of one group, with the axes that it replaces."""
         values = {axis: self._replaced(axis, replaced, shared) for axis in LISTS}
         everywhere = self._propagation(("propagate",), self.entries.get("propagate"))
@@ -590,18 +589,13 @@ class StudyReader:
             cells.setdefault(request.labels, request)
         return cells
 
-    def _replaced(
-        self,
-        axis: str,
-        replaced: Mapping[str, tuple[Path, Any]],
-        shared: Mapping[str, list[Any]],
-    ) -> list[Any]:
+    def _replaced(self, axis: str, replaced: Given, shared: dict[str, list[Any]]) -> list[Any]:
         if axis not in replaced:
             return shared.get(axis, [])
         path, raw = replaced[axis]
         if raw in (None, (), []):
-            message = f"the group replaces {axis} by nothing; name at least one, or leave the key out"
-            self.mistakes.add(path, message)
+            message = f"the group replaces {axis} by nothing; "
+            self.mistakes.add(path, message + "name at least one, or leave the key out")
         return self._axis(axis, path, raw)
 
     def _propagation(self, path: Path, raw: Any) -> Propagation | None:

@@ -13,6 +13,7 @@ from calibrant.registry import did_you_mean
 from calibrant.spec import Call, parse
 from calibrant.study.checking import (
     NAME,
+    Given,
     Path,
     StudyContents,
     StudyReader,
@@ -52,9 +53,10 @@ class _Comparing:
         self._contents = reader.contents
         looking = [labels for labels in self._contents.requests if labels.data]
         self._sets = dict.fromkeys(labels.data for labels in looking)
-        self._there = {
-            key: {getattr(labels, label) for labels in looking} for key, label in NARROWED.items()
-        }
+        self._there: dict[str, set[str]] = {}
+        """The labels of the grid, by the key of a contrast that narrows to some of them."""
+        for key, label in NARROWED.items():
+            self._there[key] = {getattr(labels, label) for labels in looking}
         self._alike: dict[Labels, set[str]] = {}
         """The sets of the grid, by the rest of a cell's labels but its draw."""
         for labels in looking:
@@ -95,7 +97,7 @@ class _Comparing:
             if read and self._possible(path, contrast):
                 self._contents.primary.append(contrast)
 
-    def _contrast(self, path: Path, keys: Mapping[str, tuple[Path, Any]]) -> dict[str, Any]:
+    def _contrast(self, path: Path, keys: Given) -> dict[str, Any]:
         read: dict[str, Any] = {side: self._side(path, side, keys) for side in SIDES}
         if "on" in keys:
             read["on"] = self._on(*keys["on"])
@@ -104,7 +106,7 @@ class _Comparing:
                 read[key] = self._narrowed(key, *keys[key])
         return {"name": self._name(keys, read), **read}
 
-    def _name(self, keys: Mapping[str, tuple[Path, Any]], contrast: Mapping[str, Any]) -> str:
+    def _name(self, keys: Given, contrast: Mapping[str, Any]) -> str:
         path, raw = keys.get("name", ((), None))
         most = 2 * NAME
         if raw is None:
@@ -120,7 +122,7 @@ class _Comparing:
             self._named[raw] = path[:-1]
         return str(raw)
 
-    def _side(self, path: Path, side: str, keys: Mapping[str, tuple[Path, Any]]) -> str | None:
+    def _side(self, path: Path, side: str, keys: Given) -> str | None:
         """The pool's name, or the set's canonical text."""
         if side in keys:
             place, raw = keys[side]
@@ -221,8 +223,8 @@ class _Comparing:
             return False
         self._tested[same] = path
         if not any(compare | against <= sets for sets in self._together(contrast)):
-            said = "; ".join(f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast)
-            within = f" ({said})" if said else ""
+            said = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
+            within = f" ({'; '.join(said)})" if said else ""
             sides = f"{contrast['compare']} and {contrast['with']}"
             message = f"no model, method and sparsity{within} has both {sides}; widen the grid, "
             self._mistakes.add(path, message + "or take other sets")

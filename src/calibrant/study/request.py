@@ -191,9 +191,8 @@ class Workload:
 
     def about(self, model: str) -> list[int]:
         """Return the numbers of the requests about `model`."""
-        return [
-            number for number, request in enumerate(self.requests) if request.model == model
-        ]
+        every = enumerate(self.requests)
+        return [number for number, request in every if request.model == model]
 
     @property
     def revisions(self) -> dict[str, int]:
@@ -273,5 +272,6 @@ class StudyResult:
         if not self.failures:
             advice = "calibrant.report.report(…) of it shows the results."
             return card("Study, finished", facts, advice)
-        reasons = [(failure.get("what"), failure.get("error")) for failure in self.failures.values()]
+        told = self.failures.values()
+        reasons = [(failure.get("what"), failure.get("error")) for failure in told]
         return card("Study, finished", facts, inside=listing(("what failed", "why"), reasons))

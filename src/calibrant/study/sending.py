@@ -26,10 +26,8 @@ from calibrant.spec import Call, Spec, build, classes_in, qualified
 from calibrant.study.request import RunRequest, Workload
 from calibrant.transforms import transforms
 
-REGISTRIES: Final[dict[str, Registry]] = {
-    registry.package: registry
-    for registry in (methods, evaluators, allocations, transforms, sources, selectors)
-}
+_EVERY: Final = (methods, evaluators, allocations, transforms, sources, selectors)
+REGISTRIES: Final[dict[str, Registry]] = {registry.package: registry for registry in _EVERY}
 """Where a study looks names up, by the folder of each."""
 GRAMMAR: Final = (Mix, Part, Call, File)
 """What a mix is read into: sent with their class, like specs."""
@@ -43,10 +41,10 @@ def packed(work: Workload) -> bytes:
     sets, recipes = work.calibrations, work.recipes
     set_numbers = {name: number for number, name in enumerate(sets)}
     recipe_numbers = {recipe: number for number, recipe in enumerate(recipes)}
-    requests = [
-        (request.model, set_numbers.get(repr(request.calibration)), recipe_numbers[request.recipe])
-        for request in work.requests
-    ]
+    requests: list[tuple[str, int | None, int]] = []
+    for request in work.requests:
+        number = set_numbers.get(repr(request.calibration))
+        requests.append((request.model, number, recipe_numbers[request.recipe]))
     message = {
         "classes": _travelling(work),
         "sets": [_plain(calibration) for calibration in sets.values()],
@@ -69,20 +67,18 @@ def unpacked(message: bytes) -> Workload:
         arrived = _Arrived()
         sets = [arrived.calibration(each) for each in sent["sets"]]
         recipes = [arrived.typed(each, Recipe) for each in sent["recipes"]]
+        numbers = arrived.typed(sent["requests"], list[tuple[str, int | None, int]])
         requests: list[RunRequest] = []
-        for model, number, recipe in arrived.typed(
-            sent["requests"], list[tuple[str, int | None, int]]
-        ):
+        for model, number, recipe in numbers:
             calibration = None if number is None else sets[number]
             requests.append(RunRequest(model, calibration, recipes[recipe]))
-        settings = {
-            name: arrived.typed(sent["settings"][name], kind) for name, kind in _settings().items()
-        }
+        settings: dict[str, Any] = {}
+        for name, kind in _settings().items():
+            settings[name] = arrived.typed(sent["settings"][name], kind)
         return Workload(requests=tuple(requests), **settings)
     except (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{brief(message)} is no work of a study ({error}); start the study again"
-        ) from error
+        said = f"{brief(message)} is no work of a study ({error}); start the study again"
+        raise DataError(said) from error
 
 
 def _settings() -> dict[str, Any]:
@@ -102,12 +98,12 @@ def _plain(value: Any) -> Any:
             return [_plain(item) for item in value]
         case Mapping():
             return {key: _plain(item) for key, item in value.items()}
-    inside = {
-        field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init
-    }
-    if isinstance(value, (Spec, *GRAMMAR)):
-        return {"class": qualified(type(value)), "fields": inside}
-    return inside
+        case _:
+            given = [field.name for field in fields(value) if field.init]
+            inside = {name: _plain(getattr(value, name)) for name in given}
+            if isinstance(value, (Spec, *GRAMMAR)):
+                return {"class": qualified(type(value)), "fields": inside}
+            return inside
 
 
 class _Arrived:

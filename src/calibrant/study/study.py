@@ -175,9 +175,9 @@ class Study:
         if self.allocation != EQUAL:
             single = isinstance(self.allocation, str)
             axes["allocations"] = [self.allocation] if single else self.allocation
-        facts: dict[str, object] = {
-            name: ", ".join(map(str, values)) for name, values in axes.items()
-        }
+        facts: dict[str, object] = {}
+        for name, values in axes.items():
+            facts[name] = ", ".join(map(str, values))
         budget = f"{self.samples} windows"
         if self.tokens is not None:
             budget = f"{self.tokens:,} real tokens"
@@ -291,9 +291,8 @@ class Study:
 
             count = min(workers, len(work.requests))
             with starting(count, address, gpus) as start:
-                return answer(
-                    store, work, text, progress, retry=retry, workers=workers, start=start
-                )
+                how: dict[str, Any] = {"retry": retry, "workers": workers, "start": start}
+                return answer(store, work, text, progress, **how)
 
     def workload(self, groups: Sequence[str] = ()) -> Workload:
         """Return what there is to make.
