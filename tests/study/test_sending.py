@@ -106,6 +106,7 @@ HARMS: list[Harm] = [
     lambda sent: sent["settings"].update(masks="yes"),
     lambda sent: sent["settings"].update(leaked={"c4": 3}),
     lambda sent: sent["requests"].append(["m", 99, 0]),
+    lambda sent: sent["requests"].append(["m", -1, 0]),
     lambda sent: sent["requests"].append(["m", None]),
     lambda sent: sent["sets"][0].update(samples="3"),
     lambda sent: sent["sets"][0].pop("parts"),
@@ -128,7 +129,7 @@ def test_what_is_of_another_type_is_refused(harm: Harm, given: dict[str, str]):
 
 def test_bytes_that_are_no_message_are_refused(given: dict[str, str]):
     whole = packed(asked(given).workload())
-    for message in (b"", b"junk", whole[:-1], whole[1:], msgspec.msgpack.encode([1])):
+    for message in (b"", b"junk", whole[:-1], whole[1:], msgspec.msgpack.encode([1]), b"\x91" * 100_000):
         with pytest.raises(DataError):
             unpacked(message)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from fractions import Fraction
 from operator import attrgetter
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 import msgspec
 
@@ -29,6 +29,7 @@ from calibrant.transforms import transforms
 _EVERY: Final = (methods, evaluators, allocations, transforms, sources, selectors)
 REGISTRIES: Final[dict[str, Registry]] = {registry.package: registry for registry in _EVERY}
 """Where a study looks names up, by the folder of each."""
+Number = Annotated[int, msgspec.Meta(ge=0)]
 GRAMMAR: Final = (Mix, Part, Call, File)
 """What a mix is read into: sent with their class, like specs."""
 
@@ -67,7 +68,7 @@ def unpacked(message: bytes) -> Workload:
         arrived = _Arrived()
         sets = [arrived.calibration(each) for each in sent["sets"]]
         recipes = [arrived.typed(each, Recipe) for each in sent["recipes"]]
-        numbers = arrived.typed(sent["requests"], list[tuple[str, int | None, int]])
+        numbers = arrived.typed(sent["requests"], list[tuple[str, Number | None, Number]])
         requests: list[RunRequest] = []
         for model, number, recipe in numbers:
             calibration = None if number is None else sets[number]
@@ -76,7 +77,7 @@ def unpacked(message: bytes) -> Workload:
         for name, kind in _settings().items():
             settings[name] = arrived.typed(sent["settings"][name], kind)
         return Workload(requests=tuple(requests), **settings)
-    except (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         said = f"{brief(message)} is no work of a study ({error}); start the study again"
         raise DataError(said) from error
 
