@@ -57,7 +57,8 @@ class DemoResult:
         """Return where the time went, in one line."""
         phases = sorted(self.finished.seconds.items(), key=lambda item: -item[1])
         each = ", ".join(f"{PHASES.get(name, name)} {seconds:.1f} s" for name, seconds in phases if seconds >= 0.05)
-        used = ", ".join(f"{m}: {self.study.propagation(m)}" for m in dict.fromkeys(c.method for c in self.finished.cells if c.data))
+        ways = dict.fromkeys((cell.method, cell.propagate) for cell in self.finished.cells if cell.data)
+        used = ", ".join(f"{method}: {propagate}" for method, propagate in ways)
         return (
             f"Took {self.seconds:.0f} s ({each}); {self.finished.computed} runs and measurements computed, {self.finished.found} found in the store; "
             f"peak memory {self.finished.peak_memory_bytes / 1e9:.1f} GB; propagation {used}."

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
-from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
+from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified, reads_back
 
 _MISSPELT: Final = 500
 _REMEMBERED: Final = 2_000
@@ -134,7 +134,7 @@ class Registry:
         self._learn_all(thing)
         text = str(thing)
         try:
-            whole = self.build(text) == thing
+            whole = reads_back(thing) or self.build(text) == thing
         except SpecError:
             whole = False
         if not whole:

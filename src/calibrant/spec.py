@@ -271,6 +271,32 @@ def identity(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def reads_back(spec: Spec) -> bool:
+    """Return whether the text of a spec is sure to say all of it: plain values of the types that its class names.
+
+    It may be so for others too, such as one that holds another spec. Nothing is built.
+    """
+    if type(spec).__str__ is not Spec.__str__:
+        return False
+    given = [f for f in dataclasses.fields(spec) if f.init]  # pyright: ignore[reportArgumentType]  # a dataclass
+    return all(_is_plain(type(spec), f, getattr(spec, f.name)) for f in given)
+
+
+def _is_plain(cls: type[Spec], f: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field's value is just what reading its text would give."""
+    default = _default(f)
+    if not f.repr or (value == default and type(value) is not type(default)):
+        return False
+    try:
+        for item in value if isinstance(value, tuple) else (value,):
+            if type(item) not in (type(None), bool, int, float, str):
+                return False
+            _literal(item, "")
+        return type(_typed(cls, f, value)) is type(value)
+    except SpecError:
+        return False
+
+
 def classes_in(value: Any) -> Iterator[type[Spec]]:
     """Yield the class of a spec and those of the specs that are its parameters."""
     if isinstance(value, Spec):

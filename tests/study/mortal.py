@@ -1,6 +1,5 @@
 """Workers that are in this process, do what real ones do, and die when a test wants them to."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from calibrant.progress import silent
 from calibrant.store import Store
 from calibrant.study import Study, StudyResult
 from calibrant.study.driver import Message
-from calibrant.study.workers import Summary, Worker, received, supervise, work
+from calibrant.study.sending import packed
+from calibrant.study.workers import FORGIVEN, WORK, Summary, Worker, received, supervise, work
 
 
 class Died(BaseException):
@@ -51,6 +51,7 @@ def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lamb
     with Store(folder) as store:
         store.write_text("study.yaml", study.as_yaml())
         workload = study.workload()
-        (store.staging_folder() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
+        (store.staging_folder() / WORK).write_bytes(packed(workload))
+        (store.staging_folder() / FORGIVEN).write_text("{}")
         job = {"folder": str(folder), "shared": str(store.staging_folder()), "count": 2, "threads": 1}
         return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])

@@ -43,3 +43,13 @@ class Leading(MatrixMethod):
 @dataclass(frozen=True, repr=False)
 class OwnLoss(Loss):
     """The loss, as somebody else measures it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Counted(Leading):
+    """Notes each time that one is made."""
+
+    made: ClassVar[list[float]] = []
+
+    def __post_init__(self) -> None:
+        self.made.append(self.scale)

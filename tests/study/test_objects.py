@@ -15,13 +15,14 @@ from calibrant.inspection import inspect, survey
 from calibrant.methods import MatrixMethod, methods
 from calibrant.methods.wanda import Wanda
 from calibrant.report import report
-from calibrant.spec import canonical
-from calibrant.study.request import Workload
+from calibrant.spec import canonical, identity
+from calibrant.study import plan, read_study
+from calibrant.study.sending import packed, unpacked
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
 from tests.study.mortal import worked
-from tests.study.own import Counting, Leading, OwnLoss
+from tests.study.own import Counted, Counting, Leading, OwnLoss
 from tests.study.small import asked, results
 
 BUDGET: dict[str, Any] = {"samples": 4, "length": 32}
@@ -75,6 +76,44 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
 
 
+def test_a_method_is_built_once(given: dict[str, str], tmp_path: Path):
+    """However often it is named: in groups, in contrasts, and in what is left out."""
+    methods.learn(Counted)
+    text = "Counted(scale=0.5)"
+    groups = {"all": {"data": given["prose"]}, "again": {"method": text, "sparsity": [0.5, 0.6]}}
+    written = {
+        "model": given["model"],
+        "data": ["random_tokens", "full_stops"],
+        "methods": [text, "wanda"],
+        "groups": groups,
+        "exclude": [{"method": text, "sparsity": 0.6}],
+        "evaluate": f"loss(source={given['verse']!r}, tokens=60, length=32)",
+        **BUDGET,
+    }
+    Counted.made.clear()
+    study = Study(**written)
+    assert {str(request.recipe.method) for request in study.requests()} == {"none", text, "wanda"}
+    assert plan(study, tmp_path / "store", probed=False).runs.asked == len(study.labels())
+    assert not study.run(tmp_path / "store").failures
+    assert Counted.made == [0.5]
+    (tmp_path / "study.yaml").write_text(study.as_yaml())
+    assert read_study(tmp_path / "study.yaml").requests() == study.requests()
+    assert Counted.made == [0.5, 0.5]
+    given_object = Counted(scale=0.25)
+    assert Study(**{**written, "methods": [given_object], "groups": {}, "exclude": []}).requests()
+    assert Counted.made == [0.5, 0.5, 0.25]
+    assert unpacked(packed(study.workload())).requests == study.workload().requests
+    assert Counted.made == [0.5, 0.5, 0.25, 0.5]
+
+
+def test_an_object_is_what_its_text_says(given: dict[str, str]):
+    """Ids have 1.0 and 1 apart, so an object with 1 for 1.0 is read from its text."""
+    of_object = asked(given, methods=[Leading(scale=2)]).requests()[-1].recipe.method
+    of_text = asked(given, methods=["Leading(scale=2)"]).requests()[-1].recipe.method
+    assert identity(of_object) == identity(of_text) == identity(Leading(scale=2.0))
+    assert identity(of_text) != identity(Leading(scale=2))
+
+
 def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():
     for own in ({"samples": 4}, {"seed": 1}):
         with pytest.raises(StudyError, match="random_tokens"):
@@ -89,9 +128,6 @@ def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, st
     study = asked(given, methods=[Here()])
     with pytest.raises(SpecError, match="Here"):
         study.run(tmp_path / "store", workers=2)
-    workload = asked(given).workload().to_json()
-    with pytest.raises(SpecError, match=r"tests\.study\.own:Gone"):
-        Workload.from_json({**workload, "classes": {"calibrant.methods": ["tests.study.own:Gone"]}})
 
 
 def test_a_class_that_cannot_be_written_is_said():

@@ -20,7 +20,6 @@ from calibrant.cli import main
 from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
 from calibrant.store import Store
 from calibrant.study import driver
-from calibrant.study.request import Workload
 from calibrant.study.workers import Process, check, uninterrupted
 
 from tests.study.mortal import worked
@@ -270,10 +269,10 @@ def test_an_error_in_a_worker_ends_the_study_as_it_is(
 ):
     """A user's file may be gone by the time that a worker looks."""
 
-    def gone(plain: Any) -> Any:
+    def gone(message: bytes) -> Any:
         raise error
 
-    monkeypatch.setattr(Workload, "from_json", gone)
+    monkeypatch.setattr("calibrant.study.workers.unpacked", gone)
     with pytest.raises(arrives) as raised:
         worked(asked(given), tmp_path)
     assert str(raised.value) == str(error)

@@ -49,10 +49,8 @@ class Recipe:
         if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
         built: Method = methods.build(method)
-        if propagate is not None and propagate not in built.propagations:
-            raise SpecError(
-                f"{built} can't be done in {propagate}; leave --propagate out, or write {' or '.join(built.propagations)}", subject=propagate
-            )
+        if propagate is not None:
+            check_propagation(built, propagate)
         aimed = target if isinstance(target, Target) else parse_target(target)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
         how = propagate or built.propagate
@@ -98,6 +96,14 @@ class Recipe:
             transforms=tuple(map(canonical, self.transforms)),
             starved="" if self.starved == AS_SEEN else self.starved,
         )
+
+
+def check_propagation(method: Method, propagate: str) -> None:
+    """Raise `SpecError` for a propagation that the method can't be used with."""
+    if propagate not in method.propagations:
+        allowed = " or ".join(method.propagations)
+        message = f"{method} can't be done in {propagate}; leave --propagate out, or write {allowed}"
+        raise SpecError(message, subject=propagate)
 
 
 def _starved(way: str, method: Method, propagate: Propagation) -> Starved:

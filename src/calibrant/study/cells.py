@@ -1,109 +1,148 @@
-"""The labels of the cells of a grid, and which cells a study has: the union of its groups without what it excludes."""
+"""The cells of a study as requests: the union of its groups' grids without what it excludes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final
 
 from calibrant.allocations import Allocation
 from calibrant.allocations.uniform import Uniform
+from calibrant.compress import Recipe
+from calibrant.data import CalibrationSet
 from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, Method
-from calibrant.targets import parse_target
+from calibrant.methods.none import Untouched
+from calibrant.study.request import DENSE, Labels, RunRequest
+from calibrant.targets import Sparsity, Target
+from calibrant.transforms import Transform
+from calibrant.walk import Propagation
 
-DENSE: Final = "none"
-"""The method that leaves the model as it is: the dense model is always among the runs."""
-EQUAL: Final = "uniform"
-"""The allocation that gives every matrix the same target."""
-
-
-class Labels(NamedTuple):
-    """A cell of the grid, in canonical texts; `data` and `propagate` are empty, and `seed` is 0, for what looks at no data."""
-
-    model: str
-    data: str
-    seed: int
-    method: str
-    target: str
-    propagate: str
-    allocation: str = EQUAL
-
-    @property
-    def way(self) -> str:
-        """What a table calls the method: with its allocation, where matrices get different targets."""
-        return named(self.method, self.allocation)
-
-    def among(self, values: Mapping[str, Collection[str | int]]) -> bool:
-        """Whether each label is one of the `values` of its kind; what looks at no data never matches data, draw or propagation."""
-        return all((self.data or kind not in ("data", "seed", "propagate")) and getattr(self, kind) in of for kind, of in values.items())
+USUAL: Final[Propagation] = "dense"
+"""The propagation that a recipe names where its method looks at no data."""
 
 
-def named(method: str, allocation: str) -> str:
-    """Return what a table calls a method with an allocation: `wanda + owl`.
+def propagation(method: Method, chosen: Propagation | None) -> Propagation | None:
+    """Return what a matrix sees in a study: as `chosen`, else the method's own default.
 
-    >>> named("wanda", "uniform"), named("wanda", "owl(times=3.0)")
-    ('wanda', 'wanda + owl(times=3.0)')
+    It is None for a method that looks at no data. One that only scores matrices has `dense`, since
+    one pass then serves all its targets.
     """
-    return method if allocation == EQUAL else f"{method} + {allocation}"
-
-
-def propagation(method: Method, chosen: str | None) -> str:
-    """Return what a matrix sees in a study: as `chosen`, else the method's own default; empty for a method that looks at no data.
-
-    One that only scores matrices has `dense` there, since one pass serves all its targets.
-    """
+    if not method.looks:
+        return None
+    if chosen is not None:
+        return chosen
     scores = isinstance(method, MatrixMethod) and not method.updates
-    return (chosen or ("dense" if scores else method.propagate)) if method.looks else ""
+    return "dense" if scores else method.propagate
 
 
-def aimed(method: Method, target: str) -> str:
-    """Return what a target is called for `method`: `blocks 0.25` for one that drops blocks. One that it doesn't accept is refused elsewhere."""
+def aimed(method: Method, target: Target) -> Target:
+    """Return what a target is to `method`. One that it doesn't accept is refused elsewhere."""
     try:
-        return str(method.aim(parse_target(target)))
+        return method.aim(target)
     except TargetError:
         return target
 
 
 @dataclass(frozen=True)
 class Axes:
-    """One grid: what stands on each of its axes, in canonical texts."""
+    """One grid: the values on each of its axes, and the transforms that come before every method.
+
+    `blind` is the propagation in recipes of methods that look at no data.
+    """
 
     models: Sequence[str]
-    data: Sequence[str]
+    data: Sequence[CalibrationSet]
     methods: Sequence[Method]
-    targets: Sequence[str]
+    targets: Sequence[Target]
     seeds: Sequence[int]
-    propagate: str | None = None
-    looking: bool = False
-    """Whether the study's transforms look at data, so that every method has a run for each set and draw."""
-    allocations: Sequence[Allocation] = (Uniform(),)
+    allocations: Sequence[Allocation]
+    transforms: tuple[Transform, ...] = ()
+    propagate: Propagation | None = None
+    blind: Propagation = USUAL
 
-    def labels(self) -> Iterator[Labels]:
-        """Every cell, the dense models among them."""
+    @property
+    def looks(self) -> bool:
+        """Whether anything in it looks at data."""
+        parts = (*self.methods, *self.allocations, *self.transforms)
+        return any(_part_looks(part) for part in parts)
+
+    def count(self) -> int:
+        """Return how many cells it has, before any is made."""
+        draws = len(self.data) * len(self.seeds)
+        ways = 0
+        for method, allocation in product(self.methods, self.allocations):
+            ways += draws if self._looks(method, allocation) else 1
+        return len(self.models) * (1 + len(self.targets) * ways)
+
+    def _looks(self, method: Method, allocation: Allocation) -> bool:
+        parts = (method, allocation, *self.transforms)
+        return any(_part_looks(part) for part in parts)
+
+    def requests(self) -> Iterator[RunRequest]:
+        """Yield a request for every cell, the dense models among them."""
+        # The dense model is the model as it came, whatever is done to it for the other methods.
+        dense = Recipe(Untouched(), Sparsity(0.0), Uniform(), self.blind)
         for model in self.models:
-            yield Labels(model, "", 0, DENSE, "0.0", "")
-            for method, allocation in product((m for m in self.methods if str(m) != DENSE), self.allocations):
-                looks = method.looks or self.looking or bool(allocation.observes)
-                seen = propagation(method, self.propagate)
-                draws = [(data, seed) for seed in self.seeds for data in self.data] if looks else [("", 0)]
-                for (data, seed), target in product(draws, self.targets):
-                    yield Labels(model, data, seed, str(method), aimed(method, target), seen, str(allocation))
+            yield RunRequest(model, None, dense)
+            for method in self.methods:
+                if str(method) != DENSE:
+                    yield from self._of_method(model, method)
+
+    def _of_method(self, model: str, method: Method) -> Iterator[RunRequest]:
+        seen = propagation(method, self.propagate) or self.blind
+        targets = [aimed(method, target) for target in self.targets]
+        for allocation in self.allocations:
+            parts = allocation, seen, self.transforms
+            recipes = [Recipe(method, target, *parts) for target in targets]
+            sets = self._draws if self._looks(method, allocation) else [None]
+            for calibration in sets:
+                for recipe in recipes:
+                    yield RunRequest(model, calibration, recipe)
+
+    @cached_property
+    def _draws(self) -> list[CalibrationSet]:
+        return [calibration.redrawn(seed) for seed in self.seeds for calibration in self.data]
 
 
-def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str | int]]] = ()) -> list[Labels]:
-    """Return each cell of the grids once, without those among any of `exclude`; a model of which nothing else is left has no dense run either.
+def _part_looks(part: Method | Allocation | Transform) -> bool:
+    return part.looks if isinstance(part, Method) else bool(part.observes)
 
-    The order is that of the work: model by model, what looks at no data first, then draw by draw and set by set, so that a set's tokens and
-    statistics are used while they are in memory.
+
+def union(
+    cells: Mapping[Labels, RunRequest],
+    exclude: Sequence[Mapping[str, Collection[str | int]]] = (),
+) -> dict[Labels, RunRequest]:
+    """Return the cells in the order of the work, without those among any of `exclude`.
+
+    A model of which nothing else is left has no dense run either. The order is model by model, what
+    looks at no data first, then draw by draw and set by set, so that a set's tokens and statistics
+    are used while they are in memory.
     """
-    cells = list(dict.fromkeys(labels for grid in grids for labels in grid.labels()))
-    left = [labels for labels in cells if labels.method == DENSE or not any(labels.among(entry) for entry in exclude)]
-    alone = {labels.model for labels in cells} - {labels.model for labels in cells if labels.method != DENSE}
-    remaining = alone | {labels.model for labels in left if labels.method != DENSE}
-    place = [{value: at for at, value in enumerate(dict.fromkeys(values))} for values in zip(*cells, strict=True)]
+    left = [labels for labels in cells if not _excluded(labels, exclude)]
+    # A model that is only measured has no other run to begin with, and stays.
+    compressed = {labels.model for labels in cells if labels.method != DENSE}
+    remaining = {labels.model for labels in left if labels.method != DENSE}
+    gone = compressed - remaining
+    places = [_places(values) for values in zip(*cells, strict=True)]
 
     def order(labels: Labels) -> tuple[object, ...]:
-        model, data, _, method, target, propagate, allocation = (places[label] for places, label in zip(place, labels, strict=True))
-        return model, bool(labels.data), labels.seed, data, propagate, method, allocation, target
+        numbers = [places[axis][value] for axis, value in enumerate(labels)]
+        model, data, _, method, target, propagate, allocation = numbers
+        looks = bool(labels.data)
+        return model, looks, labels.seed, data, propagate, method, allocation, target
 
-    return sorted((labels for labels in left if labels.model in remaining), key=order)
+    kept = sorted((labels for labels in left if labels.model not in gone), key=order)
+    return {labels: cells[labels] for labels in kept}
+
+
+def _excluded(labels: Labels, exclude: Sequence[Mapping[str, Collection[str | int]]]) -> bool:
+    if labels.method == DENSE:
+        return False
+    return any(labels.among(entry) for entry in exclude)
+
+
+def _places(values: Sequence[object]) -> dict[object, int]:
+    """The number of each value, in the order in which they come."""
+    distinct = dict.fromkeys(values)
+    return {value: number for number, value in enumerate(distinct)}

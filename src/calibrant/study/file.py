@@ -6,7 +6,7 @@ twice, several documents and parts that hold themselves are mistakes with a line
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, Final, final
 
@@ -17,8 +17,8 @@ from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
-from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, keyed
-from calibrant.study.study import MAY_BE_EMPTY, SINGULAR, Study, read
+from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, StudyContents, keyed
+from calibrant.study.study import DEFAULTS, SINGULAR, Study, read
 
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""
@@ -39,20 +39,36 @@ _BEYOND: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 def read_study(path: str | FilePath) -> Study:
     """Return the study that a file holds.
 
-    Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its line. Nothing is run or written.
+    Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its
+    line. Nothing is run or written.
     """
     name, mistakes = str(path), Mistakes()
     entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
-    lines = {(OTHERWISE.get(str(at[0]), at[0]), *at[1:]) if at else at: line for at, line in lines.items()} | lines
     fields = {name: field for field, name in SINGULAR.items()}
+    values: dict[str, Any] = {}
     keys = keyed(mistakes, (), entries, KEYS, "study")
-    values = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in MAY_BE_EMPTY}
-    if keys:
-        read(values, mistakes)
+    for key, (_, value) in keys.items():
+        field = fields.get(key, key)
+        # A key without a value is left out where that may be, and else a mistake.
+        if value is not None or DEFAULTS[field] not in ((), {}, None):
+            values[field] = value
+    contents = read(values, mistakes) if keys else StudyContents()
     if mistakes.entries:
-        raise StudyError(mistakes.problems(lines), subject=name)
-    values |= {name: float(limit) for name in ROOM if isinstance(limit := values.get(name), int)}
-    return Study(**{"models": (), "data": (), **values})
+        raise StudyError(mistakes.problems(_by_canonical_keys(lines)), subject=name)
+    for key in ROOM:
+        if isinstance(values.get(key), int):
+            values[key] = float(values[key])
+    return Study.holding(values, contents)
+
+
+def _by_canonical_keys(lines: Mapping[Path, int]) -> dict[Path, int]:
+    """The lines of keys that are understood too, also by the names of those that they stand for."""
+    canonical: dict[Path, int] = {}
+    for path, line in lines.items():
+        if path:
+            key, *rest = path
+            canonical[OTHERWISE.get(str(key), key), *rest] = line
+    return canonical | dict(lines)
 
 
 def _text(path: FilePath, name: str) -> str:

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -34,6 +35,7 @@ from calibrant.registry import did_you_mean
 from calibrant.store import STUDY, Cell, Store
 from calibrant.study.driver import Driver, Message, Report, failure
 from calibrant.study.request import StudyResult, Workload
+from calibrant.study.sending import packed, unpacked
 from calibrant.wire import kind_of, raised
 
 ENGINES: Final = ("local", "ray")
@@ -46,6 +48,10 @@ WAKE: Final = 0.5
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Where libraries read, when they are loaded, how many threads they may take."""
 OURS: Final = "from calibrant.process import own_process; own_process()"
+
+WORK: Final = "work.msgpack"
+FORGIVEN: Final = "forgiven.json"
+"""What workers read in the folder that they share: what there is to do, and which failures are to be tried again."""
 
 Job = Mapping[str, Any]
 
@@ -155,10 +161,16 @@ def answer(
         return summary.result()
     count, begin = min(workers, len(work.requests)), Process if start is None else start
     with tempfile.TemporaryDirectory(prefix="calibrant-") as shared:
-        shared_work = {"work": work.to_json(), "forgiven": forgiven}
-        (Path(shared) / "work.json").write_text(json.dumps(shared_work, allow_nan=False))
-        job: Job = {"folder": str(store.folder.absolute()), "shared": shared, "count": count, "threads": shared_threads(count)}
-        return supervise(summary, [lambda place=place: begin({**job, "place": place}) for place in range(count)])
+        (Path(shared) / WORK).write_bytes(packed(work))
+        (Path(shared) / FORGIVEN).write_text(json.dumps(forgiven, allow_nan=False))
+        job: Job = {
+            "folder": str(store.folder.absolute()),
+            "shared": shared,
+            "count": count,
+            "threads": shared_threads(count),
+        }
+        starts = [partial(begin, {**job, "place": place}) for place in range(count)]
+        return supervise(summary, starts)
 
 
 def known_cells(store: Store, study: str) -> list[Cell]:
@@ -333,9 +345,9 @@ def work(job: Job, report: Report) -> None:
     torch.set_num_threads(job["threads"])
     shared = Path(job["shared"])
     try:
-        task = json.loads((shared / "work.json").read_text())
+        todo, forgiven = unpacked((shared / WORK).read_bytes()), json.loads((shared / FORGIVEN).read_text())
         with Store(job["folder"]) as store:
-            Driver(store, Workload.from_json(task["work"]), report, task["forgiven"], shared, job["place"], job["count"]).run()
+            Driver(store, todo, report, forgiven, shared, job["place"], job["count"]).run()
     except (CalibrantError, OSError) as error:
         number, file = (error.errno, error.filename and str(error.filename)) if isinstance(error, OSError) else (None, None)
         text = (error.strerror if isinstance(error, OSError) and number is not None else None) or str(error)
