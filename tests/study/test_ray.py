@@ -44,7 +44,7 @@ class Mortal(engine.Actor):
 
     def messages(self):
         for message in super().messages():
-            if '"doing"' in message and "0.5 on random_tokens" in message:
+            if b"doing" in message and b"0.5 on random_tokens" in message:
                 die_once(marks[1])
             yield message
 
