@@ -12,7 +12,7 @@ from tests.refusing import refused
 
 
 def test_a_sum_is_read_into_parts():
-    one, two = read_set("3*gsm8k:cot(steps=3)@one + 7*'my data/*.jsonl'(text=body)")
+    one, two = read_sum("3*gsm8k:cot(steps=3)@one + 7*'my data/*.jsonl'(text=body)")
     assert one == Part(Call("gsm8k"), Call("cot", {"steps": 3}), Call("one"), Fraction(3, 10))
     assert two == Part(File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10))
     assert str(two.source) == "'my data/*.jsonl'(text=body)"

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from calibrant.errors import DataError, SpecError
 from calibrant.families import Family
@@ -90,6 +90,10 @@ class Part:
         return text
 
 
+Sum: TypeAlias = tuple[Part, ...]
+"""The parts of a set, whose shares sum to one; mostly a single part."""
+
+
 class Weighted(NamedTuple):
     """A part with the weight that stands before it, None where none does."""
 
@@ -101,11 +105,11 @@ class Weighted(NamedTuple):
 class Mix:
     """Two sets or more with their names, and the weight of each in the sum of their statistics.
 
-    Each set is the parts of a sum. Weights are above 0 and sum to one.
+    Weights are above 0 and sum to one.
     """
 
     names: tuple[str, ...]
-    sets: tuple[tuple[Part, ...], ...]
+    sets: tuple[Sum, ...]
     shares: tuple[Fraction, ...]
 
     @property
@@ -201,7 +205,7 @@ def read_target(text: str) -> TargetLabel:
     return TargetLabel(text, share=share_number(text))
 
 
-def read_set(text: str) -> Mix | tuple[Part, ...]:
+def read_set(text: str) -> Mix | Sum:
     """Read an expression: the parts of a sum, whose shares sum to one, or a mix of such sums.
 
     Sets of weight 0 are left out of a mix, and one that is left alone is no mix. Raises `SpecError`
@@ -212,7 +216,7 @@ def read_set(text: str) -> Mix | tuple[Part, ...]:
     return read_sum(text)
 
 
-def read_sum(text: str) -> tuple[Part, ...]:
+def read_sum(text: str) -> Sum:
     """Read the parts of a sum, whose shares sum to one.
 
     Raises `SpecError` for what can't be read, `DataError` for a weight that isn't above 0.
@@ -422,8 +426,8 @@ def _file(path: str, arguments: str) -> File:
     return File(path, call.arguments)
 
 
-def _read_mix(text: str) -> Mix | tuple[Part, ...]:
-    """A mix in either spelling; which one it is, the first thing behind an equals sign says."""
+def _read_mix(text: str) -> Mix | Sum:
+    """A mix in either spelling: numbers behind the equals signs are weights, all else is sets."""
     settings: dict[str, str] = {}
     sets: dict[str, str] = {}
     for left, right in _pairs(text):
@@ -436,12 +440,11 @@ def _read_mix(text: str) -> Mix | tuple[Part, ...]:
         return _named_mix(text, sets, settings)
     others = [f"{left}={right}" for left, right in (sets | settings).items() if left not in weights]
     if others:
-        left, right = next(iter(weights.items()))
-        message = (
-            f"{left}={right} is a set with its weight and {others[0]} is not; write all sets so, "
-            "or none, and put a file that is called like a number into quotes"
-        )
-        raise SpecError(f"{text!r}: {message}, '{right}', or write ./{right}", subject=text)
+        left = min(weights)
+        file = weights[left]
+        message = f"{left}={file} is a set with its weight and {others[0]} is not"
+        advice = f"write all sets so or none; a file called {file} is written '{file}' or ./{file}"
+        raise SpecError(f"{text!r}: {message}; {advice}", subject=text)
     return _weighted_mix(text, weights)
 
 
@@ -461,21 +464,20 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _weighted_mix(text: str, weights: Mapping[str, str]) -> Mix | tuple[Part, ...]:
+def _weighted_mix(text: str, weights: Mapping[str, str]) -> Mix | Sum:
     """A mix of sets that stand before their weights, `mix(c4=0.5, gsm8k=0.5)`."""
     if len(weights) < 2:
         message = "has one set, and two are the fewest"
         raise SpecError(f"{text!r} {message}; {_MIX_EXAMPLE}", subject=text)
     sets = [read_sum(left) for left in weights]
-    names = names_of(list(weights))
-    return _mix(names, sets, _checked_weights(text, weights.values()))
+    return _mix(names_of(list(weights)), sets, _checked_weights(text, weights.values()))
 
 
 def _named_mix(
     text: str,
     named: Mapping[str, str],
     settings: Mapping[str, str],
-) -> Mix | tuple[Part, ...]:
+) -> Mix | Sum:
     """A mix of sets behind names of their own, `mix(a=c4, b=gsm8k, weight=0.5)`."""
     for name, body in named.items():
         if not name.isidentifier():
@@ -489,9 +491,9 @@ def _named_mix(
 
 def _mix(
     names: Sequence[str],
-    sets: Sequence[tuple[Part, ...]],
+    sets: Sequence[Sum],
     weights: Sequence[Fraction],
-) -> Mix | tuple[Part, ...]:
+) -> Mix | Sum:
     """The mix of the sets that have a weight."""
     present = [place for place, weight in enumerate(weights) if weight]
     total = sum(weights)
@@ -500,11 +502,8 @@ def _mix(
         # Of two the first is written as a float, and what is written back is what is used.
         first = Fraction(repr(float(shares[0])))
         shares = [first, 1 - first]
-        # One that a float can't tell from nothing is left out too.
-        present = [place for place, share in zip(present, shares, strict=True) if share]
-        shares = [share for share in shares if share]
-    if len(present) == 1:
-        return sets[present[0]]
+    if max(shares) == 1:
+        return sets[present[shares.index(1)]]
     return Mix(
         tuple(names[place] for place in present),
         tuple(sets[place] for place in present),
@@ -548,7 +547,8 @@ def _checked_weights(text: str, given: Collection[str]) -> list[Fraction]:
 
 def _exact(number: str, text: str) -> Fraction:
     """The exact weight that a number is, `0.3` or `30%`."""
-    exponent = _NUMBER.fullmatch(number)[1]  # pyright: ignore[reportOptionalSubscript]  # it is one
+    match = _NUMBER.fullmatch(number)
+    exponent = match[1] if match else None
     # An exponent is seen before anything is built.
     if exponent and abs(int(exponent[1:])) > LARGEST_EXPONENT:
         message = f"has an exponent beyond ±{LARGEST_EXPONENT}; write one nearer to 1"

@@ -30,8 +30,7 @@ SETS = [
     ("nowhere/mine.jsonl", "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source"),
     ("mix(a=gsm8k)", "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or"),
     ("mix(c4, gsm8k)", "'c4' is no name=value of its own; write each set with its weight"),
-    ("mix(a=c4, gsm8k=0.5)", "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so, or none, and put a file"),
-    ("mix(a=c4, gsm8k=0.5)", "called like a number into quotes, '0.5', or write ./0.5"),
+    ("mix(a=c4, gsm8k=0.5)", "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file called 0.5 is written '0.5' or"),
     ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
     ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
 ]

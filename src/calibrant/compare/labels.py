@@ -75,7 +75,7 @@ def label_set(text: str, family: str = "") -> SetLabel:
     except InputError:
         source = label_measured(text).source
         return SetLabel(text, source, family=_family("", family))
-    if isinstance(parts, Mix) or len(parts) > 1:
+    if isinstance(parts, Mix) or len(parts) != 1:
         return SetLabel(text, text, family="mixed")
     part = parts[0]
     form = text_of(part.format) if part.format else ""

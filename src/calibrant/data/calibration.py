@@ -20,8 +20,7 @@ from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.errors import DataError
 from calibrant.foreign import brief
-from calibrant.grammar import Mix, SetLabel, read_set, written_mix
-from calibrant.grammar import Part as ReadPart
+from calibrant.grammar import Mix, SetLabel, Sum, read_set, written_mix
 from calibrant.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
@@ -188,7 +187,7 @@ class CalibrationSet:
         check_budget(self.samples, self.length, self.budget, seed)
         return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
 
-    def _of_sum(self, read: Sequence[ReadPart]) -> "CalibrationSet":
+    def _of_sum(self, read: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
         terms = tuple(map(term_of, read))
         return self._with(expr=written(terms), parts=terms, mixed=(), names=(), shares=())
