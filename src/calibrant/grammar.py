@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError, InputError, SpecError
 from calibrant.families import Family
 from calibrant.foreign import share_number, user_text, whole_number
 from calibrant.spec import Call, parse, text_of
@@ -189,8 +189,8 @@ def read_target(text: str) -> TargetLabel:
         bits = whole_number(grid[1])
         group = whole_number(grid[2] or "0")
         if bits is not None and group is not None:  # None is a number that nobody means
-            zeros = bool(grid[3])
-            return TargetLabel(text, bits=bits, group=group if grid[2] else None, zeros=zeros)
+            width = group if grid[2] else None
+            return TargetLabel(text, bits=bits, group=width, zeros=bool(grid[3]))
     few, colon, every = text.partition(":")
     if colon:
         kept = whole_number(few)
@@ -225,12 +225,12 @@ def read_sum(text: str) -> Sum:
     given = [term.weight for term in terms if term.weight is not None]
     if given and len(given) < len(terms):
         message = "some parts have a weight and some have none; give each one, or none"
-        raise SpecError(f"{text!r}: {message}", subject=text)
+        raise _refused(text, message)
     weights = given or [Fraction(1)] * len(terms)
     total = sum(weights)
     if total * _common_denominator(weights) >= 10**MOST_DIGITS:
-        message = "its weights have too many digits, or are too far apart"
-        raise SpecError(f"{text!r}: {message}; leave out what hardly counts", subject=text)
+        message = "weights have too many digits, or are too far apart; leave out what hardly counts"
+        raise _refused(text, message)
     parts = [term.part for term in terms]
     shared = zip(parts, weights, strict=True)
     return tuple(replace(part, share=weight / total) for part, weight in shared)
@@ -356,7 +356,7 @@ def pieces(text: str, mark: str) -> list[str]:
             begin = place + 1
     if quote or depth:
         what = "quote" if quote else "bracket"
-        raise SpecError(f"{text.strip()!r}: a {what} isn't closed", subject=text)
+        raise _refused(text, f"a {what} isn't closed")
     found.append(text[begin:])
     return found
 
@@ -396,12 +396,11 @@ def _weighted(term: str, text: str) -> Weighted:
     number = factors[0].strip()
     if len(factors) > 2 or not _NUMBER.fullmatch(number):
         message = "is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext"
-        advice = "and quote a path that has * in it"
-        raise SpecError(f"{text!r}: {number!r} {message}, {advice}", subject=text)
+        raise _refused(text, f"{number!r} {message}, and quote a path that has * in it")
     weight = _exact(number, text)
     if weight <= 0:
         message = "must be above 0; leave a part out instead of giving it nothing"
-        raise DataError(f"{text!r}: the weight {number} {message}", subject=text)
+        raise _refused(text, f"the weight {number} {message}", DataError)
     return Weighted(weight, _part(factors[1]))
 
 
@@ -422,7 +421,7 @@ def _file(path: str, arguments: str) -> File:
     call = read_name(f"file{arguments}") if arguments.strip() else Call("file")
     if "path" in call.arguments:
         message = "the path stands before the brackets; within them are the columns, as in"
-        raise SpecError(f"{path!r}: {message} {path}(text=body)", subject=path)
+        raise _refused(path, f"{message} {path}(text=body)")
     return File(path, call.arguments)
 
 
@@ -444,7 +443,7 @@ def _read_mix(text: str) -> Mix | Sum:
         file = weights[left]
         message = f"{left}={file} is a set with its weight and {others[0]} is not"
         advice = f"write all sets so or none; a file called {file} is written '{file}' or ./{file}"
-        raise SpecError(f"{text!r}: {message}; {advice}", subject=text)
+        raise _refused(text, f"{message}; {advice}")
     return _weighted_mix(text, weights)
 
 
@@ -467,8 +466,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 def _weighted_mix(text: str, weights: Mapping[str, str]) -> Mix | Sum:
     """A mix of sets that stand before their weights, `mix(c4=0.5, gsm8k=0.5)`."""
     if len(weights) < 2:
-        message = "has one set, and two are the fewest"
-        raise SpecError(f"{text!r} {message}; {_MIX_EXAMPLE}", subject=text)
+        raise _refused(text, f"two sets are the fewest; {_MIX_EXAMPLE}")
     sets = [read_sum(left) for left in weights]
     return _mix(names_of(list(weights)), sets, _checked_weights(text, weights.values()))
 
@@ -522,7 +520,7 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
         first = _float_exact(number, text)
         if not 0 <= first <= 1:
             message = f"must be between 0 and 1: it is the share of {names[0]}"
-            raise DataError(f"{text!r}: the weight {number} {message}", subject=text)
+            raise _refused(text, f"the weight {number} {message}", DataError)
         return [first, 1 - first]
     if "weights" in settings:
         listed = settings["weights"]
@@ -541,7 +539,7 @@ def _checked_weights(text: str, given: Collection[str]) -> list[Fraction]:
     if min(weights) < 0 or not any(weights):
         listed = ", ".join(given)
         message = f"the weights {listed} must be at least 0, and one above it"
-        raise DataError(f"{text!r}: {message}", subject=text)
+        raise _refused(text, message, DataError)
     return weights
 
 
@@ -552,7 +550,7 @@ def _exact(number: str, text: str) -> Fraction:
     # An exponent is seen before anything is built.
     if exponent and abs(int(exponent[1:])) > LARGEST_EXPONENT:
         message = f"has an exponent beyond ±{LARGEST_EXPONENT}; write one nearer to 1"
-        raise SpecError(f"{text!r}: the weight {number} {message}", subject=text)
+        raise _refused(text, f"the weight {number} {message}")
     plain = number.rstrip("%").strip().rstrip(".")
     return Fraction(plain) / (100 if number.endswith("%") else 1)
 
@@ -568,13 +566,16 @@ def _common_denominator(shares: Sequence[Fraction]) -> int:
 
 def _check_count(what: str, count: int, text: str) -> None:
     if count > MOST_PARTS:
-        message = f"is a {what} of {count:,} parts; it may have {MOST_PARTS}"
-        raise SpecError(f"{text!r} {message}: put rows into one file instead", subject=text)
+        message = f"a {what} of {count:,} parts; it may have {MOST_PARTS}"
+        raise _refused(text, f"{message}: put rows into one file instead")
 
 
-def _no_pair(text: str, argument: str) -> SpecError:
-    message = f"{argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}"
-    return SpecError(f"{text!r}: {message}", subject=text)
+def _refused(text: str, message: str, error: type[InputError] = SpecError) -> InputError:
+    return error(f"{text.strip()!r}: {message}", subject=text)
+
+
+def _no_pair(text: str, argument: str) -> InputError:
+    return _refused(text, f"{argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}")
 
 
 def _no_weights(text: str, names: Sequence[str], settings: Mapping[str, str]) -> SpecError:
