@@ -94,13 +94,6 @@ Sum: TypeAlias = tuple[Part, ...]
 """The parts of a set, whose shares sum to one; mostly a single part."""
 
 
-class Weighted(NamedTuple):
-    """A part with the weight that stands before it, None where none does."""
-
-    weight: Fraction | None
-    part: Part
-
-
 @dataclass(frozen=True)
 class Mix:
     """Two sets or more with their names, and the weight of each in the sum of their statistics.
@@ -222,7 +215,7 @@ def read_sum(text: str) -> Sum:
     Raises `SpecError` for what can't be read, `DataError` for a weight that isn't above 0.
     """
     terms = read_weighted(text)
-    given = [term.weight for term in terms if term.weight is not None]
+    given = [weight for weight, _ in terms if weight is not None]
     if given and len(given) < len(terms):
         message = "some parts have a weight and some have none; give each one, or none"
         raise _refused(text, message)
@@ -231,13 +224,13 @@ def read_sum(text: str) -> Sum:
     if total * _common_denominator(weights) >= 10**MOST_DIGITS:
         message = "weights have too many digits, or are too far apart; leave out what hardly counts"
         raise _refused(text, message)
-    parts = [term.part for term in terms]
+    parts = [part for _, part in terms]
     shared = zip(parts, weights, strict=True)
     return tuple(replace(part, share=weight / total) for part, weight in shared)
 
 
-def read_weighted(text: str) -> list[Weighted]:
-    """Read the parts of a sum with the weights that stand before them.
+def read_weighted(text: str) -> list[tuple[Fraction | None, Part]]:
+    """Read the parts of a sum, each with the weight that stands before it, or None.
 
     Raises `SpecError` for what can't be read, `DataError` for a weight that isn't above 0.
     """
@@ -388,11 +381,11 @@ def written_path(path: str) -> str:
     raise SpecError(f"the path {path!r} {message}", subject=path)
 
 
-def _weighted(term: str, text: str) -> Weighted:
+def _weighted(term: str, text: str) -> tuple[Fraction | None, Part]:
     """A part of the sum `text`, and the number before it."""
     factors = pieces(term, "*")
     if len(factors) == 1:
-        return Weighted(None, _part(term))
+        return None, _part(term)
     number = factors[0].strip()
     if len(factors) > 2 or not _NUMBER.fullmatch(number):
         message = "is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext"
@@ -401,7 +394,7 @@ def _weighted(term: str, text: str) -> Weighted:
     if weight <= 0:
         message = "must be above 0; leave a part out instead of giving it nothing"
         raise _refused(text, f"the weight {number} {message}", DataError)
-    return Weighted(weight, _part(factors[1]))
+    return weight, _part(factors[1])
 
 
 def _part(body: str) -> Part:
@@ -427,55 +420,40 @@ def _file(path: str, arguments: str) -> File:
 
 def _read_mix(text: str) -> Mix | Sum:
     """A mix in either spelling: numbers behind the equals signs are weights, all else is sets."""
-    settings: dict[str, str] = {}
-    sets: dict[str, str] = {}
-    for left, right in _pairs(text):
-        if left in _SETTINGS:
-            settings[left] = right
-        else:
-            sets[left] = right
-    weights = {left: right for left, right in sets.items() if _NUMBER.fullmatch(right)}
+    pairs = _pairs(text)
+    settings = {name: pairs.pop(name) for name in _SETTINGS if name in pairs}
+    weights = {left: right for left, right in pairs.items() if _NUMBER.fullmatch(right)}
     if not weights:
-        return _named_mix(text, sets, settings)
-    others = [f"{left}={right}" for left, right in (sets | settings).items() if left not in weights]
+        return _named_mix(text, pairs, settings)
+    others = [f"{left}={right}" for left, right in pairs.items() if left not in weights]
+    others += [f"{left}={right}" for left, right in settings.items()]
     if others:
         left = min(weights)
         file = weights[left]
         message = f"{left}={file} is a set with its weight and {others[0]} is not"
         advice = f"write all sets so or none; a file called {file} is written '{file}' or ./{file}"
         raise _refused(text, f"{message}; {advice}")
-    return _weighted_mix(text, weights)
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """What stands left and right of the equals signs of a mix."""
-    inside = text[text.index("(") + 1 : -1]
-    arguments = pieces(inside, ",") if text.endswith(")") else []
-    _check_count("mix", sum(len(pieces(argument, "+")) for argument in arguments), text)
-    pairs: list[tuple[str, str]] = []
-    lefts: set[str] = set()
-    for argument in arguments:
-        sides = [side.strip() for side in pieces(argument, "=")]
-        if len(sides) != 2 or sides[0] in lefts:
-            raise _no_pair(text, argument)
-        lefts.add(sides[0])
-        pairs.append((sides[0], sides[1]))
-    return pairs
-
-
-def _weighted_mix(text: str, weights: Mapping[str, str]) -> Mix | Sum:
-    """A mix of sets that stand before their weights, `mix(c4=0.5, gsm8k=0.5)`."""
     if len(weights) < 2:
         raise _refused(text, f"two sets are the fewest; {_MIX_EXAMPLE}")
     sets = [read_sum(left) for left in weights]
     return _mix(names_of(list(weights)), sets, _checked_weights(text, weights.values()))
 
 
-def _named_mix(
-    text: str,
-    named: Mapping[str, str],
-    settings: Mapping[str, str],
-) -> Mix | Sum:
+def _pairs(text: str) -> dict[str, str]:
+    """What stands right of the equals signs of a mix, by what stands left of them."""
+    inside = text[text.index("(") + 1 : -1]
+    arguments = pieces(inside, ",") if text.endswith(")") else []
+    _check_count("mix", sum(len(pieces(argument, "+")) for argument in arguments), text)
+    pairs: dict[str, str] = {}
+    for argument in arguments:
+        sides = [side.strip() for side in pieces(argument, "=")]
+        if len(sides) != 2 or sides[0] in pairs:
+            raise _no_pair(text, argument)
+        pairs[sides[0]] = sides[1]
+    return pairs
+
+
+def _named_mix(text: str, named: Mapping[str, str], settings: Mapping[str, str]) -> Mix | Sum:
     """A mix of sets behind names of their own, `mix(a=c4, b=gsm8k, weight=0.5)`."""
     for name, body in named.items():
         if not name.isidentifier():
@@ -501,7 +479,7 @@ def _mix(
         first = Fraction(repr(float(shares[0])))
         shares = [first, 1 - first]
     if max(shares) == 1:
-        return sets[present[shares.index(1)]]
+        return sets[present[shares.index(Fraction(1))]]
     return Mix(
         tuple(names[place] for place in present),
         tuple(sets[place] for place in present),
