@@ -44,11 +44,9 @@ _GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
 _MIX: Final = re.compile(r"\s*mix\s*\(")
 _SETTINGS: Final = ("weight", "weights")
 _EXAMPLE: Final = "write source[:format][@packing], as in gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
-_MIX_EXAMPLE: Final = (
-    "write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or with a name of your own, "
-    "mix(domain=gsm8k:cot, general=c4, weight=0.3), where weight is that of the first of two, and "
-    "more have weights=[0.2, 0.3, 0.5] or none"
-)
+_BY_WEIGHT: Final = "mix(gsm8k:cot=0.3, c4=0.7)"
+_BY_NAME: Final = "mix(domain=gsm8k:cot, general=c4, weight=0.3)"
+_MIX_EXAMPLE: Final = f"write each set with its weight, {_BY_WEIGHT}, or behind a name, {_BY_NAME}"
 
 
 @dataclass(frozen=True)
