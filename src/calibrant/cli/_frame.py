@@ -51,7 +51,10 @@ def whole(text: str | int) -> int:
     return number
 
 
-EXPRESSION: Final = "Calibration set: source[:format][@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
+EXPRESSION: Final = (
+    "Calibration set: source[:format][@packing], a file, a sum that shares the budget, 0.3*gsm8k:cot + 0.7*wikitext, "
+    "or a mix in which each source has all of it, mix(gsm8k:cot=0.3, wikitext=0.7)."
+)
 Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, autocompletion=completing.expression, show_default=False)]
 Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows to calibrate on.")]
 Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]

@@ -130,14 +130,14 @@ def _judges(sets: Sequence[CalibrationSet], goal: Objective, length: int, tokens
     if len(sets) < 2:
         raise SpecError(f"a mixture needs two sources or more, and was given {len(sets)} ({', '.join(names) or 'none'})", subject=", ".join(names))
     for one in sets:
-        if one.mix:
+        if one.mixed:
             raise SpecError(f"{str(one)!r} is a mix already and can't be a source; give each of its parts as a source", subject=str(one))
         if names.count(str(one)) > 1:
             raise DataError(f"the source {str(one)!r} is given twice; give it once, its weight is searched for", subject=str(one))
     if not goal.target:
         return names, goal
     target = CalibrationSet(goal.target, length=length, tokens=tokens, seed=seed)
-    if target.mix:
+    if target.mixed:
         raise SpecError(f"the target {str(target)!r} is a mix; give one source or one file to be good at", subject=str(target))
     return list(dict.fromkeys([*names, str(target)])), Objective("target", str(target))
 
