@@ -122,7 +122,8 @@ class Database:
 
     def _made(self) -> sqlite3.Connection:
         beside = [self.path.with_name(self.path.name + side) for side in SIDES]
-        with undoing(self.path.parent, self.path, *beside):
+        # What goes wrong here is told before what was made is removed again, which frees space.
+        with undoing(self.path.parent, self.path, *beside), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connected("mode=rwc")
             try:
@@ -153,8 +154,8 @@ class Database:
     def _complaint(self, error: sqlite3.Error | OSError, action: str, reading: bool) -> CalibrantError:
         code = getattr(error, "sqlite_errorcode", None)
         primary = None if code is None else code & 0xFF
-        refused = primary == sqlite3.SQLITE_READONLY
-        if primary in _DAMAGED or (reading and not refused and not self._is_full()):
+        unwritten = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL) or self._is_full()
+        if primary in _DAMAGED or (reading and not unwritten):
             message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
             return DataError(message, subject=str(self.path))
         folder = self.path.parent

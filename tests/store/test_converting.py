@@ -1,6 +1,6 @@
 """Stores of older formats are converted: same ids, same values to the bit.
 
-`old` holds what calibrant 0.x wrote of the samples: `first.zip` in format 1, `loose.zip` in format 2,
+`old` holds what earlier versions wrote of the samples: `first.zip` in format 1, `loose.zip` in format 2,
 `packed.zip` in format 3 with a newer run in a folder beside the tables.
 """
 

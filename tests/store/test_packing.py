@@ -9,7 +9,7 @@ import pytest
 from calibrant.compare import read
 from calibrant.durable import compact_json
 from calibrant.errors import DataError, OutputError
-from calibrant.store import EDITS, MASK, PROFILE, Store, merge, pack, verify
+from calibrant.store import EDITS, MASK, PROFILE, Record, Store, merge, pack, verify
 from calibrant.store.items import table_of
 from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING, PACKED, settle
@@ -22,10 +22,10 @@ from tests.store.conftest import MEASURE, files, told, varied
 from tests.store.samples import ITEMS, LOSS, MEASURED, OTHER_RUN, QUIZ, RECORD, RUN, SCORE
 
 
-def bare(folder: Path) -> Path:
+def bare(folder: Path, record: Record = RECORD) -> Path:
     """A store with one run."""
     with Store(folder) as store:
-        store.add_record(RECORD)
+        store.add_record(record)
     return folder
 
 
@@ -135,7 +135,8 @@ def test_what_a_newer_version_wrote_is_kept(tmp_path: Path):
 
 @pytest.mark.parametrize("table", ["runs", "matrices", "scores", "items", "cells"])
 def test_a_table_of_another_store_is_refused_and_nothing_removed(tmp_path: Path, table: str):
-    store, other = varied(tmp_path / "store"), bare(tmp_path / "other")
+    store = varied(tmp_path / "store")
+    other = bare(tmp_path / "other", replace(RECORD, weights=RECORD.weights[:1]))
     for folder in (store, other):
         pack(folder)
     path = store / f"{table}.parquet"
