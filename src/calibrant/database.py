@@ -69,6 +69,15 @@ class Database:
         """Return the version of the tables that the file has; 0 for a file without any."""
         return int(self.rows("PRAGMA user_version")[0][0])
 
+    def problem(self) -> str:
+        """Return what SQLite finds wrong with the file, such as rows that an index lacks; empty if
+        nothing is."""
+        try:
+            ((found,),) = self.rows("PRAGMA integrity_check(1)")
+        except DataError as error:
+            return str(error).partition("; restore it")[0]
+        return "" if found == "ok" else " ".join(found.split())
+
     def close(self) -> None:
         """Close the file; it is opened again when it is used again."""
         if self._connection is not None and self._process == os.getpid():
@@ -93,8 +102,12 @@ class Database:
     def _mode(self) -> str:
         """How a reader opens the file: as writers do, where it may, since SQLite shares memory
         with them through a file of its own. Where nobody can write, nobody does."""
-        writable = os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK)
-        return "mode=rw" if writable else "mode=ro&immutable=1"
+        if os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK):
+            return "mode=rw"
+        beside = self.path.with_name(self.path.name + SIDES[0])
+        # What a writer has left beside the file belongs to it.
+        left = beside.exists() and beside.stat().st_size
+        return "mode=ro" if left else "mode=ro&immutable=1"
 
     def _connected(self, mode: str) -> sqlite3.Connection:
         address = f"file:{quote(str(self.path.absolute()))}?{mode}"
@@ -109,7 +122,8 @@ class Database:
 
     def _made(self) -> sqlite3.Connection:
         beside = [self.path.with_name(self.path.name + side) for side in SIDES]
-        with undoing(self.path.parent, self.path, *beside):
+        # What goes wrong here is told before what was made is removed again, which frees space.
+        with undoing(self.path.parent, self.path, *beside), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = self._connected("mode=rwc")
             try:
@@ -122,8 +136,8 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Make the tables, unless they are there."""
         connection.execute("PRAGMA journal_mode = WAL")
-        if connection.execute("PRAGMA user_version").fetchone() == (self._version,):
-            return
+        if connection.execute("PRAGMA user_version").fetchone() != (0,):
+            return  # of another version too: `version` tells who asks
         connection.execute("BEGIN IMMEDIATE")
         for table in self._tables:
             connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
@@ -139,8 +153,9 @@ class Database:
 
     def _complaint(self, error: sqlite3.Error | OSError, action: str, reading: bool) -> CalibrantError:
         code = getattr(error, "sqlite_errorcode", None)
-        damaged = code is not None and code & 0xFF in _DAMAGED
-        if damaged or (reading and not self._is_full()):
+        primary = None if code is None else code & 0xFF
+        unwritten = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL) or self._is_full()
+        if primary in _DAMAGED or (reading and not unwritten):
             message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
             return DataError(message, subject=str(self.path))
         folder = self.path.parent

@@ -16,6 +16,7 @@ from calibrant.models import Opened
 from calibrant.outcomes import Journal
 
 from tests.data.conftest import byte_tokenizer
+from tests.databases import forget_last
 from tests.evaluators.refusals import overflowing
 from tests.refusing import refused
 
@@ -131,14 +132,14 @@ def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monke
     monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 64)
     perplexity, path = Perplexity(source=str(texts), length=16, tokens=10**6), tmp_path / "journal.jsonl"
     whole = perplexity.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q")))
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[: len(lines) // 2]))
+    known = len(Journal(path, "q"))
+    forget_last(path, known // 2)
     calls: list[int] = []
     hook = opened.model.register_forward_hook(lambda *_: calls.append(1))
     again = perplexity.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q")))
     hook.remove()
     assert again == whole
-    assert 0 < len(calls) < len(lines) / 4
+    assert 0 < len(calls) < known / 4
 
 
 def test_what_cannot_be_measured_is_refused_by_name(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,16 @@ from calibrant.outcomes import Journal
 from calibrant.progress import Progress
 from calibrant.testing import tiny_folder
 
+from tests.databases import questions
+
 TASKS = ["loss(source='python_docs', tokens=1000, length=64)", "loss(source='python_docs', tokens=600, length=32)"]
 
 
 def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
     opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
     whole = evaluate(opened, TASKS)
-    journals = own_cache / "calibrant" / "journals"
-    assert list(journals.glob("*")) == []
+    journals = own_cache / "calibrant" / "journals.sqlite"
+    assert questions(journals) == set()
     monkeypatch.setattr(loss, "TOKENS_PER_BATCH", 256)
     batches: list[int] = []
     score, stop = loss.summed_nats, 0
@@ -38,13 +40,13 @@ def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatc
         stop = last
         with pytest.raises(KeyboardInterrupt):
             evaluate(opened, TASKS)
-        assert list(journals.glob("*.jsonl"))
+        assert questions(journals)
         batches.clear()
         stop = 0
         resumed = evaluate(opened, TASKS)
         assert len(batches) == needed - (last - 1)
         assert resumed == one_go
-        assert list(journals.glob("*")) == []
+        assert questions(journals) == set()
     for a, b in zip(one_go, whole, strict=True):
         assert a.score.value == pytest.approx(b.score.value, abs=1e-6)
 
@@ -59,7 +61,7 @@ def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(tmp_path: Pat
             killed.setattr("calibrant.evaluators._measuring.timed", _killed)
             with pytest.raises(KeyboardInterrupt):
                 evaluate(opened, f"loss(source={str(file)!r}, tokens=200, length=64)")
-        names.append({path.name for path in (own_cache / "calibrant" / "journals").glob("*")})
+        names.append(questions(own_cache / "calibrant" / "journals.sqlite"))
     assert len(names[0]) == 1
     assert len(names[1]) == 2
     assert names[2] == names[1]
@@ -94,4 +96,4 @@ def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(tmp_pat
     for model in (half, most, open_model(folder, "float32")):
         with pytest.raises(KeyboardInterrupt):
             evaluate(model, task)
-    assert len(list((own_cache / "calibrant" / "journals").glob("*"))) == 3
+    assert len(questions(own_cache / "calibrant" / "journals.sqlite")) == 3

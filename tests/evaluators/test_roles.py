@@ -13,9 +13,11 @@ from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators._roles import token_roles
 from calibrant.evaluators.agreement import Agreement
 from calibrant.models import Opened
-from calibrant.outcomes import Journal, Measurement, read_items, write_items
+from calibrant.outcomes import Journal, Measurement
+from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
 from calibrant.testing import tiny_tokenizer
 
+from tests.databases import forget_last
 from tests.refusing import refused
 
 ROLES = ("template", "question", "answer")
@@ -145,17 +147,15 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     agreement = Agreement(source=str(questions), format="chat", tokens=2_000, length=64, roles=True)
     once = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
     measured = agreement.measure(once)
-    journal = tmp_path / "journal"
-    lines = journal.read_text().splitlines(keepends=True)
-    assert len(lines) > 6
-    # What a kill left: the question, and a line for each window but the last three.
-    journal.write_text("".join(lines[:-3]))
+    windows = len(once.journal)
+    assert windows > 6
+    forget_last(tmp_path / "journal", 3)  # what a kill left
     again = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
-    assert len(again.journal) == len(lines) - 4
+    assert len(again.journal) == windows - 3
     assert agreement.measure(again) == measured
-    assert len(again.journal) == len(lines) - 1
-    write_items(tmp_path / "items.parquet", measured.outcomes)
-    assert read_items(tmp_path / "items.parquet") == measured.outcomes
+    assert len(again.journal) == windows
+    kept = from_bytes(to_bytes(table_of(measured.outcomes)))
+    assert outcomes_of(kept) == measured.outcomes
 
 
 def test_what_is_no_conversation_has_no_roles(opened: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:

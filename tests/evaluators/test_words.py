@@ -16,8 +16,8 @@ from calibrant.evaluators._neurons import neurons_of
 from calibrant.evaluators._responses import STEPS, pattern
 from calibrant.evaluators._word_groups import grouped, lemma, read_list, spherical, words_of
 from calibrant.evaluators.words import Words
-from calibrant.outcomes import read_items, write_items
 from calibrant.progress import silent
+from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
 from calibrant.testing import tiny_model, tiny_tokenizer
 
 from tests.evaluators import planted
@@ -184,8 +184,8 @@ def test_outcomes_add_up_and_come_back_from_a_file(texts: Path, dense: PreTraine
     assert measured.beside[0].value == pytest.approx(raised)
     ids = [row.name for row in held_out(str(texts), None)[0].rows("measure")]
     assert {o.item for o in measured.outcomes} == set(ids)
-    write_items(tmp_path / "items.parquet", measured.outcomes)
-    assert read_items(tmp_path / "items.parquet") == measured.outcomes
+    kept = from_bytes(to_bytes(table_of(measured.outcomes)))
+    assert outcomes_of(kept) == measured.outcomes
     facts = json.loads(json.dumps(dict(measured.score.facts)))
     for name in ("rank_next", "rank_documents"):
         assert -1 <= facts[f"{name}_low"] <= facts[f"{name}_high"] <= 1

@@ -1,58 +1,71 @@
-"""A run, its record and what was measured on it, to keep and to spoil."""
+"""Stores to keep, to spoil and to compare."""
 
-import hashlib
-import math
 from pathlib import Path
 
-from calibrant.durable import read_json, read_packed, text_of_json
-from calibrant.store import MARKER, Measurement, Outcome, Record, Run, Score, Store
+import pytest
 
-RUN = Run(
-    model="sha256:m",
-    model_name="tiny",
-    data="wikitext",
-    tokens="sha256:t",
-    method={"spec": "wanda", "revision": 1},
-    target="0.5",
-    allocation={"spec": "uniform", "revision": 1},
-    propagate="dense",
-    dtype="float32",
-    seed=3,
-)
-RECORD = Record(
-    RUN, 0.5, ({"name": "a", "shape": [2, 4], "sparsity": 0.5, "notes": {}},), ({"name": "head", "reason": "tied"},), {"tokens": 9}, {"seconds": 1.5}
-)
-SCORE = Score("wikitext:text", "loss", (40.1 + (0.1 + 0.2)) / 30, 0.1, 2, "nats/token", "lower", facts={"tokens": 30, "perplexity": math.inf})
-MEASURED = Measurement(SCORE, (Outcome("sha256:b", 40.1, 10.0), Outcome("sha256:a", 0.1 + 0.2, 20.0)), {"seconds": 2.0})
-LOSS = {"spec": "loss", "revision": 1, "source": "wikitext"}
+from calibrant.durable import compact_json
+from calibrant.store import EDITS, MASK, PROFILE, Cell, Store, measurement_id
+
+from tests.store import samples
+from tests.store.samples import LOSS, MEASURED, MEASUREMENTS, OTHER, OTHER_RUN, RECORD, RUN
+
+MEASURE = measurement_id(RUN.id, LOSS)
+CELL = Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss": MEASURE}, "dense")
+LOST = "sha256:" + "0" * 64
+"""What failed."""
 
 
-def filled(folder: Path) -> Store:
-    """A store with the run and what was measured on it."""
+def filled(folder: Path) -> Path:
+    """A store with a run and what was measured on it."""
     with Store(folder) as store:
-        store.add_record(RECORD, {"mask.npz": b"\x00\xff"})
+        store.add_record(RECORD, {MASK: samples.MASK})
         store.add_measurement(RUN.id, LOSS, MEASURED)
-    return Store(folder, create=False)
+    return folder
 
 
-def visible(folder: Path) -> dict[str, bytes]:
-    """Every file of a store that isn't unfinished work."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and ".unfinished" not in p.parts}
+def varied(folder: Path) -> Path:
+    """A store with all that a store may hold."""
+    with Store(folder) as store:
+        store.add_record(RECORD, {MASK: samples.MASK, PROFILE: samples.PROFILE})
+        store.add_record(OTHER, {EDITS: samples.EDITS})
+        for evaluator, measurement in MEASUREMENTS:
+            store.add_measurement(RUN.id, evaluator, measurement)
+        store.add_measurement(OTHER_RUN.id, LOSS, MEASURED)
+        store.write_cells([CELL], {"baseline": None}, {"method wanda": 1})
+        store.write_text("study.yaml", "models: [tiny]\n")
+        store.add_failure(LOST, {"what": "a third run", "error": "no"})
+    return folder
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """What is visible, provenance aside."""
-    return {name: content for name, content in visible(folder).items() if Path(name).name != "provenance.json"}
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return varied(tmp_path / "store")
 
 
-def as_format_1(store: Store) -> None:
-    """Let a store be what the first version would have written: the weights of a record stood in its own file."""
-    (store.folder / MARKER).write_text(text_of_json({"format": 1, "what": "results"}))
-    for path in store.folder.glob("runs/*/weights.json.gz"):
-        record = path.parent / "record.json"
-        record.write_text(text_of_json({**read_json(record), "weights": read_packed(path)}))
-        path.unlink()
-        told = read_json(path.parent / "sums.json")
-        del told[path.name]
-        told[record.name] = hashlib.sha256(record.read_bytes()).hexdigest()
-        (path.parent / "sums.json").write_text(text_of_json(told))
+def told(folder: Path) -> list[str]:
+    """All that a store says, numbers to the last bit."""
+    said: list[str] = []
+    with Store(folder, create=False) as store:
+        for run in store.ids():
+            row = store.results(run).run_row(run)
+            said += [run, compact_json(row.record), compact_json(row.weights)]
+            said += [compact_json(row.provenance), repr(sorted(row.files.items()))]
+            record = store.record(run)
+            assert record is not None
+            said.append(compact_json(record.plain()))
+            for measure in sorted(store.measured(run)):
+                said += [measure, repr(store.entry(run, measure)), repr(store.items(run, measure))]
+                said.append(compact_json(store.provenance(run, measure)))
+                (numbers,) = store.numbers([(run, measure)])
+                said += [repr(list(numbers.names)), numbers.values.tobytes().hex()]
+                said.append(numbers.weights.tobytes().hex())
+        said += [repr(store.cells()), compact_json(store.study())]
+        said += [compact_json(store.failures()), compact_json(store.revisions())]
+    return said
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}

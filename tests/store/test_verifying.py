@@ -1,258 +1,368 @@
-"""Whatever is spoiled in a store is found, named, and answered with what to do; what is whole is left in peace."""
+"""Whatever is spoiled in a store is found, named, and never believed; what is whole is left in
+peace."""
 
-import errno
-import json
 import math
-import multiprocessing
 import os
+import random
 import shutil
-import signal
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from calibrant.errors import OutputError
-from calibrant.outcomes import write_items
+from calibrant.errors import CalibrantError, DataError, OutputError
 from calibrant.spec import identity
-from calibrant.store import Audit, Cell, Measurement, Store, audit, measurement_id, verify
+from calibrant.store import Audit, Measurement, Store, audit, measurement_id, pack, verify
+from calibrant.store.items import table_of
+from calibrant.store.live import DATABASE
+from calibrant.store.results import MeasurementRow, RunRow
 
-from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, filled, visible
+from tests.databases import change, spoil
+from tests.refusing import refused
+from tests.store import samples
+from tests.store.conftest import CELL, LOST, MEASURE, files, filled, told, varied
+from tests.store.samples import ITEMS, LOSS, MEASURED, RECORD, RUN, SCORE
 
-PROJECT = Path(__file__).parents[2]
-MEASURE = measurement_id(RUN.id, LOSS)
-CELL = Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss(source='wikitext')": MEASURE}, "dense")
-RECORDED, SCORED, ITEMS = "runs/*/record.json", "runs/*/measures/*/score.json", "runs/*/measures/*/items.parquet"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    filled(tmp_path).write_text("study.yaml", "")
-    store = Store(tmp_path)
-    store.write_cells([CELL], {"baseline": None})
-    store.close()
-    return Store(tmp_path, create=False)
-
-
-def the(store: Store, pattern: str) -> Path:
-    (path,) = store.folder.glob(pattern)
-    return path
+RUN_COLUMNS = "record", "provenance", "weights", "sums"
+MEASURE_COLUMNS = "score", "provenance", "items", "sums"
+COLUMNS = [("runs", name) for name in RUN_COLUMNS]
+COLUMNS += [("measurements", name) for name in MEASURE_COLUMNS]
+COLUMNS += [("files", "name"), ("files", "digest")]
 
 
-def without_sums(store: Store) -> None:
-    """As in a store from before there were sums, and seals."""
-    for path in store.folder.rglob("sums.json"):
-        path.unlink()
-    for path in store.folder.rglob("provenance.json"):
-        path.write_text('{"seconds": 2.0}')
+def test_a_whole_store_is_counted_and_not_touched(store: Path):
+    before = files(store)
+    assert audit(store) == Audit(str(store), 2, 5, ())
+    assert files(store) == before
 
 
-def edited(path: Path, change: Callable[[Any], None]) -> None:
-    kept = json.loads(path.read_text())
-    change(kept)
-    path.write_text(json.dumps(kept))
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_a_damaged_column_is_named_and_not_believed(tmp_path: Path, table: str, column: str):
+    before = told(filled(tmp_path))
+    spoil(tmp_path / DATABASE, table, column)
+    key = MEASURE if table == "measurements" else RUN.id
+    with refused(DataError, tmp_path / DATABASE / key.partition(":")[2]):
+        told(tmp_path)
+    problems = verify(tmp_path)
+    assert {problem.where for problem in problems} == {f"{DATABASE}/{key.partition(':')[2]}"}
+    found = audit(tmp_path, drop=True)
+    assert found.dropped == 1
+    with Store(tmp_path, create=False) as store:
+        assert store.ids() == ([RUN.id] if table == "measurements" else [])
+        assert store.measured(RUN.id) == set()
+    assert told(filled(tmp_path)) == before, "it is made again"
+    assert verify(tmp_path) == []
 
 
-def test_a_whole_store_is_counted_and_not_touched(store: Store):
-    before = {p: p.stat().st_mtime_ns for p in store.folder.rglob("*")}
-    assert audit(store.folder) == Audit(str(store.folder), 1, 1, 0, ())
-    assert {p: p.stat().st_mtime_ns for p in before if p.exists()} == before
-    without_sums(store)
-    assert audit(store.folder) == Audit(str(store.folder), 1, 1, 2, ())
-
-
-def test_a_store_from_before_there_were_sums_is_whole():
-    folder = "packing/equal"
-    before = visible(PROJECT / "studies" / folder)
-    found = audit(PROJECT / "studies" / folder)
-    assert found.problems == ()
-    assert found.without_sums == found.runs + found.measurements
-    assert found.runs >= 8
-    assert visible(PROJECT / "studies" / folder) == before
-
-
-@pytest.mark.parametrize("pattern", [RECORDED, "runs/*/mask.npz", SCORED, ITEMS])
-def test_one_bit_anywhere_is_found(store: Store, pattern: str):
-    path = the(store, pattern)
-    for at in range(0, path.stat().st_size, max(1, path.stat().st_size // 8)):
-        content = bytearray(whole := path.read_bytes())
-        content[at] ^= 1
+def test_a_damaged_blob_is_named_and_not_believed(tmp_path: Path):
+    before = told(filled(tmp_path))
+    (path,) = (tmp_path / "blobs").iterdir()
+    for content in (b"", b"\x00", b"\x01\xff", b"\x00\xff\x00"):
         path.write_bytes(content)
-        (problem,) = verify(store.folder)
-        assert problem.where == str(path.relative_to(store.folder))
-        path.write_bytes(whole)
-    assert verify(store.folder) == []
+        with refused(DataError, path):
+            told(tmp_path)
+        assert {problem.where for problem in verify(tmp_path)} == {f"blobs/{path.name}"}
+    assert audit(tmp_path, drop=True).dropped == 1
+    assert told(filled(tmp_path)) == before, "it is made again"
 
 
-@pytest.mark.parametrize("pattern", [RECORDED, "runs/*/mask.npz", SCORED, ITEMS, "runs/*/sums.json", "runs/*/measures/*/sums.json"])
-def test_what_was_cut_short_or_is_gone_is_found(store: Store, pattern: str):
-    path = the(store, pattern)
-    whole = path.read_bytes()
-    for spoiled in (b"", whole[: len(whole) // 2], b"\xff\xfe"):
-        path.write_bytes(spoiled)
-        assert {problem.where for problem in verify(store.folder)} == {str(path.relative_to(store.folder))}
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path):
+    filled(tmp_path)
+    (path,) = (tmp_path / "blobs").iterdir()
     path.unlink()
-    problems = verify(store.folder)
-    if path.name == "sums.json":  # the seal of the provenance says that there were sums
-        assert {problem.where for problem in problems} == {str(path.relative_to(store.folder))}
-        assert audit(store.folder).without_sums == 1
-    elif path.name == "mask.npz":
-        assert problems == []  # deleted to save room: the weights can be pruned again
-    elif path.name == "record.json":
-        assert {problem.where for problem in problems} == {f"runs/{RUN.id[7:]}", "index.json"}
-    else:
-        assert [problem.where for problem in problems] == [str(path.relative_to(store.folder))]
+    os.mkfifo(path)
+    assert {problem.where for problem in verify(tmp_path)} == {f"blobs/{path.name}"}
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert {problem.where for problem in verify(tmp_path)} == {f"blobs/{path.name}"}
+    path.unlink()
+    assert verify(tmp_path) == [], "deleted to save room"
 
 
-@pytest.mark.parametrize("pattern", [RECORDED, SCORED, ITEMS, "runs/*/provenance.json", "runs/*/measures/*/provenance.json", "index.json"])
-def test_without_sums_what_cannot_be_read_is_found(store: Store, pattern: str):
-    without_sums(store)
-    path = the(store, pattern)
-    path.write_bytes(path.read_bytes()[:-20])
-    (problem,) = verify(store.folder)
-    assert problem.where == str(path.relative_to(store.folder))
+def test_a_damaged_grid_or_failure_is_named(store: Path):
+    for kind, name in (("index", "index-"), ("failure", f"failure-{'0' * 64}")):
+        whole = (store / DATABASE).read_bytes()
+        query = "UPDATE documents SET content = replace(content, 'a', 'e') WHERE kind = ?"
+        change(store / DATABASE, query, kind)
+        with refused(DataError, store / DATABASE / name):
+            told(store)
+        (problem,) = verify(store)
+        assert problem.where == f"{DATABASE}/{name}"
+        (store / DATABASE).write_bytes(whole)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "change", "named"),
-    [
-        (RECORDED, lambda kept: kept["run"].update(target="0.6"), "sha256:"),
-        (RECORDED, lambda kept: kept["run"].update(extra=1), "extra"),
-        (SCORED, lambda kept: kept["evaluator"].update(tokens=5), "sha256:"),
-        (SCORED, lambda kept: kept.update(run="sha256:1"), "sha256:1"),
-        (SCORED, lambda kept: kept["score"].update(value=3.25), "1.3466"),
-        (SCORED, lambda kept: kept["score"].update(n=3), "3"),
-        (SCORED, lambda kept: kept["score"]["facts"].update(items="sha256:2"), "sha256:2"),
-        (SCORED, lambda kept: kept.pop("data"), "data"),
-    ],
-)
-def test_what_contradicts_itself_is_found_without_sums(store: Store, pattern: str, change: Callable[[Any], None], named: str):
-    without_sums(store)
-    edited(the(store, pattern), change)
-    (problem,) = verify(store.folder)
-    assert named in problem.what
+@pytest.mark.parametrize("size", [0, 50, 5000])
+def test_a_database_that_was_cut_is_named(store: Path, size: int):
+    path = store / DATABASE
+    path.write_bytes(path.read_bytes()[:size])
+    if size == 0:  # as a writer leaves it that is killed before there is anything
+        assert verify(store) != []
+        return
+    with refused(DataError, path):
+        told(store)
+    try:
+        (problem,) = verify(store)
+        assert problem.where == DATABASE
+    except DataError as error:
+        assert error.subject == str(path)
 
 
-def test_items_of_another_measurement_are_found(store: Store):
-    without_sums(store)
-    write_items(the(store, ITEMS), [replace(MEASURED.outcomes[0], value=40.0), MEASURED.outcomes[1]])
-    (problem,) = verify(store.folder)
-    assert "1.343" in problem.what
-    pq.write_table(pa.table({"item": ["a"]}), the(store, ITEMS))
-    (problem,) = verify(store.folder)
-    assert problem.where == str(the(store, ITEMS).relative_to(store.folder))
+def test_rows_that_an_index_lacks_are_found(store: Path):
+    change(store / DATABASE, "PRAGMA writable_schema = ON")
+    page = change(
+        store / DATABASE,
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_measurements_1'",
+    )[0][0]
+    (size,) = change(store / DATABASE, "PRAGMA page_size")[0]
+    content = bytearray((store / DATABASE).read_bytes())
+    count = (page - 1) * size + 4  # the low byte of how many cells the page has
+    content[count] -= 1
+    (store / DATABASE).write_bytes(content)
+    (problem,) = verify(store)
+    assert problem.where == DATABASE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_byte_of_the_database_changes_what_is_said(tmp_path: Path, seed: int):
+    """What can't be found any more is said by nobody, but `verify` misses it."""
+    expected = told(varied(tmp_path / "store"))
+    chance = random.Random(seed)
+    refusals = 0
+    for _ in range(25):
+        shutil.rmtree(tmp_path / "harmed", ignore_errors=True)
+        shutil.copytree(tmp_path / "store", tmp_path / "harmed")
+        content = bytearray((tmp_path / "harmed" / DATABASE).read_bytes())
+        content[chance.choice(_written(content))] ^= 1 << chance.randrange(8)
+        (tmp_path / "harmed" / DATABASE).write_bytes(content)
+        try:
+            said = told(tmp_path / "harmed")
+            assert set(said) <= set(expected)
+            assert said == expected or verify(tmp_path / "harmed")
+        except CalibrantError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+    assert refusals > 5
+
+
+def _written(content: bytearray) -> list[int]:
+    """The places in a file that hold something."""
+    return [place for place, byte in enumerate(content) if byte and place >= 100]
+
+
+# What was written with the right sum, and is no such thing
+
+
+def plain_run(**changes: Any) -> RunRow:
+    fields = {"id": RUN.id, **RECORD.plain(), **changes}
+    provenance, weights = fields.pop("provenance"), fields.pop("weights")
+    return RunRow(RUN.id, fields, weights, provenance)
+
+
+def plain_measurement(**changes: Any) -> MeasurementRow:
+    entry = {"id": MEASURE, "run": RUN.id, "evaluator": LOSS, "score": asdict(SCORE), "data": ""}
+    return MeasurementRow(RUN.id, MEASURE, {**entry, **changes}, table_of(ITEMS))
+
+
+ODD_RUNS: list[Mapping[str, Any]] = [
+    {"run": {}},
+    {"run": {**vars(RUN), "method": ["wanda"]}},
+    {"run": {**vars(RUN), "seed": 1.5}},
+    {"sparsity": "half"},
+    {"sparsity": -1.0},
+    {"weights": {"a": 1}},
+    {"weights": [{"shape": [2, 4]}]},
+    {"weights": [{"name": "a", "bits": "xyz"}]},
+    {"dense": [{"name": 3}]},
+    {"data_facts": {"parts": [{"rows": -1}]}},
+    {"run": {**vars(RUN), "target": "0.6"}},
+    {"id": "sha256:1"},
+]
+ODD_SCORES: list[Mapping[str, Any]] = [
+    {"score": {**asdict(SCORE), "value": "high"}},
+    {"score": {**asdict(SCORE), "better": "other"}},
+    {"score": {**asdict(SCORE), "facts": {"tokens": -1}}},
+    {"score": {**asdict(SCORE), "value": 3.25}},
+    {"score": {**asdict(SCORE), "n": 3}},
+    {"score": {**asdict(SCORE), "facts": {"items": "sha256:2"}}},
+    {"evaluator": {**LOSS, "tokens": 5}},
+    {"evaluator": "loss"},
+    {"run": "sha256:1"},
+    {"beside": [{}]},
+]
+
+
+@pytest.mark.parametrize("changes", ODD_RUNS, ids=range(len(ODD_RUNS)))
+def test_a_record_that_is_none_is_named(tmp_path: Path, changes: Mapping[str, Any]):
+    with Store(tmp_path) as store:
+        store.adopt(plain_run(**changes))
+    assert {problem.run for problem in verify(tmp_path)} == {RUN.id}
+    assert audit(tmp_path, drop=True).dropped == 1
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("changes", ODD_RUNS[:10], ids=range(10))
+def test_a_record_of_another_shape_is_refused(tmp_path: Path, changes: Mapping[str, Any]):
+    with Store(tmp_path) as store:
+        store.adopt(plain_run(**changes))
+        with refused(DataError, tmp_path / DATABASE / RUN.id.partition(":")[2]):
+            store.records()
+
+
+@pytest.mark.parametrize("changes", ODD_SCORES, ids=range(len(ODD_SCORES)))
+def test_a_score_that_contradicts_itself_is_named(tmp_path: Path, changes: Mapping[str, Any]):
+    with Store(tmp_path) as store:
+        store.add_record(RECORD)
+        store.adopt_measurement(plain_measurement(**changes))
+    assert {problem.measurement for problem in verify(tmp_path)} == {MEASURE}
+    assert audit(tmp_path, drop=True).dropped == 1
+    assert verify(tmp_path) == []
+
+
+ODD_ITEMS: list[Mapping[str, Any]] = [
+    {"item": ["a"], "value": [1.0]},
+    {"item": [1], "value": [1.0], "weight": [1.0]},
+    {"item": ["a"], "value": ["1"], "weight": [1.0]},
+    {"item": ["a", None], "value": [1.0, 2.0], "weight": [1.0, 1.0]},
+]
+
+
+@pytest.mark.parametrize("columns", ODD_ITEMS, ids=range(len(ODD_ITEMS)))
+def test_items_that_are_none_are_refused(tmp_path: Path, columns: Mapping[str, Any]):
+    with Store(tmp_path) as store:
+        store.add_record(RECORD)
+        store.adopt_measurement(replace(plain_measurement(), items=pa.table(columns)))
+        where = tmp_path / DATABASE / MEASURE.partition(":")[2]
+        with refused(DataError, where):
+            store.measurement(RUN.id, MEASURE)
+        with refused(DataError, where):
+            list(store.numbers([(RUN.id, MEASURE)]))
+    (problem,) = verify(tmp_path)
+    assert problem.measurement == MEASURE
+
+
+def test_what_unpacks_to_more_than_any_record_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    filled(tmp_path)
+    monkeypatch.setattr("calibrant.store.live.LARGEST", 100)
+    with refused(DataError, tmp_path / DATABASE / RUN.id.partition(":")[2]):
+        told(tmp_path)
 
 
 def test_the_items_are_those_that_the_score_tells(tmp_path: Path):
     items = [["sha256:b", 10.0], ["sha256:a", 20.0]]
+    digests = identity(items), identity([name for name, _ in items]), identity("others")
     with Store(tmp_path) as store:
         store.add_record(RECORD)
-        for n, told in enumerate((identity(items), identity([name for name, _ in items]), identity("others"))):
-            store.add_measurement(RUN.id, {**LOSS, "tokens": n}, replace(MEASURED, score=replace(SCORE, facts={"items": told})))
+        for number, digest in enumerate(digests):
+            score = replace(SCORE, facts={"items": digest})
+            store.add_measurement(RUN.id, {**LOSS, "tokens": number}, Measurement(score, ITEMS))
     (problem,) = verify(tmp_path)
     assert identity("others") in problem.what
 
 
-def test_scores_without_items_and_scores_that_are_no_number_are_whole(tmp_path: Path):
+def test_a_score_without_items_and_one_that_is_no_number_are_whole(tmp_path: Path):
     nothing = replace(SCORE, value=math.nan)
+    outcomes = tuple(replace(outcome, value=math.nan) for outcome in ITEMS)
     with Store(tmp_path) as store:
         store.add_record(RECORD)
         store.add_measurement(RUN.id, LOSS, Measurement(SCORE))
-        outcomes = tuple(replace(o, value=math.nan) for o in MEASURED.outcomes)
         store.add_measurement(RUN.id, {**LOSS, "tokens": 1}, Measurement(nothing, outcomes))
-        store.add_measurement(RUN.id, LOSS, replace(MEASURED, score=SCORE), data="sha256:d")
+        store.add_measurement(RUN.id, LOSS, MEASURED, data="sha256:d")
     assert verify(tmp_path) == []
 
 
-def test_a_folder_that_was_renamed_is_found(store: Store):
-    without_sums(store)
-    the(store, "runs/*/measures/*").rename(the(store, "runs/*/measures") / ("0" * 64))
-    the(store, "runs/*").rename(store.folder / "runs" / ("1" * 64))
-    assert {p.where.split("/")[-1] for p in verify(store.folder)} == {"record.json", "score.json", "index.json"}
+# What is beside results
 
 
-def test_what_lies_among_results_and_is_none_is_found_but_for_hidden_files(store: Store):
-    run = store.run_folder(RUN.id)
-    for path in (run / "notes.txt", run / "measures" / "x.csv", store.folder / "runs" / "readme"):
-        path.write_text("mine")
-    for path in (run / ".DS_Store", run / "measures" / ".DS_Store", store.folder / "runs" / ".DS_Store"):
-        path.write_text("the system's")
-    (store.folder / "statistics").mkdir()
-    (store.folder / "report.html").write_text("")
-    assert sorted(Path(p.where).name for p in verify(store.folder)) == ["notes.txt", "readme", "x.csv"]
-    assert Store(store.folder, create=False).measured(RUN.id) >= {MEASURE}
+def test_a_measurement_without_its_run_is_found(tmp_path: Path):
+    change(filled(tmp_path) / DATABASE, "DELETE FROM runs")
+    problems = verify(tmp_path)
+    assert MEASURE in {problem.measurement for problem in problems}
+    assert audit(tmp_path, drop=True).dropped == 1
+    assert {problem.measurement for problem in verify(tmp_path)} == {""}
 
 
-def test_cells_that_point_nowhere_are_found_unless_something_failed(store: Store):
+def test_cells_that_point_nowhere_are_found_unless_something_failed(store: Path):
+    more = replace(CELL, measures={**CELL.measures, "task": "sha256:3"})
     other = replace(CELL, run="sha256:1", measures={"loss": "sha256:2"}, data="pile")
-    with Store(store.folder) as writer:
-        writer.write_cells([CELL, replace(CELL, measures={**CELL.measures, "task": "sha256:3"}), other, replace(other, run="", measures={})])
-        first, second = verify(store.folder)
+    unknown = replace(other, run="", measures={})
+    with Store(store) as writer:
+        writer.write_cells([CELL, more, other, unknown])
+        first, second = verify(store)
         assert "sha256:3" in first.what
         assert "sha256:1" in second.what
         writer.add_failure("sha256:1", {"error": "out of memory"})
         writer.add_failure("sha256:3", {"error": "out of memory"})
-        assert verify(store.folder) == []
+        assert verify(store) == []
 
 
-def test_failures_that_are_damaged_or_outdated_are_found(store: Store):
-    with Store(store.folder) as writer:
+def test_a_failure_of_what_is_there_is_found(store: Path):
+    with Store(store) as writer:
         writer.add_failure(RUN.id, {"error": "lost"})
-        writer.add_failure("sha256:1", {"error": "lost"})
-        writer.add_failure("sha256:2", {"error": "lost"})
-    (store.folder / "failures/1.json").write_text("{")
-    (store.folder / "failures/2.json").rename(store.folder / "failures/3.json")
-    assert {Path(p.where).stem for p in verify(store.folder)} == {"1", "3", RUN.id[7:]}
+    (problem,) = verify(store)
+    assert RUN.id in problem.where
+    assert LOST not in problem.where
 
 
-def _dies_at_work(folder: Path) -> None:
-    store = Store(folder)
-    (store.staging_folder() / "half").write_text("written")
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_a_file_that_belongs_to_no_run_is_found(store: Path):
+    (store / "blobs" / "stray").write_text("mine")
+    (store / "report.html").write_text("")
+    (problem,) = verify(store)
+    assert problem.where == "blobs/stray"
+    assert problem.remedy.startswith("harmless")
+    assert audit(store, drop=True).dropped == 0
 
 
-def test_what_the_killed_leave_is_found_and_what_the_living_do_is_not(store: Store):
-    with Store(store.folder) as living:
-        living.staging_folder()
-        living.journal(RUN.id, {**LOSS, "tokens": 7}).add({"a": 1})
-        with living.claim("something", wait=True):
-            assert verify(store.folder) == []
-        living.journal(RUN.id, LOSS).add({"a": 1})
-        (problem,) = verify(store.folder)
-        assert problem.where == f".journals/{MEASURE[7:]}.jsonl"
-        living.journal(RUN.id, LOSS).remove()
-        dead = multiprocessing.get_context("fork").Process(target=_dies_at_work, args=(store.folder,))
-        dead.start()
-        dead.join()
-        (problem,) = verify(store.folder)
-        assert problem.where.startswith(".unfinished/")
-        Store(store.folder)
-        assert verify(store.folder) == []
+def test_an_empty_folder_is_no_store(tmp_path: Path):
+    with refused(OutputError, tmp_path):
+        verify(tmp_path)
 
 
-def test_a_disk_that_gives_no_answer_is_told(store: Store, monkeypatch: pytest.MonkeyPatch):
-    opened = Path.open
-
-    def failing(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
-        if path.name == "mask.npz":
-            raise OSError(errno.EIO, "Input/output error", str(path))
-        return opened(path, mode, *rest, **named)
-
-    monkeypatch.setattr(Path, "open", failing)
-    (problem,) = verify(store.folder)
-    assert problem.where.endswith("mask.npz")
-    assert "Input/output error" in problem.what
+# What is published
 
 
-def test_an_empty_run_is_found_and_an_empty_folder_is_no_store(store: Store, tmp_path: Path):
-    shutil.rmtree(store.run_folder(RUN.id) / "measures")
-    (store.run_folder(RUN.id) / "record.json").unlink()
-    assert f"runs/{RUN.id[7:]}" in {p.where for p in verify(store.folder)}
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(OutputError) as raised:
-        verify(tmp_path / "empty")
-    assert raised.value.subject == str(tmp_path / "empty")
+@pytest.mark.parametrize("table", ["runs", "matrices", "scores", "items", "cells"])
+def test_a_table_that_changed_is_named_and_not_believed(store: Path, table: str):
+    pack(store)
+    path = store / f"{table}.parquet"
+    whole = path.read_bytes()
+    for content in (whole.replace(b"PAR1", b"par1", 1), whole[:-9], b""):
+        path.write_bytes(content)
+        assert [problem.where for problem in verify(store)] == [path.name]
+        with refused(DataError, path):
+            told(store)
+        assert audit(store, drop=True).dropped == 0
+    path.unlink()
+    assert [problem.where for problem in verify(store)] == [path.name]
+    with refused(DataError, path):
+        pack(store)
+
+
+def test_a_changed_list_of_tables_is_refused(store: Path):
+    pack(store)
+    path = store / "packed.json"
+    path.write_text(path.read_text().replace('"runs": 2', '"runs": 3'))
+    with refused(DataError, path):
+        verify(store)
+
+
+def test_a_damaged_blob_of_a_published_store_is_named(store: Path):
+    pack(store)
+    for path in (store / "blobs").iterdir():
+        path.write_bytes(b"harmed")
+    found = audit(store, drop=True)
+    assert {problem.run for problem in found.problems} == {RUN.id, samples.OTHER_RUN.id}
+    assert found.dropped == 0, "what is published stays"
+
+
+def test_measured_under_another_id_is_found(tmp_path: Path):
+    other = measurement_id(RUN.id, {**LOSS, "tokens": 9})
+    with Store(tmp_path) as store:
+        store.add_record(RECORD)
+        store.adopt_measurement(replace(plain_measurement(), id=other))
+    (problem,) = verify(tmp_path)
+    assert problem.measurement == other

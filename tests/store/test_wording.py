@@ -1,4 +1,5 @@
-"""What a store says of the folders and files that a user most likely meets: the one place where its sentences stand."""
+"""What a store says of the folders and files that a user most likely meets: the one place where its
+sentences stand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,32 +7,58 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import CalibrantError
-from calibrant.store import MARKER, Store, merge, pack, unpack
+from calibrant.store import Store, merge, pack
+from calibrant.store.live import DATABASE
 
-from tests.store.conftest import filled
-
-
-def spoil(store: Store, name: str, content: str) -> None:
-    next(store.folder.glob(name)).write_text(content)
+from tests.databases import change, spoil
+from tests.store.conftest import told
 
 
-SAID: list[tuple[Callable[[Store], object], str]] = [
-    (lambda store: Store(store.folder / "runs"), "isn't empty and isn't ours"),
-    (lambda store: Store(store.folder / "gone", create=False), "holds no results of calibrant"),
-    (lambda store: (spoil(store, MARKER, '{"format": 99}'), Store(store.folder)), "99"),
-    (lambda store: (spoil(store, "index.json", "{"), store.cells()), "delete it to"),
-    (lambda store: (spoil(store, "runs/*/record.json", "{"), store.records()), "delete its folder to"),
-    (lambda store: merge(store.folder, [store.folder]), "can't be merged into itself; name another store"),
-    (lambda store: unpack(store.folder), "isn't packed; there is nothing to unpack"),
-    (lambda store: (spoil(store, "runs/*/measures/*/score.json", "{}"), pack(store.folder)), "; only what is whole is packed"),
+def older(store: Path) -> None:
+    (store / "calibrant-store.json").write_text("{}")
+    Store(store)
+
+
+def newer(store: Path) -> None:
+    change(store / DATABASE, "PRAGMA user_version = 99")
+    Store(store)
+
+
+def damaged(store: Path) -> None:
+    spoil(store / DATABASE, "runs", "record")
+    told(store)
+
+
+def damaged_and_packed(store: Path) -> None:
+    spoil(store / DATABASE, "runs", "weights")
+    pack(store)
+
+
+def cut(store: Path) -> None:
+    (store / DATABASE).write_bytes((store / DATABASE).read_bytes()[:5000])
+    told(store)
+
+
+def merged_into_itself(store: Path) -> None:
+    merge(store, [store])
+
+
+SAID: list[tuple[Callable[[Path], object], str]] = [
+    (lambda store: Store(store / "blobs"), "isn't empty and isn't ours"),
+    (lambda store: Store(store / "gone", create=False), "holds no results of calibrant"),
+    (older, "convert them with tools/convert_store.py of calibrant's repository"),
+    (newer, "was written in format 99, this calibrant reads 4; use the version that wrote it"),
+    (damaged, "restore it from a copy, or have it computed again"),
+    (damaged_and_packed, "; only what is whole is packed"),
+    (cut, "can't be read (database disk image is malformed); restore it from a copy"),
+    (merged_into_itself, "can't be merged into itself; name another store"),
 ]
 
 
 @pytest.mark.parametrize(("act", "said"), SAID, ids=[said for _, said in SAID])
-def test_what_is_refused_is_answered_with_what_to_do(tmp_path: Path, act: Callable[[Store], object], said: str):
-    store = filled(tmp_path / "s")
-    store.write_text("index.json", '{"cells": []}')
-    store.close()
+def test_what_is_refused_is_answered_with_what_to_do(
+    store: Path, act: Callable[[Path], object], said: str
+):
     with pytest.raises(CalibrantError) as raised:
-        act(Store(tmp_path / "s", create=False))
+        act(store)
     assert said in str(raised.value)

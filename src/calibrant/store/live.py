@@ -85,7 +85,11 @@ class LiveResults(Results):
 
     def digests(self, run: str) -> Mapping[str, str]:
         query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
-        return dict(self.database.rows(query, run))
+        digests = dict(self.database.rows(query, run))
+        found = self.database.rows("SELECT sums FROM runs WHERE id = ?", run)
+        with understood(self.where(run)):
+            _compare(found, run, "files", compact_json(digests))
+        return digests
 
     def file(self, run: str, name: str) -> bytes | None:
         digest = self.digests(run).get(name)
@@ -105,7 +109,7 @@ class LiveResults(Results):
         digests = {name: self.blobs.put(content) for name, content in row.files.items()}
         weights = zlib.compress(compact_json(row.weights).encode())
         columns = {"record": compact_json(row.record), "provenance": compact_json(row.provenance)}
-        sums = _sums(row.id, {**columns, "weights": weights})
+        sums = _sums(row.id, {**columns, "weights": weights, "files": compact_json(digests)})
         values = row.id, *columns.values(), sums, weights
         files = [(row.id, name, digests[name], len(row.files[name])) for name in digests]
         with self.database.writing("write a run") as connection:
@@ -179,17 +183,22 @@ class LiveResults(Results):
     def _column(self, run: str, measurement: str, column: str) -> Any:
         """One column of a row, which is what was written."""
         if measurement:
-            query = f"SELECT {column}, sums FROM measurements WHERE run = ? AND id = ?"
+            query = f"SELECT sums, {column} FROM measurements WHERE run = ? AND id = ?"
             found = self.database.rows(query, run, measurement)
         else:
-            found = self.database.rows(f"SELECT {column}, sums FROM runs WHERE id = ?", run)
+            found = self.database.rows(f"SELECT sums, {column} FROM runs WHERE id = ?", run)
+        content = found[0][1] if found else None
         with understood(self.where(run, measurement)):
-            if not found:
-                raise ValueError("it isn't there")
-            ((content, sums),) = found
-            if from_json(sums)[column] != _sum(measurement or run, column, content):
-                raise BrokenSealError
+            _compare(found, measurement or run, column, content)
         return content
+
+
+def _compare(found: Sequence[tuple[Any, ...]], name: str, column: str, content: Any) -> None:
+    """Raise `ValueError` unless a row was `found`, and its sum of the column is that of the content."""
+    if not found:
+        raise ValueError("it isn't there")
+    if from_json(found[0][0])[column] != _sum(name, column, content):
+        raise BrokenSealError
 
 
 def _sums(name: str, columns: Mapping[str, str | bytes]) -> str:

@@ -2,6 +2,7 @@
 what is merged from is only read."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,9 +57,14 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
     folder that is no store, that can't be written to, or that is to be merged into itself, and for a
     full disk.
     """
-    stores = [Store(source, create=False) for source in sources]
+    with ExitStack() as opened:
+        stores = [opened.enter_context(Store(source, create=False)) for source in sources]
+        return _merged(Path(into), stores, progress)
+
+
+def _merged(into: Path, stores: Sequence[Store], progress: Progress) -> Merged:
     for store in stores:
-        if Path(into).exists() and store.folder.samefile(into):
+        if into.exists() and store.folder.samefile(into):
             message = f"{str(into)!r} can't be merged into itself; name another store"
             raise OutputError(message, subject=str(into))
         # A store whose own documents can't be read is refused before one is made to take it.
@@ -72,8 +78,6 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
         for store in stores:
             work.take(store, progress)
         _unite_failures(target, stores)
-    for store in stores:
-        store.close()
     return Merged(str(into), work.runs, work.measurements, work.kept, tuple(work.problems))
 
 

@@ -91,6 +91,7 @@ class Store:
         version = live.database.version()
         if version == VERSION:
             return live
+        live.database.close()
         if version == 0:  # its writer was killed before there was anything
             return None
         where = str(self.folder)
@@ -245,7 +246,10 @@ class Store:
         """Return how much room the files of this name take beside all records together."""
         digests = dict[str, int]()
         for run_id in self.ids():
-            digest = self.results(run_id).digests(run_id).get(name)
+            try:
+                digest = self.results(run_id).digests(run_id).get(name)
+            except DataError:
+                continue  # whoever asks for the run itself is told
             if digest is not None and self.blobs.path(digest).is_file():
                 digests[digest] = self.blobs.path(digest).stat().st_size
         return sum(digests.values())
@@ -350,10 +354,13 @@ class Store:
             return
         self.live.add_measurement(row)
 
-    def remove(self, run_id: str, measure_id: str = "") -> None:
+    def remove(self, run_id: str, measure_id: str = "") -> bool:
         """Forget a measurement, or a run with all that was measured on it, so that it is computed
-        again. What is published stays."""
-        self.live.remove(run_id, measure_id)
+        again. Return whether it was in the database: what is published stays."""
+        there = self._live is not None and self._live.has(run_id, measure_id)
+        if there:
+            self.live.remove(run_id, measure_id)
+        return there
 
     def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
         """Return the journal of a measurement that isn't finished: its items, so that a killed one
@@ -528,6 +535,12 @@ class Store:
         """Return the path of each table that isn't as it was published, and what is wrong."""
         return [] if self._published is None else list(self._published.changed())
 
+    def database_problem(self) -> tuple[Path, str]:
+        """Return the path of the database and what SQLite finds wrong with it, which may be
+        nothing."""
+        path = self.folder / DATABASE
+        return path, "" if self._live is None else self._live.database.problem()
+
     def measurements_without_run(self) -> list[tuple[str, str]]:
         """Return the ids of measurements in the database whose run isn't there, with its id."""
         if self._live is None:
@@ -543,7 +556,8 @@ class Store:
 
     @property
     def live(self) -> LiveResults:
-        """Where this store is written. Raises `OutputError` for one that was opened to be read."""
+        """The database. Raises `OutputError` where there is none, since the store was opened to be
+        read."""
         if self._live is None:
             message = f"{str(self.folder)!r} was opened to be read; open it to write"
             raise OutputError(message, subject=str(self.folder))

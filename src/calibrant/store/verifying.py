@@ -72,13 +72,14 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
     can't be read at all.
     """
     with Store(folder, create=False) as store:
-        problems = list(_of_tables(store))
+        runs = list[str]()
+        problems = [*_of_tables(store), *_of_database(store)]
         if not problems:  # what is in damaged tables says nothing
+            runs = store.ids()
             problems = list(_of_results(store, progress))
-            problems += [*_of_the_index(store), *_of_failures(store)]
-        problems += [*_of_statistics(store), *_leftovers(store)]
+            problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
+        problems += [*_of_statistics(store), *_killed_packs(store)]
         found = tuple(_relative(problem, store.folder) for problem in problems)
-        runs = store.ids() if not list(_of_tables(store)) else []
         measurements = sum(len(store.measured(run)) for run in runs)
         dropped = _dropped(store, found) if drop else 0
     return Audit(str(folder), len(runs), measurements, found, dropped)
@@ -93,13 +94,18 @@ def _relative(problem: StoreProblem, folder: Path) -> StoreProblem:
 def _dropped(store: Store, problems: tuple[StoreProblem, ...]) -> int:
     """Remove the results that are damaged, and return how many."""
     damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
-    for run, measurement in damaged:
-        store.remove(run, measurement)
-    return len(damaged)
+    removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
+    return sum(removed)
 
 
 def _of_tables(store: Store) -> Iterator[StoreProblem]:
     for path, what in store.changed_tables():
+        yield StoreProblem(str(path), what, "restore it from a copy")
+
+
+def _of_database(store: Store) -> Iterator[StoreProblem]:
+    path, what = store.database_problem()
+    if what:
         yield StoreProblem(str(path), what, "restore it from a copy")
 
 
@@ -191,10 +197,13 @@ def _of_the_index(store: Store) -> Iterator[StoreProblem]:
     again = "ask for the study again to have it computed"
     try:
         cells = store.index().cells
-        failed = store.failures().keys()
     except DataError as error:
         yield replace(_damaged(error), remedy="restore it from a copy, or ask for the study again")
         return
+    try:
+        failed = store.failures().keys()
+    except DataError:
+        return  # `_of_failures` names it
     for cell in cells:
         if not cell.run or cell.run in failed:
             continue
@@ -245,11 +254,17 @@ def _leftovers(store: Store) -> Iterator[StoreProblem]:
     """Yield what killed writers left, which nothing points to."""
     needed = set[str]()
     for run in store.ids():
-        needed.update(store.results(run).digests(run).values())
+        try:
+            needed.update(store.results(run).digests(run).values())
+        except DataError:
+            return  # a damaged run, which was named, may need any of them
     for name in store.blobs.listed():
         if name not in needed:
             path = store.blobs.path(name)
             yield StoreProblem(str(path), "belongs to no run", LEFTOVER)
+
+
+def _killed_packs(store: Store) -> Iterator[StoreProblem]:
     for name in (MOVING, f"{UNFINISHED}-tables"):
         if (store.folder / name).exists():
             what = "left by a pack that was killed"

@@ -1,0 +1,33 @@
+"""What stands in a database, read and spoiled behind its back."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+
+def change(path: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Run a statement on a database that nobody has open, and return what it finds."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def spoil(path: Path, table: str, column: str) -> None:
+    """Change the last bit of the first byte of a column, in every row of a table."""
+    for row, content in change(path, f"SELECT rowid, {column} FROM {table}"):
+        raw = content if isinstance(content, bytes) else content.encode()
+        spoilt = bytes([raw[0] ^ 1]) + raw[1:]
+        new = spoilt if isinstance(content, bytes) else spoilt.decode()
+        change(path, f"UPDATE {table} SET {column} = ? WHERE rowid = ?", new, row)
+
+
+def forget_last(path: Path, count: int) -> None:
+    """Remove the newest entries of a journal, as if a process had been killed before it wrote
+    them."""
+    newest = "SELECT rowid FROM journal ORDER BY rowid DESC LIMIT ?"
+    change(path, f"DELETE FROM journal WHERE rowid IN ({newest})", count)
+
+
+def questions(path: Path) -> set[str]:
+    """The questions that have a journal in this file."""
+    return {question for (question,) in change(path, "SELECT DISTINCT question FROM journal")}
