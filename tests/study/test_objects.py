@@ -16,6 +16,7 @@ from calibrant.methods import MatrixMethod, methods
 from calibrant.methods.wanda import Wanda
 from calibrant.report import report
 from calibrant.spec import canonical, identity
+from calibrant.store import Store
 from calibrant.study import plan, read_study
 from calibrant.study.sending import packed, unpacked
 from calibrant.targets import parse_target
@@ -73,7 +74,8 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert results(one) == results(two)
     (ranking,) = report(one).comparison.rankings
     assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
-    assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
+    forms = [record.run.method for record in Store(one, create=False).records()]
+    assert "tests.study.own:Leading" in [form.get("class") for form in forms]
 
 
 def test_a_method_is_built_once(given: dict[str, str], tmp_path: Path):
