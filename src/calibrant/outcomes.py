@@ -2,6 +2,7 @@
 is whole. No torch here."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -196,11 +197,10 @@ class Journal:
         """Read what was found before."""
         query = "SELECT name, entry FROM journal WHERE question = ? ORDER BY rowid"
         for name, entry in database.rows(query, self.question):
-            try:
+            value, unchanged = None, False
+            with suppress(ValueError, TypeError):
                 value, seal = from_json(entry)
                 unchanged = seal == self._seal(name, value)
-            except (ValueError, TypeError):
-                unchanged = False
             if unchanged:
                 self._known[name] = value
             else:
