@@ -20,6 +20,7 @@ from calibrant.methods.wanda import Wanda
 from calibrant.registry import Registry
 from calibrant.report import report
 from calibrant.spec import canonical, identity, reads_back
+from calibrant.store import Store
 from calibrant.study import plan, read_study
 from calibrant.study.sending import packed, unpacked
 from calibrant.targets import parse_target
@@ -78,7 +79,8 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert results(one) == results(two)
     (ranking,) = report(one).comparison.rankings
     assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
-    assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
+    forms = [record.run.method for record in Store(one, create=False).records()]
+    assert "tests.study.own:Leading" in [form.get("class") for form in forms]
 
 
 def test_a_method_is_built_once(given: dict[str, str], tmp_path: Path):
