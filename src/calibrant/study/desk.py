@@ -238,9 +238,9 @@ class RemoteJournal(Journal):
 
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found."""
-        self._store.ask("keep", self._question, dict(results))
+        self._store.ask("keep", self.question, dict(results))
         self._known.update(results)
 
     def remove(self) -> None:
         """Forget it."""
-        self._store.ask("forget", self._question)
+        self._store.ask("forget", self.question)
