@@ -16,7 +16,7 @@ from calibrant.spec import identity
 from calibrant.store.items import outcomes_of
 from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING
-from calibrant.store.records import Record, ScoreEntry, measurement_id
+from calibrant.store.records import Record, ScoreEntry, measurement_id, read_provenance
 from calibrant.store.results import Results, understood
 from calibrant.store.store import STATISTICS, Store, statistics_purpose
 
@@ -159,8 +159,8 @@ def problems_of_measurement(results: Results, run: str, measurement: str) -> Ite
             what = f"measured on {entry.run}, and kept with another run"
             yield StoreProblem(where, what, AGAIN, run, measurement)
         items = results.items(run, measurement)
-        results.provenance(run, measurement)
         with understood(where):
+            read_provenance(results.provenance(run, measurement))
             outcomes = outcomes_of(items)
         for what in _contradictions(entry.score, outcomes):
             yield StoreProblem(where, what, AGAIN, run, measurement)
