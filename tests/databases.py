@@ -1,9 +1,12 @@
 """What stands in a database, read and spoiled behind its back."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+from calibrant.store.live import sum_of
 
 
 def change(path: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -19,6 +22,20 @@ def spoil(path: Path, table: str, column: str) -> None:
         spoilt = bytes([raw[0] ^ 1]) + raw[1:]
         new = spoilt if isinstance(content, bytes) else spoilt.decode()
         change(path, f"UPDATE {table} SET {column} = ? WHERE rowid = ?", new, row)
+
+
+def reseal(path: Path, table: str, key: str, column: str, content: str) -> None:
+    """Put a text into a column of a store's row, with the sum that it would have been written
+    with."""
+    if table == "documents":
+        ((kind,),) = change(path, "SELECT kind FROM documents WHERE name = ?", key)
+        query = "UPDATE documents SET content = ?, sum = ? WHERE kind = ? AND name = ?"
+        change(path, query, content, sum_of(key, kind, content), kind, key)
+        return
+    ((sums,),) = change(path, f"SELECT sums FROM {table} WHERE id = ?", key)
+    new = json.dumps({**json.loads(sums), column: sum_of(key, column, content)})
+    query = f"UPDATE {table} SET {column} = ?, sums = ? WHERE id = ?"
+    change(path, query, content, new, key)
 
 
 def forget_last(path: Path, count: int) -> None:

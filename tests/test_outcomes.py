@@ -1,176 +1,170 @@
 """Journals lose nothing that was scored, and items come back as they were."""
 
-import errno
-import json
 import math
+import multiprocessing
 import os
+import signal
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from calibrant.errors import DataError, OutputError
-from calibrant.outcomes import Journal, Measurement, Outcome, Score, read_items, write_items
+from calibrant.errors import OutputError
+from calibrant.outcomes import Journal, Measurement, Outcome, Score
+from calibrant.store import Store
+from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
+
+from tests.databases import change
+from tests.refusing import refused
+
+FORK = multiprocessing.get_context("fork")
 
 
 def test_a_journal_opened_again_knows_what_was_kept(tmp_path: Path):
-    path = tmp_path / "deep" / "a.jsonl"
+    path = tmp_path / "deep" / "journal.sqlite"
     journal = Journal(path, "question")
-    journal.add({"one": 0.1 + 0.2, "two": [1.5, float("inf")]})
-    journal.add({"three": {"hit": True}})
+    found = {"one": 0.1 + 0.2, "two": [1.5, math.inf, -0.0], "three": {"hit": True}}
+    journal.add({"one": 0.1 + 0.2})
+    journal.add({"two": [1.5, math.inf, -0.0], "three": {"hit": True}})
     again = Journal(path, "question")
-    assert (len(again), again["one"], again["two"], again["three"]) == (3, 0.1 + 0.2, [1.5, float("inf")], {"hit": True})
+    assert repr(again.known) == repr(found)
+    assert len(again) == 3
     assert "four" not in again
+    assert again["one"] == found["one"]
     again.remove()
-    assert not path.exists()
+    assert Journal(path, "question").known == {}
     again.remove()
 
 
-@pytest.mark.parametrize("cut", [1, 9])
-def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path: Path, cut: int):
-    path = tmp_path / "a.jsonl"
-    Journal(path, "q").add({"one": 1, "two": 2222222})
-    path.write_bytes(path.read_bytes()[:-cut])
-    journal = Journal(path, "q")
-    assert "one" in journal
-    assert "two" not in journal
-    journal.add({"two": 3})
-    assert Journal(path, "q")["two"] == 3
-    assert [json.loads(line)[:2] for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["two", 3]]
+def test_each_question_has_its_own(tmp_path: Path):
+    path = tmp_path / "journal.sqlite"
+    for question in ("one", "two"):
+        Journal(path, question).add({"a": question})
+    Journal(path, "one").remove()
+    assert Journal(path, "one").known == {}
+    assert Journal(path, "two").known == {"a": "two"}
+    assert Journal(path, "three").known == {}
 
 
-@pytest.mark.parametrize("content", ["", "[", '["other"]\n["one", 1]\n', "\x00\x01\n"])
-def test_what_answers_another_question_is_forgotten(tmp_path: Path, content: str):
-    path = tmp_path / "a.jsonl"
-    path.write_text(content)
-    assert len(Journal(path, "q")) == 0
-    assert not path.exists()
+def test_a_store_has_journals_of_its_own(tmp_path: Path):
+    loss = {"spec": "loss"}
+    with Store(tmp_path) as store:
+        store.journal("sha256:1", loss).add({"a": 1})
+        store.trials("sha256:1").add({"b": 2})
+    with Store(tmp_path) as store:
+        assert store.journal("sha256:1", loss).known == {"a": 1}
+        assert store.journal("sha256:1", loss, "sha256:data").known == {}
+        assert store.trials("sha256:1").known == {"b": 2}
+        store.trials("sha256:1").remove()
+        assert store.trials("sha256:1").known == {}
+        assert store.journal("sha256:1", loss).known == {"a": 1}
+
+
+def test_without_a_path_nothing_is_written():
+    journal = Journal()
+    journal.add({"one": 1})
+    assert journal["one"] == 1
+    journal.remove()
 
 
 def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     os.mkfifo(tmp_path / "pipe")  # which is not waited for
-    for path in (tmp_path / "file" / "a.jsonl", tmp_path / "pipe"):
-        with pytest.raises(OutputError) as refused:
-            Journal(path, "q").add({"one": 1})
-        assert refused.value.subject == str(path)
-    nowhere = Journal()
-    nowhere.add({"one": 1})
-    assert nowhere["one"] == 1
-    nowhere.remove()
+    for path in (tmp_path / "file" / "journal.sqlite", tmp_path / "pipe"):
+        with refused(OutputError, path.parent):
+            Journal(path, "question").add({"one": 1})
 
 
-def test_a_full_disk_cuts_no_line_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As in a disk with room for half a line; what is written when there is room again stands alone, and what was not written isn't known."""
-    path = tmp_path / "a.jsonl"
-    journal = Journal(path, "q")
+def _writes_and_dies(path: Path) -> None:
+    journal = Journal(path, "question")
     journal.add({"one": 1})
-    whole, opened = path.read_bytes(), Path.open
+    database = journal._database
+    assert database is not None
+    with database.writing("be killed") as connection:
+        connection.execute("DELETE FROM journal")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    class Full:
-        def __init__(self, file: Any) -> None:
-            self._file = file
 
-        def __enter__(self) -> "Full":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self._file.close()
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._file, name)
-
-        def write(self, text: bytes) -> int:
-            if len(text) < 4:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self._file.write(text[: len(text) // 2])
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", lambda path, *rest, **named: Full(opened(path, *rest, **named)))
-        with pytest.raises(OutputError) as refused:
-            journal.add({"two": "x" * 99})
-    assert refused.value.subject == str(path)
-    assert path.read_bytes() == whole
-    assert "two" not in journal
-    journal.add({"three": 3})
-    assert [json.loads(line)[:2] for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["three", 3]]
+def test_a_kill_leaves_what_was_kept(tmp_path: Path):
+    path = tmp_path / "journal.sqlite"
+    writer = FORK.Process(target=_writes_and_dies, args=(path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    assert Journal(path, "question").known == {"one": 1}
 
 
 def test_two_that_write_one_journal_at_once_spoil_nothing(tmp_path: Path):
-    first, second = Journal(tmp_path / "a.jsonl", "q"), Journal(tmp_path / "a.jsonl", "q")
+    path = tmp_path / "journal.sqlite"
+    first, second = Journal(path, "question"), Journal(path, "question")
     first.add({"one": 1})
-    with (tmp_path / "a.jsonl").open("a") as file:
-        file.write('["q"]\n')  # both found no journal, and began one
     second.add({"two": 2})
-    again = Journal(tmp_path / "a.jsonl", "q")
-    assert (again["one"], again["two"], len(again)) == (1, 2, 2)
+    second.add({"one": 1})
+    assert Journal(path, "question").known.keys() == {"one", "two"}
 
 
-def test_items_come_back_with_their_facts(tmp_path: Path):
-    outcomes = tuple(Outcome(f"i{n}", n / 3, 2.0, {"choices": [0.1, n / 7], "gold": n, "hit": n % 2 == 0, "said": "é"}) for n in range(5))
-    write_items(tmp_path / "items.parquet", outcomes)
-    assert read_items(tmp_path / "items.parquet") == outcomes
-    write_items(tmp_path / "none.parquet", ())
-    assert read_items(tmp_path / "none.parquet") == ()
+ENTRIES = ["3", "[3, 4]", '["a", 1]', "", "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800']
+ENTRIES += ['[0.5, "0123456789abcdef"]', '{"a": 1}', "null"]
 
 
-def test_items_of_other_kinds_are_refused(tmp_path: Path):
-    path = tmp_path / "items.parquet"
-    path.write_text("no")
-    with pytest.raises(DataError) as refused:
-        read_items(path)
-    assert refused.value.subject == str(path)
-    for columns, said in (
-        ({"item": ["a"], "value": [1.0]}, "'weight'"),
-        ({"item": [1], "value": [1.0], "weight": [1.0]}, "item: int64"),
-        ({"item": ["a"], "value": ["1"], "weight": [1.0]}, "value: string"),
-        ({"item": ["a", None], "value": [1.0, 2.0], "weight": [1.0, 1.0]}, "no name"),
-    ):
-        pq.write_table(pa.table(columns), path)
-        with pytest.raises(DataError) as refused:
-            read_items(path)
-        assert said in str(refused.value)
-        assert refused.value.subject == str(path)
+@pytest.mark.parametrize("entry", ENTRIES, ids=range(len(ENTRIES)))
+def test_a_damaged_entry_costs_no_other(
+    tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "journal.sqlite"
+    Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
+    change(path, "UPDATE journal SET entry = ? WHERE name = 'first'", entry)
+    again = Journal(path, "question")
+    assert again.known == {"second": [2, math.inf]}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    again.add({"first": 3})
+    assert Journal(path, "question").known == {"second": [2, math.inf], "first": 3}
 
 
 @pytest.mark.parametrize(
-    "spoilt",
-    ["3", "[3, 4]", '[["a"], 1]', "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800'],
-    ids=lambda text: text[:12],
+    "statement",
+    [
+        "UPDATE journal SET entry = replace(entry, '1.5', '0.5')",
+        "UPDATE journal SET name = 'third'",
+        "UPDATE journal SET question = 'another'",
+    ],
 )
-def test_a_damaged_line_of_a_journal_costs_no_other(tmp_path: Path, spoilt: str, caplog: pytest.LogCaptureFixture):
-    path = tmp_path / "journal"
-    Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:2], spoilt + "\n", lines[2]]))
-    again = Journal(path, "question")
-    assert (len(again), again["first"], again["second"]) == (2, 1.5, [2, math.inf])
+def test_what_says_something_else_or_is_of_another_is_not_believed(tmp_path: Path, statement: str):
+    path = tmp_path / "journal.sqlite"
+    Journal(path, "question").add({"first": 1.5})
+    change(path, statement)
+    for question in ("question", "another"):
+        assert Journal(path, question).known == {}
+
+
+@pytest.mark.parametrize("content", ["no database", "SQLite format 3\0" + "x" * 5000])
+def test_a_damaged_file_is_begun_anew(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "journal.sqlite"
+    path.write_text(content)
+    journal = Journal(path, "question")
+    assert journal.known == {}
+    journal.add({"one": 1})
+    assert Journal(path, "question").known == {"one": 1}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    again.add({"second": 3})
-    assert (len(Journal(path, "question")), Journal(path, "question")["second"]) == (2, 3)
 
 
-def test_a_line_of_a_journal_that_says_something_else_or_is_of_another_is_not_believed(tmp_path: Path):
-    for written, read in (("1.5", "0.5"), ("first", "third"), ("1.5", "1.50")):
-        path = tmp_path / read
-        Journal(path, "question").add({"first": 1.5, "second": 2.5})
-        path.write_text(path.read_text().replace(written, read, 1))
-        again = Journal(path, "question")
-        assert again.known == ({"first": 1.5, "second": 2.5} if read == "1.50" else {"second": 2.5})
-    Journal(tmp_path / "one", "question").add({"first": 1.5})
-    Journal(tmp_path / "other", "another").add({"first": 0.5})
-    lines = [(tmp_path / name).read_text().splitlines(keepends=True) for name in ("one", "other")]
-    (tmp_path / "one").write_text(lines[0][0] + lines[1][1])
-    assert "first" not in Journal(tmp_path / "one", "question")
+def test_items_come_back_with_their_facts():
+    outcomes: list[Outcome] = []
+    for number in range(5):
+        facts = {"choices": [0.1, number / 7], "gold": number, "hit": number % 2 == 0, "said": "é"}
+        outcomes.append(Outcome(f"item {number}", number / 3, 2.0, facts))
+    for kept in (tuple(outcomes), ()):
+        assert outcomes_of(from_bytes(to_bytes(table_of(kept)))) == kept
 
 
 def test_what_each_item_gave_is_put_in_order_once_and_cannot_be_changed():
     score = Score("docs", "loss", 1.5, None, 2, "nats/token", "lower")
     measurement = Measurement(score, (Outcome("b", 2.0, 3.0), Outcome("a", 1.0)))
     names, values, weights = measurement.by_item
-    assert (names, values.tolist(), weights.tolist()) == (("a", "b"), [1.0, 2.0], [1.0, 3.0])
+    assert names == ("a", "b")
+    assert values.tolist() == [1.0, 2.0]
+    assert weights.tolist() == [1.0, 3.0]
     assert measurement.by_item[1] is values
     assert not values.flags.writeable
     assert Measurement(score).by_item[1].tolist() == []

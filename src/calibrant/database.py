@@ -6,15 +6,16 @@ and what we say when that fails.
 """
 
 import os
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from calibrant.durable import short, undoing
+from calibrant.durable import flush, short, undoing
 from calibrant.errors import CalibrantError, DataError, OutputError
 
 PATIENCE: Final = 60.0
@@ -25,6 +26,8 @@ FULL: Final = 2**16
 """Bytes of free space below which SQLite's complaints are taken for those of a full disk."""
 SIDES: Final = ("-wal", "-shm")
 """What SQLite puts beside a file while somebody has it open."""
+HALF: Final = ".half-"
+"""How the name of a file goes on while it is made."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
 _INHERITED: Final = list[sqlite3.Connection]()
@@ -95,7 +98,10 @@ class Database:
             _INHERITED.append(self._connection)
             self._connection = None
         if self._connection is None:
-            self._connection = self._made() if self._create else self._connected(self._mode())
+            if self._create:
+                self._connection = self._made()
+            else:
+                self._connection = self._connected(self.path, self._mode())
             self._process = os.getpid()
         return self._connection
 
@@ -109,8 +115,8 @@ class Database:
         left = beside.exists() and beside.stat().st_size
         return "mode=ro" if left else "mode=ro&immutable=1"
 
-    def _connected(self, mode: str) -> sqlite3.Connection:
-        address = f"file:{quote(str(self.path.absolute()))}?{mode}"
+    def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
+        address = f"file:{quote(str(path.absolute()))}?{mode}"
         connection = sqlite3.connect(
             address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
@@ -121,11 +127,12 @@ class Database:
         return connection
 
     def _made(self) -> sqlite3.Connection:
-        beside = [self.path.with_name(self.path.name + side) for side in SIDES]
         # What goes wrong here is told before what was made is removed again, which frees space.
-        with undoing(self.path.parent, self.path, *beside), self._explained(f"write {self.path.name}"):
+        with undoing(self.path.parent), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = self._connected("mode=rwc")
+            if not self.path.exists():
+                self._make()
+            connection = self._connected(self.path, "mode=rwc")
             try:
                 self._prepare(connection)
             except BaseException:
@@ -133,16 +140,30 @@ class Database:
                 raise
             return connection
 
+    def _make(self) -> None:
+        """Make the file beside its place and link it there: it is there whole, or another process
+        was first."""
+        half = self.path.with_name(f"{self.path.name}{HALF}{secrets.token_hex(4)}")
+        try:
+            with closing(self._connected(half, "mode=rwc")) as connection:
+                self._prepare(connection)
+            with suppress(OSError):  # where there are no links, it is made in its place
+                os.link(half, self.path)
+                flush(self.path.parent)
+        finally:
+            for path in half.parent.glob(f"{half.name}*"):
+                path.unlink(missing_ok=True)
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make the tables, unless they are there."""
+        """Make the tables in a new file. Who opens one of another version asks for `version`."""
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):
+            connection.execute("BEGIN IMMEDIATE")
+            for table in self._tables:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            connection.execute(f"PRAGMA user_version = {self._version}")
+            connection.execute("COMMIT")
+        # After the tables, which are then in the file itself and not in the one beside it.
         connection.execute("PRAGMA journal_mode = WAL")
-        if connection.execute("PRAGMA user_version").fetchone() != (0,):
-            return  # of another version too: `version` tells who asks
-        connection.execute("BEGIN IMMEDIATE")
-        for table in self._tables:
-            connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-        connection.execute(f"PRAGMA user_version = {self._version}")
-        connection.execute("COMMIT")
 
     @contextmanager
     def _explained(self, action: str, reading: bool = False) -> Iterator[None]:

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from calibrant.cli import app
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.outcomes import Journal
-from calibrant.store import Store
+from calibrant.store import MASK, Store
+from calibrant.store.live import DATABASE
 from calibrant.testing import tiny_folder, tiny_gguf
 
 SMALL: Final = ("--samples", "4", "--length", "32", "--dtype", "float32", "--device", "cpu")
@@ -125,12 +126,12 @@ def printed_json(folder: Path, printed: str) -> Any:
 def stored(folder: Path, printed: str) -> Any:
     """All numbers in the store `both`, by the ids of what they are of."""
     del printed
-    store = Store(folder / "both", create=False)
     found: dict[str, Any] = {}
-    for run_id in store.ids():
-        found[run_id] = repr(store.record(run_id)), store.file(run_id, "mask.npz")
-        for measure_id, measured in store.measurements(run_id).items():
-            found[measure_id] = repr((measured.score, measured.outcomes))
+    with Store(folder / "both", create=False) as store:
+        for run_id in store.ids():
+            found[run_id] = repr(store.record(run_id)), store.file(run_id, MASK)
+            for measure_id, measured in store.measurements(run_id).items():
+                found[measure_id] = repr((measured.score, measured.outcomes))
     return found
 
 
@@ -232,13 +233,6 @@ def packed(folder: Path, seed: int) -> Scene:
     return Scene("packed", folder, [("report", "results", "--format", "json")], printed_json)
 
 
-def unpacked(folder: Path, seed: int) -> Scene:
-    _studied(folder, seed)
-    assert commands(folder, [("store", "pack", "results")], lambda *_: None).code == 0
-    again = [("store", "unpack", "results"), ("report", "results", "--format", "json")]
-    return Scene("unpacked", folder, again, printed_json)
-
-
 def merged(folder: Path, seed: int) -> Scene:
     _studied(folder, seed)
     return Scene("merged", folder, [("store", "merge", "both", "results")], stored)
@@ -319,7 +313,6 @@ MAKERS: Final = (
     kept_states,
     report,
     packed,
-    unpacked,
     merged,
     mixed,
     saved_model,
@@ -410,8 +403,8 @@ def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], w
         if lacking and not ended.tells:
             return f"{about}: {len(lacking)} results are lacking, without a word"
         return None if ended.result.items() <= whole[name].items() else f"{about}: another result"
-    # The grid of another study is a question about other runs, and an importance matrix is what the user names.
-    if way == "another run's" and inside.name in ("index.json", "mine.gguf"):
+    # The database of another study is another store, and an importance matrix is what the user names.
+    if way == "another run's" and inside.name in (DATABASE, "mine.gguf"):
         return None
     if ended.result != whole[name]:
         return f"{about}: another result"

@@ -12,10 +12,17 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from calibrant.durable import sealed, text_of_json
+from calibrant.seals import SEAL
+from calibrant.store import pack
+from calibrant.store.live import DATABASE
+from calibrant.store.published import PACKED_PURPOSE
 from calibrant.testing import tiny_folder, tiny_gguf
 
 from tests.attack import mangling
+from tests.databases import change, reseal
 from tests.report.made import store_of
+from tests.store.conftest import varied
 
 SPECS: Final = ("magnitude", "wanda", "sparsegpt(damp=0.02)", "sparsegpt(damp=0.02, block=64)")
 TASKS: Final = (
@@ -66,6 +73,12 @@ ROWS: Final = [
 ]
 SMALL: Final = ("--samples", "2", "--length", "32", "--dtype", "float32")
 
+ROWS_OF_STORE: Final = (
+    ("runs", ("record", "provenance")),
+    ("measurements", ("score", "provenance")),
+    ("documents", ("content",)),
+)
+
 Words = Sequence[str]
 
 
@@ -77,6 +90,8 @@ class Ground:
         self.model = tiny_folder(folder / "model", num_hidden_layers=2)
         self.gguf = tiny_gguf(folder / "tiny.gguf")
         self.store = store_of(folder / "store", {"python_docs": (2.5, 3.9), "full_stops": (8.0, 9.0)})
+        self.published = varied(folder / "published")
+        pack(self.published)
         self.files = _files(folder / "files")
 
 
@@ -219,16 +234,38 @@ def gguf(chance: random.Random, ground: Ground, here: Path) -> Words:
 
 
 def store(chance: random.Random, ground: Ground, here: Path) -> Words:
-    """A store one of whose files is another."""
-    shutil.copytree(ground.store, here / "store")
-    path = chance.choice(sorted(p for p in (here / "store").rglob("*") if p.is_file()))
-    if path.suffix == ".json" and chance.random() < 0.8:
-        path.write_bytes(mangling.as_json(chance, json.loads(path.read_text())))
+    """A store, or a published one, one of whose files is another, or a row of which holds what none
+    should."""
+    published = chance.random() < 0.3
+    shutil.copytree(ground.published if published else ground.store, here / "store")
+    path = chance.choice(sorted(path for path in (here / "store").rglob("*") if path.is_file()))
+    if path.name == DATABASE and chance.random() < 0.8:
+        _mangle_row(chance, path)
+    elif path.suffix == ".json" and chance.random() < 0.8:
+        _mangle_manifest(chance, path)
     else:
         path.write_bytes(mangling.data(chance, path.read_bytes()))
     return chance.choice(
         (("report", "store", "--format", "json"), ("report", "store"), ("store", "verify", "store"), ("store", "merge", "into", "store"))
     )
+
+
+def _mangle_manifest(chance: random.Random, path: Path) -> None:
+    """Put something else into the list of what is published, with the right seal."""
+    document = json.loads(path.read_text())
+    name = chance.choice(sorted(document.keys() - {SEAL}))
+    document[name] = mangling.value(chance, document[name])
+    path.write_text(text_of_json(sealed(document, PACKED_PURPOSE)), errors="replace")
+
+
+def _mangle_row(chance: random.Random, path: Path) -> None:
+    """Put something else into one of the rows of a store, with the right sum."""
+    table, columns = chance.choice(ROWS_OF_STORE)
+    column = chance.choice(columns)
+    name = "name" if table == "documents" else "id"
+    key, content = chance.choice(change(path, f"SELECT {name}, {column} FROM {table}"))
+    made = mangling.as_json(chance, json.loads(content)).decode("utf-8", "replace")
+    reseal(path, table, key, column, made)
 
 
 KINDS: Final[dict[str, Callable[[random.Random, Ground, Path], Words]]] = {

@@ -24,7 +24,7 @@ from calibrant.store.live import DATABASE
 
 from tests.databases import change
 from tests.refusing import refused
-from tests.store.conftest import files, filled
+from tests.store.conftest import filled
 from tests.store.samples import LOSS, MEASURED, RECORD, RUN
 
 FORK = multiprocessing.get_context("fork")
@@ -201,11 +201,11 @@ def _computes(folder: Path, worker: int, start: Barrier) -> None:
 def test_nothing_is_computed_twice(tmp_path: Path, processes: int):
     """The store is new: all of them make it at once."""
     start = FORK.Barrier(processes)
-    places = [(tmp_path, worker, start) for worker in range(processes)]
+    folder = tmp_path / "store"
+    places = [(folder, worker, start) for worker in range(processes)]
     workers = [FORK.Process(target=_computes, args=given) for given in places]
-    (tmp_path / DATABASE).touch()
     assert ended(*workers) == [0] * processes
-    computed = [name.partition("-")[2] for name in files(tmp_path) if "-" in name]
+    computed = [path.name.partition("-")[2] for path in folder.glob("*-*")]
     assert sorted(computed, key=int) == [str(number) for number in range(20)]
 
 

@@ -98,12 +98,12 @@ class Steps:
         self._last = last
 
     def __enter__(self) -> "Steps":
-        for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "link"):
             setattr(os, name, self._counted(getattr(os, name)))
         connected = Database._connected
 
-        def watched(database: Database, mode: str) -> sqlite3.Connection:
-            connection = connected(database, mode)
+        def watched(database: Database, path: Path, mode: str) -> sqlite3.Connection:
+            connection = connected(database, path, mode)
             connection.set_progress_handler(self._step, 20)
             return connection
 

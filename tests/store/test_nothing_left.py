@@ -1,11 +1,13 @@
-"""A disk that is full at the k-th thing that is done to it, for all k: what was there is as it was, folders made on the way included."""
+"""A disk that is full at the k-th thing that is done to it, for all k: what was there is as it was, folders made on the way included.
+
+What SQLite does to a full disk is tested with a real one, in test_full_disk.py.
+"""
 
 import errno
 import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.cli import _frame
 from calibrant.compress.checkpoint import Checkpoint
+from calibrant.database import SIDES
 from calibrant.durable import UNFINISHED
 from calibrant.edits import Replace
 from calibrant.errors import OutputError
@@ -24,13 +27,12 @@ from calibrant.packed import Compressed
 from calibrant.report import report
 from calibrant.report.plots import drawing
 from calibrant.report.plots.picture import Plot
-from calibrant.store import Cell, Store
+from calibrant.store import pack
 from calibrant.testing import tiny_model
 from calibrant.walk.statistics import Statistics
 
-from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, filled
+from tests.store.conftest import filled
 
-OTHER = replace(RECORD, run=replace(RUN, target="0.7"))
 BLOCK = view(tiny_model("llama")).blocks[0]
 EDIT = Replace(BLOCK.weights[0], Compressed(BLOCK.weights[0].get())).stored()
 SEEN = {weight: Seen({FeatureNorms: FeatureNorms(torch.ones(weight.shape[1], dtype=torch.float64), 1, 1.0)}) for weight in BLOCK.weights}
@@ -38,13 +40,6 @@ PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" viewBox=
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
-    "a new store": lambda folder: Store(folder / "deep" / "store").close(),
-    "a store in an empty folder": lambda folder: Store(folder).close(),
-    "a record": lambda folder: add(folder, lambda store: store.add_record(RECORD, {"mask.npz": b"1"})),
-    "a measurement": lambda folder: add(folder, lambda store: store.add_measurement(OTHER.run.id, LOSS, MEASURED)),
-    "a failure": lambda folder: add(folder, lambda store: store.add_failure("sha256:1", {"error": "lost"})),
-    "a grid": lambda folder: add(folder, lambda store: store.write_cells([Cell("m", "d", "wanda", "0.5", 0, RUN.id)])),
-    "a journal": lambda folder: Journal(folder / "deep" / "journal", "question").add({"item": 1}),
     "a checkpoint": lambda folder: Checkpoint(folder / "deep" / "out", "run").add(0, [EDIT], [{"name": BLOCK.weights[0].name}]),
     "statistics": lambda folder: Statistics(folder / "deep", "sha256:1").add(FeatureNorms, BLOCK, SEEN),
     "a page": lambda folder: report(folder.parent / "old").write_html(folder / "page.html"),
@@ -53,15 +48,13 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def add(folder: Path, what: Callable[[Store], object]) -> None:
-    with Store(folder / "old") as store:
-        what(store)
-
-
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything but what a writer keeps for its own life, and whole files that stand by themselves."""
-    there = (p for p in folder.rglob("*") if UNFINISHED not in p.relative_to(folder).parts or "new" in p.parts)
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in there}
+    """Everything but what a reader keeps beside a database for its own life."""
+    found = dict[str, bytes | None]()
+    for path in folder.rglob("*"):
+        if not path.name.endswith(SIDES):
+            found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else None
+    return found
 
 
 @contextmanager
@@ -96,11 +89,11 @@ def test_a_full_disk_leaves_nothing(what: str, tmp_path: Path, monkeypatch: pyte
     for number in range(50):  # until there is room enough
         base = tmp_path / str(number)
         (base / "new").mkdir(parents=True)
-        if old := what in ("a record", "a measurement", "a failure", "a grid", "a page"):
-            add(base, lambda store: store.add_record(OTHER))
-        before, place = tree(base), base if old and what != "a page" else base / "new"
+        if what == "a page":
+            filled(base / "old")
+        before = tree(base)
         with full_at(number, monkeypatch):
-            said = complaint(lambda place=place: write(place))
+            said = complaint(lambda base=base: write(base / "new"))
         ends.append(tree(base))
         if not said:
             break
@@ -130,11 +123,10 @@ def test_files_have_the_rights_that_the_user_gives(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(drawing, "_file", lambda *_: PICTURE)
     before = os.umask(0o027)
     try:
-        with filled(tmp_path / "store") as store:
-            assert store.measured(RUN.id)
-            Store(tmp_path / "store").journal(RUN.id, {**LOSS, "revision": 2}).add({"item": 1})
-        add(tmp_path, lambda store: store.add_record(OTHER))
-        for what in WRITERS.keys() - {"a store in an empty folder", "a page"}:
+        filled(tmp_path / "store")
+        pack(tmp_path / "store", tmp_path / "packed")
+        Journal(tmp_path / "deep" / "journal.sqlite", "question").add({"item": 1})
+        for what in WRITERS.keys() - {"a page"}:
             WRITERS[what](tmp_path)
         report(tmp_path / "store").write_html(tmp_path / "page.html")
         report(tmp_path / "store").write_html()

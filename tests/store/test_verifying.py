@@ -177,8 +177,10 @@ ODD_RUNS: list[Mapping[str, Any]] = [
     {"weights": [{"name": "a", "bits": "xyz"}]},
     {"dense": [{"name": 3}]},
     {"data_facts": {"parts": [{"rows": -1}]}},
-    {"run": {**vars(RUN), "target": "0.6"}},
+    {"provenance": {"seconds": "long"}},
+    {"provenance": [1]},
     {"id": "sha256:1"},
+    {"run": {**vars(RUN), "target": "0.6"}},
 ]
 ODD_SCORES: list[Mapping[str, Any]] = [
     {"score": {**asdict(SCORE), "value": "high"}},
@@ -203,7 +205,7 @@ def test_a_record_that_is_none_is_named(tmp_path: Path, changes: Mapping[str, An
     assert verify(tmp_path) == []
 
 
-@pytest.mark.parametrize("changes", ODD_RUNS[:10], ids=range(10))
+@pytest.mark.parametrize("changes", ODD_RUNS[:-2], ids=range(len(ODD_RUNS) - 2))
 def test_a_record_of_another_shape_is_refused(tmp_path: Path, changes: Mapping[str, Any]):
     with Store(tmp_path) as store:
         store.adopt(plain_run(**changes))

@@ -157,7 +157,7 @@ class LiveResults(Results):
     def put_document(self, kind: str, name: str, value: Any) -> None:
         """Keep a document in place of an older one of its name."""
         content = line_of_json(value)  # the order of a mapping is a part of the grid
-        values = kind, name, content, _sum(name, kind, content)
+        values = kind, name, content, sum_of(name, kind, content)
         with self.database.writing(f"write the {kind}") as connection:
             connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
 
@@ -171,7 +171,7 @@ class LiveResults(Results):
 
     def _document(self, kind: str, name: str, content: str, total: str) -> Any:
         with understood(self.path / f"{kind}-{name.rpartition(':')[2]}"):
-            if _sum(name, kind, content) != total:
+            if sum_of(name, kind, content) != total:
                 raise BrokenSealError
             return from_json(content)
 
@@ -197,16 +197,16 @@ def _compare(found: Sequence[tuple[Any, ...]], name: str, column: str, content: 
     """Raise `ValueError` unless a row was `found`, and its sum of the column is that of the content."""
     if not found:
         raise ValueError("it isn't there")
-    if from_json(found[0][0])[column] != _sum(name, column, content):
+    if from_json(found[0][0])[column] != sum_of(name, column, content):
         raise BrokenSealError
 
 
 def _sums(name: str, columns: Mapping[str, str | bytes]) -> str:
-    return compact_json({column: _sum(name, column, content) for column, content in columns.items()})
+    return compact_json({column: sum_of(name, column, content) for column, content in columns.items()})
 
 
-def _sum(name: str, column: str, content: str | bytes) -> str:
-    """The sum of a column of the row that has this name."""
+def sum_of(name: str, column: str, content: str | bytes) -> str:
+    """Return the sum of a column of the row that has this name."""
     raw = content.encode() if isinstance(content, str) else content
     return seal_of({"row": name, "column": column}, raw)[:_DIGITS]
 

@@ -18,6 +18,7 @@ from calibrant.store.facts import (
     Identity,
     MatrixFacts,
     Profile,
+    Provenance,
     SpecForm,
     StudyFacts,
 )
@@ -107,6 +108,7 @@ class Record:
         msgspec.convert([*record.weights, *record.dense], list[MatrixFacts])
         msgspec.convert(record.edits, tuple[EditFacts, ...])
         msgspec.convert(record.data_facts, DataFacts)
+        read_provenance(record.provenance)
         return record
 
     def _repr_html_(self) -> str:
@@ -207,6 +209,12 @@ class StudyIndex:
             family = known_family(str(parts.get("family")))
             labels[text] = msgspec.convert({**parts, "text": text, "family": family}, SetLabel)
         return labels
+
+
+def read_provenance(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is known beside a result, as it is. Raises `ValueError` for anything else."""
+    msgspec.convert(fields, Provenance)
+    return fields
 
 
 def read_profile(content: bytes) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from calibrant.store.records import (
     age,
     is_older,
     measurement_id,
+    read_provenance,
     revisions,
     revisions_of,
     unrevised,
@@ -268,9 +269,9 @@ class Store:
         """Return what was measured, with its items, or None if the store lacks it."""
         if not any(results.has(run_id, measure_id) for results in self._places()):
             return None
-        entry, results = self.entry(run_id, measure_id), self.results(run_id, measure_id)
-        outcomes = self.items(run_id, measure_id)
-        return Measurement(entry.score, outcomes, results.provenance(run_id, measure_id), entry.beside)
+        entry, outcomes = self.entry(run_id, measure_id), self.items(run_id, measure_id)
+        provenance = self.provenance(run_id, measure_id)
+        return Measurement(entry.score, outcomes, provenance, entry.beside)
 
     def measurements(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run, by measurement id."""
@@ -316,7 +317,9 @@ class Store:
     def provenance(self, run_id: str, measure_id: str = "") -> Mapping[str, Any]:
         """Return what is known beside a record or a measurement: seconds, versions, machine. It is
         no part of the result."""
-        return self.results(run_id, measure_id).provenance(run_id, measure_id)
+        results = self.results(run_id, measure_id)
+        with understood(results.where(run_id, measure_id)):
+            return read_provenance(results.provenance(run_id, measure_id))
 
     def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:
         """Return the canonical evaluator behind each measurement of a run, by measurement id."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from calibrant.database import HALF
 from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError
 from calibrant.outcomes import Outcome, Score
@@ -13,8 +14,9 @@ from calibrant.progress import Progress, silent
 from calibrant.seals import NoSealError
 from calibrant.spec import identity
 from calibrant.store.items import outcomes_of
+from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING
-from calibrant.store.records import Record, ScoreEntry, measurement_id
+from calibrant.store.records import Record, ScoreEntry, measurement_id, read_provenance
 from calibrant.store.results import Results, understood
 from calibrant.store.store import STATISTICS, Store, statistics_purpose
 
@@ -78,7 +80,7 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
             runs = store.ids()
             problems = list(_of_results(store, progress))
             problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
-        problems += [*_of_statistics(store), *_killed_packs(store)]
+        problems += [*_of_statistics(store), *_unfinished(store)]
         found = tuple(_relative(problem, store.folder) for problem in problems)
         measurements = sum(len(store.measured(run)) for run in runs)
         dropped = _dropped(store, found) if drop else 0
@@ -157,8 +159,8 @@ def problems_of_measurement(results: Results, run: str, measurement: str) -> Ite
             what = f"measured on {entry.run}, and kept with another run"
             yield StoreProblem(where, what, AGAIN, run, measurement)
         items = results.items(run, measurement)
-        results.provenance(run, measurement)
         with understood(where):
+            read_provenance(results.provenance(run, measurement))
             outcomes = outcomes_of(items)
         for what in _contradictions(entry.score, outcomes):
             yield StoreProblem(where, what, AGAIN, run, measurement)
@@ -264,7 +266,10 @@ def _leftovers(store: Store) -> Iterator[StoreProblem]:
             yield StoreProblem(str(path), "belongs to no run", LEFTOVER)
 
 
-def _killed_packs(store: Store) -> Iterator[StoreProblem]:
+def _unfinished(store: Store) -> Iterator[StoreProblem]:
+    """Yield what killed writers had begun."""
+    for path in sorted(store.folder.glob(f"{DATABASE}{HALF}*")):
+        yield StoreProblem(str(path), "left by a process that was killed", LEFTOVER)
     for name in (MOVING, f"{UNFINISHED}-tables"):
         if (store.folder / name).exists():
             what = "left by a pack that was killed"
