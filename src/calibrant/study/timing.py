@@ -425,5 +425,5 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
 def _own_compression(timings: Timings, recipe: Recipe) -> float:
     """The seconds that a block's compression takes, and what its allocation tries before."""
     judge, times = recipe.allocation.judges_by(recipe.method, recipe.target)
-    judged = times * timings.block.get((str(judge), str(recipe.target)), 0)
-    return judged + timings.block.get(_piece(recipe), 0)
+    judged = times * timings.block.get((str(judge), str(recipe.target)), 0.0)
+    return judged + timings.block.get(_piece(recipe), 0.0)
