@@ -15,7 +15,8 @@ from typing import Any
 from calibrant.report import report
 from calibrant.store import STUDY, Store, is_store
 from calibrant.store.items import to_bytes
-from calibrant.store.live import DATABASE
+from calibrant.store.live import DATABASE, LiveResults
+from calibrant.store.results import MeasurementRow, RunRow
 from calibrant.study import Study, driver
 from calibrant.testing import tiny_folder
 
@@ -114,7 +115,7 @@ def ended(number: int) -> int:
 
 
 class Logged:
-    """Writes down, for this process and its children, which runs are compressed and what is measured, by their ids."""
+    """Writes down, for this process and its children, which runs are compressed, what is measured, and what is kept, by their ids."""
 
     def __init__(self, log: Path, monkeypatch: Any) -> None:
         self._log = log
@@ -130,6 +131,17 @@ class Logged:
 
         monkeypatch.setattr(driver, "compress", compressing)
         monkeypatch.setattr(driver, "timed", measuring)
+        for name in ("add_run", "add_measurement"):
+            monkeypatch.setattr(LiveResults, name, self._keeping(getattr(LiveResults, name)))
+
+    def _keeping(self, add: Callable[..., None]) -> Callable[..., None]:
+        """What adds a result, and writes down that it is kept when that is said."""
+
+        def keeping(place: LiveResults, row: RunRow | MeasurementRow) -> None:
+            add(place, row)
+            self._write("keep", row.id)
+
+        return keeping
 
     def _write(self, what: str, name: str) -> None:
         with self._log.open("a") as file:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError
 from calibrant.store import EDITS, MASK, Store, verify
+from calibrant.store.verifying import LEFTOVER
 
 from tests.study.small import asked, kept_files, tables
 
@@ -47,6 +49,15 @@ def test_a_statistic_that_is_not_what_was_written_is_made_again(
     assert [record.levelname for record in caplog.records].count("WARNING") >= 1
     assert tables(store) == tables(whole)
     assert verify(store) == []
+
+
+def test_a_statistic_that_a_kill_left_half_written_is_a_leftover(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    *_, path = sorted(tmp_path.glob("statistics/*/norms/block-00000.safetensors"))
+    path.with_name(f"{UNFINISHED}-{path.name}").write_bytes(path.read_bytes()[:-9])
+    (problem,) = verify(tmp_path)
+    assert problem.remedy == LEFTOVER
+    assert problem.where.endswith(f"{UNFINISHED}-{path.name}")
 
 
 def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -123,16 +123,28 @@ class Interrupted:
 
     def once(self, at: int | None, after: float = 0.0) -> str:
         """Let it go on until it is killed, or to its end, and return at what kind of moment that was."""
-        told, said = self.folder / "told", self.folder / "said"
-        before, held, begun = written(self.store), finished(self.store), len(self.log())
-        code = ended(forked(functools.partial(dying, self.run, at, told, after), said))
-        signalled = signal.SIGALRM if after else signal.SIGKILL
-        assert code == (0 if at is None else -signalled), said.read_text()
-        assert written(self.store).items() >= before.items(), "what was there stays as it was"
-        again = held & {name for _, name in self.log()[begun:]}
-        assert not again, "what was finished isn't computed again"
+        before = written(self.store)
+        never = finished(self.store)
+        begun = len(self.log())
+        kind = self._gone_on(at, after)
+        now = written(self.store)
+        assert now.items() >= before.items(), "what was there stays as it was"
+        done = self.log()
+        assert {name for what, name in done if what == "keep"} <= now.keys(), "what was kept is there"
+        again = {name for what, name in done[begun:] if what != "keep"}
+        assert not again & never, "what was finished isn't computed again"
         if is_store(self.store):
             assert harmful(self.store) == []
+        return kind
+
+    def _gone_on(self, at: int | None, after: float) -> str:
+        """Do it in a process of its own, and see it end as it should."""
+        told, said = self.folder / "told", self.folder / "said"
+        number = forked(functools.partial(dying, self.run, at, told, after), said)
+        code = 0
+        if at is not None:
+            code = -signal.SIGALRM if after else -signal.SIGKILL
+        assert ended(number) == code, said.read_text()
         return told.read_text()
 
     def often(self, kills: int, total: int, generator: random.Random) -> Counter[str]:
@@ -197,7 +209,7 @@ def test_several_processes_on_one_store_share_the_work(
     assert {ended(number) for number in numbers} == {0}, (tmp_path / "said").read_text()
     done = Counter(log())
     assert set(done.values()) == {1}
-    assert Counter(what for what, _ in done) == {"compress": RUNS, "measure": 2 * RUNS}
+    assert Counter(what for what, _ in done) == {"compress": RUNS, "measure": 2 * RUNS, "keep": 3 * RUNS}
     assert results(store) == results(whole)
     assert tables(store) == tables(whole)
     assert claims(store) == []
