@@ -1,12 +1,27 @@
 """Commands that choose calibration data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, note, progress, show, whole, write
+from calibrant.cli._frame import (
+    DataDir,
+    Json,
+    Length,
+    Model,
+    Seed,
+    check_file,
+    command,
+    look_in,
+    note,
+    progress,
+    show,
+    write,
+)
+from calibrant.cli.declared import whole, with_options
+from calibrant.options import MachineOptions
 from calibrant.screen.choosing import mixed, recommended
 
 AnyMethod = Annotated[
@@ -36,6 +51,7 @@ AnyTarget = Annotated[
     "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --objective target=notes.jsonl --out mixture.json",
     "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --target Q4_K_M --imatrix mixed.gguf",
 )
+@with_options(MachineOptions)
 def mix(
     model: Model,
     sources: Annotated[
@@ -62,19 +78,19 @@ def mix(
         Path | None,
         typer.Option(metavar="FILE", help="Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.", show_default=False),
     ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """Find how to mix sources so that pruning or rounding does least damage, as an expression for --data. After a kill the same command continues."""
     from calibrant.mixtures import mix as run
 
     look_in(data_dir)
     check_file(out)
-    budget = {"tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device}
+    asked = {"method": method, "target": target, "objective": objective, "imatrix": imatrix}
+    budget = {"tokens": tokens, "length": length, "seed": seed}
     with progress() as update:
-        mixture = run(model, sources, method=method, target=target, objective=objective, **budget, imatrix=imatrix, progress=update)
+        mixture = run(model, sources, **asked, **budget, **machine, progress=update)
     if out is not None:
         write(out, mixture.answer())
     show(mixture.to_json(), as_json, mixed)
@@ -88,6 +104,7 @@ def mix(
     "calibrant recommend smollm2 --for mine.jsonl --target Q4_K_M",
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
 )
+@with_options(MachineOptions)
 def recommend(
     model: Model,
     goal: Annotated[
@@ -131,10 +148,9 @@ def recommend(
         ),
     ] = "",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that is measured.")] = Path("calibrant-recommendation"),
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """Say which calibration data to use for what MODEL is for: predicted for every candidate, measured for the best."""
     from calibrant.advice import recommend as run
@@ -143,5 +159,5 @@ def recommend(
     how = {"method": method, "sparsity": target, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}
     beside = {"sibling": sibling, "say": note}
     with progress() as update:
-        advice = run(model, goal, sources or (), **how, **beside, folder=out, dtype=dtype, device=device, progress=update)
+        advice = run(model, goal, sources or (), **how, **beside, folder=out, **machine, progress=update)
     show(advice.to_json(), as_json, recommended)

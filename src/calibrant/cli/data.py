@@ -7,8 +7,10 @@ import typer
 
 from calibrant import screen
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Seed, Tokens, command, look_in, progress, show, whole
+from calibrant.cli._frame import DataDir, Json, Length, Seed, Tokens, command, look_in, progress, show
+from calibrant.cli.declared import whole, with_options
 from calibrant.errors import SpecError
+from calibrant.options import MachineOptions
 
 IMATRIX: Final = (".gguf", ".dat")
 """How the files of importance matrices end; no calibration data does."""
@@ -20,6 +22,7 @@ IMATRIX: Final = (".gguf", ".dat")
     "calibrant inspect notes.jsonl --against gsm8k --model smollm2",
     "calibrant inspect mine.imatrix.gguf --against theirs.imatrix.gguf",
 )
+@with_options(MachineOptions)
 def inspect(
     data: Annotated[
         str,
@@ -56,10 +59,9 @@ def inspect(
     tokens: Tokens = None,
     length: Length = 2048,
     seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """Examine a calibration set before it is used, and say what to fix. Of an imatrix: what it covers."""
     from calibrant.inspection import inspect as run
@@ -70,7 +72,7 @@ def inspect(
         return
     budget = {"samples": samples, "tokens": tokens, "length": length, "seed": seed}
     with progress() as update:
-        facts = run(data, model, against=against or [], **budget, dtype=dtype, device=device, progress=update)
+        facts = run(data, model, against=against or [], **budget, **machine, progress=update)
     show(facts.to_json(), as_json, screen.inspected)
 
 
