@@ -46,7 +46,7 @@ FLOORS = [
     ["data", "models", "searching"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],
-    ["inspection", "compress", "evaluators", "importance", "testing", "languages"],
+    ["inspection", "compress", "evaluators", "importance", "testing", "languages", "options"],
     ["study", "compare", "mixtures", "names"],
     ["report", "screen", "advice"],
     ["demo"],
@@ -68,6 +68,7 @@ LOWER_FIRST = {
     "compress": -1,
     "inspection": -2,
     "languages": -1,
+    "options": -3,
 }
 """What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [
@@ -91,6 +92,7 @@ TORCH_FREE = [
     "durable",
     "estimates",
     "searching",
+    "options",
     "compare",
     "report",
     "screen",

@@ -18,6 +18,7 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.options import DataOptions
 from calibrant.registry import Registry, did_you_mean
 from calibrant.study.cells import DENSE, Axes, Labels, union
 from calibrant.targets import parse_target
@@ -57,7 +58,11 @@ MOST_VALUES: Final = 10_000
 MOST_RUNS: Final = 100_000
 MOST_COMPARISONS: Final = 10_000_000
 """Of a run with an entry of `exclude`, or with a contrast."""
-_USUAL: Final = {"samples": 128, "length": 2048, "tokens": None}
+_USUAL: Final = {
+    "samples": DataOptions.samples,
+    "length": DataOptions.length,
+    "tokens": DataOptions.tokens,
+}
 
 
 @dataclass
