@@ -20,6 +20,7 @@ from calibrant.allocations import Allocation
 from calibrant.cli import app
 from calibrant.compress import PROPAGATIONS, Pruned
 from calibrant.data import CalibrationSet, Source
+from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import Method
 from calibrant.models.devices import DEVICES, DTYPES
@@ -37,6 +38,8 @@ from calibrant.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.transforms import Transform
 from calibrant.walk.starving import Starved
+
+from tests.refusing import refused
 
 SOURCES = Path(calibrant.__file__).parents[1]
 DECLARED = {"prune": PruneOptions, "quantize": QuantizeOptions, "imatrix": ImatrixOptions}
@@ -119,6 +122,11 @@ def test_a_wrong_call_is_a_type_error_that_names_the_verb(given: tuple[Any, ...]
     assert "\n" not in str(caught.value)
 
 
+def test_a_method_that_looks_at_data_is_refused_without():
+    with refused(SpecError, "wanda"):
+        calibrant.prune("smollm2", None)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_declaration_is_a_frozen_value():
     options = PruneOptions("smollm2", "c4", sparsity=0.5, samples=8)
     assert options == PruneOptions(model="smollm2", data="c4", samples=8, sparsity=0.5)
@@ -139,6 +147,10 @@ def test_defaults_that_stand_elsewhere_too_are_the_same():
     parameters = inspect.signature(CalibrationSet).parameters
     for name in ("samples", "tokens", "length", "seed"):
         assert parameters[name].default == getattr(DataOptions, name)
+    for name in ("evaluate", "explain", "inspect", "mix", "recommend"):
+        others = inspect.signature(getattr(calibrant, name)).parameters
+        assert others["dtype"].default == MachineOptions.dtype
+        assert others["device"].default == MachineOptions.device
     study = inspect.signature(calibrant.Study).parameters
     for name in ("samples", "tokens", "length"):
         assert study[name].default == getattr(DataOptions, name)

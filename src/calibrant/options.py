@@ -194,14 +194,10 @@ class MemoryOptions(MachineOptions):
 
 
 @dataclass(frozen=True)
-class CompressOptions(MemoryOptions, RecipeOptions, DataOptions):
+class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
     """What `prune` and `quantize` share."""
 
     model: str = field(metadata=MODEL)
-    data: "str | CalibrationSet | Source | None"
-    method: "str | Method"
-    target: "float | str | Target | None"
-    out: str | Path | None
     _: KW_ONLY
     profile: bool = field(
         default=False,
@@ -211,7 +207,7 @@ class CompressOptions(MemoryOptions, RecipeOptions, DataOptions):
 
 @final
 @dataclass(frozen=True)
-class PruneOptions(CompressOptions):
+class PruneOptions(SharedOptions):
     """The options of `prune`."""
 
     data: "str | CalibrationSet | Source" = field(metadata=SET)
@@ -241,7 +237,7 @@ class PruneOptions(CompressOptions):
 
 @final
 @dataclass(frozen=True)
-class QuantizeOptions(CompressOptions):
+class QuantizeOptions(SharedOptions):
     """The options of `quantize`."""
 
     data: "str | CalibrationSet | Source | None" = field(default=None, metadata=SET)
@@ -261,6 +257,9 @@ class QuantizeOptions(CompressOptions):
         default=None,
         metadata=shown("Folder for the quantized model; it must not exist yet.", "DIR"),
     )
+
+
+CompressOptions = PruneOptions | QuantizeOptions
 
 
 @final

@@ -25,7 +25,7 @@ from calibrant.errors import InputError, OutputError, RankError, StudyError, fit
 from calibrant.extras import missing
 from calibrant.foreign import TRUST_REMOTE_CODE, user_path, user_text, visible, visible_json, visible_name
 from calibrant.launch import launched
-from calibrant.options import CompressOptions, DataOptions
+from calibrant.options import DataOptions, PruneOptions
 from calibrant.process import own_process
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ DEBUG: Final = "CALIBRANT_DEBUG"
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
 
-Model = Annotated[str, alone(CompressOptions, "model")]
+Model = Annotated[str, alone(PruneOptions, "model")]
 Tokens = Annotated[int | None, alone(DataOptions, "tokens")]
 Length = Annotated[int, alone(DataOptions, "length")]
 Seed = Annotated[int, alone(DataOptions, "seed")]

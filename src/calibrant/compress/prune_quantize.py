@@ -99,11 +99,11 @@ class Pruned:
 
 @taking(PruneOptions)
 def prune(options: PruneOptions) -> Pruned:
-    """Open `model`, prune it with what `data` shows it, and save it to `out` as an ordinary Hugging
-    Face folder.
+    """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
-    What is named may be an object too: `data` a `CalibrationSet`, whose budget is then its own, or
-    a source, `method` a method of your own class.
+    `out` becomes an ordinary Hugging Face folder. What is named may be an object too: `data` a
+    `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own
+    class.
 
     `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one), N kept of every M
     (`"2:4"`), or of a method that drops blocks or experts a share of those. `allocation` shares it
@@ -138,10 +138,9 @@ def prune(options: PruneOptions) -> Pruned:
 
 @taking(QuantizeOptions)
 def quantize(options: QuantizeOptions) -> Pruned:
-    """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out` as
-    an ordinary Hugging Face folder.
+    """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
-    `target` is a grid: `"w4g64"` has 4 bits a weight and a scale for each 64 inputs of a row,
+    `out` becomes an ordinary Hugging Face folder. `target` is a grid: `"w4g64"` has 4 bits a weight and a scale for each 64 inputs of a row,
     `"w8"` one for each row, `"w3g64a"` a zero point too. What is saved are the numbers that the
     codes stand for, so that transformers opens it and gives what was measured; the record says how
     many bits a weight takes as codes. `data` may be left out where `method` looks at none.
