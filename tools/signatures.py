@@ -3,12 +3,13 @@
 Griffe reads the source and runs nothing, so of `prune` it sees one parameter, `options`.
 """
 
+import importlib
 from dataclasses import MISSING, Field
 from typing import Any
 
 import griffe
 
-from calibrant import options
+from calibrant.options import in_order
 
 
 class DeclaredSignatures(griffe.Extension):
@@ -22,25 +23,26 @@ class DeclaredSignatures(griffe.Extension):
         **_: Any,
     ) -> None:
         """Look at a function that griffe has read."""
-        module = loader.modules_collection["calibrant.options"]
         for decorator in func.decorators:
             text = str(decorator.value)
             if text.startswith("taking("):
                 name = text.removeprefix("taking(").removesuffix(")")
-                func.parameters = parameters_of(getattr(options, name), module)
+                place = func.resolve(name)
+                room = importlib.import_module(place.removesuffix(f".{name}"))
+                func.parameters = parameters_of(getattr(room, name), loader)
 
 
-def parameters_of(declared: type[Any], module: griffe.Module) -> griffe.Parameters:
+def parameters_of(declared: type[Any], loader: griffe.GriffeLoader) -> griffe.Parameters:
     """Return the options of a declaration as griffe has parameters."""
     parameters = griffe.Parameters()
-    for option in options.in_order(declared):
+    for option in in_order(declared):
         kind = griffe.ParameterKind.positional_or_keyword
         if option.kw_only:
             kind = griffe.ParameterKind.keyword_only
         default = None
         if option.default is not MISSING:
             default = getattr(option.default, "__name__", repr(option.default))
-        annotation = written_type(declared, option, module)
+        annotation = written_type(declared, option, loader)
         parameter = griffe.Parameter(
             option.name,
             annotation=annotation,
@@ -51,9 +53,10 @@ def parameters_of(declared: type[Any], module: griffe.Module) -> griffe.Paramete
     return parameters
 
 
-def written_type(declared: type[Any], option: Field[Any], module: griffe.Module) -> Any:
+def written_type(declared: type[Any], option: Field[Any], loader: griffe.GriffeLoader) -> Any:
     """Return the type as it is written, which griffe makes links of."""
     for owner in declared.__mro__:
         if option.name in vars(owner).get("__annotations__", {}):
-            return module[f"{owner.__name__}.{option.name}"].annotation
+            place = f"{owner.__module__}.{owner.__name__}.{option.name}"
+            return loader.modules_collection[place].annotation
     raise LookupError(f"no class declares {option.name}")

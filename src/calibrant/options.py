@@ -14,8 +14,10 @@ from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final, get_type_hints
 
+from calibrant.errors import TargetError
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
+from calibrant.spec import Spec
 
 if TYPE_CHECKING:
     from calibrant.allocations import Allocation
@@ -77,7 +79,22 @@ SET: Final = shown(
     "EXPR",
     SETS,
 )
+TOKENS: Final = shown("Real tokens to calibrate on, instead of --samples.", "N")
 LENGTH: Final = shown("Tokens in a window.", "N")
+SEED: Final = shown(
+    "Number of the draw: draws share no row until the source is used up.",
+    "N",
+)
+CANDIDATE_METHOD: Final = shown(
+    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
+    "SPEC",
+    "methods",
+)
+CANDIDATE_TARGET: Final = shown(
+    "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe (Q4_K_M) of llama.cpp. [default: 0.6]",
+    "TARGET",
+    flags=("--target", "--sparsity"),
+)
 
 
 # Options that several verbs share
@@ -88,15 +105,9 @@ class DataOptions:
     """How much of a calibration set is drawn, and which draw it is."""
 
     samples: int = field(default=128, metadata=shown("Windows to calibrate on.", "N"))
-    tokens: int | None = field(
-        default=None,
-        metadata=shown("Real tokens to calibrate on, instead of --samples.", "N"),
-    )
+    tokens: int | None = field(default=None, metadata=TOKENS)
     length: int = field(default=2048, metadata=LENGTH)
-    seed: int = field(
-        default=0,
-        metadata=shown("Number of the draw: draws share no row until the source is used up.", "N"),
-    )
+    seed: int = field(default=0, metadata=SEED)
 
     def drawn_from(self, data: "str | CalibrationSet | Source") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
@@ -278,15 +289,248 @@ class ImatrixOptions(MemoryOptions, DataOptions):
     length: int = field(default=512, metadata=LENGTH)
 
 
-# Functions and signatures from a declaration
+@final
+@dataclass(frozen=True)
+class InspectOptions(MachineOptions):
+    """The options of `inspect`."""
+
+    data: "str | Source | CalibrationSet" = field(
+        metadata=shown(
+            "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
+            "EXPR",
+            SETS,
+            argument=True,
+        )
+    )
+    model: "str | Opened | None" = field(
+        default=None,
+        metadata=shown(
+            "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
+            "MODEL",
+        ),
+    )
+    _: KW_ONLY
+    against: Sequence[str] = field(
+        default=(),
+        metadata=shown(
+            "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+            "SOURCE",
+            "sources",
+            several=True,
+        ),
+    )
+    samples: int | None = field(
+        default=None,
+        metadata=shown(
+            "Windows to calibrate on. [default: 128, or as many tokens as the sources hold]",
+            "N",
+        ),
+    )
+    tokens: int | None = field(default=None, metadata=TOKENS)
+    length: int = field(default=2048, metadata=LENGTH)
+    seed: int = field(default=0, metadata=SEED)
+
+
+# Options of verbs above this room, as far as a command has them; what has types of their own is
+# added where the verb is.
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(MemoryOptions):
+    """What `evaluate` and its command share."""
+
+    model: "str | Opened" = field(metadata=MODEL)
+    tasks: Sequence[str | Spec] | str | Spec = field(
+        metadata=shown(
+            "What to measure, such as loss(source='gsm8k'); give it once for each task.",
+            "SPEC",
+            "tasks",
+            flags=("--task",),
+            several=True,
+        )
+    )
+    _: KW_ONLY
+    limit: int | None = field(
+        default=None,
+        metadata=shown("Items of each task: questions, documents or windows. [default: its own]", "N"),
+    )
+    tokens: int | None = field(
+        default=None,
+        metadata=shown("Tokens of each loss or agreement. [default: its own]", "N"),
+    )
+    reference: "str | Opened | None" = field(
+        default=None,
+        metadata=shown(
+            "The dense model, for tasks that compare with it; of a pruned folder it is known.",
+            "MODEL",
+        ),
+    )
+    engine: str = field(
+        default="torch",
+        metadata=shown("torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME"),
+    )
+    allow_leak: bool = field(
+        default=False,
+        metadata=shown("Measure even what the model was calibrated on; the result says so."),
+    )
+
+
+@dataclass(frozen=True)
+class ExplainCommand(MachineOptions):
+    """What `explain` and its command share."""
+
+    model: "str | Opened" = field(
+        metadata=shown(
+            "A compressed model, or the folder of a study that measured words: which sets kept them.",
+            "PRUNED",
+            argument=True,
+        )
+    )
+    task: str | Spec | None = field(
+        default=None,
+        metadata=shown("The measurement in full: words(source='gsm8k', tokens=65536, least=20).", "SPEC"),
+    )
+    _: KW_ONLY
+    against: "str | Opened | None" = field(
+        default=None,
+        metadata=shown("The dense model; of a folder that calibrant wrote it is known.", "DENSE"),
+    )
+    source: str | None = field(
+        default=None,
+        metadata=shown("Whose words. [default: wikitext]", "SOURCE", "sources"),
+    )
+    groups: str | None = field(
+        default=None,
+        metadata=shown(
+            "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
+            "KIND",
+        ),
+    )
+    tokens: int | None = field(
+        default=None,
+        metadata=shown("Tokens to read. [default: 16384]", "N"),
+    )
+    allow_leak: bool = field(
+        default=False,
+        metadata=shown("Read even what the model was calibrated on."),
+    )
+
+
+@dataclass(frozen=True)
+class MixCommand(MachineOptions):
+    """What `mix` and its command share."""
+
+    model: "str | Opened" = field(metadata=MODEL)
+    sources: Sequence[str] = field(
+        metadata=shown(
+            "A calibration set to mix, as in prune --data; give it once for each, two or more.",
+            "EXPR",
+            SETS,
+            several=True,
+        )
+    )
+    _: KW_ONLY
+    objective: str = field(
+        default="mean",
+        metadata=shown(
+            "mean or worst error over the sources, or target=EXPR: a source, or a file of your own.",
+            "WHAT",
+        ),
+    )
+    method: "str | Method | None" = field(default=None, metadata=CANDIDATE_METHOD)
+    target: "float | str | Target | None" = field(default=None, metadata=CANDIDATE_TARGET)
+    tokens: int = field(default=8192, metadata=shown("Real tokens of each source.", "N"))
+    length: int = field(default=512, metadata=LENGTH)
+    seed: int = field(default=0, metadata=SEED)
+    imatrix: str | Path | None = field(
+        default=None,
+        metadata=shown("Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE"),
+    )
+
+
+@dataclass(frozen=True)
+class RecommendCommand(MachineOptions):
+    """What `recommend` and its command share."""
+
+    model: str = field(metadata=MODEL)
+    target: str | Sequence[str] = field(
+        metadata=shown(
+            "A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race.",
+            "TARGET",
+            flags=("--for",),
+            several=True,
+        )
+    )
+    sources: Sequence[str] = field(
+        default=(),
+        metadata=shown(
+            "A candidate; give it once for each. [default: what can be read here]",
+            "EXPR",
+            SETS,
+            several=True,
+        ),
+    )
+    _: KW_ONLY
+    method: str | None = field(default=None, metadata=CANDIDATE_METHOD)
+    sparsity: "float | str | Target | None" = field(default=None, metadata=CANDIDATE_TARGET)
+    minutes: float = field(
+        default=30.0,
+        metadata=shown(
+            "Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
+            "MINUTES",
+            flags=("--budget", "--minutes"),
+        ),
+    )
+    tokens: int | None = field(
+        default=None,
+        metadata=shown("Real tokens of each source. [default: 8192, or what the files hold]", "N"),
+    )
+    length: int = field(default=512, metadata=LENGTH)
+    sibling: bool = field(
+        default=True,
+        metadata=shown(
+            "Divide your own file by template, calibrate on one half and judge by the other.",
+            flags=("--sibling/--no-sibling",),
+        ),
+    )
+    baseline: str = field(
+        default="",
+        metadata=shown("What others are compared with. [default: c4 where it is]", "EXPR", SETS),
+    )
+    folder: str | Path = field(
+        default="calibrant-recommendation",
+        metadata=shown("Folder for all that is measured.", "DIR", flags=("--out",)),
+    )
+
+
+# Values and functions from a declaration
+
+
+def one_target(target: Any, sparsity: Any) -> Any:
+    """Return what is given by either of the two words; None if neither is. `TargetError` if both are."""
+    if target is not None and sparsity is not None:
+        message = f"target={target} and sparsity={sparsity} are two words for one thing"
+        raise TargetError(f"{message}; give one of them", subject=str(sparsity))
+    return sparsity if target is None else target
+
+
+MACHINE: Final = frozenset(option.name for option in fields(MemoryOptions))
+"""What stands last: where the work is done."""
 
 
 def in_order(declared: type[Any]) -> list[Field[Any]]:
     """Return the options as they are shown, those that may be given by place first."""
-    options = fields(declared)
-    by_place = [option for option in options if not option.kw_only]
-    by_name = [option for option in options if option.kw_only]
-    return by_place + by_name
+    by_place: list[Field[Any]] = []
+    by_name: list[Field[Any]] = []
+    machine: list[Field[Any]] = []
+    for option in fields(declared):
+        if not option.kw_only:
+            by_place.append(option)
+        elif option.name in MACHINE:
+            machine.append(option)
+        else:
+            by_name.append(option)
+    return by_place + by_name + machine
 
 
 def signature_of(declared: type[Any]) -> inspect.Signature:

@@ -42,7 +42,6 @@ HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
 
 Model = Annotated[str, alone(PruneOptions, "model")]
-Tokens = Annotated[int | None, alone(DataOptions, "tokens")]
 Length = Annotated[int, alone(DataOptions, "length")]
 Seed = Annotated[int, alone(DataOptions, "seed")]
 DataDir = Annotated[

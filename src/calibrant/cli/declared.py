@@ -9,7 +9,7 @@ import typer
 
 from calibrant.cli import completing
 from calibrant.foreign import LARGEST, brief, whole_number
-from calibrant.options import SETS, OnCommandLine, in_order, on_command_line
+from calibrant.options import MACHINE, SETS, OnCommandLine, in_order, on_command_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,19 +32,22 @@ def with_options(
 ) -> Callable[[Command], Command]:
     """Give a command the declared options, which it gets as `**options`.
 
-    Those that only the command line requires stand first. The others stand behind the command's
-    own, and in front of those that every command ends with.
+    Those that only the command line requires stand first. The command's own stand in front of
+    where the work is done, and last what every command ends with.
     """
 
     def decorated(command: Command) -> Command:
         first: list[inspect.Parameter] = []
         given: list[inspect.Parameter] = []
+        machine: list[inspect.Parameter] = []
         for option in in_order(declared):
             there = on_command_line(option)
             if there is None:
                 continue
             if option.name in required:
                 first.append(_parameter(option, there, inspect.Parameter.empty))
+            elif option.name in MACHINE:
+                machine.append(_parameter(option, there, _default(option)))
             else:
                 given.append(_parameter(option, there, _default(option)))
         own: list[inspect.Parameter] = []
@@ -57,7 +60,7 @@ def with_options(
                 last.append(by_name)
             else:
                 own.append(by_name)
-        signature = inspect.Signature([*first, *own, *given, *last])
+        signature = inspect.Signature([*first, *given, *own, *machine, *last])
         command.__signature__ = signature
         return command
 
@@ -98,7 +101,7 @@ def _type_of(option: Field[Any]) -> type[Any]:
 
 
 def _info(option: Field[Any], there: OnCommandLine, default: Any) -> Any:
-    says_default = default not in (None, (), inspect.Parameter.empty)
+    says_default = default not in (None, (), "", inspect.Parameter.empty)
     told: dict[str, Any] = {
         "metavar": there.metavar or None,
         "help": there.help,
@@ -108,7 +111,7 @@ def _info(option: Field[Any], there: OnCommandLine, default: Any) -> Any:
     }
     if there.argument:
         return typer.Argument(**told)
-    flags = there.flags or ("--" + option.name,)
+    flags = there.flags or ("--" + option.name.replace("_", "-"),)
     return typer.Option(*flags, **told)
 
 

@@ -21,7 +21,7 @@ from calibrant.cli._frame import (
 )
 from calibrant.cli.declared import whole, with_options
 from calibrant.foreign import user_path
-from calibrant.options import MachineOptions
+from calibrant.options import ExplainCommand, MachineOptions
 from calibrant.screen.words import explained, kept_by_sets, language_neurons
 
 
@@ -32,40 +32,19 @@ from calibrant.screen.words import explained, kept_by_sets, language_neurons
     "calibrant explain pruned --against smollm2 --task \"words(source='gsm8k', groups='lemmas')\"",
     "calibrant explain results",
 )
-@with_options(MachineOptions)
+@with_options(ExplainCommand)
 def explain(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRUNED", help="A compressed model, or the folder of a study that measured words: which sets kept them.", show_default=False
-        ),
-    ],
-    against: Annotated[
-        str | None, typer.Option(metavar="DENSE", help="The dense model; of a folder that calibrant wrote it is known.", show_default=False)
+    most: Annotated[
+        int,
+        typer.Option(parser=whole, metavar="N", help="Words to show, those that lost most."),
+    ] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Also write all words here.", show_default=False),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Whose words. [default: wikitext]", autocompletion=completing.names_of("sources"), show_default=False),
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="The measurement in full: words(source='gsm8k', tokens=65536, least=20).", show_default=False),
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Tokens to read. [default: 16384]", show_default=False)] = None,
-    most: Annotated[int, typer.Option(parser=whole, metavar="N", help="Words to show, those that lost most.")] = 20,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write all words here.", show_default=False)] = None,
-    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Read even what the model was calibrated on.")] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
-    **machine: Any,
+    **options: Any,
 ) -> None:
     """Say which words a compressed model forgot: whose neurons lost their response, and where. Of a study: which calibration set kept them."""
     from calibrant.store import MARKER
@@ -73,17 +52,16 @@ def explain(
     look_in(data_dir)
     check_file(out)
     result: Any
-    if (user_path(model) / MARKER).is_file():
+    if (user_path(options["model"]) / MARKER).is_file():
         from calibrant.compare import kept_words
 
-        result = [one.to_json() for one in kept_words(model)]
+        result = [one.to_json() for one in kept_words(options["model"])]
         show(result, as_json, lambda tables: kept_by_sets(tables, most))
     else:
         from calibrant.evaluators import explain as run
 
-        options = {"against": against, "source": source, "groups": groups, "tokens": tokens, "allow_leak": allow_leak}
         with progress() as update:
-            result = run(model, task, **options, **machine, progress=update).to_json()
+            result = run(**options, progress=update).to_json()
         show(result, as_json, lambda explanation: explained(explanation, most))
     if out is not None:
         write(out, result)

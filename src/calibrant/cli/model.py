@@ -23,8 +23,9 @@ from calibrant.cli._frame import (
     warn,
     write,
 )
-from calibrant.cli.declared import whole, with_options
-from calibrant.options import MemoryOptions, PruneOptions, QuantizeOptions
+from calibrant.cli.declared import with_options
+from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
+from calibrant.outcomes import Score
 
 if TYPE_CHECKING:
     from calibrant.compress import Pruned
@@ -136,38 +137,26 @@ def export(
     "calibrant evaluate small/model.gguf --task agreement --engine llama_cpp",
     "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" --out scores.json",
 )
-@with_options(MemoryOptions)
+@with_options(EvaluateCommand)
 def evaluate(
-    model: Model,
-    task: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SPEC",
-            help="What to measure, such as loss(source='gsm8k'); give it once for each task.",
-            autocompletion=completing.names_of("tasks"),
-        ),
-    ],
-    limit: Annotated[
-        int | None,
-        typer.Option(parser=whole, metavar="N", help="Items of each task: questions, documents or windows. [default: its own]", show_default=False),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(parser=whole, metavar="N", help="Tokens of each loss or agreement. [default: its own]", show_default=False),
-    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Also write scores and the outcome of every item here.",
+            show_default=False,
+        ),
     ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The dense model, for tasks that compare with it; of a pruned folder it is known.", show_default=False),
-    ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Also write the scores into the card (README.md) of a model that calibrant saved.")] = False,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, or llama_cpp: a GGUF file as llama.cpp runs it.")] = "torch",
-    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Also write the scores into the card (README.md) of a model that calibrant saved.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
-    **machine: Any,
+    **options: Any,
 ) -> None:
     """Measure MODEL on held-out data that no calibration set can hold."""
     from calibrant.evaluators import evaluate as run
@@ -176,13 +165,19 @@ def evaluate(
     look_in(data_dir)
     check_file(out)
     if card:
-        check_card(model)
-    budget = {"limit": limit, "tokens": tokens}
+        check_card(options["model"])
     with progress() as update:
-        options = {"reference": reference, "allow_leak": allow_leak, "engine": engine}
-        measured = run(model, task, **budget, **options, **machine, progress=update)
+        measured = run(**options, progress=update)
     if out is not None:
-        write(out, [asdict(m) for m in measured])
-    show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
+        write(out, [asdict(measurement) for measurement in measured])
+    rows: list[dict[str, Any]] = []
+    scores: list[Score] = []
+    for measurement in measured:
+        scores += [measurement.score, *measurement.beside]
+        row = asdict(measurement.score)
+        row["beside"] = [asdict(score) for score in measurement.beside]
+        row["provenance"] = dict(measurement.provenance)
+        rows.append(row)
+    show(rows, as_json, screen.scores)
     if card:
-        add_scores(model, [score for m in measured for score in (m.score, *m.beside)])
+        add_scores(options["model"], scores)

@@ -44,7 +44,13 @@ from calibrant.models import (
     view,
 )
 from calibrant.notebook import card
-from calibrant.options import CompressOptions, PruneOptions, QuantizeOptions, taking
+from calibrant.options import (
+    CompressOptions,
+    PruneOptions,
+    QuantizeOptions,
+    one_target,
+    taking,
+)
 from calibrant.progress import silent
 from calibrant.select import resolved
 from calibrant.spec import identity
@@ -132,7 +138,8 @@ def prune(options: PruneOptions) -> Pruned:
     all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        recipe = _recipe("prune", options, _share(options))
+        target = one_target(options.target, options.sparsity)
+        recipe = _recipe("prune", options, USUAL_SHARE if target is None else target)
         return _compressed(options, recipe, ranks)
 
 
@@ -149,20 +156,6 @@ def quantize(options: QuantizeOptions) -> Pruned:
     with joined() as ranks:
         recipe = _recipe("quantize", options, options.target)
         return _compressed(options, recipe, ranks)
-
-
-def _share(options: PruneOptions) -> float | str | Target:
-    """What is to be pruned to, by either of its two words."""
-    target = options.target
-    sparsity = options.sparsity
-    if target is not None and sparsity is not None:
-        message = f"target={target} and sparsity={sparsity} are two words for one thing"
-        raise TargetError(f"{message}; give one of them", subject=str(sparsity))
-    if target is not None:
-        return target
-    if sparsity is not None:
-        return sparsity
-    return USUAL_SHARE
 
 
 def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) -> Recipe:
