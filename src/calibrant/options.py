@@ -12,7 +12,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, final, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    ParamSpec,
+    TypeVar,
+    dataclass_transform,
+    final,
+    get_type_hints,
+)
 
 from calibrant.errors import TargetError
 from calibrant.progress import Progress, silent
@@ -54,14 +63,21 @@ class OnCommandLine:
     several: bool = False
 
 
-def shown(
-    help: str,  # noqa: A002  # it is called so by everything that has a help
-    metavar: str = "",
-    offers: str | tuple[str, ...] = (),
+def option(
+    *told: Any,
+    default: Any = MISSING,
+    like: OnCommandLine | None = None,
     **more: Any,
-) -> dict[str, OnCommandLine]:
-    """Return the metadata of a field that the command line has too."""
-    return {_COMMAND_LINE: OnCommandLine(help, metavar, offers, **more)}
+) -> Any:
+    """Return a field that the command line has too, shown `like` another or as is told here."""
+    there = like or OnCommandLine(*told, **more)
+    return field(default=default, metadata={_COMMAND_LINE: there})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def declaration(cls: type[OptionsT]) -> type[OptionsT]:
+    """Make a class of options a frozen dataclass."""
+    return dataclass(frozen=True)(cls)
 
 
 def on_command_line(option: Field[Any]) -> OnCommandLine | None:
@@ -69,28 +85,21 @@ def on_command_line(option: Field[Any]) -> OnCommandLine | None:
     return option.metadata.get(_COMMAND_LINE)
 
 
-MODEL: Final = shown(
-    "A Hugging Face id, a folder, a .gguf file, or smollm2.",
-    "MODEL",
-    argument=True,
-)
-SET: Final = shown(
+MODEL: Final = OnCommandLine("A Hugging Face id, a folder, a .gguf file, or smollm2.", "MODEL", argument=True)
+SET: Final = OnCommandLine(
     "Calibration set: source[:format][@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext.",
     "EXPR",
-    SETS,
+    offers=SETS,
 )
-TOKENS: Final = shown("Real tokens to calibrate on, instead of --samples.", "N")
-LENGTH: Final = shown("Tokens in a window.", "N")
-SEED: Final = shown(
-    "Number of the draw: draws share no row until the source is used up.",
-    "N",
-)
-CANDIDATE_METHOD: Final = shown(
+TOKENS: Final = OnCommandLine("Real tokens to calibrate on, instead of --samples.", "N")
+LENGTH: Final = OnCommandLine("Tokens in a window.", "N")
+SEED: Final = OnCommandLine("Number of the draw: draws share no row until the source is used up.", "N")
+CANDIDATE_METHOD: Final = OnCommandLine(
     "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
     "SPEC",
-    "methods",
+    offers="methods",
 )
-CANDIDATE_TARGET: Final = shown(
+CANDIDATE_TARGET: Final = OnCommandLine(
     "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe (Q4_K_M) of llama.cpp. [default: 0.6]",
     "TARGET",
     flags=("--target", "--sparsity"),
@@ -100,14 +109,15 @@ CANDIDATE_TARGET: Final = shown(
 # Options that several verbs share
 
 
-@dataclass(frozen=True, kw_only=True)
+@declaration
 class DataOptions:
     """How much of a calibration set is drawn, and which draw it is."""
 
-    samples: int = field(default=128, metadata=shown("Windows to calibrate on.", "N"))
-    tokens: int | None = field(default=None, metadata=TOKENS)
-    length: int = field(default=2048, metadata=LENGTH)
-    seed: int = field(default=0, metadata=SEED)
+    _: KW_ONLY
+    samples: int = option("Windows to calibrate on.", "N", default=128)
+    tokens: int | None = option(like=TOKENS, default=None)
+    length: int = option(like=LENGTH, default=2048)
+    seed: int = option(like=SEED, default=0)
 
     def drawn_from(self, data: "str | CalibrationSet | Source") -> "CalibrationSet":
         """Return the calibration set; one that is given as an object has a budget of its own."""
@@ -124,79 +134,69 @@ class DataOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@declaration
 class RecipeOptions:
     """What is done beside the method, and to what the model is written."""
 
-    propagate: str | None = field(
+    _: KW_ONLY
+    propagate: str | None = option(
+        "Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
+        "WAY",
+        offers=("arrival", "reference", "dense"),
         default=None,
-        metadata=shown(
-            "Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
-            "WAY",
-            ("arrival", "reference", "dense"),
-        ),
     )
-    allocation: "str | Allocation" = field(
+    allocation: "str | Allocation" = option(
+        "How the target is divided among the matrices.",
+        "SPEC",
+        offers="allocations",
         default="uniform",
-        metadata=shown("How the target is divided among the matrices.", "SPEC", "allocations"),
     )
-    transform: "Sequence[str | Transform]" = field(
+    transform: "Sequence[str | Transform]" = option(
+        "Change the model first, in this order, without changing what it computes.",
+        "SPEC",
+        offers="transforms",
+        several=True,
         default=(),
-        metadata=shown(
-            "Change the model first, in this order, without changing what it computes.",
-            "SPEC",
-            "transforms",
-            several=True,
-        ),
     )
-    starved: str = field(
+    starved: str = option(
+        "What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
+        "WAY",
+        offers=("as_seen", "dense", "all_tokens", "shared"),
         default="as_seen",
-        metadata=shown(
-            "What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
-            "WAY",
-            ("as_seen", "dense", "all_tokens", "shared"),
-        ),
     )
-    export: "Sequence[str | Export]" = field(
+    export: "Sequence[str | Export]" = option(
+        "A form to write it in too, beside the Hugging Face folder; give it once for each.",
+        "NAME",
+        offers="exports",
+        several=True,
         default=(),
-        metadata=shown(
-            "A form to write it in too, beside the Hugging Face folder; give it once for each.",
-            "NAME",
-            "exports",
-            several=True,
-        ),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@declaration
 class MachineOptions:
     """Where the work is done, in which type, and who is told how far it is."""
 
-    dtype: str = field(
+    _: KW_ONLY
+    dtype: str = option(
+        "auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
+        "TYPE",
+        offers=("auto", "bfloat16", "float32"),
         default="auto",
-        metadata=shown(
-            "auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
-            "TYPE",
-            ("auto", "bfloat16", "float32"),
-        ),
     )
-    device: str = field(
-        default="auto",
-        metadata=shown("auto, cpu, cuda or mps.", "DEVICE", ("auto", "cpu", "cuda", "mps")),
-    )
+    device: str = option("auto, cpu, cuda or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto")
     progress: Progress = silent
 
 
-@dataclass(frozen=True, kw_only=True)
+@declaration
 class MemoryOptions(MachineOptions):
     """Where the work is done, and how much memory it may take."""
 
-    memory: float | None = field(
+    _: KW_ONLY
+    memory: float | None = option(
+        "What the process may hold; blocks of a larger model stay on disk. [default: all of the model]",
+        "GB",
         default=None,
-        metadata=shown(
-            "What the process may hold; blocks of a larger model stay on disk. [default: all of the model]",
-            "GB",
-        ),
     )
 
 
@@ -204,302 +204,227 @@ class MemoryOptions(MachineOptions):
 # of its last base first.
 
 
-@dataclass(frozen=True)
+@declaration
 class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
     """What `prune` and `quantize` share."""
 
-    model: str = field(metadata=MODEL)
+    model: str = option(like=MODEL)
     _: KW_ONLY
-    profile: bool = field(
-        default=False,
-        metadata=shown("Also say where the time went, and the least that this machine needs."),
-    )
+    profile: bool = option("Also say where the time went, and the least that this machine needs.", default=False)
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class PruneOptions(SharedOptions):
     """The options of `prune`."""
 
-    data: "str | CalibrationSet | Source" = field(metadata=SET)
-    method: "str | Method" = field(
+    data: "str | CalibrationSet | Source" = option(like=SET)
+    method: "str | Method" = option(
+        "One of those below, with parameters as in sparsegpt(damp=0.02).",
+        "SPEC",
+        offers="methods",
         default="wanda",
-        metadata=shown(
-            "One of those below, with parameters as in sparsegpt(damp=0.02).",
-            "SPEC",
-            "methods",
-        ),
     )
-    target: "float | str | Target | None" = field(
+    target: "float | str | Target | None" = option(
+        "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. [default: 0.5]",
+        "TARGET",
+        flags=("--target", "--sparsity"),
         default=None,
-        metadata=shown(
-            "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. [default: 0.5]",
-            "TARGET",
-            flags=("--target", "--sparsity"),
-        ),
     )
-    out: str | Path | None = field(
-        default=None,
-        metadata=shown("Folder for the pruned model; it must not exist yet.", "DIR"),
-    )
+    out: str | Path | None = option("Folder for the pruned model; it must not exist yet.", "DIR", default=None)
     _: KW_ONLY
     sparsity: "float | str | Target | None" = None
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class QuantizeOptions(SharedOptions):
     """The options of `quantize`."""
 
-    data: "str | CalibrationSet | Source | None" = field(default=None, metadata=SET)
-    method: "str | Method" = field(
-        default="rtn",
-        metadata=shown("rtn: round to nearest, which looks at no data.", "SPEC", "methods"),
-    )
-    target: "str | Target" = field(
+    data: "str | CalibrationSet | Source | None" = option(like=SET, default=None)
+    method: "str | Method" = option("rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn")
+    target: "str | Target" = option(
+        "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
+        "TARGET",
+        flags=("--target", "--sparsity"),
         default="w4g64",
-        metadata=shown(
-            "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
-            "TARGET",
-            flags=("--target", "--sparsity"),
-        ),
     )
-    out: str | Path | None = field(
-        default=None,
-        metadata=shown("Folder for the quantized model; it must not exist yet.", "DIR"),
-    )
+    out: str | Path | None = option("Folder for the quantized model; it must not exist yet.", "DIR", default=None)
 
 
 CompressOptions = PruneOptions | QuantizeOptions
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class ImatrixOptions(MemoryOptions, DataOptions):
     """The options of `imatrix`."""
 
-    model: "str | Opened" = field(metadata=MODEL)
-    data: "str | CalibrationSet" = field(metadata=SET)
-    out: str | Path | None = field(
-        default=None,
-        metadata=shown("File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE"),
-    )
+    model: "str | Opened" = option(like=MODEL)
+    data: "str | CalibrationSet" = option(like=SET)
+    out: str | Path | None = option("File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None)
     _: KW_ONLY
     # A window is as long as llama.cpp has it.
-    length: int = field(default=512, metadata=LENGTH)
+    length: int = option(like=LENGTH, default=512)
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class InspectOptions(MachineOptions):
     """The options of `inspect`."""
 
-    data: "str | Source | CalibrationSet" = field(
-        metadata=shown(
-            "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
-            "EXPR",
-            SETS,
-            argument=True,
-        )
+    data: "str | Source | CalibrationSet" = option(
+        "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
+        "EXPR",
+        offers=SETS,
+        argument=True,
     )
-    model: "str | Opened | None" = field(
+    model: "str | Opened | None" = option(
+        "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
+        "MODEL",
         default=None,
-        metadata=shown(
-            "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
-            "MODEL",
-        ),
     )
     _: KW_ONLY
-    against: Sequence[str] = field(
+    against: Sequence[str] = option(
+        "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+        "SOURCE",
+        offers="sources",
+        several=True,
         default=(),
-        metadata=shown(
-            "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
-            "SOURCE",
-            "sources",
-            several=True,
-        ),
     )
-    samples: int | None = field(
+    samples: int | None = option(
+        "Windows to calibrate on. [default: 128, or as many tokens as the sources hold]",
+        "N",
         default=None,
-        metadata=shown(
-            "Windows to calibrate on. [default: 128, or as many tokens as the sources hold]",
-            "N",
-        ),
     )
-    tokens: int | None = field(default=None, metadata=TOKENS)
-    length: int = field(default=2048, metadata=LENGTH)
-    seed: int = field(default=0, metadata=SEED)
+    tokens: int | None = option(like=TOKENS, default=None)
+    length: int = option(like=LENGTH, default=2048)
+    seed: int = option(like=SEED, default=0)
 
 
 # Options of verbs above this room, as far as a command has them; what has types of their own is
 # added where the verb is.
 
 
-@dataclass(frozen=True)
+@declaration
 class EvaluateCommand(MemoryOptions):
     """What `evaluate` and its command share."""
 
-    model: "str | Opened" = field(metadata=MODEL)
-    tasks: Sequence[str | Spec] | str | Spec = field(
-        metadata=shown(
-            "What to measure, such as loss(source='gsm8k'); give it once for each task.",
-            "SPEC",
-            "tasks",
-            flags=("--task",),
-            several=True,
-        )
+    model: "str | Opened" = option(like=MODEL)
+    tasks: Sequence[str | Spec] | str | Spec = option(
+        "What to measure, such as loss(source='gsm8k'); give it once for each task.",
+        "SPEC",
+        offers="tasks",
+        flags=("--task",),
+        several=True,
     )
     _: KW_ONLY
-    limit: int | None = field(
+    limit: int | None = option("Items of each task: questions, documents or windows. [default: its own]", "N", default=None)
+    tokens: int | None = option("Tokens of each loss or agreement. [default: its own]", "N", default=None)
+    reference: "str | Opened | None" = option(
+        "The dense model, for tasks that compare with it; of a pruned folder it is known.",
+        "MODEL",
         default=None,
-        metadata=shown("Items of each task: questions, documents or windows. [default: its own]", "N"),
     )
-    tokens: int | None = field(
-        default=None,
-        metadata=shown("Tokens of each loss or agreement. [default: its own]", "N"),
-    )
-    reference: "str | Opened | None" = field(
-        default=None,
-        metadata=shown(
-            "The dense model, for tasks that compare with it; of a pruned folder it is known.",
-            "MODEL",
-        ),
-    )
-    engine: str = field(
-        default="torch",
-        metadata=shown("torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME"),
-    )
-    allow_leak: bool = field(
-        default=False,
-        metadata=shown("Measure even what the model was calibrated on; the result says so."),
-    )
+    engine: str = option("torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME", default="torch")
+    allow_leak: bool = option("Measure even what the model was calibrated on; the result says so.", default=False)
 
 
-@dataclass(frozen=True)
+@declaration
 class ExplainCommand(MachineOptions):
     """What `explain` and its command share."""
 
-    model: "str | Opened" = field(
-        metadata=shown(
-            "A compressed model, or the folder of a study that measured words: which sets kept them.",
-            "PRUNED",
-            argument=True,
-        )
+    model: "str | Opened" = option(
+        "A compressed model, or the folder of a study that measured words: which sets kept them.",
+        "PRUNED",
+        argument=True,
     )
-    task: str | Spec | None = field(
+    task: str | Spec | None = option(
+        "The measurement in full: words(source='gsm8k', tokens=65536, least=20).",
+        "SPEC",
         default=None,
-        metadata=shown("The measurement in full: words(source='gsm8k', tokens=65536, least=20).", "SPEC"),
     )
     _: KW_ONLY
-    against: "str | Opened | None" = field(
+    against: "str | Opened | None" = option("The dense model; of a folder that calibrant wrote it is known.", "DENSE", default=None)
+    source: str | None = option("Whose words. [default: wikitext]", "SOURCE", offers="sources", default=None)
+    groups: str | None = option(
+        "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
+        "KIND",
         default=None,
-        metadata=shown("The dense model; of a folder that calibrant wrote it is known.", "DENSE"),
     )
-    source: str | None = field(
-        default=None,
-        metadata=shown("Whose words. [default: wikitext]", "SOURCE", "sources"),
-    )
-    groups: str | None = field(
-        default=None,
-        metadata=shown(
-            "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
-            "KIND",
-        ),
-    )
-    tokens: int | None = field(
-        default=None,
-        metadata=shown("Tokens to read. [default: 16384]", "N"),
-    )
-    allow_leak: bool = field(
-        default=False,
-        metadata=shown("Read even what the model was calibrated on."),
-    )
+    tokens: int | None = option("Tokens to read. [default: 16384]", "N", default=None)
+    allow_leak: bool = option("Read even what the model was calibrated on.", default=False)
 
 
-@dataclass(frozen=True)
+@declaration
 class MixCommand(MachineOptions):
     """What `mix` and its command share."""
 
-    model: "str | Opened" = field(metadata=MODEL)
-    sources: Sequence[str] = field(
-        metadata=shown(
-            "A calibration set to mix, as in prune --data; give it once for each, two or more.",
-            "EXPR",
-            SETS,
-            several=True,
-        )
+    model: "str | Opened" = option(like=MODEL)
+    sources: Sequence[str] = option(
+        "A calibration set to mix, as in prune --data; give it once for each, two or more.",
+        "EXPR",
+        offers=SETS,
+        several=True,
     )
     _: KW_ONLY
-    objective: str = field(
+    objective: str = option(
+        "mean or worst error over the sources, or target=EXPR: a source, or a file of your own.",
+        "WHAT",
         default="mean",
-        metadata=shown(
-            "mean or worst error over the sources, or target=EXPR: a source, or a file of your own.",
-            "WHAT",
-        ),
     )
-    method: "str | Method | None" = field(default=None, metadata=CANDIDATE_METHOD)
-    target: "float | str | Target | None" = field(default=None, metadata=CANDIDATE_TARGET)
-    tokens: int = field(default=8192, metadata=shown("Real tokens of each source.", "N"))
-    length: int = field(default=512, metadata=LENGTH)
-    seed: int = field(default=0, metadata=SEED)
-    imatrix: str | Path | None = field(
+    method: "str | Method | None" = option(like=CANDIDATE_METHOD, default=None)
+    target: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
+    tokens: int = option("Real tokens of each source.", "N", default=8192)
+    length: int = option(like=LENGTH, default=512)
+    seed: int = option(like=SEED, default=0)
+    imatrix: str | Path | None = option(
+        "Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.",
+        "FILE",
         default=None,
-        metadata=shown("Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE"),
     )
 
 
-@dataclass(frozen=True)
+@declaration
 class RecommendCommand(MachineOptions):
     """What `recommend` and its command share."""
 
-    model: str = field(metadata=MODEL)
-    target: str | Sequence[str] = field(
-        metadata=shown(
-            "A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race.",
-            "TARGET",
-            flags=("--for",),
-            several=True,
-        )
+    model: str = option(like=MODEL)
+    target: str | Sequence[str] = option(
+        "A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race.",
+        "TARGET",
+        flags=("--for",),
+        several=True,
     )
-    sources: Sequence[str] = field(
+    sources: Sequence[str] = option(
+        "A candidate; give it once for each. [default: what can be read here]",
+        "EXPR",
+        offers=SETS,
+        several=True,
         default=(),
-        metadata=shown(
-            "A candidate; give it once for each. [default: what can be read here]",
-            "EXPR",
-            SETS,
-            several=True,
-        ),
     )
     _: KW_ONLY
-    method: str | None = field(default=None, metadata=CANDIDATE_METHOD)
-    sparsity: "float | str | Target | None" = field(default=None, metadata=CANDIDATE_TARGET)
-    minutes: float = field(
+    method: str | None = option(like=CANDIDATE_METHOD, default=None)
+    sparsity: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
+    minutes: float = option(
+        "Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
+        "MINUTES",
+        flags=("--budget", "--minutes"),
         default=30.0,
-        metadata=shown(
-            "Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
-            "MINUTES",
-            flags=("--budget", "--minutes"),
-        ),
     )
-    tokens: int | None = field(
-        default=None,
-        metadata=shown("Real tokens of each source. [default: 8192, or what the files hold]", "N"),
-    )
-    length: int = field(default=512, metadata=LENGTH)
-    sibling: bool = field(
+    tokens: int | None = option("Real tokens of each source. [default: 8192, or what the files hold]", "N", default=None)
+    length: int = option(like=LENGTH, default=512)
+    sibling: bool = option(
+        "Divide your own file by template, calibrate on one half and judge by the other.",
+        flags=("--sibling/--no-sibling",),
         default=True,
-        metadata=shown(
-            "Divide your own file by template, calibrate on one half and judge by the other.",
-            flags=("--sibling/--no-sibling",),
-        ),
     )
-    baseline: str = field(
-        default="",
-        metadata=shown("What others are compared with. [default: c4 where it is]", "EXPR", SETS),
-    )
-    folder: str | Path = field(
+    baseline: str = option("What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default="")
+    folder: str | Path = option(
+        "Folder for all that is measured.",
+        "DIR",
+        flags=("--out",),
         default="calibrant-recommendation",
-        metadata=shown("Folder for all that is measured.", "DIR", flags=("--out",)),
     )
 
 
@@ -507,7 +432,7 @@ class RecommendCommand(MachineOptions):
 
 
 def one_target(target: Any, sparsity: Any) -> Any:
-    """Return what is given by either of the two words; None if neither is. `TargetError` if both are."""
+    """Return what is given by either of two words, or None. Raises `TargetError` for both."""
     if target is not None and sparsity is not None:
         message = f"target={target} and sparsity={sparsity} are two words for one thing"
         raise TargetError(f"{message}; give one of them", subject=str(sparsity))

@@ -16,7 +16,7 @@ from calibrant.advice.racing import Race, RaceResult, plain
 from calibrant.errors import SpecError
 from calibrant.mixtures import Mixture
 from calibrant.notebook import card, listing
-from calibrant.options import RecommendCommand, taking
+from calibrant.options import RecommendCommand, declaration, taking
 
 
 def unsaid(sentence: str) -> None:
@@ -118,7 +118,7 @@ class Recommendation:
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class RecommendOptions(RecommendCommand):
     """The options of `recommend`."""
 

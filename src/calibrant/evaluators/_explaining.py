@@ -14,7 +14,7 @@ from calibrant.evaluators._measuring import evaluators, reference_of, refuse_lea
 from calibrant.evaluators.words import Words
 from calibrant.inspection.profiling import may_be_quoted
 from calibrant.models import Opened, open_model
-from calibrant.options import ExplainCommand, taking
+from calibrant.options import ExplainCommand, declaration, taking
 from calibrant.process import freed_memory_kept
 
 STRONGEST: Final = 3
@@ -50,7 +50,7 @@ class Explanation:
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class ExplainOptions(ExplainCommand):
     """The options of `explain`."""
 

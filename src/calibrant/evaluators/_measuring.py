@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,7 @@ from calibrant.evaluators._room import left_on_disk
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.models import Opened, manifest_folder, open_model, read_manifest, read_when_run
 from calibrant.models.cache import cache_folder
-from calibrant.options import EvaluateCommand, taking
+from calibrant.options import EvaluateCommand, declaration, taking
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
@@ -30,7 +30,7 @@ evaluators = Registry("calibrant.evaluators", "task")
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class EvaluateOptions(EvaluateCommand):
     """The options of `evaluate`."""
 

@@ -24,7 +24,7 @@ from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
-from calibrant.options import MixCommand, one_target, taking
+from calibrant.options import MixCommand, declaration, one_target, taking
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress
 from calibrant.select import resolved
@@ -39,7 +39,7 @@ _NARROW: Final = 2048
 
 
 @final
-@dataclass(frozen=True)
+@declaration
 class MixOptions(MixCommand):
     """The options of `mix`."""
 
