@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, FrozenInstanceError
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import griffe
 import pytest
@@ -108,6 +108,10 @@ def test_a_verb_has_every_option_with_its_type_and_default(verb: str):
     }
     assert list(found[inspect.Parameter.POSITIONAL_OR_KEYWORD]) == list(BY_PLACE[verb])
     assert signature.return_annotation is Pruned
+    types = get_type_hints(getattr(calibrant, verb))
+    assert types.pop("return") is Pruned
+    assert list(types) == list(signature.parameters)
+    assert types["samples"] is int
 
 
 @pytest.mark.parametrize("verb", DECLARED)

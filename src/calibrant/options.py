@@ -496,7 +496,9 @@ def taking(
                 raise TypeError(f"{name}(): {error}") from None
             return function(declared(*args, **kwargs))
 
-        result = function.__annotations__.get("return", inspect.Signature.empty)
+        result = function.__annotations__["return"]
+        types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        called.__annotations__ = {**types, "return": result}
         whole = signature.replace(return_annotation=result)
         called.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
         return called
