@@ -23,6 +23,7 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.options import DataOptions
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Spec, reads_back
 from calibrant.study.cells import USUAL, Axes, union
@@ -65,7 +66,11 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds"
 """What a cell's label is called that an axis stands for."""
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
-_USUAL_BUDGET: Final[dict[str, Any]] = {"samples": 128, "length": 2048, "tokens": None}
+_USUAL_BUDGET: Final[dict[str, Any]] = {
+    "samples": DataOptions.samples,
+    "length": DataOptions.length,
+    "tokens": DataOptions.tokens,
+}
 NOTHING: Final = (None, (), [])
 SINGLE: Final = (str, int, float, Spec, CalibrationSet)
 """What is one value and no list of them."""
