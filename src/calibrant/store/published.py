@@ -17,6 +17,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from calibrant.durable import compact_json, flush, from_json, opened, read_json, short
 from calibrant.errors import DataError
 from calibrant.seals import Purpose
@@ -42,7 +44,6 @@ MATRIX_COLUMNS: Final[Mapping[str, type[Any]]] = {
     "name": str,
     "zeros": int,
     "sparsity": float,
-    "error": float,
     "error_from": str,
     "bits_a_weight": float,
     "bytes": int,
@@ -50,10 +51,12 @@ MATRIX_COLUMNS: Final[Mapping[str, type[Any]]] = {
     "reason": str,
 }
 """The facts of a matrix that have a column of plain values."""
+ERROR: Final = "error"
+"""The fact of a matrix that has six digits, which a number of half the size holds too."""
 HEXADECIMAL: Final[Mapping[str, int]] = {"bits": 32, "inputs": 64}
 """The facts of a matrix that are bytes in hexadecimal digits, and how many bytes they are."""
 
-MATRIX_FIELDS: Final = (*MATRIX_COLUMNS, *HEXADECIMAL, "rows", "columns", "notes", "more")
+MATRIX_FIELDS: Final = (*MATRIX_COLUMNS, ERROR, *HEXADECIMAL, "rows", "columns", "notes", "more")
 """All columns of `matrices.parquet`."""
 
 
@@ -302,6 +305,8 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in MATRIX_COLUMNS:
         if row[name] is not None:
             facts[name] = row[name]
+    if row[ERROR] is not None:
+        facts[ERROR] = _six_digits(row[ERROR])
     for name in HEXADECIMAL:
         if row[name] is not None:
             facts[name] = row[name].hex()
@@ -324,6 +329,8 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
         kind = MATRIX_COLUMNS.get(name)
         if kind is not None and type(value) is kind:
             row[name] = value
+        elif name == ERROR and type(value) is float and _six_digits(np.float32(value)) == value:
+            row[name] = value
         elif name in HEXADECIMAL and len(value) == 2 * HEXADECIMAL[name]:
             row[name] = bytes.fromhex(value)
         elif name == "shape" and len(value) == 2:
@@ -338,6 +345,11 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
         more["zeros"] = row.pop("zeros")  # or a sparsity would come back
     row["more"] = compact_json(more) if more else None
     return row
+
+
+def _six_digits(value: Any) -> float:
+    """A number with the six digits that it was written with."""
+    return float(f"{float(value):.6g}")
 
 
 def _is_share_of_zeros(row: Mapping[str, Any]) -> bool:

@@ -6,7 +6,6 @@ are read there. They take their places one by one, `packed.json` last. The datab
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +31,7 @@ from calibrant.store.items import leaf, same_items
 from calibrant.store.layouts import AS_IT_IS, PLACED, laid_out
 from calibrant.store.published import (
     CELLS,
+    ERROR,
     HEXADECIMAL,
     ITEMS,
     MATRICES,
@@ -304,6 +304,7 @@ class _Tables:
         self._write_rows(RUNS, schema, map(self._row_of_run, self.runs))
         plain = {str: pa.string(), int: pa.int64(), float: pa.float64()}
         columns = [(name, plain[kind]) for name, kind in MATRIX_COLUMNS.items()]
+        columns += [(ERROR, pa.float32())]
         columns += [(name, pa.binary(width)) for name, width in HEXADECIMAL.items()]
         columns += [("rows", pa.int64()), ("columns", pa.int64())]
         columns += [("notes", pa.large_string()), ("more", pa.large_string())]
@@ -427,7 +428,7 @@ class _Tables:
             compression_level=19,
             data_page_size=2**26,  # what repeats is found however far apart it is
             write_statistics=False,
-            use_dictionary=repeated,
+            use_dictionary=repeated,  # pyright: ignore[reportArgumentType]  # names of columns
             column_encoding=apart,
         ) as writer:
             yield writer

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, overload
 
 import msgspec
 
@@ -202,6 +202,10 @@ class RemoteStore:
         """See `Store`."""
         return RemoteJournal(self, run_id)
 
+    @overload
+    def claim(self, name: str, wait: Literal[True]) -> "RemoteClaim": ...
+    @overload
+    def claim(self, name: str, wait: bool = False) -> "RemoteClaim | None": ...
     def claim(self, name: str, wait: bool = False) -> "RemoteClaim | None":
         """See `Store`."""
         while not self.ask("claim", name):
