@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Final
 
 from calibrant.allocations import Allocation
@@ -60,6 +61,24 @@ class Axes:
     propagate: Propagation | None = None
     blind: Propagation = USUAL
 
+    @property
+    def looks(self) -> bool:
+        """Whether anything in it looks at data."""
+        parts = (*self.methods, *self.allocations, *self.transforms)
+        return any(_part_looks(part) for part in parts)
+
+    def count(self) -> int:
+        """Return how many cells it has, before any is made."""
+        draws = len(self.data) * len(self.seeds)
+        ways = 0
+        for method, allocation in product(self.methods, self.allocations):
+            ways += draws if self._looks(method, allocation) else 1
+        return len(self.models) * (1 + len(self.targets) * ways)
+
+    def _looks(self, method: Method, allocation: Allocation) -> bool:
+        parts = (method, allocation, *self.transforms)
+        return any(_part_looks(part) for part in parts)
+
     def requests(self) -> Iterator[RunRequest]:
         """Yield a request for every cell, the dense models among them."""
         # The dense model is the model as it came, whatever is done to it for the other methods.
@@ -76,19 +95,18 @@ class Axes:
         for allocation in self.allocations:
             parts = allocation, seen, self.transforms
             recipes = [Recipe(method, target, *parts) for target in targets]
-            for calibration in self._seen_by(method, allocation):
+            sets = self._draws if self._looks(method, allocation) else [None]
+            for calibration in sets:
                 for recipe in recipes:
                     yield RunRequest(model, calibration, recipe)
-
-    def _seen_by(self, method: Method, allocation: Allocation) -> Sequence[CalibrationSet | None]:
-        """The sets that there is a run for; None alone where nothing looks at data."""
-        before = any(transform.observes for transform in self.transforms)
-        looks = method.looks or before or bool(allocation.observes)
-        return self._draws if looks else [None]
 
     @cached_property
     def _draws(self) -> list[CalibrationSet]:
         return [calibration.redrawn(seed) for seed in self.seeds for calibration in self.data]
+
+
+def _part_looks(part: Method | Allocation | Transform) -> bool:
+    return part.looks if isinstance(part, Method) else bool(part.observes)
 
 
 def union(

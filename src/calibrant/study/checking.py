@@ -10,7 +10,7 @@ grid holds) needs the entries before it.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS, Recipe
@@ -44,24 +44,9 @@ BUDGET: Final = ("samples", "length", "tokens")
 SWITCHES: Final = ("masks", "quotes", "allow_leak")
 ROOM: Final = ("statistics_gb", "edits_gb")
 """Keys that say how much of something is kept on disk."""
-KEYS: Final = (
-    *LISTS,
-    "evaluate",
-    "samples",
-    "tokens",
-    "length",
-    "propagate",
-    "dtype",
-    "device",
-    *SWITCHES,
-    *ROOM,
-    "transform",
-    "baseline",
-    "groups",
-    "exclude",
-    "pools",
-    "primary",
-)
+_ONCE: Final = ("samples", "tokens", "length", "propagate", "dtype", "device", *SWITCHES, *ROOM)
+_ABOVE: Final = ("transform", "baseline", "groups", "exclude", "pools", "primary")
+KEYS: Final = (*LISTS, "evaluate", *_ONCE, *_ABOVE)
 """Every key of a study file."""
 OTHERWISE: Final = {
     "models": "model",
@@ -80,6 +65,7 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds"
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {"samples": 128, "length": 2048, "tokens": None}
+NOTHING: Final = (None, (), [])
 NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
 MOST_VALUES: Final = 10_000
@@ -208,17 +194,13 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
     return entries
 
 
-class Kind(NamedTuple):
-    """What stands on an axis: a class, and the registry that reads its texts."""
-
-    type: type[Spec]
-    registry: Registry
-
-
-METHOD: Final = Kind(Method, methods)
-ALLOCATION: Final = Kind(Allocation, allocations)
-EVALUATOR: Final = Kind(Evaluator, evaluators)
-TRANSFORM: Final = Kind(Transform, transforms)
+KINDS: Final[dict[str, tuple[type[Spec], Registry]]] = {
+    "method": (Method, methods),
+    "allocation": (Allocation, allocations),
+    "evaluate": (Evaluator, evaluators),
+    "transform": (Transform, transforms),
+}
+"""What stands under a key: a class, and the registry that reads its texts."""
 
 
 @dataclass
@@ -255,11 +237,15 @@ class StudyReader:
     def grid(self) -> StudyContents:
         """Read cells and evaluators; `contrasts.read_contrasts` then reads what is compared."""
         self._scalars()
-        self.refused = self._too_much()
+        self.refused = self._too_long()
         if self.refused:
             return self.contents
         self._evaluators()
-        cells = self._cells()
+        grids = self._grids()
+        self.refused = self._too_much(grids)
+        if self.refused:
+            return self.contents
+        cells = self._cells(grids)
         exclude: list[dict[str, set[Any]]] = []
         for path, entry in items(("exclude",), self.entries.get("exclude") or ()):
             matching = self._excluded(path, entry, cells)
@@ -279,10 +265,8 @@ class StudyReader:
         match axis:
             case "data":
                 return self._set(path, raw)
-            case "method":
-                return self._spec(path, raw, METHOD)
-            case "allocation":
-                return self._spec(path, raw, ALLOCATION)
+            case "method" | "allocation":
+                return self._spec(axis, path, raw)
             case "sparsity":
                 return self._target(path, raw)
             case "seeds":
@@ -310,20 +294,18 @@ class StudyReader:
         self.mistakes.add(path, f"{short(raw)} is no text; {advice}")
         return None
 
-    def _spec(self, path: Path, raw: Any, kind: Kind) -> Any:
-        if not isinstance(raw, kind.type):
-            text = str(raw) if isinstance(raw, Spec) else raw
-            return self._text(path, text, lambda name: self._named(kind, name))
-        text = self.mistakes.tried(path, kind.registry.text, raw)
-        if text is None:
-            return None
+    def _spec(self, key: str, path: Path, raw: Any) -> Any:
+        kind, registry = KINDS[key]
+
+        def named(text: str) -> Any:
+            return self._once(key, text, lambda: registry.build(text))
+
+        if not isinstance(raw, kind):
+            return self._text(path, str(raw) if isinstance(raw, Spec) else raw, named)
+        text = self.mistakes.tried(path, registry.text, raw)
         # Identities are those of the study's file: an object that its text says otherwise, such as
         # with 1 for 1.0, is what its text says.
-        return raw if reads_back(raw) else self._named(kind, text)
-
-    def _named(self, kind: Kind, text: str) -> Any:
-        registry = kind.registry
-        return self._once(registry.package, text, lambda: registry.build(text))
+        return raw if text is None or reads_back(raw) else named(text)
 
     def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
         if isinstance(raw, CalibrationSet):
@@ -415,7 +397,7 @@ class StudyReader:
         self._choice(("device",), device, ("auto", *DEVICES))
         before: list[Transform] = []
         for path, raw in self._listed(("transform",), self.entries.get("transform") or ()):
-            transform = self._spec(path, raw, TRANSFORM)
+            transform = self._spec("transform", path, raw)
             if transform is not None:
                 before.append(transform)
         self._transforms = tuple(before)
@@ -443,7 +425,7 @@ class StudyReader:
     def _evaluators(self) -> None:
         found = self.contents.evaluators
         for path, raw in self._listed(("evaluate",), self.entries.get("evaluate", ())):
-            evaluator = self._spec(path, raw, EVALUATOR)
+            evaluator = self._spec("evaluate", path, raw)
             if evaluator is None or self.mistakes.tried(path, _checked, evaluator) is None:
                 continue
             text = str(evaluator)
@@ -453,22 +435,33 @@ class StudyReader:
 
     # How much there is.
 
-    def _too_much(self) -> bool:
-        """Count the runs before any is read.
-
-        More than can be made is a mistake, and the only one that is worth a message.
-        """
-        groups = [group for _, _, group in self.named("groups") if isinstance(group, Mapping)]
-        for key, value in self._every_list(groups):
+    def _too_long(self) -> bool:
+        """Whether a list has more entries than are read."""
+        for key, value in self._every_list():
             if _count(value) > MOST_VALUES:
                 message = f"more than {MOST_VALUES:,} entries; divide the study into several"
                 self.mistakes.add((key,), message)
                 return True
-        runs = sum(self._count_runs(group) for group in groups or [{}])
+        return False
+
+    def _every_list(self) -> Iterator[tuple[str, Any]]:
+        """Every list of the study, by the key above it."""
+        for key in (*LISTS, "evaluate", "exclude", "primary", "groups", "pools"):
+            yield key, self.entries.get(key)
+        for _, _, group in self.named("groups"):
+            if isinstance(group, Mapping):
+                for value in group.values():
+                    yield "groups", value
+        for _, _, pool in self.named("pools"):
+            yield "pools", pool
+
+    def _too_much(self, grids: Mapping[str, Axes]) -> bool:
+        """Count the runs before any is made, and what they are compared with."""
+        runs = sum(grid.count() for grid in grids.values())
         if runs > MOST_RUNS:
             message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
             advice = "take fewer draws, sets or sparsities, or divide it into several"
-            self.mistakes.add(("groups" if groups else "data",), message + advice)
+            self.mistakes.add(("groups" if self.entries.get("groups") else "data",), message + advice)
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
@@ -478,102 +471,35 @@ class StudyReader:
                 return True
         return False
 
-    def _every_list(self, groups: Sequence[Mapping[Any, Any]]) -> Iterator[tuple[str, Any]]:
-        """Every list of the study, by the key above it."""
-        for key in (*LISTS, "evaluate", "exclude", "primary", "groups", "pools"):
-            yield key, self.entries.get(key)
-        for group in groups:
-            for value in group.values():
-                yield "groups", value
-        for _, _, pool in self.named("pools"):
-            yield "pools", pool
-
-    def _count_runs(self, group: Mapping[Any, Any]) -> int:
-        """How many runs the grid of a group has, if nothing in it is there twice."""
-        replaced = {OTHERWISE.get(str(axis), str(axis)): value for axis, value in group.items()}
-        axes = {axis: replaced.get(axis, self.entries.get(axis)) for axis in LISTS}
-        count = {axis: _count(value) for axis, value in axes.items()}
-        ways = count["method"] * count["allocation"]
-        once = 0
-        if not self._looking:
-            once = self._count_blind(axes["method"], METHOD)
-            once *= self._count_blind(axes["allocation"], ALLOCATION)
-        looking = (ways - once) * count["data"] * count["seeds"]
-        return count["model"] * (1 + count["sparsity"] * (looking + once))
-
-    def _count_blind(self, raw: Any, kind: Kind) -> int:
-        return sum(not self._looks(value, kind) for _, value in items((), raw))
-
-    @property
-    def _looking(self) -> bool:
-        """Whether a transform looks at data, so that every method has a run for each draw."""
-        return any(transform.observes for transform in self._transforms)
-
-    def _looks(self, raw: Any, kind: Kind) -> bool:
-        """Whether a method or an allocation looks at data. A mistake is found later."""
-        try:
-            thing = self._named(kind, raw) if isinstance(raw, str) else raw
-        except InputError:
-            return False
-        if isinstance(thing, Method):
-            return thing.looks
-        return isinstance(thing, Allocation) and bool(thing.observes)
-
     # The grid.
 
-    def _cells(self) -> dict[Labels, RunRequest]:
-        """Every cell of every group once, before any is left out."""
-        cells: dict[Labels, RunRequest] = {}
+    def _grids(self) -> dict[str, Axes]:
+        """The grid of each group, by its name; without groups there is one."""
         groups: dict[str, Given] = {}
         for name, path, raw in self.named("groups"):
             groups[name] = keyed(self.mistakes, path, raw, AXES, "group")
-        shared = self._shared_axes(list(groups.values()))
-        if not groups:
-            return self._grid({}, shared)
-        for name, replaced in groups.items():
-            grid = self._grid(replaced, shared)
-            self.contents.groups[name] = set(grid)
-            for labels, request in grid.items():
-                cells.setdefault(labels, request)
-        return cells
-
-    def _shared_axes(self, groups: Sequence[Given]) -> dict[str, list[Any]]:
-        """The values of the axes that stand above the groups."""
-        shared: dict[str, list[Any]] = {}
         # What every group replaces needn't be given above them. What is given is read all the same,
         # and its mistakes are told once.
+        lacking: list[str] = []
+        shared: dict[str, list[Any]] = {}
         for axis in LISTS:
             raw = self.entries.get(axis)
-            replaced = bool(groups) and all(axis in group for group in groups)
-            if raw in (None, (), []) and not replaced:
-                if axis != "data" or self._anything_looks(groups):
-                    message = f"a study needs at least one {axis}, and has none"
-                    self.mistakes.add((axis,), message)
-            else:
-                shared[axis] = self._axis(axis, (axis,), raw)
-        return shared
+            shared[axis] = self._axis(axis, (axis,), raw)
+            replaced = bool(groups) and all(axis in group for group in groups.values())
+            if raw in NOTHING and not replaced:
+                lacking.append(axis)
+        grids = {name: self._grid(group, shared) for name, group in (groups or {"": {}}).items()}
+        for axis in lacking:
+            # Where nothing looks at data, as where finished models are measured, none is needed.
+            if axis != "data" or any(grid.looks for grid in grids.values()):
+                self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
+        return grids
 
-    def _anything_looks(self, groups: Sequence[Given]) -> bool:
-        """Whether anything in the study looks at data.
-
-        Where nothing does, as where finished models are only measured, it needs none.
-        """
-        if self._looking:
-            return True
-        for axis, kind in (("method", METHOD), ("allocation", ALLOCATION)):
-            given = [self.entries.get(axis), *(group.get(axis, ((), None))[1] for group in groups)]
-            for raw in given:
-                if any(self._looks(value, kind) for _, value in items((), raw)):
-                    return True
-        return False
-
-    def _grid(self, replaced: Given, shared: dict[str, list[Any]]) -> dict[Labels, RunRequest]:
-        """The cells of one group, with the axes that it replaces."""
+    def _grid(self, replaced: Given, shared: Mapping[str, list[Any]]) -> Axes:
+        """The grid of one group, with the axes that it replaces."""
         values = {axis: self._replaced(axis, replaced, shared) for axis in LISTS}
-        everywhere = self._propagation(("propagate",), self.entries.get("propagate"))
-        path, raw = replaced.get("propagate", (("propagate",), self.entries.get("propagate")))
-        chosen = self._propagation(path, raw)
-        grid = Axes(
+        above = ("propagate",), self.entries.get("propagate")
+        return Axes(
             models=values["model"],
             data=values["data"],
             methods=values["method"],
@@ -581,19 +507,25 @@ class StudyReader:
             seeds=values["seeds"],
             allocations=values["allocation"],
             transforms=self._transforms,
-            propagate=chosen,
-            blind=everywhere or USUAL,
+            propagate=self._propagation(*replaced.get("propagate", above)),
+            blind=self._propagation(*above) or USUAL,
         )
+
+    def _cells(self, grids: Mapping[str, Axes]) -> dict[Labels, RunRequest]:
+        """Every cell of every grid once, before any is left out."""
         cells: dict[Labels, RunRequest] = {}
-        for request in grid.requests():
-            cells.setdefault(request.labels, request)
+        for name, grid in grids.items():
+            requests = {request.labels: request for request in grid.requests()}
+            if self.entries.get("groups"):
+                self.contents.groups[name] = set(requests)
+            cells |= requests
         return cells
 
-    def _replaced(self, axis: str, replaced: Given, shared: dict[str, list[Any]]) -> list[Any]:
+    def _replaced(self, axis: str, replaced: Given, shared: Mapping[str, list[Any]]) -> list[Any]:
         if axis not in replaced:
-            return shared.get(axis, [])
+            return shared[axis]
         path, raw = replaced[axis]
-        if raw in (None, (), []):
+        if raw in NOTHING:
             message = f"the group replaces {axis} by nothing; "
             self.mistakes.add(path, message + "name at least one, or leave the key out")
         return self._axis(axis, path, raw)

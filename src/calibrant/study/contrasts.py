@@ -13,6 +13,7 @@ from calibrant.registry import did_you_mean
 from calibrant.spec import Call, parse
 from calibrant.study.checking import (
     NAME,
+    NOTHING,
     Given,
     Path,
     StudyContents,
@@ -34,7 +35,6 @@ NARROWED: Final = {
 }
 """Keys of a contrast that restrict it, and the label of a cell that each is about."""
 KEYS: Final = ("name", *SIDES, "on", *NARROWED)
-NOTHING: Final = (None, [], ())
 
 
 def read_contrasts(reader: StudyReader) -> StudyContents:

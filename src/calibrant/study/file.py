@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
 from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, StudyContents, keyed
-from calibrant.study.study import MAY_BE_EMPTY, SINGULAR, Study, read
+from calibrant.study.study import DEFAULTS, SINGULAR, Study, read
 
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""
@@ -49,7 +49,8 @@ def read_study(path: str | FilePath) -> Study:
     keys = keyed(mistakes, (), entries, KEYS, "study")
     for key, (_, value) in keys.items():
         field = fields.get(key, key)
-        if value is not None or field not in MAY_BE_EMPTY:
+        # A key without a value is left out where that may be, and else a mistake.
+        if value is not None or DEFAULTS[field] not in ((), {}, None):
             values[field] = value
     contents = read(values, mistakes) if keys else StudyContents()
     if mistakes.entries:

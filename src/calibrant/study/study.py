@@ -41,32 +41,9 @@ WORDS: Final = {
     "seed": "seeds",
 }
 """Other words for the lists, in the order of their fields."""
-LISTS: Final = (
-    "models",
-    "data",
-    "methods",
-    "sparsities",
-    "seeds",
-    "evaluate",
-    "exclude",
-    "primary",
-    "transforms",
-)
-"""Fields that hold a tuple, also of a single value."""
-LATER_DEFAULTS: Final = {"edits_gb": 8.0}
+LATERDEFAULTS: Final = {"edits_gb": 8.0}
 """Keys that came after the first studies were stored; a study with this value of them has the same
 text as before."""
-MAY_BE_EMPTY: Final = (
-    "tokens",
-    "propagate",
-    "transforms",
-    "baseline",
-    "groups",
-    "exclude",
-    "pools",
-    "primary",
-)
-"""Keys of a study file that may hold nothing."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +116,7 @@ class Study:
             if value is None:
                 continue
             name = WORDS[word]
-            if given[name] != _DEFAULTS[name]:
+            if given[name] != DEFAULTS[name]:
                 mistakes.add((word,), f"{word} says the same as {name}; leave one out")
             given[name] = value
         if mistakes.entries:
@@ -154,14 +131,15 @@ class Study:
     def holding(cls, entries: Mapping[str, Any], contents: StudyContents) -> "Study":
         """Return the study of `entries`, by its fields' names, that `contents` were read from."""
         study = object.__new__(cls)
-        study._hold({**_DEFAULTS, **entries}, contents)
+        study._hold({**DEFAULTS, **entries}, contents)
         return study
 
     def _hold(self, entries: Mapping[str, Any], contents: StudyContents) -> None:
         object.__setattr__(self, "_contents", contents)
         for name, value in entries.items():
             kept = _frozen(written(value))
-            single = name in LISTS and not isinstance(kept, tuple | dict)
+            # A single value stands for a list of one, but for the key `allocation`.
+            single = isinstance(DEFAULTS[name], tuple) and not isinstance(kept, tuple | dict)
             object.__setattr__(self, name, (kept,) if single else kept)
 
     def _repr_html_(self) -> str:
@@ -253,7 +231,7 @@ class Study:
             if not f.init:
                 continue
             name, value = SINGULAR.get(f.name, f.name), getattr(self, f.name)
-            if value not in ((), {}, None) and value != LATER_DEFAULTS.get(name):
+            if value not in ((), {}, None) and value != LATERDEFAULTS.get(name):
                 lines.append(f"{name}: {_as_json(value)}\n")
         return "".join(lines)
 
@@ -322,13 +300,13 @@ class Study:
 
 
 def _default(f: Any) -> Any:
-    """What an entry is where a study doesn't say it."""
     if f.default is not MISSING:
         return f.default
     return () if f.default_factory is MISSING else f.default_factory()
 
 
-_DEFAULTS: Final = {f.name: _default(f) for f in fields(Study) if f.init}
+DEFAULTS: Final = {f.name: _default(f) for f in fields(Study) if f.init}
+"""What each entry is where a study doesn't say it."""
 
 
 def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
@@ -336,7 +314,7 @@ def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
 
     What is left out is at its default. What is wrong goes to `mistakes`.
     """
-    keys = {SINGULAR.get(name, name): value for name, value in {**_DEFAULTS, **entries}.items()}
+    keys = {SINGULAR.get(name, name): value for name, value in {**DEFAULTS, **entries}.items()}
     reader = StudyReader(keys, mistakes)
     contents = reader.grid()
     return contents if reader.refused else read_contrasts(reader)
