@@ -9,6 +9,7 @@ grid holds) needs the entries before it.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -66,6 +67,8 @@ _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {"samples": 128, "length": 2048, "tokens": None}
 NOTHING: Final = (None, (), [])
+SINGLE: Final = (str, int, float, Spec, CalibrationSet)
+"""What is one value and no list of them."""
 NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
 MOST_VALUES: Final = 10_000
@@ -149,11 +152,10 @@ def gathered(value: Any) -> Any:
     """Return a value with lists for all sequences in it; of one without end, enough to see that."""
     if isinstance(value, Mapping):
         return {key: gathered(item) for key, item in value.items()}
-    if isinstance(value, str | Spec | CalibrationSet):
+    if isinstance(value, SINGLE) or not isinstance(value, Iterable):
         return value
-    if isinstance(value, Iterable):
-        return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
-    return value
+    some = islice(value, MOST_VALUES + 1)
+    return [item if isinstance(item, SINGLE) else gathered(item) for item in some]
 
 
 def written(value: Any) -> Any:
@@ -236,6 +238,15 @@ class StudyReader:
         self._budget = dict(_USUAL_BUDGET)
         self._transforms: tuple[Transform, ...] = ()
         self._built: dict[tuple[str, str], Any] = {}
+        self._readers: Final[dict[str, Callable[[Path, Any], Any]]] = {
+            "model": partial(self._text, make=user_text),
+            "data": self._set,
+            "method": partial(self._spec, "method"),
+            "allocation": partial(self._spec, "allocation"),
+            "sparsity": self._target,
+            "seeds": partial(self._whole, noun="a draw", least=0, most=LAST_DRAW),
+            "propagate": partial(self._choice, allowed=PROPAGATIONS),
+        }
 
     def grid(self) -> StudyContents:
         """Read cells and evaluators; `contrasts.read_contrasts` then reads what is compared."""
@@ -265,19 +276,7 @@ class StudyReader:
 
     def value(self, axis: str, path: Path, raw: Any) -> Any:
         """Return one value of an axis, text or object, as an object; None for a mistake."""
-        match axis:
-            case "data":
-                return self._set(path, raw)
-            case "method" | "allocation":
-                return self._spec(axis, path, raw)
-            case "sparsity":
-                return self._target(path, raw)
-            case "seeds":
-                return self._whole(path, raw, "a draw", 0, LAST_DRAW)
-            case "propagate":
-                return self._choice(path, raw, PROPAGATIONS)
-            case _:
-                return self._text(path, raw, user_text)
+        return self._readers[axis](path, raw)
 
     def set_of(self, text: str) -> CalibrationSet:
         """Return the calibration set that a text stands for. `InputError` where there is none."""
@@ -466,13 +465,15 @@ class StudyReader:
         if runs > MOST_RUNS:
             message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
             advice = "take fewer draws, sets or sparsities, or divide it into several"
-            self.mistakes.add(("groups" if self.entries.get("groups") else "data",), message + advice)
+            place = "groups" if self.entries.get("groups") else "data"
+            self.mistakes.add((place,), message + advice)
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
             if several * runs > MOST_COMPARISONS:
                 message = f"{several:,} entries for {runs:,} runs are too many; "
-                self.mistakes.add((key,), message + "write fewer that say more, or divide the study")
+                advice = "write fewer that say more, or divide the study"
+                self.mistakes.add((key,), message + advice)
                 return True
         return False
 
@@ -540,10 +541,11 @@ class StudyReader:
 
     def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
+        read = self._readers[axis]
         values: dict[str, Any] = {}
         places: dict[str, Path] = {}
         for place, given in self._listed(path, raw):
-            value = self.value(axis, place, given)
+            value = read(place, given)
             if value is None:
                 continue
             text = str(value)
