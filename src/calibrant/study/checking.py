@@ -239,7 +239,7 @@ class StudyReader:
         self.mistakes = mistakes
         self.contents = StudyContents()
         self.refused = False
-        """Whether there is so much that none of it was read."""
+        """Whether there is so much that no cell was made."""
         self._budget = dict(_USUAL_BUDGET)
         self._transforms: tuple[Transform, ...] = ()
         self._built: dict[tuple[str, str], Any] = {}
