@@ -63,7 +63,7 @@ def predict(out: Path, study: Study, sets: Sequence[str], targets: Mapping[str, 
 def _shares(text: str, sources: Sequence[str], length: int) -> tuple[Fraction, ...]:
     """How much each source weighs in a set: a mix is of several."""
     found = CalibrationSet(text, length=length)
-    parts = dict(zip(map(str, found.mixed), found.mix.shares, strict=True)) if found.mix else {str(found): Fraction(1)}
+    parts = dict(zip(map(str, found.mixed), found.shares, strict=True)) if found.mixed else {str(found): Fraction(1)}
     return tuple(parts.get(source, Fraction(0)) for source in sources)
 
 

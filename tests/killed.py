@@ -1,7 +1,9 @@
 """Searches that end in the middle, as if the process had been killed."""
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +26,11 @@ def killed_after(*counts: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "add", deadly)
         yield
+
+
+def tried(out: Path) -> int:
+    """How much a killed search of the model that goes to `out` had kept."""
+    path = out.with_name(f".{out.name}.calibrant-partial") / "tried.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        ((kept,),) = database.execute("SELECT count(*) FROM journal")
+    return kept

@@ -25,7 +25,7 @@ from calibrant.walk import walk_blocks
 from calibrant.walk.statistics import Statistics, statistics_id
 
 from tests.refusing import refused
-from tests.study.small import asked, texts
+from tests.study.small import asked, kept_files, texts
 
 
 def job_of(opened: Opened, batch: TokenBatch | None, **how: Any) -> Job:
@@ -169,4 +169,4 @@ def test_a_study_keeps_edits_as_long_as_there_is_room(room: float, kept: bool, t
     study: Study = asked(given, methods=["sparsegpt"], data=["random_tokens"], edits_gb=room)
     finished = study.run(tmp_path / "store")
     assert not finished.failures
-    assert bool(list((tmp_path / "store").glob(f"runs/*/{EDITS}"))) is kept
+    assert bool(kept_files(tmp_path / "store", EDITS)) is kept

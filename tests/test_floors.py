@@ -37,6 +37,7 @@ FLOORS = [
         "llama_cpp",
         "store",
         "outcomes",
+        "database",
         "durable",
         "sealed_tensors",
         "estimates",
@@ -45,7 +46,7 @@ FLOORS = [
     ["data", "models", "searching"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],
-    ["inspection", "compress", "evaluators", "importance", "testing", "languages"],
+    ["inspection", "compress", "evaluators", "importance", "testing", "languages", "options"],
     ["study", "compare", "mixtures", "names"],
     ["report", "screen", "advice"],
     ["demo"],
@@ -57,7 +58,8 @@ LOWER_FIRST = {
     "divergence_kernel": -1,
     "targets": -2,
     "packed": -1,
-    "durable": -2,
+    "database": -2,
+    "durable": -3,
     "sealed_tensors": -1,
     "estimates": -2,
     "outcomes": -1,
@@ -67,6 +69,7 @@ LOWER_FIRST = {
     "compress": -1,
     "inspection": -2,
     "languages": -1,
+    "options": -3,
 }
 """What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [
@@ -86,9 +89,11 @@ TORCH_FREE = [
     "notebook",
     "store",
     "outcomes",
+    "database",
     "durable",
     "estimates",
     "searching",
+    "options",
     "compare",
     "report",
     "screen",
@@ -166,10 +171,10 @@ def test_torch_free_files_never_name_torch():
         assert not named, f"{path.relative_to(ROOT)} imports {', '.join(named)}"
 
 
-def test_importing_leaves_torch_out_and_so_do_lists_of_names_and_what_the_shell_completes():
+def test_importing_leaves_torch_out_and_so_do_lists_of_names_help_and_what_the_shell_completes():
     """Each in turn in one process: what an earlier one brought would be there already."""
     code = """
-import importlib, sys
+import contextlib, importlib, io, sys
 
 HEAVY = {'torch', 'transformers', 'datasets', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'}
 for name in sys.argv[1:]:
@@ -177,15 +182,20 @@ for name in sys.argv[1:]:
     if heavy := HEAVY & sys.modules.keys():
         sys.exit(f'import {name} brings {heavy}')
 
-from calibrant.cli import completing
+from calibrant.cli import app, completing
 from calibrant.names import KINDS, catalogue, removing
+from typer.main import get_command
 
 for kind in KINDS:
     assert catalogue(kind), kind
 assert removing()
 assert completing.expression('gsm8k:co') == ['gsm8k:cot']
+for verb in ('prune', 'quantize', 'imatrix', 'evaluate'):
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        get_command(app)([verb, '--help'], standalone_mode=False)
+    assert '--dtype' in shown.getvalue(), verb
 if heavy := HEAVY & sys.modules.keys():
-    sys.exit(f'a list of names brings {heavy}')
+    sys.exit(f'a list of names or help brings {heavy}')
 """
     names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)

@@ -1,21 +1,18 @@
-"""The grammar of calibration data: what its values hold, and that a label read from a text is the one that the set itself has."""
+"""The grammar of calibration data: what its values hold, and how they are written back."""
 
-from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 
-from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, InputError, SpecError
-from calibrant.grammar import File, MeasuredLabel, Mix, Part, SetLabel, is_path, pieces, read_measured, read_set, read_source, set_label, written_path
+from calibrant.grammar import File, Mix, Part, is_path, pieces, read_set, read_source, read_sum, written_path
 from calibrant.spec import Call
 
 from tests.refusing import refused
 
 
 def test_a_sum_is_read_into_parts():
-    one, two = read_set("3*gsm8k:cot(steps=3)@one + 7*'my data/*.jsonl'(text=body)")
+    one, two = read_sum("3*gsm8k:cot(steps=3)@one + 7*'my data/*.jsonl'(text=body)")
     assert one == Part(Call("gsm8k"), Call("cot", {"steps": 3}), Call("one"), Fraction(3, 10))
     assert two == Part(File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10))
     assert str(two.source) == "'my data/*.jsonl'(text=body)"
@@ -24,11 +21,50 @@ def test_a_sum_is_read_into_parts():
     assert read_source("my-source") == Call("my-source"), "another package may call its source so"
 
 
+def mix_of(names: tuple[str, ...], sets: tuple[str, ...], *shares: Fraction) -> Mix:
+    return Mix(names, tuple(map(read_sum, sets)), shares)
+
+
 def test_a_mix_is_read_with_its_names():
     found = read_set("mix(domain=gsm8k:cot, general='c4 + pile', weight=0.25)")
-    assert found == Mix(("domain", "general"), ("gsm8k:cot", "c4 + pile"), (Fraction(1, 4), Fraction(3, 4)))
-    assert str(found) == "mix(domain=gsm8k:cot, general=c4 + pile, weight=0.25)"
-    assert read_set("mix(a=c4, b=pile, weight=1)") == Mix(("a",), ("c4",), (Fraction(1),)), "what has no weight is left out"
+    assert found == mix_of(("domain", "general"), ("gsm8k:cot", "c4 + pile"), Fraction(1, 4), Fraction(3, 4))
+    assert str(found) == "mix(domain=gsm8k:cot, general=0.5*c4 + 0.5*pile, weight=0.25)"
+    assert read_set("mix(a=c4, b=pile, weight=1)") == read_sum("c4"), "what has no weight is left out"
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("mix(c4=0.5, gsm8k=0.5)", "mix(c4=c4, gsm8k=gsm8k, weight=0.5)"),
+        ("mix(c4=1, gsm8k=1)", "mix(c4=c4, gsm8k=gsm8k)"),
+        ("mix( c4 = 70 %, gsm8k:cot = 30% )", "mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.7)"),
+        ("mix(c4=2, pile=3, gsm8k=5)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.2, 0.3, 0.5])"),
+        ("mix(c4=1, pile=1, gsm8k=1)", "mix(c4=c4, pile=pile, gsm8k=gsm8k)"),
+        ("mix(c4=1, pile=0, gsm8k=3)", "mix(c4=c4, gsm8k=gsm8k, weight=0.25)"),
+        ("mix(c4=1, pile=0, gsm8k=2)", "mix(c4=c4, gsm8k=gsm8k, weights=[1, 2])"),
+        ("mix(c4@one=1, c4@many(separator='=')=3)", "mix(c4_one=c4@one, c4_many_separator=c4@many(separator='='), weight=0.25)"),
+        ("mix('a, b=c.txt'=1, ./notes.txt=1)", "mix(a_b_c_txt='a, b=c.txt'(), notes_txt=./notes.txt)"),
+        ("mix('0.5'=1, ./0.5=1)", "mix(_0_5='0.5', _0_5_2=./0.5)"),
+        ("mix(c4 + pile=1, gsm8k=1)", "mix(c4_pile=c4 + pile, gsm8k=gsm8k)"),
+    ],
+)
+def test_sources_with_their_weights_are_the_mix_of_them_by_their_names(text: str, same: str):
+    found = read_set(text)
+    assert found == read_set(same)
+    assert isinstance(found, Mix)
+    assert read_set(str(found)) == found
+
+
+def test_of_two_sets_one_may_have_all_the_weight():
+    assert read_set("mix(c4=1, gsm8k=0)") == read_sum("c4")
+
+
+def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
+    found = read_set("mix(a='0.5', b=./0.5, weight=0.25)")
+    files = (Part(File("0.5")),), (Part(File("./0.5")),)
+    assert found == Mix(("a", "b"), files, (Fraction(1, 4), Fraction(3, 4)))
+    assert str(found) == "mix(a='0.5', b=./0.5, weight=0.25)"
+    assert read_set(str(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -51,6 +87,15 @@ def test_a_mix_is_read_with_its_names():
         ("notes.jsonl(text=body, text=title)", SpecError, "text"),
         ("'my notes.jsonl'(text=body, text=title)", SpecError, "text"),
         ("mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)", SpecError, "mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)"),
+        ("mix(a=c4, gsm8k=0.5)", SpecError, "mix(a=c4, gsm8k=0.5)"),
+        ("mix(c4=0.5, gsm8k=0.5, weight=0.5)", SpecError, "mix(c4=0.5, gsm8k=0.5, weight=0.5)"),
+        ("mix(c4=0.5, c4=0.5)", SpecError, "mix(c4=0.5, c4=0.5)"),
+        ("mix(c4=1)", SpecError, "mix(c4=1)"),
+        ("mix(c4, gsm8k)", SpecError, "mix(c4, gsm8k)"),
+        ("mix(c4=-1, gsm8k=2)", DataError, "mix(c4=-1, gsm8k=2)"),
+        ("mix(c4=0, gsm8k=0%)", DataError, "mix(c4=0, gsm8k=0%)"),
+        ("mix(c4=1e99, gsm8k=1)", SpecError, "mix(c4=1e99, gsm8k=1)"),
+        ("mix(mix(a=c4, b=pile)=1, gsm8k=1)", SpecError, "mix(a=c4, b=pile)"),
         ("mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])", SpecError, "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])"),
     ],
 )
@@ -58,57 +103,6 @@ def test_what_cannot_be_read_is_refused_by_what_was_given(text: str, error: type
     with pytest.raises(error) as caught:
         read_set(text)
     assert caught.value.subject.strip() == subject
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "c4@crop",
-        "gsm8k:zero",
-        "gsm8k:cot(steps=3)@many(separator=' + ')",
-        "redpajama(subsets=['github', 'arxiv'])",
-        "zipcal(source='c4 + pile')",
-        "similar(source=c4, to='gsm8k:cot')@crop",
-        "0.3*gsm8k:cot + 0.7*c4",
-        "mix(domain=gsm8k:cot, general=c4, weight=0.5)",
-        "arithmetic:chat",
-    ],
-)
-def test_the_label_of_a_text_is_that_of_the_set(text: str):
-    made = CalibrationSet(text).label
-    read = set_label(made.text)
-    assert made.text == str(CalibrationSet(text))
-    assert read == replace(made, family=read.family), "what a set is about isn't in its text"
-
-
-def test_the_label_of_a_file_is_that_of_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("a: b.jsonl").write_text('{"Q": "why?", "A": "because"}\n')
-    made = CalibrationSet("'a: b.jsonl':icl(question='Q', answer='A')@crop").label
-    assert made == SetLabel(made.text, "'a: b.jsonl'(question='Q', answer='A')", "", "qa", "crop", "qa@crop", "own")
-    assert set_label(made.text) == made
-
-
-def test_a_label_that_cannot_be_read_has_a_source_at_most():
-    assert set_label("what ( is this") == SetLabel("what ( is this", "what ( is this")
-    assert set_label("javascript:alert(1)") == SetLabel("javascript:alert(1)", "javascript")
-
-
-@pytest.mark.parametrize(
-    ("text", "source", "brief"),
-    [
-        ("wikitext:text", "wikitext", "wikitext"),
-        ("race (3-shot, seed 1)", "race", "race (3-shot, seed 1)"),
-        ("gsm8k, 3-shot, cot", "gsm8k", "gsm8k, 3-shot, cot"),
-        ("wikitext:text, joined", "wikitext", "wikitext"),
-        ("arc_easy, 5-shot (harness)", "arc_easy", "arc_easy, 5-shot (harness)"),
-        ("flores(language='fra_Latn'):text", "flores(language='fra_Latn')", "flores(language='fra_Latn')"),
-        ("'a: b.jsonl':text", "'a: b.jsonl'", "'a: b.jsonl'"),
-        ("what ( is this", "what ( is this", "what ( is this"),
-    ],
-)
-def test_what_was_measured_is_of_a_source(text: str, source: str, brief: str):
-    assert read_measured(text) == MeasuredLabel(source, brief)
 
 
 def test_marks_within_quotes_and_brackets_divide_nothing():

@@ -131,7 +131,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None = None, question: str = "") -> None:
-        self._question = question
+        self.question = question
         self._database: Database | None = None
         self._known = dict[str, Any]()
         if path is not None:
@@ -162,7 +162,7 @@ class Journal:
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
         if self._database is not None:
-            entries = [(self._question, name, self._entry(name, value)) for name, value in results.items()]
+            entries = [(self.question, name, self._entry(name, value)) for name, value in results.items()]
             with self._database.writing("write the journal") as connection:
                 connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?)", entries)
         self._known.update(results)
@@ -171,8 +171,11 @@ class Journal:
         """Forget it: the measurement is whole."""
         if self._database is None or not self._database.path.is_file():
             return
+        begun = "SELECT 1 FROM journal WHERE question = ? LIMIT 1"
+        if not self._database.rows(begun, self.question):
+            return  # as mostly, and looking is quicker than a transaction
         with self._database.writing("end the journal") as connection:
-            connection.execute("DELETE FROM journal WHERE question = ?", (self._question,))
+            connection.execute("DELETE FROM journal WHERE question = ?", (self.question,))
 
     def _open(self, path: Path) -> None:
         """Keep what is found in a file of its own. One that is damaged is begun anew."""
@@ -189,7 +192,7 @@ class Journal:
     def _read(self, database: Database) -> None:
         """Read what was found before."""
         query = "SELECT name, entry FROM journal WHERE question = ? ORDER BY rowid"
-        for name, entry in database.rows(query, self._question):
+        for name, entry in database.rows(query, self.question):
             try:
                 value, seal = from_json(entry)
                 if seal != self._seal(name, value):
@@ -202,7 +205,7 @@ class Journal:
         return line_of_json([value, self._seal(name, value)])
 
     def _seal(self, name: str, value: Any) -> str:
-        purpose = {"kind": "journal", "question": self._question}
+        purpose = {"kind": "journal", "question": self.question}
         return seal_of(purpose, line_of_json([name, value]).encode())[:_SEAL_DIGITS]
 
 

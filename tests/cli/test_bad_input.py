@@ -31,6 +31,7 @@ def unchanged(tmp_path: Path):
 WRONG_WORDS = [
     ("--data", "wikitxt", "wikitxt"),
     ("--data", "missing.jsonl", "missing.jsonl"),
+    ("--data", "mix(a=python_docs, python_code=0.5)", "mix(a=python_docs, python_code=0.5)"),
     ("--method", "wnada", "wnada"),
     ("--method", "wanda(x=__import__('os'))", "__import__"),
     ("--method", "rtn", "rtn"),

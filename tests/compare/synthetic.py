@@ -1,10 +1,9 @@
-"""A store of made-up records, written as quickly as a disk allows: for tests of speed and of what a report says of a large study.
+"""A store of made-up records, written quickly: for tests of speed and of what a report says of a large study.
 
-Documents, draws and sets have effects of known size; the study names primary contrasts and a pool. The folder's layout is the store's own.
+Documents, draws and sets have effects of known size; the study names primary contrasts and a pool.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from calibrant.store import MARKER
+from calibrant.store import PROFILE, Cell, Measurement, Outcome, Record, Run, Score, Store
 
 MATRICES = 30
 """Matrices that a record lists, as a small model has them."""
@@ -46,30 +43,38 @@ class Synthetic:
     def write(self, folder: Path) -> Path:
         """Write it into a new folder."""
         rng = np.random.default_rng(0)
-        folder.mkdir(parents=True)
-        _json(folder / MARKER, {"format": 1, "what": "made up"})
         lengths = [rng.integers(50, 500, self.items).astype(float) for _ in range(self.measures)]
         hard = [rng.normal(0, 0.5, self.items) for _ in range(self.measures)]
-        cells = []
-        for model, data, method, target, seed, loss in self._runs(rng):
-            run = _id(model, data, method, target, seed)
-            _record(folder / "runs" / run, model, data, method, target, seed, rng if self.facts else None)
-            measures = {}
-            for m in range(self.measures):
-                text = f"loss(source='text{m}')"
-                nats = lengths[m] * (loss + hard[m] + rng.normal(0, self.over_items if method != "none" else 0.0, self.items))
-                measure = _id(run, text)
-                _measurement(folder / "runs" / run / "measures" / measure, f"text{m}", nats, lengths[m])
-                measures[text] = f"sha256:{measure}"
-            told = {"model": model, "data": data, "method": method, "target": target, "seed": seed, "propagate": "dense" if data else ""}
-            cells.append({**told, "run": f"sha256:{run}", "measures": measures})
-        study = {
-            "baseline": "set0",
-            "pools": {"odd": [f"set{i}" for i in range(1, self.sets, 2)], "even": [f"set{i}" for i in range(0, self.sets, 2)]},
-            "primary": [{"name": "odd or even", "compare": "odd", "with": "even"}, {"compare": "set1", "with": "set0"}],
-        }
-        _json(folder / "index.json", {"cells": cells, "study": study, "revisions": {"method wanda": 1}})
+        cells: list[Cell] = []
+        with Store(folder) as store:
+            # Nothing is lost that matters, if power is.
+            store.live.database.rows("PRAGMA synchronous = OFF")
+            for model, data, method, target, seed, loss in self._runs(rng):
+                run = _run(model, data, method, target, seed)
+                _add(store, run, rng if self.facts and data else None)
+                chance = self.over_items if method != "none" else 0.0
+                measures: dict[str, str] = {}
+                for number in range(self.measures):
+                    each = loss + hard[number] + rng.normal(0, chance, self.items)
+                    name = f"text{number}"
+                    measured = _measured(name, lengths[number] * each, lengths[number])
+                    form = {"spec": "loss", "source": name, "revision": 1}
+                    measures[f"loss(source={name!r})"] = store.add_measurement(run.id, form, measured)
+                cells.append(Cell(model, data, method, target, seed, run.id, measures, run.propagate))
+            store.write_cells(cells, self._study(), {"method wanda": 1})
         return folder
+
+    def _study(self) -> dict[str, Any]:
+        """What a reader of the results needs to know of the study."""
+        odd = [f"set{number}" for number in range(1, self.sets, 2)]
+        even = [f"set{number}" for number in range(0, self.sets, 2)]
+        of_pools = {"name": "odd or even", "compare": "odd", "with": "even"}
+        of_sets = {"compare": "set1", "with": "set0"}
+        return {
+            "baseline": "set0",
+            "pools": {"odd": odd, "even": even},
+            "primary": [of_pools, of_sets],
+        }
 
     def _runs(self, rng: np.random.Generator) -> Iterator[tuple[str, str, str, str, int, float]]:
         for model in (f"model{i}" for i in range(self.models)):
@@ -82,34 +87,36 @@ class Synthetic:
                             yield model, f"set{i}", method, target, seed, 3.3 + self.effect * i + rng.normal(0, self.over_draws)
 
 
-def _id(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1), "utf-8")
-
-
-def _record(folder: Path, model: str, data: str, method: str, target: str, seed: int, rng: np.random.Generator | None = None) -> None:
-    folder.mkdir(parents=True)
-    run = {"model": f"sha256:{model}", "model_name": model, "data": data, "tokens": f"sha256:{data}{seed}" if data else ""}
-    run |= {"method": {"spec": method}, "target": target, "allocation": {"spec": "uniform"}, "propagate": "dense" if data else ""}
-    run |= {"dtype": "float32", "seed": seed}
-    facts = {"data": data, "draw": seed, "overlap": 0.0, "tokens": 8192, "windows": 16} if data else {}
-    if rng is not None and data:
-        parts = [
-            {"data": data, "rows": 40, "rows_held": 900, "row_lengths": [9, 80, 120, 200, 900], "licence": "MIT", "share": 1.0, "origin": "made up"}
-        ]
-        facts |= {"length": 512, "parts": parts}
-        _json(folder / "profile.json", _profile(data, rng))
-    weights = (
-        _matrices(rng)
-        if rng is not None and data
-        else [{"name": f"matrix {i}", "shape": [64, 64], "zeros": 2048, "sparsity": 0.5, "bits": "0" * 64, "notes": {}} for i in range(MATRICES)]
+def _run(model: str, data: str, method: str, target: str, seed: int) -> Run:
+    return Run(
+        model=f"sha256:{model}",
+        model_name=model,
+        data=data,
+        tokens=f"sha256:{data}{seed}" if data else "",
+        method={"spec": method},
+        target=target,
+        allocation={"spec": "uniform"},
+        propagate="dense" if data else "",
+        dtype="float32",
+        seed=seed,
     )
-    kept = {"data_facts": facts, "dense": [], "id": f"sha256:{folder.name}", "run": run, "sparsity": 0.5, "weights": weights}
-    _json(folder / "record.json", kept)
-    _json(folder / "provenance.json", {"seconds": {"compress": 1.0}, "device": "cpu", "threads": 1, "peak_memory_bytes": 10**9})
+
+
+def _add(store: Store, run: Run, rng: np.random.Generator | None) -> None:
+    """Add a record; one that looks at data has facts of it, and with a generator all that a page is made of."""
+    data, facts, files = run.data, dict[str, Any](), dict[str, bytes]()
+    usual = {"shape": [64, 64], "zeros": 2048, "sparsity": 0.5, "bits": "0" * 64, "notes": {}}
+    weights: list[dict[str, Any]] = [{"name": f"matrix {number}", **usual} for number in range(MATRICES)]
+    if data:
+        facts = {"data": data, "draw": run.seed, "overlap": 0.0, "tokens": 8192, "windows": 16}
+    if rng is not None:
+        part = {"data": data, "rows": 40, "rows_held": 900, "row_lengths": [9, 80, 120, 200, 900]}
+        part |= {"licence": "MIT", "share": 1.0, "origin": "made up"}
+        facts |= {"length": 512, "parts": [part]}
+        files = {PROFILE: json.dumps(_profile(data, rng)).encode()}
+        weights = _matrices(rng)
+    about = {"seconds": {"compress": 1.0}, "device": "cpu", "threads": 1, "peak_memory_bytes": 10**9}
+    store.add_record(Record(run, 0.5, tuple(weights), data_facts=facts, provenance=about), files)
 
 
 def _matrices(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -129,14 +136,11 @@ def _profile(data: str, rng: np.random.Generator) -> dict[str, Any]:
     return {"words": words, **shares, **told, "examples": [{"part": data, "licence": "MIT", "text": f"{data}: some words\n" * 9}] * 2, "unquoted": {}}
 
 
-def _measurement(folder: Path, measured: str, nats: np.ndarray, tokens: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    score = {"measured": measured, "metric": "loss", "value": float(nats.sum() / tokens.sum()), "unit": "nats/token", "better": "lower"}
-    score |= {"facts": {"length": 512}, "stderr": 0.05, "n": len(nats), "chance": None}
-    evaluator = {"spec": "loss", "source": measured, "revision": 1}
-    _json(folder / "score.json", {"data": "", "evaluator": evaluator, "id": f"sha256:{folder.name}", "run": "", "score": score})
-    _json(folder / "provenance.json", {"seconds": 0.5})
-    items = pa.array([hashlib.sha256(f"{measured} {i}".encode()).hexdigest() for i in range(len(nats))])
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"item": items, "value": pa.array(nats), "weight": pa.array(tokens)}), buffer, compression="zstd")
-    (folder / "items.parquet").write_bytes(buffer.getvalue())
+def _measured(name: str, nats: np.ndarray, tokens: np.ndarray) -> Measurement:
+    value = float(nats.sum() / tokens.sum())
+    score = Score(name, "loss", value, 0.05, len(nats), "nats/token", "lower", facts={"length": 512})
+    outcomes: list[Outcome] = []
+    for number in range(len(nats)):
+        key = hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]
+        outcomes.append(Outcome(key, float(nats[number]), float(tokens[number])))
+    return Measurement(score, tuple(outcomes), {"seconds": 0.5})

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import label_set, read
+from calibrant.compare import label_measured, label_set, read
+from calibrant.compare.labels import MeasuredLabel
 from calibrant.data import CalibrationSet
+from calibrant.grammar import SetLabel
 from calibrant.store import Cell, Record, Run, Store
 from calibrant.testing import tiny_tokenizer
 
@@ -74,3 +76,54 @@ def test_a_source_of_another_package_says_its_own_family(plugged: Callable[..., 
     assert (str(told), told.label.family) == ("my-elements:icl", "reading")
     assert told.tokens(tiny_tokenizer()).facts["parts"][0]["family"] == "reading"
     assert label_set("0.5*my-elements + 0.5*c4").family == "mixed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "c4@crop",
+        "gsm8k:zero",
+        "gsm8k:cot(steps=3)@many(separator=' + ')",
+        "redpajama(subsets=['github', 'arxiv'])",
+        "zipcal(source='c4 + pile')",
+        "similar(source=c4, to='gsm8k:cot')@crop",
+        "0.3*gsm8k:cot + 0.7*c4",
+        "mix(domain=gsm8k:cot, general=c4, weight=0.5)",
+        "arithmetic:chat",
+    ],
+)
+def test_the_label_of_a_text_is_that_of_the_set(text: str):
+    made = CalibrationSet(text).label
+    read = label_set(made.text)
+    assert made.text == str(CalibrationSet(text))
+    assert read == replace(made, family=read.family), "what a set is about isn't in its text"
+
+
+def test_the_label_of_a_file_is_that_of_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a: b.jsonl").write_text('{"Q": "why?", "A": "because"}\n')
+    made = CalibrationSet("'a: b.jsonl':icl(question='Q', answer='A')@crop").label
+    assert made == SetLabel(made.text, "'a: b.jsonl'(question='Q', answer='A')", "", "qa", "crop", "qa@crop", "own")
+    assert label_set(made.text) == made
+
+
+def test_a_label_that_cannot_be_read_has_a_source_at_most():
+    assert label_set("what ( is this") == SetLabel("what ( is this", "what ( is this")
+    assert label_set("javascript:alert(1)") == SetLabel("javascript:alert(1)", "javascript")
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "brief"),
+    [
+        ("wikitext:text", "wikitext", "wikitext"),
+        ("race (3-shot, seed 1)", "race", "race (3-shot, seed 1)"),
+        ("gsm8k, 3-shot, cot", "gsm8k", "gsm8k, 3-shot, cot"),
+        ("wikitext:text, joined", "wikitext", "wikitext"),
+        ("arc_easy, 5-shot (harness)", "arc_easy", "arc_easy, 5-shot (harness)"),
+        ("flores(language='fra_Latn'):text", "flores(language='fra_Latn')", "flores(language='fra_Latn')"),
+        ("'a: b.jsonl':text", "'a: b.jsonl'", "'a: b.jsonl'"),
+        ("what ( is this", "what ( is this", "what ( is this"),
+    ],
+)
+def test_what_was_measured_is_of_a_source(text: str, source: str, brief: str):
+    assert label_measured(text) == MeasuredLabel(source, brief)

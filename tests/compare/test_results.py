@@ -5,14 +5,13 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import polars as pl
 import pytest
 
 from calibrant.compare import compare, contrast, draws, read, tidy
 from calibrant.compare.crossed import ItemValues
 from calibrant.compare.results import narrowed
 from calibrant.errors import DataError, InputError, SpecError
-from calibrant.store import Measurement, Score, Store
+from calibrant.store import Measurement, Outcome, Score, Store
 
 from tests.compare.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
 
@@ -48,21 +47,17 @@ def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(drawn: Store, r
     assert tidy(reading).equals(tidy(drawn))
 
 
-def rewritten(path: Path, items: pl.DataFrame) -> None:
-    """Other items in the place of a measurement's own, as in a folder from before there were sums."""
-    items.write_parquet(path)
-    (path.parent / "sums.json").unlink()
-    (path.parent / "provenance.json").unlink()
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool):
+def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path):
     store = store_of(tmp_path, LOSSES)
-    for at, path in enumerate(sorted(tmp_path.rglob("items.parquet"))):
-        keys = pl.col("item").map_elements(lambda name: hashlib.sha256(name.encode()).hexdigest(), pl.String)
-        rewritten(path, pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)))
-    if alone:
-        monkeypatch.setattr("polars.scan_parquet", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    number = 0
+    for run in store.ids():
+        for measure, form in store.evaluators(run).items():
+            number += 1
+            kept = store.measurement(run, measure)
+            assert kept is not None
+            store.remove(run, measure)
+            outcomes = tuple(renamed(outcome, 16 if number % 2 else 64) for outcome in kept.outcomes)
+            store.add_measurement(run, form, replace(kept, outcomes=outcomes))
     found = [sample.items for of in read(store).items.values() for sample in of.values()]
     assert {len(name) for items in found for name in items} == {16}
     assert len(set(found)) < len(found), "the same items, by whichever names"
@@ -70,15 +65,23 @@ def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path,
     assert {ItemValues.of(measured).items for measured in kept if measured} == set(found)
 
 
-def test_a_file_of_items_that_cannot_be_read_is_named_and_scores_need_none(tmp_path: Path):
+def renamed(outcome: Outcome, digits: int) -> Outcome:
+    """An outcome of the same item, called by so many digits of a hash."""
+    return replace(outcome, item=hashlib.sha256(outcome.item.encode()).hexdigest()[:digits])
+
+
+def test_items_that_cannot_be_read_are_named_and_scores_need_none(tmp_path: Path):
     store = store_of(tmp_path, LOSSES)
     cell = store.cells()[2]
-    path = store.measure_folder(cell.run, cell.measures["loss(source='docs')"]) / "items.parquet"
-    path.write_bytes(b"no parquet")
-    with pytest.raises(DataError, match=cell.run.partition(":")[2][:16]):
+    measure = cell.measures["loss(source='docs')"]
+    harmed = "UPDATE measurements SET items = ?"
+    with store.live.database.writing("harm it") as connection:
+        connection.execute(f"{harmed} WHERE id = ?", (b"no parquet", measure))
+    with pytest.raises(DataError) as raised:
         read(store)
-    for path in tmp_path.rglob("items.parquet"):
-        path.unlink()
+    assert raised.value.subject == store.results(cell.run, measure).where(cell.run, measure)
+    with store.live.database.writing("harm all") as connection:
+        connection.execute(harmed, (b"",))
     assert tidy(store).height == 10
 
 

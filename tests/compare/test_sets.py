@@ -76,7 +76,7 @@ def test_key_terms_are_the_words_that_stand_out():
 def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path):
     store = store_of(tmp_path, {"gsm8k:cot": [[3.9, 2.1]]}, profiles={"gsm8k:cot": profile(WORDS["gsm8k:cot"])})
     (cell,) = store.cells()
-    path = store.run_folder(cell.run) / PROFILE
+    path = store.blobs.path(store.results(cell.run).digests(cell.run)[PROFILE])
     path.write_text("{")
     with pytest.raises(DataError) as raised:
         summaries(store, read(store))

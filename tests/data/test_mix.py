@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet
 from calibrant.data.calibration import KINDS
+from calibrant.errors import SpecError
 from calibrant.inspection import inspect_tokens
 
 
@@ -32,10 +33,18 @@ def folder(tmp_path: Path, jsonl: Callable[..., Path], monkeypatch: pytest.Monke
         ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[2, 2, 2])", "mix(a=wikitext, b=gsm8k:icl, c=python_docs)"),
         ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[1, 2, 3])", "mix(a=wikitext, b=gsm8k:icl, c=python_docs, weights=[1, 2, 3])"),
         ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[1, 0, 3])", "mix(a=wikitext, c=python_docs, weight=0.25)"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[1, 0, 2])", "mix(a=wikitext, c=python_docs, weight=0.3333333333333333)"),
+        ("mix(wikitext=0.5, gsm8k=0.5)", "mix(wikitext=wikitext, gsm8k=gsm8k:icl, weight=0.5)"),
+        ("mix(wikitext=30%, gsm8k:cot=70%)", "mix(wikitext=wikitext, gsm8k_cot=gsm8k:cot, weight=0.3)"),
+        ("mix(wikitext=1, gsm8k=2, python_docs=3)", "mix(wikitext=wikitext, gsm8k=gsm8k:icl, python_docs=python_docs, weights=[1, 2, 3])"),
+        ("mix('a, b=c+d.jsonl'=1, corpus.jsonl=3)", "mix(a_b_c_d_jsonl='a, b=c+d.jsonl'(), corpus_jsonl=corpus.jsonl, weight=0.25)"),
+        ("mix('0.5'=0.5, ./0.5=0.5)", "mix(_0_5='0.5', _0_5_2=./0.5, weight=0.5)"),
     ],
 )
 def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, canonical: str) -> None:
     (folder / "a, b=c+d.jsonl").write_bytes((folder / "corpus.jsonl").read_bytes())
+    (folder / "0.5").mkdir()
+    (folder / "0.5" / "corpus.jsonl").write_bytes((folder / "corpus.jsonl").read_bytes())
     chosen = CalibrationSet(text, samples=3, length=20, seed=2)
     assert str(chosen) == canonical
     assert CalibrationSet(canonical, samples=3, length=20, seed=2) == chosen
@@ -43,6 +52,14 @@ def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, cano
     assert repr(chosen) == f"CalibrationSet({canonical!r}, samples=3, length=20, seed=2)"
     assert [(part.samples, part.length, part.budget, part.seed) for part in chosen.mixed] == [(3, 20, None, 2)] * len(chosen.mixed)
     assert sum(term.share for term in chosen.parts) == 1
+
+
+def test_sources_with_their_weights_are_what_they_are_with_names() -> None:
+    named = CalibrationSet("mix(wikitext=wikitext, gsm8k=gsm8k, weight=0.5)", tokens=64, length=32)
+    assert CalibrationSet("mix(wikitext=0.5, gsm8k=0.5)", tokens=64, length=32) == named
+    with pytest.raises(SpecError) as caught:
+        CalibrationSet("mix(wikitxt=0.5, gsm8k=0.5)")
+    assert caught.value.subject == "wikitxt"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +111,7 @@ def test_the_fingerprint_covers_the_parts_and_the_weight(folder: Path, letters: 
     ]
     assert len({plain, *others}) == 6
     assert made("mix(c=corpus.jsonl, d=problems.jsonl, weight=0.25)") == plain, "names are labels"
+    assert made("mix(corpus.jsonl=0.25, problems.jsonl=0.75)") == plain
     parts = [CalibrationSet(text, samples=3, length=32).tokens(letters).fingerprint for text in ("corpus.jsonl", "problems.jsonl")]
     assert plain == "sha256:" + hashlib.sha256(f"mix\n1/4 {parts[0]}\n3/4 {parts[1]}\n".encode()).hexdigest()
 

@@ -28,7 +28,9 @@ SETS = [
     ("wikitext:qa", "wikitext can't be rendered as qa: that needs question, answer, and wikitext has text"),
     ("race:cot", "race can't be rendered as cot: that needs rationale, and race has question, answer, choices; sets that have it: anli_r1"),
     ("nowhere/mine.jsonl", "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source"),
-    ("mix(a=gsm8k)", "'mix(a=gsm8k)' has the sets a and no weights; write sets, each with a name of your own"),
+    ("mix(a=gsm8k)", "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or"),
+    ("mix(c4, gsm8k)", "'c4' is no name=value of its own; write each set with its weight"),
+    ("mix(a=c4, gsm8k=0.5)", "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file called 0.5 is written '0.5' or"),
     ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
     ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
 ]

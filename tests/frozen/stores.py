@@ -67,7 +67,7 @@ def wrong_ids(folder: Path, every: int = 1) -> list[str]:
                 place += 1
                 if place % every:
                     continue
-                fields = store.files(run, measure).score_file()
+                fields = store.results(run, measure).score(run, measure)
                 if measurement_id(run, fields["evaluator"], fields.get("data", "")) != measure:
                     wrong.append(measure)
     return wrong

@@ -20,7 +20,7 @@ from calibrant.searching import Choice, Trials
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
-from tests.killed import killed_after
+from tests.killed import killed_after, tried
 from tests.usual import usually
 
 BLOCKS = 8
@@ -110,8 +110,7 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
             kept += 1
         else:
             break
-        (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
-        assert len(journal.read_text().splitlines()) > 1
+        assert tried(out) > 0
         again = prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()

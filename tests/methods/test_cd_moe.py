@@ -25,7 +25,7 @@ from calibrant.store import Record
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, tiny_tokenizer
 
-from tests.killed import killed_after
+from tests.killed import killed_after, tried
 from tests.models.mixtures_of_experts import tiny_mixture
 from tests.usual import usually
 
@@ -261,8 +261,7 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[s
         out = tmp_path / f"killed-{at}"
         with killed_after(at), pytest.raises(KeyboardInterrupt):
             prune(folder, "python_docs", method, 0.5, out, **SMALL)
-        (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
-        assert len(journal.read_text().splitlines()) > 1
+        assert tried(out) > 0
         again = prune(folder, "python_docs", method, 0.5, out, **SMALL)
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()

@@ -68,7 +68,7 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     # What is written is what --data takes.
     chosen = CalibrationSet(found.expr, tokens=256, length=128)
     assert str(chosen) == found.expr
-    shares = [float(share) for share in chosen.mix.shares] if chosen.mix else [1.0]
+    shares = [float(share) for share in chosen.shares] or [1.0]
     assert shares == pytest.approx([weight for weight in found.weights.values() if weight])
 
 

@@ -1,12 +1,14 @@
 """Workers that are in this process, do what real ones do, and die when a test wants them to."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from calibrant.errors import WorkerError
 from calibrant.progress import silent
-from calibrant.store import Store
+from calibrant.store import STUDY, Store
 from calibrant.study import Study, StudyResult
 from calibrant.study.driver import Message
 from calibrant.study.sending import packed
@@ -48,10 +50,11 @@ class Mortal(Worker):
 def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False) -> StudyResult:
     """What two such workers make of a study."""
     Mortal.born = 0
-    with Store(folder) as store:
-        store.write_text("study.yaml", study.as_yaml())
+    with Store(folder) as store, tempfile.TemporaryDirectory() as shared:
+        store.write_text(STUDY, study.as_yaml())
         workload = study.workload()
-        (store.staging_folder() / WORK).write_bytes(packed(workload))
-        (store.staging_folder() / FORGIVEN).write_text("{}")
-        job = {"folder": str(folder), "shared": str(store.staging_folder()), "count": 2, "threads": 1}
-        return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])
+        (Path(shared) / WORK).write_bytes(packed(workload))
+        (Path(shared) / FORGIVEN).write_text("{}")
+        job = {"folder": str(folder), "shared": shared, "count": 2, "threads": 1}
+        starts = [partial(Mortal, {**job, "place": place}, deadly) for place in range(2)]
+        return supervise(Summary(store, workload, silent), starts)

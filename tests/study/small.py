@@ -4,13 +4,19 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from calibrant.report import report
+from calibrant.store import STUDY, Store, is_store
+from calibrant.store.items import to_bytes
+from calibrant.store.live import DATABASE, LiveResults
+from calibrant.store.results import MeasurementRow, RunRow
 from calibrant.study import Study, driver
 from calibrant.testing import tiny_folder
 
@@ -42,10 +48,34 @@ def asked(given: dict[str, str], **changes: Any) -> Study:
     return Study(**{**usual, **changes})
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that a reader of the results sees, provenance aside."""
-    kept = [p for part in ("runs", "failures") for p in (folder / part).rglob("*") if p.is_file() and p.name != "provenance.json"]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in [*kept, folder / "index.json", folder / "study.yaml"]}
+def results(folder: Path) -> dict[str, Any]:
+    """All that a reader of the results sees, provenance aside: each run and each measurement by its kind and id."""
+    with Store(folder, create=False) as store:
+        seen: dict[str, Any] = {
+            STUDY: store.study_text(),
+            "grid": store.index().plain(),
+            "failures": store.failures(),
+        }
+        for run in store.ids():
+            place = store.results(run)
+            files = {name: place.file(run, name) for name in place.digests(run)}
+            seen[f"run {run}"] = place.record(run), place.weights(run), files
+            for measurement in sorted(store.measured(run)):
+                place = store.results(run, measurement)
+                items = to_bytes(place.items(run, measurement))
+                seen[f"measured {measurement}"] = place.score(run, measurement), items
+    return seen
+
+
+def kept_files(folder: Path, name: str) -> dict[str, Path]:
+    """Where the file of this name lies that is kept with each run; of those that are there."""
+    found = dict[str, Path]()
+    with Store(folder, create=False) as store:
+        for run in store.ids():
+            digest = store.results(run).digests(run).get(name)
+            if digest is not None and store.blobs.path(digest).is_file():
+                found[run] = store.blobs.path(digest)
+    return found
 
 
 def tables(folder: Path) -> tuple[str, str]:
@@ -85,22 +115,33 @@ def ended(number: int) -> int:
 
 
 class Logged:
-    """Writes down, for this process and its children, which runs are compressed and what is measured, by their bare ids."""
+    """Writes down, for this process and its children, which runs are compressed, what is measured, and what is kept, by their ids."""
 
     def __init__(self, log: Path, monkeypatch: Any) -> None:
         self._log = log
         compress, timed = driver.compress, driver.timed
 
         def compressing(opened: Any, seen_by: Any, batch: Any, what: Any, **told: Any) -> Any:
-            self._write("compress", what.run(opened, batch, told["data"], told["seed"]).id[7:])
+            self._write("compress", what.run(opened, batch, told["data"], told["seed"]).id)
             return compress(opened, seen_by, batch, what, **told)
 
         def measuring(task: Any, opened: Any, progress: Any, reference: Any, journal: Any) -> Any:
-            self._write("measure", journal.path.stem)
+            self._write("measure", journal.question)
             return timed(task, opened, progress, reference, journal)
 
         monkeypatch.setattr(driver, "compress", compressing)
         monkeypatch.setattr(driver, "timed", measuring)
+        for name in ("add_run", "add_measurement"):
+            monkeypatch.setattr(LiveResults, name, self._keeping(getattr(LiveResults, name)))
+
+    def _keeping(self, add: Callable[..., None]) -> Callable[..., None]:
+        """What adds a result, and writes down that it is kept when that is said."""
+
+        def keeping(place: LiveResults, row: RunRow | MeasurementRow) -> None:
+            add(place, row)
+            self._write("keep", row.id)
+
+        return keeping
 
     def _write(self, what: str, name: str) -> None:
         with self._log.open("a") as file:
@@ -113,19 +154,54 @@ class Logged:
 
 
 def finished(folder: Path) -> set[str]:
-    """The bare ids of what a store need never compute again: measurements, and runs of which both are there."""
-    found = [p.parent for p in folder.glob("runs/*/measures/*/score.json")]
-    runs = [p.parents[1].name for p in found]
-    return {p.name for p in found} | {run for run in runs if runs.count(run) == 2}
+    """The ids of what a store need never compute again: measurements, and runs of which both are there."""
+    found = set[str]()
+    if not is_store(folder):
+        return found
+    with Store(folder, create=False) as store:
+        for run in store.ids():
+            measured = store.measured(run)
+            found |= measured
+            if len(measured) == 2:
+                found.add(run)
+    return found
 
 
-def written(folder: Path) -> dict[str, tuple[int, int]]:
-    """The inode and the time of every record and measurement in a store: one that was written again has others."""
-    found = [*folder.glob("runs/*/record.json"), *folder.glob("runs/*/measures/*/score.json")]
-    return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in found}
+def written(folder: Path) -> dict[str, str]:
+    """The provenance of every run and measurement in a store: one that was computed again took other seconds."""
+    found = dict[str, str]()
+    if not is_store(folder):
+        return found
+    with Store(folder, create=False) as store:
+        for run in store.ids():
+            found[run] = json.dumps(store.provenance(run))
+            for measurement in store.measured(run):
+                found[measurement] = json.dumps(store.provenance(run, measurement))
+    return found
 
 
 def answers(folder: Path) -> set[tuple[str, str]]:
     """The runs and measurements that a store's grid tells of."""
-    cells = json.loads((folder / "index.json").read_text())["cells"] if (folder / "index.json").exists() else []
-    return {(cell["run"], measure) for cell in cells for measure in cell["measures"].values()}
+    found = set[tuple[str, str]]()
+    with Store(folder, create=False) as store:
+        for cell in store.index().cells:
+            found.update((cell.run, measurement) for measurement in cell.measures.values())
+    return found
+
+
+def claims(folder: Path) -> list[str]:
+    """What processes that live, or were killed, are at work on in a store."""
+    return names_in(folder, "SELECT name FROM claims")
+
+
+def journals(folder: Path) -> list[str]:
+    """The ids of what a store has an unfinished journal of."""
+    return names_in(folder, "SELECT DISTINCT question FROM journal")
+
+
+def names_in(folder: Path, query: str) -> list[str]:
+    """What a query finds in a store's database."""
+    if not is_store(folder):
+        return []
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        return [name for (name,) in database.execute(query)]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError
-from calibrant.store import EDITS, MASK, verify
+from calibrant.store import EDITS, MASK, Store, verify
+from calibrant.store.verifying import LEFTOVER
 
-from tests.study.small import asked, tables
+from tests.study.small import asked, kept_files, tables
 
 DENSE = {"methods": ["wanda"], "propagate": "dense", "data": ["random_tokens", "full_stops"]}
 
@@ -49,13 +51,22 @@ def test_a_statistic_that_is_not_what_was_written_is_made_again(
     assert verify(store) == []
 
 
+def test_a_statistic_that_a_kill_left_half_written_is_a_leftover(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    *_, path = sorted(tmp_path.glob("statistics/*/norms/block-00000.safetensors"))
+    path.with_name(f"{UNFINISHED}-{path.name}").write_bytes(path.read_bytes()[:-9])
+    (problem,) = verify(tmp_path)
+    assert problem.remedy == LEFTOVER
+    assert problem.where.endswith(f"{UNFINISHED}-{path.name}")
+
+
 def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
     losses = [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")]
     store, whole = tmp_path / "store", tmp_path / "whole"
     asked(given, methods=["wanda", "sparsegpt"], evaluate=losses[:1]).run(whole)
     shutil.copytree(whole, store)
     for name in (MASK, EDITS):
-        first, second, *_ = sorted((store / "runs").glob(f"*/{name}"))
+        first, second, *_ = sorted(kept_files(store, name).values())
         shutil.copyfile(first, tmp_path / "first")
         shutil.copyfile(second, first)
         shutil.copyfile(tmp_path / "first", second)
@@ -67,14 +78,14 @@ def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[s
     assert verify(store) == [], "what was damaged was written again"
 
 
-def test_a_result_that_is_not_what_was_written_is_refused(whole: Path, tmp_path: Path):
+@pytest.mark.parametrize(("table", "column"), [("runs", "record"), ("measurements", "score"), ("measurements", "items")])
+def test_a_result_that_is_not_what_was_written_is_refused(whole: Path, tmp_path: Path, table: str, column: str):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    for name in ("record.json", "measures/*/score.json", "measures/*/items.parquet"):
-        path = sorted(tmp_path.glob(f"runs/*/{name}"))[0]
-        content = path.read_bytes()
-        flipped(path)
-        with pytest.raises(DataError) as raised:
-            tables(tmp_path)
-        assert raised.value.subject == str(path)
-        path.write_bytes(content)
-    assert tables(tmp_path)
+    with Store(tmp_path) as store:
+        ((harmed, content),) = store.live.database.rows(f"SELECT id, {column} FROM {table} ORDER BY id LIMIT 1")
+        spoilt = content[:-9] + (b"~" if isinstance(content, bytes) else "~") + content[-8:]
+        with store.live.database.writing("harm it") as connection:
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (spoilt, harmed))
+    with pytest.raises(DataError) as raised:
+        tables(tmp_path)
+    assert Path(raised.value.subject).name == harmed.rpartition(":")[2]

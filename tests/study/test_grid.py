@@ -116,6 +116,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "loss"),
     ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops'"),
     ({"allocation": "owll"}, "allocation", "'owll'"),
+    ({"methods": "awq", "sparsities": "w4g64", "propagate": "reference"}, "propagate", "awq"),
+    ({"sparsities": "w4g64", "groups": {"a": {"method": "awq", "propagate": "arrival"}}}, "groups.a", "awq"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": ["a"]}, "groups", "['a']"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "35"),

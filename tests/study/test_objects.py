@@ -1,5 +1,6 @@
 """Objects stand where names do: in calibration sets, in the whole jobs, and in studies, with workers too."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,19 +8,24 @@ from typing import Any
 import pytest
 
 from calibrant import CalibrationSet, Study, prune
+from calibrant.allocations import allocations
+from calibrant.allocations.least_error import LeastError
 from calibrant.data import parse_source
 from calibrant.errors import SpecError, StudyError
-from calibrant.evaluators import evaluate
+from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.inspection import inspect, survey
 from calibrant.methods import MatrixMethod, methods
 from calibrant.methods.wanda import Wanda
+from calibrant.registry import Registry
 from calibrant.report import report
-from calibrant.spec import canonical, identity
+from calibrant.spec import canonical, identity, reads_back
+from calibrant.store import Store
 from calibrant.study import plan, read_study
 from calibrant.study.sending import packed, unpacked
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_tokenizer
+from calibrant.transforms import transforms
 
 from tests.study.mortal import worked
 from tests.study.own import Counted, Counting, Leading, OwnLoss
@@ -73,7 +79,8 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert results(one) == results(two)
     (ranking,) = report(one).comparison.rankings
     assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
-    assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
+    forms = [record.run.method for record in Store(one, create=False).records()]
+    assert "tests.study.own:Leading" in [form.get("class") for form in forms]
 
 
 def test_a_method_is_built_once(given: dict[str, str], tmp_path: Path):
@@ -118,6 +125,31 @@ def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():
     for own in ({"samples": 4}, {"seed": 1}):
         with pytest.raises(StudyError, match="random_tokens"):
             Study(model="m", data=CalibrationSet("random_tokens", **own), samples=8)
+
+
+def test_mistakes_in_objects_are_told_with_all_others():
+    drawn = CalibrationSet("random_tokens", seed=1)
+    with pytest.raises(StudyError) as raised:
+        Study(model="m", data=[drawn, "c5"], methods=[Leading(scale=math.inf), "wanda", Wanda()])
+    places = [problem.where for problem in raised.value.problems]
+    assert places == ["data[0]", "data[1]", "method[0]", "method[2]"]
+
+
+@pytest.mark.parametrize("registry", [methods, allocations, transforms, evaluators], ids=lambda registry: registry.noun)
+def test_what_reads_back_is_told_without_building_it(registry: Registry):
+    """And it is told of nothing that would be another object."""
+    told = 0
+    for name in registry.names():
+        try:
+            thing = registry.build(name)
+        except SpecError:  # one that needs a parameter
+            continue
+        told += reads_back(thing)
+        again = registry.build(str(thing))
+        assert not reads_back(thing) or identity(again) == identity(thing)
+    assert told > 0
+    others = (Leading(scale=1), Leading(scale=math.nan), LeastError(method=Wanda()), CalibrationSet("c4").parts[0].source)
+    assert [reads_back(thing) for thing in others] == [False, False, False, True]
 
 
 def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, str], tmp_path: Path):

@@ -25,6 +25,8 @@ from calibrant.study.timing import Timings, Unfinished, _Pieces, duration, kinds
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
+from tests.study.small import results
+
 LOSS = "loss(source='python_docs', tokens=200, length=64)"
 
 
@@ -84,14 +86,14 @@ def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
     study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0])
     less = replace(study, evaluate=study.evaluate[:1], sparsities=[0.5])
     less.run(tmp_path / "out")
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = results(tmp_path / "out")
     found = plan(study, tmp_path / "out", probed=False)
     assert (found.runs.asked, found.runs.done, found.measurements.done) == (3, 2, 2)
     assert plan(less, tmp_path / "out", probed=False).runs.left == 0
     for changed in ({"samples": 5}, {"length": 32}, {"tokens": 100}, {"dtype": "float64"}):
         assert plan(replace(study, **changed), tmp_path / "out", probed=False).runs.done == (0 if "dtype" in changed else 1), changed
     assert plan(replace(study, methods=["wanda"], propagate="reference"), tmp_path / "out", probed=False).runs.done == 1
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert results(tmp_path / "out") == before
     assert sum(plan(less, tmp_path / "out").models[0].seconds.values()) == 0
 
 

@@ -1,29 +1,38 @@
-"""A power loss: whatever wasn't flushed when a command was killed is cut or zeroed. The same command then ends as if nothing had happened."""
+"""A power loss: whatever wasn't flushed when a command was killed is cut or zeroed. The same command then ends as if nothing had happened.
+
+SQLite flushes its files itself, unseen by us, and promises that a transaction which it has ended stays. That promise is relied upon: its files are
+left as they are here, and what stands on it is tested by itself, on a log that is cut anywhere.
+"""
 
 import functools
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calibrant.cli import main
-from calibrant.store import verify
+from calibrant.store import Record, Run, Store, verify
+from calibrant.store.live import DATABASE
 from calibrant.testing import tiny_folder
 
 from tests.attack.harmed import model_of
 from tests.study.small import asked, ended, forked, results, tables
 from tests.study.test_killing import dying
 
+RUN = Run("sha256:m", "tiny", "", "", {"spec": "wanda"}, "0.5", {"spec": "uniform"}, "", "float32")
+RECORD = Record(RUN, 0.5)
 KILLS = 5
 """How often power is lost, mostly in the middle of the command; the last times it may have ended before."""
 
 
 def watched(act: Callable[[], object], at: int | None, log: Path) -> None:
-    """Do something, and be killed at the `at`-th call that makes something durable or visible.
+    """Do something, and be killed at the `at`-th moment at which a file becomes durable or visible.
 
     A log keeps what each file was when it was flushed.
     """
@@ -35,7 +44,7 @@ def watched(act: Callable[[], object], at: int | None, log: Path) -> None:
             file.write(_state(os.fstat(handle)) + "\n")
 
     os.fsync = noting
-    dying(act, at, log.with_suffix(".count"))
+    dying(act, at, log.with_suffix(".told"), transactions=False)
 
 
 def _state(about: os.stat_result) -> str:
@@ -43,7 +52,7 @@ def _state(about: os.stat_result) -> str:
 
 
 def lose_power(folders: list[Path], log: Path, generator: random.Random) -> set[Path]:
-    """Cut or zero whatever isn't as it was when it was last flushed, and return which files that were."""
+    """Cut or zero whatever isn't as it was when it was last flushed, SQLite's files aside, and return which files that were."""
     flushed = set(log.read_text().splitlines()) if log.exists() else set[str]()
     lost = set[Path]()
     for path in _files(folders):
@@ -61,7 +70,8 @@ def lose_power(folders: list[Path], log: Path, generator: random.Random) -> set[
 def _files(folders: list[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
-            yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+            files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+            yield from (path for path in files if ".sqlite" not in path.name)
 
 
 def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, total: int, generator: random.Random) -> set[Path]:
@@ -80,8 +90,8 @@ def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, tot
 
 SLOW = pytest.mark.slow
 SEEDS = [0, *(pytest.param(seed, marks=SLOW) for seed in (1, 2, 3))]
-ATTEMPTS = 8
-"""So often it is tried until a file is lost: which ones are being written at a kill depends on threads."""
+ATTEMPTS = 24
+"""So often it is tried until a file is lost, mostly once or twice: at one moment in six a file is there that isn't flushed."""
 
 
 def test_what_was_not_flushed_is_lost(tmp_path: Path):
@@ -102,6 +112,37 @@ def test_what_was_not_flushed_is_lost(tmp_path: Path):
     assert (tmp_path / "made" / "other").read_bytes() != b"content" * 100
 
 
+def test_a_log_that_is_cut_anywhere_holds_what_was_done_before(tmp_path: Path):
+    """What SQLite writes goes into its log first. With any end of that lost, there are the results of before, whole, and none of after."""
+    store, ends = tmp_path / "store", tmp_path / "ends"
+
+    def writing() -> None:
+        with Store(store) as kept:
+            assert kept.live.database.rows("PRAGMA synchronous") == [(2,)], "it isn't flushed at each transaction's end"
+            for number in range(8):
+                record = replace(RECORD, run=replace(RECORD.run, seed=number, tokens=f"sha256:{number}"))
+                run = kept.add_record(record)
+                log = kept.live.path.with_name(f"{DATABASE}-wal")
+                with ends.open("a") as file:
+                    file.write(f"{log.stat().st_size} {run}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(writing, tmp_path / "said")) == -signal.SIGKILL, (tmp_path / "said").read_text()
+    done = [line.split() for line in ends.read_text().splitlines()]
+    assert len(done) == 8
+    generator = random.Random(0)
+    for attempt in range(40):
+        copy = Path(shutil.copytree(store, tmp_path / f"copy{attempt}"))
+        log = copy / f"{DATABASE}-wal"
+        kept = generator.randrange(int(done[0][0]), log.stat().st_size)
+        os.truncate(log, kept)
+        if attempt % 2:  # its size had reached the disk, and its last pages hadn't
+            os.truncate(log, int(done[-1][0]))
+        with Store(copy) as found:
+            assert found.ids() == sorted(run for size, run in done if int(size) <= kept)
+        assert verify(copy) == []
+
+
 @pytest.mark.parametrize("propagate", ["dense", pytest.param("arrival", marks=SLOW)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_study_ends_the_same_after_power_losses(given: dict[str, str], tmp_path: Path, seed: int, propagate: str):
@@ -109,7 +150,7 @@ def test_a_study_ends_the_same_after_power_losses(given: dict[str, str], tmp_pat
     question = asked(given, data=["random_tokens", "full_stops"], propagate=propagate)
     whole = functools.partial(question.run, tmp_path / "whole")
     assert ended(forked(functools.partial(watched, whole, None, tmp_path / "whole.log"))) == 0
-    total = int((tmp_path / "whole.count").read_text())
+    total = int((tmp_path / "whole.told").read_text())
     for attempt in range(ATTEMPTS):
         store = tmp_path / f"store{attempt}"
         lost = ends_the_same(functools.partial(question.run, store), [store], tmp_path / f"log{attempt}", total, generator)
@@ -134,7 +175,7 @@ def test_a_model_that_is_being_compressed_comes_out_the_same(tmp_path: Path, mon
     whole = tmp_path / "whole"
     act = _compressing(whole, method, monkeypatch)
     assert ended(forked(functools.partial(watched, act, None, tmp_path / "log"), tmp_path / "said")) == 0, (tmp_path / "said").read_text()
-    total, generator = int((tmp_path / "log.count").read_text()), random.Random(f"{seed} {method}")
+    total, generator = int((tmp_path / "log.told").read_text()), random.Random(f"{seed} {method}")
     for attempt in range(attempts):
         often = tmp_path / f"often{attempt}"
         act = _compressing(often, method, monkeypatch)

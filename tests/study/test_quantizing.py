@@ -9,7 +9,7 @@ from calibrant.compress import Recipe, compress
 from calibrant.store import EDITS, Store
 from calibrant.study import Study
 
-from tests.study.small import asked
+from tests.study.small import asked, kept_files
 
 
 def study(given: dict[str, str], **changes: Any) -> Study:
@@ -28,8 +28,7 @@ def test_what_was_quantized_is_measured_again_from_what_is_stored(
     usual: dict[str, Any] = {"data": ["random_tokens"], "groups": groups, **({"transform": transform} if transform else {})}
     first = study(given, evaluate=tasks[:1], **usual).run(tmp_path / "store")
     assert not first.failures
-    stored = list((tmp_path / "store").glob(f"runs/*/{EDITS}"))
-    assert len(stored) == len(methods) + 1
+    assert len(kept_files(tmp_path / "store", EDITS)) == len(methods) + 1
     whole = study(given, evaluate=tasks, **usual).run(tmp_path / "whole")
 
     def dense_alone(opened: Any, view: Any, batch: Any, recipe: Recipe, **how: Any) -> Any:

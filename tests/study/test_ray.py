@@ -9,10 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from calibrant.errors import SpecError
 from calibrant.study import ray
+from calibrant.study.desk import RemoteStore
 from calibrant.study.driver import Report
 from calibrant.study.ray import _shares, _variables
 
@@ -44,7 +46,7 @@ class Mortal(engine.Actor):
 
     def messages(self):
         for message in super().messages():
-            if '"doing"' in message and "0.5 on random_tokens" in message:
+            if b"doing" in message and b"0.5 on random_tokens" in message:
                 die_once(marks[1])
             yield message
 
@@ -113,21 +115,26 @@ def test_a_cluster_that_isnt_there_is_said_at_once(by_ray: tuple[Path, dict[str,
 
 
 def test_a_worker_goes_on_when_what_it_did_is_on_its_way(monkeypatch: pytest.MonkeyPatch):
-    """Else one that is killed may have written what nobody counts."""
-    went_on = threading.Event()
+    """Else one that is killed may have sent what nobody counts."""
+    went_on, said = threading.Event(), list[Any]()
 
-    def job(_: Any, report: Report) -> None:
+    def job(_: Any, report: Report, store: RemoteStore) -> None:
         report(["progress", "study", 0, 1])
         report(["made", "sha256:1"])
         went_on.set()
+        said.append(store.has_record("sha256:1"))
         report(["done", 0])
 
     monkeypatch.setattr(ray, "work", job)
-    messages = ray.Actor('{"here": "/nowhere"}').messages()
-    assert [json.loads(next(messages))[0] for _ in range(2)] == ["progress", "made"]
+    task = {"here": "/nowhere", "work": b"", "forgiven": "{}"}
+    actor = ray.Actor(msgspec.msgpack.encode(task))
+    messages = map(msgspec.msgpack.decode, actor.messages())
+    assert [next(messages)[0] for _ in range(2)] == ["progress", "made"]
     assert not went_on.wait(0.2)
-    assert [json.loads(message)[0] for message in messages] == ["done"]
-    assert went_on.is_set()
+    assert next(messages)[:2] == ["ask", "has_record"]
+    actor.answered(msgspec.msgpack.encode(["answer", True]))
+    assert [message[0] for message in messages] == ["done"]
+    assert said == [True]
 
 
 def cluster(*nodes: dict[str, float]) -> ModuleType:

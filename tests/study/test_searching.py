@@ -11,7 +11,7 @@ from calibrant.store import verify
 from calibrant.study import Study
 from calibrant.targets import parse_target
 
-from tests.study.small import asked, results
+from tests.study.small import asked, journals, results
 
 
 def study(given: dict[str, str]) -> Study:
@@ -28,8 +28,8 @@ def test_a_search_that_was_killed_goes_on(given: dict[str, str], tmp_path: Path,
     def deadly(journal: Journal, found: dict[str, Any]) -> None:
         nonlocal killed
         add(journal, found)
-        if journal.path is not None and all(" " in name and set(name) <= set("0123456789 ") for name in found):
-            measured.extend(f"{journal.path.name} {name}" for name in found)
+        if journal.question and all(" " in name and set(name) <= set("0123456789 ") for name in found):
+            measured.extend(f"{journal.question} {name}" for name in found)
             if len(measured) > 3 and not killed:
                 killed = True
                 raise KeyboardInterrupt
@@ -37,11 +37,11 @@ def test_a_search_that_was_killed_goes_on(given: dict[str, str], tmp_path: Path,
     monkeypatch.setattr(Journal, "add", deadly)
     with pytest.raises(KeyboardInterrupt):
         study(given).run(tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store/.journals").iterdir()] == [measured[-1].partition(" ")[0]]
+    assert journals(tmp_path / "store") == [measured[-1].partition(" ")[0]]
     assert not study(given).run(tmp_path / "store").failures
     assert len(measured) == len(set(measured)) == 6, "of two blocks, two by greedy and four by evop, and nothing twice"
     assert results(tmp_path / "store") == results(tmp_path / "whole")
-    assert not list((tmp_path / "store/.journals").iterdir())
+    assert not journals(tmp_path / "store")
     assert verify(tmp_path / "store") == []
 
 

@@ -18,12 +18,14 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
-from calibrant.store import Store
+from calibrant.store import STATISTICS, STUDY, Store
+from calibrant.store.blobs import BLOBS
+from calibrant.store.live import DATABASE
 from calibrant.study import driver
 from calibrant.study.workers import Process, check, uninterrupted
 
 from tests.study.mortal import worked
-from tests.study.small import asked, ended, forked, results
+from tests.study.small import asked, claims, ended, forked, results
 
 ONCE = """
 import os, pathlib, signal
@@ -80,7 +82,7 @@ def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(given: dict
     assert (told[0], told[-1]) == (("study", 0, 3), ("study", 3, 3))
     assert {("wanda 0.5 on full_stops", 2, 2), ("measuring wanda 0.5 on full_stops", 2, 2)} <= set(told)
     assert finished.seconds["open"] > 0
-    assert not list((store / ".unfinished").glob("*/")), "no tokens of a data set stay"
+    assert {path.name for path in store.iterdir()} == {BLOBS, DATABASE, STATISTICS, STUDY}, "no tokens of a data set stay"
 
 
 @pytest.mark.slow
@@ -88,7 +90,7 @@ def test_no_worker_outlives_a_driver_that_is_killed(given: dict[str, str], tmp_p
     poison(BUSY)
     number = forked(lambda: asked(given).run(tmp_path / "store", workers=2), tmp_path / "said")
     workers = until(lambda: len(found := workers_of(number)) == 2 and found)
-    until(lambda: len(list((tmp_path / "store" / ".claims").glob("*"))) >= 2)
+    until(lambda: len(claims(tmp_path / "store")) >= 2)
     os.kill(number, signal.SIGKILL)
     ended(number)
     assert not psutil.wait_procs(workers, timeout=300)[1]
@@ -140,7 +142,7 @@ def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: di
     assert all(re.match(r"WorkerError: worker \d+ fell", failure["error"]) for failure in finished.failures.values())
     ends = [died.partition("; ")[2] for died in finished.died]
     assert (ends.count("it was tried again"), ends.count("it was given up") >= 2) == (2, True)
-    assert {k: v for k, v in results(tmp_path).items() if k.startswith("runs")}.items() <= results(whole).items()
+    assert {k: v for k, v in results(tmp_path).items() if k.startswith(("run ", "measured "))}.items() <= results(whole).items()
 
     again = asked(given).run(tmp_path)
     assert (again.computed, len(again.failures)) == (0, 2), "what failed isn't tried again without a request"

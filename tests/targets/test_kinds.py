@@ -5,8 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from calibrant.errors import TargetError
+from calibrant.grammar import read_target
 from calibrant.targets import (
+    Grid,
+    NofM,
     Share,
+    Sparsity,
     Target,
     kinds,
     parse_target,
@@ -64,3 +68,14 @@ def test_the_number_of_parts_is_exact():
     assert Share("experts", 0.5).quota(5) == 2
     assert parse_target("numbers 0.2") == Share("numbers", 0.2)
     assert str(parse_target("numbers 20%")) == "numbers 0.2"
+
+
+@pytest.mark.parametrize("given", ["0.5", "50%", ".5", "2:4", "w4", "w4g64", "w4g64a", "blocks 25%", "2:4+w4g64", "q4_k", "Q4_K_M"])
+def test_what_a_report_reads_of_a_target_is_what_the_target_is(given: str):
+    target = parse_target(given)
+    label = read_target(str(target))
+    assert label.text == str(target)
+    assert label.sparsity == isinstance(target, Sparsity | NofM)
+    assert label.removal == isinstance(target, Sparsity | NofM | Share)
+    grid = Grid(label.bits, label.group, not label.zeros) if label.bits else None
+    assert grid == (target if isinstance(target, Grid) else None)

@@ -13,7 +13,7 @@ from calibrant.advice.racing import RaceResult, Standing, plain
 from calibrant.compare import LEVEL
 from calibrant.compress.prune_quantize import TAKES, Verb
 from calibrant.data import CalibrationSet, mirror
-from calibrant.grammar import read_mix
+from calibrant.grammar import Mix, read_set
 from calibrant.methods import methods
 from calibrant.mixtures import Mixture
 from calibrant.targets import GgmlKind, GgufRecipe, Target, parse_target
@@ -42,7 +42,8 @@ def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult, most: int 
     """Return the paragraph: what to use, what to expect against the baseline, what cannot be distinguished from it, and how the race ended."""
     best, *others = race.standings
     target = parse_target(mixture.sparsity)
-    tokens = f"{mixture.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
+    mixed = isinstance(read_set(best.data), Mix)
+    tokens = f"{mixture.tokens:,} tokens" + (" of each part" if mixed else "")
     bits = f" ({race.bits:.2f} bits a weight)" if race.bits is not None else ""
     sentences = [
         f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.sparsity}{bits} for {goal.text}, calibrate on {short(best.data)}, "
@@ -84,10 +85,10 @@ def short(data: str) -> str:
     >>> short("mix(a=python_docs, b=python_code, c=arithmetic:cot, d=c4, weights=[0.4, 0.3, 0.2, 0.1])")
     'a mixture of python_docs (40 %), python_code (30 %) and 2 more'
     """
-    mix = read_mix(data)
-    if mix is None or (len(data) <= _LONG and len(mix.parts) <= 3):
+    mix = read_set(data)
+    if not isinstance(mix, Mix) or (len(data) <= _LONG and len(mix.sets) <= 3):
         return data
-    parts = sorted(zip(mix.parts, mix.shares, strict=True), key=lambda part: -part[1])
+    parts = sorted(zip(mix.texts, mix.shares, strict=True), key=lambda part: -part[1])
     if len(parts) > 3 and len(set(mix.shares)) == 1:
         return f"an even mixture of {len(parts)} sets"
     named = [f"{part} ({100 * float(share):.0f} %)" for part, share in parts[:2]]

@@ -1,19 +1,18 @@
 """What a compressed model is for: what is measured on it, and the text that stands for it before anything is measured."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, final
 
-from calibrant.data import CalibrationSet, Source, hub
+from calibrant.data import Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
-from calibrant.foreign import user_text
-from calibrant.grammar import Part, pieces, read_sum, weight_of
+from calibrant.grammar import Part, read_weighted
 from calibrant.spec import Call
 
 GENERAL: Final = "general"
@@ -63,39 +62,37 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     """
     if not targets:
         raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
-    measures: list[tuple[Fraction, Evaluator]] = []
-    terms: list[tuple[Fraction, Term]] = []
+    # What is named twice is measured once, with both weights.
+    measures: dict[str, Evaluator] = {}
+    weights: dict[str, Fraction] = {}
+    terms: dict[str, Term] = {}
+    shares: dict[str, Fraction] = {}
     given: set[str] = set()
     for text in targets:
-        parts = [piece.strip() for piece in pieces(user_text(text, SpecError), "*")]
-        weight, name = (weight_of(parts[0]), parts[1]) if len(parts) == 2 else (Fraction(1), text.strip())
-        if not name or weight is None or weight <= 0:
-            raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
-        names = [name]
-        if name == GENERAL:
-            names = [corpus for corpus in CORPORA if readable(parse_expression(corpus)[0].source)] or list(OFFLINE)
-        for evaluator, term in (_measure(name, tokens, items, length) for name in names):
-            measures.append((weight / len(names), evaluator))
-            terms.append((weight / len(names), term))
-            given |= {str(evaluator)} if _names_measure(name) else set()
-    whole = sum(weight for weight, _ in measures)
-    shares = _added((str(term), weight / whole) for weight, term in terms)
-    judged = [(parse_expression(text)[0], share) for text, share in shares.items()]
-    judge = written([Term(term.source, term.format, term.packing, share) for term, share in judged])
-    by_text = {str(evaluator): evaluator for _, evaluator in measures}  # what is named twice is measured once, with both weights
-    weights = _added((str(evaluator), weight / whole) for weight, evaluator in measures)
-    return Goal(", ".join(targets), tuple((float(weight), by_text[text]) for text, weight in weights.items()), judge, tuple(shares), frozenset(given))
+        weight, part = _read_target(text)
+        parts = _general_parts() if part == Part(Call(GENERAL)) else [part]
+        for single in parts:
+            evaluator, term = _measure(single, tokens, items, length)
+            measures.setdefault(str(evaluator), evaluator)
+            terms.setdefault(str(term), term)
+            _add(weights, str(evaluator), weight / len(parts))
+            _add(shares, str(term), weight / len(parts))
+            if _is_measure(single):
+                given.add(str(evaluator))
+    whole = sum(weights.values())
+    weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
+    judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
+    sources = tuple(terms)
+    return Goal(", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given))
 
 
 def default_sources(goal: Goal) -> list[str]:
     """Return the sources to try where none are named: those of the goal, and the default ones that can be read here."""
-    sources = {str(CalibrationSet(text)): None for text in goal.sources}
+    sources = list(goal.sources)
     # A mirror and the hub's cache are read without the hub; where it doesn't answer, each set would wait for it.
     with nullcontext() if hub.answers() else hub.offline():
-        for text in DEFAULT:
-            if readable(parse_expression(text)[0].source):
-                sources[str(CalibrationSet(text))] = None
-    return list(sources)
+        sources += [str(term) for term in _readable(DEFAULT)]
+    return list(dict.fromkeys(sources))
 
 
 def readable(source: Source) -> bool:
@@ -106,16 +103,37 @@ def readable(source: Source) -> bool:
         return False
 
 
-def _measure(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
+def _readable(texts: Sequence[str]) -> list[Term]:
+    terms = [parse_expression(text)[0] for text in texts]
+    return [term for term in terms if readable(term.source)]
+
+
+def _general_parts() -> list[Part]:
+    """What `general` is here."""
+    names = [str(term) for term in _readable(CORPORA)] or OFFLINE
+    return [_read_target(name)[1] for name in names]
+
+
+def _read_target(text: str) -> tuple[Fraction, Part]:
+    """A target and its weight."""
+    terms = read_weighted(text)
+    if len(terms) != 1:
+        message = "is a sum; give each part as a target of its own, with a weight"
+        raise SpecError(f"the target {text!r} {message}", subject=text)
+    weight, part = terms[0]
+    return (Fraction(1) if weight is None else weight), part
+
+
+def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
     """Return what measures a target, and the set whose held-out part is like it."""
-    part = _single(text)
-    if isinstance(part.source, Call) and part.source.name in evaluators.names():
+    if isinstance(part.source, Call) and _is_measure(part):
         measure: Evaluator = evaluators.build(part.source)
         source = getattr(measure, "name", None) or getattr(measure, "source", None)
         if not isinstance(source, str):
-            raise SpecError(f"{text!r} measures no source that could be calibrated on or predicted from; {_EXAMPLE}", subject=text)
+            message = "measures no source that could be calibrated on or predicted from"
+            raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
         measure.check()
-        return measure, term_of(_single(source))
+        return measure, term_of(_read_target(source)[1])
     term = term_of(part)
     if "choices" in {*term.source.fields, *term.source.sometimes}:
         return Task(name=str(term.source), limit=items), term
@@ -124,22 +142,10 @@ def _measure(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator
     return measure, term
 
 
-def _names_measure(text: str) -> bool:
+def _is_measure(part: Part) -> bool:
     """Whether a target is written as a measure, such as `task(name=race)`."""
-    part = _single(text)
     return isinstance(part.source, Call) and part.source.name in evaluators.names()
 
 
-def _single(text: str) -> Part:
-    parts = read_sum(text)
-    if len(parts) != 1:
-        raise SpecError(f"the target {text!r} is a sum; give each part as a target of its own, with a weight", subject=text)
-    return parts[0]
-
-
-def _added(parts: Iterable[tuple[str, Fraction]]) -> dict[str, Fraction]:
-    """Return the shares by text, those of the same text added."""
-    total: dict[str, Fraction] = {}
-    for text, share in parts:
-        total[text] = total.get(text, Fraction(0)) + share
-    return total
+def _add(shares: dict[str, Fraction], name: str, share: Fraction) -> None:
+    shares[name] = shares.get(name, Fraction(0)) + share

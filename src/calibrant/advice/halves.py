@@ -20,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Int
 
-from calibrant.data import CalibrationSet, Row
+from calibrant.data import CalibrationSet, Row, Source
 from calibrant.data._words import words
 from calibrant.data.expression import Term, parse_source, written
 from calibrant.data.user_file import UserFile
 from calibrant.durable import put
-from calibrant.grammar import Mix, written_path
+from calibrant.grammar import written_mix, written_path
 
 MOST_ROWS: Final = 5_000
 """Rows that are clustered; the others go to the cluster that they are most like."""
@@ -57,11 +57,13 @@ class Halves:
 
     def of(self, data: str, side: int) -> str:
         """Return the expression with the rows of half `side` (0 or 1) in the place of the file's."""
-        read = CalibrationSet(data)
-        if read.mix:
-            return str(Mix(read.mix.names, tuple(self.of(part, side) for part in read.mix.parts), read.mix.shares))
-        half = parse_source(self.folders[side])
-        return written([replace(term, source=half) if self.holds(term) else term for term in read.parts])
+        return self._halved(CalibrationSet(data), parse_source(self.folders[side]))
+
+    def _halved(self, data: CalibrationSet, half: Source) -> str:
+        if data.mixed:
+            texts = [self._halved(part, half) for part in data.mixed]
+            return written_mix(data.names, texts, data.shares)
+        return written([replace(term, source=half) if self.holds(term) else term for term in data.parts])
 
     def holds(self, term: Term) -> bool:
         """Whether a part of a set is of the file."""

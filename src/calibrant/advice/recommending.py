@@ -3,9 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from calibrant.advice.advising import advice, command, short, verb_of, with_interval
 from calibrant.advice.asking import asked
@@ -16,8 +16,7 @@ from calibrant.advice.racing import Race, RaceResult, plain
 from calibrant.errors import SpecError
 from calibrant.mixtures import Mixture
 from calibrant.notebook import card, listing
-from calibrant.progress import Progress, silent
-from calibrant.targets import Target
+from calibrant.options import RecommendCommand, declaration, taking
 
 
 def unsaid(sentence: str) -> None:
@@ -118,25 +117,18 @@ class Recommendation:
         )
 
 
-def recommend(
-    model: str,
-    target: str | Sequence[str],
-    sources: Sequence[str] = (),
-    *,
-    method: str | None = None,
-    sparsity: float | str | Target | None = None,
-    minutes: float = 30.0,
-    tokens: int | None = None,
-    length: int = 512,
-    baseline: str = "",
-    folder: str | Path = "calibrant-recommendation",
-    dtype: str = "auto",
-    device: str = "auto",
-    sibling: bool = True,
-    say: Callable[[str], None] = unsaid,
-    now: Callable[[], float] = time.perf_counter,
-    progress: Progress = silent,
-) -> Recommendation:
+@final
+@declaration
+class RecommendOptions(RecommendCommand):
+    """The options of `recommend`."""
+
+    _: KW_ONLY
+    say: Callable[[str], None] = unsaid
+    now: Callable[[], float] = time.perf_counter
+
+
+@taking(RecommendOptions)
+def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `target`, and what is known about it.
 
     `target` is a source, a file of the user's own, a measure such as `task(name=race)`, or `general`; or several, each perhaps with a weight:
@@ -161,12 +153,27 @@ def recommend(
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
+    minutes = options.minutes
+    say = options.say
+    progress = options.progress
     if not minutes > 0:
         raise SpecError(f"a budget of {minutes:g} minutes leaves no time; give some above 0", subject="budget")
-    purse = Purse(minutes, now)
-    targets = [target] if isinstance(target, str) else target
-    settings = (method, sparsity, tokens, length, baseline, Path(folder), dtype, device, sibling)
-    question = asked(model, targets, sources, *settings, purse)
+    purse = Purse(minutes, options.now)
+    targets = options.target
+    if isinstance(targets, str):
+        targets = [targets]
+    settings = (
+        options.method,
+        options.sparsity,
+        options.tokens,
+        options.length,
+        options.baseline,
+        Path(options.folder),
+        options.dtype,
+        options.device,
+        options.sibling,
+    )
+    question = asked(options.model, targets, options.sources, *settings, purse)
     if question.fitted.said:
         say(question.fitted.said)
     costs = kept(question.folder, question.identity) or question.costs(progress)
@@ -192,7 +199,15 @@ def recommend(
     return Recommendation(
         expr=best.data,
         text=advice(mixture, goal, question.base, result, rounds, halves),
-        command=command(model, best.data, mixture, question.template.propagation(question.method), dtype, device, question.export),
+        command=command(
+            options.model,
+            best.data,
+            mixture,
+            question.template.propagation(question.method),
+            options.dtype,
+            options.device,
+            question.export,
+        ),
         model=mixture.model,
         note=mixture.note,
         goal=goal.text,
@@ -210,7 +225,7 @@ def recommend(
         mixture=mixture,
         failures=result.failures,
         seconds={"predicting": spent, "racing": purse.spent - spent},
-        folder=str(folder),
+        folder=str(options.folder),
         minutes=minutes,
         plan=plan,
         another_draw=race.another(),

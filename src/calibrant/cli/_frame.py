@@ -20,11 +20,12 @@ import typer
 from typer.core import TyperCommand
 
 from calibrant import __version__
-from calibrant.cli import completing
+from calibrant.cli.declared import alone
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.extras import missing
-from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_path, user_text, visible, visible_json, visible_name, whole_number
+from calibrant.foreign import TRUST_REMOTE_CODE, user_path, user_text, visible, visible_json, visible_name
 from calibrant.launch import launched
+from calibrant.options import DataOptions, PruneOptions
 from calibrant.process import own_process
 
 if TYPE_CHECKING:
@@ -40,43 +41,12 @@ DEBUG: Final = "CALIBRANT_DEBUG"
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a folder, a .gguf file, or smollm2.", show_default=False)]
-
-
-def whole(text: str | int) -> int:
-    """Read a whole number; what can't be one is named, which typer leaves out."""
-    number = whole_number(str(text))
-    if number is None:
-        raise typer.BadParameter(f"{brief(text)} is no whole number of at most {LARGEST:,}")
-    return number
-
-
-EXPRESSION: Final = "Calibration set: source[:format][@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
-Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, autocompletion=completing.expression, show_default=False)]
-Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows to calibrate on.")]
-Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]
-Length = Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens in a window.")]
-Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of the draw: draws share no row until the source is used up.")]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        metavar="TYPE",
-        help="auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
-        autocompletion=completing.one_of("auto", "bfloat16", "float32"),
-    ),
-]
-Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.", autocompletion=completing.one_of("auto", "cpu", "cuda", "mps"))
-]
+Model = Annotated[str, alone(PruneOptions, "model")]
+Length = Annotated[int, alone(DataOptions, "length")]
+Seed = Annotated[int, alone(DataOptions, "seed")]
 DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
-]
-Memory = Annotated[
-    float | None,
-    typer.Option(
-        metavar="GB", help="What the process may hold; blocks of a larger model stay on disk. [default: all of the model]", show_default=False
-    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -7,8 +7,10 @@ import typer
 
 from calibrant import screen
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Seed, Tokens, command, look_in, progress, show, whole
+from calibrant.cli._frame import DataDir, Json, Length, command, look_in, progress, show
+from calibrant.cli.declared import whole, with_options
 from calibrant.errors import SpecError
+from calibrant.options import InspectOptions
 
 IMATRIX: Final = (".gguf", ".dat")
 """How the files of importance matrices end; no calibration data does."""
@@ -20,57 +22,18 @@ IMATRIX: Final = (".gguf", ".dat")
     "calibrant inspect notes.jsonl --against gsm8k --model smollm2",
     "calibrant inspect mine.imatrix.gguf --against theirs.imatrix.gguf",
 )
-def inspect(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="EXPR",
-            help="A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
-            autocompletion=completing.expression,
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
-            show_default=False,
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
-            autocompletion=completing.names_of("sources"),
-            show_default=False,
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole, metavar="N", help="Windows to calibrate on. [default: 128, or as many tokens as the sources hold]", show_default=False
-        ),
-    ] = None,
-    tokens: Tokens = None,
-    length: Length = 2048,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    data_dir: DataDir = None,
-    as_json: Json = False,
-) -> None:
+@with_options(InspectOptions)
+def inspect(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
     """Examine a calibration set before it is used, and say what to fix. Of an imatrix: what it covers."""
     from calibrant.inspection import inspect as run
 
     look_in(data_dir)
-    if data.endswith(IMATRIX):
-        show(_imatrix(data, against or []), as_json, screen.covered)
+    if options["data"].endswith(IMATRIX):
+        covered = _imatrix(options["data"], options["against"])
+        show(covered, as_json, screen.covered)
         return
-    budget = {"samples": samples, "tokens": tokens, "length": length, "seed": seed}
     with progress() as update:
-        facts = run(data, model, against=against or [], **budget, dtype=dtype, device=device, progress=update)
+        facts = run(**options, progress=update)
     show(facts.to_json(), as_json, screen.inspected)
 
 

@@ -6,8 +6,22 @@ from typing import Annotated, Any
 import typer
 
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, progress, show, whole, write
+from calibrant.cli._frame import (
+    DataDir,
+    Json,
+    Length,
+    Model,
+    Seed,
+    check_file,
+    command,
+    look_in,
+    progress,
+    show,
+    write,
+)
+from calibrant.cli.declared import whole, with_options
 from calibrant.foreign import user_path
+from calibrant.options import ExplainCommand, MachineOptions
 from calibrant.screen.words import explained, kept_by_sets, language_neurons
 
 
@@ -18,40 +32,19 @@ from calibrant.screen.words import explained, kept_by_sets, language_neurons
     "calibrant explain pruned --against smollm2 --task \"words(source='gsm8k', groups='lemmas')\"",
     "calibrant explain results",
 )
+@with_options(ExplainCommand)
 def explain(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRUNED", help="A compressed model, or the folder of a study that measured words: which sets kept them.", show_default=False
-        ),
-    ],
-    against: Annotated[
-        str | None, typer.Option(metavar="DENSE", help="The dense model; of a folder that calibrant wrote it is known.", show_default=False)
+    most: Annotated[
+        int,
+        typer.Option(parser=whole, metavar="N", help="Words to show, those that lost most."),
+    ] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Also write all words here.", show_default=False),
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Whose words. [default: wikitext]", autocompletion=completing.names_of("sources"), show_default=False),
-    ] = None,
-    groups: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help="words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
-            show_default=False,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="The measurement in full: words(source='gsm8k', tokens=65536, least=20).", show_default=False),
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Tokens to read. [default: 16384]", show_default=False)] = None,
-    most: Annotated[int, typer.Option(parser=whole, metavar="N", help="Words to show, those that lost most.")] = 20,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write all words here.", show_default=False)] = None,
-    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Read even what the model was calibrated on.")] = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Say which words a compressed model forgot: whose neurons lost their response, and where. Of a study: which calibration set kept them."""
     from calibrant.store import is_store
@@ -59,17 +52,16 @@ def explain(
     look_in(data_dir)
     check_file(out)
     result: Any
-    if is_store(user_path(model)):
+    if is_store(user_path(options["model"])):
         from calibrant.compare import kept_words
 
-        result = [one.to_json() for one in kept_words(model)]
+        result = [one.to_json() for one in kept_words(options["model"])]
         show(result, as_json, lambda tables: kept_by_sets(tables, most))
     else:
         from calibrant.evaluators import explain as run
 
-        options = {"against": against, "source": source, "groups": groups, "tokens": tokens, "allow_leak": allow_leak}
         with progress() as update:
-            result = run(model, task, **options, dtype=dtype, device=device, progress=update).to_json()
+            result = run(**options, progress=update).to_json()
         show(result, as_json, lambda explanation: explained(explanation, most))
     if out is not None:
         write(out, result)
@@ -80,6 +72,7 @@ def explain(
     'calibrant lape gemma3-270m --language "flores(language=en)" --language "flores(language=de)"',
     "calibrant lape gemma3-270m --language english.txt --language german.txt --pruned pruned",
 )
+@with_options(MachineOptions)
 def lape(
     model: Model,
     language: Annotated[
@@ -94,10 +87,9 @@ def lape(
     seed: Seed = 0,
     lowest: Annotated[float, typer.Option(metavar="SHARE", help="The share of all neurons that are chosen, by the lowest entropy.")] = 0.01,
     out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write each specific neuron here.", show_default=False)] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
+    **machine: Any,
 ) -> None:
     """Say which neurons of MODEL answer to one language and not to others, and how many of them a compressed model keeps."""
     from calibrant.languages import lape as read
@@ -107,8 +99,8 @@ def lape(
     check_file(out)
     with progress() as update:
         options: dict[str, Any] = {"tokens": tokens, "length": length, "seed": seed, "lowest": lowest, "progress": update}
-        found = read(open_model(model, dtype, device), language, **options)
-        staying = found.staying(read(open_model(pruned, dtype, device), language, **options)) if pruned is not None else {}
+        found = read(open_model(model, **machine), language, **options)
+        staying = found.staying(read(open_model(pruned, **machine), language, **options)) if pruned is not None else {}
     result = {**found.to_json(), "pruned": pruned, "staying": {name: None if share != share else share for name, share in staying.items()}}
     show(result, as_json, language_neurons)
     if out is not None:

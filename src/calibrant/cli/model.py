@@ -11,18 +11,9 @@ from typer.core import TyperCommand
 from calibrant import screen
 from calibrant.cli import completing
 from calibrant.cli._frame import (
-    EXPRESSION,
-    Data,
     DataDir,
-    Device,
-    Dtype,
     Json,
-    Length,
-    Memory,
     Model,
-    Samples,
-    Seed,
-    Tokens,
     check_file,
     command,
     console,
@@ -30,57 +21,14 @@ from calibrant.cli._frame import (
     progress,
     show,
     warn,
-    whole,
     write,
 )
+from calibrant.cli.declared import with_options
+from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
+from calibrant.outcomes import Score
 
 if TYPE_CHECKING:
     from calibrant.compress import Pruned
-
-OwnData = Annotated[str | None, typer.Option(metavar="EXPR", help=EXPRESSION, autocompletion=completing.expression, show_default=False)]
-
-Propagate = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WAY",
-        help="Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
-        autocompletion=completing.one_of("arrival", "reference", "dense"),
-        show_default=False,
-    ),
-]
-Allocation = Annotated[
-    str,
-    typer.Option(metavar="SPEC", help="How the target is divided among the matrices.", autocompletion=completing.names_of("allocations")),
-]
-Transforms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--transform",
-        metavar="SPEC",
-        help="Change the model first, in this order, without changing what it computes.",
-        autocompletion=completing.names_of("transforms"),
-        show_default=False,
-    ),
-]
-Starved = Annotated[
-    str,
-    typer.Option(
-        metavar="WAY",
-        help="What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
-        autocompletion=completing.one_of("as_seen", "dense", "all_tokens", "shared"),
-    ),
-]
-Exports = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--export",
-        metavar="NAME",
-        help="A form to write it in too, beside the Hugging Face folder; give it once for each.",
-        autocompletion=completing.names_of("exports"),
-        show_default=False,
-    ),
-]
-Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]
 
 
 class WithMethods(TyperCommand):
@@ -123,43 +71,12 @@ def demo(
     "calibrant prune smollm2 --data c4 --method short_gpt --target 0.2 --out fewer-blocks",
     cls=WithMethods,
 )
-def prune(
-    model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
-    data: Data,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="SPEC", help="One of those below, with parameters as in sparsegpt(damp=0.02).", autocompletion=completing.names_of("methods")
-        ),
-    ] = "wanda",
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target", "--sparsity", metavar="TARGET", help="The share of weights (or blocks, experts) to remove, or N:M with N kept of every M."
-        ),
-    ] = "0.5",
-    samples: Samples = 128,
-    tokens: Tokens = None,
-    length: Length = 2048,
-    seed: Seed = 0,
-    propagate: Propagate = None,
-    allocation: Allocation = "uniform",
-    transform: Transforms = None,
-    starved: Starved = "as_seen",
-    export: Exports = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    data_dir: DataDir = None,
-    memory: Memory = None,
-    profile: Profile = False,
-    as_json: Json = False,
-) -> None:
+@with_options(PruneOptions, required=["out"])
+def prune(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. After a kill the same command continues."""
-    options = dict(locals())
     from calibrant.compress import prune as run
 
-    _compress(run, options)
+    _compress(run, options, data_dir, as_json)
 
 
 @command(
@@ -167,50 +84,35 @@ def prune(
     "calibrant quantize smollm2 --target w4g64 --out small",
     "calibrant quantize smollm2 --target w3g64a --out smaller",
 )
-def quantize(
-    model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the quantized model; it must not exist yet.", show_default=False)],
-    data: OwnData = None,
-    method: Annotated[
-        str, typer.Option(metavar="SPEC", help="rtn: round to nearest, which looks at no data.", autocompletion=completing.names_of("methods"))
-    ] = "rtn",
-    target: Annotated[
-        str, typer.Option("--target", "--sparsity", metavar="TARGET", help="A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.")
-    ] = "w4g64",
-    samples: Samples = 128,
-    tokens: Tokens = None,
-    length: Length = 2048,
-    seed: Seed = 0,
-    propagate: Propagate = None,
-    allocation: Allocation = "uniform",
-    transform: Transforms = None,
-    starved: Starved = "as_seen",
-    export: Exports = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    data_dir: DataDir = None,
-    memory: Memory = None,
-    profile: Profile = False,
-    as_json: Json = False,
-) -> None:
+@with_options(QuantizeOptions, required=["out"])
+def quantize(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
     """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. After a kill the same command continues."""
-    options = dict(locals())
     from calibrant.compress import quantize as run
 
-    _compress(run, options)
+    _compress(run, options, data_dir, as_json)
 
 
-def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
-    """Call `prune` or `quantize` with the options of the command, which have the same names, and show the result."""
-    as_json = options.pop("as_json")
-    look_in(options.pop("data_dir"))
-    for several in ("transform", "export"):
-        options[several] = tuple(options[several] or ())
+def _compress(
+    run: Callable[..., "Pruned"],
+    options: dict[str, Any],
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Call `prune` or `quantize` with the options of the command and show the result."""
+    look_in(data_dir)
     with progress() as update:
         done = run(**options, progress=update)
     warn(done.record.provenance.get("few_tokens", ""))
-    about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done, "sizes": dict(done.sizes)}
-    show({**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}, as_json, screen.pruned)
+    facts = {
+        **done.record.plain(),
+        "out": str(done.out),
+        "continued_from": done.continued_from,
+        "already_done": done.already_done,
+        "sizes": dict(done.sizes),
+    }
+    if done.costs is not None:
+        facts["costs"] = asdict(done.costs)
+    show(facts, as_json, screen.pruned)
 
 
 @command("export", "calibrant export pruned/sparse --to hf --out plain", "calibrant export pruned --to sparse --out small")
@@ -235,39 +137,26 @@ def export(
     "calibrant evaluate small/model.gguf --task agreement --engine llama_cpp",
     "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" --out scores.json",
 )
+@with_options(EvaluateCommand)
 def evaluate(
-    model: Model,
-    task: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SPEC",
-            help="What to measure, such as loss(source='gsm8k'); give it once for each task.",
-            autocompletion=completing.names_of("tasks"),
-        ),
-    ],
-    limit: Annotated[
-        int | None,
-        typer.Option(parser=whole, metavar="N", help="Items of each task: questions, documents or windows. [default: its own]", show_default=False),
-    ] = None,
-    tokens: Annotated[
-        int | None,
-        typer.Option(parser=whole, metavar="N", help="Tokens of each loss or agreement. [default: its own]", show_default=False),
-    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Also write scores and the outcome of every item here.",
+            show_default=False,
+        ),
     ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The dense model, for tasks that compare with it; of a pruned folder it is known.", show_default=False),
-    ] = None,
-    card: Annotated[bool, typer.Option("--card", help="Also write the scores into the card (README.md) of a model that calibrant saved.")] = False,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, or llama_cpp: a GGUF file as llama.cpp runs it.")] = "torch",
-    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Also write the scores into the card (README.md) of a model that calibrant saved.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
-    memory: Memory = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Measure MODEL on held-out data that no calibration set can hold."""
     from calibrant.evaluators import evaluate as run
@@ -276,13 +165,19 @@ def evaluate(
     look_in(data_dir)
     check_file(out)
     if card:
-        check_card(model)
-    budget = {"limit": limit, "tokens": tokens}
+        check_card(options["model"])
     with progress() as update:
-        options = {"reference": reference, "allow_leak": allow_leak, "engine": engine, "memory": memory}
-        measured = run(model, task, dtype=dtype, device=device, **budget, **options, progress=update)
+        measured = run(**options, progress=update)
     if out is not None:
-        write(out, [asdict(m) for m in measured])
-    show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
+        write(out, [asdict(measurement) for measurement in measured])
+    rows: list[dict[str, Any]] = []
+    scores: list[Score] = []
+    for measurement in measured:
+        scores += [measurement.score, *measurement.beside]
+        row = asdict(measurement.score)
+        row["beside"] = [asdict(score) for score in measurement.beside]
+        row["provenance"] = dict(measurement.provenance)
+        rows.append(row)
+    show(rows, as_json, screen.scores)
     if card:
-        add_scores(model, [score for m in measured for score in (m.score, *m.beside)])
+        add_scores(options["model"], scores)

@@ -8,7 +8,21 @@ import typer
 
 from calibrant import screen
 from calibrant.cli import completing
-from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, warn, whole
+from calibrant.cli._frame import (
+    HELP,
+    DataDir,
+    Json,
+    app,
+    check_file,
+    command,
+    console,
+    look_in,
+    note,
+    progress,
+    show,
+    warn,
+)
+from calibrant.cli.declared import whole
 
 store = typer.Typer(no_args_is_help=True, help="Check a folder of results, unite several, or pack one.", rich_markup_mode=None, context_settings=HELP)
 app.add_typer(store, name="store")

@@ -8,7 +8,7 @@ from calibrant.compare.contrasts import Contrast
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.estimate import LEVEL, Estimate, detectable, t_quantile
 from calibrant.compare.experts import KeptExperts, kept_experts
-from calibrant.compare.labels import bits_of, describe_target, is_grid, join_names, label_set, target_noun
+from calibrant.compare.labels import bits_of, describe_target, is_grid, join_names, label_measured, label_set, sparsity_of, target_noun
 from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
 from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
@@ -53,6 +53,7 @@ __all__ = [
     "kept_languages_in",
     "kept_words",
     "kept_words_in",
+    "label_measured",
     "label_set",
     "layers",
     "medians",
@@ -64,6 +65,7 @@ __all__ = [
     "regret",
     "significantly_different",
     "similarity",
+    "sparsity_of",
     "summaries",
     "t_quantile",
     "target_noun",

@@ -1,11 +1,17 @@
-"""What calibration sets and targets are called: sets in their parts, as the index of a store has it, else of their texts; targets in words."""
+"""What calibration sets and targets are called.
+
+The index of a store has sets in their parts; what it lacks is read from their texts here, and so is
+what targets and measures say. Nothing else that compares or reports reads a text.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Final
+from fractions import Fraction
+from typing import Final, NamedTuple
 
+from calibrant.errors import InputError, SpecError
 from calibrant.families import Family, known_family
-from calibrant.grammar import SetLabel, TargetLabel, read_target, set_label
+from calibrant.grammar import File, Mix, SetLabel, TargetLabel, pieces, read_set, read_target
+from calibrant.spec import text_of
 from calibrant.store import Record
 
 BEFORE: Final[Mapping[str, Family]] = {
@@ -23,29 +29,88 @@ BEFORE: Final[Mapping[str, Family]] = {
 """The family of every source there was when records began to hold it. Later records hold their own, so nothing is added here."""
 
 
-def labels_of(texts: Iterable[str], index: Mapping[str, SetLabel], records: Iterable[Record]) -> dict[str, SetLabel]:
-    """Return the label of every set by its text: that of a store's `index`, else read from the text, with the family in one of the `records`."""
+class MeasuredLabel(NamedTuple):
+    """What an evaluator says that it measured, in its parts.
+
+    `source` is its source, `brief` as much as is needed where no other measures the same source.
+    """
+
+    source: str
+    brief: str
+
+
+def labels_of(
+    texts: Iterable[str],
+    index: Mapping[str, SetLabel],
+    records: Iterable[Record],
+) -> dict[str, SetLabel]:
+    """Return the label of every set by its text.
+
+    It is that of a store's `index`, else read from the text, with the family in a record.
+    """
     families: dict[str, str] = {}
     for record in records:
-        parts = record.data_facts.get("parts", [])  # a record of several parts, and an older one, says nothing of a family
-        if family := str(parts[0].get("family", "")) if len(parts) == 1 else "":
-            families[record.run.data] = family
-    return {text: index.get(text) or label_set(text, families.get(text, "")) for text in dict.fromkeys(texts) if text}
+        # A record of several parts, and an older one, says nothing of a family.
+        parts = record.data_facts.get("parts", [])
+        if len(parts) == 1 and parts[0].get("family"):
+            families[record.run.data] = str(parts[0]["family"])
+    labels: dict[str, SetLabel] = {}
+    for text in texts:
+        if text and text not in labels:
+            labels[text] = index.get(text) or label_set(text, families.get(text, ""))
+    return labels
 
 
 def label_set(text: str, family: str = "") -> SetLabel:
-    """Return what a set is called whose text alone is known, and perhaps its `family`: else that of its source in older records, or `own`.
+    """Return what a set is called whose text alone is known, and perhaps its `family`.
+
+    Else the family is that of its source in older records, or `own`. A text that can't be read has
+    no parts but a source.
 
     >>> label_set("gsm8k:cot").family, label_set("my_notes.txt").family
     ('arithmetic', 'own')
     """
-    label = set_label(text)
-    return label if label.mixed else replace(label, family=known_family(family) if family else BEFORE.get(label.name, "own"))
+    try:
+        parts = read_set(text)
+    except InputError:
+        source = label_measured(text).source
+        return SetLabel(text, source, family=_family("", family))
+    if isinstance(parts, Mix) or len(parts) != 1:
+        return SetLabel(text, text, family="mixed")
+    part = parts[0]
+    form = text_of(part.format) if part.format else ""
+    packing = text_of(part.packing) if part.packing else ""
+    name = "" if isinstance(part.source, File) else part.source.name
+    return SetLabel(
+        text,
+        source=part.source_text,
+        name=name,
+        format=part.format.name if part.format else "",
+        packing=packing,
+        rest="@".join(filter(None, (form, packing))),
+        family=_family(name, family),
+    )
+
+
+def label_measured(text: str) -> MeasuredLabel:
+    """Return what an evaluator measured, in its parts.
+
+    >>> label_measured("wikitext:text"), label_measured("race (3-shot)").source
+    (MeasuredLabel(source='wikitext', brief='wikitext'), 'race')
+    """
+    try:
+        before_colon = pieces(text, ":")[0]
+        before_comma = pieces(text, ",")[0]
+    except SpecError:
+        return MeasuredLabel(text, text)
+    source = min(before_colon, before_comma, key=len)
+    return MeasuredLabel(source.partition(" (")[0], before_colon)
 
 
 def describe_target(target: str) -> str:
-    """Return a target in words. Several, divided by commas, or none may be meant; what is none of these stands as it is written.
+    """Return a target in words.
 
+    Several, divided by commas, or none may be meant; what is none of these stands as it is written.
     The space before a per cent sign doesn't break.
 
     >>> describe_target("2:4"), describe_target("w4g64")
@@ -55,18 +120,27 @@ def describe_target(target: str) -> str:
     """
     if not target:
         return "any sparsity"
-    sparsities, others = list[str](), list[str]()
+    sparsities: list[str] = []
+    others: list[str] = []
     for label in map(read_target, target.split(", ")):
-        if (sparsity := _sparsity(label)) is not None:
-            sparsities.append(sparsity)
-        elif label.bits is not None:
-            groups = "by row" if label.group is None else f"in groups of {label.group}"
-            others.append(f"{label.bits} bits {groups}{' with zero points' if label.zeros else ''} ({label.text})")
-        elif label.share is not None:
-            others.append(f"{label.share * 100:g}\u00a0% of the {label.parts}")
+        words = _in_words(label)
+        if label.sparsity:
+            sparsities.append(words)
         else:
-            others.append(label.text)
-    return join_names([*([f"{join_names(sparsities)} sparsity"] if sparsities else []), *others])
+            others.append(words)
+    named = [f"{join_names(sparsities)} sparsity"] if sparsities else []
+    return join_names([*named, *others])
+
+
+def _in_words(label: TargetLabel) -> str:
+    if label.bits is not None:
+        groups = "by row" if label.group is None else f"in groups of {label.group}"
+        zeros = " with zero points" if label.zeros else ""
+        return f"{label.bits} bits {groups}{zeros} ({label.text})"
+    if label.share is None:
+        return label.text
+    share = f"{label.share * 100:g}\u00a0%"
+    return f"{share} of the {label.parts}" if label.parts else share
 
 
 def is_grid(target: str) -> bool:
@@ -75,9 +149,11 @@ def is_grid(target: str) -> bool:
 
 
 def is_removal(target: str) -> bool:
-    """Return whether a target says how much goes, and no more: a sparsity, a pattern, or a share of blocks, experts or numbers."""
-    label = read_target(target)
-    return label.bits is None and (label.share is not None or label.pattern is not None)
+    """Whether a target says how much goes, and no more.
+
+    That is a sparsity, a pattern, or a share of blocks, experts or numbers.
+    """
+    return read_target(target).removal
 
 
 def bits_of(target: str) -> int | None:
@@ -85,18 +161,31 @@ def bits_of(target: str) -> int | None:
     return read_target(target).bits
 
 
+def sparsity_of(target: str) -> float | None:
+    """Return the share of weights that go; None for what doesn't say it.
+
+    >>> sparsity_of("0.6"), sparsity_of("2:4"), sparsity_of("blocks 0.25")
+    (0.6, 0.5, None)
+    """
+    label = read_target(target)
+    if label.pattern is not None and label.pattern[1]:
+        return float(1 - Fraction(*label.pattern))
+    if label.share is None or label.parts is not None:
+        return None
+    return label.share if 0 <= label.share <= 1 else None
+
+
 def target_noun(targets: Iterable[str]) -> str:
-    """Return what all of these can be called: `sparsity` where each is one or an N:M pattern, else `target`."""
-    return "sparsity" if all(_sparsity(read_target(target)) is not None for target in targets) else "target"
-
-
-def _sparsity(target: TargetLabel) -> str | None:
-    """Return a sparsity in per cent, a pattern as it is written; None for what is neither."""
-    if target.pattern is not None:
-        return target.text
-    return None if target.share is None or target.parts else f"{target.share * 100:g}\u00a0%"
+    """Return `sparsity` where each of these is one or an N:M pattern, else `target`."""
+    return "sparsity" if all(read_target(target).sparsity for target in targets) else "target"
 
 
 def join_names(names: Sequence[str]) -> str:
     """Return `a`, `a and b`, `a, b and c`; nothing for none."""
-    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _family(name: str, family: str) -> Family:
+    return known_family(family) if family else BEFORE.get(name, "own")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from calibrant.compare.estimate import Estimate
-from calibrant.compare.labels import describe_target, join_names, target_noun
+from calibrant.compare.labels import describe_target, join_names, label_measured, target_noun
 from calibrant.compare.ranking import MEAN, ComparedGroup
-from calibrant.grammar import read_measured
 
 Answer = Literal["yes", "no", "it depends", "undecided", "not covered"]
 
@@ -138,7 +137,7 @@ def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     compared: list[_Pair] = []
     for group in groups:
         for measured in group.measured:
-            source = read_measured(measured).source
+            source = label_measured(measured).source
             own = tuple(s for s in group.sets if group.label(s).source == source)
             others = tuple(s for s in group.sets if s not in own and not group.label(s).control)
             if own and others:

@@ -20,7 +20,7 @@ from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.errors import DataError
 from calibrant.foreign import brief
-from calibrant.grammar import Mix, SetLabel, read_set, read_sum
+from calibrant.grammar import Mix, SetLabel, Sum, read_set, written_mix
 from calibrant.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
@@ -69,9 +69,10 @@ class CalibrationSet:
     number of the draw: draws of the same budget share no row until the source is used up, after which `overlap` in the facts says how much they
     share. The same rows and tokenizer give the same fingerprint anywhere.
 
-    `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets or more, in `mixed`, each of the whole budget and drawn as it
-    is drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens were one set
-    (MixCal, Williams et al. 2025, arXiv 2502.18424). `parts` are those of all. A mix with all the weight on one set is that set.
+    `CalibrationSet("mix(gsm8k:cot=0.5, c4=0.5)")` is of two sets or more, in `mixed`, each of the whole budget and drawn as it is drawn alone.
+    What the model's matrices see of each, divided by its own tokens, is added with the weights in `shares`, as if all tokens were one set
+    (MixCal, Williams et al. 2025, arXiv 2502.18424). `names` are what the sets are called, `parts` those of all. A mix with all the weight on one
+    set is that set.
 
     A source of your own stands where an expression does: `CalibrationSet(MySource(path="notes"))`. From then on its text can be part of expressions.
 
@@ -88,19 +89,21 @@ class CalibrationSet:
     seed: int
     parts: tuple[Term, ...]
     mixed: tuple["CalibrationSet", ...]
-    mix: Mix | None
+    names: tuple[str, ...]
+    shares: tuple[Fraction, ...]
     part: Part
 
     def __init__(self, expr: str | Source, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         check_budget(samples, length, tokens, seed)
         read = read_set(text_of_source(expr) if isinstance(expr, Source) else expr)
-        mix = read if isinstance(read, Mix) and len(read.parts) != 1 else None
-        mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
-        mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
-        parts = _weighed(mix, mixed) if mix else tuple(map(term_of, read_sum(read.parts[0]) if isinstance(read, Mix) else read))
-        read_from = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
-        for name, value in {**read_from, "samples": samples, "length": length, "budget": tokens, "seed": seed, "part": "calibrate"}.items():
-            object.__setattr__(self, name, value)
+        self._fill(samples=samples, length=length, budget=tokens, seed=seed, part="calibrate")
+        if isinstance(read, Mix):
+            sets = tuple(self._of_sum(parts) for parts in read.sets)
+            text = written_mix(read.names, list(map(str, sets)), read.shares)
+            parts = _weighed(read.shares, sets)
+            self._fill(expr=text, parts=parts, mixed=sets, names=read.names, shares=read.shares)
+        else:
+            self._fill(**vars(self._of_sum(read)))
 
     @classmethod
     def parse(cls, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> "CalibrationSet":
@@ -124,8 +127,8 @@ class CalibrationSet:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
         """Return the set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""
-        if self.mix:
-            return self._mixture(self.mix, [part.tokens(tokenizer) for part in self.mixed])
+        if self.mixed:
+            return self._mixture([part.tokens(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
         drawn = self._deal_all(decks, IdEncoder(tokenizer))
         ids, mask = self._laid_out(drawn)
@@ -174,7 +177,7 @@ class CalibrationSet:
         """Return the same with `supply(source, tokens)` in the place of each source that is supplied per draw; `tokens` are to be drawn of it."""
         if self.mixed:
             mixed = tuple(part.supplied(supply) for part in self.mixed)
-            return self._with(mixed=mixed, parts=_weighed(self.mix, mixed) if self.mix else ())
+            return self._with(mixed=mixed, parts=_weighed(self.shares, mixed))
         budgets = [self.samples * self.length if quota.tokens is None else quota.tokens for quota in self._quotas()]
         parts = zip(self.parts, budgets, strict=True)
         return self._with(parts=tuple(replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t for t, n in parts))
@@ -184,12 +187,20 @@ class CalibrationSet:
         check_budget(self.samples, self.length, self.budget, seed)
         return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
 
+    def _of_sum(self, read: Sum) -> "CalibrationSet":
+        """Return the sum of these parts, with the budget and the draw of this set."""
+        terms = tuple(map(term_of, read))
+        return self._with(expr=written(terms), parts=terms, mixed=(), names=(), shares=())
+
     def _with(self, **fields: Any) -> "CalibrationSet":
         """Return a copy in which these fields are others; its text stays."""
         changed = copy.copy(self)
-        for name, value in fields.items():
-            object.__setattr__(changed, name, value)
+        changed._fill(**fields)
         return changed
+
+    def _fill(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """Return the rows of each part of this draw, in the order in which they were used."""
@@ -288,15 +299,15 @@ class CalibrationSet:
             ids[at, : len(sequence)], mask[at, : len(sequence)] = sequence, True
         return ids, mask
 
-    def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
+    def _mixture(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
         # Statistics are divided by their set's own mass and multiplied by its share of the mass of all: one walk then sees what the mix says.
         masses = [float(batch.weights.double().sum()) for batch in batches]
-        factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
+        factors = [float(share) * sum(masses) / mass for share, mass in zip(self.shares, masses, strict=True)]
         weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])
         parts = [
             {**fact, "share": float(share) * fact["share"], "weight": factor * fact["weight"]}
-            for batch, share, factor in zip(batches, mix.shares, factors, strict=True)
+            for batch, share, factor in zip(batches, self.shares, factors, strict=True)
             for fact in batch.facts["parts"]
         ]
         whole = {
@@ -316,10 +327,10 @@ class CalibrationSet:
                     "fingerprint": batch.fingerprint,
                     **{key: batch.facts[key] for key in ("data", "windows", "tokens", "overlap")},
                 }
-                for name, share, mass, batch in zip(mix.names, mix.shares, masses, batches, strict=True)
+                for name, share, mass, batch in zip(self.names, self.shares, masses, batches, strict=True)
             ],
         }
-        digest = hashlib.sha256("".join(["mix\n", *(f"{s} {b.fingerprint}\n" for s, b in zip(mix.shares, batches, strict=True))]).encode())
+        digest = hashlib.sha256("".join(["mix\n", *(f"{s} {b.fingerprint}\n" for s, b in zip(self.shares, batches, strict=True))]).encode())
         examples = tuple(sorted({example for batch in batches for example in batch.examples}))
         pads = torch.cat([torch.zeros_like(b.mask) if b.pads is None else b.pads for b in batches]) if whole["pads"] else None
         tensors = torch.cat([batch.ids for batch in batches]), torch.cat([batch.mask for batch in batches]), weights
@@ -347,9 +358,12 @@ def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _weighed(mix: Mix, mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
-    """Return the terms of both sets, each with its share of the whole."""
-    return tuple(replace(term, share=share * term.share) for share, part in zip(mix.shares, mixed, strict=True) for term in part.parts)
+def _weighed(shares: Sequence[Fraction], mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
+    """Return the terms of all sets, each with its share of the whole."""
+    terms: list[Term] = []
+    for share, part in zip(shares, mixed, strict=True):
+        terms += [replace(term, share=share * term.share) for term in part.parts]
+    return tuple(terms)
 
 
 def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Expressions for calibration data (`calibrant.grammar` reads them) with their names looked up, so that they can be drawn from.
+"""Expressions for calibration data, which `calibrant.grammar` reads, with their names looked up.
 
 Four names stand for a format with its packing: zero, single, icl, cot.
 """
@@ -18,19 +18,40 @@ from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.foreign import user_path
-from calibrant.grammar import File, Part, SetLabel, is_path, numbers, pieces, read_name, read_source, read_sum
+from calibrant.grammar import (
+    File,
+    Part,
+    SetLabel,
+    is_path,
+    pieces,
+    read_name,
+    read_source,
+    read_sum,
+    written_sum,
+)
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Call, build, text_of
 
 selectors: Final = Registry("calibrant.select", "selector")
-"""What chooses or makes rows with a model's help stands where a source's name stands. Only its names are known here; the list is its files."""
+"""What chooses or makes rows with a model's help stands where a source's name stands.
 
-PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
+Only its names are known here; the list is its files.
+"""
+
+PAIRS: Final = {
+    "zero": ("question", "one"),
+    "single": ("qa", "one"),
+    "icl": ("qa", "many"),
+    "cot": ("cot", "many"),
+}
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a set: rows of `source`, rendered by `format`, cut into windows by `packing`; `share` of the budget."""
+    """One part of a set: rows of `source`, rendered by `format`, cut into windows by `packing`.
+
+    It gets `share` of the budget.
+    """
 
     source: Source
     format: Format
@@ -38,49 +59,82 @@ class Term:
     share: Fraction = Fraction(1)
 
     def __str__(self) -> str:
-        """Return the text without the share, such as `gsm8k:cot`: what is the default of a corpus is left out, a named pair is called by its name."""
+        """Return the text without the share, such as `gsm8k:cot`.
+
+        What is the default of a corpus is left out; a named pair is called by its name.
+        """
         form, packing = self._written_names
-        return f"{self.source}{form and f':{form}'}{packing and f'@{packing}'}"
+        text = str(self.source)
+        if form:
+            text += f":{form}"
+        if packing:
+            text += f"@{packing}"
+        return text
 
     @property
     def label(self) -> SetLabel:
         """What a set of this part alone is called, in its parts."""
         form, packing = self._written_names
-        name = "" if isinstance(self.source, UserFile) else self.source.spec_name()
-        plain = form if form in PAIRS else form and self.format.spec_name()
-        return SetLabel(str(self), str(self.source), name, plain, packing, "@".join(filter(None, self._written_names)), family_of(self.source))
+        plain = form
+        if form and form not in PAIRS:
+            plain = self.format.spec_name()
+        return SetLabel(
+            str(self),
+            source=str(self.source),
+            name="" if isinstance(self.source, UserFile) else self.source.spec_name(),
+            format=plain,
+            packing=packing,
+            rest="@".join(filter(None, (form, packing))),
+            family=family_of(self.source),
+        )
 
     @property
     def _written_names(self) -> tuple[str, str]:
         """What the text says of format and packing; nothing of what goes without saying."""
-        pair = next((name for name, names in PAIRS.items() if names == (str(self.format), str(self.packing))), None)
-        if pair:
-            return pair, ""
-        unsaid = _format_of(self.source) == str(self.format)
-        return "" if unsaid else str(self.format), "" if self.packing == _packing_of(self.source, self.format) else str(self.packing)
+        form = str(self.format)
+        packing = str(self.packing)
+        for name, names in PAIRS.items():
+            if names == (form, packing):
+                return name, ""
+        if form == _format_of(self.source):
+            form = ""
+        if self.packing == _packing_of(self.source, self.format):
+            packing = ""
+        return form, packing
 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
-    """Return the parts of a set; their shares sum to one. `SpecError` for what can't be read, `DataError` for what doesn't fit together."""
+    """Return the parts of a sum; their shares sum to one.
+
+    Raises `SpecError` for what can't be read, `DataError` for what doesn't fit together.
+    """
     return tuple(map(term_of, read_sum(text)))
 
 
 def written(terms: Sequence[Term]) -> str:
-    """Return the one text that stands for these parts, with weights that are exact: decimals where they are short, else whole numbers."""
-    if len(terms) == 1:
-        return str(terms[0])
-    return " + ".join(f"{number}*{term}" for number, term in zip(numbers([term.share for term in terms]), terms, strict=True))
+    """Return the one text that stands for these parts, with weights that are exact."""
+    return written_sum(list(map(str, terms)), [term.share for term in terms])
 
 
 def text_of_source(source: Source) -> str:
-    """Return the text of a source, or a selector, which is read back as an equal one from now on. `SpecError` where it can't be."""
+    """Return the text of a source, or a selector, which is read back as an equal one from now on.
+
+    Raises `SpecError` where it can't be.
+    """
     if isinstance(source, UserFile):
         return str(source)
-    return (selectors if isinstance(source, PerDraw) else sources).text(source)
+    registry = selectors if isinstance(source, PerDraw) else sources
+    return registry.text(source)
 
 
-def parse_source(text: str | Call | File | Source, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
-    """Return the source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
+def parse_source(
+    text: str | Call | File | Source,
+    columns: Mapping[str, Any] = MappingProxyType({}),
+) -> Source:
+    """Return the source that a name or a path stands for, with its arguments if it has any.
+
+    `columns` are more arguments of a user's file.
+    """
     if isinstance(text, Source):
         text = text_of_source(text)
     call = read_source(text) if isinstance(text, str) else text
@@ -88,27 +142,40 @@ def parse_source(text: str | Call | File | Source, columns: Mapping[str, Any] = 
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
     name = call.name
-    if not sources.knows(name) and not selectors.knows(name) and user_path(name, DataError).exists():
-        return build(UserFile, {"path": name, **call.arguments, **columns})  # a file or folder, which needs no ./ where no source is called so
-    if not sources.knows(name) and (selectors.knows(name) or did_you_mean(name, selectors.names())):
-        # What stands in a selector's brackets may be a set in itself, quoted or not: it is read by the selector.
-        inner = {key: text_of(value) if isinstance(value, Call) else value for key, value in call.arguments.items()}
-        return build(selectors.get(name), inner)
-    return sources.build(call)
+    if sources.knows(name):
+        return sources.build(call)
+    if not selectors.knows(name):
+        if user_path(name, DataError).exists():  # a file or folder, which needs no ./ here
+            return build(UserFile, {"path": name, **call.arguments, **columns})
+        if not did_you_mean(name, selectors.names()):
+            return sources.build(call)
+    # What stands in a selector's brackets may be a set, quoted or not: the selector reads it.
+    inner: dict[str, Any] = {}
+    for key, value in call.arguments.items():
+        inner[key] = text_of(value) if isinstance(value, Call) else value
+    return build(selectors.get(name), inner)
 
 
 def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
-    """Return the format that a name stands for; a named pair brings a packing too. Arguments are the format's, as in `cot(steps=3)`."""
+    """Return the format that a name stands for; a named pair brings a packing too.
+
+    Arguments are the format's, as in `cot(steps=3)`.
+    """
     call = read_name(text) if isinstance(text, str) else text
-    known = [*formats.names(), *(pair for pair in PAIRS if pair not in formats.names())]
+    known = list(dict.fromkeys([*formats.names(), *PAIRS]))
     if call.name not in known:
         raise _unknown("format", call.name, known)
-    form, packing = PAIRS.get(call.name, (call.name, None))
-    return build(formats.get(form), call.arguments), packings.get(packing)() if packing else None
+    if call.name not in PAIRS:
+        return build(formats.get(call.name), call.arguments), None
+    form, packing = PAIRS[call.name]
+    return build(formats.get(form), call.arguments), packings.get(packing)()
 
 
 def parse_packing(text: str | Call, format_name: str = "") -> Packing:
-    """Return the packing that `one`, `many(separator=' ')`, … stands for; what a bare name stands for may depend on the format."""
+    """Return the packing that `one`, `many(separator=' ')`, … stands for.
+
+    What a bare name stands for may depend on the format.
+    """
     call = read_name(text) if isinstance(text, str) else text
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
@@ -117,35 +184,47 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
-    """Return a source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control.
+    """Return a source to measure on and how its rows are rendered, by default as for calibration.
 
-    The format may stand behind the source, as in a calibration set.
+    The format may stand behind the source, as in a set. Raises `DataError` for a control.
 
     >>> held_out("gsm8k"), held_out("gsm8k:cot")
     ((gsm8k, qa), (gsm8k, cot))
     """
-    name, colon, behind = _with_format(source)
-    if colon and form:
-        raise SpecError(f"{source!r} names a format where {form!r} is the format already; write {name!r}", subject=source)
-    read, form = parse_source(name), behind or form
+    name, behind = _with_format(source)
+    if behind is not None and form:
+        message = f"names a format where {form!r} is the format already; write {name!r}"
+        raise SpecError(f"{source!r} {message}", subject=source)
+    read = parse_source(name)
     if read.kind == "control":
-        raise DataError(f"{source!r} is a control: there is nothing in it to predict; measure on a corpus or a question set", subject=source)
-    rendered, _ = parse_format(form or _format_of(read))
+        message = "is a control: there is nothing in it to predict"
+        advice = "measure on a corpus or a question set"
+        raise DataError(f"{source!r} {message}; {advice}", subject=source)
+    rendered, _ = parse_format(behind or form or _format_of(read))
     _check_fields(read, rendered)
     return read, rendered
 
 
-def _with_format(source: str) -> tuple[str, str, str]:
-    """Return the source, the colon and the format of `gsm8k:cot`; no colon and no format where the text is all source, as a path may be."""
+def _with_format(source: str) -> tuple[str, str | None]:
+    """Return the source and the format of `gsm8k:cot`.
+
+    The format is None where the text is all source, as a path with a colon may be.
+    """
     names = pieces(source, ":")
     if len(names) != 2 or is_path(names[1]) or user_path(source, DataError).exists():
-        return source, "", ""
-    return names[0].strip(), ":", names[1].strip()
+        return source, None
+    return names[0].strip(), names[1].strip()
 
 
 def term_of(part: Part) -> Term:
-    """Return the part with its names looked up. `SpecError` for one that there isn't, `DataError` for what doesn't fit together."""
-    columns, form = _columns_in(part.format) if part.format and isinstance(part.source, File) else ({}, part.format)
+    """Return the part with its names looked up.
+
+    Raises `SpecError` for one that there isn't, `DataError` for what doesn't fit together.
+    """
+    columns: dict[str, Any] = {}
+    form = part.format
+    if form and isinstance(part.source, File):
+        columns, form = _columns_in(form)
     source = parse_source(part.source, columns)
     if isinstance(source, UserFile):
         source.check_calibrates()
@@ -157,36 +236,45 @@ def term_of(part: Part) -> Term:
 
 
 def _columns_in(call: Call) -> tuple[dict[str, Any], Call]:
-    """Return the columns of a user's file that `icl(question="Q", answer="A")` names, and the format with its own arguments."""
+    """Return the columns of a file that `icl(question="Q", answer="A")` names, and the rest."""
     columns = {name: value for name, value in call.arguments.items() if name in FIELDS}
-    return columns, Call(call.name, {name: value for name, value in call.arguments.items() if name not in FIELDS})
+    others = {name: value for name, value in call.arguments.items() if name not in FIELDS}
+    return columns, Call(call.name, others)
 
 
 def _format_of(source: Source) -> str:
-    return source.default or ("icl" if source.kind == "questions" else "text")
+    if source.default:
+        return source.default
+    return "icl" if source.kind == "questions" else "text"
 
 
 def _packing_of(source: Source, form: Format) -> Packing:
-    return Many(separator="") if source.kind == "control" or form.spec_name() == "chat" else Many()
+    if source.kind == "control" or form.spec_name() == "chat":
+        return Many(separator="")
+    return Many()
 
 
 def _check_fields(source: Source, form: Format) -> None:
-    fields = {*source.fields, *source.sometimes, *(["text"] if "integers" in source.fields else [])}
+    fields = {*source.fields, *source.sometimes}
+    if "integers" in fields:
+        fields.add("text")
     if "turns" in fields and form.spec_name() == "chat":
         return
     missing = [name for name in form.needs if name not in fields]
     if missing:
-        others = [name for name in sources.names() if set(form.needs) <= {*_declared(name, "fields"), *_declared(name, "sometimes")}]
-        raise DataError(
-            f"{source} can't be rendered as {form}: that needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}; "
-            f"sets that have it: {', '.join(others)}",
-            subject=str(source),
-        )
+        others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
+        needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
+        message = f"{needed}; sets that have it: {', '.join(others)}"
+        subject = str(source)
+        raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
 
 
-def _declared(name: str, which: str) -> tuple[str, ...]:
-    return getattr(sources.get(name), which, ())
+def _declared_fields(name: str) -> set[str]:
+    kind = sources.get(name)
+    return {*getattr(kind, "fields", ()), *getattr(kind, "sometimes", ())}
 
 
 def _unknown(noun: str, name: str, names: list[str]) -> SpecError:
-    return SpecError(f"there is no {noun} called {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})", subject=name)
+    known = f"(known: {', '.join(names)})"
+    meant = did_you_mean(name, names)
+    return SpecError(f"there is no {noun} called {name!r}{meant} {known}", subject=name)

@@ -14,8 +14,8 @@ from calibrant.evaluators._measuring import evaluators, reference_of, refuse_lea
 from calibrant.evaluators.words import Words
 from calibrant.inspection.profiling import may_be_quoted
 from calibrant.models import Opened, open_model
+from calibrant.options import ExplainCommand, declaration, taking
 from calibrant.process import freed_memory_kept
-from calibrant.progress import Progress, silent
 
 STRONGEST: Final = 3
 """Neurons that are shown of a word, those whose responses carry most of it."""
@@ -49,32 +49,31 @@ class Explanation:
         return {**head, "words": [dict(word) for word in self.words], "unquoted": self.unquoted}
 
 
-def explain(
-    model: str | Opened,
-    task: str | Words | None = None,
-    *,
-    against: str | Opened | None = None,
-    source: str | None = None,
-    groups: str | None = None,
-    tokens: int | None = None,
-    allow_leak: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
-    progress: Progress = silent,
-) -> Explanation:
+@final
+@declaration
+class ExplainOptions(ExplainCommand):
+    """The options of `explain`."""
+
+    task: str | Words | None = None
+
+
+@taking(ExplainOptions)
+def explain(options: ExplainOptions) -> Explanation:
     """Say which words' responses `model` lost, as `words(source=…, groups=…)` measures them, and which neurons and blocks lost them.
 
     `against` is the dense model; of a model that Calibrant compressed it is known. Instead of `source` and `groups` a whole `task` may be given:
     `words(source='gsm8k', tokens=65536)`. Raises the errors of `evaluate`, and `SpecError` for a task that isn't one of words, or one beside a
     source.
     """
-    asked = _asked(task, source, groups, tokens)
+    asked = _asked(options.task, options.source, options.groups, options.tokens)
     asked.check()
-    _, manifest = refuse_leaks(model, [asked], allow_leak)
-    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    dense = reference_of(against, manifest, opened, device, "--against")
+    _, manifest = refuse_leaks(options.model, [asked], options.allow_leak)
+    opened = options.model
+    if not isinstance(opened, Opened):
+        opened = open_model(opened, options.dtype, options.device)
+    dense = reference_of(options.against, manifest, opened, options.device, "--against")
     with freed_memory_kept():
-        forgotten = asked.read(Subject(opened.model, opened.tokenizer, dense.model, progress), whole=True)
+        forgotten = asked.read(Subject(opened.model, opened.tokenizer, dense.model, options.progress), whole=True)
         score = forgotten.measurement().score
     licence = asked.held_out()[0].licence
     quotes = may_be_quoted(licence)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from transformers import PreTrainedModel
 
@@ -19,6 +19,7 @@ from calibrant.evaluators._room import left_on_disk
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.models import Opened, manifest_folder, open_model, read_manifest, read_when_run
 from calibrant.models.cache import cache_folder
+from calibrant.options import EvaluateCommand, declaration, taking
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
@@ -28,20 +29,16 @@ from calibrant.spec import canonical, identity, with_parameters
 evaluators = Registry("calibrant.evaluators", "task")
 
 
-def evaluate(
-    model: str | Opened,
-    tasks: Sequence[str | Evaluator] | str | Evaluator,
-    *,
-    reference: str | Opened | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    limit: int | None = None,
-    tokens: int | None = None,
-    allow_leak: bool = False,
-    engine: str = "torch",
-    memory: float | None = None,
-    progress: Progress = silent,
-) -> list[Measurement]:
+@final
+@declaration
+class EvaluateOptions(EvaluateCommand):
+    """The options of `evaluate`."""
+
+    tasks: Sequence[str | Evaluator] | str | Evaluator
+
+
+@taking(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
     `reference` is the untouched model for tasks that compare with it; of a model that Calibrant compressed it is known. For a quick look `limit`
@@ -53,28 +50,53 @@ def evaluate(
     With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations too; `loss` and `agreement` can be. `memory` is
     how many GB the process may hold: where the model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the same.
     """
-    chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
-    chosen = within_budget(chosen, limit, tokens)
+    model = options.model
+    engine = options.engine
+    reference = options.reference
+    where = options.dtype, options.device
+    tasks = options.tasks
+    if isinstance(tasks, str | Evaluator):
+        tasks = [tasks]
+    chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
+    chosen = within_budget(chosen, options.limit, options.tokens)
     check_engine(engine, chosen)
-    leaked, manifest = refuse_leaks(model, chosen, allow_leak)
-    promised = in_bytes(memory)
+    leaked, manifest = refuse_leaks(model, chosen, options.allow_leak)
+    promised = in_bytes(options.memory)
     if promised is not None and (isinstance(model, Opened) or engine == "llama_cpp"):
-        raise SpecError("memory is for a model that is opened here, by torch; leave it out, or give the model's name and no engine", subject="memory")
+        message = "memory is for a model that is opened here, by torch"
+        advice = "leave it out, or give the model's name and no engine"
+        raise SpecError(f"{message}; {advice}", subject="memory")
+    compares = any(task.compares for task in chosen)
     if isinstance(model, Opened):
         opened = model
     elif engine == "llama_cpp":
         opened = opened_by_llama_cpp(model)
     else:
-        others = [name for name in (reference or _origin(manifest),) if isinstance(name, str) and any(task.compares for task in chosen)]
-        opened = _opened(model, dtype, device, promised is not None and left_on_disk([model, *others], chosen, dtype, device, promised))
-    dense = reference_of(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
+        on_disk = False
+        if promised is not None:
+            names = [model]
+            dense_name = reference or _origin(manifest)
+            if compares and isinstance(dense_name, str):
+                names.append(dense_name)
+            on_disk = left_on_disk(names, chosen, *where, promised)
+        opened = _opened(model, *where, on_disk)
+    dense = None
+    if compares:
+        dense = reference_of(reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
     journals = [_journal(task, opened, dense) for task in chosen]
-    measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]
+    measured: list[Measurement] = []
+    for task, journal, rows in zip(chosen, journals, leaked, strict=True):
+        dense_model = None if dense is None else dense.model
+        measurement = timed(task, opened, options.progress, dense_model, journal)
+        if rows:
+            told = {**measurement.provenance, "leaked": rows.count}
+            measurement = replace(measurement, provenance=told)
+        measured.append(measurement)
     for journal in journals:
         journal.remove()
-    return [replace(m, provenance={**m.provenance, **({"leaked": rows.count} if rows else {})}) for m, rows in zip(measured, leaked, strict=True)]
+    return measured
 
 
 def within_budget(tasks: Sequence[Evaluator], limit: int | None = None, tokens: int | None = None) -> list[Evaluator]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -15,31 +15,16 @@ from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, o
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import Imatrix, check_imatrix_path, importance_of
+from calibrant.options import ImatrixOptions, taking
 from calibrant.process import freed_memory_kept
-from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.walk.observing import untouched
 from calibrant.walk.rehearsal import rehearse
 
-CHUNK: Final = 512
-"""Tokens of a window unless others are asked for, as llama.cpp has it."""
 
-
+@taking(ImatrixOptions)
 @freed_memory_kept()
-def imatrix(
-    model: str | Opened,
-    data: str | CalibrationSet,
-    out: str | Path | None = None,
-    *,
-    samples: int = 128,
-    tokens: int | None = None,
-    length: int = CHUNK,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    memory: float | None = None,
-    progress: Progress = silent,
-) -> Imatrix:
+def imatrix(options: ImatrixOptions) -> Imatrix:
     """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that to `out` for llama.cpp's quantizers.
 
     `out` ends with `.gguf` (llama.cpp) or `.dat` (ik_llama.cpp). `data` in the packing `imatrix`, such as `"wikitext@imatrix"`, is cut as llama.cpp
@@ -52,21 +37,28 @@ def imatrix(
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that llama.cpp has no names for too.
     """
+    model = options.model
+    out = options.out
     if out is not None:
         check_imatrix_path(out)
-    chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-    promised = in_bytes(memory)
-    if promised is not None and isinstance(model, Opened):
-        raise SpecError(
-            f"memory={memory:g} says how a model is opened, and {model.name} is open; give its name, or leave memory out", subject="memory"
-        )
-    absent = gathered_on_disk(model, chosen, dtype, device, promised) if isinstance(model, str) and promised is not None else ""
-    opened = model if isinstance(model, Opened) else open_model(model, dtype, device, on_disk=bool(absent))
+    calibration = options.drawn_from(options.data)
+    promised = in_bytes(options.memory)
+    absent = ""
+    if isinstance(model, Opened):
+        if promised is not None:
+            message = f"memory={options.memory:g} says how a model is opened, and {model.name} is open"
+            raise SpecError(f"{message}; give its name, or leave memory out", subject="memory")
+        opened = model
+    else:
+        if promised is not None:
+            where = options.dtype, options.device
+            absent = gathered_on_disk(model, calibration, *where, promised)
+        opened = open_model(model, options.dtype, options.device, on_disk=bool(absent))
     seen_by = view(opened.model, opened.residence)
     names = tensor_names(seen_by)
     _check_names(opened, names)
     check_finite(seen_by)
-    batch = resolved(chosen, opened, progress).tokens(opened.tokenizer)
+    batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
     parted = ""
     if promised is not None:
         here = out is not None and opened.model.device.type == "cpu"
@@ -74,16 +66,16 @@ def imatrix(
         parted = offloading(left, "dense", None, seen_by, batch, opened.dtype, here)
         if parted and out is not None:
             seen_by.offload = Path(out).absolute().parent
+    seen: dict[Weight, Seen] = {}
     with torch.no_grad():
-        seen = dict[Weight, Seen]()
         for weight, there in untouched(opened, seen_by, batch, (FeatureNorms,)):
             seen[weight] = there
-            progress("imatrix", weight.block + 1, len(seen_by.blocks))
+            options.progress("imatrix", weight.block + 1, len(seen_by.blocks))
     made = Imatrix(
         importance_of(seen_by, seen, names),
-        (_described(chosen, batch),),
-        int(batch.facts["windows"]) if "windows" in batch.facts else len(batch.ids),
-        chosen.length,
+        (_described(calibration, batch),),
+        int(batch.facts.get("windows", len(batch.ids))),
+        calibration.length,
         _left_out(seen_by, seen),
         "; ".join(filter(None, (absent, parted))),
         shortage_of(seen_by, batch),

@@ -6,7 +6,7 @@ tokens decide what is pruned: a start token or a template that fills every stati
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any, Final
@@ -23,12 +23,10 @@ from calibrant.inspection.experts import expert_coverage
 from calibrant.inspection.facts import Inspection, inspect_tokens
 from calibrant.inspection.overlap import measurable
 from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
+from calibrant.options import DataOptions, InspectOptions, taking
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.walk import walk
-
-SAMPLES: Final = 128
-"""Windows of a set, where nothing else is said."""
 
 TOKENS: Final = 8_192
 """How much of a set a model is run on."""
@@ -37,19 +35,8 @@ TOKENS_PER_PASS: Final = 2_048
 """Tokens whose logits are held at once."""
 
 
-def inspect(
-    data: str | Source | CalibrationSet,
-    model: str | Opened | None = None,
-    *,
-    against: Sequence[str] = (),
-    samples: int | None = None,
-    tokens: int | None = None,
-    length: int = 2048,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "auto",
-    progress: Progress = silent,
-) -> Inspection:
+@taking(InspectOptions)
+def inspect(options: InspectOptions) -> Inspection:
     """Draw `data` and say what is in it, part by part, with the beginnings of a few windows, and what to fix.
 
     Without `model` the tokenizer of smollm2 reads it and nothing is run. With it, its own tokenizer does, and `Inspection.model` has its loss on
@@ -59,27 +46,34 @@ def inspect(
     or as many tokens as there are where no budget is given and the sources hold less; of a `CalibrationSet` it is the set's own. Raises an
     `InputError` for a set, a model or a source that can't be used.
     """
-    fixed = isinstance(data, CalibrationSet) or samples is not None or tokens is not None
-    chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples or SAMPLES, length, tokens, seed)
+    data = options.data
+    model = options.model
+    if isinstance(data, CalibrationSet):
+        fixed = True
+        chosen = data
+    else:
+        fixed = options.samples is not None or options.tokens is not None
+        samples = options.samples or DataOptions.samples
+        chosen = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
     if model is None:
         tokenizer, name = open_tokenizer("smollm2")
         chosen = chosen if fixed else _held(data, chosen, tokenizer)
-        inspection = inspect_tokens(resolved(chosen, tokenizer, progress), tokenizer, against)
+        inspection = inspect_tokens(resolved(chosen, tokenizer, options.progress), tokenizer, options.against)
         return replace(inspection, tokenizer=name, budget={**inspection.budget, **_instead(chosen, fixed)})
-    measurable(against)  # a name that isn't there is said before a model is opened, which takes longer
-    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    chosen = resolved(chosen if fixed else _held(data, chosen, opened.tokenizer), opened, progress)
-    inspection = inspect_tokens(chosen, opened.tokenizer, against)
+    measurable(options.against)  # a name that isn't there is said before a model is opened, which takes longer
+    opened = model if isinstance(model, Opened) else open_model(model, options.dtype, options.device)
+    chosen = resolved(chosen if fixed else _held(data, chosen, opened.tokenizer), opened, options.progress)
+    inspection = inspect_tokens(chosen, opened.tokenizer, options.against)
     whole, seen_by = chosen.tokens(opened.tokenizer), view(opened.model)
     batch, kinds = _excerpt(whole, chosen.kinds(opened.tokenizer).long(), TOKENS)
     facts = {
         "name": opened.name,
         "note": opened.note,
         "dtype": str(opened.dtype).removeprefix("torch."),
-        "loss": loss(opened, batch, progress),
-        "energy": energy(seen_by, batch, kinds, progress),
+        "loss": loss(opened, batch, options.progress),
+        "energy": energy(seen_by, batch, kinds, options.progress),
     }
-    if (covered := expert_coverage(seen_by, batch, int(whole.mask.sum()), progress)) is not None:
+    if (covered := expert_coverage(seen_by, batch, int(whole.mask.sum()), options.progress)) is not None:
         facts["experts"] = covered
     return replace(inspection, tokenizer=opened.name, model=facts, budget={**inspection.budget, **_instead(chosen, fixed)})
 

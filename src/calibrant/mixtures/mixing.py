@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -11,7 +11,7 @@ import torch
 
 from calibrant.clock import Clock
 from calibrant.data import CalibrationSet
-from calibrant.errors import DataError, SpecError, TargetError
+from calibrant.errors import DataError, SpecError
 from calibrant.methods import Method, StandIn
 from calibrant.mixtures.aims import aim_of, stand_in_of
 from calibrant.mixtures.algebra import Effort, Errors, Sample, Shares, effort_of, only, typical, uniform, without
@@ -24,8 +24,9 @@ from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
+from calibrant.options import MixCommand, declaration, one_target, taking
 from calibrant.process import freed_memory_kept
-from calibrant.progress import Progress, silent
+from calibrant.progress import Progress
 from calibrant.select import resolved
 from calibrant.store import STATISTICS
 from calibrant.targets import Removal, Target
@@ -37,27 +38,22 @@ _NARROW: Final = 2048
 """Columns of a matrix up to which one thread does the work."""
 
 
+@final
+@declaration
+class MixOptions(MixCommand):
+    """The options of `mix`."""
+
+    _: KW_ONLY
+    sparsity: float | str | Target | None = None
+    folder: Path | None = None
+    effort: Effort | None = None
+    alone: bool = False
+    judge_tokens: int | None = None
+
+
+@taking(MixOptions)
 @freed_memory_kept()
-def mix(
-    model: str | Opened,
-    sources: Sequence[str],
-    *,
-    method: str | Method | None = None,
-    target: float | str | Target | None = None,
-    sparsity: float | str | Target | None = None,
-    objective: str = "mean",
-    tokens: int = 8192,
-    length: int = 512,
-    seed: int = 0,
-    folder: Path | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    effort: Effort | None = None,
-    alone: bool = False,
-    judge_tokens: int | None = None,
-    imatrix: str | Path | None = None,
-    progress: Progress = silent,
-) -> Mixture:
+def mix(options: MixOptions) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held out of each source.
 
     `sources` are calibration sets as `--data` takes them, two or more, each drawn with `tokens` tokens and, to judge with, as many of the part that
@@ -88,39 +84,41 @@ def mix(
     >>> sorted(found.weights), len(found.rows)
     (['python_code', 'python_docs'], 4)
     """
-    if target is not None and sparsity is not None:
-        raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
-    built, aimed = aim_of(method, sparsity if target is None else target)
+    target = one_target(options.target, options.sparsity)
+    built, aimed = aim_of(options.method, target)
     standing = stand_in_of(built, aimed)
-    goal = parse_objective(objective)
-    effort = effort or effort_of(standing.method)
+    goal = parse_objective(options.objective)
+    effort = options.effort or effort_of(standing.method)
     if not isinstance(standing.target, Removal):
         effort = replace(effort, meter=Sample(0, 0))  # which weights go is what the meter compares
-    if imatrix is not None:
-        check_imatrix_path(imatrix)
+    if options.imatrix is not None:
+        check_imatrix_path(options.imatrix)
     clock = Clock()
-    sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in sources]
+    tokens, length, seed = options.tokens, options.length, options.seed
+    sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in options.sources]
     judges, goal = _judges(sets, goal, length, tokens, seed)
-    if alone:
+    if options.alone:
         if not goal.target:
             raise SpecError(f"alone=True is for a target; with the objective {goal} the sources judge, leave it out", subject="alone")
         judges = [judge for judge in judges if judge == goal.target]
     with clock.phase("open"):
-        opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+        opened = options.model
+        if not isinstance(opened, Opened):
+            opened = open_model(opened, options.dtype, options.device)
         seen_by = view(opened.model)
         built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
-        names = {} if imatrix is None else tensor_names(seen_by)
+        names = {} if options.imatrix is None else tensor_names(seen_by)
     with clock.phase("tokenize"):
-        held_out = [CalibrationSet(judge, length=length, tokens=judge_tokens or tokens, seed=seed + 1).held_out() for judge in judges]
-        batches, judging = ([(str(one), resolved(one, opened, progress).tokens(opened.tokenizer)) for one in of] for of in (sets, held_out))
+        held_out = [CalibrationSet(judge, length=length, tokens=options.judge_tokens or tokens, seed=seed + 1).held_out() for judge in judges]
+        batches, judging = ([(str(one), resolved(one, opened, options.progress).tokens(opened.tokenizer)) for one in of] for of in (sets, held_out))
     with clock.phase("statistics"):
-        root = (folder or cache_folder()) / STATISTICS
-        statistics = gather_statistics(opened, seen_by, standing.method, batches, judging, root, effort.meter, progress)
+        root = (options.folder or cache_folder()) / STATISTICS
+        statistics = gather_statistics(opened, seen_by, standing.method, batches, judging, root, effort.meter, options.progress)
     with _threads(max(weight.shape[1] for weight in seen_by.weights)):
-        search = _MixtureSearch(statistics, built, aimed, standing, goal, effort, clock, progress)
+        search = _MixtureSearch(statistics, built, aimed, standing, goal, effort, clock, options.progress)
         found, shares = search.mixture(opened, tokens, length, seed)
-    if imatrix is not None:
-        imatrix_of(statistics, shares, names, length).write(imatrix)
+    if options.imatrix is not None:
+        imatrix_of(statistics, shares, names, length).write(options.imatrix)
     return found
 
 
@@ -130,14 +128,14 @@ def _judges(sets: Sequence[CalibrationSet], goal: Objective, length: int, tokens
     if len(sets) < 2:
         raise SpecError(f"a mixture needs two sources or more, and was given {len(sets)} ({', '.join(names) or 'none'})", subject=", ".join(names))
     for one in sets:
-        if one.mix:
+        if one.mixed:
             raise SpecError(f"{str(one)!r} is a mix already and can't be a source; give each of its parts as a source", subject=str(one))
         if names.count(str(one)) > 1:
             raise DataError(f"the source {str(one)!r} is given twice; give it once, its weight is searched for", subject=str(one))
     if not goal.target:
         return names, goal
     target = CalibrationSet(goal.target, length=length, tokens=tokens, seed=seed)
-    if target.mix:
+    if target.mixed:
         raise SpecError(f"the target {str(target)!r} is a mix; give one source or one file to be good at", subject=str(target))
     return list(dict.fromkeys([*names, str(target)])), Objective("target", str(target))
 

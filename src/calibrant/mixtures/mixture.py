@@ -1,11 +1,10 @@
 """What a search for a mixture gives back: plain data."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
-from calibrant.grammar import Mix
+from calibrant.grammar import names_of, written_mix
 from calibrant.mixtures.algebra import Shares
 from calibrant.mixtures.enough import TokenCurve
 from calibrant.notebook import card, listing
@@ -104,22 +103,4 @@ def expression(sources: Sequence[str], shares: Shares) -> str:
     if len(parts) == 1:
         return parts[0][0]
     texts, counted = zip(*parts, strict=True)
-    return str(Mix(tuple(names_of(texts)), texts, counted))
-
-
-def names_of(sources: Sequence[str]) -> list[str]:
-    """Return a name for each source that can stand in front of an equals sign.
-
-    >>> names_of(["gsm8k:cot", "gsm8k@cot", "2nd"])
-    ['gsm8k_cot', 'gsm8k_cot_2', '_2nd']
-    """
-    names: list[str] = []
-    for source in sources:
-        bare = re.sub(r"\W+", "_", source).strip("_")[:40] or "part"
-        bare = f"{bare}_" if bare in ("weight", "weights") else f"_{bare}" if bare[0].isdigit() else bare
-        name, number = bare, 1
-        while name in names:
-            number += 1
-            name = f"{bare}_{number}"
-        names.append(name)
-    return names
+    return written_mix(names_of(texts), texts, counted)

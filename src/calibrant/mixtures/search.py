@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.errors import SpecError
-from calibrant.grammar import pieces
 from calibrant.mixtures.algebra import Shares, only, uniform
 
 _ALLOWED = "write mean, worst, or target=EXPR with a source or a file of your own, such as target=gsm8k:cot"
@@ -48,11 +47,11 @@ class Objective:
 
 def parse_objective(text: str) -> Objective:
     """Return the objective that a text names; `SpecError` for anything else."""
-    kind, *rest = (piece.strip() for piece in pieces(text, "="))
-    if kind == "target" and (target := "=".join(rest)):
-        return Objective(kind, target)
-    if kind in ("mean", "worst") and not rest:
-        return Objective(kind)
+    if text.strip() in ("mean", "worst"):
+        return Objective(text.strip())
+    kind, _, target = text.partition("=")
+    if kind.strip() == "target" and target.strip():
+        return Objective("target", target.strip())
     raise SpecError(f"objective={text!r} is not known; {_ALLOWED}", subject=text)
 
 

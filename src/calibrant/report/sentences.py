@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_grid, join_names
-from calibrant.grammar import read_measured
+from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_grid, join_names, label_measured
 
 SEEN: Final = 0.01
 """Share of the smallest divergence from which on its noise floor is told."""
@@ -197,8 +196,9 @@ def percent(share: float) -> str:
 
 def short(measured: str, among: Sequence[str]) -> str:
     """Return `wikitext` for `wikitext:text`, unless that would name two of those that it stands among."""
-    brief = read_measured(measured).brief
-    return brief if [read_measured(m).brief for m in among].count(brief) == 1 else measured
+    brief = label_measured(measured).brief
+    others = [label_measured(other).brief for other in among]
+    return brief if others.count(brief) == 1 else measured
 
 
 def rise(ranking: Ranking) -> str:

@@ -121,8 +121,11 @@ def _left(count: Mapping[str, int]) -> str:
 
 
 def _targets(result: Mapping[str, Any]) -> str:
-    removals = all((label.share is not None and not label.parts) or label.pattern is not None for label in map(read_target, result["targets"]))
-    return f"{'sparsity' if removals else 'targets'} {', '.join(result['targets'])}" if result["targets"] else "no method that prunes"
+    targets = result["targets"]
+    if not targets:
+        return "no method that prunes"
+    noun = "sparsity" if all(read_target(target).sparsity for target in targets) else "targets"
+    return f"{noun} {', '.join(targets)}"
 
 
 def _lasting(seconds: float) -> str:

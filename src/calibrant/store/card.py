@@ -43,7 +43,7 @@ configs:
   standard error. `score` is the rest of it in JSON.
 - `{items_table}` has, in the same row, lists with what each item of that measurement gave: its name,
   value and weight (value / weight is its own score, Σvalue / Σweight the measurement's), and what else
-  is known of it. `columns` says which column is which; one that says the same as `value` isn't there.
+  is known of it. No number is there twice: `layout` says for each column where it comes from.
 - `{cells_table}` has a row for each cell of the study's grid. It names runs and scores by their rows.
 
 ```python

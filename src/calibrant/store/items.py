@@ -1,6 +1,6 @@
 """The items of a measurement as a table, a row an item, and as the bytes that a store keeps."""
 
-import io
+import zlib
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -83,49 +83,38 @@ def _leaves(column: Any) -> list[Any]:
 
 
 def to_bytes(table: Any) -> bytes:
-    """Return a table of items as a Parquet file."""
+    """Return a table of items as compressed bytes."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    # What makes large tables quick makes these, of a few hundred rows and hardly a value twice, a
-    # fifth larger. The bytes of the numbers lie apart, since most were computed with fewer digits
-    # than they are kept with.
-    apart = dict[str, str]()
-    for column in table.schema:
-        path, kind = leaf(column)
-        if pa.types.is_floating(kind):
-            apart[path] = "BYTE_STREAM_SPLIT"
-    file = io.BytesIO()
-    pq.write_table(
-        table,
-        file,
-        compression="zstd",
-        compression_level=9,
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=False,
-        column_encoding=apart or None,
-    )
-    return file.getvalue()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return zlib.compress(sink.getvalue())
 
 
-def from_bytes(content: bytes, columns: Sequence[str] | None = None) -> Any:
-    """Return the table that `to_bytes` was given, or some of its columns. Raises `ValueError` for
-    what is no such file, or would unpack to more than anybody measures."""
+def from_bytes(content: bytes) -> Any:
+    """Return the table that `to_bytes` was given. Raises `ValueError` for what is none, or would
+    unpack to more than anybody measures."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(io.BytesIO(content)) as file:
-            check_items(file.schema_arrow)
-            metadata = file.metadata
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            size = sum(group.total_byte_size for group in groups)
-            if metadata.num_rows > MOST or size > LARGEST:
-                raise ValueError(f"it holds {metadata.num_rows} items of {size} bytes")
-            return file.read(columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError, LookupError, TypeError) as error:
+        table = pa.ipc.open_stream(unzipped(content, LARGEST)).read_all()
+        table.validate(full=True)  # or numbers of a made-up file could point anywhere
+    except (pa.ArrowException, OSError, zlib.error) as error:
         raise ValueError(str(error)) from error
+    check_items(table.schema)
+    if len(table) > MOST:
+        raise ValueError(f"it holds {len(table)} items")
+    return table
+
+
+def unzipped(content: bytes, most: int) -> bytes:
+    """Return what was compressed. Raises `ValueError` for what is cut, or more than so many bytes."""
+    reader = zlib.decompressobj()
+    unpacked = reader.decompress(content, most + 1)
+    if len(unpacked) > most or not reader.eof:
+        raise ValueError(f"it is cut, or holds more than {most // 2**20} MiB")
+    return unpacked
 
 
 def check_items(schema: Any) -> None:

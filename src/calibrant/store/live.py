@@ -14,7 +14,7 @@ from calibrant.durable import LARGEST, compact_json, from_json, line_of_json
 from calibrant.outcomes import JOURNAL_TABLE
 from calibrant.seals import BrokenSealError, seal_of
 from calibrant.store.blobs import Blobs
-from calibrant.store.items import from_bytes, to_bytes
+from calibrant.store.items import from_bytes, to_bytes, unzipped
 from calibrant.store.results import MeasurementRow, Results, RunRow, understood
 
 DATABASE: Final = "results.sqlite"
@@ -66,7 +66,7 @@ class LiveResults(Results):
     def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
         content = self._column(run, "", "weights")
         with understood(self.where(run)):
-            return from_json(_unzipped(content).decode())
+            return from_json(unzipped(content, LARGEST).decode())
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
         return self._json(run, measurement, "provenance")
@@ -77,7 +77,8 @@ class LiveResults(Results):
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         content = self._column(run, measurement, "items")
         with understood(self.where(run, measurement)):
-            return from_bytes(content, columns)
+            table = from_bytes(content)
+            return table if columns is None else table.select(list(columns))
 
     def digests(self, run: str) -> Mapping[str, str]:
         query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
@@ -205,11 +206,3 @@ def sum_of(name: str, column: str, content: str | bytes) -> str:
     """Return the sum of a column of the row that has this name."""
     raw = content.encode() if isinstance(content, str) else content
     return seal_of({"row": name, "column": column}, raw)[:_DIGITS]
-
-
-def _unzipped(content: bytes) -> bytes:
-    reader = zlib.decompressobj()
-    unpacked = reader.decompress(content, LARGEST + 1)
-    if len(unpacked) > LARGEST or not reader.eof:
-        raise ValueError(f"it is cut, or holds more than {LARGEST // 2**20} MiB")
-    return unpacked

@@ -12,7 +12,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from calibrant.durable import compact_json, flush, from_json, opened, read_json,
 from calibrant.errors import DataError
 from calibrant.seals import Purpose
 from calibrant.store.blobs import Blobs
+from calibrant.store.layouts import brought_back
 from calibrant.store.results import PROFILE, Results, damaged, understood
 
 PACKED: Final = "packed.json"
@@ -150,12 +151,10 @@ class PublishedResults(Results):
         import pyarrow as pa
 
         place = self._score(run, measurement)
-        arrays = dict[str, Any]()
+        stored = partial(self._list, place)
         with understood(self.where(run, measurement)):
-            for name, column in from_json(self._cell(ITEMS, place, "columns")):
-                if columns is None or name in columns:
-                    arrays[name] = self._list(place, column)
-            return pa.table(arrays)
+            layout = from_json(self._cell(ITEMS, place, "layout"))
+            return pa.table(dict(brought_back(layout, stored, columns)))
 
     def digests(self, run: str) -> Mapping[str, str]:
         place = self._run(run)
@@ -312,6 +311,8 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
             facts[name] = row[name].hex()
     if row["rows"] is not None:
         facts["shape"] = [row["rows"], row["columns"]]
+        if row["zeros"] is not None and row["sparsity"] is None:
+            facts["sparsity"] = row["zeros"] / (row["rows"] * row["columns"])
     if row["notes"] is not None:
         facts["notes"] = from_json(row["notes"])
     if row["more"] is not None:
@@ -335,8 +336,20 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
             row["notes"] = compact_json(value)
         else:
             more[name] = value
+    if _is_share_of_zeros(row):
+        del row["sparsity"]
+    elif "sparsity" not in row and "zeros" in row:
+        more["zeros"] = row.pop("zeros")  # or a sparsity would come back
     row["more"] = compact_json(more) if more else None
     return row
+
+
+def _is_share_of_zeros(row: Mapping[str, Any]) -> bool:
+    """Whether the sparsity of a matrix says what its zeros and its shape say."""
+    if not {"zeros", "rows", "columns", "sparsity"} <= row.keys():
+        return False
+    size = row["rows"] * row["columns"]
+    return size > 0 and row["zeros"] / size == row["sparsity"]
 
 
 def settle(folder: Path) -> None:

@@ -27,7 +27,8 @@ from calibrant.errors import DataError, OutputError
 from calibrant.progress import Progress, silent
 from calibrant.store.blobs import Blobs
 from calibrant.store.card import CARD, card_of, is_ours
-from calibrant.store.items import COLUMNS, leaf, same_items
+from calibrant.store.items import leaf, same_items
+from calibrant.store.layouts import AS_IT_IS, PLACED, laid_out
 from calibrant.store.published import (
     CELLS,
     HEXADECIMAL,
@@ -186,29 +187,29 @@ class _Tables:
                 _check_whole(problems_of_measurement(results, run, measurement))
                 table = results.items(run, measurement)
                 self._sizes[run, measurement] = len(table)
-                schema = table.schema
-                for column in schema:
-                    self._add_column(column)
+                layout, arrays = laid_out(table)
+                for name, array in arrays.items():
+                    self._add_column(name, array.type)
                 evaluator = compact_json(results.score(run, measurement)["evaluator"])
-                groups.setdefault(f"{evaluator} {schema.to_string()}", []).append((run, measurement))
+                groups.setdefault(f"{evaluator} {layout}", []).append((run, measurement))
         self._progress("packing", len(self.runs), len(self.runs))
         return [groups[name] for name in sorted(groups)]
 
-    def _add_column(self, column: Any) -> None:
+    def _add_column(self, name: str, kind: Any) -> None:
         """Two evaluators may call things of different types by one name: then the type is part of
         the column's name."""
-        key = column.name, str(column.type)
+        key = name, str(kind)
         if key in self._columns:
             return
-        taken = column.name in self._kinds or column.name == "columns"
-        name = f"{column.name} ({column.type})" if taken else column.name
-        self._columns[key] = name
-        self._kinds[name] = column.type
+        taken = name in self._kinds or name == "layout"
+        column = f"{name} ({kind})" if taken else name
+        self._columns[key] = column
+        self._kinds[column] = kind
 
     def _write_items(self, groups: Sequence[Sequence[Key]]) -> None:
         import pyarrow as pa
 
-        schema = pa.schema([("columns", pa.string()), *((name, pa.list_(kind)) for name, kind in self._kinds.items())])
+        schema = pa.schema([("layout", pa.string()), *((name, pa.list_(kind)) for name, kind in self._kinds.items())])
         with self._writer(ITEMS, schema) as writer:
             for group in groups:
                 for keys in self._within(group):
@@ -232,26 +233,25 @@ class _Tables:
         import pyarrow as pa
 
         rows = [self._items_of(key) for key in keys]
-        arrays = [pa.array([row["columns"] for row in rows], pa.string())]
+        arrays = [pa.array([row["layout"] for row in rows], pa.string())]
         for name, kind in self._kinds.items():
             arrays.append(_list_array([row.get(name) for row in rows], kind))
         return pa.table(arrays, schema=schema)
 
     def _items_of(self, key: Key) -> dict[str, Any]:
-        """The columns of a measurement's items. One that says the same as `value` is left out, and
-        `columns` says so."""
-        import pyarrow as pa
-
-        table = self._store.results(*key).items(*key)
-        row, columns = dict[str, Any](), list[list[str]]()
-        for column in table.schema:
-            name = self._columns[column.name, str(column.type)]
-            fact = column.name not in COLUMNS and column.type == pa.float64()
-            if fact and _same_bits(table[column.name], table["value"]):
-                name = "value"  # a loss has it once under each of its names
-            columns.append([column.name, name])
-            row[name] = table[column.name].combine_chunks()
-        row["columns"] = compact_json(columns)
+        """The row of a measurement: its layout, and its arrays by the columns of the table."""
+        layout, arrays = laid_out(self._store.results(*key).items(*key))
+        row = dict[str, Any]()
+        columns = dict[str, str]()
+        for name, array in arrays.items():
+            columns[name] = self._columns[name, str(array.type)]
+            row[columns[name]] = array
+        placed: list[list[str]] = []
+        for name, way, *sources in layout:
+            stored = way in (AS_IT_IS, PLACED)
+            places = [columns[source] for source in sources] if stored else sources
+            placed.append([name, way, *places])
+        row["layout"] = compact_json(placed)
         return row
 
     def _write_scores(self) -> None:
@@ -427,13 +427,6 @@ class _Tables:
             column_encoding=apart,
         ) as writer:
             yield writer
-
-
-def _same_bits(column: Any, other: Any) -> bool:
-    """Whether two columns of numbers are equal, NaN and the sign of zero included."""
-    if column.null_count or other.null_count:
-        return False
-    return column.to_numpy().tobytes() == other.to_numpy().tobytes()
 
 
 def _check_whole(problems: Iterator[Any]) -> None:

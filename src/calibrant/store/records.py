@@ -265,12 +265,14 @@ def age(form: Any) -> tuple[int, ...]:
 
 def unrevised(run: Run) -> str:
     """Return the identity that two runs share which differ in nothing but revisions, their labels included."""
-    return identity(_without_revisions(vars(run)))
+    return identity(_without_revisions(asdict(run)))
 
 
 def apart_from_tokens(run: Run) -> str:
     """Return the identity that two runs of a set and a draw share which differ in nothing but their tokens, and what the model is called."""
-    return identity({name: part for name, part in vars(run).items() if name not in ("tokens", "model_name")})
+    fields = asdict(run)
+    del fields["tokens"], fields["model_name"]
+    return identity(fields)
 
 
 def _without_revisions(form: Any) -> Any:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
@@ -427,7 +428,7 @@ class Store:
         """
         labels = dict[str, dict[str, Any]]()
         for label in sets:
-            parts = dict(vars(label))
+            parts = asdict(label)
             labels[parts.pop("text")] = parts
         known = dict(sorted((revisions or {}).items()))
         index = StudyIndex(tuple(cells), labels, study or {}, known)

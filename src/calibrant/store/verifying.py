@@ -239,6 +239,9 @@ def _of_statistics(store: Store) -> Iterator[StoreProblem]:
     from calibrant import sealed_tensors  # which needs torch, as reading results doesn't
 
     for path in sorted((store.folder / STATISTICS).glob("*/*/*.safetensors")):
+        if path.name.startswith(UNFINISHED):
+            yield StoreProblem(str(path), "is half written", LEFTOVER)
+            continue
         name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
         try:
             sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))

@@ -102,7 +102,8 @@ class Axes:
 
     @cached_property
     def _draws(self) -> list[CalibrationSet]:
-        return [calibration.redrawn(seed) for seed in self.seeds for calibration in self.data]
+        drawn = product(self.seeds, self.data)
+        return [calibration.redrawn(seed) for seed, calibration in drawn]
 
 
 def _part_looks(part: Method | Allocation | Transform) -> bool:

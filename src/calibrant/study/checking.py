@@ -7,8 +7,9 @@ each of its messages needs one of ours. The rest (duplicates, names that stand e
 grid holds) needs the entries before it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -22,6 +23,7 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.options import DataOptions
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Spec, reads_back
 from calibrant.study.cells import USUAL, Axes, union
@@ -64,8 +66,14 @@ _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds"
 """What a cell's label is called that an axis stands for."""
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
-_USUAL_BUDGET: Final[dict[str, Any]] = {"samples": 128, "length": 2048, "tokens": None}
+_USUAL_BUDGET: Final[dict[str, Any]] = {
+    "samples": DataOptions.samples,
+    "length": DataOptions.length,
+    "tokens": DataOptions.tokens,
+}
 NOTHING: Final = (None, (), [])
+SINGLE: Final = (str, int, float, Spec, CalibrationSet)
+"""What is one value and no list of them."""
 NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
 MOST_VALUES: Final = 10_000
@@ -84,6 +92,10 @@ class Mistakes:
     def add(self, path: Path, message: str) -> None:
         """Add one."""
         self.entries[path, message] = None
+
+    def about(self, path: Path, given: Any, said: str) -> None:
+        """Add one that begins with what was given."""
+        self.add(path, f"{short(given)} {said}")
 
     def tried(self, path: Path, make: Callable[..., Made], *given: Any) -> Made | None:
         """Return what `make` returns, or None where it complains, which is added."""
@@ -145,11 +157,10 @@ def gathered(value: Any) -> Any:
     """Return a value with lists for all sequences in it; of one without end, enough to see that."""
     if isinstance(value, Mapping):
         return {key: gathered(item) for key, item in value.items()}
-    if isinstance(value, str | Spec | CalibrationSet):
+    if isinstance(value, SINGLE) or not isinstance(value, Iterable):
         return value
-    if isinstance(value, Iterable):
-        return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
-    return value
+    some = islice(value, MOST_VALUES + 1)
+    return [item if isinstance(item, SINGLE) else gathered(item) for item in some]
 
 
 def written(value: Any) -> Any:
@@ -176,7 +187,7 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
     entries: Given = {}
     allowed = ", ".join(known)
     if not isinstance(raw, Mapping):
-        mistakes.add(path, f"{short(raw)} is no {noun}; write keys with values, of {allowed}")
+        mistakes.about(path, raw, f"is no {noun}; write keys with values, of {allowed}")
         return entries
     for key, value in raw.items():
         name = OTHERWISE.get(str(key), str(key))
@@ -185,11 +196,10 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
             mistakes.add((*path, key), f"{key} says the same as {first}; leave one out")
         elif name in known:
             entries[name] = (*path, key), value
-        elif name in KEYS:
-            hint = f"; {key} is the same for the whole study"
-            mistakes.add((*path, key), f"a {noun} has no key {key!r}{hint} (known: {allowed})")
         else:
-            hint = did_you_mean(str(key), [*known, *OTHERWISE])
+            hint = f"; {key} is the same for the whole study"
+            if name not in KEYS:
+                hint = did_you_mean(str(key), [*known, *OTHERWISE])
             mistakes.add((*path, key), f"a {noun} has no key {key!r}{hint} (known: {allowed})")
     return entries
 
@@ -233,6 +243,15 @@ class StudyReader:
         self._budget = dict(_USUAL_BUDGET)
         self._transforms: tuple[Transform, ...] = ()
         self._built: dict[tuple[str, str], Any] = {}
+        self._readers: Final[dict[str, Callable[[Path, Any], Any]]] = {
+            "model": partial(self._text, make=user_text),
+            "data": self._set,
+            "method": partial(self._spec, "method"),
+            "allocation": partial(self._spec, "allocation"),
+            "sparsity": self._target,
+            "seeds": partial(self._whole, noun="a draw", least=0, most=LAST_DRAW),
+            "propagate": partial(self._choice, allowed=PROPAGATIONS),
+        }
 
     def grid(self) -> StudyContents:
         """Read cells and evaluators; `contrasts.read_contrasts` then reads what is compared."""
@@ -262,19 +281,7 @@ class StudyReader:
 
     def value(self, axis: str, path: Path, raw: Any) -> Any:
         """Return one value of an axis, text or object, as an object; None for a mistake."""
-        match axis:
-            case "data":
-                return self._set(path, raw)
-            case "method" | "allocation":
-                return self._spec(axis, path, raw)
-            case "sparsity":
-                return self._target(path, raw)
-            case "seeds":
-                return self._whole(path, raw, "a draw", 0, LAST_DRAW)
-            case "propagate":
-                return self._choice(path, raw, PROPAGATIONS)
-            case _:
-                return self._text(path, raw, user_text)
+        return self._readers[axis](path, raw)
 
     def set_of(self, text: str) -> CalibrationSet:
         """Return the calibration set that a text stands for. `InputError` where there is none."""
@@ -291,7 +298,7 @@ class StudyReader:
         if isinstance(raw, str) and raw.strip():
             return self.mistakes.tried(path, make, raw)
         advice = "write a name, such as wanda, or quote what holds a comma"
-        self.mistakes.add(path, f"{short(raw)} is no text; {advice}")
+        self.mistakes.about(path, raw, f"is no text; {advice}")
         return None
 
     def _spec(self, key: str, path: Path, raw: Any) -> Any:
@@ -301,11 +308,14 @@ class StudyReader:
             return self._once(key, text, lambda: registry.build(text))
 
         if not isinstance(raw, kind):
-            return self._text(path, str(raw) if isinstance(raw, Spec) else raw, named)
+            # An object of another kind is refused like its text.
+            return self._text(path, written(raw), named)
         text = self.mistakes.tried(path, registry.text, raw)
+        if text is None or reads_back(raw):
+            return raw if text else None
         # Identities are those of the study's file: an object that its text says otherwise, such as
         # with 1 for 1.0, is what its text says.
-        return raw if text is None or reads_back(raw) else named(text)
+        return named(text)
 
     def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
         if isinstance(raw, CalibrationSet):
@@ -360,8 +370,7 @@ class StudyReader:
                 return choice
         names = [str(choice) for choice in allowed]
         hint = did_you_mean(raw, names) if isinstance(raw, str) else ""
-        message = f"{short(raw)} is not known{hint}; choose one of {', '.join(names)}"
-        self.mistakes.add(path, message)
+        self.mistakes.about(path, raw, f"is not known{hint}; choose one of {', '.join(names)}")
         return None
 
     # What is said once for the whole study.
@@ -370,14 +379,14 @@ class StudyReader:
         """Yield the entries of `groups` or `pools`: name, path, value."""
         raw = self.entries.get(key) or {}
         if not isinstance(raw, Mapping):
-            message = f"{short(raw)} has no names; write each of the {key} under a name of its own"
-            self.mistakes.add((key,), message)
+            message = f"has no names; write each of the {key} under a name of its own"
+            self.mistakes.about((key,), raw, message)
             return
         for name, value in raw.items():
             fits = isinstance(name, str) and name.strip() and name.isprintable()
             if not fits or len(name) > NAME:
-                message = f"{short(name)} is no name; write one of at most {NAME} letters"
-                self.mistakes.add((key, name), message)
+                message = f"is no name; write one of at most {NAME} letters"
+                self.mistakes.about((key, name), name, message)
             yield str(name), (key, name), value
 
     def _scalars(self) -> None:
@@ -461,13 +470,15 @@ class StudyReader:
         if runs > MOST_RUNS:
             message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
             advice = "take fewer draws, sets or sparsities, or divide it into several"
-            self.mistakes.add(("groups" if self.entries.get("groups") else "data",), message + advice)
+            place = "groups" if self.entries.get("groups") else "data"
+            self.mistakes.add((place,), message + advice)
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
             if several * runs > MOST_COMPARISONS:
                 message = f"{several:,} entries for {runs:,} runs are too many; "
-                self.mistakes.add((key,), message + "write fewer that say more, or divide the study")
+                advice = "write fewer that say more, or divide the study"
+                self.mistakes.add((key,), message + advice)
                 return True
         return False
 
@@ -535,10 +546,11 @@ class StudyReader:
 
     def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
+        read = self._readers[axis]
         values: dict[str, Any] = {}
         places: dict[str, Path] = {}
         for place, given in self._listed(path, raw):
-            value = self.value(axis, place, given)
+            value = read(place, given)
             if value is None:
                 continue
             text = str(value)
@@ -551,16 +563,16 @@ class StudyReader:
 
     def _listed(self, path: Path, raw: Any) -> list[tuple[Path, Any]]:
         if isinstance(raw, Mapping):
-            message = f"{short(raw)} has keys of its own; write one value or a list of values"
-            self.mistakes.add(path, message)
+            message = "has keys of its own; write one value or a list of values"
+            self.mistakes.about(path, raw, message)
             return []
         return [] if raw is None else items(path, raw)
 
     def _add_twice(self, path: Path, raw: Any, first: str) -> None:
-        message = f"{short(raw)} is there twice: it is the same as {first}; leave one out"
-        self.mistakes.add(path, message)
+        message = f"is there twice: it is the same as {first}; leave one out"
+        self.mistakes.about(path, raw, message)
 
-    def _excluded(self, path: Path, entry: Any, cells: Iterable[Labels]) -> dict[str, set[Any]]:
+    def _excluded(self, path: Path, entry: Any, cells: Collection[Labels]) -> dict[str, set[Any]]:
         """An entry of `exclude` as what it matches; empty if it is a mistake."""
         keys = keyed(self.mistakes, path, entry, AXES, "thing to exclude")
         if not keys and entry in ({}, None):
@@ -573,8 +585,8 @@ class StudyReader:
         compressed = [labels for labels in cells if labels.method != DENSE]
         read = bool(keys) and len(self.mistakes.entries) == before
         if read and not any(labels.among(matching) for labels in compressed):
-            message = f"{short(entry)} matches none of the {len(list(cells))} runs; "
-            self.mistakes.add(path, message + "correct it or leave it out")
+            message = f"matches none of the {len(cells)} runs; correct it or leave it out"
+            self.mistakes.about(path, entry, message)
         return matching
 
     def _left_out(self, axis: str, path: Path, raw: Any, cells: Iterable[Labels]) -> set[Any]:
@@ -592,8 +604,8 @@ class StudyReader:
             label = value if axis == "seeds" else str(value)
             named.add(label)
             if label not in there:
-                message = f"{short(given)} isn't in the grid, so there is nothing to leave out; "
-                self.mistakes.add(place, message + f"it has {listed(there)}")
+                message = f"there is nothing to leave out; it has {listed(there)}"
+                self.mistakes.about(place, given, f"isn't in the grid, so {message}")
         return named
 
     def _check_pairs(self) -> None:

@@ -112,12 +112,11 @@ class _Comparing:
         if raw is None:
             return f"{contrast['compare']} against {contrast['with']}"
         if not isinstance(raw, str) or not raw.strip() or len(raw) > most or not raw.isprintable():
-            message = f"{short(raw)} is no name; write a few words of at most {most} letters, "
-            self._mistakes.add(path, message + "or leave the name out")
+            advice = f"write a few words of at most {most} letters, or leave the name out"
+            self._mistakes.about(path, raw, f"is no name; {advice}")
         elif raw in self._named:
             first = where(self._named[raw])
-            message = f"{short(raw)} is also what {first} is called; call it otherwise"
-            self._mistakes.add(path, message)
+            self._mistakes.about(path, raw, f"is also what {first} is called; call it otherwise")
         else:
             self._named[raw] = path[:-1]
         return str(raw)
@@ -145,7 +144,7 @@ class _Comparing:
             message = "a contrast on nothing; name evaluators of the study, or leave 'on' out"
             self._mistakes.add(path, message)
         if len(set(texts)) < len(texts):
-            self._mistakes.add(path, f"{short(raw)} names an evaluator twice; leave one out")
+            self._mistakes.about(path, raw, "names an evaluator twice; leave one out")
         return texts
 
     def _evaluator(self, path: Path, raw: Any) -> str | None:
@@ -163,12 +162,12 @@ class _Comparing:
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            message = f"{short(raw)} is any of {', '.join(fitting)}; "
-            self._mistakes.add(path, message + "write one as it stands under evaluate")
+            message = f"is any of {', '.join(fitting)}; write one as it stands under evaluate"
+            self._mistakes.about(path, raw, message)
             return fitting[0]
         hint = did_you_mean(str(raw), known)
-        message = f"{short(raw)} is nothing that this study measures{hint}; "
-        self._mistakes.add(path, message + f"it measures {listed(known)}")
+        message = f"is nothing that this study measures{hint}; it measures {listed(known)}"
+        self._mistakes.about(path, raw, message)
         return None
 
     def _narrowed(self, key: str, path: Path, raw: Any) -> list[str]:
@@ -201,8 +200,8 @@ class _Comparing:
         if key == "method":
             meant = sorted(way for way in there if way.startswith(f"{text} + "))
         if not meant:
-            message = f"{short(raw)} isn't in the grid; its {key} is one of {listed(there)}"
-            self._mistakes.add(path, message)
+            message = f"isn't in the grid; its {key} is one of {listed(there)}"
+            self._mistakes.about(path, raw, message)
         return meant
 
     def _possible(self, path: Path, contrast: Mapping[str, Any]) -> bool:
@@ -218,8 +217,8 @@ class _Comparing:
         same = repr([sorted(compare), sorted(against), *narrowing])
         if same in self._tested:
             first = where(self._tested[same])
-            message = f"{short(contrast['name'])} is the same contrast as {first}; leave one out"
-            self._mistakes.add(path, message)
+            message = f"is the same contrast as {first}; leave one out"
+            self._mistakes.about(path, contrast["name"], message)
             return False
         self._tested[same] = path
         if not any(compare | against <= sets for sets in self._together(contrast)):
@@ -245,8 +244,7 @@ class _Comparing:
                 return None
             raw = str(given)
         if not isinstance(raw, str):
-            message = f"{short(raw)} is no {noun}; write it as it stands under data"
-            self._mistakes.add(path, message)
+            self._mistakes.about(path, raw, f"is no {noun}; write it as it stands under data")
             return None
         text = self._canonical(raw)
         if text in self._sets:
@@ -255,7 +253,7 @@ class _Comparing:
         near = did_you_mean(raw, names)
         grid = f"the grid has {listed(names)}"
         if text is not None:
-            self._mistakes.add(path, f"{short(raw)} is no {noun} of the grid; {grid}")
+            self._mistakes.about(path, raw, f"is no {noun} of the grid; {grid}")
         elif near:
             self._mistakes.add(path, f"there is no {noun} called {short(raw)}{near}; {grid}")
         else:

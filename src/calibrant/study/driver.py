@@ -29,6 +29,7 @@ from calibrant.outcomes import Journal
 from calibrant.progress import silent
 from calibrant.spec import identity
 from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
+from calibrant.study.desk import RemoteStore
 from calibrant.study.elsewhere import Elsewhere
 from calibrant.study.loaded import LoadedModel
 from calibrant.study.request import RunRequest, Workload
@@ -89,7 +90,7 @@ class Driver:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | RemoteStore,
         work: Workload,
         report: Report,
         forgiven: Mapping[str, Mapping[str, Any]],

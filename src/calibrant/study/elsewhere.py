@@ -15,6 +15,7 @@ from calibrant.errors import DataError
 from calibrant.select import Selector
 from calibrant.spec import identity
 from calibrant.store import Record, Run, Store, apart_from_tokens
+from calibrant.study.desk import RemoteStore
 
 ASKED: Final = ("data", "draw", "length", "tokens", "windows", "pads")
 """Facts of tokens that don't depend on the text that a model wrote or chose."""
@@ -25,7 +26,7 @@ ASKED_OF_PART: Final = ("data", "share", "weight", "tokens", "windows", "bos")
 class Elsewhere:
     """The runs of other processors in a store. Those that others add meanwhile are found too."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | RemoteStore) -> None:
         self._store = store
         self._here = processor()
         self._looked_at: set[str] = set()

@@ -1,8 +1,10 @@
 """The study file: YAML 1.2, read as plain data with the line of everything in it.
 
-Only the plain part of YAML is read: mappings with text keys, lists, texts, numbers, true and false, null, and repeated parts (`&name`, `*name`).
-What a scalar without quotes means follows the core schema of YAML 1.2, so `2:4`, `gsm8k:icl`, `no` and `on` are texts. Tags, keys that come
-twice, several documents and parts that hold themselves are mistakes with a line, as everything else is that a study can't be run with.
+Only the plain part of YAML is read: mappings with text keys, lists, texts, numbers, true and false,
+null, and repeated parts (`&name`, `*name`). What a scalar without quotes means follows the core
+schema of YAML 1.2, so `2:4`, `gsm8k:icl`, `no` and `on` are texts. Tags, keys that come twice,
+several documents and parts that hold themselves are mistakes with a line, as everything else is
+that a study can't be run with.
 """
 
 import re
@@ -10,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, Final, final
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, events
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent
+from ruamel.yaml.events import Event
 from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
@@ -44,7 +46,7 @@ def read_study(path: str | FilePath) -> Study:
     """
     name, mistakes = str(path), Mistakes()
     entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
-    fields = {name: field for field, name in SINGULAR.items()}
+    fields = {key: field for field, key in SINGULAR.items()}
     values: dict[str, Any] = {}
     keys = keyed(mistakes, (), entries, KEYS, "study")
     for key, (_, value) in keys.items():
@@ -73,22 +75,26 @@ def _by_canonical_keys(lines: Mapping[Path, int]) -> dict[Path, int]:
 
 def _text(path: FilePath, name: str) -> str:
     """The file's text. `StudyError` for what is no text file of a study's size."""
+    advice = "name the YAML file of a study"
     try:
         if path.is_dir():
-            raise _refused(name, 0, "this is a folder; name the YAML file of a study")
+            raise _refused(name, 0, f"this is a folder; {advice}")
         if path.exists() and not path.is_file():
-            raise _refused(name, 0, "this is a pipe or device, which may never end; name the YAML file of a study")
+            raise _refused(name, 0, f"this is a pipe or device, which may never end; {advice}")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise _refused(name, 0, f"the file can't be read ({error.strerror}); name the YAML file of a study") from error
+        message = f"the file can't be read ({error.strerror}); {advice}"
+        raise _refused(name, 0, message) from error
     if len(content) > LARGEST:
-        raise _refused(name, 0, f"the file is larger than {LARGEST // 1024} KiB, so it is hardly a study; name the YAML file of one")
+        much = f"the file is larger than {LARGEST // 1024} KiB, so it is hardly a study"
+        raise _refused(name, 0, f"{much}; name the YAML file of one")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise _refused(name, line, f"the byte {content[error.start]:#04x} is no UTF-8; save the file as UTF-8") from error
+        message = f"the byte {content[error.start]:#04x} is no UTF-8; save the file as UTF-8"
+        raise _refused(name, line, message) from error
 
 
 def _refused(name: str, line: int, message: str) -> StudyError:
@@ -101,24 +107,33 @@ class _Document:
     """One document as plain data; the lines of its keys and items by their paths."""
 
     def __init__(self, text: str, name: str, mistakes: Mistakes) -> None:
-        self._shown, self._mistakes = name, mistakes
+        self._name = name
+        self._mistakes = mistakes
         self._events = self._parsed(text)
         self._lines: dict[Path, int] = {(): 1}
         self._known: dict[str, tuple[Any, dict[Path, int]] | None] = {}
+        """What repeated parts hold and its lines, by their names; None while one is being read."""
         self._count = 0
 
     def read(self) -> tuple[Any, dict[Path, int]]:
         """The data and the lines. An empty file is a `StudyError`."""
         value: Any = None
-        for number, event in enumerate(e for e in self._events if isinstance(e, DocumentStartEvent)):
-            if number:
+        documents = 0
+        for event in self._events:
+            if not isinstance(event, events.DocumentStartEvent):
+                continue
+            documents += 1
+            if documents > 1:
                 raise self._at(event, "a second document begins here; a file holds one study")
             if event.version not in (None, (1, 2)):
-                raise self._at(event, f"this says YAML {'.'.join(map(str, event.version))}; a study file is YAML 1.2, leave the line out")
+                version = ".".join(map(str, event.version))
+                advice = "a study file is YAML 1.2, leave the line out"
+                raise self._at(event, f"this says YAML {version}; {advice}")
             self._lines[()] = _line(event)
             value = self._value((), next(self._events))
         if value is None:
-            raise _refused(self._shown, 0, "there is nothing in it; a study names at least a model and data, as in model: smollm2")
+            advice = "a study names at least a model and data, as in model: smollm2"
+            raise _refused(self._name, 0, f"there is nothing in it; {advice}")
         return value, self._lines
 
     def _parsed(self, text: str) -> Iterator[Event]:
@@ -126,73 +141,96 @@ class _Document:
         try:
             yield from YAML(typ="safe", pure=True).parse(text)
         except MarkedYAMLError as error:
+            message = f"this is no YAML: {error.problem or error.context}"
+            if "mapping values" in str(error.problem):
+                message += "; a text with a colon and a space in it needs quotes"
             mark = error.problem_mark or error.context_mark
-            hint = "; a text with a colon and a space in it needs quotes" if "mapping values" in str(error.problem) else ""
-            raise _refused(self._shown, mark.line + 1 if mark else 0, f"this is no YAML: {error.problem or error.context}{hint}") from error
+            raise _refused(self._name, mark.line + 1 if mark else 0, message) from error
         except ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            raise _refused(self._shown, line, f"this is no YAML: the character {chr(error.character)!r} may not stand in it; remove it") from error
+            letter = chr(error.character)
+            message = f"this is no YAML: the character {letter!r} may not stand in it; remove it"
+            raise _refused(self._name, line, message) from error
 
     def _value(self, path: Path, event: Event) -> Any:
         self._count += 1
-        if self._count > MOST or len(path) > DEEPEST:
-            much = f"more than {MOST:,} things" if self._count > MOST else f"lists within lists, more than {DEEPEST} deep"
+        if self._count > MOST:
+            much = f"more than {MOST:,} things"
+            raise self._at(event, f"the file holds {much}, so it is hardly a study")
+        if len(path) > DEEPEST:
+            much = f"lists within lists, more than {DEEPEST} deep"
             raise self._at(event, f"the file holds {much}, so it is hardly a study")
         self._lines.setdefault(path, _line(event))
-        if isinstance(event, AliasEvent):
+        if isinstance(event, events.AliasEvent):
             return self._again(path, event)
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
-        if anchor is not None:
-            self._known[anchor] = None
         if tag is not None:
-            self._mistakes.add(path, f"the tag {tag!r} is not read; write a plain text, number, list or mapping")
-        value = self._scalar(path, event) if isinstance(event, ScalarEvent) else self._within(path, event)
-        if anchor is not None:
-            self._known[anchor] = value, {at[len(path) :]: line for at, line in self._lines.items() if at[: len(path)] == path}
+            advice = "write a plain text, number, list or mapping"
+            self._mistakes.add(path, f"the tag {tag!r} is not read; {advice}")
+        if anchor is None:
+            return self._plain(path, event)
+        self._known[anchor] = None
+        value = self._plain(path, event)
+        lines: dict[Path, int] = {}
+        for place, line in self._lines.items():
+            if place[: len(path)] == path:
+                lines[place[len(path) :]] = line
+        self._known[anchor] = value, lines
         return value
 
-    def _within(self, path: Path, opened: Event) -> Any:
-        """What a list or mapping holds."""
-        items: list[Any] = []
+    def _plain(self, path: Path, event: Event) -> Any:
+        """A scalar, or what a list or mapping holds."""
+        if isinstance(event, events.ScalarEvent):
+            return self._scalar(path, event)
+        values: list[Any] = []
         keys: dict[str, Any] = {}
-        for event in iter(lambda: next(self._events), None):
-            if isinstance(event, SequenceEndEvent | MappingEndEvent):
-                return keys if isinstance(opened, MappingStartEvent) else items
-            if isinstance(opened, MappingStartEvent):
-                self._entry(path, event, keys)
+        for inside in self._events:
+            if isinstance(inside, events.SequenceEndEvent):
+                return values
+            if isinstance(inside, events.MappingEndEvent):
+                return keys
+            if isinstance(event, events.MappingStartEvent):
+                self._entry(path, inside, keys)
             else:
-                items.append(self._value((*path, len(items)), event))
-        return items
+                values.append(self._value((*path, len(values)), inside))
+        return values
 
     def _entry(self, path: Path, key: Event, keys: dict[str, Any]) -> None:
-        if not isinstance(key, ScalarEvent):
+        if not isinstance(key, events.ScalarEvent):
             raise self._at(key, "a key must be a text")
-        at = (*path, key.value)
-        if key.value in keys:
-            self._mistakes.add(
-                (*path, f"{key.value} (again)"), f"the key {key.value!r} is there twice, first in line {self._lines[at]}; leave one out"
-            )
-            at = (*path, f"{key.value} (again)")
-            self._lines[at] = _line(key)
-            self._value(at, next(self._events))
+        name, place = key.value, (*path, key.value)
+        if name in keys:
+            first = self._lines[place]
+            place = (*path, f"{name} (again)")
+            message = f"the key {name!r} is there twice, first in line {first}; leave one out"
+            self._mistakes.add(place, message)
+            self._lines[place] = _line(key)
+            self._value(place, next(self._events))
             return
-        self._lines[at] = _line(key)
-        keys[key.value] = self._value(at, next(self._events))
+        self._lines[place] = _line(key)
+        keys[name] = self._value(place, next(self._events))
 
-    def _again(self, path: Path, event: AliasEvent) -> Any:
+    def _again(self, path: Path, event: events.AliasEvent) -> Any:
         """A part that was named before."""
-        if event.anchor not in self._known:
-            raise self._at(event, f"nothing is called &{event.anchor} above; name a part before it is repeated")
-        known = self._known[event.anchor]
+        name = event.anchor
+        if name not in self._known:
+            message = f"nothing is called &{name} above; name a part before it is repeated"
+            raise self._at(event, message)
+        known = self._known[name]
         if known is None:
-            raise self._at(event, f"*{event.anchor} stands within what it repeats, so it would never end")
+            message = f"*{name} stands within what it repeats, so it would never end"
+            raise self._at(event, message)
         value, lines = known
         self._count += len(lines)
-        self._lines |= {(*path, *at): self._lines[path] for at in lines}
+        for place in lines:
+            self._lines[*path, *place] = self._lines[path]
         return value
 
-    def _scalar(self, path: Path, event: ScalarEvent) -> Any:
-        """A scalar by the core schema of YAML 1.2: only one without quotes can be anything but a text."""
+    def _scalar(self, path: Path, event: events.ScalarEvent) -> Any:
+        """A scalar by the core schema of YAML 1.2.
+
+        Only one without quotes can be anything but a text.
+        """
         text: str = self._mistakes.tried(path, user_text, event.value) or ""
         if event.style is not None:
             return text
@@ -205,7 +243,7 @@ class _Document:
         return float(text) if _NUMBER.fullmatch(text) else text
 
     def _at(self, event: Event, message: str) -> StudyError:
-        return _refused(self._shown, _line(event), message)
+        return _refused(self._name, _line(event), message)
 
 
 def _line(event: Event) -> int:

@@ -1,11 +1,11 @@
 """Workers of a Ray cluster: a local one that is started for the study and listens on this machine alone, or the one at an address.
 
-An actor is a driver with a model of its own. It writes its results itself, so the store must lie in a folder that all nodes share, and whose
-locks hold between them; where they don't, two actors may do the same work, and the first result stays.
+An actor is a driver with a model of its own. It sends its results to the process that started it,
+which alone writes (`desk`). So the store lies on that process's machine, and the nodes need share no
+folder. What a worker hadn't sent when it died is lost, and nothing else.
 """
 
 import functools
-import json
 import os
 import queue
 import re
@@ -17,12 +17,25 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Final
 
+import msgspec
+
 from calibrant.errors import SpecError, WorkerError
+from calibrant.study.desk import Desk, RemoteStore
 from calibrant.study.driver import Message
-from calibrant.study.workers import THREADS, Worker, environment, received, shared_threads, work
+from calibrant.study.workers import (
+    FORGIVEN,
+    THREADS,
+    WORK,
+    Worker,
+    environment,
+    received,
+    shared_threads,
+    work,
+)
 
 PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
 """Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
@@ -43,39 +56,61 @@ def starting(workers: int, address: str | None, gpus: float) -> Iterator[Callabl
     """
     with _cluster(address) as ray:
         cpus, threads = _shares(ray, workers, gpus, address)
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "runtime_env": {"env_vars": _variables(threads)}}
+        options = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "max_concurrency": 2,  # messages go out while answers come in
+            "runtime_env": {"env_vars": _variables(threads)},
+        }
         yield lambda job: Remote(ray, options, {**job, "threads": threads, "here": str(Path.cwd())})
 
 
 class Actor:
-    """What runs on a worker: a driver in a thread of its own, so that its messages can be read meanwhile. A message is a text of JSON."""
+    """What runs on a worker: a driver in a thread of its own, so that its messages can be read
+    meanwhile. A message is a list in msgpack. `ask` is one of them: a number, a question and what is
+    given with it; the answer comes by `answered`."""
 
-    def __init__(self, job: str) -> None:
-        self._job = json.loads(job)
-        if Path(self._job["here"]).is_dir():  # files of the user's are named as the starting process sees them
+    def __init__(self, job: bytes) -> None:
+        self._job: dict[str, Any] = msgspec.msgpack.decode(job)
+        self._messages = queue.Queue[bytes | None]()
+        self._answers = queue.Queue[bytes]()
+        if Path(self._job["here"]).is_dir():  # files of the user's are named as there
             os.chdir(self._job["here"])
 
-    def messages(self) -> Iterator[str]:
+    def messages(self) -> Iterator[bytes]:
         """Do the job, and yield messages as they come."""
-        messages: queue.Queue[str | None] = queue.Queue()
-
-        def report(message: Message) -> None:
-            messages.put(json.dumps(message, allow_nan=False))
-            if message[0] != "progress":
-                messages.join()  # until Ray has it: a worker that runs ahead of its messages may die with results that nobody counts
-
-        def begin() -> None:
-            try:
-                work(self._job, report)
-            finally:
-                messages.put(None)
-
         with ThreadPoolExecutor(1) as thread:
-            done = thread.submit(begin)
-            while (message := messages.get()) is not None:
+            done = thread.submit(self._work)
+            while (message := self._messages.get()) is not None:
                 yield message
-                messages.task_done()
+                self._messages.task_done()
             done.result()
+
+    def answered(self, answer: bytes) -> None:
+        """Take the answer to the last question."""
+        self._answers.put(answer)
+
+    def _work(self) -> None:
+        try:
+            with TemporaryDirectory(prefix="calibrant-") as own:
+                (Path(own) / WORK).write_bytes(self._job["work"])
+                (Path(own) / FORGIVEN).write_text(self._job["forgiven"])
+                store = RemoteStore(self._asked, Path(own))
+                work({**self._job, "shared": own}, self._report, store)
+        finally:
+            self._messages.put(None)
+
+    def _report(self, message: Message) -> None:
+        self._messages.put(msgspec.msgpack.encode(message))
+        if message[0] != "progress":
+            # Until Ray has it: a worker that runs ahead of its messages may die with results that
+            # nobody counts.
+            self._messages.join()
+
+    def _asked(self, asked: str, given: bytes) -> bytes:
+        self._messages.put(msgspec.msgpack.encode(["ask", asked, given]))
+        return self._answers.get()
 
 
 class Remote(Worker):
@@ -83,15 +118,27 @@ class Remote(Worker):
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         self._ray, self._ended = ray, threading.Event()
-        self._actor = ray.remote(**options)(Actor).remote(json.dumps(job, allow_nan=False))
+        self._folder = job["folder"]
+        shared = Path(job["shared"])
+        task = {"work": (shared / WORK).read_bytes(), "forgiven": (shared / FORGIVEN).read_text()}
+        message = msgspec.msgpack.encode({**job, **task})
+        self._actor = ray.remote(**options)(Actor).remote(message)
 
     def messages(self) -> Iterator[Message]:
+        desk = Desk(self._folder)
         try:
             for piece in self._actor.messages.options(num_returns="streaming").remote():
-                yield received(json.loads(self._ray.get(piece)))
+                message = msgspec.msgpack.decode(self._ray.get(piece), type=Message)
+                if message[0] == "ask":
+                    _, asked, given = message
+                    self._actor.answered.remote(desk.answer(asked, given))
+                else:
+                    yield received(message)
         except self._ray.exceptions.RayActorError as death:
             name, why = _obituary(str(death))
             raise WorkerError(f"{name} died ({why})", subject=name) from None
+        finally:
+            desk.close()
 
     def end(self) -> None:
         if not self._ended.is_set() and self._ray.is_initialized():

@@ -13,6 +13,7 @@ from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
 from calibrant.notebook import card
+from calibrant.options import DataOptions, MachineOptions, RecipeOptions
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
 from calibrant.store import Store
@@ -83,14 +84,14 @@ class Study:
     sparsities: Sequence[float | str | Target] | float | str | Target = (0.5,)
     seeds: Sequence[int] | int = (0,)
     evaluate: Sequence[str | Evaluator] | str | Evaluator = ("loss(source=wikitext)",)
-    samples: int = 128
-    length: int = 2048
-    tokens: int | None = None
-    propagate: str | None = None
-    allocation: Sequence[str | Allocation] | str | Allocation = "uniform"
-    transforms: Sequence[str | Transform] | str | Transform = ()
-    dtype: str = "auto"
-    device: str = "auto"
+    samples: int = DataOptions.samples
+    length: int = DataOptions.length
+    tokens: int | None = DataOptions.tokens
+    propagate: str | None = RecipeOptions.propagate
+    allocation: Sequence[str | Allocation] | str | Allocation = RecipeOptions.allocation
+    transforms: Sequence[str | Transform] | str | Transform = RecipeOptions.transform
+    dtype: str = MachineOptions.dtype
+    device: str = MachineOptions.device
     masks: bool = True
     quotes: bool = True
     allow_leak: bool = False

@@ -313,10 +313,10 @@ def _fitting(
     mask = torch.ones(windows, calibration.length, dtype=torch.bool)
     like = TokenBatch(mask.long(), mask, mask.float(), "", {})
     reasons: dict[str, str] = {}
-    for chosen in dict.fromkeys(recipe.propagate for recipe in recipes):
-        after, note = fitting(chosen, model, like, opened.dtype, room())
-        if after != chosen:
-            reasons[chosen] = note
+    for recipe in recipes:
+        after, note = fitting(recipe.propagate, model, like, opened.dtype, room())
+        if after != recipe.propagate:
+            reasons[recipe.propagate] = note
     return reasons
 
 
@@ -384,7 +384,7 @@ def duration(
         supply = supplies.get(str(calibration))
         if supply is not None:
             tokenize += supply.seconds * (calibration.seed + 1)
-    together = timings.forward.get(kinds(compressed), 0)
+    together = timings.forward.get(kinds(compressed), 0.0)
     forward = sum(together * _tokens(part, supplies) for part in passes(compressed))
     forward += sum(_own_forward(timings, request, supplies) for request in compressed)
     compress = sum(_own_compression(timings, request.recipe) for request in compressed)
@@ -407,15 +407,15 @@ def _tokens(calibration: CalibrationSet, supplies: Mapping[str, Supply]) -> int:
 def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, Supply]) -> float:
     """The seconds that a request's own forwards of a block take, beside those that are shared."""
     recipe, method, allocation = request.recipe, request.recipe.method, request.recipe.allocation
-    plain = timings.forward.get((FeatureNorms,), 0)
-    observing = timings.forward.get(method.observes, 0)
+    plain = timings.forward.get((FeatureNorms,), 0.0)
+    observing = timings.forward.get(method.observes, 0.0)
     seconds = plain * method.tried(timings.blocks, recipe.target)
     seconds += plain * allocation.tried(timings.blocks, recipe.target)
     if request.calibration is None:
         return seconds
     tokens = _tokens(request.calibration, supplies)
     if recipe.propagate != "dense":
-        again = plain if recipe.propagate == "reference" else 0
+        again = plain if recipe.propagate == "reference" else 0.0
         seconds += (observing + again) * tokens
     if allocation.tries:  # it walks once through the untouched model for itself
         seconds += observing * tokens
@@ -425,5 +425,5 @@ def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, S
 def _own_compression(timings: Timings, recipe: Recipe) -> float:
     """The seconds that a block's compression takes, and what its allocation tries before."""
     judge, times = recipe.allocation.judges_by(recipe.method, recipe.target)
-    judged = times * timings.block.get((str(judge), str(recipe.target)), 0)
-    return judged + timings.block.get(_piece(recipe), 0)
+    judged = times * timings.block.get((str(judge), str(recipe.target)), 0.0)
+    return judged + timings.block.get(_piece(recipe), 0.0)

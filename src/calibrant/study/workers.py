@@ -1,7 +1,9 @@
 """Workers of a study: one driver in this process, or several, each in a process of its own (`--workers N`) or in an actor of Ray.
 
-Workers write their results themselves and tell this process in messages what they do (`calibrant.study.driver.Message`). Here the messages are added
-up, progress is shown, the index of the store is written, and a worker that dies is replaced; what it was at, another takes over through the claims.
+Processes of this machine write their results themselves; an actor of Ray sends them here (`desk`).
+All tell this process in messages what they do (`calibrant.study.driver.Message`). Here the messages
+are added up, progress is shown, the grid is written, and a worker that dies is replaced; what it was
+at, another takes over through the claims.
 """
 
 import contextlib
@@ -33,6 +35,7 @@ from calibrant.foreign import brief
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
 from calibrant.store import STUDY, Cell, Store
+from calibrant.study.desk import RemoteStore
 from calibrant.study.driver import Driver, Message, Report, failure
 from calibrant.study.request import StudyResult, Workload
 from calibrant.study.sending import packed, unpacked
@@ -340,18 +343,32 @@ def received(message: Message) -> Message:
     raise raised(kind, text, subject) or (OSError(text) if number is None else OSError(number, text, file))
 
 
-def work(job: Job, report: Report) -> None:
-    """Do a worker's share of a job, from its first message to the last: the error that ended it, if one did, or nothing."""
+def work(job: Job, report: Report, store: Store | RemoteStore | None = None) -> None:
+    """Do a worker's share of a job, from its first message to the last: the error that ended it, if
+    one did, or nothing. Without a `store` it is the one in the job's folder."""
     torch.set_num_threads(job["threads"])
     shared = Path(job["shared"])
+    place = job["place"], job["count"]
     try:
-        todo, forgiven = unpacked((shared / WORK).read_bytes()), json.loads((shared / FORGIVEN).read_text())
-        with Store(job["folder"]) as store:
-            Driver(store, todo, report, forgiven, shared, job["place"], job["count"]).run()
+        todo = unpacked((shared / WORK).read_bytes())
+        forgiven = json.loads((shared / FORGIVEN).read_text())
+        if store is None:
+            with Store(job["folder"]) as opened:
+                Driver(opened, todo, report, forgiven, shared, *place).run()
+        else:
+            Driver(store, todo, report, forgiven, shared, *place).run()
     except (CalibrantError, OSError) as error:
-        number, file = (error.errno, error.filename and str(error.filename)) if isinstance(error, OSError) else (None, None)
-        text = (error.strerror if isinstance(error, OSError) and number is not None else None) or str(error)
-        report(["error", kind_of(error), text, getattr(error, "subject", ""), number, file])
+        report(["error", kind_of(error), *_described(error)])
+
+
+def _described(error: CalibrantError | OSError) -> list[Any]:
+    """The text of an error, its subject and, of an error of the system, its number and file."""
+    if isinstance(error, CalibrantError):
+        return [str(error), error.subject, None, None]
+    if error.errno is None:
+        return [str(error), "", None, None]
+    file = None if error.filename is None else str(error.filename)
+    return [error.strerror or str(error), "", error.errno, file]
 
 
 def main() -> None:

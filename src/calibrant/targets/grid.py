@@ -44,8 +44,10 @@ class Grid(Target):
 
     @classmethod
     def read(cls, value: str | float | int) -> "Grid | None":
-        match = read_target(value) if isinstance(value, str) else None
-        return None if match is None or match.bits is None else cls(match.bits, match.group, not match.zeros)
+        if not isinstance(value, str):
+            return None
+        label = read_target(value)
+        return None if label.bits is None else cls(label.bits, label.group, not label.zeros)
 
     def __str__(self) -> str:
         return f"w{brief(self.bits)}{'' if self.group is None else f'g{brief(self.group)}'}{'' if self.symmetric else 'a'}"

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief, whole_number
+from calibrant.foreign import brief
+from calibrant.grammar import read_target
 from calibrant.targets._base import Group, Removal
 from calibrant.targets._choosing import keep_highest, refuse_nan
 from calibrant.targets._kinds import allowed
@@ -34,9 +35,8 @@ class NofM(Removal):
 
     @classmethod
     def read(cls, value: str | float | int) -> "NofM | None":
-        few, colon, every = value.partition(":") if isinstance(value, str) else ("", "", "")
-        n, m = whole_number(few), whole_number(every)
-        return cls(n, m) if colon and n is not None and m is not None and min(n, m) >= 0 else None
+        pattern = read_target(value).pattern if isinstance(value, str) else None
+        return None if pattern is None else cls(*pattern)
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"

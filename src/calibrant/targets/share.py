@@ -35,8 +35,10 @@ class Share(Target):
 
     @classmethod
     def read(cls, value: str | float | int) -> "Share | None":
-        match = read_target(value) if isinstance(value, str) else None
-        return None if match is None or match.parts is None or match.share is None else cls(match.parts, match.share)
+        if not isinstance(value, str):
+            return None
+        label = read_target(value)
+        return None if label.parts is None or label.share is None else cls(label.parts, label.share)
 
     def __str__(self) -> str:
         return f"{self.parts} {self.fraction}"

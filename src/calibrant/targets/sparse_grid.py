@@ -25,10 +25,11 @@ class SparseGrid(Target):
 
     @classmethod
     def read(cls, value: str | float | int) -> "SparseGrid | None":
-        before, plus, after = value.partition("+") if isinstance(value, str) else ("", "", "")
-        if not plus:
+        if not isinstance(value, str) or "+" not in value:
             return None
-        removal, grid = NofM.read(before.strip()) or Sparsity.read(before.strip()), Grid.read(after.strip())
+        before, _, after = value.partition("+")
+        removal = NofM.read(before) or Sparsity.read(before)
+        grid = Grid.read(after)
         return None if removal is None or grid is None else cls(removal, grid)
 
     def __str__(self) -> str:

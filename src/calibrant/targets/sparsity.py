@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief, share_number
+from calibrant.foreign import brief
+from calibrant.grammar import read_target
 from calibrant.targets._base import Group, Removal
 from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import allowed, percentage
@@ -34,8 +35,11 @@ class Sparsity(Removal):
     def read(cls, value: str | float | int) -> "Sparsity | None":
         if not isinstance(value, str):
             return cls(value)
-        number = float(word) if (word := value.strip().lower()) in ("nan", "inf") else share_number(value)
-        return None if number is None else cls(number)
+        word = value.strip().lower()
+        if word in ("nan", "inf"):
+            return cls(float(word))
+        label = read_target(value)
+        return None if label.share is None or label.parts else cls(label.share)
 
     def __str__(self) -> str:
         return str(self.fraction)

@@ -1,7 +1,6 @@
 """The whole page in a real browser, made from whole stores, of which one has hostile rows."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrant.report import report
-from calibrant.store import PROFILE
+from calibrant.store import PROFILE, Store
 
 from tests.compare.synthetic import Synthetic
 from tests.report.page.browser import browser, needs_browser, opened
-from tests.study.small import asked, texts
+from tests.study.small import asked, kept_files, texts
 
 pytestmark = [needs_browser, pytest.mark.slow]
 ATTACK = "<script>alert(1)</script> </script><img src=x onerror=\"alert(1)\"> <a href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
@@ -130,13 +129,16 @@ def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):
     hostile.write_text("\n".join(map(json.dumps, rows)))
     study = asked(given, data=[f"'{hostile}'", given["prose"], "random_tokens"], methods=["wanda"])
     study.run(tmp_path / "results")
-    for profile in (tmp_path / "results/runs").glob(f"*/{PROFILE}"):
-        kept = json.loads(profile.read_text())
-        words = {**kept["words"], ATTACK: 99, "=cmd()": 98}
-        profile.write_text(json.dumps({**kept, "words": words, "examples": [{"part": ATTACK, "licence": ATTACK, "text": ATTACK}]}))
-        sums = profile.with_name("sums.json")  # whoever attacks writes the sum too
-        digest = hashlib.sha256(profile.read_bytes()).hexdigest()
-        sums.write_text(json.dumps({**json.loads(sums.read_text()), PROFILE: digest}))
+    with Store(tmp_path / "results") as store:
+        for run, profile in kept_files(store.folder, PROFILE).items():
+            kept = json.loads(profile.read_text())
+            words = {**kept["words"], ATTACK: 99, "=cmd()": 98}
+            quoted = {"part": ATTACK, "licence": ATTACK, "text": ATTACK}
+            # Whoever attacks writes the digest too.
+            digest = store.blobs.put(json.dumps({**kept, "words": words, "examples": [quoted]}).encode())
+            with store.live.database.writing("attack it") as connection:
+                place = "UPDATE files SET digest = ? WHERE run = ? AND name = ?"
+                connection.execute(place, (digest, run, PROFILE))
     found = report(tmp_path / "results")
     path = found.write_html(tmp_path / "page.html")
     with opened(started) as watched:

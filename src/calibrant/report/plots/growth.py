@@ -3,13 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from statistics import fmean
 from typing import Final
 
-from calibrant.compare import Layers, Ranking
+from calibrant.compare import Layers, Ranking, sparsity_of
 from calibrant.foreign import visible_name
-from calibrant.grammar import read_target
 from calibrant.report.plots.curves import Curve, CurvePanels, Spot
 from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.placing import LINE, Axis, axis_of, reached
@@ -67,14 +65,6 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     title = f"Mean {what} over sparsity: {rankings[0].model}"
     words = _lines_in_words(title, rankings[0].unit, panels)
     return plotted(("sparsity", *methods), title, words, curves.chart, {"lines": curves.records()}, caption, curves.families)
-
-
-def sparsity_of(target: str) -> float | None:
-    """`0.6` of `0.6`, `0.5` of `2:4`; None of what is neither."""
-    label = read_target(target)
-    if label.pattern is not None and label.pattern[1]:
-        return float(1 - Fraction(*label.pattern))
-    return label.share if label.share is not None and label.parts is None and 0 <= label.share <= 1 else None
 
 
 def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:

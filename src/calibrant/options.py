@@ -1,0 +1,530 @@
+"""The options of the verbs: name, type, default and help of each, written once.
+
+`prune` takes one frozen value, its options. `taking` makes of it the function that people call, in
+which each field is a parameter: type checkers, `help()` and the reference see the whole signature.
+The commands have the same options with the same help (`cli/declared.py`).
+
+Nothing here imports torch. A type in quotes has classes that bring it.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    ParamSpec,
+    TypeVar,
+    dataclass_transform,
+    final,
+    get_type_hints,
+)
+
+from calibrant.errors import TargetError
+from calibrant.progress import Progress, silent
+from calibrant.registry import did_you_mean
+from calibrant.spec import Spec
+
+if TYPE_CHECKING:
+    from calibrant.allocations import Allocation
+    from calibrant.data import CalibrationSet, Source
+    from calibrant.exports import Export
+    from calibrant.methods import Method
+    from calibrant.models import Opened
+    from calibrant.targets import Target
+    from calibrant.transforms import Transform
+
+P = ParamSpec("P")
+OptionsT = TypeVar("OptionsT")
+ResultT = TypeVar("ResultT")
+
+_COMMAND_LINE: Final = "command line"
+SETS: Final = "sets"
+"""What completes the expression of a calibration set."""
+
+
+@final
+@dataclass(frozen=True)
+class OnCommandLine:
+    """How the command line shows an option.
+
+    `offers` completes a word that is half typed: words, or the kind of `calibrant list` whose names
+    they are, or `SETS`. Without `flags` the option is called as its field is.
+    """
+
+    help: str
+    metavar: str = ""
+    offers: str | tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    argument: bool = False
+    several: bool = False
+
+
+def option(
+    *told: Any,
+    default: Any = MISSING,
+    like: OnCommandLine | None = None,
+    **more: Any,
+) -> Any:
+    """Return a field that the command line has too, shown `like` another or as is told here."""
+    there = like or OnCommandLine(*told, **more)
+    return field(default=default, metadata={_COMMAND_LINE: there})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def declaration(cls: type[OptionsT]) -> type[OptionsT]:
+    """Make a class of options a frozen dataclass."""
+    return dataclass(frozen=True)(cls)
+
+
+def on_command_line(option: Field[Any]) -> OnCommandLine | None:
+    """Return how the command line shows an option; None if only Python has it."""
+    return option.metadata.get(_COMMAND_LINE)
+
+
+MODEL: Final = OnCommandLine("A Hugging Face id, a folder, a .gguf file, or smollm2.", "MODEL", argument=True)
+SET: Final = OnCommandLine(
+    "Calibration set: source[:format][@packing], a file, a sum that shares the budget, "
+    "0.3*gsm8k:cot + 0.7*wikitext, or a mix in which each source has all of it, "
+    "mix(gsm8k:cot=0.3, wikitext=0.7).",
+    "EXPR",
+    offers=SETS,
+)
+TOKENS: Final = OnCommandLine("Real tokens to calibrate on, instead of --samples.", "N")
+LENGTH: Final = OnCommandLine("Tokens in a window.", "N")
+SEED: Final = OnCommandLine("Number of the draw: draws share no row until the source is used up.", "N")
+CANDIDATE_METHOD: Final = OnCommandLine(
+    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
+    "SPEC",
+    offers="methods",
+)
+CANDIDATE_TARGET: Final = OnCommandLine(
+    "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe (Q4_K_M) of llama.cpp. [default: 0.6]",
+    "TARGET",
+    flags=("--target", "--sparsity"),
+)
+
+
+# Options that several verbs share
+
+
+@declaration
+class DataOptions:
+    """How much of a calibration set is drawn, and which draw it is."""
+
+    _: KW_ONLY
+    samples: int = option("Windows to calibrate on.", "N", default=128)
+    tokens: int | None = option(like=TOKENS, default=None)
+    length: int = option(like=LENGTH, default=2048)
+    seed: int = option(like=SEED, default=0)
+
+    def drawn_from(self, data: "str | CalibrationSet | Source") -> "CalibrationSet":
+        """Return the calibration set; one that is given as an object has a budget of its own."""
+        from calibrant.data import CalibrationSet
+
+        if isinstance(data, CalibrationSet):
+            return data
+        return CalibrationSet(
+            data,
+            samples=self.samples,
+            length=self.length,
+            tokens=self.tokens,
+            seed=self.seed,
+        )
+
+
+@declaration
+class RecipeOptions:
+    """What is done beside the method, and to what the model is written."""
+
+    _: KW_ONLY
+    propagate: str | None = option(
+        "Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
+        "WAY",
+        offers=("arrival", "reference", "dense"),
+        default=None,
+    )
+    allocation: "str | Allocation" = option(
+        "How the target is divided among the matrices.",
+        "SPEC",
+        offers="allocations",
+        default="uniform",
+    )
+    transform: "Sequence[str | Transform]" = option(
+        "Change the model first, in this order, without changing what it computes.",
+        "SPEC",
+        offers="transforms",
+        several=True,
+        default=(),
+    )
+    starved: str = option(
+        "What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
+        "WAY",
+        offers=("as_seen", "dense", "all_tokens", "shared"),
+        default="as_seen",
+    )
+    export: "Sequence[str | Export]" = option(
+        "A form to write it in too, beside the Hugging Face folder; give it once for each.",
+        "NAME",
+        offers="exports",
+        several=True,
+        default=(),
+    )
+
+
+@declaration
+class MachineOptions:
+    """Where the work is done, in which type, and who is told how far it is."""
+
+    _: KW_ONLY
+    dtype: str = option(
+        "auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
+        "TYPE",
+        offers=("auto", "bfloat16", "float32"),
+        default="auto",
+    )
+    device: str = option("auto, cpu, cuda or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto")
+    progress: Progress = silent
+
+
+@declaration
+class MemoryOptions(MachineOptions):
+    """Where the work is done, and how much memory it may take."""
+
+    _: KW_ONLY
+    memory: float | None = option(
+        "What the process may hold; blocks of a larger model stay on disk. [default: all of the model]",
+        "GB",
+        default=None,
+    )
+
+
+# Options of one verb. What stands before KW_ONLY may be given by place. A dataclass has the options
+# of its last base first.
+
+
+@declaration
+class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
+    """What `prune` and `quantize` share."""
+
+    model: str = option(like=MODEL)
+    _: KW_ONLY
+    profile: bool = option("Also say where the time went, and the least that this machine needs.", default=False)
+
+
+@final
+@declaration
+class PruneOptions(SharedOptions):
+    """The options of `prune`."""
+
+    data: "str | CalibrationSet | Source" = option(like=SET)
+    method: "str | Method" = option(
+        "One of those below, with parameters as in sparsegpt(damp=0.02).",
+        "SPEC",
+        offers="methods",
+        default="wanda",
+    )
+    target: "float | str | Target | None" = option(
+        "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. [default: 0.5]",
+        "TARGET",
+        flags=("--target", "--sparsity"),
+        default=None,
+    )
+    out: str | Path | None = option("Folder for the pruned model; it must not exist yet.", "DIR", default=None)
+    _: KW_ONLY
+    sparsity: "float | str | Target | None" = None
+
+
+@final
+@declaration
+class QuantizeOptions(SharedOptions):
+    """The options of `quantize`."""
+
+    data: "str | CalibrationSet | Source | None" = option(like=SET, default=None)
+    method: "str | Method" = option("rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn")
+    target: "str | Target" = option(
+        "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
+        "TARGET",
+        flags=("--target", "--sparsity"),
+        default="w4g64",
+    )
+    out: str | Path | None = option("Folder for the quantized model; it must not exist yet.", "DIR", default=None)
+
+
+CompressOptions = PruneOptions | QuantizeOptions
+
+
+@final
+@declaration
+class ImatrixOptions(MemoryOptions, DataOptions):
+    """The options of `imatrix`."""
+
+    model: "str | Opened" = option(like=MODEL)
+    data: "str | CalibrationSet" = option(like=SET)
+    out: str | Path | None = option("File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None)
+    _: KW_ONLY
+    # A window is as long as llama.cpp has it.
+    length: int = option(like=LENGTH, default=512)
+
+
+@final
+@declaration
+class InspectOptions(MachineOptions):
+    """The options of `inspect`."""
+
+    data: "str | Source | CalibrationSet" = option(
+        "A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
+        "EXPR",
+        offers=SETS,
+        argument=True,
+    )
+    model: "str | Opened | None" = option(
+        "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
+        "MODEL",
+        default=None,
+    )
+    _: KW_ONLY
+    against: Sequence[str] = option(
+        "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+        "SOURCE",
+        offers="sources",
+        several=True,
+        default=(),
+    )
+    samples: int | None = option(
+        "Windows to calibrate on. [default: 128, or as many tokens as the sources hold]",
+        "N",
+        default=None,
+    )
+    tokens: int | None = option(like=TOKENS, default=None)
+    length: int = option(like=LENGTH, default=2048)
+    seed: int = option(like=SEED, default=0)
+
+
+# Options of verbs above this room, as far as a command has them; what has types of their own is
+# added where the verb is.
+
+
+@declaration
+class EvaluateCommand(MemoryOptions):
+    """What `evaluate` and its command share."""
+
+    model: "str | Opened" = option(like=MODEL)
+    tasks: Sequence[str | Spec] | str | Spec = option(
+        "What to measure, such as loss(source='gsm8k'); give it once for each task.",
+        "SPEC",
+        offers="tasks",
+        flags=("--task",),
+        several=True,
+    )
+    _: KW_ONLY
+    limit: int | None = option("Items of each task: questions, documents or windows. [default: its own]", "N", default=None)
+    tokens: int | None = option("Tokens of each loss or agreement. [default: its own]", "N", default=None)
+    reference: "str | Opened | None" = option(
+        "The dense model, for tasks that compare with it; of a pruned folder it is known.",
+        "MODEL",
+        default=None,
+    )
+    engine: str = option("torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME", default="torch")
+    allow_leak: bool = option("Measure even what the model was calibrated on; the result says so.", default=False)
+
+
+@declaration
+class ExplainCommand(MachineOptions):
+    """What `explain` and its command share."""
+
+    model: "str | Opened" = option(
+        "A compressed model, or the folder of a study that measured words: which sets kept them.",
+        "PRUNED",
+        argument=True,
+    )
+    task: str | Spec | None = option(
+        "The measurement in full: words(source='gsm8k', tokens=65536, least=20).",
+        "SPEC",
+        default=None,
+    )
+    _: KW_ONLY
+    against: "str | Opened | None" = option("The dense model; of a folder that calibrant wrote it is known.", "DENSE", default=None)
+    source: str | None = option("Whose words. [default: wikitext]", "SOURCE", offers="sources", default=None)
+    groups: str | None = option(
+        "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
+        "KIND",
+        default=None,
+    )
+    tokens: int | None = option("Tokens to read. [default: 16384]", "N", default=None)
+    allow_leak: bool = option("Read even what the model was calibrated on.", default=False)
+
+
+@declaration
+class MixCommand(MachineOptions):
+    """What `mix` and its command share."""
+
+    model: "str | Opened" = option(like=MODEL)
+    sources: Sequence[str] = option(
+        "A calibration set to mix, as in prune --data; give it once for each, two or more.",
+        "EXPR",
+        offers=SETS,
+        several=True,
+    )
+    _: KW_ONLY
+    objective: str = option(
+        "mean or worst error over the sources, or target=EXPR: a source, or a file of your own.",
+        "WHAT",
+        default="mean",
+    )
+    method: "str | Method | None" = option(like=CANDIDATE_METHOD, default=None)
+    target: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
+    tokens: int = option("Real tokens of each source.", "N", default=8192)
+    length: int = option(like=LENGTH, default=512)
+    seed: int = option(like=SEED, default=0)
+    imatrix: str | Path | None = option(
+        "Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.",
+        "FILE",
+        default=None,
+    )
+
+
+@declaration
+class RecommendCommand(MachineOptions):
+    """What `recommend` and its command share."""
+
+    model: str = option(like=MODEL)
+    target: str | Sequence[str] = option(
+        "A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race.",
+        "TARGET",
+        flags=("--for",),
+        several=True,
+    )
+    sources: Sequence[str] = option(
+        "A candidate; give it once for each. [default: what can be read here]",
+        "EXPR",
+        offers=SETS,
+        several=True,
+        default=(),
+    )
+    _: KW_ONLY
+    method: str | None = option(like=CANDIDATE_METHOD, default=None)
+    sparsity: "float | str | Target | None" = option(like=CANDIDATE_TARGET, default=None)
+    minutes: float = option(
+        "Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
+        "MINUTES",
+        flags=("--budget", "--minutes"),
+        default=30.0,
+    )
+    tokens: int | None = option("Real tokens of each source. [default: 8192, or what the files hold]", "N", default=None)
+    length: int = option(like=LENGTH, default=512)
+    sibling: bool = option(
+        "Divide your own file by template, calibrate on one half and judge by the other.",
+        flags=("--sibling/--no-sibling",),
+        default=True,
+    )
+    baseline: str = option("What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default="")
+    folder: str | Path = option(
+        "Folder for all that is measured.",
+        "DIR",
+        flags=("--out",),
+        default="calibrant-recommendation",
+    )
+
+
+# Values and functions from a declaration
+
+
+def one_target(target: Any, sparsity: Any) -> Any:
+    """Return what is given by either of two words, or None. Raises `TargetError` for both."""
+    if target is not None and sparsity is not None:
+        message = f"target={target} and sparsity={sparsity} are two words for one thing"
+        raise TargetError(f"{message}; give one of them", subject=str(sparsity))
+    return sparsity if target is None else target
+
+
+MACHINE: Final = frozenset(option.name for option in fields(MemoryOptions))
+"""What stands last: where the work is done."""
+
+
+def in_order(declared: type[Any]) -> list[Field[Any]]:
+    """Return the options as they are shown, those that may be given by place first."""
+    by_place: list[Field[Any]] = []
+    by_name: list[Field[Any]] = []
+    machine: list[Field[Any]] = []
+    for option in fields(declared):
+        if not option.kw_only:
+            by_place.append(option)
+        elif option.name in MACHINE:
+            machine.append(option)
+        else:
+            by_name.append(option)
+    return by_place + by_name + machine
+
+
+def signature_of(declared: type[Any]) -> inspect.Signature:
+    """Return the signature of a function that has these options as parameters."""
+    types = get_type_hints(declared, localns=_classes_in_quotes())
+    parameters: list[inspect.Parameter] = []
+    for option in in_order(declared):
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if option.kw_only:
+            kind = inspect.Parameter.KEYWORD_ONLY
+        default = option.default
+        if default is MISSING:
+            default = inspect.Parameter.empty
+        annotation = types[option.name]
+        parameter = inspect.Parameter(option.name, kind, default=default, annotation=annotation)
+        parameters.append(parameter)
+    return inspect.Signature(parameters)
+
+
+def taking(
+    declared: Callable[P, OptionsT],
+) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
+    """Make a function of one value, whose class is `declared`, a function of its fields."""
+    signature = signature_of(declared)  # pyright: ignore[reportArgumentType]  # it is a class
+
+    def decorated(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
+        name = function.__name__
+
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
+            for word in kwargs:
+                if word not in signature.parameters:
+                    meant = did_you_mean(word, signature.parameters)
+                    raise TypeError(f"{name}() has no option {word!r}{meant}")
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{name}(): {error}") from None
+            return function(declared(*args, **kwargs))
+
+        result = function.__annotations__["return"]
+        types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        called.__annotations__ = {**types, "return": result}
+        whole = signature.replace(return_annotation=result)
+        called.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        return called
+
+    return decorated
+
+
+def _classes_in_quotes() -> dict[str, Any]:
+    """Return the classes that types in quotes name: whoever calls this has torch already."""
+    from calibrant.allocations import Allocation
+    from calibrant.data import CalibrationSet, Source
+    from calibrant.exports import Export
+    from calibrant.methods import Method
+    from calibrant.models import Opened
+    from calibrant.targets import Target
+    from calibrant.transforms import Transform
+
+    return {
+        "Allocation": Allocation,
+        "CalibrationSet": CalibrationSet,
+        "Export": Export,
+        "Method": Method,
+        "Opened": Opened,
+        "Source": Source,
+        "Target": Target,
+        "Transform": Transform,
+    }

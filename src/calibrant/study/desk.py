@@ -1,0 +1,246 @@
+"""A store at a distance: what a worker on another machine asks of the process that started it.
+
+The worker has a `RemoteStore`, which asks in messages. The process that started it has a `Desk`,
+which does what is asked in the one store and answers. So one process alone writes, and a worker that
+dies loses only what it hadn't sent. What is sent is msgpack and is checked by its type.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from calibrant.errors import CalibrantError, DataError
+from calibrant.foreign import brief
+from calibrant.outcomes import Journal
+from calibrant.store import Claim, Measurement, Record, Store, measurement_id
+from calibrant.wire import kind_of, raised
+
+PAUSE: Final = 0.2
+"""Seconds between two times that a worker asks whether a claim is free."""
+
+Plain = dict[str, Any]
+
+
+class Question(NamedTuple):
+    """The types of what is asked with, and of the answer."""
+
+    given: Any
+    answer: Any
+
+
+QUESTIONS: Final[Mapping[str, Question]] = {
+    "ids": Question(tuple[()], list[str]),
+    "has_record": Question(tuple[str], bool),
+    "measured": Question(tuple[str], set[str]),
+    "record": Question(tuple[str, bool], Record | None),
+    "provenance": Question(tuple[str], Plain),
+    "state": Question(tuple[str], bytes | None),
+    "bytes_of": Question(tuple[str], int),
+    "add_record": Question(tuple[Record, dict[str, bytes]], str),
+    "put_back": Question(tuple[str, dict[str, bytes]], None),
+    "add_measurement": Question(tuple[str, Plain, Measurement, str], str),
+    "failure": Question(tuple[str], Plain | None),
+    "add_failure": Question(tuple[str, Plain], None),
+    "clear_failure": Question(tuple[str], None),
+    "claim": Question(tuple[str], bool),
+    "free": Question(tuple[str], None),
+    "known": Question(tuple[str], Plain),
+    "keep": Question(tuple[str, Plain], None),
+    "forget": Question(tuple[str], None),
+}
+"""What may be asked: methods of `Store`, and those of `Desk` for claims and journals."""
+
+
+class Desk:
+    """Does in the store in `folder` what one worker asks. Closed, it frees the worker's claims."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._store = Store(folder)
+        self._claims = dict[str, Claim]()
+        self._journals = dict[str, Journal]()
+
+    def answer(self, asked: str, given: bytes) -> bytes:
+        """Return the answer, or the error that came of it, for `RemoteStore` to read."""
+        try:
+            question = QUESTIONS[asked]
+            values = msgspec.msgpack.decode(given, type=question.given)
+            place = self if hasattr(self, f"_{asked}") else self._store
+            name = f"_{asked}" if place is self else asked
+            answer = getattr(place, name)(*values)
+            return msgspec.msgpack.encode(["answer", answer])
+        except CalibrantError as error:
+            return msgspec.msgpack.encode(["error", [kind_of(error), str(error), error.subject]])
+        except (LookupError, ValueError, TypeError) as error:
+            text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
+            return msgspec.msgpack.encode(["error", ["DataError", text, ""]])
+
+    def close(self) -> None:
+        """Free what the worker had claimed, and close the store."""
+        for claim in self._claims.values():
+            claim.free()
+        self._claims.clear()
+        self._store.close()
+
+    def _claim(self, name: str) -> bool:
+        claim = self._store.claim(name)
+        if claim is not None:
+            self._claims[name] = claim
+        return claim is not None
+
+    def _free(self, name: str) -> None:
+        claim = self._claims.pop(name, None)
+        if claim is not None:
+            claim.free()
+
+    def _journal(self, question: str) -> Journal:
+        if question not in self._journals:
+            self._journals[question] = self._store.trials(question)
+        return self._journals[question]
+
+    def _known(self, question: str) -> Plain:
+        return self._journal(question).known
+
+    def _keep(self, question: str, results: Plain) -> None:
+        self._journal(question).add(results)
+
+    def _forget(self, question: str) -> None:
+        self._journal(question).remove()
+        del self._journals[question]
+
+
+Asking = Callable[[str, bytes], bytes]
+"""Sends a question with what is given, and returns the answer."""
+
+
+class RemoteStore:
+    """The methods of `Store` that a driver needs, each asked of a `Desk`. `folder` is one of this
+    machine, for the statistics of the untouched model."""
+
+    def __init__(self, asking: Asking, folder: Path) -> None:
+        self.folder, self._asking = folder, asking
+
+    def ask(self, asked: str, *values: Any) -> Any:
+        """Return the answer to a question. Raises the error that it came to."""
+        answer = self._asking(asked, msgspec.msgpack.encode(values))
+        try:
+            kind, content = msgspec.msgpack.decode(answer, type=tuple[str, msgspec.Raw])
+            if kind == "answer":
+                return msgspec.msgpack.decode(content, type=QUESTIONS[asked].answer)
+            name, text, subject = msgspec.msgpack.decode(content, type=tuple[str, str, str])
+        except ValueError as error:
+            text = f"{brief(answer)} is no answer to {asked} ({error}); start the study again"
+            raise DataError(text) from error
+        raise raised(name, text, subject) or DataError(text, subject=subject)
+
+    def ids(self) -> list[str]:
+        """See `Store`."""
+        return self.ask("ids")
+
+    def has_record(self, run_id: str) -> bool:
+        """See `Store`."""
+        return self.ask("has_record", run_id)
+
+    def measured(self, run_id: str) -> set[str]:
+        """See `Store`."""
+        return self.ask("measured", run_id)
+
+    def record(self, run_id: str, whole: bool = True) -> Record | None:
+        """See `Store`."""
+        return self.ask("record", run_id, whole)
+
+    def provenance(self, run_id: str) -> Mapping[str, Any]:
+        """See `Store`."""
+        return self.ask("provenance", run_id)
+
+    def state(self, run_id: str) -> bytes | None:
+        """See `Store`."""
+        return self.ask("state", run_id)
+
+    def bytes_of(self, name: str) -> int:
+        """See `Store`."""
+        return self.ask("bytes_of", name)
+
+    def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+        """See `Store`."""
+        return self.ask("add_record", record, dict(files))
+
+    def put_back(self, run_id: str, contents: Mapping[str, bytes]) -> None:
+        """See `Store`."""
+        self.ask("put_back", run_id, dict(contents))
+
+    def add_measurement(
+        self,
+        run_id: str,
+        evaluator: Mapping[str, Any],
+        measurement: Measurement,
+        data: str = "",
+    ) -> str:
+        """See `Store`."""
+        return self.ask("add_measurement", run_id, evaluator, measurement, data)
+
+    def failure(self, failed_id: str) -> Mapping[str, Any] | None:
+        """See `Store`."""
+        return self.ask("failure", failed_id)
+
+    def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
+        """See `Store`."""
+        self.ask("add_failure", failed_id, what)
+
+    def clear_failure(self, failed_id: str) -> None:
+        """See `Store`."""
+        self.ask("clear_failure", failed_id)
+
+    def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
+        """See `Store`."""
+        return RemoteJournal(self, measurement_id(run_id, evaluator, data))
+
+    def trials(self, run_id: str) -> Journal:
+        """See `Store`."""
+        return RemoteJournal(self, run_id)
+
+    def claim(self, name: str, wait: bool = False) -> "RemoteClaim | None":
+        """See `Store`."""
+        while not self.ask("claim", name):
+            if not wait:
+                return None
+            time.sleep(PAUSE)
+        return RemoteClaim(self, name)
+
+
+class RemoteClaim:
+    """A claim that the desk holds for this worker. A context manager."""
+
+    def __init__(self, store: RemoteStore, name: str) -> None:
+        self._store, self._name = store, name
+
+    def free(self) -> None:
+        """Release the claim."""
+        self._store.ask("free", self._name)
+
+    def __enter__(self) -> "RemoteClaim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+
+class RemoteJournal(Journal):
+    """A journal that the desk keeps."""
+
+    def __init__(self, store: RemoteStore, question: str) -> None:
+        super().__init__(question=question)
+        self._store = store
+        self._known.update(store.ask("known", question))
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Keep what was found."""
+        self._store.ask("keep", self.question, dict(results))
+        self._known.update(results)
+
+    def remove(self) -> None:
+        """Forget it."""
+        self._store.ask("forget", self.question)
