@@ -107,9 +107,7 @@ ENTRIES += ['[0.5, "0123456789abcdef"]', '{"a": 1}', "null"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=range(len(ENTRIES)))
-def test_a_damaged_entry_costs_no_other(
-    tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture
-):
+def test_a_damaged_entry_costs_no_other(tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "journal.sqlite"
     Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
     change(path, "UPDATE journal SET entry = ? WHERE name = 'first'", entry)
@@ -137,9 +135,7 @@ def test_what_says_something_else_or_is_of_another_is_not_believed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["no database", "SQLite format 3\0" + "x" * 5000])
-def test_a_damaged_file_is_begun_anew(
-    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
-):
+def test_a_damaged_file_is_begun_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "journal.sqlite"
     path.write_text(content)
     journal = Journal(path, "question")

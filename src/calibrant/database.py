@@ -117,9 +117,7 @@ class Database:
 
     def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
         address = f"file:{quote(str(path.absolute()))}?{mode}"
-        connection = sqlite3.connect(
-            address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
         # A file from elsewhere may define views and triggers; none may call what it likes.
         connection.execute("PRAGMA trusted_schema = OFF")

@@ -2,7 +2,6 @@
 is whole. No torch here."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from calibrant.database import Database
 from calibrant.durable import from_json, line_of_json, short
 from calibrant.errors import DataError
 from calibrant.notebook import card, listing
-from calibrant.seals import seal_of, tell_made_again
+from calibrant.seals import BrokenSealError, seal_of, tell_made_again
 
 MOST: Final = 10_000_000
 """Items of a measurement at most."""
@@ -118,10 +117,7 @@ class Measurement:
         return card(f"Measurement on {self.score.measured}", {}, inside=listing(heads, lines))
 
 
-JOURNAL_TABLE: Final = (
-    "journal (question TEXT NOT NULL, name TEXT NOT NULL, entry TEXT NOT NULL, "
-    "PRIMARY KEY (question, name))"
-)
+JOURNAL_TABLE: Final = "journal (question TEXT NOT NULL, name TEXT NOT NULL, entry TEXT NOT NULL, PRIMARY KEY (question, name))"
 JOURNAL_VERSION: Final = 1
 
 
@@ -197,13 +193,12 @@ class Journal:
         """Read what was found before."""
         query = "SELECT name, entry FROM journal WHERE question = ? ORDER BY rowid"
         for name, entry in database.rows(query, self.question):
-            value, unchanged = None, False
-            with suppress(ValueError, TypeError):
+            try:
                 value, seal = from_json(entry)
-                unchanged = seal == self._seal(name, value)
-            if unchanged:
+                if seal != self._seal(name, value):
+                    raise BrokenSealError
                 self._known[name] = value
-            else:
+            except (ValueError, TypeError):
                 tell_made_again("a line of the journal", short(database.path))
 
     def _entry(self, name: str, value: Any) -> str:

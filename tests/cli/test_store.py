@@ -52,9 +52,7 @@ def test_what_is_damaged_is_dropped_where_that_is_asked_for(ask: Ask, store: Pat
 
 @pytest.mark.parametrize("words", [("report", "s"), ("store", "pack", "s")])
 @pytest.mark.parametrize("column", ["record", "sums"])
-def test_a_damaged_record_is_refused_by_every_reader(
-    ask: Ask, store: Path, words: tuple[str, ...], column: str
-):
+def test_a_damaged_record_is_refused_by_every_reader(ask: Ask, store: Path, words: tuple[str, ...], column: str):
     spoil(store / DATABASE, "runs", column)
     assert_refused(ask(*words), DATABASE)
 
@@ -65,9 +63,7 @@ def test_a_damaged_database_is_refused(ask: Ask, store: Path, words: tuple[str, 
     assert_refused(ask("store", *words), DATABASE)
 
 
-@pytest.mark.parametrize(
-    "words", [("verify", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")]
-)
+@pytest.mark.parametrize("words", [("verify", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")])
 def test_a_folder_that_is_no_store(ask: Ask, store: Path, tmp_path: Path, words: tuple[str, ...]):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")

@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tools.convert_store import convert
 
 from calibrant.errors import OutputError
 from calibrant.store import Store, pack, verify
 
 from tests.refusing import refused
 from tests.store.conftest import files, told, varied
-from tools.convert_store import convert
 
 OLD = Path(__file__).parent / "old"
 

@@ -263,20 +263,18 @@ def test_an_older_format_is_refused(tmp_path: Path, names: list[str]):
             Store(tmp_path, create)
 
 
-def test_a_network_file_system_is_refused_for_writing(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_network_file_system_is_refused_for_writing(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = SimpleNamespace(mountpoint="/", fstype="ext4")
     far = SimpleNamespace(mountpoint=str(tmp_path), fstype="nfs4")
     before = told(store)
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [far, root])
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [far, root])
     for folder in (store, tmp_path / "new"):
         with refused(OutputError, folder):
             Store(folder)
     assert not (tmp_path / "new").exists()
     assert told(store) == before, "reading does no harm"
     near = SimpleNamespace(mountpoint=str(store), fstype="ext4")
-    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [root, far, near])
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [root, far, near])
     Store(store).close()
 
 

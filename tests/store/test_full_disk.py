@@ -82,7 +82,6 @@ def fills_up(disk: Path, folder: Path) -> None:
                 check_whole(disk / name)
         assert told(disk / name) == told(folder / "whole")
         assert verify(disk / name) == []
-        print(name, sorted(complaints))
         assert len(complaints) >= (3 if name == "work" else 1), complaints
         shutil.rmtree(disk / name)
 

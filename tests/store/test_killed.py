@@ -65,9 +65,7 @@ def _killed_after(folder: Path, kill: int, seconds: float) -> set[tuple[str, str
         return said
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 21))]
-)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 21))])
 def test_what_was_said_to_be_written_is_there(tmp_path: Path, seed: int):
     chance = random.Random(seed)
     folder = tmp_path / "store"
@@ -90,7 +88,7 @@ def test_what_was_said_to_be_written_is_there(tmp_path: Path, seed: int):
 
 
 class Steps:
-    """Counts what a process does to the disk, and every hundredth instruction of SQLite, and ends
+    """Counts what a process does to the disk, and every twentieth instruction of SQLite, and ends
     it at one of them."""
 
     def __init__(self, last: int) -> None:
@@ -100,14 +98,14 @@ class Steps:
     def __enter__(self) -> "Steps":
         for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir", "link"):
             setattr(os, name, self._counted(getattr(os, name)))
-        connected = Database._connected
+        connected, step = Database._connected, self._step
 
-        def watched(database: Database, path: Path, mode: str) -> sqlite3.Connection:
-            connection = connected(database, path, mode)
-            connection.set_progress_handler(self._step, 20)
+        def watched(self: Database, path: Path, mode: str) -> sqlite3.Connection:
+            connection = connected(self, path, mode)
+            connection.set_progress_handler(step, 20)
             return connection
 
-        Database._connected = watched  # ty: ignore
+        Database._connected = watched
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,9 +188,7 @@ def prepared(base: Path, work: Callable[[Path], object]) -> Path:
 
 @pytest.mark.parametrize("moments", [5, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("work", WORKS, ids=[work.__name__ for work in WORKS])
-def test_killed_at_any_step_it_goes_on(
-    tmp_path: Path, work: Callable[[Path], object], moments: int
-):
+def test_killed_at_any_step_it_goes_on(tmp_path: Path, work: Callable[[Path], object], moments: int):
     whole = prepared(tmp_path / "whole", work)
     before = told(whole) if whole.exists() else []
     steps = steps_of(work, tmp_path / "whole")

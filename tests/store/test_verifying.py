@@ -103,11 +103,12 @@ def test_a_database_that_was_cut_is_named(store: Path, size: int):
         return
     with refused(DataError, path):
         told(store)
-    try:
+    if size > 100:  # there is a header
         (problem,) = verify(store)
         assert problem.where == DATABASE
-    except DataError as error:
-        assert error.subject == str(path)
+    else:
+        with refused(DataError, path):
+            verify(store)
 
 
 def test_rows_that_an_index_lacks_are_found(store: Path):
@@ -141,8 +142,7 @@ def test_no_byte_of_the_database_changes_what_is_said(tmp_path: Path, seed: int)
             said = told(tmp_path / "harmed")
             assert set(said) <= set(expected)
             assert said == expected or verify(tmp_path / "harmed")
-        except CalibrantError as error:
-            assert "\n" not in str(error)
+        except CalibrantError:
             refusals += 1
     assert refusals > 5
 
@@ -245,9 +245,7 @@ def test_items_that_are_none_are_refused(tmp_path: Path, columns: Mapping[str, A
     assert problem.measurement == MEASURE
 
 
-def test_what_unpacks_to_more_than_any_record_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_unpacks_to_more_than_any_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     filled(tmp_path)
     monkeypatch.setattr("calibrant.store.live.LARGEST", 100)
     with refused(DataError, tmp_path / DATABASE / RUN.id.partition(":")[2]):

@@ -56,9 +56,7 @@ SAID: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("act", "said"), SAID, ids=[said for _, said in SAID])
-def test_what_is_refused_is_answered_with_what_to_do(
-    store: Path, act: Callable[[Path], object], said: str
-):
+def test_what_is_refused_is_answered_with_what_to_do(store: Path, act: Callable[[Path], object], said: str):
     with pytest.raises(CalibrantError) as raised:
         act(store)
     assert said in str(raised.value)

@@ -47,9 +47,7 @@ def laid_out(table: Any) -> tuple[list[list[str]], dict[str, Any]]:
     return layout, arrays
 
 
-def brought_back(
-    layout: Layout, stored: Callable[[str], Any], wanted: Sequence[str] | None
-) -> Mapping[str, Any]:
+def brought_back(layout: Layout, stored: Callable[[str], Any], wanted: Sequence[str] | None) -> Mapping[str, Any]:
     """Return the columns of a measurement's items, or those that are `wanted`. `stored` gives an
     array of the table by its name."""
     ways = {name: (way, sources) for name, way, *sources in layout}

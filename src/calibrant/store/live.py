@@ -22,16 +22,12 @@ VERSION: Final = 4
 """Of the format. Formats 1 to 3 were folders and tables, which `tools/convert_store.py` converts."""
 
 TABLES: Final = (
-    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL,"
-    " sums TEXT NOT NULL, weights BLOB NOT NULL)",
+    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL, sums TEXT NOT NULL, weights BLOB NOT NULL)",
     "measurements (run TEXT NOT NULL, id TEXT NOT NULL, score TEXT NOT NULL,"
     " provenance TEXT NOT NULL, sums TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
-    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL,"
-    " PRIMARY KEY (run, name))",
-    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL,"
-    " sum TEXT NOT NULL, PRIMARY KEY (kind, name))",
-    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL,"
-    " started REAL NOT NULL, token TEXT NOT NULL)",
+    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (run, name))",
+    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, sum TEXT NOT NULL, PRIMARY KEY (kind, name))",
+    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, token TEXT NOT NULL)",
     JOURNAL_TABLE,
 )
 _DIGITS: Final = 32
@@ -59,7 +55,7 @@ class LiveResults(Results):
         query = "SELECT id FROM measurements WHERE run = ? ORDER BY id"
         return [measurement for (measurement,) in self.database.rows(query, run)]
 
-    def keys(self) -> list[tuple[str, str]]:
+    def measured(self) -> list[tuple[str, str]]:
         """Return the ids of the run and of itself of every measurement."""
         keys = self.database.rows("SELECT run, id FROM measurements ORDER BY run, id")
         return [(run, measurement) for run, measurement in keys]

@@ -137,10 +137,8 @@ class PublishedResults(Results):
         return matrices
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
-        if measurement:
-            text = self._cell(SCORES, self._score(run, measurement), "provenance")
-        else:
-            text = self._cell(RUNS, self._run(run), "provenance")
+        table, row = self._place_of(run, measurement)
+        text = self._cell(table, row, "provenance")
         with understood(self.where(run, measurement)):
             return from_json(text)
 
@@ -206,6 +204,12 @@ class PublishedResults(Results):
         counts = self._column(RUNS, "matrices")
         firsts = accumulate(counts, initial=0)
         return dict(enumerate(zip(firsts, counts, strict=False)))
+
+    def _place_of(self, run: str, measurement: str) -> tuple[str, int]:
+        """The table and the row that a run or a measurement has."""
+        if measurement:
+            return SCORES, self._score(run, measurement)
+        return RUNS, self._run(run)
 
     def _run(self, run: str) -> int:
         with understood(self.where(run)):

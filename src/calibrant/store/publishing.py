@@ -84,10 +84,8 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
     with Store(source, create=False) as store:
         before = _size(source)
         try:
-            if out is None:
-                counts = _pack_in_place(store, progress)
-            else:
-                counts = _pack_elsewhere(store, target, progress)
+            in_place = out is None
+            counts = _pack_in_place(store, progress) if in_place else _pack_elsewhere(store, target, progress)
         except OSError as error:
             message = f"can't pack into {str(target)!r}: {reason(error)}"
             raise OutputError(message, subject=str(target)) from error
@@ -212,9 +210,7 @@ class _Tables:
     def _write_items(self, groups: Sequence[Sequence[Key]]) -> None:
         import pyarrow as pa
 
-        schema = pa.schema(
-            [("layout", pa.string()), *((name, pa.list_(kind)) for name, kind in self._kinds.items())]
-        )
+        schema = pa.schema([("layout", pa.string()), *((name, pa.list_(kind)) for name, kind in self._kinds.items())])
         with self._writer(ITEMS, schema) as writer:
             for group in groups:
                 for keys in self._within(group):
@@ -413,7 +409,8 @@ class _Tables:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        apart, repeated = dict[str, str](), list[str]()
+        apart = dict[str, str]()
+        repeated: Any = []  # names of columns, which the types of pyarrow don't know of
         for column in schema:
             path, kind = leaf(column)
             number = pa.types.is_floating(kind) and path != "weight.list.element"

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from calibrant.notebook import card
 from calibrant.durable import from_json
 from calibrant.families import known_family
 from calibrant.grammar import SetLabel
+from calibrant.notebook import card
 from calibrant.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.store.facts import (

@@ -55,7 +55,7 @@ STATISTICS: Final = "statistics"
 OLD_MARKER: Final = "calibrant-store.json"
 """What made a folder a store before format 4."""
 NETWORKS: Final = frozenset(
-    "9p afs beegfs ceph cifs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre nfs nfs4 smb3 smbfs".split()
+    ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
 )
 """File systems of other machines, on which SQLite's locks don't hold."""
 
@@ -549,7 +549,7 @@ class Store:
         """Return the ids of measurements in the database whose run isn't there, with its id."""
         if self._live is None:
             return []
-        return [key for key in self._live.keys() if not self.has_record(key[0])]
+        return [key for key in self._live.measured() if not self.has_record(key[0])]
 
     def remove_database(self) -> None:
         """Delete the database: all that was in it is published."""

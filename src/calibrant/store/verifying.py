@@ -168,9 +168,7 @@ def problems_of_measurement(results: Results, run: str, measurement: str) -> Ite
         yield _damaged(error, run, measurement)
 
 
-def _of_ids(
-    where: str, place: str, stated: str, derived: str, run: str, measurement: str
-) -> Iterator[StoreProblem]:
+def _of_ids(where: str, place: str, stated: str, derived: str, run: str, measurement: str) -> Iterator[StoreProblem]:
     if not stated == derived == place:
         what = f"doesn't answer what it says: its id is {stated}, and what was asked has {derived}"
         yield StoreProblem(where, what, AGAIN, run, measurement)
