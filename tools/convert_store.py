@@ -100,9 +100,8 @@ def _row_group(row: Mapping[str, Any]) -> int:
 def _loose_run(folder: Path) -> RunRow:
     run = f"sha256:{folder.name}"
     record = from_json((folder / "record.json").read_text())
-    if "weights" in record:
-        weights = record.pop("weights")
-    else:
+    weights = record.pop("weights", None)  # which in format 1 stood in the record
+    if weights is None:
         weights = from_json(gzip.decompress((folder / "weights.json.gz").read_bytes()).decode())
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
     return RunRow(run, {"id": run, **record}, weights, _provenance(folder), files)

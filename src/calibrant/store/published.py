@@ -330,10 +330,7 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
     row = dict[str, Any]()
     more = dict[str, Any]()
     for name, value in facts.items():
-        kind = MATRIX_COLUMNS.get(name)
-        if kind is not None and type(value) is kind:
-            row[name] = value
-        elif name == ERROR and type(value) is float and _six_digits(np.float32(value)) == value:
+        if _has_column(name, value):
             row[name] = value
         elif name in HEXADECIMAL and len(value) == 2 * HEXADECIMAL[name]:
             row[name] = bytes.fromhex(value)
@@ -349,6 +346,13 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
         more["zeros"] = row.pop("zeros")  # or a sparsity would come back
     row["more"] = compact_json(more) if more else None
     return row
+
+
+def _has_column(name: str, value: Any) -> bool:
+    """Whether a fact of a matrix has a column, in which it comes back to the bit."""
+    if name == ERROR:
+        return type(value) is float and _six_digits(np.float32(value)) == value
+    return name in MATRIX_COLUMNS and type(value) is MATRIX_COLUMNS[name]
 
 
 def _six_digits(value: Any) -> float:

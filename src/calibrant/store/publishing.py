@@ -425,7 +425,7 @@ class _Tables:
             compression_level=19,
             data_page_size=2**26,  # what repeats is found however far apart it is
             write_statistics=False,
-            use_dictionary=repeated,  # pyright: ignore[reportArgumentType]  # names of columns
+            use_dictionary=repeated,
             column_encoding=apart,
         ) as writer:
             yield writer
