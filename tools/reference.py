@@ -1,21 +1,40 @@
-"""Pages of the documentation that are made from the code when it is built: every command, and every module with what it is for. A hook of mkdocs."""
+"""Pages of the documentation that are made from the code when it is built: every command, every
+module with what it is for, and the schema of what is stored. A hook of mkdocs."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
+import msgspec
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from calibrant.cli import app
+from calibrant.grammar import SetLabel
+from calibrant.outcomes import ScoreFacts
+from calibrant.store.facts import (
+    DataFacts,
+    EditFacts,
+    Failure,
+    MatrixFacts,
+    Profile,
+    Provenance,
+    SpecForm,
+    StudyFacts,
+)
+from calibrant.store.records import Record, ScoreEntry, StudyIndex
 
+INSIDE = (DataFacts, EditFacts, Failure, MatrixFacts, Profile, Provenance, ScoreFacts, SpecForm, StudyFacts)
+"""What lies within records as mappings."""
 PACKAGE = Path(__file__).parents[1] / "src/calibrant"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages to those that mkdocs found in the folder."""
-    for name, content in (("commands", commands()), ("modules", modules())):
+    pages = {"commands": commands(), "modules": modules(), "records": records()}
+    for name, content in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=content))
     return files
 
@@ -26,6 +45,25 @@ def commands() -> str:
     lines = ["# Commands", "", "The options of `calibrant` itself stand before the command: `calibrant --quiet prune …`.", ""]
     lines += _command(root, "calibrant", 2)
     return "\n".join(lines) + "\n"
+
+
+def records() -> str:
+    """Return the page of what is stored: the JSON schema of each record, as msgspec makes it of the
+    classes that read stored data."""
+    declared = (Record, ScoreEntry, StudyIndex, SetLabel, *INSIDE)
+    _, components = msgspec.json.schema_components(declared, ref_template="#/$defs/{name}")
+    lines = [
+        "# Records",
+        "",
+        "What a store holds, as JSON schemas. Data that doesn't fit them is refused where it is read. "
+        "What a newer version adds is kept. `Record`, `ScoreEntry` and `StudyIndex` are what a row "
+        "holds; a mapping within them has the schema that its description names.",
+        "",
+    ]
+    for name in sorted(components):
+        text = json.dumps(components[name], indent=1, ensure_ascii=False)
+        lines += [f"## {name}", "", "```json", text, "```", ""]
+    return "\n".join(lines)
 
 
 def _command(command: typer.core.TyperCommand | typer.core.TyperGroup, path: str, level: int) -> list[str]:
