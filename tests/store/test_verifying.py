@@ -35,7 +35,7 @@ COLUMNS += [("files", "name"), ("files", "digest")]
 
 def test_a_whole_store_is_counted_and_not_touched(store: Path):
     before = files(store)
-    assert audit(store) == Audit(str(store), 2, 5, ())
+    assert audit(store) == Audit(str(store), 2, 6, ())
     assert files(store) == before
 
 
@@ -94,21 +94,13 @@ def test_a_damaged_grid_or_failure_is_named(store: Path):
         (store / DATABASE).write_bytes(whole)
 
 
-@pytest.mark.parametrize("size", [0, 50, 5000])
+@pytest.mark.parametrize("size", [50, 5000])
 def test_a_database_that_was_cut_is_named(store: Path, size: int):
     path = store / DATABASE
     path.write_bytes(path.read_bytes()[:size])
-    if size == 0:  # as a writer leaves it that is killed before there is anything
-        assert verify(store) != []
-        return
-    with refused(DataError, path):
-        told(store)
-    if size > 100:  # there is a header
-        (problem,) = verify(store)
-        assert problem.where == DATABASE
-    else:
+    for act in (told, verify):
         with refused(DataError, path):
-            verify(store)
+            act(store)
 
 
 def test_rows_that_an_index_lacks_are_found(store: Path):
