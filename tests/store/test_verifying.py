@@ -20,7 +20,7 @@ from calibrant.store.items import table_of
 from calibrant.store.live import DATABASE
 from calibrant.store.results import MeasurementRow, RunRow
 
-from tests.databases import change, spoil
+from tests.databases import change, reseal, spoil
 from tests.refusing import refused
 from tests.store import samples
 from tests.store.conftest import CELL, LOST, MEASURE, files, filled, told, varied
@@ -164,13 +164,11 @@ ODD_RUNS: list[Mapping[str, Any]] = [
     {"run": {**vars(RUN), "seed": 1.5}},
     {"sparsity": "half"},
     {"sparsity": -1.0},
-    {"weights": {"a": 1}},
     {"weights": [{"shape": [2, 4]}]},
     {"weights": [{"name": "a", "bits": "xyz"}]},
     {"dense": [{"name": 3}]},
     {"data_facts": {"parts": [{"rows": -1}]}},
     {"provenance": {"seconds": "long"}},
-    {"provenance": [1]},
     {"id": "sha256:1"},
     {"run": {**vars(RUN), "target": "0.6"}},
 ]
@@ -203,6 +201,20 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path, changes: Mapping[s
         store.adopt(plain_run(**changes))
         with refused(DataError, tmp_path / DATABASE / RUN.id.partition(":")[2]):
             store.records()
+
+
+ODD_TEXTS = ["3", "[1]", "{", "null", "", "[" * 100_000, '{"n": ' + "9" * 5000 + "}", '{"a": NaN}']
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=range(len(ODD_TEXTS)))
+@pytest.mark.parametrize(("table", "column"), [("runs", "record"), ("runs", "provenance"), ("measurements", "score")])
+def test_a_column_that_holds_something_else_is_named(tmp_path: Path, table: str, column: str, text: str):
+    key = MEASURE if table == "measurements" else RUN.id
+    reseal(filled(tmp_path) / DATABASE, table, key, column, text)
+    with refused(DataError, tmp_path / DATABASE / key.partition(":")[2]):
+        told(tmp_path)
+    (problem,) = verify(tmp_path)
+    assert (problem.measurement or problem.run) == key
 
 
 @pytest.mark.parametrize("changes", ODD_SCORES, ids=range(len(ODD_SCORES)))
