@@ -33,7 +33,7 @@ SAID: list[tuple[Asked, str]] = [
     (lambda _: Recipe.parse("wanda", 0.5, None, starved="hungry"), "starved='hungry' is no way to calibrate experts with few tokens; choose one of "),
     (lambda _: Recipe.parse("wanda", 0.5, None, starved="shared"), "only where all of it is there before any is changed; add --propagate dense"),
     (lambda _: Recipe.parse("magnitude", 0.5, None, starved="dense"), "magnitude calibrates no experts, so none of them is starved"),
-    (lambda folder: Journal(folder / "file" / "a.sqlite", "q").add({"a": 1}), "can't write the journal in "),
+    (lambda folder: Journal(folder / "file" / "a.sqlite", "q").add({"a": 1}), "can't write a.sqlite in "),
     (lambda _: calibrant.prune("smollm2", "c4", memory=0.0), "memory=0 is no room to work in; give GB above 0"),
 ]
 

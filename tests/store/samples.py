@@ -30,10 +30,13 @@ MATRIX = {
 }
 ODD_MATRIX = {"name": "b", "shape": [1, 8], "sparsity": 0.0, "error": 1, "bits": "0f0f", "later": True}
 """Facts of other types and lengths than the columns of a published table have."""
+UNEVEN_MATRIX = {"name": "c", "shape": [2, 2], "zeros": 1, "sparsity": 0.3}
+"""Its sparsity isn't its share of zeros, as `MATRIX`'s is."""
+BARE_MATRIX = {"name": "d", "shape": [2, 2], "zeros": 1}
 RECORD = Record(
     RUN,
     0.5,
-    (MATRIX, ODD_MATRIX),
+    (MATRIX, ODD_MATRIX, UNEVEN_MATRIX, BARE_MATRIX),
     ({"name": "head", "reason": "tied"},),
     {"tokens": 9},
     {"seconds": 1.5},
@@ -71,10 +74,25 @@ ESSAY_ITEMS = (
 WRITTEN = Measurement(replace(QUIZ_SCORE, value=math.nan), ESSAY_ITEMS)
 """A measurement whose facts have the names of another's and other types."""
 
+CHOICE = {"spec": "task", "name": "choice", "revision": 1}
+CHOICE_ITEMS = (
+    Outcome("first", -0.0, 1.0, {"choices": [-0.0, math.nan, 0.5, 0.5], "gold": 0}),
+    Outcome("second", 0.5, 1.0, {"choices": [0.5, 0.5, -0.0, math.nan], "gold": 1}),
+    Outcome("third", 0.0, 1.0, {"choices": [0.0, 0.0, math.nan], "gold": 1}),
+)
+CHOSEN = Measurement(replace(QUIZ_SCORE, value=0.5 / 3, n=3), CHOICE_ITEMS)
+"""Each value is that of the right choice, and most numbers stand there several times."""
+
 ALONE = Measurement(replace(SCORE, stderr=None, chance=0.25))
 """A score without items."""
 
-MEASUREMENTS = ((LOSS, MEASURED), (QUIZ, QUIZZED), (ESSAY, WRITTEN), ({**LOSS, "tokens": 5}, ALONE))
+MEASUREMENTS = (
+    (LOSS, MEASURED),
+    (QUIZ, QUIZZED),
+    (ESSAY, WRITTEN),
+    (CHOICE, CHOSEN),
+    ({**LOSS, "tokens": 5}, ALONE),
+)
 MASK = b"\x00\xff"
 EDITS = b"edits"
 PROFILE = b'{"a": 1}'

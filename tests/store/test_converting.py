@@ -28,7 +28,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_an_older_store_is_converted_to_the_bit(old: Path, tmp_path: Path):
     before = files(old)
     expected = told(varied(tmp_path / "expected"))
-    assert convert(old, tmp_path / "new") == (2, 5)
+    assert convert(old, tmp_path / "new") == (2, 6)
     assert told(tmp_path / "new") == expected
     assert verify(tmp_path / "new") == []
     assert files(old) == before

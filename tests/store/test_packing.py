@@ -32,7 +32,7 @@ def bare(folder: Path, record: Record = RECORD) -> Path:
 def test_elsewhere_it_says_the_same(store: Path, tmp_path: Path):
     before, said = files(store), told(store)
     packed = pack(store, tmp_path / "packed")
-    assert (packed.runs, packed.measurements) == (2, 5)
+    assert (packed.runs, packed.measurements) == (2, 6)
     assert files(store) == before
     assert told(tmp_path / "packed") == said
     assert verify(tmp_path / "packed") == []
@@ -65,7 +65,6 @@ def test_from_table_to_database_to_table_it_stays_the_same(store: Path, tmp_path
     assert told(tmp_path / "merged") == said
     pack(tmp_path / "merged", tmp_path / "second")
     assert told(tmp_path / "second") == said
-    assert files(tmp_path / "second").items() <= files(tmp_path / "first").items()
 
 
 def test_a_study_goes_on_beside_its_tables(store: Path, tmp_path: Path):
@@ -198,4 +197,4 @@ def test_it_is_a_data_set_for_the_hub(store: Path, tmp_path: Path):
     for name in ("runs", "matrices", "scores", "items", "cells"):
         place = str(tmp_path / "packed")
         counts[name] = len(load_dataset(place, name, split="train", cache_dir=str(tmp_path)))
-    assert counts == {"runs": 2, "matrices": 2, "scores": 5, "items": 5, "cells": 1}
+    assert counts == {"runs": 2, "matrices": 4, "scores": 6, "items": 6, "cells": 1}

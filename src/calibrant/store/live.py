@@ -175,7 +175,10 @@ class LiveResults(Results):
     def _json(self, run: str, measurement: str, column: str) -> Any:
         content = self._column(run, measurement, column)
         with understood(self.where(run, measurement)):
-            return from_json(content)
+            fields = from_json(content)
+            if not isinstance(fields, dict):
+                raise ValueError(f"its {column} is no JSON object")
+            return fields
 
     def _column(self, run: str, measurement: str, column: str) -> Any:
         """One column of a row, which is what was written."""
