@@ -80,7 +80,7 @@ def test_a_study_goes_on_beside_its_tables(store: Path, tmp_path: Path):
             later.add_failure(MEASURE, {"error": "lost"})
             later.clear_failure(MEASURE)
     expected = told(store)
-    with Store(tmp_path / "packed", create=False) as later:
+    with Store(tmp_path / "packed") as later:
         assert later.live.runs() == [third.run.id], "what is published isn't written again"
     for _ in range(2):
         assert told(tmp_path / "packed") == expected

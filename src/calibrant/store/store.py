@@ -82,6 +82,7 @@ class Store:
         if create:
             self._check_local()
             settle(self.folder)
+        self._writes = create
         self._published = PublishedResults.of(self.folder)
         self._live = self._opened(create)
 
@@ -562,7 +563,7 @@ class Store:
     def live(self) -> LiveResults:
         """The database. Raises `OutputError` where there is none, since the store was opened to be
         read."""
-        if self._live is None:
+        if self._live is None or not self._writes:
             message = f"{str(self.folder)!r} was opened to be read; open it to write"
             raise OutputError(message, subject=str(self.folder))
         return self._live

@@ -83,7 +83,7 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
         problems += [*_of_statistics(store), *_unfinished(store)]
         found = tuple(_relative(problem, store.folder) for problem in problems)
         measurements = sum(len(store.measured(run)) for run in runs)
-        dropped = _dropped(store, found) if drop else 0
+    dropped = _dropped(folder, found) if drop else 0
     return Audit(str(folder), len(runs), measurements, found, dropped)
 
 
@@ -93,10 +93,13 @@ def _relative(problem: StoreProblem, folder: Path) -> StoreProblem:
     return replace(problem, where=str(inside))
 
 
-def _dropped(store: Store, problems: tuple[StoreProblem, ...]) -> int:
+def _dropped(folder: str | Path, problems: tuple[StoreProblem, ...]) -> int:
     """Remove the results that are damaged, and return how many."""
     damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
-    removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
+    if not damaged:
+        return 0
+    with Store(folder) as store:
+        removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
     return sum(removed)
 
 
