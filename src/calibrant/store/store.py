@@ -54,9 +54,8 @@ STATISTICS: Final = "statistics"
 """The folder of the dense model's statistics; it may be there before anything else is."""
 OLD_MARKER: Final = "calibrant-store.json"
 """What made a folder a store before format 4."""
-NETWORKS: Final = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
-)
+_CLUSTERS: Final = {"afs", "beegfs", "ceph", "glusterfs", "fuse.glusterfs", "gpfs", "lustre"}
+NETWORKS: Final = frozenset({*_CLUSTERS, "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
 """File systems of other machines, on which SQLite's locks don't hold."""
 
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
