@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from calibrant.store.live import sum_of
+from calibrant.store.live import row_seal
 
 
 def change(path: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -25,16 +25,16 @@ def spoil(path: Path, table: str, column: str) -> None:
 
 
 def reseal(path: Path, table: str, key: str, column: str, content: str) -> None:
-    """Put a text into a column of a store's row, with the sum that it would have been written
+    """Put a text into a column of a store's row, with the seal that it would have been written
     with."""
     if table == "documents":
         ((kind,),) = change(path, "SELECT kind FROM documents WHERE name = ?", key)
-        query = "UPDATE documents SET content = ?, sum = ? WHERE kind = ? AND name = ?"
-        change(path, query, content, sum_of(key, kind, content), kind, key)
+        query = "UPDATE documents SET content = ?, seal = ? WHERE kind = ? AND name = ?"
+        change(path, query, content, row_seal(key, kind, content), kind, key)
         return
-    ((sums,),) = change(path, f"SELECT sums FROM {table} WHERE id = ?", key)
-    new = json.dumps({**json.loads(sums), column: sum_of(key, column, content)})
-    query = f"UPDATE {table} SET {column} = ?, sums = ? WHERE id = ?"
+    ((seals,),) = change(path, f"SELECT seals FROM {table} WHERE id = ?", key)
+    new = json.dumps({**json.loads(seals), column: row_seal(key, column, content)})
+    query = f"UPDATE {table} SET {column} = ?, seals = ? WHERE id = ?"
     change(path, query, content, new, key)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.errors import OutputError
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
+from calibrant.errors import CalibrantError, OutputError
+from calibrant.outcomes import Journal, Measurement, Outcome, Score, item_name
 from calibrant.store import Store
 from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
 
@@ -31,6 +31,7 @@ def test_a_journal_opened_again_knows_what_was_kept(tmp_path: Path):
     assert "four" not in again
     assert again["one"] == found["one"]
     again.remove()
+    assert again.known == {}
     assert Journal(path, "question").known == {}
     again.remove()
 
@@ -143,6 +144,39 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, content: str, caplog: pyte
     journal.add({"one": 1})
     assert Journal(path, "question").known == {"one": 1}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 9", "ALTER TABLE journal RENAME TO mine"])
+def test_a_journal_that_is_not_damaged_is_never_thrown_away(tmp_path: Path, statement: str):
+    path = tmp_path / "journal.sqlite"
+    Journal(path, "question").add({"one": 1})
+    change(path, statement)
+    before = path.read_bytes()
+    with pytest.raises(CalibrantError):
+        Journal(path, "question")
+    assert path.read_bytes() == before
+
+
+def test_what_is_damaged_is_set_aside(tmp_path: Path):
+    path = tmp_path / "journal.sqlite"
+    path.write_text("somebody's own")
+    Journal(path, "question").add({"one": 1})
+    assert (tmp_path / "journal.sqlite.damaged").read_text() == "somebody's own"
+
+
+def test_a_text_that_is_none_costs_no_other_entry(tmp_path: Path):
+    path = tmp_path / "journal.sqlite"
+    Journal(path, "question").add({"first": 1.5, "second": 2})
+    change(path, "UPDATE journal SET entry = CAST(x'ff' AS TEXT) WHERE name = 'first'")
+    assert Journal(path, "question").known == {"second": 2}
+
+
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [("0a" * 32, "0a" * 8), ("x" * 64, "x" * 64), ("0A" * 32, "0A" * 32), ("0a" * 8, "0a" * 8)],
+)
+def test_only_a_key_is_cut(item: str, name: str):
+    assert item_name(item) == name
 
 
 def test_items_come_back_with_their_facts():

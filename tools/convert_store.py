@@ -145,8 +145,7 @@ def convert(source: Path, target: Path) -> tuple[int, int]:
         index = old.index()
         if index:
             read = StudyIndex.read(index)
-            study, revisions = dict(index.get("study", {})), dict(index.get("revisions", {}))
-            store.write_cells(read.cells, study, revisions, read.labels().values())
+            store.write_cells(read.cells, read.study, read.revisions, read.labels().values())
         for failure in old.failures():
             store.add_failure(str(failure["id"]), failure)
         if (source / STUDY).exists():

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,22 +22,29 @@ PATIENCE: Final = 60.0
 """Seconds that a writer waits for another one."""
 LARGEST: Final = 2**30
 """Bytes of a value at most."""
-FULL: Final = 2**16
+LEAST_FREE: Final = 2**16
 """Bytes of free space below which SQLite's complaints are taken for those of a full disk."""
-SIDES: Final = ("-wal", "-shm")
+SIDE_SUFFIXES: Final = ("-wal", "-shm")
 """What SQLite puts beside a file while somebody has it open."""
-HALF: Final = ".half-"
+HALF_SUFFIX: Final = ".half-"
 """How the name of a file goes on while it is made."""
+DAMAGED_SUFFIX: Final = ".damaged"
+"""How the name of a file ends that was damaged and set aside."""
 
-_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _INHERITED: Final = list[sqlite3.Connection]()
 """Connections of the process that this one was forked from. To close one would free its locks."""
+
+
+class DamagedError(DataError):
+    """A file that is none of SQLite's, or whose parts don't fit together."""
 
 
 class Database:
     """A SQLite file with these `tables`, made with its folder if it is to be written (`create`).
 
-    Raises `DataError` for a file that is damaged, and `OutputError` where it can't be written.
+    Raises `DataError` for a file that can't be read (`DamagedError` if it is damaged), and
+    `OutputError` where it can't be written.
     """
 
     def __init__(self, path: Path, tables: Sequence[str], version: int, create: bool = True) -> None:
@@ -59,8 +66,8 @@ class Database:
         """
         with self._explained(action):
             connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -87,11 +94,53 @@ class Database:
             self._connection.close()
             self._connection = None
 
-    def remove(self) -> None:
-        """Close the file and delete it."""
+    def remove(self, check: Callable[[], object]) -> None:
+        """Close the file and delete it, unless `check` raises: while that looks at the file, nobody
+        else can. Raises `OutputError` where somebody else has it open."""
+        with self._explained(f"remove {self.path.name}"):
+            connection = self._open()
+            self._leave_wal(connection)
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+                check()
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                connection.execute("PRAGMA journal_mode = WAL")
+                raise
+            self._unlink_sides()
+            self.path.unlink(missing_ok=True)
+            self.close()
+
+    def set_aside(self) -> None:
+        """Close a damaged file and give it another name, which takes the place of an older one."""
         self.close()
-        for suffix in ("", *SIDES):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        with self._explained(f"set {self.path.name} aside"):
+            self._unlink_sides()
+            self.path.replace(self.path.with_name(self.path.name + DAMAGED_SUFFIX))
+
+    def _leave_wal(self, connection: sqlite3.Connection) -> None:
+        """Have everything in the file itself, which is done only where nobody else has it open."""
+        try:
+            ((mode,),) = connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            mode = "wal"
+        if mode != "delete":
+            folder = str(self.path.parent)
+            message = f"can't remove {self.path.name} in {folder!r}: it is open elsewhere"
+            advice = "close it there and run the same command again"
+            raise OutputError(f"{message}; {advice}", subject=folder)
+
+    def _unlink_sides(self) -> None:
+        """Delete what is beside the file, before the file itself goes: SQLite would take it for a
+        part of the next one."""
+        for suffix in SIDE_SUFFIXES:
+            self._side(suffix).unlink(missing_ok=True)
+
+    def _side(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._process != os.getpid():
@@ -99,7 +148,7 @@ class Database:
             self._connection = None
         if self._connection is None:
             if self._create:
-                self._connection = self._made()
+                self._connection = self._open_to_write()
             else:
                 self._connection = self._connected(self.path, self._mode())
             self._process = os.getpid()
@@ -107,13 +156,14 @@ class Database:
 
     def _mode(self) -> str:
         """How a reader opens the file: as writers do, where it may, since SQLite shares memory
-        with them through a file of its own. Where nobody can write, nobody does."""
+        with them through a file of its own. Where it may not write, it takes the file for one that
+        nobody writes only if nothing is beside it: whoever has it open, or was killed, leaves
+        something there."""
         if os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK):
             return "mode=rw"
-        beside = self.path.with_name(self.path.name + SIDES[0])
-        # What a writer has left beside the file belongs to it.
-        left = beside.exists() and beside.stat().st_size
-        return "mode=ro" if left else "mode=ro&immutable=1"
+        if any(self._side(suffix).exists() for suffix in SIDE_SUFFIXES):
+            return "mode=ro"
+        return "mode=ro&immutable=1"
 
     def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
         address = f"file:{quote(str(path.absolute()))}?{mode}"
@@ -124,12 +174,12 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
-    def _made(self) -> sqlite3.Connection:
+    def _open_to_write(self) -> sqlite3.Connection:
         # What goes wrong here is told before what was made is removed again, which frees space.
         with undoing(self.path.parent), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
-                self._make()
+                self._make_file()
             connection = self._connected(self.path, "mode=rwc")
             try:
                 self._prepare(connection)
@@ -138,10 +188,10 @@ class Database:
                 raise
             return connection
 
-    def _make(self) -> None:
+    def _make_file(self) -> None:
         """Make the file beside its place and link it there: it is there whole, or another process
         was first."""
-        half = self.path.with_name(f"{self.path.name}{HALF}{secrets.token_hex(4)}")
+        half = self.path.with_name(f"{self.path.name}{HALF_SUFFIX}{secrets.token_hex(4)}")
         try:
             with closing(self._connected(half, "mode=rwc")) as connection:
                 self._prepare(connection)
@@ -176,7 +226,8 @@ class Database:
         unwritten = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL) or self._is_full()
         if primary in _DAMAGED or (reading and not unwritten):
             message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
-            return DataError(message, subject=str(self.path))
+            kind = DamagedError if primary in _DAMAGED else DataError
+            return kind(message, subject=str(self.path))
         folder = self.path.parent
         return OutputError(f"can't {action} in {str(folder)!r}: {self._reason(error, code)}", subject=str(folder))
 
@@ -184,6 +235,8 @@ class Database:
         """Why something could not be written, and what to do."""
         if code == sqlite3.SQLITE_FULL or self._is_full():
             return "the disk is full; free some space and run the same command again"
+        if code == sqlite3.SQLITE_TOOBIG:
+            return f"it is larger than {LARGEST // 2**30} GiB"
         if code is not None and code & 0xFF == sqlite3.SQLITE_BUSY:
             return "another process has been writing for a minute; wait until it is done"
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -193,4 +246,4 @@ class Database:
         folder = self.path.parent
         while not folder.exists():
             folder = folder.parent
-        return shutil.disk_usage(folder).free < FULL
+        return shutil.disk_usage(folder).free < LEAST_FREE

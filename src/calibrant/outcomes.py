@@ -1,6 +1,7 @@
 """What a measurement is: a score, what every item gave, and the journal that it is kept in until it
 is whole. No torch here."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,9 +10,9 @@ from typing import Annotated, Any, Final, Literal, TypedDict
 
 from msgspec import Meta
 
-from calibrant.database import Database
+from calibrant.database import DamagedError, Database
 from calibrant.durable import from_json, line_of_json, short
-from calibrant.errors import DataError
+from calibrant.errors import OutputError
 from calibrant.notebook import card, listing
 from calibrant.seals import BrokenSealError, seal_of, tell_made_again
 
@@ -21,6 +22,7 @@ LARGEST: Final = 2**32
 """Bytes of them at most, unpacked."""
 _SEAL_DIGITS: Final = 16
 """Digits of an entry's seal: 64 bits find any damage, and a journal has many entries."""
+_KEY: Final = re.compile("[0-9a-f]{64}")
 
 Whole = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 """A whole number that has a float and a text."""
@@ -40,6 +42,8 @@ class ScoreFacts(TypedDict, total=False):
     floor: Size
     floor_tokens: Count
     floor_between: str
+    rows: Count
+    rows_of: Count
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Score:
     metric: str
     value: float
     stderr: float | None
-    n: int
+    n: Count
     unit: str
     better: Literal["lower", "higher"]
     chance: float | None = None
@@ -99,7 +103,7 @@ class Measurement:
         made once, since many comparisons ask for them."""
         import numpy as np
 
-        rows = sorted((called(o.item), o.value, o.weight) for o in self.outcomes)
+        rows = sorted((item_name(o.item), o.value, o.weight) for o in self.outcomes)
         names = tuple(name for name, _, _ in rows)
         values = np.array([value for _, value, _ in rows], dtype=np.float64)
         weights = np.array([weight for _, _, weight in rows], dtype=np.float64)
@@ -169,6 +173,7 @@ class Journal:
 
     def remove(self) -> None:
         """Forget it: the measurement is whole."""
+        self._known.clear()
         if self._database is None or not self._database.path.is_file():
             return
         begun = "SELECT 1 FROM journal WHERE question = ? LIMIT 1"
@@ -178,26 +183,31 @@ class Journal:
             connection.execute("DELETE FROM journal WHERE question = ?", (self.question,))
 
     def _open(self, path: Path) -> None:
-        """Keep what is found in a file of its own. One that is damaged is begun anew."""
+        """Keep what is found in a file of its own. One that is damaged is set aside and begun
+        anew."""
         database = Database(path, (JOURNAL_TABLE,), JOURNAL_VERSION)
         self._database = database
         if not path.is_file():
             return
         try:
+            _check_version(database)
             self._read(database)
-        except DataError:
+        except DamagedError:
             tell_made_again("the journal", short(path))
-            database.remove()
+            database.set_aside()
 
     def _read(self, database: Database) -> None:
         """Read what was found before."""
-        query = "SELECT name, entry FROM journal WHERE question = ? ORDER BY rowid"
+        # As bytes, since SQLite reads nothing more where one text is none.
+        columns = "CAST(name AS BLOB), CAST(entry AS BLOB)"
+        query = f"SELECT {columns} FROM journal WHERE question = ? ORDER BY rowid"
         for name, entry in database.rows(query, self.question):
             try:
-                value, seal = from_json(entry)
-                if seal != self._seal(name, value):
+                text = name.decode()
+                value, seal = from_json(entry.decode())
+                if seal != self._seal(text, value):
                     raise BrokenSealError
-                self._known[name] = value
+                self._known[text] = value
             except (ValueError, TypeError):
                 tell_made_again("a line of the journal", short(database.path))
 
@@ -209,7 +219,17 @@ class Journal:
         return seal_of(purpose, line_of_json([name, value]).encode())[:_SEAL_DIGITS]
 
 
-def called(item: str) -> str:
+def _check_version(database: Database) -> None:
+    """Raise `OutputError` for a journal that another version wrote."""
+    version = database.version()
+    if version != JOURNAL_VERSION:
+        where = str(database.path)
+        message = f"the journal {short(database.path)!r} was written in format {version}"
+        advice = f"this calibrant reads {JOURNAL_VERSION}; use the version that wrote it, or delete it"
+        raise OutputError(f"{message}, {advice}", subject=where)
+
+
+def item_name(item: str) -> str:
     """Return an item's name among others: in stores of format 1 a row had all 64 digits of its key,
     which begins with the 16 that it has now."""
-    return item[:16] if len(item) == 64 else item
+    return item[:16] if _KEY.fullmatch(item) else item

@@ -259,7 +259,7 @@ def _mangle_manifest(chance: random.Random, path: Path) -> None:
 
 
 def _mangle_row(chance: random.Random, path: Path) -> None:
-    """Put something else into one of the rows of a store, with the right sum."""
+    """Put something else into one of the rows of a store, with the right seal."""
     table, columns = chance.choice(ROWS_OF_STORE)
     column = chance.choice(columns)
     name = "name" if table == "documents" else "id"

@@ -24,7 +24,7 @@ from typing import Final
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.database import SIDES
+from calibrant.database import SIDE_SUFFIXES
 
 from tests.attack.kinds import KINDS, Ground
 
@@ -115,7 +115,7 @@ def _watched(words: list[str]) -> tuple[str, str]:
 def _listing(folder: Path) -> set[str]:
     """What is in a folder, but for what a reader keeps beside a database until its process ends."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return {name for name in found if not name.endswith(SIDES)}
+    return {name for name in found if not name.endswith(SIDE_SUFFIXES)}
 
 
 def _shown(words: list[str]) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from calibrant.errors import DataError
+from calibrant.errors import CalibrantError, DataError
 from calibrant.spec import identity
-from calibrant.store import Store, verify
+from calibrant.store import Store, pack, verify
 from calibrant.store.live import DATABASE
 
 from tests.databases import change
@@ -116,6 +116,39 @@ def test_a_killed_process_holds_nothing(store: Store):
         assert claim is not None
         assert time.monotonic() - began < 5, "at once"
         claim.free()
+
+
+@pytest.mark.parametrize("started", ["'soon'", "x'00'", "1e999"])
+@pytest.mark.parametrize("process", ["'me'", "-1", str(2**62)])
+def test_a_row_that_is_damaged_claims_nothing(store: Store, process: str, started: str):
+    claim = store.claim(NAME)
+    assert claim is not None
+    store.close()
+    change(store.folder / DATABASE, f"UPDATE claims SET process = {process}, started = {started}")
+    assert not store.at_work()
+    with store.claim(NAME, wait=True):
+        assert store.at_work()
+
+
+def test_a_claim_that_could_not_be_freed_can_be_freed_later(store: Store):
+    claim = store.claim(NAME)
+    assert claim is not None
+    store.close()
+    change(store.folder / DATABASE, "ALTER TABLE claims RENAME TO gone")
+    with pytest.raises(CalibrantError):
+        claim.free()
+    store.close()
+    change(store.folder / DATABASE, "ALTER TABLE gone RENAME TO claims")
+    assert store.at_work()
+    claim.free()
+    assert not store.at_work()
+
+
+def test_a_claim_goes_with_the_database(store: Store):
+    pack(store.folder, store.folder.with_name("packed"))
+    with Store(store.folder.with_name("packed")) as packed, packed.claim(NAME, wait=True):
+        packed.remove_database(1, 1)
+    assert not (store.folder.with_name("packed") / DATABASE).exists()
 
 
 def test_who_waits_gets_the_claim_when_its_holder_is_killed(store: Store):

@@ -15,14 +15,23 @@ import psutil
 import pytest
 
 from calibrant.errors import OutputError
-from calibrant.store import MASK, STUDY, Cell, Store, measurement_id, revisions
+from calibrant.store import MASK, STUDY, Cell, Store, measurement_id, pack, revisions, verify
 from calibrant.store.live import DATABASE
 
 from tests.databases import change
 from tests.refusing import refused
 from tests.store import samples
 from tests.store.conftest import LOST, MEASURE, files, filled, told
-from tests.store.samples import ALONE, LOSS, MEASURED, MEASUREMENTS, RECORD, RUN
+from tests.store.samples import (
+    ALONE,
+    LOSS,
+    MEASURED,
+    MEASUREMENTS,
+    OTHER,
+    OTHER_RUN,
+    RECORD,
+    RUN,
+)
 
 FORK = multiprocessing.get_context("fork")
 NOBODY = 65534
@@ -204,6 +213,20 @@ def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
 # Folders that aren't ours, and those that can't be written
 
 
+def test_a_published_failure_of_what_is_there_by_now_stays_forgotten(tmp_path: Path):
+    with Store(filled(tmp_path)) as store:
+        for name in (OTHER_RUN.id, measurement_id(OTHER_RUN.id, LOSS)):
+            store.add_failure(name, {"error": "lost"})
+    pack(tmp_path)
+    with Store(tmp_path) as store:
+        store.clear_failure(OTHER_RUN.id)
+        store.add_record(OTHER)
+        store.add_measurement(OTHER_RUN.id, LOSS, MEASURED)
+        assert store.failures() == {}
+        assert store.failure(OTHER_RUN.id) is None
+    assert verify(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "theirs",
     [
@@ -276,6 +299,32 @@ def test_a_network_file_system_is_refused_for_writing(store: Path, tmp_path: Pat
     near = SimpleNamespace(mountpoint=str(store), fstype="ext4")
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [root, far, near])
     Store(store).close()
+
+
+def test_a_link_to_a_network_file_system_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to(tmp_path / "far")
+    far = SimpleNamespace(mountpoint=str(tmp_path / "far"), fstype="nfs4")
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [far])
+    with refused(OutputError, tmp_path / "near"):
+        Store(tmp_path / "near")
+
+
+def test_a_folder_of_ones_own_beside_results_makes_them_no_older(store: Path):
+    said = told(store)
+    (store / "runs").mkdir()
+    assert told(store) == said
+    pack(store)
+    assert told(store) == said
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuses(_: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    with refused(OutputError, tmp_path):
+        Store(tmp_path)
 
 
 def test_reading_changes_nothing(store: Path):

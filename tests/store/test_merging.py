@@ -11,6 +11,7 @@ import pytest
 from calibrant.errors import DataError, OutputError
 from calibrant.store import MASK, Cell, Run, Store, measurement_id, merge, pack, verify
 from calibrant.store.live import DATABASE
+from calibrant.store.results import RunRow
 
 from tests.databases import change, spoil
 from tests.refusing import refused
@@ -133,6 +134,39 @@ def test_what_is_damaged_is_not_copied(tmp_path: Path):
     assert {problem.where for problem in verify(tmp_path / "into")} == {"the grid"}
     with Store(tmp_path / "into", create=False) as store:
         assert store.ids() == [run("0.6").id]
+
+
+def test_what_was_measured_on_a_damaged_run_is_copied_where_that_run_is(tmp_path: Path):
+    into = made(tmp_path / "into", RUN, grid=False)
+    source = made(tmp_path / "source", RUN, grid=False, measured=(TASK,))
+    spoil(source / DATABASE, "runs", "record")
+    found = merge(into, [source])
+    assert (found.runs, found.measurements, found.kept) == (0, 1, 0)
+    assert {problem.run for problem in found.problems} == {RUN.id}
+    assert verify(into) == []
+
+
+def test_other_edits_and_other_scores_beside_are_other_results(tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, removed in ((one, 2), (two, 3)):
+        score = replace(MEASURED.score, value=float(removed))
+        with Store(folder) as store:
+            store.add_record(replace(RECORD, edits=({"edit": "remove", "removed": removed},)))
+            store.add_measurement(RUN.id, LOSS, replace(MEASURED, beside=(score,)))
+    run_problem, measurement_problem = merge(one, [two]).problems
+    assert run_problem.what.endswith("edits")
+    assert "beside" in measurement_problem.what
+
+
+def test_a_record_without_a_part_is_compared(tmp_path: Path):
+    with Store(tmp_path / "one") as store:
+        fields = {"id": RUN.id, **RECORD.plain()}
+        weights, provenance = fields.pop("weights"), fields.pop("provenance")
+        del fields["dense"]
+        store.adopt(RunRow(RUN.id, fields, weights, provenance))
+    two = made(tmp_path / "two", RUN, grid=False, measured=())
+    (problem,) = merge(tmp_path / "one", [two]).problems
+    assert problem.what.endswith("dense")
 
 
 def test_what_is_damaged_here_is_told_and_left(tmp_path: Path):

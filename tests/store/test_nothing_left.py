@@ -17,7 +17,7 @@ import torch
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.cli import _frame
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.database import SIDES
+from calibrant.database import SIDE_SUFFIXES
 from calibrant.durable import UNFINISHED
 from calibrant.edits import Replace
 from calibrant.errors import OutputError
@@ -52,7 +52,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything but what a reader keeps beside a database for its own life."""
     found = dict[str, bytes | None]()
     for path in folder.rglob("*"):
-        if not path.name.endswith(SIDES):
+        if not path.name.endswith(SIDE_SUFFIXES):
             found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else None
     return found
 

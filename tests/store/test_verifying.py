@@ -15,7 +15,7 @@ import pytest
 
 from calibrant.errors import CalibrantError, DataError, OutputError
 from calibrant.spec import identity
-from calibrant.store import Audit, Measurement, Store, audit, measurement_id, pack, verify
+from calibrant.store import Audit, Measurement, Outcome, Store, audit, measurement_id, pack, verify
 from calibrant.store.items import table_of
 from calibrant.store.live import DATABASE
 from calibrant.store.results import MeasurementRow, RunRow
@@ -26,8 +26,8 @@ from tests.store import samples
 from tests.store.conftest import CELL, LOST, MEASURE, files, filled, told, varied
 from tests.store.samples import ITEMS, LOSS, MEASURED, RECORD, RUN, SCORE
 
-RUN_COLUMNS = "record", "provenance", "weights", "sums"
-MEASURE_COLUMNS = "score", "provenance", "items", "sums"
+RUN_COLUMNS = "record", "provenance", "weights", "seals"
+MEASURE_COLUMNS = "score", "provenance", "items", "seals"
 COLUMNS = [("runs", name) for name in RUN_COLUMNS]
 COLUMNS += [("measurements", name) for name in MEASURE_COLUMNS]
 COLUMNS += [("files", "name"), ("files", "digest")]
@@ -144,7 +144,7 @@ def _written(content: bytearray) -> list[int]:
     return [place for place, byte in enumerate(content) if byte and place >= 100]
 
 
-# What was written with the right sum, and is no such thing
+# What was written with the right seal, and is no such thing
 
 
 def plain_run(**changes: Any) -> RunRow:
@@ -225,6 +225,23 @@ def test_a_score_that_contradicts_itself_is_named(tmp_path: Path, changes: Mappi
     assert {problem.measurement for problem in verify(tmp_path)} == {MEASURE}
     assert audit(tmp_path, drop=True).dropped == 1
     assert verify(tmp_path) == []
+
+
+def test_items_without_a_sum_are_named(tmp_path: Path):
+    items = table_of([Outcome("a", math.inf), Outcome("b", -math.inf)])
+    with Store(tmp_path) as store:
+        store.add_record(RECORD)
+        store.adopt_measurement(replace(plain_measurement(), items=items))
+    assert {problem.measurement for problem in verify(tmp_path)} == {MEASURE}
+
+
+def test_nothing_is_made_where_only_published_results_are_damaged(store: Path):
+    pack(store)
+    for path in (store / "blobs").iterdir():
+        path.write_bytes(b"harmed")
+    before = files(store)
+    assert audit(store, drop=True).dropped == 0
+    assert files(store) == before
 
 
 ODD_ITEMS: list[Mapping[str, Any]] = [

@@ -13,7 +13,7 @@ from calibrant.compare.labels import is_removal, label_set, labels_of
 from calibrant.errors import DataError, SpecError
 from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
-from calibrant.outcomes import called
+from calibrant.outcomes import item_name
 from calibrant.store import Cell, Measurement, Record, Store, revisions, stored_bits
 from calibrant.store.items import ItemNumbers
 from calibrant.store.records import is_older
@@ -216,7 +216,7 @@ def _tables(measurements: Iterable[ItemNumbers]) -> Iterator[Table]:
     for of in measurements:
         if raw is None or not of.names.equals(raw):
             # Most measurements have the items of the one before. They share names and weights, which makes it quick to see that they are the same.
-            raw, readable = of.names, [called(name) for name in of.names]
+            raw, readable = of.names, [item_name(name) for name in of.names]
             order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
             names = tuple(readable[i] for i in order)
         if not np.array_equal(of.weights[order], tokens):

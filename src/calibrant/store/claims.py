@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import time
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -22,8 +22,7 @@ SAME_START: Final = 0.5
 
 
 class Claim:
-    """The right to work on `name` alone, until it is freed or this process ends however it ends. A
-    context manager."""
+    """The right to work on `name` alone. It ends when it is freed, or with this process."""
 
     def __init__(self, name: str, database: Database, token: str) -> None:
         self.name = name
@@ -34,9 +33,10 @@ class Claim:
         """Release the claim. Once is enough, and more does no harm."""
         if self._freed or self._process != os.getpid():
             return
+        if self._database.path.exists():  # else it went with the database
+            with self._database.writing("free a claim") as connection:
+                connection.execute("DELETE FROM claims WHERE token = ?", (self._token,))
         self._freed = True
-        with self._database.writing("free a claim") as connection:
-            connection.execute("DELETE FROM claims WHERE token = ?", (self._token,))
 
     def __enter__(self) -> "Claim":
         return self
@@ -45,17 +45,17 @@ class Claim:
         self.free()
 
 
-def claimed(database: Database, name: str, wait: bool = False) -> Claim | None:
+def take_claim(database: Database, name: str, wait: bool = False) -> Claim | None:
     """Return the claim on `name`; None if another holds it, unless this is to `wait` until it is
     free. Raises `OutputError` where the database can't be written."""
     while True:
-        claim = _tried(database, name)
+        claim = _try_claim(database, name)
         if claim is not None or not wait:
             return claim
         time.sleep(PAUSE)
 
 
-def _tried(database: Database, name: str) -> Claim | None:
+def _try_claim(database: Database, name: str) -> Claim | None:
     query = "SELECT host, process, started FROM claims WHERE name = ?"
     # Looked at without the lock of a writer first: who waits asks often.
     if any(_lives(*row) for row in database.rows(query, name)):
@@ -69,19 +69,20 @@ def _tried(database: Database, name: str) -> Claim | None:
     return Claim(name, database, token)
 
 
-def living(database: Database) -> bool:
+def any_claim_lives(database: Database) -> bool:
     """Return whether anybody is at work."""
     rows = database.rows("SELECT host, process, started FROM claims")
     return any(_lives(*row) for row in rows)
 
 
-def _lives(host: str, process: int, started: float) -> bool:
-    """Whether the process that made a claim is still there, and no other with its number."""
+def _lives(host: Any, process: Any, started: Any) -> bool:
+    """Whether the process that made a claim is still there, and no other with its number. A row that
+    is damaged claims nothing."""
     if host != platform.node():
         return False
     try:
         holder = psutil.Process(process)
         same = abs(holder.create_time() - started) < SAME_START
         return same and holder.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+    except (psutil.Error, TypeError, ValueError, OverflowError):
         return False

@@ -1,6 +1,6 @@
 """Results in a database, where a study writes them: one SQLite file, and blobs beside it.
 
-Each column of a row is compared with its sum before it is believed, since SQLite doesn't notice
+Each column of a row is compared with its seal before it is believed, since SQLite doesn't notice
 that a byte of a file has changed.
 """
 
@@ -22,16 +22,16 @@ VERSION: Final = 4
 """Of the format. Formats 1 to 3 were folders and tables, which `tools/convert_store.py` converts."""
 
 TABLES: Final = (
-    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL, sums TEXT NOT NULL, weights BLOB NOT NULL)",
+    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL, seals TEXT NOT NULL, weights BLOB NOT NULL)",
     "measurements (run TEXT NOT NULL, id TEXT NOT NULL, score TEXT NOT NULL,"
-    " provenance TEXT NOT NULL, sums TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
-    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (run, name))",
-    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, sum TEXT NOT NULL, PRIMARY KEY (kind, name))",
+    " provenance TEXT NOT NULL, seals TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
+    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (run, name))",
+    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (kind, name))",
     "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, token TEXT NOT NULL)",
     JOURNAL_TABLE,
 )
 _DIGITS: Final = 32
-"""Digits of a sum: 128 bits."""
+"""Digits of a seal: 128 bits."""
 
 
 class LiveResults(Results):
@@ -83,9 +83,9 @@ class LiveResults(Results):
     def digests(self, run: str) -> Mapping[str, str]:
         query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
         digests = dict(self.database.rows(query, run))
-        found = self.database.rows("SELECT sums FROM runs WHERE id = ?", run)
+        found = self.database.rows("SELECT seals FROM runs WHERE id = ?", run)
         with understood(self.where(run)):
-            _compare(found, run, "files", compact_json(digests))
+            _check_seal(found, run, "files", compact_json(digests))
         return digests
 
     def file(self, run: str, name: str) -> bytes | None:
@@ -95,32 +95,33 @@ class LiveResults(Results):
     def where(self, run: str, measurement: str = "") -> str:
         return str(self.path / (measurement or run).rpartition(":")[2])
 
-    def bytes_of(self, name: str) -> int:
-        """Return how much room the files of this name take beside all runs together."""
-        query = "SELECT sum(size) FROM (SELECT DISTINCT digest, size FROM files WHERE name = ?)"
-        return int(self.database.rows(query, name)[0][0] or 0)
-
     def add_run(self, row: RunRow) -> None:
         """Keep a run. One that is there already stays as it is. Raises `OSError`, and `OutputError`
         as the database does."""
         digests = {name: self.blobs.put(content) for name, content in row.files.items()}
         weights = zlib.compress(compact_json(row.weights).encode())
-        columns = {"record": compact_json(row.record), "provenance": compact_json(row.provenance)}
-        sums = _sums(row.id, {**columns, "weights": weights, "files": compact_json(digests)})
-        values = row.id, *columns.values(), sums, weights
-        files = [(row.id, name, digests[name], len(row.files[name])) for name in digests]
+        record, provenance = compact_json(row.record), compact_json(row.provenance)
+        columns = {
+            "record": record,
+            "provenance": provenance,
+            "weights": weights,
+            "files": compact_json(digests),
+        }
+        seals = _row_seals(row.id, columns)
+        values = row.id, record, provenance, seals, weights
+        files = [(row.id, name, digest) for name, digest in digests.items()]
         with self.database.writing("write a run") as connection:
             done = connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?)", values)
             if done.rowcount:
-                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", files)
+                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
             connection.execute("DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,))
 
     def add_measurement(self, row: MeasurementRow) -> None:
         """Keep a measurement. One that is there already stays as it is."""
         items = to_bytes(row.items)
-        columns = {"score": compact_json(row.score), "provenance": compact_json(row.provenance)}
-        sums = _sums(row.id, {**columns, "items": items})
-        values = row.run, row.id, *columns.values(), sums, items
+        score, provenance = compact_json(row.score), compact_json(row.provenance)
+        seals = _row_seals(row.id, {"score": score, "provenance": provenance, "items": items})
+        values = row.run, row.id, score, provenance, seals, items
         query = "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)"
         with self.database.writing("write a measurement") as connection:
             connection.execute(query, values)
@@ -141,34 +142,34 @@ class LiveResults(Results):
 
     def document(self, kind: str, name: str) -> Any:
         """Return a document, or None if there is none."""
-        query = "SELECT content, sum FROM documents WHERE kind = ? AND name = ?"
+        query = "SELECT content, seal FROM documents WHERE kind = ? AND name = ?"
         found = self.database.rows(query, kind, name)
         return self._document(kind, name, *found[0]) if found else None
 
     def documents(self, kind: str) -> dict[str, Any]:
         """Return every document of a kind, by name."""
-        query = "SELECT name, content, sum FROM documents WHERE kind = ? ORDER BY name"
+        query = "SELECT name, content, seal FROM documents WHERE kind = ? ORDER BY name"
         found = self.database.rows(query, kind)
-        return {name: self._document(kind, name, content, total) for name, content, total in found}
+        return {name: self._document(kind, name, content, seal) for name, content, seal in found}
 
     def put_document(self, kind: str, name: str, value: Any) -> None:
         """Keep a document in place of an older one of its name."""
         content = line_of_json(value)  # the order of a mapping is a part of the grid
-        values = kind, name, content, sum_of(name, kind, content)
+        values = kind, name, content, row_seal(name, kind, content)
         with self.database.writing(f"write the {kind}") as connection:
             connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
 
     def remove_document(self, kind: str, name: str) -> None:
         """Forget a document, if it is there."""
-        query = "DELETE FROM documents WHERE kind = ? AND name = ?"
-        if not self.database.rows(query.replace("DELETE", "SELECT 1"), kind, name):
+        named = "FROM documents WHERE kind = ? AND name = ?"
+        if not self.database.rows(f"SELECT 1 {named}", kind, name):
             return
         with self.database.writing(f"remove the {kind}") as connection:
-            connection.execute(query, (kind, name))
+            connection.execute(f"DELETE {named}", (kind, name))
 
-    def _document(self, kind: str, name: str, content: str, total: str) -> Any:
+    def _document(self, kind: str, name: str, content: str, seal: str) -> Any:
         with understood(self.path / f"{kind}-{name.rpartition(':')[2]}"):
-            if sum_of(name, kind, content) != total:
+            if row_seal(name, kind, content) != seal:
                 raise BrokenSealError
             return from_json(content)
 
@@ -183,29 +184,29 @@ class LiveResults(Results):
     def _column(self, run: str, measurement: str, column: str) -> Any:
         """One column of a row, which is what was written."""
         if measurement:
-            query = f"SELECT sums, {column} FROM measurements WHERE run = ? AND id = ?"
+            query = f"SELECT seals, {column} FROM measurements WHERE run = ? AND id = ?"
             found = self.database.rows(query, run, measurement)
         else:
-            found = self.database.rows(f"SELECT sums, {column} FROM runs WHERE id = ?", run)
+            found = self.database.rows(f"SELECT seals, {column} FROM runs WHERE id = ?", run)
         content = found[0][1] if found else None
         with understood(self.where(run, measurement)):
-            _compare(found, measurement or run, column, content)
+            _check_seal(found, measurement or run, column, content)
         return content
 
 
-def _compare(found: Sequence[tuple[Any, ...]], name: str, column: str, content: Any) -> None:
-    """Raise `ValueError` unless a row was `found`, and its sum of the column is that of the content."""
+def _check_seal(found: Sequence[tuple[Any, ...]], name: str, column: str, content: Any) -> None:
+    """Raise `ValueError` unless a row was `found`, and its seal of the column is that of the content."""
     if not found:
         raise ValueError("it isn't there")
-    if from_json(found[0][0])[column] != sum_of(name, column, content):
+    if from_json(found[0][0])[column] != row_seal(name, column, content):
         raise BrokenSealError
 
 
-def _sums(name: str, columns: Mapping[str, str | bytes]) -> str:
-    return compact_json({column: sum_of(name, column, content) for column, content in columns.items()})
+def _row_seals(name: str, columns: Mapping[str, str | bytes]) -> str:
+    return compact_json({column: row_seal(name, column, content) for column, content in columns.items()})
 
 
-def sum_of(name: str, column: str, content: str | bytes) -> str:
-    """Return the sum of a column of the row that has this name."""
+def row_seal(name: str, column: str, content: str | bytes) -> str:
+    """Return the seal of a column of the row that has this name."""
     raw = content.encode() if isinstance(content, str) else content
     return seal_of({"row": name, "column": column}, raw)[:_DIGITS]

@@ -17,12 +17,12 @@ from calibrant.store.store import Store
 from calibrant.store.verifying import (
     AGAIN,
     StoreProblem,
-    present,
+    ids_of_results,
     problems_of_measurement,
     problems_of_run,
 )
 
-PARTS: Final = ("sparsity", "dense")
+PARTS: Final = ("sparsity", "dense", "edits")
 """The fields of a record that are its result, beside its weights; the rest is the request, in words
 that may differ from machine to machine."""
 UNCHANGED: Final = "what this store holds was kept; to take the other, merge the other way round"
@@ -99,13 +99,15 @@ class _Merging:
 
     def _take_run(self, source: Store, run: str) -> None:
         results = source.results(run)
-        if not self._is_whole(problems_of_run(results, run)):
-            return
+        whole = self._is_whole(problems_of_run(results, run))
         if self._target.has_record(run):
-            self._keep(results, run, "")
-        else:
+            if whole:
+                self._keep(results, run, "")
+        elif whole:
             self._target.adopt(results.run_row(run))
             self.runs += 1
+        else:
+            return  # what was measured on it would have no run
         there = self._target.measured(run)
         for measurement in sorted(source.measured(run)):
             results = source.results(run, measurement)
@@ -139,14 +141,19 @@ class _Merging:
 def _difference(ours: Results, theirs: Results, run: str, measurement: str) -> str:
     """How the same result differs in two stores; empty if it doesn't."""
     if measurement:
-        mine, other = (results.score(run, measurement)["score"] for results in (ours, theirs))
-        if compact_json(mine) != compact_json(other):
-            values = f"{other['value']!r} there, {mine['value']!r} here"
+        mine, other = ours.score(run, measurement), theirs.score(run, measurement)
+        if compact_json(mine["score"]) != compact_json(other["score"]):
+            values = f"{other['score']['value']!r} there, {mine['score']['value']!r} here"
             return f"the same measurement with another score: {values}"
+        if compact_json(mine.get("beside")) != compact_json(other.get("beside")):
+            return "the same measurement with other scores beside it"
         same = same_items(ours.items(run, measurement), theirs.items(run, measurement))
         return "" if same else "the same measurement with other items"
     mine, other = ours.record(run), theirs.record(run)
-    differing = [part for part in PARTS if compact_json(mine[part]) != compact_json(other[part])]
+    differing: list[str] = []
+    for part in PARTS:
+        if compact_json(mine.get(part)) != compact_json(other.get(part)):
+            differing.append(part)
     if compact_json(ours.weights(run)) != compact_json(theirs.weights(run)):
         differing.append("weights")
     if differing:
@@ -181,13 +188,17 @@ def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
     """
     cells_by_run = dict[tuple[Any, ...], Cell]()
     order = dict[tuple[Any, ...], int]()
-    for cell in (cell for cells in grids for cell in cells):
-        order.setdefault(cell.labels, len(order))
-        same = *cell.labels[:-1], cell.run or cell.propagate
-        first = cells_by_run.get(same, cell)
-        measures = {**first.measures, **cell.measures, **first.measures}
-        propagate = first.propagate or cell.propagate
-        cells_by_run[same] = replace(first, measures=measures, propagate=propagate)
+    for grid in grids:
+        for cell in grid:
+            order.setdefault(cell.labels, len(order))
+            which = cell.run or cell.propagate
+            key = *cell.labels[:-1], which
+            first = cells_by_run.setdefault(key, cell)
+            measures = dict(first.measures)
+            for evaluator, measurement in cell.measures.items():
+                measures.setdefault(evaluator, measurement)
+            propagate = first.propagate or cell.propagate
+            cells_by_run[key] = replace(first, measures=measures, propagate=propagate)
     answered = set[tuple[Any, ...]]()
     for cell in cells_by_run.values():
         if cell.run:
@@ -197,7 +208,7 @@ def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
 
 
 def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
-    finished, cells = present(target), target.cells()
+    finished, cells = ids_of_results(target), target.cells()
     named = {name for cell in cells for name in (cell.run, *cell.measures.values())}
     answered = {cell.labels[:-1] for cell in cells if cell.run in finished}
     failures = target.failures()

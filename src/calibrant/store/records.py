@@ -56,7 +56,7 @@ class Run:
     @property
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
-        decides = {
+        decides: dict[str, Any] = {
             "model": self.model,
             "tokens": self.tokens,
             "method": self.method,
@@ -65,8 +65,12 @@ class Run:
             "propagate": self.propagate,
             "dtype": self.dtype,
         }
-        later = {"transforms": list(self.transforms), "starved": self.starved}  # left out where there is nothing, as in ids of before
-        return identity({**decides, **{name: value for name, value in later.items() if value}})
+        # Left out where there is nothing, as in ids of before.
+        if self.transforms:
+            decides["transforms"] = list(self.transforms)
+        if self.starved:
+            decides["starved"] = self.starved
+        return identity(decides)
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,25 @@ class Record:
 
     def _repr_html_(self) -> str:
         run = self.run
-        facts = {"model": run.model_name, "calibrated on": run.data, "draw": run.seed if run.data else "", "method": run.method.get("spec")}
+        draw = run.seed if run.data else ""
+        facts = {
+            "model": run.model_name,
+            "calibrated on": run.data,
+            "draw": draw,
+            "method": run.method.get("spec"),
+            "target": run.target,
+            "propagation": run.propagate,
+            "numbers": run.dtype,
+        }
         stored = stored_bits(self.weights)
-        result = {"achieved sparsity": f"{self.sparsity:.4f}"} if stored is None else {"bits a weight": f"{stored:.3f}"}
-        facts |= {"target": run.target, "propagation": run.propagate, "numbers": run.dtype, **result}
-        counts = {"matrices compressed": len(self.weights), "left dense": len(self.dense), "note": self.provenance.get("model_note")}
-        return card(f"Run {run.id.rpartition(':')[2][:12]}", {**facts, **counts})
+        if stored is None:
+            facts["achieved sparsity"] = f"{self.sparsity:.4f}"
+        else:
+            facts["bits a weight"] = f"{stored:.3f}"
+        facts["matrices compressed"] = len(self.weights)
+        facts["left dense"] = len(self.dense)
+        facts["note"] = self.provenance.get("model_note")
+        return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
 
 
 @dataclass(frozen=True)
@@ -223,16 +240,29 @@ def read_profile(content: bytes) -> Mapping[str, Any]:
 
 
 def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return how many bits a weight takes on average in these matrices of a record, scales and all; None where one is stored as dense numbers."""
-    if not weights or not all("bits_a_weight" in weight for weight in weights):
-        return None
-    counts = [weight["shape"][0] * weight["shape"][1] for weight in weights]
-    return sum(count * weight["bits_a_weight"] for count, weight in zip(counts, weights, strict=True)) / sum(counts)
+    """Return how many bits a weight takes on average in these matrices of a record, scales and all.
+
+    None where there are none, or where one is stored as dense numbers or without its shape.
+    """
+    bits: list[float] = []
+    counts: list[int] = []
+    for weight in weights:
+        if "bits_a_weight" not in weight or "shape" not in weight:
+            return None
+        rows, columns = weight["shape"]
+        bits.append(rows * columns * weight["bits_a_weight"])
+        counts.append(rows * columns)
+    count = sum(counts)
+    return sum(bits) / count if count else None
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
-    """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of what it measures on, if it has one."""
-    return identity([run_id, evaluator, data] if data else [run_id, evaluator])
+    """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of
+    what it measures on, if it has one."""
+    decides = [run_id, evaluator]
+    if data:
+        decides.append(data)
+    return identity(decides)
 
 
 def revisions(kind: str, form: Any) -> dict[str, int]:
@@ -249,8 +279,8 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
 
 def revisions_of(run: Run) -> dict[str, int]:
     """Return the revision of everything that a run was made with, by kind and name."""
-    every = revisions("method", run.method) | revisions("allocation", run.allocation)
-    return every | (revisions("transform", run.transforms) if run.transforms else {})
+    asked = revisions("method", run.method) | revisions("allocation", run.allocation)
+    return asked | revisions("transform", run.transforms)
 
 
 def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
@@ -258,17 +288,17 @@ def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
     return any(revision < current.get(label, revision) for label, revision in own.items())
 
 
-def age(form: Any) -> tuple[int, ...]:
+def revision_order(form: Any) -> tuple[int, ...]:
     """Return the revisions in a canonical form, in its order: of two forms that differ in nothing else, the newer has the greater."""
     return tuple(revision for _, revision in _revised(form))
 
 
-def unrevised(run: Run) -> str:
+def identity_without_revisions(run: Run) -> str:
     """Return the identity that two runs share which differ in nothing but revisions, their labels included."""
     return identity(_without_revisions(asdict(run)))
 
 
-def apart_from_tokens(run: Run) -> str:
+def identity_without_tokens(run: Run) -> str:
     """Return the identity that two runs of a set and a draw share which differ in nothing but their tokens, and what the model is called."""
     fields = asdict(run)
     del fields["tokens"], fields["model_name"]
@@ -278,14 +308,20 @@ def apart_from_tokens(run: Run) -> str:
 def _without_revisions(form: Any) -> Any:
     if isinstance(form, Mapping):
         return {name: _without_revisions(part) for name, part in form.items() if name != "revision"}
-    return [_without_revisions(part) for part in form] if isinstance(form, list | tuple) else form
+    if isinstance(form, list | tuple):
+        return [_without_revisions(part) for part in form]
+    return form
 
 
 def _revised(form: Any) -> Iterator[tuple[str, int]]:
     if isinstance(form, Mapping):
         if "spec" in form and isinstance(form.get("revision"), int):
-            # Two packages may have a class of the same name, whose revisions say nothing of each other.
-            yield f"{form['spec']} ({form['class']})" if "class" in form else str(form["spec"]), form["revision"]
+            name = str(form["spec"])
+            if "class" in form:
+                # Two packages may have a class of the same name, whose revisions say nothing of
+                # each other.
+                name = f"{name} ({form['class']})"
+            yield name, form["revision"]
         for name in sorted(form):
             yield from _revised(form[name])
     elif isinstance(form, list | tuple):

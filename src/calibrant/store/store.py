@@ -20,7 +20,7 @@ from calibrant.outcomes import Journal, Measurement, Outcome
 from calibrant.seals import Purpose, tell_made_again
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.blobs import Blobs
-from calibrant.store.claims import Claim, claimed, living
+from calibrant.store.claims import Claim, any_claim_lives, take_claim
 from calibrant.store.facts import Failure
 from calibrant.store.items import COLUMNS, ItemNumbers, numbers_of, outcomes_of, table_of
 from calibrant.store.live import DATABASE, VERSION, LiveResults
@@ -31,13 +31,13 @@ from calibrant.store.records import (
     Run,
     ScoreEntry,
     StudyIndex,
-    age,
+    identity_without_revisions,
     is_older,
     measurement_id,
     read_provenance,
+    revision_order,
     revisions,
     revisions_of,
-    unrevised,
 )
 from calibrant.store.results import (
     EDITS,
@@ -77,12 +77,13 @@ class Store:
     def __init__(self, folder: str | Path, create: bool = True) -> None:
         self.folder = Path(folder)
         self.blobs = Blobs(self.folder)
-        self._check_ours(create)
-        if create:
-            self._check_local()
-            settle(self.folder)
         self._writes = create
-        self._published = PublishedResults.of(self.folder)
+        with self._writing("open the store"):
+            self._check_ours(create)
+            if create:
+                self._check_local()
+                settle(self.folder)
+            self._published = PublishedResults.of(self.folder)
         self._live = self._opened(create)
 
     def _opened(self, create: bool) -> LiveResults | None:
@@ -106,35 +107,31 @@ class Store:
             message = f"{where!r} is a file; results need a folder of their own, name another"
             raise OutputError(message, subject=where)
         names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set[str]()
-        if is_store(self.folder) and not self._is_old(names):
-            return
-        if self._is_old(names):
+        if _is_old(names):
             message = f"{where!r} holds results of an older format"
             advice = "convert them with tools/convert_store.py of calibrant's repository"
             raise OutputError(f"{message}; {advice}", subject=where)
+        if is_store(self.folder):
+            return
         if not create:
             message = f"{where!r} holds no results of calibrant (no {DATABASE} in it)"
             raise OutputError(f"{message}; name the folder that a study or demo wrote", subject=where)
-        if not names <= self._passing(names):
+        if not names <= self._allowed_before_results(names):
             message = f"{where!r} exists, isn't empty and isn't ours (no {DATABASE} in it)"
             raise OutputError(f"{message}; name a new or empty folder", subject=where)
 
-    def _is_old(self, names: set[str]) -> bool:
-        """Whether a folder holds results as they were written before format 4."""
-        return OLD_MARKER in names or {STUDY, "runs"} <= names
-
-    def _passing(self, names: set[str]) -> set[str]:
+    def _allowed_before_results(self, names: set[str]) -> set[str]:
         """What a store may hold before there is a result in it."""
         statistics = self.folder / STATISTICS
         listed = os.listdir(statistics) if statistics.is_dir() else ()
-        passing = {name for name in names if name.startswith(DATABASE)}
+        allowed = {name for name in names if name.startswith(DATABASE)}
         if all(_NAMED.fullmatch(name) for name in listed):
-            passing |= {STATISTICS}
-        return passing
+            allowed |= {STATISTICS}
+        return allowed
 
     def _check_local(self) -> None:
         """Raise `OutputError` for a folder on a file system of another machine."""
-        path = self.folder.absolute()
+        path = self.folder.resolve()
         mounted = Path("/")
         system = ""
         for disk in psutil.disk_partitions(all=True):
@@ -150,9 +147,9 @@ class Store:
 
     def results(self, run_id: str, measure_id: str = "") -> Results:
         """Return where a run, or a measurement on it, lies. Raises `DataError` if it is nowhere."""
-        for results in self._places():
-            if results.has(run_id, measure_id):
-                return results
+        results = self._found(run_id, measure_id)
+        if results is not None:
+            return results
         where = str(self.folder / (measure_id or run_id).rpartition(":")[2])
         raise DataError(f"{short(Path(where))!r} can't be read (it isn't there)", subject=where)
 
@@ -165,14 +162,14 @@ class Store:
 
     def has_record(self, run_id: str) -> bool:
         """Return whether the run is in the store."""
-        return any(results.has(run_id) for results in self._places())
+        return self._found(run_id) is not None
 
     def record(self, run_id: str, whole: bool = True) -> Record | None:
         """Return a run's record, or None if the store lacks it. Not `whole`, it comes without
         `weights` and provenance, and many times sooner."""
-        if not self.has_record(run_id):
+        results = self._found(run_id)
+        if results is None:
             return None
-        results = self.results(run_id)
         with understood(results.where(run_id)):
             fields = dict(results.record(run_id))
             if whole:
@@ -205,15 +202,15 @@ class Store:
 
     def adopt(self, row: RunRow) -> None:
         """Store a run as another store has it. One that is in this store already stays."""
-        if self._published is not None and self._published.has(row.id):
-            self.clear_failure(row.id)
-            return
-        with self._writing("write a run"):
-            self.live.add_run(row)
+        if self._published is None or not self._published.has(row.id):
+            with self._writing("write a run"):
+                self.live.add_run(row)
+        self.clear_failure(row.id)
 
     def file(self, run_id: str, name: str) -> bytes | None:
         """Return a file that was kept with a record, or None if there is none."""
-        return self.results(run_id).file(run_id, name) if self.has_record(run_id) else None
+        results = self._found(run_id)
+        return None if results is None else results.file(run_id, name)
 
     def state(self, run_id: str) -> bytes | None:
         """Return what the compressed model of a recorded run can be made from again: its mask or
@@ -244,17 +241,24 @@ class Store:
                 with self._writing("write a mask"):
                     self.blobs.put(kept)
 
+    def _path_of_file(self, run_id: str, name: str) -> Path | None:
+        """Where a file of a run is, or would be; None if none was written. It may be deleted."""
+        results = self.results(run_id)
+        with understood(results.where(run_id)):
+            digest = results.digests(run_id).get(name)
+            return None if digest is None else self.blobs.path(digest)
+
     def bytes_of(self, name: str) -> int:
         """Return how much room the files of this name take beside all records together."""
-        digests = dict[str, int]()
+        sizes = dict[Path, int]()
         for run_id in self.ids():
             try:
-                digest = self.results(run_id).digests(run_id).get(name)
+                path = self._path_of_file(run_id, name)
             except DataError:
                 continue  # whoever asks for the run itself is told
-            if digest is not None and self.blobs.path(digest).is_file():
-                digests[digest] = self.blobs.path(digest).stat().st_size
-        return sum(digests.values())
+            if path is not None and path.is_file():
+                sizes[path] = path.stat().st_size
+        return sum(sizes.values())
 
     # Measurements
 
@@ -267,7 +271,7 @@ class Store:
 
     def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
         """Return what was measured, with its items, or None if the store lacks it."""
-        if not any(results.has(run_id, measure_id) for results in self._places()):
+        if self._found(run_id, measure_id) is None:
             return None
         entry, outcomes = self.entry(run_id, measure_id), self.items(run_id, measure_id)
         provenance = self.provenance(run_id, measure_id)
@@ -353,10 +357,9 @@ class Store:
             message = f"there is no record of run {row.run} in {str(self.folder)!r}"
             advice = "add the record before what was measured on it"
             raise OutputError(f"{message}; {advice}", subject=row.run)
-        if self._published is not None and self._published.has(row.run, row.id):
-            self.clear_failure(row.id)
-            return
-        self.live.add_measurement(row)
+        if self._published is None or not self._published.has(row.run, row.id):
+            self.live.add_measurement(row)
+        self.clear_failure(row.id)
 
     def remove(self, run_id: str, measure_id: str = "") -> bool:
         """Forget a measurement, or a run with all that was measured on it, so that it is computed
@@ -404,11 +407,11 @@ class Store:
         newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
         for record in self.records(whole=False):
             run = record.run
-            method, measures = str(run.method.get("spec")), self._texts(run.id)
+            method, measures = str(run.method.get("spec")), self._measurements_by_text(run.id)
             labels = run.model_name, run.data, method, run.target, run.seed
             cell = Cell(*labels, run.id, measures, run.propagate)
-            revision = age(run.method) + age(run.allocation) + age(run.transforms)
-            same = unrevised(run)
+            revision = revision_order([run.method, run.allocation, *run.transforms])
+            same = identity_without_revisions(run)
             if same not in newest or revision >= newest[same][0]:
                 newest[same] = revision, cell
         return [cell for _, cell in newest.values()]
@@ -521,11 +524,11 @@ class Store:
 
         It is freed by `with`, by `free()`, or by the end of the process, however it ends.
         """
-        return claimed(self.live.database, name, wait)
+        return take_claim(self.live.database, name, wait)
 
     def at_work(self) -> bool:
         """Return whether a process is at work on something in the store."""
-        return self._live is not None and living(self._live.database)
+        return self._live is not None and any_claim_lives(self._live.database)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write one file of the store (`study.yaml`, `report.html`), whole or not at all; an older
@@ -551,12 +554,28 @@ class Store:
             return []
         return [key for key in self._live.measured() if not self.has_record(key[0])]
 
-    def remove_database(self) -> None:
-        """Delete the database: all that was in it is published."""
-        if self._live is not None:
-            self._live.database.remove()
+    def remove_database(self, runs: int, measurements: int) -> None:
+        """Delete the database: what it holds is published, at most so many runs and measurements.
+
+        Raises `OutputError`, and deletes nothing, where it holds something else or more by now, and
+        where somebody else has it open.
+        """
+        published = PublishedResults.of(self.folder)
+        live = self._live
+        if live is not None and published is not None:
+            live.database.remove(lambda: self._check_published(live, published, runs, measurements))
             self._live = None
-        self._published = PublishedResults.of(self.folder)
+        self._published = published
+
+    def _check_published(self, live: LiveResults, published: PublishedResults, runs: int, measurements: int) -> None:
+        own = live.runs()
+        # What was measured on a run that is nowhere is never published.
+        keys = [key for key in live.measured() if published.has(key[0])]
+        whole = all(published.has(run) for run in own) and all(published.has(*key) for key in keys)
+        if not whole or len(own) > runs or len(keys) > measurements:
+            where = str(self.folder)
+            message = f"something came into {where!r} while it was packed"
+            raise OutputError(f"{message}; nothing is lost, pack it again", subject=where)
 
     @property
     def live(self) -> LiveResults:
@@ -578,18 +597,25 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _found(self, run_id: str, measure_id: str = "") -> Results | None:
+        """Where a run, or a measurement on it, lies, if it is anywhere."""
+        for results in self._places():
+            if results.has(run_id, measure_id):
+                return results
+        return None
+
     def _places(self) -> list[Results]:
         """Where results lie: what was written last comes first."""
         places: list[Results | None] = [self._live, self._published]
         return [place for place in places if place is not None]
 
-    def _texts(self, run_id: str) -> dict[str, str]:
+    def _measurements_by_text(self, run_id: str) -> dict[str, str]:
         """The measurements of a run by their evaluator's text; of two with the same text the newer
         revision."""
         aged: list[tuple[tuple[int, ...], str, str]] = []
         for measure_id, form in self.evaluators(run_id).items():
             text = text_of(Call(str(form.get("spec")), parameters(form)))
-            aged.append((age(form), measure_id, text))
+            aged.append((revision_order(form), measure_id, text))
         return {text: measure_id for _, measure_id, text in sorted(aged)}
 
     @contextmanager
@@ -605,6 +631,15 @@ class Store:
 def is_store(folder: Path) -> bool:
     """Return whether a folder holds results."""
     return any((folder / name).exists() for name in (DATABASE, PACKED, MOVING))
+
+
+def _is_old(names: set[str]) -> bool:
+    """Return whether a folder with these names in it holds results as they were written before
+    format 4."""
+    if OLD_MARKER in names:
+        return True
+    # Without its marker it is known by these, which beside results of today are somebody's own.
+    return {STUDY, "runs"} <= names and not names & {DATABASE, PACKED}
 
 
 def statistics_purpose(name: str, folder: str, block: int) -> Purpose:

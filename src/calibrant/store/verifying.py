@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.database import HALF
+from calibrant.database import HALF_SUFFIX
 from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError
 from calibrant.outcomes import Outcome, Score
@@ -96,8 +96,8 @@ def _relative(problem: StoreProblem, folder: Path) -> StoreProblem:
 def _dropped(folder: str | Path, problems: tuple[StoreProblem, ...]) -> int:
     """Remove the results that are damaged, and return how many."""
     damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
-    if not damaged:
-        return 0
+    if not damaged or not (Path(folder) / DATABASE).exists():
+        return 0  # what is published stays
     with Store(folder) as store:
         removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
     return sum(removed)
@@ -164,8 +164,8 @@ def problems_of_measurement(results: Results, run: str, measurement: str) -> Ite
         items = results.items(run, measurement)
         with understood(where):
             read_provenance(results.provenance(run, measurement))
-            outcomes = outcomes_of(items)
-        for what in _contradictions(entry.score, outcomes):
+            contradictions = list(_contradictions(entry.score, outcomes_of(items)))
+        for what in contradictions:
             yield StoreProblem(where, what, AGAIN, run, measurement)
     except DataError as error:
         yield _damaged(error, run, measurement)
@@ -173,7 +173,7 @@ def problems_of_measurement(results: Results, run: str, measurement: str) -> Ite
 
 def _of_ids(where: str, place: str, stated: str, derived: str, run: str, measurement: str) -> Iterator[StoreProblem]:
     if not stated == derived == place:
-        what = f"doesn't answer what it says: its id is {stated}, and what was asked has {derived}"
+        what = f"is kept as {place}, says that it is {stated}, and what was asked has {derived}"
         yield StoreProblem(where, what, AGAIN, run, measurement)
 
 
@@ -230,7 +230,7 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
     except DataError as error:
         yield replace(_damaged(error), remedy="ask for the study again with --retry")
         return
-    there = present(store) if failures else set[str]()
+    there = ids_of_results(store) if failures else set[str]()
     for failed_id in failures:
         if failed_id in there:
             where = f"failure {failed_id}"
@@ -239,9 +239,12 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
 
 def _of_statistics(store: Store) -> Iterator[StoreProblem]:
     """Yield the files of what an untouched model's matrices saw that aren't what was written."""
+    paths = sorted((store.folder / STATISTICS).glob("*/*/*.safetensors"))
+    if not paths:
+        return
     from calibrant import sealed_tensors  # which needs torch, as reading results doesn't
 
-    for path in sorted((store.folder / STATISTICS).glob("*/*/*.safetensors")):
+    for path in paths:
         if path.name.startswith(UNFINISHED):
             yield StoreProblem(str(path), "is half written", LEFTOVER)
             continue
@@ -266,13 +269,13 @@ def _leftovers(store: Store) -> Iterator[StoreProblem]:
             return  # a damaged run, which was named, may need any of them
     for name in store.blobs.listed():
         if name not in needed:
-            path = store.blobs.path(name)
+            path = store.blobs.folder / name
             yield StoreProblem(str(path), "belongs to no run", LEFTOVER)
 
 
 def _unfinished(store: Store) -> Iterator[StoreProblem]:
     """Yield what killed writers had begun."""
-    for path in sorted(store.folder.glob(f"{DATABASE}{HALF}*")):
+    for path in sorted(store.folder.glob(f"{DATABASE}{HALF_SUFFIX}*")):
         yield StoreProblem(str(path), "left by a process that was killed", LEFTOVER)
     for name in (MOVING, f"{UNFINISHED}-tables"):
         if (store.folder / name).exists():
@@ -280,7 +283,7 @@ def _unfinished(store: Store) -> Iterator[StoreProblem]:
             yield StoreProblem(str(store.folder / name), what, "harmless; pack it again")
 
 
-def present(store: Store) -> set[str]:
+def ids_of_results(store: Store) -> set[str]:
     """Return the ids of all runs and measurements in the store."""
     ids = set(store.ids())
     for run in list(ids):

@@ -14,7 +14,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import DataError
 from calibrant.select import Selector
 from calibrant.spec import identity
-from calibrant.store import Record, Run, Store, apart_from_tokens
+from calibrant.store import Record, Run, Store, identity_without_tokens
 from calibrant.study.desk import RemoteStore
 
 ASKED: Final = ("data", "draw", "length", "tokens", "windows", "pads")
@@ -50,7 +50,7 @@ class Elsewhere:
         self._look()
         asked = _asked(batch.facts, calibration)
         whole: list[Run] = []
-        for record in self._found.get(apart_from_tokens(run), []):
+        for record in self._found.get(identity_without_tokens(run), []):
             there = self._store.measured(record.run.id)
             measured = set(measures(record.run.id).values()) <= there
             if measured and _asked(record.data_facts, calibration) == asked:
@@ -66,7 +66,7 @@ class Elsewhere:
                 record = self._store.record(name, whole=False)
                 place = self._store.provenance(name).get("processor", "")
                 if record is not None and place not in ("", self._here):
-                    self._found.setdefault(apart_from_tokens(record.run), []).append(record)
+                    self._found.setdefault(identity_without_tokens(record.run), []).append(record)
 
 
 def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:
