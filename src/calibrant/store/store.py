@@ -240,9 +240,8 @@ class Store:
             kept = contents.get(name)
             if kept is None or name not in digests or not self.blobs.path(digests[name]).exists():
                 continue
-            if self.blobs.digest(kept) == digests[name]:
-                with self._writing("write a mask"):
-                    self.blobs.put(kept)
+            with self._writing("write a mask"):
+                self.blobs.mend(digests[name], kept)
 
     def bytes_of(self, name: str) -> int:
         """Return how much room the files of this name take beside all records together."""

@@ -266,7 +266,7 @@ def _leftovers(store: Store) -> Iterator[StoreProblem]:
             return  # a damaged run, which was named, may need any of them
     for name in store.blobs.listed():
         if name not in needed:
-            path = store.blobs.path(name)
+            path = store.blobs.folder / name
             yield StoreProblem(str(path), "belongs to no run", LEFTOVER)
 
 
