@@ -1,6 +1,7 @@
 """A packed store is the store: it says the same, and a study goes on beside its tables."""
 
 import shutil
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import pytest
 from calibrant.compare import read
 from calibrant.durable import compact_json, read_json, sealed, text_of_json
 from calibrant.errors import DataError, OutputError
-from calibrant.store import EDITS, MASK, PROFILE, Outcome, Record, Store, merge, pack, verify
+from calibrant.store import EDITS, MASK, PROFILE, Outcome, Record, Store, items, merge, pack, verify
 from calibrant.store.blobs import Blobs, digest_of_file
 from calibrant.store.items import table_of
-from calibrant.store.layouts import AS_IT_IS, CHOSEN, PLACED, restored_columns
+from calibrant.store.layouts import AS_IT_IS, CHOSEN, PLACED, SAME, restored_columns
 from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING, PACKED, PACKED_PURPOSE, settle
 from calibrant.store.publishing import PACKING
-from calibrant.store.results import MeasurementRow, RunRow
+from calibrant.store.results import MeasurementRow, RunRow, understood
 
 from tests.databases import spoil
 from tests.refusing import refused
@@ -287,6 +288,34 @@ def test_a_place_beyond_the_list_is_refused(place: int):
     for rule in ([CHOSEN, "choices", "gold"], [PLACED, "value values", "value places"]):
         with pytest.raises(ValueError, match="aren't there"):
             restored_columns([*layout, ["value", *rule]], stored.__getitem__, ["value"])
+
+
+def test_a_layout_that_never_ends_is_refused():
+    with pytest.raises(DataError), understood("items"):
+        restored_columns([["value", SAME, "value"]], {}.__getitem__, None)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MOST", 1), ("LARGEST", 100)])
+def test_more_items_than_are_read_are_not_written(monkeypatch: pytest.MonkeyPatch, limit: str, most: int):
+    monkeypatch.setattr(items, limit, most)
+    with pytest.raises(ValueError, match="it"):
+        items.to_bytes(table_of(ITEMS))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zlib", zlib.compress(bytes(99))[:-9], zlib.compress(bytes(99))])
+def test_what_cannot_be_unpacked_is_refused(content: bytes):
+    with pytest.raises(ValueError, match=r"cut|header"):
+        items.unzipped(content, 98)
+
+
+def test_one_run_is_read_from_its_own_tables(store: Path):
+    pack(store)
+    for name in ("items.parquet", "scores.parquet", "cells.parquet"):
+        (store / name).unlink()
+    with Store(store, create=False) as there:
+        results = there.results(RUN.id)
+        assert results.record(RUN.id)["run"]["target"] == RUN.target
+        assert len(results.weights(RUN.id)) == len(RECORD.weights)
 
 
 # Tables on their way, and other readers

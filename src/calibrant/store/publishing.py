@@ -119,11 +119,12 @@ def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
         with ExitStack() as failing:
             failing.callback(_give_up, store, claim, only_published)
             _check_finished(store)
+            before = store.blobs.listed()  # what a later study adds stays
             counts = _move_in_tables(store, progress)
             store.remove_database(*counts)
             failing.pop_all()  # the claim went with the database
         lasting = _lasting(store)
-        for name in store.blobs.listed():
+        for name in before:
             if name not in lasting:
                 (store.blobs.folder / name).unlink(missing_ok=True)
     return counts
