@@ -9,12 +9,13 @@ import pytest
 
 from calibrant.errors import DataError, OutputError
 from calibrant.outcomes import Journal
-from calibrant.store import STUDY, Measurement, Outcome, Score, Store
+from calibrant.store import STUDY, Claim, Measurement, Outcome, Score, Store
 from calibrant.study.desk import Desk, RemoteStore
 from calibrant.study.driver import Message
 from calibrant.study.sending import packed
 from calibrant.study.workers import FORGIVEN, WORK, Summary, work
 
+from tests.store.samples import RECORD, SCORE
 from tests.study.small import RUNS, asked, results
 
 LOSS = {"spec": "loss", "revision": 1}
@@ -89,7 +90,42 @@ def test_what_a_lost_worker_found_is_known_to_the_next(tmp_path: Path):
     journal: Journal = remote.trials("sha256:1")
     assert journal.known == {"without block 1": 2.5}
     journal.remove()
+    assert len(journal) == 0
     assert len(remote.trials("sha256:1")) == 0
+    desk.close()
+
+
+def test_a_claim_that_cannot_be_freed_leaves_no_other_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    desk, remote = connected(tmp_path / "store", tmp_path / "own")
+    for name in ("one", "two", "three"):
+        assert remote.claim(name) is not None
+    free = Claim.free
+
+    def failing(claim: Claim) -> None:
+        if claim.name == "two":
+            raise OutputError("the disk is full")
+        free(claim)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Claim, "free", failing)
+        with pytest.raises(OutputError):
+            desk.close()
+    with Store(tmp_path / "store") as store:
+        held = [name for name in ("one", "two", "three") if store.claim(name) is None]
+    assert held == ["two"]
+
+
+def test_what_goes_wrong_in_the_store_is_told_as_that(tmp_path: Path):
+    desk, remote = connected(tmp_path / "store", tmp_path / "own")
+    facts: dict[str, Any] = {"more": 2**70}
+    outcomes = Outcome("a", 1.0, 1.0, facts={"value": 1}), Outcome("b", 1.0, 1.0, facts={"value": 1})
+    with Store(tmp_path / "store") as store:
+        run = store.add_record(RECORD)
+        store.add_failure("sha256:1", facts)
+    with pytest.raises(DataError, match="add_measurement failed: ValueError"):
+        remote.add_measurement(run, LOSS, Measurement(SCORE, outcomes))
+    with pytest.raises(DataError, match="failure failed: OverflowError"):
+        remote.failure("sha256:1")
     desk.close()
 
 

@@ -126,7 +126,7 @@ def test_a_worker_goes_on_when_what_it_did_is_on_its_way(monkeypatch: pytest.Mon
         report(["done", 0])
 
     monkeypatch.setattr(ray, "work", job)
-    task = {"here": "/nowhere", "work": b"", "forgiven": "{}"}
+    task = {"working_folder": "/nowhere", "work": b"", "forgiven": "{}"}
     actor = ray.Actor(msgspec.msgpack.encode(task))
     messages = map(msgspec.msgpack.decode, actor.messages())
     assert [next(messages)[0] for _ in range(2)] == ["progress", "made"]
@@ -161,11 +161,24 @@ def test_gpus_that_a_cluster_hasnt_got_are_refused():
     assert caught.value.subject == "gpus"
 
 
+def test_gpus_of_two_nodes_are_not_one_workers():
+    one, two = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 2.0}
+    assert _shares(cluster(one, two), 3, 1.0, "auto") == (2, 2)
+    assert _shares(cluster(one), 3, 0.3, "auto") == (1, 1)
+    for nodes, workers, gpus in (((one, one), 1, 2.0), ((one, two), 2, 2.0), ((one, one), 3, 0.6)):
+        with pytest.raises(SpecError):
+            _shares(cluster(*nodes), workers, gpus, "auto")
+
+
 def test_secrets_stay_out_of_what_is_passed_to_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name, value in {"HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "SOMETHING": "else"}.items():
         monkeypatch.setenv(name, value)
+    others = {"HF_API_KEY", "CALIBRANT_SECRET", "HF_PASSWORD", "TOKENIZERS_TOKEN", "XDG_RUNTIME_DIR"}
+    for name in others:
+        monkeypatch.setenv(name, "other")
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
     passed = _variables(3)
+    assert not passed.keys() & others
     assert passed.keys() & {"HF_TOKEN", "SOMETHING", "PYTHONPATH"} == set()
     assert passed["OMP_NUM_THREADS"] == "3"
     assert (passed["HF_HUB_OFFLINE"], passed["TOKENIZERS_PARALLELISM"], passed["CALIBRANT_DATA"]) == ("1", "false", str(tmp_path))

@@ -35,12 +35,13 @@ configs:
 `calibrant report FOLDER` shows what they say. `calibrant store verify FOLDER` derives every hash again.
 
 - `{runs_table}` has a row for each run: which model was compressed, with which calibration set, method
-  and target. `record` is the rest of its record in JSON, `matrices` how many rows it has in
-  `{matrices_table}`, `profile` what the calibration set says, `provenance` on what machine and in what
-  time.
+  and target. `record` is its record in JSON without the matrices, of which other columns repeat
+  parts; `matrices` is how many rows it has in `{matrices_table}`, `profile` what the calibration set
+  says, `provenance` on what machine and in what time.
 - `{matrices_table}` has a row for each matrix of each run, in the order of the runs.
 - `{scores_table}` has a row for each measurement of a run: what was measured, and the score with its
-  standard error. `score` is the rest of it in JSON.
+  standard error. `score` is the measurement in JSON without these two, of which other columns repeat
+  parts.
 - `{items_table}` has, in the same row, lists with what each item of that measurement gave: its name,
   value and weight (value / weight is its own score, Σvalue / Σweight the measurement's), and what else
   is known of it. No number is there twice: `layout` says for each column where it comes from.

@@ -22,7 +22,8 @@ class ItemNumbers(NamedTuple):
 
 
 def table_of(outcomes: Sequence[Outcome]) -> Any:
-    """Return outcomes as an Arrow table; each of their facts is a column."""
+    """Return outcomes as an Arrow table; each of their facts is a column. Raises `ValueError` unless
+    all have the same facts, under names of their own."""
     import pyarrow as pa
 
     columns: dict[str, Any] = {
@@ -30,8 +31,16 @@ def table_of(outcomes: Sequence[Outcome]) -> Any:
         "value": pa.array([outcome.value for outcome in outcomes], pa.float64()),
         "weight": pa.array([outcome.weight for outcome in outcomes], pa.float64()),
     }
-    facts = outcomes[0].facts if outcomes else ()
-    for name in facts:
+    if not outcomes:
+        return pa.table(columns)
+    names = outcomes[0].facts.keys()
+    taken = sorted(names & columns.keys())
+    if taken:
+        raise ValueError(f"a fact of an item can't be called {taken[0]!r}, as a column is")
+    for outcome in outcomes:
+        if outcome.facts.keys() != names:
+            raise ValueError(f"the facts of {outcome.item!r} aren't those of the first item")
+    for name in names:
         columns[name] = pa.array([outcome.facts[name] for outcome in outcomes])
     return pa.table(columns)
 
@@ -54,8 +63,11 @@ def numbers_of(table: Any) -> ItemNumbers:
     names, values, weights = (table[name].combine_chunks() for name in COLUMNS)
     if names.null_count or values.null_count or weights.null_count:
         raise ValueError("some of its items have no name, value or weight")
-    floats = (column.to_numpy(zero_copy_only=False) for column in (values, weights))
-    return ItemNumbers(pl.Series(pl.from_arrow(names)), *floats)
+    return ItemNumbers(
+        names=pl.Series(pl.from_arrow(names)),
+        values=values.to_numpy(zero_copy_only=False),
+        weights=weights.to_numpy(zero_copy_only=False),
+    )
 
 
 def same_items(table: Any, other: Any) -> bool:
@@ -83,13 +95,18 @@ def _leaves(column: Any) -> list[Any]:
 
 
 def to_bytes(table: Any) -> bytes:
-    """Return a table of items as compressed bytes."""
+    """Return a table of items as compressed bytes. Raises `ValueError` for more than `from_bytes`
+    reads."""
     import pyarrow as pa
 
+    check_count(table)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return zlib.compress(sink.getvalue())
+    content = sink.getvalue()
+    if len(content) > LARGEST:
+        raise ValueError(f"its items take more than {LARGEST // 2**20} MiB")
+    return zlib.compress(content)
 
 
 def from_bytes(content: bytes) -> Any:
@@ -100,21 +117,30 @@ def from_bytes(content: bytes) -> Any:
     try:
         table = pa.ipc.open_stream(unzipped(content, LARGEST)).read_all()
         table.validate(full=True)  # or numbers of a made-up file could point anywhere
-    except (pa.ArrowException, OSError, zlib.error) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
     check_items(table.schema)
-    if len(table) > MOST:
-        raise ValueError(f"it holds {len(table)} items")
+    check_count(table)
     return table
 
 
 def unzipped(content: bytes, most: int) -> bytes:
-    """Return what was compressed. Raises `ValueError` for what is cut, or more than so many bytes."""
+    """Return what was compressed. Raises `ValueError` for what wasn't, is cut, or is more than so
+    many bytes."""
     reader = zlib.decompressobj()
-    unpacked = reader.decompress(content, most + 1)
+    try:
+        unpacked = reader.decompress(content, most + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
     if len(unpacked) > most or not reader.eof:
         raise ValueError(f"it is cut, or holds more than {most // 2**20} MiB")
     return unpacked
+
+
+def check_count(table: Any) -> None:
+    """Raise `ValueError` for a table of more items than anybody measures."""
+    if len(table) > MOST:
+        raise ValueError(f"it holds {len(table)} items")
 
 
 def check_items(schema: Any) -> None:

@@ -19,9 +19,9 @@ AS_IT_IS: Final = "as it is"
 SAME: Final = "same as"
 """Equal to another column."""
 CHOSEN: Final = "chosen from"
-"""Of a list of numbers for each item the one at a place."""
+"""The number at a place in each item's list."""
 PLACED: Final = "placed from"
-"""Numbers of which each stands once, and where each belongs."""
+"""Numbers that are stored once each, and the place of each item's."""
 MOST_DISTINCT: Final = 0.5
 """The share of distinct numbers up to which they are stored once."""
 
@@ -47,32 +47,32 @@ def laid_out(table: Any) -> tuple[list[list[str]], dict[str, Any]]:
     return layout, arrays
 
 
-def brought_back(layout: Layout, stored: Callable[[str], Any], wanted: Sequence[str] | None) -> Mapping[str, Any]:
+def restored_columns(layout: Layout, stored: Callable[[str], Any], wanted: Sequence[str] | None) -> Mapping[str, Any]:
     """Return the columns of a measurement's items, or those that are `wanted`. `stored` gives an
     array of the table by its name."""
-    ways = {name: (way, sources) for name, way, *sources in layout}
+    rules = {name: (rule, sources) for name, rule, *sources in layout}
     arrays = dict[str, Any]()
-    for name in ways:
+    for name in rules:
         if wanted is None or name in wanted:
-            arrays[name] = _column(name, ways, stored)
+            arrays[name] = _column(name, rules, stored)
     return arrays
 
 
-def _column(name: str, ways: Mapping[str, Any], stored: Callable[[str], Any]) -> Any:
+def _column(name: str, rules: Mapping[str, Any], stored: Callable[[str], Any]) -> Any:
     import pyarrow as pa
 
-    way, sources = ways[name]
-    if way == AS_IT_IS:
+    rule, sources = rules[name]
+    if rule == AS_IT_IS:
         return stored(sources[0])
-    if way == SAME:
-        return _column(sources[0], ways, stored)
-    if way == CHOSEN:
-        choices, places = (_column(source, ways, stored) for source in sources)
+    if rule == SAME:
+        return _column(sources[0], rules, stored)
+    if rule == CHOSEN:
+        choices, places = (_column(source, rules, stored) for source in sources)
         return pa.array(_chosen(choices, places))
-    if way == PLACED:
+    if rule == PLACED:
         values, places = (stored(source) for source in sources)
         return _unplaced(values, places)
-    raise ValueError(f"{way!r} is no way to lay out items")
+    raise ValueError(f"{rule!r} is no rule of a layout")
 
 
 def _floats(array: Any) -> Any:
@@ -99,15 +99,21 @@ def _is_chosen(table: Any) -> bool:
     listed = pa.types.is_list(choices.type) and choices.type.value_type == pa.float64()
     if not listed or not pa.types.is_integer(places.type) or places.null_count or choices.null_count:
         return False
-    lengths = choices.value_lengths().to_numpy()
-    numbers = places.to_numpy()
-    if choices.flatten().null_count or (numbers < 0).any() or (numbers >= lengths).any():
+    if choices.flatten().null_count or not _are_within(places, choices.value_lengths()):
         return False
     return _chosen(choices, places).tobytes() == table["value"].to_numpy().tobytes()
 
 
+def _are_within(places: Any, lengths: Any) -> bool:
+    """Whether there is such a place in each of the lists, which are so long."""
+    numbers = places.to_numpy()
+    return bool((numbers >= 0).all() and (numbers < lengths.to_numpy()).all())
+
+
 def _chosen(choices: Any, places: Any) -> Any:
-    """Of each item's choices the number at its place."""
+    """The number at its place in each item's choices. Raises `ValueError` where there is none."""
+    if not _are_within(places, choices.value_lengths()):
+        raise ValueError("some of its choices aren't there")
     lengths = choices.value_lengths().to_numpy()
     firsts = np.cumsum(lengths) - lengths
     return choices.flatten().to_numpy()[firsts + places.to_numpy()]
@@ -139,10 +145,13 @@ def _placed(array: Any) -> tuple[Any, Any]:
 
 
 def _unplaced(values: Any, places: Any) -> Any:
-    """The lists that `_placed` was given."""
+    """The lists that `_placed` was given. Raises `ValueError` for places where nothing is."""
     import pyarrow as pa
 
-    numbers = values.to_numpy()[places.flatten().to_numpy()]
+    within = places.flatten().to_numpy()
+    if (within < 0).any() or (within >= len(values)).any():
+        raise ValueError("some of its numbers aren't there")
+    numbers = values.to_numpy()[within]
     return pa.ListArray.from_arrays(_offsets(places), pa.array(numbers))
 
 

@@ -2,28 +2,30 @@
 
 `runs.parquet` has a row a run, `matrices.parquet` a row for each matrix of each run, `scores.parquet`
 a row a measurement, and the same row of `items.parquet` has lists with what each of its items gave.
-`cells.parquet` is the grid of the study. No value stands in them twice. `packed.json` has the sums
-of all of these, and what is no table. Masks and edits lie in `blobs`.
+`cells.parquet` is the grid of the study. `record` is a run's record in JSON without its matrices,
+`score` a measurement in JSON without its value and standard error; other columns of these two tables
+repeat parts of them for people. `packed.json` has the sums of all tables, and what is no table.
+Masks and edits lie in `blobs`.
 """
 
-import hashlib
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from calibrant.durable import compact_json, flush, from_json, opened, read_json, short
 from calibrant.errors import DataError
 from calibrant.seals import Purpose
-from calibrant.store.blobs import Blobs
-from calibrant.store.layouts import brought_back
+from calibrant.store.blobs import Blobs, digest_of, digest_of_file
+from calibrant.store.items import COLUMNS, check_count, check_items
+from calibrant.store.layouts import restored_columns
 from calibrant.store.results import PROFILE, Results, damaged, understood
 
 PACKED: Final = "packed.json"
@@ -37,8 +39,8 @@ ITEMS: Final = "items.parquet"
 CELLS: Final = "cells.parquet"
 TABLES: Final = (RUNS, MATRICES, SCORES, ITEMS, CELLS)
 MOVING: Final = ".packed"
-"""New tables on their way into the store. What is in this folder goes before what is beside it, and
-`packed.json` leaves it last."""
+"""New tables on their way into the store. A table in this folder is read before the one beside it,
+and `packed.json` leaves it last."""
 
 MATRIX_COLUMNS: Final[Mapping[str, type[Any]]] = {
     "name": str,
@@ -70,9 +72,10 @@ class PublishedResults(Results):
         path = self.path(PACKED)
         with understood(path):
             self.manifest: Mapping[str, Any] = read_json(path, PACKED_PURPOSE, required=True)
-            dict[str, str](self.manifest["files"])
+            _check_manifest(self.manifest)
         self._compared = set[str]()
-        self._group = lru_cache(256)(self._read_group)
+        self._first_rows = cache(self._read_first_rows)
+        self._column_chunk = lru_cache(256)(self._read_column_chunk)
 
     @classmethod
     def of(cls, folder: Path) -> "PublishedResults | None":
@@ -95,17 +98,19 @@ class PublishedResults(Results):
 
     def index(self) -> Mapping[str, Any]:
         """Return the `StudyIndex` as plain data."""
+        runs = list(self._runs)
+        measurements = [measurement for _, measurement in self._keys]
         cells: list[dict[str, Any]] = []
-        runs, scores = list(self._runs), list(self._keys)
-        for cell in self._all(CELLS):
-            row, measures = cell.pop("run_row"), cell.pop("measures")
-            if row is not None:
-                cell["run"] = runs[row]
-            found = dict[str, str]()
-            for measure in measures:
-                place = measure["row"]
-                found[measure["evaluator"]] = measure["id"] if place is None else scores[place][1]
-            cells.append({**cell, "measures": found})
+        with understood(self.path(CELLS)):
+            for cell in self._all_rows(CELLS):
+                row, measures = cell.pop("run_row"), cell.pop("measures")
+                if row is not None:
+                    cell["run"] = _at(runs, row)
+                found = dict[str, str]()
+                for measure in measures:
+                    name, place = measure["evaluator"], measure["row"]
+                    found[name] = measure["id"] if place is None else _at(measurements, place)
+                cells.append({**cell, "measures": found})
         return {"cells": cells, **self.manifest["index"]}
 
     def failures(self) -> Mapping[str, Any]:
@@ -122,28 +127,27 @@ class PublishedResults(Results):
         return measurement in self._measurements.get(run, {}) if measurement else run in self._runs
 
     def record(self, run: str) -> Mapping[str, Any]:
-        text = self._cell(RUNS, self._run(run), "record")
+        place = self._row_of_run(run)
         with understood(self.where(run)):
-            return {"id": run, **from_json(text)}
+            return {"id": run, **from_json(self._cell(RUNS, place, "record"))}
 
     def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
-        place = self._run(run)
-        first, count = self._matrices[place]
+        place = self._row_of_run(run)
         matrices: list[dict[str, Any]] = []
         with understood(self.where(run)):
+            first, count = self._matrices[place]
             columns = {name: self._cells(MATRICES, first, count, name) for name in MATRIX_FIELDS}
             for values in zip(*columns.values(), strict=True):
                 matrices.append(matrix_of(dict(zip(columns, values, strict=True))))
         return matrices
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
-        table, row = self._place_of(run, measurement)
-        text = self._cell(table, row, "provenance")
+        table, row = self._table_and_row(run, measurement)
         with understood(self.where(run, measurement)):
-            return from_json(text)
+            return from_json(self._cell(table, row, "provenance"))
 
     def score(self, run: str, measurement: str) -> Mapping[str, Any]:
-        place = self._score(run, measurement)
+        place = self._row_of_score(run, measurement)
         with understood(self.where(run, measurement)):
             fields = from_json(self._cell(SCORES, place, "score"))
             for name in ("value", "stderr"):
@@ -153,25 +157,31 @@ class PublishedResults(Results):
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         import pyarrow as pa
 
-        place = self._score(run, measurement)
+        place = self._row_of_score(run, measurement)
         stored = partial(self._list, place)
         with understood(self.where(run, measurement)):
             layout = from_json(self._cell(ITEMS, place, "layout"))
-            return pa.table(dict(brought_back(layout, stored, columns)))
+            table = pa.table(dict(restored_columns(layout, stored, columns)))
+            check_count(table)
+            if columns is None or set(COLUMNS) <= set(columns):
+                check_items(table.schema)
+            return table
 
     def digests(self, run: str) -> Mapping[str, str]:
-        place = self._run(run)
+        place = self._row_of_run(run)
         with understood(self.where(run)):
             digests = dict(from_json(self._cell(RUNS, place, "files")))
             profile = self._cell(RUNS, place, "profile")
-        if profile is not None:
-            digests[PROFILE] = hashlib.sha256(profile.encode()).hexdigest()
+            if profile is not None:
+                digests[PROFILE] = digest_of(profile.encode())
         return digests
 
     def file(self, run: str, name: str) -> bytes | None:
         if name == PROFILE:
-            profile = self._cell(RUNS, self._run(run), "profile")
-            return None if profile is None else profile.encode()
+            place = self._row_of_run(run)
+            with understood(self.where(run)):
+                profile = self._cell(RUNS, place, "profile")
+                return None if profile is None else profile.encode()
         digest = self.digests(run).get(name)
         return None if digest is None else self.blobs.get(digest)
 
@@ -182,12 +192,12 @@ class PublishedResults(Results):
     @cached_property
     def _runs(self) -> Mapping[str, int]:
         """The row of each run."""
-        return {run: row for row, run in enumerate(self._column(RUNS, "run"))}
+        return {run: row for row, run in enumerate(self._texts(RUNS, "run"))}
 
     @cached_property
     def _keys(self) -> Sequence[tuple[str, str]]:
         """The ids of the run and the measurement of each row of scores."""
-        runs, measurements = self._column(SCORES, "run"), self._column(SCORES, "measurement")
+        runs, measurements = self._texts(SCORES, "run"), self._texts(SCORES, "measurement")
         return list(zip(runs, measurements, strict=True))
 
     @cached_property
@@ -202,72 +212,78 @@ class PublishedResults(Results):
     def _matrices(self) -> Mapping[int, tuple[int, int]]:
         """The first row of each run's matrices, and how many they are, by the run's own row."""
         counts = self._column(RUNS, "matrices")
+        if min(counts, default=0) < 0:
+            raise ValueError("a run can't have fewer matrices than none")
         firsts = accumulate(counts, initial=0)
         return dict(enumerate(zip(firsts, counts, strict=False)))
 
-    def _place_of(self, run: str, measurement: str) -> tuple[str, int]:
+    def _table_and_row(self, run: str, measurement: str) -> tuple[str, int]:
         """The table and the row that a run or a measurement has."""
         if measurement:
-            return SCORES, self._score(run, measurement)
-        return RUNS, self._run(run)
+            return SCORES, self._row_of_score(run, measurement)
+        return RUNS, self._row_of_run(run)
 
-    def _run(self, run: str) -> int:
+    def _row_of_run(self, run: str) -> int:
         with understood(self.where(run)):
             return self._runs[run]
 
-    def _score(self, run: str, measurement: str) -> int:
+    def _row_of_score(self, run: str, measurement: str) -> int:
         with understood(self.where(run, measurement)):
             return self._measurements[run][measurement]
 
     def _cell(self, table: str, row: int, column: str) -> Any:
         """One value of a table."""
-        group, place = self._place(table, row)
-        return self._group(table, group, column)[place].as_py()
+        group, place = self._group_and_place(table, row)
+        return self._column_chunk(table, group, column)[place].as_py()
 
     def _cells(self, table: str, first: int, count: int, column: str) -> list[Any]:
         """Some values of a table that stand below each other."""
         values: list[Any] = []
         while len(values) < count:
-            group, place = self._place(table, first + len(values))
-            part = self._group(table, group, column).slice(place, count - len(values))
+            group, place = self._group_and_place(table, first + len(values))
+            chunk = self._column_chunk(table, group, column)
+            part = chunk.slice(place, count - len(values))
+            if not len(part):
+                raise ValueError(f"{table} ends before its rows do")
             values += part.to_pylist()
         return values
 
     def _list(self, row: int, column: str) -> Any:
         """What a measurement has in a column of `items.parquet`, as an Arrow array."""
-        group, place = self._place(ITEMS, row)
-        return self._group(ITEMS, group, column)[place].values
+        group, place = self._group_and_place(ITEMS, row)
+        return self._column_chunk(ITEMS, group, column)[place].values
 
-    def _place(self, table: str, row: int) -> tuple[int, int]:
+    def _group_and_place(self, table: str, row: int) -> tuple[int, int]:
         """In which row group a row is, and where in it."""
-        starts = self._starts(table)
-        group = bisect_right(starts, row) - 1
-        return group, row - starts[group]
+        firsts = self._first_rows(table)
+        group = bisect_right(firsts, row) - 1
+        return group, row - firsts[group]
 
-    def _starts(self, table: str) -> Sequence[int]:
-        return self._first_rows[table]
+    def _read_first_rows(self, table: str) -> Sequence[int]:
+        """The first row of each row group."""
+        with self._file(table) as file:
+            groups = range(file.num_row_groups)
+            counts = [file.metadata.row_group(group).num_rows for group in groups]
+        return list(accumulate(counts, initial=0))[:-1]
 
-    @cached_property
-    def _first_rows(self) -> Mapping[str, Sequence[int]]:
-        """The first row of each row group, by table."""
-        starts = dict[str, Sequence[int]]()
-        for table in TABLES:
-            with self._file(table) as file:
-                groups = range(file.num_row_groups)
-                counts = [file.metadata.row_group(group).num_rows for group in groups]
-            starts[table] = list(accumulate(counts, initial=0))[:-1]
-        return starts
+    def _texts(self, table: str, column: str) -> list[str]:
+        """A column of ids, whole."""
+        with understood(self.path(table)):
+            values = self._column(table, column)
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(f"its column {column} has rows without an id")
+            return values
 
     def _column(self, table: str, column: str) -> list[Any]:
         """A column of a table, whole."""
         with self._file(table) as file:
             return file.read(columns=[column])[column].to_pylist()
 
-    def _all(self, table: str) -> list[dict[str, Any]]:
+    def _all_rows(self, table: str) -> list[dict[str, Any]]:
         with self._file(table) as file:
             return file.read().to_pylist()
 
-    def _read_group(self, table: str, group: int, column: str) -> Any:
+    def _read_column_chunk(self, table: str, group: int, column: str) -> Any:
         with self._file(table) as file:
             return file.read_row_group(group, columns=[column])[column].combine_chunks()
 
@@ -292,15 +308,30 @@ class PublishedResults(Results):
 
     def _problem(self, name: str) -> str:
         """What is wrong with a table; empty if it is what was published."""
-        path, expected = self.path(name), self.manifest["files"].get(name, "")
+        path, expected = self.path(name), self.manifest["files"][name]
         if not path.is_file():
             return "is missing, and was written"
-        with understood(path), opened(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with understood(path):
+            digest = digest_of_file(path)
         if digest == expected:
             return ""
-        written = f"and {expected[:12]}… was written" if expected else "and isn't among the tables"
-        return f"has changed: its SHA-256 is {digest[:12]}…, {written}"
+        return f"has changed: its SHA-256 is {digest[:12]}…, and {expected[:12]}… was written"
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise `ValueError` or `TypeError` for what can't be the content of `packed.json`."""
+    files = msgspec.convert(manifest["files"], dict[str, str])
+    if files.keys() != set(TABLES):
+        raise ValueError(f"its tables aren't {', '.join(TABLES)}")
+    msgspec.convert(manifest["failures"], dict[str, dict[str, Any]])
+    msgspec.convert(manifest["index"], dict[str, Any])
+
+
+def _at(values: Sequence[str], row: int) -> str:
+    """The value in a row. Raises `IndexError` for one that isn't there, also below 0."""
+    if row < 0:
+        raise IndexError(f"there is no row {row}")
+    return values[row]
 
 
 def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,14 +401,19 @@ def _is_share_of_zeros(row: Mapping[str, Any]) -> bool:
 
 def settle(folder: Path) -> None:
     """Finish what a publishing began that was killed when its tables were whole: they take the
-    place of older ones, and what says so comes last."""
+    place of older ones, and what says so comes last. Other processes may do the same meanwhile, so
+    nothing is deleted."""
     moving = folder / MOVING
     if (moving / PACKED).exists():
-        for path in sorted(moving.iterdir(), key=_is_manifest):
-            with suppress(FileNotFoundError):  # another process does the same
+        paths = list[Path]()
+        with suppress(FileNotFoundError):
+            paths = sorted(moving.iterdir(), key=_is_manifest)
+        for path in paths:
+            with suppress(FileNotFoundError):
                 os.replace(path, folder / path.name)
         flush(folder)
-    shutil.rmtree(moving, ignore_errors=True)
+    with suppress(OSError):
+        moving.rmdir()
 
 
 def _is_manifest(path: Path) -> bool:

@@ -5,11 +5,11 @@ New tables are made in a folder of their own and moved to `.packed` by one renam
 are read there. They take their places one by one, `packed.json` last. The database goes after that.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,12 @@ from calibrant.durable import (
 )
 from calibrant.errors import DataError, OutputError
 from calibrant.progress import Progress, silent
-from calibrant.store.blobs import Blobs
+from calibrant.store.blobs import Blobs, digest_of_file
 from calibrant.store.card import CARD, card_of, is_ours
+from calibrant.store.claims import Claim
 from calibrant.store.items import leaf, same_items
 from calibrant.store.layouts import AS_IT_IS, PLACED, laid_out
+from calibrant.store.live import DATABASE
 from calibrant.store.published import (
     CELLS,
     ERROR,
@@ -47,12 +49,15 @@ from calibrant.store.published import (
 )
 from calibrant.store.results import PROFILE, Results
 from calibrant.store.store import STATISTICS, STUDY, Store
-from calibrant.store.verifying import problems_of_measurement, problems_of_run
+from calibrant.store.verifying import StoreProblem, problems_of_measurement, problems_of_run
 
 MOST_ROWS: Final = 100_000
 """Matrices, or items, in a row group at most, but for those of a single run or measurement."""
 MOST_TEXT: Final = 2**24
 """Characters in a row group at most, but for a single row: to read one, all are unpacked."""
+
+PACKING: Final = "pack"
+"""The name of the claim of who packs a store."""
 
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
@@ -78,46 +83,91 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
 
     Every result is read back and compared before anything is removed. Raises `DataError` for a
     damaged result, and `OutputError` for a folder that is no store or can't be written to, for one
-    in which a study is at work, and for an `out` that isn't new.
+    in which a study is at work or isn't finished, and for an `out` that isn't new.
     """
-    source, target = Path(folder), Path(folder if out is None else out)
-    with Store(source, create=False) as store:
+    source = Path(folder)
+    target = source if out is None else Path(out)
+    with Store(source, create=False):  # or a folder that is none would be taken for a new one
         before = _size(source)
-        try:
-            in_place = out is None
-            counts = _pack_in_place(store, progress) if in_place else _pack_elsewhere(store, target, progress)
-        except OSError as error:
-            message = f"can't pack into {str(target)!r}: {reason(error)}"
-            raise OutputError(message, subject=str(target)) from error
+    try:
+        in_place = out is None
+        counts = _pack_in_place(source, progress) if in_place else _pack_elsewhere(source, target, progress)
+    except OSError as error:
+        message = f"can't pack into {str(target)!r}: {reason(error)}"
+        raise OutputError(message, subject=str(target)) from error
     return Packed(str(target), *counts, *before, *_size(target))
 
 
-def _pack_in_place(store: Store, progress: Progress) -> tuple[int, int]:
-    if store.at_work():
-        what = f"a study is at work in {str(store.folder)!r}; wait until it is done, or pack it"
-        raise OutputError(f"{what} into another folder", subject=str(store.folder))
-    settle(store.folder)
-    half = store.folder / f"{UNFINISHED}-tables"
-    moving = store.folder / MOVING
-    with appearing(moving, half):
-        counts = _write_tables(store, half, progress)
-        if (store.folder / CARD).exists() and not is_ours(store.folder / CARD):
-            (half / CARD).unlink()  # the user's own page stays
-        flush(half)
-    settle(store.folder)
-    store.remove_database()
-    lasting = _lasting(store)
-    for digest in store.blobs.listed():
-        if digest not in lasting:
-            store.blobs.path(digest).unlink(missing_ok=True)
+def _check_finished(store: Store) -> None:
+    """Raise `OutputError` for a store that has a journal, which no table has a place for."""
+    where = str(store.folder)
+    if store.live.database.rows("SELECT 1 FROM journal LIMIT 1"):
+        what = f"a study isn't finished in {where!r}, and what it found so far would be lost"
+        raise OutputError(f"{what}; finish it, or pack it into another folder", subject=where)
+
+
+def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
+    only_published = not (folder / DATABASE).exists()
+    with Store(folder) as store:
+        if store.at_work():
+            what = f"a study is at work in {str(folder)!r}; wait until it is done"
+            raise OutputError(f"{what}, or pack it into another folder", subject=str(folder))
+        claim = store.claim(PACKING)
+        if claim is None:
+            message = f"{str(folder)!r} is being packed already; wait until that is done"
+            raise OutputError(message, subject=str(folder))
+        with ExitStack() as failing:
+            failing.callback(_give_up, store, claim, only_published)
+            _check_finished(store)
+            before = store.blobs.listed()  # what a later study adds stays
+            counts = _move_in_tables(store, progress)
+            store.remove_database(*counts)
+            failing.pop_all()  # the claim went with the database
+        lasting = _lasting(store)
+        for name in before:
+            if name not in lasting:
+                (store.blobs.folder / name).unlink(missing_ok=True)
     return counts
 
 
-def _pack_elsewhere(store: Store, target: Path, progress: Progress) -> tuple[int, int]:
+def _give_up(store: Store, claim: Claim, only_published: bool) -> None:
+    """Free the claim, and remove the database if it was made for that alone."""
+    claim.free()
+    if only_published:
+        with suppress(OutputError):  # somebody has it open, or put something into it
+            store.live.database.remove(partial(_check_empty, store))
+
+
+def _check_empty(store: Store) -> None:
+    """Raise `OutputError` for a store with anything in its database."""
+    for table in ("runs", "measurements", "documents", "journal", "claims"):
+        if store.live.database.rows(f"SELECT 1 FROM {table} LIMIT 1"):
+            raise OutputError(f"there are {table} in {str(store.folder)!r}")
+
+
+def _move_in_tables(store: Store, progress: Progress) -> tuple[int, int]:
+    """Write the tables, let them take their places, and see that they are there."""
+    folder = store.folder
+    half = folder / f"{UNFINISHED}-tables"
+    with appearing(folder / MOVING, half):
+        counts = _write_tables(store, half, progress)
+        if (folder / CARD).exists() and not is_ours(folder / CARD):
+            (half / CARD).unlink()  # the user's own page stays
+        flush(half)
+    settle(folder)
+    published = PublishedResults.of(folder)
+    if published is None or any(published.changed()):
+        message = f"the tables in {str(folder)!r} aren't those that were just written"
+        raise OutputError(f"{message}; the database stays, pack it again", subject=str(folder))
+    return counts
+
+
+def _pack_elsewhere(source: Path, target: Path, progress: Progress) -> tuple[int, int]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         message = f"{str(target)!r} exists already; name a folder that isn't there yet"
         raise OutputError(message, subject=str(target))
-    with appearing(target, target.with_name(f"{UNFINISHED}-{target.name}")) as half:
+    half = target.with_name(f"{UNFINISHED}-{target.name}")
+    with Store(source, create=False) as store, appearing(target, half):
         counts = _write_tables(store, half, progress)
         with suppress(FileNotFoundError):
             shutil.copyfile(store.folder / STUDY, half / STUDY)
@@ -166,6 +216,7 @@ class _Tables:
         self._write_items(groups)
         self._write_scores()
         self._write_runs()
+        self._write_matrices()
         self._write_cells()
         self._write_manifest()
 
@@ -182,10 +233,10 @@ class _Tables:
         for number, run in enumerate(self.runs):
             self._progress("packing", number, len(self.runs))
             results = self._store.results(run)
-            _check_whole(problems_of_run(results, run))
+            _check_whole(next(problems_of_run(results, run), None))
             for measurement in sorted(self._store.measured(run)):
                 results = self._store.results(run, measurement)
-                _check_whole(problems_of_measurement(results, run, measurement))
+                _check_whole(next(problems_of_measurement(results, run, measurement), None))
                 table = results.items(run, measurement)
                 self._sizes[run, measurement] = len(table)
                 layout, arrays = laid_out(table)
@@ -210,7 +261,10 @@ class _Tables:
     def _write_items(self, groups: Sequence[Sequence[Key]]) -> None:
         import pyarrow as pa
 
-        schema = pa.schema([("layout", pa.string()), *((name, pa.list_(kind)) for name, kind in self._kinds.items())])
+        columns: list[tuple[str, Any]] = [("layout", pa.string())]
+        for name, kind in self._kinds.items():
+            columns.append((name, pa.list_(kind)))
+        schema = pa.schema(columns)
         with self._writer(ITEMS, schema) as writer:
             for group in groups:
                 for keys in self._within(group):
@@ -248,10 +302,10 @@ class _Tables:
             columns[name] = self._columns[name, str(array.type)]
             row[columns[name]] = array
         placed: list[list[str]] = []
-        for name, way, *sources in layout:
-            stored = way in (AS_IT_IS, PLACED)
-            places = [columns[source] for source in sources] if stored else sources
-            placed.append([name, way, *places])
+        for name, rule, *sources in layout:
+            if rule in (AS_IT_IS, PLACED):
+                sources = [columns[source] for source in sources]
+            placed.append([name, rule, *sources])
         row["layout"] = compact_json(placed)
         return row
 
@@ -259,16 +313,11 @@ class _Tables:
         import pyarrow as pa
 
         texts = ("run", "measurement", "evaluator", "measured", "metric", "unit", "better")
-        schema = pa.schema(
-            [
-                *((name, pa.string()) for name in texts),
-                ("n", pa.int64()),
-                *((name, pa.float64()) for name in ("value", "stderr", "chance")),
-                ("score", pa.large_string()),
-                ("provenance", pa.large_string()),
-            ]
-        )
-        self._write_rows(SCORES, schema, map(self._row_of_score, self.keys))
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
+        columns.append(("n", pa.int64()))
+        columns += [(name, pa.float64()) for name in ("value", "stderr", "chance")]
+        columns += [(name, pa.large_string()) for name in ("score", "provenance")]
+        self._write_rows(SCORES, pa.schema(columns), map(self._row_of_score, self.keys))
 
     def _row_of_score(self, key: Key) -> dict[str, Any]:
         results = self._store.results(*key)
@@ -288,18 +337,18 @@ class _Tables:
         import pyarrow as pa
 
         texts = ("run", "model", "data", "method", "target", "allocation", "propagation", "dtype")
-        schema = pa.schema(
-            [
-                *((name, pa.string()) for name in (*texts, "tokens")),
-                ("draw", pa.int64()),
-                ("sparsity", pa.float64()),
-                ("matrices", pa.int64()),
-                *((name, pa.large_string()) for name in ("record", "provenance", "profile", "files")),
-            ]
-        )
-        self._write_rows(RUNS, schema, map(self._row_of_run, self.runs))
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in (*texts, "tokens")]
+        columns += [("draw", pa.int64()), ("sparsity", pa.float64()), ("matrices", pa.int64())]
+        documents = ("record", "provenance", "profile", "files")
+        columns += [(name, pa.large_string()) for name in documents]
+        self._write_rows(RUNS, pa.schema(columns), map(self._row_of_run, self.runs))
+
+    def _write_matrices(self) -> None:
+        import pyarrow as pa
+
         plain = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-        columns = [(name, plain[kind]) for name, kind in MATRIX_COLUMNS.items()]
+        columns: list[tuple[str, Any]] = []
+        columns += [(name, plain[kind]) for name, kind in MATRIX_COLUMNS.items()]
         columns += [(ERROR, pa.float32())]
         columns += [(name, pa.binary(width)) for name, width in HEXADECIMAL.items()]
         columns += [("rows", pa.int64()), ("columns", pa.int64())]
@@ -325,8 +374,10 @@ class _Tables:
         for name in ("method", "allocation"):
             row[name] = str(asked[name].get("spec", ""))
         digests = dict(results.digests(run))
-        profile = results.file(run, PROFILE) if digests.pop(PROFILE, None) else None
-        row["profile"] = None if profile is None else profile.decode()
+        profile = results.file(run, PROFILE)
+        if profile is not None:  # whose digest is made of it again
+            row["profile"] = profile.decode()
+            del digests[PROFILE]
         row["files"] = compact_json(digests)
         row["record"] = compact_json(record)
         row["provenance"] = compact_json(results.provenance(run))
@@ -342,15 +393,9 @@ class _Tables:
 
         measure = pa.struct({"evaluator": pa.string(), "row": pa.int32(), "id": pa.string()})
         texts = ("model", "data", "method", "target", "run", "propagate")
-        schema = pa.schema(
-            [
-                *((name, pa.string()) for name in texts),
-                ("seed", pa.int64()),
-                ("run_row", pa.int32()),
-                ("measures", pa.list_(measure)),
-            ]
-        )
-        self._write_rows(CELLS, schema, self._rows_of_cells())
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
+        columns += [("seed", pa.int64()), ("run_row", pa.int32()), ("measures", pa.list_(measure))]
+        self._write_rows(CELLS, pa.schema(columns), self._rows_of_cells())
 
     def _rows_of_cells(self) -> Iterator[dict[str, Any]]:
         """Yield the cells of the grid; results that are there are named by their rows."""
@@ -359,12 +404,17 @@ class _Tables:
         for cell in self._store.index().cells:
             measures: list[dict[str, Any]] = []
             for evaluator, measurement in cell.measures.items():
-                row = scores.get((cell.run, measurement))
-                named = measurement if row is None else None
-                measures.append({"evaluator": evaluator, "row": row, "id": named})
-            place = runs.get(cell.run)
-            named = {"run": cell.run if place is None else None, "run_row": place}
-            yield {**asdict(cell), **named, "measures": measures}
+                measure: dict[str, Any] = {"evaluator": evaluator}
+                if (cell.run, measurement) in scores:
+                    measure["row"] = scores[cell.run, measurement]
+                else:
+                    measure["id"] = measurement
+                measures.append(measure)
+            row = {**asdict(cell), "measures": measures}
+            if cell.run in runs:
+                row["run_row"] = runs[cell.run]
+                del row["run"]
+            yield row
 
     def _write_manifest(self) -> None:
         counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": self._items}
@@ -372,8 +422,7 @@ class _Tables:
         sums = dict[str, str]()
         for path in sorted(self._folder.glob("*.parquet")):
             flush(path)
-            with path.open("rb") as file:
-                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.name] = digest_of_file(path)
         write_bytes(self._folder / CARD, card.encode())
         index = self._store.index().plain()
         del index["cells"]
@@ -431,8 +480,8 @@ class _Tables:
             yield writer
 
 
-def _check_whole(problems: Iterator[Any]) -> None:
-    for problem in problems:
+def _check_whole(problem: StoreProblem | None) -> None:
+    if problem is not None:
         raise DataError(f"{problem}; only what is whole is packed", subject=problem.where)
 
 
@@ -468,7 +517,8 @@ def _list_array(parts: Sequence[Any], kind: Any) -> Any:
 
     offsets, missing = [0], list[bool]()
     for part in parts:
-        offsets.append(offsets[-1] + (0 if part is None else len(part)))
+        length = 0 if part is None else len(part)
+        offsets.append(offsets[-1] + length)
         missing.append(part is None)
     there = [part for part in parts if part is not None]
     values = pa.concat_arrays(there) if there else pa.array([], kind)
@@ -480,6 +530,9 @@ def _size(folder: Path) -> tuple[int, int]:
     """How many files a store has, and of how many bytes, without what can be made again."""
     sizes: list[int] = []
     for path in folder.rglob("*"):
-        if path.is_file() and STATISTICS not in path.relative_to(folder).parts:
-            sizes.append(path.stat().st_size)
+        if STATISTICS in path.relative_to(folder).parts:
+            continue
+        with suppress(FileNotFoundError):  # SQLite's may go at any time
+            if path.is_file():
+                sizes.append(path.stat().st_size)
     return len(sizes), sum(sizes)

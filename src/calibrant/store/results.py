@@ -18,10 +18,25 @@ PROFILE: Final = "profile.json"
 """The words and characters of a run's calibration set, with quotations where they are allowed. Only
 a report reads it."""
 MASK: Final = "mask.npz"
-"""What a run's weights can be made from again without pruning. It may be deleted to save room: then
-they are pruned again where that is needed."""
+"""The mask of a run. With it the weights are made again without pruning. It may be deleted to save
+room."""
 EDITS: Final = "edits.safetensors"
-"""The same for a run whose kept weights changed, or that removed whole parts."""
+"""The edits of a run whose kept weights changed, or that removed whole parts. They serve as a mask
+does."""
+
+
+_MISUNDERSTOOD: Final = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    NotImplementedError,
+)
+"""What reading made-up data comes to. The last of them is Arrow's for types that it knows and can't
+work with."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ def understood(where: str | Path) -> Iterator[None]:
     """Raise `DataError`, saying what is damaged, for what isn't as we write it."""
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except _MISUNDERSTOOD as error:
         raise damaged(where, error) from error
 
 

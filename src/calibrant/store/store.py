@@ -237,9 +237,8 @@ class Store:
             kept = contents.get(name)
             if kept is None or name not in digests or not self.blobs.path(digests[name]).exists():
                 continue
-            if self.blobs.digest(kept) == digests[name]:
-                with self._writing("write a mask"):
-                    self.blobs.put(kept)
+            with self._writing("write a mask"):
+                self.blobs.mend(digests[name], kept)
 
     def _path_of_file(self, run_id: str, name: str) -> Path | None:
         """Where a file of a run is, or would be; None if none was written. It may be deleted."""

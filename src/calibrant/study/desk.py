@@ -7,6 +7,7 @@ dies loses only what it hadn't sent. What is sent is msgpack and is checked by i
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, overload
@@ -68,22 +69,26 @@ class Desk:
         try:
             question = QUESTIONS[asked]
             values = msgspec.msgpack.decode(given, type=question.given)
-            place = self if hasattr(self, f"_{asked}") else self._store
-            name = f"_{asked}" if place is self else asked
+        except (LookupError, ValueError, TypeError) as error:
+            text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
+            return _error("DataError", text)
+        place = self if hasattr(self, f"_{asked}") else self._store
+        name = f"_{asked}" if place is self else asked
+        try:
             answer = getattr(place, name)(*values)
             return msgspec.msgpack.encode(["answer", answer])
         except CalibrantError as error:
-            return msgspec.msgpack.encode(["error", [kind_of(error), str(error), error.subject]])
-        except (LookupError, ValueError, TypeError) as error:
-            text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
-            return msgspec.msgpack.encode(["error", ["DataError", text, ""]])
+            return _error(kind_of(error), str(error), error.subject)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker waits for an answer
+            return _error("DataError", f"{asked} failed: {error!r}")
 
     def close(self) -> None:
         """Free what the worker had claimed, and close the store."""
-        for claim in self._claims.values():
-            claim.free()
+        with ExitStack() as closing:  # one that can't be freed leaves no other held
+            closing.callback(self._store.close)
+            for claim in self._claims.values():
+                closing.callback(claim.free)
         self._claims.clear()
-        self._store.close()
 
     def _claim(self, name: str) -> bool:
         claim = self._store.claim(name)
@@ -110,6 +115,11 @@ class Desk:
     def _forget(self, question: str) -> None:
         self._journal(question).remove()
         del self._journals[question]
+
+
+def _error(kind: str, text: str, subject: str = "") -> bytes:
+    """The answer that makes a worker raise an error."""
+    return msgspec.msgpack.encode(["error", [kind, text, subject]])
 
 
 Asking = Callable[[str, bytes], bytes]
@@ -248,3 +258,4 @@ class RemoteJournal(Journal):
     def remove(self) -> None:
         """Forget it."""
         self._store.ask("forget", self.question)
+        self._known.clear()

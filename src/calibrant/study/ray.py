@@ -38,18 +38,30 @@ from calibrant.study.workers import (
 )
 
 PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
-"""Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
+"""Beginnings of the variables that workers get from this process; not those that hold a secret,
+which a cluster shows to who looks at it."""
+SECRETS: Final = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
+"""Words in the name of a variable that holds a secret."""
+OF_THIS_MACHINE: Final = frozenset({"XDG_RUNTIME_DIR", "XDG_SESSION_ID"})
+"""Variables that mean nothing on another machine."""
+
+TOKENS: Final = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
+"""Variables by which a user gives Ray a token."""
 
 PATIENCE: Final = 10.0
 """Seconds that a cluster has to answer."""
 
+_ROUNDING: Final = 1e-6
+"""What the quotient of two numbers of GPUs may lack."""
 _PLACE: Final = re.compile(r"\bpid[:=] ?(\d+).*?\bip[:=] ?([0-9A-Fa-f.:]+)", re.DOTALL)
 
-QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+RAY_SETTINGS: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""Variables that Ray is started with: it tells nobody of its use, and hides GPUs from workers that
+asked for none."""
 
 
 @contextmanager
-def starting(workers: int, address: str | None, gpus: float) -> Iterator[Callable[[Mapping[str, Any]], Worker]]:
+def ray_workers(workers: int, address: str | None, gpus: float) -> Iterator[Callable[[Mapping[str, Any]], Worker]]:
     """Yield a function that starts an actor on a job, one of `workers`, each with `gpus` of a GPU.
 
     Raises `SpecError` where there is no such cluster, or it hasn't got so much.
@@ -63,20 +75,22 @@ def starting(workers: int, address: str | None, gpus: float) -> Iterator[Callabl
             "max_concurrency": 2,  # messages go out while answers come in
             "runtime_env": {"env_vars": _variables(threads)},
         }
-        yield lambda job: Remote(ray, options, {**job, "threads": threads, "here": str(Path.cwd())})
+        shared = {"threads": threads, "working_folder": str(Path.cwd())}
+        yield lambda job: RayWorker(ray, options, {**job, **shared})
 
 
 class Actor:
     """What runs on a worker: a driver in a thread of its own, so that its messages can be read
-    meanwhile. A message is a list in msgpack. `ask` is one of them: a number, a question and what is
-    given with it; the answer comes by `answered`."""
+    meanwhile. A message is a list in msgpack. `ask` is one of them: a question and what is given with
+    it; the answer comes by `answered`."""
 
     def __init__(self, job: bytes) -> None:
         self._job: dict[str, Any] = msgspec.msgpack.decode(job)
         self._messages = queue.Queue[bytes | None]()
         self._answers = queue.Queue[bytes]()
-        if Path(self._job["here"]).is_dir():  # files of the user's are named as there
-            os.chdir(self._job["here"])
+        folder = self._job["working_folder"]
+        if Path(folder).is_dir():  # files of the user's are named as there
+            os.chdir(folder)
 
     def messages(self) -> Iterator[bytes]:
         """Do the job, and yield messages as they come."""
@@ -113,7 +127,7 @@ class Actor:
         return self._answers.get()
 
 
-class Remote(Worker):
+class RayWorker(Worker):
     """An actor as the process that started it knows it."""
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
@@ -157,17 +171,15 @@ def _obituary(text: str) -> tuple[str, str]:
 @contextmanager
 def _cluster(address: str | None) -> Iterator[ModuleType]:
     """Ray, connected; where it was connected before, it stays so."""
-    with _environment({**QUIET, **(_with_token() if address else _private())}):
-        import ray
+    access = _with_token() if address else _private()
+    with ExitStack() as after:
+        with _environment({**RAY_SETTINGS, **access}):
+            import ray
 
-        mine = not ray.is_initialized()
-        if mine:
-            _connect(ray, address)
-    try:
+            if not ray.is_initialized():
+                after.callback(ray.shutdown)
+                _connect(ray, address)
         yield ray
-    finally:
-        if mine:
-            ray.shutdown()
 
 
 def _connect(ray: ModuleType, address: str | None) -> None:
@@ -196,21 +208,30 @@ def _try_address(address: str) -> None:
 
 def _with_token() -> dict[str, str]:
     """What makes Ray use the user's token for clusters that want one; the others don't mind."""
-    token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists()
-    return {"RAY_AUTH_MODE": "token"} if token else {}
+    named = not TOKENS.isdisjoint(os.environ)
+    if named or (Path.home() / ".ray" / "auth_token").exists():
+        return {"RAY_AUTH_MODE": "token"}
+    return {}
 
 
 @functools.cache
 def _private() -> dict[str, str]:
-    """What makes local clusters private, the same for all that this process starts, since Ray reads it when it is imported. Where Ray was imported
-    before, that is the user's own to set up.
+    """What makes local clusters private: the same for all that this process starts, since Ray reads
+    it when it is imported. Where Ray was imported before, or the user has a token, it is nothing: then
+    the user sets this up.
 
-    By its name the first variable is for other systems; its effect is that Ray listens on no network but this machine's own. With the others only
-    those can give orders who know a token that is made up here.
+    By its name the first variable is for other systems; its effect is that Ray listens on no network
+    but this machine's own. With the others only those can give orders who know a token that is made
+    up here.
     """
-    if "ray" in sys.modules or {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    imported = "ray" in sys.modules
+    if imported or "RAY_AUTH_MODE" in os.environ or not TOKENS.isdisjoint(os.environ):
         return {}
-    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
 
 
 @contextmanager
@@ -224,22 +245,41 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
-    """CPUs and threads for each worker. `SpecError` where the cluster has too few GPUs."""
+    """CPUs and threads for each worker. `SpecError` where the cluster's nodes, which a worker can't
+    span, haven't got GPUs for all."""
     has = ray.cluster_resources()
-    if workers * gpus > has.get("GPU", 0.0):
-        raise SpecError(
-            f"{workers} workers with {gpus:g} GPUs each need {workers * gpus:g}, and the cluster has {has.get('GPU', 0.0):g}; take fewer",
-            subject="gpus",
-        )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus:
+        places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
+        if places < workers:
+            found = f"the cluster's nodes have {has.get('GPU', 0.0):g} in all, enough for {places}"
+            message = f"{workers} workers need {gpus:g} GPUs each, and {found}; take fewer"
+            raise SpecError(message, subject="gpus")
     if address is None:
         share = has.get("CPU", 1.0) / workers
         return float(int(share)) or share, shared_threads(workers)  # above 1, Ray counts in whole ones
-    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    largest = max(node.get("CPU", 0.0) for node in nodes)
     share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
     return float(share), share
 
 
 def _variables(threads: int) -> dict[str, str]:
-    passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON) and "TOKEN" not in k.removeprefix("TOKENIZERS_")}
+    passed = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     own = environment(threads)
-    return {**passed, **{name: own[name] for name in (*THREADS, "CALIBRANT_DATA") if name in own}}
+    for name in (*THREADS, "CALIBRANT_DATA"):
+        if name in own:
+            passed[name] = own[name]
+    return passed
+
+
+def _is_passed_on(name: str) -> bool:
+    """Whether workers get a variable of this process."""
+    secret = any(word in name.removeprefix("TOKENIZERS_") for word in SECRETS)
+    return name.startswith(PASSED_ON) and not secret and name not in OF_THIS_MACHINE
+
+
+def _places_for(has: float, gpus: float) -> int:
+    """How many workers with so many GPUs fit a node: one GPU is shared by whole shares of it."""
+    if gpus < 1:
+        return int(has) * int(1 / gpus + _ROUNDING)
+    return int(has / gpus + _ROUNDING)

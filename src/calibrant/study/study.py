@@ -266,10 +266,10 @@ class Study:
         with Store(folder) as store:
             if engine == "local":
                 return answer(store, work, text, progress, retry=retry, workers=workers)
-            from calibrant.study.ray import starting
+            from calibrant.study.ray import ray_workers
 
             count = min(workers, len(work.requests))
-            with starting(count, address, gpus) as start:
+            with ray_workers(count, address, gpus) as start:
                 how: dict[str, Any] = {"retry": retry, "workers": workers, "start": start}
                 return answer(store, work, text, progress, **how)
 
