@@ -14,13 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import Gram
-from calibrant.compress import Recipe, compress, fitting, prune, quantize
+from calibrant.compress import Recipe, compress, fitting, prune, prune_quantize, quantize
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
 from calibrant.errors import InputError, NumericsError, OutputError, SpecError, TargetError
 from calibrant.methods import Compressed
-from calibrant.models import ModelView, Opened, Weight, open_model, save, view
+from calibrant.models import ModelView, Opened, Weight, open_model, read_manifest, save, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing import tiny_folder
 from calibrant.walk import Propagation
@@ -88,6 +88,50 @@ def test_what_is_saved_is_what_was_asked(folder: Path, texts: str, tmp_path: Pat
     assert again.record == done.record
     with refused(OutputError, str(tmp_path / "out")):
         prune(str(folder), texts, method, "0.7", tmp_path / "out", **SMALL)
+
+
+def test_a_tilde_in_out_is_the_home_folder(folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    done = prune(str(folder), texts, "wanda", "0.5", "~/out", **SMALL)
+    assert done.out == tmp_path / "home" / "out"
+    assert read_manifest(tmp_path / "home" / "out") is not None
+    assert not Path("~").exists()
+
+
+def test_what_was_left_when_the_model_was_saved_already_is_removed(folder: Path, texts: str, tmp_path: Path) -> None:
+    done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+    left = Checkpoint(tmp_path / "out", done.record.run.id)
+    left.add(0, [], [])
+    assert prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL).already_done
+    assert not left.folder.exists()
+
+
+@pytest.mark.parametrize("record", [None, {}, {"run": 3}])
+def test_a_saved_model_without_its_record_is_refused(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None
+) -> None:
+    prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+
+    def manifest_of(place: Path) -> dict[str, Any]:
+        kept = dict(read_manifest(place) or {})
+        del kept["record"]
+        return kept if record is None else kept | {"record": record}
+
+    monkeypatch.setattr(prune_quantize, "read_manifest", manifest_of)
+    with refused(OutputError, tmp_path / "out"):
+        prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
+
+
+def test_a_folder_that_vanishes_meanwhile_is_not_taken_for_the_result(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def manifest_of(place: Path) -> dict[str, Any]:
+        return {"id": "another", "record": {}, "place": str(place)}
+
+    monkeypatch.setattr(prune_quantize, "read_manifest", manifest_of)
+    with refused(OutputError, tmp_path / "out"):
+        prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
 
 
 JOBS = [(prune, "sparsegpt", "0.5", propagate) for propagate in ("arrival", "reference", "dense")]

@@ -46,6 +46,9 @@ def test_a_mix_is_read_with_its_names():
         ("mix('a, b=c.txt'=1, ./notes.txt=1)", "mix(a_b_c_txt='a, b=c.txt'(), notes_txt=./notes.txt)"),
         ("mix('0.5'=1, ./0.5=1)", "mix(_0_5='0.5', _0_5_2=./0.5)"),
         ("mix(c4 + pile=1, gsm8k=1)", "mix(c4_pile=c4 + pile, gsm8k=gsm8k)"),
+        ("mix(c4=1e-30, gsm8k=0.9)", "mix(c4=c4, gsm8k=gsm8k, weight=1.1111111111111111e-30)"),
+        ("mix(c4=0.10000000000000003, pile=1, gsm8k=1)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.10000000000000003, 1, 1])"),
+        ("mix(c4=1e-30, pile=1, gsm8k=1e30)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[1e-30, 1, 1e30])"),
     ],
 )
 def test_sources_with_their_weights_are_the_mix_of_them_by_their_names(text: str, same: str):
@@ -53,6 +56,21 @@ def test_sources_with_their_weights_are_the_mix_of_them_by_their_names(text: str
     assert found == read_set(same)
     assert isinstance(found, Mix)
     assert read_set(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("c4)", "a bracket isn't opened"),
+        ("c4(", "a bracket isn't closed"),
+        ("mix(c4=1, gsm8k=1)@many", "nothing may stand behind a mix"),
+        ("mix(c4=1, gsm8k=1e-20)", "too far apart"),
+        ("'notes.jsonl'oops", "'oops' stands behind a path"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_the_reason(text: str, said: str):
+    with pytest.raises(SpecError, match=said):
+        read_set(text)
 
 
 def test_of_two_sets_one_may_have_all_the_weight():
@@ -80,7 +98,12 @@ def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
         ("1e999999999*c4 + 1*pile", SpecError, "1e999999999*c4 + 1*pile"),
         ("c4(", SpecError, "c4("),
         ("c4@many(separator=open('x'))", SpecError, "many(separator=open('x'))"),
+        ("c4)", SpecError, "c4)"),
         ("a.jsonl(path=b)", SpecError, "a.jsonl"),
+        ("'notes.jsonl'oops", SpecError, "notes.jsonl"),
+        ("'notes.jsonl' (text=body)oops", SpecError, "file(text=body)oops"),
+        ("''", SpecError, "''"),
+        ("''(text=body)", SpecError, "''(text=body)"),
         ("arithmetic(digits=2, digits=3)", SpecError, "digits"),
         ("0.5*c4 + 0.5*gsm8k:cot(steps=3, steps=4)", SpecError, "steps"),
         ("c4@many(separator=' ', separator='')", SpecError, "separator"),
@@ -95,6 +118,12 @@ def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
         ("mix(c4=-1, gsm8k=2)", DataError, "mix(c4=-1, gsm8k=2)"),
         ("mix(c4=0, gsm8k=0%)", DataError, "mix(c4=0, gsm8k=0%)"),
         ("mix(c4=1e99, gsm8k=1)", SpecError, "mix(c4=1e99, gsm8k=1)"),
+        ("mix(c4=1, gsm8k=1e-20)", SpecError, "mix(c4=1, gsm8k=1e-20)"),
+        ("mix(c4=1e-20, gsm8k=1e20)", SpecError, "mix(c4=1e-20, gsm8k=1e20)"),
+        ("mix(a=c4, b=gsm8k, weight=0.99999999999999999999)", SpecError, "mix(a=c4, b=gsm8k, weight=0.99999999999999999999)"),
+        (f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)", SpecError, f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)"),
+        ("mix(c4=1, gsm8k=1)@many", SpecError, "mix(c4=1, gsm8k=1)@many"),
+        ("mix(c4=1, gsm8k=1)@many(bos='none')", SpecError, "mix(c4=1, gsm8k=1)@many(bos='none')"),
         ("mix(mix(a=c4, b=pile)=1, gsm8k=1)", SpecError, "mix(a=c4, b=pile)"),
         ("mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])", SpecError, "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])"),
     ],

@@ -18,6 +18,7 @@ from typer.main import get_command
 import calibrant
 from calibrant.allocations import Allocation
 from calibrant.cli import app
+from calibrant.cli.declared import with_options
 from calibrant.compress import PROPAGATIONS, Pruned
 from calibrant.data import CalibrationSet, Source
 from calibrant.errors import SpecError
@@ -160,6 +161,11 @@ def test_a_set_given_as_an_object_keeps_its_own_budget():
     assert options.drawn_from(own) is own
     drawn = options.drawn_from("python_docs")
     assert (drawn.samples, drawn.length, drawn.budget, drawn.seed) == (8, 64, None, 2)
+
+
+def test_what_is_not_shown_cannot_be_required():
+    with pytest.raises(LookupError, match="PruneOptions shows no progress"):
+        with_options(PruneOptions, required=["progress"])
 
 
 def test_defaults_that_stand_elsewhere_too_are_the_same():

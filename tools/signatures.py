@@ -25,8 +25,8 @@ class DeclaredSignatures(griffe.Extension):
         """Look at a function that griffe has read."""
         for decorator in func.decorators:
             text = str(decorator.value)
-            if text.startswith("taking("):
-                name = text.removeprefix("taking(").removesuffix(")")
+            if text.startswith("with_fields_of("):
+                name = text.removeprefix("with_fields_of(").removesuffix(")")
                 place = func.resolve(name)
                 room = importlib.import_module(place.removesuffix(f".{name}"))
                 func.parameters = parameters_of(getattr(room, name), loader)

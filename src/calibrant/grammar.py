@@ -1,9 +1,9 @@
 """The grammar of calibration data and of targets: what is typed becomes frozen values here, once.
 
 A part of a set is `source[:format][@packing]`. A sum, `0.3*gsm8k:cot + 0.7*c4`, divides one budget
-among its parts. A mix, `mix(gsm8k:cot=0.5, c4=0.5)`, is of sums that each have the whole budget:
-what the model's matrices see of each, divided by its own tokens, is added with these weights. It
-stands alone. Its sets may have names of the user's own, with the weights behind them:
+among its parts. A mix, `mix(gsm8k:cot=0.5, c4=0.5)`, is made of sums, each with the whole budget.
+The statistics of each are divided by its own tokens, weighted, and added. A mix is never part of
+another expression. Its sets may have names of the user's own, with the weights behind them:
 `mix(domain=gsm8k:cot, general=c4, weight=0.5)`, `mix(a=c4, b=pile, c=gsm8k, weights=[1, 2, 3])`.
 Without weights all count alike. This is also how a mix is written back.
 
@@ -120,9 +120,9 @@ class Mix:
 class SetLabel:
     """What a calibration set is called, in its parts: nobody need take the text apart again.
 
-    `source` is the source with its arguments, `name` without (empty for a file), `format` and
-    `packing` are what the text says of them and empty where it says nothing, `rest` is all that
-    stands behind the source. A sum or a mix has no parts of its own: its `source` is its text.
+    `text` is the whole set. `source` has its arguments; `name` has none, and is empty for a file.
+    `format` and `packing` are empty where the text names none. `rest` is all behind the source.
+    Of a sum or a mix, `source` is the text.
     """
 
     text: str
@@ -182,10 +182,10 @@ def read_target(text: str) -> TargetLabel:
         if bits is not None and group is not None:  # None is a number that nobody means
             width = group if grid[2] else None
             return TargetLabel(text, bits=bits, group=width, zeros=bool(grid[3]))
-    few, colon, every = text.partition(":")
+    kept_text, colon, whole_text = text.partition(":")
     if colon:
-        kept = whole_number(few)
-        whole = whole_number(every)
+        kept = whole_number(kept_text)
+        whole = whole_number(whole_text)
         if kept is None or whole is None or min(kept, whole) < 0:
             return TargetLabel(text)
         return TargetLabel(text, pattern=(kept, whole))
@@ -218,10 +218,8 @@ def read_sum(text: str) -> Sum:
         message = "some parts have a weight and some have none; give each one, or none"
         raise _refused(text, message)
     weights = given or [Fraction(1)] * len(terms)
+    _check_digits(weights, text)
     total = sum(weights)
-    if total * _common_denominator(weights) >= 10**MOST_DIGITS:
-        message = "weights have too many digits, or are too far apart; leave out what hardly counts"
-        raise _refused(text, message)
     parts = [part for _, part in terms]
     shared = zip(parts, weights, strict=True)
     return tuple(replace(part, share=weight / total) for part, weight in shared)
@@ -261,7 +259,7 @@ def read_source(text: str) -> Call | File:
     return call
 
 
-def read_name(text: str) -> Call:
+def read_call(text: str) -> Call:
     """Read a format's or a packing's name, with its arguments if it has any.
 
     Raises `SpecError` for anything else.
@@ -276,7 +274,7 @@ def written_sum(texts: Sequence[str], shares: Sequence[Fraction]) -> str:
     """Write a sum of these parts; one part stands alone, without a weight."""
     if len(texts) == 1:
         return texts[0]
-    weights = numbers(shares)
+    weights = written_shares(shares)
     return " + ".join(f"{weight}*{text}" for weight, text in zip(weights, texts, strict=True))
 
 
@@ -290,7 +288,7 @@ def written_mix(names: Sequence[str], texts: Sequence[str], shares: Sequence[Fra
     if len(texts) == 2:
         arguments.append(f"weight={float(shares[0])}")
     elif len(set(shares)) > 1:
-        arguments.append(f"weights=[{', '.join(numbers(shares))}]")
+        arguments.append(f"weights=[{', '.join(written_shares(shares))}]")
     return f"mix({', '.join(arguments)})"
 
 
@@ -321,7 +319,7 @@ def names_of(texts: Sequence[str]) -> list[str]:
 def pieces(text: str, mark: str) -> list[str]:
     """Cut `text` at each `mark` that stands outside quotes and brackets.
 
-    Raises `SpecError` where one of those isn't closed.
+    Raises `SpecError` where one of those isn't closed, or a bracket isn't opened.
     """
     found: list[str] = []
     begin = 0
@@ -342,6 +340,8 @@ def pieces(text: str, mark: str) -> list[str]:
             depth += 1
         elif letter in ")]":
             depth -= 1
+            if depth < 0:
+                raise _refused(text, "a bracket isn't opened")
         elif letter == mark and not depth:
             found.append(text[begin:place])
             begin = place + 1
@@ -352,7 +352,7 @@ def pieces(text: str, mark: str) -> list[str]:
     return found
 
 
-def numbers(shares: Sequence[Fraction]) -> list[str]:
+def written_shares(shares: Sequence[Fraction]) -> list[str]:
     """Write shares as texts that are exact: decimals where they are short, else whole numbers."""
     if all((share * 10_000).denominator == 1 for share in shares):
         return [str(float(share)) for share in shares]
@@ -403,13 +403,21 @@ def _part(body: str) -> Part:
     if len(packings) > 1 or len(formats) > 1 or not name.strip():
         message = f"is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it"
         raise SpecError(f"{body.strip()!r} {message}", subject=body)
-    form = read_name(formats[0]) if formats else None
-    packing = read_name(packings[0]) if packings else None
+    form = read_call(formats[0]) if formats else None
+    packing = read_call(packings[0]) if packings else None
     return Part(read_source(name), form, packing)
 
 
 def _file(path: str, arguments: str) -> File:
-    call = read_name(f"file{arguments}") if arguments.strip() else Call("file")
+    if not path:
+        raise _refused(f"''{arguments}", "an empty path; write that of a file or of a folder")
+    arguments = arguments.strip()
+    if not arguments:
+        return File(path)
+    if not arguments.startswith("("):
+        message = f"{arguments!r} stands behind a path, where only brackets may stand, as in"
+        raise _refused(path, f"{message} '{path}'(text=body)")
+    call = read_call(f"file{arguments}")
     if "path" in call.arguments:
         message = "the path stands before the brackets; within them are the columns, as in"
         raise _refused(path, f"{message} {path}(text=body)")
@@ -427,20 +435,24 @@ def _read_mix(text: str) -> Mix | Sum:
     others += [f"{left}={right}" for left, right in settings.items()]
     if others:
         left = min(weights)
-        file = weights[left]
-        message = f"{left}={file} is a set with its weight and {others[0]} is not"
-        advice = f"write all sets so or none; a file called {file} is written '{file}' or ./{file}"
+        plain = weights[left]
+        message = f"{left}={plain} is a set with its weight and {others[0]} is not"
+        file = f"a file called {plain} is written '{plain}' or ./{plain}"
+        advice = f"write all sets so or none; {file}"
         raise _refused(text, f"{message}; {advice}")
     if len(weights) < 2:
         raise _refused(text, f"two sets are the fewest; {_MIX_EXAMPLE}")
     sets = [read_sum(left) for left in weights]
-    return _mix(names_of(list(weights)), sets, _checked_weights(text, weights.values()))
+    return _mix(text, names_of(list(weights)), sets, _checked_weights(text, weights.values()))
 
 
 def _pairs(text: str) -> dict[str, str]:
     """What stands right of the equals signs of a mix, by what stands left of them."""
+    if not text.endswith(")") or any(len(pieces(text, mark)) > 1 for mark in ":@*"):
+        message = "nothing may stand behind a mix; give its sets their formats and packings"
+        raise _refused(text, message)
     inside = text[text.index("(") + 1 : -1]
-    arguments = pieces(inside, ",") if text.endswith(")") else []
+    arguments = pieces(inside, ",")
     _check_count("mix", sum(len(pieces(argument, "+")) for argument in arguments), text)
     pairs: dict[str, str] = {}
     for argument in arguments:
@@ -460,24 +472,30 @@ def _named_mix(text: str, named: Mapping[str, str], settings: Mapping[str, str])
             raise _stands_alone(body)
     weights = _given_weights(text, list(named), settings)
     sets = [read_sum(_unquoted(body)) for body in named.values()]
-    return _mix(list(named), sets, weights)
+    return _mix(text, list(named), sets, weights)
 
 
 def _mix(
+    text: str,
     names: Sequence[str],
     sets: Sequence[Sum],
     weights: Sequence[Fraction],
 ) -> Mix | Sum:
     """The mix of the sets that have a weight."""
     present = [place for place, weight in enumerate(weights) if weight]
+    if len(present) == 1:
+        return sets[present[0]]
     total = sum(weights)
     shares = [weights[place] / total for place in present]
     if len(shares) == 2:
         # Of two the first is written as a float, and what is written back is what is used.
         first = Fraction(repr(float(shares[0])))
+        if not Fraction(1, 10**LARGEST_EXPONENT) <= first < 1:
+            message = "the weights are too far apart; leave out the small one"
+            raise _refused(text, message)
         shares = [first, 1 - first]
-    if max(shares) == 1:
-        return sets[present[shares.index(Fraction(1))]]
+    else:
+        _check_digits(shares, text)
     return Mix(
         tuple(names[place] for place in present),
         tuple(sets[place] for place in present),
@@ -493,7 +511,7 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
         number = settings["weight"]
         if len(names) > 2 or not _NUMBER.fullmatch(number):
             raise _no_weights(text, names, settings)
-        first = _float_exact(number, text)
+        first = _exact(number, text)
         if not 0 <= first <= 1:
             message = f"must be between 0 and 1: it is the share of {names[0]}"
             raise _refused(text, f"the weight {number} {message}", DataError)
@@ -511,7 +529,7 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
 
 def _checked_weights(text: str, given: Collection[str]) -> list[Fraction]:
     """The weights of all sets of a mix, which needn't sum to one."""
-    weights = [_float_exact(number, text) for number in given]
+    weights = [_exact(number, text) for number in given]
     if min(weights) < 0 or not any(weights):
         listed = ", ".join(given)
         message = f"the weights {listed} must be at least 0, and one above it"
@@ -531,13 +549,15 @@ def _exact(number: str, text: str) -> Fraction:
     return Fraction(plain) / (100 if number.endswith("%") else 1)
 
 
-def _float_exact(number: str, text: str) -> Fraction:
-    """The weight of a mix: as a float it is what is written back, so that is what is used."""
-    return Fraction(repr(float(_exact(number, text))))
-
-
 def _common_denominator(shares: Sequence[Fraction]) -> int:
     return math.lcm(*(share.denominator for share in shares))
+
+
+def _check_digits(weights: Sequence[Fraction], text: str) -> None:
+    """Raise `SpecError` for weights that would be written as numbers of too many digits."""
+    if sum(weights) * _common_denominator(weights) >= 10**MOST_DIGITS:
+        message = "weights have too many digits, or are too far apart; leave out what hardly counts"
+        raise _refused(text, message)
 
 
 def _check_count(what: str, count: int, text: str) -> None:

@@ -1,10 +1,10 @@
 """The options of the verbs: name, type, default and help of each, written once.
 
-`prune` takes one frozen value, its options. `taking` makes of it the function that people call, in
-which each field is a parameter: type checkers, `help()` and the reference see the whole signature.
-The commands have the same options with the same help (`cli/declared.py`).
+`prune` takes one frozen value, its options. `with_fields_of` makes of it the function that people
+call, in which each field is a parameter: type checkers, `help()` and the reference see the whole
+signature. The commands have the same options with the same help (`cli/declared.py`).
 
-Nothing here imports torch. A type in quotes has classes that bring it.
+Types in quotes name classes that import torch.
 """
 
 import functools
@@ -64,14 +64,14 @@ class OnCommandLine:
 
 
 def option(
-    *told: Any,
+    *texts: Any,
     default: Any = MISSING,
     like: OnCommandLine | None = None,
-    **more: Any,
+    **settings: Any,
 ) -> Any:
-    """Return a field that the command line has too, shown `like` another or as is told here."""
-    there = like or OnCommandLine(*told, **more)
-    return field(default=default, metadata={_COMMAND_LINE: there})
+    """Return a field that the command line has too, shown `like` another or as these say."""
+    shown = like or OnCommandLine(*texts, **settings)
+    return field(default=default, metadata={_COMMAND_LINE: shown})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
@@ -80,9 +80,9 @@ def declaration(cls: type[OptionsT]) -> type[OptionsT]:
     return dataclass(frozen=True)(cls)
 
 
-def on_command_line(option: Field[Any]) -> OnCommandLine | None:
+def on_command_line(declared_field: Field[Any]) -> OnCommandLine | None:
     """Return how the command line shows an option; None if only Python has it."""
-    return option.metadata.get(_COMMAND_LINE)
+    return declared_field.metadata.get(_COMMAND_LINE)
 
 
 MODEL: Final = OnCommandLine("A Hugging Face id, a folder, a .gguf file, or smollm2.", "MODEL", argument=True)
@@ -202,8 +202,7 @@ class MemoryOptions(MachineOptions):
     )
 
 
-# Options of one verb. What stands before KW_ONLY may be given by place. A dataclass has the options
-# of its last base first.
+# Options of one verb. Fields before KW_ONLY may be positional. Fields of the last base come first.
 
 
 @declaration
@@ -441,7 +440,7 @@ def one_target(target: Any, sparsity: Any) -> Any:
     return sparsity if target is None else target
 
 
-MACHINE: Final = frozenset(option.name for option in fields(MemoryOptions))
+MACHINE: Final = frozenset(declared_field.name for declared_field in fields(MemoryOptions))
 """What stands last: where the work is done."""
 
 
@@ -450,13 +449,13 @@ def in_order(declared: type[Any]) -> list[Field[Any]]:
     by_place: list[Field[Any]] = []
     by_name: list[Field[Any]] = []
     machine: list[Field[Any]] = []
-    for option in fields(declared):
-        if not option.kw_only:
-            by_place.append(option)
-        elif option.name in MACHINE:
-            machine.append(option)
+    for declared_field in fields(declared):
+        if not declared_field.kw_only:
+            by_place.append(declared_field)
+        elif declared_field.name in MACHINE:
+            machine.append(declared_field)
         else:
-            by_name.append(option)
+            by_name.append(declared_field)
     return by_place + by_name + machine
 
 
@@ -464,20 +463,21 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
     """Return the signature of a function that has these options as parameters."""
     types = get_type_hints(declared, localns=_classes_in_quotes())
     parameters: list[inspect.Parameter] = []
-    for option in in_order(declared):
+    for declared_field in in_order(declared):
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        if option.kw_only:
+        if declared_field.kw_only:
             kind = inspect.Parameter.KEYWORD_ONLY
-        default = option.default
+        default = declared_field.default
         if default is MISSING:
             default = inspect.Parameter.empty
-        annotation = types[option.name]
-        parameter = inspect.Parameter(option.name, kind, default=default, annotation=annotation)
+        annotation = types[declared_field.name]
+        name = declared_field.name
+        parameter = inspect.Parameter(name, kind, default=default, annotation=annotation)
         parameters.append(parameter)
     return inspect.Signature(parameters)
 
 
-def taking(
+def with_fields_of(
     declared: Callable[P, OptionsT],
 ) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
     """Make a function of one value, whose class is `declared`, a function of its fields."""

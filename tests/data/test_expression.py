@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 
 from calibrant.data import CalibrationSet, held_out
-from calibrant.data.expression import parse_expression
+from calibrant.data.expression import Term, parse_expression, parse_format, parse_source
+from calibrant.data.packings import packings
+from calibrant.data.packings._base import Packing
+from calibrant.data.packings.legacy import Legacy
 from calibrant.errors import CalibrantError, DataError, SpecError
+
+from tests.refusing import refused
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,19 @@ def test_one_term(text: str, form: str, packing: str, written: str):
     (term,) = parse_expression(text)
     assert (str(term.format), str(term.packing), str(term)) == (form, packing, written)
     assert parse_expression(written) == (term,)
+
+
+BARE = [packings.get(name)() for name in packings.names()]
+PACKINGS = [*BARE, *(Legacy(of) for of in ("one", "many", "crop"))]
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=repr)
+@pytest.mark.parametrize("named", ["wikitext:text", "gsm8k:qa", "gsm8k:cot", "gsm8k:question", "gsm8k:chat", "random_tokens:text"])
+def test_every_packing_is_read_back_in_every_format(named: str, packing: Packing):
+    source, _, form = named.partition(":")
+    rendered, _ = parse_format(form)
+    term = Term(parse_source(source), rendered, packing)
+    assert parse_expression(str(term)) == (term,)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +135,9 @@ def test_held_out_gives_source_and_format():
     assert (str(source), str(form)) == ("gsm8k", "qa")
     assert [str(held_out("gsm8k", name)[1]) for name in ("cot", "zero")] == ["cot", "question"]
     assert str(held_out("wikitext")[1]) == "text"
+    assert str(held_out("gsm8k:cot(steps=3)")[1]) == "cot(steps=3)"
+    with refused(SpecError, "gsm8k:"):
+        held_out("gsm8k:")
     for given in (("full_stops",), ("wikitext", "qa")):
         with pytest.raises(DataError) as caught:
             held_out(*given)

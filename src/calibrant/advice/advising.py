@@ -11,7 +11,7 @@ from calibrant.advice.goal import Goal
 from calibrant.advice.halves import COMMON, Halves, in_common
 from calibrant.advice.racing import RaceResult, Standing, plain
 from calibrant.compare import LEVEL
-from calibrant.compress.prune_quantize import TAKES, Verb
+from calibrant.compress.prune_quantize import TARGETS_OF, Verb
 from calibrant.data import CalibrationSet, mirror
 from calibrant.grammar import Mix, read_set
 from calibrant.methods import methods
@@ -35,7 +35,7 @@ _LONG: Final = 100
 
 def verb_of(target: Target) -> Verb:
     """Return what becomes of a model that is given this target: `prune` or `quantize`."""
-    return next(verb for verb, kinds in TAKES.items() if isinstance(target, kinds))
+    return next(verb for verb, kinds in TARGETS_OF.items() if isinstance(target, kinds))
 
 
 def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult, most: int = ROUNDS, halves: Sequence[Halves] = ()) -> str:

@@ -13,7 +13,7 @@ from calibrant.advice.goal import Goal, default_sources, parse_goal
 from calibrant.advice.halves import Halves, halves_of
 from calibrant.advice.predicting import Prediction, of_mixture, with_siblings
 from calibrant.advice.timing import measured_costs
-from calibrant.compress.prune_quantize import TAKES
+from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
@@ -187,7 +187,7 @@ def _evaluated(goal: Goal, target: Target, opened: Opened) -> tuple[str, ...]:
     texts = [str(evaluator) for _, evaluator in goal.measures]
     size = sum(parameter.numel() * parameter.element_size() for parameter in opened.model.parameters())
     losses = [(weight, measure) for weight, measure in goal.measures if isinstance(measure, Loss)]
-    if losses and isinstance(target, TAKES["quantize"]) and size <= COPY * psutil.virtual_memory().total:
+    if losses and isinstance(target, TARGETS_OF["quantize"]) and size <= COPY * psutil.virtual_memory().total:
         _, measure = max(losses, key=lambda loss: loss[0])
         tokens = min(measure.tokens, max(LEAST_DIVERGENCE, measure.tokens // DIVERGENCE))
         texts.append(str(Agreement(source=measure.source, format=measure.format, tokens=tokens, length=measure.length)))

@@ -16,7 +16,7 @@ from calibrant.advice.racing import Race, RaceResult, plain
 from calibrant.errors import SpecError
 from calibrant.mixtures import Mixture
 from calibrant.notebook import card, listing
-from calibrant.options import RecommendCommand, declaration, taking
+from calibrant.options import RecommendCommand, declaration, with_fields_of
 
 
 def unsaid(sentence: str) -> None:
@@ -127,7 +127,7 @@ class RecommendOptions(RecommendCommand):
     now: Callable[[], float] = time.perf_counter
 
 
-@taking(RecommendOptions)
+@with_fields_of(RecommendOptions)
 def recommend(options: RecommendOptions) -> Recommendation:
     """Recommend which calibration data to use to prune or quantize `model` for `target`, and what is known about it.
 

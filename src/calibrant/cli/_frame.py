@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from calibrant import __version__
-from calibrant.cli.declared import alone
+from calibrant.cli.declared import shown_alone
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.extras import missing
 from calibrant.foreign import TRUST_REMOTE_CODE, user_path, user_text, visible, visible_json, visible_name
@@ -41,9 +41,9 @@ DEBUG: Final = "CALIBRANT_DEBUG"
 HELP: Final = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
 
-Model = Annotated[str, alone(PruneOptions, "model")]
-Length = Annotated[int, alone(DataOptions, "length")]
-Seed = Annotated[int, alone(DataOptions, "seed")]
+Model = Annotated[str, shown_alone(PruneOptions, "model")]
+Length = Annotated[int, shown_alone(DataOptions, "length")]
+Seed = Annotated[int, shown_alone(DataOptions, "seed")]
 DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),

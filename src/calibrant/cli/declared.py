@@ -33,23 +33,26 @@ def with_options(
     """Give a command the declared options, which it gets as `**options`.
 
     Those that only the command line requires stand first. The command's own stand in front of
-    where the work is done, and last what every command ends with.
+    where the work is done, and last what every command ends with. Raises `LookupError` for a
+    required option that isn't shown.
     """
+    for name in required:
+        _shown_field(declared, name)
 
     def decorated(command: Command) -> Command:
         first: list[inspect.Parameter] = []
         given: list[inspect.Parameter] = []
         machine: list[inspect.Parameter] = []
-        for option in in_order(declared):
-            there = on_command_line(option)
-            if there is None:
+        for declared_field in in_order(declared):
+            shown = on_command_line(declared_field)
+            if shown is None:
                 continue
-            if option.name in required:
-                first.append(_parameter(option, there, inspect.Parameter.empty))
-            elif option.name in MACHINE:
-                machine.append(_parameter(option, there, _default(option)))
+            if declared_field.name in required:
+                first.append(_parameter(declared_field, shown, inspect.Parameter.empty))
+            elif declared_field.name in MACHINE:
+                machine.append(_parameter(declared_field, shown, _default(declared_field)))
             else:
-                given.append(_parameter(option, there, _default(option)))
+                given.append(_parameter(declared_field, shown, _default(declared_field)))
         own: list[inspect.Parameter] = []
         last: list[inspect.Parameter] = []
         for parameter in inspect.signature(command).parameters.values():
@@ -67,52 +70,57 @@ def with_options(
     return decorated
 
 
-def alone(declared: type[Any], name: str) -> Any:
+def shown_alone(declared: type[Any], name: str) -> Any:
     """Return how typer shows one declared option, for a command that has few of them."""
-    for option in in_order(declared):
-        there = on_command_line(option)
-        if option.name == name and there is not None:
-            return _info(option, there, _default(option))
+    declared_field, shown = _shown_field(declared, name)
+    return _info(declared_field, shown, _default(declared_field))
+
+
+def _shown_field(declared: type[Any], name: str) -> tuple[Field[Any], OnCommandLine]:
+    for declared_field in in_order(declared):
+        shown = on_command_line(declared_field)
+        if declared_field.name == name and shown is not None:
+            return declared_field, shown
     raise LookupError(f"{declared.__name__} shows no {name}")
 
 
-def _default(option: Field[Any]) -> Any:
-    return inspect.Parameter.empty if option.default is MISSING else option.default
+def _default(declared_field: Field[Any]) -> Any:
+    return inspect.Parameter.empty if declared_field.default is MISSING else declared_field.default
 
 
-def _parameter(option: Field[Any], there: OnCommandLine, default: Any) -> inspect.Parameter:
-    kind: Any = list[str] if there.several else _type_of(option)
+def _parameter(declared_field: Field[Any], shown: OnCommandLine, default: Any) -> inspect.Parameter:
+    kind: Any = list[str] if shown.several else _type_of(declared_field)
     if default is None:
         kind = kind | None
     return inspect.Parameter(
-        option.name,
+        declared_field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
-        annotation=Annotated[kind, _info(option, there, default)],
+        annotation=Annotated[kind, _info(declared_field, shown, default)],
     )
 
 
-def _type_of(option: Field[Any]) -> type[Any]:
+def _type_of(declared_field: Field[Any]) -> type[Any]:
     """What the command line reads: numbers and switches as they are, and all else as text."""
     for plain in (int, float, bool):
-        if option.type is plain or plain in get_args(option.type):
+        if declared_field.type is plain or plain in get_args(declared_field.type):
             return plain
     return str
 
 
-def _info(option: Field[Any], there: OnCommandLine, default: Any) -> Any:
+def _info(declared_field: Field[Any], shown: OnCommandLine, default: Any) -> Any:
     says_default = default not in (None, (), "", inspect.Parameter.empty)
-    told: dict[str, Any] = {
-        "metavar": there.metavar or None,
-        "help": there.help,
-        "parser": whole if _type_of(option) is int else None,
-        "autocompletion": _completer(there.offers),
+    settings: dict[str, Any] = {
+        "metavar": shown.metavar or None,
+        "help": shown.help,
+        "parser": whole if _type_of(declared_field) is int else None,
+        "autocompletion": _completer(shown.offers),
         "show_default": says_default,
     }
-    if there.argument:
-        return typer.Argument(**told)
-    flags = there.flags or ("--" + option.name.replace("_", "-"),)
-    return typer.Option(*flags, **told)
+    if shown.argument:
+        return typer.Argument(**settings)
+    flags = shown.flags or ("--" + declared_field.name.replace("_", "-"),)
+    return typer.Option(*flags, **settings)
 
 
 def _completer(offers: str | tuple[str, ...]) -> completing.Completer | None:

@@ -8,7 +8,7 @@ from calibrant.compare.contrasts import Contrast
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.estimate import LEVEL, Estimate, detectable, t_quantile
 from calibrant.compare.experts import KeptExperts, kept_experts
-from calibrant.compare.labels import bits_of, describe_target, is_grid, join_names, label_measured, label_set, sparsity_of, target_noun
+from calibrant.compare.labels import bits_of, describe_target, is_rounded, join_names, label_measured, label_set, sparsity_of, target_noun
 from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
 from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
@@ -47,7 +47,7 @@ __all__ = [
     "describe_target",
     "detectable",
     "draws",
-    "is_grid",
+    "is_rounded",
     "join_names",
     "kept_experts",
     "kept_languages_in",

@@ -14,7 +14,7 @@ from calibrant.grammar import File, Mix, SetLabel, TargetLabel, pieces, read_set
 from calibrant.spec import text_of
 from calibrant.store import Record
 
-BEFORE: Final[Mapping[str, Family]] = {
+FAMILIES_OF_OLD_RECORDS: Final[Mapping[str, Family]] = {
     **dict.fromkeys(("c4", "dolma", "fineweb_edu", "oscar", "pile", "python_docs", "redpajama", "slimpajama", "wikipedia", "wikitext"), "corpus"),
     "python_code": "code",
     **dict.fromkeys(("arithmetic", "gsm8k", "mawps", "svamp"), "arithmetic"),
@@ -110,8 +110,8 @@ def label_measured(text: str) -> MeasuredLabel:
 def describe_target(target: str) -> str:
     """Return a target in words.
 
-    Several, divided by commas, or none may be meant; what is none of these stands as it is written.
-    The space before a per cent sign doesn't break.
+    `target` may be several, divided by commas, or empty. What isn't understood is returned as
+    written. The space before a per cent sign doesn't break.
 
     >>> describe_target("2:4"), describe_target("w4g64")
     ('2:4 sparsity', '4 bits in groups of 64 (w4g64)')
@@ -143,17 +143,13 @@ def _in_words(label: TargetLabel) -> str:
     return f"{share} of the {label.parts}" if label.parts else share
 
 
-def is_grid(target: str) -> bool:
-    """Whether weights are rounded for this target, and not removed."""
-    return bits_of(target) is not None
+def is_rounded(target: str) -> bool:
+    """Say whether weights are rounded for this target, those that stay if some are removed too.
 
-
-def is_removal(target: str) -> bool:
-    """Whether a target says how much goes, and no more.
-
-    That is a sparsity, a pattern, or a share of blocks, experts or numbers.
+    >>> [is_rounded(target) for target in ("w4g64", "2:4+w4g64", "q4_k", "2:4", "blocks 0.25", "")]
+    [True, True, True, False, False, False]
     """
-    return read_target(target).removal
+    return bool(target) and not read_target(target).removal
 
 
 def bits_of(target: str) -> int | None:
@@ -162,14 +158,19 @@ def bits_of(target: str) -> int | None:
 
 
 def sparsity_of(target: str) -> float | None:
-    """Return the share of weights that go; None for what doesn't say it.
+    """Return the share of weights that go, where the target says that and no more; else None.
 
-    >>> sparsity_of("0.6"), sparsity_of("2:4"), sparsity_of("blocks 0.25")
-    (0.6, 0.5, None)
+    It is None for `2:4+w4g64`, which also says how the rest is rounded.
+
+    >>> sparsity_of("0.6"), sparsity_of("2:4"), sparsity_of("blocks 0.25"), sparsity_of("4:2")
+    (0.6, 0.5, None, None)
     """
     label = read_target(target)
-    if label.pattern is not None and label.pattern[1]:
-        return float(1 - Fraction(*label.pattern))
+    if label.pattern is not None:
+        kept, whole = label.pattern
+        if not whole or not 0 <= kept <= whole:
+            return None
+        return float(1 - Fraction(kept, whole))
     if label.share is None or label.parts is not None:
         return None
     return label.share if 0 <= label.share <= 1 else None
@@ -188,4 +189,4 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def _family(name: str, family: str) -> Family:
-    return known_family(family) if family else BEFORE.get(name, "own")
+    return known_family(family) if family else FAMILIES_OF_OLD_RECORDS.get(name, "own")

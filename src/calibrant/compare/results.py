@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.crossed import Draws, Independence, ItemValues, Side, share_of
-from calibrant.compare.labels import is_removal, label_set, labels_of
+from calibrant.compare.labels import label_set, labels_of
 from calibrant.errors import DataError, SpecError
 from calibrant.extras import needed_for
-from calibrant.grammar import SetLabel
+from calibrant.grammar import SetLabel, read_target
 from calibrant.outcomes import item_name
 from calibrant.store import Cell, Measurement, Record, Store, revisions, stored_bits
 from calibrant.store.items import ItemNumbers
@@ -103,7 +103,7 @@ def read(store: Store, items: bool = True) -> Results:
 
 def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], float]:
     """How many bits a weight takes; all runs of a method on a grid take as many, so one record of each is read whole."""
-    runs = {(cell.model, cell.method, cell.target): cell.run for cell in cells if cell.method != UNTOUCHED and not is_removal(cell.target)}
+    runs = {(cell.model, cell.method, cell.target): cell.run for cell in cells if cell.method != UNTOUCHED and not read_target(cell.target).removal}
     records = {key: store.record(run) for key, run in runs.items()}
     return {key: bits for key, record in records.items() if record is not None and (bits := stored_bits(record.weights)) is not None}
 

@@ -25,12 +25,13 @@ from calibrant.compress.room import (
 )
 from calibrant.compress.shortage import FEW_TOKENS, shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.data.user_file import UserFile, files_behind
+from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CARD, CompressedModel, Export, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
+from calibrant.foreign import user_path
 from calibrant.inspection.leaks import RowFingerprints
 from calibrant.methods import Method, methods
 from calibrant.models import (
@@ -49,7 +50,7 @@ from calibrant.options import (
     PruneOptions,
     QuantizeOptions,
     one_target,
-    taking,
+    with_fields_of,
 )
 from calibrant.progress import silent
 from calibrant.select import resolved
@@ -70,7 +71,7 @@ from calibrant.walk import Propagation
 from calibrant.walk.ranks import Ranks, joined
 
 Verb = Literal["prune", "quantize"]
-TAKES: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
+TARGETS_OF: Final[Mapping[Verb, tuple[type[Target], ...]]] = {
     "prune": (Removal, Share),
     "quantize": (Grid, SparseGrid, GgmlKind, GgufRecipe),
 }
@@ -103,7 +104,7 @@ class Pruned:
         return card(title, facts, inside=self.record._repr_html_())
 
 
-@taking(PruneOptions)
+@with_fields_of(PruneOptions)
 def prune(options: PruneOptions) -> Pruned:
     """Open `model`, prune it with what `data` shows it, and save it to `out`.
 
@@ -143,7 +144,7 @@ def prune(options: PruneOptions) -> Pruned:
         return _compressed(options, recipe, ranks)
 
 
-@taking(QuantizeOptions)
+@with_fields_of(QuantizeOptions)
 def quantize(options: QuantizeOptions) -> Pruned:
     """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out`.
 
@@ -176,16 +177,16 @@ def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) 
 def _check_verb(verb: Verb, method: Method, target: Target) -> None:
     """Raise `TargetError` for a method or a target that another verb is for."""
     other: Verb = "quantize" if verb == "prune" else "prune"
-    kinds = TAKES[verb]
+    kinds = TARGETS_OF[verb]
     if not _accepts(method, kinds):
         instead = f"it accepts {accepted(method.accepts)}"
-        if _accepts(method, TAKES[other]):
+        if _accepts(method, TARGETS_OF[other]):
             instead = f"use calibrant {other}"
         message = f"{method} is no method for calibrant {verb}, which has {_methods_for(kinds)}"
         raise TargetError(f"{message}; {instead}", subject=str(method))
     if not isinstance(target, kinds):
         instead = "choose one of these"
-        if isinstance(target, TAKES[other]):
+        if isinstance(target, TARGETS_OF[other]):
             instead = f"use calibrant {other}"
         message = f"{target} is no target for calibrant {verb}, which takes {accepted(kinds)}"
         raise TargetError(f"{message}; {instead}", subject=str(target))
@@ -212,6 +213,8 @@ def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> 
 
 def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Pruned:
     """The whole job."""
+    if options.out is not None:
+        options = replace(options, out=user_path(options.out, OutputError))
     calibration = None
     if options.data is not None:
         calibration = options.drawn_from(options.data)
@@ -368,8 +371,10 @@ class _Job:
         checkpoint = Checkpoint(folder, run.id)
         continued = len(checkpoint.load(numbers=False))
         edits: list[Edit] = []
-        # Edits are kept only for other forms: the codes of a whole model are large.
-        keep = edits.append if self.forms[1:] else None
+        keep = None
+        # Edits are kept only where other forms are written: the codes of a whole model are large.
+        if self.ranks.first and self.forms[1:]:
+            keep = edits.append
         with self.telling_what_stays(checkpoint):
             record = self.compress(checkpoint, keep)
         sizes: dict[str, int] = {}
@@ -386,6 +391,14 @@ class _Job:
         """The folder holds what was asked for, or an error that says what it holds instead."""
         if manifest.get("id") != run.id:
             check_output(folder)
+            message = f"{folder} held another model, and is gone"
+            raise OutputError(f"{message}; run the same command again", subject=str(folder))
+        try:
+            record = Record.read(manifest["record"])
+        except (KeyError, ValueError) as error:
+            message = f"{folder} already holds this model, with a record that can't be read"
+            advice = "name another folder, or delete this one first"
+            raise OutputError(f"{message}; {advice}", subject=str(folder)) from error
         written = manifest.get("exports", ["hf"])
         for form in self.forms:
             if str(form) not in written:
@@ -395,7 +408,8 @@ class _Job:
         device = self.ranks.device(self.options.device)
         on_disk = self.seen_by.residence.on_disk
         opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
-        record = Record.read(manifest["record"])
+        if self.ranks.first:
+            Checkpoint(folder, run.id).remove()  # which is there still if the last call was killed
         sizes = manifest.get("sizes", {})
         return Pruned(opened, record, folder, already_done=True, sizes=sizes)
 
@@ -459,11 +473,9 @@ class _Job:
     def rows_calibrated_on(self) -> RowFingerprints:
         """Return the hashes of the rows, so that nobody measures on them unawares."""
         parts = () if self.calibration is None else self.calibration.parts
-        files: list[UserFile] = []
-        for part in parts:
-            files.extend(files_behind(part.source))
+        own = any(any(files_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, bool(files))
+        return RowFingerprints.of(rows, own)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:

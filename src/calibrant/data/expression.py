@@ -3,6 +3,7 @@
 Four names stand for a format with its packing: zero, single, icl, cot.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,26 +25,27 @@ from calibrant.grammar import (
     SetLabel,
     is_path,
     pieces,
-    read_name,
+    read_call,
     read_source,
     read_sum,
     written_sum,
 )
 from calibrant.registry import Registry, did_you_mean
-from calibrant.spec import Call, build, text_of
+from calibrant.spec import Call, build, canonical, text_of, written_form
 
 selectors: Final = Registry("calibrant.select", "selector")
-"""What chooses or makes rows with a model's help stands where a source's name stands.
+"""What chooses or writes rows, with a model or without; it stands where a source's name stands.
 
 Only its names are known here; the list is its files.
 """
 
-PAIRS: Final = {
+NAMED_PAIRS: Final = {
     "zero": ("question", "one"),
     "single": ("qa", "one"),
     "icl": ("qa", "many"),
     "cot": ("cot", "many"),
 }
+"""The names that stand for a format with its packing."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,15 @@ class Term:
         """What a set of this part alone is called, in its parts."""
         form, packing = self._written_names
         plain = form
-        if form and form not in PAIRS:
+        if form and form not in NAMED_PAIRS:
             plain = self.format.spec_name()
+        name = ""
+        if not isinstance(self.source, UserFile):
+            name = self.source.spec_name()
         return SetLabel(
             str(self),
             source=str(self.source),
-            name="" if isinstance(self.source, UserFile) else self.source.spec_name(),
+            name=name,
             format=plain,
             packing=packing,
             rest="@".join(filter(None, (form, packing))),
@@ -93,14 +98,21 @@ class Term:
         """What the text says of format and packing; nothing of what goes without saying."""
         form = str(self.format)
         packing = str(self.packing)
-        for name, names in PAIRS.items():
+        for name, names in NAMED_PAIRS.items():
             if names == (form, packing):
                 return name, ""
         if form == _format_of(self.source):
             form = ""
         if self.packing == _packing_of(self.source, self.format):
             packing = ""
+        elif packing == self.packing.spec_name() and self.packing != self._packing_of_bare_name:
+            packing = written_form(canonical(self.packing))
         return form, packing
+
+    @property
+    def _packing_of_bare_name(self) -> Packing:
+        """What the packing's name alone is read as, which may depend on the format."""
+        return type(self.packing).bare(self.format.spec_name())
 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
@@ -137,7 +149,9 @@ def parse_source(
     """
     if isinstance(text, Source):
         text = text_of_source(text)
-    call = read_source(text) if isinstance(text, str) else text
+    call = text
+    if isinstance(call, str):
+        call = read_source(call)
     if isinstance(call, File):
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
@@ -145,14 +159,16 @@ def parse_source(
     if sources.knows(name):
         return sources.build(call)
     if not selectors.knows(name):
-        if user_path(name, DataError).exists():  # a file or folder, which needs no ./ here
+        if os.path.exists(user_path(name, DataError)):  # a file or folder, which needs no ./ here
             return build(UserFile, {"path": name, **call.arguments, **columns})
         if not did_you_mean(name, selectors.names()):
             return sources.build(call)
     # What stands in a selector's brackets may be a set, quoted or not: the selector reads it.
     inner: dict[str, Any] = {}
     for key, value in call.arguments.items():
-        inner[key] = text_of(value) if isinstance(value, Call) else value
+        if isinstance(value, Call):
+            value = text_of(value)
+        inner[key] = value
     return build(selectors.get(name), inner)
 
 
@@ -161,13 +177,13 @@ def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
 
     Arguments are the format's, as in `cot(steps=3)`.
     """
-    call = read_name(text) if isinstance(text, str) else text
-    known = list(dict.fromkeys([*formats.names(), *PAIRS]))
+    call = read_call(text) if isinstance(text, str) else text
+    known = list(dict.fromkeys([*formats.names(), *NAMED_PAIRS]))
     if call.name not in known:
         raise _unknown("format", call.name, known)
-    if call.name not in PAIRS:
+    if call.name not in NAMED_PAIRS:
         return build(formats.get(call.name), call.arguments), None
-    form, packing = PAIRS[call.name]
+    form, packing = NAMED_PAIRS[call.name]
     return build(formats.get(form), call.arguments), packings.get(packing)()
 
 
@@ -176,7 +192,7 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 
     What a bare name stands for may depend on the format.
     """
-    call = read_name(text) if isinstance(text, str) else text
+    call = read_call(text) if isinstance(text, str) else text
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
     cls: type[Packing] = packings.get(call.name)
@@ -200,7 +216,9 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
         message = "is a control: there is nothing in it to predict"
         advice = "measure on a corpus or a question set"
         raise DataError(f"{source!r} {message}; {advice}", subject=source)
-    rendered, _ = parse_format(behind or form or _format_of(read))
+    if behind is None:
+        behind = form or _format_of(read)
+    rendered, _ = parse_format(behind)
     _check_fields(read, rendered)
     return read, rendered
 
@@ -211,9 +229,15 @@ def _with_format(source: str) -> tuple[str, str | None]:
     The format is None where the text is all source, as a path with a colon may be.
     """
     names = pieces(source, ":")
-    if len(names) != 2 or is_path(names[1]) or user_path(source, DataError).exists():
+    if len(names) != 2 or is_path(names[1].partition("(")[0]):
         return source, None
-    return names[0].strip(), names[1].strip()
+    if os.path.exists(user_path(source, DataError)):  # which is False where it may not be looked at
+        return source, None
+    form = names[1].strip()
+    if not form:
+        message = "names no format behind the colon; write one, as in gsm8k:cot, or no colon"
+        raise SpecError(f"{source!r} {message}", subject=source)
+    return names[0].strip(), form
 
 
 def term_of(part: Part) -> Term:

@@ -14,7 +14,7 @@ from calibrant.evaluators._measuring import evaluators, reference_of, refuse_lea
 from calibrant.evaluators.words import Words
 from calibrant.inspection.profiling import may_be_quoted
 from calibrant.models import Opened, open_model
-from calibrant.options import ExplainCommand, declaration, taking
+from calibrant.options import ExplainCommand, declaration, with_fields_of
 from calibrant.process import freed_memory_kept
 
 STRONGEST: Final = 3
@@ -57,7 +57,7 @@ class ExplainOptions(ExplainCommand):
     task: str | Words | None = None
 
 
-@taking(ExplainOptions)
+@with_fields_of(ExplainOptions)
 def explain(options: ExplainOptions) -> Explanation:
     """Say which words' responses `model` lost, as `words(source=…, groups=…)` measures them, and which neurons and blocks lost them.
 

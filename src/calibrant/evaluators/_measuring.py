@@ -19,7 +19,7 @@ from calibrant.evaluators._room import left_on_disk
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.models import Opened, manifest_folder, open_model, read_manifest, read_when_run
 from calibrant.models.cache import cache_folder
-from calibrant.options import EvaluateCommand, declaration, taking
+from calibrant.options import EvaluateCommand, declaration, with_fields_of
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
@@ -37,7 +37,7 @@ class EvaluateOptions(EvaluateCommand):
     tasks: Sequence[str | Evaluator] | str | Evaluator
 
 
-@taking(EvaluateOptions)
+@with_fields_of(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 

@@ -15,14 +15,14 @@ from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, o
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import Imatrix, check_imatrix_path, importance_of
-from calibrant.options import ImatrixOptions, taking
+from calibrant.options import ImatrixOptions, with_fields_of
 from calibrant.process import freed_memory_kept
 from calibrant.select import resolved
 from calibrant.walk.observing import untouched
 from calibrant.walk.rehearsal import rehearse
 
 
-@taking(ImatrixOptions)
+@with_fields_of(ImatrixOptions)
 @freed_memory_kept()
 def imatrix(options: ImatrixOptions) -> Imatrix:
     """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that to `out` for llama.cpp's quantizers.

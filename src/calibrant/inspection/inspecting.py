@@ -23,7 +23,7 @@ from calibrant.inspection.experts import expert_coverage
 from calibrant.inspection.facts import Inspection, inspect_tokens
 from calibrant.inspection.overlap import measurable
 from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
-from calibrant.options import DataOptions, InspectOptions, taking
+from calibrant.options import DataOptions, InspectOptions, with_fields_of
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.walk import walk
@@ -35,7 +35,7 @@ TOKENS_PER_PASS: Final = 2_048
 """Tokens whose logits are held at once."""
 
 
-@taking(InspectOptions)
+@with_fields_of(InspectOptions)
 def inspect(options: InspectOptions) -> Inspection:
     """Draw `data` and say what is in it, part by part, with the beginnings of a few windows, and what to fix.
 

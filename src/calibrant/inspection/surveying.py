@@ -9,15 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Source, StoredSource
 from calibrant.data.calibration import CalibrationSet
-from calibrant.data.expression import PAIRS, parse_source
+from calibrant.data.expression import NAMED_PAIRS, parse_source
 from calibrant.data.formats import formats
 from calibrant.data.sources import sources
 from calibrant.errors import DataError
 from calibrant.models import open_tokenizer
 from calibrant.progress import Progress, silent
 
-_PAIRED: Final = {"text", *(form for form, _ in PAIRS.values())}
-FORMATS: Final = ("text", *PAIRS, *(name for name in formats.names() if name not in _PAIRED))
+_PAIRED: Final = {"text", *(form for form, _ in NAMED_PAIRS.values())}
+FORMATS: Final = ("text", *NAMED_PAIRS, *(name for name in formats.names() if name not in _PAIRED))
 MANY: Final = 100_000
 """A budget that is large for calibration: how long it takes to draw is reported too."""
 

@@ -24,7 +24,7 @@ from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
-from calibrant.options import MixCommand, declaration, one_target, taking
+from calibrant.options import MixCommand, declaration, one_target, with_fields_of
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress
 from calibrant.select import resolved
@@ -51,7 +51,7 @@ class MixOptions(MixCommand):
     judge_tokens: int | None = None
 
 
-@taking(MixOptions)
+@with_fields_of(MixOptions)
 @freed_memory_kept()
 def mix(options: MixOptions) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held out of each source.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from calibrant.compare import Results, is_grid
+from calibrant.compare import Results, is_rounded
 from calibrant.store import Cell, Record, Score, Store, stored_bits
 
 PHASES: Final = {
@@ -79,7 +79,8 @@ def _settings(store: Store, found: Mapping[str, Record]) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
     records = list(found.values())
     compressed = {run: r for run, r in found.items() if r.run.method.get("spec") != "none"}
-    pruned, rounded = ({run: r for run, r in compressed.items() if is_grid(r.run.target) is grid} for grid in (False, True))
+    rounded = {run: r for run, r in compressed.items() if is_rounded(r.run.target)}
+    pruned = {run: r for run, r in compressed.items() if run not in rounded}
     first = {r.run.model: run for run, r in reversed(pruned.items())}
     return {
         "numbers": _joined(r.run.dtype for r in records),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_grid, join_names, label_measured
+from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_rounded, join_names, label_measured
 
 SEEN: Final = 0.01
 """Share of the smallest divergence from which on its noise floor is told."""
@@ -149,7 +149,7 @@ def _better_than_dense(ranking: Ranking) -> Iterator[str]:
             sure = [name for name, increase in below.items() if increase.significant(ranking.level)]
             gaps = join_names([f"{name} (by {-increase.value:.3f})" for name, increase in below.items()])
             certainty = f"significantly with {join_names(sure)}" if sure else "not significantly, so it may be chance"
-            done, doing = ("quantized", "Quantizing") if is_grid(ranking.target) else ("pruned", "Pruning")
+            done, doing = ("quantized", "Quantizing") if is_rounded(ranking.target) else ("pruned", "Pruning")
             yield (
                 f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when {done} with {gaps}; {certainty}. "
                 f"{doing} ought to cost something: find out why before you call it a result."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.compare import bits_of, describe_target, is_grid, target_noun
+from calibrant.compare import bits_of, describe_target, is_rounded, target_noun
 from calibrant.report.facts import StudyFacts
 from calibrant.report.page.contents import Contents
 from calibrant.report.sentences import short
@@ -90,7 +90,7 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     samples, length = (budget.get(key) or record.data_facts.get(fact, BUDGET[key]) for key, fact in (("samples", "windows"), ("length", "length")))
     amount = ["--samples", str(samples)] if budget.get("tokens") is None else ["--tokens", str(budget["tokens"])]
     # A method that looks at no data gets some all the same, because prune requires it; quantize doesn't.
-    verb, out = ("quantize", "quantized") if is_grid(cell.target) else ("prune", "pruned")
+    verb, out = ("quantize", "quantized") if is_rounded(cell.target) else ("prune", "pruned")
     option = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
     equal = run.allocation.get("spec") == "uniform"
     data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
