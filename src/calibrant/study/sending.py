@@ -128,10 +128,9 @@ class _Arrived:
         for field in fields(CalibrationSet):
             inside = plain[field.name]
             if field.name == "mixed":
-                value = tuple(self.calibration(part) for part in inside)
-            else:
-                value = self.typed(inside, hints[field.name])
-            object.__setattr__(made, field.name, value)
+                object.__setattr__(made, "mixed", tuple(map(self.calibration, inside)))
+                continue
+            object.__setattr__(made, field.name, self.typed(inside, hints[field.name]))
         return made
 
     def _special(self, kind: type[Any], plain: Any) -> Any:
@@ -208,7 +207,7 @@ def _imported(name: str) -> Any:
     module, _, path = name.partition(":")
     try:
         return attrgetter(path)(importlib.import_module(module))
-    except Exception as error:  # noqa: BLE001  # a file may raise anything while it is imported
+    except Exception as error:  # a file may raise anything while it is imported
         raise SpecError(
             f"{name} can't be imported here ({error}); put its file where every worker finds it",
             subject=name,
