@@ -251,7 +251,7 @@ class Driver:
                 seed=cell.seed,
                 progress=progress,
                 statistics=self._store.folder.absolute() / STATISTICS if request.shares else None,
-                kinds=self._work.kinds(request),
+                kinds=self._work.statistics_wanted(request),
                 keep=loaded.remember,
                 journal=journal,
             )
