@@ -27,7 +27,7 @@ from calibrant.study.workers import Process, check, environment, reporting, unin
 from calibrant.testing import tiny_folder
 
 from tests.study.mortal import worked
-from tests.study.small import asked, claims, ended, forked, results
+from tests.study.small import asked, claims, ended, forked, journals, results
 
 ONCE = """
 import os, pathlib, signal
@@ -201,6 +201,22 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
         assert claim is not None
         asked(given, methods="wanda").run(tmp_path / "store")
     assert order == ["", given["prose"], "full_stops", "random_tokens"]
+
+
+def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(given: dict[str, str], tmp_path: Path):
+    """Its run may be made again, for its weights."""
+    study = asked(given, data=["random_tokens"], methods="wanda", evaluate=())
+    finished = study.run(tmp_path / "store")
+    run = next(cell.run for cell in finished.cells if cell.data)
+    with Store(tmp_path / "store") as store:
+        store.trials(run).add({"without block 1": 2.5})
+        claim = store.claim(run)
+        assert claim is not None
+        with claim:
+            study.run(tmp_path / "store")
+        assert journals(tmp_path / "store") == [run]
+    study.run(tmp_path / "store")
+    assert journals(tmp_path / "store") == []
 
 
 def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
