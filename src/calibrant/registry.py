@@ -82,7 +82,7 @@ def _entries() -> dict[str, EntryPoint]:
 
 
 def _names_a_class(entry: EntryPoint) -> bool:
-    """Whether an entry point is written as `module:class`; one that isn't fails where it is used."""
+    """Whether an entry point is written as `module:class`; others fail where they are used."""
     try:
         return bool(entry.module and entry.attr)
     except AttributeError:

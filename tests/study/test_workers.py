@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
+from calibrant.progress import silent
 from calibrant.store import STATISTICS, STUDY, Store
 from calibrant.store.blobs import BLOBS
 from calibrant.store.live import DATABASE
 from calibrant.study import driver
-from calibrant.study.workers import Process, check, environment, reporting, uninterrupted
+from calibrant.study.workers import Process, Summary, Worker, check, environment, reporting, supervise, uninterrupted
 from calibrant.testing import tiny_folder
 
 from tests.study.mortal import worked
@@ -151,6 +152,32 @@ def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: di
     third = asked(given).run(tmp_path, retry=True)
     assert (third.computed, third.failures) == (2 + 4, {})
     assert results(tmp_path) == results(whole)
+
+
+def test_a_death_at_the_start_counts_no_more_when_a_worker_has_started(given: dict[str, str], tmp_path: Path):
+    """A long study may lose one at its start now and then."""
+    doing = ["doing", "opening a model", "", 0, ""]
+    lives = iter([[], [doing], [], [doing, ["end"]]])
+
+    class Scripted(Worker):
+        def messages(self) -> Iterator[Any]:
+            for message in next(lives):
+                if message == ["end"]:
+                    return
+                yield message
+            raise WorkerError("a worker fell", subject="a worker")
+
+        def end(self) -> None:
+            pass
+
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        finished = supervise(summary, [Scripted])
+    assert [sentence.partition(" while at work on ")[2] for sentence in finished.died] == [
+        "starting; it was tried again",
+        "opening a model; it was tried again",
+        "starting; it was tried again",
+    ]
 
 
 def test_deaths_at_runs_of_one_label_are_not_added_up(given: dict[str, str], tmp_path: Path):
