@@ -103,6 +103,16 @@ def test_a_class_of_another_package_is_called_as_its_entry_point(plugged: Callab
     assert repr(methods.build("elsewhere")) == "elsewhere"
 
 
+def test_entry_points_that_cannot_be_read_are_named_and_harm_no_other(plugged: Callable[..., None]) -> None:
+    points = {"raising": "raising:Pow", "gone": "nowhere:Pow", "malformed": "no class: at all!", "module": "mymethod", "fine": "door:Pow"}
+    plugged({"calibrant.methods": points}, raising="1 / 0", door="from mymethod import Pow", mymethod=PAIR)
+    assert repr(methods.build("fine")) == "fine"
+    for name in ("raising", "gone", "malformed", "module"):
+        with pytest.raises(SpecError) as raised:
+            methods.get(name)
+        assert raised.value.subject == name
+
+
 def test_a_class_without_an_entry_point_is_called_by_its_own_name_and_told_apart_by_its_module(plugged: Callable[..., None]) -> None:
     plugged({}, one=PAIR, two=PAIR)
     import one  # pyright: ignore[reportMissingImports]

@@ -21,7 +21,7 @@ from tools import freeze
 
 from calibrant.families import WORDS
 from calibrant.inspection.surveying import FORMATS, as_markdown
-from calibrant.names import CATALOGUE, FOLDERS, Named, described, named
+from calibrant.names import CATALOGUE, FOLDERS, Named, entries_of, from_entry
 from calibrant.select import Picking, selectors
 from calibrant.spec import build
 
@@ -53,7 +53,7 @@ def stale() -> list[Path]:
 
 def catalogue() -> str:
     """What the file of the catalogue must say, by the classes of this package alone."""
-    entries = {kind: described(kind) for kind in FOLDERS}
+    entries = {kind: entries_of(kind) for kind in FOLDERS}
     return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -64,7 +64,7 @@ def stale_catalogue() -> bool:
 
 def ours(kind: str) -> list[Named]:
     """What this package has of a kind, whatever others are installed beside it."""
-    return [named(entry) for entry in described(kind).values()]
+    return [from_entry(entry) for entry in entries_of(kind).values()]
 
 
 def _table(kind: str) -> Iterator[str]:

@@ -93,7 +93,7 @@ def catalogue(kind: str) -> list[Named]:
     entries = list[Named]()
     for name in registry.names():
         if name in generated:
-            entries.append(named(generated[name]))
+            entries.append(from_entry(generated[name]))
         else:
             entries.append(_from_class(kind, name, registry))
     return sorted(entries, key=attrgetter("name"))
@@ -126,11 +126,11 @@ def removing() -> list[Named]:
         if name not in generated:
             entries.append(Named(name, "`calibrant list methods` says what it does"))
         elif generated[name]["removes"]:
-            entries.append(named(generated[name]))
+            entries.append(from_entry(generated[name]))
     return entries
 
 
-def described(kind: str) -> dict[str, Entry]:
+def entries_of(kind: str) -> dict[str, Entry]:
     """Describe the classes of one folder, by their files' names, as `CATALOGUE` has them.
 
     Imports all of them, and leaves out those of other packages.
@@ -139,14 +139,14 @@ def described(kind: str) -> dict[str, Entry]:
     entries = dict[str, Entry]()
     for name in sorted(registry.own):
         cls = registry.get(name)
-        entry = dataclasses.asdict(_described(kind, name, cls))
+        entry = dataclasses.asdict(_read_class(kind, name, cls))
         if kind == "methods":
             entry["removes"] = _removes(cls)
         entries[name] = entry
     return entries
 
 
-def named(entry: Entry) -> Named:
+def from_entry(entry: Entry) -> Named:
     """Return the name that an entry of the catalogue describes."""
     return Named(
         name=entry["name"],
@@ -171,12 +171,12 @@ def _generated(kind: str, registry: Registry) -> dict[str, Entry]:
 
 def _from_class(kind: str, name: str, registry: Registry) -> Named:
     try:
-        return _described(kind, name, registry.get(name))
+        return _read_class(kind, name, registry.get(name))
     except Exception as error:  # noqa: BLE001  # a file may raise anything while it is imported
         return Named(name, f"can't be read: {type(error).__name__}: {error}")
 
 
-def _described(kind: str, name: str, cls: type[Any]) -> Named:
+def _read_class(kind: str, name: str, cls: type[Any]) -> Named:
     """Return what a class says of itself."""
     summary = _first_line(inspect.getdoc(cls))
     title = _first_line(sys.modules[cls.__module__].__doc__)

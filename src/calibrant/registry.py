@@ -72,12 +72,21 @@ def _entries() -> dict[str, EntryPoint]:
     """
     found = list[EntryPoint]()
     for package in distributions():
-        found += [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
+        ours = [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
+        found += [entry for entry in ours if _names_a_class(entry)]
     found.sort(key=attrgetter("name", "group"), reverse=True)
     entries = dict[str, EntryPoint]()
     for entry in found:
         entries[entry.value.replace(" ", "")] = entry
     return entries
+
+
+def _names_a_class(entry: EntryPoint) -> bool:
+    """Whether an entry point is written as `module:class`; others fail where they are used."""
+    try:
+        return bool(entry.module and entry.attr)
+    except AttributeError:
+        return False
 
 
 def _loaded(entry: EntryPoint) -> object:
@@ -253,11 +262,17 @@ class Registry:
 
     def _a_class(self, entry: EntryPoint) -> type[Any]:
         """The class that an entry point names."""
-        named: object = entry.load()
+        told = f"the entry point {entry.name} = {entry.value!r}"
+        try:
+            named: object = entry.load()
+        except Exception as error:  # a file may raise anything while it is imported
+            why = f"{type(error).__name__}: {error}"
+            message = f"{told} can't be read ({why}); mend its package, or remove it"
+            raise SpecError(message, subject=entry.name) from error
         if isinstance(named, type) and issubclass(named, Spec):
             return named
-        told = f"the entry point {entry.name} = {entry.value!r} names no class of a {self.noun}"
-        raise SpecError(f"{told}; point it to one that inherits ours", subject=entry.name)
+        message = f"{told} names no class of a {self.noun}; point it to one that inherits ours"
+        raise SpecError(message, subject=entry.name)
 
     def _only_class(self, module: ModuleType) -> type[Any]:
         """The one public class that a file defines."""

@@ -52,6 +52,13 @@ baseline: c4
     assert [str(q.recipe.target) for q in study.requests()[1:4]] == ["0.5", "0.6", "2:4"]
 
 
+def test_what_is_empty_and_usually_is_not_reads_back_so(read: Any):
+    study = Study(models="smollm2", methods=(), evaluate=(), data="full_stops", groups={"only": {"method": "wanda"}})
+    again = read(study.as_yaml())
+    assert (again, again.evaluators()) == (study, {})
+    assert read("model: smollm2\ndata: full_stops\nevaluate:\n").evaluate == ()
+
+
 def test_a_sparsity_may_be_called_a_target(read: Any):
     text = """
 model: smollm2

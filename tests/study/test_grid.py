@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from calibrant.errors import StudyError
 from calibrant.study import Study
 from calibrant.study.checking import Mistakes
 from calibrant.study.study import read
@@ -136,6 +137,10 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"primary": [{**STOPS, "method": "magnitude"}]}, "primary[0].method", "sparsegpt"),
     ({"primary": [{**STOPS, "model": []}]}, "primary[0].model", "model"),
     ({"primary": [STOPS] * 2}, "primary[1]", "primary[0]"),
+    ({"primary": [STOPS, {"compare": STOPS["with"], "with": STOPS["compare"]}]}, "primary[1]", "primary[0]"),
+    ({"primary": [STOPS, {**STOPS, "model": "smollm2", "on": [*LOSSES], "method": ["wanda", "sparsegpt"]}]}, "primary[1]", "primary[0]"),
+    ({"primary": [{**STOPS, "method": method} for method in ("wanda", ["wanda", "wanda"])]}, "primary[1]", "primary[0]"),
+    ({"primary": [{**STOPS, "on": "loss(typo=none)"}]}, "primary[0].on", "typo"),
     (
         {"groups": {"a": {"data": "full_stops"}, "b": {"data": "random_tokens", "method": "sparsegpt"}},
          "primary": [{**STOPS, "method": "wanda"}]},
@@ -150,6 +155,22 @@ def test_mistakes_are_told_by_their_places_and_what_stands_there(changes: dict[s
     found = problems(**changes)
     places = {where, where.removesuffix("[0]")}
     assert any(place in places and given in said for place, said in found), found
+
+
+def test_an_axis_that_a_contrast_does_not_have_is_not_said_to_be_the_same_for_all():
+    for key in ("data", "seeds", "allocation", "set"):
+        ((where, said),) = problems(primary=[{**STOPS, key: 0}])
+        assert where == f"primary[0].{key}"
+        assert "whole study" not in said
+        assert "did you mean" not in said
+
+
+def test_two_words_for_one_list_are_both_named():
+    with pytest.raises(StudyError) as raised:
+        Study(model="smollm2", data="c4", sparsity=0.5, target=0.6)
+    (problem,) = raised.value.problems
+    assert problem.where == "target"
+    assert "sparsities" not in problem.message
 
 
 def test_a_target_that_a_method_does_not_accept_is_refused():

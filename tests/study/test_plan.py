@@ -50,6 +50,16 @@ def asked(model: str, **changes: Any) -> Study:
     return Study(**{**given, **changes})
 
 
+def test_a_study_without_data_lacks_no_tokenizer(model: str, tmp_path: Path):
+    found = plan(asked(model, data=(), methods=["magnitude"], evaluate=()), tmp_path / "out")
+    assert found.unknown == ()
+
+
+def test_a_method_that_looks_at_no_data_has_no_propagation_whatever_its_allocation(model: str, tmp_path: Path):
+    found = plan(asked(model, methods=["magnitude", "wanda"], allocation="owl", sparsities=[0.5]), tmp_path / "out", probed=False)
+    assert [method for method, *_ in found.methods] == ["wanda"]
+
+
 def test_counts_without_opening_anything(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.import_module("calibrant.study.plan"), "open_model", None)
     found = plan(asked(model), tmp_path / "out", probed=False)

@@ -111,7 +111,8 @@ HARMS: list[Harm] = [
     lambda sent: sent["sets"][0].update(samples="3"),
     lambda sent: sent["sets"][0].pop("parts"),
     lambda sent: sent["sets"][0]["parts"][0].update(share="1/3"),
-    lambda sent: sent["sets"][0].update(mix={"class": "calibrant.spec:Call", "fields": {"name": "c4"}}),
+    lambda sent: sent["sets"][0]["parts"][0].update(share={"fraction": "1/0"}),
+    lambda sent: sent["sets"][0].update(mixed=[{"class": "calibrant.spec:Call", "fields": {"name": "c4"}}]),
     lambda sent: sent["recipes"][0].update(propagate="sideways"),
     lambda sent: _first_method(sent, sent["recipes"][0]["target"]),
     lambda sent: _first_method(sent, "wanda"),
@@ -132,6 +133,16 @@ def test_bytes_that_are_no_message_are_refused(given: dict[str, str]):
     for message in (b"", b"junk", whole[:-1], whole[1:], msgspec.msgpack.encode([1]), b"\x91" * 100_000):
         with pytest.raises(DataError):
             unpacked(message)
+
+
+def test_a_file_that_fails_while_it_is_imported_is_named(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "failing_while_imported.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    sent = msgspec.msgpack.decode(packed(asked(given).workload()))
+    name = "failing_while_imported:Method"
+    with pytest.raises(SpecError) as raised:
+        unpacked(msgspec.msgpack.encode({**sent, "classes": {"calibrant.methods": [name]}}))
+    assert raised.value.subject == name
 
 
 @pytest.mark.parametrize("name", ["tests.study.own:Gone", "nowhere.own:Leading", "no name"])

@@ -1,6 +1,7 @@
 """Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -8,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
+from calibrant.progress import silent
 from calibrant.store import STATISTICS, STUDY, Store
 from calibrant.store.blobs import BLOBS
 from calibrant.store.live import DATABASE
 from calibrant.study import driver
-from calibrant.study.workers import Process, check, uninterrupted
+from calibrant.study.workers import Process, Summary, Worker, check, environment, reporting, supervise, uninterrupted
+from calibrant.testing import tiny_folder
 
 from tests.study.mortal import worked
-from tests.study.small import asked, claims, ended, forked, results
+from tests.study.small import asked, claims, ended, forked, journals, results
 
 ONCE = """
 import os, pathlib, signal
@@ -151,6 +154,49 @@ def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: di
     assert results(tmp_path) == results(whole)
 
 
+def test_a_death_at_the_start_counts_no_more_when_a_worker_has_started(given: dict[str, str], tmp_path: Path):
+    """A long study may lose one at its start now and then."""
+    doing = ["doing", "opening a model", "", 0, ""]
+    lives = iter([[], [doing], [], [doing, ["end"]]])
+
+    class Scripted(Worker):
+        def messages(self) -> Iterator[Any]:
+            for message in next(lives):
+                if message == ["end"]:
+                    return
+                yield message
+            raise WorkerError("a worker fell", subject="a worker")
+
+        def end(self) -> None:
+            pass
+
+    with Store(tmp_path) as store:
+        summary = Summary(store, asked(given).workload(), silent)
+        finished = supervise(summary, [Scripted])
+    assert [sentence.partition(" while at work on ")[2] for sentence in finished.died] == [
+        "starting; it was tried again",
+        "opening a model; it was tried again",
+        "starting; it was tried again",
+    ]
+
+
+def test_deaths_at_runs_of_one_label_are_not_added_up(given: dict[str, str], tmp_path: Path):
+    other = tiny_folder(tmp_path / "other", num_hidden_layers=1)
+    study = asked(given, models=[given["model"], str(other)], data=["random_tokens"], methods="wanda", evaluate=())
+    died: list[str] = []
+
+    def once(what: str, failed_id: str) -> bool:
+        deadly = what == "wanda 0.5 on random_tokens" and failed_id not in died
+        if deadly:
+            died.append(failed_id)
+        return deadly
+
+    finished = worked(study, tmp_path / "store", once)
+    assert len(died) == 4, "before and after the tokens of two models"
+    assert not finished.failures
+    assert all(sentence.endswith("it was tried again") for sentence in finished.died)
+
+
 def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path: Path):
     study = asked(given, data=["random_tokens"], methods="wanda")
     bad, good = study.evaluators()
@@ -182,6 +228,22 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
         assert claim is not None
         asked(given, methods="wanda").run(tmp_path / "store")
     assert order == ["", given["prose"], "full_stops", "random_tokens"]
+
+
+def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(given: dict[str, str], tmp_path: Path):
+    """Its run may be made again, for its weights."""
+    study = asked(given, data=["random_tokens"], methods="wanda", evaluate=())
+    finished = study.run(tmp_path / "store")
+    run = next(cell.run for cell in finished.cells if cell.data)
+    with Store(tmp_path / "store") as store:
+        store.trials(run).add({"without block 1": 2.5})
+        claim = store.claim(run)
+        assert claim is not None
+        with claim:
+            study.run(tmp_path / "store")
+        assert journals(tmp_path / "store") == [run]
+    study.run(tmp_path / "store")
+    assert journals(tmp_path / "store") == []
 
 
 def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
@@ -229,6 +291,76 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SpecError) as raised:
         check("ray")
     assert raised.value.subject == "ray"
+
+
+def test_the_folder_that_modules_are_found_in_is_named_to_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
+    monkeypatch.chdir(tmp_path)
+    assert environment(1)["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "/elsewhere"]
+
+
+def test_a_message_that_nobody_reads_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
+    """Raised, it would be recorded as the failure of a run."""
+
+    def left(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", left)
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "wb", closefd=False)
+    with pytest.raises(SystemExit):
+        reporting(pipe)(["end"])
+    os.close(writer)
+
+
+def test_an_interrupt_that_python_does_not_handle_comes_afterwards_too(tmp_path: Path):
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            (tmp_path / "afterwards").touch()
+
+    assert ended(forked(interrupted)) == -signal.SIGINT
+    assert (tmp_path / "afterwards").exists()
+
+
+PROCESSES = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_worker_ends_with_what_it_has_started(tmp_path: Path, poison: Callable[[str], None]):
+    poison(PROCESSES)
+    worker = Process(job(tmp_path))
+    assert worker._process.stdout is not None
+    child = psutil.Process(int(worker._process.stdout.readline()))
+    worker.end()
+    psutil.wait_procs([child], timeout=300)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("written", ["['doing', 'half of ", "{}\n", "[" * 100_000 + "\n"], ids=["half", "mapping", "deep"])
+def test_a_worker_that_writes_what_is_no_message_is_taken_for_dead(tmp_path: Path, poison: Callable[[str], None], written: str):
+    poison(f"import os, sys\nsys.stdout.write({written!r})\nsys.stdout.flush()\nos._exit(0)")
+    worker = Process(job(tmp_path))
+    with pytest.raises(WorkerError) as raised:
+        list(worker.messages())
+    assert raised.value.subject == str(worker.number)
+    worker.end()
+
+
+def test_an_error_that_a_process_reports_is_raised_as_it_is(tmp_path: Path, poison: Callable[[str], None]):
+    said = json.dumps(["error", "OSError", "no room", "", errno.ENOSPC, "/a/file"])
+    poison(f"import os, sys\nsys.stdout.write({said!r} + chr(10))\nsys.stdout.flush()\nos._exit(0)")
+    worker = Process(job(tmp_path))
+    with pytest.raises(OSError, match="no room") as raised:
+        list(worker.messages())
+    assert raised.value.errno == errno.ENOSPC
+    worker.end()
 
 
 class Bomb:

@@ -44,13 +44,18 @@ LISTS: Final = AXES[:-1]
 """The axes that may hold several values."""
 BUDGET: Final = ("samples", "length", "tokens")
 SWITCHES: Final = ("masks", "quotes", "allow_leak")
-ROOM: Final = ("statistics_gb", "edits_gb")
+DISK_LIMITS: Final = ("statistics_gb", "edits_gb")
 """Keys that say how much of something is kept on disk."""
-_ONCE: Final = ("samples", "tokens", "length", "propagate", "dtype", "device", *SWITCHES, *ROOM)
+_ONCE: Final = (
+    *("samples", "tokens", "length"),
+    *("propagate", "dtype", "device"),
+    *SWITCHES,
+    *DISK_LIMITS,
+)
 _ABOVE: Final = ("transform", "baseline", "groups", "exclude", "pools", "primary")
 KEYS: Final = (*LISTS, "evaluate", *_ONCE, *_ABOVE)
 """Every key of a study file."""
-OTHERWISE: Final = {
+SYNONYMS: Final = {
     "models": "model",
     "methods": "method",
     "sparsities": "sparsity",
@@ -64,7 +69,7 @@ OTHERWISE: Final = {
 
 _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds": "seed"}
 """What a cell's label is called that an axis stands for."""
-_SEEN: Final = ("data", "seeds", "propagate")
+_DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {
     "samples": DataOptions.samples,
@@ -190,16 +195,17 @@ def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: 
         mistakes.about(path, raw, f"is no {noun}; write keys with values, of {allowed}")
         return entries
     for key, value in raw.items():
-        name = OTHERWISE.get(str(key), str(key))
+        name = SYNONYMS.get(str(key), str(key))
         if name in entries:
             first = where(entries[name][0])
             mistakes.add((*path, key), f"{key} says the same as {first}; leave one out")
         elif name in known:
             entries[name] = (*path, key), value
         else:
-            hint = f"; {key} is the same for the whole study"
-            if name not in KEYS:
-                hint = did_you_mean(str(key), [*known, *OTHERWISE])
+            words = [word for word, meant in SYNONYMS.items() if meant in known]
+            hint = did_you_mean(str(key), [*known, *words])
+            if name in KEYS and name not in AXES:
+                hint = f"; {key} is the same for the whole study"
             mistakes.add((*path, key), f"a {noun} has no key {key!r}{hint} (known: {allowed})")
     return entries
 
@@ -395,7 +401,7 @@ class StudyReader:
             if not isinstance(self.entries.get(name), bool):
                 given = short(self.entries.get(name))
                 self.mistakes.add((name,), f"{name} is {given}; it must be true or false")
-        for name in ROOM:
+        for name in DISK_LIMITS:
             self._check_room(name, self.entries.get(name))
         if self.entries.get("propagate") is not None:
             self._choice(("propagate",), self.entries["propagate"], PROPAGATIONS)
@@ -593,7 +599,7 @@ class StudyReader:
         """The labels that an entry of `exclude` names on one axis."""
         there: set[Any] = set()
         for labels in cells:
-            if labels.data or (labels.method != DENSE and axis not in _SEEN):
+            if labels.data or (labels.method != DENSE and axis not in _DATA_AXES):
                 there.add(getattr(labels, _LABELS[axis]))
         named: set[Any] = set()
         # All are read before any is looked for: the mistakes of reading come first.

@@ -205,7 +205,10 @@ class _Comparing:
         return meant
 
     def _possible(self, path: Path, contrast: Mapping[str, Any]) -> bool:
-        """Whether it compares two things, isn't there already, and the grid has both its sides."""
+        """Whether it compares two things, isn't there already, and the grid has both its sides.
+
+        What it leaves out is all that there is.
+        """
         pools = self._contents.pools
         compare, against = (set(pools.get(contrast[side], [contrast[side]])) for side in SIDES)
         if compare == against:
@@ -213,8 +216,10 @@ class _Comparing:
             message = f"{name} is compared with itself; compare it with another set or pool"
             self._mistakes.add(path, message)
             return False
-        narrowing = [sorted(contrast.get(key, [])) for key in ("on", *NARROWED)]
-        same = repr([sorted(compare), sorted(against), *narrowing])
+        sides = sorted([sorted(compare), sorted(against)])
+        whole: dict[str, Collection[str]] = {"on": self._contents.evaluators, **self._there}
+        narrowing = [sorted(set(contrast.get(key, every))) for key, every in whole.items()]
+        same = repr([sides, narrowing])
         if same in self._tested:
             first = where(self._tested[same])
             message = f"is the same contrast as {first}; leave one out"
@@ -224,8 +229,8 @@ class _Comparing:
         if not any(compare | against <= sets for sets in self._together(contrast)):
             said = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
             within = f" ({'; '.join(said)})" if said else ""
-            sides = f"{contrast['compare']} and {contrast['with']}"
-            message = f"no model, method and sparsity{within} has both {sides}; widen the grid, "
+            both = f"{contrast['compare']} and {contrast['with']}"
+            message = f"no model, method and sparsity{within} has both {both}; widen the grid, "
             self._mistakes.add(path, message + "or take other sets")
             return False
         return True
@@ -277,6 +282,6 @@ def _fits(evaluator: Evaluator, call: Call) -> bool:
     for name, value in call.arguments.items():
         # A bare name stands for a text.
         plain = value.name if isinstance(value, Call) and not value.arguments else value
-        if getattr(evaluator, name, None) != plain:
+        if not hasattr(evaluator, name) or getattr(evaluator, name) != plain:
             return False
     return True

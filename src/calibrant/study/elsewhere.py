@@ -1,6 +1,6 @@
-"""What was measured on another processor, where a model that writes or chooses its text may have
-taken another one, by how it rounds.
+"""What was measured on another processor.
 
+A model that writes or chooses text may have taken another text there, since it rounds otherwise.
 The tokens decide a run's id, so there it has another. It is the same set all the same, and what was
 measured with it isn't to be lost.
 """
@@ -41,9 +41,9 @@ class Elsewhere:
     ) -> Run | None:
         """Return the run that stands for `run`, which isn't in the store; None where there is none.
 
-        It differs in nothing but the text that the model wrote or chose. All its `measures`, ids by
-        evaluator, are there: one that is lacking would be made of a model that saw the text of
-        here. Where a record of this processor has other tokens, something else has changed.
+        It differs in nothing but the text that the model wrote or chose. All its `measures` (ids by
+        evaluator) must be there: a lacking one would be measured on a model that saw this machine's
+        text. Where a record of this processor has other tokens, something else has changed.
         """
         if calibration.mixed or not any(_chosen_by_model(calibration)):
             return None
@@ -55,7 +55,7 @@ class Elsewhere:
             measured = set(measures(record.run.id).values()) <= there
             if measured and _asked(record.data_facts, calibration) == asked:
                 whole.append(record.run)
-        # Where there are several, the same text for all methods.
+        # Where there are several, always the first, so that methods mostly share a text.
         return min(whole, key=lambda other: other.tokens, default=None)
 
     def _look(self) -> None:

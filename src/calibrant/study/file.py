@@ -19,8 +19,16 @@ from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
-from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, StudyContents, keyed
-from calibrant.study.study import DEFAULTS, SINGULAR, Study, read
+from calibrant.study.checking import (
+    DISK_LIMITS,
+    KEYS,
+    SYNONYMS,
+    Mistakes,
+    Path,
+    StudyContents,
+    keyed,
+)
+from calibrant.study.study import DEFAULTS, KEY_OF_FIELD, NOTHING, Study, read
 
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""
@@ -46,18 +54,18 @@ def read_study(path: str | FilePath) -> Study:
     """
     name, mistakes = str(path), Mistakes()
     entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
-    fields = {key: field for field, key in SINGULAR.items()}
+    fields = {key: field for field, key in KEY_OF_FIELD.items()}
     values: dict[str, Any] = {}
     keys = keyed(mistakes, (), entries, KEYS, "study")
     for key, (_, value) in keys.items():
         field = fields.get(key, key)
         # A key without a value is left out where that may be, and else a mistake.
-        if value is not None or DEFAULTS[field] not in ((), {}, None):
+        if value is not None or DEFAULTS[field] not in NOTHING:
             values[field] = value
     contents = read(values, mistakes) if keys else StudyContents()
     if mistakes.entries:
         raise StudyError(mistakes.problems(_by_canonical_keys(lines)), subject=name)
-    for key in ROOM:
+    for key in DISK_LIMITS:
         if isinstance(values.get(key), int):
             values[key] = float(values[key])
     return Study.holding(values, contents)
@@ -69,7 +77,7 @@ def _by_canonical_keys(lines: Mapping[Path, int]) -> dict[Path, int]:
     for path, line in lines.items():
         if path:
             key, *rest = path
-            canonical[OTHERWISE.get(str(key), key), *rest] = line
+            canonical[SYNONYMS.get(str(key), key), *rest] = line
     return canonical | dict(lines)
 
 

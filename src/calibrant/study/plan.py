@@ -147,9 +147,9 @@ def plan(
     """Return what `study`, or some of its `groups`, would do with the store in `folder`.
 
     Nothing is written, and nothing is downloaded. With `probed`, each model that is on this machine
-    is opened and the pieces of the work are timed on it, and the sets are looked at. Raises
-    `OutputError` for a folder that isn't ours, and `DataError` if a set holds rows that are
-    measured.
+    is opened and the pieces of the work are timed on it, and the sets are looked at: rows of them
+    that are measured are a warning. Raises `OutputError` for a folder that isn't ours, and
+    `SpecError` for a group that the study doesn't have.
     """
     chosen = study.chosen(groups)
     with offline():
@@ -160,7 +160,7 @@ def plan(
         models: list[ModelPlan] = []
         for model in dict.fromkeys(request.model for request in requests):
             of_model = [request for request in requests if request.model == model]
-            models.append(_model(study, of_model, measured, supplies, probed, progress))
+            models.append(_model_plan(study, of_model, measured, supplies, probed, progress))
         warnings = list(_warned(models, supplies))
         if probed:
             warnings += _stopped(study)
@@ -181,14 +181,18 @@ def plan(
         supplies=supplies,
         seconds=sum(seconds) if seconds else None,
         load=_load() if seconds else None,
-        unknown=tuple(_unknown(models, supplies, probed)),
+        unknown=tuple(_unknown(models, supplies, bool(looking), probed)),
         warnings=tuple(warnings),
     )
 
 
 def _load() -> float | None:
     """How busy each processor is, where the system says it."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) if os.name == "posix" else None
+    try:
+        load, *_ = os.getloadavg()
+    except (AttributeError, OSError):
+        return None
+    return load / (os.cpu_count() or 1)
 
 
 def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
@@ -197,13 +201,18 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     empty = folder.is_dir() and not any(folder.iterdir())
     if empty or not folder.exists():
         return {}, 0
-    store = Store(folder, create=False)
+    with Store(folder, create=False) as store:
+        return _measured(study, store), len(store.failures())
+
+
+def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
+    """The evaluators that have measured each cell that the store has a record of."""
     requests = {request.labels: request for request in study.requests()}
     texts: dict[str, str] = {}
     for request in requests.values():
         for part in (request.recipe.method, request.recipe.allocation):
             texts[identity(part)] = str(part)
-    forms = _forms(study.evaluators())
+    forms = _measurement_forms(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
     # Where two runs have a cell's labels, such as of two processors, the index decides: it comes
     # last. Two draws of a set that is always the same are one run: its record tells one draw, and
@@ -228,10 +237,12 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
             there = set(store.measured(name))
             ids = {text: measurement_id(name, *form) for text, form in forms.items()}
             measured[labels] = tuple(text for text, measure in ids.items() if measure in there)
-    return measured, len(store.failures())
+    return measured
 
 
-def _forms(evaluators: Mapping[str, Evaluator]) -> dict[str, tuple[Mapping[str, Any], str]]:
+def _measurement_forms(
+    evaluators: Mapping[str, Evaluator],
+) -> dict[str, tuple[Mapping[str, Any], str]]:
     """What identifies the measurements of each evaluator beside their runs."""
     digests = digests_of(evaluators)
     forms: dict[str, tuple[Mapping[str, Any], str]] = {}
@@ -262,7 +273,7 @@ def _same(record: Record, request: RunRequest, study: Study) -> bool:
     return enough and facts.get("length") == calibration.length
 
 
-def _model(
+def _model_plan(
     study: Study,
     requests: Sequence[RunRequest],
     measured: Mapping[Labels, Collection[str]],
@@ -366,7 +377,8 @@ def _propagated(study: Study, requests: Sequence[RunRequest]) -> Iterator[tuple[
     ways: dict[tuple[str, str], Method] = {}
     for request in requests:
         labels = request.labels
-        if labels.data:
+        # A method that looks at no data has none, also where its allocation does.
+        if labels.propagate:
             ways.setdefault((labels.method, labels.propagate), request.recipe.method)
     for (text, seen), method in ways.items():
         usual = propagation(method, None) or ""
@@ -408,8 +420,10 @@ def _stopped(study: Study) -> Iterator[str]:
 def _unknown(
     models: Sequence[ModelPlan],
     supplies: Sequence[Supply],
+    looking: bool,
     probed: bool,
 ) -> Iterator[str]:
+    """What can't be known on this machine; of draws where something is `looking` at data."""
     for model in models:
         if model.why:
             lost = "its time, the size of its statistics, and whether the targets fit it"
@@ -419,5 +433,5 @@ def _unknown(
             yield f"{supply.data}: {supply.why}"
     if not probed:
         yield "times, sizes and draws: nothing was measured (--quick)"
-    elif not supplies:
+    elif looking and not supplies:
         yield "draws: there is no tokenizer on this machine to read the sets with"

@@ -216,7 +216,7 @@ class Workload:
         """
         return canonical(self.evaluators[text]), self.digests.get(text, "")
 
-    def kinds(self, request: RunRequest) -> tuple[type[Statistic], ...]:
+    def statistics_wanted(self, request: RunRequest) -> tuple[type[Statistic], ...]:
         """Return the statistics to gather in one pass over the set of `request`.
 
         They are all that requests for the same set, or for one mixed in it, will want.

@@ -19,10 +19,9 @@ from calibrant.data import CalibrationSet, selectors, sources
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import evaluators
 from calibrant.foreign import brief
-from calibrant.grammar import File, Mix, Part
 from calibrant.methods import methods
 from calibrant.registry import Registry
-from calibrant.spec import Call, Spec, build, classes_in, qualified
+from calibrant.spec import Spec, build, classes_in, qualified
 from calibrant.study.request import RunRequest, Workload
 from calibrant.transforms import transforms
 
@@ -30,8 +29,6 @@ _EVERY: Final = (methods, evaluators, allocations, transforms, sources, selector
 REGISTRIES: Final[dict[str, Registry]] = {registry.package: registry for registry in _EVERY}
 """Where a study looks names up, by the folder of each."""
 Number = Annotated[int, msgspec.Meta(ge=0)]
-GRAMMAR: Final = (Mix, Part, Call, File)
-"""What a mix is read into: sent with their class, like specs."""
 
 
 def packed(work: Workload) -> bytes:
@@ -77,7 +74,14 @@ def unpacked(message: bytes) -> Workload:
         for name, kind in _settings().items():
             settings[name] = arrived.typed(sent["settings"][name], kind)
         return Workload(requests=tuple(requests), **settings)
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         said = f"{brief(message)} is no work of a study ({error}); start the study again"
         raise DataError(said) from error
 
@@ -102,7 +106,7 @@ def _plain(value: Any) -> Any:
         case _:
             given = [field.name for field in fields(value) if field.init]
             inside = {name: _plain(getattr(value, name)) for name in given}
-            if isinstance(value, (Spec, *GRAMMAR)):
+            if isinstance(value, Spec):
                 return {"class": qualified(type(value)), "fields": inside}
             return inside
 
@@ -124,12 +128,9 @@ class _Arrived:
         for field in fields(CalibrationSet):
             inside = plain[field.name]
             if field.name == "mixed":
-                value = tuple(self.calibration(part) for part in inside)
-            elif field.name == "mix":
-                value = self._of_class(inside, Mix) if inside is not None else None
-            else:
-                value = self.typed(inside, hints[field.name])
-            object.__setattr__(made, field.name, value)
+                object.__setattr__(made, "mixed", tuple(map(self.calibration, inside)))
+                continue
+            object.__setattr__(made, field.name, self.typed(inside, hints[field.name]))
         return made
 
     def _special(self, kind: type[Any], plain: Any) -> Any:
@@ -159,8 +160,6 @@ class _Arrived:
     def _object(self, name: str, inside: Mapping[str, Any]) -> Any:
         kind = _imported(name)
         values = {field: self._value(item) for field, item in inside.items()}
-        if kind in GRAMMAR:
-            return kind(**values)
         if not (isinstance(kind, type) and issubclass(kind, Spec)):
             raise TypeError(f"{name} is no class that is sent to workers")
         key = msgspec.msgpack.encode([name, inside])
@@ -208,7 +207,7 @@ def _imported(name: str) -> Any:
     module, _, path = name.partition(":")
     try:
         return attrgetter(path)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a file may raise anything while it is imported
         raise SpecError(
             f"{name} can't be imported here ({error}); put its file where every worker finds it",
             subject=name,

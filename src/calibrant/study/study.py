@@ -26,14 +26,14 @@ from calibrant.targets import Target
 from calibrant.transforms import Transform
 from calibrant.walk import Propagation
 
-SINGULAR: Final = {
+KEY_OF_FIELD: Final = {
     "models": "model",
     "methods": "method",
     "sparsities": "sparsity",
     "transforms": "transform",
 }
 """The keys of a study file whose fields have another name."""
-WORDS: Final = {
+FIELD_OF_WORD: Final = {
     "model": "models",
     "method": "methods",
     "sparsity": "sparsities",
@@ -42,6 +42,7 @@ WORDS: Final = {
     "seed": "seeds",
 }
 """Other words for the lists, in the order of their fields."""
+NOTHING: Final = ((), {}, None)
 LATERDEFAULTS: Final = {"edits_gb": 8.0}
 """Keys that came after the first studies were stored; a study with this value of them has the same
 text as before."""
@@ -113,12 +114,15 @@ class Study:
     def __post_init__(self, *otherwise: Any) -> None:
         mistakes = Mistakes()
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        for word, value in zip(WORDS, otherwise, strict=True):
+        said: dict[str, str] = {}
+        for word, value in zip(FIELD_OF_WORD, otherwise, strict=True):
             if value is None:
                 continue
-            name = WORDS[word]
-            if given[name] != DEFAULTS[name]:
-                mistakes.add((word,), f"{word} says the same as {name}; leave one out")
+            name = FIELD_OF_WORD[word]
+            if name in said or given[name] != DEFAULTS[name]:
+                first = said.get(name, name)
+                mistakes.add((word,), f"{word} says the same as {first}; leave one out")
+            said[name] = word
             given[name] = value
         if mistakes.entries:
             raise StudyError(mistakes.problems())
@@ -140,8 +144,9 @@ class Study:
         for name, value in entries.items():
             kept = _frozen(written(value))
             # A single value stands for a list of one, but for the key `allocation`.
-            single = isinstance(DEFAULTS[name], tuple) and not isinstance(kept, tuple | dict)
-            object.__setattr__(self, name, (kept,) if single else kept)
+            if isinstance(DEFAULTS[name], tuple) and not isinstance(kept, tuple | dict):
+                kept = () if kept is None else (kept,)
+            object.__setattr__(self, name, kept)
 
     def _repr_html_(self) -> str:
         axes: dict[str, Any] = {
@@ -231,8 +236,11 @@ class Study:
         for f in fields(self):
             if not f.init:
                 continue
-            name, value = SINGULAR.get(f.name, f.name), getattr(self, f.name)
-            if value not in ((), {}, None) and value != LATERDEFAULTS.get(name):
+            name = KEY_OF_FIELD.get(f.name, f.name)
+            value = getattr(self, f.name)
+            usual = DEFAULTS[f.name]
+            left_out = value in NOTHING and usual in NOTHING
+            if not left_out and value != LATERDEFAULTS.get(name):
                 lines.append(f"{name}: {_as_json(value)}\n")
         return "".join(lines)
 
@@ -256,9 +264,10 @@ class Study:
         cluster at `address`, each with `gpus`). What failed before is tried again only with
         `retry`. With `groups` only theirs is computed: the index of the store is the whole study's.
 
-        Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own
-        error if it can't be opened. Whatever else fails is recorded in the store's `failures/`, and
-        the rest goes on.
+        Raises `SpecError` for an engine or a group that doesn't exist, `DataError` if a calibration
+        set holds rows that are measured, `OutputError` for a folder that isn't ours or a full disk,
+        and a lone model's own error if it can't be opened. Whatever else fails is recorded in the
+        store's `failures/`, and the rest goes on.
         """
         check(engine, workers, address, gpus)
         work = self.workload(groups)
@@ -315,7 +324,8 @@ def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
 
     What is left out is at its default. What is wrong goes to `mistakes`.
     """
-    keys = {SINGULAR.get(name, name): value for name, value in {**DEFAULTS, **entries}.items()}
+    whole = {**DEFAULTS, **entries}
+    keys = {KEY_OF_FIELD.get(name, name): value for name, value in whole.items()}
     reader = StudyReader(keys, mistakes)
     contents = reader.grid()
     return contents if reader.refused else read_contrasts(reader)
