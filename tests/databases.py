@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from calibrant.durable import compact_json
 from calibrant.store.live import row_seal
 
 
@@ -36,6 +37,17 @@ def reseal(path: Path, table: str, key: str, column: str, content: str) -> None:
     new = json.dumps({**json.loads(seals), column: row_seal(key, column, content)})
     query = f"UPDATE {table} SET {column} = ?, seals = ? WHERE id = ?"
     change(path, query, content, new, key)
+
+
+def swap_file(path: Path, run: str, name: str, digest: str) -> None:
+    """Say that another file was kept with a run, with the seal that it would have been written
+    with."""
+    change(path, "UPDATE files SET digest = ? WHERE run = ? AND name = ?", digest, run, name)
+    digests = dict(change(path, "SELECT name, digest FROM files WHERE run = ?", run))
+    ((seals,),) = change(path, "SELECT seals FROM runs WHERE id = ?", run)
+    seal = row_seal(run, "files", compact_json(digests))
+    new = json.dumps({**json.loads(seals), "files": seal})
+    change(path, "UPDATE runs SET seals = ? WHERE id = ?", new, run)
 
 
 def forget_last(path: Path, count: int) -> None:

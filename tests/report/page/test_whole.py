@@ -12,8 +12,10 @@ import pytest
 
 from calibrant.report import report
 from calibrant.store import PROFILE, Store
+from calibrant.store.live import DATABASE
 
 from tests.compare.synthetic import Synthetic
+from tests.databases import swap_file
 from tests.report.page.browser import browser, needs_browser, opened
 from tests.study.small import asked, kept_files, texts
 
@@ -129,16 +131,14 @@ def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):
     hostile.write_text("\n".join(map(json.dumps, rows)))
     study = asked(given, data=[f"'{hostile}'", given["prose"], "random_tokens"], methods=["wanda"])
     study.run(tmp_path / "results")
-    with Store(tmp_path / "results") as store:
+    with Store(tmp_path / "results", create=False) as store:
         for run, profile in kept_files(store.folder, PROFILE).items():
             kept = json.loads(profile.read_text())
             words = {**kept["words"], ATTACK: 99, "=cmd()": 98}
             quoted = {"part": ATTACK, "licence": ATTACK, "text": ATTACK}
-            # Whoever attacks writes the digest too.
-            digest = store.blobs.put(json.dumps({**kept, "words": words, "examples": [quoted]}).encode())
-            with store.live.database.writing("attack it") as connection:
-                place = "UPDATE files SET digest = ? WHERE run = ? AND name = ?"
-                connection.execute(place, (digest, run, PROFILE))
+            # Whoever attacks writes the digest and the seal too.
+            content = json.dumps({**kept, "words": words, "examples": [quoted]}).encode()
+            swap_file(store.folder / DATABASE, run, PROFILE, store.blobs.put(content))
     found = report(tmp_path / "results")
     path = found.write_html(tmp_path / "page.html")
     with opened(started) as watched:
