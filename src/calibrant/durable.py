@@ -5,14 +5,12 @@ unfinished, flushed, and renamed.
 """
 
 import errno
-import gzip
 import json
 import math
 import os
 import re
 import shutil
 import stat
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
@@ -133,20 +131,6 @@ def read_json(path: Path, purpose: Purpose | None = None, required: bool = False
         return value if purpose is None else unsealed(value, purpose, required)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
-
-
-def read_packed(path: Path) -> Any:
-    """Return what `packed` wrote. Raises `DataError` as `read_json` does."""
-    try:
-        with opened(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
-            return from_json(_whole(unpacked.read, LARGEST).decode())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise unreadable(path, error) from error
-
-
-def packed(value: Any) -> bytes:
-    """Return `text_of_json` compressed, the same bytes whenever it is written."""
-    return gzip.compress(text_of_json(value).encode(), mtime=0)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

@@ -51,7 +51,7 @@ def test_what_is_damaged_is_dropped_where_that_is_asked_for(ask: Ask, store: Pat
 
 
 @pytest.mark.parametrize("words", [("report", "s"), ("store", "pack", "s")])
-@pytest.mark.parametrize("column", ["record", "sums"])
+@pytest.mark.parametrize("column", ["record", "seals"])
 def test_a_damaged_record_is_refused_by_every_reader(ask: Ask, store: Path, words: tuple[str, ...], column: str):
     spoil(store / DATABASE, "runs", column)
     assert_refused(ask(*words), DATABASE)

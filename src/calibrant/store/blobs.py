@@ -34,11 +34,20 @@ class Blobs:
         digest = digest_of(content)
         path = self.path(digest)
         if not path.is_file() or digest_of_file(path) != digest:
-            # A name of its own: another process may be writing the same file.
-            half = self.folder / f"{UNFINISHED}-{digest}-{secrets.token_hex(4)}"
+            self._write(path, content)
+        for left in self.folder.glob(f"{UNFINISHED}-{digest}-*"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
+        return digest
+
+    def _write(self, path: Path, content: bytes) -> None:
+        # A name of its own: another process may be writing the same file.
+        half = self.folder / f"{UNFINISHED}-{path.name}-{secrets.token_hex(4)}"
+        try:
             with replacing(path, half):
                 half.write_bytes(content)
-        return digest
+        except FileNotFoundError:
+            if not path.is_file():  # else another process wrote it first, and cleared up
+                raise
 
     def mend(self, digest: str, content: bytes) -> None:
         """Write a file anew if it is damaged and this is its content. Raises `OSError`."""
