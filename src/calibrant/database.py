@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import psutil
+
 from calibrant.durable import flush, short, undoing
 from calibrant.errors import CalibrantError, DataError, OutputError
 
@@ -180,6 +182,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.path.exists():
                 self._make_file()
+            self._remove_halves()
             connection = self._connected(self.path, "mode=rwc")
             try:
                 self._prepare(connection)
@@ -191,7 +194,8 @@ class Database:
     def _make_file(self) -> None:
         """Make the file beside its place and link it there: it is there whole, or another process
         was first."""
-        half = self.path.with_name(f"{self.path.name}{HALF_SUFFIX}{secrets.token_hex(4)}")
+        name = f"{self.path.name}{HALF_SUFFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        half = self.path.with_name(name)
         try:
             with closing(self._connected(half, "mode=rwc")) as connection:
                 self._prepare(connection)
@@ -200,6 +204,14 @@ class Database:
                 flush(self.path.parent)
         finally:
             for path in half.parent.glob(f"{half.name}*"):
+                path.unlink(missing_ok=True)
+
+    def _remove_halves(self) -> None:
+        """Remove what processes left that were killed while they made the file."""
+        beginning = f"{self.path.name}{HALF_SUFFIX}"
+        for path in self.path.parent.glob(f"{beginning}*"):
+            process = path.name.removeprefix(beginning).partition("-")[0]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
                 path.unlink(missing_ok=True)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:

@@ -1,11 +1,12 @@
 """A database goes only when nobody has it open and all that it holds is published."""
 
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from calibrant.database import Database
+from calibrant.database import HALF_SUFFIX, Database
 from calibrant.errors import OutputError
 from calibrant.store import Store, pack, verify
 from calibrant.store.live import DATABASE, TABLES, VERSION
@@ -96,3 +97,14 @@ def test_what_somebody_may_write_is_not_taken_for_unchanging(tmp_path: Path, mon
         path.with_name(path.name + beside).touch()
     monkeypatch.setattr("os.access", lambda *_: False)
     assert Database(path, TABLES, VERSION, create=False)._mode() == mode
+
+
+def test_what_a_killed_maker_left_goes_and_what_a_living_one_has_stays(tmp_path: Path):
+    path = tmp_path / "some.sqlite"
+    left = path.with_name(f"{path.name}{HALF_SUFFIX}999999999-ab")
+    living = path.with_name(f"{path.name}{HALF_SUFFIX}{os.getpid()}-ab")
+    left.touch()
+    living.touch()
+    Database(path, ("things (name TEXT)",), 1).rows("SELECT * FROM things")
+    assert not left.exists()
+    assert living.exists()
