@@ -243,3 +243,12 @@ def test_a_circle_of_files_would_be_found():
     uses = {one: {two}, two: {three}, three: {one}}
     assert _reached(one, uses) == {one, two, three}
     assert _reached(one, {one: {two}, two: {three}}) == {two, three}
+
+
+def test_a_class_has_a_name_that_no_other_has():
+    places = dict[str, list[str]]()
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

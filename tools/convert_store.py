@@ -22,7 +22,7 @@ from calibrant.durable import compact_json, from_json
 from calibrant.store import STUDY, Store, pack
 from calibrant.store.items import same_items
 from calibrant.store.records import StudyIndex
-from calibrant.store.results import EDITS, MASK, PROFILE, MeasurementRow, RunRow
+from calibrant.store.results import EDITS, MASK, PROFILE, StoredMeasurement, StoredRun
 
 SEAL: Final = "seal"
 FILES: Final = (PROFILE, MASK, EDITS)
@@ -49,7 +49,7 @@ class OldStore:
         for path in sorted((self.folder / "failures").glob("*.json")):
             yield _unsealed(from_json(path.read_text()))
 
-    def runs(self) -> Iterator[RunRow]:
+    def runs(self) -> Iterator[StoredRun]:
         """Yield every run."""
         if self._packed:
             for row in _rows(self.folder / "runs.parquet"):
@@ -58,7 +58,7 @@ class OldStore:
             if (folder / "record.json").exists():
                 yield _loose_run(folder)
 
-    def measurements(self) -> Iterator[MeasurementRow]:
+    def measurements(self) -> Iterator[StoredMeasurement]:
         """Yield every measurement."""
         if self._packed:
             yield from self._packed_measurements()
@@ -66,7 +66,7 @@ class OldStore:
             if (folder / "score.json").exists():
                 yield _loose_measurement(folder)
 
-    def _packed_run(self, row: Mapping[str, Any]) -> RunRow:
+    def _packed_run(self, row: Mapping[str, Any]) -> StoredRun:
         record = from_json(row["record"])
         weights = record.pop("weights") if row["weights"] is None else from_json(row["weights"])
         place = f"runs/{row['run'].rpartition(':')[2]}"
@@ -74,9 +74,9 @@ class OldStore:
         if row["profile"] is not None:
             files[PROFILE] = row["profile"].encode()
         provenance = _unsealed(from_json(row["provenance"] or "{}"))
-        return RunRow(row["run"], {"id": row["run"], **record}, weights, provenance, files)
+        return StoredRun(row["run"], {"id": row["run"], **record}, weights, provenance, files)
 
-    def _packed_measurements(self) -> Iterator[MeasurementRow]:
+    def _packed_measurements(self) -> Iterator[StoredMeasurement]:
         with pq.ParquetFile(self.folder / "items.parquet") as file:
             groups = dict[int, Any]()
             rows = list(_rows(self.folder / "scores.parquet"))
@@ -90,29 +90,29 @@ class OldStore:
                 names = {"id": row["measurement"], "run": row["run"]}
                 score = {"data": "", **from_json(row["score"]), **names}
                 provenance = _unsealed(from_json(row["provenance"] or "{}"))
-                yield MeasurementRow(row["run"], row["measurement"], score, items, provenance)
+                yield StoredMeasurement(row["run"], row["measurement"], score, items, provenance)
 
 
 def _row_group(row: Mapping[str, Any]) -> int:
     return int(from_json(row["layout"])["group"])
 
 
-def _loose_run(folder: Path) -> RunRow:
+def _loose_run(folder: Path) -> StoredRun:
     run = f"sha256:{folder.name}"
     record = from_json((folder / "record.json").read_text())
     weights = record.pop("weights", None)  # which in format 1 stood in the record
     if weights is None:
         weights = from_json(gzip.decompress((folder / "weights.json.gz").read_bytes()).decode())
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
-    return RunRow(run, {"id": run, **record}, weights, _provenance(folder), files)
+    return StoredRun(run, {"id": run, **record}, weights, _provenance(folder), files)
 
 
-def _loose_measurement(folder: Path) -> MeasurementRow:
+def _loose_measurement(folder: Path) -> StoredMeasurement:
     run, measurement = f"sha256:{folder.parts[-3]}", f"sha256:{folder.name}"
     fields = from_json((folder / "score.json").read_text())
     score = {"data": "", **fields, "id": measurement, "run": run}
     items = pq.read_table(folder / "items.parquet")
-    return MeasurementRow(run, measurement, score, items, _provenance(folder))
+    return StoredMeasurement(run, measurement, score, items, _provenance(folder))
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

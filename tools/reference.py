@@ -22,11 +22,11 @@ from calibrant.store.facts import (
     Profile,
     Provenance,
     SpecForm,
-    StudyFacts,
+    StudyParts,
 )
 from calibrant.store.records import Record, ScoreEntry, StudyIndex
 
-INSIDE = (DataFacts, EditFacts, Failure, MatrixFacts, Profile, Provenance, ScoreFacts, SpecForm, StudyFacts)
+INSIDE = (DataFacts, EditFacts, Failure, MatrixFacts, Profile, Provenance, ScoreFacts, SpecForm, StudyParts)
 """What lies within records as mappings."""
 PACKAGE = Path(__file__).parents[1] / "src/calibrant"
 

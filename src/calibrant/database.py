@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-import psutil
-
 from calibrant.durable import flush, short, undoing
 from calibrant.errors import CalibrantError, DataError, OutputError
 
@@ -209,7 +207,12 @@ class Database:
     def _remove_halves(self) -> None:
         """Remove what processes left that were killed while they made the file."""
         beginning = f"{self.path.name}{HALF_SUFFIX}"
-        for path in self.path.parent.glob(f"{beginning}*"):
+        left = list(self.path.parent.glob(f"{beginning}*"))
+        if not left:
+            return
+        import psutil  # which is needed so rarely that nobody else waits for it
+
+        for path in left:
             process = path.name.removeprefix(beginning).partition("-")[0]
             if process.isdecimal() and not psutil.pid_exists(int(process)):
                 path.unlink(missing_ok=True)

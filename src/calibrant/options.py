@@ -25,7 +25,6 @@ from typing import (
 
 from calibrant.errors import TargetError
 from calibrant.progress import Progress, silent
-from calibrant.registry import did_you_mean
 from calibrant.spec import Spec
 
 if TYPE_CHECKING:
@@ -490,6 +489,8 @@ def with_fields_of(
         def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
             for word in kwargs:
                 if word not in signature.parameters:
+                    from calibrant.registry import did_you_mean  # which help doesn't need
+
                     meant = did_you_mean(word, signature.parameters)
                     raise TypeError(f"{name}() has no option {word!r}{meant}")
             try:

@@ -11,7 +11,7 @@ import pytest
 from calibrant.errors import DataError, OutputError
 from calibrant.store import MASK, Cell, Run, Store, measurement_id, merge, pack, verify
 from calibrant.store.live import DATABASE
-from calibrant.store.results import RunRow
+from calibrant.store.results import StoredRun
 
 from tests.databases import change, spoil
 from tests.refusing import refused
@@ -163,7 +163,7 @@ def test_a_record_without_a_part_is_compared(tmp_path: Path):
         fields = {"id": RUN.id, **RECORD.plain()}
         weights, provenance = fields.pop("weights"), fields.pop("provenance")
         del fields["dense"]
-        store.adopt(RunRow(RUN.id, fields, weights, provenance))
+        store.adopt(StoredRun(RUN.id, fields, weights, provenance))
     two = made(tmp_path / "two", RUN, grid=False, measured=())
     (problem,) = merge(tmp_path / "one", [two]).problems
     assert problem.what.endswith("dense")

@@ -20,7 +20,7 @@ from calibrant.store.layouts import AS_IT_IS, CHOSEN, PLACED, SAME, restored_col
 from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING, PACKED, PACKED_PURPOSE, settle
 from calibrant.store.publishing import PACKING
-from calibrant.store.results import MeasurementRow, RunRow, understood
+from calibrant.store.results import StoredMeasurement, StoredRun, understood
 
 from tests.databases import spoil
 from tests.refusing import refused
@@ -121,8 +121,8 @@ def test_what_a_newer_version_wrote_is_kept(tmp_path: Path):
     score = {**asdict(SCORE), "later": "x", "facts": {**SCORE.facts, "later": -0.0}}
     entry = {"id": MEASURE, "run": RUN.id, "evaluator": LOSS, "score": score, "data": "", "later": 1}
     with Store(tmp_path / "store") as store:
-        store.adopt(RunRow(RUN.id, fields, weights, {**provenance, "later": True}))
-        row = MeasurementRow(RUN.id, MEASURE, entry, table_of(ITEMS), {"later": True})
+        store.adopt(StoredRun(RUN.id, fields, weights, {**provenance, "later": True}))
+        row = StoredMeasurement(RUN.id, MEASURE, entry, table_of(ITEMS), {"later": True})
         store.adopt_measurement(row)
         assert store.record(RUN.id) == RECORD
     pack(tmp_path / "store", tmp_path / "packed")

@@ -18,7 +18,7 @@ from calibrant.spec import identity
 from calibrant.store import Audit, Measurement, Outcome, Store, audit, measurement_id, pack, verify
 from calibrant.store.items import table_of
 from calibrant.store.live import DATABASE
-from calibrant.store.results import MeasurementRow, RunRow
+from calibrant.store.results import StoredMeasurement, StoredRun
 
 from tests.databases import change, reseal, spoil
 from tests.refusing import refused
@@ -147,15 +147,15 @@ def _written(content: bytearray) -> list[int]:
 # What was written with the right seal, and is no such thing
 
 
-def plain_run(**changes: Any) -> RunRow:
+def plain_run(**changes: Any) -> StoredRun:
     fields = {"id": RUN.id, **RECORD.plain(), **changes}
     provenance, weights = fields.pop("provenance"), fields.pop("weights")
-    return RunRow(RUN.id, fields, weights, provenance)
+    return StoredRun(RUN.id, fields, weights, provenance)
 
 
-def plain_measurement(**changes: Any) -> MeasurementRow:
+def plain_measurement(**changes: Any) -> StoredMeasurement:
     entry = {"id": MEASURE, "run": RUN.id, "evaluator": LOSS, "score": asdict(SCORE), "data": ""}
-    return MeasurementRow(RUN.id, MEASURE, {**entry, **changes}, table_of(ITEMS))
+    return StoredMeasurement(RUN.id, MEASURE, {**entry, **changes}, table_of(ITEMS))
 
 
 ODD_RUNS: list[Mapping[str, Any]] = [

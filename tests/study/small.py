@@ -16,7 +16,7 @@ from calibrant.report import report
 from calibrant.store import STUDY, Store, is_store
 from calibrant.store.items import to_bytes
 from calibrant.store.live import DATABASE, LiveResults
-from calibrant.store.results import MeasurementRow, RunRow
+from calibrant.store.results import StoredMeasurement, StoredRun
 from calibrant.study import Study, driver
 from calibrant.testing import tiny_folder
 
@@ -137,7 +137,7 @@ class Logged:
     def _keeping(self, add: Callable[..., None]) -> Callable[..., None]:
         """What adds a result, and writes down that it is kept when that is said."""
 
-        def keeping(place: LiveResults, row: RunRow | MeasurementRow) -> None:
+        def keeping(place: LiveResults, row: StoredRun | StoredMeasurement) -> None:
             add(place, row)
             self._write("keep", row.id)
 

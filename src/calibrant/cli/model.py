@@ -25,10 +25,10 @@ from calibrant.cli._frame import (
 )
 from calibrant.cli.declared import with_options
 from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
-from calibrant.outcomes import Score
 
 if TYPE_CHECKING:
     from calibrant.compress import Pruned
+    from calibrant.outcomes import Score
 
 
 class WithMethods(TyperCommand):

@@ -84,7 +84,8 @@ class Results:
 @needed_for("the comparison of results")
 def read(store: Store, items: bool = True) -> Results:
     """Read `store`, each file once, with the items of its measurements or without. Raises `DataError` for a file that can't be read."""
-    cells = store.cells()
+    index = store.index()
+    cells = index.cells or store.cells()
     runs = list(dict.fromkeys(cell.run for cell in cells if cell.run))
     scores = {run: store.scores(run) for run in runs}
     records = {run: record for run in runs if (record := store.record(run, whole=False)) is not None}
@@ -93,10 +94,10 @@ def read(store: Store, items: bool = True) -> Results:
         records=records,
         scores=scores,
         items=_items(store, cells, scores) if items else {},
-        study=store.study(),
+        study=index.study,
         failures=store.failures(),
-        stale=frozenset(_stale(store, records)),
-        sets=labels_of((cell.data for cell in cells), store.sets(), records.values()),
+        stale=frozenset(_stale(store, records, index.revisions)),
+        sets=labels_of((cell.data for cell in cells), index.labels(), records.values()),
         bits=_bits(store, [cell for cell in cells if cell.run in records]),
     )
 
@@ -108,9 +109,8 @@ def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], flo
     return {key: bits for key, record in records.items() if record is not None and (bits := stored_bits(record.weights)) is not None}
 
 
-def _stale(store: Store, records: Mapping[str, Record]) -> Iterator[str]:
+def _stale(store: Store, records: Mapping[str, Record], current: Mapping[str, int]) -> Iterator[str]:
     """As `Store.stale`, of what was read already; evaluators are looked at only where some have been revised at all."""
-    current = store.revisions()
     revised = any(name.startswith("evaluator ") and revision > 1 for name, revision in current.items())
     for run, record in records.items():
         if is_older(revisions("method", record.run.method) | revisions("allocation", record.run.allocation), current):

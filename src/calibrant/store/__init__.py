@@ -14,7 +14,7 @@ works on it. No torch here.
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
 from calibrant.store.merging import Merged, merge
-from calibrant.store.publishing import Packed, pack
+from calibrant.store.publishing import PackedStore, pack
 from calibrant.store.records import (
     Cell,
     Record,
@@ -41,7 +41,7 @@ __all__ = [
     "Measurement",
     "Merged",
     "Outcome",
-    "Packed",
+    "PackedStore",
     "Record",
     "Run",
     "Score",

@@ -3,6 +3,8 @@
 A claim says nothing about results. One whose holder was killed is taken over by whoever asks next.
 Processes of another machine, or of another container, can't be seen from here: their claims count
 as free, and where two do the same work, the first result stays.
+
+psutil is imported where it is needed: importing it takes longer than SQLite, and who reads results needs none.
 """
 
 import os
@@ -10,8 +12,6 @@ import platform
 import secrets
 import time
 from typing import Any, Final
-
-import psutil
 
 from calibrant.database import Database
 
@@ -60,6 +60,8 @@ def _try_claim(database: Database, name: str) -> Claim | None:
     # Looked at without the lock of a writer first: who waits asks often.
     if any(_lives(*row) for row in database.rows(query, name)):
         return None
+    import psutil
+
     token, process = secrets.token_hex(8), os.getpid()
     values = name, platform.node(), process, psutil.Process(process).create_time(), token
     with database.writing("claim work") as connection:
@@ -80,6 +82,8 @@ def _lives(host: Any, process: Any, started: Any) -> bool:
     is damaged claims nothing."""
     if host != platform.node():
         return False
+    import psutil
+
     try:
         holder = psutil.Process(process)
         same = abs(holder.create_time() - started) < SAME_START

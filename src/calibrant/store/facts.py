@@ -131,7 +131,7 @@ Contrast = TypedDict(
 """A contrast that is tested; `with` is no name that a class could have."""
 
 
-class StudyFacts(TypedDict, total=False):
+class StudyParts(TypedDict, total=False):
     """What reading results needs of their study."""
 
     baseline: str | None

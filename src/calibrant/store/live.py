@@ -14,8 +14,14 @@ from calibrant.durable import LARGEST, compact_json, from_json, line_of_json
 from calibrant.outcomes import JOURNAL_TABLE
 from calibrant.seals import BrokenSealError, seal_of
 from calibrant.store.blobs import Blobs
-from calibrant.store.items import from_bytes, to_bytes, unzipped
-from calibrant.store.results import MeasurementRow, Results, RunRow, understood
+from calibrant.store.items import (
+    ItemNumbers,
+    from_bytes,
+    numbers_from_bytes,
+    to_bytes,
+    unzipped,
+)
+from calibrant.store.results import StoredMeasurement, StoredResults, StoredRun, understood
 
 DATABASE: Final = "results.sqlite"
 VERSION: Final = 4
@@ -34,7 +40,7 @@ _DIGITS: Final = 32
 """Digits of a seal: 128 bits."""
 
 
-class LiveResults(Results):
+class LiveResults(StoredResults):
     """The results in the database of the store in `folder`."""
 
     def __init__(self, folder: Path, create: bool) -> None:
@@ -74,11 +80,26 @@ class LiveResults(Results):
     def score(self, run: str, measurement: str) -> Mapping[str, Any]:
         return self._json(run, measurement, "score")
 
+    def scores(self, run: str) -> Mapping[str, Mapping[str, Any]]:
+        # All in one query: a report asks for those of every run.
+        query = "SELECT id, seals, score FROM measurements WHERE run = ? ORDER BY id"
+        scores = dict[str, Mapping[str, Any]]()
+        for measurement, seals, content in self.database.rows(query, run):
+            with understood(self.where(run, measurement)):
+                _check_seal([(seals,)], measurement, "score", content)
+                scores[measurement] = _object(content, "score")
+        return scores
+
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         content = self._column(run, measurement, "items")
         with understood(self.where(run, measurement)):
             table = from_bytes(content)
             return table if columns is None else table.select(list(columns))
+
+    def numbers(self, run: str, measurement: str) -> ItemNumbers:
+        content = self._column(run, measurement, "items")
+        with understood(self.where(run, measurement)):
+            return numbers_from_bytes(content)
 
     def digests(self, run: str) -> Mapping[str, str]:
         query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
@@ -95,7 +116,7 @@ class LiveResults(Results):
     def where(self, run: str, measurement: str = "") -> str:
         return str(self.path / (measurement or run).rpartition(":")[2])
 
-    def add_run(self, row: RunRow) -> None:
+    def add_run(self, row: StoredRun) -> None:
         """Keep a run. One that is there already stays as it is. Raises `OSError`, and `OutputError`
         as the database does."""
         digests = {name: self.blobs.put(content) for name, content in row.files.items()}
@@ -116,7 +137,7 @@ class LiveResults(Results):
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
             connection.execute("DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,))
 
-    def add_measurement(self, row: MeasurementRow) -> None:
+    def add_measurement(self, row: StoredMeasurement) -> None:
         """Keep a measurement. One that is there already stays as it is."""
         items = to_bytes(row.items)
         score, provenance = compact_json(row.score), compact_json(row.provenance)
@@ -176,10 +197,7 @@ class LiveResults(Results):
     def _json(self, run: str, measurement: str, column: str) -> Any:
         content = self._column(run, measurement, column)
         with understood(self.where(run, measurement)):
-            fields = from_json(content)
-            if not isinstance(fields, dict):
-                raise ValueError(f"its {column} is no JSON object")
-            return fields
+            return _object(content, column)
 
     def _column(self, run: str, measurement: str, column: str) -> Any:
         """One column of a row, which is what was written."""
@@ -192,6 +210,14 @@ class LiveResults(Results):
         with understood(self.where(run, measurement)):
             _check_seal(found, measurement or run, column, content)
         return content
+
+
+def _object(content: str, column: str) -> dict[str, Any]:
+    """The JSON object in a column. Raises `ValueError` for anything else."""
+    fields = from_json(content)
+    if not isinstance(fields, dict):
+        raise ValueError(f"its {column} is no JSON object")
+    return fields
 
 
 def _check_seal(found: Sequence[tuple[Any, ...]], name: str, column: str, content: Any) -> None:

@@ -12,7 +12,7 @@ from calibrant.errors import DataError, OutputError
 from calibrant.progress import Progress, silent
 from calibrant.store.items import same_items
 from calibrant.store.records import Cell
-from calibrant.store.results import Results
+from calibrant.store.results import StoredResults
 from calibrant.store.store import Store
 from calibrant.store.verifying import (
     AGAIN,
@@ -119,7 +119,7 @@ class _Merging:
                 self._target.adopt_measurement(results.measurement_row(run, measurement))
                 self.measurements += 1
 
-    def _keep(self, theirs: Results, run: str, measurement: str) -> None:
+    def _keep(self, theirs: StoredResults, run: str, measurement: str) -> None:
         self.kept += 1
         ours = self._target.results(run, measurement)
         try:
@@ -138,7 +138,7 @@ class _Merging:
         return not unusable
 
 
-def _difference(ours: Results, theirs: Results, run: str, measurement: str) -> str:
+def _difference(ours: StoredResults, theirs: StoredResults, run: str, measurement: str) -> str:
     """How the same result differs in two stores; empty if it doesn't."""
     if measurement:
         mine, other = ours.score(run, measurement), theirs.score(run, measurement)

@@ -26,7 +26,7 @@ from calibrant.seals import Purpose
 from calibrant.store.blobs import Blobs, digest_of, digest_of_file
 from calibrant.store.items import COLUMNS, check_count, check_items
 from calibrant.store.layouts import restored_columns
-from calibrant.store.results import PROFILE, Results, damaged, understood
+from calibrant.store.results import PROFILE, StoredResults, damaged, understood
 
 PACKED: Final = "packed.json"
 """What makes a folder a published store: it is written last."""
@@ -62,7 +62,7 @@ MATRIX_FIELDS: Final = (*MATRIX_COLUMNS, ERROR, *HEXADECIMAL, "rows", "columns",
 """All columns of `matrices.parquet`."""
 
 
-class PublishedResults(Results):
+class PublishedResults(StoredResults):
     """The published results of the store in `folder`. Tables are read when they are needed, and only
     the columns that are. Each is compared with its sum before anything in it is believed."""
 

@@ -47,7 +47,7 @@ from calibrant.store.published import (
     row_of_matrix,
     settle,
 )
-from calibrant.store.results import PROFILE, Results
+from calibrant.store.results import PROFILE, StoredResults
 from calibrant.store.store import STATISTICS, STUDY, Store
 from calibrant.store.verifying import StoreProblem, problems_of_measurement, problems_of_run
 
@@ -64,7 +64,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedStore:
     """What was packed: how many runs and measurements, and how many files and bytes the store had
     before and has now."""
 
@@ -77,7 +77,7 @@ class Packed:
     bytes: int
 
 
-def pack(folder: str | Path, out: str | Path | None = None, progress: Progress = silent) -> Packed:
+def pack(folder: str | Path, out: str | Path | None = None, progress: Progress = silent) -> PackedStore:
     """Put every result of the store in `folder` into a few tables, there or in a new folder `out`,
     and return the counts.
 
@@ -95,7 +95,7 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
     except OSError as error:
         message = f"can't pack into {str(target)!r}: {reason(error)}"
         raise OutputError(message, subject=str(target)) from error
-    return Packed(str(target), *counts, *before, *_size(target))
+    return PackedStore(str(target), *counts, *before, *_size(target))
 
 
 def _check_finished(store: Store) -> None:
@@ -497,12 +497,12 @@ def _check_same(store: Store, tables: PublishedResults, runs: Sequence[str], key
             raise _changed(tables.where(*key))
 
 
-def _parts_of_run(results: Results, run: str) -> list[str]:
+def _parts_of_run(results: StoredResults, run: str) -> list[str]:
     parts = results.record(run), results.weights(run), results.provenance(run), results.digests(run)
     return [compact_json(part) for part in parts]
 
 
-def _parts_of_score(results: Results, key: Key) -> list[str]:
+def _parts_of_score(results: StoredResults, key: Key) -> list[str]:
     return [compact_json(results.score(*key)), compact_json(results.provenance(*key))]
 
 

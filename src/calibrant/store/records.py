@@ -20,7 +20,7 @@ from calibrant.store.facts import (
     Profile,
     Provenance,
     SpecForm,
-    StudyFacts,
+    StudyParts,
 )
 
 
@@ -206,7 +206,7 @@ class StudyIndex:
     def read(cls, fields: Mapping[str, Any]) -> "StudyIndex":
         """Return the index whose plain data this is. Raises `ValueError` for anything else."""
         index = msgspec.convert(fields, cls)
-        msgspec.convert(index.study, StudyFacts)
+        msgspec.convert(index.study, StudyParts)
         index.labels()
         return index
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from calibrant.durable import short
 from calibrant.errors import DataError
+from calibrant.store.items import COLUMNS, ItemNumbers, numbers_of
 
 PROFILE: Final = "profile.json"
 """The words and characters of a run's calibration set, with quotations where they are allowed. Only
@@ -40,7 +41,7 @@ work with."""
 
 
 @dataclass(frozen=True)
-class RunRow:
+class StoredRun:
     """A run as it is stored. `record` is the record without `weights` and `provenance`, which stand
     beside it; `files` are contents of files by name."""
 
@@ -52,7 +53,7 @@ class RunRow:
 
 
 @dataclass(frozen=True)
-class MeasurementRow:
+class StoredMeasurement:
     """A measurement as it is stored: `score` is a `ScoreEntry` as plain data, `items` an Arrow
     table with a row an item."""
 
@@ -63,7 +64,7 @@ class MeasurementRow:
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-class Results(ABC):
+class StoredResults(ABC):
     """Runs and what was measured on them. What can't be read, and what isn't as it was written,
     raises `DataError`."""
 
@@ -95,9 +96,19 @@ class Results(ABC):
     def score(self, run: str, measurement: str) -> Mapping[str, Any]:
         """Return a `ScoreEntry` as plain data."""
 
+    def scores(self, run: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the `ScoreEntry` of everything measured on a run as plain data, by measurement."""
+        return {measurement: self.score(run, measurement) for measurement in self.measurements(run)}
+
     @abstractmethod
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         """Return the items of a measurement as an Arrow table, or some of its columns."""
+
+    def numbers(self, run: str, measurement: str) -> ItemNumbers:
+        """Return the names, values and weights of the items of a measurement."""
+        table = self.items(run, measurement, COLUMNS)
+        with understood(self.where(run, measurement)):
+            return numbers_of(table)
 
     @abstractmethod
     def digests(self, run: str) -> Mapping[str, str]:
@@ -111,19 +122,19 @@ class Results(ABC):
     def where(self, run: str, measurement: str = "") -> str:
         """Return what a message calls the place of a run or a measurement."""
 
-    def run_row(self, run: str) -> RunRow:
+    def run_row(self, run: str) -> StoredRun:
         """Return all that is stored of a run."""
         files = dict[str, bytes]()
         for name in self.digests(run):
             content = self.file(run, name)
             if content is not None:
                 files[name] = content
-        return RunRow(run, self.record(run), self.weights(run), self.provenance(run), files)
+        return StoredRun(run, self.record(run), self.weights(run), self.provenance(run), files)
 
-    def measurement_row(self, run: str, measurement: str) -> MeasurementRow:
+    def measurement_row(self, run: str, measurement: str) -> StoredMeasurement:
         """Return all that is stored of a measurement."""
         score, items = self.score(run, measurement), self.items(run, measurement)
-        return MeasurementRow(run, measurement, score, items, self.provenance(run, measurement))
+        return StoredMeasurement(run, measurement, score, items, self.provenance(run, measurement))
 
 
 @contextmanager

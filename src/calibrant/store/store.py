@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
 import msgspec
-import psutil
 
 from calibrant.durable import LARGEST, content, reason, replacing, short
 from calibrant.errors import DataError, OutputError
@@ -22,7 +21,7 @@ from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.blobs import Blobs
 from calibrant.store.claims import Claim, any_claim_lives, take_claim
 from calibrant.store.facts import Failure
-from calibrant.store.items import COLUMNS, ItemNumbers, numbers_of, outcomes_of, table_of
+from calibrant.store.items import ItemNumbers, outcomes_of, table_of
 from calibrant.store.live import DATABASE, VERSION, LiveResults
 from calibrant.store.published import MOVING, PACKED, PublishedResults, settle
 from calibrant.store.records import (
@@ -42,9 +41,9 @@ from calibrant.store.records import (
 from calibrant.store.results import (
     EDITS,
     MASK,
-    MeasurementRow,
-    Results,
-    RunRow,
+    StoredMeasurement,
+    StoredResults,
+    StoredRun,
     understood,
 )
 
@@ -131,6 +130,8 @@ class Store:
 
     def _check_local(self) -> None:
         """Raise `OutputError` for a folder on a file system of another machine."""
+        import psutil  # which who reads doesn't need
+
         path = self.folder.resolve()
         mounted = Path("/")
         system = ""
@@ -145,7 +146,7 @@ class Store:
 
     # Runs
 
-    def results(self, run_id: str, measure_id: str = "") -> Results:
+    def results(self, run_id: str, measure_id: str = "") -> StoredResults:
         """Return where a run, or a measurement on it, lies. Raises `DataError` if it is nowhere."""
         results = self._found(run_id, measure_id)
         if results is not None:
@@ -197,10 +198,10 @@ class Store:
         run_id = record.run.id
         fields = {"id": run_id, **record.plain()}
         provenance, weights = fields.pop("provenance"), fields.pop("weights")
-        self.adopt(RunRow(run_id, fields, weights, provenance, files))
+        self.adopt(StoredRun(run_id, fields, weights, provenance, files))
         return run_id
 
-    def adopt(self, row: RunRow) -> None:
+    def adopt(self, row: StoredRun) -> None:
         """Store a run as another store has it. One that is in this store already stays."""
         if self._published is None or not self._published.has(row.id):
             with self._writing("write a run"):
@@ -289,10 +290,18 @@ class Store:
         """Return everything measured on a run without its items and provenance, by measurement
         id."""
         scores = dict[str, Measurement]()
-        for measure_id in sorted(self.measured(run_id)):
-            entry = self.entry(run_id, measure_id)
+        for measure_id, entry in self._entries(run_id).items():
             scores[measure_id] = Measurement(entry.score, beside=entry.beside)
         return scores
+
+    def _entries(self, run_id: str) -> dict[str, ScoreEntry]:
+        """What is stored of everything measured on a run beside its items, by measurement id."""
+        entries = dict[str, ScoreEntry]()
+        for results in reversed(self._places()):  # what was written last replaces the others
+            for measure_id, fields in results.scores(run_id).items():
+                with understood(results.where(run_id, measure_id)):
+                    entries[measure_id] = ScoreEntry.read(fields)
+        return dict(sorted(entries.items()))
 
     def entry(self, run_id: str, measure_id: str) -> ScoreEntry:
         """Return what is stored of a measurement beside its items; `DataError` if it isn't
@@ -312,10 +321,7 @@ class Store:
         """Yield the items' names, values and weights of each of these measurements, ids of a run and
         its own. Raises `DataError` for one that can't be read."""
         for key in measurements:
-            results = self.results(*key)
-            table = results.items(*key, COLUMNS)
-            with understood(results.where(*key)):
-                yield numbers_of(table)
+            yield self.results(*key).numbers(*key)
 
     def provenance(self, run_id: str, measure_id: str = "") -> Mapping[str, Any]:
         """Return what is known beside a record or a measurement: seconds, versions, machine. It is
@@ -326,8 +332,8 @@ class Store:
 
     def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:
         """Return the canonical evaluator behind each measurement of a run, by measurement id."""
-        measured = sorted(self.measured(run_id))
-        return {measure_id: self.entry(run_id, measure_id).evaluator for measure_id in measured}
+        entries = self._entries(run_id)
+        return {measure_id: entry.evaluator for measure_id, entry in entries.items()}
 
     def add_measurement(
         self,
@@ -346,10 +352,10 @@ class Store:
         entry = ScoreEntry(measure_id, run_id, form, measurement.score, data, measurement.beside)
         table = table_of(measurement.outcomes)
         provenance = measurement.provenance
-        self.adopt_measurement(MeasurementRow(run_id, measure_id, entry.plain(), table, provenance))
+        self.adopt_measurement(StoredMeasurement(run_id, measure_id, entry.plain(), table, provenance))
         return measure_id
 
-    def adopt_measurement(self, row: MeasurementRow) -> None:
+    def adopt_measurement(self, row: StoredMeasurement) -> None:
         """Store a measurement as another store has it, on a run that is in this one. One that is in
         this store already stays."""
         if not self.has_record(row.run):
@@ -567,11 +573,11 @@ class Store:
         self._published = published
 
     def _check_published(self, live: LiveResults, published: PublishedResults, runs: int, measurements: int) -> None:
-        own = live.runs()
+        kept = live.runs()
         # What was measured on a run that is nowhere is never published.
         keys = [key for key in live.measured() if published.has(key[0])]
-        whole = all(published.has(run) for run in own) and all(published.has(*key) for key in keys)
-        if not whole or len(own) > runs or len(keys) > measurements:
+        whole = all(published.has(run) for run in kept) and all(published.has(*key) for key in keys)
+        if not whole or len(kept) > runs or len(keys) > measurements:
             where = str(self.folder)
             message = f"something came into {where!r} while it was packed"
             raise OutputError(f"{message}; nothing is lost, pack it again", subject=where)
@@ -596,16 +602,16 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _found(self, run_id: str, measure_id: str = "") -> Results | None:
+    def _found(self, run_id: str, measure_id: str = "") -> StoredResults | None:
         """Where a run, or a measurement on it, lies, if it is anywhere."""
         for results in self._places():
             if results.has(run_id, measure_id):
                 return results
         return None
 
-    def _places(self) -> list[Results]:
+    def _places(self) -> list[StoredResults]:
         """Where results lie: what was written last comes first."""
-        places: list[Results | None] = [self._live, self._published]
+        places: list[StoredResults | None] = [self._live, self._published]
         return [place for place in places if place is not None]
 
     def _measurements_by_text(self, run_id: str) -> dict[str, str]:

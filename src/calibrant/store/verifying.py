@@ -17,7 +17,7 @@ from calibrant.store.items import outcomes_of
 from calibrant.store.live import DATABASE
 from calibrant.store.published import MOVING
 from calibrant.store.records import Record, ScoreEntry, measurement_id, read_provenance
-from calibrant.store.results import Results, understood
+from calibrant.store.results import StoredResults, understood
 from calibrant.store.store import STATISTICS, Store, statistics_purpose
 
 AGAIN: Final = "restore it from a copy, or remove it with --drop and ask for the study again"
@@ -132,7 +132,7 @@ def _without_run(store: Store) -> Iterator[StoreProblem]:
         yield StoreProblem(where, "a measurement without a record", AGAIN, run, measurement)
 
 
-def problems_of_run(results: Results, run: str) -> Iterator[StoreProblem]:
+def problems_of_run(results: StoredResults, run: str) -> Iterator[StoreProblem]:
     """Yield what is wrong with a run, what was measured on it left aside."""
     where = results.where(run)
     try:
@@ -150,7 +150,7 @@ def problems_of_run(results: Results, run: str) -> Iterator[StoreProblem]:
         yield _damaged(error, run, "")
 
 
-def problems_of_measurement(results: Results, run: str, measurement: str) -> Iterator[StoreProblem]:
+def problems_of_measurement(results: StoredResults, run: str, measurement: str) -> Iterator[StoreProblem]:
     """Yield what is wrong with a measurement."""
     where = results.where(run, measurement)
     try:

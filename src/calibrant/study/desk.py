@@ -26,32 +26,32 @@ PAUSE: Final = 0.2
 Plain = dict[str, Any]
 
 
-class Question(NamedTuple):
+class QuestionTypes(NamedTuple):
     """The types of what is asked with, and of the answer."""
 
     given: Any
     answer: Any
 
 
-QUESTIONS: Final[Mapping[str, Question]] = {
-    "ids": Question(tuple[()], list[str]),
-    "has_record": Question(tuple[str], bool),
-    "measured": Question(tuple[str], set[str]),
-    "record": Question(tuple[str, bool], Record | None),
-    "provenance": Question(tuple[str], Plain),
-    "state": Question(tuple[str], bytes | None),
-    "bytes_of": Question(tuple[str], int),
-    "add_record": Question(tuple[Record, dict[str, bytes]], str),
-    "put_back": Question(tuple[str, dict[str, bytes]], None),
-    "add_measurement": Question(tuple[str, Plain, Measurement, str], str),
-    "failure": Question(tuple[str], Plain | None),
-    "add_failure": Question(tuple[str, Plain], None),
-    "clear_failure": Question(tuple[str], None),
-    "claim": Question(tuple[str], bool),
-    "free": Question(tuple[str], None),
-    "known": Question(tuple[str], Plain),
-    "keep": Question(tuple[str, Plain], None),
-    "forget": Question(tuple[str], None),
+QUESTIONS: Final[Mapping[str, QuestionTypes]] = {
+    "ids": QuestionTypes(tuple[()], list[str]),
+    "has_record": QuestionTypes(tuple[str], bool),
+    "measured": QuestionTypes(tuple[str], set[str]),
+    "record": QuestionTypes(tuple[str, bool], Record | None),
+    "provenance": QuestionTypes(tuple[str], Plain),
+    "state": QuestionTypes(tuple[str], bytes | None),
+    "bytes_of": QuestionTypes(tuple[str], int),
+    "add_record": QuestionTypes(tuple[Record, dict[str, bytes]], str),
+    "put_back": QuestionTypes(tuple[str, dict[str, bytes]], None),
+    "add_measurement": QuestionTypes(tuple[str, Plain, Measurement, str], str),
+    "failure": QuestionTypes(tuple[str], Plain | None),
+    "add_failure": QuestionTypes(tuple[str, Plain], None),
+    "clear_failure": QuestionTypes(tuple[str], None),
+    "claim": QuestionTypes(tuple[str], bool),
+    "free": QuestionTypes(tuple[str], None),
+    "known": QuestionTypes(tuple[str], Plain),
+    "keep": QuestionTypes(tuple[str, Plain], None),
+    "forget": QuestionTypes(tuple[str], None),
 }
 """What may be asked: methods of `Store`, and those of `Desk` for claims and journals."""
 
@@ -63,6 +63,14 @@ class Desk:
         self._store = Store(folder)
         self._claims = dict[str, Claim]()
         self._journals = dict[str, Journal]()
+        # What isn't asked of the store, since this desk holds it for the worker.
+        self._held_here = {
+            "claim": self._claim,
+            "free": self._free,
+            "known": self._known,
+            "keep": self._keep,
+            "forget": self._forget,
+        }
 
     def answer(self, asked: str, given: bytes) -> bytes:
         """Return the answer, or the error that came of it, for `RemoteStore` to read."""
@@ -72,10 +80,9 @@ class Desk:
         except (LookupError, ValueError, TypeError) as error:
             text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
             return _error("DataError", text)
-        place = self if hasattr(self, f"_{asked}") else self._store
-        name = f"_{asked}" if place is self else asked
+        act = self._held_here.get(asked) or getattr(self._store, asked)
         try:
-            answer = getattr(place, name)(*values)
+            answer = act(*values)
             return msgspec.msgpack.encode(["answer", answer])
         except CalibrantError as error:
             return _error(kind_of(error), str(error), error.subject)
