@@ -176,6 +176,10 @@ def test_importing_leaves_torch_out_and_so_do_lists_of_names_help_and_what_the_s
     code = """
 import contextlib, importlib, io, sys
 
+import calibrant.cli
+
+if needless := {'sqlite3', 'msgspec', 'psutil', 'numpy'} & sys.modules.keys():
+    sys.exit(f'every command waits for {needless}')
 HEAVY = {'torch', 'transformers', 'datasets', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'}
 for name in sys.argv[1:]:
     importlib.import_module(name)

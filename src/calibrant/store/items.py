@@ -78,7 +78,7 @@ def numbers_from_bytes(content: bytes) -> ItemNumbers:
 
     try:
         frame = pl.read_ipc_stream(unzipped(content, LARGEST), columns=list(COLUMNS))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return numbers_of(from_bytes(content))
     names, values, weights = (frame[name] for name in COLUMNS)
     typed = names.dtype == pl.String and values.dtype.is_float() and weights.dtype.is_float()
