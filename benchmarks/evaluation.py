@@ -1,11 +1,15 @@
-"""lm-evaluation-harness with its own `hf` model and with ours: python benchmarks/evaluation.py [--items 100] [--rounds 5] [--out FILE]
+"""lm-evaluation-harness with its own `hf` model and with ours: python benchmarks/evaluation.py
+[--items 100] [--rounds 5] [--out FILE]
 
-SmolLM2 in float32 on the CPU, three tasks over the local mirror (CALIBRANT_DATA, or --data): CommonsenseQA and PIQA with five exemplars, the same
-ones for all items (benchmarks/harness/*.yaml), and CommonsenseQA without any. Each way runs in a process of its own, from its start to its end, so
-that memory is told apart and the start is paid for; they take turns, the first of a pair by turns too, so that a slow moment of the machine meets
-both. The harness's batch size is 8, as in its examples. What it does beside the requests in a run of its command line (a list of the installed
-packages, a bootstrap, the reading of all its 14,000 tasks) is left out. Both give every log likelihood, which are compared. Processor seconds stand
-beside those of the clock: with OMP_NUM_THREADS=1 they say something even while others use the machine.
+SmolLM2 in float32 on the CPU, three tasks over the local mirror (CALIBRANT_DATA, or --data):
+CommonsenseQA and PIQA with five exemplars, the same ones for all items (benchmarks/harness/*.yaml),
+and CommonsenseQA without any. Each way runs in a process of its own, from its start to its end, so
+that memory is told apart and the start is paid for; they take turns, the first of a pair by turns
+too, so that a slow moment of the machine meets both. The harness's batch size is 8, as in its
+examples. What it does beside the requests in a run of its command line (a list of the installed
+packages, a bootstrap, the reading of all its 14,000 tasks) is left out. Both give every log
+likelihood, which are compared. Processor seconds stand beside those of the clock: with
+OMP_NUM_THREADS=1 they say something even while others use the machine.
 """
 
 import argparse
@@ -25,7 +29,11 @@ from benchmarks import machine
 from benchmarks.ways import peak
 
 HERE: Final = Path(__file__).resolve()
-CASES: Final = {"5-shot commonsense_qa": ("commonsense_qa", 5), "5-shot piqa": ("piqa", 5), "0-shot commonsense_qa": ("commonsense_qa", 0)}
+CASES: Final = {
+    "5-shot commonsense_qa": ("commonsense_qa", 5),
+    "5-shot piqa": ("piqa", 5),
+    "0-shot commonsense_qa": ("commonsense_qa", 0),
+}
 WAYS: Final = ("hf", "calibrant")
 
 
@@ -50,7 +58,10 @@ def ours(model: str, task: str, shots: int, items: int, tasks: str) -> list[list
     from calibrant.evaluators.harness import Harness
     from calibrant.models import open_model
 
-    measured = timed(Harness(task=task, num_fewshot=shots, limit=items, include_path=tasks), open_model(model, "float32", "cpu"))
+    measured = timed(
+        Harness(task=task, num_fewshot=shots, limit=items, include_path=tasks),
+        open_model(model, "float32", "cpu"),
+    )
     return [[-nats for nats in outcome.facts["nats"]] for outcome in measured.outcomes]
 
 
@@ -63,7 +74,12 @@ def prepare(folder: Path, data: str) -> None:
     save(open_model("smollm2", "float32"), folder / "model", {})
     (folder / "tasks").mkdir()
     for name in {task for task, _ in CASES.values()}:
-        text = (HERE.parent / "harness" / f"{name}.yaml").read_text().replace("MIRROR", data).replace("CACHE", str(folder / "cache"))
+        text = (
+            (HERE.parent / "harness" / f"{name}.yaml")
+            .read_text()
+            .replace("MIRROR", data)
+            .replace("CACHE", str(folder / "cache"))
+        )
         (folder / "tasks" / f"{name}.yaml").write_text(text)
         files = {split: f"{data}/{name}/{split}.jsonl.gz" for split in ("train", "validation")}
         datasets.load_dataset("json", data_files=files, cache_dir=str(folder / "cache"))
@@ -74,7 +90,20 @@ def run(way: str, case: str, items: int, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     out = folder / "found.json"
     done = subprocess.run(
-        [sys.executable, HERE, "--way", way, "--case", case, "--items", str(items), "--folder", folder], capture_output=True, text=True
+        [
+            sys.executable,
+            HERE,
+            "--way",
+            way,
+            "--case",
+            case,
+            "--items",
+            str(items),
+            "--folder",
+            folder,
+        ],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{way}, {case}:\n{done.stderr}")
@@ -84,7 +113,9 @@ def run(way: str, case: str, items: int, folder: Path) -> dict[str, Any]:
 def child(way: str, case: str, items: int, folder: Path) -> None:
     """What one process does."""
     task, shots = CASES[case]
-    nats = (theirs if way == "hf" else ours)(str(folder / "model"), f"mirror_{task}", shots, items, str(folder / "tasks"))
+    nats = (theirs if way == "hf" else ours)(
+        str(folder / "model"), f"mirror_{task}", shots, items, str(folder / "tasks")
+    )
     found = {"peak": peak(), "processor": time.process_time(), "nats": nats}
     (folder / "found.json").write_text(json.dumps(found))
 
@@ -96,7 +127,10 @@ def compare(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any
     processor = {way: [pair[way]["processor"] for pair in rounds] for way in WAYS}
     peaks = {way: max(pair[way]["peak"] for pair in rounds) for way in WAYS}
     pairs = [
-        (a, b) for pair in rounds for one, other in zip(*(pair[way]["nats"] for way in WAYS), strict=True) for a, b in zip(one, other, strict=True)
+        (a, b)
+        for pair in rounds
+        for one, other in zip(*(pair[way]["nats"] for way in WAYS), strict=True)
+        for a, b in zip(one, other, strict=True)
     ]
     apart = max(abs(a - b) for a, b in pairs)
     print(
@@ -105,7 +139,13 @@ def compare(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any
         f"processor {statistics.median(processor['hf']):.1f} and {statistics.median(processor['calibrant']):.1f} s   "
         f"peak {peaks['hf']:,.0f} and {peaks['calibrant']:,.0f} MiB   log likelihoods at most {apart:.1e} apart"
     )
-    return {"seconds": seconds, "processor": processor, "ratios": ratios, "peaks": peaks, "apart": apart}
+    return {
+        "seconds": seconds,
+        "processor": processor,
+        "ratios": ratios,
+        "peaks": peaks,
+        "apart": apart,
+    }
 
 
 def main() -> None:
@@ -124,17 +164,32 @@ def main() -> None:
         child(asked.way, asked.case, asked.items, Path(asked.folder))
         return
     if not asked.data:
-        print("the tasks are read from a local mirror: set CALIBRANT_DATA, or give --data; nothing was timed")
+        print(
+            "the tasks are read from a local mirror: set CALIBRANT_DATA, or give --data; nothing was timed"
+        )
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, str(Path(asked.data).resolve()))
         about = machine.facts()
-        print(f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} rounds; {machine.told(about)}")
-        record = {"items": asked.items, "rounds": asked.rounds, "machine": about, "versions": {n: version(n) for n in ("calibrant", "lm_eval")}}
+        print(
+            f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} rounds; {machine.told(about)}"
+        )
+        record = {
+            "items": asked.items,
+            "rounds": asked.rounds,
+            "machine": about,
+            "versions": {n: version(n) for n in ("calibrant", "lm_eval")},
+        }
         facts: dict[str, Any] = {}
         for case in asked.cases:
-            rounds = [{way: run(way, case, asked.items, folder) for way in (WAYS if at % 2 == 0 else WAYS[::-1])} for at in range(asked.rounds)]
+            rounds = [
+                {
+                    way: run(way, case, asked.items, folder)
+                    for way in (WAYS if at % 2 == 0 else WAYS[::-1])
+                }
+                for at in range(asked.rounds)
+            ]
             facts[case] = compare(case, rounds)
             machine.keep(asked.out, {**record, "cases": facts})
 

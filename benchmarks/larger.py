@@ -1,9 +1,12 @@
-"""A model that is larger than the memory it may take: python benchmarks/larger.py [--method gptq --target w4g64] [--memory 4] [--out FILE]
+"""A model that is larger than the memory it may take: python benchmarks/larger.py [--method gptq
+--target w4g64] [--memory 4] [--out FILE]
 
-A random Llama (by default of three billion numbers, 6 GB in bfloat16) is written block by block, and pruned with Wanda to 2:4 by a process that the
-system lets have no more private memory than was promised (RLIMIT_DATA). A second process is killed once half of the blocks are done, and a third
-goes on from there; what both wrote is compared by SHA-256. Seconds are those of the processor, since other work changes them less. In FILE other
-methods and targets that were measured on the same machine stay.
+A random Llama (by default of three billion numbers, 6 GB in bfloat16) is written block by block,
+and pruned with Wanda to 2:4 by a process that the system lets have no more private memory than was
+promised (RLIMIT_DATA). A second process is killed once half of the blocks are done, and a third
+goes on from there; what both wrote is compared by SHA-256. Seconds are those of the processor,
+since other work changes them less. In FILE other methods and targets that were measured on the same
+machine stay.
 """
 
 import argparse
@@ -24,12 +27,20 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine
 
-SHAPE: Final = {"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 32000}
+SHAPE: Final = {
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
 SPREAD: Final = 0.02
 
 
 def write_model(folder: Path, blocks: int) -> int:
-    """Write a random Llama into `folder`, one tensor in memory at a time, and return how many numbers it has."""
+    """Write a random Llama into `folder`, one tensor in memory at a time, and return how many
+    numbers it has.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -37,17 +48,33 @@ def write_model(folder: Path, blocks: int) -> int:
     from calibrant.testing.tiny import tiny_tokenizer
 
     config = LlamaConfig(
-        **SHAPE, num_hidden_layers=blocks, max_position_embeddings=4096, dtype="bfloat16", pad_token_id=0, bos_token_id=1, eos_token_id=2
+        **SHAPE,
+        num_hidden_layers=blocks,
+        max_position_embeddings=4096,
+        dtype="bfloat16",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     with torch.device("meta"):
-        described = {name: tensor.bfloat16() for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    shard, random = Shard.of(described, folder / "model.safetensors"), torch.Generator().manual_seed(0)
+        described = {
+            name: tensor.bfloat16()
+            for name, tensor in LlamaForCausalLM(config).state_dict().items()
+        }
+    shard, random = (
+        Shard.of(described, folder / "model.safetensors"),
+        torch.Generator().manual_seed(0),
+    )
     shard.begin()
     for name, tensor in described.items():
-        numbers = torch.ones(tensor.shape) if tensor.dim() == 1 else torch.randn(tensor.shape, generator=random) * SPREAD
+        numbers = (
+            torch.ones(tensor.shape)
+            if tensor.dim() == 1
+            else torch.randn(tensor.shape, generator=random) * SPREAD
+        )
         shard.write({name: numbers.bfloat16()})
     return sum(tensor.numel() for tensor in described.values())
 
@@ -58,7 +85,7 @@ model, data, out, memory, samples, length, method, target = sys.argv[1:]
 limit = int(float(memory) * 1e9)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 from calibrant.compress import prune, quantize
-from calibrant.process import own_process
+from calibrant.system.process import own_process
 own_process()
 run = quantize if target.startswith("w") else prune
 done = run(model, data, method, target, out, samples=int(samples), length=int(length), dtype="bfloat16", device="cpu", memory=float(memory),
@@ -81,7 +108,12 @@ def start(asked: argparse.Namespace, folder: Path, out: str) -> "subprocess.Pope
         asked.method,
         asked.target,
     )
-    return subprocess.Popen([sys.executable, "-c", CHILD, *map(str, told)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, *map(str, told)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finished(job: "subprocess.Popen[str]") -> dict[str, Any]:
@@ -130,11 +162,23 @@ def main() -> None:
         folder = Path(name)
         began = time.process_time()
         numbers = write_model(folder / "model", asked.blocks)
-        print(f"{numbers / 1e9:.2f} billion numbers, written in {time.process_time() - began:.0f} s", flush=True)
-        words = "\n".join(f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow" for i in range(asked.tokens // 20))
+        print(
+            f"{numbers / 1e9:.2f} billion numbers, written in {time.process_time() - began:.0f} s",
+            flush=True,
+        )
+        words = "\n".join(
+            f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"
+            for i in range(asked.tokens // 20)
+        )
         (folder / "texts.txt").write_text(words)
-        case: dict[str, Any] = {key: getattr(asked, key) for key in ("memory", "blocks", "tokens", "length", "method", "target")}
-        case |= {"numbers": numbers, "bytes": os.path.getsize(folder / "model" / "model.safetensors")}
+        case: dict[str, Any] = {
+            key: getattr(asked, key)
+            for key in ("memory", "blocks", "tokens", "length", "method", "target")
+        }
+        case |= {
+            "numbers": numbers,
+            "bytes": os.path.getsize(folder / "model" / "model.safetensors"),
+        }
         case["whole"] = finished(start(asked, folder, "whole"))
         print(json.dumps(case["whole"]), flush=True)
         keep(asked.out, case)
@@ -151,7 +195,9 @@ def main() -> None:
 def keep(out: Path | None, case: Mapping[str, Any]) -> None:
     """Put a case into the record, if there is one, beside the others of this machine."""
     record = machine.started(out, {"machine": machine.facts()}, "cases")
-    machine.keep(out, {**record, "cases": {**record["cases"], f"{case['method']} {case['target']}": case}})
+    machine.keep(
+        out, {**record, "cases": {**record["cases"], f"{case['method']} {case['target']}": case}}
+    )
 
 
 if __name__ == "__main__":

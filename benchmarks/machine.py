@@ -1,4 +1,6 @@
-"""What a machine is, the fewest seconds in which it could do the products of a model's blocks, and the file that says what was measured on it."""
+"""What a machine is, the fewest seconds in which it could do the products of a model's blocks,
+and the file that says what was measured on it.
+"""
 
 import json
 import os
@@ -10,7 +12,16 @@ from typing import Any, Final
 from calibrant.compress import costs
 
 DTYPES: Final = ("float32", "bfloat16")
-INSTRUCTIONS: Final = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve", "sve_bf16")
+INSTRUCTIONS: Final = (
+    "avx2",
+    "avx512_f",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "bf16",
+    "sve",
+    "sve_bf16",
+)
 """What of `torch.cpu.get_capabilities` has to do with products."""
 
 Shape = tuple[int, int]
@@ -41,25 +52,43 @@ def told(machine: Mapping[str, Any]) -> str:
 
 
 def shapes_of(config: Mapping[str, int]) -> dict[Shape, int]:
-    """How often a llama's blocks have a matrix of each shape `(out, in)`; `config` is its `config.json`."""
-    width, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    """How often a llama's blocks have a matrix of each shape `(out, in)`; `config` is its
+    `config.json`.
+    """
+    width, inner, layers = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+    )
     size = config.get("head_dim") or width // config["num_attention_heads"]
     queries, keys = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
     found: dict[Shape, int] = {}
-    for shape in ((queries, width), (keys, width), (keys, width), (width, queries), (inner, width), (inner, width), (width, inner)):
+    for shape in (
+        (queries, width),
+        (keys, width),
+        (keys, width),
+        (width, queries),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ):
         found[shape] = found.get(shape, 0) + layers
     return found
 
 
 def peak(shape: Shape, dtype: str, seconds: float = 0.5) -> float:
-    """Operations per second of the best of the products with a matrix of this shape that fit into `seconds`."""
+    """Operations per second of the best of the products with a matrix of this shape that fit
+    into `seconds`.
+    """
     import torch
 
     return costs.peak(shape, getattr(torch, dtype), seconds=seconds)
 
 
 def peaks(shapes: Iterable[Shape]) -> dict[str, dict[Shape, float]]:
-    """The peak of every shape in every type; the types take turns, so that a slow moment meets all of them."""
+    """The peak of every shape in every type; the types take turns, so that a slow moment meets
+    all of them.
+    """
     found: dict[str, dict[Shape, float]] = {dtype: {} for dtype in DTYPES}
     for shape in shapes:
         for dtype in DTYPES:
@@ -68,12 +97,18 @@ def peaks(shapes: Iterable[Shape]) -> dict[str, dict[Shape, float]]:
 
 
 def floor(shapes: Mapping[Shape, int], peaks: Mapping[Shape, float], tokens: int) -> float:
-    """Seconds of all matrices' products with `tokens` inputs, each once, at the peak of its shape."""
-    return sum(count * costs.operations(shape, tokens) / peaks[shape] for shape, count in shapes.items())
+    """Seconds of all matrices' products with `tokens` inputs, each once, at the peak of its
+    shape.
+    """
+    return sum(
+        count * costs.operations(shape, tokens) / peaks[shape] for shape, count in shapes.items()
+    )
 
 
 def started(out: Path | None, question: Mapping[str, Any], holds: str) -> dict[str, Any]:
-    """The record so far: what `out` holds under `holds` of the same question on the same machine, or nothing."""
+    """The record so far: what `out` holds under `holds` of the same question on the same
+    machine, or nothing.
+    """
     kept = json.loads(out.read_text("utf-8")) if out is not None and out.is_file() else {}
     same = {name: kept.get(name) for name in question} == json.loads(json.dumps(question))
     return kept if same else {**question, holds: {}}

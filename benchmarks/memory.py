@@ -1,7 +1,9 @@
-"""Peak memory of pruning with a large calibration set, ours and llm-compressor's: python benchmarks/memory.py [--samples 128] [--out FILE]
+"""Peak memory of pruning with a large calibration set, ours and llm-compressor's: python
+benchmarks/memory.py [--samples 128] [--out FILE]
 
-SmolLM2's first blocks alone (`--blocks`), since all blocks cost the same and only the weights of the others would be added, to both alike. Each
-way is a process of its own and sees the same tokens; a peak is the most memory that it held until the pruning was done. Times aren't compared.
+SmolLM2's first blocks alone (`--blocks`), since all blocks cost the same and only the weights of
+the others would be added, to both alike. Each way is a process of its own and sees the same tokens;
+a peak is the most memory that it held until the pruning was done. Times aren't compared.
 """
 
 import argparse
@@ -27,17 +29,23 @@ WAYS: Final = {
 
 
 def prepare(folder: Path, asked: argparse.Namespace) -> tuple[str, int]:
-    """Save a model of the first blocks, and the tokens; their fingerprint, and the bytes of the weights that were left out."""
+    """Save a model of the first blocks, and the tokens; their fingerprint, and the bytes of the
+    weights that were left out.
+    """
     import calibrant
     from calibrant.models import save
 
     opened = calibrant.open_model("smollm2", "float32")
     seen_by = calibrant.view(opened.model)
     rest = range(asked.blocks, len(seen_by.blocks))
-    left_out = sum(p.numel() * p.element_size() for at in rest for p in seen_by.blocks[at].module.parameters())
+    left_out = sum(
+        p.numel() * p.element_size() for at in rest for p in seen_by.blocks[at].module.parameters()
+    )
     seen_by.drop_blocks(list(rest))
     save(opened, folder / "model", {})
-    batch = calibrant.CalibrationSet(DATA, samples=asked.samples, length=asked.length).tokens(opened.tokenizer)
+    batch = calibrant.CalibrationSet(DATA, samples=asked.samples, length=asked.length).tokens(
+        opened.tokenizer
+    )
     (folder / "tokens.json").write_text(json.dumps(batch.ids.tolist()))
     return batch.fingerprint, left_out
 
@@ -46,7 +54,14 @@ def measured(folder: Path, asked: argparse.Namespace, peer: Path, case: str, way
     """The peak of one way, in MiB."""
     method, sparsity = CASES[case]
     who, propagate = WAYS[way]
-    told: dict[str, Any] = {"method": method, "target": sparsity, "seed": 0, "dtype": "float32", "propagate": propagate, "data": DATA}
+    told: dict[str, Any] = {
+        "method": method,
+        "target": sparsity,
+        "seed": 0,
+        "dtype": "float32",
+        "propagate": propagate,
+        "data": DATA,
+    }
     needs = copy.copy(asked)
     needs.peer_batch, needs.keep_freed = 1, False
     setting = Setting(folder, (), {}, (), 0.0, needs, peer)
@@ -70,8 +85,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fingerprint, left_out = prepare(folder, asked)
-        record: dict[str, Any] = {name: getattr(asked, name) for name in ("samples", "length", "blocks")}
-        record |= {"tokens": fingerprint, "left_out": left_out / 2**20, "machine": machine.facts(), "cases": {}}
+        record: dict[str, Any] = {
+            name: getattr(asked, name) for name in ("samples", "length", "blocks")
+        }
+        record |= {
+            "tokens": fingerprint,
+            "left_out": left_out / 2**20,
+            "machine": machine.facts(),
+            "cases": {},
+        }
         for case in CASES:
             record["cases"][case] = {way: measured(folder, asked, peer, case, way) for way in WAYS}
             machine.keep(asked.out, record)

@@ -1,18 +1,25 @@
-"""How long compressing takes next to llm-compressor: python benchmarks/peers.py [--peer PYTHON] [--rounds 5] [--draws 1] [--literal] [--quick]
+"""How long compressing takes next to llm-compressor: python benchmarks/peers.py [--peer PYTHON]
+[--rounds 5] [--draws 1] [--literal] [--quick]
 
-SmolLM2, the same saved folder and the same tokens (Python's help topics) for every way. Each runs in a process of its own (`ways.py`); they take
-turns, the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
-the pruned model in memory, with everything that our record needs; no way writes what it finished to the disk meanwhile. The seconds of the whole
-process, from its start to the saved folder, stand beside it. In every round a further process measures the machine's product peak for the shapes of
-the model's matrices, in float32 and bfloat16: the floor is the time of all those products, once, in the type that is faster.
+SmolLM2, the same saved folder and the same tokens (Python's help topics) for every way. Each runs
+in a process of its own (`ways.py`); they take turns, the first of a pair by turns too, so that a
+slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
+the pruned model in memory, with everything that our record needs; no way writes what it finished to
+the disk meanwhile. The seconds of the whole process, from its start to the saved folder, stand
+beside it. In every round a further process measures the machine's product peak for the shapes of
+the model's matrices, in float32 and bfloat16: the floor is the time of all those products, once, in
+the type that is faster.
 
-Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs that come from everything upstream already pruned,
-and the peer's the inputs of a block before it is; so a further run, which isn't timed, works with `reference` in float32, as the peer does. Held-out
-loss is measured by the same evaluator in float32 for all. `--draws K` compresses K − 1 more draws of tokens by each, once, and gives the mean
-difference of the losses ± its standard error.
+Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs
+that come from everything upstream already pruned, and the peer's the inputs of a block before it
+is; so a further run, which isn't timed, works with `reference` in float32, as the peer does.
+Held-out loss is measured by the same evaluator in float32 for all. `--draws K` compresses K − 1
+more draws of tokens by each, once, and gives the mean difference of the losses ± its standard
+error.
 
-llm-compressor has a virtual environment of its own, .venv-peer, which is made when there is none, or the one whose interpreter `--peer` names.
-`--out FILE` keeps the record after every case; cases that it has of the same machine and the same question stay.
+llm-compressor has a virtual environment of its own, .venv-peer, which is made when there is none,
+or the one whose interpreter `--peer` names. `--out FILE` keeps the record after every case; cases
+that it has of the same machine and the same question stay.
 """
 
 import argparse
@@ -35,7 +42,11 @@ from benchmarks import machine
 
 HERE: Final = Path(__file__).resolve().parent
 CASES: Final = {
-    **{f"{method} {sparsity}": (method, sparsity) for method in ("wanda", "sparsegpt") for sparsity in ("0.5", "2:4")},
+    **{
+        f"{method} {sparsity}": (method, sparsity)
+        for method in ("wanda", "sparsegpt")
+        for sparsity in ("0.5", "2:4")
+    },
     "gptq w4g64": ("gptq", "w4g64"),
 }
 USUAL: Final = ("wanda 0.5", "sparsegpt 0.5", "sparsegpt 2:4", "gptq w4g64")
@@ -46,13 +57,25 @@ LITERAL: Final = "wanda 0.5"
 PEER: Final = HERE.parent / ".venv-peer"
 REQUIREMENT: Final = "llmcompressor==0.14.0.1"
 DATA: Final = "python_docs"
-CHOSEN: Final = ("samples", "length", "rounds", "draws", "dtype", "peer_dtype", "peer_batch", "measured", "keep_freed")
+CHOSEN: Final = (
+    "samples",
+    "length",
+    "rounds",
+    "draws",
+    "dtype",
+    "peer_dtype",
+    "peer_batch",
+    "measured",
+    "keep_freed",
+)
 """What makes a record answer another question."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every case starts from: the folder of files, the model's matrices, fingerprints of the draws, the loss of the untouched model."""
+    """What every case starts from: the folder of files, the model's matrices, fingerprints of
+    the draws, the loss of the untouched model.
+    """
 
     folder: Path
     matrices: tuple[str, ...]
@@ -69,9 +92,23 @@ def interpreter(given: str | None) -> Path:
     if not given and not (PEER / "ready").is_file():
         import torch
 
-        print(f"making {PEER.name} with {REQUIREMENT}; this happens once and takes a few minutes", flush=True)
+        print(
+            f"making {PEER.name} with {REQUIREMENT}; this happens once and takes a few minutes",
+            flush=True,
+        )
         subprocess.run([sys.executable, "-m", "venv", "--clear", PEER], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", REQUIREMENT, f"torch=={torch.__version__.partition('+')[0]}"], check=True)
+        subprocess.run(
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                REQUIREMENT,
+                f"torch=={torch.__version__.partition('+')[0]}",
+            ],
+            check=True,
+        )
         (PEER / "ready").touch()
     return python
 
@@ -85,20 +122,28 @@ def prepare(folder: Path, asked: argparse.Namespace, peer: Path) -> Setting:
     save(opened, folder / "model", {})
     fingerprints: list[str] = []
     for seed in range(asked.draws):
-        batch = calibrant.CalibrationSet(DATA, samples=asked.samples, length=asked.length, seed=seed).tokens(opened.tokenizer)
+        batch = calibrant.CalibrationSet(
+            DATA, samples=asked.samples, length=asked.length, seed=seed
+        ).tokens(opened.tokenizer)
         assert batch.mask.all(), "the peer is given whole windows"
         (folder / f"tokens-{seed}.json").write_text(json.dumps(batch.ids.tolist()))
         fingerprints.append(batch.fingerprint)
     matrices = tuple(f"{weight.name}.weight" for weight in calibrant.view(opened.model).weights)
     shapes = machine.shapes_of(json.loads((folder / "model" / "config.json").read_text()))
-    return Setting(folder, matrices, shapes, tuple(fingerprints), loss(folder / "model", asked), asked, peer)
+    return Setting(
+        folder, matrices, shapes, tuple(fingerprints), loss(folder / "model", asked), asked, peer
+    )
 
 
 def loss(model: Path, asked: argparse.Namespace) -> float:
     """Held-out loss of a saved model, in nats per token, computed in float32."""
     import calibrant
 
-    (measured,) = calibrant.evaluate(str(model), f"loss(source='{DATA}', tokens={asked.measured}, length={asked.length})", dtype="float32")
+    (measured,) = calibrant.evaluate(
+        str(model),
+        f"loss(source='{DATA}', tokens={asked.measured}, length={asked.length})",
+        dtype="float32",
+    )
     return measured.score.value
 
 
@@ -106,31 +151,61 @@ def child(setting: Setting, way: str, **told: Any) -> dict[str, Any]:
     """What a process of `ways.py` says, and its seconds from start to end."""
     asked = setting.asked
     python = setting.peer if way == "llmcompressor" else sys.executable
-    budget = {"samples": asked.samples, "length": asked.length, "data": DATA, "model": str(setting.folder / "model"), "batch": asked.peer_batch}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    budget = {
+        "samples": asked.samples,
+        "length": asked.length,
+        "data": DATA,
+        "model": str(setting.folder / "model"),
+        "batch": asked.peer_batch,
+    }
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if asked.keep_freed and way != "calibrant":
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
     command = [python, HERE / "ways.py", json.dumps({"way": way, **budget, **told})]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=setting.folder, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=setting.folder, env=environment, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{way}, {told}:\n{done.stderr[-4000:]}")
     return {"whole": time.perf_counter() - began, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def pruned(setting: Setting, way: str, case: str, out: Path, seed: int = 0, **other: Any) -> dict[str, Any]:
-    """One way of one case into the folder `out`. Where it drew its tokens itself, they are the saved ones."""
+def pruned(
+    setting: Setting, way: str, case: str, out: Path, seed: int = 0, **other: Any
+) -> dict[str, Any]:
+    """One way of one case into the folder `out`. Where it drew its tokens itself, they are the
+    saved ones.
+    """
     method, target = CASES[case]
     dtype = setting.asked.dtype if way == "calibrant" else setting.asked.peer_dtype
-    told = {"method": method, "target": target, "seed": seed, "dtype": dtype, "propagate": "arrival", **other}
+    told = {
+        "method": method,
+        "target": target,
+        "seed": seed,
+        "dtype": dtype,
+        "propagate": "arrival",
+        **other,
+    }
     shutil.rmtree(out, ignore_errors=True)
-    found = child(setting, way, **told, tokens=str(setting.folder / f"tokens-{seed}.json"), out=str(out))
-    assert found.get("tokens", setting.fingerprints[seed]) == setting.fingerprints[seed], f"{way} saw other tokens"
+    found = child(
+        setting, way, **told, tokens=str(setting.folder / f"tokens-{seed}.json"), out=str(out)
+    )
+    assert found.get("tokens", setting.fingerprints[seed]) == setting.fingerprints[seed], (
+        f"{way} saw other tokens"
+    )
     return found
 
 
 def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
-    """What a method decided for each weight of a saved model's matrices: whether it isn't zero, or to which value it was rounded, in bfloat16."""
+    """What a method decided for each weight of a saved model's matrices: whether it isn't zero,
+    or to which value it was rounded, in bfloat16.
+    """
     import torch
     from safetensors import safe_open
 
@@ -138,22 +213,37 @@ def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             there = {name: file.get_tensor(name) for name in wanted & set(file.keys())}
-            found |= {name: weight.bfloat16() if CASES[case][0] in ROUNDED else weight.to(torch.bool) for name, weight in there.items()}
+            found |= {
+                name: weight.bfloat16() if CASES[case][0] in ROUNDED else weight.to(torch.bool)
+                for name, weight in there.items()
+            }
     assert found.keys() == wanted, f"{folder} lacks {sorted(wanted - found.keys())[:3]}"
     return found
 
 
-def agreement(names: Sequence[str], one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    """The share of weights that came out alike: its mean over all `names`, its lowest, and its mean over those of the first block."""
+def agreement(
+    names: Sequence[str], one: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, float]:
+    """The share of weights that came out alike: its mean over all `names`, its lowest, and its
+    mean over those of the first block.
+    """
     shares = {name: float((one[name] == other[name]).double().mean()) for name in names}
     first = [share for name, share in shares.items() if ".0." in name]
-    return {"mean": statistics.mean(shares.values()), "lowest": min(shares.values()), "first": statistics.mean(first)}
+    return {
+        "mean": statistics.mean(shares.values()),
+        "lowest": min(shares.values()),
+        "first": statistics.mean(first),
+    }
 
 
 def floors(setting: Setting, products: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]:
-    """Seconds of the blocks' products over all tokens, by type, at the peaks that a process measured."""
+    """Seconds of the blocks' products over all tokens, by type, at the peaks that a process
+    measured.
+    """
     tokens = setting.asked.samples * setting.asked.length
-    peaks = {dtype: {(int(o), int(i)): rate for o, i, rate in rates} for dtype, rates in products.items()}
+    peaks = {
+        dtype: {(int(o), int(i)): rate for o, i, rate in rates} for dtype, rates in products.items()
+    }
     return {dtype: machine.floor(setting.shapes, rates, tokens) for dtype, rates in peaks.items()}
 
 
@@ -162,12 +252,19 @@ def timed(setting: Setting, case: str, ways: Sequence[str]) -> list[dict[str, di
     rounds: list[dict[str, dict[str, Any]]] = []
     for at in range(setting.asked.rounds):
         turn = at % len(ways)
-        found = {way: pruned(setting, way, case, setting.folder / way) for way in (*ways[turn:], *ways[:turn])}
+        found = {
+            way: pruned(setting, way, case, setting.folder / way)
+            for way in (*ways[turn:], *ways[:turn])
+        }
         products = child(setting, "products", shapes=list(setting.shapes))
         rates = {dtype: products[dtype] for dtype in machine.DTYPES}
         rounds.append({**found, "floor": floors(setting, rates), "products": rates})
         told = ", ".join(f"{way} {found[way]['seconds']:.1f} s" for way in ways)
-        print(f"  {case}, round {at + 1} of {setting.asked.rounds}: {told}", file=sys.stderr, flush=True)
+        print(
+            f"  {case}, round {at + 1} of {setting.asked.rounds}: {told}",
+            file=sys.stderr,
+            flush=True,
+        )
     return rounds
 
 
@@ -179,8 +276,14 @@ def examined(setting: Setting, case: str, ways: Sequence[str]) -> dict[str, Any]
     pruned(setting, "calibrant", case, same, dtype="float32", propagate="reference")
     alike = outcomes(same, setting.matrices, case)
     found = {
-        "same inputs": {way: agreement(setting.matrices, alike, ours[way]) for way in ways if way != "calibrant"},
-        "arrival": {way: agreement(setting.matrices, ours["calibrant"], ours[way]) for way in ways if way != "calibrant"},
+        "same inputs": {
+            way: agreement(setting.matrices, alike, ours[way]) for way in ways if way != "calibrant"
+        },
+        "arrival": {
+            way: agreement(setting.matrices, ours["calibrant"], ours[way])
+            for way in ways
+            if way != "calibrant"
+        },
     }
     losses["reference"] = [loss(same, setting.asked)]
     for seed in range(1, setting.asked.draws):
@@ -193,15 +296,27 @@ def examined(setting: Setting, case: str, ways: Sequence[str]) -> dict[str, Any]
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> dict[str, Any]:
-    """What the rounds say: ratios of each pair, and of ours to the floor in the type that has the lower one."""
-    seconds, whole = ({way: [pair[way][kind] for pair in rounds] for way in ways} for kind in ("seconds", "whole"))
-    dtypes = sorted(machine.DTYPES, key=lambda dtype: statistics.median(pair["floor"][dtype] for pair in rounds))
+    """What the rounds say: ratios of each pair, and of ours to the floor in the type that has
+    the lower one.
+    """
+    seconds, whole = (
+        {way: [pair[way][kind] for pair in rounds] for way in ways} for kind in ("seconds", "whole")
+    )
+    dtypes = sorted(
+        machine.DTYPES, key=lambda dtype: statistics.median(pair["floor"][dtype] for pair in rounds)
+    )
     others = [way for way in ways if way != "calibrant"]
     return {
         "seconds": seconds,
         "whole": whole,
-        "ratios": {way: [pair[way]["seconds"] / pair["calibrant"]["seconds"] for pair in rounds] for way in others},
-        "whole_ratios": {way: [pair[way]["whole"] / pair["calibrant"]["whole"] for pair in rounds] for way in others},
+        "ratios": {
+            way: [pair[way]["seconds"] / pair["calibrant"]["seconds"] for pair in rounds]
+            for way in others
+        },
+        "whole_ratios": {
+            way: [pair[way]["whole"] / pair["calibrant"]["whole"] for pair in rounds]
+            for way in others
+        },
         "peaks": {way: max(pair[way]["peak"] for pair in rounds) for way in ways},
         "peaks_in_all": {way: max(pair[way]["peak_in_all"] for pair in rounds) for way in ways},
         "dtypes": {way: rounds[0][way]["dtype"] for way in ways},
@@ -214,9 +329,13 @@ def summary(rounds: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> dict[st
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
-    """The mean of `one` less `other`, pair by pair, and its standard error over draws; None of a single draw."""
+    """The mean of `one` less `other`, pair by pair, and its standard error over draws; None of a
+    single draw.
+    """
     apart = [a - b for a, b in zip(one, other, strict=True)]
-    return statistics.mean(apart), statistics.stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
+    return statistics.mean(apart), statistics.stdev(apart) / math.sqrt(len(apart)) if len(
+        apart
+    ) > 1 else None
 
 
 def line(case: str, found: Mapping[str, Any], dense: float) -> str:
@@ -224,18 +343,35 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
     seconds = {way: statistics.median(taken) for way, taken in found["seconds"].items()}
     told = [f"{case:<14} " + "   ".join(f"{way} {taken:.1f} s" for way, taken in seconds.items())]
     for way, ratios in found["ratios"].items():
-        whole, alike = statistics.median(found["whole_ratios"][way]), {kind: of[way] for kind, of in found["agreement"].items()}
-        told.append(f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to {max(ratios):.2f}; whole processes {whole:.2f})")
-        same, arrival, what = alike["same inputs"], alike["arrival"], "values" if case.split()[0] in ROUNDED else "masks"
+        whole, alike = (
+            statistics.median(found["whole_ratios"][way]),
+            {kind: of[way] for kind, of in found["agreement"].items()},
+        )
+        told.append(
+            f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to {max(ratios):.2f}; whole processes {whole:.2f})"
+        )
+        same, arrival, what = (
+            alike["same inputs"],
+            alike["arrival"],
+            "values" if case.split()[0] in ROUNDED else "masks",
+        )
         told.append(
             f"{what} agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the same inputs, {arrival['mean']:.2%} as they are"
         )
-    told.append("peak " + ", ".join(f"{way} {peak:,.0f}" for way, peak in found["peaks"].items()) + " MiB")
-    told.append("loss " + ", ".join(f"{way} {losses[0]:.4f}" for way, losses in found["losses"].items()) + f", dense {dense:.4f}")
+    told.append(
+        "peak " + ", ".join(f"{way} {peak:,.0f}" for way, peak in found["peaks"].items()) + " MiB"
+    )
+    told.append(
+        "loss "
+        + ", ".join(f"{way} {losses[0]:.4f}" for way, losses in found["losses"].items())
+        + f", dense {dense:.4f}"
+    )
     mean, error = difference(found["losses"]["calibrant"], found["losses"]["llmcompressor"])
     told.append(f"ours less theirs {mean:+.4f}" + (f" ± {error:.4f}" if error is not None else ""))
     least = statistics.median(found["floors"][found["floor_dtype"]])
-    told.append(f"{statistics.median(found['of_floor']):.2f} times the floor ({least:.1f} s, {found['floor_dtype']})")
+    told.append(
+        f"{statistics.median(found['of_floor']):.2f} times the floor ({least:.1f} s, {found['floor_dtype']})"
+    )
     return "   ".join(told)
 
 
@@ -245,17 +381,34 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--draws", type=int, default=1, help="draws of tokens whose losses are compared")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="draws of tokens whose losses are compared"
+    )
     parser.add_argument("--measured", type=int, default=8192, help="tokens of the loss")
     parser.add_argument("--dtype", default="auto", help="ours")
     parser.add_argument("--peer-dtype", default="float32")
-    parser.add_argument("--peer-batch", type=int, default=1, help="llm-compressor's batch_size; 1 is its own default")
-    parser.add_argument("--keep-freed", action="store_true", help="tell glibc to keep freed memory in the processes of the others too")
+    parser.add_argument(
+        "--peer-batch",
+        type=int,
+        default=1,
+        help="llm-compressor's batch_size; 1 is its own default",
+    )
+    parser.add_argument(
+        "--keep-freed",
+        action="store_true",
+        help="tell glibc to keep freed memory in the processes of the others too",
+    )
     parser.add_argument("--peer", help="the Python of an environment with llmcompressor")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(USUAL))
-    parser.add_argument("--literal", action="store_true", help=f"{LITERAL} by the literal two-pass loop as well")
+    parser.add_argument(
+        "--literal", action="store_true", help=f"{LITERAL} by the literal two-pass loop as well"
+    )
     parser.add_argument("--out", type=Path, help="the file of the record")
-    parser.add_argument("--quick", action="store_true", help="8 × 128 tokens, one round, 512 tokens measured: does everything work?")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="8 × 128 tokens, one round, 512 tokens measured: does everything work?",
+    )
     asked = parser.parse_args()
     if asked.quick:
         asked.samples, asked.length, asked.rounds, asked.measured = 8, 128, 1, 512
@@ -268,11 +421,22 @@ def main() -> None:
     peer = interpreter(asked.peer)
     with tempfile.TemporaryDirectory() as name:
         setting = prepare(Path(name), asked, peer)
-        question = {"asked": {name: getattr(asked, name) for name in CHOSEN}, "machine": machine.facts(), "dense": setting.loss}
+        question = {
+            "asked": {name: getattr(asked, name) for name in CHOSEN},
+            "machine": machine.facts(),
+            "dense": setting.loss,
+        }
         record = machine.started(asked.out, question, "cases")
-        print(f"smollm2 (dequantized from Q4_1), {asked.samples} × {asked.length} tokens, {machine.told(question['machine'])}", flush=True)
+        print(
+            f"smollm2 (dequantized from Q4_1), {asked.samples} × {asked.length} tokens, {machine.told(question['machine'])}",
+            flush=True,
+        )
         for case in asked.cases:
-            ways = ("llmcompressor", "calibrant", *(["literal"] if asked.literal and case == LITERAL else []))
+            ways = (
+                "llmcompressor",
+                "calibrant",
+                *(["literal"] if asked.literal and case == LITERAL else []),
+            )
             rounds = timed(setting, case, ways)
             record["cases"][case] = {**summary(rounds, ways), **examined(setting, case, ways)}
             versions = rounds[0]["llmcompressor"]["versions"]

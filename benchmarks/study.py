@@ -1,12 +1,16 @@
-"""How long a study takes next to the commands that it stands for: python benchmarks/study.py [--quick]
+"""How long a study takes next to the commands that it stands for: python benchmarks/study.py
+[--quick]
 
-Twelve runs on smollm2: four calibration sets that need no internet, Wanda at 50 %, 60 % and 2:4, in `dense`, each measured by the same evaluator.
-One way they are a `calibrant prune --propagate dense` and a `calibrant evaluate` each, in processes of their own, from start to end; the other way
-one study, which asks the same tokens and evaluator of a fresh store, and measures the dense model too. Every score of the two ways is compared.
-Four times as many tokens are calibrated on as are measured, as with the defaults (128 × 2048 and 65,536): a measurement is what can't be shared.
+Twelve runs on smollm2: four calibration sets that need no internet, Wanda at 50 %, 60 % and 2:4, in
+`dense`, each measured by the same evaluator. One way they are a `calibrant prune --propagate dense`
+and a `calibrant evaluate` each, in processes of their own, from start to end; the other way one
+study, which asks the same tokens and evaluator of a fresh store, and measures the dense model too.
+Every score of the two ways is compared. Four times as many tokens are calibrated on as are
+measured, as with the defaults (128 × 2048 and 65,536): a measurement is what can't be shared.
 
-Then the same four sets with one and two sparsities, each a study of its own: up to the measurements the cost must grow with the sets, not with the
-runs. Processor seconds stand beside those of the clock: they say something even while others use the machine.
+Then the same four sets with one and two sparsities, each a study of its own: up to the measurements
+the cost must grow with the sets, not with the runs. Processor seconds stand beside those of the
+clock: they say something even while others use the machine.
 """
 
 import argparse
@@ -45,41 +49,96 @@ def evaluator(asked: argparse.Namespace) -> str:
 
 def study(folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...]) -> dict[str, Any]:
     """One study in a process of its own: seconds, where they went, and every score."""
-    whole = {"data": DATA[: asked.sets], "sparsities": sparsities, "samples": asked.samples, "length": asked.length, "evaluate": evaluator(asked)}
-    said, seconds, processor = timed([sys.executable, str(HERE), "--study", json.dumps(whole), "--folder", str(folder)])
+    whole = {
+        "data": DATA[: asked.sets],
+        "sparsities": sparsities,
+        "samples": asked.samples,
+        "length": asked.length,
+        "evaluate": evaluator(asked),
+    }
+    said, seconds, processor = timed(
+        [sys.executable, str(HERE), "--study", json.dumps(whole), "--folder", str(folder)]
+    )
     return {"seconds": seconds, "processor": processor, **json.loads(said.splitlines()[-1])}
 
 
 def child(whole: dict[str, Any], folder: Path) -> None:
     """What the study's process does."""
-    from calibrant.store import Store
-    from calibrant.study import Study
+    from calibrant.lab.study import Study
+    from calibrant.results import Store
 
-    finished = Study(models="smollm2", methods="wanda", propagate="dense", dtype="float32", **whole).run(folder)
+    finished = Study(
+        models="smollm2", methods="wanda", propagate="dense", dtype="float32", **whole
+    ).run(folder)
     if finished.failures:
         raise SystemExit(json.dumps(finished.failures))
     with Store(folder, create=False) as store:
-        cells = [(f"{cell.data} {cell.target}", cell.run, list(cell.measures.values())) for cell in store.cells() if cell.data]
-        scores = {name: [store.measurement(run, measure).score.value for measure in measures] for name, run, measures in cells}
+        cells = [
+            (f"{cell.data} {cell.target}", cell.run, list(cell.measures.values()))
+            for cell in store.cells()
+            if cell.data
+        ]
+        scores = {
+            name: [store.measurement(run, measure).score.value for measure in measures]
+            for name, run, measures in cells
+        }
     kept = sum(path.stat().st_size for path in (folder / "statistics").rglob("*.safetensors"))
-    print(json.dumps({"phases": dict(finished.seconds), "peak": finished.peak_memory_bytes, "statistics": kept, "scores": scores}))
+    print(
+        json.dumps(
+            {
+                "phases": dict(finished.seconds),
+                "peak": finished.peak_memory_bytes,
+                "statistics": kept,
+                "scores": scores,
+            }
+        )
+    )
 
 
-def commands(folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...]) -> dict[str, Any]:
+def commands(
+    folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...]
+) -> dict[str, Any]:
     """A prune and an evaluate for each run: seconds in all, of each command, and every score."""
-    found: dict[str, Any] = {"seconds": 0.0, "processor": 0.0, "phases": {"prune": 0.0, "evaluate": 0.0}, "scores": {}}
+    found: dict[str, Any] = {
+        "seconds": 0.0,
+        "processor": 0.0,
+        "phases": {"prune": 0.0, "evaluate": 0.0},
+        "scores": {},
+    }
     budget = ["--samples", str(asked.samples), "--length", str(asked.length), "--dtype", "float32"]
     for data in DATA[: asked.sets]:
         for sparsity in sparsities:
             out = folder / f"{data}-{sparsity}".replace(":", "_")
-            prune = ["prune", "smollm2", "--data", data, "--method", "wanda", "--sparsity", sparsity, "--propagate", "dense", *budget]
-            measure = ["evaluate", str(out), "--task", evaluator(asked), "--dtype", "float32", "--json"]
+            prune = [
+                "prune",
+                "smollm2",
+                "--data",
+                data,
+                "--method",
+                "wanda",
+                "--sparsity",
+                sparsity,
+                "--propagate",
+                "dense",
+                *budget,
+            ]
+            measure = [
+                "evaluate",
+                str(out),
+                "--task",
+                evaluator(asked),
+                "--dtype",
+                "float32",
+                "--json",
+            ]
             for name, command in (("prune", [*prune, "--out", str(out)]), ("evaluate", measure)):
                 said, seconds, processor = timed([*CALIBRANT, *command])
                 found["seconds"] += seconds
                 found["processor"] += processor
                 found["phases"][name] += seconds
-            found["scores"][f"{data} {sparsity}"] = [measured["value"] for measured in json.loads(said)]
+            found["scores"][f"{data} {sparsity}"] = [
+                measured["value"] for measured in json.loads(said)
+            ]
             shutil.rmtree(out)
     return found
 
@@ -87,17 +146,26 @@ def commands(folder: Path, asked: argparse.Namespace, sparsities: tuple[str, ...
 def told(name: str, found: dict[str, Any]) -> None:
     """One line about one way."""
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in found["phases"].items())
-    print(f"{name:<28} {found['seconds']:7.1f} s   processor {found['processor']:7.1f} s   ({phases})", flush=True)
+    print(
+        f"{name:<28} {found['seconds']:7.1f} s   processor {found['processor']:7.1f} s   ({phases})",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Time both ways, then the study with fewer sparsities, and print a line for each, then the same as JSON."""
+    """Time both ways, then the study with fewer sparsities, and print a line for each, then the
+    same as JSON.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--measured", type=int, default=4096, help="tokens of the loss")
     parser.add_argument("--sets", type=int, default=len(DATA))
-    parser.add_argument("--quick", action="store_true", help="two sets of 8 × 128 tokens, two sparsities, 256 measured tokens")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two sets of 8 × 128 tokens, two sparsities, 256 measured tokens",
+    )
     for hidden in ("--study", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -106,9 +174,17 @@ def main() -> None:
         return
     sparsities = SPARSITIES
     if asked.quick:
-        asked.samples, asked.length, asked.measured, asked.sets, sparsities = 8, 128, 256, 2, SPARSITIES[:2]
+        asked.samples, asked.length, asked.measured, asked.sets, sparsities = (
+            8,
+            128,
+            256,
+            2,
+            SPARSITIES[:2],
+        )
     runs = asked.sets * len(sparsities)
-    print(f"smollm2 (dequantized from Q4_1), float32, Wanda, dense, {asked.sets} sets of {asked.samples} × {asked.length} tokens, {runs} runs")
+    print(
+        f"smollm2 (dequantized from Q4_1), float32, Wanda, dense, {asked.sets} sets of {asked.samples} × {asked.length} tokens, {runs} runs"
+    )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         for count in range(1, len(sparsities) + 1):
@@ -119,12 +195,29 @@ def main() -> None:
         found[apart] = commands(Path(name), asked, sparsities)
         told(apart, found[apart])
     one, other = found[f"study of {runs} runs"], found[apart]
-    differing = max(abs(a - b) for run, scores in one["scores"].items() for a, b in zip(scores, other["scores"][run], strict=True))
+    differing = max(
+        abs(a - b)
+        for run, scores in one["scores"].items()
+        for a, b in zip(scores, other["scores"][run], strict=True)
+    )
     ratios = {kind: other[kind] / one[kind] for kind in ("seconds", "processor")}
-    print(f"the study takes {ratios['seconds']:.2f} times less time, {ratios['processor']:.2f} times less of the processor's; ", end="")
+    print(
+        f"the study takes {ratios['seconds']:.2f} times less time, {ratios['processor']:.2f} times less of the processor's; ",
+        end="",
+    )
     print(f"scores at most {differing:.1e} apart; {one['statistics'] / 1e6:.1f} MB of statistics")
     machine = f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, {platform.processor() or platform.machine()}"
-    print(json.dumps({"found": found, "ratios": ratios, "asked": vars(asked), "cores": os.cpu_count(), "machine": machine}))
+    print(
+        json.dumps(
+            {
+                "found": found,
+                "ratios": ratios,
+                "asked": vars(asked),
+                "cores": os.cpu_count(),
+                "machine": machine,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

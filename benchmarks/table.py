@@ -1,7 +1,8 @@
 """The tables of docs/speed.md, made of the records beside this file: python benchmarks/table.py
 
-`peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do `evaluation.py` and `growth.py`. In the page a table stands
-between `<!-- peers -->` and `<!-- end of peers -->`; all else there is written by hand.
+`peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do
+`evaluation.py` and `growth.py`. In the page a table stands between `<!-- peers -->` and `<!-- end
+of peers -->`; all else there is written by hand.
 """
 
 import json
@@ -26,7 +27,10 @@ def peers(record: Mapping[str, Any]) -> str:
     """The machine, its peak, and a row for each case and peer."""
     asked, cases, versions = record["asked"], record["cases"], record["versions"]
     rates = {dtype: list(_rates(cases, dtype)) for dtype in machine.DTYPES}
-    ran = " and ".join(f"{min(of) / 1e9:,.0f} to {max(of) / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, of in rates.items())
+    ran = " and ".join(
+        f"{min(of) / 1e9:,.0f} to {max(of) / 1e9:,.0f} GFLOP/s in {dtype}"
+        for dtype, of in rates.items()
+    )
     said = f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with torch {versions['peer torch']})"
     budget = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds"
     told = [
@@ -42,13 +46,19 @@ def peers(record: Mapping[str, Any]) -> str:
 
 def _rates(cases: Mapping[str, Any], dtype: str) -> Iterator[float]:
     """The median over all rounds of the peak of every shape."""
-    rounds = [{tuple(shape): rate for *shape, rate in products[dtype]} for found in cases.values() for products in found["products"]]
+    rounds = [
+        {tuple(shape): rate for *shape, rate in products[dtype]}
+        for found in cases.values()
+        for products in found["products"]
+    ]
     return (statistics.median(rates[shape] for rates in rounds) for shape in rounds[0])
 
 
 def row(case: str, way: str, found: Mapping[str, Any]) -> str:
     """One case against one peer: ours comes first where two numbers stand together."""
-    seconds, peaks, losses, dtypes = (found[key] for key in ("seconds", "peaks", "losses", "dtypes"))
+    seconds, peaks, losses, dtypes = (
+        found[key] for key in ("seconds", "peaks", "losses", "dtypes")
+    )
     same, arrival = (found["agreement"][kind][way] for kind in ("same inputs", "arrival"))
     both = {one: losses[one][: len(losses[way])] for one in ("calibrant", way)}
     mean, error = difference(both["calibrant"], both[way])
@@ -61,7 +71,8 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
         " / ".join(f"{peaks[one]:,.0f}" for one in both),
         f"{_percent(same['mean'])} (first block {_percent(same['first'])}); {_percent(arrival['mean'])}",
         " / ".join(f"{statistics.mean(of):.3f}" for of in both.values()),
-        f"{mean:+.4f}" + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
+        f"{mean:+.4f}"
+        + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
         f"{_spread(found['of_floor']).replace('**', '')} × {floor:.1f} s ({dtype})",
     ]
     return f"| {' | '.join(cells)} |"
@@ -77,10 +88,15 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def evaluation(record: Mapping[str, Any]) -> str:
-    """The machine, and a row for each task: the harness's own model comes first where two numbers stand together."""
+    """The machine, and a row for each task: the harness's own model comes first where two
+    numbers stand together.
+    """
     rows: list[list[str]] = []
     for case, found in record["cases"].items():
-        both = {name: [statistics.median(found[name][way]) for way in ("hf", "calibrant")] for name in ("seconds", "processor")}
+        both = {
+            name: [statistics.median(found[name][way]) for way in ("hf", "calibrant")]
+            for name in ("seconds", "processor")
+        }
         rows.append(
             [
                 case,
@@ -93,13 +109,32 @@ def evaluation(record: Mapping[str, Any]) -> str:
         )
     versions = f"calibrant {record['versions']['calibrant']}, lm-evaluation-harness {record['versions']['lm_eval']}"
     told = f"{record['items']} items of each task, {record['rounds']} rounds, float32; {versions}; {machine.told(record['machine'])}."
-    return "\n".join([told, "", *_table(("task", "seconds", "times faster", "processor seconds", "peak MiB", "log likelihoods apart"), rows)])
+    return "\n".join(
+        [
+            told,
+            "",
+            *_table(
+                (
+                    "task",
+                    "seconds",
+                    "times faster",
+                    "processor seconds",
+                    "peak MiB",
+                    "log likelihoods apart",
+                ),
+                rows,
+            ),
+        ]
+    )
 
 
 def imatrix(record: Mapping[str, Any]) -> str:
     """The machine, and one row: llama.cpp comes first where two numbers stand together."""
     asked, found, versions = record["asked"], record["found"], record["versions"]
-    both = [[f"{statistics.median(found[name][way]):.1f}" for way in ("llama_cpp", "calibrant")] for name in ("seconds", "processor")]
+    both = [
+        [f"{statistics.median(found[name][way]):.1f}" for way in ("llama_cpp", "calibrant")]
+        for name in ("seconds", "processor")
+    ]
     row = [
         " / ".join(both[0]),
         f"**{_spread(found['ratios'])}",
@@ -109,8 +144,16 @@ def imatrix(record: Mapping[str, Any]) -> str:
     ]
     of = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds, float32"
     used = f"calibrant {versions['calibrant']}, llama-cpp-py-sync {versions['llama-cpp-py-sync']}"
-    heads = ("seconds", "times faster", "processor seconds", "peak MiB", "sums apart, median / most")
-    return "\n".join([f"{of}; {used}; {machine.told(record['machine'])}.", "", *_table(heads, [row])])
+    heads = (
+        "seconds",
+        "times faster",
+        "processor seconds",
+        "peak MiB",
+        "sums apart, median / most",
+    )
+    return "\n".join(
+        [f"{of}; {used}; {machine.told(record['machine'])}.", "", *_table(heads, [row])]
+    )
 
 
 def larger(record: Mapping[str, Any]) -> str:
@@ -119,7 +162,9 @@ def larger(record: Mapping[str, Any]) -> str:
     for case, found in record["cases"].items():
         whole, again = found["whole"], found.get("again")
         resumed = (
-            f"{again['continued']} of {found['blocks']} blocks, {'the same files' if found['same'] else 'OTHER FILES'}" if again else "not tried"
+            f"{again['continued']} of {found['blocks']} blocks, {'the same files' if found['same'] else 'OTHER FILES'}"
+            if again
+            else "not tried"
         )
         rows.append(
             [
@@ -149,7 +194,9 @@ def larger(record: Mapping[str, Any]) -> str:
 def growth(record: Mapping[str, Any]) -> str:
     """The machine, and a table for every part that was measured."""
     asked, parts = record["asked"], record["parts"]
-    told = [f"{machine.told(record['machine'])}; calibrant {record['version']}, {asked['dtype']}; windows of {asked['length']} tokens."]
+    told = [
+        f"{machine.told(record['machine'])}; calibrant {record['version']}, {asked['dtype']}; windows of {asked['length']} tokens."
+    ]
     for part, found in parts.items():
         told += ["", *PARTS[part](found)]
     return "\n".join(told)
@@ -157,15 +204,24 @@ def growth(record: Mapping[str, Any]) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows under heads, numbers to the right."""
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)]
+    return [
+        f"| {' | '.join(cells)} |"
+        for cells in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)
+    ]
 
 
 def _tokens(found: Mapping[str, Any]) -> list[str]:
     line, points = found["line"], found["points"]
-    rows = [[f"{p['tokens']:,}", f"{p['seconds']:.1f}", f"{line['start'] + line['slope'] * p['tokens']:.1f}", f"{p['peak']:,.0f}"] for p in points]
-    said = (
-        f"The line is {line['start']:.2f} s and {line['slope'] * 1000:.2f} s more for 1,000 tokens; the worst point is {_percent(line['worst'])} off."
-    )
+    rows = [
+        [
+            f"{p['tokens']:,}",
+            f"{p['seconds']:.1f}",
+            f"{line['start'] + line['slope'] * p['tokens']:.1f}",
+            f"{p['peak']:,.0f}",
+        ]
+        for p in points
+    ]
+    said = f"The line is {line['start']:.2f} s and {line['slope'] * 1000:.2f} s more for 1,000 tokens; the worst point is {_percent(line['worst'])} off."
     return [*_table(("tokens", "seconds", "on the line", "peak MiB"), rows), "", said]
 
 
@@ -174,21 +230,48 @@ def _sizes(found: Mapping[str, Any]) -> list[str]:
     rows = []
     for point in found["points"]:
         each = point["seconds"] / (point["numbers"] / 1e9) / (found["tokens"] / 1000)
-        rows.append([point["model"], f"{point['blocks']}", f"{point['numbers'] / 1e6:.1f}", f"{point['seconds']:.1f}", f"{each:.2f}"])
+        rows.append(
+            [
+                point["model"],
+                f"{point['blocks']}",
+                f"{point['numbers'] / 1e6:.1f}",
+                f"{point['seconds']:.1f}",
+                f"{each:.2f}",
+            ]
+        )
     work = "seconds a billion numbers and 1,000 tokens"
-    return _table((f"model ({found['tokens']:,} tokens)", "blocks", "millions of numbers in their matrices", "seconds", work), rows)
+    return _table(
+        (
+            f"model ({found['tokens']:,} tokens)",
+            "blocks",
+            "millions of numbers in their matrices",
+            "seconds",
+            work,
+        ),
+        rows,
+    )
 
 
 def _cores(found: Mapping[str, Any]) -> list[str]:
     one = found["points"][0]["seconds"]
-    rows = [[f"{p['threads']}", f"{p['seconds']:.1f}", f"{one / p['seconds']:.2f}"] for p in found["points"]]
-    return _table((f"threads ({found['tokens']:,} tokens)", "seconds", "times faster than one"), rows)
+    rows = [
+        [f"{p['threads']}", f"{p['seconds']:.1f}", f"{one / p['seconds']:.2f}"]
+        for p in found["points"]
+    ]
+    return _table(
+        (f"threads ({found['tokens']:,} tokens)", "seconds", "times faster than one"), rows
+    )
 
 
 def _sets(found: Mapping[str, Any]) -> list[str]:
     one = found["points"][0]["seconds"]
-    rows = [[f"{p['sets']}", f"{p['seconds']:.1f}", f"{p['seconds'] / one:.2f}"] for p in found["points"]]
-    return _table((f"sets of a study ({found['tokens']:,} tokens each)", "seconds", "times one set"), rows)
+    rows = [
+        [f"{p['sets']}", f"{p['seconds']:.1f}", f"{p['seconds'] / one:.2f}"]
+        for p in found["points"]
+    ]
+    return _table(
+        (f"sets of a study ({found['tokens']:,} tokens each)", "seconds", "times one set"), rows
+    )
 
 
 def _methods(found: Mapping[str, Any]) -> list[str]:
@@ -196,7 +279,9 @@ def _methods(found: Mapping[str, Any]) -> list[str]:
     for name, pair in found["pairs"].items():
         middle = [f"{statistics.median(pair[key]):.1f}" for key in ("one", "six")]
         rows.append([f"{name} 0.5", *middle, f"**{_spread(pair['ratios'])}"])
-    return _table((f"the one ({found['tokens']:,} tokens)", "seconds of one", "seconds of six", "times"), rows)
+    return _table(
+        (f"the one ({found['tokens']:,} tokens)", "seconds of one", "seconds of six", "times"), rows
+    )
 
 
 PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
@@ -223,7 +308,12 @@ def page(text: str, records: Path = RECORDS) -> str:
         kept = records / f"{name}.json"
         made = table(json.loads(kept.read_text("utf-8"))) if kept.is_file() else LACKING
         between = f"<!-- {name} -->\n\n{made}\n\n<!-- end of {name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, between=between: between, text, flags=re.DOTALL)
+        text, count = re.subn(
+            rf"<!-- {name} -->.*?<!-- end of {name} -->",
+            lambda _, between=between: between,
+            text,
+            flags=re.DOTALL,
+        )
         assert count == 1, f"the page has {count} places for the table of {name}"
     return text
 

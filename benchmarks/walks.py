@@ -1,8 +1,11 @@
-"""How long each way through a model takes, next to the loop that most pruning code uses: python benchmarks/walks.py [--samples 32] [--length 512]
+"""How long each way through a model takes, next to the loop that most pruning code uses: python
+benchmarks/walks.py [--samples 32] [--length 512]
 
-Wanda at 50 % on smollm2, calibrated on Python's help topics. The ways take turns in one process, several rounds, so that a slow moment of the machine
-meets all of them. `literal` is that loop, written against transformers alone: one sample at a time, a forward of each block with hooks, then all of
-its matrices, then the forward again. `floor` is one forward of the blocks: no walk can be faster. Weights are put back between runs.
+Wanda at 50 % on smollm2, calibrated on Python's help topics. The ways take turns in one process,
+several rounds, so that a slow moment of the machine meets all of them. `literal` is that loop,
+written against transformers alone: one sample at a time, a forward of each block with hooks, then
+all of its matrices, then the forward again. `floor` is one forward of the blocks: no walk can be
+faster. Weights are put back between runs.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 import calibrant
 from calibrant.data import TokenBatch
-from calibrant.methods.wanda import Wanda
+from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import ModelView
 from calibrant.walk import walk
 
@@ -53,7 +56,9 @@ def literal(view: ModelView, batch: TokenBatch) -> None:
     view.base.layers = layers
     states = [state for state, _ in calls]
     for layer in layers:
-        linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+        linears = {
+            name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)
+        }
         squares = {name: torch.zeros(module.in_features) for name, module in linears.items()}
 
         def watch(name: str, squares: dict[str, Tensor] = squares) -> Callable[..., None]:
@@ -101,7 +106,9 @@ def main() -> None:
     asked = parser.parse_args()
     opened = calibrant.open_model("smollm2", asked.dtype)
     view = calibrant.view(opened.model)
-    batch = calibrant.CalibrationSet("python_docs", samples=asked.samples, length=asked.length).tokens(opened.tokenizer)
+    batch = calibrant.CalibrationSet(
+        "python_docs", samples=asked.samples, length=asked.length
+    ).tokens(opened.tokenizer)
     untouched = view.snapshot()
     seconds: dict[str, list[float]] = {way: [] for way in asked.ways}
     for _ in range(asked.rounds):
@@ -111,10 +118,20 @@ def main() -> None:
             seconds[way].append(time.perf_counter() - began)
             view.restore(untouched)
     machine = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
-    print(f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, {asked.dtype}, {machine}")
+    print(
+        f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, {asked.dtype}, {machine}"
+    )
     for way, taken in seconds.items():
-        print(f"{way:<10} {statistics.median(taken):7.1f} s   ({min(taken):.1f} to {max(taken):.1f}, {asked.rounds} rounds)")
-    facts = {"seconds": seconds, "asked": vars(asked), "cores": os.cpu_count(), "torch": torch.__version__, "calibrant": calibrant.__version__}
+        print(
+            f"{way:<10} {statistics.median(taken):7.1f} s   ({min(taken):.1f} to {max(taken):.1f}, {asked.rounds} rounds)"
+        )
+    facts = {
+        "seconds": seconds,
+        "asked": vars(asked),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "calibrant": calibrant.__version__,
+    }
     print(json.dumps(facts))
 
 

@@ -1,8 +1,11 @@
-"""One way of pruning a saved model, in a process of its own: python benchmarks/ways.py '{"way": "calibrant", …}'
+"""One way of pruning a saved model, in a process of its own: python benchmarks/ways.py '{"way":
+"calibrant", …}'
 
-`peers.py` starts it, with its own interpreter or with that of the peer's virtual environment, so nothing is imported before the way is known. The
-model, its tokenizer and the tokens lie in files. What is timed is the pruning: the model is open and everything is imported before, and saving
-comes after. The last line that is written says the seconds, and the most memory that the process held until the pruning was done and in all.
+`peers.py` starts it, with its own interpreter or with that of the peer's virtual environment, so
+nothing is imported before the way is known. The model, its tokenizer and the tokens lie in files.
+What is timed is the pruning: the model is open and everything is imported before, and saving comes
+after. The last line that is written says the seconds, and the most memory that the process held
+until the pruning was done and in all.
 """
 
 import json
@@ -17,10 +20,21 @@ METHODS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 
 
 def peak() -> float:
-    """The most memory this process has held, in MiB. Linux's `ru_maxrss` begins with that of the process that started it, so it isn't asked."""
+    """The most memory this process has held, in MiB. Linux's `ru_maxrss` begins with that of the
+    process that started it, so it isn't asked.
+    """
     status = Path("/proc/self/status")
-    held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.is_file() else []
-    return int(held[0]) / 2**10 if held else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    held = (
+        [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if status.is_file()
+        else []
+    )
+    return (
+        int(held[0]) / 2**10
+        if held
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10)
+    )
 
 
 def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +46,18 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
-    model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=getattr(torch, asked["dtype"]))
+    model = AutoModelForCausalLM.from_pretrained(
+        asked["model"], dtype=getattr(torch, asked["dtype"])
+    )
     rows = json.loads(Path(asked["tokens"]).read_text())
-    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-    recipe = rounding(asked["target"]) if asked["method"] == "gptq" else removing(asked["method"], asked["target"])
+    data = Dataset.from_dict(
+        {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+    )
+    recipe = (
+        rounding(asked["target"])
+        if asked["method"] == "gptq"
+        else removing(asked["method"], asked["target"])
+    )
     budget = {
         "num_calibration_samples": len(rows),
         "max_seq_length": max(map(len, rows)),
@@ -43,18 +65,36 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
         "shuffle_calibration_samples": False,
     }
     began = time.perf_counter()
-    llmcompressor.oneshot(model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, pipeline="sequential", output_dir=None, **budget)
+    llmcompressor.oneshot(
+        model=model,
+        tokenizer=tokenizer,
+        dataset=data,
+        recipe=recipe,
+        pipeline="sequential",
+        output_dir=None,
+        **budget,
+    )
     found = {"seconds": time.perf_counter() - began, "peak": peak()}
-    if asked["method"] == "gptq":  # the rounded numbers as an ordinary folder, which any evaluator opens
+    if (
+        asked["method"] == "gptq"
+    ):  # the rounded numbers as an ordinary folder, which any evaluator opens
         AutoModelForCausalLM.from_config(model.config).save_pretrained(asked["out"])
         state = model.state_dict()  # a head that is the embedding is stored once
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set[str]()
-        weights = {name: state[name].contiguous() for name in state if name.endswith((".weight", ".bias")) and name not in tied}
+        weights = {
+            name: state[name].contiguous()
+            for name in state
+            if name.endswith((".weight", ".bias")) and name not in tied
+        }
         save_file(weights, Path(asked["out"]) / "model.safetensors", {"format": "pt"})
     else:
         model.save_pretrained(asked["out"])
     tokenizer.save_pretrained(asked["out"])
-    versions = {"llmcompressor": version("llmcompressor"), "torch": torch.__version__, "transformers": version("transformers")}
+    versions = {
+        "llmcompressor": version("llmcompressor"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
     return {**found, "dtype": asked["dtype"], "versions": versions}
 
 
@@ -64,37 +104,70 @@ def removing(method: str, target: str) -> Any:
 
     sparsity, structure = (0.5, target) if ":" in target else (float(target), "0:0")
     extra = {"block_size": 128, "dampening_frac": 0.01} if method == "sparsegpt" else {}
-    return getattr(pruning, METHODS[method])(sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["re:.*lm_head"], **extra)
+    return getattr(pruning, METHODS[method])(
+        sparsity=sparsity,
+        mask_structure=structure,
+        targets=["Linear"],
+        ignore=["re:.*lm_head"],
+        **extra,
+    )
 
 
 def rounding(target: str) -> Any:
-    """The peer's recipe for GPTQ on a symmetric grid: inputs in their natural order, as ours takes them."""
+    """The peer's recipe for GPTQ on a symmetric grid: inputs in their natural order, as ours
+    takes them.
+    """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor.modifiers.quantization import GPTQModifier
 
     bits, group = map(int, target.removeprefix("w").split("g"))
-    grid = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group)
+    grid = QuantizationArgs(
+        num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group
+    )
     scheme = QuantizationScheme(targets=["Linear"], weights=grid)
-    return GPTQModifier(config_groups={"group_0": scheme}, ignore=["re:.*lm_head"], block_size=128, dampening_frac=0.01, actorder=None)
+    return GPTQModifier(
+        config_groups={"group_0": scheme},
+        ignore=["re:.*lm_head"],
+        block_size=128,
+        dampening_frac=0.01,
+        actorder=None,
+    )
 
 
 def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
-    """`prune` or `quantize` in memory, and what its record says of the time between opening and saving."""
+    """`prune` or `quantize` in memory, and what its record says of the time between opening and
+    saving.
+    """
     import torch
 
     from calibrant import CalibrationSet, prune, quantize
     from calibrant.models import save
 
-    data = CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])
+    data = CalibrationSet(
+        asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"]
+    )
     told = {"propagate": asked["propagate"], "dtype": asked["dtype"]}
     compress = quantize if asked["method"] == "gptq" else prune
     done = compress(asked["model"], data, asked["method"], asked["target"], **told)
     phases = done.record.provenance["seconds"]
-    found = {"seconds": sum(seconds for phase, seconds in phases.items() if phase not in ("open", "tokenize")), "peak": peak()}
+    found = {
+        "seconds": sum(
+            seconds for phase, seconds in phases.items() if phase not in ("open", "tokenize")
+        ),
+        "peak": peak(),
+    }
     if asked["out"]:
         save(done.opened, asked["out"], {})
-    versions = {"calibrant": version("calibrant"), "torch": torch.__version__, "transformers": version("transformers")}
-    about = {"tokens": done.record.run.tokens, "dtype": done.record.run.dtype, "propagate": done.record.run.propagate}
+    versions = {
+        "calibrant": version("calibrant"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+    about = {
+        "tokens": done.record.run.tokens,
+        "dtype": done.record.run.dtype,
+        "propagate": done.record.run.propagate,
+    }
     return {**found, **about, "phases": phases, "versions": versions}
 
 
@@ -106,7 +179,9 @@ def literal(asked: dict[str, Any]) -> dict[str, Any]:
 
     opened = calibrant.open_model(asked["model"], asked["dtype"])
     view = calibrant.view(opened.model)
-    data = calibrant.CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])
+    data = calibrant.CalibrationSet(
+        asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"]
+    )
     batch = data.tokens(opened.tokenizer)
     began = time.perf_counter()
     loop(view, batch)
@@ -120,10 +195,17 @@ def products(asked: dict[str, Any]) -> dict[str, Any]:
     from machine import peaks
 
     found = peaks(tuple(map(tuple, asked["shapes"])))
-    return {dtype: [[*shape, rate] for shape, rate in rates.items()] for dtype, rates in found.items()}
+    return {
+        dtype: [[*shape, rate] for shape, rate in rates.items()] for dtype, rates in found.items()
+    }
 
 
-WAYS = {"llmcompressor": llmcompressor, "calibrant": calibrant, "literal": literal, "products": products}
+WAYS = {
+    "llmcompressor": llmcompressor,
+    "calibrant": calibrant,
+    "literal": literal,
+    "products": products,
+}
 
 
 if __name__ == "__main__":

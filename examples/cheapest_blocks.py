@@ -1,4 +1,6 @@
-"""A method that tries: block by block, the one goes without which the model loses least on the calibration text."""
+"""A method that tries: block by block, the one goes without which the model loses least on the
+calibration text.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from calibrant.methods import BlockMethod
 
 @dataclass(frozen=True, repr=False)
 class CheapestBlocks(BlockMethod):
-    """Drops, as often as the target asks, the block whose absence costs least; each time all that are left are tried."""
+    """Drops, as often as the target asks, the block whose absence costs least; each time all
+    that are left are tried.
+    """
 
     tries: ClassVar[bool] = True
 

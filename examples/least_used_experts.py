@@ -1,4 +1,6 @@
-"""A method for mixtures of experts: of every layer those go that the router sends the fewest tokens to."""
+"""A method for mixtures of experts: of every layer those go that the router sends the fewest
+tokens to.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +14,27 @@ from calibrant.methods import ExpertMethod
 
 @dataclass(frozen=True, repr=False)
 class LeastUsedExperts(ExpertMethod):
-    """Drops the experts that got the smallest share of the calibration tokens; of equal ones the first go first."""
+    """Drops the experts that got the smallest share of the calibration tokens; of equal ones the
+    first go first.
+    """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Routing,)
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if job.done:
             return
-        counts = {block.index: seen[Routing].counts.tolist() for block, seen in job.blocks(self.observes) if Routing in seen}
-        ranked = {block: sorted(range(len(each)), key=each.__getitem__) for block, each in counts.items()}
-        yield DropExperts({block: tuple(sorted(order[: self.left_to_drop(job)])) for block, order in ranked.items()}, {"counts": counts})
+        counts = {
+            block.index: seen[Routing].counts.tolist()
+            for block, seen in job.blocks(self.observes)
+            if Routing in seen
+        }
+        ranked = {
+            block: sorted(range(len(each)), key=each.__getitem__) for block, each in counts.items()
+        }
+        yield DropExperts(
+            {
+                block: tuple(sorted(order[: self.left_to_drop(job)]))
+                for block, order in ranked.items()
+            },
+            {"counts": counts},
+        )

@@ -1,4 +1,6 @@
-"""A transform: the hidden units of every feed-forward network in another order, which computes the same."""
+"""A transform: the hidden units of every feed-forward network in another order, which computes
+the same.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +22,14 @@ class PermuteHidden(Transform):
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
         networks = [getattr(block.module, "mlp", None) for block in view.blocks]
-        if not all(hasattr(network, name) for network in networks for name in ("gate_proj", "up_proj", "down_proj")):
-            raise ModelError(f"permute_hidden knows networks of gate_proj, up_proj and down_proj, and {type(view.model).__name__} has others")
+        if not all(
+            hasattr(network, name)
+            for network in networks
+            for name in ("gate_proj", "up_proj", "down_proj")
+        ):
+            raise ModelError(
+                f"permute_hidden knows networks of gate_proj, up_proj and down_proj, and {type(view.model).__name__} has others"
+            )
         chance = torch.Generator().manual_seed(self.seed)
         for network in networks:
             order = torch.randperm(network.down_proj.in_features, generator=chance)

@@ -1,4 +1,6 @@
-"""A quantizer: every weight becomes a code on the target's grid; what is stored are the codes and one scale for each group."""
+"""A quantizer: every weight becomes a code on the target's grid; what is stored are the codes
+and one scale for each group.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +17,9 @@ from calibrant.targets import Grid, Target
 
 @dataclass(frozen=True, repr=False)
 class RoundUp(MatrixMethod):
-    """Rounds each weight up to the next value of a symmetric grid, which is worse than rounding to the nearest: an example."""
+    """Rounds each weight up to the next value of a symmetric grid, which is worse than rounding
+    to the nearest: an example.
+    """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
 

@@ -1,4 +1,6 @@
-"""A method that shares: matrices of a block that read as many inputs become products with one common factor."""
+"""A method that shares: matrices of a block that read as many inputs become products with one
+common factor.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ class Product(Packed):
 
     @property
     def bits(self) -> int:
-        return (self.own.numel() + self.common.numel() // self.sharing) * self.own.element_size() * 8
+        return (
+            (self.own.numel() + self.common.numel() // self.sharing) * self.own.element_size() * 8
+        )
 
     def dense(self) -> Tensor:
         return self.own @ self.common
@@ -44,7 +48,9 @@ class Product(Packed):
 
 @dataclass(frozen=True, repr=False)
 class SharedFactor(Method):
-    """Keeps the strongest directions of all such matrices together, as many as the share of numbers that may stay has room for."""
+    """Keeps the strongest directions of all such matrices together, as many as the share of
+    numbers that may stay has room for.
+    """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
 
@@ -54,7 +60,11 @@ class SharedFactor(Method):
                 weights = [weight for weight in block.weights if weight.shape[1] == width]
                 stacked = torch.cat([weight.get() for weight in weights])
                 rank = int((1 - (job.target.amount or 0)) * stacked.numel() / sum(stacked.shape))
-                common = torch.linalg.svd(stacked.float(), full_matrices=False).Vh[:rank].to(stacked.dtype)
+                common = (
+                    torch.linalg.svd(stacked.float(), full_matrices=False)
+                    .Vh[:rank]
+                    .to(stacked.dtype)
+                )
                 for weight in weights:
                     product = Product(weight.get() @ common.T, common, len(weights))
                     yield Replace(weight, Compressed(product.dense(), {"rank": rank}, product))

@@ -1,4 +1,6 @@
-"""What studies share whose arms differ in more than one study can ask, such as the number of tokens: each arm has a store of its own."""
+"""What studies share whose arms differ in more than one study can ask, such as the number of
+tokens: each arm has a store of its own.
+"""
 
 import re
 import statistics
@@ -8,18 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibrant import Study
-from calibrant.compare import Draws, Estimate, compare, contrast, draws
-from calibrant.store import Store
+from calibrant.lab.stats import Draws, Estimate, compare, contrast, draws
+from calibrant.results import Store
 
 Measured = Mapping[str, Draws]
 """What the draws of one set gave, by what was measured."""
 
 
 def run(studies: Mapping[str, Study], here: Path, tables: Callable[[], Iterable[str]]) -> None:
-    """Compute what the stores in `here`, one for each name, lack, unless `--tables` is asked for alone; print the tables."""
+    """Compute what the stores in `here`, one for each name, lack, unless `--tables` is asked for
+    alone; print the tables.
+    """
     for name, study in () if "--tables" in sys.argv[1:] else studies.items():
-        finished = study.run(here / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
-        print(f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed\n", flush=True)
+        finished = study.run(
+            here / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr)
+        )
+        print(
+            f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed\n",
+            flush=True,
+        )
     print("\n\n".join(tables()))
 
 
@@ -30,8 +39,14 @@ def arm(folder: Path, **labels: str) -> Measured:
 
 
 def complete(store: Store, **labels: str) -> Measured:
-    """What the draws with these labels gave, by what was measured; nothing while some of it is missing."""
-    cells = [cell for cell in store.cells() if all(getattr(cell, name) == value for name, value in labels.items())]
+    """What the draws with these labels gave, by what was measured; nothing while some of it is
+    missing.
+    """
+    cells = [
+        cell
+        for cell in store.cells()
+        if all(getattr(cell, name) == value for name, value in labels.items())
+    ]
     if not cells:
         return {}
     asked = {text for cell in cells for text in cell.measures}
@@ -59,42 +74,63 @@ def span(of: Measured, names: Iterable[str]) -> float:
 
 
 def row(head: str, a: Measured, b: Measured, names: Iterable[str], comparisons: int) -> str:
-    """A row of Markdown: how much worse `a` is than `b` on each measured set; `comparisons` as in `markdown_row`."""
+    """A row of Markdown: how much worse `a` is than `b` on each measured set; `comparisons` as
+    in `markdown_row`.
+    """
     return markdown_row(head, [contrast({n: a[n]}, {n: b[n]}) for n in names], comparisons)
 
 
 def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> str:
-    """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %, jointly over `comparisons`, the rows of its table."""
-    return (
-        f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
-    )
+    """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %,
+    jointly over `comparisons`, the rows of its table.
+    """
+    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
 
 
 def with_range(values: list[float]) -> str:
     """The mean of the draws, and half of what they lie apart."""
-    return f"{statistics.mean(values):.3f}" + (f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.3f}" + (
+        f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
+    )
 
 
 def with_interval(estimate: Estimate, significant: bool | None = None, comparisons: int = 1) -> str:
-    """An estimate with its interval of 95 %, jointly over so many: bold if it is `significant`, by default where the interval leaves out zero."""
+    """An estimate with its interval of 95 %, jointly over so many: bold if it is `significant`,
+    by default where the interval leaves out zero.
+    """
     if (interval := estimate.interval(comparisons=comparisons)) is None:
         return f"{estimate.value:+.3f}"
     text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
-    return f"**{text}**" if (estimate.significant(comparisons=comparisons) if significant is None else significant) else text
+    return (
+        f"**{text}**"
+        if (estimate.significant(comparisons=comparisons) if significant is None else significant)
+        else text
+    )
 
 
 def planned(folder: Path) -> Iterator[str]:
-    """Rows: the contrasts between sets that the study's file names, by model and method, corrected for their number (Holm).
+    """Rows: the contrasts between sets that the study's file names, by model and method, corrected
+    for their number (Holm).
 
     With the least true difference that four such studies in five find, each by itself at 5 %.
     """
     with Store(folder, create=False) as store:
         every = compare(store).contrasts
-    found = [(one, one.difference, one.p_holm) for one in every if one.difference is not None and one.p_holm is not None]
+    found = [
+        (one, one.difference, one.p_holm)
+        for one in every
+        if one.difference is not None and one.p_holm is not None
+    ]
     several = len({one.model for one, *_ in found}) > 1
     yield f"| question |{' model |' if several else ''} method | better by | 4 in 5 see | p (Holm) |"
     yield f"| --- |{' --- |' if several else ''} --- | ---: | ---: | ---: |"
     for one, worse_by, p in found:
         better_by = with_interval(replace(worse_by, value=-worse_by.value), p < 0.05)
-        cells = [one.name, *([one.model] if several else []), f"`{one.method}`", better_by, "" if one.detectable is None else f"{one.detectable:.3f}"]
+        cells = [
+            one.name,
+            *([one.model] if several else []),
+            f"`{one.method}`",
+            better_by,
+            "" if one.detectable is None else f"{one.detectable:.3f}",
+        ]
         yield f"| {' | '.join(cells)} | {p:.1g} |"

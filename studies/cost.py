@@ -1,11 +1,15 @@
-"""What the paper's own grid (c4_not_optimal.yaml) would cost: floating-point operations, counted. python -m studies.cost [--tables | --write]
+"""What the paper's own grid (c4_not_optimal.yaml) would cost: floating-point operations, counted.
+python -m studies.cost [--tables | --write]
 
-Counted by torch's own counter on the operations that our code asks for, with the shapes of a Llama of 7 billion parameters: a forward of a window
-through a block and through the head, and (on the meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products
-of an elimination are counted on a real matrix of 1,024 by 1,024; those of its updates grow as outputs × inputs², those of its factor as inputs³. A
-Cholesky is taken for n³/3, since the counter doesn't know it, nor the small triangular solves, which are left out. What an evaluator reads is counted
-too: its own questions, all or the first 100 of each set scaled up without the examples before them, go through a model of one narrow block with
-SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
+Counted by torch's own counter on the operations that our code asks for, with the shapes of a Llama
+of 7 billion parameters: a forward of a window through a block and through the head, and (on the
+meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products
+of an elimination are counted on a real matrix of 1,024 by 1,024; those of its updates grow as
+outputs × inputs², those of its factor as inputs³. A Cholesky is taken for n³/3, since the counter
+doesn't know it, nor the small triangular solves, which are left out. What an evaluator reads is
+counted too: its own questions, all or the first 100 of each set scaled up without the examples
+before them, go through a model of one narrow block with SmolLM2's tokenizer, whose tokens are not
+quite Llama's. `cost.json` keeps the counts.
 """
 
 import json
@@ -23,11 +27,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from calibrant.activations import Gram, Seen
 from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
+from calibrant.lab.study import read_study
 from calibrant.methods import MatrixMethod
-from calibrant.methods.gptq import GPTQ
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods.pruning.sparsegpt import SparseGPT
+from calibrant.methods.quantization.gptq import GPTQ
 from calibrant.models import open_tokenizer
-from calibrant.study import read_study
 from calibrant.targets import parse_target
 
 HERE: Final = Path(__file__).parent
@@ -58,10 +62,14 @@ PUBLISHED: Final = {"esnli": 9824}
 
 
 def counted(run: Callable[[], object]) -> int:
-    """The operations of a call, by torch's counter, which must be told of products that are added in place, and of a processor's attention."""
+    """The operations of a call, by torch's counter, which must be told of products that are
+    added in place, and of a processor's attention.
+    """
     unknown = {
         torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+            sdpa_flop_count(q, k, v)
+        ),
     }
     with FlopCounterMode(display=False, custom_mapping=unknown) as counter, torch.no_grad():
         run()
@@ -69,46 +77,78 @@ def counted(run: Callable[[], object]) -> int:
 
 
 def forwards(length: int) -> dict[str, int]:
-    """The operations of a window through the blocks, and of its head. All blocks are alike, so one of them runs."""
+    """The operations of a window through the blocks, and of its head. All blocks are alike, so
+    one of them runs.
+    """
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": 1}, dtype="bfloat16"))
     model = model.to_empty(device="cpu").bfloat16()
     ids = torch.zeros(1, length, dtype=torch.long)
     block = counted(lambda: model.model(input_ids=ids, use_cache=False))
-    return {"blocks": SHAPE["num_hidden_layers"] * block, "head": counted(lambda: model(input_ids=ids, use_cache=False)) - block}
+    return {
+        "blocks": SHAPE["num_hidden_layers"] * block,
+        "head": counted(lambda: model(input_ids=ids, use_cache=False)) - block,
+    }
 
 
 def grams(tokens: int) -> int:
-    """The operations of the Grams of all inputs of a model: of a block, of its attention's product, of the feed-forward, of its product."""
+    """The operations of the Grams of all inputs of a model: of a block, of its attention's
+    product, of the feed-forward, of its product.
+    """
     width, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-    each = {n: counted(lambda n=n: Gram.of(torch.empty(tokens, n, device="meta"))) for n in (width, inner)}
+    each = {
+        n: counted(lambda n=n: Gram.of(torch.empty(tokens, n, device="meta")))
+        for n in (width, inner)
+    }
     return SHAPE["num_hidden_layers"] * (3 * each[width] + each[inner])
 
 
 def eliminations() -> dict[str, float]:
-    """The operations of eliminating in all matrices of a model, by method, with the inverses of the factors and the Choleskys."""
-    width, inner, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
+    """The operations of eliminating in all matrices of a model, by method, with the inverses of
+    the factors and the Choleskys.
+    """
+    width, inner, layers = (
+        SHAPE["hidden_size"],
+        SHAPE["intermediate_size"],
+        SHAPE["num_hidden_layers"],
+    )
     matrices = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
     found: dict[str, float] = {}
     for name, method, target in (("sparsegpt", SparseGPT(), "0.5"), ("gptq", GPTQ(), "w4g128")):
         first, again = _updates(method, target)
         cubes = 3 * width**3 + inner**3
-        found[name] = layers * (sum(again * out * inputs**2 for out, inputs in matrices) + (first - again + 1 / 3) * cubes)
+        found[name] = layers * (
+            sum(again * out * inputs**2 for out, inputs in matrices)
+            + (first - again + 1 / 3) * cubes
+        )
     return found
 
 
 def _updates(method: MatrixMethod, target: str) -> tuple[float, float]:
-    """What compressing a small square matrix takes the first time, and again, when its factor is kept with the Gram: in cubes of its size."""
+    """What compressing a small square matrix takes the first time, and again, when its factor is
+    kept with the Gram: in cubes of its size.
+    """
     seen, weight = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))}), torch.randn(SMALL, SMALL)
-    first, again = (counted(lambda: method.compress(weight, seen, parse_target(target))) / SMALL**3 for _ in range(2))
+    first, again = (
+        counted(lambda: method.compress(weight, seen, parse_target(target))) / SMALL**3
+        for _ in range(2)
+    )
     return first, again
 
 
 def measured_tokens() -> dict[str, int]:
     """How many tokens each evaluator of the study reads in one model, by its text."""
     tokenizer, _ = open_tokenizer("smollm2")
-    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    model = LlamaForCausalLM(LlamaConfig(**narrow, vocab_size=len(tokenizer), max_position_embeddings=8192)).eval()
+    narrow = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(**narrow, vocab_size=len(tokenizer), max_position_embeddings=8192)
+    ).eval()
     seen: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
     found: dict[str, int] = {}
@@ -117,13 +157,16 @@ def measured_tokens() -> dict[str, int]:
             found[text] = evaluator.tokens
             continue
         limit: int | None = getattr(evaluator, "limit", None)
-        held = max(sum(1 for _ in evaluator.rows()), PUBLISHED.get(getattr(evaluator, "name", ""), 0))
+        held = max(
+            sum(1 for _ in evaluator.rows()), PUBLISHED.get(getattr(evaluator, "name", ""), 0)
+        )
         every, read = held if limit is None else min(limit, held), list[int]()
         for few in (SAMPLED // 2, SAMPLED):
             seen.clear()
             evaluator.limited(few).measure(Subject(model, tokenizer))
             read.append(sum(seen))
-        # The examples before all questions are read once, so only what more questions take is scaled.
+        # The examples before all questions are read once, so only what more questions take is
+        # scaled.
         found[text] = read[1] + (read[1] - read[0]) * (every - SAMPLED) // (SAMPLED // 2)
         print(text, f"{every:,} questions, {found[text]:,} tokens", file=sys.stderr, flush=True)
     return found
@@ -155,8 +198,20 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
     """What a run of each method costs, and all of them on every model, with the hours of a GPU."""
     forward, grams = counts["samples"] * counts["forward"]["blocks"], counts["grams"]
     measured = sum(counts["tokens"].values()) * sum(counts["forward"].values()) / counts["length"]
-    once = {"none 0.0": 0.0, "magnitude 0.5": 0.0, "rtn w4g128": 0.0, SHARING: 0.0, "wanda 0.5": forward, "awq w4g128": forward + grams}
-    once |= {name: forward + grams + counts["eliminations"]["sparsegpt" if name.startswith("sparse") else "gptq"] for name in FITTED}
+    once = {
+        "none 0.0": 0.0,
+        "magnitude 0.5": 0.0,
+        "rtn w4g128": 0.0,
+        SHARING: 0.0,
+        "wanda 0.5": forward,
+        "awq w4g128": forward + grams,
+    }
+    once |= {
+        name: forward
+        + grams
+        + counts["eliminations"]["sparsegpt" if name.startswith("sparse") else "gptq"]
+        for name in FITTED
+    }
     hours = " | ".join(f"hours at {rate}" for rate in RATES)
     yield f"| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run | all models, PFLOP | {hours} |"
     yield f"| --- |{' ---: |' * (4 + len(RATES))}"
@@ -165,10 +220,22 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
         compressing = once[name]
         every = counts["models"] * runs * (compressing + measured)
         total += every
-        yield _row(f"`{name}`" if name != "none 0.0" else "dense", runs, f"{compressing / 1e15:.1f}", f"{measured / 1e15:.1f}", every)
+        yield _row(
+            f"`{name}`" if name != "none 0.0" else "dense",
+            runs,
+            f"{compressing / 1e15:.1f}",
+            f"{measured / 1e15:.1f}",
+            every,
+        )
     shared = counts["models"] * counts["runs"][SHARING] * forward
     total += shared
-    yield _row("the untouched model's statistics, for `rtn`", counts["runs"][SHARING], f"{forward / 1e15:.1f}", "", shared)
+    yield _row(
+        "the untouched model's statistics, for `rtn`",
+        counts["runs"][SHARING],
+        f"{forward / 1e15:.1f}",
+        "",
+        shared,
+    )
     yield _row("**all**", sum(counts["runs"].values()), "", "", total)
 
 

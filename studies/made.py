@@ -31,7 +31,9 @@ _TABLE: Final = re.compile(r"<!-- ([^>]+) -->\n.*?<!-- end of \1 -->", re.DOTALL
 
 @dataclass(frozen=True)
 class Page:
-    """A page, the module that makes its tables, and the folders and files of `studies` that it reads."""
+    """A page, the module that makes its tables, and the folders and files of `studies` that it
+    reads.
+    """
 
     file: str
     module: str
@@ -52,8 +54,12 @@ class Page:
         return import_module(self.module)
 
     def inputs(self) -> Iterator[Path]:
-        """Yield every file that the page is made of, in order: records, the scripts beside them, and the scripts that all pages share."""
-        found = set(STUDIES.glob("*.py")) - {Path(__file__)}  # a new entry in PAGES makes no other page old
+        """Yield every file that the page is made of, in order: records, the scripts beside them,
+        and the scripts that all pages share.
+        """
+        found = set(STUDIES.glob("*.py")) - {
+            Path(__file__)
+        }  # a new entry in PAGES makes no other page old
         for name in self.read_from:
             folder_or_file = STUDIES / name
             found.update(folder_or_file.rglob("*"))
@@ -77,11 +83,19 @@ class Page:
 
 
 PAGES: Final = (
-    Page("docs/findings/c4.md", "studies.findings", ("smollm2", "smollm2.yaml", "again", "elsewhere", "ablations", "packing")),
+    Page(
+        "docs/findings/c4.md",
+        "studies.findings",
+        ("smollm2", "smollm2.yaml", "again", "elsewhere", "ablations", "packing"),
+    ),
     Page("docs/findings/sensitivity.md", "studies.sensitivity.tables", ("sensitivity",)),
     Page("docs/findings/second-model.md", "studies.sensitivity.second", ("sensitivity",)),
     Page("docs/findings/milder.md", "studies.sensitivity.milder", ("sensitivity",)),
-    Page("docs/findings/choosing.md", "studies.sensitivity.recommended", ("sensitivity", "choosing", "levers")),
+    Page(
+        "docs/findings/choosing.md",
+        "studies.sensitivity.recommended",
+        ("sensitivity", "choosing", "levers"),
+    ),
     Page("docs/findings/quantization.md", "studies.grids.tables", ("grids",)),
     Page("docs/findings/pruning.md", "studies.pruning.tables", ("pruning",)),
     Page("docs/findings/experts.md", "studies.experts.tables", ("experts",)),
@@ -99,10 +113,14 @@ def noted_hashes() -> dict[str, dict[str, str]]:
 
 
 def note_hashes(path: Path) -> None:
-    """Note what the page at `path` is made of now. Raises `DataError` for a page that isn't among `PAGES`."""
+    """Note what the page at `path` is made of now. Raises `DataError` for a page that isn't
+    among `PAGES`.
+    """
     pages = {page.path: page for page in PAGES}
     if path not in pages:
-        raise DataError(f"{path.name} isn't among the pages of studies/made.py; add it there", subject=path.name)
+        raise DataError(
+            f"{path.name} isn't among the pages of studies/made.py; add it there", subject=path.name
+        )
     hashes = noted_hashes()
     hashes[pages[path].file] = pages[path].hashes()
     HASHES.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", "utf-8")

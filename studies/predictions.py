@@ -1,4 +1,6 @@
-"""What studies predict of their sets before any of them compresses a model: the mean relative error of matrices, as `recommend` does."""
+"""What studies predict of their sets before any of them compresses a model: the mean relative
+error of matrices, as `recommend` does.
+"""
 
 import json
 import sys
@@ -8,19 +10,21 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from calibrant.data import CalibrationSet
-from calibrant.durable import put
+from calibrant.data.select import resolved
 from calibrant.errors import DataError
+from calibrant.lab.mixtures import Errors, Sample, gather_statistics
+from calibrant.lab.study import Study
 from calibrant.methods import StandIn
-from calibrant.mixtures import Errors, Sample, gather_statistics
 from calibrant.models import open_model, view
-from calibrant.select import resolved
-from calibrant.study import Study
+from calibrant.system.durable import put
 
 NOTHING: Final = Sample(0, 0)
 
 
 class Predicted(NamedTuple):
-    """What predicts a method, and the sample of blocks, and rows of each of their matrices, that is compared."""
+    """What predicts a method, and the sample of blocks, and rows of each of their matrices, that
+    is compared.
+    """
 
     by: StandIn
     sample: Sample
@@ -29,41 +33,104 @@ class Predicted(NamedTuple):
         return f"{self.by.method}, {self.by.target}, {self.sample.rows} rows of {self.sample.blocks} blocks"
 
 
-def predict(out: Path, study: Study, sets: Sequence[str], targets: Mapping[str, int], methods: Mapping[str, Predicted], statistics: Path) -> None:
-    """Write into `out` the error of every set under what every target holds out, by method and draw: tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ).
+def predict(
+    out: Path,
+    study: Study,
+    sets: Sequence[str],
+    targets: Mapping[str, int],
+    methods: Mapping[str, Predicted],
+    statistics: Path,
+) -> None:
+    """Write into `out` the error of every set under what every target holds out, by method and
+    draw: tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ).
 
-    Each set is walked through once in the untouched model, and so is each target's text: the draw of what it holds out that `targets` names.
-    What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is
-    made of those of its sources. Raises `DataError` where `out` was predicted for other sets, targets or methods. The study has one model.
+    Each set is walked through once in the untouched model, and so is each target's text: the draw
+    of what it holds out that `targets` names. What `out` has already isn't predicted again, so it
+    goes on after it was killed. A mix of statistics, `mix(…)`, is made of those of its sources.
+    Raises `DataError` where `out` was predicted for other sets, targets or methods. The study has
+    one model.
     """
     names = [str(CalibrationSet(text)) for text in sets]
-    asked = {"sets": names, "targets": dict(targets), "by": {name: str(predicted) for name, predicted in methods.items()}}
-    record: dict[str, Any] = json.loads(out.read_text("utf-8")) if out.is_file() else {**asked, "errors": {}}
+    asked = {
+        "sets": names,
+        "targets": dict(targets),
+        "by": {name: str(predicted) for name, predicted in methods.items()},
+    }
+    record: dict[str, Any] = (
+        json.loads(out.read_text("utf-8")) if out.is_file() else {**asked, "errors": {}}
+    )
     if {name: record.get(name) for name in asked} != asked:
-        raise DataError(f"{out.name} was predicted for other sets, targets or methods; delete it first", subject=out.name)
-    sources = list(dict.fromkeys(str(part) for text in names for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))))
+        raise DataError(
+            f"{out.name} was predicted for other sets, targets or methods; delete it first",
+            subject=out.name,
+        )
+    sources = list(
+        dict.fromkeys(
+            str(part)
+            for text in names
+            for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))
+        )
+    )
     mixtures = [_shares(text, sources, study.length) for text in names]
     (model,) = study.models
-    opened, budget = open_model(model, dtype=study.dtype), {"tokens": study.tokens, "length": study.length}
-    judges = [(text, CalibrationSet(text, seed=draw, **budget).held_out().tokens(opened.tokenizer)) for text, draw in targets.items()]
+    opened, budget = (
+        open_model(model, dtype=study.dtype),
+        {"tokens": study.tokens, "length": study.length},
+    )
+    judges = [
+        (text, CalibrationSet(text, seed=draw, **budget).held_out().tokens(opened.tokenizer))
+        for text, draw in targets.items()
+    ]
     for seed in study.seeds:
-        missing = {name: of for name, of in methods.items() if str(seed) not in record["errors"].get(name, {})}
+        missing = {
+            name: of
+            for name, of in methods.items()
+            if str(seed) not in record["errors"].get(name, {})
+        }
         if not missing:  # own text takes minutes to generate
             continue
-        drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
+        drawn = [
+            (
+                text,
+                resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(
+                    opened.tokenizer
+                ),
+            )
+            for text in sources
+        ]
         for name, (standing, sample) in missing.items():
-            kept = gather_statistics(opened, view(opened.model), standing.method, drawn, judges, statistics, NOTHING, _told)
-            found = Errors(kept.inputs(sample), standing.method, standing.target, kept.masses)(mixtures)
-            of_draw = {text: dict(zip(targets, map(float, row), strict=True)) for text, row in zip(names, found, strict=True)}
+            kept = gather_statistics(
+                opened,
+                view(opened.model),
+                standing.method,
+                drawn,
+                judges,
+                statistics,
+                NOTHING,
+                _told,
+            )
+            found = Errors(kept.inputs(sample), standing.method, standing.target, kept.masses)(
+                mixtures
+            )
+            of_draw = {
+                text: dict(zip(targets, map(float, row), strict=True))
+                for text, row in zip(names, found, strict=True)
+            }
             record["errors"].setdefault(name, {})[str(seed)] = of_draw
             put(out, (json.dumps(record, indent=1) + "\n").encode())
-            print(f"{name}, draw {seed}: {len(names)} sets under {len(targets)} targets", flush=True)
+            print(
+                f"{name}, draw {seed}: {len(names)} sets under {len(targets)} targets", flush=True
+            )
 
 
 def _shares(text: str, sources: Sequence[str], length: int) -> tuple[Fraction, ...]:
     """How much each source weighs in a set: a mix is of several."""
     found = CalibrationSet(text, length=length)
-    parts = dict(zip(map(str, found.mixed), found.shares, strict=True)) if found.mixed else {str(found): Fraction(1)}
+    parts = (
+        dict(zip(map(str, found.mixed), found.shares, strict=True))
+        if found.mixed
+        else {str(found): Fraction(1)}
+    )
     return tuple(parts.get(source, Fraction(0)) for source in sources)
 
 

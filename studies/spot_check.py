@@ -1,15 +1,19 @@
-"""Runs of a study that are chosen by chance, computed again from nothing and held against their records.
+"""Runs of a study that are chosen by chance, computed again from nothing and held against their
+records.
 
     CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
 
-Chooses among the runs whose record doesn't name another processor than this one: in bfloat16 another rounds otherwise. With `--elsewhere` it chooses
-among those that don't name this one, which tells what a change of processor does, to text that the model itself writes too. The earliest records name
-none and are in both.
+Chooses among the runs whose record doesn't name another processor than this one: in bfloat16
+another rounds otherwise. With `--elsewhere` it chooses among those that don't name this one, which
+tells what a change of processor does, to text that the model itself writes too. The earliest
+records name none and are in both.
 
-Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of what the record tells of the
-model that is equal: sampled mask bits; where there is no mask each matrix's error, to a thousandth of it; where no matrix is told of, what was done,
-such as which blocks went. Ends with 1 where a value differs by more than 0.001 or less than 99.9 % is equal. What is computed goes into the store
-AGAIN, which must be a folder of its own; killed and run again, it goes on.
+Prints Markdown, a line a run: the largest difference of a measured value from the one on record,
+and the share of what the record tells of the model that is equal: sampled mask bits; where there is
+no mask each matrix's error, to a thousandth of it; where no matrix is told of, what was done, such
+as which blocks went. Ends with 1 where a value differs by more than 0.001 or less than 99.9 % is
+equal. What is computed goes into the store AGAIN, which must be a folder of its own; killed and run
+again, it goes on.
 """
 
 import argparse
@@ -22,17 +26,19 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.compare.masks import mask_bits
 from calibrant.compress import costs
-from calibrant.store import Cell, Record, Store
-from calibrant.study import Study, read_study
+from calibrant.lab.stats.masks import mask_bits
+from calibrant.lab.study import Study, read_study
+from calibrant.results import Cell, Record, Store
 
 APART, EQUAL = 1e-3, 0.999
 
 
 @dataclass(frozen=True)
 class Again:
-    """One run, twice: how far a measured value is from the one on record at most, and the share of what is told of the model that is equal."""
+    """One run, twice: how far a measured value is from the one on record at most, and the share
+    of what is told of the model that is equal.
+    """
 
     cell: Cell
     farthest: float
@@ -45,21 +51,29 @@ class Again:
 
     def __str__(self) -> str:
         c, holds = self.cell, "yes" if self.same else "NO"
-        return (
-            f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
-        )
+        return f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
 
 
 def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:
-    """Finished runs that looked at data, by chance: those that may be from a processor like this one, or from `elsewhere`."""
+    """Finished runs that looked at data, by chance: those that may be from a processor like this
+    one, or from `elsewhere`.
+    """
     here = costs.processor()
-    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and may_be_of(processor(kept, c.run), here, elsewhere)]
+    recorded = [
+        c
+        for c in kept.cells()
+        if c.data
+        and kept.record(c.run, whole=False)
+        and may_be_of(processor(kept, c.run), here, elsewhere)
+    ]
     finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
     return random.Random(seed).sample(finished, min(runs, len(finished)))
 
 
 def may_be_of(named: str, here: str, elsewhere: bool) -> bool:
-    """Whether a run whose record names this processor, or none, may be from this one, or from `elsewhere`."""
+    """Whether a run whose record names this processor, or none, may be from this one, or from
+    `elsewhere`.
+    """
     return not named or (named != here) is elsewhere
 
 
@@ -71,7 +85,14 @@ def processor(store: Store, run: str) -> str:
 def narrowed(study: Study, cells: list[Cell]) -> Study:
     """The study with these cells alone."""
     groups = {
-        f"run {at}": {"model": c.model, "data": c.data, "method": c.method, "sparsity": c.target, "seeds": [c.seed], "propagate": c.propagate}
+        f"run {at}": {
+            "model": c.model,
+            "data": c.data,
+            "method": c.method,
+            "sparsity": c.target,
+            "seeds": [c.seed],
+            "propagate": c.propagate,
+        }
         for at, c in enumerate(cells)
     }
     return replace(study, groups=groups, pools={}, primary=(), exclude=(), baseline=None)
@@ -82,24 +103,45 @@ def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
     for cell in cells:
         (other,) = [c for c in fresh.cells() if c.labels == cell.labels]
         before, now = kept.scores(cell.run), fresh.scores(other.run)
-        farthest = max(abs(before[i].score.value - now[other.measures[text]].score.value) for text, i in cell.measures.items())
+        farthest = max(
+            abs(before[i].score.value - now[other.measures[text]].score.value)
+            for text, i in cell.measures.items()
+        )
         yield Again(cell, farthest, equal(record_of(kept, cell.run), record_of(fresh, other.run)))
 
 
 def markdown(found: Iterable[Again]) -> str:
     """In Markdown, a line a run."""
-    return "\n".join(["| run | largest difference | equal | holds |", "| --- | ---: | ---: | --- |", *map(str, found)])
+    return "\n".join(
+        [
+            "| run | largest difference | equal | holds |",
+            "| --- | ---: | ---: | --- |",
+            *map(str, found),
+        ]
+    )
 
 
 def equal(one: Record, other: Record) -> float:
-    """The share of mask bits that are equal, or of matrices with the same error, or 1 where the same was done to the model and else 0."""
+    """The share of mask bits that are equal, or of matrices with the same error, or 1 where the
+    same was done to the model and else 0.
+    """
     if not one.weights:
-        return float([_without_notes(edit) for edit in one.edits] == [_without_notes(edit) for edit in other.edits])
+        return float(
+            [_without_notes(edit) for edit in one.edits]
+            == [_without_notes(edit) for edit in other.edits]
+        )
     if [weight["name"] for weight in one.weights] != [weight["name"] for weight in other.weights]:
         return 0.0
     if all("bits" in weight for weight in one.weights):
         return float(np.mean(mask_bits(one.weights) == mask_bits(other.weights)))
-    return float(np.mean([_same(*(weight.get("error") for weight in pair)) for pair in zip(one.weights, other.weights, strict=True)]))
+    return float(
+        np.mean(
+            [
+                _same(*(weight.get("error") for weight in pair))
+                for pair in zip(one.weights, other.weights, strict=True)
+            ]
+        )
+    )
 
 
 def _without_notes(edit: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -108,7 +150,11 @@ def _without_notes(edit: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _same(one: float | None, other: float | None) -> bool:
-    return one == other if one is None or other is None else bool(np.isclose(one, other, rtol=APART, atol=0))
+    return (
+        one == other
+        if one is None or other is None
+        else bool(np.isclose(one, other, rtol=APART, atol=0))
+    )
 
 
 def record_of(store: Store, run: str) -> Record:
@@ -120,7 +166,9 @@ def record_of(store: Store, run: str) -> Record:
 
 def main() -> int:
     """Choose, compute what is lacking, compare."""
-    parser = argparse.ArgumentParser(description="Runs of a study, computed again and held against their records.")
+    parser = argparse.ArgumentParser(
+        description="Runs of a study, computed again and held against their records."
+    )
     for name in ("study", "store", "again"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--runs", type=int, default=10)
@@ -130,7 +178,9 @@ def main() -> int:
     study = read_study(args.study)
     with Store(args.store, create=False) as kept:
         cells = chosen(kept, args.runs, args.seed, args.elsewhere)
-        narrowed(study, cells).run(args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
+        narrowed(study, cells).run(
+            args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr)
+        )
         with Store(args.again, create=False) as fresh:
             found = list(again(kept, fresh, cells))
     print(markdown(found))

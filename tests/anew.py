@@ -1,4 +1,6 @@
-"""Calibrant imported anew within this process: from another folder, or where some packages can't be found."""
+"""Calibrant imported anew within this process: from another folder, or where some packages can't
+be found.
+"""
 
 import sys
 from collections.abc import Collection, Iterator
@@ -30,11 +32,18 @@ def take_out(packages: Collection[str]) -> dict[str, object]:
 
 @contextmanager
 def imported_anew(source: Path | None = None, hidden: Collection[str] = ()) -> Iterator[None]:
-    """While this is open, calibrant and tools are imported afresh (from `source`, if given), and the packages in `hidden` can't be found."""
+    """While this is open, calibrant and tools are imported afresh (from `source`, if given), and
+    the packages in `hidden` can't be found.
+    """
     before = take_out(OURS.union(hidden))
     with pytest.MonkeyPatch.context() as patch:
-        # jaxtyping's import hook finds classes by their names, and would take the old modules' for the new ones'; so it is left out.
-        plain = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
+        # jaxtyping's import hook finds classes by their names, and would take the old modules' for
+        # the new ones'; so it is left out.
+        plain = [
+            finder
+            for finder in sys.meta_path
+            if not type(finder).__module__.startswith("jaxtyping")
+        ]
         patch.setattr(sys, "meta_path", [Hiding(hidden), *plain])
         if source is not None:
             patch.syspath_prepend(source)

@@ -1,4 +1,5 @@
-"""What every test runs under: one thread, no hub, no sockets (see pyproject.toml), warnings as errors.
+"""What every test runs under: one thread, no hub, no sockets (see pyproject.toml), warnings as
+errors.
 
 Tiny tensors gain nothing from a second thread, and lose much to it on a busy machine.
 """
@@ -21,19 +22,27 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from calibrant import registry
+from calibrant.spec import classes, registry
 
 torch.set_num_threads(1)
 # How long an example takes depends on what else the machine does.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
 
-HEAVY = re.compile(r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: Ask|open_model|write_plots|mark\.slow|seconds=)\b")
+HEAVY = re.compile(
+    r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: Ask|open_model|write_plots|mark\.slow|seconds=)\b"
+)
 """What a test file mentions that opens a model, runs a study, starts a process or draws."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="only the files that open no model and start no process: for every save")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="only the files that open no model and start no process: for every save",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -51,20 +60,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: looking through it for garbage again and again is a good part of a test's time."""
+    """What is imported by now stays: looking through it for garbage again and again is a good
+    part of a test's time.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
-    """Nothing may depend on the global random state; should something do, it at least does so in the same way each time."""
+    """Nothing may depend on the global random state; should something do, it at least does so in
+    the same way each time.
+    """
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """No journal of a test lands in the user's cache, and none stays: a real model unpacked in each would fill a disk."""
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """No journal of a test lands in the user's cache, and none stays: a real model unpacked in
+    each would fill a disk.
+    """
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.delenv("CALIBRANT_CACHE", raising=False)
@@ -76,22 +93,37 @@ Plug = Callable[..., None]
 
 
 @pytest.fixture
-def plugged(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
-    """Installs a package for one test: `plugged({"calibrant.methods": {"mine": "module:Mine"}}, module="its code")`."""
+def plugged(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Plug]:
+    """Installs a package for one test: `plugged({"calibrant.methods": {"mine": "module:Mine"}},
+    module="its code")`.
+    """
     added: list[str] = []
 
     def forget() -> None:
-        registry._entries.cache_clear()
+        classes._entries.cache_clear()
         ours = [module for name, module in sys.modules.items() if name.startswith("calibrant")]
-        for one in [thing for module in ours for thing in vars(module).values() if isinstance(thing, registry.Registry)]:
+        for one in [
+            thing
+            for module in ours
+            for thing in vars(module).values()
+            if isinstance(thing, registry.Registry)
+        ]:
             one.__dict__.pop("_foreign", None)
 
     def plug(groups: Mapping[str, Mapping[str, str]], **modules: str) -> None:
         folder = tmp_path_factory.mktemp("plugged")
         facts = folder / f"plugged{len(added)}-1.0.dist-info"
         facts.mkdir()
-        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugged{len(added)}\nVersion: 1.0\n")
-        lines = [line for group, names in groups.items() for line in (f"[{group}]", *(f"{name} = {value}" for name, value in names.items()))]
+        (facts / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: plugged{len(added)}\nVersion: 1.0\n"
+        )
+        lines = [
+            line
+            for group, names in groups.items()
+            for line in (f"[{group}]", *(f"{name} = {value}" for name, value in names.items()))
+        ]
         (facts / "entry_points.txt").write_text("\n".join(lines))
         for name, code in modules.items():
             (folder / f"{name}.py").write_text(code)

@@ -6,8 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from calibrant.durable import compact_json
-from calibrant.store.live import row_seal
+from calibrant.results.live import row_seal
+from calibrant.system.durable import compact_json
 
 
 def change(path: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -1,4 +1,6 @@
-"""What may take the processor only so long. Seconds would depend on the machine and on what else it does, so a limit is a multiple of other work."""
+"""What may take the processor only so long. Seconds would depend on the machine and on what else
+it does, so a limit is a multiple of other work.
+"""
 
 import time
 from collections.abc import Iterator

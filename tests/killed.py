@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from calibrant.outcomes import Journal
+from calibrant.results.outcomes import Journal
 
 
 @contextmanager
 def killed_after(*counts: int) -> Iterator[None]:
-    """While this is open, `KeyboardInterrupt` is raised once so many results were kept in a journal: right behind them, before anybody uses them."""
+    """While this is open, `KeyboardInterrupt` is raised once so many results were kept in a
+    journal: right behind them, before anybody uses them.
+    """
     add, kept = Journal.add, 0
 
     def deadly(journal: Journal, results: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""How a refusal is tested: by its class and its subject. The sentences themselves are tested in the files test_wording.py."""
+"""How a refusal is tested: by its class and its subject. The sentences themselves are tested in
+the files test_wording.py.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,18 +4,34 @@ import numpy as np
 import pytest
 import torch
 
-from calibrant.activations import CHUNK, BlockChange, FeatureMoments, FeatureNorms, FeatureSizes, Gram, Routing, Seen
+from calibrant.activations import (
+    CHUNK,
+    BlockChange,
+    FeatureMoments,
+    FeatureNorms,
+    FeatureSizes,
+    Gram,
+    Routing,
+    Seen,
+)
 
 
-def rows(tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def rows(
+    tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("kind", [FeatureNorms, FeatureSizes, FeatureMoments])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_feature_norms_are_the_weighted_sum_of_squares(dtype: torch.dtype, kind: type[FeatureNorms | FeatureSizes | FeatureMoments]) -> None:
+def test_feature_norms_are_the_weighted_sum_of_squares(
+    dtype: torch.dtype, kind: type[FeatureNorms | FeatureSizes | FeatureMoments]
+) -> None:
     x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
-    by_hand = [sum(w * float(row[i]) ** 2 for row, w in zip(x.double(), weights, strict=True)) for i in range(5)]
+    by_hand = [
+        sum(w * float(row[i]) ** 2 for row, w in zip(x.double(), weights, strict=True))
+        for i in range(5)
+    ]
     seen = kind.of(x, torch.tensor(weights))
     assert (seen.tokens, seen.mass) == (7, pytest.approx(sum(weights)))
     assert seen.norms().tolist() == pytest.approx(by_hand, rel=1e-6)
@@ -25,7 +41,9 @@ def test_feature_norms_are_the_weighted_sum_of_squares(dtype: torch.dtype, kind:
 def test_gram_is_the_weighted_sum_of_outer_products(dtype: torch.dtype) -> None:
     x, weights = rows(6, dtype=dtype), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.25, 3.0])
     untouched = x.clone()
-    by_hand = sum(float(w) * np.outer(row, row) for row, w in zip(x.double().numpy(), weights, strict=True))
+    by_hand = sum(
+        float(w) * np.outer(row, row) for row, w in zip(x.double().numpy(), weights, strict=True)
+    )
     seen = Gram.of(x, weights)
     assert np.allclose(seen.matrix.double().numpy(), by_hand, rtol=1e-5, atol=1e-6)
     assert seen.norms().tolist() == pytest.approx(np.diag(by_hand).tolist(), rel=1e-5)
@@ -38,7 +56,10 @@ def test_gram_is_the_weighted_sum_of_outer_products(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", [FeatureNorms, Gram])
 def test_sums_of_parts_are_the_sum_over_the_whole(kind: type[FeatureNorms] | type[Gram]) -> None:
-    x, weights = rows(2 * CHUNK + 3, dtype=torch.float64), torch.rand(2 * CHUNK + 3, generator=torch.Generator().manual_seed(1))
+    x, weights = (
+        rows(2 * CHUNK + 3, dtype=torch.float64),
+        torch.rand(2 * CHUNK + 3, generator=torch.Generator().manual_seed(1)),
+    )
     whole = kind.of(x, weights)
     parts = kind.of(x[:100], weights[:100]) + kind.of(x[100:], weights[100:])
     assert (parts.tokens, parts.mass) == (whole.tokens, pytest.approx(whole.mass))
@@ -49,10 +70,17 @@ def test_sums_of_parts_are_the_sum_over_the_whole(kind: type[FeatureNorms] | typ
 
 
 @pytest.mark.parametrize("tiles", [False, True])
-def test_a_gram_of_bfloat16_rows_is_as_exact_with_factors_of_that_type(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also without tiles, where the setting is emulated or ignored; it is back afterwards, and isn't used for rows that are weighted."""
+def test_a_gram_of_bfloat16_rows_is_as_exact_with_factors_of_that_type(
+    tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without tiles, where the setting is emulated or ignored; it is back afterwards, and
+    isn't used for rows that are weighted.
+    """
     monkeypatch.setattr("calibrant.activations._has_tiles", lambda: tiles)
-    x, before = rows(2 * CHUNK + 3, 400, dtype=torch.bfloat16), torch.backends.mkldnn.matmul.fp32_precision
+    x, before = (
+        rows(2 * CHUNK + 3, 400, dtype=torch.bfloat16),
+        torch.backends.mkldnn.matmul.fp32_precision,
+    )
     exact = x.double().T @ x.double()
     scale = exact.diagonal().sqrt().outer(exact.diagonal().sqrt())
     assert float(((Gram.of(x).matrix - exact) / scale).abs().max()) < 2e-6
@@ -71,15 +99,22 @@ def test_a_cached_result_is_computed_once() -> None:
 
 def test_block_change_is_one_minus_the_cosine() -> None:
     before, after = rows(4, seed=1), rows(4, seed=2)
-    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(before.double(), after.double(), strict=True)]
+    by_hand = [
+        1 - float(a @ b / (a.norm() * b.norm()))
+        for a, b in zip(before.double(), after.double(), strict=True)
+    ]
     change = BlockChange.of(before, after, torch.tensor([1.0, 2.0, 0.5, 1.0]))
-    assert change.total == pytest.approx(by_hand[0] + 2 * by_hand[1] + 0.5 * by_hand[2] + by_hand[3], rel=1e-5)
+    assert change.total == pytest.approx(
+        by_hand[0] + 2 * by_hand[1] + 0.5 * by_hand[2] + by_hand[3], rel=1e-5
+    )
     assert (change + change).total == pytest.approx(2 * change.total)
 
 
 def routed(seed: int, tokens: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(tokens, 6, generator=generator).argsort(1)[:, :2], torch.rand(tokens, 2, generator=generator)
+    return torch.rand(tokens, 6, generator=generator).argsort(1)[:, :2], torch.rand(
+        tokens, 2, generator=generator
+    )
 
 
 def test_routing_counts_gates_and_pairs_as_one_would_by_hand() -> None:
@@ -92,14 +127,19 @@ def test_routing_counts_gates_and_pairs_as_one_would_by_hand() -> None:
         assert float(routing.gates[expert]) == pytest.approx(given)
         for other in range(6):
             both = [t for t in sent if other in chosen[t].tolist()]
-            assert float(routing.together[expert, other]) == pytest.approx(float(weights[both].sum()))
+            assert float(routing.together[expert, other]) == pytest.approx(
+                float(weights[both].sum())
+            )
     assert torch.equal(routing.together.diagonal(), routing.counts)
     assert (routing.tokens, routing.mass) == (20, pytest.approx(float(weights.sum())))
 
 
 def test_routing_adds_up_and_is_scaled() -> None:
     (first, given), (second, more) = routed(0), routed(1)
-    one, both = Routing.of(first, given, 6), Routing.of(torch.cat([first, second]), torch.cat([given, more]), 6)
+    one, both = (
+        Routing.of(first, given, 6),
+        Routing.of(torch.cat([first, second]), torch.cat([given, more]), 6),
+    )
     added = one + Routing.of(second, more, 6)
     for name in ("counts", "gates", "together"):
         assert torch.allclose(getattr(added, name), getattr(both, name))
@@ -112,7 +152,9 @@ def test_routing_adds_up_and_is_scaled() -> None:
 
 def test_seen_adds_kind_by_kind_and_counts_tokens() -> None:
     first, second = rows(3, seed=1), rows(4, seed=2)
-    one, other = (Seen({FeatureNorms: FeatureNorms.of(x), Gram: Gram.of(x)}) for x in (first, second))
+    one, other = (
+        Seen({FeatureNorms: FeatureNorms.of(x), Gram: Gram.of(x)}) for x in (first, second)
+    )
     both = one + other
     assert both.tokens == 7
     whole = torch.cat([first, second])
@@ -134,10 +176,18 @@ def test_what_is_not_finite_is_noticed(bad: float) -> None:
 def test_feature_sizes_are_weighted_sums_of_sizes_and_squares(dtype: torch.dtype) -> None:
     x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
     seen = FeatureSizes.of(x, torch.tensor(weights))
-    by_hand = [sum(w * abs(float(row[i])) for row, w in zip(x.double(), weights, strict=True)) for i in range(5)]
+    by_hand = [
+        sum(w * abs(float(row[i])) for row, w in zip(x.double(), weights, strict=True))
+        for i in range(5)
+    ]
     assert seen.sums.tolist() == pytest.approx(by_hand, rel=1e-6)
-    assert seen.means().tolist() == pytest.approx([total / sum(weights) for total in by_hand], rel=1e-6)
-    parts = FeatureSizes.of(x[:3], torch.tensor(weights[:3])) * 0.5 + FeatureSizes.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    assert seen.means().tolist() == pytest.approx(
+        [total / sum(weights) for total in by_hand], rel=1e-6
+    )
+    parts = (
+        FeatureSizes.of(x[:3], torch.tensor(weights[:3])) * 0.5
+        + FeatureSizes.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    )
     assert torch.allclose(parts.sums, seen.sums / 2)
     assert torch.allclose(parts.means(), seen.means())
     assert parts.tokens == 7
@@ -147,11 +197,21 @@ def test_feature_sizes_are_weighted_sums_of_sizes_and_squares(dtype: torch.dtype
 def test_feature_moments_are_weighted_means_and_variances(dtype: torch.dtype) -> None:
     x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
     seen = FeatureMoments.of(x, torch.tensor(weights))
-    means = [sum(w * float(row[i]) for row, w in zip(x.double(), weights, strict=True)) / sum(weights) for i in range(5)]
-    spreads = [sum(w * (float(row[i]) - means[i]) ** 2 for row, w in zip(x.double(), weights, strict=True)) / sum(weights) for i in range(5)]
+    means = [
+        sum(w * float(row[i]) for row, w in zip(x.double(), weights, strict=True)) / sum(weights)
+        for i in range(5)
+    ]
+    spreads = [
+        sum(w * (float(row[i]) - means[i]) ** 2 for row, w in zip(x.double(), weights, strict=True))
+        / sum(weights)
+        for i in range(5)
+    ]
     assert seen.means().tolist() == pytest.approx(means, rel=1e-5, abs=1e-6)
     assert seen.variances().tolist() == pytest.approx(spreads, rel=1e-5)
-    parts = FeatureMoments.of(x[:3], torch.tensor(weights[:3])) * 0.5 + FeatureMoments.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    parts = (
+        FeatureMoments.of(x[:3], torch.tensor(weights[:3])) * 0.5
+        + FeatureMoments.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    )
     assert torch.allclose(parts.sums, seen.sums / 2)
     assert torch.allclose(parts.variances(), seen.variances())
     assert parts.tokens == 7

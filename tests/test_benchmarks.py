@@ -45,7 +45,17 @@ def test_ratios_are_those_of_pairs():
 
 
 def test_of_repeated_points_the_least_stands_and_a_line_says_how_far_its_worst_point_is_off():
-    rounds = [[{"tokens": 1, "seconds": 3.0}, {"tokens": 2, "seconds": 4.0}], [{"tokens": 1, "seconds": 2.0}, {"tokens": 2, "seconds": 9.0}]]
-    assert growth.least(rounds) == [{"tokens": 1, "seconds": 2.0, "taken": [3.0, 2.0]}, {"tokens": 2, "seconds": 4.0, "taken": [4.0, 9.0]}]
+    rounds = [
+        [{"tokens": 1, "seconds": 3.0}, {"tokens": 2, "seconds": 4.0}],
+        [{"tokens": 1, "seconds": 2.0}, {"tokens": 2, "seconds": 9.0}],
+    ]
+    assert growth.least(rounds) == [
+        {"tokens": 1, "seconds": 2.0, "taken": [3.0, 2.0]},
+        {"tokens": 2, "seconds": 4.0, "taken": [4.0, 9.0]},
+    ]
     line = growth.straight([0, 1, 2], [1.0, 2.0, 6.0])
-    assert line == {"start": pytest.approx(0.5), "slope": pytest.approx(2.5), "worst": pytest.approx(0.5)}
+    assert line == {
+        "start": pytest.approx(0.5),
+        "slope": pytest.approx(2.5),
+        "worst": pytest.approx(0.5),
+    }

@@ -1,4 +1,6 @@
-"""Pruning and quantizing with the blocks on disk: the same files as in memory, also after a kill at any block; what can't be done so is refused."""
+"""Pruning and quantizing with the blocks on disk: the same files as in memory, also after a kill
+at any block; what can't be done so is refused.
+"""
 
 import json
 import os
@@ -54,7 +56,11 @@ def blocks_on_disk() -> Iterator[None]:
 
 def files(folder: Path) -> dict[str, Any]:
     """All files of a folder; of the manifest what doesn't say how it came about."""
-    found: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    found: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     manifest = json.loads(found.pop("calibrant.json"))
     manifest["record"].pop("provenance")
     manifest.pop("seal")  # which is of the provenance too
@@ -65,7 +71,9 @@ def asked(done: Any) -> str:
     return done.record.provenance["note"]
 
 
-def same_both_ways(run: Callable[..., Any], folder: Path, texts: str, tmp_path: Path, *how: str, **options: Any) -> None:
+def same_both_ways(
+    run: Callable[..., Any], folder: Path, texts: str, tmp_path: Path, *how: str, **options: Any
+) -> None:
     """The same job in memory and with its blocks on disk writes the same files."""
     run(str(folder), texts, *how, tmp_path / "whole", **SMALL, **options)
     with blocks_on_disk():
@@ -81,10 +89,14 @@ def test_every_family_is_pruned_to_the_same_files(family: str, texts: str, tmp_p
     folder = tiny_folder(tmp_path / "model", family)
     same_both_ways(prune, folder, texts, tmp_path, "wanda", "2:4")
     parted = open_model(str(folder), "bfloat16", on_disk=True)
-    assert rehearse(view(parted.model, parted.residence)) == rehearse(view(open_model(str(folder), "bfloat16").model))
+    assert rehearse(view(parted.model, parted.residence)) == rehearse(
+        view(open_model(str(folder), "bfloat16").model)
+    )
 
 
-def test_a_mix_and_what_looks_at_no_data_give_the_same_files(folder: Path, texts: str, tmp_path: Path) -> None:
+def test_a_mix_and_what_looks_at_no_data_give_the_same_files(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
     mix = f"mix(one='{texts}', other=random_tokens, weight=0.5)"
     same_both_ways(prune, folder, mix, tmp_path / "mix", "wanda", "0.5", propagate="dense")
     same_both_ways(quantize, folder, texts, tmp_path / "none", "rtn", "w4g16a")
@@ -107,7 +119,13 @@ def killed_behind(block: int) -> Iterator[None]:
 
 
 KEPT = [
-    pytest.param(kept, propagate, marks=() if (kept, propagate) in {(1, "arrival"), (2, "reference"), (3, "dense")} else pytest.mark.slow)
+    pytest.param(
+        kept,
+        propagate,
+        marks=()
+        if (kept, propagate) in {(1, "arrival"), (2, "reference"), (3, "dense")}
+        else pytest.mark.slow,
+    )
     for kept in (1, 2, 3)
     for propagate in ("arrival", "reference", "dense")
 ]
@@ -115,7 +133,12 @@ KEPT = [
 
 @pytest.mark.parametrize(("kept", "propagate"), KEPT)
 def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
-    kept: int, propagate: str, folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: int,
+    propagate: str,
+    folder: Path,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     how: dict[str, Any] = {**SMALL, "propagate": propagate}
     prune(str(folder), texts, "sparsegpt", "0.5", tmp_path / "whole", **how)
@@ -139,7 +162,9 @@ def test_killed_at_any_block_it_goes_on_and_computes_nothing_twice(
     assert not list(tmp_path.glob(".parted*")), "nothing is left to continue"
 
 
-def test_a_job_of_blocks_on_disk_goes_on_in_memory_and_the_other_way_round(folder: Path, texts: str, tmp_path: Path) -> None:
+def test_a_job_of_blocks_on_disk_goes_on_in_memory_and_the_other_way_round(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
     job = (str(folder), texts, "wanda", "0.5")
     prune(*job, tmp_path / "whole", **SMALL)
     with blocks_on_disk(), killed_behind(0):
@@ -159,7 +184,9 @@ def test_one_block_is_in_memory_at_a_time_and_asked_again_it_is_done(
 
     def watched(self: Parts, model: Any, index: int, wanted: Any) -> None:
         load(self, model, index, wanted)
-        there.append(sum(not all(p.is_meta for p in block.parameters()) for block in model.model.layers))
+        there.append(
+            sum(not all(p.is_meta for p in block.parameters()) for block in model.model.layers)
+        )
 
     monkeypatch.setattr(Parts, "load", watched)
     with blocks_on_disk():
@@ -182,7 +209,11 @@ def needs(folder: Path, tokens: int = 64, method: str = "wanda", sources: int = 
 def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 1000)
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=5)
-    found, alps, robust = needs(folder), needs(folder, method="alps"), needs(folder, method="robust", sources=3)
+    found, alps, robust = (
+        needs(folder),
+        needs(folder, method="alps"),
+        needs(folder, method="robust", sources=3),
+    )
     block, outside = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32), 2 * (2 * 259 * 32 + 32)
     inside = 2 * 64 * 2 * (3 * 32 + 64 + 64)
     assert found.work == 4 * (4 * 32 * 64 + 64 * 64)
@@ -192,14 +223,23 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.on_disk("arrival") == 1000 + BLOCKS_HELD * block + outside + inside + found.work
 
 
-def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(
+    texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
 
     def pruned(out: str, size: float, samples: int = 4, length: int = 16) -> Any:
         """With so many bytes of memory."""
-        options: dict[str, Any] = {"samples": samples, "length": length, "dtype": "bfloat16", "device": "cpu"}
-        return prune(str(folder), texts, "wanda", "0.5", tmp_path / out, memory=size / 1e9, **options)
+        options: dict[str, Any] = {
+            "samples": samples,
+            "length": length,
+            "dtype": "bfloat16",
+            "device": "cpu",
+        }
+        return prune(
+            str(folder), texts, "wanda", "0.5", tmp_path / out, memory=size / 1e9, **options
+        )
 
     found, more = needs(folder), needs(folder, 128 * 64)
     plenty = pruned("plenty", found.in_memory("arrival") * 1.001)
@@ -221,7 +261,9 @@ def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(texts: str, tmp
 def test_a_model_that_is_opened_whole_is_refused_where_it_or_its_activations_are_too_large(
     texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GGUF file is opened whole, so it is only known then what is left for activations; robust knows one propagation."""
+    """A GGUF file is opened whole, so it is only known then what is left for activations; robust
+    knows one propagation.
+    """
     file = tiny_gguf(tmp_path / "tiny.gguf")
     options: dict[str, Any] = {"samples": 64, "length": 64, "dtype": "float32", "device": "cpu"}
     with pytest.raises(SpecError) as caught:
@@ -261,13 +303,24 @@ OF_MATRICES = [name for name in methods.names() if issubclass(methods.get(name),
 
 
 @pytest.mark.parametrize("name", usually(OF_MATRICES, {"alps", "dsnot", "ggml", "gptq", "robust"}))
-def test_every_method_gives_the_same_files_or_is_refused(name: str, folder: Path, texts: str, tmp_path: Path) -> None:
+def test_every_method_gives_the_same_files_or_is_refused(
+    name: str, folder: Path, texts: str, tmp_path: Path
+) -> None:
     built: Any = methods.build(name)
-    target = next((text for text in ("0.5", "w4g16", "q4_0") if isinstance(parse_target(text), built.accepts)), None)
+    target = next(
+        (
+            text
+            for text in ("0.5", "w4g16", "q4_0")
+            if isinstance(parse_target(text), built.accepts)
+        ),
+        None,
+    )
     recipe = None if target is None else Recipe.parse(built, target)
     if recipe is None or needs_all_of_it(recipe, None, (HuggingFace(),), ALONE):
         pytest.skip("it is refused by name, which other tests look at")
-    same_both_ways(prune if target == "0.5" else quantize, folder, texts, tmp_path, name, target or "")
+    same_both_ways(
+        prune if target == "0.5" else quantize, folder, texts, tmp_path, name, target or ""
+    )
 
 
 # A limit that the system holds a process to
@@ -291,13 +344,23 @@ except Exception as error:
     print(json.dumps([type(error).__name__, str(error)[:300]]))
     sys.exit(3)
 """
-"""Prunes with so many more bytes of private memory than the libraries take; a model in memory takes more."""
+"""Prunes with so many more bytes of private memory than the libraries take; a model in memory
+takes more.
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_model_is_pruned_under_a_limit_that_it_cannot_be_opened_under(texts: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 48}
+def test_a_model_is_pruned_under_a_limit_that_it_cannot_be_opened_under(
+    texts: str, tmp_path: Path
+) -> None:
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 48,
+    }
     folder = tiny_folder(tmp_path / "model", "llama", dtype=torch.bfloat16, **sizes)
     size = (folder / "model.safetensors").stat().st_size
     assert size > 290e6
@@ -305,9 +368,20 @@ def test_a_model_is_pruned_under_a_limit_that_it_cannot_be_opened_under(texts: s
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
     def run(out: str, promised: str) -> tuple[int, Any]:
-        child = [sys.executable, "-c", CHILD, str(folder), str(tmp_path / out), texts, promised, str(limit)]
+        child = [
+            sys.executable,
+            "-c",
+            CHILD,
+            str(folder),
+            str(tmp_path / out),
+            texts,
+            promised,
+            str(limit),
+        ]
         done = subprocess.run(child, capture_output=True, text=True, env=env)
-        return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else done.stderr[-500:]
+        return done.returncode, json.loads(
+            done.stdout.splitlines()[-1]
+        ) if done.stdout else done.stderr[-500:]
 
     code, said = run("whole", "")
     assert code != 0, said

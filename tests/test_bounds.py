@@ -10,15 +10,24 @@ from jaxtyping import TypeCheckError
 from calibrant.allocations import allocations
 from calibrant.data.formats import formats
 from calibrant.data.packings import packings
+from calibrant.data.select import selectors
 from calibrant.errors import InputError, SpecError
 from calibrant.evaluators import evaluators
 from calibrant.exports import exports
 from calibrant.methods import methods
-from calibrant.registry import Registry
-from calibrant.select import selectors
+from calibrant.spec.registry import Registry
 from calibrant.transforms import transforms
 
-REGISTRIES: Final[tuple[Registry, ...]] = (methods, allocations, transforms, selectors, evaluators, exports, formats, packings)
+REGISTRIES: Final[tuple[Registry, ...]] = (
+    methods,
+    allocations,
+    transforms,
+    selectors,
+    evaluators,
+    exports,
+    formats,
+    packings,
+)
 LARGE: Final = {"float": (1e308,), "int": (10**9, 10**15)}
 """By what a parameter holds: one that holds both is given both."""
 
@@ -88,7 +97,11 @@ def test_too_large_is_refused(registry: Registry, name: str, parameter: str, val
 def test_large_is_not_too_large_and_a_text_is_no_number() -> None:
     for text in ("gptq(damp=1000)", "awq(steps=1000)", "rsq(expand=64)"):
         assert methods.build(text)
-    for cls, given in ((methods.get("awq"), {"steps": "20"}), (allocations.get("evolved"), {"levels": "3"}), (formats.get("cot"), {"steps": "3"})):
+    for cls, given in (
+        (methods.get("awq"), {"steps": "20"}),
+        (allocations.get("evolved"), {"levels": "3"}),
+        (formats.get("cot"), {"steps": "3"}),
+    ):
         with pytest.raises((SpecError, TypeCheckError)) as caught:
             cls(**given)
         assert isinstance(caught.value, TypeCheckError) or [caught.value.subject] == list(given)

@@ -1,4 +1,6 @@
-"""What a record says of a matrix: the error of its outputs against outputs, its sampled mask and inputs against the whole ones."""
+"""What a record says of a matrix: the error of its outputs against outputs, its sampled mask and
+inputs against the whole ones.
+"""
 
 import hashlib
 import math
@@ -16,27 +18,41 @@ from calibrant.errors import NumericsError
 
 def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:
     scores = weight.abs() if by is None else by
-    return weight.masked_fill(scores <= scores.flatten().kthvalue(int(weight.numel() * share)).values, 0)
+    return weight.masked_fill(
+        scores <= scores.flatten().kthvalue(int(weight.numel() * share)).values, 0
+    )
 
 
-def case(dtype: torch.dtype = torch.float32, width: int = 24) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def case(
+    dtype: torch.dtype = torch.float32, width: int = 24
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, width, generator=generator).to(dtype) @ torch.randn(width, width, generator=generator).to(dtype)
+    x = torch.randn(200, width, generator=generator).to(dtype) @ torch.randn(
+        width, width, generator=generator
+    ).to(dtype)
     weight = torch.randn(16, width, generator=generator).to(dtype)
     return x, torch.rand(200, generator=generator), weight, pruned(weight, 0.5)
 
 
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 24), (torch.float64, 600), (torch.bfloat16, 600)])
-def test_from_a_gram_and_from_norms_it_is_the_error_of_the_outputs(dtype: torch.dtype, width: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 24), (torch.float64, 600), (torch.bfloat16, 600)]
+)
+def test_from_a_gram_and_from_norms_it_is_the_error_of_the_outputs(
+    dtype: torch.dtype, width: int
+) -> None:
     x, weights, before, after = case(dtype, width)
     told = output_error(before, after, Seen({Gram: Gram.of(x, weights)}))
     rows = x.double() * weights.double().sqrt()[:, None]
-    expected = ((rows @ (before - after).double().T) ** 2).sum() / ((rows @ before.double().T) ** 2).sum()
+    expected = ((rows @ (before - after).double().T) ** 2).sum() / (
+        (rows @ before.double().T) ** 2
+    ).sum()
     assert told == {"error": pytest.approx(float(expected), rel=1e-4), "error_from": "gram"}
     # From norms it is that of uncorrelated inputs.
     told = output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x, weights)}))
     squares = (weights[:, None].double() * x.double() ** 2).sum(0)
-    expected = ((before - after).double() ** 2 @ squares).sum() / (before.double() ** 2 @ squares).sum()
+    expected = ((before - after).double() ** 2 @ squares).sum() / (
+        before.double() ** 2 @ squares
+    ).sum()
     assert told == {"error": pytest.approx(float(expected), rel=1e-4), "error_from": "norms"}
 
 
@@ -63,13 +79,20 @@ def test_outputs_that_overflow_are_named_and_no_error_of_zero(kind: type[InputSt
 def test_the_bits_are_those_of_the_places_that_a_hash_of_the_name_gives() -> None:
     matrix = case()[3]
     stream = hashlib.shake_256(b"model.layers.0.mlp.up_proj").digest(8 * 256)
-    places = [int.from_bytes(stream[8 * i : 8 * i + 8], "little") % matrix.numel() for i in range(256)]
+    places = [
+        int.from_bytes(stream[8 * i : 8 * i + 8], "little") % matrix.numel() for i in range(256)
+    ]
     kept = "".join("1" if matrix.flatten()[place] != 0 else "0" for place in places)
     bits = mask_bits("model.layers.0.mlp.up_proj", matrix)
     assert bits == f"{int(kept, 2):064x}"
-    assert mask_bits("model.layers.0.mlp.up_proj", matrix.T.contiguous().T) == bits, "a matrix that is stored the other way round is the same one"
+    assert mask_bits("model.layers.0.mlp.up_proj", matrix.T.contiguous().T) == bits, (
+        "a matrix that is stored the other way round is the same one"
+    )
     assert mask_bits("model.layers.1.mlp.up_proj", matrix) != bits
-    assert (mask_bits("x", torch.ones(3, 5)), mask_bits("x", torch.zeros(3, 5))) == ("f" * 64, "0" * 64)
+    assert (mask_bits("x", torch.ones(3, 5)), mask_bits("x", torch.zeros(3, 5))) == (
+        "f" * 64,
+        "0" * 64,
+    )
 
 
 def test_bits_tell_how_much_two_masks_agree() -> None:
@@ -77,24 +100,34 @@ def test_bits_tell_how_much_two_masks_agree() -> None:
     names = [f"model.layers.{i}.mlp.up_proj" for i in range(40)]
     weights = [torch.randn(48, 64, generator=generator) for _ in names]
     masks = [
-        [pruned(w, share, w.abs() + noise * torch.rand(w.shape, generator=generator)) != 0 for w in weights]
+        [
+            pruned(w, share, w.abs() + noise * torch.rand(w.shape, generator=generator)) != 0
+            for w in weights
+        ]
         for share, noise in ((0.5, 0), (0.5, 1), (0.6, 0), (0.5, 50))
     ]
     for one, other in combinations(masks, 2):
         true = float((torch.stack(one) == torch.stack(other)).double().mean())
         differing = 0
         for name, a, b in zip(names, one, other, strict=True):
-            differing += (int(mask_bits(name, a.float()), 16) ^ int(mask_bits(name, b.float()), 16)).bit_count()
+            differing += (
+                int(mask_bits(name, a.float()), 16) ^ int(mask_bits(name, b.float()), 16)
+            ).bit_count()
         count = SAMPLED * len(names)
         assert abs(1 - differing / count - true) < 4 * math.sqrt(true * (1 - true) / count)
 
 
 def sizes_of(told: dict[str, str]) -> list[float]:
-    return [struct.unpack("<e", bytes.fromhex(told["inputs"])[i : i + 2])[0] for i in range(0, 2 * FEATURES, 2)]
+    return [
+        struct.unpack("<e", bytes.fromhex(told["inputs"])[i : i + 2])[0]
+        for i in range(0, 2 * FEATURES, 2)
+    ]
 
 
 @pytest.mark.parametrize("kind", [FeatureNorms, Gram])
-def test_the_sizes_are_those_of_the_features_that_a_hash_of_the_name_gives(kind: type[InputStatistic]) -> None:
+def test_the_sizes_are_those_of_the_features_that_a_hash_of_the_name_gives(
+    kind: type[InputStatistic],
+) -> None:
     x, weights, _, _ = case(width=600)
     stream = hashlib.shake_256(b"model.layers.0.mlp.up_proj inputs").digest(8 * FEATURES)
     places = [int.from_bytes(stream[8 * i : 8 * i + 8], "little") % 600 for i in range(FEATURES)]

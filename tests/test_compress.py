@@ -1,4 +1,6 @@
-"""The whole job on tiny models: what is asked is done, saved, described, and survives being killed."""
+"""The whole job on tiny models: what is asked is done, saved, described, and survives being
+killed.
+"""
 
 import json
 import math
@@ -63,25 +65,39 @@ def full_disk(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(("method", "sparsity"), [("wanda", "0.5"), ("magnitude", "2:4"), ("sparsegpt", "2:4")])
-def test_what_is_saved_is_what_was_asked(folder: Path, texts: str, tmp_path: Path, method: str, sparsity: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "sparsity"), [("wanda", "0.5"), ("magnitude", "2:4"), ("sparsegpt", "2:4")]
+)
+def test_what_is_saved_is_what_was_asked(
+    folder: Path, texts: str, tmp_path: Path, method: str, sparsity: str
+) -> None:
     done = prune(str(folder), texts, method, sparsity, tmp_path / "out", **SMALL)
     model = saved_model(tmp_path / "out")
     assert torch.equal(logits(model), logits(done.opened.model))
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("line 3").input_ids == done.opened.tokenizer("line 3").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "out")("line 3").input_ids
+        == done.opened.tokenizer("line 3").input_ids
+    )
     manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
     state = dict(model.named_parameters())
     for told in manifest["weights"]:
         zeros = (state[told["name"] + ".weight"] == 0).sum().item()
         assert zeros == told["zeros"]
         assert zeros / state[told["name"] + ".weight"].numel() == pytest.approx(0.5, abs=0.02)
-        assert told.get("error_from") == {"wanda": "norms", "sparsegpt": "gram", "magnitude": None}[method]
+        assert (
+            told.get("error_from")
+            == {"wanda": "norms", "sparsegpt": "gram", "magnitude": None}[method]
+        )
         assert ("error" in told) == (method != "magnitude")
         assert 0 < told.get("error", 0.5) < 1
-        assert 96 <= int(told["bits"], 16).bit_count() <= 160, "half of 256 places, within four standard deviations"
+        assert 96 <= int(told["bits"], 16).bit_count() <= 160, (
+            "half of 256 places, within four standard deviations"
+        )
     assert manifest["run"]["target"] == sparsity
     assert (manifest["run"]["tokens"] == "") == (method == "magnitude")
-    named = {w["name"] + ".weight" for w in manifest["weights"]} | {d["name"] for d in manifest["dense"]}
+    named = {w["name"] + ".weight" for w in manifest["weights"]} | {
+        d["name"] for d in manifest["dense"]
+    }
     assert named >= set(state), "a matrix is not accounted for"
     again = prune(str(folder), texts, method, sparsity, tmp_path / "out", **SMALL)
     assert again.already_done
@@ -90,7 +106,9 @@ def test_what_is_saved_is_what_was_asked(folder: Path, texts: str, tmp_path: Pat
         prune(str(folder), texts, method, "0.7", tmp_path / "out", **SMALL)
 
 
-def test_a_tilde_in_out_is_the_home_folder(folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_out_is_the_home_folder(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     done = prune(str(folder), texts, "wanda", "0.5", "~/out", **SMALL)
@@ -99,7 +117,9 @@ def test_a_tilde_in_out_is_the_home_folder(folder: Path, texts: str, tmp_path: P
     assert not Path("~").exists()
 
 
-def test_what_was_left_when_the_model_was_saved_already_is_removed(folder: Path, texts: str, tmp_path: Path) -> None:
+def test_what_was_left_when_the_model_was_saved_already_is_removed(
+    folder: Path, texts: str, tmp_path: Path
+) -> None:
     done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
     left = Checkpoint(tmp_path / "out", done.record.run.id)
     left.add(0, [], [])
@@ -109,7 +129,11 @@ def test_what_was_left_when_the_model_was_saved_already_is_removed(folder: Path,
 
 @pytest.mark.parametrize("record", [None, {}, {"run": 3}])
 def test_a_saved_model_without_its_record_is_refused(
-    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None
+    folder: Path,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record: dict[str, Any] | None,
 ) -> None:
     prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", **SMALL)
 
@@ -137,9 +161,17 @@ def test_a_folder_that_vanishes_meanwhile_is_not_taken_for_the_result(
 JOBS = [(prune, "sparsegpt", "0.5", propagate) for propagate in ("arrival", "reference", "dense")]
 
 
-@pytest.mark.parametrize(("run", "method", "target", "propagate"), [*JOBS, (quantize, "rtn", "w4g16", "arrival")])
+@pytest.mark.parametrize(
+    ("run", "method", "target", "propagate"), [*JOBS, (quantize, "rtn", "w4g16", "arrival")]
+)
 def test_killed_and_asked_again_it_continues(
-    folder: Path, texts: str, tmp_path: Path, run: Callable[..., Any], method: str, target: str, propagate: str
+    folder: Path,
+    texts: str,
+    tmp_path: Path,
+    run: Callable[..., Any],
+    method: str,
+    target: str,
+    propagate: str,
 ) -> None:
     job: dict[str, Any] = {"method": method, "target": target, "propagate": propagate, **SMALL}
     whole = run(str(folder), texts, out=tmp_path / "whole", **job)
@@ -159,16 +191,25 @@ def test_killed_and_asked_again_it_continues(
     assert {p.name for p in tmp_path.iterdir()} == {"whole", "resumed"}, "something was left behind"
 
 
-def test_the_same_question_has_the_same_identity_and_another_has_another(folder: Path, texts: str) -> None:
+def test_the_same_question_has_the_same_identity_and_another_has_another(
+    folder: Path, texts: str
+) -> None:
     def record(method: str, **change: Any) -> Any:
         return prune(str(folder), texts, method, **{**SMALL, **change}).record
 
     one = record("wanda")
     assert record("wanda") == record("wanda", sparsity="0.5") == record("wanda", target=0.5) == one
-    changes: list[dict[str, Any]] = [{"seed": 1}, {"propagate": "dense"}, {"sparsity": 0.6}, {"dtype": "float64"}]
+    changes: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"propagate": "dense"},
+        {"sparsity": 0.6},
+        {"dtype": "float64"},
+    ]
     assert len({one.run.id, *(record("wanda", **change).run.id for change in changes)}) == 5
     blind = [record("magnitude", **change).run for change in ({}, *changes[:2])]
-    assert len({run.id for run in blind}) == 1, "a method that looks at nothing has one identity for all data"
+    assert len({run.id for run in blind}) == 1, (
+        "a method that looks at nothing has one identity for all data"
+    )
     assert (blind[0].data, blind[0].tokens, blind[0].propagate) == ("", "", "")
 
 
@@ -182,7 +223,9 @@ def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: 
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_finished_blocks_stay_where_numbers_overflow(folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int) -> None:
+def test_finished_blocks_stay_where_numbers_overflow(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
     """On another device they may be finite, and the same command goes on."""
 
     def overflows(weight: torch.Tensor, *_: object) -> Mapping[str, Any]:
@@ -222,13 +265,19 @@ def test_finished_blocks_stay_where_numbers_overflow(folder: Path, texts: str, t
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_model_is_opened(
-    texts: str, run: Callable[..., Any], asked: dict[str, Any], error: type[InputError], subject: str
+    texts: str,
+    run: Callable[..., Any],
+    asked: dict[str, Any],
+    error: type[InputError],
+    subject: str,
 ) -> None:
     with refused(error, subject):
         run("no/such/model", **{"data": texts, **asked})
 
 
-def test_what_does_not_fit_the_model_is_refused_by_name_and_nothing_is_touched(folder: Path, texts: str) -> None:
+def test_what_does_not_fit_the_model_is_refused_by_name_and_nothing_is_touched(
+    folder: Path, texts: str
+) -> None:
     opened, seen_by = opened_view(folder)
     before = {n: p.clone() for n, p in opened.model.named_parameters()}
     for asked in (Recipe.parse("wanda", "2:7"), Recipe.parse("rtn", "w4g24")):
@@ -248,7 +297,10 @@ def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> Non
     opened, seen_by = opened_view(folder)
     batch = batch_of(opened, texts)
     assert fitting("arrival", seen_by, batch, opened.dtype) == ("arrival", "")
-    assert fitting("arrival", seen_by, batch, opened.dtype, limit=1000, possible=("arrival",)) == ("arrival", "")
+    assert fitting("arrival", seen_by, batch, opened.dtype, limit=1000, possible=("arrival",)) == (
+        "arrival",
+        "",
+    )
 
 
 def as_it_is(weight: Weight) -> Replace:
@@ -259,7 +311,11 @@ def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Pat
     _, seen_by = opened_view(folder)
     kept = Checkpoint(tmp_path / "out", "sha256:1")
     for block in seen_by.blocks:
-        kept.add(block.index, [as_it_is(w).stored() for w in block.weights], [{"name": w.name} for w in block.weights])
+        kept.add(
+            block.index,
+            [as_it_is(w).stored() for w in block.weights],
+            [{"name": w.name} for w in block.weights],
+        )
     assert [len(step.reports) for step in kept.load()] == [7, 7, 7]
     path = kept.folder / "edits-00001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
@@ -269,8 +325,10 @@ def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Pat
     assert list(tmp_path.glob(".out*")) == []
 
 
-def test_a_full_disk_leaves_nothing_half_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibrant.sealed_tensors.save_file", full_disk)
+def test_a_full_disk_leaves_nothing_half_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibrant.system.sealed_tensors.save_file", full_disk)
     block = opened_view(folder)[1].blocks[0]
     kept = Checkpoint(tmp_path / "a/b/out", "sha256:1")
     with refused(OutputError, str(kept.folder)):
@@ -285,22 +343,31 @@ def test_a_finished_block_has_the_rights_that_the_umask_gives(folder: Path, tmp_
         Checkpoint(tmp_path / "out", "sha256:1").add(0, [as_it_is(block.weights[0]).stored()], [])
     finally:
         os.umask(usual)
-    assert [p.stat().st_mode & 0o777 for p in (tmp_path / ".out.calibrant-partial").iterdir()] == [0o644]
+    assert [p.stat().st_mode & 0o777 for p in (tmp_path / ".out.calibrant-partial").iterdir()] == [
+        0o644
+    ]
 
 
-def test_finished_blocks_stay_when_a_model_cannot_be_saved(folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_blocks_stay_when_a_model_cannot_be_saved(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as within:
         within.setattr("transformers.PreTrainedModel.save_pretrained", full_disk)
         with pytest.raises(OutputError) as caught:
             prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL)
     assert ".out.calibrant-partial" in str(caught.value)
     assert [p.name for p in (tmp_path / "a").iterdir()] == [".out.calibrant-partial"]
-    assert prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL).continued_from == 3
+    assert (
+        prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL).continued_from == 3
+    )
 
 
 @pytest.fixture
 def mixture(texts: str, tmp_path: Path) -> str:
-    lines = [json.dumps({"question": f"{i} + {i}", "answer": f"{2 * i}, that is twice {i}"}) for i in range(200)]
+    lines = [
+        json.dumps({"question": f"{i} + {i}", "answer": f"{2 * i}, that is twice {i}"})
+        for i in range(200)
+    ]
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     return f"mix(domain={tmp_path / 'sums.jsonl'}:single, general={texts}, weight=0.2)"
 
@@ -323,12 +390,20 @@ def test_a_mix_in_dense_is_the_sum_of_its_parts(folder: Path, mixture: str, meth
     for name, matrix in matrices(seen_by).items():
         assert torch.equal(matrix == 0, added[name] == 0)
         assert torch.allclose(matrix, added[name], rtol=1e-6)
-    assert [w["error"] for w in one.weights] == pytest.approx([w["error"] for w in two.weights], rel=1e-4)
+    assert [w["error"] for w in one.weights] == pytest.approx(
+        [w["error"] for w in two.weights], rel=1e-4
+    )
 
 
-def test_a_mix_reads_what_the_sets_alone_left(folder: Path, mixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mix_reads_what_the_sets_alone_left(
+    folder: Path, mixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, seen_by = opened_view(folder)
-    pristine, chosen, kept = seen_by.snapshot(), CalibrationSet(mixture, samples=4, length=24), tmp_path / "statistics"
+    pristine, chosen, kept = (
+        seen_by.snapshot(),
+        CalibrationSet(mixture, samples=4, length=24),
+        tmp_path / "statistics",
+    )
     batch, recipe = chosen.tokens(opened.tokenizer), Recipe.parse("sparsegpt", "2:4", "dense")
     for part in chosen.mixed:
         compress(opened, seen_by, part.tokens(opened.tokenizer), recipe, statistics=kept)
@@ -336,31 +411,54 @@ def test_a_mix_reads_what_the_sets_alone_left(folder: Path, mixture: str, tmp_pa
     walked = compress(opened, seen_by, batch, recipe)
     whole = matrices(seen_by)
     seen_by.restore(pristine)
-    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr(
+        "calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward")
+    )
     assert compress(opened, seen_by, batch, recipe, statistics=kept) == walked
     assert all(torch.equal(matrix, whole[name]) for name, matrix in matrices(seen_by).items())
 
 
 @pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
-def test_a_mix_is_pruned_with_like_any_other_set(folder: Path, mixture: str, tmp_path: Path, propagate: str) -> None:
+def test_a_mix_is_pruned_with_like_any_other_set(
+    folder: Path, mixture: str, tmp_path: Path, propagate: str
+) -> None:
     done = prune(str(folder), mixture, "wanda", 0.5, tmp_path / "out", propagate=propagate, **SMALL)
     assert done.record.run.data == str(CalibrationSet(mixture))
     assert done.record.sparsity == 0.5
     assert [part["name"] for part in done.record.data_facts["mix"]] == ["domain", "general"]
-    alone = prune(str(folder), str(CalibrationSet(mixture).mixed[1]), "wanda", 0.5, propagate=propagate, **SMALL)
+    alone = prune(
+        str(folder),
+        str(CalibrationSet(mixture).mixed[1]),
+        "wanda",
+        0.5,
+        propagate=propagate,
+        **SMALL,
+    )
     assert [w["bits"] for w in alone.record.weights] != [w["bits"] for w in done.record.weights]
 
 
-@pytest.mark.parametrize(("target", "dtype"), [("w4g16", "float32"), ("w8", "bfloat16"), ("w3g8a", "bfloat16")])
-def test_what_is_quantized_is_saved_as_it_was_measured(folder: Path, tmp_path: Path, target: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("w4g16", "float32"), ("w8", "bfloat16"), ("w3g8a", "bfloat16")]
+)
+def test_what_is_quantized_is_saved_as_it_was_measured(
+    folder: Path, tmp_path: Path, target: str, dtype: str
+) -> None:
     done = quantize(str(folder), target=target, out=tmp_path / "out", dtype=dtype)
     model = saved_model(tmp_path / "out", getattr(torch, dtype))
     assert torch.equal(logits(model), logits(done.opened.model))
     assert not torch.equal(logits(model), logits(open_model(str(folder), dtype).model))
     manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
-    bits, state, grid = torch.finfo(getattr(torch, dtype)).bits, dict(model.named_parameters()), parse_target(target)
+    bits, state, grid = (
+        torch.finfo(getattr(torch, dtype)).bits,
+        dict(model.named_parameters()),
+        parse_target(target),
+    )
     assert isinstance(grid, Grid)
-    assert (manifest["run"]["target"], manifest["run"]["data"], manifest["run"]["seed"]) == (target, "", 0)
+    assert (manifest["run"]["target"], manifest["run"]["data"], manifest["run"]["seed"]) == (
+        target,
+        "",
+        0,
+    )
     for told in manifest["weights"]:
         (rows, columns), width = told["shape"], grid.width(told["shape"][1])
         each = grid.bits + (bits + (0 if grid.symmetric else grid.bits)) / width
@@ -368,14 +466,26 @@ def test_what_is_quantized_is_saved_as_it_was_measured(folder: Path, tmp_path: P
         assert told["bytes"] == math.ceil(rows * columns * each / 8)
         assert "bits" not in told
         assert told["zeros"] == int((state[told["name"] + ".weight"] == 0).sum())
-        assert all(len(group.unique()) <= 2**grid.bits for group in state[told["name"] + ".weight"].reshape(-1, width))
+        assert all(
+            len(group.unique()) <= 2**grid.bits
+            for group in state[told["name"] + ".weight"].reshape(-1, width)
+        )
 
 
-@pytest.mark.parametrize(("propagate", "alive"), [("arrival", [0, 0, 0, 0]), ("reference", [0, 1, 2, 3]), ("dense", [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("propagate", "alive"),
+    [("arrival", [0, 0, 0, 0]), ("reference", [0, 1, 2, 3]), ("dense", [0, 1, 2, 3])],
+)
 def test_a_gram_is_let_go_of_before_the_next_block_is_looked_at(
-    folder: Path, texts: str, monkeypatch: pytest.MonkeyPatch, propagate: Propagation, alive: list[int]
+    folder: Path,
+    texts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    propagate: Propagation,
+    alive: list[int],
 ) -> None:
-    """Those of a large model take hundreds of megabytes each: in `arrival` one is there at a time, else those of one block."""
+    """Those of a large model take hundreds of megabytes each: in `arrival` one is there at a
+    time, else those of one block.
+    """
     made: list[weakref.ref[Gram]] = []
     counts: list[int] = []
     whole = Gram.of.__func__
@@ -389,4 +499,6 @@ def test_a_gram_is_let_go_of_before_the_next_block_is_looked_at(
     monkeypatch.setattr(Gram, "of", classmethod(of))
     opened, seen_by = opened_view(folder)
     compress(opened, seen_by, batch_of(opened, texts), Recipe.parse("sparsegpt", 0.5, propagate))
-    assert counts == alive * len(seen_by.blocks), "four inputs a block: of attention, of its output, of the feed-forward, of its output"
+    assert counts == alive * len(seen_by.blocks), (
+        "four inputs a block: of attention, of its output, of the feed-forward, of its output"
+    )

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibrant.clock import Clock, spent_on
 from calibrant.compress import prune
 from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
+from calibrant.system.clock import Clock, spent_on
 from calibrant.testing import tiny_folder, tiny_model
 
 
@@ -23,7 +23,9 @@ def test_the_floor_is_that_of_every_matrix_once(monkeypatch: pytest.MonkeyPatch)
     seen_by = view(tiny_model("llama"))
     clock = Clock({"open": 1.0, "compress": 5.0}, {"method": 2.0, "record": 0.5})
     costs = Costs.of(clock, seen_by, 10)
-    assert costs.floor == pytest.approx(sum(2 * 10 * w.shape[0] * w.shape[1] for w in seen_by.weights) / 1000)
+    assert costs.floor == pytest.approx(
+        sum(2 * 10 * w.shape[0] * w.shape[1] for w in seen_by.weights) / 1000
+    )
     assert costs.peak == pytest.approx(1000)
     assert costs.parts == {"forward": 2.5, "method": 2.0, "record": 0.5}
     assert Costs.of(clock, seen_by, 0).floor == 0

@@ -1,4 +1,6 @@
-"""The demo on a tiny model: its ranking, its page, its plain data, and that it goes on where it was."""
+"""The demo on a tiny model: its ranking, its page, its plain data, and that it goes on where it
+was.
+"""
 
 import json
 from io import StringIO
@@ -7,15 +9,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from calibrant.demo import FOLDER, DemoResult, demo
 from calibrant.errors import OutputError
+from calibrant.lab.demo import FOLDER, DemoResult, demo
 from calibrant.testing import tiny_folder
 
 SETS = ("python_docs", "random_tokens", "full_stops")
 
 
 def small(model: str, out: Path | None) -> DemoResult:
-    return demo(out, model=model, data=SETS, evaluate=["loss(source=python_code, tokens=150, length=48)"], samples=2, length=48)
+    return demo(
+        out,
+        model=model,
+        data=SETS,
+        evaluate=["loss(source=python_code, tokens=150, length=48)"],
+        samples=2,
+        length=48,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,9 @@ def test_it_is_resumed_from_its_folder(done: DemoResult, model: str):
     assert again.report.rankings == done.report.rankings
 
 
-def test_the_default_folder_is_in_the_current_one(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_default_folder_is_in_the_current_one(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "mine.txt").write_text("x")

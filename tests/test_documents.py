@@ -26,7 +26,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_commands_exist_with_these_options():
-    lines = {line for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ calibrant")}
+    lines = {
+        line
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        if line.startswith("$ calibrant")
+    }
     assert lines
     for line in sorted(lines):
         command, words = get_command(app), shlex.split(line, comments=True)[2:]
@@ -34,13 +39,21 @@ def test_commands_exist_with_these_options():
             _, found, words = command.resolve_command(command.context_class(command), words)
             assert found is not None, line
             command = found
-        command.make_parser(command.context_class(command)).parse_args(words)  # which raises for an option that there isn't
+        command.make_parser(command.context_class(command)).parse_args(
+            words
+        )  # which raises for an option that there isn't
 
 
-SMALLER = {'"smollm2"': '"tiny"', 'out="pruned"': 'out="pruned", samples=4, length=64', "')\"": "', tokens=256, length=64)\""}
+SMALLER = {
+    '"smollm2"': '"tiny"',
+    'out="pruned"': 'out="pruned", samples=4, length=64',
+    "')\"": "', tokens=256, length=64)\"",
+}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda p: p.name
+)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In order, in one folder; on a tiny model and little data, so that it takes seconds."""
     monkeypatch.chdir(tmp_path)
@@ -48,7 +61,9 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tiny_folder("tiny")
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
-        if block.startswith("for weight, seen in walk("):  # the loop as a reader of the architecture sees it, without what stands before it
+        if block.startswith(
+            "for weight, seen in walk("
+        ):  # the loop as a reader of the architecture sees it, without what stands before it
             continue
         for full, small in SMALLER.items():
             block = block.replace(full, small)
@@ -60,10 +75,15 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(verbose=False, optionflags=OPTIONS)
+    finder, runner = (
+        doctest.DocTestFinder(exclude_empty=True),
+        doctest.DocTestRunner(verbose=False, optionflags=OPTIONS),
+    )
     wrong: list[str] = []
     for path in sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text()):
-        name = ".".join(["calibrant", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        name = ".".join(["calibrant", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        )
         for test in finder.find(importlib.import_module(name), name):
             runner.run(test, out=wrong.append, clear_globs=True)
     assert runner.tries

@@ -1,4 +1,6 @@
-"""Edits are undone and kept to the bit; a job measures what it says, and reads from the disk only what is of the untouched model."""
+"""Edits are undone and kept to the bit; a job measures what it says, and reads from the disk
+only what is of the untouched model.
+"""
 
 import json
 from collections.abc import Mapping
@@ -11,14 +13,22 @@ from torch import Tensor
 
 from calibrant.activations import BlockChange, Routing
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import DropBlocks, DropExperts, Replace, StoredEdit, as_tensors, from_tensors, read_edit
+from calibrant.edits import (
+    DropBlocks,
+    DropExperts,
+    Replace,
+    StoredEdit,
+    as_tensors,
+    from_tensors,
+    read_edit,
+)
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
+from calibrant.lab.study import Study
 from calibrant.models import Opened, open_model, view
 from calibrant.packed import Compressed
-from calibrant.store import EDITS
-from calibrant.study import Study
+from calibrant.results import EDITS
 from calibrant.targets import Sparsity
 from calibrant.testing import tiny_folder
 from calibrant.walk import walk_blocks
@@ -30,19 +40,33 @@ from tests.study.small import asked, kept_files, texts
 
 def job_of(opened: Opened, batch: TokenBatch | None, **how: Any) -> Job:
     seen_by = view(opened.model)
-    return Job(opened, seen_by, batch, Sparsity(0.5), dict.fromkeys(seen_by.named, Sparsity(0.5)), "arrival", **how)
+    return Job(
+        opened,
+        seen_by,
+        batch,
+        Sparsity(0.5),
+        dict.fromkeys(seen_by.named, Sparsity(0.5)),
+        "arrival",
+        **how,
+    )
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Opened:
-    return open_model(str(tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8)), "float32")
+    return open_model(
+        str(tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8)), "float32"
+    )
 
 
 @pytest.fixture
 def batch(opened: Opened, tmp_path: Path) -> TokenBatch:
     """Lone texts of different lengths with padding behind them."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 40)))
+    rows.write_text(
+        "\n".join(
+            json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 40)
+        )
+    )
     return CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=400).tokens(opened.tokenizer)
 
 
@@ -57,35 +81,62 @@ TENSORS: Mapping[str, Tensor] = {
 
 
 def test_what_is_written_comes_back_to_the_bit_and_zeros_take_no_room() -> None:
-    edits = [StoredEdit("replace", {"name": "ü", "notes": {"rank": 3}}, TENSORS), StoredEdit("drop_blocks", {"blocks": [1]})]
+    edits = [
+        StoredEdit("replace", {"name": "ü", "notes": {"rank": 3}}, TENSORS),
+        StoredEdit("drop_blocks", {"blocks": [1]}),
+    ]
     found = from_bytes(to_bytes(edits))
-    assert [(kept.kind, kept.facts) for kept in found] == [(kept.kind, kept.facts) for kept in edits]
+    assert [(kept.kind, kept.facts) for kept in found] == [
+        (kept.kind, kept.facts) for kept in edits
+    ]
     for name, tensor in TENSORS.items():
         back = found[0].tensors[name]
         assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
-        assert back.contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8)), name
+        assert back.contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8)), (
+            name
+        )
     weight = torch.randn(256, 256)
     half = weight.masked_fill(torch.rand(256, 256) > 0.5, 0)
-    assert len(to_bytes([StoredEdit("a", {}, {"w": half})])) < 0.55 * len(to_bytes([StoredEdit("a", {}, {"w": weight})])) + 2000
+    assert (
+        len(to_bytes([StoredEdit("a", {}, {"w": half})]))
+        < 0.55 * len(to_bytes([StoredEdit("a", {}, {"w": weight})])) + 2000
+    )
 
 
 def test_a_tensor_that_edits_share_is_there_once() -> None:
     shared, other = torch.randn(64, 64), torch.randn(64, 64)
-    edits = [StoredEdit("a", {}, {"u": shared, "v": other}), StoredEdit("b", {}, {"u": shared}), StoredEdit("c", {}, {"u": shared.T})]
+    edits = [
+        StoredEdit("a", {}, {"u": shared, "v": other}),
+        StoredEdit("b", {}, {"u": shared}),
+        StoredEdit("c", {}, {"u": shared.T}),
+    ]
     assert len(to_bytes(edits)) < 3 * shared.numel() * 4 + 2000
     tensors, entries = as_tensors(edits)
     assert list(tensors) == ["0.u", "0.v", "2.u"]
     assert json.loads(json.dumps(entries)) == entries
     for found in (from_bytes(to_bytes(edits)), from_tensors(tensors, entries)):
-        assert [(one.kind, list(one.tensors)) for one in found] == [("a", ["u", "v"]), ("b", ["u"]), ("c", ["u"])]
+        assert [(one.kind, list(one.tensors)) for one in found] == [
+            ("a", ["u", "v"]),
+            ("b", ["u"]),
+            ("c", ["u"]),
+        ]
         for edit, again in zip(edits, found, strict=True):
-            assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in edit.tensors.items())
-    before = [{"kind": "a", "facts": {}, "tensors": ["w"]}, {"kind": "b", "facts": {}, "tensors": ["w"]}]
-    first, second = from_tensors({"0.w": torch.zeros(1), "1.w": torch.ones(1)}, before)  # what was kept before edits shared tensors
+            assert all(
+                torch.equal(tensor, again.tensors[name]) for name, tensor in edit.tensors.items()
+            )
+    before = [
+        {"kind": "a", "facts": {}, "tensors": ["w"]},
+        {"kind": "b", "facts": {}, "tensors": ["w"]},
+    ]
+    first, second = from_tensors(
+        {"0.w": torch.zeros(1), "1.w": torch.ones(1)}, before
+    )  # what was kept before edits shared tensors
     assert (float(first.tensors["w"]), float(second.tensors["w"])) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 100, to_bytes([StoredEdit("replace", {"name": "x"})])[:-3]])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"\x00" * 100, to_bytes([StoredEdit("replace", {"name": "x"})])[:-3]]
+)
 def test_what_is_no_such_file_is_refused(content: bytes) -> None:
     with pytest.raises(DataError) as caught:
         from_bytes(content)
@@ -93,13 +144,18 @@ def test_what_is_no_such_file_is_refused(content: bytes) -> None:
 
 
 def test_edits_of_another_model_or_of_nobody_are_refused(opened: Opened) -> None:
-    for edit in (StoredEdit("unheard_of", {}), StoredEdit("replace", {"name": "nothing", "notes": {}}, {})):
+    for edit in (
+        StoredEdit("unheard_of", {}),
+        StoredEdit("replace", {"name": "nothing", "notes": {}}, {}),
+    ):
         with refused(DataError, edit.kind):
             read_edit(edit, view(opened.model))
 
 
 @pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])
-def test_an_edit_that_is_tried_leaves_nothing_behind(kind: str, opened: Opened, batch: TokenBatch) -> None:
+def test_an_edit_that_is_tried_leaves_nothing_behind(
+    kind: str, opened: Opened, batch: TokenBatch
+) -> None:
     job = job_of(opened, batch)
     weight = job.view.weights[0]
     edit = {
@@ -137,34 +193,50 @@ def test_the_loss_is_the_mean_over_real_tokens(opened: Opened, batch: TokenBatch
 
 
 def test_the_loss_of_a_mix_is_that_of_its_parts_by_their_shares(opened: Opened) -> None:
-    sets = [CalibrationSet(text, samples=3, length=24).tokens(opened.tokenizer) for text in ("python_docs", "random_tokens")]
-    mix = CalibrationSet("mix(a=python_docs, b=random_tokens, weight=0.25)", samples=3, length=24).tokens(opened.tokenizer)
+    sets = [
+        CalibrationSet(text, samples=3, length=24).tokens(opened.tokenizer)
+        for text in ("python_docs", "random_tokens")
+    ]
+    mix = CalibrationSet(
+        "mix(a=python_docs, b=random_tokens, weight=0.25)", samples=3, length=24
+    ).tokens(opened.tokenizer)
     one, other = (job_of(opened, part).loss() for part in sets)
     assert job_of(opened, mix).loss() == pytest.approx(0.25 * one + 0.75 * other, rel=1e-9)
 
 
-def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(opened: Opened, tmp_path: Path) -> None:
+def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(
+    opened: Opened, tmp_path: Path
+) -> None:
     batch = CalibrationSet("python_docs", samples=3, length=24).tokens(opened.tokenizer)
     walked = [seen for _, seen in walk_blocks(view(opened.model), batch, (BlockChange, Routing))]
     job = job_of(opened, batch, statistics=tmp_path)
     with pytest.MonkeyPatch.context() as patched:
         first = [seen for _, seen in job.blocks((BlockChange, Routing))]
-        patched.setattr("calibrant.walk.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again"))
+        patched.setattr(
+            "calibrant.walk.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again")
+        )
         again = [seen for _, seen in job.blocks((BlockChange, Routing))]
     for one, other, third in zip(walked, first, again, strict=True):
         assert one[BlockChange].total == other[BlockChange].total == third[BlockChange].total
         assert torch.equal(one[Routing].together, other[Routing].together)
         assert torch.equal(one[Routing].gates, third[Routing].gates)
-    assert Statistics(tmp_path, statistics_id(opened, batch)).stored_blocks(Routing, job.view.blocks) == 3
+    assert (
+        Statistics(tmp_path, statistics_id(opened, batch)).stored_blocks(Routing, job.view.blocks)
+        == 3
+    )
     DropBlocks((0,)).apply(job.view)
     job.applied_kinds.append(DropBlocks.kind)
     now = [seen[BlockChange].total for _, seen in job.blocks((BlockChange,))]
-    assert now == [seen[BlockChange].total for _, seen in walk_blocks(job.view, batch, (BlockChange,))]
+    assert now == [
+        seen[BlockChange].total for _, seen in walk_blocks(job.view, batch, (BlockChange,))
+    ]
     assert len(now) == 2
 
 
 @pytest.mark.parametrize(("room", "kept"), [(8.0, True), (1e-6, False)])
-def test_a_study_keeps_edits_as_long_as_there_is_room(room: float, kept: bool, tmp_path: Path) -> None:
+def test_a_study_keeps_edits_as_long_as_there_is_room(
+    room: float, kept: bool, tmp_path: Path
+) -> None:
     given = texts(tmp_path / "texts")
     study: Study = asked(given, methods=["sparsegpt"], data=["random_tokens"], edits_gb=room)
     finished = study.run(tmp_path / "store")

@@ -3,102 +3,58 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    [
-        "errors",
-        "extras",
-        "foreign",
-        "spec",
-        "grammar",
-        "families",
-        "named",
-        "registry",
-        "seals",
-        "progress",
-        "notebook",
-        "process",
-        "clock",
-        "launch",
-        "numerics",
-    ],
-    [
-        "compiling",
-        "divergence",
-        "divergence_kernel",
-        "activations",
-        "packed",
-        "targets",
-        "llama_cpp",
-        "store",
-        "outcomes",
-        "database",
-        "durable",
-        "sealed_tensors",
-        "estimates",
-        "wire",
-    ],
-    ["data", "models", "searching"],
-    ["walk", "edits", "job"],
-    ["methods", "allocations", "transforms", "exports", "select"],
-    ["inspection", "compress", "evaluators", "importance", "testing", "languages", "options"],
-    ["study", "compare", "mixtures", "names"],
-    ["report", "screen", "advice"],
-    ["demo"],
+    ["errors"],
+    ["numerics", "spec"],
+    ["system"],
+    ["targets", "llama_cpp", "activations"],
+    ["packed", "results"],
+    ["data", "models"],
+    ["walk", "edits"],
+    ["job"],
+    ["methods"],
+    ["allocations", "transforms", "exports", "data.select"],
+    ["options"],
+    ["data.inspect", "names"],
+    ["compress"],
+    ["compress.importance", "evaluators", "testing"],
+    ["lab.stats", "lab.mixtures"],
+    ["lab.study"],
+    ["lab.report", "lab.choose"],
+    ["lab.demo"],
     ["cli"],
 ]
+"""Rooms, from the ground up: a module imports from the floors below its own. `lab.study` is the
+folder `lab/study`.
+"""
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOWER_FIRST = {
-    "compiling": -2,
-    "divergence_kernel": -1,
-    "targets": -2,
-    "packed": -1,
-    "database": -2,
-    "durable": -3,
-    "sealed_tensors": -1,
-    "estimates": -2,
-    "outcomes": -1,
-    "walk": -2,
-    "edits": -1,
-    "methods": -1,
-    "compress": -1,
-    "inspection": -2,
-    "languages": -1,
-    "options": -3,
-}
-"""What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [
-    "launch",
     "errors",
     "numerics",
-    "extras",
-    "foreign",
     "spec",
-    "grammar",
-    "families",
-    "named",
-    "registry",
-    "seals",
     "names",
-    "progress",
-    "notebook",
-    "store",
-    "outcomes",
-    "database",
-    "durable",
-    "estimates",
-    "searching",
+    "results",
     "options",
-    "compare",
-    "report",
-    "screen",
+    "lab.stats",
+    "lab.report",
     "cli",
 ]
+TORCH_FREE_FILES = [
+    "system.launch",
+    "system.extras",
+    "system.seals",
+    "system.progress",
+    "system.notebook",
+    "system.durable",
+    "system.clock",
+]
+"""In rooms where others need it."""
 
 
 def modules() -> list[Path]:
@@ -106,9 +62,22 @@ def modules() -> list[Path]:
 
 
 def room(path: Path) -> str:
-    """The top-level module or package that a file belongs to; the package's own doors, `__init__` and `__main__`, are `calibrant`."""
-    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return "calibrant" if first in ("__init__", "__main__") else first
+    """The room that a file belongs to; the package's own doors, `__init__` and `__main__`, are
+    `calibrant`.
+    """
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] in ("__init__", "__main__"):
+        return "calibrant"
+    return room_of(parts)
+
+
+def room_of(parts: Sequence[str]) -> str:
+    """The room that the parts of a dotted name lead to: the longest that has a floor."""
+    for length in (2, 1):
+        name = ".".join(parts[:length])
+        if name in FLOOR:
+            return name
+    return parts[0]
 
 
 def imports(path: Path, anywhere: bool = True) -> Iterator[str]:
@@ -133,14 +102,10 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
         yield from _at_import(child)
 
 
-def is_below(used: str, user: str) -> bool:
-    if FLOOR[used] == FLOOR[user]:
-        return LOWER_FIRST.get(used, 0) < LOWER_FIRST.get(user, 0)
-    return FLOOR[used] < FLOOR[user]
-
-
 def test_every_room_has_a_floor():
-    assert {room(path) for path in modules()} - {"calibrant"} <= FLOOR.keys()
+    rooms = {room(path) for path in modules()}
+    rooms -= {"calibrant", "lab"}  # the file `lab/__init__.py` has no code
+    assert rooms <= FLOOR.keys()
 
 
 def test_imports_come_from_below():
@@ -151,23 +116,49 @@ def test_imports_come_from_below():
             continue
         for name in imports(path):
             parts = name.split(".")
-            used = parts[1] if parts[0] == "calibrant" and len(parts) > 1 else own
-            if used == own or used == "__version__":
+            if parts[0] != "calibrant" or name == "calibrant.__version__":
+                continue
+            used = room_of(parts[1:])
+            if used == own:
                 continue
             if used not in FLOOR:
-                wrong.append(f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined")
-            # The ground floor is one family: spec explains unknown names with the registry's "did you mean".
-            elif not (FLOOR[used] == FLOOR[own] == 0 or is_below(used, own)):
-                wrong.append(f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})")
+                wrong.append(
+                    f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined"
+                )
+            elif FLOOR[used] >= FLOOR[own]:
+                wrong.append(
+                    f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})"
+                )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_core_imports_nothing_of_the_lab():
+    halves = [name for name in FLOOR if not name.startswith("lab.") and name != "cli"]
+    wrong = list[str]()
+    for path in modules():
+        if room(path) in halves:
+            wrong += [
+                f"{path.relative_to(ROOT)} imports {name}"
+                for name in imports(path)
+                if name.startswith("calibrant.lab")
+            ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_torch_free_files_never_name_torch():
     for path in [path for path in modules() if room(path) in TORCH_FREE]:
         if room(path) == "cli":  # may use the library inside a command, and so torch
-            named = {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
+            named = {n.split(".")[0] for n in imports(path, anywhere=False)} & {
+                "torch",
+                "transformers",
+            }
         else:
-            named = {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
+            named = {n.split(".")[0] for n in imports(path)} & {
+                "torch",
+                "transformers",
+                "safetensors",
+                "accelerate",
+            }
         assert not named, f"{path.relative_to(ROOT)} imports {', '.join(named)}"
 
 
@@ -201,19 +192,26 @@ for verb in ('prune', 'quantize', 'imatrix', 'evaluate'):
 if heavy := HEAVY & sys.modules.keys():
     sys.exit(f'a list of names or help brings {heavy}')
 """
-    names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
+    names = ["calibrant", *(f"calibrant.{name}" for name in (*TORCH_FREE, *TORCH_FREE_FILES))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def _used_files(path: Path) -> set[Path]:
-    """The files of the package that a file imports anywhere in it: in functions and for types too."""
+    """The files of the package that a file imports anywhere in it: in functions and for types
+    too.
+    """
     used: set[Path] = set()
     for name in imports(path):
         parts = name.split(".")
         if parts[0] != "calibrant":
             continue
-        for tail in (parts[1:], parts[1:-1]):  # what is imported may be a file, or something that a file holds
+        for tail in (
+            parts[1:],
+            parts[1:-1],
+        ):  # what is imported may be a file, or something that a file holds
             file = ROOT.joinpath(*tail)
             if file.with_suffix(".py").is_file():
                 used.add(file.with_suffix(".py"))
@@ -238,8 +236,12 @@ def test_the_files_of_a_room_import_in_no_circle():
     for name in sorted({room(path) for path in modules() if path.parent != ROOT}):
         inside = [path for path in modules() if room(path) == name]
         uses = {path: _used_files(path) & set(inside) for path in inside}
-        circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
-        assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+        circle = sorted(
+            str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses)
+        )
+        assert not circle, (
+            f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+        )
 
 
 def test_a_circle_of_files_would_be_found():

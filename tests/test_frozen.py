@@ -18,7 +18,9 @@ def test_published_results_have_the_ids_that_they_had():
     frozen = read("stores.json")
     now = dict(stores.sums())
     assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
-    assert dict(stores.digits()) == read("ids.json.xz"), "which one is another is found in the digits"
+    assert dict(stores.digits()) == read("ids.json.xz"), (
+        "which one is another is found in the digits"
+    )
 
 
 def test_a_sample_of_ids_is_that_of_its_content():
@@ -42,7 +44,9 @@ def test_requests_have_the_ids_that_they_had():
 def test_texts_mean_what_they_meant(kind: str):
     every = read("texts.json")
     frozen = {key: known for key, known in every.items() if key.partition(" ")[0] == kind}
-    assert {type(known) for known in frozen.values()} == {str, list}, "one is refused and another is read"
+    assert {type(known) for known in frozen.values()} == {str, list}, (
+        "one is refused and another is read"
+    )
     now = {key: texts.meaning(key) for key in frozen}
     assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
 
@@ -75,7 +79,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("changed", [{"a": 2, "b": [2.0]}, {"a": 1}])
-def test_what_would_be_another_thing_is_overwritten_with_a_reason_alone(folder: Path, changed: dict[str, Any]):
+def test_what_would_be_another_thing_is_overwritten_with_a_reason_alone(
+    folder: Path, changed: dict[str, Any]
+):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     files = [Frozen("one.json", given(**changed)), Frozen("two.json.xz", given(c="3", d="new"))]
     with pytest.raises(SystemExit) as refused:

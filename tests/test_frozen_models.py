@@ -38,7 +38,9 @@ def test_exports_write_what_they_wrote():
     for name in frozen:
         assert same(frozen[name], now.get(name), ROUGHLY), f"{name}; {HOW}"
     assert now.keys() == frozen.keys(), "run make generate"
-    assert written.names() == {name for name in exports.names() if not is_foreign(exports.get(name))}
+    assert written.names() == {
+        name for name in exports.names() if not is_foreign(exports.get(name))
+    }
 
 
 @pytest.mark.slow

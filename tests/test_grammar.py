@@ -5,8 +5,18 @@ from fractions import Fraction
 import pytest
 
 from calibrant.errors import DataError, InputError, SpecError
-from calibrant.grammar import File, Mix, Part, is_path, pieces, read_set, read_source, read_sum, written_path
 from calibrant.spec import Call
+from calibrant.spec.grammar import (
+    File,
+    Mix,
+    Part,
+    is_path,
+    pieces,
+    read_set,
+    read_source,
+    read_sum,
+    written_path,
+)
 
 from tests.refusing import refused
 
@@ -17,7 +27,9 @@ def test_a_sum_is_read_into_parts():
     assert two == Part(File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10))
     assert str(two.source) == "'my data/*.jsonl'(text=body)"
     unknown = Part(Call("no_such_source"), Call("no_format"), Call("no_packing"))
-    assert read_set("no_such_source:no_format@no_packing") == (unknown,), "names are not looked up here"
+    assert read_set("no_such_source:no_format@no_packing") == (unknown,), (
+        "names are not looked up here"
+    )
     assert read_source("my-source") == Call("my-source"), "another package may call its source so"
 
 
@@ -27,9 +39,13 @@ def mix_of(names: tuple[str, ...], sets: tuple[str, ...], *shares: Fraction) -> 
 
 def test_a_mix_is_read_with_its_names():
     found = read_set("mix(domain=gsm8k:cot, general='c4 + pile', weight=0.25)")
-    assert found == mix_of(("domain", "general"), ("gsm8k:cot", "c4 + pile"), Fraction(1, 4), Fraction(3, 4))
+    assert found == mix_of(
+        ("domain", "general"), ("gsm8k:cot", "c4 + pile"), Fraction(1, 4), Fraction(3, 4)
+    )
     assert str(found) == "mix(domain=gsm8k:cot, general=0.5*c4 + 0.5*pile, weight=0.25)"
-    assert read_set("mix(a=c4, b=pile, weight=1)") == read_sum("c4"), "what has no weight is left out"
+    assert read_set("mix(a=c4, b=pile, weight=1)") == read_sum("c4"), (
+        "what has no weight is left out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,17 +54,32 @@ def test_a_mix_is_read_with_its_names():
         ("mix(c4=0.5, gsm8k=0.5)", "mix(c4=c4, gsm8k=gsm8k, weight=0.5)"),
         ("mix(c4=1, gsm8k=1)", "mix(c4=c4, gsm8k=gsm8k)"),
         ("mix( c4 = 70 %, gsm8k:cot = 30% )", "mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.7)"),
-        ("mix(c4=2, pile=3, gsm8k=5)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.2, 0.3, 0.5])"),
+        (
+            "mix(c4=2, pile=3, gsm8k=5)",
+            "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.2, 0.3, 0.5])",
+        ),
         ("mix(c4=1, pile=1, gsm8k=1)", "mix(c4=c4, pile=pile, gsm8k=gsm8k)"),
         ("mix(c4=1, pile=0, gsm8k=3)", "mix(c4=c4, gsm8k=gsm8k, weight=0.25)"),
         ("mix(c4=1, pile=0, gsm8k=2)", "mix(c4=c4, gsm8k=gsm8k, weights=[1, 2])"),
-        ("mix(c4@one=1, c4@many(separator='=')=3)", "mix(c4_one=c4@one, c4_many_separator=c4@many(separator='='), weight=0.25)"),
-        ("mix('a, b=c.txt'=1, ./notes.txt=1)", "mix(a_b_c_txt='a, b=c.txt'(), notes_txt=./notes.txt)"),
+        (
+            "mix(c4@one=1, c4@many(separator='=')=3)",
+            "mix(c4_one=c4@one, c4_many_separator=c4@many(separator='='), weight=0.25)",
+        ),
+        (
+            "mix('a, b=c.txt'=1, ./notes.txt=1)",
+            "mix(a_b_c_txt='a, b=c.txt'(), notes_txt=./notes.txt)",
+        ),
         ("mix('0.5'=1, ./0.5=1)", "mix(_0_5='0.5', _0_5_2=./0.5)"),
         ("mix(c4 + pile=1, gsm8k=1)", "mix(c4_pile=c4 + pile, gsm8k=gsm8k)"),
         ("mix(c4=1e-30, gsm8k=0.9)", "mix(c4=c4, gsm8k=gsm8k, weight=1.1111111111111111e-30)"),
-        ("mix(c4=0.10000000000000003, pile=1, gsm8k=1)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.10000000000000003, 1, 1])"),
-        ("mix(c4=1e-30, pile=1, gsm8k=1e30)", "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[1e-30, 1, 1e30])"),
+        (
+            "mix(c4=0.10000000000000003, pile=1, gsm8k=1)",
+            "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[0.10000000000000003, 1, 1])",
+        ),
+        (
+            "mix(c4=1e-30, pile=1, gsm8k=1e30)",
+            "mix(c4=c4, pile=pile, gsm8k=gsm8k, weights=[1e-30, 1, 1e30])",
+        ),
     ],
 )
 def test_sources_with_their_weights_are_the_mix_of_them_by_their_names(text: str, same: str):
@@ -109,7 +140,11 @@ def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
         ("c4@many(separator=' ', separator='')", SpecError, "separator"),
         ("notes.jsonl(text=body, text=title)", SpecError, "text"),
         ("'my notes.jsonl'(text=body, text=title)", SpecError, "text"),
-        ("mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)", SpecError, "mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)"),
+        (
+            "mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)",
+            SpecError,
+            "mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)",
+        ),
         ("mix(a=c4, gsm8k=0.5)", SpecError, "mix(a=c4, gsm8k=0.5)"),
         ("mix(c4=0.5, gsm8k=0.5, weight=0.5)", SpecError, "mix(c4=0.5, gsm8k=0.5, weight=0.5)"),
         ("mix(c4=0.5, c4=0.5)", SpecError, "mix(c4=0.5, c4=0.5)"),
@@ -120,15 +155,29 @@ def test_a_file_that_is_called_like_a_number_is_none_in_quotes():
         ("mix(c4=1e99, gsm8k=1)", SpecError, "mix(c4=1e99, gsm8k=1)"),
         ("mix(c4=1, gsm8k=1e-20)", SpecError, "mix(c4=1, gsm8k=1e-20)"),
         ("mix(c4=1e-20, gsm8k=1e20)", SpecError, "mix(c4=1e-20, gsm8k=1e20)"),
-        ("mix(a=c4, b=gsm8k, weight=0.99999999999999999999)", SpecError, "mix(a=c4, b=gsm8k, weight=0.99999999999999999999)"),
-        (f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)", SpecError, f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)"),
+        (
+            "mix(a=c4, b=gsm8k, weight=0.99999999999999999999)",
+            SpecError,
+            "mix(a=c4, b=gsm8k, weight=0.99999999999999999999)",
+        ),
+        (
+            f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)",
+            SpecError,
+            f"mix(c4={'9' * 70}, pile=1, gsm8k=1e-30)",
+        ),
         ("mix(c4=1, gsm8k=1)@many", SpecError, "mix(c4=1, gsm8k=1)@many"),
         ("mix(c4=1, gsm8k=1)@many(bos='none')", SpecError, "mix(c4=1, gsm8k=1)@many(bos='none')"),
         ("mix(mix(a=c4, b=pile)=1, gsm8k=1)", SpecError, "mix(a=c4, b=pile)"),
-        ("mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])", SpecError, "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])"),
+        (
+            "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])",
+            SpecError,
+            "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_what_was_given(text: str, error: type[InputError], subject: str):
+def test_what_cannot_be_read_is_refused_by_what_was_given(
+    text: str, error: type[InputError], subject: str
+):
     with pytest.raises(error) as caught:
         read_set(text)
     assert caught.value.subject.strip() == subject
@@ -136,12 +185,24 @@ def test_what_cannot_be_read_is_refused_by_what_was_given(text: str, error: type
 
 def test_marks_within_quotes_and_brackets_divide_nothing():
     assert pieces("a:'b:c':(d:e):[f:g]", ":") == ["a", "'b:c'", "(d:e)", "[f:g]"]
-    assert pieces(r"'C:\data':x", ":") == [r"'C:\data'", "x"], "a backslash in a path escapes nothing"
+    assert pieces(r"'C:\data':x", ":") == [r"'C:\data'", "x"], (
+        "a backslash in a path escapes nothing"
+    )
     assert pieces(r"c4(x='it\'s:'):x", ":") == [r"c4(x='it\'s:')", "x"]
 
 
 def test_paths_are_known_by_a_folder_or_an_ending():
-    assert [is_path(name) for name in ("c4", "notes.jsonl", "~me", r"C:\data", "data/x")] == [False, True, True, True, True]
-    assert [written_path(path) for path in ("notes.jsonl", "data", "it's.txt")] == ["notes.jsonl", "'data'", '"it\'s.txt"']
+    assert [is_path(name) for name in ("c4", "notes.jsonl", "~me", r"C:\data", "data/x")] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    assert [written_path(path) for path in ("notes.jsonl", "data", "it's.txt")] == [
+        "notes.jsonl",
+        "'data'",
+        '"it\'s.txt"',
+    ]
     with refused(SpecError, "a'b\"c.txt"):
         written_path("a'b\"c.txt")

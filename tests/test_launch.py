@@ -1,4 +1,6 @@
-"""What torchrun tells a process, and what it would never tell: one sentence and exit code 2, before any work."""
+"""What torchrun tells a process, and what it would never tell: one sentence and exit code 2,
+before any work.
+"""
 
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 
 from calibrant.cli import main
 from calibrant.errors import InputError
-from calibrant.launch import Launch, launched
+from calibrant.system.launch import Launch, launched
 from calibrant.walk.ranks import ALONE, joined
 
 from tests.refusing import refused
@@ -43,11 +45,17 @@ def tell(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None]) -> Non
 
 @pytest.mark.parametrize(("changes", "variable"), WRONG)
 def test_what_torchrun_would_never_tell_is_refused_before_any_work(
-    changes: dict[str, str | None], variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    changes: dict[str, str | None],
+    variable: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ):
     tell(monkeypatch, changes)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["calibrant", "prune", "a-model", "--data", "c4", "--out", "out"])
+    monkeypatch.setattr(
+        sys, "argv", ["calibrant", "prune", "a-model", "--data", "c4", "--out", "out"]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

@@ -1,4 +1,6 @@
-"""What is too much, or no text, is refused soon and by what was given. `tests/attack` mangles specs, expressions and studies by chance."""
+"""What is too much, or no text, is refused soon and by what was given. `tests/attack` mangles
+specs, expressions and studies by chance.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from calibrant.advice.goal import parse_goal
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError, StudyError, TargetError
+from calibrant.lab.choose.goal import parse_goal
+from calibrant.lab.study import Study, read_study
+from calibrant.lab.study.checking import MOST_RUNS, MOST_VALUES
 from calibrant.methods import methods
-from calibrant.study import Study, read_study
-from calibrant.study.checking import MOST_RUNS, MOST_VALUES
 from calibrant.targets import parse_target
 
 from tests.effort import quick
@@ -44,7 +46,9 @@ from tests.effort import quick
     ],
     ids=range(21),
 )
-def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any], given: Any, told: str):
+def test_what_is_too_much_is_refused_by_what_was_given(
+    read: Callable[[Any], Any], given: Any, told: str
+):
     with quick(20), pytest.raises(TargetError if read is parse_target else SpecError) as refused:
         read(given)
     assert told in str(refused.value)
@@ -71,12 +75,23 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     [
         ({"seeds": range(10**12)}, "seeds", f"{MOST_VALUES:,}"),
         ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data", "2,000,001"),
-        ({"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}}, "groups", "160,040"),
+        (
+            {"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}},
+            "groups",
+            "160,040",
+        ),
         ({"primary": [{"compare": "c4", "with": "pile"}] * 10_001}, "primary", "10,000"),
         ({"pools": {"all": ["c4"] * 10_001}}, "pools", "10,000"),
         ({"exclude": [{"data": "c4"}] * 10_000, "seeds": range(5000)}, "exclude", "5,001"),
         ({"pools": {"p" * 1_000_000: ["c4"]}}, "pools", "100"),
-        ({"data": ["c4", "pile"], "primary": [{"compare": "c4", "with": "pile", "name": "n" * 10**6}]}, "primary", "200"),
+        (
+            {
+                "data": ["c4", "pile"],
+                "primary": [{"compare": "c4", "with": "pile", "name": "n" * 10**6}],
+            },
+            "primary",
+            "200",
+        ),
         ({"seeds": [10**6]}, "seeds", "1000000"),
         ({"samples": 10**15}, "samples", "1000000000000000"),
         ({"samples": 10**5000}, "samples", "digits"),
@@ -85,15 +100,31 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     ],
     ids=range(13),
 )
-def test_a_study_that_is_too_large_is_counted_and_refused(changes: dict[str, Any], where: str, told: str):
+def test_a_study_that_is_too_large_is_counted_and_refused(
+    changes: dict[str, Any], where: str, told: str
+):
     with quick(30), pytest.raises(StudyError) as refused:
         Study(**{"models": "smollm2", "data": "c4", "methods": "wanda", **changes})
-    assert any(problem.where.startswith(where) and told in problem.message for problem in refused.value.problems)
+    assert any(
+        problem.where.startswith(where) and told in problem.message
+        for problem in refused.value.problems
+    )
     assert len(str(refused.value)) < 3000
 
 
 def test_methods_that_look_at_no_data_have_a_run_a_sparsity_whatever_the_draws():
-    assert len(Study("smollm2", "c4", methods="magnitude", seeds=range(MOST_VALUES), sparsities=[n / 100 for n in range(1, 30)]).labels()) == 30
+    assert (
+        len(
+            Study(
+                "smollm2",
+                "c4",
+                methods="magnitude",
+                seeds=range(MOST_VALUES),
+                sparsities=[n / 100 for n in range(1, 30)],
+            ).labels()
+        )
+        == 30
+    )
     assert MOST_VALUES * 29 > MOST_RUNS
 
 

@@ -29,7 +29,10 @@ def test_methods_say_their_parameters_and_what_they_accept_and_look_at():
     entries = catalogue("methods")
     for entry in entries:
         given = ", ".join(f"{name}={default}" for name, default in entry.parameters.items())
-        assert methods.build(f"{entry.name}({given})" if given else entry.name).spec_name() == entry.name
+        assert (
+            methods.build(f"{entry.name}({given})" if given else entry.name).spec_name()
+            == entry.name
+        )
     facts = {entry.name: entry.facts for entry in entries}
     assert facts["wanda"] == {"accepts": "0.5 or 2:4", "looks_at": "feature norms"}
     assert facts["magnitude"]["looks_at"] == "no data"
@@ -44,7 +47,11 @@ def test_sources_say_their_licence_and_targets_are_called_as_they_are_written():
 
 def test_what_removes_is_what_accepts_such_targets_and_does_not_leave_all_as_it_is():
     found, known = removing(), {name: methods.get(name) for name in names("methods")}
-    expected = [name for name, cls in known.items() if cls.prunes and any(issubclass(kind, cls.accepts) for kind in (Sparsity, Share))]
+    expected = [
+        name
+        for name, cls in known.items()
+        if cls.prunes and any(issubclass(kind, cls.accepts) for kind in (Sparsity, Share))
+    ]
     assert [entry.name for entry in found] == sorted(expected)
     assert {"wanda", "short_gpt", "refined"} <= set(expected)
     assert not {"none", "rtn", "gptq"} & set(expected)
@@ -89,7 +96,9 @@ class Mine(MatrixMethod):
 '''
 
 
-def test_a_method_of_another_package_is_read_from_its_class_when_it_is_listed(plugged: Callable[..., None]):
+def test_a_method_of_another_package_is_read_from_its_class_when_it_is_listed(
+    plugged: Callable[..., None],
+):
     plugged({"calibrant.methods": {"mine": "mine:Mine"}}, mine=MINE)
     assert "mine" in names("methods")
     assert "mine" in [entry.name for entry in removing()]
@@ -101,7 +110,9 @@ def test_a_method_of_another_package_is_read_from_its_class_when_it_is_listed(pl
 
 
 @pytest.mark.usefixtures("older_catalogue")
-def test_a_method_of_another_package_is_not_taken_for_ours_that_had_its_name(plugged: Callable[..., None]):
+def test_a_method_of_another_package_is_not_taken_for_ours_that_had_its_name(
+    plugged: Callable[..., None],
+):
     plugged({"calibrant.methods": {"gone": "mine:Mine"}}, mine=MINE)
     (entry,) = [entry for entry in catalogue("methods") if entry.name == "gone"]
     assert entry.facts["class"] == "mine:Mine"
@@ -138,8 +149,16 @@ class Lower(MatrixMethod):
 '''
 
 
-def test_a_target_of_another_package_is_listed_and_so_is_what_accepts_it(plugged: Callable[..., None]):
-    plugged({"calibrant.targets": {"rank": "ranks:Rank"}, "calibrant.methods": {"lower": "ranks:Lower"}}, ranks=RANK)
+def test_a_target_of_another_package_is_listed_and_so_is_what_accepts_it(
+    plugged: Callable[..., None],
+):
+    plugged(
+        {
+            "calibrant.targets": {"rank": "ranks:Rank"},
+            "calibrant.methods": {"lower": "ranks:Lower"},
+        },
+        ranks=RANK,
+    )
     targets = {entry.name: entry for entry in catalogue("targets")}
     assert targets["rank=16"].facts == {"class": "ranks:Rank", "written": "a rank rank=R"}
     assert "0.5" in targets
@@ -156,7 +175,9 @@ def test_a_target_of_another_package_is_listed_and_so_is_what_accepts_it(plugged
         ("Mine = 1", "SpecError"),
     ],
 )
-def test_what_cannot_be_imported_is_listed_with_the_reason(plugged: Callable[..., None], code: str, reason: str):
+def test_what_cannot_be_imported_is_listed_with_the_reason(
+    plugged: Callable[..., None], code: str, reason: str
+):
     ours = catalogue("methods")
     plugged({"calibrant.methods": {"mine": "mine:Mine"}}, mine=code)
     entries = catalogue("methods")

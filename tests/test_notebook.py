@@ -5,10 +5,10 @@ from pathlib import Path
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet
+from calibrant.data.inspect import inspect
 from calibrant.evaluators import evaluate
-from calibrant.inspection import inspect
-from calibrant.notebook import card, listing
-from calibrant.study import Study, plan
+from calibrant.lab.study import Study, plan
+from calibrant.system.notebook import card, listing
 
 from tests.study.small import asked, texts
 
@@ -26,17 +26,39 @@ class Tags(HTMLParser):
 
 
 def test_whatever_a_thing_is_called_is_text():
-    page = card(HOSTILE, {HOSTILE: HOSTILE, "empty": "", "none": None}, HOSTILE, listing([HOSTILE], [[HOSTILE, 3]]))
-    assert set(Tags(page).found) <= {"div", "strong", "table", "thead", "tbody", "tr", "th", "td", "p"}
+    page = card(
+        HOSTILE,
+        {HOSTILE: HOSTILE, "empty": "", "none": None},
+        HOSTILE,
+        listing([HOSTILE], [[HOSTILE, 3]]),
+    )
+    assert set(Tags(page).found) <= {
+        "div",
+        "strong",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "p",
+    }
     assert "empty" not in page
     assert "none" not in page
 
 
 def test_the_main_objects_show_themselves(tmp_path: Path):
     given = texts(tmp_path)
-    study: Study = asked(given, data=[given["prose"]], methods=["wanda"], evaluate=[f"loss(source={given['verse']!r}, tokens=64, length=32)"])
+    study: Study = asked(
+        given,
+        data=[given["prose"]],
+        methods=["wanda"],
+        evaluate=[f"loss(source={given['verse']!r}, tokens=64, length=32)"],
+    )
     pruned = prune(given["model"], given["prose"], samples=2, length=32, dtype="float32")
-    (measured,) = evaluate(given["model"], [f"loss(source={given['verse']!r}, tokens=64, length=32)"])
+    (measured,) = evaluate(
+        given["model"], [f"loss(source={given['verse']!r}, tokens=64, length=32)"]
+    )
     small = CalibrationSet(given["prose"], samples=2, length=32)
     shown = [
         (small, given["prose"]),
@@ -44,7 +66,12 @@ def test_the_main_objects_show_themselves(tmp_path: Path):
         (study, "2"),
         (plan(study, tmp_path / "results", probed=False), "2"),
     ]
-    shown += [(pruned.record, "wanda"), (pruned, "tiny"), (measured, "nats/token"), (study.run(tmp_path / "results"), "2")]
+    shown += [
+        (pruned.record, "wanda"),
+        (pruned, "tiny"),
+        (measured, "nats/token"),
+        (study.run(tmp_path / "results"), "2"),
+    ]
     for value, told in shown:
         page = value._repr_html_()
         assert told in page

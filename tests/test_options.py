@@ -40,7 +40,7 @@ from calibrant.options import (
     in_order,
     on_command_line,
 )
-from calibrant.progress import Progress, silent
+from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.transforms import Transform
 from calibrant.walk.starving import Starved
@@ -135,7 +135,9 @@ WRONG_CALLS = [
 
 
 @pytest.mark.parametrize(("given", "named", "said"), WRONG_CALLS)
-def test_a_wrong_call_is_a_type_error_that_names_the_verb(given: tuple[Any, ...], named: dict[str, Any], said: str):
+def test_a_wrong_call_is_a_type_error_that_names_the_verb(
+    given: tuple[Any, ...], named: dict[str, Any], said: str
+):
     with pytest.raises(TypeError) as caught:
         calibrant.prune(*given, **named)
     assert str(caught.value).startswith("prune()")
@@ -278,12 +280,12 @@ def test_the_reference_has_the_whole_signature():
     package = griffe.load("calibrant", search_paths=[SOURCES], extensions=extensions)
     rooms = {
         "prune": "compress.prune_quantize",
-        "imatrix": "importance.gathering",
-        "inspect": "inspection.inspecting",
+        "imatrix": "compress.importance.gathering",
+        "inspect": "data.inspect.inspecting",
         "evaluate": "evaluators._measuring",
         "explain": "evaluators._explaining",
-        "mix": "mixtures.mixing",
-        "recommend": "advice.recommending",
+        "mix": "lab.mixtures.mixing",
+        "recommend": "lab.choose.recommending",
     }
     for verb, room in rooms.items():
         shown = package[f"{room}.{verb}"].parameters

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import CalibrantError, OutputError
-from calibrant.outcomes import Journal, Measurement, Outcome, Score, item_name
-from calibrant.store import Store
-from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results import Store
+from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results.outcomes import Journal, Measurement, Outcome, Score, item_name
 
 from tests.databases import change
 from tests.refusing import refused
@@ -103,12 +103,22 @@ def test_two_that_write_one_journal_at_once_spoil_nothing(tmp_path: Path):
     assert Journal(path, "question").known.keys() == {"one", "two"}
 
 
-ENTRIES = ["3", "[3, 4]", '["a", 1]', "", "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800']
+ENTRIES = [
+    "3",
+    "[3, 4]",
+    '["a", 1]',
+    "",
+    "[" * 100_000,
+    '["x", ' + "9" * 5000 + "]",
+    '["x", "\\ud800',
+]
 ENTRIES += ['[0.5, "0123456789abcdef"]', '{"a": 1}', "null"]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=range(len(ENTRIES)))
-def test_a_damaged_entry_costs_no_other(tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture):
+def test_a_damaged_entry_costs_no_other(
+    tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture
+):
     path = tmp_path / "journal.sqlite"
     Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
     change(path, "UPDATE journal SET entry = ? WHERE name = 'first'", entry)
@@ -136,7 +146,9 @@ def test_what_says_something_else_or_is_of_another_is_not_believed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", ["no database", "SQLite format 3\0" + "x" * 5000])
-def test_a_damaged_file_is_begun_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture):
+def test_a_damaged_file_is_begun_anew(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+):
     path = tmp_path / "journal.sqlite"
     path.write_text(content)
     journal = Journal(path, "question")
@@ -146,7 +158,9 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, content: str, caplog: pyte
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 9", "ALTER TABLE journal RENAME TO mine"])
+@pytest.mark.parametrize(
+    "statement", ["PRAGMA user_version = 9", "ALTER TABLE journal RENAME TO mine"]
+)
 def test_a_journal_that_is_not_damaged_is_never_thrown_away(tmp_path: Path, statement: str):
     path = tmp_path / "journal.sqlite"
     Journal(path, "question").add({"one": 1})

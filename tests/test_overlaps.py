@@ -6,7 +6,7 @@ import statistics
 import pytest
 from studies.overlaps import against, between, jackknifed, part_of_the_set, within
 
-from calibrant.compare import t_quantile
+from calibrant.lab.stats import t_quantile
 
 
 def alike(one: float, other: float) -> float:
@@ -23,19 +23,27 @@ def test_means_over_pairs():
 
 
 def test_an_interval_over_draws_of_a_mean_is_that_of_the_mean():
-    """The jackknife of a mean gives its standard error; of two sets alike the variances add up, with the degrees of freedom of Satterthwaite."""
+    """The jackknife of a mean gives its standard error; of two sets alike the variances add up,
+    with the degrees of freedom of Satterthwaite.
+    """
     one, other = [1.0, 2.0, 4.0, 5.0], [0.0, 3.0, 3.0, 6.0]
     variances = [sum((x - 3.0) ** 2 for x in draws) / 3 / 4 for draws in (one, other)]
     counted = [variances[0], variances[1] * (1 + 2 / 3)]
     assert variances[0] < variances[1]
     degrees = sum(counted) ** 2 / sum(part**2 / 3 for part in counted)
     for sets in ({"a": one, "b": other}, {"a": other, "b": one}):
-        value, half = jackknifed(sets, lambda sets: statistics.mean(sets["a"]) - statistics.mean(sets["b"]))
+        value, half = jackknifed(
+            sets, lambda sets: statistics.mean(sets["a"]) - statistics.mean(sets["b"])
+        )
         assert value == pytest.approx(0.0)
         assert half == pytest.approx(t_quantile(0.975, degrees) * sum(variances) ** 0.5)
 
 
 def test_where_no_draw_differs_or_two_are_all_there_is_no_interval():
-    assert math.isnan(jackknifed({"a": [1.0] * 3, "b": [2.0] * 3}, lambda sets: between(sets, alike))[1])
+    assert math.isnan(
+        jackknifed({"a": [1.0] * 3, "b": [2.0] * 3}, lambda sets: between(sets, alike))[1]
+    )
     assert part_of_the_set({name: draws[:2] for name, draws in SETS.items()}, alike) == "+0.40"
-    assert part_of_the_set({"a": [0.0, 0.0, 0.01], "b": [1.0, 1.0, 0.99]}, alike).startswith("**+0.9")
+    assert part_of_the_set({"a": [0.0, 0.0, 0.01], "b": [1.0, 1.0, 0.99]}, alike).startswith(
+        "**+0.9"
+    )

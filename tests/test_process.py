@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import calibrant
-from calibrant import process
+from calibrant.system import process
 from calibrant.testing import tiny_folder
 
 
@@ -15,7 +15,9 @@ from calibrant.testing import tiny_folder
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the C library and the garbage collector were asked for."""
     made: list[str] = []
-    glibc = SimpleNamespace(mallopt=lambda *_: made.append("mallopt"), malloc_trim=lambda _: made.append("trim"))
+    glibc = SimpleNamespace(
+        mallopt=lambda *_: made.append("mallopt"), malloc_trim=lambda _: made.append("trim")
+    )
     monkeypatch.setattr(process, "ctypes", SimpleNamespace(CDLL=lambda _: glibc))
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2"))
     monkeypatch.setattr(gc, "freeze", lambda: made.append("freeze"))
@@ -23,7 +25,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_a_library_call_leaves_the_process_as_it_was_and_gives_memory_back_after_each_block(calls: list[str], tmp_path: Path):
+def test_a_library_call_leaves_the_process_as_it_was_and_gives_memory_back_after_each_block(
+    calls: list[str], tmp_path: Path
+):
     with process.uncollected():
         assert not gc.isenabled()
     calibrant.quantize(str(tiny_folder(tmp_path / "model")), target="w4g16", device="cpu")

@@ -36,7 +36,9 @@ def test_every_way_to_multiply_is_seen_and_other_products_are_not() -> None:
         (product,) = seen(lambda run=run: run(MATRIX.weight), [weight])
         assert product.weight is weight, way
         assert torch.equal(product.x.reshape(-1, 5), X.reshape(-1, 5)), way
-    assert not seen(lambda: (X @ X.mT, nn.functional.linear(X, MATRIX.weight[:2]), MATRIX.weight * 2), [weight])
+    assert not seen(
+        lambda: (X @ X.mT, nn.functional.linear(X, MATRIX.weight[:2]), MATRIX.weight * 2), [weight]
+    )
 
 
 def test_one_product_over_all_experts_is_one_of_each_with_the_rows_that_it_was_sent() -> None:

@@ -2,7 +2,7 @@
 
 import threading
 
-from calibrant.progress import LASTING, PERIOD, ProgressLines
+from calibrant.system.progress import LASTING, PERIOD, ProgressLines
 
 
 class Timeline:
@@ -65,7 +65,9 @@ def test_how_a_stage_stands_is_said_and_is_no_new_stage():
 
 
 def test_somebody_looks_at_the_clock_while_nothing_is_reported():
-    """The line comes from a thread, which ends with the work: until it comes, the work waits for it."""
+    """The line comes from a thread, which ends with the work: until it comes, the work waits for
+    it.
+    """
     said = threading.Event()
     seconds = iter(range(0, 10**9, 60))
     with ProgressLines(lambda _: said.set(), lambda: float(next(seconds))).watching():

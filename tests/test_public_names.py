@@ -8,7 +8,19 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 NAMES = (
-    *("CalibrantError", "CalibrationSet", "InputError", "Study", "catalogue", "evaluate", "explain", "export", "imatrix", "inspect", "load"),
+    *(
+        "CalibrantError",
+        "CalibrationSet",
+        "InputError",
+        "Study",
+        "catalogue",
+        "evaluate",
+        "explain",
+        "export",
+        "imatrix",
+        "inspect",
+        "load",
+    ),
     *("mix", "open_model", "parse_target", "prune", "quantize", "recommend", "survey", "view"),
 )
 

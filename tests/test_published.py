@@ -21,11 +21,11 @@ from studies.pages import filled
 from studies.sensitivity import milder
 from studies.sensitivity import tables as sensitivity
 
-from calibrant.compare import contrast
-from calibrant.demo import STUDY
-from calibrant.report import report
-from calibrant.store import Store, verify
-from calibrant.study import read_study
+from calibrant.lab.demo import STUDY
+from calibrant.lab.report import report
+from calibrant.lab.stats import contrast
+from calibrant.lab.study import read_study
+from calibrant.results import Store, verify
 
 from tests.usual import usually
 
@@ -46,7 +46,11 @@ def test_pages_say_what_the_records_of_their_examples_say():
     assert {table, finding} <= set(quickstart)
     studies = paragraphs((PROJECT / "docs/studies.md").read_text())
     draws = paragraphs(str(report(PROJECT / "studies/draws/results")))
-    tables = [paragraph for paragraph in studies if paragraph.startswith(("| calibrated on", "| contrast"))]
+    tables = [
+        paragraph
+        for paragraph in studies
+        if paragraph.startswith(("| calibrated on", "| contrast"))
+    ]
     assert len(tables) == 2
     assert set(tables) <= set(draws)
 
@@ -61,7 +65,10 @@ def test_the_records_are_those_of_the_demo_and_its_ranking_is_believable():
             assert record.run.id == cell.run, "the record answers another question"
             assert len(store.measurements(cell.run)) == len(STUDY.evaluators())
     (ranking,) = report(DEMO).rankings
-    controls, others = ([entry.mean.value for entry in ranking.entries if entry.control is is_control] for is_control in (True, False))
+    controls, others = (
+        [entry.mean.value for entry in ranking.entries if entry.control is is_control]
+        for is_control in (True, False)
+    )
     assert min(controls) > max(others)
     assert min(others) > 0, "pruning never helps here"
 
@@ -69,8 +76,14 @@ def test_the_records_are_those_of_the_demo_and_its_ranking_is_believable():
 def test_the_log_says_what_the_records_of_the_packings_say():
     script = runpy.run_path(str(PROJECT / "studies/packing/run.py"))
     log = (PROJECT / "docs/log/2026-11-24-packing-and-pads.md").read_text()
-    names = {name: f"{name.partition(',')[0]}, 8,192 real tokens" for name in ("single, 8,192 tokens", "icl, 8,192 tokens")}
-    names |= {"single, 16 windows": "single, 16 windows", "legacy icl, 16 windows": "qa@legacy, 16 windows"}
+    names = {
+        name: f"{name.partition(',')[0]}, 8,192 real tokens"
+        for name in ("single, 8,192 tokens", "icl, 8,192 tokens")
+    }
+    names |= {
+        "single, 16 windows": "single, 16 windows",
+        "legacy icl, 16 windows": "qa@legacy, 16 windows",
+    }
     names |= {"legacy single, 16 windows": "qa@legacy(of='one'), 16 windows"}
     dense = script["arm"](PROJECT / "studies/packing/equal", data="")
     assert len(dense) == 3
@@ -84,7 +97,9 @@ def test_the_log_says_what_the_records_of_the_packings_say():
 
 @pytest.mark.slow
 def test_the_readme_counts_the_runs_that_there_are():
-    headline = (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
+    headline = (
+        (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
+    )
     assert findings.tables()["runs"].partition(" with")[0] in " ".join(headline.split())
 
 
@@ -100,7 +115,9 @@ def test_the_report_of_the_study_is_what_its_records_give():
 @pytest.mark.parametrize("made_by", [findings, sensitivity, mixcal])
 def test_a_picture_shows_what_the_records_say(made_by: Any):
     kept = json.loads(made_by.PICTURE.read_text())
-    assert close(made_by.picture().spec["datasets"], kept["shown"]), f"python -m {made_by.__name__} --write"
+    assert close(made_by.picture().spec["datasets"], kept["shown"]), (
+        f"python -m {made_by.__name__} --write"
+    )
 
 
 def close(a: Any, b: Any) -> bool:
@@ -138,9 +155,33 @@ def test_the_page_about_choosing_says_what_its_records_and_those_of_its_levers_s
 
 
 STORES = (
-    *("smollm2", "draws/results", "choosing/results", "grids/smollm2", "grids/gemma3-270m", "grids/rotated", "pruning/smollm2", "experts/kinds"),
-    *("experts/rounds", "words/smollm2", "blocks/smollm2", "blocks/factors", "sensitivity/smollm2", "sensitivity/pilot", "sensitivity/pilot_gemma"),
-    *("sensitivity/gemma3-270m", "sensitivity/more_tokens", "sensitivity/own", "sensitivity/targets", "mixcal/arrival", "mixcal/sweep"),
+    *(
+        "smollm2",
+        "draws/results",
+        "choosing/results",
+        "grids/smollm2",
+        "grids/gemma3-270m",
+        "grids/rotated",
+        "pruning/smollm2",
+        "experts/kinds",
+    ),
+    *(
+        "experts/rounds",
+        "words/smollm2",
+        "blocks/smollm2",
+        "blocks/factors",
+        "sensitivity/smollm2",
+        "sensitivity/pilot",
+        "sensitivity/pilot_gemma",
+    ),
+    *(
+        "sensitivity/gemma3-270m",
+        "sensitivity/more_tokens",
+        "sensitivity/own",
+        "sensitivity/targets",
+        "mixcal/arrival",
+        "mixcal/sweep",
+    ),
     "languages/gemma3-270m",
 )
 
@@ -148,11 +189,15 @@ STORES = (
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 def test_a_page_whose_inputs_or_tables_changed_says_what_its_records_say(page: Page):
     if page.hashes() != noted_hashes()[page.file]:
-        assert filled(page.text, page.load().tables()) == page.text, f"python -m {page.module} --write"
+        assert filled(page.text, page.load().tables()) == page.text, (
+            f"python -m {page.module} --write"
+        )
         pytest.fail("the page is right, but what is noted of it is old: python -m studies.pages")
 
 
-def test_a_change_of_inputs_or_tables_is_noticed_and_one_of_prose_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_change_of_inputs_or_tables_is_noticed_and_one_of_prose_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = tmp_path / "studies/one"
     folder.mkdir(parents=True)
     records, script, page = folder / "records.json", folder / "run.py", tmp_path / "page.md"
@@ -199,17 +244,26 @@ def test_a_page_says_what_its_records_say_and_needs_no_others(page: Page, tmp_pa
     build = [sys.executable, "-c", BUILD.format(module=page.module)]
     ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert page.hashes() == noted_hashes()[page.file], "the page is right, but what is noted of it is old: python -m studies.pages"
+    assert page.hashes() == noted_hashes()[page.file], (
+        "the page is right, but what is noted of it is old: python -m studies.pages"
+    )
 
 
-@pytest.mark.parametrize("name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors")))
+@pytest.mark.parametrize(
+    "name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors"))
+)
 def test_the_study_of_a_store_is_what_its_file_asks_and_every_run_is_as_it_was_written(name: str):
     folder = PROJECT / "studies" / name
-    asked = read_study(folder.with_name("study.yaml" if folder.name == "results" else f"{folder.name}.yaml"))
+    asked = read_study(
+        folder.with_name("study.yaml" if folder.name == "results" else f"{folder.name}.yaml")
+    )
     assert read_study(folder / "study.yaml") == asked
     with Store(folder, create=False) as store:
         assert store.study() == asked.for_reading()
-        labels = [(of.model, of.data, of.method, of.target, of.seed, of.propagate) for of in asked.labels()]
+        labels = [
+            (of.model, of.data, of.method, of.target, of.seed, of.propagate)
+            for of in asked.labels()
+        ]
         assert [cell.labels for cell in store.cells()] == labels
     assert verify(folder) == []
 
@@ -219,7 +273,10 @@ def test_pages_say_how_much_text_was_shown_and_measured():
     languages_page = languages.PAGE.read_text("utf-8")
     shown, measured = texts_of(languages.STORE)
     passages = [shown[data] for data in languages.SETS]
-    assert f"{min(low for low, _ in passages)} to {max(high for _, high in passages)} passages" in languages_page
+    assert (
+        f"{min(low for low, _ in passages)} to {max(high for _, high in passages)} passages"
+        in languages_page
+    )
     counts: dict[str, set[int]] = {"flores": set(), "xquad": set()}
     for text, documents in measured.items():
         for source in counts:
@@ -235,7 +292,11 @@ def test_the_draws_that_go_against_each_other_are_those_of_the_page_on_mixing():
     for pair in mixcal.PAIRS:
         for (label, group), end in itertools.product(mixcal.groups(pair).items(), ("0", "1")):
             between = [share for share in group if share not in {"0", "1", mixcal.POOLED}]
-            shares = [share for share in between if np.corrcoef(group[end].losses[0], group[share].losses[0])[0, 1] < -0.5]
+            shares = [
+                share
+                for share in between
+                if np.corrcoef(group[end].losses[0], group[share].losses[0])[0, 1] < -0.5
+            ]
             if shares:
                 against[(*label, mixcal.NAMES[mixcal.PAIRS[pair][1 - int(end)]])] = shares
     assert against == {
@@ -252,10 +313,22 @@ def test_the_page_on_milder_targets_says_where_its_runs_come_from():
         cells = store.cells()
         for cell in cells:
             processor = store.provenance(cell.run)["processor"].split()[0]
-            ran.setdefault((cell.method, cell.target), Counter()).update([processor if cell.data else f"{processor}, no data"])
-        first_draws = {c.data for c in cells if c.method == "alps" and store.provenance(c.run)["processor"].startswith("Intel") and c.seed == 0}
-    assert [ran.pop((method, target)) for method, target in milder.MILDER.items()] == [{"AMD": 24}] * 10
-    assert [ran.pop((method, target)) for method, target in sensitivity.STRONG.items()] == [{"Intel(R)": 24}] * 10
+            ran.setdefault((cell.method, cell.target), Counter()).update(
+                [processor if cell.data else f"{processor}, no data"]
+            )
+        first_draws = {
+            c.data
+            for c in cells
+            if c.method == "alps"
+            and store.provenance(c.run)["processor"].startswith("Intel")
+            and c.seed == 0
+        }
+    assert [ran.pop((method, target)) for method, target in milder.MILDER.items()] == [
+        {"AMD": 24}
+    ] * 10
+    assert [ran.pop((method, target)) for method, target in sensitivity.STRONG.items()] == [
+        {"Intel(R)": 24}
+    ] * 10
     assert ran.pop(("alps", "0.6")) == {"Intel(R)": 3, "AMD": 9}
     assert ran.pop(("evop(generations=8)", "blocks 0.2")) == {"Intel(R)": 2, "AMD": 10}
     assert ran.pop(("llama_cpp(importance=False)", "Q3_K_M")) == {"AMD, no data": 1}
@@ -264,14 +337,18 @@ def test_the_page_on_milder_targets_says_where_its_runs_come_from():
 
 
 def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[int]]]:
-    """How many rows a draw of each set holds, at least and at most; and how many documents each measurement has, of every model."""
+    """How many rows a draw of each set holds, at least and at most; and how many documents each
+    measurement has, of every model.
+    """
     shown: dict[str, list[int]] = {}
     measured: dict[str, set[int]] = {}
     with Store(folder, create=False) as store:
         for cell in store.cells():
             if cell.run and (record := store.record(cell.run, whole=False)) is not None:
                 if cell.data:
-                    shown.setdefault(cell.data, []).append(sum(part["rows"] for part in record.data_facts["parts"]))
+                    shown.setdefault(cell.data, []).append(
+                        sum(part["rows"] for part in record.data_facts["parts"])
+                    )
                 scores = store.scores(cell.run)
                 for text, name in cell.measures.items():
                     if name in scores:
@@ -280,8 +357,13 @@ def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[in
 
 
 def test_what_is_counted_is_what_the_shapes_say(monkeypatch: pytest.MonkeyPatch):
-    # A matrix of n by n from t tokens: of its Gram the panels of the upper triangle, between a half and all of 2·t·n².
-    monkeypatch.setattr(cost, "SHAPE", {**cost.SHAPE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2})
+    # A matrix of n by n from t tokens: of its Gram the panels of the upper triangle, between a half
+    # and all of 2·t·n².
+    monkeypatch.setattr(
+        cost,
+        "SHAPE",
+        {**cost.SHAPE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2},
+    )
     whole = 2 * 2 * 64 * (3 * 512**2 + 1024**2)
     assert whole / 2 < cost.grams(64) <= whole
     found = cost.forwards(64)
@@ -289,5 +371,9 @@ def test_what_is_counted_is_what_the_shapes_say(monkeypatch: pytest.MonkeyPatch)
     attention = 2 * 2 * 64 * 64 * 512
     assert found["blocks"] == 2 * (2 * 64 * matrices + attention)
     assert found["head"] == 2 * 64 * 512 * 32000
-    updates = sum(out * inputs**2 for out, inputs in [(512, 512)] * 4 + [(1024, 512)] * 2 + [(512, 1024)])
-    assert 0.5 * updates < cost.eliminations()["gptq"] / 2 < 2 * updates + 2 * (3 * 512**3 + 1024**3)
+    updates = sum(
+        out * inputs**2 for out, inputs in [(512, 512)] * 4 + [(1024, 512)] * 2 + [(512, 1024)]
+    )
+    assert (
+        0.5 * updates < cost.eliminations()["gptq"] / 2 < 2 * updates + 2 * (3 * 512**3 + 1024**3)
+    )

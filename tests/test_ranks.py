@@ -1,6 +1,8 @@
-"""Two ranks against one process. The ranks are real: copies of this process that meet as torchrun lets them, or what torchrun starts of this file.
+"""Two ranks against one process. The ranks are real: copies of this process that meet as torchrun
+lets them, or what torchrun starts of this file.
 
-A start costs seconds, so one start works through all cases, and each rank leaves what it found in a file.
+A start costs seconds, so one start works through all cases, and each rank leaves what it found in a
+file.
 """
 
 import json
@@ -27,7 +29,7 @@ from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError
 from calibrant.methods import methods
 from calibrant.models import view
-from calibrant.outcomes import Journal
+from calibrant.results.outcomes import Journal
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
@@ -36,8 +38,15 @@ from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
-SIZES = {"mixtral": {"num_local_experts": 16, "num_hidden_layers": 2}, "olmoe": {"num_experts": 16, "num_hidden_layers": 2}}
-BATCHES = {"three micro-batches": (24, False), "weighted, five": (1, True), "one, so that a rank has nothing": (4096, False)}
+SIZES = {
+    "mixtral": {"num_local_experts": 16, "num_hidden_layers": 2},
+    "olmoe": {"num_experts": 16, "num_hidden_layers": 2},
+}
+BATCHES = {
+    "three micro-batches": (24, False),
+    "weighted, five": (1, True),
+    "one, so that a rank has nothing": (4096, False),
+}
 SMALL: dict[str, Any] = {"samples": 6, "length": 700, "dtype": "float32"}
 """Six windows of which each fills more than half a micro-batch's tokens, and so is one."""
 
@@ -48,7 +57,9 @@ def padded_batch(weighted: bool) -> TokenBatch:
     ids = torch.randint(3, 100, mask.shape, generator=generator).masked_fill(~mask, 0)
     weights = torch.rand(mask.shape, generator=generator) if weighted else torch.ones(mask.shape)
     weights[weights < 0.2] = 0.0
-    return TokenBatch(ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={})
+    return TokenBatch(
+        ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={}
+    )
 
 
 def pruned(family: str, propagate: str, method: str, batch: str, ranks: Ranks) -> dict[str, Tensor]:
@@ -66,11 +77,21 @@ def cases(every: bool) -> list[tuple[str, str, str, str]]:
     """Family, propagation, method and batch of what is pruned."""
     few, many = "three micro-batches", "weighted, five"
     found = [("llama", "arrival", "wanda", batch) for batch in BATCHES]
-    found += [("llama", "reference", "wanda", few), ("llama", "dense", "wanda", few), ("mixtral", "arrival", "wanda", few)]
+    found += [
+        ("llama", "reference", "wanda", few),
+        ("llama", "dense", "wanda", few),
+        ("mixtral", "arrival", "wanda", few),
+    ]
     found += [("llama", "arrival", "sparsegpt", few)]
     if every:
-        found += [("mixtral", "reference", "wanda", few), ("mixtral", "dense", "wanda", few), ("mixtral", "arrival", "sparsegpt", few)]
-        found += [(family, "arrival", "wanda", many) for family in ("mixtral", "gpt2", "gemma3")]  # experts, transposed, windowed
+        found += [
+            ("mixtral", "reference", "wanda", few),
+            ("mixtral", "dense", "wanda", few),
+            ("mixtral", "arrival", "sparsegpt", few),
+        ]
+        found += [
+            (family, "arrival", "wanda", many) for family in ("mixtral", "gpt2", "gemma3")
+        ]  # experts, transposed, windowed
         found += [("llama", propagate, "sparsegpt", few) for propagate in ("reference", "dense")]
     return found
 
@@ -80,14 +101,25 @@ def all_pruned(ranks: Ranks, every: bool) -> dict[tuple[str, ...], dict[str, Ten
 
 
 def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """What the blocks and routers of tiny models did, block by block: all that the statistics hold."""
+    """What the blocks and routers of tiny models did, block by block: all that the statistics
+    hold.
+    """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for family, batches in (("llama", ["three micro-batches"]), ("mixtral", BATCHES)):
         for batch in batches:
             tokens_per_pass, weighted = BATCHES[batch]
-            asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing, TokenKinds, ExpertOutputs)
-            several = [seen for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)]
-            found[family, batch] = [{kind.__name__: vars(one) for kind, one in seen.items()} for seen in several]
+            asked = (
+                view(tiny_model(family, **SIZES.get(family, {}))),
+                padded_batch(weighted),
+                (BlockChange, Routing, TokenKinds, ExpertOutputs),
+            )
+            several = [
+                seen
+                for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)
+            ]
+            found[family, batch] = [
+                {kind.__name__: vars(one) for kind, one in seen.items()} for seen in several
+            ]
     return found
 
 
@@ -118,7 +150,11 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
         walking.MicroBatch.arrived = arrive
         return lambda: prune(**asked)
 
-    found = {"input": failure(broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj")))}
+    found = {
+        "input": failure(
+            broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj"))
+        )
+    }
     found["fault"] = failure(broken(KeyError("layer")))
     walking.MicroBatch.arrived = arrived
     found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
@@ -135,15 +171,25 @@ def interrupted(folder: Path) -> dict[str, Any]:
 
     raised = failure(lambda: prune(**asked, progress=stop))
     again = prune(**asked)
-    facts = again.continued_from, again.already_done, again.record.run.id, again.record.provenance["ranks"]
+    facts = (
+        again.continued_from,
+        again.already_done,
+        again.record.run.id,
+        again.record.provenance["ranks"],
+    )
     return {"raised": raised, "again": facts, "done": prune(**asked).already_done}
 
 
-SEARCH: dict[str, Any] = {"method": "evop(tokens=[700, 2100], greedy=false, population=4, generations=3)", "target": 0.5}
+SEARCH: dict[str, Any] = {
+    "method": "evop(tokens=[700, 2100], greedy=false, population=4, generations=3)",
+    "target": 0.5,
+}
 
 
 def searched(rank: int, folder: Path) -> dict[str, Any]:
-    """A search in which the first rank is interrupted once it has measured, and which is asked again."""
+    """A search in which the first rank is interrupted once it has measured, and which is asked
+    again.
+    """
     asked = asked_of(folder, out=folder / "searched", **SEARCH)
     add, added = Journal.add, 0
 
@@ -178,7 +224,11 @@ def main(folder: Path, every: bool) -> None:
     rank, found = int(os.environ["RANK"]), dict[str, Any]()
     with joined() as ranks:
         found["pruned"], found["behaved"] = all_pruned(ranks, every), behaved(ranks)
-    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(folder), commanded(folder)
+    found["failures"], found["interrupted"], found["codes"] = (
+        failures(rank, folder),
+        interrupted(folder),
+        commanded(folder),
+    )
     found["searched"] = searched(rank, folder)
     torch.save(found, folder / f"found-{rank}.pt")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
@@ -204,13 +254,24 @@ def folder(way: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
     tiny_folder(made / "model", "llama", num_hidden_layers=4)
     told = "and then some more words follow until the window is full " * 30
-    (made / "mine.jsonl").write_text("\n".join(json.dumps({"text": f"line {i} says that {i} and {i} make {2 * i}, {told}"}) for i in range(40)))
+    (made / "mine.jsonl").write_text(
+        "\n".join(
+            json.dumps({"text": f"line {i} says that {i} and {i} make {2 * i}, {told}"})
+            for i in range(40)
+        )
+    )
     return made
 
 
 def copied(rank: int, port: int, folder: Path) -> None:
     """Be a rank, as torchrun would have started it."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     os.environ |= {"TORCHELASTIC_RUN_ID": "copies", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for number, name in ((1, "said.out"), (2, "said.err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -220,7 +281,10 @@ def copied(rank: int, port: int, folder: Path) -> None:
 
 def run_copies(folder: Path) -> tuple[str, str]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    running = [multiprocessing.get_context("fork").Process(target=copied, args=(rank, store.port, folder)) for rank in range(RANKS)]
+    running = [
+        multiprocessing.get_context("fork").Process(target=copied, args=(rank, store.port, folder))
+        for rank in range(RANKS)
+    ]
     for one in running:
         one.start()
     for one in running:
@@ -229,10 +293,22 @@ def run_copies(folder: Path) -> tuple[str, str]:
 
 
 def run_torchrun(folder: Path) -> tuple[str, str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(RANKS)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(RANKS),
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")
+    } | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *torchrun, __file__, str(folder)]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     return ended.stdout, ended.stderr
 
 
@@ -254,7 +330,9 @@ def alone(way: str) -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
     return all_pruned(ALONE, every=way == "torchrun")
 
 
-def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:
+def test_wanda_is_one_processs_to_the_bit(
+    found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]
+) -> None:
     for case, expected in alone.items():
         for rank in found if "wanda" in case else []:
             got = rank["pruned"][case]
@@ -262,33 +340,53 @@ def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Ma
             for name, matrix in expected.items():
                 assert torch.equal(got[name], matrix), (case, name)
     reached = alone["mixtral", "arrival", "wanda", "three micro-batches"]
-    assert len(reached) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), "the test wants experts that no token reaches"
+    assert len(reached) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), (
+        "the test wants experts that no token reaches"
+    )
 
 
-def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(found: list[dict[str, Any]]) -> None:
+def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(
+    found: list[dict[str, Any]],
+) -> None:
     for case, expected in behaved(ALONE).items():
-        kinds = ["BlockChange", "Routing", "TokenKinds", "ExpertOutputs"] if "mixtral" in case else ["BlockChange"]
+        kinds = (
+            ["BlockChange", "Routing", "TokenKinds", "ExpertOutputs"]
+            if "mixtral" in case
+            else ["BlockChange"]
+        )
         assert [list(seen) for seen in expected] == [kinds] * len(expected)
         for rank in found:
             for got, want in zip(rank["behaved"][case], expected, strict=True):
                 assert list(got) == list(want), case
                 for kind, sums in want.items():
                     assert got[kind].keys() == sums.keys()
-                    same = [torch.equal(v, got[kind][n]) if isinstance(v, Tensor) else v == got[kind][n] for n, v in sums.items()]
+                    same = [
+                        torch.equal(v, got[kind][n]) if isinstance(v, Tensor) else v == got[kind][n]
+                        for n, v in sums.items()
+                    ]
                     assert all(same), (case, kind)
 
 
-def test_sparsegpt_keeps_the_same_weights(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:
+def test_sparsegpt_keeps_the_same_weights(
+    found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]
+) -> None:
     for case, expected in alone.items():
         if "sparsegpt" in case:
             first, second = (rank["pruned"][case] for rank in found)
             assert list(first) == list(second) == list(expected)
-            assert all(torch.equal(first[name], second[name]) for name in expected), f"{case}: the ranks came to different matrices"
-            equal = sum(int(((first[name] == 0) == (matrix == 0)).sum()) for name, matrix in expected.items())
+            assert all(torch.equal(first[name], second[name]) for name in expected), (
+                f"{case}: the ranks came to different matrices"
+            )
+            equal = sum(
+                int(((first[name] == 0) == (matrix == 0)).sum())
+                for name, matrix in expected.items()
+            )
             assert equal / sum(matrix.numel() for matrix in expected.values()) >= 0.999, case
 
 
-def test_one_that_fails_or_does_something_else_or_is_lost_ends_all(found: list[dict[str, Any]]) -> None:
+def test_one_that_fails_or_does_something_else_or_is_lost_ends_all(
+    found: list[dict[str, Any]],
+) -> None:
     for case, kinds, told in (
         ("input", ["NumericsError", "NumericsError"], "up_proj"),
         ("fault", ["RankError", "KeyError"], "layer"),
@@ -302,27 +400,40 @@ def test_one_that_fails_or_does_something_else_or_is_lost_ends_all(found: list[d
     assert (kind, "another rank was lost" in text) == ("RankError", True), text
 
 
-def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(
+    found: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
     whole = prune(**asked_of(folder, out=tmp_path / "out"))
     for rank in found:
         assert rank["interrupted"]["raised"][0] == "KeyboardInterrupt"
         assert rank["interrupted"]["again"] == (2, False, whole.record.run.id, RANKS)
         assert rank["interrupted"]["done"]
-    assert (folder / "out/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
-    kept = [json.loads((made / "out/calibrant.json").read_text())["record"] for made in (folder, tmp_path)]
+    assert (folder / "out/model.safetensors").read_bytes() == (
+        tmp_path / "out/model.safetensors"
+    ).read_bytes()
+    kept = [
+        json.loads((made / "out/calibrant.json").read_text())["record"]
+        for made in (folder, tmp_path)
+    ]
     assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
     assert not list(folder.glob(".out*")), "something was left behind"
 
 
-def test_a_search_goes_on_from_what_the_first_rank_had_measured(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+def test_a_search_goes_on_from_what_the_first_rank_had_measured(
+    found: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
     whole = prune(**asked_of(folder, out=tmp_path / "out", **SEARCH))
     for rank in found:
         assert rank["searched"]["raised"][0] == "KeyboardInterrupt"
         assert rank["searched"]["edits"] == whole.record.edits
-    assert (folder / "searched/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+    assert (folder / "searched/model.safetensors").read_bytes() == (
+        tmp_path / "out/model.safetensors"
+    ).read_bytes()
 
 
-def test_on_the_command_line_the_first_speaks_for_all(found: list[dict[str, Any]], printed: tuple[str, str]) -> None:
+def test_on_the_command_line_the_first_speaks_for_all(
+    found: list[dict[str, Any]], printed: tuple[str, str]
+) -> None:
     assert [rank["codes"] for rank in found] == [[0, 2]] * RANKS
     out, err = printed
     told, refused = [json.loads(line) for line in out.splitlines()]
@@ -331,7 +442,9 @@ def test_on_the_command_line_the_first_speaks_for_all(found: list[dict[str, Any]
     assert "Traceback" not in err.partition("closing signal")[0]
 
 
-def test_the_package_can_be_started_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_package_can_be_started_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["calibrant", "--version"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("calibrant", run_name="__main__")
@@ -350,7 +463,12 @@ def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.M
     monkeypatch.setenv("LOCAL_RANK", "1")
     for there, auto in ((True, "cuda:1"), (False, "auto")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert [ranks[2].device(asked) for asked in ("auto", "cuda", "cuda:0", "cpu")] == [auto, "cuda:1", "cuda:0", "cpu"]
+        assert [ranks[2].device(asked) for asked in ("auto", "cuda", "cuda:0", "cpu")] == [
+            auto,
+            "cuda:1",
+            "cuda:0",
+            "cpu",
+        ]
 
 
 if __name__ == "__main__":

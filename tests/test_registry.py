@@ -10,9 +10,10 @@ from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.methods import methods
 from calibrant.names import catalogue
-from calibrant.registry import Registry, did_you_mean
+from calibrant.results import revisions
 from calibrant.spec import canonical, identity
-from calibrant.store import revisions
+from calibrant.spec.foreign import did_you_mean
+from calibrant.spec.registry import Registry
 
 FRUIT = """
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ def test_a_text_is_built_and_written_back(fruits: Registry, tmp_path: Path) -> N
     assert repr(outer) == "apple(inside=cherry(weight=3.0))"
     assert type(outer.inside).__name__ == "Cherry"
     (tmp_path / "fruit_shop" / "none.py").write_text(FRUIT.format(name="Nothing"))
-    assert repr(Registry("fruit_shop", "fruit").build(" none ")) == "none", "a name is wanted, and no word"
+    assert repr(Registry("fruit_shop", "fruit").build(" none ")) == "none", (
+        "a name is wanted, and no word"
+    )
 
 
 def test_what_names_no_thing_is_refused(fruits: Registry) -> None:
@@ -91,21 +94,46 @@ class Other(Pow):
 """
 
 
-def test_a_class_of_another_package_is_called_as_its_entry_point(plugged: Callable[..., None]) -> None:
-    plugged({"calibrant.methods": {"wanda_pow": "mymethod:Pow", "other": "mymethod:Other"}}, mymethod=PAIR)
+def test_a_class_of_another_package_is_called_as_its_entry_point(
+    plugged: Callable[..., None],
+) -> None:
+    plugged(
+        {"calibrant.methods": {"wanda_pow": "mymethod:Pow", "other": "mymethod:Other"}},
+        mymethod=PAIR,
+    )
     one, other = methods.build("wanda_pow(power=2)"), methods.build("other")
     assert (repr(one), repr(other)) == ("wanda_pow(power=2.0)", "other")
     assert methods.build(repr(one)) == one
-    assert canonical(one) == {"spec": "wanda_pow", "class": "mymethod:Pow", "revision": 1, "power": 2.0}
+    assert canonical(one) == {
+        "spec": "wanda_pow",
+        "class": "mymethod:Pow",
+        "revision": 1,
+        "power": 2.0,
+    }
     assert identity(methods.build("wanda_pow")) != identity(other)
-    plugged({"calibrant.methods": {"elsewhere": "door:Pow"}}, door="from room import Pow", room=PAIR)
+    plugged(
+        {"calibrant.methods": {"elsewhere": "door:Pow"}}, door="from room import Pow", room=PAIR
+    )
     assert canonical(methods.build("elsewhere"))["class"] == "room:Pow"
     assert repr(methods.build("elsewhere")) == "elsewhere"
 
 
-def test_entry_points_that_cannot_be_read_are_named_and_harm_no_other(plugged: Callable[..., None]) -> None:
-    points = {"raising": "raising:Pow", "gone": "nowhere:Pow", "malformed": "no class: at all!", "module": "mymethod", "fine": "door:Pow"}
-    plugged({"calibrant.methods": points}, raising="1 / 0", door="from mymethod import Pow", mymethod=PAIR)
+def test_entry_points_that_cannot_be_read_are_named_and_harm_no_other(
+    plugged: Callable[..., None],
+) -> None:
+    points = {
+        "raising": "raising:Pow",
+        "gone": "nowhere:Pow",
+        "malformed": "no class: at all!",
+        "module": "mymethod",
+        "fine": "door:Pow",
+    }
+    plugged(
+        {"calibrant.methods": points},
+        raising="1 / 0",
+        door="from mymethod import Pow",
+        mymethod=PAIR,
+    )
     assert repr(methods.build("fine")) == "fine"
     for name in ("raising", "gone", "malformed", "module"):
         with pytest.raises(SpecError) as raised:
@@ -113,17 +141,24 @@ def test_entry_points_that_cannot_be_read_are_named_and_harm_no_other(plugged: C
         assert raised.value.subject == name
 
 
-def test_a_class_without_an_entry_point_is_called_by_its_own_name_and_told_apart_by_its_module(plugged: Callable[..., None]) -> None:
+def test_a_class_without_an_entry_point_is_called_by_its_own_name_and_told_apart_by_its_module(
+    plugged: Callable[..., None],
+) -> None:
     plugged({}, one=PAIR, two=PAIR)
     import one  # pyright: ignore[reportMissingImports]
     import two  # pyright: ignore[reportMissingImports]
 
     assert repr(one.Pow()) == repr(two.Pow()) == "Pow"
     assert len({identity(thing) for thing in (one.Pow(), one.Other(), two.Pow(), two.Other())}) == 4
-    assert revisions("method", canonical([one.Pow(), two.Pow()])) == {"method Pow (one:Pow)": 1, "method Pow (two:Pow)": 1}
+    assert revisions("method", canonical([one.Pow(), two.Pow()])) == {
+        "method Pow (one:Pow)": 1,
+        "method Pow (two:Pow)": 1,
+    }
 
 
-def test_formats_and_packings_of_others_are_used_and_written_by_their_names(plugged: Callable[..., None]) -> None:
+def test_formats_and_packings_of_others_are_used_and_written_by_their_names(
+    plugged: Callable[..., None],
+) -> None:
     code = """
 from dataclasses import dataclass
 from calibrant.data import Format, Packing
@@ -145,8 +180,17 @@ class Strewn(Packing):
     def supply(self, lengths, frame):
         return "nothing"
 """
-    plugged({"calibrant.data.formats": {"shout": "plug:Loud"}, "calibrant.data.packings": {"scatter": "plug:Strewn"}}, plug=code)
-    assert str(CalibrationSet("python_docs:shout@scatter(bos=window)")) == "python_docs:shout@scatter(bos='window')"
+    plugged(
+        {
+            "calibrant.data.formats": {"shout": "plug:Loud"},
+            "calibrant.data.packings": {"scatter": "plug:Strewn"},
+        },
+        plug=code,
+    )
+    assert (
+        str(CalibrationSet("python_docs:shout@scatter(bos=window)"))
+        == "python_docs:shout@scatter(bos='window')"
+    )
     assert "scatter" in [entry.name for entry in catalogue("packings")]
     plugged({"calibrant.methods": {"pi": "math:pi"}})
     with pytest.raises(SpecError) as refused:

@@ -38,13 +38,19 @@ def test_a_matrix_that_two_blocks_share_is_left() -> None:
         assert found.left(propagate).keys() == {"model.layers.1.mlp.up_proj"}
 
 
-def test_a_matrix_that_is_read_otherwise_or_in_part_is_left_and_asking_for_its_type_is_no_reading() -> None:
+def test_a_matrix_that_is_read_otherwise_or_in_part_is_left_and_asking_for_its_type_is_no_reading() -> (
+    None
+):
     model = tiny_model("llama")
     layers = model.model.layers
     down, up, typed = layers[1].mlp.down_proj, layers[2].mlp.up_proj, layers[0].mlp.up_proj
     down.forward = lambda x: nn.functional.linear(x, down.weight.round())
-    up.forward = lambda x: torch.cat([nn.functional.linear(x, half) for half in up.weight.chunk(2)], -1)
-    typed.forward = lambda x: nn.functional.linear(x.to(typed.weight.dtype).to(typed.weight) + typed.weight.new_zeros(1), typed.weight)
+    up.forward = lambda x: torch.cat(
+        [nn.functional.linear(x, half) for half in up.weight.chunk(2)], -1
+    )
+    typed.forward = lambda x: nn.functional.linear(
+        x.to(typed.weight.dtype).to(typed.weight) + typed.weight.new_zeros(1), typed.weight
+    )
     left = rehearse(view(model)).left("dense")
     assert left.keys() == {"model.layers.1.mlp.down_proj", "model.layers.2.mlp.up_proj"}
     assert "round" in left["model.layers.1.mlp.down_proj"]

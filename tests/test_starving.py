@@ -1,4 +1,6 @@
-"""Experts with few tokens: who they are, what each way calibrates them on, and what a record and an id say of it."""
+"""Experts with few tokens: who they are, what each way calibrates them on, and what a record and
+an id say of it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,8 +16,8 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError, SpecError
 from calibrant.models import Opened, expert_layers, view
+from calibrant.results import Record
 from calibrant.spec import identity
-from calibrant.store import Record
 from calibrant.testing import tiny_folder
 from calibrant.walk import walk
 from calibrant.walk.starving import fed, starving
@@ -33,7 +35,11 @@ def opened_of(kind: str) -> Opened:
 
 
 def compressed(
-    kind: str, starved: str, method: str = "wanda", propagate: str | None = None, batch: TokenBatch | None = None
+    kind: str,
+    starved: str,
+    method: str = "wanda",
+    propagate: str | None = None,
+    batch: TokenBatch | None = None,
 ) -> tuple[Record, Opened]:
     opened = opened_of(kind)
     recipe = Recipe.parse(method, 0.5, propagate, starved=starved)
@@ -48,7 +54,11 @@ def counts_by_hand(kind: str, batch: TokenBatch) -> dict[int, list[float]]:
     for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
         came = inputs_of_routers(model, layers, ids[None, :length])
         for layer in layers:
-            for chosen, weight in zip(literal(kind, layer.router, came[layer.name])[0].tolist(), weights.tolist(), strict=False):
+            for chosen, weight in zip(
+                literal(kind, layer.router, came[layer.name])[0].tolist(),
+                weights.tolist(),
+                strict=False,
+            ):
                 for expert in chosen:
                     counts[layer.block][expert] += weight
     return counts
@@ -57,31 +67,54 @@ def counts_by_hand(kind: str, batch: TokenBatch) -> dict[int, list[float]]:
 def expert_matrices(model: Opened) -> Mapping[str, tuple[int, int, int]]:
     """Block, expert, and place among the expert's matrices, by name."""
     layers = expert_layers(view(model.model))
-    return {w.name: (layer.block, e, at) for layer in layers for e, own in enumerate(layer.experts) for at, w in enumerate(own)}
+    return {
+        w.name: (layer.block, e, at)
+        for layer in layers
+        for e, own in enumerate(layer.experts)
+        for at, w in enumerate(own)
+    }
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", usually(KINDS, USUAL))
-def test_starved_are_those_that_get_fewer_tokens_than_they_have_inputs(kind: str, weighted: bool) -> None:
+def test_starved_are_those_that_get_fewer_tokens_than_they_have_inputs(
+    kind: str, weighted: bool
+) -> None:
     opened, batch = opened_of(kind), padded_batch(weighted)
     ids = torch.cat([batch.ids] * 6)
-    many = replace(batch, ids=ids, mask=torch.cat([batch.mask] * 6), weights=torch.cat([batch.weights] * 6))
+    many = replace(
+        batch, ids=ids, mask=torch.cat([batch.mask] * 6), weights=torch.cat([batch.weights] * 6)
+    )
     found, names = starving(opened, view(opened.model), many), expert_matrices(opened)
     counts = counts_by_hand(kind, batch)
-    want = {name: 6 * counts[block][expert] for name, (block, expert, _) in names.items() if 6 * counts[block][expert] < 32}
+    want = {
+        name: 6 * counts[block][expert]
+        for name, (block, expert, _) in names.items()
+        if 6 * counts[block][expert] < 32
+    }
     assert found == pytest.approx(want, abs=1e-3)
     assert 0 < len(found) < len(names), "some are, and some are not"
 
 
 @pytest.mark.parametrize("kind", usually(KINDS, USUAL))
-def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_it_did(kind: str) -> None:
+def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_it_did(
+    kind: str,
+) -> None:
     opened, batch = opened_of(kind), padded_batch(False)
     seen_by, names = view(opened.model), expert_matrices(opened)
     few = starving(opened, seen_by, batch)
     hungry = {name: count for name, count in few.items() if names[name][1] in (0, 3)}
     plain = {w.name: seen for w, seen in walk(seen_by, batch, (FeatureNorms,), "dense")}
     with torch.no_grad():
-        found = {w.name: seen for w, seen in fed(seen_by, lambda: walk(seen_by, batch, (FeatureNorms,), "dense"), "all_tokens", hungry)}
+        found = {
+            w.name: seen
+            for w, seen in fed(
+                seen_by,
+                lambda: walk(seen_by, batch, (FeatureNorms,), "dense"),
+                "all_tokens",
+                hungry,
+            )
+        }
     rows: dict[int, list[Tensor]] = {layer.block: [] for layer in expert_layers(seen_by)}
     for ids, length in zip(batch.ids, LENGTHS, strict=True):
         came = inputs_of_routers(opened.model, expert_layers(seen_by), ids[None, :length])
@@ -100,11 +133,20 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
         block, expert, at = names[name]
         x = torch.cat(rows[block])
         if at == 1:
-            first = expert_layers(seen_by)[[layer.block for layer in expert_layers(seen_by)].index(block)].experts[expert][0].get().double()
+            first = (
+                expert_layers(seen_by)[
+                    [layer.block for layer in expert_layers(seen_by)].index(block)
+                ]
+                .experts[expert][0]
+                .get()
+                .double()
+            )
             gates, ups = (x @ first.T).chunk(2, dim=1)
             x = gates * torch.sigmoid(gates) * ups
         assert found[name].tokens == sum(LENGTHS)
-        assert torch.allclose(found[name][FeatureNorms].norms(), x.square().sum(0), rtol=1e-4, atol=1e-7)
+        assert torch.allclose(
+            found[name][FeatureNorms].norms(), x.square().sum(0), rtol=1e-4, atol=1e-7
+        )
     assert not any(module._forward_pre_hooks for module in opened.model.modules())
 
 
@@ -112,10 +154,15 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
 def test_with_all_tokens_no_expert_stays_dense(propagate: str) -> None:
     few = padded_batch(False)
     few = replace(few, ids=few.ids[:1, :5], mask=few.mask[:1, :5], weights=few.weights[:1, :5])
-    seen, fed_all = (compressed("mixtral", how, "sparsegpt", propagate, few)[0] for how in ("as_seen", "all_tokens"))
+    seen, fed_all = (
+        compressed("mixtral", how, "sparsegpt", propagate, few)[0]
+        for how in ("as_seen", "all_tokens")
+    )
     assert any("no calibration token" in matrix["reason"] for matrix in seen.dense)
     assert not any("routed" in matrix["reason"] for matrix in fed_all.dense)
-    assert {matrix["tokens"] for matrix in fed_all.weights if "experts" in matrix["name"]} == {5}, "all are starved by five tokens"
+    assert {matrix["tokens"] for matrix in fed_all.weights if "experts" in matrix["name"]} == {5}, (
+        "all are starved by five tokens"
+    )
 
 
 def test_dense_leaves_the_starved_as_they_are_and_says_why() -> None:
@@ -137,9 +184,18 @@ def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
     seen_by, names = view(opened.model), expert_matrices(opened)
     hungry = {name: 0.0 for name, (_, expert, _) in names.items() if expert in (2, 5)}
     plain = {w.name: seen for w, seen in walk(seen_by, batch, (Gram,), "dense")}
-    found = {w.name: seen for w, seen in fed(seen_by, lambda: walk(seen_by, batch, (Gram,), "dense"), "shared", hungry)}
+    found = {
+        w.name: seen
+        for w, seen in fed(
+            seen_by, lambda: walk(seen_by, batch, (Gram,), "dense"), "shared", hungry
+        )
+    }
     for name, (block, _, at) in names.items():
-        same = [plain[other][Gram].matrix for other, (b, _, place) in names.items() if (b, place) == (block, at) and other in plain]
+        same = [
+            plain[other][Gram].matrix
+            for other, (b, _, place) in names.items()
+            if (b, place) == (block, at) and other in plain
+        ]
         want = sum(same) if name in hungry else plain[name][Gram].matrix if name in plain else None
         assert (name in found) == (want is not None)
         if want is not None:
@@ -149,10 +205,15 @@ def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
 
 def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record() -> None:
     batch = padded_batch(False)
-    records = {how: compressed("mixtral", how, propagate="dense", batch=batch)[0] for how in ("as_seen", "dense", "all_tokens", "shared")}
+    records = {
+        how: compressed("mixtral", how, propagate="dense", batch=batch)[0]
+        for how in ("as_seen", "dense", "all_tokens", "shared")
+    }
     run = records["as_seen"].run
     before = ("model", "tokens", "method", "target", "allocation", "propagate", "dtype")
-    assert run.id == identity({name: getattr(run, name) for name in before}), "ids of what was released stay"
+    assert run.id == identity({name: getattr(run, name) for name in before}), (
+        "ids of what was released stay"
+    )
     assert len({record.run.id for record in records.values()}) == 4
     for how, record in records.items():
         plain = record.plain()
@@ -166,12 +227,18 @@ def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record
 
 
 @pytest.mark.parametrize("how", ["all_tokens", "dense"])
-def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(how: str, tmp_path: Path) -> None:
+def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(
+    how: str, tmp_path: Path
+) -> None:
     def killed(what: str, done: int, total: int) -> None:
         if what.startswith("sparsegpt"):
             raise KeyboardInterrupt
 
-    batch, recipe, kept = padded_batch(False), Recipe.parse("sparsegpt", 0.5, starved=how), Checkpoint(tmp_path / "out", "sha256:killed")
+    batch, recipe, kept = (
+        padded_batch(False),
+        Recipe.parse("sparsegpt", 0.5, starved=how),
+        Checkpoint(tmp_path / "out", "sha256:killed"),
+    )
     opened, again = opened_of("mixtral"), opened_of("mixtral")
     with pytest.raises(KeyboardInterrupt):
         compress(opened, view(opened.model), batch, recipe, checkpoint=kept, progress=killed)
@@ -184,13 +251,17 @@ def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(how: st
 def test_experts_that_take_no_other_tokens_are_named(kind: str) -> None:
     with pytest.raises(ModelError) as refused:
         compressed(kind, "all_tokens")
-    assert refused.value.subject in {layer.name for layer in expert_layers(view(tiny_mixture(kind)))}
+    assert refused.value.subject in {
+        layer.name for layer in expert_layers(view(tiny_mixture(kind)))
+    }
 
 
 def test_a_model_without_experts_has_none_to_feed(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     small = {"samples": 2, "length": 16, "dtype": "float32"}
-    plain, fed_all = (prune(str(folder), "python_docs", starved=how, **small) for how in ("as_seen", "all_tokens"))
+    plain, fed_all = (
+        prune(str(folder), "python_docs", starved=how, **small) for how in ("as_seen", "all_tokens")
+    )
     assert plain.record.weights == fed_all.record.weights
 
 

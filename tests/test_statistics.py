@@ -1,4 +1,6 @@
-"""Statistics on disk: every bit comes back, what is there isn't made again, and what is cut or strange isn't believed."""
+"""Statistics on disk: every bit comes back, what is there isn't made again, and what is cut or
+strange isn't believed.
+"""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +22,14 @@ from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.observing import gather
-from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, packed_bytes, statistics_id, statistics_ids
+from calibrant.walk.statistics import (
+    BLOCK_KINDS,
+    KINDS,
+    Statistics,
+    packed_bytes,
+    statistics_id,
+    statistics_ids,
+)
 
 from tests.usual import usually
 
@@ -28,17 +37,27 @@ FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "phi3")
 BOTH = (FeatureNorms, Gram)
 
 
-def batch_of(seed: int = 0, weighted: bool = True, samples: int = 6, length: int = 24) -> TokenBatch:
+def batch_of(
+    seed: int = 0, weighted: bool = True, samples: int = 6, length: int = 24
+) -> TokenBatch:
     """Random tokens: padded, some of them counting more than others."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 200, (samples, length), generator=generator)
-    mask = torch.arange(length)[None] < torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
-    weights = torch.rand(ids.shape, generator=generator) + 0.5 if weighted else torch.ones(ids.shape)
-    return TokenBatch(ids * mask, mask, weights * mask, f"sha256:{seed:064d}", {"tokens": int(mask.sum())})
+    mask = torch.arange(length)[None] < torch.randint(
+        length // 2, length + 1, (samples, 1), generator=generator
+    )
+    weights = (
+        torch.rand(ids.shape, generator=generator) + 0.5 if weighted else torch.ones(ids.shape)
+    )
+    return TokenBatch(
+        ids * mask, mask, weights * mask, f"sha256:{seed:064d}", {"tokens": int(mask.sum())}
+    )
 
 
 def opened_of(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Opened:
-    return Opened(tiny_model(family, dtype, seed), None, family, f"sha256:{family}{seed}", "", dtype)
+    return Opened(
+        tiny_model(family, dtype, seed), None, family, f"sha256:{family}{seed}", "", dtype
+    )
 
 
 def stored_in(root: Path, opened: Opened, batch: TokenBatch) -> Statistics:
@@ -50,8 +69,14 @@ def walked(seen_by: ModelView, batch: TokenBatch) -> dict[str, Seen]:
         return {weight.name: seen for weight, seen in walk(seen_by, batch, BOTH, "dense")}
 
 
-def brought_back(kept: Statistics, seen_by: ModelView, kinds: Sequence[Any] = BOTH) -> dict[str, Seen]:
-    return {weight.name: seen for block in seen_by.blocks for weight, seen in kept.read(kinds, block)[1].items()}
+def brought_back(
+    kept: Statistics, seen_by: ModelView, kinds: Sequence[Any] = BOTH
+) -> dict[str, Seen]:
+    return {
+        weight.name: seen
+        for block in seen_by.blocks
+        for weight, seen in kept.read(kinds, block)[1].items()
+    }
 
 
 def numbers(seen_by: ModelView) -> dict[str, Tensor]:
@@ -76,7 +101,9 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
     gather(seen_by, batch, BOTH, kept)
     found = brought_back(kept, seen_by)
     assert list(found) == list(made), "the order in which matrices were used is part of a record"
-    assert (len(found) < len(seen_by.weights)) == (family == "mixtral"), "a matrix that no token reached is absent"
+    assert (len(found) < len(seen_by.weights)) == (family == "mixtral"), (
+        "a matrix that no token reached is absent"
+    )
     assert sharing(found) == sharing(made)
     for name, seen in found.items():
         norms, gram = seen[FeatureNorms], seen[Gram]
@@ -86,49 +113,79 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
         assert torch.equal(gram.matrix.triu(), made[name][Gram].matrix.triu())
         assert torch.equal(gram.matrix, gram.matrix.T)
         assert torch.equal(gram.matrix, made[name][Gram].symmetric())
-        assert [(s.tokens, s.mass) for s in seen.values()] == [(s.tokens, s.mass) for s in made[name].values()]
+        assert [(s.tokens, s.mass) for s in seen.values()] == [
+            (s.tokens, s.mass) for s in made[name].values()
+        ]
 
 
 EACH = [f"{family} {method}" for family in FAMILIES for method in ("wanda", "sparsegpt")]
 
 
-@pytest.mark.parametrize("asked", usually(EACH, ("llama wanda", "llama sparsegpt", "mixtral wanda")))
+@pytest.mark.parametrize(
+    "asked", usually(EACH, ("llama wanda", "llama sparsegpt", "mixtral wanda"))
+)
 def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(asked: str, tmp_path: Path) -> None:
     family, method = asked.split()
     batch, results = batch_of(), []
     for folder in (None, tmp_path, tmp_path):
         opened = opened_of(family)
         seen_by = view(opened.model)
-        record = compress(opened, seen_by, batch, Recipe.parse(method, 0.5, "dense"), statistics=folder, kinds=BOTH)
+        record = compress(
+            opened,
+            seen_by,
+            batch,
+            Recipe.parse(method, 0.5, "dense"),
+            statistics=folder,
+            kinds=BOTH,
+        )
         results.append((record, numbers(seen_by)))
     assert results[0][0] == results[1][0] == results[2][0]
     assert same(results[0][1], results[1][1])
     assert same(results[0][1], results[2][1])
 
 
-def test_what_is_there_is_not_walked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_walked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, batch = opened_of("llama"), batch_of()
     seen_by = view(opened.model)
     pristine = seen_by.snapshot()
-    compress(opened, seen_by, batch, Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
-    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    compress(
+        opened, seen_by, batch, Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH
+    )
+    monkeypatch.setattr(
+        "calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward")
+    )
     for method, target in (("wanda", "2:4"), ("wanda", 0.6), ("sparsegpt", 0.5)):
         seen_by.restore(pristine)
         compress(opened, seen_by, batch, Recipe.parse(method, target, "dense"), statistics=tmp_path)
 
 
-def test_only_the_lacking_kind_is_gathered_and_a_record_does_not_tell_what_else_was(tmp_path: Path) -> None:
+def test_only_the_lacking_kind_is_gathered_and_a_record_does_not_tell_what_else_was(
+    tmp_path: Path,
+) -> None:
     found, stamps = [], []
     for kinds in ((), BOTH):
         opened = opened_of("llama")
-        found.append(compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=kinds))
+        found.append(
+            compress(
+                opened,
+                view(opened.model),
+                batch_of(),
+                Recipe.parse("wanda", 0.5, "dense"),
+                statistics=tmp_path,
+                kinds=kinds,
+            )
+        )
         stamps.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("norms/*")})
     assert found[0] == found[1]
     assert stamps[0] == stamps[1] != {}
     assert {path.name for path in tmp_path.glob("*/*")} == {"norms", "gram"}
 
 
-def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_pass_goes_on_from_its_last_whole_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, batch = opened_of("llama"), batch_of()
     seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
 
@@ -140,18 +197,28 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeyp
         gather(seen_by, batch, BOTH, kept, killed)
     assert kept.stored_blocks(Gram, seen_by.blocks) == 2
     begun: list[int] = []
-    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
+    monkeypatch.setattr(
+        "calibrant.walk.observing.walk",
+        lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k),
+    )
     gather(seen_by, batch, BOTH, kept)
     gather(seen_by, batch, BOTH, kept)
     assert begun == [2]
     whole = walked(seen_by, batch)
-    assert all(torch.equal(seen[Gram].matrix, whole[name][Gram].symmetric()) for name, seen in brought_back(kept, seen_by).items())
+    assert all(
+        torch.equal(seen[Gram].matrix, whole[name][Gram].symmetric())
+        for name, seen in brought_back(kept, seen_by).items()
+    )
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "another's", "another block's", "not ours"])
 def test_what_is_not_whole_or_not_asked_for_is_made_anew(tmp_path: Path, harm: str) -> None:
     opened, batch, other = opened_of("llama"), batch_of(), batch_of(1)
-    seen_by, kept, others = view(opened.model), stored_in(tmp_path, opened, batch), stored_in(tmp_path, opened, other)
+    seen_by, kept, others = (
+        view(opened.model),
+        stored_in(tmp_path, opened, batch),
+        stored_in(tmp_path, opened, other),
+    )
     gather(seen_by, batch, BOTH, kept)
     sound = {path.name: path.read_bytes() for path in (kept.folder / "gram").iterdir()}
     victim = kept.folder / "gram" / "block-00001.safetensors"
@@ -176,14 +243,24 @@ def test_what_is_not_whole_or_not_asked_for_is_made_anew(tmp_path: Path, harm: s
 
 def test_another_model_another_type_other_tokens_have_another_identity() -> None:
     opened, batch = opened_of("llama"), batch_of()
-    asked = [(opened, batch), (opened_of("llama", seed=1), batch), (replace(opened, dtype=torch.bfloat16), batch), (opened, batch_of(1))]
+    asked = [
+        (opened, batch),
+        (opened_of("llama", seed=1), batch),
+        (replace(opened, dtype=torch.bfloat16), batch),
+        (opened, batch_of(1)),
+    ]
     assert len({statistics_id(*one) for one in asked}) == 4
     assert statistics_ids(opened, batch) == (statistics_id(opened, batch),)
     mixture = replace(batch, fingerprint="sha256:mix", mixed=((0.5, batch), (0.5, batch_of(1))))
-    assert statistics_ids(opened, mixture) == (statistics_id(opened, batch), statistics_id(opened, batch_of(1)))
+    assert statistics_ids(opened, mixture) == (
+        statistics_id(opened, batch),
+        statistics_id(opened, batch_of(1)),
+    )
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(tensors: object, path: Path, **_: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -191,7 +268,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     opened, batch = opened_of("llama"), batch_of()
     kept = stored_in(tmp_path, opened, batch)
     with monkeypatch.context() as patched:
-        patched.setattr("calibrant.sealed_tensors.save_file", full)
+        patched.setattr("calibrant.system.sealed_tensors.save_file", full)
         with pytest.raises(OutputError) as refused:
             gather(view(opened.model), batch, (Gram,), kept)
     assert refused.value.subject == str(kept.folder)
@@ -209,8 +286,15 @@ def test_sizes_are_known_before(tmp_path: Path) -> None:
     seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
     assert kept.bytes() == 0
     gather(seen_by, batch, BOTH, kept)
-    widths = [32, 32, 32, 64]  # what reads the block's input, the attention's output, the MLP's input, the MLP's middle
-    told = len(seen_by.blocks) * sum(packed_bytes(width, kind, dtype) for width in widths for kind in KINDS)
+    widths = [
+        32,
+        32,
+        32,
+        64,
+    ]  # what reads the block's input, the attention's output, the MLP's input, the MLP's middle
+    told = len(seen_by.blocks) * sum(
+        packed_bytes(width, kind, dtype) for width in widths for kind in KINDS
+    )
     described = 2 * len(seen_by.blocks) * 1500
     assert told < kept.bytes() < told + described
     kept.remove()
@@ -218,7 +302,9 @@ def test_sizes_are_known_before(tmp_path: Path) -> None:
     assert not kept.folder.exists()
 
 
-def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_another_process_finishes_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     kept = Statistics(tmp_path, "sha256:0123")
     (kept.folder / "gram").mkdir(parents=True)
     (kept.folder / "gram" / "block-00000.safetensors").write_bytes(b"12345")
@@ -252,7 +338,12 @@ def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, famil
         for kind in seen:
             want, got = vars(seen[kind]), vars(back[kind])
             assert want.keys() == got.keys()
-            assert all(torch.equal(v, got[n]) and v.dtype == got[n].dtype if isinstance(v, Tensor) else v == got[n] for n, v in want.items())
+            assert all(
+                torch.equal(v, got[n]) and v.dtype == got[n].dtype
+                if isinstance(v, Tensor)
+                else v == got[n]
+                for n, v in want.items()
+            )
     with pytest.raises(OutputError) as refused:
         kept.read_block((Routing,), seen_by.blocks[2])
     assert Path(refused.value.subject).name == "block-00002.safetensors"

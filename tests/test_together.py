@@ -18,7 +18,13 @@ def batch_of(lengths: tuple[int, ...], seed: int) -> TokenBatch:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 100, (len(lengths), max(lengths)), generator=generator)
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-    return TokenBatch(ids=ids.masked_fill(~mask, 0), mask=mask, weights=mask.float(), fingerprint="sha256:test", facts={})
+    return TokenBatch(
+        ids=ids.masked_fill(~mask, 0),
+        mask=mask,
+        weights=mask.float(),
+        fingerprint="sha256:test",
+        facts={},
+    )
 
 
 def halved(matrix: Tensor) -> Tensor:
@@ -46,9 +52,12 @@ def test_each_sees_what_it_would_see_alone(family: str):
         names.append(weight.name)
         for one, expected in zip(seen, alone, strict=True):
             assert (one is None) == (weight.name not in expected)
-            # An expert that only another batch reaches is halved here, and isn't there: behind it this batch sees the same.
+            # An expert that only another batch reaches is halved here, and isn't there: behind it
+            # this batch sees the same.
             if one is not None:
-                assert torch.allclose(one[Gram].matrix, expected[weight.name][Gram].matrix, rtol=1e-9, atol=1e-12)
+                assert torch.allclose(
+                    one[Gram].matrix, expected[weight.name][Gram].matrix, rtol=1e-9, atol=1e-12
+                )
                 assert one.tokens == expected[weight.name].tokens
         weight.set(halved(weight.get()))
     assert len(names) == len(set(names))

@@ -1,7 +1,9 @@
-"""What the prose of findings, their list and the README tells is a number of a table: of the page, of a page that the README or the list links to
-there; a share in a finding may also be of a page that its paragraph links to.
+"""What the prose of findings, their list and the README tells is a number of a table: of the page,
+of a page that the README or the list links to there; a share in a finding may also be of a page
+that its paragraph links to.
 
-Tables themselves are made of records (test_published.py). Of which method or set a number is, nothing here checks.
+Tables themselves are made of records (test_published.py). Of which method or set a number is,
+nothing here checks.
 """
 
 import re
@@ -12,7 +14,9 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b(?!\.\d)")
-SHARE = re.compile(r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to (\d+))?\b(?!\.))?")
+SHARE = re.compile(
+    r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to (\d+))?\b(?!\.))?"
+)
 """A share, or two of them, and what stands in brackets behind it: another one, or an interval."""
 SPARSITY = re.compile(r"(?:blocks |numbers )?0\.\d+")
 LEVEL = re.compile(r"\b95 %|(?:at|rate of) 5 %")
@@ -25,8 +29,13 @@ FACTS = {
     "pruning.md": {"60", "70"},
     "words.md": {"50", "60"},
 }
-"""By page what no table has: targets, hours, limits of what is listed, how many neurons are told of, how alike two processors' masks are."""
-PAGES = {path.name: path.read_text("utf-8").splitlines() for path in (PROJECT / "docs/findings").glob("*.md")}
+"""By page what no table has: targets, hours, limits of what is listed, how many neurons are told
+of, how alike two processors' masks are.
+"""
+PAGES = {
+    path.name: path.read_text("utf-8").splitlines()
+    for path in (PROJECT / "docs/findings").glob("*.md")
+}
 OWN = sorted(PAGES.keys() - {"index.md", "dense.md"})
 """The pages with prose of their own; that on the dense model is made by a script as a whole."""
 
@@ -40,7 +49,13 @@ def test_a_page_tells_what_its_tables_say(page: str):
 
 
 def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_say():
-    headline = (PROJECT / "README.md").read_text("utf-8").partition("## What it found")[2].partition("## ")[0].split("\n\n")
+    headline = (
+        (PROJECT / "README.md")
+        .read_text("utf-8")
+        .partition("## What it found")[2]
+        .partition("## ")[0]
+        .split("\n\n")
+    )
     listed = [line for line in PAGES["index.md"] if line.startswith("| [")]
     assert len(listed) == len(PAGES) - 1
     for told in [*headline, *listed]:
@@ -53,14 +68,24 @@ def linked(told: str) -> set[str]:
 
 
 def without_a_table(told: str, pages: set[str], others: set[str], where: str) -> Iterator[str]:
-    """The numbers that no table of these pages has, with as many decimals, and the shares that none of these and the others has.
+    """The numbers that no table of these pages has, with as many decimals, and the shares that none
+    of these and the others has.
 
     Without the facts of the page `where` it is told.
     """
     facts = FACTS.get(where, set())
     there = [float(number) for number in NUMBER.findall(rows_of(pages))]
-    yield from (number for number in NUMBER.findall(told) if number not in facts and not nearest(number, there))
-    yield from sorted(shares(told) - shares(rows_of(pages | others)) - targets([line for page in pages | others for line in PAGES[page]]) - facts)
+    yield from (
+        number
+        for number in NUMBER.findall(told)
+        if number not in facts and not nearest(number, there)
+    )
+    yield from sorted(
+        shares(told)
+        - shares(rows_of(pages | others))
+        - targets([line for page in pages | others for line in PAGES[page]])
+        - facts
+    )
 
 
 def rows_of(pages: set[str]) -> str:
@@ -88,6 +113,8 @@ def targets(lines: Sequence[str]) -> set[str]:
         if line.startswith("|") and not before.startswith("|"):
             heads = cells
         found |= {
-            f"{100 * float(cell.split()[-1]):.0f}" for head, cell in zip(heads, cells, strict=False) if head == "target" and SPARSITY.fullmatch(cell)
+            f"{100 * float(cell.split()[-1]):.0f}"
+            for head, cell in zip(heads, cells, strict=False)
+            if head == "target" and SPARSITY.fullmatch(cell)
         }
     return found

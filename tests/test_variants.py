@@ -1,4 +1,6 @@
-"""Losses of a model without some of its blocks are those of the model from which they were dropped, to the bit, however they are measured."""
+"""Losses of a model without some of its blocks are those of the model from which they were
+dropped, to the bit, however they are measured.
+"""
 
 import copy
 from collections.abc import Callable
@@ -50,13 +52,19 @@ def test_a_skipped_block_is_a_dropped_one_to_the_bit(family: str, padded: bool) 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     choices = [choice for choice in product((0, 1), repeat=3) if sum(choice) < 3]
     Random(0).shuffle(choices)
-    assert skipping(seen).losses(choices, batch) == [really_dropped(model, choice, batch) for choice in choices]
+    assert skipping(seen).losses(choices, batch) == [
+        really_dropped(model, choice, batch) for choice in choices
+    ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert not any("forward" in vars(module) for module in model.modules()), "every block's forward is its own again"
+    assert not any("forward" in vars(module) for module in model.modules()), (
+        "every block's forward is its own again"
+    )
     assert loss(seen, batch) == really_dropped(model, (0, 0, 0), batch)
 
 
-def test_going_on_where_two_choices_differ_changes_no_bit_and_runs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_where_two_choices_differ_changes_no_bit_and_runs_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Many random choices together, against each alone, which has nothing to go on from."""
     model, batch = tiny_model("llama", num_hidden_layers=8), batch_of(weighted=True)
     variants, chance = skipping(view(model)), Random(1)
@@ -88,9 +96,14 @@ def test_the_divergence_is_that_of_plain_distributions() -> None:
     for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
         real, counts = ids[mask][None], weights[mask]
         with torch.no_grad():
-            old, new = (one.double()(real).logits[0].softmax(-1) for one in (copy.deepcopy(model), copy.deepcopy(smaller)))
+            old, new = (
+                one.double()(real).logits[0].softmax(-1)
+                for one in (copy.deepcopy(model), copy.deepcopy(smaller))
+            )
         for place, weight in enumerate(counts[1:].tolist()):
-            nats += weight * float(sum(p * (p / q).log() for p, q in zip(old[place], new[place], strict=True)))
+            nats += weight * float(
+                sum(p * (p / q).log() for p, q in zip(old[place], new[place], strict=True))
+            )
             mass += weight
     variants = skipping(view(model))
     found = variants.losses([choice, (0, 0, 0, 0)], batch, divergence=True)
@@ -104,7 +117,14 @@ def test_a_block_may_have_other_numbers() -> None:
     weight = seen.blocks[1].weights[-1]
     parameter: nn.Parameter = getattr(weight.owner, weight.key)
     own, other = parameter.data_ptr(), torch.randn(parameter.shape)
-    variants = Variants(seen, [(AS_IT_IS,), (AS_IT_IS, Variant(numbers=((parameter, other),)), SKIPPED), (AS_IT_IS, SKIPPED)])
+    variants = Variants(
+        seen,
+        [
+            (AS_IT_IS,),
+            (AS_IT_IS, Variant(numbers=((parameter, other),)), SKIPPED),
+            (AS_IT_IS, SKIPPED),
+        ],
+    )
     found = variants.losses([(0, 1, 0), (0, 0, 0), (0, 1, 1), (0, 2, 0)], batch)
     assert parameter.data_ptr() == own
     expected = [loss(seen, batch)]
@@ -114,17 +134,27 @@ def test_a_block_may_have_other_numbers() -> None:
 
 
 def test_a_part_of_a_block_may_be_another_and_what_the_last_block_gives_moves() -> None:
-    """Against a copy of the model with that part, run text by text, and a distance that is written out."""
+    """Against a copy of the model with that part, run text by text, and a distance that is
+    written out.
+    """
     model, batch = tiny_model("llama"), batch_of(weighted=True)
     seen, other = view(model), copy.deepcopy(model.model.layers[1].mlp)
-    torch.nn.init.normal_(other.down_proj.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(
+        other.down_proj.weight, std=0.2, generator=torch.Generator().manual_seed(0)
+    )
     changed = copy.deepcopy(model)
     changed.model.layers[1].mlp = other
-    ways = [(AS_IT_IS,), (AS_IT_IS, Variant(parts=((model.model.layers[1].mlp, other),))), (AS_IT_IS, SKIPPED)]
+    ways = [
+        (AS_IT_IS,),
+        (AS_IT_IS, Variant(parts=((model.model.layers[1].mlp, other),))),
+        (AS_IT_IS, SKIPPED),
+    ]
 
     def last(of: PreTrainedModel, ids: Tensor, block: int) -> Tensor:
         given: list[Tensor] = []
-        handle = of.model.layers[block].register_forward_hook(lambda _, __, output: given.append(output[0]))
+        handle = of.model.layers[block].register_forward_hook(
+            lambda _, __, output: given.append(output[0])
+        )
         with torch.no_grad():
             of(ids[None])
         handle.remove()
@@ -133,10 +163,16 @@ def test_a_part_of_a_block_may_be_another_and_what_the_last_block_gives_moves() 
     far, farther, mass = 0.0, 0.0, 0.0
     for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
         untouched = last(model, ids[mask], 2)
-        far += float(((last(changed, ids[mask], 2) - untouched).abs().sum(-1) * weights[mask]).sum())
-        farther += float(((last(changed, ids[mask], 1) - untouched).abs().sum(-1) * weights[mask]).sum())
+        far += float(
+            ((last(changed, ids[mask], 2) - untouched).abs().sum(-1) * weights[mask]).sum()
+        )
+        farther += float(
+            ((last(changed, ids[mask], 1) - untouched).abs().sum(-1) * weights[mask]).sum()
+        )
         mass += float(weights[mask].sum())
-    found = Variants(seen, ways).moved([(0, 1, 0), (0, 0, 0), (0, 1, 1)], batch, lambda one, two: (one - two).abs().sum(-1))
+    found = Variants(seen, ways).moved(
+        [(0, 1, 0), (0, 0, 0), (0, 1, 1)], batch, lambda one, two: (one - two).abs().sum(-1)
+    )
     assert found[1] == 0
     assert found[0] == pytest.approx(far / mass, rel=1e-4)
     assert found[2] == pytest.approx(farther / mass, rel=1e-4)
@@ -146,26 +182,35 @@ def test_a_part_of_a_block_may_be_another_and_what_the_last_block_gives_moves() 
 
 def mix_of(share: float) -> TokenBatch:
     one, other = batch_of(seed=1), batch_of(seed=2)
-    whole = (torch.cat([getattr(one, name), getattr(other, name)]) for name in ("ids", "mask", "weights"))
+    whole = (
+        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("ids", "mask", "weights")
+    )
     return TokenBatch(*whole, "sha256:m", {}, mixed=((share, one), (1 - share, other)))
 
 
 def test_of_a_mix_each_part_counts_by_its_share() -> None:
     mix, variants = mix_of(0.25), skipping(view(tiny_model("llama")))
-    whole, apart, too = (variants.losses([(0, 1, 0)], part)[0] for part in (mix, *(part for _, part in mix.mixed)))
+    whole, apart, too = (
+        variants.losses([(0, 1, 0)], part)[0] for part in (mix, *(part for _, part in mix.mixed))
+    )
     assert whole == pytest.approx(0.25 * apart + 0.75 * too, rel=1e-12)
 
 
 def hidden_channel(layers: Any) -> None:
     kept: list[Tensor] = []
     first, last = layers[0].forward, layers[2].forward
-    layers[0].forward = lambda hidden, *args, **kwargs: (kept.append(hidden), first(hidden, *args, **kwargs))[1]
+    layers[0].forward = lambda hidden, *args, **kwargs: (
+        kept.append(hidden),
+        first(hidden, *args, **kwargs),
+    )[1]
     layers[2].forward = lambda hidden, *args, **kwargs: last(hidden + kept.pop(), *args, **kwargs)
 
 
 def by_its_place(layers: Any) -> None:
     last = layers[2].forward
-    layers[2].forward = lambda hidden, *args, **kwargs: last(hidden, *args, **kwargs) * (1 + layers[2].self_attn.layer_idx)
+    layers[2].forward = lambda hidden, *args, **kwargs: (
+        last(hidden, *args, **kwargs) * (1 + layers[2].self_attn.layer_idx)
+    )
 
 
 def unlike(layers: Any) -> None:
@@ -173,7 +218,9 @@ def unlike(layers: Any) -> None:
 
 
 @pytest.mark.parametrize("changed", [hidden_channel, by_its_place, unlike])
-def test_a_model_whose_blocks_are_more_than_a_chain_is_refused(changed: Callable[[Any], None]) -> None:
+def test_a_model_whose_blocks_are_more_than_a_chain_is_refused(
+    changed: Callable[[Any], None],
+) -> None:
     model = tiny_model("llama")
     changed(list(model.model.layers))
     seen = view(model)
@@ -183,7 +230,9 @@ def test_a_model_whose_blocks_are_more_than_a_chain_is_refused(changed: Callable
     assert len(seen.blocks) == 3
 
 
-def test_part_of_a_batch_is_whole_sequences_at_equal_distances_and_of_a_mix_a_part_of_each() -> None:
+def test_part_of_a_batch_is_whole_sequences_at_equal_distances_and_of_a_mix_a_part_of_each() -> (
+    None
+):
     batch = batch_of()
     few, rest = divided(batch, 80)
     assert rest is not None

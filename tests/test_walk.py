@@ -1,7 +1,9 @@
-"""The walk against an oracle that takes every input from full runs of the model, one unpadded sample at a time.
+"""The walk against an oracle that takes every input from full runs of the model, one unpadded
+sample at a time.
 
-The oracle knows no walk: inputs come from forward pre-hooks on the modules that hold a matrix, and inside fused experts from the definition
-(rows routed to the expert; gate times up of them). Everything is float64, so that a mask that differs is a mistake and not rounding.
+The oracle knows no walk: inputs come from forward pre-hooks on the modules that hold a matrix, and
+inside fused experts from the definition (rows routed to the expert; gate times up of them).
+Everything is float64, so that a mask that differs is a mistake and not rounding.
 """
 
 from collections.abc import Callable
@@ -34,7 +36,9 @@ def padded_batch(weights: Tensor | None = None, left: bool = False) -> TokenBatc
         ids = torch.stack([row.roll(max(LENGTHS) - n) for row, n in zip(ids, LENGTHS, strict=True)])
     ids = ids.masked_fill(~mask, 0)
     given = torch.ones(ids.shape) if weights is None else weights
-    return TokenBatch(ids=ids, mask=mask, weights=(given * mask).float(), fingerprint="sha256:test", facts={})
+    return TokenBatch(
+        ids=ids, mask=mask, weights=(given * mask).float(), fingerprint="sha256:test", facts={}
+    )
 
 
 def model_of(family: str) -> nn.Module:
@@ -42,42 +46,82 @@ def model_of(family: str) -> nn.Module:
 
 
 class Oracle:
-    """Inputs of every matrix of one block, over full runs of the model on single, unpadded samples."""
+    """Inputs of every matrix of one block, over full runs of the model on single, unpadded
+    samples.
+    """
 
     def __init__(self, model: nn.Module, batch: TokenBatch) -> None:
         self.model, self.view, self.batch = model, view(model), batch
 
     def inputs(self, block: int, only: str = "") -> dict[str, tuple[Tensor, Tensor]]:
-        """Matrix name -> rows that reach it [token, in] and their weights, for matrices that any row reaches; or for one alone."""
+        """Matrix name -> rows that reach it [token, in] and their weights, for matrices that any
+        row reaches; or for one alone.
+        """
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for ids, mask, weights in zip(self.batch.ids, self.batch.mask, self.batch.weights, strict=True):
+        for ids, mask, weights in zip(
+            self.batch.ids, self.batch.mask, self.batch.weights, strict=True
+        ):
             counts = weights[mask]
-            keep: Callable[[str, Tensor, Tensor], None] = lambda name, x, w: found.setdefault(name, []).append((x[w > 0], w[w > 0]))  # noqa: E731
-            hooks = self._hooks(self.view.blocks[block].module, self.view.blocks[block].name, counts, keep, only)
+            keep: Callable[[str, Tensor, Tensor], None] = lambda name, x, w: found.setdefault(  # noqa: E731
+                name, []
+            ).append((x[w > 0], w[w > 0]))
+            hooks = self._hooks(
+                self.view.blocks[block].module, self.view.blocks[block].name, counts, keep, only
+            )
             with torch.no_grad():
                 self.model(input_ids=ids[mask][None], use_cache=False)
             for hook in hooks:
                 hook.remove()
-        joined = {name: (torch.cat([x for x, _ in seen]), torch.cat([w for _, w in seen])) for name, seen in found.items()}
+        joined = {
+            name: (torch.cat([x for x, _ in seen]), torch.cat([w for _, w in seen]))
+            for name, seen in found.items()
+        }
         return {name: seen for name, seen in joined.items() if len(seen[0])}
 
-    def _hooks(self, module: nn.Module, prefix: str, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None], only: str) -> list[Any]:
+    def _hooks(
+        self,
+        module: nn.Module,
+        prefix: str,
+        counts: Tensor,
+        keep: Callable[[str, Tensor, Tensor], None],
+        only: str,
+    ) -> list[Any]:
         hooks = []
         names = {w.name for w in self.view.weights}
         wanted = {only} if only else names
         for name, child in module.named_modules():
             full = f"{prefix}.{name}"
             if full in wanted:
-                hooks.append(child.register_forward_pre_hook(lambda _, a, full=full: keep(full, a[0].reshape(-1, a[0].shape[-1]).clone(), counts)))
+                hooks.append(
+                    child.register_forward_pre_hook(
+                        lambda _, a, full=full: keep(
+                            full, a[0].reshape(-1, a[0].shape[-1]).clone(), counts
+                        )
+                    )
+                )
             elif f"{full}.gate_up_proj[0]" in names and only.startswith(full if only else ""):
-                hooks.append(child.register_forward_pre_hook(lambda m, a, full=full: self._experts(m, full, a[0], a[1], counts, keep, only)))
+                hooks.append(
+                    child.register_forward_pre_hook(
+                        lambda m, a, full=full: self._experts(
+                            m, full, a[0], a[1], counts, keep, only
+                        )
+                    )
+                )
         return hooks
 
     @staticmethod
     def _experts(
-        module: nn.Module, name: str, hidden: Tensor, chosen: Tensor, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None], only: str
+        module: nn.Module,
+        name: str,
+        hidden: Tensor,
+        chosen: Tensor,
+        counts: Tensor,
+        keep: Callable[[str, Tensor, Tensor], None],
+        only: str,
     ) -> None:
-        for expert in range(len(module.gate_up_proj)) if not only else [int(only[only.index("[") + 1 : -1])]:
+        for expert in (
+            range(len(module.gate_up_proj)) if not only else [int(only[only.index("[") + 1 : -1])]
+        ):
             rows = (chosen == expert).any(-1)
             if rows.any():
                 x = hidden.reshape(-1, hidden.shape[-1])[rows]
@@ -92,10 +136,14 @@ def halved(matrix: Tensor, squares: Tensor) -> Tensor:
     return matrix.scatter(1, lowest, 0.0)
 
 
-def walked(model: nn.Module, batch: TokenBatch, propagate: str, tokens_per_pass: int = 24) -> tuple[list[Weight], ModelView]:
+def walked(
+    model: nn.Module, batch: TokenBatch, propagate: str, tokens_per_pass: int = 24
+) -> tuple[list[Weight], ModelView]:
     """Prune with the walk; the visits in their order."""
     seen_by, visits = view(model), []
-    for weight, seen in walk(seen_by, batch, (FeatureNorms,), propagate, tokens_per_pass=tokens_per_pass):
+    for weight, seen in walk(
+        seen_by, batch, (FeatureNorms,), propagate, tokens_per_pass=tokens_per_pass
+    ):
         weight.set(halved(weight.get().clone(), seen[FeatureNorms].norms()))
         visits.append(weight)
     return visits, seen_by
@@ -130,14 +178,21 @@ class Outputs(BlockChange):
 def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
     model, outputs, expected = tiny_model(family), list[Tensor](), list[Tensor]()
     seen_by = view(model)
-    hook = seen_by.blocks[-1].module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    hook = seen_by.blocks[-1].module.register_forward_hook(
+        lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+    )
     with torch.no_grad():
         for ids, mask, _ in micro_batches(padded_batch(), 24):
             model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
             given = outputs.pop()
-            expected.append((given if given.shape[:2] == mask.shape else given.transpose(0, 1))[mask])
+            expected.append(
+                (given if given.shape[:2] == mask.shape else given.transpose(0, 1))[mask]
+            )
     hook.remove()
-    found = {block.index: seen[Outputs] for block, seen in walk_blocks(seen_by, padded_batch(), (Outputs,), tokens_per_pass=24)}
+    found = {
+        block.index: seen[Outputs]
+        for block, seen in walk_blocks(seen_by, padded_batch(), (Outputs,), tokens_per_pass=24)
+    }
     assert list(found) == [0, 1, 2]
     assert len(found[2].parts) == len(expected) > 1
     assert all(map(torch.equal, found[2].parts, expected)), family
@@ -145,8 +200,15 @@ def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_arrival_is_pruning_one_matrix_at_a_time(family: str) -> None:
-    sizes = {"num_hidden_layers": 2, "num_local_experts" if family == "mixtral" else "num_experts": 16} if family in MIXTURES else {}
-    pruned, expected = tiny_model(family, dtype=torch.float64, **sizes), tiny_model(family, dtype=torch.float64, **sizes)
+    sizes = (
+        {"num_hidden_layers": 2, "num_local_experts" if family == "mixtral" else "num_experts": 16}
+        if family in MIXTURES
+        else {}
+    )
+    pruned, expected = (
+        tiny_model(family, dtype=torch.float64, **sizes),
+        tiny_model(family, dtype=torch.float64, **sizes),
+    )
     visits, seen_by = walked(pruned, padded_batch(), "arrival")
     assert len({w.name for w in visits}) == len(visits)
     oracle = Oracle(expected, padded_batch())
@@ -183,7 +245,11 @@ def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
     weights[weights < 0.2] = 0.0
     batch = padded_batch(weights)
     oracle, seen_by = Oracle(model_of(family), batch), view(model_of(family))
-    expected = {name: seen for block in range(len(seen_by.blocks)) for name, seen in oracle.inputs(block).items()}
+    expected = {
+        name: seen
+        for block in range(len(seen_by.blocks))
+        for name, seen in oracle.inputs(block).items()
+    }
     found: dict[str, Seen] = {}
     for weight, seen in walk(seen_by, batch, (FeatureNorms, Gram), "dense", tokens_per_pass=24):
         found[weight.name] = seen
@@ -192,8 +258,12 @@ def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
     for name, (x, w) in expected.items():
         assert found[name].tokens == len(x)
         assert found[name][Gram].mass == pytest.approx(float(w.double().sum()), rel=1e-6)
-        assert torch.allclose(found[name][FeatureNorms].norms(), (x**2 * w[:, None]).sum(0), rtol=1e-9, atol=1e-12), name
-        assert torch.allclose(found[name][Gram].matrix, x.T @ (x * w[:, None]), rtol=1e-9, atol=1e-9), name
+        assert torch.allclose(
+            found[name][FeatureNorms].norms(), (x**2 * w[:, None]).sum(0), rtol=1e-9, atol=1e-12
+        ), name
+        assert torch.allclose(
+            found[name][Gram].matrix, x.T @ (x * w[:, None]), rtol=1e-9, atol=1e-9
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -212,14 +282,18 @@ def test_where_the_padding_stands_does_not_matter(family: str, propagate: str) -
     right, left, alone = (model_of(family) for _ in range(3))
     walked(right, padded_batch(), propagate)
     walked(left, padded_batch(left=True), propagate)
-    walked(alone, padded_batch(), propagate, tokens_per_pass=1)  # every sample on its own: nothing is padded
+    walked(
+        alone, padded_batch(), propagate, tokens_per_pass=1
+    )  # every sample on its own: nothing is padded
     assert_same_weights(right, left)
     assert_same_weights(right, alone)
 
 
 def test_nothing_is_run_for_a_method_that_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
-    monkeypatch.setattr(type(model.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    monkeypatch.setattr(
+        type(model.model), "forward", lambda *_, **__: pytest.fail("the model was run")
+    )
     seen_by = view(model)
     assert [w for w, _ in walk(seen_by, None, ())] == list(seen_by.weights)
 
@@ -234,7 +308,9 @@ def test_a_walk_that_starts_later_ends_the_same(propagate: str) -> None:
     if propagate != "dense":
         for name, tensor in kept.items():
             by_name[name].set(tensor)
-    for weight, seen in walk(before, padded_batch(), (FeatureNorms,), propagate, tokens_per_pass=24, start=2):
+    for weight, seen in walk(
+        before, padded_batch(), (FeatureNorms,), propagate, tokens_per_pass=24, start=2
+    ):
         assert weight.block == 2
         weight.set(halved(weight.get().clone(), seen[FeatureNorms].norms()))
     if propagate == "dense":
@@ -267,7 +343,9 @@ def test_the_loop_runs_outside_the_walks_own_contexts_and_leaving_it_unwinds_the
         if "up_proj" in weight.name:
             break
     visits.close()
-    assert len(left) == 1 + len(list(micro_batches(padded_batch(), 24)))  # the first is the rehearsal's
+    assert len(left) == 1 + len(
+        list(micro_batches(padded_batch(), 24))
+    )  # the first is the rehearsal's
 
 
 def test_nan_in_activations_names_the_matrix() -> None:
@@ -294,15 +372,23 @@ def test_a_matrix_used_twice_is_left_on_arrival_only() -> None:
     model.model.layers[0].mlp = Twice()
     arrived = {w.name for w, _ in walk(view(model), padded_batch(), (FeatureNorms,), "arrival")}
     assert arrived == {w.name for w in view(model).weights if ".inner." not in w.name}
-    counts = {w.name: s.tokens for w, s in walk(view(model), padded_batch(), (FeatureNorms,), "reference")}
+    counts = {
+        w.name: s.tokens for w, s in walk(view(model), padded_batch(), (FeatureNorms,), "reference")
+    }
     assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
 
 
-@pytest.mark.parametrize("rows", [lambda hidden: hidden[:5], lambda hidden: hidden[torch.arange(7)][:5]], ids=["of nobody", "of too many"])
+@pytest.mark.parametrize(
+    "rows",
+    [lambda hidden: hidden[:5], lambda hidden: hidden[torch.arange(7)][:5]],
+    ids=["of nobody", "of too many"],
+)
 def test_rows_that_cannot_be_traced_are_refused_by_name(rows: Callable[[Tensor], Tensor]) -> None:
     model = tiny_model("mixtral", dtype=torch.float64)
     experts = model.model.layers[0].mlp.experts
-    experts.forward = lambda hidden, chosen, _: nn.functional.linear(rows(hidden), experts.gate_up_proj[0]).sum() + hidden
+    experts.forward = lambda hidden, chosen, _: (
+        nn.functional.linear(rows(hidden), experts.gate_up_proj[0]).sum() + hidden
+    )
     with pytest.raises(ModelError) as refused:
         list(walk(view(model), padded_batch(), (FeatureNorms,), "dense"))
     assert refused.value.subject == "model.layers.0.mlp.experts.gate_up_proj[0]"
@@ -312,7 +398,9 @@ def test_a_forward_that_ends_early_is_refused_by_name() -> None:
     model = model_of("llama")
     seen_by = view(model)
     rehearse(seen_by)
-    model.model.forward = lambda input_ids, attention_mask, use_cache: model.model.embed_tokens(input_ids)
+    model.model.forward = lambda input_ids, attention_mask, use_cache: model.model.embed_tokens(
+        input_ids
+    )
     with pytest.raises(WalkError) as refused:
         list(walk(seen_by, padded_batch(), (FeatureNorms,), "arrival"))
     assert refused.value.subject == "model.layers.0"
@@ -330,7 +418,9 @@ def test_the_model_can_be_asked_while_it_is_walked() -> None:
 def test_a_block_that_writes_into_its_input_is_run_twice_on_a_copy() -> None:
     model, expected = model_of("llama"), model_of("llama")
     for layer in model.model.layers:
-        layer.forward = lambda hidden_states, layer=layer, **asked: hidden_states.copy_(type(layer).forward(layer, hidden_states, **asked))
+        layer.forward = lambda hidden_states, layer=layer, **asked: hidden_states.copy_(
+            type(layer).forward(layer, hidden_states, **asked)
+        )
     assert rehearse(view(model)).changes_input
     walked(model, padded_batch(), "reference")
     walked(expected, padded_batch(), "reference")
@@ -341,7 +431,10 @@ def test_blocks_are_seen_from_outside() -> None:
     model, batch = model_of("llama"), padded_batch()
     seen_by, states = view(model), []
     hooks = [
-        b.module.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out))) for b in seen_by.blocks
+        b.module.register_forward_hook(
+            lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out))
+        )
+        for b in seen_by.blocks
     ]
     totals = [0.0] * len(seen_by.blocks)
     for ids, mask in zip(batch.ids, batch.mask, strict=True):
@@ -349,8 +442,14 @@ def test_blocks_are_seen_from_outside() -> None:
         with torch.no_grad():
             model(input_ids=ids[mask][None], use_cache=False)
         for i, (before, after) in enumerate(states):
-            totals[i] += sum(1 - float(b @ a / (b.norm() * a.norm())) for b, a in zip(before[0], after[0], strict=True))
+            totals[i] += sum(
+                1 - float(b @ a / (b.norm() * a.norm()))
+                for b, a in zip(before[0], after[0], strict=True)
+            )
     for hook in hooks:
         hook.remove()
-    found = [seen[BlockChange].total for _, seen in walk_blocks(seen_by, batch, (BlockChange,), tokens_per_pass=24)]
+    found = [
+        seen[BlockChange].total
+        for _, seen in walk_blocks(seen_by, batch, (BlockChange,), tokens_per_pass=24)
+    ]
     assert found == pytest.approx(totals, rel=1e-9)

@@ -1,4 +1,6 @@
-"""What processes say to each other comes back as it was, and bytes of any other kind are refused without being run."""
+"""What processes say to each other comes back as it was, and bytes of any other kind are refused
+without being run.
+"""
 
 import io
 import math
@@ -13,11 +15,11 @@ from safetensors.torch import save
 
 from calibrant.activations import BlockChange, FeatureNorms, Statistic
 from calibrant.errors import DataError, NumericsError, Problem, StudyError
-from calibrant.foreign import brief
-from calibrant.study.driver import TOKENS as WORKERS
+from calibrant.lab.study.driver import TOKENS as WORKERS
+from calibrant.spec.foreign import brief
+from calibrant.system.wire import Kind, Language, fields_of, kind_of, raised
 from calibrant.walk.rank_messages import LANGUAGE as RANKS
 from calibrant.walk.rank_messages import RankFailure, RankMessage
-from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Point:
     near: tuple[Any, ...] = ()
 
 
-WORDS = Language(fields_of(Point), Kind("fraction", complex, lambda z: [z.real, z.imag], lambda parts: complex(*parts)))
+WORDS = Language(
+    fields_of(Point),
+    Kind("fraction", complex, lambda z: [z.real, z.imag], lambda parts: complex(*parts)),
+)
 MANY = [
     None,
     True,
@@ -77,11 +82,28 @@ def test_floats_come_back_to_the_last_bit():
 
 def test_tensors_come_back_to_the_last_bit():
     whole = torch.tensor([[0.1, -0.0, torch.inf], [torch.nan, 5e-324, 1.0]], dtype=torch.float64)
-    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool]
-    given = [whole.nan_to_num(1, 2, -2).to(kind) for kind in kinds] + [whole, whole.T, whole[:, 1], torch.zeros(0, 3), torch.tensor(2.5)]
+    kinds = [
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.bool,
+    ]
+    given = [whole.nan_to_num(1, 2, -2).to(kind) for kind in kinds] + [
+        whole,
+        whole.T,
+        whole[:, 1],
+        torch.zeros(0, 3),
+        torch.tensor(2.5),
+    ]
     for one, back in zip(given, WORDS.unpack(WORDS.pack(given)), strict=True):
         assert (back.dtype, back.shape) == (one.dtype, one.shape)
-        assert back.contiguous().reshape(-1).view(torch.uint8).tolist() == one.contiguous().reshape(-1).view(torch.uint8).tolist()
+        assert (
+            back.contiguous().reshape(-1).view(torch.uint8).tolist()
+            == one.contiguous().reshape(-1).view(torch.uint8).tolist()
+        )
 
 
 def test_what_is_none_of_it_cant_be_said():
@@ -147,11 +169,36 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
             return Own(self.total * factor, self.tokens, self.mass * factor)
 
     squares = torch.tensor([0.1, 1e-300], dtype=torch.float64)
-    said = RANKS.unpack(RANKS.pack(RankMessage("a sum", {"it": (FeatureNorms(squares, 3, 2.5), BlockChange(0.1, 3, 2.5), Own(squares, 1, 1.0))})))
+    said = RANKS.unpack(
+        RANKS.pack(
+            RankMessage(
+                "a sum",
+                {
+                    "it": (
+                        FeatureNorms(squares, 3, 2.5),
+                        BlockChange(0.1, 3, 2.5),
+                        Own(squares, 1, 1.0),
+                    )
+                },
+            )
+        )
+    )
     norms, change, own = said.what["it"]
-    assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (FeatureNorms, squares.tolist(), 3, 2.5)
-    assert (type(change), change.total, type(own), own.total.tolist()) == (BlockChange, 0.1, Own, squares.tolist())
-    failure = RANKS.unpack(RANKS.pack(RankMessage("", None, RankFailure.of(NumericsError("NaN", subject="q"))))).failure
+    assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (
+        FeatureNorms,
+        squares.tolist(),
+        3,
+        2.5,
+    )
+    assert (type(change), change.total, type(own), own.total.tolist()) == (
+        BlockChange,
+        0.1,
+        Own,
+        squares.tolist(),
+    )
+    failure = RANKS.unpack(
+        RANKS.pack(RankMessage("", None, RankFailure.of(NumericsError("NaN", subject="q"))))
+    ).failure
     assert repr(failure.error(1)) == repr(NumericsError("NaN")), "a failure keeps its class"
     assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
     assert "OSError: no room" in str(RankFailure.of(OSError("no room")).error(1))
@@ -161,7 +208,10 @@ def test_an_error_is_called_by_the_nearest_class_that_all_know():
     class Odd(NumericsError):
         """Of another package."""
 
-    assert [kind_of(e) for e in (Odd("x"), StudyError([Problem(1, "", "x")]), KeyError(1), KeyboardInterrupt())] == [
+    assert [
+        kind_of(e)
+        for e in (Odd("x"), StudyError([Problem(1, "", "x")]), KeyError(1), KeyboardInterrupt())
+    ] == [
         "NumericsError",
         "InputError",
         "KeyError",

@@ -1,4 +1,6 @@
-"""What is said to somebody who asks for what can't be done: the telling part of each sentence, and nowhere else."""
+"""What is said to somebody who asks for what can't be done: the telling part of each sentence,
+and nowhere else.
+"""
 
 from collections.abc import Callable
 
@@ -10,42 +12,70 @@ from calibrant.edits import read_edit
 from calibrant.edits.file import from_bytes
 from calibrant.edits.kinds import StoredEdit
 from calibrant.errors import InputError
-from calibrant.grammar import read_set
-from calibrant.languages import Lape
-from calibrant.launch import number
+from calibrant.evaluators._languages import Lape
 from calibrant.models import view
+from calibrant.spec.grammar import read_set
+from calibrant.system.launch import number
 from calibrant.testing import tiny_model
 
 MODEL = "no/such/model"
 
 
 def lape_of_one() -> Lape:
-    return Lape("m", ("a",), (9,), (2,), probability=torch.zeros(1, 2, dtype=torch.float64), lowest=0.3, quantile=0.5)
+    return Lape(
+        "m",
+        ("a",),
+        (9,),
+        (2,),
+        probability=torch.zeros(1, 2, dtype=torch.float64),
+        lowest=0.3,
+        quantile=0.5,
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         (lambda: prune(MODEL, "c4", method="wnda"), "'wnda', did you mean 'wanda'"),
-        (lambda: prune(MODEL, "c4", propagate="sideways"), "'sideways' is not known; choose one of arrival, reference, dense"),
+        (
+            lambda: prune(MODEL, "c4", propagate="sideways"),
+            "'sideways' is not known; choose one of arrival, reference, dense",
+        ),
         (lambda: prune(MODEL, "c4", memory=-1.0), "memory=-1 is no room to work in"),
-        (lambda: prune(MODEL, "c4", target=0.5, sparsity=0.6), "target=0.5 and sparsity=0.6 are two words for one thing"),
+        (
+            lambda: prune(MODEL, "c4", target=0.5, sparsity=0.6),
+            "target=0.5 and sparsity=0.6 are two words for one thing",
+        ),
         (lambda: prune(MODEL, "c4", "rtn", "w4g64"), "rtn is no method for calibrant prune"),
         (lambda: prune(MODEL, "c4", "wanda", "w4g64"), "use calibrant quantize"),
         (lambda: quantize(MODEL, target="0.5"), "use calibrant prune"),
-        (lambda: quantize(MODEL, method="gptq", target="w4"), "gptq looks at activations and needs calibration data; give --data"),
-        (lambda: Recipe.parse("wanda", "w4g64"), "wanda can't be asked for w4g64: it accepts a sparsity"),
+        (
+            lambda: quantize(MODEL, method="gptq", target="w4"),
+            "gptq looks at activations and needs calibration data; give --data",
+        ),
+        (
+            lambda: Recipe.parse("wanda", "w4g64"),
+            "wanda can't be asked for w4g64: it accepts a sparsity",
+        ),
         (lambda: read_set("c4:text:text"), "'c4:text:text' is no calibration set"),
         (lambda: read_set("c4("), "'c4(': a bracket isn't closed"),
         (lambda: read_set("0.5*c4 + pile"), "some parts have a weight and some have none"),
         (lambda: read_set("a.jsonl(path=b)"), "'a.jsonl': the path stands before the brackets"),
         (lambda: from_bytes(b"PK"), "the edits that are kept of a run can't be read"),
-        (lambda: read_edit(StoredEdit("unheard_of", {}), view(tiny_model("llama"))), "install the package of the method that made it"),
+        (
+            lambda: read_edit(StoredEdit("unheard_of", {}), view(tiny_model("llama"))),
+            "install the package of the method that made it",
+        ),
         (lambda: lape_of_one().neurons("d"), "nothing was read in 'd'; the languages are a"),
-        (lambda: number("WORLD_SIZE", 1, 8), "WORLD_SIZE is 'y', and must be a whole number from 1 to 8; torchrun sets it"),
+        (
+            lambda: number("WORLD_SIZE", 1, 8),
+            "WORLD_SIZE is 'y', and must be a whole number from 1 to 8; torchrun sets it",
+        ),
     ],
 )
-def test_a_refusal_says_what_was_given_and_what_to_do(asked: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_refusal_says_what_was_given_and_what_to_do(
+    asked: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("WORLD_SIZE", "y")
     with pytest.raises(InputError) as caught:
         asked()

@@ -1,7 +1,9 @@
-"""A tiny mixture of experts that has learnt something, and truths that are planted in it: an expert that does nothing, and two that do the same.
+"""A tiny mixture of experts that has learnt something, and truths that are planted in it: an expert
+that does nothing, and two that do the same.
 
-A Qwen2-MoE of bytes, four blocks with one shared and sixteen routed experts, of which two are picked; trained as `tests.trained` trains its llama,
-with the loss that balances routers. `studies/experts/byte_mixture.py` says what it has learnt.
+A Qwen2-MoE of bytes, four blocks with one shared and sixteen routed experts, of which two are
+picked; trained as `tests.trained` trains its llama, with the loss that balances routers.
+`studies/experts/byte_mixture.py` says what it has learnt.
 """
 
 from collections.abc import Iterable
@@ -47,14 +49,18 @@ def untrained_mixture(**overrides: Any) -> PreTrainedModel:
     """The model before it has learnt anything, with sizes of its own where `overrides` says so."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2_moe", **{**SIZES, **overrides})).eval()
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("qwen2_moe", **{**SIZES, **overrides})
+        ).eval()
     model.set_experts_implementation("eager")
     return model
 
 
 @cache
 def mixture_folder() -> Path:
-    """A folder with the model and the tokenizer of bytes. Trained once on a machine, in about a minute."""
+    """A folder with the model and the tokenizer of bytes. Trained once on a machine, in about a
+    minute.
+    """
     return kept("mixture", Path(__file__), _trained_mixture)
 
 
@@ -66,23 +72,30 @@ def trained_mixture() -> PreTrainedModel:
 
 
 def _trained_mixture() -> PreTrainedModel:
-    model = untrained_mixture(output_router_logits=True)  # only with these does the loss have its part that balances routers
+    model = untrained_mixture(
+        output_router_logits=True
+    )  # only with these does the loss have its part that balances routers
     trained(model, STEPS)
     model.config.output_router_logits = False
     return model.eval()
 
 
-def plant(model: PreTrainedModel, dead: Iterable[Place] = (), doubled: Iterable[tuple[int, int, int]] = ()) -> PreTrainedModel:
+def plant(
+    model: PreTrainedModel, dead: Iterable[Place] = (), doubled: Iterable[tuple[int, int, int]] = ()
+) -> PreTrainedModel:
     """Make experts do nothing, and others the same, in place.
 
-    A `dead` one has zeros for numbers, and for its row of the router the mean of the others' rows: its score is the mean of the others', so that
-    hardly any token picks it. Of a `doubled` block, expert and other expert, the other becomes a copy of the first, row of the router included: a
+    A `dead` one has zeros for numbers, and for its row of the router the mean of the others' rows:
+    its score is the mean of the others', so that hardly any token picks it. Of a `doubled` block,
+    expert and other expert, the other becomes a copy of the first, row of the router included: a
     token whose first choice they are gets both, and one whose second choice they are gets either.
     """
     layers = {layer.block: layer for layer in expert_layers(view(model))}
     with torch.no_grad():
         for block, expert, other in doubled:
-            for mine, copied in zip(layers[block].experts[expert], layers[block].experts[other], strict=True):
+            for mine, copied in zip(
+                layers[block].experts[expert], layers[block].experts[other], strict=True
+            ):
                 copied.set(mine.get())
             rows = layers[block].matrix.stored
             rows[other] = rows[expert]
@@ -90,5 +103,7 @@ def plant(model: PreTrainedModel, dead: Iterable[Place] = (), doubled: Iterable[
             for matrix in layers[block].experts[expert]:
                 matrix.set(torch.zeros(matrix.shape))
             rows = layers[block].matrix.stored
-            rows[expert] = rows[[number for number in range(layers[block].count) if number != expert]].mean(0)
+            rows[expert] = rows[
+                [number for number in range(layers[block].count) if number != expert]
+            ].mean(0)
     return model

@@ -1,4 +1,6 @@
-"""What many tests take: a file of texts, and which kinds of model, or other names, they go through every time (`make slow` takes the others)."""
+"""What many tests take: a file of texts, and which kinds of model, or other names, they go
+through every time (`make slow` takes the others).
+"""
 
 import json
 from collections.abc import Collection, Iterable
@@ -19,7 +21,14 @@ def usually(names: Iterable[str], usual: Collection[str] = FAMILIES) -> list[Par
 
 def two_hundred_lines(folder: Path) -> str:
     """A file of texts, none like another, that anything can be calibrated or measured on."""
-    lines = [json.dumps({"text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"}) for i in range(200)]
+    lines = [
+        json.dumps(
+            {
+                "text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"
+            }
+        )
+        for i in range(200)
+    ]
     path = folder / "mine.jsonl"
     path.write_text("\n".join(lines))
     return str(path)

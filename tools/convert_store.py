@@ -18,11 +18,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibrant.durable import compact_json, from_json
-from calibrant.store import STUDY, Store, pack
-from calibrant.store.items import same_items
-from calibrant.store.records import StudyIndex
-from calibrant.store.results import EDITS, MASK, PROFILE, StoredMeasurement, StoredRun
+from calibrant.results import STUDY, Store, pack
+from calibrant.results.items import same_items
+from calibrant.results.records import StudyIndex
+from calibrant.results.stored import EDITS, MASK, PROFILE, StoredMeasurement, StoredRun
+from calibrant.system.durable import compact_json, from_json
 
 SEAL: Final = "seal"
 FILES: Final = (PROFILE, MASK, EDITS)
@@ -70,7 +70,11 @@ class OldStore:
         record = from_json(row["record"])
         weights = record.pop("weights") if row["weights"] is None else from_json(row["weights"])
         place = f"runs/{row['run'].rpartition(':')[2]}"
-        files = {name: self._archive[f"{place}/{name}"] for name in FILES if f"{place}/{name}" in self._archive}
+        files = {
+            name: self._archive[f"{place}/{name}"]
+            for name in FILES
+            if f"{place}/{name}" in self._archive
+        }
         if row["profile"] is not None:
             files[PROFILE] = row["profile"].encode()
         provenance = _unsealed(from_json(row["provenance"] or "{}"))
@@ -86,7 +90,9 @@ class OldStore:
                 if number not in groups:
                     groups = {number: file.read_row_group(number)}
                 place = groups[number].slice(layout["start"], layout["rows"])
-                items = pa.table({name: place[column].combine_chunks() for name, column in layout["columns"]})
+                items = pa.table(
+                    {name: place[column].combine_chunks() for name, column in layout["columns"]}
+                )
                 names = {"id": row["measurement"], "run": row["run"]}
                 score = {"data": "", **from_json(row["score"]), **names}
                 provenance = _unsealed(from_json(row["provenance"] or "{}"))
@@ -159,7 +165,11 @@ def compare(old: OldStore, target: Path) -> None:
     with Store(target, create=False) as store:
         for run in old.runs():
             row = store.results(run.id).run_row(run.id)
-            _same(run.id, [row.record, row.weights, row.provenance], [run.record, run.weights, run.provenance])
+            _same(
+                run.id,
+                [row.record, row.weights, row.provenance],
+                [run.record, run.weights, run.provenance],
+            )
             if row.files != run.files:
                 raise ValueError(f"{run.id} has other files")
         for measurement in old.measurements():
@@ -180,12 +190,18 @@ def _same(name: str, here: Any, there: Any) -> None:
 
 def main() -> None:
     """Convert one store."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--pack", action="store_true", help="write tables")
     chosen = parser.parse_args()
-    place = chosen.target.with_name(f"{chosen.target.name}.converting") if chosen.pack else chosen.target
+    place = (
+        chosen.target.with_name(f"{chosen.target.name}.converting")
+        if chosen.pack
+        else chosen.target
+    )
     runs, measurements = convert(chosen.source, place)
     if chosen.pack:
         pack(place, chosen.target)

@@ -1,9 +1,11 @@
 """Writes what is made from the folders: the catalogue of names inside the package, the tables and
 counts of the README and the docs, and what is frozen of new names: python -m tools.generate
 
-Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the other folders; `<!-- count of sources -->` has
-their number behind it. With `--survey` sources that the record of the survey lacks are tried too, which takes the model `smollm2` and the data.
-What was frozen before stays (`tools/freeze.py`): a mask that is another one now is a change of numbers, and for the tests to tell.
+Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the
+other folders; `<!-- count of sources -->` has their number behind it. With `--survey` sources that
+the record of the survey lacks are tried too, which takes the model `smollm2` and the data. What was
+frozen before stays (`tools/freeze.py`): a mask that is another one now is a change of numbers, and
+for the tests to tell.
 
 `--check` writes nothing: it names what is stale and the command that puts it right, and exits with
 1 if anything is.
@@ -19,11 +21,11 @@ from typing import Any, Final
 
 from tools import freeze
 
-from calibrant.families import WORDS
-from calibrant.inspection.surveying import FORMATS, as_markdown
+from calibrant.data.inspect.surveying import FORMATS, as_markdown
+from calibrant.data.select import Picking, selectors
 from calibrant.names import CATALOGUE, FOLDERS, Named, entries_of, from_entry
-from calibrant.select import Picking, selectors
 from calibrant.spec import build
+from calibrant.spec.families import WORDS
 
 PROJECT: Final = Path(__file__).parents[1]
 PAGES: Final = (PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md")))
@@ -43,7 +45,14 @@ _COUNT: Final = re.compile(r"(<!-- count of ([a-z]+) -->)[0-9]+")
 def filled(page: str) -> str:
     """A page's text with its tables and counts as they are now."""
     page = _COUNT.sub(lambda found: f"{found[1]}{len(ours(found[2]))}", page)
-    return _PLACE.sub(lambda found: found[1] + ("\n".join(made) + "\n" if (made := list(_table(found[2]))) else found[3]) + found[4], page)
+    return _PLACE.sub(
+        lambda found: (
+            found[1]
+            + ("\n".join(made) + "\n" if (made := list(_table(found[2]))) else found[3])
+            + found[4]
+        ),
+        page,
+    )
 
 
 def stale() -> list[Path]:
@@ -75,7 +84,10 @@ def _table(kind: str) -> Iterator[str]:
         yield from _lines(("family", "sources"), _families())
     elif kind == "selectors":
         heads = ("selector", HEADS[kind], "the model", "after")
-        yield from _lines(heads, ((*_told(e), _part_of_the_model(e), e.facts.get("after", "")) for e in ours(kind)))
+        yield from _lines(
+            heads,
+            ((*_told(e), _part_of_the_model(e), e.facts.get("after", "")) for e in ours(kind)),
+        )
     elif kind in FOLDERS:
         yield from _lines((kind[:-1], HEADS.get(kind, "what it is")), map(_told, ours(kind)))
 
@@ -93,14 +105,18 @@ def _part_of_the_model(entry: Named) -> str:
     cls = selectors.get(entry.name)
     if not issubclass(cls, Picking):
         return "writes"
-    made = build(cls, {name: "python_docs" for name, default in entry.parameters.items() if not default})
+    made = build(
+        cls, {name: "python_docs" for name, default in entry.parameters.items() if not default}
+    )
     return "reads" if made.needs_model else "–"
 
 
 def _told(entry: Named) -> tuple[str, str]:
     """A name as it is typed, with what must be given, and what it is."""
     needed = ", ".join(f"{name}=…" for name, default in entry.parameters.items() if not default)
-    return f"`{entry.name}({needed})`" if needed else f"`{entry.name}`", entry.summary.replace("|", "\\|")
+    return f"`{entry.name}({needed})`" if needed else f"`{entry.name}`", entry.summary.replace(
+        "|", "\\|"
+    )
 
 
 def _lines(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
@@ -116,16 +132,24 @@ def surveyed() -> list[dict[str, Any]]:
 def lacking() -> list[str]:
     """The sources that the survey has not tried in every format."""
     tried = {(one["source"], one["format"]) for one in surveyed()}
-    return [entry.name for entry in ours("sources") if any((entry.name, form) not in tried for form in FORMATS)]
+    return [
+        entry.name
+        for entry in ours("sources")
+        if any((entry.name, form) not in tried for form in FORMATS)
+    ]
 
 
 def _survey() -> None:
-    from calibrant.inspection import survey
+    from calibrant.data.inspect import survey
 
     names = lacking()
     known = {entry.name for entry in ours("sources")}
     kept = [one for one in surveyed() if one["source"] in known.difference(names)]
-    kept += [one.to_json() for one in survey(names, "smollm2", tokens=8192, length=512)] if names else []
+    kept += (
+        [one.to_json() for one in survey(names, "smollm2", tokens=8192, length=512)]
+        if names
+        else []
+    )
     kept.sort(key=lambda one: (one["source"], FORMATS.index(one["format"])))
     SURVEY.write_text(json.dumps(kept) + "\n", "utf-8")
 

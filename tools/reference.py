@@ -12,9 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from calibrant.cli import app
-from calibrant.grammar import SetLabel
-from calibrant.outcomes import ScoreFacts
-from calibrant.store.facts import (
+from calibrant.results.facts import (
     DataFacts,
     EditFacts,
     Failure,
@@ -24,9 +22,21 @@ from calibrant.store.facts import (
     SpecForm,
     StudyParts,
 )
-from calibrant.store.records import Record, ScoreEntry, StudyIndex
+from calibrant.results.outcomes import ScoreFacts
+from calibrant.results.records import Record, ScoreEntry, StudyIndex
+from calibrant.spec.grammar import SetLabel
 
-INSIDE = (DataFacts, EditFacts, Failure, MatrixFacts, Profile, Provenance, ScoreFacts, SpecForm, StudyParts)
+INSIDE = (
+    DataFacts,
+    EditFacts,
+    Failure,
+    MatrixFacts,
+    Profile,
+    Provenance,
+    ScoreFacts,
+    SpecForm,
+    StudyParts,
+)
 """What lies within records as mappings."""
 PACKAGE = Path(__file__).parents[1] / "src/calibrant"
 
@@ -40,9 +50,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def commands() -> str:
-    """Return the page of all commands: usage, arguments, options and examples, as `--help` has them."""
+    """Return the page of all commands: usage, arguments, options and examples, as `--help` has
+    them.
+    """
     root = typer.main.get_command(app)
-    lines = ["# Commands", "", "The options of `calibrant` itself stand before the command: `calibrant --quiet prune …`.", ""]
+    lines = [
+        "# Commands",
+        "",
+        "The options of `calibrant` itself stand before the command: `calibrant --quiet prune …`.",
+        "",
+    ]
     lines += _command(root, "calibrant", 2)
     return "\n".join(lines) + "\n"
 
@@ -66,15 +83,40 @@ def records() -> str:
     return "\n".join(lines)
 
 
-def _command(command: typer.core.TyperCommand | typer.core.TyperGroup, path: str, level: int) -> list[str]:
+def _command(
+    command: typer.core.TyperCommand | typer.core.TyperGroup, path: str, level: int
+) -> list[str]:
     context = command.make_context(path.split()[-1], [], resilient_parsing=True)
     usage = " ".join(piece for piece in command.collect_usage_pieces(context))
-    lines = ["#" * level + f" {path}", "", _markdown(command.help or ""), "", "```text", f"{path} {usage}", "```", ""]
-    rows = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
+    lines = [
+        "#" * level + f" {path}",
+        "",
+        _markdown(command.help or ""),
+        "",
+        "```text",
+        f"{path} {usage}",
+        "```",
+        "",
+    ]
+    rows = [
+        record
+        for parameter in command.get_params(context)
+        if (record := parameter.get_help_record(context))
+    ]
     if rows:
-        lines += ["| | |", "| --- | --- |", *(f"| `{name}` | {_cell(text)} |" for name, text in rows), ""]
+        lines += [
+            "| | |",
+            "| --- | --- |",
+            *(f"| `{name}` | {_cell(text)} |" for name, text in rows),
+            "",
+        ]
     if epilog := command.epilog:
-        lines += ["```console", *(line for line in _plain(epilog).splitlines() if line.strip()), "```", ""]
+        lines += [
+            "```console",
+            *(line for line in _plain(epilog).splitlines() if line.strip()),
+            "```",
+            "",
+        ]
     for name, inner in getattr(command, "commands", {}).items():
         lines += _command(inner, f"{path} {name}", level + 1)
     return lines
@@ -94,7 +136,11 @@ def _cell(text: str) -> str:
 
 def modules() -> str:
     """Return the page of all modules, each with the first line of its docstring."""
-    lines = ["# Modules", "", "Every file of the package, and what it is for. [Architecture](../architecture.md) says which may use which."]
+    lines = [
+        "# Modules",
+        "",
+        "Every file of the package, and what it is for. [Architecture](../architecture.md) says which may use which.",
+    ]
     folder = None
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent != PACKAGE, path)):
         if path.parent != folder:

@@ -1,4 +1,6 @@
-"""`python -m calibrant`, which is also what torchrun starts: `torchrun --nproc-per-node 2 -m calibrant prune …`."""
+"""`python -m calibrant`, which is also what torchrun starts: `torchrun --nproc-per-node 2 -m
+calibrant prune …`.
+"""
 
 from calibrant.cli import main
 

@@ -1,8 +1,9 @@
 """What a matrix saw: sums over the tokens that reached it.
 
-Every statistic is a plain sum over real tokens (never a running mean), so `a + b` is what one pass over both would give, and `a * 0.5`
-weighs one. Padding and tokens of weight zero never arrive: the walk removes them. Sums are kept in float32 or better, whatever the
-activations' type: a Gram accumulated in bfloat16 isn't positive definite already in the first block of a small model.
+Every statistic is a plain sum over real tokens (never a running mean), so `a + b` is what one pass
+over both would give, and `a * 0.5` weighs one. Padding and tokens of weight zero never arrive: the
+walk removes them. Sums are kept in float32 or better, whatever the activations' type: a Gram
+accumulated in bfloat16 isn't positive definite already in the first block of a small model.
 
 Shapes: `token` rows that reached the matrix, `in` its inputs.
 """
@@ -23,22 +24,32 @@ S = TypeVar("S", bound="Statistic")
 Own = TypeVar("Own", bound="Statistic")
 
 CHUNK = 1024
-"""Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums short."""
+"""Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums
+short.
+"""
 
 EXACT_CHUNK = 4096
-"""The same where matrix tiles multiply: their products want many rows, and are as near to float64's then."""
+"""The same where matrix tiles multiply: their products want many rows, and are as near to
+float64's then.
+"""
 
 PANEL = 192
-"""Columns of a Gram's panel: narrow enough that little of the lower triangle is multiplied too, wide enough for the product's full speed."""
+"""Columns of a Gram's panel: narrow enough that little of the lower triangle is multiplied too,
+wide enough for the product's full speed.
+"""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type statistics and scores of `dtype` numbers are computed in: float64 stays, everything else becomes float32."""
+    """Return the type statistics and scores of `dtype` numbers are computed in: float64 stays,
+    everything else becomes float32.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Statistic(ABC):
-    """A sum over tokens: additive, and scaled by a number. `tokens` is how many arrived, `mass` the sum of their weights."""
+    """A sum over tokens: additive, and scaled by a number. `tokens` is how many arrived, `mass`
+    the sum of their weights.
+    """
 
     tokens: int
     mass: float
@@ -50,7 +61,9 @@ class Statistic(ABC):
     def __mul__(self: Own, factor: float) -> Own: ...
 
     def held(self) -> dict[str, Any]:
-        """Return what its class makes an equal one of, by name: what it holds under a public name."""
+        """Return what its class makes an equal one of, by name: what it holds under a public
+        name.
+        """
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def finite(self) -> bool:
@@ -64,8 +77,12 @@ class InputStatistic(Statistic):
 
     @classmethod
     @abstractmethod
-    def of(cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> Own:
-        """Return the statistic of these rows alone; `weights` count a row more or less than once."""
+    def of(
+        cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> Own:
+        """Return the statistic of these rows alone; `weights` count a row more or less than
+        once.
+        """
 
     @abstractmethod
     def norms(self) -> Float[Tensor, "in"]:
@@ -89,16 +106,27 @@ class FeatureNorms(InputStatistic):
         self.squares, self.tokens, self.mass = squares, tokens, mass
 
     @classmethod
-    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureNorms":
-        # Partial sums of a chunk are in the wide type, their total in float64: the order of many additions then decides no mask.
-        total = torch.zeros(x.shape[1], dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "FeatureNorms":
+        # Partial sums of a chunk are in the wide type, their total in float64: the order of many
+        # additions then decides no mask.
+        total = torch.zeros(
+            x.shape[1],
+            dtype=torch.float64 if x.device.type != "mps" else torch.float32,
+            device=x.device,
+        )
         for rows, w in _chunks(x, weights):
-            squares = rows.square() if rows.dtype == x.dtype else rows.square_()  # promoted rows are a copy
+            squares = (
+                rows.square() if rows.dtype == x.dtype else rows.square_()
+            )  # promoted rows are a copy
             total += (squares if w is None else squares.mul_(w[:, None])).sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
     def __add__(self, other: "FeatureNorms") -> "FeatureNorms":
-        return FeatureNorms(self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+        return FeatureNorms(
+            self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass
+        )
 
     def __mul__(self, factor: float) -> "FeatureNorms":
         return FeatureNorms(self.squares * factor, self.tokens, self.mass * factor)
@@ -114,11 +142,15 @@ class FeatureSizes(InputStatistic):
     [2.0, 1.0]
     """
 
-    def __init__(self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+    def __init__(
+        self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
+    ) -> None:
         self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
 
     @classmethod
-    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureSizes":
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "FeatureSizes":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
         for rows, w in _chunks(x, weights):
@@ -127,10 +159,17 @@ class FeatureSizes(InputStatistic):
         return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
 
     def __add__(self, other: "FeatureSizes") -> "FeatureSizes":
-        return FeatureSizes(self.sums + other.sums, self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+        return FeatureSizes(
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.tokens + other.tokens,
+            self.mass + other.mass,
+        )
 
     def __mul__(self, factor: float) -> "FeatureSizes":
-        return FeatureSizes(self.sums * factor, self.squares * factor, self.tokens, self.mass * factor)
+        return FeatureSizes(
+            self.sums * factor, self.squares * factor, self.tokens, self.mass * factor
+        )
 
     def norms(self) -> Float[Tensor, "in"]:
         return self.squares
@@ -148,11 +187,15 @@ class FeatureMoments(InputStatistic):
     ([2.0, -1.0], [1.0, 1.0])
     """
 
-    def __init__(self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+    def __init__(
+        self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
+    ) -> None:
         self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
 
     @classmethod
-    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureMoments":
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "FeatureMoments":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
         for rows, w in _chunks(x, weights):
@@ -160,10 +203,17 @@ class FeatureMoments(InputStatistic):
         return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
 
     def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
-        return FeatureMoments(self.sums + other.sums, self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+        return FeatureMoments(
+            self.sums + other.sums,
+            self.squares + other.squares,
+            self.tokens + other.tokens,
+            self.mass + other.mass,
+        )
 
     def __mul__(self, factor: float) -> "FeatureMoments":
-        return FeatureMoments(self.sums * factor, self.squares * factor, self.tokens, self.mass * factor)
+        return FeatureMoments(
+            self.sums * factor, self.squares * factor, self.tokens, self.mass * factor
+        )
 
     def norms(self) -> Float[Tensor, "in"]:
         return self.squares
@@ -178,26 +228,43 @@ class FeatureMoments(InputStatistic):
 
 
 class Gram(InputStatistic):
-    """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation, say) are cached on it and never stored."""
+    """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation,
+    say) are cached on it and never stored.
+    """
 
-    def __init__(self, matrix: Float[Tensor, "in in"], tokens: int, mass: float, panel: int = 0) -> None:
+    def __init__(
+        self, matrix: Float[Tensor, "in in"], tokens: int, mass: float, panel: int = 0
+    ) -> None:
         self._numbers, self.tokens, self.mass = matrix, tokens, mass
-        self._panel = panel  # unless 0, what lies left of each panel of so many rows isn't there yet
+        self._panel = (
+            panel  # unless 0, what lies left of each panel of so many rows isn't there yet
+        )
         self._cache: dict[Any, Any] = {}
 
     @property
     def matrix(self) -> Float[Tensor, "in in"]:
-        """The whole matrix. What lies left of a panel is the mirror image of what lies above it, and is made once all parts of a sum are added."""
+        """The whole matrix. What lies left of a panel is the mirror image of what lies above it,
+        and is made once all parts of a sum are added.
+        """
         for at in range(self._panel, len(self._numbers) if self._panel else 0, self._panel or 1):
             self._numbers[at : at + self._panel, :at] = self._numbers[:at, at : at + self._panel].T
         self._panel = 0
         return self._numbers
 
     @classmethod
-    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
-        width, exact = x.shape[1], x.dtype == torch.bfloat16 and weights is None and x.device.type == "cpu" and _has_tiles()
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "Gram":
+        width, exact = (
+            x.shape[1],
+            x.dtype == torch.bfloat16
+            and weights is None
+            and x.device.type == "cpu"
+            and _has_tiles(),
+        )
         panel = 2 * PANEL if exact else PANEL
-        # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product with its own transpose.
+        # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product
+        # with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         for rows, w in _chunks(x, weights, EXACT_CHUNK if exact else CHUNK):
             weighted = rows if w is None else rows * w[:, None]
@@ -221,7 +288,9 @@ class Gram(InputStatistic):
         return self._numbers.diagonal()
 
     def symmetric(self) -> Float[Tensor, "in in"]:
-        """Return the matrix by its upper triangle alone: a product may round the two triangles differently."""
+        """Return the matrix by its upper triangle alone: a product may round the two triangles
+        differently.
+        """
         return torch.where(_upper(len(self.matrix), self.matrix.device), self.matrix, self.matrix.T)
 
     def packed(self) -> Float[Tensor, "pair"]:
@@ -231,52 +300,78 @@ class Gram(InputStatistic):
     @classmethod
     def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
         """Return the Gram whose upper triangle `packed` is, mirrored."""
-        width = (math.isqrt(8 * len(packed) + 1) - 1) // 2  # a triangle of n rows has n(n + 1)/2 numbers
+        width = (
+            math.isqrt(8 * len(packed) + 1) - 1
+        ) // 2  # a triangle of n rows has n(n + 1)/2 numbers
         matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
         matrix[_upper(width, packed.device)] = packed
         return Gram(Gram(matrix, tokens, mass).symmetric(), tokens, mass)
 
     def cached(self, key: Any, compute: Callable[[], T]) -> T:
-        """`compute()`, once for each `key`: matrices that saw the same input share this Gram, and so its factorisation."""
+        """`compute()`, once for each `key`: matrices that saw the same input share this Gram,
+        and so its factorisation.
+        """
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
 
 
 class BlockChange(Statistic):
-    """Σ w·(1 − cos(before, after)): how far a block turns its input. ShortGPT's block influence (arXiv 2403.03853, eq. 1) is this over `mass`."""
+    """Σ w·(1 − cos(before, after)): how far a block turns its input. ShortGPT's block influence
+    (arXiv 2403.03853, eq. 1) is this over `mass`.
+    """
 
     def __init__(self, total: float, tokens: int, mass: float) -> None:
         self.total, self.tokens, self.mass = total, tokens, mass
 
     @classmethod
     def of(
-        cls, before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"], weights: Float[Tensor, "token"] | None = None
+        cls,
+        before: Float[Tensor, "token hidden"],
+        after: Float[Tensor, "token hidden"],
+        weights: Float[Tensor, "token"] | None = None,
     ) -> "BlockChange":
         """Return the change that these rows underwent."""
-        cosines = torch.nn.functional.cosine_similarity(before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1)
+        cosines = torch.nn.functional.cosine_similarity(
+            before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1
+        )
         turned = (1 - cosines).double()
         total = turned.sum() if weights is None else (turned * weights).sum()
         return BlockChange(float(total), before.shape[0], _mass(before, weights))
 
     def __add__(self, other: "BlockChange") -> "BlockChange":
-        return BlockChange(self.total + other.total, self.tokens + other.tokens, self.mass + other.mass)
+        return BlockChange(
+            self.total + other.total, self.tokens + other.tokens, self.mass + other.mass
+        )
 
     def __mul__(self, factor: float) -> "BlockChange":
         return BlockChange(self.total * factor, self.tokens, self.mass * factor)
 
 
 class Routing(Statistic):
-    """Whom a router picked: for each expert how many tokens it got and what they gave it, and for each two how many tokens had both.
+    """Whom a router picked: for each expert how many tokens it got and what they gave it, and for
+    each two how many tokens had both.
 
-    `counts` is Σ w over the tokens sent to an expert, `gates` Σ w·g with the weight g that its output got, and `together` Σ w over the tokens
-    that were sent to both of two experts: `counts` is its diagonal. All are float64.
+    `counts` is Σ w over the tokens sent to an expert, `gates` Σ w·g with the weight g that its
+    output got, and `together` Σ w over the tokens that were sent to both of two experts: `counts`
+    is its diagonal. All are float64.
     """
 
     def __init__(
-        self, counts: Float[Tensor, "expert"], gates: Float[Tensor, "expert"], together: Float[Tensor, "expert expert"], tokens: int, mass: float
+        self,
+        counts: Float[Tensor, "expert"],
+        gates: Float[Tensor, "expert"],
+        together: Float[Tensor, "expert expert"],
+        tokens: int,
+        mass: float,
     ) -> None:
-        self.counts, self.gates, self.together, self.tokens, self.mass = counts, gates, together, tokens, mass
+        self.counts, self.gates, self.together, self.tokens, self.mass = (
+            counts,
+            gates,
+            together,
+            tokens,
+            mass,
+        )
 
     @classmethod
     def of(
@@ -286,44 +381,68 @@ class Routing(Statistic):
         experts: int,
         weights: Float[Tensor, "token"] | None = None,
     ) -> "Routing":
-        """Return the routing of these tokens alone, among so many `experts`; a number that is no expert's says that a choice was left out."""
+        """Return the routing of these tokens alone, among so many `experts`; a number that is no
+        expert's says that a choice was left out.
+        """
         kind = torch.float64 if gates.device.type != "mps" else torch.float32
         real = (chosen >= 0) & (chosen < experts)
         # A column more than there are experts takes what was left out.
         at = torch.where(real, chosen, experts).long()
-        sent = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_(1, at, 1.0)[:, :experts]
-        gates_of = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_add_(1, at, gates.to(kind))[:, :experts]
+        sent = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_(
+            1, at, 1.0
+        )[:, :experts]
+        gates_of = torch.zeros(
+            len(chosen), experts + 1, dtype=kind, device=gates.device
+        ).scatter_add_(1, at, gates.to(kind))[:, :experts]
         weighted = sent if weights is None else sent * weights.to(kind)[:, None]
         sums = gates_of if weights is None else gates_of * weights.to(kind)[:, None]
-        return Routing(weighted.sum(0), sums.sum(0), sent.T @ weighted, len(chosen), _mass(chosen, weights))
+        return Routing(
+            weighted.sum(0), sums.sum(0), sent.T @ weighted, len(chosen), _mass(chosen, weights)
+        )
 
     def __add__(self, other: "Routing") -> "Routing":
         sums = self.counts + other.counts, self.gates + other.gates, self.together + other.together
         return Routing(*sums, self.tokens + other.tokens, self.mass + other.mass)
 
     def __mul__(self, factor: float) -> "Routing":
-        return Routing(self.counts * factor, self.gates * factor, self.together * factor, self.tokens, self.mass * factor)
+        return Routing(
+            self.counts * factor,
+            self.gates * factor,
+            self.together * factor,
+            self.tokens,
+            self.mass * factor,
+        )
 
     def mean_gates(self) -> Float[Tensor, "expert"]:
-        """Return the mean weight that each expert's output got, over the tokens sent to it; 0 for one that got none."""
+        """Return the mean weight that each expert's output got, over the tokens sent to it; 0
+        for one that got none.
+        """
         return torch.where(self.counts > 0, self.gates / self.counts, 0)
 
     def entropy(self) -> float:
-        """Return the entropy of the load, in nats: of which expert a token is sent to. The log of their number where all get equally many."""
+        """Return the entropy of the load, in nats: of which expert a token is sent to. The log
+        of their number where all get equally many.
+        """
         shares = self.counts[self.counts > 0] / self.counts.sum()
         return -float((shares * shares.log()).sum())
 
 
 class Seen(Mapping[type[Statistic], Statistic]):
-    """What one matrix (or block) saw, by kind: `seen[FeatureNorms]`. A method finds in it what it declared in `observes`."""
+    """What one matrix (or block) saw, by kind: `seen[FeatureNorms]`. A method finds in it what
+    it declared in `observes`.
+    """
 
     def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
         self._statistics = dict(statistics)
 
     @classmethod
     def of_gram(cls, gram: Gram) -> "Seen":
-        """Return what a Gram tells methods that look at it, or at feature norms, which are its diagonal."""
-        return cls({Gram: gram, FeatureNorms: FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)})
+        """Return what a Gram tells methods that look at it, or at feature norms, which are its
+        diagonal.
+        """
+        return cls(
+            {Gram: gram, FeatureNorms: FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)}
+        )
 
     def __getitem__(self, kind: type[S]) -> S:
         return self._statistics[kind]  # pyright: ignore[reportReturnType]  # the key's type is the value's
@@ -359,7 +478,9 @@ def _chunks(x: Tensor, weights: Tensor | None, size: int = CHUNK):
 
 @contextmanager
 def _rounding_factors() -> Iterator[None]:
-    """Let float32 products round their factors to bfloat16, which changes none that came from a bfloat16 forward; sums stay float32."""
+    """Let float32 products round their factors to bfloat16, which changes none that came from a
+    bfloat16 forward; sums stay float32.
+    """
     before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -370,7 +491,9 @@ def _rounding_factors() -> Iterator[None]:
 
 @functools.cache
 def _has_tiles() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices in tiles (AMX): several times as fast as float32."""
+    """Return whether the processor multiplies bfloat16 matrices in tiles (AMX): several times as
+    fast as float32.
+    """
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 

@@ -1,20 +1,21 @@
 """Everything Calibrant raises on purpose.
 
-CalibrantError                 one root; carries the subject it is about
-├── InputError                 what the user gave is wrong: exit code 2, one sentence, no traceback
-│   ├── SpecError              a text that is no spec; an unknown name or parameter
-│   ├── DataError              a file, source, column, format, packing or budget
-│   ├── ModelError             a model that can't be opened, viewed or saved
-│   ├── TargetError            a sparsity or N:M pattern that doesn't exist or doesn't fit a matrix
-│   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
-│   ├── MissingPackageError    an optional package that isn't installed; the message names the extra that brings it
-│   ├── OutputError            a folder that isn't ours to write, a disk that is full
-│   └── StudyError             a study that can't be run: every mistake in it, each with its line
-├── WalkError                  a model's forward that can't be followed block by block: exit code 1
-├── RankError                  one of several processes that work together was lost, or went its own way: exit code 1
-└── WorkerError                a worker of a study that died: the recorded reason why an answer isn't there
+CalibrantError                 one root; carries the subject it is about ├── InputError
+what the user gave is wrong: exit code 2, one sentence, no traceback │   ├── SpecError
+a text that is no spec; an unknown name or parameter │   ├── DataError              a file, source,
+column, format, packing or budget │   ├── ModelError             a model that can't be opened,
+viewed or saved │   ├── TargetError            a sparsity or N:M pattern that doesn't exist or
+doesn't fit a matrix │   ├── NumericsError          NaN or infinity in a weight or an activation; a
+Gram beyond repair │   ├── MissingPackageError    an optional package that isn't installed; the
+message names the extra that brings it │   ├── OutputError            a folder that isn't ours to
+write, a disk that is full │   └── StudyError             a study that can't be run: every mistake
+in it, each with its line ├── WalkError                  a model's forward that can't be followed
+block by block: exit code 1 ├── RankError                  one of several processes that work
+together was lost, or went its own way: exit code 1 └── WorkerError                a worker of a
+study that died: the recorded reason why an answer isn't there
 
-A message says what was given, what is allowed and what to do. What was given is repeated to a line at most, however long it was.
+A message says what was given, what is allowed and what to do. What was given is repeated to a line
+at most, however long it was.
 """
 
 import re
@@ -23,9 +24,13 @@ from dataclasses import dataclass
 from typing import Final
 
 QUOTED: Final = 120
-"""Characters of a quoted text that a message repeats at most: its beginning and, where a path has its file's name, its end."""
+"""Characters of a quoted text that a message repeats at most: its beginning and, where a path
+has its file's name, its end.
+"""
 LINE: Final = 1_000
-"""Characters of a line of a message at most; what is cut of a longer one is its middle, since its end says what to do."""
+"""Characters of a line of a message at most; what is cut of a longer one is its middle, since
+its end says what to do.
+"""
 
 _LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED},}})\1(?!\w)""")
 """An apostrophe within a word opens no quotation."""
@@ -73,23 +78,32 @@ class OutputError(InputError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a study: `line` of its file (0 where there is no file), `where` in it (`data[2]`), and what is wrong."""
+    """One mistake in a study: `line` of its file (0 where there is no file), `where` in it
+    (`data[2]`), and what is wrong.
+    """
 
     line: int
     where: str
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (f"line {self.line}" if self.line else "", self.where, self.message)))
+        return ": ".join(
+            filter(None, (f"line {self.line}" if self.line else "", self.where, self.message))
+        )
 
 
 class StudyError(InputError):
-    """A study with mistakes; `problems` are all of them, and the message has one line for each. `subject` is the file."""
+    """A study with mistakes; `problems` are all of them, and the message has one line for each.
+    `subject` is the file.
+    """
 
     def __init__(self, problems: Sequence[Problem], *, subject: str = "") -> None:
         self.problems = tuple(problems)
         count = "a mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
-        super().__init__("\n".join([f"{subject or 'the study'} has {count}:", *map(str, self.problems)]), subject=subject)
+        super().__init__(
+            "\n".join([f"{subject or 'the study'} has {count}:", *map(str, self.problems)]),
+            subject=subject,
+        )
 
 
 class WalkError(CalibrantError):
@@ -114,4 +128,8 @@ def fitted(line: str) -> str:
 
 def _shortened(match: re.Match[str]) -> str:
     mark, text = match.groups()
-    return match[0] if len(text) <= QUOTED else f"{mark}{text[: QUOTED // 2]}…{text[1 - QUOTED // 2 :]}{mark}"
+    return (
+        match[0]
+        if len(text) <= QUOTED
+        else f"{mark}{text[: QUOTED // 2]}…{text[1 - QUOTED // 2 :]}{mark}"
+    )

@@ -1,4 +1,6 @@
-"""What a method is given to work with: an open model, its calibration tokens, and the target of each matrix."""
+"""What a method is given to work with: an open model, its calibration tokens, and the target of
+each matrix.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,8 @@ from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
 from calibrant.errors import SpecError
 from calibrant.models import Block, ModelView, Opened, Weight
-from calibrant.outcomes import Journal
-from calibrant.progress import Progress, silent
+from calibrant.results.outcomes import Journal
+from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.walk import Propagation, walk
 from calibrant.walk.attention import Weigh
@@ -27,12 +29,14 @@ from calibrant.walk.variants import loss
 class Job:
     """An open model, the tokens it is calibrated on, and its targets.
 
-    `targets` has the target that the allocation gives each matrix, by name. `done` are edits that were applied before an interruption: a method
-    yields only the others. In `dense` propagation, and there alone, edits of `done` that change a block's numbers are not applied yet, since the
-    walk is through the untouched model. What a method finds out by trying it may keep in `journal`: after an interruption it is there, and needn't
-    be tried again; what an allocation puts into `notes` the record says. `statistics` is the folder that keeps what the untouched model's matrices
-    saw, None for none; `kinds` are what others need there. `starving` are the matrices of experts that get few tokens, by name; `starved` says what
-    they are calibrated on.
+    `targets` has the target that the allocation gives each matrix, by name. `done` are edits that
+    were applied before an interruption: a method yields only the others. In `dense` propagation,
+    and there alone, edits of `done` that change a block's numbers are not applied yet, since the
+    walk is through the untouched model. What a method finds out by trying it may keep in `journal`:
+    after an interruption it is there, and needn't be tried again; what an allocation puts into
+    `notes` the record says. `statistics` is the folder that keeps what the untouched model's
+    matrices saw, None for none; `kinds` are what others need there. `starving` are the matrices of
+    experts that get few tokens, by name; `starved` says what they are calibrated on.
     """
 
     opened: Opened
@@ -58,33 +62,78 @@ class Job:
         """The first block of which no matrix was replaced before an interruption."""
         return max((edit.block for edit in self.done if edit.block is not None), default=-1) + 1
 
-    def walk(self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None) -> Iterator[tuple[Weight, Seen]]:
-        """Yield each matrix that is still to be compressed with what it saw, as the propagation says; `weigh` weighs tokens block by block.
+    def walk(
+        self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None
+    ) -> Iterator[tuple[Weight, Seen]]:
+        """Yield each matrix that is still to be compressed with what it saw, as the propagation
+        says; `weigh` weighs tokens block by block.
 
-        A matrix that no token reached isn't yielded. An edit of the matrix is applied before the next one is asked for. Raises `WalkError`
-        and `NumericsError` as `calibrant.walk.walk` does.
+        A matrix that no token reached isn't yielded. An edit of the matrix is applied before the
+        next one is asked for. Raises `WalkError` and `NumericsError` as `calibrant.walk.walk` does.
         """
-        return fed(self.view, partial(self._walk, observes, weigh), self.starved, self.starving if observes else {}, self.start)
+        return fed(
+            self.view,
+            partial(self._walk, observes, weigh),
+            self.starved,
+            self.starving if observes else {},
+            self.start,
+        )
 
-    def _walk(self, observes: tuple[type[Statistic], ...], weigh: Weigh | None) -> Iterator[tuple[Weight, Seen]]:
-        if self.propagate == "dense" and self.batch is not None and observes and (self.statistics or self.batch.mixed):
-            # What is kept there is of the model with all its parts, and of experts that get the tokens that their router sends them.
-            root = self.statistics if set(self.applied_kinds) <= {Replace.kind} and not (self.starving and self.starved == "all_tokens") else None
-            how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks, "weigh": weigh}
+    def _walk(
+        self, observes: tuple[type[Statistic], ...], weigh: Weigh | None
+    ) -> Iterator[tuple[Weight, Seen]]:
+        if (
+            self.propagate == "dense"
+            and self.batch is not None
+            and observes
+            and (self.statistics or self.batch.mixed)
+        ):
+            # What is kept there is of the model with all its parts, and of experts that get the
+            # tokens that their router sends them.
+            root = (
+                self.statistics
+                if set(self.applied_kinds) <= {Replace.kind}
+                and not (self.starving and self.starved == "all_tokens")
+                else None
+            )
+            how = {
+                "start": self.start,
+                "root": root,
+                "kinds": self.kinds,
+                "progress": self.progress,
+                "ranks": self.ranks,
+                "weigh": weigh,
+            }
             return untouched(self.opened, self.view, self.batch, observes, **how)
-        return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks, weigh=weigh)
+        return walk(
+            self.view,
+            self.batch,
+            observes,
+            self.propagate,
+            start=self.start,
+            ranks=self.ranks,
+            weigh=weigh,
+        )
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
-        """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""
-        root = None if self.applied_kinds else self.statistics  # what is kept there is of the untouched model
-        for block, seen in blocks_seen(self.opened, self.view, self.tokens(), observes, root=root, ranks=self.ranks):
+        """Yield each block of the model as it is now, with what it did to its input and whom its
+        router picked; of a mix the sum.
+        """
+        root = (
+            None if self.applied_kinds else self.statistics
+        )  # what is kept there is of the untouched model
+        for block, seen in blocks_seen(
+            self.opened, self.view, self.tokens(), observes, root=root, ranks=self.ranks
+        ):
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
             yield block, seen
 
     def loss(self) -> float:
-        """Measure what the model as it is now loses on the calibration tokens, in nats a token; a token counts by its weight.
+        """Measure what the model as it is now loses on the calibration tokens, in nats a token; a
+        token counts by its weight.
 
-        Of a mix, the loss of each part counts by its share. Padding is neither predicted nor counted.
+        Of a mix, the loss of each part counts by its share. Padding is neither predicted nor
+        counted.
         """
         return loss(self.view, self.tokens(), self.ranks)
 

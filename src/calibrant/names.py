@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import SpecError
-from calibrant.families import family_of_kind
-from calibrant.named import NAMED
-from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import is_foreign, qualified, text_of
+from calibrant.spec.families import family_of_kind
+from calibrant.spec.foreign import did_you_mean
+from calibrant.spec.named import NAMED
+from calibrant.spec.registry import Registry
 
 CATALOGUE: Final = Path(__file__).with_name("catalogue.json")
 """For each kind but models, and each file in its folder: the fields of its `Named`.
@@ -37,7 +38,7 @@ FOLDERS: Final = {
     "allocations": ("calibrant.allocations", "allocation"),
     "transforms": ("calibrant.transforms", "transform"),
     "exports": ("calibrant.exports", "export"),
-    "selectors": ("calibrant.select", "selector"),
+    "selectors": ("calibrant.data.select", "selector"),
     "tasks": ("calibrant.evaluators", "task"),
 }
 """Each kind of names: the package whose files they are, and what one of them is."""
@@ -178,8 +179,8 @@ def _from_class(kind: str, name: str, registry: Registry) -> Named:
 
 def _read_class(kind: str, name: str, cls: type[Any]) -> Named:
     """Return what a class says of itself."""
-    summary = _first_line(inspect.getdoc(cls))
-    title = _first_line(sys.modules[cls.__module__].__doc__)
+    summary = _first_paragraph(inspect.getdoc(cls))
+    title = _first_paragraph(sys.modules[cls.__module__].__doc__)
     facts = dict[str, str]()
     if is_foreign(cls):
         facts["class"] = qualified(cls)
@@ -198,8 +199,9 @@ def _read_class(kind: str, name: str, cls: type[Any]) -> Named:
     return Named(name, summary, _parameters(cls), facts, title)
 
 
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").strip().partition("\n")[0]
+def _first_paragraph(docstring: str | None) -> str:
+    paragraph = (docstring or "").strip().partition("\n\n")[0]
+    return " ".join(paragraph.split())
 
 
 def _parameters(cls: type[Any]) -> dict[str, str]:

@@ -24,8 +24,8 @@ from typing import (
 )
 
 from calibrant.errors import TargetError
-from calibrant.progress import Progress, silent
 from calibrant.spec import Spec
+from calibrant.system.progress import Progress, silent
 
 if TYPE_CHECKING:
     from calibrant.allocations import Allocation
@@ -84,7 +84,9 @@ def on_command_line(declared_field: Field[Any]) -> OnCommandLine | None:
     return declared_field.metadata.get(_COMMAND_LINE)
 
 
-MODEL: Final = OnCommandLine("A Hugging Face id, a folder, a .gguf file, or smollm2.", "MODEL", argument=True)
+MODEL: Final = OnCommandLine(
+    "A Hugging Face id, a folder, a .gguf file, or smollm2.", "MODEL", argument=True
+)
 SET: Final = OnCommandLine(
     "Calibration set: source[:format][@packing], a file, a sum that shares the budget, "
     "0.3*gsm8k:cot + 0.7*wikitext, or a mix in which each source has all of it, "
@@ -94,7 +96,9 @@ SET: Final = OnCommandLine(
 )
 TOKENS: Final = OnCommandLine("Real tokens to calibrate on, instead of --samples.", "N")
 LENGTH: Final = OnCommandLine("Tokens in a window.", "N")
-SEED: Final = OnCommandLine("Number of the draw: draws share no row until the source is used up.", "N")
+SEED: Final = OnCommandLine(
+    "Number of the draw: draws share no row until the source is used up.", "N"
+)
 CANDIDATE_METHOD: Final = OnCommandLine(
     "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
     "SPEC",
@@ -185,7 +189,9 @@ class MachineOptions:
         offers=("auto", "bfloat16", "float32"),
         default="auto",
     )
-    device: str = option("auto, cpu, cuda or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto")
+    device: str = option(
+        "auto, cpu, cuda or mps.", "DEVICE", offers=("auto", "cpu", "cuda", "mps"), default="auto"
+    )
     progress: Progress = silent
 
 
@@ -210,7 +216,9 @@ class SharedOptions(MemoryOptions, RecipeOptions, DataOptions):
 
     model: str = option(like=MODEL)
     _: KW_ONLY
-    profile: bool = option("Also say where the time went, and the least that this machine needs.", default=False)
+    profile: bool = option(
+        "Also say where the time went, and the least that this machine needs.", default=False
+    )
 
 
 @final
@@ -231,7 +239,9 @@ class PruneOptions(SharedOptions):
         flags=("--target", "--sparsity"),
         default=None,
     )
-    out: str | Path | None = option("Folder for the pruned model; it must not exist yet.", "DIR", default=None)
+    out: str | Path | None = option(
+        "Folder for the pruned model; it must not exist yet.", "DIR", default=None
+    )
     _: KW_ONLY
     sparsity: "float | str | Target | None" = None
 
@@ -242,14 +252,18 @@ class QuantizeOptions(SharedOptions):
     """The options of `quantize`."""
 
     data: "str | CalibrationSet | Source | None" = option(like=SET, default=None)
-    method: "str | Method" = option("rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn")
+    method: "str | Method" = option(
+        "rtn: round to nearest, which looks at no data.", "SPEC", offers="methods", default="rtn"
+    )
     target: "str | Target" = option(
         "A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.",
         "TARGET",
         flags=("--target", "--sparsity"),
         default="w4g64",
     )
-    out: str | Path | None = option("Folder for the quantized model; it must not exist yet.", "DIR", default=None)
+    out: str | Path | None = option(
+        "Folder for the quantized model; it must not exist yet.", "DIR", default=None
+    )
 
 
 CompressOptions = PruneOptions | QuantizeOptions
@@ -262,7 +276,9 @@ class ImatrixOptions(MemoryOptions, DataOptions):
 
     model: "str | Opened" = option(like=MODEL)
     data: "str | CalibrationSet" = option(like=SET)
-    out: str | Path | None = option("File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None)
+    out: str | Path | None = option(
+        "File to write: .gguf for llama.cpp, .dat for ik_llama.cpp.", "FILE", default=None
+    )
     _: KW_ONLY
     # A window is as long as llama.cpp has it.
     length: int = option(like=LENGTH, default=512)
@@ -319,15 +335,23 @@ class EvaluateCommand(MemoryOptions):
         several=True,
     )
     _: KW_ONLY
-    limit: int | None = option("Items of each task: questions, documents or windows. [default: its own]", "N", default=None)
-    tokens: int | None = option("Tokens of each loss or agreement. [default: its own]", "N", default=None)
+    limit: int | None = option(
+        "Items of each task: questions, documents or windows. [default: its own]", "N", default=None
+    )
+    tokens: int | None = option(
+        "Tokens of each loss or agreement. [default: its own]", "N", default=None
+    )
     reference: "str | Opened | None" = option(
         "The dense model, for tasks that compare with it; of a pruned folder it is known.",
         "MODEL",
         default=None,
     )
-    engine: str = option("torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME", default="torch")
-    allow_leak: bool = option("Measure even what the model was calibrated on; the result says so.", default=False)
+    engine: str = option(
+        "torch, or llama_cpp: a GGUF file as llama.cpp runs it.", "NAME", default="torch"
+    )
+    allow_leak: bool = option(
+        "Measure even what the model was calibrated on; the result says so.", default=False
+    )
 
 
 @declaration
@@ -345,8 +369,12 @@ class ExplainCommand(MachineOptions):
         default=None,
     )
     _: KW_ONLY
-    against: "str | Opened | None" = option("The dense model; of a folder that calibrant wrote it is known.", "DENSE", default=None)
-    source: str | None = option("Whose words. [default: wikitext]", "SOURCE", offers="sources", default=None)
+    against: "str | Opened | None" = option(
+        "The dense model; of a folder that calibrant wrote it is known.", "DENSE", default=None
+    )
+    source: str | None = option(
+        "Whose words. [default: wikitext]", "SOURCE", offers="sources", default=None
+    )
     groups: str | None = option(
         "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
         "KIND",
@@ -412,14 +440,18 @@ class RecommendCommand(MachineOptions):
         flags=("--budget", "--minutes"),
         default=30.0,
     )
-    tokens: int | None = option("Real tokens of each source. [default: 8192, or what the files hold]", "N", default=None)
+    tokens: int | None = option(
+        "Real tokens of each source. [default: 8192, or what the files hold]", "N", default=None
+    )
     length: int = option(like=LENGTH, default=512)
     sibling: bool = option(
         "Divide your own file by template, calibrate on one half and judge by the other.",
         flags=("--sibling/--no-sibling",),
         default=True,
     )
-    baseline: str = option("What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default="")
+    baseline: str = option(
+        "What others are compared with. [default: c4 where it is]", "EXPR", offers=SETS, default=""
+    )
     folder: str | Path = option(
         "Folder for all that is measured.",
         "DIR",
@@ -489,7 +521,7 @@ def with_fields_of(
         def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
             for word in kwargs:
                 if word not in signature.parameters:
-                    from calibrant.registry import did_you_mean  # which help doesn't need
+                    from calibrant.spec.foreign import did_you_mean  # which help doesn't need
 
                     meant = did_you_mean(word, signature.parameters)
                     raise TypeError(f"{name}() has no option {word!r}{meant}")

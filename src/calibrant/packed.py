@@ -1,6 +1,8 @@
-"""A compressed matrix: its new numbers, and perhaps the form in which it is stored, such as codes with their scales.
+"""A compressed matrix: its new numbers, and perhaps the form in which it is stored, such as codes
+with their scales.
 
-Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for bit.
+Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for
+bit.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +15,7 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
-from calibrant.foreign import brief
+from calibrant.spec.foreign import brief
 from calibrant.targets import Grid
 
 _FORMS: Final = dict[str, type["Packed"]]()
@@ -21,7 +23,9 @@ _FORMS: Final = dict[str, type["Packed"]]()
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers. `form` is a word that no other form has; `stored` and `read` carry it through a file."""
+    """A matrix in another form than its dense numbers. `form` is a word that no other form has;
+    `stored` and `read` carry it through a file.
+    """
 
     form: ClassVar[str] = ""
 
@@ -42,11 +46,15 @@ class Packed(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
+        """How many bits all of it takes, whatever is needed to read it (scales, zero points)
+        included; padding to whole words is not.
+        """
 
     @abstractmethod
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return all that `read` needs to make an equal one of it: plain JSON data, and tensors by name."""
+        """Return all that `read` needs to make an equal one of it: plain JSON data, and tensors
+        by name.
+        """
 
     @classmethod
     @abstractmethod
@@ -55,15 +63,20 @@ class Packed(ABC):
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
-        return {"bits_a_weight": float(f"{self.bits / self.weights:.6g}"), "bytes": -(-self.bits // 8)}
+        return {
+            "bits_a_weight": float(f"{self.bits / self.weights:.6g}"),
+            "bytes": -(-self.bits // 8),
+        }
 
 
 @dataclass(frozen=True)
 class Codes(Packed):
-    """Whole numbers on `grid`, of which a code c of a group with the scale s and the zero point z stands for s · (c - z).
+    """Whole numbers on `grid`, of which a code c of a group with the scale s and the zero point z
+    stands for s · (c - z).
 
-    `scales` have the type of the weight, and so have differences and products: codes are small enough for each to be exact in it, and each
-    value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
+    `scales` have the type of the weight, and so have differences and products: codes are small
+    enough for each to be exact in it, and each value is rounded once, as readers of the
+    compressed-tensors format do it. `zeros` are None on a symmetric grid.
 
     >>> import torch
     >>> packed = Codes(Grid.read("w4g2"), torch.tensor([[7, -8, 1, 0]], dtype=torch.int8), torch.tensor([[0.5, 2.0]]))
@@ -82,7 +95,11 @@ class Codes(Packed):
 
     def dense(self) -> Float[Tensor, "out in"]:
         grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(self.scales.dtype)
-        shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
+        shifted = (
+            grouped
+            if self.zeros is None
+            else grouped - self.zeros[:, :, None].to(self.scales.dtype)
+        )
         return (shifted * self.scales[:, :, None]).flatten(1)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -96,8 +113,16 @@ class Codes(Packed):
             raise ValueError(f"{brief(facts['grid'])} is no grid")
         codes, scales, zeros = tensors["codes"], tensors["scales"], tensors.get("zeros")
         rows, groups = scales.shape
-        if codes.dim() != 2 or rows != len(codes) or not groups or codes.shape[1] % groups or (zeros is not None and zeros.shape != scales.shape):
-            raise ValueError(f"codes {list(codes.shape)} and scales {list(scales.shape)} don't fit each other")
+        if (
+            codes.dim() != 2
+            or rows != len(codes)
+            or not groups
+            or codes.shape[1] % groups
+            or (zeros is not None and zeros.shape != scales.shape)
+        ):
+            raise ValueError(
+                f"codes {list(codes.shape)} and scales {list(scales.shape)} don't fit each other"
+            )
         return cls(grid, codes, scales, zeros)
 
     @property
@@ -107,12 +132,16 @@ class Codes(Packed):
     @property
     def bits(self) -> int:
         zeros = 0 if self.zeros is None else self.zeros.numel()
-        return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+        return (
+            self.codes.numel() + zeros
+        ) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
 
 
 @dataclass(frozen=True)
 class GgmlBlocks(Packed):
-    """A matrix as llama.cpp stores it: its rows as the bytes of blocks of a `kind`, such as `q4_k`. `dtype` is the type of the dense matrix."""
+    """A matrix as llama.cpp stores it: its rows as the bytes of blocks of a `kind`, such as
+    `q4_k`. `dtype` is the type of the dense matrix.
+    """
 
     form: ClassVar[str] = "ggml"
 
@@ -122,10 +151,16 @@ class GgmlBlocks(Packed):
 
     def dense(self) -> Float[Tensor, "out in"]:
         kind = gguf.GGMLQuantizationType[self.kind.upper()]
-        return torch.from_numpy(gguf.dequantize(self.blocks.cpu().numpy(), kind)).to(self.dtype).to(self.blocks.device)
+        return (
+            torch.from_numpy(gguf.dequantize(self.blocks.cpu().numpy(), kind))
+            .to(self.dtype)
+            .to(self.blocks.device)
+        )
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}, {"blocks": self.blocks}
+        return {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}, {
+            "blocks": self.blocks
+        }
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "GgmlBlocks":
@@ -145,13 +180,16 @@ class GgmlBlocks(Packed):
 
 @dataclass(frozen=True)
 class Factors(Packed):
-    """A product of two factors: one that is `shared` with other matrices, and one of the matrix's `own`, which may have zeros.
+    """A product of two factors: one that is `shared` with other matrices, and one of the matrix's
+    `own`, which may have zeros.
 
-    It is shared · own, transposed if `turned`. The shared factors of matrices that have the same `name` are equal, and `sharing` matrices have it;
-    so many parts of its bits are counted here. Zeros of `own` are counted as a bit that says where they are, if that is less.
+    It is shared · own, transposed if `turned`. The shared factors of matrices that have the same
+    `name` are equal, and `sharing` matrices have it; so many parts of its bits are counted here.
+    Zeros of `own` are counted as a bit that says where they are, if that is less.
 
-    `exact_factor` made the numbers so that every sum of products is exact in float64. So the product is the same on every machine, in whatever
-    order it is added up, and is then rounded: to float32, and to the type of the factors.
+    `exact_factor` made the numbers so that every sum of products is exact in float64. So the
+    product is the same on every machine, in whatever order it is added up, and is then rounded: to
+    float32, and to the type of the factors.
 
     >>> import torch
     >>> packed = Factors("mlp", torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]), sharing=2, turned=False)
@@ -182,11 +220,25 @@ class Factors(Packed):
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Factors":
         name, sharing, turned = facts["shared"], facts["sharing"], facts["turned"]
-        if not isinstance(name, str) or type(sharing) is not int or sharing < 1 or not isinstance(turned, bool):
-            raise ValueError(f"{brief(name)}, {brief(sharing)}, {brief(turned)} don't say which factor how many matrices share, and how it is used")
+        if (
+            not isinstance(name, str)
+            or type(sharing) is not int
+            or sharing < 1
+            or not isinstance(turned, bool)
+        ):
+            raise ValueError(
+                f"{brief(name)}, {brief(sharing)}, {brief(turned)} don't say which factor how many matrices share, and how it is used"
+            )
         shared, own = tensors["shared"], tensors["own"]
-        if shared.dim() != 2 or own.dim() != 2 or shared.shape[1] != own.shape[0] or shared.dtype != own.dtype:
-            raise ValueError(f"factors of {list(shared.shape)} and {list(own.shape)} have no product")
+        if (
+            shared.dim() != 2
+            or own.dim() != 2
+            or shared.shape[1] != own.shape[0]
+            or shared.dtype != own.dtype
+        ):
+            raise ValueError(
+                f"factors of {list(shared.shape)} and {list(own.shape)} have no product"
+            )
         return cls(name, shared, own, sharing, turned)
 
     @property
@@ -196,20 +248,28 @@ class Factors(Packed):
     @property
     def bits(self) -> int:
         number = self.own.element_size() * 8
-        own = min(self.own.numel() * number, int(self.own.count_nonzero()) * number + self.own.numel())
+        own = min(
+            self.own.numel() * number, int(self.own.count_nonzero()) * number + self.own.numel()
+        )
         return own - (-self.shared.numel() * number // self.sharing)
 
 
-def exact_factor(numbers: Float[Tensor, "row column"], dim: int, rank: int, dtype: torch.dtype) -> Float[Tensor, "row column"]:
-    """Return `numbers` in the type `dtype`, rounded so that sums of `rank` products of two such factors are exact in float64.
+def exact_factor(
+    numbers: Float[Tensor, "row column"], dim: int, rank: int, dtype: torch.dtype
+) -> Float[Tensor, "row column"]:
+    """Return `numbers` in the type `dtype`, rounded so that sums of `rank` products of two such
+    factors are exact in float64.
 
-    Those that lie along `dim` become whole multiples of a power of two, with so few digits beside the largest of them that a sum has at most 53:
-    21 for a rank of 2048. `dim` is the one over which a product is summed: 1 of the left factor, 0 of the right one.
+    Those that lie along `dim` become whole multiples of a power of two, with so few digits beside
+    the largest of them that a sum has at most 53: 21 for a rank of 2048. `dim` is the one over
+    which a product is summed: 1 of the left factor, 0 of the right one.
     """
     rounded = numbers.to(dtype).double()
     digits = (53 - max(rank - 1, 0).bit_length()) // 2
     largest = rounded.abs().amax(dim, keepdim=True)
-    power = (largest / largest.frexp().mantissa).where(largest > 0, 1.0)  # the next power of two above, exactly, as pow needn't be
+    power = (largest / largest.frexp().mantissa).where(
+        largest > 0, 1.0
+    )  # the next power of two above, exactly, as pow needn't be
     unit = power * 2.0**-digits
     return ((rounded / unit).round() * unit).to(dtype)
 
@@ -221,15 +281,19 @@ def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
-    """Return what `to_stored` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
+    """Return what `to_stored` was given. `KeyError` for a form that nothing here defines,
+    `ValueError` for what is none of it.
+    """
     return _FORMS[facts["form"]].read(facts, tensors)
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A new weight, and what the record should know about how it came about (a damping step that was needed, …).
+    """A new weight, and what the record should know about how it came about (a damping step that
+    was needed, …).
 
-    `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()` equals `weight` bit for bit.
+    `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()`
+    equals `weight` bit for bit.
     """
 
     weight: Float[Tensor, "out in"]

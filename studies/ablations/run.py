@@ -2,13 +2,16 @@
 
     CALIBRANT_DATA=… python -m studies.ablations.run           # `--tables` only prints what is there
 
-SmolLM2-135M-Instruct (dequantized from Q4_1), Wanda at 60 %, bfloat16, three disjoint draws an arm, held against what `studies/smollm2` has of C4 and
-of GSM8K at 8,192 tokens, with some of its measures:
+SmolLM2-135M-Instruct (dequantized from Q4_1), Wanda at 60 %, bfloat16, three disjoint draws an arm,
+held against what `studies/smollm2` has of C4 and of GSM8K at 8,192 tokens, with some of its
+measures:
 
 - tokens: both sets at 2,048, 32,768 and 65,536;
-- long documents: C4 at 8,192 tokens from documents of more than a window of 512 alone, cropped at random, as the original study's code takes it.
+- long documents: C4 at 8,192 tokens from documents of more than a window of 512 alone, cropped at
+  random, as the original study's code takes it.
 
-Pads, and equal samples against equal tokens, are in `studies/packing`. Killed and run again, it goes on.
+Pads, and equal samples against equal tokens, are in `studies/packing`. Killed and run again, it
+goes on.
 """
 
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from pathlib import Path
 from studies.arms import Measured, arm, markdown_row, run, span, worse
 
 from calibrant import Study
-from calibrant.study import read_study
+from calibrant.lab.study import read_study
 
 HERE = Path(__file__).parent
 MAIN = HERE.parent / "smollm2"
@@ -29,7 +32,9 @@ SHARED = {
     "methods": ["wanda"],
     "sparsities": [0.6],
     "seeds": [0, 1, 2],
-    "evaluate": [e for e in ASKED if e.startswith(("loss", *(f"task(name={task}," for task in TASKS)))],
+    "evaluate": [
+        e for e in ASKED if e.startswith(("loss", *(f"task(name={task}," for task in TASKS)))
+    ],
     "length": 512,
     "dtype": "bfloat16",
     "masks": False,
@@ -56,15 +61,31 @@ ARMS = {
         "65,536 tokens": (HERE / "tokens-65536", GSM8K),
     },
 }
-"""For each set where each arm is, and what it is called there; the first is what the others are held against."""
+"""For each set where each arm is, and what it is called there; the first is what the others are
+held against.
+"""
 COLUMNS = {task: (task,) for task in TASKS} | {"text": ("c4", "pile", "redpajama", "wikipedia")}
 HEADLINE = {"method": "wanda", "target": "0.6", "propagate": "dense"}
 
 
 def tables() -> Iterator[str]:
-    """In Markdown, in nats a token: how much worse each arm is than the first of its set, and how far its draws lie apart."""
-    yield "\n".join([f"| calibrated on | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}", *rows()])
-    yield "\n".join([f"| its draws lie apart | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}", *spans()])
+    """In Markdown, in nats a token: how much worse each arm is than the first of its set, and
+    how far its draws lie apart.
+    """
+    yield "\n".join(
+        [
+            f"| calibrated on | {' | '.join(COLUMNS)} |",
+            f"| --- |{' ---: |' * len(COLUMNS)}",
+            *rows(),
+        ]
+    )
+    yield "\n".join(
+        [
+            f"| its draws lie apart | {' | '.join(COLUMNS)} |",
+            f"| --- |{' ---: |' * len(COLUMNS)}",
+            *spans(),
+        ]
+    )
 
 
 def rows() -> Iterator[str]:
@@ -73,7 +94,11 @@ def rows() -> Iterator[str]:
     for data in ARMS:
         (_, usual), *others = measured(data)
         for name, of in others:
-            yield markdown_row(f"`{data}`, {name}", [worse(of, usual, names) for names in COLUMNS.values()], comparisons)
+            yield markdown_row(
+                f"`{data}`, {name}",
+                [worse(of, usual, names) for names in COLUMNS.values()],
+                comparisons,
+            )
 
 
 def spans() -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""The tables of docs/findings/blocks.md, made of the stores beside this file: python -m studies.blocks.tables [--write]
+"""The tables of docs/findings/blocks.md, made of the stores beside this file: python -m
+studies.blocks.tables [--write]
 
 Losses are nats per token, on rows that no draw calibrates on.
 """
@@ -13,14 +14,26 @@ from studies.arms import Measured, named, planned, with_interval, with_range
 from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import write_or_print
 
-from calibrant.compare import contrast, draws
-from calibrant.store import Record, Store
+from calibrant.lab.stats import contrast, draws
+from calibrant.results import Record, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/blocks.md"
-DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
+DOMAINS: Final = {
+    "web": "c4",
+    "encyclopedia": "wikipedia",
+    "code": "python_code",
+    "arithmetic": "gsm8k",
+    "passages": "race",
+}
 """Each domain that is measured, and the source it is made of; the study of factors has no code."""
-SETS: Final = {"c4": "C4", "gsm8k:cot": "arithmetic", "cluster": "clusters of both", "random_tokens": "random tokens", "": "nothing"}
+SETS: Final = {
+    "c4": "C4",
+    "gsm8k:cot": "arithmetic",
+    "cluster": "clusters of both",
+    "random_tokens": "random tokens",
+    "": "nothing",
+}
 
 
 class Arm(NamedTuple):
@@ -49,14 +62,30 @@ class Arm(NamedTuple):
 
 
 def arms(folder: Path) -> tuple[list[Arm], Measured]:
-    """Every method, target and set of a store, in the order of its study, and the untouched model."""
+    """Every method, target and set of a store, in the order of its study, and the untouched
+    model.
+    """
     found: list[Arm] = []
     with Store(folder, create=False) as store:
         cells = [c for c in store.cells() if c.run and c.method != "none"]
-        for target, method, data in dict.fromkeys((c.target, c.method, c.data) for c in sorted(cells, key=lambda c: c.target)):
-            records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
+        for target, method, data in dict.fromkeys(
+            (c.target, c.method, c.data) for c in sorted(cells, key=lambda c: c.target)
+        ):
+            records = [
+                store.record(c.run)
+                for c in cells
+                if (c.method, c.target, c.data) == (method, target, data)
+            ]
             if measured := draws(store, method=method, target=target, data=data):
-                found.append(Arm(method, target, data.partition("(")[0], measured, [record for record in records if record is not None]))
+                found.append(
+                    Arm(
+                        method,
+                        target,
+                        data.partition("(")[0],
+                        measured,
+                        [record for record in records if record is not None],
+                    )
+                )
         return found, draws(store, method="none")
 
 
@@ -65,19 +94,29 @@ def losses(every: Iterable[Arm], dense: Measured, columns: Mapping[str, str]) ->
     yield f"| target | calibrated on | method | draws | mean | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | ---: | ---: |{' ---: |' * len(columns)}"
     untouched = Arm("none", "untouched", "", dense, [])
-    for arm in [untouched, *sorted(every, key=lambda arm: (arm.target, list(SETS).index(arm.data)))]:
-        values = [[m.score.value for m in arm.measured[name]] for name in named(arm.measured, columns.values())]
+    for arm in [
+        untouched,
+        *sorted(every, key=lambda arm: (arm.target, list(SETS).index(arm.data))),
+    ]:
+        values = [
+            [m.score.value for m in arm.measured[name]]
+            for name in named(arm.measured, columns.values())
+        ]
         cells = [[statistics.mean(of) for of in zip(*values, strict=True)], *values]
         yield f"| {arm.target} | {SETS[arm.data]} | `{arm.method}` | {len(values[0])} | {' | '.join(map(with_range, cells))} |"
 
 
 def searches(every: Iterable[Arm]) -> Iterator[str]:
-    """Rows: what the best choice loses on the tokens that were searched on and on others of the same set, as an increase over the untouched model."""
+    """Rows: what the best choice loses on the tokens that were searched on and on others of the
+    same set, as an increase over the untouched model.
+    """
     yield "| target | searched on | method | increase there | increase on others of the set | choices measured |"
     yield "| --- | --- | --- | ---: | ---: | ---: |"
     for arm in (arm for arm in every if arm.name != "short_gpt"):
         there = statistics.mean(note["loss"] - note["untouched_loss"] for note in arm.notes)
-        others = statistics.mean(note["held_out"]["loss"] - note["held_out"]["untouched_loss"] for note in arm.notes)
+        others = statistics.mean(
+            note["held_out"]["loss"] - note["held_out"]["untouched_loss"] for note in arm.notes
+        )
         measured = statistics.mean(note["measured"] for note in arm.notes)
         yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {there:.3f} | {others:.3f} | {measured:.0f} |"
 
@@ -88,22 +127,36 @@ def gone(every: Iterable[Arm]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for arm in every:
         counts = Counter(block for draw in arm.dropped for block in draw)
-        told = ", ".join(f"{block}" if counts[block] == len(arm.dropped) else f"{block} ({counts[block]})" for block in sorted(counts))
+        told = ", ".join(
+            f"{block}" if counts[block] == len(arm.dropped) else f"{block} ({counts[block]})"
+            for block in sorted(counts)
+        )
         yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {told} |"
 
 
 def overlaps(every: list[Arm]) -> Iterator[str]:
-    """Rows: which share of the dropped blocks two draws of a set have in common, and two draws of different sets, for each method."""
+    """Rows: which share of the dropped blocks two draws of a set have in common, and two draws
+    of different sets, for each method.
+    """
     yield "| target | method | two draws of a set | two sets | C4 and arithmetic | a set and random tokens | by chance | the set's part |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for target, name in dict.fromkeys((arm.target, arm.name) for arm in every):
         rows = {arm.data: arm.dropped for arm in every if (arm.target, arm.name) == (target, name)}
-        if min(map(len, rows.values())) < 2 or not {"c4", "gsm8k:cot", "random_tokens"} <= rows.keys():
+        if (
+            min(map(len, rows.values())) < 2
+            or not {"c4", "gsm8k:cot", "random_tokens"} <= rows.keys()
+        ):
             continue  # a part of the study isn't there
         texts = {data: drawn for data, drawn in rows.items() if data != "random_tokens"}
         apart = against([rows["c4"]], rows["gsm8k:cot"], _common)
         random = against(list(texts.values()), rows["random_tokens"], _common)
-        shares = [within(texts, _common), between(texts, _common), apart, random, len(rows["c4"][0]) / 30]
+        shares = [
+            within(texts, _common),
+            between(texts, _common),
+            apart,
+            random,
+            len(rows["c4"][0]) / 30,
+        ]
         yield f"| {target} | `{name}` | {' | '.join(f'{share:.2f}' for share in shares)} | {part_of_the_set(texts, _common)} |"
 
 
@@ -111,8 +164,12 @@ def _common(one: frozenset[int], other: frozenset[int]) -> float:
     return len(one & other) / len(one)
 
 
-def better(every: list[Arm], pairs: Iterable[tuple[str, str]], columns: Mapping[str, str]) -> Iterator[str]:
-    """Rows: how much less the first method of a pair loses than the second, by set; intervals over documents and draws, bold without zero."""
+def better(
+    every: list[Arm], pairs: Iterable[tuple[str, str]], columns: Mapping[str, str]
+) -> Iterator[str]:
+    """Rows: how much less the first method of a pair loses than the second, by set; intervals
+    over documents and draws, bold without zero.
+    """
     yield f"| target | calibrated on | better | than | mean | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | --- | ---: |{' ---: |' * len(columns)}"
     by = {(arm.target, arm.data, arm.method): arm.measured for arm in every}
@@ -124,11 +181,15 @@ def better(every: list[Arm], pairs: Iterable[tuple[str, str]], columns: Mapping[
 
 
 def sets(every: list[Arm], columns: Mapping[str, str]) -> Iterator[str]:
-    """Rows: how much less each set loses than C4, by method; intervals over documents and draws, bold without zero."""
+    """Rows: how much less each set loses than C4, by method; intervals over documents and draws,
+    bold without zero.
+    """
     yield f"| target | method | better | than | mean | {' | '.join(columns)} |"
     yield f"| --- | --- | --- | --- | ---: |{' ---: |' * len(columns)}"
     base = {(arm.target, arm.method): arm.measured for arm in every if arm.data == "c4"}
-    for arm in (arm for arm in every if arm.data not in ("", "c4") and (arm.target, arm.method) in base):
+    for arm in (
+        arm for arm in every if arm.data not in ("", "c4") and (arm.target, arm.method) in base
+    ):
         cells = " | ".join(_differences(base[arm.target, arm.method], arm.measured, columns))
         yield f"| {arm.target} | `{arm.method}` | {SETS[arm.data]} | C4 | {cells} |"
 
@@ -136,7 +197,9 @@ def sets(every: list[Arm], columns: Mapping[str, str]) -> Iterator[str]:
 def _differences(worse: Measured, less: Measured, columns: Mapping[str, str]) -> Iterator[str]:
     every = named(less, columns.values())
     for names in (every, *([name] for name in every)):
-        estimate = contrast({name: worse[name] for name in names}, {name: less[name] for name in names})
+        estimate = contrast(
+            {name: worse[name] for name in names}, {name: less[name] for name in names}
+        )
         yield with_interval(estimate)
 
 
@@ -148,12 +211,25 @@ def tables() -> Mapping[str, str]:
         greedy, evop = "greedy", "evop(generations=8)"
         pairs = [(evop, "short_gpt"), (evop, greedy), (greedy, "short_gpt")]
         made |= {"blocks planned": planned(HERE / "smollm2")}
-        made |= {"gone": gone(every), "overlaps": overlaps(every), "searches": searches(every), "blocks better": better(every, pairs, DOMAINS)}
-        made |= {"blocks sets": sets(every, DOMAINS), "blocks losses": losses(every, dense, DOMAINS)}
+        made |= {
+            "gone": gone(every),
+            "overlaps": overlaps(every),
+            "searches": searches(every),
+            "blocks better": better(every, pairs, DOMAINS),
+        }
+        made |= {
+            "blocks sets": sets(every, DOMAINS),
+            "blocks losses": losses(every, dense, DOMAINS),
+        }
     if (HERE / "factors").is_dir():
         every, dense = arms(HERE / "factors")
         columns = {name: source for name, source in DOMAINS.items() if name != "code"}
-        pairs = [("fips", "svd"), ("svd", "basis_sharing"), ("fips", "fips(indices=True)"), ("fips", "fips(distant=True)")]
+        pairs = [
+            ("fips", "svd"),
+            ("svd", "basis_sharing"),
+            ("fips", "fips(indices=True)"),
+            ("fips", "fips(distant=True)"),
+        ]
         made |= {
             "factors planned": planned(HERE / "factors"),
             "factors better": better(every, pairs, columns),

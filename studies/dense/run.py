@@ -2,11 +2,13 @@
 
     CALIBRANT_DATA=… python studies/dense/run.py [TASK …]
 
-Measures the dense model (SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16) on the first 300 questions of every set, zero-shot, and writes a
-record a set beside this file and the table in `docs/findings/dense.md`. What has a record isn't measured again; a set that was broken off goes on.
+Measures the dense model (SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16) on the first 300
+questions of every set, zero-shot, and writes a record a set beside this file and the table in
+`docs/findings/dense.md`. What has a record isn't measured again; a set that was broken off goes on.
 
-The scoring that decides is a published convention and isn't picked from these numbers: that of OLMES (Gu et al. 2024, arXiv:2406.08446) for the sets
-that it has, in its cloze form, and plain accuracy for the others.
+The scoring that decides is a published convention and isn't picked from these numbers: that of
+OLMES (Gu et al. 2024, arXiv:2406.08446) for the sets that it has, in its cloze form, and plain
+accuracy for the others.
 """
 
 import json
@@ -79,10 +81,20 @@ def main() -> None:
         path = HERE / f"{name}.json"
         if not path.is_file():
             opened = opened or calibrant.open_model("smollm2", "bfloat16")
-            (measured,) = calibrant.evaluate(opened, f"task(name={name!r}, limit={ITEMS})", progress=told)
+            (measured,) = calibrant.evaluate(
+                opened, f"task(name={name!r}, limit={ITEMS})", progress=told
+            )
             scores = [asdict(score) for score in (measured.score, *measured.beside)]
-            machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-            record = {"task": f"task(name={name!r}, limit={ITEMS})", "scores": scores, "provenance": {**measured.provenance, **machine}}
+            machine = {
+                "processor": platform.processor() or platform.machine(),
+                "cpus": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+            }
+            record = {
+                "task": f"task(name={name!r}, limit={ITEMS})",
+                "scores": scores,
+                "provenance": {**measured.provenance, **machine},
+            }
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(), encoding="utf-8")
 
@@ -94,8 +106,15 @@ def told(what: str, done: int, total: int) -> None:
 
 def page() -> str:
     """The page with the table of everything that has a record, in the order of CONVENTION."""
-    found = {name: json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in CONVENTION if (HERE / f"{name}.json").is_file()}
-    lines = [line(name, {score["metric"]: score for score in record["scores"]}) for name, record in found.items()]
+    found = {
+        name: json.loads((HERE / f"{name}.json").read_text("utf-8"))
+        for name in CONVENTION
+        if (HERE / f"{name}.json").is_file()
+    }
+    lines = [
+        line(name, {score["metric"]: score for score in record["scores"]})
+        for name, record in found.items()
+    ]
     head = HEAD.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
     return head + "".join(lines) + tail(found)
 
@@ -120,10 +139,14 @@ def line(name: str, scores: dict[str, Any]) -> str:
 
 
 def verdict(score: dict[str, Any]) -> str:
-    """Whether it is above chance by more than two standard errors; and if so, whether it is above what it would be without the questions."""
+    """Whether it is above chance by more than two standard errors; and if so, whether it is
+    above what it would be without the questions.
+    """
     errors = (score["value"] - score["chance"]) / score["stderr"]
     beyond = (score["value"] - score["facts"].get("blind", score["chance"])) / score["stderr"]
-    return f"{'no' if errors <= 2 else 'yes' if beyond > 2 else 'without reading'} ({errors:+.1f} se)"
+    return (
+        f"{'no' if errors <= 2 else 'yes' if beyond > 2 else 'without reading'} ({errors:+.1f} se)"
+    )
 
 
 def tail(found: dict[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""A byte-level mixture of experts to try methods on, with truths planted in it where that is asked; and what it has learnt.
+"""A byte-level mixture of experts to try methods on, with truths planted in it where that is asked;
+and what it has learnt.
 
     python -m studies.experts.byte_mixture OUT                                      # as it was trained, in about a minute of one core
     python -m studies.experts.byte_mixture OUT --dead 1:3 --doubled 2:0:7           # block:expert, and block:expert:copy
 
-The recipe, seeds included, is `tests/trained_mixture.py`; weights are not kept in the repository. The record (`byte_mixture.json`) has the held-out
-losses of the model as it was trained and with the truths planted above, and for each router the entropy of its load as a share of the largest there
+The recipe, seeds included, is `tests/trained_mixture.py`; weights are not kept in the repository.
+The record (`byte_mixture.json`) has the held-out losses of the model as it was trained and with the
+truths planted above, and for each router the entropy of its load as a share of the largest there
 can be. `--record` writes it anew.
 """
 
@@ -42,9 +44,16 @@ def planted(dead: list[Place], doubled: list[tuple[int, int, int]]) -> Opened:
 
 
 def measured(opened: Opened) -> Mapping[str, Any]:
-    """Return its losses in nats a byte, with standard errors over documents, and the entropy of each router's load; no token is padding."""
-    scores = {m.score.measured: {"nats": round(m.score.value, 4), "stderr": round(m.score.stderr, 4)} for m in calibrant.evaluate(opened, TASKS)}
-    batch = calibrant.CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=4096, length=256).tokens(opened.tokenizer)
+    """Return its losses in nats a byte, with standard errors over documents, and the entropy of
+    each router's load; no token is padding.
+    """
+    scores = {
+        m.score.measured: {"nats": round(m.score.value, 4), "stderr": round(m.score.stderr, 4)}
+        for m in calibrant.evaluate(opened, TASKS)
+    }
+    batch = calibrant.CalibrationSet(
+        "0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=4096, length=256
+    ).tokens(opened.tokenizer)
     loads = [seen[Routing].counts for _, seen in walk_blocks(view(opened.model), batch, (Routing,))]
     return {"loss": scores, "entropy": [round(_entropy(load), 4) for load in loads]}
 
@@ -77,7 +86,11 @@ if __name__ == "__main__":
     parser.add_argument("--record", action="store_true", help="measure, and write the record")
     asked = parser.parse_args()
     if asked.out:
-        save(planted(asked.dead, asked.doubled), asked.out, {"note": f"dead experts {asked.dead}, doubled {asked.doubled}"})
+        save(
+            planted(asked.dead, asked.doubled),
+            asked.out,
+            {"note": f"dead experts {asked.dead}, doubled {asked.doubled}"},
+        )
     if asked.record:
         RECORD.write_text(json.dumps(record(), indent=2) + "\n", "utf-8")
         print(RECORD.read_text("utf-8"))

@@ -1,9 +1,11 @@
-"""What condensing costs the byte-level mixture: shared experts alone (S), with a few others (SR), trained a little, or nothing left of the layer.
+"""What condensing costs the byte-level mixture: shared experts alone (S), with a few others (SR),
+trained a little, or nothing left of the layer.
 
     python -m studies.experts.condensed              # measures, prints a table, and writes `condensed.json`
 
-CD-MoE's own comparison, on a model that anybody can train in a minute. Calibrated on all three texts that the model was trained on, or on arithmetic;
-measured on held-out rows of each. Every choice of layers is that of the method itself.
+CD-MoE's own comparison, on a model that anybody can train in a minute. Calibrated on all three
+texts that the model was trained on, or on arithmetic; measured on held-out rows of each. Every
+choice of layers is that of the method itself.
 """
 
 import json
@@ -35,8 +37,16 @@ TOKENS, LENGTH, SEEDS = 4096, 128, (0, 1, 2)
 
 
 def rows() -> Iterator[Mapping[str, Any]]:
-    """Yield what each way of condensing loses, for each share of the layers, calibration set and draw."""
-    yield {"way": "untouched", "share": 0.0, "data": "", "seed": 0, "loss": losses(open_model(str(mixture_folder()), "float32"))}
+    """Yield what each way of condensing loses, for each share of the layers, calibration set and
+    draw.
+    """
+    yield {
+        "way": "untouched",
+        "share": 0.0,
+        "data": "",
+        "seed": 0,
+        "loss": losses(open_model(str(mixture_folder()), "float32")),
+    }
     for data in (ALL, "arithmetic"):
         for seed in SEEDS if data == ALL else SEEDS[:1]:
             yield from _of_draw(data, seed)
@@ -46,11 +56,20 @@ def _of_draw(data: str, seed: int) -> Iterator[Mapping[str, Any]]:
     for share in SHARES:
         for way, method in METHODS.items() if data == ALL else (("SR, 6 experts", "cd_moe"),):
             opened = open_model(str(mixture_folder()), "float32")
-            batch = CalibrationSet(data, tokens=TOKENS, length=LENGTH, seed=seed).tokens(opened.tokenizer)
+            batch = CalibrationSet(data, tokens=TOKENS, length=LENGTH, seed=seed).tokens(
+                opened.tokenizer
+            )
             record = compress(opened, view(opened.model), batch, Recipe.parse(method, share))
             opened.digest += f" {method} {share} {data} {seed}"
             (edit,) = record.edits
-            told = {"way": way, "share": share, "data": data, "seed": seed, "layers": edit["notes"]["layers"], "sparsity": record.sparsity}
+            told = {
+                "way": way,
+                "share": share,
+                "data": data,
+                "seed": seed,
+                "layers": edit["notes"]["layers"],
+                "sparsity": record.sparsity,
+            }
             yield {**told, "course": edit["notes"]["course"], "loss": losses(opened)}
             if way == "S":
                 yield {**told, "way": "nothing", "loss": losses(without(edit["notes"]["layers"]))}
@@ -66,7 +85,10 @@ def without(blocks: list[int]) -> Opened:
 
 def losses(opened: Opened) -> Mapping[str, float]:
     """Return the held-out losses, in nats a byte."""
-    return {m.score.measured: round(m.score.value, 4) for m in calibrant.evaluate(opened, TASKS, allow_leak=True)}
+    return {
+        m.score.measured: round(m.score.value, 4)
+        for m in calibrant.evaluate(opened, TASKS, allow_leak=True)
+    }
 
 
 if __name__ == "__main__":

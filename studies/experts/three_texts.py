@@ -1,10 +1,13 @@
-"""A byte-level mixture of experts that has read three kinds of text, to ask which of its experts go with which.
+"""A byte-level mixture of experts that has read three kinds of text, to ask which of its experts go
+with which.
 
     CALIBRANT_DATA=… python -m studies.experts.three_texts OUT      # a few minutes of one core; started again, it goes on
 
-The tests' own mixture (`tests/trained_mixture.py`), trained on with three times as much text: C4, GSM8K with its solutions and the source of Python's
-standard library, of each the rows that calibration sets are drawn from; what is measured is new to it. `OUT` holds the model and `training.json`: by
-step, what each text lost in nats a byte and what the balance of routers added. That file is kept here as `three_texts.json`; weights are not.
+The tests' own mixture (`tests/trained_mixture.py`), trained on with three times as much text: C4,
+GSM8K with its solutions and the source of Python's standard library, of each the rows that
+calibration sets are drawn from; what is measured is new to it. `OUT` holds the model and
+`training.json`: by step, what each text lost in nats a byte and what the balance of routers added.
+That file is kept here as `three_texts.json`; weights are not.
 """
 
 import argparse
@@ -43,26 +46,43 @@ def stream(text: str) -> Tensor:
     """Return what calibration sets of a text are drawn from, as one row of tokens."""
     tokenizer = tiny_tokenizer()
     source, form = held_out(text)
-    each = (tokenizer(f"{form.render(row)}\n\n", add_special_tokens=False, verbose=False)["input_ids"] for row in source.rows("calibrate"))
+    each = (
+        tokenizer(f"{form.render(row)}\n\n", add_special_tokens=False, verbose=False)["input_ids"]
+        for row in source.rows("calibrate")
+    )
     return torch.tensor(list(itertools.islice(itertools.chain.from_iterable(each), MOST)))
 
 
 class Training:
-    """AdamW with a warm start and a cosine's end, over windows of every text alike; its state is a file, so that it can go on."""
+    """AdamW with a warm start and a cosine's end, over windows of every text alike; its state is
+    a file, so that it can go on.
+    """
 
     def __init__(self, streams: list[Tensor]) -> None:
         self.model: PreTrainedModel = trained_mixture()
-        self.model.config.output_router_logits = True  # only with these does the loss have its part that balances routers
-        self.model.set_experts_implementation("grouped_mm")  # twice as fast as one expert after the other
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+        self.model.config.output_router_logits = (
+            True  # only with these does the loss have its part that balances routers
+        )
+        self.model.set_experts_implementation(
+            "grouped_mm"
+        )  # twice as fast as one expert after the other
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1
+        )
         self.chance = np.random.default_rng(SEED)
         self.streams, self.step, self.course = streams, 0, list[dict[str, float]]()
 
     def go(self) -> dict[str, float]:
         """Take a step; return what each text lost, and what the balance of routers added."""
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * min((self.step + 1) / WARM_UP, 0.5 + 0.5 * float(np.cos(np.pi * self.step / STEPS)))
-        drawn = [each[at : at + LENGTH] for each in self.streams for at in self.chance.integers(len(each) - LENGTH, size=WINDOWS)]
+            group["lr"] = RATE * min(
+                (self.step + 1) / WARM_UP, 0.5 + 0.5 * float(np.cos(np.pi * self.step / STEPS))
+            )
+        drawn = [
+            each[at : at + LENGTH]
+            for each in self.streams
+            for at in self.chance.integers(len(each) - LENGTH, size=WINDOWS)
+        ]
         ids = torch.stack(drawn)
         output: Any = self.model(input_ids=ids, labels=ids, use_cache=False)
         self.optimizer.zero_grad()
@@ -70,16 +90,33 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        nats = cross_entropy(output.logits[:, :-1].detach().mT, ids[:, 1:], reduction="none").view(len(TEXTS), -1).mean(1)
-        return {**dict(zip(TEXTS, nats.tolist(), strict=True)), "balance": float(output.loss.detach() - nats.mean())}
+        nats = (
+            cross_entropy(output.logits[:, :-1].detach().mT, ids[:, 1:], reduction="none")
+            .view(len(TEXTS), -1)
+            .mean(1)
+        )
+        return {
+            **dict(zip(TEXTS, nats.tolist(), strict=True)),
+            "balance": float(output.loss.detach() - nats.mean()),
+        }
 
     def until(self, step: int, keep: Callable[[], None]) -> None:
-        """Go on until `step`, and `keep` the state every `EVERY` steps, with the means of the steps since."""
+        """Go on until `step`, and `keep` the state every `EVERY` steps, with the means of the
+        steps since.
+        """
         since: list[dict[str, float]] = []
         while self.step < step:
             since.append(self.go())
             if self.step % EVERY == 0:
-                self.course.append({"step": self.step, **{name: round(sum(one[name] for one in since) / len(since), 4) for name in since[0]}})
+                self.course.append(
+                    {
+                        "step": self.step,
+                        **{
+                            name: round(sum(one[name] for one in since) / len(since), 4)
+                            for name in since[0]
+                        },
+                    }
+                )
                 since = []
                 keep()
 
@@ -87,7 +124,15 @@ class Training:
         """Write all that decides how it goes on."""
         half = path.with_suffix(".half")
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**state, "chance": self.chance.bit_generator.state, "step": self.step, "course": self.course}, half)
+        torch.save(
+            {
+                **state,
+                "chance": self.chance.bit_generator.state,
+                "step": self.step,
+                "course": self.course,
+            },
+            half,
+        )
         half.rename(path)
 
     def load(self, path: Path) -> None:
@@ -100,7 +145,9 @@ class Training:
 
 
 def train(out: Path, until: int) -> None:
-    """Train the model on one thread up to a step, or go on with it, and write it with its tokenizer and the course of its losses."""
+    """Train the model on one thread up to a step, or go on with it, and write it with its
+    tokenizer and the course of its losses.
+    """
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     training, state = Training([stream(text) for text in TEXTS]), out / "training.pt"
@@ -115,9 +162,19 @@ def train(out: Path, until: int) -> None:
     training.model.config.output_router_logits = False
     training.model.eval().save_pretrained(out)
     tiny_tokenizer().save_pretrained(out)
-    recipe = {"texts": TEXTS, "steps": STEPS, "stopped": training.step, "windows": WINDOWS, "length": LENGTH, "rate": RATE, "seed": SEED}
+    recipe = {
+        "texts": TEXTS,
+        "steps": STEPS,
+        "stopped": training.step,
+        "windows": WINDOWS,
+        "length": LENGTH,
+        "rate": RATE,
+        "seed": SEED,
+    }
     versions = {"torch": torch.__version__, "transformers": transformers_version}
-    (out / "training.json").write_text(json.dumps({**versions, **recipe, "course": training.course}, indent=1) + "\n", "utf-8")
+    (out / "training.json").write_text(
+        json.dumps({**versions, **recipe, "course": training.course}, indent=1) + "\n", "utf-8"
+    )
 
 
 def opened(folder: str) -> Opened:
@@ -130,6 +187,11 @@ def opened(folder: str) -> Opened:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, help="the folder to write the model to")
-    parser.add_argument("--until", type=int, default=STEPS, help="the step to stop at, a multiple of the steps between two states")
+    parser.add_argument(
+        "--until",
+        type=int,
+        default=STEPS,
+        help="the step to stop at, a multiple of the steps between two states",
+    )
     asked = parser.parse_args()
     train(asked.out, asked.until)

@@ -1,8 +1,10 @@
-"""A dense model's feed-forward networks split into experts by which neurons are active together (MoEfication, arXiv 2110.01786), for `upcycled.py`.
+"""A dense model's feed-forward networks split into experts by which neurons are active together
+(MoEfication, arXiv 2110.01786), for `upcycled.py`.
 
-A gated network is a sum over its hidden units (neurons), so it can be split into networks of fewer neurons without changing what it computes. The
-neurons that are active for most tokens become the shared expert. The others are clustered by what they are active with, into experts of one size,
-and a linear router learns from the dense network which experts give most for a token.
+A gated network is a sum over its hidden units (neurons), so it can be split into networks of fewer
+neurons without changing what it computes. The neurons that are active for most tokens become the
+shared expert. The others are clustered by what they are active with, into experts of one size, and
+a linear router learns from the dense network which experts give most for a token.
 """
 
 from collections.abc import Iterator
@@ -17,16 +19,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 ROUNDS: Final = 3
-"""Rounds of the balanced clustering; in each, neurons are assigned to the nearest centres that have room."""
+"""Rounds of the balanced clustering; in each, neurons are assigned to the nearest centres that
+have room.
+"""
 STEPS, ROWS, RATE, DECAY = 300, 512, 1e-2, 1e-4
 """Steps of a router's training, tokens of each, and its rate and weight decay."""
 SHARPNESS: Final = (0.0, 0.03, 0.1, 0.3, 1.0)
-"""What a router's scores are multiplied with; the one is taken with which the layer's output errs least."""
+"""What a router's scores are multiplied with; the one is taken with which the layer's output
+errs least.
+"""
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many experts, of how many neurons, of which how many are picked; `shared` neurons are in the expert of every token."""
+    """How many experts, of how many neurons, of which how many are picked; `shared` neurons are
+    in the expert of every token.
+    """
 
     experts: int
     picked: int
@@ -41,11 +49,28 @@ def layers(model: Any) -> Iterator[nn.Module]:
 def moe_config(dense: Any, split: Split) -> Any:
     """Return the configuration of a Qwen2-MoE that has the sizes of the llama `dense`."""
     config = dense.to_dict()
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act")
-    more = ("max_position_embeddings", "rope_parameters", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "hidden_act",
+    )
+    more = (
+        "max_position_embeddings",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+    )
     neurons = dense.intermediate_size - split.shared
     if neurons % split.experts:
-        raise ValueError(f"{neurons} neurons can't be divided among {split.experts} experts of one size")
+        raise ValueError(
+            f"{neurons} neurons can't be divided among {split.experts} experts of one size"
+        )
     return AutoConfig.for_model(
         "qwen2_moe",
         **{name: config[name] for name in (*same, *more) if config.get(name) is not None},
@@ -60,49 +85,98 @@ def moe_config(dense: Any, split: Split) -> Any:
 
 
 @torch.no_grad()
-def upcycled(dense: PreTrainedModel, inputs: list[Float[Tensor, "token hidden"]], split: Split, seed: int = 0) -> tuple[PreTrainedModel, list[Any]]:
-    """Return the mixture that a llama becomes, and facts of each layer; `inputs` are what its feed-forward networks read.
+def upcycled(
+    dense: PreTrainedModel, inputs: list[Float[Tensor, "token hidden"]], split: Split, seed: int = 0
+) -> tuple[PreTrainedModel, list[Any]]:
+    """Return the mixture that a llama becomes, and facts of each layer; `inputs` are what its
+    feed-forward networks read.
 
-    The router's gates of the picked experts add up to one, so that their down projections are multiplied with how many are picked; the shared
-    expert's gate is a sigmoid of 0, so its own are doubled.
+    The router's gates of the picked experts add up to one, so that their down projections are
+    multiplied with how many are picked; the shared expert's gate is a sigmoid of 0, so its own are
+    doubled.
     """
-    model = AutoModelForCausalLM.from_config(moe_config(dense.config, split), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        moe_config(dense.config, split), dtype=torch.float32
+    ).eval()
     model.set_experts_implementation("eager")
-    missing, strangers = model.load_state_dict({n: one.float() for n, one in dense.state_dict().items() if ".mlp." not in n}, strict=False)
+    missing, strangers = model.load_state_dict(
+        {n: one.float() for n, one in dense.state_dict().items() if ".mlp." not in n}, strict=False
+    )
     if strangers or (lacking := [name for name in missing if ".mlp." not in name]):
-        raise ValueError(f"a Qwen2-MoE has no {strangers[0]}" if strangers else f"the dense model has no {lacking[0]}")
-    facts = [_convert(network, block, x, split, seed) for network, block, x in zip(layers(dense), layers(model), inputs, strict=True)]
+        raise ValueError(
+            f"a Qwen2-MoE has no {strangers[0]}"
+            if strangers
+            else f"the dense model has no {lacking[0]}"
+        )
+    facts = [
+        _convert(network, block, x, split, seed)
+        for network, block, x in zip(layers(dense), layers(model), inputs, strict=True)
+    ]
     return model, facts
 
 
-def _convert(network: Any, block: Any, x: Float[Tensor, "token hidden"], split: Split, seed: int) -> dict[str, Any]:
-    """Fill one layer of experts with a network's neurons, and train its router on the first half of the tokens; the error is of the second."""
-    gate, up, down = (part.weight.float() for part in (network.gate_proj, network.up_proj, network.down_proj))
+def _convert(
+    network: Any, block: Any, x: Float[Tensor, "token hidden"], split: Split, seed: int
+) -> dict[str, Any]:
+    """Fill one layer of experts with a network's neurons, and train its router on the first half
+    of the tokens; the error is of the second.
+    """
+    gate, up, down = (
+        part.weight.float() for part in (network.gate_proj, network.up_proj, network.down_proj)
+    )
     hidden = network.act_fn(x @ gate.T) * (x @ up.T)
     half = len(x) // 2
     shared, experts = clustered(hidden[:half], down, split, seed)
     for place, neurons in enumerate(experts):
         block.experts.gate_up_proj[place] = torch.cat([gate[neurons], up[neurons]])
         block.experts.down_proj[place] = split.picked * down[:, neurons]
-    for name, numbers in (("gate_proj", gate[shared]), ("up_proj", up[shared]), ("down_proj", 2 * down[:, shared])):
+    for name, numbers in (
+        ("gate_proj", gate[shared]),
+        ("up_proj", up[shared]),
+        ("down_proj", 2 * down[:, shared]),
+    ):
         getattr(block.shared_expert, name).weight.copy_(numbers)
     block.shared_expert_gate.weight.zero_()
     outputs = torch.stack([hidden[:, neurons] @ down[:, neurons].T for neurons in experts], 1)
     rows = _router(x[:half], outputs[:half].square().sum(-1), seed)
-    errors = {sharp: _error(sharp * x[:half] @ rows.T, outputs[:half], hidden[:half] @ down.T, split) for sharp in SHARPNESS}
+    errors = {
+        sharp: _error(sharp * x[:half] @ rows.T, outputs[:half], hidden[:half] @ down.T, split)
+        for sharp in SHARPNESS
+    }
     sharp = min(errors, key=errors.__getitem__)
-    block.gate.weight.copy_((sharp or 1e-4) * rows)  # with 0 all would be alike, and whoever comes first be picked
-    best = _error(1e9 * outputs[half:].square().sum(-1), outputs[half:], hidden[half:] @ down.T, split, equal=True)
+    block.gate.weight.copy_(
+        (sharp or 1e-4) * rows
+    )  # with 0 all would be alike, and whoever comes first be picked
+    best = _error(
+        1e9 * outputs[half:].square().sum(-1),
+        outputs[half:],
+        hidden[half:] @ down.T,
+        split,
+        equal=True,
+    )
     return {
         "sharpness": sharp,
-        "error": round(_error((sharp or 1e-4) * x[half:] @ rows.T, outputs[half:], hidden[half:] @ down.T, split), 4),
+        "error": round(
+            _error(
+                (sharp or 1e-4) * x[half:] @ rows.T, outputs[half:], hidden[half:] @ down.T, split
+            ),
+            4,
+        ),
         "error_of_the_largest": round(best, 4),
-        "load": torch.bincount((x @ rows.T).topk(split.picked).indices.flatten(), minlength=split.experts).tolist(),
+        "load": torch.bincount(
+            (x @ rows.T).topk(split.picked).indices.flatten(), minlength=split.experts
+        ).tolist(),
     }
 
 
-def clustered(hidden: Float[Tensor, "token neuron"], down: Float[Tensor, "hidden neuron"], split: Split, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """Return the neurons of the shared expert and those of each other one: balanced k-means of the neurons by the tokens they are active for.
+def clustered(
+    hidden: Float[Tensor, "token neuron"],
+    down: Float[Tensor, "hidden neuron"],
+    split: Split,
+    seed: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the neurons of the shared expert and those of each other one: balanced k-means of the
+    neurons by the tokens they are active for.
 
     How active a neuron is for a token is the size of what it adds to the output.
     """
@@ -121,16 +195,24 @@ def clustered(hidden: Float[Tensor, "token neuron"], down: Float[Tensor, "hidden
     return shared, [others[places == e] for e in range(split.experts)]
 
 
-def _features(active: Float[Tensor, "token neuron"], seed: int, width: int = 64) -> Float[Tensor, "neuron feature"]:
-    """Activities over tokens as fewer numbers, of length one: a random projection keeps their cosines."""
+def _features(
+    active: Float[Tensor, "token neuron"], seed: int, width: int = 64
+) -> Float[Tensor, "neuron feature"]:
+    """Activities over tokens as fewer numbers, of length one: a random projection keeps their
+    cosines.
+    """
     chance = torch.Generator().manual_seed(seed)
     centred = active - active.mean(0)
     projected = centred.T @ torch.randn(len(active), width, generator=chance) / width**0.5
     return torch.nn.functional.normalize(projected, dim=1)
 
 
-def _assigned(features: Float[Tensor, "neuron feature"], centres: Float[Tensor, "expert feature"], size: int) -> Int[Tensor, "neuron"]:
-    """Which expert each neuron belongs to, so that every one has `size` and the sum of squared distances is the least."""
+def _assigned(
+    features: Float[Tensor, "neuron feature"], centres: Float[Tensor, "expert feature"], size: int
+) -> Int[Tensor, "neuron"]:
+    """Which expert each neuron belongs to, so that every one has `size` and the sum of squared
+    distances is the least.
+    """
     costs = torch.cdist(features, centres).square().repeat_interleave(size, 1)
     rows, columns = linear_sum_assignment(costs.double().numpy())
     places = torch.empty(len(features), dtype=torch.long)
@@ -139,8 +221,12 @@ def _assigned(features: Float[Tensor, "neuron feature"], centres: Float[Tensor, 
 
 
 @torch.enable_grad()
-def _router(x: Float[Tensor, "token hidden"], sizes: Float[Tensor, "token expert"], seed: int) -> Float[Tensor, "expert hidden"]:
-    """Train the rows of a router to foresee, as a distribution, each expert's share of the squared size of the outputs."""
+def _router(
+    x: Float[Tensor, "token hidden"], sizes: Float[Tensor, "token expert"], seed: int
+) -> Float[Tensor, "expert hidden"]:
+    """Train the rows of a router to foresee, as a distribution, each expert's share of the
+    squared size of the outputs.
+    """
     shares = sizes / sizes.sum(1, keepdim=True)
     rows = nn.Parameter(torch.zeros(sizes.shape[1], x.shape[1]))
     optimizer = torch.optim.AdamW([rows], lr=RATE, weight_decay=DECAY)
@@ -162,7 +248,9 @@ def _error(
     split: Split,
     equal: bool = False,
 ) -> float:
-    """‖what the unpicked would have given, and gates took‖² as a share of the squared size of the network's output."""
+    """‖what the unpicked would have given, and gates took‖² as a share of the squared size of
+    the network's output.
+    """
     best = scores.topk(split.picked)
     gates = torch.full_like(best.values, 1.0) if equal else split.picked * best.values.softmax(-1)
     kept = torch.zeros_like(scores).scatter_(1, best.indices, gates)

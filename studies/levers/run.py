@@ -1,9 +1,11 @@
-"""What do tokens, damping and mixing buy against a SparseGPT that is fitted too closely to its calibration set?
+"""What do tokens, damping and mixing buy against a SparseGPT that is fitted too closely to its
+calibration set?
 
     CALIBRANT_DATA=… python -m studies.levers.run              # `--tables` only prints what is there
 
-SmolLM2-135M-Instruct (dequantized from Q4_1), SparseGPT at 60 % in `arrival`, three disjoint draws an arm, held-out loss of the six domains of
-`studies/choosing`, which has what 8,192 tokens of each set and the paper's damping of 0.01 times the mean diagonal do. Here are
+SmolLM2-135M-Instruct (dequantized from Q4_1), SparseGPT at 60 % in `arrival`, three disjoint draws
+an arm, held-out loss of the six domains of `studies/choosing`, which has what 8,192 tokens of each
+set and the paper's damping of 0.01 times the mean diagonal do. Here are
 
 - C4 and GSM8K with worked solutions at 2,048 and 32,768 tokens;
 - the damping at 0.1 and 1, for the same two at 8,192 tokens, and at 0.1 for a mix of five sets.
@@ -17,8 +19,8 @@ from pathlib import Path
 from studies.arms import arm, run
 
 from calibrant import Study
-from calibrant.compare import contrast
-from calibrant.study import read_study
+from calibrant.lab.stats import contrast
+from calibrant.lab.study import read_study
 
 HERE = Path(__file__).parent
 CHOOSING = HERE.parent / "choosing"
@@ -35,7 +37,13 @@ SHARED = {
     "masks": False,
 }
 STUDIES = {
-    "damping": Study(data=[C4, GSM8K], methods=[DAMPED, DROWNED], tokens=8192, groups={"sets": {}, "mix": {"data": MIX, "method": DAMPED}}, **SHARED),
+    "damping": Study(
+        data=[C4, GSM8K],
+        methods=[DAMPED, DROWNED],
+        tokens=8192,
+        groups={"sets": {}, "mix": {"data": MIX, "method": DAMPED}},
+        **SHARED,
+    ),
     "tokens-32768": Study(data=[C4, GSM8K], methods=[SPARSEGPT], tokens=32768, **SHARED),
     "tokens-2048": Study(data=[C4, GSM8K], methods=[SPARSEGPT], tokens=2048, **SHARED),
 }
@@ -46,18 +54,33 @@ ARMS = {
     "damping 0.1": (HERE / "damping", DAMPED, [C4, GSM8K, MIX]),
     "damping 1": (HERE / "damping", DROWNED, [C4, GSM8K]),
 }
-"""Where each was measured, the method there and the sets; the first is what the others are held against."""
+"""Where each was measured, the method there and the sets; the first is what the others are held
+against.
+"""
 
 
 def tables() -> Iterator[str]:
-    """For each set, Markdown: the damage of each arm on text like the set and over all six, and how much worse that is than the first arm."""
+    """For each set, Markdown: the damage of each arm on text like the set and over all six, and
+    how much worse that is than the first arm.
+    """
     for data, own in ((C4, "c4:text"), (GSM8K, "gsm8k:cot"), (MIX, None)):
-        found = {name: arm(folder, method=method, data=data) for name, (folder, method, sets) in ARMS.items() if data in sets}
+        found = {
+            name: arm(folder, method=method, data=data)
+            for name, (folder, method, sets) in ARMS.items()
+            if data in sets
+        }
         dense, usual = arm(CHOOSING / "results", data=""), next(iter(found.values()))
         asked = ({"its own text": [own]} if own else {}) | {"all six": list(dense)}
-        lines = [f"| `{data}` | {' | '.join(f'{name} | against the first' for name in asked)} |", f"| --- |{' ---: |' * 2 * len(asked)}"]
+        lines = [
+            f"| `{data}` | {' | '.join(f'{name} | against the first' for name in asked)} |",
+            f"| --- |{' ---: |' * 2 * len(asked)}",
+        ]
         for name, of in found.items():
-            rises = [contrast({n: of[n] for n in names}, {n: b[n] for n in names}) for names in asked.values() for b in (dense, usual)]
+            rises = [
+                contrast({n: of[n] for n in names}, {n: b[n] for n in names})
+                for names in asked.values()
+                for b in (dense, usual)
+            ]
             lines.append(f"| {name} | {' | '.join(f'{rise:+.3f}' for rise in rises)} |")
         yield "\n".join(lines)
 

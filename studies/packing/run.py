@@ -1,13 +1,16 @@
-"""How much of "in-context examples make better calibration data" is the number of tokens, and how much are the pads?
+"""How much of "in-context examples make better calibration data" is the number of tokens, and how
+much are the pads?
 
     CALIBRANT_DATA=… python -m studies.packing.run
 
-The original study compares 128 windows that hold one question each, padded, with 128 windows full of questions. This puts the same questions
-into windows in five ways, for GSM8K and e-SNLI, three draws each, Wanda at 60 % in SmolLM2-135M-Instruct:
+The original study compares 128 windows that hold one question each, padded, with 128 windows full
+of questions. This puts the same questions into windows in five ways, for GSM8K and e-SNLI, three
+draws each, Wanda at 60 % in SmolLM2-135M-Instruct:
 
 - `equal`: `qa@one` and `qa@many` at the same 8,192 real tokens, no pad counted;
-- `windows`: the same 16 windows of 512 for `qa@one` (a few real tokens, no pad counted), for the original's padded windows
-  (`legacy(of='one')`: pads attended to, and counted in the statistics) and for the original's full ones (`legacy`).
+- `windows`: the same 16 windows of 512 for `qa@one` (a few real tokens, no pad counted), for the
+  original's padded windows (`legacy(of='one')`: pads attended to, and counted in the statistics)
+  and for the original's full ones (`legacy`).
 
 Killed and run again, it goes on. Needs a mirror that holds gsm8k, esnli and WikiText.
 """
@@ -26,16 +29,29 @@ SHARED = {
     "methods": ["wanda"],
     "sparsities": [0.6],
     "seeds": [0, 1, 2],
-    "evaluate": [f"loss(source='{source}', tokens=8192, length=512)" for source in ("gsm8k", "esnli", "wikitext")],
+    "evaluate": [
+        f"loss(source='{source}', tokens=8192, length=512)"
+        for source in ("gsm8k", "esnli", "wikitext")
+    ],
     "length": 512,
     "dtype": "bfloat16",
     "propagate": "dense",
     "masks": False,
 }
 STUDIES = {
-    "equal": Study(data=[f"{source}:qa@{packing}" for source in SOURCES for packing in ("one", "many")], tokens=8192, **SHARED),
+    "equal": Study(
+        data=[f"{source}:qa@{packing}" for source in SOURCES for packing in ("one", "many")],
+        tokens=8192,
+        **SHARED,
+    ),
     "windows": Study(
-        data=[f"{source}:qa@{packing}" for source in SOURCES for packing in ("one", "legacy(of='one')", "legacy")], samples=16, **SHARED
+        data=[
+            f"{source}:qa@{packing}"
+            for source in SOURCES
+            for packing in ("one", "legacy(of='one')", "legacy")
+        ],
+        samples=16,
+        **SHARED,
     ),
 }
 
@@ -48,39 +64,64 @@ ARMS = {
     "legacy icl, 16 windows": ("windows", "{}:qa@legacy"),
 }
 STEPS = {
-    "as published: legacy single - legacy icl": ("legacy single, 16 windows", "legacy icl, 16 windows"),
-    "the pads: legacy single - single, same windows": ("legacy single, 16 windows", "single, 16 windows"),
-    "the tokens: single, 16 windows - single, 8,192 tokens": ("single, 16 windows", "single, 8,192 tokens"),
+    "as published: legacy single - legacy icl": (
+        "legacy single, 16 windows",
+        "legacy icl, 16 windows",
+    ),
+    "the pads: legacy single - single, same windows": (
+        "legacy single, 16 windows",
+        "single, 16 windows",
+    ),
+    "the tokens: single, 16 windows - single, 8,192 tokens": (
+        "single, 16 windows",
+        "single, 8,192 tokens",
+    ),
     "the packing: single - icl, both 8,192 tokens": ("single, 8,192 tokens", "icl, 8,192 tokens"),
     "the rest: icl - legacy icl": ("icl, 8,192 tokens", "legacy icl, 16 windows"),
 }
 
 
 def tables() -> Iterator[str]:
-    """In Markdown: of each source's arms, how much worse than the dense model they are; then the steps."""
+    """In Markdown: of each source's arms, how much worse than the dense model they are; then the
+    steps.
+    """
     dense = arm(HERE / "equal", data="")
     for source in SOURCES:
         arms = arms_of(source)
-        yield table(f"calibrated on {source}", [row(name, found, dense, list(dense), len(arms)) for name, found in arms.items()], dense)
+        yield table(
+            f"calibrated on {source}",
+            [row(name, found, dense, list(dense), len(arms)) for name, found in arms.items()],
+            dense,
+        )
     yield from steps()
 
 
 def steps() -> Iterator[str]:
-    """For each source in Markdown, the steps from the published comparison to an equal one; bold as in `markdown_row`."""
+    """For each source in Markdown, the steps from the published comparison to an equal one; bold
+    as in `markdown_row`.
+    """
     for source in SOURCES:
         arms = arms_of(source)
         names = list(arms["single, 8,192 tokens"])
-        yield table(f"step ({source})", [row(step, arms[a], arms[b], names, len(STEPS)) for step, (a, b) in STEPS.items()], names)
+        yield table(
+            f"step ({source})",
+            [row(step, arms[a], arms[b], names, len(STEPS)) for step, (a, b) in STEPS.items()],
+            names,
+        )
 
 
 def arms_of(source: str) -> dict[str, Measured]:
     """What each arm of a source gave."""
-    return {name: arm(HERE / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()}
+    return {
+        name: arm(HERE / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()
+    }
 
 
 def table(head: str, rows: Iterable[str], names: Collection[str]) -> str:
     """Markdown."""
-    return "\n".join([f"| {head} | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", *rows])
+    return "\n".join(
+        [f"| {head} | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", *rows]
+    )
 
 
 if __name__ == "__main__":

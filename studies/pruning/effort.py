@@ -1,8 +1,10 @@
-"""What pruning methods take, in turns and each in a process of its own: python -m studies.pruning.effort [--rounds 3] [--threads 2]
+"""What pruning methods take, in turns and each in a process of its own: python -m
+studies.pruning.effort [--rounds 3] [--threads 2]
 
-SmolLM2 at 60 %, with the study's tokens of C4 and in its type. Seconds are of compressing the whole model, its walk included; the peak is the most
-memory that the process held until it was done. Run it where nothing else runs; the record, effort.json, keeps every round that is done. Needs a
-mirror of the data sets (CALIBRANT_DATA).
+SmolLM2 at 60 %, with the study's tokens of C4 and in its type. Seconds are of compressing the whole
+model, its walk included; the peak is the most memory that the process held until it was done. Run
+it where nothing else runs; the record, effort.json, keeps every round that is done. Needs a mirror
+of the data sets (CALIBRANT_DATA).
 """
 
 import argparse
@@ -25,7 +27,7 @@ ONE: Final = """
 import json, sys
 import torch
 from calibrant.compress import prune
-from calibrant.process import own_process
+from calibrant.system.process import own_process
 own_process()
 told = json.loads(sys.argv[1])
 torch.set_num_threads(told.pop("threads"))
@@ -39,10 +41,27 @@ print(json.dumps({"seconds": how["seconds"]["compress"], "peak": how["peak_memor
 def measured(method: str, threads: int) -> dict[str, Any]:
     """Seconds and bytes of one method."""
     study = yaml.safe_load((HERE / "smollm2.yaml").read_text("utf-8"))
-    told = {"model": study["model"], "dtype": study["dtype"], "tokens": study["tokens"], "length": study["length"], "propagate": study["propagate"]}
+    told = {
+        "model": study["model"],
+        "dtype": study["dtype"],
+        "tokens": study["tokens"],
+        "length": study["length"],
+        "propagate": study["propagate"],
+    }
     with tempfile.TemporaryDirectory() as folder:
-        told |= {"data": DATA, "method": method, "target": TARGET, "out": str(Path(folder, "out")), "threads": threads}
-        done = subprocess.run([sys.executable, "-c", ONE, json.dumps(told)], capture_output=True, text=True, check=False)
+        told |= {
+            "data": DATA,
+            "method": method,
+            "target": TARGET,
+            "out": str(Path(folder, "out")),
+            "threads": threads,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", ONE, json.dumps(told)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -54,10 +73,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    record = machine.started(RECORD, {"asked": {"target": TARGET, "data": DATA, "threads": asked.threads}, "machine": machine.facts()}, "rounds")
+    record = machine.started(
+        RECORD,
+        {
+            "asked": {"target": TARGET, "data": DATA, "threads": asked.threads},
+            "machine": machine.facts(),
+        },
+        "rounds",
+    )
     for number in map(str, range(asked.rounds)):
         if number not in record["rounds"]:
-            record["rounds"][number] = {method: measured(method, asked.threads) for method in METHODS}
+            record["rounds"][number] = {
+                method: measured(method, asked.threads) for method in METHODS
+            }
             machine.keep(RECORD, record)
             print(json.dumps(record["rounds"][number], indent=1), flush=True)
 

@@ -1,12 +1,16 @@
-"""What pruning methods leave of the outputs of SmolLM2's matrices: python -m studies.pruning.layers [--targets 0.6 2:4] [--methods …] [--write]
+"""What pruning methods leave of the outputs of SmolLM2's matrices: python -m studies.pruning.layers
+[--targets 0.6 2:4] [--methods …] [--write]
 
-The matrices of three blocks are pruned by each method, all from the same Grams of C4 in the dense model. An error is tr(E G Eᵀ)/tr(W G Wᵀ), in
-float64: with the Gram of the tokens that were calibrated on, with that of another draw of C4, and with that of worked arithmetic. Seconds are those
-of the processor, on one thread, without the walk. Needs a mirror of the data sets (CALIBRANT_DATA).
+The matrices of three blocks are pruned by each method, all from the same Grams of C4 in the dense
+model. An error is tr(E G Eᵀ)/tr(W G Wᵀ), in float64: with the Gram of the tokens that were
+calibrated on, with that of another draw of C4, and with that of worked arithmetic. Seconds are
+those of the processor, on one thread, without the walk. Needs a mirror of the data sets
+(CALIBRANT_DATA).
 
-`--grams FILE` keeps weights and Grams, so that a run that was stopped goes on; the record keeps every method and target that is done. `--fmchisel
-PYTHON` adds the ALPS of fmchisel, run by the interpreter of an environment that has it, on the same weights and Grams. `--write` fills the table of
-docs/prune.md from the record and computes nothing.
+`--grams FILE` keeps weights and Grams, so that a run that was stopped goes on; the record keeps
+every method and target that is done. `--fmchisel PYTHON` adds the ALPS of fmchisel, run by the
+interpreter of an environment that has it, on the same weights and Grams. `--write` fills the table
+of docs/prune.md from the record and computes nothing.
 """
 
 import argparse
@@ -49,7 +53,9 @@ BASE: Final = "sparsegpt"
 
 
 def grams(kept: Path | None) -> dict[str, Any]:
-    """Each matrix of the blocks, as `weight`, with what it saw of each set: a Gram, its tokens and its mass."""
+    """Each matrix of the blocks, as `weight`, with what it saw of each set: a Gram, its tokens
+    and its mass.
+    """
     import torch
 
     import calibrant
@@ -61,7 +67,9 @@ def grams(kept: Path | None) -> dict[str, Any]:
     opened = calibrant.open_model("smollm2", "float32")
     view, found = calibrant.view(opened.model), dict[str, Any]()
     for label, (data, seed) in SEEN.items():
-        batch = calibrant.CalibrationSet(data, tokens=TOKENS, length=512, seed=seed).tokens(opened.tokenizer)
+        batch = calibrant.CalibrationSet(data, tokens=TOKENS, length=512, seed=seed).tokens(
+            opened.tokenizer
+        )
         for weight, seen in walk(view, batch, (Gram,), "dense"):
             if weight.block in BLOCKS:
                 gram = seen[Gram]
@@ -72,8 +80,12 @@ def grams(kept: Path | None) -> dict[str, Any]:
     return found
 
 
-def pruned(method: str, target: str, matrices: Mapping[str, Any]) -> Iterator[tuple[str, Any, float]]:
-    """Each matrix's name, what the method made of it, and in how many seconds of the processor; matrices that saw the same share a Gram."""
+def pruned(
+    method: str, target: str, matrices: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, float]]:
+    """Each matrix's name, what the method made of it, and in how many seconds of the processor;
+    matrices that saw the same share a Gram.
+    """
     from calibrant.activations import Gram, Seen
     from calibrant.methods import methods
     from calibrant.targets import parse_target
@@ -83,20 +95,30 @@ def pruned(method: str, target: str, matrices: Mapping[str, Any]) -> Iterator[tu
         numbers, tokens, mass = one["calibrated"]
         gram = shared.setdefault(numbers.data_ptr(), Gram(numbers.clone(), tokens, mass))
         if name == next(iter(matrices)):
-            made.compress(one["weight"][:64], Seen.of_gram(Gram(numbers.clone(), tokens, mass)), aim)  # kernels are compiled at their first use
+            made.compress(
+                one["weight"][:64], Seen.of_gram(Gram(numbers.clone(), tokens, mass)), aim
+            )  # kernels are compiled at their first use
         began = time.process_time()
         done = made.compress(one["weight"], Seen.of_gram(gram), aim)
         yield name, done.weight, time.process_time() - began
 
 
-def by_peer(python: str, target: str, matrices: Mapping[str, Any]) -> Iterator[tuple[str, Any, float]]:
+def by_peer(
+    python: str, target: str, matrices: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, float]]:
     """The same by fmchisel, matrix by matrix, in a process of its interpreter."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "given.pt"), Path(folder, "made.pt")
         some = {name: one for name, one in matrices.items() if f".{PEER_BLOCK}." in name}
-        torch.save({name: (one["weight"].clone(), one["calibrated"][0] / one["calibrated"][2]) for name, one in some.items()}, given)
+        torch.save(
+            {
+                name: (one["weight"].clone(), one["calibrated"][0] / one["calibrated"][2])
+                for name, one in some.items()
+            },
+            given,
+        )
         subprocess.run([python, HERE / "fmchisel_alps.py", given, made, target], check=True)
         for name, (weight, seconds) in torch.load(made).items():
             yield name, weight, seconds
@@ -108,15 +130,21 @@ def errors(one: Mapping[str, Any], weight: Any) -> dict[str, float]:
     lost, found = dense - weight.double(), dict[str, float]()
     for label in SEEN:
         gram = one[label][0].double()
-        found[label] = float(f"{float(((lost @ gram) * lost).sum() / ((dense @ gram) * dense).sum()):.6g}")
+        found[label] = float(
+            f"{float(((lost @ gram) * lost).sum() / ((dense @ gram) * dense).sum()):.6g}"
+        )
     return found
 
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
-    """Rows: of each method the median over matrices of its error over SparseGPT's, the largest, and advice."""
+    """Rows: of each method the median over matrices of its error over SparseGPT's, the largest,
+    and advice.
+    """
     found = record["found"]
     targets = [target for target in ("0.5", "0.6", "0.7", "2:4") if f"{BASE} {target}" in found]
-    names = [name for name in (*METHODS, PEER) if any(f"{name} {target}" in found for target in targets)]
+    names = [
+        name for name in (*METHODS, PEER) if any(f"{name} {target}" in found for target in targets)
+    ]
     heads = [*targets, f"{FIRST}, other C4", f"{FIRST}, arithmetic"]
     yield f"| method | {' | '.join(heads)} | take it |"
     yield f"| --- |{' ---: |' * len(heads)} --- |"
@@ -128,7 +156,9 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def ratio(found: Mapping[str, Any], method: str, target: str, label: str) -> str:
-    """The median over matrices of the error over SparseGPT's, with the largest; a dash where it isn't measured."""
+    """The median over matrices of the error over SparseGPT's, with the largest; a dash where it
+    isn't measured.
+    """
     if f"{method} {target}" not in found:
         return "–"
     base, mine = (found[f"{name} {target}"]["errors"] for name in (BASE, method))
@@ -140,10 +170,14 @@ def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
-    parser.add_argument("--methods", nargs="+", default=["sparsegpt", *(name for name in METHODS if name != BASE)])
+    parser.add_argument(
+        "--methods", nargs="+", default=["sparsegpt", *(name for name in METHODS if name != BASE)]
+    )
     parser.add_argument("--grams", type=Path, help="the file that keeps weights and Grams")
     parser.add_argument("--fmchisel", help="the Python of an environment with fmchisel")
-    parser.add_argument("--write", action="store_true", help="fill the page's table from the record")
+    parser.add_argument(
+        "--write", action="store_true", help="fill the page's table from the record"
+    )
     return parser.parse_args()
 
 
@@ -158,15 +192,26 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    record = machine.started(RECORD, {"asked": {"blocks": list(BLOCKS), "tokens": TOKENS}, "machine": machine.facts()}, "found")
+    record = machine.started(
+        RECORD,
+        {"asked": {"blocks": list(BLOCKS), "tokens": TOKENS}, "machine": machine.facts()},
+        "found",
+    )
     matrices = grams(asked.grams)
     for target in asked.targets:
         for method in [*asked.methods, *([PEER] if asked.fmchisel else [])]:
             if f"{method} {target}" in record["found"]:
                 continue
-            made = list(by_peer(asked.fmchisel, target, matrices) if method == PEER else pruned(method, target, matrices))
+            made = list(
+                by_peer(asked.fmchisel, target, matrices)
+                if method == PEER
+                else pruned(method, target, matrices)
+            )
             lost = {name: errors(matrices[name], weight) for name, weight, _ in made}
-            record["found"][f"{method} {target}"] = {"errors": lost, "seconds": round(sum(seconds for *_, seconds in made), 3)}
+            record["found"][f"{method} {target}"] = {
+                "errors": lost,
+                "seconds": round(sum(seconds for *_, seconds in made), 3),
+            }
             machine.keep(RECORD, record)
             print(method, target, ratio(record["found"], method, target, "calibrated"), flush=True)
 

@@ -1,9 +1,11 @@
-"""What SmolLM2 loses that llm-compressor's SparseGPT pruned, on the tokens and domains of smollm2.yaml: python -m studies.pruning.peer --peer PYTHON
+"""What SmolLM2 loses that llm-compressor's SparseGPT pruned, on the tokens and domains of
+smollm2.yaml: python -m studies.pruning.peer --peer PYTHON
 
-PYTHON is the interpreter of an environment with llm-compressor, such as the one that benchmarks/peers.py makes. It prunes to 60 % in float32 with the
-study's draws of C4, one unless `--draws` says more; a block's matrices see what they get before the block is pruned (its `sequential` pipeline).
-Losses are measured by the study's own tasks, in the study's type. The record, peer.json, keeps every draw that is done. Needs a mirror of the data
-sets (CALIBRANT_DATA).
+PYTHON is the interpreter of an environment with llm-compressor, such as the one that
+benchmarks/peers.py makes. It prunes to 60 % in float32 with the study's draws of C4, one unless
+`--draws` says more; a block's matrices see what they get before the block is pruned (its
+`sequential` pipeline). Losses are measured by the study's own tasks, in the study's type. The
+record, peer.json, keeps every draw that is done. Needs a mirror of the data sets (CALIBRANT_DATA).
 """
 
 import argparse
@@ -30,32 +32,60 @@ def draw(study: Mapping[str, Any], seed: int, python: str, folder: Path) -> dict
 
     opened = calibrant.open_model(study["model"], "float32")
     save(opened, folder / "model", {})
-    batch = calibrant.CalibrationSet(DATA, tokens=study["tokens"], length=study["length"], seed=seed).tokens(opened.tokenizer)
+    batch = calibrant.CalibrationSet(
+        DATA, tokens=study["tokens"], length=study["length"], seed=seed
+    ).tokens(opened.tokenizer)
     # Padding would be a part of the peer's Grams: each window is given without it.
-    (folder / "tokens.json").write_text(json.dumps([ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask.bool(), strict=True)]))
-    told = {"way": "llmcompressor", "method": METHOD, "target": TARGET, "dtype": "float32", "batch": 1, "model": str(folder / "model")}
+    (folder / "tokens.json").write_text(
+        json.dumps(
+            [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask.bool(), strict=True)]
+        )
+    )
+    told = {
+        "way": "llmcompressor",
+        "method": METHOD,
+        "target": TARGET,
+        "dtype": "float32",
+        "batch": 1,
+        "model": str(folder / "model"),
+    }
     told |= {"tokens": str(folder / "tokens.json"), "out": str(folder / "pruned")}
-    done = subprocess.run([python, WAYS, json.dumps(told)], capture_output=True, text=True, cwd=folder, check=False)
+    done = subprocess.run(
+        [python, WAYS, json.dumps(told)], capture_output=True, text=True, cwd=folder, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
     found = json.loads(done.stdout.splitlines()[-1])
-    scores = [measured.score for measured in calibrant.evaluate(str(folder / "pruned"), study["evaluate"], dtype=study["dtype"])]
+    scores = [
+        measured.score
+        for measured in calibrant.evaluate(
+            str(folder / "pruned"), study["evaluate"], dtype=study["dtype"]
+        )
+    ]
     return {
         "tokens": batch.fingerprint,
         "seconds": found["seconds"],
         "versions": found["versions"],
-        "losses": {score.measured: {"value": score.value, "standard error": score.stderr, "items": score.n} for score in scores},
+        "losses": {
+            score.measured: {"value": score.value, "standard error": score.stderr, "items": score.n}
+            for score in scores
+        },
     }
 
 
 def main() -> None:
     """Compute the draws that the record lacks, each in a folder of its own."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--peer", required=True, help="the Python of an environment with llmcompressor")
+    parser.add_argument(
+        "--peer", required=True, help="the Python of an environment with llmcompressor"
+    )
     parser.add_argument("--draws", type=int, default=1)
     asked = parser.parse_args()
     study = yaml.safe_load((HERE / "smollm2.yaml").read_text("utf-8"))
-    question = {"asked": {name: study[name] for name in ("model", "dtype", "tokens", "length", "evaluate")}, "machine": machine.facts()}
+    question = {
+        "asked": {name: study[name] for name in ("model", "dtype", "tokens", "length", "evaluate")},
+        "machine": machine.facts(),
+    }
     record = machine.started(RECORD, question, "draws")
     for seed in range(asked.draws):
         if str(seed) not in record["draws"]:

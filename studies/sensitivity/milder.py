@@ -1,6 +1,8 @@
-"""The tables of docs/findings/milder.md, made of the store beside this file: python -m studies.sensitivity.milder [--write]
+"""The tables of docs/findings/milder.md, made of the store beside this file: python -m
+studies.sensitivity.milder [--write]
 
-As in tables.py: the milder targets of the same study beside the stronger ones, and `alps` and EvoP, which have only four of the sets.
+As in tables.py: the milder targets of the same study beside the stronger ones, and `alps` and EvoP,
+which have only four of the sets.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +31,8 @@ from studies.sensitivity.tables import (
     smallest_seen,
 )
 
-from calibrant.compare import Results, compare, read
-from calibrant.store import Cell, Store
+from calibrant.lab.stats import Results, compare, read
+from calibrant.results import Cell, Store
 
 PAGE: Final = first.PAGE.with_name("milder.md")
 MILDER: Final = {
@@ -66,13 +68,16 @@ def at(targets: Mapping[str, str]) -> Callable[[Cell], bool]:
 def ranks(results: Results) -> Iterator[str]:
     """Rows: how far a method's stronger target says which set is best at the milder one.
 
-    The rank correlation is of all sets on all domains, each domain's ranks by themselves; then on how many domains the same set is best; and how much
-    higher the divergence at the milder target is than with its best set, with the set that is best at the stronger one: mean of the domains.
+    The rank correlation is of all sets on all domains, each domain's ranks by themselves; then on
+    how many domains the same set is best; and how much higher the divergence at the milder target
+    is than with its best set, with the set that is best at the stronger one: mean of the domains.
     """
     yield "| method | rank correlation | same set is best | lost by the stronger target's best |"
     yield "| --- | ---: | ---: | ---: |"
     for method, target in MILDER.items():
-        strong, mild = (divergences(results, ("smollm2", method, of)) for of in (STRONG[method], target))
+        strong, mild = (
+            divergences(results, ("smollm2", method, of)) for of in (STRONG[method], target)
+        )
         names = [name for name in strong if name != CONTROL]
         a, b = by_domain(strong, names), by_domain(mild, names)
         lost = b[np.arange(len(b)), a.argmin(1)] - b.min(1)
@@ -80,7 +85,8 @@ def ranks(results: Results) -> Iterator[str]:
 
 
 def of_its_kind(results: Results) -> Iterator[str]:
-    """Rows: the mean divergence on each domain at four bits, calibrated on text of its kind (`KINDRED`), with the methods of `NARROW`.
+    """Rows: the mean divergence on each domain at four bits, calibrated on text of its kind
+    (`KINDRED`), with the methods of `NARROW`.
 
     Last what the mixture gives the one that asks least of its text; bold the lowest.
     """
@@ -88,7 +94,10 @@ def of_its_kind(results: Results) -> Iterator[str]:
     yield f"| domain | calibrated on | {' | '.join(f'`{method}`' for method in NARROW)} | `{NARROW[-1]}`, mixture |"
     yield f"| --- | --- |{' ---: |' * (len(NARROW) + 1)}"
     for name, source in DOMAINS.items():
-        values = [*(of[KINDRED[name]][source] for of in each.values()), each[NARROW[-1]][MIXTURE][source]]
+        values = [
+            *(of[KINDRED[name]][source] for of in each.values()),
+            each[NARROW[-1]][MIXTURE][source],
+        ]
         yield f"| {name} | {SETS[KINDRED[name]]} | {' | '.join(f'**{of:.3f}**' if of == min(values) else f'{of:.3f}' for of in values)} |"
 
 
@@ -97,9 +106,18 @@ def tables() -> Mapping[str, str]:
     with Store(STORE, create=False) as store:
         results = read(store)
     four = {cell.data for cell in results.cells if at(SLOW)(cell)}
-    two = on_domains(results, lambda cell: cell.method == "none" or at(MILDER)(cell) or at(STRONG)(cell))
-    slow = on_domains(results, lambda cell: cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell))))
-    new = on_domains(results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT))
+    two = on_domains(
+        results, lambda cell: cell.method == "none" or at(MILDER)(cell) or at(STRONG)(cell)
+    )
+    slow = on_domains(
+        results,
+        lambda cell: (
+            cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell)))
+        ),
+    )
+    new = on_domains(
+        results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT)
+    )
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
     made = {
         "both": sensitivity_table(found, smallest_seen(two, found)),
@@ -110,7 +128,13 @@ def tables() -> Mapping[str, str]:
         "slow sets": sets_table(slow),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
-        "otherwise": otherwise_table(STORE, replace(results, cells=tuple(c for c in results.cells if c.method == "none" or at(MILDER)(c)))),
+        "otherwise": otherwise_table(
+            STORE,
+            replace(
+                results,
+                cells=tuple(c for c in results.cells if c.method == "none" or at(MILDER)(c)),
+            ),
+        ),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

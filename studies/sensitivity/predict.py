@@ -1,7 +1,9 @@
-"""What `recommend` would predict for the sets of smollm2.yaml and own.yaml, from the untouched model: python -m studies.sensitivity.predict [FOLDER]
+"""What `recommend` would predict for the sets of smollm2.yaml and own.yaml, from the untouched
+model: python -m studies.sensitivity.predict [FOLDER]
 
-For the methods of STRONG that have a stand-in, under the study's six domains and the three targets that it hasn't (targets.yaml), on the sample of
-blocks and rows that `recommend` takes for the method. FOLDER takes the statistics, some 15 GB. Killed and run again, it goes on. Needs a mirror of
+For the methods of STRONG that have a stand-in, under the study's six domains and the three targets
+that it hasn't (targets.yaml), on the sample of blocks and rows that `recommend` takes for the
+method. FOLDER takes the statistics, some 15 GB. Killed and run again, it goes on. Needs a mirror of
 the data sets (CALIBRANT_DATA).
 """
 
@@ -12,9 +14,9 @@ from typing import Final
 from studies.predictions import Predicted, predict
 from studies.sensitivity.tables import STRONG
 
+from calibrant.lab.mixtures.algebra import effort_of
+from calibrant.lab.study import read_study
 from calibrant.methods import methods
-from calibrant.mixtures.algebra import effort_of
-from calibrant.study import read_study
 from calibrant.targets import parse_target
 
 HERE: Final = Path(__file__).parent
@@ -30,15 +32,23 @@ TARGETS: Final = {
     "esnli": 1,
     "flores(language=fr)": 1,
 }
-"""Each target, and the draw of what it holds out that predicts: the first with no document that is measured. The encyclopedia holds out five articles
-and all of them are measured, so its prediction has seen them."""
+"""Each target, and the draw of what it holds out that predicts: the first with no document that
+is measured. The encyclopedia holds out five articles and all of them are measured, so its
+prediction has seen them.
+"""
 
 
 def main(statistics: Path) -> None:
     """Predict what isn't in the record yet, and write it down draw by draw."""
     study = read_study(HERE / "smollm2.yaml")
-    standing = {name: methods.build(name).stand_in(parse_target(target)) for name, target in STRONG.items()}
-    by = {name: Predicted(found, effort_of(found.method).final) for name, found in standing.items() if found}
+    standing = {
+        name: methods.build(name).stand_in(parse_target(target)) for name, target in STRONG.items()
+    }
+    by = {
+        name: Predicted(found, effort_of(found.method).final)
+        for name, found in standing.items()
+        if found
+    }
     predict(OUT, study, [*study.data, *read_study(HERE / "own.yaml").data], TARGETS, by, statistics)
 
 

@@ -1,7 +1,8 @@
-"""The tables of docs/findings/sensitivity.md, made of the stores beside this file: python -m studies.sensitivity.tables [--write]
+"""The tables of docs/findings/sensitivity.md, made of the stores beside this file: python -m
+studies.sensitivity.tables [--write]
 
-With `--write` the README's picture is drawn too; picture.json has its numbers. Divergences are nats per token, KL(dense ‖ compressed), on rows
-that no draw calibrates on.
+With `--write` the README's picture is drawn too; picture.json has its numbers. Divergences are nats
+per token, KL(dense ‖ compressed), on rows that no draw calibrates on.
 """
 
 import math
@@ -17,19 +18,35 @@ from jaxtyping import Float
 from studies.arms import named, with_interval
 from studies.pages import draw, write_or_print
 
-from calibrant.compare import MEAN, Estimate, Results, Sensitivity, compare, contrast, detectable, read
-from calibrant.compare.contrasts import Contrast, holm
-from calibrant.compare.crossed import ItemValues
-from calibrant.report.plots import Plot
-from calibrant.report.plots.sensitivity import worth
-from calibrant.store import Cell, Store
+from calibrant.lab.report.plots import Plot
+from calibrant.lab.report.plots.sensitivity import worth
+from calibrant.lab.stats import (
+    MEAN,
+    Estimate,
+    Results,
+    Sensitivity,
+    compare,
+    contrast,
+    detectable,
+    read,
+)
+from calibrant.lab.stats.contrasts import Contrast, holm
+from calibrant.lab.stats.crossed import ItemValues
+from calibrant.results import Cell, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/sensitivity.md"
 PICTURE: Final = HERE / "picture.json"
 STORE: Final = HERE / "smollm2"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
-DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
+DOMAINS: Final = {
+    "web": "c4",
+    "encyclopedia": "wikipedia",
+    "collection": "pile",
+    "code": "python_code",
+    "arithmetic": "gsm8k",
+    "passages": "race",
+}
 """Each domain that is measured, and the source it is made of."""
 MIXTURE: Final = "0.25*c4 + 0.25*wikipedia + 0.25*gsm8k:icl + 0.25*python_code"
 CONTROL: Final = "random_tokens"
@@ -80,18 +97,34 @@ def label_of(of: Sensitivity | Cell) -> Label:
 
 def on_domains(results: Results, chosen: Callable[[Cell], bool]) -> Results:
     """The results of these cells on the domains, without tasks."""
-    cells = [replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")}) for c in results.cells if chosen(c)]
+    cells = [
+        replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")})
+        for c in results.cells
+        if chosen(c)
+    ]
     return replace(results, cells=tuple(cells))
 
 
 def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float]) -> Iterator[str]:
-    """Rows: what the choice of set is worth by method and target, the most of the divergence first; and what could be `seen`.
+    """Rows: what the choice of set is worth by method and target, the most of the divergence first;
+    and what could be `seen`.
 
-    By domain, each with its own best and worst set, and where one set must serve all domains. Several models or targets stand together by method.
+    By domain, each with its own best and worst set, and where one set must serve all domains.
+    Several models or targets stand together by method.
     """
     several = len({s.model for s in found}) > 1
     heads = ["method", *(["model"] if several else []), "target"]
-    numbers = ["mean", "by domain", "by chance at most", "of the mean", "one set for all", "of the mean", "4 in 5 see", "between sets / draws", "p"]
+    numbers = [
+        "mean",
+        "by domain",
+        "by chance at most",
+        "of the mean",
+        "one set for all",
+        "of the mean",
+        "4 in 5 see",
+        "between sets / draws",
+        "p",
+    ]
     yield f"| {' | '.join([*heads, *numbers])} |"
     yield f"|{' --- |' * len(heads)}{' ---: |' * len(numbers)}"
     most = {s.method: max(of.share or 0.0 for of in found if of.method == s.method) for s in found}
@@ -99,8 +132,18 @@ def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float])
         least = f"{seen[label_of(s)]:.3f}" if label_of(s) in seen else ""
         one, mean = s.gaps[MEAN], s.increase or math.nan
         cells = [f"`{s.method}`", *([MODELS[s.model]] if several else []), s.target, f"{mean:.3f}"]
-        cells += [_worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
-        cells += [_worth(one.value, one.interval), f"{100 * one.value / mean:.0f}%", least, _ratio(s), "" if s.p is None else f"{s.p:.1g}"]
+        cells += [
+            _worth(s.worth, s.worth_interval),
+            f"{s.floor:.3f}",
+            f"{100 * s.worth / mean:.0f}%",
+        ]
+        cells += [
+            _worth(one.value, one.interval),
+            f"{100 * one.value / mean:.0f}%",
+            least,
+            _ratio(s),
+            "" if s.p is None else f"{s.p:.1g}",
+        ]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -111,18 +154,32 @@ def _worth(value: float, interval: tuple[float, float]) -> str:
 
 
 def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
-    """Rows: worst less best set by method and strength, in the loss of the text and of tasks' right answers among those that are offered.
+    """Rows: worst less best set by method and strength, in the loss of the text and of tasks' right
+    answers among those that are offered.
 
     Bold where two sets differ significantly.
     """
     ways = {"loss of the same text": compare(of_text(folder, results)).sensitivities}
-    there = {of.score.measured for cell in results.cells for of in results.scores.get(cell.run, {}).values()}
-    asked = {name: tasks for name, tasks in TASKS.items() if all(any(of.startswith(task) for of in there) for task in tasks)}
-    ways |= {f"{name}, among the offered answers": compare(results, measures=of).sensitivities for name, of in asked.items()}
+    there = {
+        of.score.measured
+        for cell in results.cells
+        for of in results.scores.get(cell.run, {}).values()
+    }
+    asked = {
+        name: tasks
+        for name, tasks in TASKS.items()
+        if all(any(of.startswith(task) for of in there) for task in tasks)
+    }
+    ways |= {
+        f"{name}, among the offered answers": compare(results, measures=of).sensitivities
+        for name, of in asked.items()
+    }
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for way, found in ways.items():
         for s in found:
-            rows.setdefault((s.method, s.target), {})[way] = f"{_worth(s.worth, s.worth_interval)}; {s.floor:.3f}"
+            rows.setdefault((s.method, s.target), {})[way] = (
+                f"{_worth(s.worth, s.worth_interval)}; {s.floor:.3f}"
+            )
     yield f"| method | target | {' | '.join(ways)} |"
     yield f"| --- | --- |{' ---: |' * len(ways)}"
     for (method, target), told in rows.items():
@@ -130,74 +187,126 @@ def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
 
 
 def sets_table(results: Results, longer: Results | None = None) -> Iterator[str]:
-    """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of several.
+    """Rows: the mean divergence with each set, by method, where all draws are measured on all
+    domains; bold the least of several.
 
-    Several models stand together by method. Where random tokens are among the sets, behind these by how much more the model diverges with them than
-    with the best set, with an interval that holds jointly over the sets that may be the best; bold where it leaves out zero. Last the sets with more
-    tokens, if a study has some (`longer`).
+    Several models stand together by method. Where random tokens are among the sets, behind these by
+    how much more the model diverges with them than with the best set, with an interval that holds
+    jointly over the sets that may be the best; bold where it leaves out zero. Last the sets with
+    more tokens, if a study has some (`longer`).
     """
     cells = [cell for cell in results.cells if cell.method != "none"]
-    labels, several = [data for data in SETS if any(cell.data == data for cell in cells)], len({cell.model for cell in cells}) > 1
-    heads = [SETS[data] for data in labels] + ["random tokens less the best"] * (CONTROL in labels) + list(MORE.values()) * (longer is not None)
+    labels, several = (
+        [data for data in SETS if any(cell.data == data for cell in cells)],
+        len({cell.model for cell in cells}) > 1,
+    )
+    heads = (
+        [SETS[data] for data in labels]
+        + ["random tokens less the best"] * (CONTROL in labels)
+        + list(MORE.values()) * (longer is not None)
+    )
     yield f"| method |{' model |' if several else ''} target | {' | '.join(heads)} |"
     yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(heads)}"
     order = [cell.method for cell in cells]
-    for label in sorted(dict.fromkeys(map(label_of, cells)), key=lambda label: order.index(label[1]) if several else 0):
-        means = {data: statistics.mean(of.values()) for data, of in divergences(results, label).items()}
-        known = [value for data, value in means.items() if not math.isnan(value) and data != CONTROL]
+    for label in sorted(
+        dict.fromkeys(map(label_of, cells)),
+        key=lambda label: order.index(label[1]) if several else 0,
+    ):
+        means = {
+            data: statistics.mean(of.values()) for data, of in divergences(results, label).items()
+        }
+        known = [
+            value for data, value in means.items() if not math.isnan(value) and data != CONTROL
+        ]
         if known:
             least = min(known) if len(known) > 1 else None
-            told = {data: f"**{value:.3f}**" if value == least else f"{value:.3f}" for data, value in means.items() if not math.isnan(value)}
+            told = {
+                data: f"**{value:.3f}**" if value == least else f"{value:.3f}"
+                for data, value in means.items()
+                if not math.isnan(value)
+            }
             shown = [told.get(data, "") for data in labels]
             if CONTROL in labels:
                 shown.append(_control(results, label, means))
             if longer is not None:
                 with_more = divergences(longer, label)
-                shown += [f"{statistics.mean(with_more[data].values()):.3f}" if data in with_more else "" for data in MORE]
+                shown += [
+                    f"{statistics.mean(with_more[data].values()):.3f}" if data in with_more else ""
+                    for data in MORE
+                ]
             model, method, target = label
             yield f"| {' | '.join([f'`{method}`', *([MODELS[model]] if several else []), target, *shown])} |"
 
 
 def _control(results: Results, label: Label, means: Mapping[str, float]) -> str:
-    """By how much more the model diverges with random tokens than with the best set; nothing where it wasn't calibrated on them."""
-    sets = {data: mean for data, mean in means.items() if data not in ("", CONTROL) and not math.isnan(mean)}
-    control, best = (side(results, label, data) for data in (CONTROL, min(sets, key=lambda data: sets[data], default="")))
+    """By how much more the model diverges with random tokens than with the best set; nothing
+    where it wasn't calibrated on them.
+    """
+    sets = {
+        data: mean
+        for data, mean in means.items()
+        if data not in ("", CONTROL) and not math.isnan(mean)
+    }
+    control, best = (
+        side(results, label, data)
+        for data in (CONTROL, min(sets, key=lambda data: sets[data], default=""))
+    )
     return with_interval(contrast(control, best), comparisons=len(sets)) if control and best else ""
 
 
 def divergences(results: Results, label: Label) -> Mapping[str, Mapping[str, float]]:
-    """The mean divergence of the draws by set and by the domain's source; not a number where something wasn't measured."""
+    """The mean divergence of the draws by set and by the domain's source; not a number where
+    something wasn't measured.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in results.cells:
         for text, measure in cell.measures.items() if label_of(cell) == label else ():
-            of = [source for source in DOMAINS.values() if text.startswith("agreement") and f"source='{source}'" in text]
+            of = [
+                source
+                for source in DOMAINS.values()
+                if text.startswith("agreement") and f"source='{source}'" in text
+            ]
             measured = results.scores.get(cell.run, {}).get(measure)
             for source in of:
-                found.setdefault(cell.data, {}).setdefault(source, []).append(measured.score.value if measured else math.nan)
-    return {data: {source: statistics.mean(values) for source, values in of.items()} for data, of in found.items()}
+                found.setdefault(cell.data, {}).setdefault(source, []).append(
+                    measured.score.value if measured else math.nan
+                )
+    return {
+        data: {source: statistics.mean(values) for source, values in of.items()}
+        for data, of in found.items()
+    }
 
 
-def by_domain(of: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> Float[np.ndarray, "domain set"]:
+def by_domain(
+    of: Mapping[str, Mapping[str, float]], names: Sequence[str]
+) -> Float[np.ndarray, "domain set"]:
     """The divergences of these sets."""
     return np.array([[of[data][domain] for data in names] for domain in DOMAINS.values()])
 
 
 def alike(one: Float[np.ndarray, "domain set"], other: Float[np.ndarray, "domain set"]) -> str:
-    """Two cells: how the ranks of sets on all domains correlate, each domain's ranks by themselves; on how many the same set is best."""
+    """Two cells: how the ranks of sets on all domains correlate, each domain's ranks by
+    themselves; on how many the same set is best.
+    """
     first, second = (np.argsort(np.argsort(of, 1), 1).ravel() for of in (one, other))
     same = int((one.argmin(1) == other.argmin(1)).sum())
     return f"{np.corrcoef(first, second)[0, 1]:+.2f} | {same} of {len(one)}"
 
 
 def smallest_seen(results: Results, found: Iterable[Sensitivity]) -> Mapping[Label, float]:
-    """By model, method and target, what true difference between C4 and another set four such studies in five find.
+    """By model, method and target, what true difference between C4 and another set four such
+    studies in five find.
 
     On the mean of the domains; the median over sets.
     """
     least: dict[Label, float] = {}
     for s in found:
         sides = {data: of for data in s.sets if (of := side(results, label_of(s), data))}
-        each = [detectable(contrast(of, sides["c4"])) for data, of in sides.items() if data != "c4" and "c4" in sides]
+        each = [
+            detectable(contrast(of, sides["c4"]))
+            for data, of in sides.items()
+            if data != "c4" and "c4" in sides
+        ]
         known = [value for value in each if value is not None]
         if known:
             least[label_of(s)] = statistics.median(known)
@@ -205,7 +314,8 @@ def smallest_seen(results: Results, found: Iterable[Sensitivity]) -> Mapping[Lab
 
 
 def domains_table(found: Iterable[Sensitivity], strong: Mapping[str, str]) -> Iterator[str]:
-    """Rows: the best and the worst set on each domain, with what lies between them, at the stronger strength of each method.
+    """Rows: the best and the worst set on each domain, with what lies between them, at the stronger
+    strength of each method.
 
     Bold where any two sets differ significantly on the domain.
     """
@@ -214,12 +324,17 @@ def domains_table(found: Iterable[Sensitivity], strong: Mapping[str, str]) -> It
     for s in found:
         if strong.get(s.method) == s.target:
             chosen = [s.gaps[name] for name in named(s.gaps, DOMAINS.values())]
-            cells = [f"{SETS[c.best]}, {SETS[c.worst]}: {f'**{c.value:.3f}**' if c.significant else f'{c.value:.3f}'}" for c in chosen]
+            cells = [
+                f"{SETS[c.best]}, {SETS[c.worst]}: {f'**{c.value:.3f}**' if c.significant else f'{c.value:.3f}'}"
+                for c in chosen
+            ]
             yield f"| `{s.method}` | {' | '.join(cells)} |"
 
 
 def of_text(folder: Path, results: Results) -> Results:
-    """The same results with the loss of the text in the place of its divergence; it stands beside that for each document."""
+    """The same results with the loss of the text in the place of its divergence; it stands
+    beside that for each document.
+    """
     items: dict[str, dict[str, ItemValues]] = {}
     with Store(folder, create=False) as store:
         for run in dict.fromkeys(cell.run for cell in results.cells if cell.run in results.items):
@@ -229,33 +344,66 @@ def of_text(folder: Path, results: Results) -> Results:
                     continue
                 measurement = store.measurement(run, measure)
                 assert measurement is not None
-                own = replace(measurement, score=beside, outcomes=tuple(replace(o, value=o.facts["nats"]) for o in measurement.outcomes))
+                own = replace(
+                    measurement,
+                    score=beside,
+                    outcomes=tuple(replace(o, value=o.facts["nats"]) for o in measurement.outcomes),
+                )
                 items.setdefault(run, {})[measure] = ItemValues.of(own)
     return replace(on_domains(results, lambda _: True), items=items)
 
 
 Question = tuple[str, str, str, float | None]
-"""What was asked, what was found, what true difference four such studies in five find at 5 % (empty for a ratio of variances), and p."""
+"""What was asked, what was found, what true difference four such studies in five find at 5 %
+(empty for a ratio of variances), and p.
+"""
 
 
-def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], results: Results, longer: Results | None = None) -> Iterator[str]:
+def planned(
+    found: Sequence[Sensitivity],
+    strong: Mapping[str, str],
+    results: Results,
+    longer: Results | None = None,
+) -> Iterator[str]:
     """Rows: the primary questions, corrected together (Holm).
 
-    `strong` are the methods and their stronger strength, `results` those of one model that `found` was made of, `longer` those with more tokens, if a
-    study asks about that.
+    `strong` are the methods and their stronger strength, `results` those of one model that `found`
+    was made of, `longer` those with more tokens, if a study asks about that.
     """
     (model,) = {cell.model for cell in results.cells}
     by = {(s.method, s.target): s for s in found}
     known = [by[of] for of in strong.items()]
-    asked: list[Question] = [(f"sets vary beyond draws: `{s.method}`, {s.target}", _ratio(s), "", s.p) for s in known]
+    asked: list[Question] = [
+        (f"sets vary beyond draws: `{s.method}`, {s.target}", _ratio(s), "", s.p) for s in known
+    ]
     more = fitted_or_weighed(by, strong)
     question = "the choice is worth more where weights are fitted than where they are weighed"
-    asked.append((question, in_per_cent(more), f"{100 * (detectable(more) or math.nan):.0f}%", more.p_value()))
-    sides = {method: [side(results, (model, method, strong[method]), data) for data in (MIXTURE, "c4")] for method in MIXED}
-    asked += [_better(f"the mixture is better than C4: `{method}`", *both) for method, both in sides.items()]
+    asked.append(
+        (
+            question,
+            in_per_cent(more),
+            f"{100 * (detectable(more) or math.nan):.0f}%",
+            more.p_value(),
+        )
+    )
+    sides = {
+        method: [side(results, (model, method, strong[method]), data) for data in (MIXTURE, "c4")]
+        for method in MIXED
+    }
+    asked += [
+        _better(f"the mixture is better than C4: `{method}`", *both)
+        for method, both in sides.items()
+    ]
     if longer is not None:
-        more_tokens = {method: side(longer, (model, method, strong[method]), "c4") for method in LONGER}
-        asked += [_better(f"32,768 tokens of C4 are better than 8,192 of the mixture: `{m}`", of, sides[m][0]) for m, of in more_tokens.items()]
+        more_tokens = {
+            method: side(longer, (model, method, strong[method]), "c4") for method in LONGER
+        }
+        asked += [
+            _better(
+                f"32,768 tokens of C4 are better than 8,192 of the mixture: `{m}`", of, sides[m][0]
+            )
+            for m, of in more_tokens.items()
+        ]
     family = [Contrast("", "", "", (), "", "", "", p=p) for *_, p in asked]
     yield "| question | found | 4 in 5 see | p (Holm) |"
     yield "| --- | ---: | ---: | ---: |"
@@ -265,35 +413,79 @@ def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], results: Re
 
 
 def _ratio(s: Sensitivity) -> str:
-    """The variance between sets over that between draws, with its interval; nothing where draws don't vary."""
-    return "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
+    """The variance between sets over that between draws, with its interval; nothing where draws
+    don't vary.
+    """
+    return (
+        ""
+        if s.ratio is None or s.ratio_interval is None
+        else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
+    )
 
 
 def side(results: Results, label: Label, data: str) -> Mapping[str, Sequence[ItemValues]]:
-    """What the draws of a set gave on each of the domains with a method, by what was measured; nothing where some of it is missing."""
-    cells = sorted((cell for cell in results.cells if label_of(cell) == label and cell.data == data), key=lambda cell: cell.seed)
+    """What the draws of a set gave on each of the domains with a method, by what was measured;
+    nothing where some of it is missing.
+    """
+    cells = sorted(
+        (cell for cell in results.cells if label_of(cell) == label and cell.data == data),
+        key=lambda cell: cell.seed,
+    )
     assert len({cell.propagate for cell in cells}) <= 1, "draws of two ways to go through the model"
-    each = [[results.items.get(cell.run, {}).get(measure) for measure in cell.measures.values()] for cell in cells]
-    drawn = [{of.score.measured: of for of in found if of is not None and of.score.metric == "kl"} for found in each]
+    each = [
+        [results.items.get(cell.run, {}).get(measure) for measure in cell.measures.values()]
+        for cell in cells
+    ]
+    drawn = [
+        {of.score.measured: of for of in found if of is not None and of.score.metric == "kl"}
+        for found in each
+    ]
     whole = drawn and all(len(of) == len(DOMAINS) for of in drawn)
     return {name: [of[name] for of in drawn] for name in drawn[0]} if whole else {}
 
 
-def _better(question: str, one: Mapping[str, Sequence[ItemValues]], other: Mapping[str, Sequence[ItemValues]]) -> Question:
+def _better(
+    question: str,
+    one: Mapping[str, Sequence[ItemValues]],
+    other: Mapping[str, Sequence[ItemValues]],
+) -> Question:
     """By how much less the first diverges than the second."""
     found = contrast(other, one)
-    return question, with_interval(found, False), f"{detectable(found) or math.nan:.3f}", found.p_value()
+    return (
+        question,
+        with_interval(found, False),
+        f"{detectable(found) or math.nan:.3f}",
+        found.p_value(),
+    )
 
 
-def fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]) -> Estimate:
-    """By how much the share is larger where weights are fitted, mean of the domains, each of which is an item.
+def fitted_or_weighed(
+    by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]
+) -> Estimate:
+    """By how much the share is larger where weights are fitted, mean of the domains, each of which
+    is an item.
 
-    The domains share sets and draws, and the largest of differences is large by chance too, more so where draws vary more: the page says both.
+    The domains share sets and draws, and the largest of differences is large by chance too, more so
+    where draws vary more: the page says both.
     """
-    kinds = [[by[method, strong[method]] for method in methods if method in strong] for methods in (FITTED, WEIGHING)]
-    shares = [[[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind] for kind in kinds]
-    apart = [statistics.mean(a) - statistics.mean(b) for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)]
-    return Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, float(len(apart) - 1), len(apart))
+    kinds = [
+        [by[method, strong[method]] for method in methods if method in strong]
+        for methods in (FITTED, WEIGHING)
+    ]
+    shares = [
+        [[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind]
+        for kind in kinds
+    ]
+    apart = [
+        statistics.mean(a) - statistics.mean(b)
+        for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)
+    ]
+    return Estimate(
+        statistics.mean(apart),
+        statistics.stdev(apart) / len(apart) ** 0.5,
+        float(len(apart) - 1),
+        len(apart),
+    )
 
 
 def in_per_cent(found: Estimate) -> str:
@@ -320,7 +512,9 @@ def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     with Store(STORE, create=False) as store:
         every = read(store)
-    results = replace(every, cells=tuple(c for c in every.cells if not c.data or STRONG.get(c.method) == c.target))
+    results = replace(
+        every, cells=tuple(c for c in every.cells if not c.data or STRONG.get(c.method) == c.target)
+    )
     found = compare(results, measures=["agreement"]).sensitivities
     with Store(HERE / "more_tokens", create=False) as store:
         longer = read(store)

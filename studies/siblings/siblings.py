@@ -1,9 +1,12 @@
-"""Does a held-out sibling foresee what a file's owner will see: python -m studies.siblings.siblings FOLDER [--draws 1] [--record FILE]
+"""Does a held-out sibling foresee what a file's owner will see: python -m studies.siblings.siblings
+FOLDER [--draws 1] [--record FILE]
 
-Three targets that are no sources (`targets.py`), each in two families of templates. The file of one family is what the user has; the file of the
-other is what the model will be used on, and nothing of it is calibrated on. Ten sets: the file and nine sources; SmolLM2, Wanda, 60 %, `dense`.
-Which set is best by the file's own measured rows, which by its held-out sibling (`calibrant.advice`), and how far is each behind the best of the ten
-on the other family? Everything is kept in FOLDER, and the same command goes on.
+Three targets that are no sources (`targets.py`), each in two families of templates. The file of one
+family is what the user has; the file of the other is what the model will be used on, and nothing of
+it is calibrated on. Ten sets: the file and nine sources; SmolLM2, Wanda, 60 %, `dense`. Which set
+is best by the file's own measured rows, which by its held-out sibling (`calibrant.lab.choose`), and
+how far is each behind the best of the ten on the other family? Everything is kept in FOLDER, and
+the same command goes on.
 """
 
 import argparse
@@ -17,16 +20,26 @@ from typing import Any, Final
 from studies.siblings.targets import TEMPLATES, write
 
 from calibrant import Study
-from calibrant.advice.halves import Halves, halves_of
-from calibrant.advice.siblings import held_out_side
-from calibrant.compare import read
-from calibrant.compare.crossed import Side, combination
-from calibrant.compare.results import DENSE, GroupResults, grouped
 from calibrant.data.expression import parse_source
 from calibrant.data.user_file import UserFile
-from calibrant.store import Store
+from calibrant.lab.choose.halves import Halves, halves_of
+from calibrant.lab.choose.siblings import held_out_side
+from calibrant.lab.stats import read
+from calibrant.lab.stats.crossed import Side, combination
+from calibrant.lab.stats.results import DENSE, GroupResults, grouped
+from calibrant.results import Store
 
-SOURCES: Final = ("c4", "pile", "wikipedia", "gsm8k:cot", "commonsense_qa", "esnli:cot", "python_docs", "python_code", "arithmetic:cot")
+SOURCES: Final = (
+    "c4",
+    "pile",
+    "wikipedia",
+    "gsm8k:cot",
+    "commonsense_qa",
+    "esnli:cot",
+    "python_docs",
+    "python_code",
+    "arithmetic:cot",
+)
 TOKENS, LENGTH, MEASURED = 2048, 256, 1500
 FAMILIES: Final = ("a", "b")
 
@@ -78,9 +91,13 @@ class Results:
 
 
 def records(
-    files: Mapping[tuple[str, int], str], halved: Mapping[tuple[str, int], Halves], names: Mapping[tuple[str, int], Any]
+    files: Mapping[tuple[str, int], str],
+    halved: Mapping[tuple[str, int], Halves],
+    names: Mapping[tuple[str, int], Any],
 ) -> Iterator[dict[str, Any]]:
-    """What each file's sets lost: on its own rows, on its sibling, and on the other family; and how far the two choices are behind there."""
+    """What each file's sets lost: on its own rows, on its sibling, and on the other family; and
+    how far the two choices are behind there.
+    """
     others = Results(Path("others"))
     for (target, family), file in files.items():
         store = Path(f"{target}-{FAMILIES[family]}")
@@ -92,7 +109,10 @@ def records(
         on_sibling = dict(sides)
         for data, twins in names[target, family].items():
             canonical = next(label for label in own.group.sets if label == data)
-            sides[canonical], on_sibling[canonical] = own.sides(canonical), own.sibling(twins, halves)
+            sides[canonical], on_sibling[canonical] = (
+                own.sides(canonical),
+                own.sibling(twins, halves),
+            )
         dense = others.sides(DENSE)
         ranked = sorted(sides, key=lambda data: sides[data][there].value)
         choices = {
@@ -109,7 +129,12 @@ def records(
         }
         behind = {}
         for how, data in choices.items():
-            worse = combination([({"there": sides[data][there]}, {"there": 1.0}), ({"there": sides[ranked[0]][there]}, {"there": -1.0})])
+            worse = combination(
+                [
+                    ({"there": sides[data][there]}, {"there": 1.0}),
+                    ({"there": sides[ranked[0]][there]}, {"there": -1.0}),
+                ]
+            )
             interval = worse.interval() if data != ranked[0] else None
             behind[how] = {
                 "set": called(data),
@@ -158,15 +183,31 @@ def main() -> None:
     studies = {"others": study(SOURCES, list(files.values()), given.draws)}
     for (target, family), own in names.items():
         sets = tuple(dict.fromkeys(run for data, twins in own.items() for run in (data, *twins)))
-        studies[f"{target}-{FAMILIES[family]}"] = study(sets, [files[target, 0], files[target, 1]], given.draws)
+        studies[f"{target}-{FAMILIES[family]}"] = study(
+            sets, [files[target, 0], files[target, 1]], given.draws
+        )
     for name, one in ({} if given.tables else studies).items():
         finished = one.run(name)
-        print(f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed", file=sys.stderr, flush=True)
+        print(
+            f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed",
+            file=sys.stderr,
+            flush=True,
+        )
         for failure in finished.failures.values():
             print(failure["what"], failure["error"], file=sys.stderr)
     found = list(records(files, halved, names))
     record.write_text(
-        json.dumps({"tokens": TOKENS, "length": LENGTH, "measured": MEASURED, "templates": len(TEMPLATES), "files": found}, indent=1) + "\n"
+        json.dumps(
+            {
+                "tokens": TOKENS,
+                "length": LENGTH,
+                "measured": MEASURED,
+                "templates": len(TEMPLATES),
+                "files": found,
+            },
+            indent=1,
+        )
+        + "\n"
     )
     for one in found:
         print(one["target"], one["family"], "best", one["best"], one["choices"])

@@ -1,7 +1,9 @@
-"""The tables of docs/findings/words.md, made of the store beside this file: python -m studies.words.tables [--write]
+"""The tables of docs/findings/words.md, made of the store beside this file: python -m
+studies.words.tables [--write]
 
-What the damage of words has to do with the loss; whether a set that holds a word more often keeps more of it; and what both sets keep of two groups
-named beforehand. Ranges are over draws. Intervals are over documents or words (a bootstrap, seeded), and say so.
+What the damage of words has to do with the loss; whether a set that holds a word more often keeps
+more of it; and what both sets keep of two groups named beforehand. Ranges are over draws. Intervals
+are over documents or words (a bootstrap, seeded), and say so.
 """
 
 import re
@@ -15,8 +17,8 @@ import numpy as np
 from scipy.stats import rankdata
 from studies.pages import write_or_print
 
-from calibrant.compare import KeptWords, Results, kept_words_in, read, summaries
-from calibrant.store import Store
+from calibrant.lab.stats import KeptWords, Results, kept_words_in, read, summaries
+from calibrant.results import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/words.md"
@@ -31,20 +33,31 @@ PLACES: Final = (
     "city town village county state states country nation national world area region district north south east west northern southern eastern "
     "western river lake sea island coast mountain road street park house building church school university station located"
 )
-GROUPS: Final[Mapping[str, frozenset[str]]] = {"quantities": frozenset(QUANTITIES.split()), "places": frozenset(PLACES.split())}
-"""Two groups of words, named before any run: arithmetic is rich in the first, the web in the second."""
+GROUPS: Final[Mapping[str, frozenset[str]]] = {
+    "quantities": frozenset(QUANTITIES.split()),
+    "places": frozenset(PLACES.split()),
+}
+"""Two groups of words, named before any run: arithmetic is rich in the first, the web in the
+second.
+"""
 RESAMPLES: Final = 2000
 RELATIONS: Final = ("rank_next", "rank_documents")
 Shares = Mapping[str, Mapping[str, float]]
-"""By calibration set, how often each word stands in its windows, for a million words; at `""` that of a word which isn't listed."""
+"""By calibration set, how often each word stands in its windows, for a million words; at `""`
+that of a word which isn't listed.
+"""
 
 
 def shares_in(store: Store, results: Results) -> Shares:
-    """How often each word stands in each set's calibration windows; a word that one window has at most counts as half a time."""
+    """How often each word stands in each set's calibration windows; a word that one window has
+    at most counts as half a time.
+    """
     found = dict[str, Mapping[str, float]]()
     for summary in summaries(store, results):
         profile = summary.profile or {"words": {}, "counted": 1}
-        found[summary.name] = {word: 1e6 * n / profile["counted"] for word, n in profile["words"].items()} | {"": 0.5e6 / profile["counted"]}
+        found[summary.name] = {
+            word: 1e6 * n / profile["counted"] for word, n in profile["words"].items()
+        } | {"": 0.5e6 / profile["counted"]}
     return found
 
 
@@ -63,26 +76,41 @@ def interval(statistic: Callable[..., Any], *columns: np.ndarray) -> tuple[float
 
 def ranged(values: Sequence[float], form: str = "{:+.2f}") -> str:
     """The mean of the draws, and the least and the most of them."""
-    return "{} ({} to {})".format(*map(form.format, (statistics.mean(values), min(values), max(values))))
+    return "{} ({} to {})".format(
+        *map(form.format, (statistics.mean(values), min(values), max(values)))
+    )
 
 
 def relations(results: Results) -> Iterator[str]:
-    """Rows: what is kept, and how a word's damage goes with the loss; means of the draws, with their range, and how many draws are beyond chance."""
-    heads = (
-        "calibrated on | method | removed | kept | loss raised | next token | ± | beyond chance | at equal frequency | documents | ± | beyond chance"
-    )
+    """Rows: what is kept, and how a word's damage goes with the loss; means of the draws, with
+    their range, and how many draws are beyond chance.
+    """
+    heads = "calibrated on | method | removed | kept | loss raised | next token | ± | beyond chance | at equal frequency | documents | ± | beyond chance"
     yield f"| {heads} |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     cells = [cell for cell in results.cells if cell.data]
-    for data, method, target in dict.fromkeys((cell.data, cell.method, cell.target) for cell in cells):
-        runs = [cell.run for cell in cells if (cell.data, cell.method, cell.target) == (data, method, target)]
+    for data, method, target in dict.fromkeys(
+        (cell.data, cell.method, cell.target) for cell in cells
+    ):
+        runs = [
+            cell.run
+            for cell in cells
+            if (cell.data, cell.method, cell.target) == (data, method, target)
+        ]
         found = [one for run in runs for one in results.scores.get(run, {}).values()]
         facts = [one.score.facts for one in found]
-        columns = [ranged([one.score.value for one in found], "{:.3f}"), ranged([one.beside[0].value for one in found])]
+        columns = [
+            ranged([one.score.value for one in found], "{:.3f}"),
+            ranged([one.beside[0].value for one in found]),
+        ]
         for name in RELATIONS:
             beyond = sum(of[f"{name}_low"] > 0 or of[f"{name}_high"] < 0 for of in facts)
             half = statistics.mean((of[f"{name}_high"] - of[f"{name}_low"]) / 2 for of in facts)
-            columns += [ranged([of[name] for of in facts]), f"{half:.2f}", f"{beyond} of {len(facts)}"]
+            columns += [
+                ranged([of[name] for of in facts]),
+                f"{half:.2f}",
+                f"{beyond} of {len(facts)}",
+            ]
             if name == "rank_next":
                 columns.append(ranged([of[f"{name}_at_equal_frequency"] for of in facts]))
         yield f"| {SETS[data]} | `{method}` | {target} | {' | '.join(columns)} |"
@@ -99,18 +127,29 @@ def differences(of: KeptWords) -> tuple[list[str], np.ndarray]:
 def by_draw(results: Results, of: KeptWords) -> list[KeptWords]:
     """The same table of each draw by itself."""
     seeds = dict.fromkeys(cell.seed for cell in results.cells if cell.data)
-    tables = [kept_words_in(replace(results, cells=tuple(cell for cell in results.cells if cell.seed == seed))) for seed in seeds]
-    return [one for each in tables for one in each if (one.method, one.target) == (of.method, of.target)]
+    tables = [
+        kept_words_in(
+            replace(results, cells=tuple(cell for cell in results.cells if cell.seed == seed))
+        )
+        for seed in seeds
+    ]
+    return [
+        one for each in tables for one in each if (one.method, one.target) == (of.method, of.target)
+    ]
 
 
 def survival(results: Results, shares: Shares) -> Iterator[str]:
-    """Rows: whether what a set holds more often is kept better with it: all words, by Spearman, over words and over draws."""
+    """Rows: whether what a set holds more often is kept better with it: all words, by Spearman,
+    over words and over draws.
+    """
     yield "| method | removed | words | share and what is kept: Spearman | 95 % over words | draws |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
 
     def correlated(one: KeptWords) -> tuple[np.ndarray, np.ndarray]:
         words, difference = differences(one)
-        return np.array([np.log(share(shares[A], word) / share(shares[B], word)) for word in words]), difference
+        return np.array(
+            [np.log(share(shares[A], word) / share(shares[B], word)) for word in words]
+        ), difference
 
     for of in kept_words_in(results):
         columns = correlated(of)
@@ -126,15 +165,22 @@ def share(of: Mapping[str, float], word: str) -> float:
 
 
 def groups(results: Results, shares: Shares) -> Iterator[str]:
-    """Rows: what arithmetic kept more than C4 did of the two groups named beforehand, and of all words."""
+    """Rows: what arithmetic kept more than C4 did of the two groups named beforehand, and of all
+    words.
+    """
     yield "| method | removed | group | words | how much more often arithmetic has them | arithmetic kept more by | 95 % over words | draws |"
     yield "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
     for of in kept_words_in(results):
         words, difference = differences(of)
         for name, group in {**GROUPS, "all": frozenset(words)}.items():
             own = difference[[word in group for word in words]]
-            draws = [float(each[[word in group for word in names]].mean()) for names, each in (differences(one) for one in by_draw(results, of))]
-            often = [sum(share(shares[data], word) for word in words if word in group) for data in (A, B)]
+            draws = [
+                float(each[[word in group for word in names]].mean())
+                for names, each in (differences(one) for one in by_draw(results, of))
+            ]
+            often = [
+                sum(share(shares[data], word) for word in words if word in group) for data in (A, B)
+            ]
             low, high = interval(np.mean, own)
             told = f"{own.mean():+.3f} | {low:+.3f} to {high:+.3f} | {min(draws):+.3f} to {max(draws):+.3f}"
             yield f"| `{of.method}` | {of.target} | {name} | {len(own)} | {often[0] / often[1]:.2f} times | {told} |"
@@ -145,7 +191,11 @@ def most(results: Results) -> Iterator[str]:
     yield "| method | removed | least kept | most kept |"
     yield "| --- | ---: | --- | --- |"
     for of in kept_words_in(results):
-        told = [f"{word} {mean:.2f}" for word, mean in zip(of.words, of.means, strict=True) if re.fullmatch(r"\w+", word)]
+        told = [
+            f"{word} {mean:.2f}"
+            for word, mean in zip(of.words, of.means, strict=True)
+            if re.fullmatch(r"\w+", word)
+        ]
         yield f"| `{of.method}` | {of.target} | {', '.join(told[:10])} | {', '.join(reversed(told[-10:]))} |"
 
 
@@ -154,7 +204,12 @@ def tables() -> Mapping[str, str]:
     with Store(HERE / "smollm2", create=False) as store:
         results = read(store, items=False)
         shares = shares_in(store, results)
-    made = {"relations": relations(results), "survival": survival(results, shares), "groups": groups(results, shares), "most": most(results)}
+    made = {
+        "relations": relations(results),
+        "survival": survival(results, shares),
+        "groups": groups(results, shares),
+        "most": most(results),
+    }
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 

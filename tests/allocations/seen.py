@@ -1,4 +1,6 @@
-"""What the matrices of a tiny model see of a little text: made once a family, for every test of allocations."""
+"""What the matrices of a tiny model see of a little text: made once a family, for every test of
+allocations.
+"""
 
 from functools import cache
 

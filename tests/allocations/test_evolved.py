@@ -1,4 +1,6 @@
-"""Shares that evolve, against all shares that there are, each compressed and measured by plain torch."""
+"""Shares that evolve, against all shares that there are, each compressed and measured by plain
+torch.
+"""
 
 import copy
 import json
@@ -16,7 +18,7 @@ from calibrant.compress.loop import allocated
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import SpecError
 from calibrant.models import Opened, open_model, view
-from calibrant.outcomes import Journal
+from calibrant.results.outcomes import Journal
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
 
@@ -47,7 +49,9 @@ def distributions(model: Any, batch: TokenBatch) -> torch.Tensor:
 
 
 def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> float:
-    """KL to the untouched model once the smallest weights of each matrix are zero, so large a share of them block by block."""
+    """KL to the untouched model once the smallest weights of each matrix are zero, so large a
+    share of them block by block.
+    """
     model = copy.deepcopy(opened.model).double()
     before = distributions(model, batch)
     for layer, share in zip(model.model.layers, shares, strict=True):
@@ -61,33 +65,70 @@ def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> floa
 
 def test_the_best_of_all_shares_is_found(folder: Path, opened: Opened, batch: TokenBatch) -> None:
     done = prune(
-        str(folder), "python_docs", "magnitude", 0.5, allocation="evolved(levels=1, step=0.2, tokens=[192], generations=20, patience=20)", **SMALL
+        str(folder),
+        "python_docs",
+        "magnitude",
+        0.5,
+        allocation="evolved(levels=1, step=0.2, tokens=[192], generations=20, patience=20)",
+        **SMALL,
     )
-    every = [shares for shares in product((0.3, 0.5, 0.7), repeat=BLOCKS) if sum(shares) == pytest.approx(2.0)]
+    every = [
+        shares
+        for shares in product((0.3, 0.5, 0.7), repeat=BLOCKS)
+        if sum(shares) == pytest.approx(2.0)
+    ]
     assert len(every) == 19
     best = min(every, key=lambda shares: diverged(opened, batch, shares))
-    assert all(round(matrix["sparsity"], 1) == best[int(matrix["name"].split(".")[2])] for matrix in done.record.weights)
+    assert all(
+        round(matrix["sparsity"], 1) == best[int(matrix["name"].split(".")[2])]
+        for matrix in done.record.weights
+    )
     assert done.record.sparsity == pytest.approx(0.5, abs=2e-3)
 
 
 @pytest.mark.parametrize(("method", "target"), [("sparsegpt", "0.5"), ("rtn", "w4g16")])
-def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(folder: Path, opened: Opened, method: str, target: str) -> None:
+def test_the_mean_is_what_was_asked_for_and_the_course_is_told_and_noted(
+    folder: Path, opened: Opened, method: str, target: str
+) -> None:
     said: list[str] = []
-    how = {"allocation": "evolved(step=0.1, tokens=[48, 192])", "progress": lambda what, *_: said.append(what), **SMALL}
-    done = (quantize if method == "rtn" else prune)(str(folder), "python_docs", method, target, **how)
-    sizes = {weight.name: weight.shape[0] * weight.shape[1] for weight in view(opened.model).weights}
+    how = {
+        "allocation": "evolved(step=0.1, tokens=[48, 192])",
+        "progress": lambda what, *_: said.append(what),
+        **SMALL,
+    }
+    done = (quantize if method == "rtn" else prune)(
+        str(folder), "python_docs", method, target, **how
+    )
+    sizes = {
+        weight.name: weight.shape[0] * weight.shape[1] for weight in view(opened.model).weights
+    }
     if method == "rtn":
-        bits = sum(sizes[matrix["name"]] * matrix["bits_a_weight"] for matrix in done.record.weights)
-        assert bits / sum(sizes.values()) == pytest.approx(4 + 32 / 16, rel=1e-5), "4 bits a code, and a scale of float32 for 16 of them"
+        bits = sum(
+            sizes[matrix["name"]] * matrix["bits_a_weight"] for matrix in done.record.weights
+        )
+        assert bits / sum(sizes.values()) == pytest.approx(4 + 32 / 16, rel=1e-5), (
+            "4 bits a code, and a scale of float32 for 16 of them"
+        )
     else:
-        assert float(target) - 1 / 32 < done.record.sparsity <= float(target), "of a row of 32 a whole number goes, rounded down"
+        assert float(target) - 1 / 32 < done.record.sparsity <= float(target), (
+            "of a row of 32 a whole number goes, rounded down"
+        )
     courses = [float(what.partition("best ")[2]) for what in said if "best " in what]
     assert courses == sorted(courses, reverse=True), "never worse than uniform, where it begins"
     (edit,) = done.record.edits
-    assert (edit["edit"], edit["allocation"]) == ("allocation", "evolved(step=0.1, tokens=[48, 192])")
+    assert (edit["edit"], edit["allocation"]) == (
+        "allocation",
+        "evolved(step=0.1, tokens=[48, 192])",
+    )
     notes = edit["notes"]
-    assert notes["course"] == pytest.approx(courses[: len(notes["course"])], abs=1e-4), "what was told while it searched"
-    assert (notes["best"], notes["by"], notes["tokens"]) == (notes["course"][-1], "divergence", [48, 192])
+    assert notes["course"] == pytest.approx(courses[: len(notes["course"])], abs=1e-4), (
+        "what was told while it searched"
+    )
+    assert (notes["best"], notes["by"], notes["tokens"]) == (
+        notes["course"][-1],
+        "divergence",
+        [48, 192],
+    )
     assert notes["measured"] > len(notes["course"])
 
 
@@ -99,8 +140,13 @@ def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_p
             with pytest.raises(KeyboardInterrupt):
                 prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
     prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
-    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-    edits = [json.loads((tmp_path / name / "calibrant.json").read_text())["record"]["edits"] for name in ("out", "whole")]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
+    edits = [
+        json.loads((tmp_path / name / "calibrant.json").read_text())["record"]["edits"]
+        for name in ("out", "whole")
+    ]
     assert edits[0] == edits[1] != []
 
 
@@ -108,10 +154,14 @@ def test_the_untouched_model_is_what_it_was(opened: Opened, batch: TokenBatch) -
     before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
     recipe = Recipe.parse("wanda", 0.5, allocation="evolved(tokens=[192], generations=2)")
     allocated(UntouchedModel(opened, view(opened.model), batch), recipe, Journal())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in opened.model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in opened.model.state_dict().items()
+    )
 
 
-def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full:
         available = 1000
 
@@ -123,11 +173,24 @@ def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(folder
 
 def test_levels_that_no_matrix_can_have_are_left_out() -> None:
     evolved = allocations.build("evolved(step=0.2)")
-    assert [str(target) for target in evolved.menu(parse_target(0.7))] == ["0.3", "0.5", "0.7", "0.9"]
-    assert [str(target) for target in evolved.menu(parse_target("w3g64a"))] == ["w2g64a", "w3g64a", "w4g64a", "w5g64a"]
+    assert [str(target) for target in evolved.menu(parse_target(0.7))] == [
+        "0.3",
+        "0.5",
+        "0.7",
+        "0.9",
+    ]
+    assert [str(target) for target in evolved.menu(parse_target("w3g64a"))] == [
+        "w2g64a",
+        "w3g64a",
+        "w4g64a",
+        "w5g64a",
+    ]
 
 
 def test_the_tokens_are_part_of_what_is_asked(opened: Opened, batch: TokenBatch) -> None:
     """Also where the method itself looks at no data."""
-    ids = {Recipe.parse("magnitude", 0.5, allocation=name).run(opened, batch).tokens for name in ("evolved", "uniform")}
+    ids = {
+        Recipe.parse("magnitude", 0.5, allocation=name).run(opened, batch).tokens
+        for name in ("evolved", "uniform")
+    }
     assert ids == {batch.fingerprint, ""}

@@ -1,4 +1,6 @@
-"""The share with the least sum of errors: against every other one, on models small enough to try them all."""
+"""The share with the least sum of errors: against every other one, on models small enough to try
+them all.
+"""
 
 import itertools
 import math
@@ -77,17 +79,30 @@ def wanda_error(weight: Weight, seen: Seen, share: float, relative: bool) -> flo
     gone = matrix.gather(1, order[:, :removed])
     change = torch.zeros_like(matrix).scatter(1, order[:, :removed], gone)
     error = float(torch.einsum("oi,ij,oj->", change, gram, change))
-    return error / (float(torch.einsum("oi,ij,oj->", matrix, gram, matrix)) if relative else seen[Gram].mass)
+    return error / (
+        float(torch.einsum("oi,ij,oj->", matrix, gram, matrix)) if relative else seen[Gram].mass
+    )
 
 
 @pytest.mark.parametrize("errors", ["relative", "absolute"])
 def test_shares_by_matrix_are_the_best_of_all(errors: str):
     of = matrices(blocks=1)
     shared = LeastError(step=0.125, reach=1, errors=errors).share(of, Sparsity(0.5))
-    costs = {weight: [wanda_error(weight, seen, share, errors == "relative") for share in (0.375, 0.5, 0.625)] for weight, seen in of.items()}
-    every = [w for w in itertools.product((-1, 0, 1), repeat=len(of)) if sum(size(m) * step for m, step in zip(of, w, strict=True)) == 0]
+    costs = {
+        weight: [
+            wanda_error(weight, seen, share, errors == "relative") for share in (0.375, 0.5, 0.625)
+        ]
+        for weight, seen in of.items()
+    }
+    every = [
+        w
+        for w in itertools.product((-1, 0, 1), repeat=len(of))
+        if sum(size(m) * step for m, step in zip(of, w, strict=True)) == 0
+    ]
     assert len(every) > 100
-    best = min(every, key=lambda ways: sum(costs[m][step + 1] for m, step in zip(of, ways, strict=True)))
+    best = min(
+        every, key=lambda ways: sum(costs[m][step + 1] for m, step in zip(of, ways, strict=True))
+    )
     assert any(best)
     assert [shared[m.name].amount for m in of] == [0.5 + 0.125 * step for step in best]
 
@@ -96,22 +111,34 @@ def test_shares_by_block_are_the_best_of_all():
     of = matrices()
     shared = LeastError(step=0.125, reach=2, per="block").share(of, Sparsity(0.5))
     every = [ways for ways in itertools.product(range(-2, 3), repeat=3) if sum(ways) == 0]
-    costs = {(m, step): wanda_error(m, seen, 0.5 + 0.125 * step, True) for m, seen in of.items() for step in range(-2, 3)}
+    costs = {
+        (m, step): wanda_error(m, seen, 0.5 + 0.125 * step, True)
+        for m, seen in of.items()
+        for step in range(-2, 3)
+    }
     best = min(every, key=lambda ways: sum(costs[m, ways[m.block]] for m in of))
-    assert {m.name: shared[m.name].amount for m in of} == {m.name: 0.5 + 0.125 * best[m.block] for m in of}
+    assert {m.name: shared[m.name].amount for m in of} == {
+        m.name: 0.5 + 0.125 * best[m.block] for m in of
+    }
     assert any(best)
 
 
 SIZES = {"llama": {"intermediate_size": 96}}
-"""Of which a share isn't always a number that is written in two-power steps: its decimal may lie just below it."""
+"""Of which a share isn't always a number that is written in two-power steps: its decimal may lie
+just below it.
+"""
 
 
-@pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"}))
+@pytest.mark.parametrize(
+    "family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"})
+)
 @pytest.mark.parametrize(("per", "sparsity"), [("matrix", 0.5), ("block", 0.63)])
 def test_counts_add_up_to_the_weight(family: str, per: str, sparsity: float):
     of, target = matrices(family, **SIZES.get(family, {})), Sparsity(sparsity)
     shared = LeastError(per=per, reach=2).share(of, target)
-    counts = [one.quota(size(weight)) for weight in of if isinstance(one := shared[weight.name], Sparsity)]
+    counts = [
+        one.quota(size(weight)) for weight in of if isinstance(one := shared[weight.name], Sparsity)
+    ]
     assert len(counts) == len(of)
     assert len(set(shared.values())) > 1
     assert sum(counts) == target.quota(sum(map(size, of)))
@@ -122,9 +149,9 @@ def test_bits_and_patterns_have_the_mean_that_was_asked(target: Target):
     of = matrices()
     shared = LeastError().share(of, target)
     amounts = {weight: shared[weight.name].amount for weight in of}
-    assert sum(size(weight) * float(amount or 0) for weight, amount in amounts.items()) == pytest.approx(
-        float(target.amount or 0) * sum(map(size, of)), rel=1e-12
-    )
+    assert sum(
+        size(weight) * float(amount or 0) for weight, amount in amounts.items()
+    ) == pytest.approx(float(target.amount or 0) * sum(map(size, of)), rel=1e-12)
     assert len(set(amounts.values())) > 1
     same = {**vars(target), "bits": 0, "n": 0}
     assert all({**vars(one), "bits": 0, "n": 0} == same for one in shared.values())
@@ -134,11 +161,20 @@ def test_what_no_token_reached_gets_what_was_asked():
     of = {weight: Seen({}) if weight.block == 2 else seen for weight, seen in matrices().items()}
     shared = LeastError().share(of, Grid(4))
     assert {shared[weight.name] for weight in of if weight.block == 2} == {Grid(4)}
-    assert LeastError().share({weight: Seen({}) for weight in of}, Sparsity(0.6)) == {weight.name: Sparsity(0.6) for weight in of}
+    assert LeastError().share({weight: Seen({}) for weight in of}, Sparsity(0.6)) == {
+        weight.name: Sparsity(0.6) for weight in of
+    }
 
 
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
-    record = prune(str(tiny_folder(tmp_path / "model")), "python_docs", "sparsegpt", 0.6, allocation="least_error", **SMALL).record
+    record = prune(
+        str(tiny_folder(tmp_path / "model")),
+        "python_docs",
+        "sparsegpt",
+        0.6,
+        allocation="least_error",
+        **SMALL,
+    ).record
     total = sum(math.prod(matrix["shape"]) for matrix in record.weights)
     assert sum(matrix["zeros"] for matrix in record.weights) == Sparsity(0.6).quota(total)
     assert len({round(matrix["sparsity"], 3) for matrix in record.weights}) > 2
@@ -146,10 +182,21 @@ def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
 
 
 def test_a_quantized_model_has_as_many_bits_as_were_asked(tmp_path: Path):
-    done = quantize(str(tiny_folder(tmp_path / "model")), "python_docs", "gptq", "w4g16", allocation="least_error(method=gptq)", **SMALL)
-    stored = [(math.prod(matrix["shape"]), matrix["bits_a_weight"]) for matrix in done.record.weights]
+    done = quantize(
+        str(tiny_folder(tmp_path / "model")),
+        "python_docs",
+        "gptq",
+        "w4g16",
+        allocation="least_error(method=gptq)",
+        **SMALL,
+    )
+    stored = [
+        (math.prod(matrix["shape"]), matrix["bits_a_weight"]) for matrix in done.record.weights
+    ]
     assert len({bits for _, bits in stored}) > 1
-    assert sum(count * bits for count, bits in stored) / sum(count for count, _ in stored) == pytest.approx(4 + 32 / 16, abs=1e-4)
+    assert sum(count * bits for count, bits in stored) / sum(
+        count for count, _ in stored
+    ) == pytest.approx(4 + 32 / 16, abs=1e-4)
 
 
 def test_what_no_token_reached_comes_last_and_empty():

@@ -1,4 +1,6 @@
-"""OWL: shares by outliers, as the paper's formula gives them, and counts that add up to the weight."""
+"""OWL: shares by outliers, as the paper's formula gives them, and counts that add up to the
+weight.
+"""
 
 import math
 from pathlib import Path
@@ -19,8 +21,12 @@ from tests.usual import usually
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 
 
-def literal(of: dict[Weight, Seen], sparsity: float, times: float, spread: float) -> dict[int, float]:
-    """The sparsity of each block by the paper's formula, with loops, in float64; blocks of equal size."""
+def literal(
+    of: dict[Weight, Seen], sparsity: float, times: float, spread: float
+) -> dict[int, float]:
+    """The sparsity of each block by the paper's formula, with loops, in float64; blocks of equal
+    size.
+    """
     shares: dict[int, float] = {}
     for block in sorted({weight.block for weight in of}):
         scores: list[float] = []
@@ -56,7 +62,9 @@ def test_shares_are_those_of_the_formula(times: float, spread: float):
         assert abs(target.fraction - expected[weight.block]) < 1.001 / weight.shape[1]
 
 
-@pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"}))
+@pytest.mark.parametrize(
+    "family", usually(["llama", "gpt2", "mixtral", "gemma3"], {"llama", "mixtral"})
+)
 @pytest.mark.parametrize("sparsity", [0.6, 0.333])
 def test_counts_add_up_to_the_weight(family: str, sparsity: float):
     of, target = matrices(family), Sparsity(sparsity)
@@ -69,7 +77,14 @@ def test_counts_add_up_to_the_weight(family: str, sparsity: float):
 
 @pytest.mark.parametrize("method", ["wanda", "magnitude"])
 def test_a_pruned_model_has_as_many_zeros_as_were_asked(method: str, tmp_path: Path):
-    record = prune(str(tiny_folder(tmp_path / "model")), "python_docs", method, 0.65, allocation="owl(times=3.0)", **SMALL).record
+    record = prune(
+        str(tiny_folder(tmp_path / "model")),
+        "python_docs",
+        method,
+        0.65,
+        allocation="owl(times=3.0)",
+        **SMALL,
+    ).record
     total = sum(math.prod(matrix["shape"]) for matrix in record.weights)
     zeros, asked = sum(matrix["zeros"] for matrix in record.weights), Sparsity(0.65).quota(total)
     assert asked - zeros in (range(16) if method == "wanda" else [0])
@@ -81,7 +96,9 @@ def test_without_spread_or_differences_every_matrix_gets_the_request():
     of, target = matrices(), Sparsity(0.7)
     assert OWL(spread=0.0).share(of, target) == {weight.name: target for weight in of}
     assert OWL(times=1e9).share(of, target) == {weight.name: target for weight in of}
-    assert OWL().share({weight: Seen({}) for weight in of}, target) == {weight.name: target for weight in of}
+    assert OWL().share({weight: Seen({}) for weight in of}, target) == {
+        weight.name: target for weight in of
+    }
 
 
 def test_a_block_that_no_token_reached_gets_the_mean():
@@ -102,4 +119,6 @@ def test_n_of_m_differs_by_block_and_has_the_same_mean(target: NofM):
     assert sum(one.n for one in kept.values() if isinstance(one, NofM)) == target.n * len(kept)
     assert len(set(kept.values())) > 1
     expected = literal(of, float(target.amount), 3.0, 0.3)
-    assert sorted(kept, key=lambda block: (kept[block].amount, expected[block])) == sorted(expected, key=expected.__getitem__)
+    assert sorted(kept, key=lambda block: (kept[block].amount, expected[block])) == sorted(
+        expected, key=expected.__getitem__
+    )

@@ -16,7 +16,9 @@ from calibrant.testing import tiny_folder, tiny_model
 def test_every_matrix_gets_the_request():
     weights = view(tiny_model("llama")).weights
     for target in (Sparsity(0.5), NofM(2, 4)):
-        assert allocations.build("uniform").share({weight: Seen({}) for weight in weights}, target) == {weight.name: target for weight in weights}
+        assert allocations.build("uniform").share(
+            {weight: Seen({}) for weight in weights}, target
+        ) == {weight.name: target for weight in weights}
 
 
 UNEVEN = """
@@ -35,10 +37,24 @@ class Uneven(Allocation):
 """
 
 
-@pytest.mark.parametrize(("allocation", "given"), [("uneven", "0.305556"), ("uneven(lack=true)", "model.layers.0.self_attn.q_proj")])
-def test_an_allocation_that_asks_something_else_is_refused(allocation: str, given: str, plugged: Callable[..., None], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("allocation", "given"),
+    [("uneven", "0.305556"), ("uneven(lack=true)", "model.layers.0.self_attn.q_proj")],
+)
+def test_an_allocation_that_asks_something_else_is_refused(
+    allocation: str, given: str, plugged: Callable[..., None], tmp_path: Path
+):
     plugged({"calibrant.allocations": {"uneven": "uneven:Uneven"}}, uneven=UNEVEN)
     model = tiny_folder(tmp_path / "model")
     with pytest.raises(TargetError, match=re.escape(given)):
-        prune(str(model), "random_tokens", "magnitude", 0.5, tmp_path / "out", allocation=allocation, samples=2, length=16)
+        prune(
+            str(model),
+            "random_tokens",
+            "magnitude",
+            0.5,
+            tmp_path / "out",
+            allocation=allocation,
+            samples=2,
+            length=16,
+        )
     assert list(tmp_path.iterdir()) == [model]

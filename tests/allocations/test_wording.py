@@ -35,9 +35,19 @@ def test_a_parameter_that_cannot_be_is_named(spec: str, subject: str):
 @pytest.mark.parametrize(
     ("spec", "target", "subject", "sentence"),
     [
-        ("least_error", "2:4+w4g16", "2:4+w4g16", "has no targets next to it that could be shared out; ask for a sparsity, N:M or a grid"),
+        (
+            "least_error",
+            "2:4+w4g16",
+            "2:4+w4g16",
+            "has no targets next to it that could be shared out; ask for a sparsity, N:M or a grid",
+        ),
         ("least_error(method=rtn)", "0.5", "0.5", "rtn can't be asked for 0.5"),
-        ("owl", "w4g16", "w4g16", "owl shares a sparsity such as 0.6 or N:M such as 4:8, not w4g16; leave the allocation out"),
+        (
+            "owl",
+            "w4g16",
+            "w4g16",
+            "owl shares a sparsity such as 0.6 or N:M such as 4:8, not w4g16; leave the allocation out",
+        ),
         ("owl(spread=0.4)", "0.9", "0.9", "in blocks, to give 0.9; choose a smaller spread"),
     ],
 )
@@ -48,14 +58,24 @@ def test_what_cannot_be_shared_is_one_sentence(spec: str, target: str, subject: 
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize(("method", "target", "subject"), [("wanda", "2:4", "2:4"), ("short_gpt", 0.5, "evolved")])
-def test_what_does_not_evolve_is_refused(tmp_path_factory: pytest.TempPathFactory, method: str, target: float | str, subject: str):
+@pytest.mark.parametrize(
+    ("method", "target", "subject"), [("wanda", "2:4", "2:4"), ("short_gpt", 0.5, "evolved")]
+)
+def test_what_does_not_evolve_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, method: str, target: float | str, subject: str
+):
     folder = tiny_folder(tmp_path_factory.mktemp("given") / "model")
     with pytest.raises(InputError) as refused:
-        prune(str(folder), "python_docs", method, target, allocation="evolved", samples=2, length=16)
+        prune(
+            str(folder), "python_docs", method, target, allocation="evolved", samples=2, length=16
+        )
     assert refused.value.subject == subject
 
 
 def test_the_text_of_an_allocation_gives_it_back():
-    for spec in ("uniform", "least_error(method=sparsegpt(damp=0.1), per='block')", "least_error(method=wanda, reach=5, errors='absolute')"):
+    for spec in (
+        "uniform",
+        "least_error(method=sparsegpt(damp=0.1), per='block')",
+        "least_error(method=wanda, reach=5, errors='absolute')",
+    ):
         assert str(allocations.build(spec)) == spec

@@ -1,7 +1,9 @@
-"""Files that a command wrote are harmed before another command reads them again: nothing may then come out that looks whole and is something else.
+"""Files that a command wrote are harmed before another command reads them again: nothing may then
+come out that looks whole and is something else.
 
-A `Scene` is what came before, and the command that reads. A case is a scene, one of the files that lie there, and a harm. Every file that is there
-when the reading command begins is a candidate, so that a new kind of file can't be forgotten.
+A `Scene` is what came before, and the command that reads. A case is a scene, one of the files that
+lie there, and a harm. Every file that is there when the reading command begins is a candidate, so
+that a new kind of file can't be forgotten.
 """
 
 import contextlib
@@ -21,9 +23,9 @@ from typer.testing import CliRunner
 
 from calibrant.cli import app
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.outcomes import Journal
-from calibrant.store import MASK, Store
-from calibrant.store.live import DATABASE
+from calibrant.results import MASK, Store
+from calibrant.results.live import DATABASE
+from calibrant.results.outcomes import Journal
 from calibrant.testing import tiny_folder, tiny_gguf
 
 SMALL: Final = ("--samples", "4", "--length", "32", "--dtype", "float32", "--device", "cpu")
@@ -31,7 +33,17 @@ LOSS: Final = "loss(source=python_docs, tokens=128, length=32)"
 MORE: Final = "loss(source=arithmetic, tokens=64, length=32)"
 TELLING: Final = (("store", "merge"),)
 """Commands that end with 1 where they say what is wrong with a store, and do the rest."""
-NOT_A_RESULT: Final = ("provenance", "seal", "seconds", "machine", "sizes", "files", "when", "reused", "folder")
+NOT_A_RESULT: Final = (
+    "provenance",
+    "seal",
+    "seconds",
+    "machine",
+    "sizes",
+    "files",
+    "when",
+    "reused",
+    "folder",
+)
 """What differs from one time to the next, or is compared by what it stands for."""
 
 Words = Sequence[str]
@@ -39,7 +51,9 @@ Words = Sequence[str]
 
 @dataclass(frozen=True)
 class Ended:
-    """How commands ended: the first exit code that isn't 0, what was said, and what came out of them."""
+    """How commands ended: the first exit code that isn't 0, what was said, and what came out of
+    them.
+    """
 
     code: int
     said: str
@@ -50,7 +64,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies in a folder before the commands `again` read it, and how their results are read from there."""
+    """What lies in a folder before the commands `again` read it, and how their results are read
+    from there.
+    """
 
     name: str
     folder: Path
@@ -79,7 +95,9 @@ def commands(folder: Path, every: Sequence[Words], result: Callable[[Path, str],
 
 @contextlib.contextmanager
 def killed(kind: type[Any], name: str, at: int) -> Iterator[None]:
-    """While this is open, the `at`-th call of a method of a class ends the command, right after it has done its work."""
+    """While this is open, the `at`-th call of a method of a class ends the command, right after
+    it has done its work.
+    """
     method, calls = getattr(kind, name), 0
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
@@ -106,7 +124,9 @@ def interrupted(folder: Path, words: Words, kind: type[Any], name: str, at: int)
 
 
 def model_of(folder: Path, printed: str) -> Any:
-    """The numbers of the model in `out`, and its record without what differs from one time to the next."""
+    """The numbers of the model in `out`, and its record without what differs from one time to
+    the next.
+    """
     del printed
     tensors: dict[str, Any] = {}
     for path in sorted((folder / "out").rglob("*.safetensors")):
@@ -164,7 +184,9 @@ def study(methods: Sequence[str], evaluate: Sequence[str], propagate: str, seed:
 
 
 def scenes(ground: Path, seed: int = 0) -> dict[str, Scene]:
-    """Every scene, each in a folder of its own below `ground`; those of another `seed` have the same files of other runs."""
+    """Every scene, each in a folder of its own below `ground`; those of another `seed` have the
+    same files of other runs.
+    """
     found: dict[str, Scene] = {}
     for maker in MAKERS:
         scene = maker(_prepared(ground, maker.__name__), seed)
@@ -188,13 +210,37 @@ def _draw(seed: int) -> Words:
 
 
 def checkpoint(folder: Path, seed: int) -> Scene:
-    words = ("quantize", "model", "--method", "gptq", "--target", "w4g16", "--data", "python_docs", "--out", "out", *_draw(seed))
+    words = (
+        "quantize",
+        "model",
+        "--method",
+        "gptq",
+        "--target",
+        "w4g16",
+        "--data",
+        "python_docs",
+        "--out",
+        "out",
+        *_draw(seed),
+    )
     interrupted(folder, words, Checkpoint, "add", 2)
     return Scene("checkpoint", folder, [words], model_of)
 
 
 def search(folder: Path, seed: int) -> Scene:
-    words = ("prune", "model", "--method", "greedy", "--target", "0.67", "--data", "python_docs", "--out", "out", *_draw(seed))
+    words = (
+        "prune",
+        "model",
+        "--method",
+        "greedy",
+        "--target",
+        "0.67",
+        "--data",
+        "python_docs",
+        "--out",
+        "out",
+        *_draw(seed),
+    )
     interrupted(folder, words, Journal, "add", 1)
     return Scene("search", folder, [words], model_of)
 
@@ -239,42 +285,116 @@ def merged(folder: Path, seed: int) -> Scene:
 
 
 def mixed(folder: Path, seed: int) -> Scene:
-    words = ("mix", "model", "--sources", "python_docs", "--sources", "arithmetic", "--tokens", "256", "--length", "32", "--seed", str(seed))
+    words = (
+        "mix",
+        "model",
+        "--sources",
+        "python_docs",
+        "--sources",
+        "arithmetic",
+        "--tokens",
+        "256",
+        "--length",
+        "32",
+        "--seed",
+        str(seed),
+    )
     ended = commands(folder, [(*words, "--dtype", "float32", "--json")], lambda *_: None)
     assert ended.code == 0, ended
     return Scene("mixed", folder, [(*words, "--dtype", "float32", "--json")], printed_json)
 
 
 def saved_model(folder: Path, seed: int) -> Scene:
-    words = ("quantize", "model", "--method", "gptq", "--target", "w4g16", "--data", "python_docs", "--out", "out")
+    words = (
+        "quantize",
+        "model",
+        "--method",
+        "gptq",
+        "--target",
+        "w4g16",
+        "--data",
+        "python_docs",
+        "--out",
+        "out",
+    )
     made = (*words, "--export", "compressed_tensors", "--export", "sparse", *_draw(seed))
     assert commands(folder, [made], lambda *_: None).code == 0
     form = "out/compressed_tensors"
-    again = [("evaluate", place, "--task", LOSS, "--dtype", "float32", "--json") for place in ("out/sparse", form, "out")]
+    again = [
+        ("evaluate", place, "--task", LOSS, "--dtype", "float32", "--json")
+        for place in ("out/sparse", form, "out")
+    ]
     return Scene("saved_model", folder, again, printed_json)
 
 
 def exported(folder: Path, seed: int) -> Scene:
-    words = ("prune", "model", "--method", "wanda", "--data", "python_docs", "--out", "pruned", "--export", "sparse", *_draw(seed))
+    words = (
+        "prune",
+        "model",
+        "--method",
+        "wanda",
+        "--data",
+        "python_docs",
+        "--out",
+        "pruned",
+        "--export",
+        "sparse",
+        *_draw(seed),
+    )
     assert commands(folder, [words], lambda *_: None).code == 0
-    return Scene("exported", folder, [("export", "pruned/sparse", "--to", "hf", "--out", "out")], model_of)
+    return Scene(
+        "exported", folder, [("export", "pruned/sparse", "--to", "hf", "--out", "out")], model_of
+    )
 
 
 def finished(folder: Path, seed: int) -> Scene:
-    words = ("prune", "model", "--method", "wanda", "--data", "python_docs", "--out", "out", *_draw(seed))
+    words = (
+        "prune",
+        "model",
+        "--method",
+        "wanda",
+        "--data",
+        "python_docs",
+        "--out",
+        "out",
+        *_draw(seed),
+    )
     assert commands(folder, [words], lambda *_: None).code == 0
     return Scene("finished", folder, [words], model_of)
 
 
 def explained(folder: Path, seed: int) -> Scene:
-    words = ("prune", "model", "--method", "wanda", "--data", "python_docs", "--out", "out", *_draw(seed))
+    words = (
+        "prune",
+        "model",
+        "--method",
+        "wanda",
+        "--data",
+        "python_docs",
+        "--out",
+        "out",
+        *_draw(seed),
+    )
     assert commands(folder, [words], lambda *_: None).code == 0
     again = ("explain", "out", "--source", "python_docs", "--dtype", "float32", "--json")
     return Scene("explained", folder, [again], printed_json)
 
 
 def imatrix(folder: Path, seed: int) -> Scene:
-    words = ("imatrix", "tiny.gguf", "--data", "python_docs", "--samples", "3", "--length", "24", "--dtype", "float32", "--seed", str(seed))
+    words = (
+        "imatrix",
+        "tiny.gguf",
+        "--data",
+        "python_docs",
+        "--samples",
+        "3",
+        "--length",
+        "24",
+        "--dtype",
+        "float32",
+        "--seed",
+        str(seed),
+    )
     ended = commands(folder, [(*words, "--out", "mine.gguf")], lambda *_: None)
     assert ended.code == 0, ended
     shutil.rmtree(folder / "cache")
@@ -291,8 +411,23 @@ def journal(folder: Path, seed: int) -> Scene:
 
 def caches(folder: Path, seed: int) -> Scene:
     data = ("selfcal", "least_perplexity(source=python_docs)")
-    rest = ("--method", "wanda", "--samples", "3", "--length", "24", "--dtype", "float32", "--seed", str(seed), "--json")
-    every = [("prune", "tiny.gguf", "--data", text, "--out", f"out-{number}", *rest) for number, text in enumerate(data)]
+    rest = (
+        "--method",
+        "wanda",
+        "--samples",
+        "3",
+        "--length",
+        "24",
+        "--dtype",
+        "float32",
+        "--seed",
+        str(seed),
+        "--json",
+    )
+    every = [
+        ("prune", "tiny.gguf", "--data", text, "--out", f"out-{number}", *rest)
+        for number, text in enumerate(data)
+    ]
     ended = commands(folder, every, lambda *_: None)
     assert ended.code == 0, ended
     for number in range(len(data)):
@@ -303,7 +438,10 @@ def caches(folder: Path, seed: int) -> Scene:
 def models_of(folder: Path, printed: str) -> Any:
     """The records of all models that were made."""
     del printed
-    return [_stripped(json.loads(path.read_text())) for path in sorted(folder.glob("out-*/calibrant.json"))]
+    return [
+        _stripped(json.loads(path.read_text()))
+        for path in sorted(folder.glob("out-*/calibrant.json"))
+    ]
 
 
 MAKERS: Final = (
@@ -329,18 +467,24 @@ MAKERS: Final = (
 
 
 def candidates(scene: Scene) -> list[Path]:
-    """Every file that lies in the folder of a scene, as paths in it; what the user wrote isn't ours to protect."""
+    """Every file that lies in the folder of a scene, as paths in it; what the user wrote isn't
+    ours to protect.
+    """
     found: list[Path] = []
     for path in sorted(scene.folder.rglob("*")):
         inside = path.relative_to(scene.folder)
-        given = inside.parts[0] in ("model", "tiny.gguf") or (inside.suffix == ".yaml" and len(inside.parts) == 1)
+        given = inside.parts[0] in ("model", "tiny.gguf") or (
+            inside.suffix == ".yaml" and len(inside.parts) == 1
+        )
         if path.is_file() and not path.is_symlink() and path.stat().st_size and not given:
             found.append(inside)
     return found
 
 
 def harm(chance: random.Random, place: Path, inside: Path, other: Path) -> str:
-    """Harm one file of the folder `place`, and say how; `other` is the same folder of another run."""
+    """Harm one file of the folder `place`, and say how; `other` is the same folder of another
+    run.
+    """
     path = place / inside
     content = bytearray(path.read_bytes())
     way = chance.choice(("flip", "flip", "zero", "cut", "neighbour", "another run's"))
@@ -372,13 +516,27 @@ def _harmed(chance: random.Random, scene: Scene, place: Path, other: Path) -> tu
 
 def _another(chance: random.Random, place: Path, inside: Path, other: Path) -> Path:
     """A file of the same kind: of the same name elsewhere, or of the same ending beside it."""
-    same = [path for path in sorted(other.rglob(inside.name)) if path.is_file() and path != place / inside]
-    alike = [path for path in sorted((other / inside).parent.glob(f"*{inside.suffix}")) if path.is_file() and path != place / inside]
+    same = [
+        path
+        for path in sorted(other.rglob(inside.name))
+        if path.is_file() and path != place / inside
+    ]
+    alike = [
+        path
+        for path in sorted((other / inside).parent.glob(f"*{inside.suffix}"))
+        if path.is_file() and path != place / inside
+    ]
     found = alike or same if other == place else same or alike
     return chance.choice(found) if found else place / inside
 
 
-def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], whole: Mapping[str, Any], ground: Path) -> str | None:
+def case(
+    number: int,
+    every: Mapping[str, Scene],
+    others: Mapping[str, Scene],
+    whole: Mapping[str, Any],
+    ground: Path,
+) -> str | None:
     """Run one case and say what is wrong with how it ended; None if nothing is."""
     chance = random.Random(number)
     name = list(every)[number % len(every)]
@@ -395,15 +553,22 @@ def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], w
         return f"{about}: {ended.fault}"
     if ended.code == 2:
         lines = [line for line in ended.said.splitlines() if line.strip()]
-        return None if lines and "Traceback" not in ended.said else f"{about}: refused without a word, or with a traceback: {ended.said[:300]}"
+        return (
+            None
+            if lines and "Traceback" not in ended.said
+            else f"{about}: refused without a word, or with a traceback: {ended.said[:300]}"
+        )
     if ended.code != 0:
         return f"{about}: ended with {ended.code}: {ended.said[:300]}"
-    if name == "merged":  # what is damaged isn't taken, which is said, and what is taken is the same
+    if (
+        name == "merged"
+    ):  # what is damaged isn't taken, which is said, and what is taken is the same
         lacking = whole[name].keys() - ended.result.keys()
         if lacking and not ended.tells:
             return f"{about}: {len(lacking)} results are lacking, without a word"
         return None if ended.result.items() <= whole[name].items() else f"{about}: another result"
-    # The database of another study is another store, and an importance matrix is what the user names.
+    # The database of another study is another store, and an importance matrix is what the user
+    # names.
     if way == "another run's" and inside.name in (DATABASE, "mine.gguf"):
         return None
     if ended.result != whole[name]:

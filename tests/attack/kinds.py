@@ -1,4 +1,6 @@
-"""What is attacked: for each kind of input a case is made of a good one, and the command that is to read it."""
+"""What is attacked: for each kind of input a case is made of a good one, and the command that is
+to read it.
+"""
 
 import gzip
 import json
@@ -12,17 +14,17 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibrant.durable import sealed, text_of_json
-from calibrant.seals import SEAL
-from calibrant.store import pack
-from calibrant.store.live import DATABASE
-from calibrant.store.published import PACKED_PURPOSE
+from calibrant.results import pack
+from calibrant.results.live import DATABASE
+from calibrant.results.published import PACKED_PURPOSE
+from calibrant.system.durable import sealed, text_of_json
+from calibrant.system.seals import SEAL
 from calibrant.testing import tiny_folder, tiny_gguf
 
 from tests.attack import mangling
 from tests.databases import change, reseal
 from tests.report.made import store_of
-from tests.store.conftest import varied
+from tests.results.conftest import varied
 
 SPECS: Final = ("magnitude", "wanda", "sparsegpt(damp=0.02)", "sparsegpt(damp=0.02, block=64)")
 TASKS: Final = (
@@ -42,7 +44,24 @@ EXPRESSIONS: Final = (
     "cluster(source=python_docs, k=4)",
     "python_docs:chat",
 )
-NUMBERS: Final = ("4", "32", "0", "1", "-1", "9" * 5000, "10**9", "1e9", "1000000000000", "٣", "0x10", " 8 ", "8.0", "nan", "", "1_000")
+NUMBERS: Final = (
+    "4",
+    "32",
+    "0",
+    "1",
+    "-1",
+    "9" * 5000,
+    "10**9",
+    "1e9",
+    "1000000000000",
+    "٣",
+    "0x10",
+    " 8 ",
+    "8.0",
+    "nan",
+    "",
+    "1_000",
+)
 STUDY: Final = """model: MODEL
 data: [python_docs, "0.5*python_docs + 0.5*full_stops"]
 method: [wanda, "sparsegpt(damp=0.1)"]
@@ -59,17 +78,50 @@ primary:
   - {compare: python_docs, with: "0.5*python_docs + 0.5*full_stops"}
 """
 PLACES: Final = (
-    *("fifo.jsonl", "loop.jsonl", "zero.jsonl", "folder.jsonl", "/dev/stdin", "/proc/self/mem", "../../../../../etc/passwd", ".", ""),
-    *("~nouser/x.jsonl", "a/" * 3000 + "x.jsonl", "d/" * 2000 + "x.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl", "rows\udcff.jsonl"),
+    *(
+        "fifo.jsonl",
+        "loop.jsonl",
+        "zero.jsonl",
+        "folder.jsonl",
+        "/dev/stdin",
+        "/proc/self/mem",
+        "../../../../../etc/passwd",
+        ".",
+        "",
+    ),
+    *(
+        "~nouser/x.jsonl",
+        "a/" * 3000 + "x.jsonl",
+        "d/" * 2000 + "x.jsonl",
+        "x" * 300 + ".jsonl",
+        "a\0b.jsonl",
+        "rows\udcff.jsonl",
+    ),
     *("*.jsonl", "**/*", "["),
 )
 TEMPLATES: Final = (
-    *("{{ nothing.at.all }}", "{% for x in range(10) %}", "{{ raise_exception('no') }}", "{{ messages[99].content }}", "{{ 1/0 }}"),
-    *("{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% set ns = namespace(a=1) %}{{ ns.b.c }}", "{{ messages | tojson | from }}"),
+    *(
+        "{{ nothing.at.all }}",
+        "{% for x in range(10) %}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[99].content }}",
+        "{{ 1/0 }}",
+    ),
+    *(
+        "{{ ''.__class__.__mro__ }}",
+        "{% include 'x' %}",
+        "{% set ns = namespace(a=1) %}{{ ns.b.c }}",
+        "{{ messages | tojson | from }}",
+    ),
     "{{ 'x' * 1000000000 }}",
 )
 ROWS: Final = [
-    {"text": f"row {n} has a few words of its own, and a number: {n * n}", "question": f"what is {n}?", "answer": str(n)} for n in range(40)
+    {
+        "text": f"row {n} has a few words of its own, and a number: {n * n}",
+        "question": f"what is {n}?",
+        "answer": str(n),
+    }
+    for n in range(40)
 ]
 SMALL: Final = ("--samples", "2", "--length", "32", "--dtype", "float32")
 
@@ -89,7 +141,9 @@ class Ground:
         self.folder = folder
         self.model = tiny_folder(folder / "model", num_hidden_layers=2)
         self.gguf = tiny_gguf(folder / "tiny.gguf")
-        self.store = store_of(folder / "store", {"python_docs": (2.5, 3.9), "full_stops": (8.0, 9.0)})
+        self.store = store_of(
+            folder / "store", {"python_docs": (2.5, 3.9), "full_stops": (8.0, 9.0)}
+        )
         self.published = varied(folder / "published")
         pack(self.published)
         self.files = _files(folder / "files")
@@ -107,10 +161,16 @@ def _files(folder: Path) -> dict[str, Path]:
         out.write(lines.encode())
     for name, mark in (("rows.csv", ","), ("rows.tsv", "\t")):
         (folder / name).write_text(
-            "".join(mark.join(row.values()).replace(", and", " and") + "\n" for row in [dict(zip(ROWS[0], ROWS[0], strict=True)), *ROWS])
+            "".join(
+                mark.join(row.values()).replace(", and", " and") + "\n"
+                for row in [dict(zip(ROWS[0], ROWS[0], strict=True)), *ROWS]
+            )
         )
     pq.write_table(table, folder / "rows.parquet")
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     (folder / "rows.txt").write_text("\n\n".join(row["text"] for row in ROWS))
     return {path.name: path for path in folder.iterdir()}
@@ -125,19 +185,44 @@ def spec(chance: random.Random, ground: Ground, here: Path) -> Words:
         case 0:
             return (*base, "--method", bad)
         case 1:
-            return (*base, "--sparsity", mangling.text(chance, chance.choice(("0.5", "2:4", "0.29"))))
+            return (
+                *base,
+                "--sparsity",
+                mangling.text(chance, chance.choice(("0.5", "2:4", "0.29"))),
+            )
         case 2:
-            return (*base, chance.choice(("--samples", "--tokens", "--length", "--seed", "--memory")), chance.choice(NUMBERS))
+            return (
+                *base,
+                chance.choice(("--samples", "--tokens", "--length", "--seed", "--memory")),
+                chance.choice(NUMBERS),
+            )
         case 3:
-            return ("evaluate", str(ground.model), "--task", mangling.text(chance, chance.choice(TASKS)), "--limit", "4")
+            return (
+                "evaluate",
+                str(ground.model),
+                "--task",
+                mangling.text(chance, chance.choice(TASKS)),
+                "--limit",
+                "4",
+            )
         case _:
-            return (*base, chance.choice(("--propagate", "--dtype", "--device")), mangling.text(chance, chance.choice(("dense", "float32", "cpu"))))
+            return (
+                *base,
+                chance.choice(("--propagate", "--dtype", "--device")),
+                mangling.text(chance, chance.choice(("dense", "float32", "cpu"))),
+            )
 
 
 def expression(chance: random.Random, ground: Ground, here: Path) -> Words:
     """A calibration set that is none."""
     _rows(ground, here)
-    return ("inspect", mangling.text(chance, chance.choice(EXPRESSIONS)), *SMALL[:4], "--model", str(ground.model))[: chance.choice((6, 8))]
+    return (
+        "inspect",
+        mangling.text(chance, chance.choice(EXPRESSIONS)),
+        *SMALL[:4],
+        "--model",
+        str(ground.model),
+    )[: chance.choice((6, 8))]
 
 
 def study(chance: random.Random, ground: Ground, here: Path) -> Words:
@@ -154,7 +239,11 @@ def rows(chance: random.Random, ground: Ground, here: Path) -> Words:
     if name.endswith((".jsonl", ".json")) and chance.random() < 0.5:
         bad = _bad_rows(chance, name)
     else:
-        bad = mangling.data(chance, good) if chance.random() < 0.7 else mangling.text(chance, good.decode("latin-1")).encode("latin-1", "replace")
+        bad = (
+            mangling.data(chance, good)
+            if chance.random() < 0.7
+            else mangling.text(chance, good.decode("latin-1")).encode("latin-1", "replace")
+        )
     (here / name).write_bytes(bad)
     column = chance.choice(("", "", "(text='text')", "(question='question', answer='answer')"))
     return ("inspect", f"./{name}{column}", *SMALL[:4])
@@ -173,8 +262,20 @@ def places(chance: random.Random, ground: Ground, here: Path) -> Words:
             ("inspect", f"'{path}'" if chance.random() < 0.5 else path, *SMALL[:4]),
             ("prune", str(ground.model), "--data", "random_tokens", *SMALL, "--out", path),
             ("prune", path or "x", "--data", "random_tokens", *SMALL, "--out", "pruned"),
-            ("evaluate", str(ground.model), "--task", f"loss(source={path!r}, tokens=64, length=32)"),
-            ("evaluate", str(ground.model), "--task", "loss(source=python_docs, tokens=64, length=32)", "--out", path),
+            (
+                "evaluate",
+                str(ground.model),
+                "--task",
+                f"loss(source={path!r}, tokens=64, length=32)",
+            ),
+            (
+                "evaluate",
+                str(ground.model),
+                "--task",
+                "loss(source=python_docs, tokens=64, length=32)",
+                "--out",
+                path,
+            ),
             ("study", path, "--out", "results"),
             ("report", path),
             ("report", str(ground.store), "--html", path),
@@ -189,17 +290,30 @@ def configuration(chance: random.Random, ground: Ground, here: Path) -> Words:
     """A model's folder whose configuration, index or tokenizer says what it shouldn't."""
     folder = _model(ground, here)
     name = chance.choice(
-        ("config.json", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json")
+        (
+            "config.json",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "generation_config.json",
+            "model.safetensors.index.json",
+        )
     )
     if name.endswith("index.json"):
         tensors = ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"]
         index = {
             "metadata": {"total_size": 1},
-            "weight_map": dict.fromkeys(tensors, chance.choice(("model.safetensors", "../x.safetensors", "evil.bin"))),
+            "weight_map": dict.fromkeys(
+                tensors, chance.choice(("model.safetensors", "../x.safetensors", "evil.bin"))
+            ),
         }
-        (folder / name).write_bytes(mangling.as_json(chance, index) if chance.random() < 0.8 else json.dumps(index).encode())
+        (folder / name).write_bytes(
+            mangling.as_json(chance, index) if chance.random() < 0.8 else json.dumps(index).encode()
+        )
     elif (folder / name).is_file():
-        (folder / name).write_bytes(mangling.as_json(chance, json.loads((folder / name).read_text())))
+        (folder / name).write_bytes(
+            mangling.as_json(chance, json.loads((folder / name).read_text()))
+        )
     return _opened(chance, folder)
 
 
@@ -207,9 +321,22 @@ def template(chance: random.Random, ground: Ground, here: Path) -> Words:
     """A chat template that is broken, or does what it shouldn't."""
     folder = _model(ground, here)
     path = folder / "chat_template.jinja"
-    good = path.read_text() if path.exists() else "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
-    path.write_text(mangling.text(chance, good) if chance.random() < 0.6 else chance.choice(TEMPLATES), errors="replace")
-    return ("inspect", "python_docs:chat" if chance.random() < 0.1 else "rows.jsonl:chat", *SMALL[:4], "--model", _with_rows(ground, here, folder))
+    good = (
+        path.read_text()
+        if path.exists()
+        else "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
+    )
+    path.write_text(
+        mangling.text(chance, good) if chance.random() < 0.6 else chance.choice(TEMPLATES),
+        errors="replace",
+    )
+    return (
+        "inspect",
+        "python_docs:chat" if chance.random() < 0.1 else "rows.jsonl:chat",
+        *SMALL[:4],
+        "--model",
+        _with_rows(ground, here, folder),
+    )
 
 
 def header(chance: random.Random, ground: Ground, here: Path) -> Words:
@@ -246,7 +373,12 @@ def store(chance: random.Random, ground: Ground, here: Path) -> Words:
     else:
         path.write_bytes(mangling.data(chance, path.read_bytes()))
     return chance.choice(
-        (("report", "store", "--format", "json"), ("report", "store"), ("store", "verify", "store"), ("store", "merge", "into", "store"))
+        (
+            ("report", "store", "--format", "json"),
+            ("report", "store"),
+            ("store", "verify", "store"),
+            ("store", "merge", "into", "store"),
+        )
     )
 
 
@@ -269,12 +401,27 @@ def _mangle_row(chance: random.Random, path: Path) -> None:
 
 
 KINDS: Final[dict[str, Callable[[random.Random, Ground, Path], Words]]] = {
-    kind.__name__: kind for kind in (spec, expression, study, rows, places, configuration, template, header, gguf, store)
+    kind.__name__: kind
+    for kind in (
+        spec,
+        expression,
+        study,
+        rows,
+        places,
+        configuration,
+        template,
+        header,
+        gguf,
+        store,
+    )
 }
 
 
 def _bad_rows(chance: random.Random, name: str) -> bytes:
-    bad: list[Any] = [mangling.as_json(chance, row) if chance.random() < 0.2 else json.dumps(row).encode() for row in ROWS]
+    bad: list[Any] = [
+        mangling.as_json(chance, row) if chance.random() < 0.2 else json.dumps(row).encode()
+        for row in ROWS
+    ]
     return b"\n".join(bad) if name.endswith("l") else b"[" + b",".join(bad) + b"]"
 
 
@@ -295,8 +442,25 @@ def _opened(chance: random.Random, model: Path) -> Words:
     """A command that opens the model."""
     return chance.choice(
         (
-            ("prune", str(model), "--data", "random_tokens", *SMALL, "--out", "pruned", "--method", chance.choice(("magnitude", "wanda"))),
-            ("evaluate", str(model), "--task", "loss(source=python_docs, tokens=64, length=32)", "--dtype", "float32"),
+            (
+                "prune",
+                str(model),
+                "--data",
+                "random_tokens",
+                *SMALL,
+                "--out",
+                "pruned",
+                "--method",
+                chance.choice(("magnitude", "wanda")),
+            ),
+            (
+                "evaluate",
+                str(model),
+                "--task",
+                "loss(source=python_docs, tokens=64, length=32)",
+                "--dtype",
+                "float32",
+            ),
             ("inspect", "python_docs", *SMALL[:4], "--model", str(model)),
         )
     )

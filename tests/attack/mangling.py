@@ -1,4 +1,6 @@
-"""Good input made bad, by chance and from a seed: texts, JSON, bytes. What comes out may still be good; whoever uses it must cope with both."""
+"""Good input made bad, by chance and from a seed: texts, JSON, bytes. What comes out may still
+be good; whoever uses it must cope with both.
+"""
 
 import json
 import random
@@ -18,7 +20,9 @@ HOSTILE: Final[tuple[Any, ...]] = (
 
 
 def text(chance: random.Random, good: str) -> str:
-    """One to three changes to a text: something left out, doubled, swapped, put in, or the whole of it repeated or wrapped many times."""
+    """One to three changes to a text: something left out, doubled, swapped, put in, or the whole
+    of it repeated or wrapped many times.
+    """
     made = good
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         at, to = sorted(chance.randrange(len(made) + 1) for _ in range(2))
@@ -33,12 +37,22 @@ def text(chance: random.Random, good: str) -> str:
             )
         )
     if chance.random() < 0.04:
-        made = chance.choice((made * 300, "(" * 500 + made, f"{made} + " * 400 + made, made.replace("(", "(" * 90), "[" * 5000))
+        made = chance.choice(
+            (
+                made * 300,
+                "(" * 500 + made,
+                f"{made} + " * 400 + made,
+                made.replace("(", "(" * 90),
+                "[" * 5000,
+            )
+        )
     return made
 
 
 def value(chance: random.Random, good: Any) -> Any:
-    """A copy of plain data in which something is another value, is missing, is doubled, or has moved a level."""
+    """A copy of plain data in which something is another value, is missing, is doubled, or has
+    moved a level.
+    """
     places = list(_places(good))
     path = chance.choice(places)
     if not path:
@@ -56,8 +70,20 @@ def value(chance: random.Random, good: Any) -> Any:
             parent[path[-1]] = [parent[path[-1]]]
         case 3 if isinstance(parent[path[-1]], str):
             parent[path[-1]] = text(chance, parent[path[-1]])
-        case 3 if isinstance(parent[path[-1]], int | float) and not isinstance(parent[path[-1]], bool):
-            parent[path[-1]] = chance.choice((-1, 0, 1, parent[path[-1]] * 1000, parent[path[-1]] + 0.5, str(parent[path[-1]]), 10**12))
+        case 3 if isinstance(parent[path[-1]], int | float) and not isinstance(
+            parent[path[-1]], bool
+        ):
+            parent[path[-1]] = chance.choice(
+                (
+                    -1,
+                    0,
+                    1,
+                    parent[path[-1]] * 1000,
+                    parent[path[-1]] + 0.5,
+                    str(parent[path[-1]]),
+                    10**12,
+                )
+            )
         case _:
             parent[path[-1]] = chance.choice(HOSTILE)
     return copy
@@ -66,15 +92,21 @@ def value(chance: random.Random, good: Any) -> Any:
 def as_json(chance: random.Random, good: Any) -> bytes:
     """JSON of plain data, mangled as data or as text."""
     if chance.random() < 0.7:
-        return json.dumps(value(chance, good), ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
+        return json.dumps(value(chance, good), ensure_ascii=chance.random() < 0.5).encode(
+            "utf-8", "surrogatepass"
+        )
     made = json.dumps(good)
     if chance.random() < 0.2:
-        return ("[" * 100_000 if chance.random() < 0.5 else made.replace(": ", ": " + "9" * 6000, 1)).encode()
+        return (
+            "[" * 100_000 if chance.random() < 0.5 else made.replace(": ", ": " + "9" * 6000, 1)
+        ).encode()
     return text(chance, made).encode("utf-8", "surrogatepass")
 
 
 def data(chance: random.Random, good: bytes) -> bytes:
-    """A file's bytes: cut, flipped, with zeros in it, with something doubled or put in, with a size at its beginning that is another."""
+    """A file's bytes: cut, flipped, with zeros in it, with something doubled or put in, with a
+    size at its beginning that is another.
+    """
     made = bytearray(good)
     for _ in range(chance.choice((1, 1, 2, 4))):
         if not made:
@@ -93,13 +125,21 @@ def data(chance: random.Random, good: bytes) -> bytes:
             case 4:
                 made[at : at + size] = chance.randbytes(size)
             case _:
-                made[at : at + 8] = chance.choice((0, 1, 2**31, 2**63 - 1, 2**64 - 1)).to_bytes(8, "little")
+                made[at : at + 8] = chance.choice((0, 1, 2**31, 2**63 - 1, 2**64 - 1)).to_bytes(
+                    8, "little"
+                )
     return bytes(made)
 
 
 def _places(whole: Any, path: tuple[Any, ...] = ()) -> "list[tuple[Any, ...]]":
     found = [path]
-    children = whole.items() if isinstance(whole, dict) else enumerate(whole) if isinstance(whole, list) else ()
+    children = (
+        whole.items()
+        if isinstance(whole, dict)
+        else enumerate(whole)
+        if isinstance(whole, list)
+        else ()
+    )
     for key, child in children:
         found += _places(child, (*path, key))
     return found

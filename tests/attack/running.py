@@ -1,7 +1,8 @@
 """Runs cases: each in a folder of its own, watched for what may not happen.
 
-python -m tests.attack.running --minutes 60 --seed 1     # an hour of it; each case that broke something is told with its seed
-python -m tests.attack.running --case "header 4711"      # one case again, with its traceback
+python -m tests.attack.running --minutes 60 --seed 1     # an hour of it; each case that broke
+something is told with its seed python -m tests.attack.running --case "header 4711"      # one case
+again, with its traceback
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Final
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.database import SIDE_SUFFIXES
+from calibrant.results.database import SIDE_SUFFIXES
 
 from tests.attack.kinds import KINDS, Ground
 
@@ -53,7 +54,9 @@ class TooLong(BaseException):
 
 
 def attacked(kind: str, seed: int, ground: Ground) -> Broken | None:
-    """Run one case; None if it ended as it should: done, or one sentence and 2, nothing left behind."""
+    """Run one case; None if it ended as it should: done, or one sentence and 2, nothing left
+    behind.
+    """
     chance = random.Random(f"{kind} {seed}")
     here = Path(tempfile.mkdtemp(dir=ground.folder))
     try:
@@ -65,7 +68,9 @@ def attacked(kind: str, seed: int, ground: Ground) -> Broken | None:
                 return Broken(f"{kind} {seed}", _shown(words), why, trace)
             left = sorted(_listing(here) - before) if why == "code 2" else []
             if left:
-                return Broken(f"{kind} {seed}", _shown(words), f"left behind: {', '.join(left[:5])}")
+                return Broken(
+                    f"{kind} {seed}", _shown(words), f"left behind: {', '.join(left[:5])}"
+                )
         return None
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -85,7 +90,10 @@ def _watched(words: list[str]) -> tuple[str, str]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLong
 
-    limits = {signal.ITIMER_PROF: (signal.SIGPROF, SLOW), signal.ITIMER_REAL: (signal.SIGALRM, STUCK)}
+    limits = {
+        signal.ITIMER_PROF: (signal.SIGPROF, SLOW),
+        signal.ITIMER_REAL: (signal.SIGALRM, STUCK),
+    }
     usual = {number: signal.signal(number, stop) for number, _ in limits.values()}
     for timer, (_, seconds) in limits.items():
         signal.setitimer(timer, seconds)
@@ -93,14 +101,18 @@ def _watched(words: list[str]) -> tuple[str, str]:
         with contextlib.redirect_stderr(io.StringIO()):
             done = CliRunner().invoke(app, words)
     except TooLong as error:
-        return f"took over {SLOW:g} s, or waited for ever", "".join(traceback.format_exception(error)[-8:])
+        return f"took over {SLOW:g} s, or waited for ever", "".join(
+            traceback.format_exception(error)[-8:]
+        )
     finally:
         for timer in limits:
             signal.setitimer(timer, 0)
         for number, handler in usual.items():
             signal.signal(number, handler)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
-        return f"{type(done.exception).__name__}: {done.exception}"[:300], "".join(traceback.format_exception(done.exception))
+        return f"{type(done.exception).__name__}: {done.exception}"[:300], "".join(
+            traceback.format_exception(done.exception)
+        )
     if done.exit_code == 1 and " ".join(words[:2]) in TELLING:
         return "code 1", ""
     if done.exit_code not in (0, 2):
@@ -134,9 +146,17 @@ def main() -> None:
         if given.case:
             kind, seed = given.case.split()
             broken = attacked(kind, int(seed), ground)
-            print(broken.words + "\n" + broken.why + "\n" + broken.trace if broken else "as it should be")
+            print(
+                broken.words + "\n" + broken.why + "\n" + broken.trace
+                if broken
+                else "as it should be"
+            )
             sys.exit(broken is not None)
-        until, seeds, counts = time.monotonic() + 60 * given.minutes, iter(range(given.seed * 10_000_000, sys.maxsize)), Counter[str]()
+        until, seeds, counts = (
+            time.monotonic() + 60 * given.minutes,
+            iter(range(given.seed * 10_000_000, sys.maxsize)),
+            Counter[str](),
+        )
         for kind, broken in attack(seeds, ground):
             counts[kind] += 1
             if broken:

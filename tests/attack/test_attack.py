@@ -1,4 +1,6 @@
-"""Malformed input of every kind, five hundred cases from one seed: each is done, or refused in a sentence, and nothing else."""
+"""Malformed input of every kind, five hundred cases from one seed: each is done, or refused in a
+sentence, and nothing else.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield Ground(tmp_path_factory.mktemp("ground"))
 
 
-@pytest.mark.parametrize("part", [*range(QUICK), *(pytest.param(part, marks=pytest.mark.slow) for part in range(QUICK, PARTS))])
+@pytest.mark.parametrize(
+    "part",
+    [*range(QUICK), *(pytest.param(part, marks=pytest.mark.slow) for part in range(QUICK, PARTS))],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_malformed_input_is_read_or_refused_in_a_sentence(ground: Ground, part: int):
     seeds = range(part * CASES // PARTS, (part + 1) * CASES // PARTS)

@@ -1,4 +1,6 @@
-"""Files that commands write and read again are harmed, four hundred cases from one seed: what comes out is the same, or is refused in a sentence."""
+"""Files that commands write and read again are harmed, four hundred cases from one seed: what
+comes out is the same, or is refused in a sentence.
+"""
 
 import shutil
 import sys
@@ -65,7 +67,9 @@ class Ground:
 
     def broken(self, numbers: range) -> list[str]:
         """What is wrong with these cases."""
-        found = (case(number, self.every, self.others, self.whole, self.folder) for number in numbers)
+        found = (
+            case(number, self.every, self.others, self.whole, self.folder) for number in numbers
+        )
         return [what for what in found if what]
 
 
@@ -91,10 +95,16 @@ def test_four_hundred_harmed_files_give_no_other_result(ground: Ground, part: in
 
 
 def test_what_commands_open_is_among_what_is_harmed(ground: Ground):
-    """Every file in a scene's folder may be harmed; here it is seen that commands read nothing of ours elsewhere."""
+    """Every file in a scene's folder may be harmed; here it is seen that commands read nothing
+    of ours elsewhere.
+    """
     read_here = 0
     for name, paths in ground.opened.items():
-        strange = {path for path in paths if path.is_file() and not path.is_relative_to(ground.folder) and _ours(path)}
+        strange = {
+            path
+            for path in paths
+            if path.is_file() and not path.is_relative_to(ground.folder) and _ours(path)
+        }
         assert strange == set(), name
         inside = ground.folder / f"whole-{name}"
         read_here += len(paths & {inside / path for path in candidates(ground.every[name])})
@@ -102,7 +112,9 @@ def test_what_commands_open_is_among_what_is_harmed(ground: Ground):
 
 
 def _ours(path: Path) -> bool:
-    """Whether a command may have written it: it is in a temporary folder, or in a cache of Calibrant's, and is no part of what is installed."""
+    """Whether a command may have written it: it is in a temporary folder, or in a cache of
+    Calibrant's, and is no part of what is installed.
+    """
     installed = (Path(sys.prefix).resolve(), Path(__file__).resolve().parents[2])
     if any(path.is_relative_to(place) for place in installed):
         return False

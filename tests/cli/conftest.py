@@ -65,7 +65,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run a command in an empty folder, as `ask("prune", model, "--out", "here")`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
-    monkeypatch.setattr("calibrant.data.hub._chosen", [])  # --data-dir is remembered for a whole process, which is many commands here
+    monkeypatch.setattr(
+        "calibrant.data.hub._chosen", []
+    )  # --data-dir is remembered for a whole process, which is many commands here
 
     def run(*words: object) -> Answer:
         found = CliRunner().invoke(app, [str(word) for word in words])
@@ -77,19 +79,25 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 @pytest.fixture
 def ask_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Run the whole command line with all that `main` does around a command, in this process; the console has an encoding of its own."""
+    """Run the whole command line with all that `main` does around a command, in this process;
+    the console has an encoding of its own.
+    """
     from calibrant.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("calibrant.cli._frame.own_process", lambda: None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets it; it is put back after the test
+    monkeypatch.setattr(
+        sys, "excepthook", sys.excepthook
+    )  # main sets it; it is put back after the test
 
     def run(*words: object, encoding: str = "utf-8", **environment: str) -> Answer:
         streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
         with monkeypatch.context() as patch:
             for name in [name for name in os.environ if name.startswith("CALIBRANT")]:
                 patch.delenv(name)
-            patch.setenv("CALIBRANT_DEBUG", "")  # set first, so that what --debug sets goes with the context
+            patch.setenv(
+                "CALIBRANT_DEBUG", ""
+            )  # set first, so that what --debug sets goes with the context
             for name, value in environment.items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["calibrant", *map(str, words)])
@@ -99,11 +107,15 @@ def ask_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
                 main()
                 code = 0
             except SystemExit as stopped:
-                code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+                code = (
+                    stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+                )
             except Exception as error:  # noqa: BLE001  # what Python itself does with an exception that nobody caught
                 sys.excepthook(type(error), error, error.__traceback__)
                 code = 1
-        out, err = (stream.buffer.getvalue().decode(encoding, "backslashreplace") for stream in streams)  # pyright: ignore[reportAttributeAccessIssue]
+        out, err = (
+            stream.buffer.getvalue().decode(encoding, "backslashreplace") for stream in streams
+        )  # pyright: ignore[reportAttributeAccessIssue]
         return Answer(code, out, err)
 
     return run
@@ -111,12 +123,23 @@ def ask_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 @pytest.fixture
 def ask_outside(tmp_path: Path) -> Ask:
-    """Run a command in a process of its own, after some code: to be killed there, or to see what is imported."""
+    """Run a command in a process of its own, after some code: to be killed there, or to see what
+    is imported.
+    """
 
     def run(*words: object, before: str = "") -> Answer:
         code = f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', *{[str(word) for word in words]!r}]\nmain()"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")
+        } | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return run

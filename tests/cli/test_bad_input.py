@@ -1,4 +1,6 @@
-"""Bad input: exit 2, one sentence that holds what was given, no traceback, and nothing left behind."""
+"""Bad input: exit 2, one sentence that holds what was given, no traceback, and nothing left
+behind.
+"""
 
 import json
 import resource
@@ -17,7 +19,9 @@ from tests.cli.conftest import SMALL, Ask, assert_refused
 
 @pytest.fixture
 def unchanged(tmp_path: Path):
-    """Nothing is left behind: what was there before, and nothing else, is there afterwards. Call it once all is prepared."""
+    """Nothing is left behind: what was there before, and nothing else, is there afterwards. Call
+    it once all is prepared.
+    """
     before: list[dict[Path, bytes]] = []
 
     def listing() -> dict[Path, bytes]:
@@ -85,7 +89,9 @@ def test_a_file_that_is_no_gguf(ask: Ask, unchanged, tmp_path: Path):
     (tmp_path / "text.gguf").write_bytes(b"nothing of the kind")
     unchanged()
     assert_refused(ask("prune", "cut.gguf", "--out", "pruned", *SMALL), "cut.gguf")
-    assert_refused(ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf is no GGUF file")
+    assert_refused(
+        ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf is no GGUF file"
+    )
 
 
 def test_a_corrupt_safetensors(ask: Ask, unchanged, tmp_path: Path):
@@ -101,18 +107,25 @@ def test_a_pickle(ask: Ask, unchanged, tmp_path: Path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     unchanged()
     for given in (folder, folder / "pytorch_model.bin"):
-        assert_refused(ask("prune", given, "--out", "pruned", *SMALL), "pytorch_model.bin", "pickle")
+        assert_refused(
+            ask("prune", given, "--out", "pruned", *SMALL), "pytorch_model.bin", "pickle"
+        )
 
 
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
         ({"model.layers.1.mlp.up_proj.weight": float("nan")}, "model.layers.1.mlp.up_proj"),
-        ({"model.layers.0.input_layernorm.weight": 3e38, "model.embed_tokens.weight": 1e3}, "model.layers.0.self_attn.q_proj"),
+        (
+            {"model.layers.0.input_layernorm.weight": 3e38, "model.embed_tokens.weight": 1e3},
+            "model.layers.0.self_attn.q_proj",
+        ),
     ],
     ids=["weights", "activations"],
 )
-def test_what_is_no_number_is_named(ask: Ask, unchanged, tmp_path: Path, harm: dict[str, float], named: str):
+def test_what_is_no_number_is_named(
+    ask: Ask, unchanged, tmp_path: Path, harm: dict[str, float], named: str
+):
     folder = tiny_folder(tmp_path / "tiny")
     tensors = load_file(folder / "model.safetensors")
     for name, bad in harm.items():
@@ -129,20 +142,39 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
     unchanged()
     assert_refused(ask("prune", model, "--out", "taken", *SMALL), "taken")
     assert_refused(ask("prune", model, "--out", "file", *SMALL), "file")
-    assert_refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "nowhere/scores.json"), "nowhere/scores.json")
-    assert_refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'")
+    assert_refused(
+        ask(
+            "evaluate",
+            model,
+            "--task",
+            "loss(source='python_docs')",
+            "--out",
+            "nowhere/scores.json",
+        ),
+        "nowhere/scores.json",
+    )
+    assert_refused(
+        ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'"
+    )
 
 
 def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model: Path):
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     unchanged()
-    assert_refused(ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5")
+    assert_refused(
+        ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5"
+    )
 
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """A limit on the size of files stands for the disk: the system refuses to write at the same places."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    """A limit on the size of files stands for the disk: the system refuses to write at the same
+    places.
+    """
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
@@ -151,13 +183,17 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("size", [10_000, 60_000], ids=["no room for a block", "no room for the model"])
+@pytest.mark.parametrize(
+    "size", [10_000, 60_000], ids=["no room for a block", "no room for the model"]
+)
 def test_a_disk_that_takes_no_more(ask: Ask, model: Path, tmp_path: Path, size: int):
     with files_no_larger_than(size):
         answer = ask("prune", model, "--out", "pruned", *SMALL)
     assert_refused(answer, "pruned")
     left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
-    assert all(p.match(".pruned.calibrant-partial/edits-*.safetensors") for p in left), "only finished blocks stay, to go on from"
+    assert all(p.match(".pruned.calibrant-partial/edits-*.safetensors") for p in left), (
+        "only finished blocks stay, to go on from"
+    )
     assert size > 10_000 or not list(tmp_path.iterdir())
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]

@@ -7,19 +7,23 @@ from pathlib import Path
 import pytest
 
 from calibrant.cli._frame import show
+from calibrant.cli.screen.choosing import mixed
 from calibrant.data import CalibrationSet
-from calibrant.mixtures import Effort, Sample
-from calibrant.screen.choosing import mixed
+from calibrant.lab.mixtures import Effort, Sample
 
 from tests.cli.conftest import Ask
 
-SMALL = shlex.split("--sources python_docs --sources python_code --tokens 512 --length 64 --dtype float32")
+SMALL = shlex.split(
+    "--sources python_docs --sources python_code --tokens 512 --length 64 --dtype float32"
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = Sample(1, 8)
-    monkeypatch.setattr("calibrant.mixtures.mixing.effort_of", lambda _: Effort(sample, 10, sample, sample))
+    monkeypatch.setattr(
+        "calibrant.lab.mixtures.mixing.effort_of", lambda _: Effort(sample, 10, sample, sample)
+    )
 
 
 def test_a_mixture_is_printed_and_written_and_what_is_kept_is_used_again(
@@ -28,7 +32,9 @@ def test_a_mixture_is_printed_and_written_and_what_is_kept_is_used_again(
     first = ask("mix", model, "--objective", "worst", "--out", "found.json", "--json", *SMALL).json
     about = {"seconds", "folder", "gathered", "reused"}
     written = (tmp_path / "found.json").read_bytes()
-    assert json.loads(written) == {name: value for name, value in first.items() if name not in about}
+    assert json.loads(written) == {
+        name: value for name, value in first.items() if name not in about
+    }
     assert str(CalibrationSet(first["expr"])) == first["expr"]
 
     printed = ask("mix", model, "--objective", "worst", "--out", "kept.json", *SMALL)
@@ -45,17 +51,43 @@ def test_a_mixture_is_printed_and_written_and_what_is_kept_is_used_again(
     ask("mix", model, "--objective", "worst", "--out", "elsewhere.json", *SMALL)
     assert (tmp_path / "elsewhere.json").read_bytes() == written
 
-    pruned = ask("prune", model, "--out", "pruned", "--data", first["expr"], "--samples", 4, "--length", 64, "--json")
+    pruned = ask(
+        "prune",
+        model,
+        "--out",
+        "pruned",
+        "--data",
+        first["expr"],
+        "--samples",
+        4,
+        "--length",
+        64,
+        "--json",
+    )
     assert pruned.json["run"]["data"] == first["expr"]
 
 
-def test_a_mixture_for_a_grid_is_taken_by_quantize_and_its_imatrix_is_written(ask: Ask, model: Path, tmp_path: Path) -> None:
+def test_a_mixture_for_a_grid_is_taken_by_quantize_and_its_imatrix_is_written(
+    ask: Ask, model: Path, tmp_path: Path
+) -> None:
     found = ask("mix", model, "--target", "w4g16", "--imatrix", "mixed.gguf", "--json", *SMALL).json
     assert (found["method"], found["sparsity"], found["enough"]) == ("gptq", "w4g16", [])
     covered = ask("inspect", "mixed.gguf", "--json")
     assert covered.code == 0
     assert covered.json["datasets"][0].startswith(found["expr"])
-    words = ["--data", found["expr"], "--method", "gptq", "--target", "w4g16", "--samples", 4, "--length", 64, "--json"]
+    words = [
+        "--data",
+        found["expr"],
+        "--method",
+        "gptq",
+        "--target",
+        "w4g16",
+        "--samples",
+        4,
+        "--length",
+        64,
+        "--json",
+    ]
     quantized = ask("quantize", model, "--out", "small", *words)
     assert quantized.code == 0
     assert quantized.json["run"]["data"] == found["expr"]
@@ -77,13 +109,29 @@ def test_bad_input(ask: Ask, model: Path, words: str, given: str) -> None:
     assert given in answer.err
 
 
-@pytest.mark.parametrize(("enough", "needed", "said"), [(True, 2048, "2,048"), (False, 16384, "16,384"), (False, None, "1.00%"), (None, None, "few")])
+@pytest.mark.parametrize(
+    ("enough", "needed", "said"),
+    [(True, 2048, "2,048"), (False, 16384, "16,384"), (False, None, "1.00%"), (None, None, "few")],
+)
 def test_whether_tokens_are_enough_is_printed_and_no_name_acts_on_a_terminal(
-    ask: Ask, model: Path, capsys: pytest.CaptureFixture[str], enough: bool | None, needed: int | None, said: str
+    ask: Ask,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    enough: bool | None,
+    needed: int | None,
+    said: str,
 ) -> None:
     found = ask("mix", model, "--objective", "target=python_code", "--json", *SMALL).json
-    curve = {"data": "c4\x1b[2J", "points": [{"tokens": 512, "agreement": 0.9}], "enough": enough, "needed": needed, "gain": 0.01}
-    influence = [{"of": "uniform", "without": "c4\x1b[2J", "mean": 0.001, "worst": 0.002, "value": -0.003}]
+    curve = {
+        "data": "c4\x1b[2J",
+        "points": [{"tokens": 512, "agreement": 0.9}],
+        "enough": enough,
+        "needed": needed,
+        "gain": 0.01,
+    }
+    influence = [
+        {"of": "uniform", "without": "c4\x1b[2J", "mean": 0.001, "worst": 0.002, "value": -0.003}
+    ]
     show({**found, "enough": [curve], "influence": influence, "notes": ["c4 twice"]}, False, mixed)
     out = capsys.readouterr().out
     for text in (said, "+0.100", "+0.200", "-0.300", "c4 twice", "90.00%"):

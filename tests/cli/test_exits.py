@@ -30,7 +30,9 @@ def test_help_comes_without_torch(ask_outside: Ask):
 
 
 def killed_after_two_blocks(words: Sequence[object]) -> int:
-    """Run a command in a copy of this process, which is killed as soon as the second block is kept."""
+    """Run a command in a copy of this process, which is killed as soon as the second block is
+    kept.
+    """
     add = Checkpoint.add
 
     def add_and_die(self: Checkpoint, index: int, *rest: Any) -> None:
@@ -46,11 +48,32 @@ def killed_after_two_blocks(words: Sequence[object]) -> int:
     return ended(forked(command))
 
 
-@pytest.mark.parametrize("propagate", ["arrival", pytest.param("reference", marks=pytest.mark.slow), pytest.param("dense", marks=pytest.mark.slow)])
-def test_a_killed_prune_goes_on_and_ends_with_the_same_bytes(ask: Ask, model: Path, tmp_path: Path, propagate: str):
-    words = ("prune", model, "--out", "pruned", "--propagate", propagate, "--method", "sparsegpt", *SMALL)
+@pytest.mark.parametrize(
+    "propagate",
+    [
+        "arrival",
+        pytest.param("reference", marks=pytest.mark.slow),
+        pytest.param("dense", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_prune_goes_on_and_ends_with_the_same_bytes(
+    ask: Ask, model: Path, tmp_path: Path, propagate: str
+):
+    words = (
+        "prune",
+        model,
+        "--out",
+        "pruned",
+        "--propagate",
+        propagate,
+        "--method",
+        "sparsegpt",
+        *SMALL,
+    )
     assert killed_after_two_blocks(words) == -signal.SIGKILL
-    assert sorted(p.name for p in tmp_path.iterdir()) == [PARTIAL], "the folder that was asked for isn't there yet"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [PARTIAL], (
+        "the folder that was asked for isn't there yet"
+    )
     shutil.copytree(tmp_path / PARTIAL, tmp_path / ".other.calibrant-partial")
 
     again = ask(*words)
@@ -60,23 +83,37 @@ def test_a_killed_prune_goes_on_and_ends_with_the_same_bytes(ask: Ask, model: Pa
 
     whole = ask(*("whole" if word == "pruned" else word for word in words))
     assert whole.code == 0, whole.err
-    assert (tmp_path / "pruned/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-    kept = [json.loads((tmp_path / name / "calibrant.json").read_text())["record"] for name in ("pruned", "whole")]
+    assert (tmp_path / "pruned/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
+    kept = [
+        json.loads((tmp_path / name / "calibrant.json").read_text())["record"]
+        for name in ("pruned", "whole")
+    ]
     assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
 
-    other = ask(*("other" if word == "pruned" else word for word in words), "--sparsity", "0.75", "--json")
+    other = ask(
+        *("other" if word == "pruned" else word for word in words), "--sparsity", "0.75", "--json"
+    )
     assert other.code == 0, other.err
-    assert (other.json["continued_from"], other.json["sparsity"]) == (0, pytest.approx(0.75)), "another question starts anew"
+    assert (other.json["continued_from"], other.json["sparsity"]) == (0, pytest.approx(0.75)), (
+        "another question starts anew"
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "pruned", "whole"]
 
 
-def test_an_interrupted_prune_says_how_to_go_on(ask: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_prune_says_how_to_go_on(
+    ask: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoint, "add", interrupt)
     answer = ask("prune", model, "--out", "pruned", *SMALL)
-    assert (answer.code, answer.err) == (130, "interrupted; run the same command again to continue\n")
+    assert (answer.code, answer.err) == (
+        130,
+        "interrupted; run the same command again to continue\n",
+    )
     assert not (tmp_path / "pruned").exists()
 
 
@@ -85,13 +122,18 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.names.catalogue", lambda kind: kind / 2)
 
 
-def test_a_fault_of_ours_is_one_line_and_exit_1_and_debug_shows_the_traceback(ask_main: Ask, faulty):
+def test_a_fault_of_ours_is_one_line_and_exit_1_and_debug_shows_the_traceback(
+    ask_main: Ask, faulty
+):
     answer = ask_main("list", "methods")
     assert answer.code == 1
     assert answer.err.startswith("TypeError: ")
     assert "CALIBRANT_DEBUG=1" in answer.err
     assert answer.err.count("\n") == 1
-    for debugged in (ask_main("list", "methods", CALIBRANT_DEBUG="1"), ask_main("--debug", "list", "methods")):
+    for debugged in (
+        ask_main("list", "methods", CALIBRANT_DEBUG="1"),
+        ask_main("--debug", "list", "methods"),
+    ):
         assert debugged.code == 1
         assert debugged.err.startswith("Traceback")
 
@@ -102,11 +144,18 @@ def test_debug_shows_where_input_was_refused(ask_main: Ask):
     assert "'methdos'" in answer.err.splitlines()[-1]
 
 
-def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "")  # set first, so that whatever the command sets goes with the test
+def test_trust_is_a_variable_so_that_every_process_has_it(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(
+        "CALIBRANT_TRUST_REMOTE_CODE", ""
+    )  # set first, so that whatever the command sets goes with the test
     monkeypatch.delenv("CALIBRANT_TRUST_REMOTE_CODE")
     seen: list[str | None] = []
-    monkeypatch.setattr("calibrant.names.catalogue", lambda _: seen.append(os.environ.get("CALIBRANT_TRUST_REMOTE_CODE")) or [])
+    monkeypatch.setattr(
+        "calibrant.names.catalogue",
+        lambda _: seen.append(os.environ.get("CALIBRANT_TRUST_REMOTE_CODE")) or [],
+    )
     ask("list", "methods")
     ask("--trust-remote-code", "list", "methods")
     monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "true")
@@ -114,7 +163,9 @@ def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch:
     assert seen == [None, "1", "1"]
 
 
-def test_a_forward_that_cannot_be_followed_is_our_fault(ask_main: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_forward_that_cannot_be_followed_is_our_fault(
+    ask_main: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(*_: object, **__: object) -> None:
         raise WalkError("block 3 can't be followed", subject="block 3")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from calibrant.screen.words import explained
-from calibrant.store import Measurement, Score, Store
+from calibrant.cli.screen.words import explained
+from calibrant.results import Measurement, Score, Store
 
 from tests.cli.conftest import SMALL, Ask, assert_refused
-from tests.store.conftest import RECORD, RUN
+from tests.results.conftest import RECORD, RUN
 
 HOSTILE = "\x1b[31mred\u202e"
 SHOWN = r"\x1b[31mred\u202e"
@@ -19,7 +19,18 @@ SHOWN = r"\x1b[31mred\u202e"
 def test_words_of_a_pruned_model(ask: Ask, model: Path, tmp_path: Path) -> None:
     ask("prune", model, "--out", "pruned", "--sparsity", "0.5", *SMALL)
     task = "words(source='python_docs', tokens=12000, least=4)"
-    words = ("explain", "pruned", "--task", task, "--most", 4, "--dtype", "float32", "--out", "all.json")
+    words = (
+        "explain",
+        "pruned",
+        "--task",
+        task,
+        "--most",
+        4,
+        "--dtype",
+        "float32",
+        "--out",
+        "all.json",
+    )
     answer = ask(*words)
     assert answer.code == 0, answer.err
     shown = ask(*words, "--json").json
@@ -45,12 +56,18 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
             run = replace(RUN, data=data, tokens=f"sha256:{data}")
             store.add_record(replace(RECORD, run=run))
             columns = {"word": list(words), "count": [5, 5], "kept": list(words.values())}
-            score = Score("wikipedia:text", "kept", 0.5, 0.1, 8, "share", "higher", 0.0, {"words": columns})
+            score = Score(
+                "wikipedia:text", "kept", 0.5, 0.1, 8, "share", "higher", 0.0, {"words": columns}
+            )
             store.add_measurement(run.id, {"spec": "words", "revision": 1}, Measurement(score))
     answer = ask("explain", "results")
     assert answer.code == 0, answer.err
     rows = {line.split()[0]: line.split()[1:] for line in answer.out.splitlines() if line}
-    assert dict(zip(rows["word"], rows["onion"], strict=True)) == {"count": "5", "c4": "0.500", "gsm8k": "0.750"}
+    assert dict(zip(rows["word"], rows["onion"], strict=True)) == {
+        "count": "5",
+        "c4": "0.500",
+        "gsm8k": "0.750",
+    }
     assert "\x1b[31m" not in answer.out
     assert SHOWN in answer.out
     with Store(tmp_path / "empty") as store:
@@ -59,10 +76,25 @@ def test_the_words_of_a_study(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:
-    word = {"word": HOSTILE, "count": 5, "damage": 0.5, "raised_next": None, "block": 1, "strongest": [], "passages": [f"a {HOSTILE} b"]}
+    word = {
+        "word": HOSTILE,
+        "count": 5,
+        "damage": 0.5,
+        "raised_next": None,
+        "block": 1,
+        "strongest": [],
+        "passages": [f"a {HOSTILE} b"],
+    }
     facts = {"groups": 1, "responses": 3, "responses_tested": 9, "kept_by_block": [0.5, None]}
     score = {"value": 0.5, "stderr": None, "facts": facts}
-    result = {"model": HOSTILE, "reference": "dense", "task": HOSTILE, "score": score, "words": [word], "unquoted": HOSTILE}
+    result = {
+        "model": HOSTILE,
+        "reference": "dense",
+        "task": HOSTILE,
+        "score": score,
+        "words": [word],
+        "unquoted": HOSTILE,
+    }
     console = Console(width=100, record=True, color_system=None, markup=False, highlight=False)
     for line in explained(result, 20):
         console.print(line)
@@ -81,14 +113,31 @@ def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:
         (("--source", "python_docs"), "--"),
     ],
 )
-def test_what_cannot_be_explained(ask: Ask, model: Path, words: tuple[str, ...], given: str) -> None:
+def test_what_cannot_be_explained(
+    ask: Ask, model: Path, words: tuple[str, ...], given: str
+) -> None:
     assert_refused(ask("explain", model, *words), given)
 
 
 def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_path: Path) -> None:
     ask("prune", model, "--out", "pruned", "--sparsity", "0.5", *SMALL)
-    words = ("lape", model, "--language", "python_docs", "--language", "arithmetic", "--tokens", 2000, "--length", 64, "--lowest", "0.1")
-    shown = ask(*words, "--pruned", "pruned", "--dtype", "float32", "--out", "neurons.json", "--json").json
+    words = (
+        "lape",
+        model,
+        "--language",
+        "python_docs",
+        "--language",
+        "arithmetic",
+        "--tokens",
+        2000,
+        "--length",
+        64,
+        "--lowest",
+        "0.1",
+    )
+    shown = ask(
+        *words, "--pruned", "pruned", "--dtype", "float32", "--out", "neurons.json", "--json"
+    ).json
     assert list(shown["languages"]) == ["python_docs", "arithmetic"]
     for name, found in shown["languages"].items():
         assert found["specific"] == sum(found["by_block"]) == len(found["neurons"])
@@ -97,6 +146,12 @@ def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_
     answer = ask(*words, "--pruned", "pruned", "--dtype", "float32")
     assert answer.code == 0, answer.err
     (line,) = (line.split() for line in answer.out.splitlines() if line.startswith("arithmetic"))
-    assert line[:3] == ["arithmetic", f"{shown['languages']['arithmetic']['tokens']:,}", f"{shown['languages']['arithmetic']['specific']:,}"]
-    assert line[-1] == ("—" if shown["staying"]["arithmetic"] is None else f"{shown['staying']['arithmetic']:.3f}")
+    assert line[:3] == [
+        "arithmetic",
+        f"{shown['languages']['arithmetic']['tokens']:,}",
+        f"{shown['languages']['arithmetic']['specific']:,}",
+    ]
+    assert line[-1] == (
+        "—" if shown["staying"]["arithmetic"] is None else f"{shown['staying']['arithmetic']:.3f}"
+    )
     assert_refused(ask("lape", model, "--language", "python_docs"), "python_docs")

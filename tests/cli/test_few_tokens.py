@@ -1,4 +1,6 @@
-"""A calibration set with fewer tokens than the model has inputs is named: on standard error, in the record, and once for each set of a study."""
+"""A calibration set with fewer tokens than the model has inputs is named: on standard error, in
+the record, and once for each set of a study.
+"""
 
 import shlex
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.models import read_manifest
-from calibrant.store import Store
+from calibrant.results import Store
 
 from tests.cli.conftest import Ask
 
@@ -58,5 +60,12 @@ def test_a_study_says_it_once_for_each_set(ask: Ask, model: Path, tmp_path: Path
     told = [line.split(": ")[1] for line in answer.err.splitlines() if "32 tokens" in line]
     assert sorted(told) == ["python_docs", "random_tokens"]
     assert sorted(answer.json["few_tokens"]) == ["python_docs", "random_tokens"]
-    looked = {record.run.data: record.provenance.get("few_tokens", "") for record in Store(tmp_path / "results", create=False).records()}
-    assert [bool(looked[data]) for data in ("python_docs", "random_tokens", "")] == [True, True, False]
+    looked = {
+        record.run.data: record.provenance.get("few_tokens", "")
+        for record in Store(tmp_path / "results", create=False).records()
+    }
+    assert [bool(looked[data]) for data in ("python_docs", "random_tokens", "")] == [
+        True,
+        True,
+        False,
+    ]

@@ -1,4 +1,6 @@
-"""Long work speaks without a terminal: commands that can last say lines on standard error, and nothing with --quiet."""
+"""Long work speaks without a terminal: commands that can last say lines on standard error, and
+nothing with --quiet.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.progress import LASTING, ProgressLines
+from calibrant.system.progress import LASTING, ProgressLines
 
 from tests.cli.conftest import Ask, SetClock
 
@@ -43,7 +45,9 @@ def lines_of(err: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_long_commands_speak_but_where_they_shall_be_quiet(ask: Ask, slow, model: Path, command: str):
+def test_long_commands_speak_but_where_they_shall_be_quiet(
+    ask: Ask, slow, model: Path, command: str
+):
     answer = ask(*(model if word == "MODEL" else word for word in command.split()))
     assert answer.code == 0, answer
     if command.startswith("--quiet"):

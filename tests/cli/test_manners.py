@@ -1,4 +1,6 @@
-"""What a user of other command lines expects: help with examples, versions, completion, plain text, and quiet."""
+"""What a user of other command lines expects: help with examples, versions, completion, plain
+text, and quiet.
+"""
 
 import shlex
 
@@ -56,7 +58,11 @@ def test_every_command_has_help_with_examples_that_it_takes(ask_main: Ask):
     ],
 )
 def test_names_are_completed(ask_main: Ask, words: str, offered: list[str]):
-    answer = ask_main(_CALIBRANT_COMPLETE="complete_bash", COMP_WORDS=f"calibrant {words}", COMP_CWORD=str(len(words.split())))
+    answer = ask_main(
+        _CALIBRANT_COMPLETE="complete_bash",
+        COMP_WORDS=f"calibrant {words}",
+        COMP_CWORD=str(len(words.split())),
+    )
     assert (answer.code, answer.out.split(), answer.err) == (0, offered, "")
 
 
@@ -70,8 +76,13 @@ def test_with_no_color_nothing_is_written_but_characters(ask: Ask, monkeypatch: 
 
 
 def test_quiet_shows_results_and_errors_only(ask: Ask, model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # bars are drawn on terminals only, and this says that it is one
-    loud, quiet = (ask(*before, "inspect", "random_tokens", "--model", model, *SMALL[2:]) for before in ((), ("-q",)))
+    monkeypatch.setenv(
+        "FORCE_COLOR", "1"
+    )  # bars are drawn on terminals only, and this says that it is one
+    loud, quiet = (
+        ask(*before, "inspect", "random_tokens", "--model", model, *SMALL[2:])
+        for before in ((), ("-q",))
+    )
     assert loud.err
     assert (quiet.code, quiet.err, quiet.out) == (0, "", loud.out)
     assert_refused(ask("--quiet", "list", "methdos"), "'methdos'")

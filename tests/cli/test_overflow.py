@@ -12,11 +12,11 @@ from typing import Any, Final
 import pytest
 
 from calibrant.data import CalibrationSet
+from calibrant.data.select import Picking, resolved, selectors
 from calibrant.errors import NumericsError
 from calibrant.evaluators import evaluators
 from calibrant.methods import methods
 from calibrant.models import open_model
-from calibrant.select import Picking, resolved, selectors
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -27,7 +27,18 @@ LOUD: Final = {"lengths": 1e14, "numbers": 1e20}
 """What a block's matrices are multiplied with, and what isn't finite then: they themselves are."""
 USUAL: Final = {
     *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe"),
-    *("least_perplexity", "cluster", "similar", "loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
+    *(
+        "least_perplexity",
+        "cluster",
+        "similar",
+        "loss",
+        "words",
+        "lape",
+        "imatrix",
+        "inspect",
+        "mix",
+        "recommend",
+    ),
 }
 """One of each kind of looking, gone through every time."""
 BUDGET: Final = ("--tokens", 96, "--length", 24)
@@ -167,7 +178,9 @@ def check(
     return False
 
 
-@pytest.mark.parametrize("name", usually([name for name in methods.names() if name not in LLAMA_CPP], USUAL))
+@pytest.mark.parametrize(
+    "name", usually([name for name in methods.names() if name not in LLAMA_CPP], USUAL)
+)
 def test_methods(ask: Ask, place: Path, name: str, nothing_finite: bool) -> None:
     method = methods.build(METHODS.get(name, name))
     prunes = isinstance(parse_target("0.5"), method.accepts)
@@ -190,7 +203,9 @@ def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
         assert not re.search(r"\b(nan|inf)\b", str(batch.facts["parts"]))
 
 
-@pytest.mark.parametrize("name", usually([name for name in evaluators.names() if name != "harness"], USUAL))
+@pytest.mark.parametrize(
+    "name", usually([name for name in evaluators.names() if name != "harness"], USUAL)
+)
 @pytest.mark.parametrize(("model", "reference"), [("llama", "sound"), ("sound", "llama")])
 def test_evaluators(
     ask: Ask,

@@ -1,20 +1,24 @@
-"""The command that the page shows for a run makes that run again: the same identity, the same numbers."""
+"""The command that the page shows for a run makes that run again: the same identity, the same
+numbers.
+"""
 
 import shlex
 from pathlib import Path
 
 import pytest
 
-from calibrant.report import report
-from calibrant.report.page.runs import budget_of, command
-from calibrant.store import Run, Store
+from calibrant.lab.report import report
+from calibrant.lab.report.page.runs import budget_of, command
+from calibrant.results import Run, Store
 
 from tests.cli.conftest import Ask
 from tests.study.small import asked, texts
 
 
 @pytest.mark.parametrize("budgeted", [pytest.param({}, marks=pytest.mark.slow), {"tokens": 100}])
-def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budgeted: dict[str, int]):
+def test_every_run_can_be_repeated_by_its_command(
+    ask: Ask, tmp_path: Path, budgeted: dict[str, int]
+):
     given = texts(tmp_path / "data")
     groups = {"removed": {}, "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8a"]}}
     data = [given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)]
@@ -26,7 +30,10 @@ def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budg
         record = store.record(cell.run)
         assert record is not None
         lines = [shlex.split(line) for line in command(cell, record, asked_for).splitlines()]
-        lines = [[f"{word}-{number}" if word in ("pruned", "quantized") else word for word in line] for line in lines]
+        lines = [
+            [f"{word}-{number}" if word in ("pruned", "quantized") else word for word in line]
+            for line in lines
+        ]
         methods.add(cell.method)
         if len(lines) == 2:
             answer = ask(*lines[0][1:], "--json")

@@ -29,7 +29,9 @@ def test_every_format_is_printed(ask: Ask, study: Path):
     assert {*SETS, "magnitude"} <= set(answer.out.replace("(", " ").split())
     assert ask("report", study, "--format", "markdown").out.startswith("## smollm2")
     assert r"\toprule" in ask("report", study, "--format", "latex").out
-    rows = list(csv.DictReader(io.StringIO(ask("report", study, "--format", "csv").out, newline="")))
+    rows = list(
+        csv.DictReader(io.StringIO(ask("report", study, "--format", "csv").out, newline=""))
+    )
     assert {row["data"] for row in rows} == {"", *SETS}
     assert {row["metric"] for row in rows} == {"loss"}
     told = ask("report", study, "--format", "json")
@@ -37,14 +39,21 @@ def test_every_format_is_printed(ask: Ask, study: Path):
     assert ask("report", study, "--json").json == told.json
 
 
-def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(ask: Ask, study: Path, tmp_path: Path):
+def test_the_page_and_plots_of_three_kinds_are_written_where_they_are_asked_for(
+    ask: Ask, study: Path, tmp_path: Path
+):
     answer = ask("report", study, "--html", "page.html", "--plots", "figures", "--format", "json")
     assert answer.json["rankings"]
     assert "page.html" in answer.err
     assert "figures" in answer.err
     assert "gsm8k:cot" in (tmp_path / "page.html").read_text("utf-8")
     files = sorted(p.name for p in (tmp_path / "figures").iterdir())
-    assert {"forest-wanda-0.6.png", "forest-wanda-0.6.svg", "forest-wanda-0.6.pdf", "kept-wanda-0.6.svg"} <= set(files)
+    assert {
+        "forest-wanda-0.6.png",
+        "forest-wanda-0.6.svg",
+        "forest-wanda-0.6.pdf",
+        "kept-wanda-0.6.svg",
+    } <= set(files)
     assert "#1e2024" not in (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
 
 

@@ -1,4 +1,6 @@
-"""Whatever names, columns and texts hold, nothing that a command writes acts on a terminal, and any console can say it."""
+"""Whatever names, columns and texts hold, nothing that a command writes acts on a terminal, and
+any console can say it.
+"""
 
 import json
 import os
@@ -7,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.store import Store
+from calibrant.results import Store
 
 from tests.cli.conftest import SMALL, Answer, Ask, assert_refused
 from tests.report.made import store_of
 
 ACTING = "\x1b[31m\x07\u202e\x9b2J\u2028"
-"""A colour, the bell, a turned direction, a cleared screen in the old eighth bit, and an end of a line that only some programs know."""
+"""A colour, the bell, a turned direction, a cleared screen in the old eighth bit, and an end of
+a line that only some programs know.
+"""
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
 SHOWN = r"\x1b[31m\x07\u202e\x9b2J\u2028"
 
@@ -36,7 +40,10 @@ def written(path: Path, *rows: object) -> str:
 
 @pytest.mark.parametrize("column", ["text", f"bo{ACTING}dy"])
 def test_a_files_name_its_columns_and_its_texts(ask: Ask, tmp_path: Path, column: str):
-    path = written(tmp_path / f"my{ACTING}rows.jsonl", *({column: f"row {number} {ACTING} with words of its own"} for number in range(40)))
+    path = written(
+        tmp_path / f"my{ACTING}rows.jsonl",
+        *({column: f"row {number} {ACTING} with words of its own"} for number in range(40)),
+    )
     answer = only_read(ask("inspect", f"'{path}'", "--samples", "2", "--length", "32"))
     assert SHOWN in (answer.out if column == "text" else answer.err)
     assert answer.code == (0 if column == "text" else 2)
@@ -65,16 +72,25 @@ def test_a_word_that_is_refused(ask_main: Ask, what: str):
 
 def test_what_a_store_holds(ask: Ask, tmp_path: Path):
     hostile = f"set{ACTING}"
-    folder = store_of(tmp_path / "results", {hostile: (2.5, 3.9), "other": (2.6, 3.8)}, model=f"model{ACTING}")
+    folder = store_of(
+        tmp_path / "results", {hostile: (2.5, 3.9), "other": (2.6, 3.8)}, model=f"model{ACTING}"
+    )
     with Store(folder) as store:
         store.add_failure("sha256:f", {"what": hostile, "error": hostile})
-    said = {format: only_read(ask("report", folder, "--format", format)) for format in ("table", "markdown", "csv", "latex", "json")}
+    said = {
+        format: only_read(ask("report", folder, "--format", format))
+        for format in ("table", "markdown", "csv", "latex", "json")
+    }
     assert all(answer.code == 0 for answer in said.values())
-    assert hostile in {entry["name"] for ranking in said["json"].json["rankings"] for entry in ranking["entries"]}, "a program reads what is there"
+    assert hostile in {
+        entry["name"] for ranking in said["json"].json["rankings"] for entry in ranking["entries"]
+    }, "a program reads what is there"
     assert SHOWN in said["csv"].out
     only_read(ask("report", folder, "--html", tmp_path / "page.html"))
     # The page brings Vega's own script, which names such characters in its tables.
-    still(re.sub(r"<script>.*?</script>", "", (tmp_path / "page.html").read_text(), flags=re.DOTALL))
+    still(
+        re.sub(r"<script>.*?</script>", "", (tmp_path / "page.html").read_text(), flags=re.DOTALL)
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -97,9 +113,14 @@ def test_a_name_that_is_no_text(ask_main: Ask):
 
 @pytest.mark.parametrize(
     ("error", "named"),
-    [(OSError(5, "Input/output error", "a/file"), "'a/file'"), (OSError(28, "No space left on device"), "the disk is full")],
+    [
+        (OSError(5, "Input/output error", "a/file"), "'a/file'"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+    ],
 )
-def test_what_the_system_refuses_is_a_sentence(ask: Ask, monkeypatch: pytest.MonkeyPatch, error: OSError, named: str):
+def test_what_the_system_refuses_is_a_sentence(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, error: OSError, named: str
+):
     def refuse(kind: str) -> None:
         raise error
 

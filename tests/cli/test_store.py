@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.store import Store
-from calibrant.store.live import DATABASE
+from calibrant.results import Store
+from calibrant.results.live import DATABASE
 
 from tests.cli.conftest import Ask, assert_refused
 from tests.databases import change, spoil
-from tests.store.conftest import MEASURE, files, filled, told
-from tests.store.samples import RECORD, RUN
+from tests.results.conftest import MEASURE, files, filled, told
+from tests.results.samples import RECORD, RUN
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_what_is_damaged_is_dropped_where_that_is_asked_for(ask: Ask, store: Pat
 
 @pytest.mark.parametrize("words", [("report", "s"), ("store", "pack", "s")])
 @pytest.mark.parametrize("column", ["record", "seals"])
-def test_a_damaged_record_is_refused_by_every_reader(ask: Ask, store: Path, words: tuple[str, ...], column: str):
+def test_a_damaged_record_is_refused_by_every_reader(
+    ask: Ask, store: Path, words: tuple[str, ...], column: str
+):
     spoil(store / DATABASE, "runs", column)
     assert_refused(ask(*words), DATABASE)
 
@@ -63,7 +65,9 @@ def test_a_damaged_database_is_refused(ask: Ask, store: Path, words: tuple[str, 
     assert_refused(ask("store", *words), DATABASE)
 
 
-@pytest.mark.parametrize("words", [("verify", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")])
+@pytest.mark.parametrize(
+    "words", [("verify", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")]
+)
 def test_a_folder_that_is_no_store(ask: Ask, store: Path, tmp_path: Path, words: tuple[str, ...]):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")

@@ -1,4 +1,6 @@
-"""`calibrant study`: what is wrong with a file in as many lines, a plan that writes nothing, and a run that goes on."""
+"""`calibrant study`: what is wrong with a file in as many lines, a plan that writes nothing, and
+a run that goes on.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,9 @@ def file(tmp_path: Path, model: Path) -> Path:
 
 
 def test_every_mistake_is_a_line_and_nothing_is_written(ask: Ask, tmp_path: Path):
-    (tmp_path / "bad.yaml").write_text("model: smollm2\ndata: random_tokens\nmethod: wnada\nseeds: -1\n")
+    (tmp_path / "bad.yaml").write_text(
+        "model: smollm2\ndata: random_tokens\nmethod: wnada\nseeds: -1\n"
+    )
     for more in ([], ["--plan"]):
         plain = ask("study", "bad.yaml", "--out", "out", *more)
         assert (plain.code, plain.out) == (2, "")
@@ -38,7 +42,10 @@ def test_every_mistake_is_a_line_and_nothing_is_written(ask: Ask, tmp_path: Path
         assert (answer.code, answer.err) == (2, plain.err)
         error = answer.json["error"]
         assert (error["message"] + "\n", error["subject"]) == (plain.err, "bad.yaml")
-        assert [(problem["line"], problem["where"]) for problem in error["problems"]] == [(3, "method"), (4, "seeds")]
+        assert [(problem["line"], problem["where"]) for problem in error["problems"]] == [
+            (3, "method"),
+            (4, "seeds"),
+        ]
     assert ask("study", "gone.yaml", "--out", "out").err.startswith("gone.yaml ")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
@@ -63,7 +70,9 @@ def test_a_study_runs_and_asked_again_does_nothing(ask: Ask, file: Path, tmp_pat
     planned = ask("study", file, "--out", "out", "--plan", "--quick").out
     assert "0 of 6" in planned
     kept = tmp_path / "out/study.yaml"
-    assert ask("study", kept, "--out", "out", "--plan", "--quick", "--json").json["runs"]["left"] == 0
+    assert (
+        ask("study", kept, "--out", "out", "--plan", "--quick", "--json").json["runs"]["left"] == 0
+    )
 
 
 def test_what_failed_is_named_and_the_exit_code_tells(ask: Ask, file: Path, tmp_path: Path):

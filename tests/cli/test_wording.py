@@ -1,4 +1,6 @@
-"""What the command line answers to the mistakes that a user most likely makes. The library's sentences stand in each folder's test_wording.py."""
+"""What the command line answers to the mistakes that a user most likely makes. The library's
+sentences stand in each folder's test_wording.py.
+"""
 
 import shlex
 from pathlib import Path
@@ -8,29 +10,52 @@ import pytest
 from tests.cli.conftest import Ask
 
 SAID = [
-    ("prune MODEL --out out --data wikitxt", "there is no source called 'wikitxt', did you mean 'wikitext'?"),
+    (
+        "prune MODEL --out out --data wikitxt",
+        "there is no source called 'wikitxt', did you mean 'wikitext'?",
+    ),
     ("prune MODEL --out out --data missing.jsonl", "there is no file 'missing.jsonl'"),
-    ("prune MODEL --out out --data full_stops --method wnada", "there is no method called 'wnada', did you mean 'wanda'?"),
-    ("prune MODEL --out out --data full_stops --sparsity 60", "60.0 is no sparsity, did you mean 0.6?"),
+    (
+        "prune MODEL --out out --data full_stops --method wnada",
+        "there is no method called 'wnada', did you mean 'wanda'?",
+    ),
+    (
+        "prune MODEL --out out --data full_stops --sparsity 60",
+        "60.0 is no sparsity, did you mean 0.6?",
+    ),
     ("prune MODEL --out out --data full_stops --target w4g64", "use calibrant quantize"),
     ("prune MODEL --out out --samples few", "'few' is no whole number"),
     ("prune MODEL --out MODEL --data full_stops", "exists, isn't empty and isn't ours"),
     ("prune smolm2 --out out --data full_stops", "did you mean 'smollm2'?"),
     ("quantize MODEL --out out --target 0.5", "use calibrant prune"),
-    ("quantize MODEL --out out --target w4g24", "has 32 inputs, which groups of 24 don't divide; choose w4g16"),
-    ("evaluate MODEL --task 'loss(source=mine.jsonl)'", "stands in quotes, as in source='my/file.jsonl'"),
-    ("evaluate MODEL --task 'task(name=arithmetic)' --tokens 40", "use --limit for the number of items"),
+    (
+        "quantize MODEL --out out --target w4g24",
+        "has 32 inputs, which groups of 24 don't divide; choose w4g16",
+    ),
+    (
+        "evaluate MODEL --task 'loss(source=mine.jsonl)'",
+        "stands in quotes, as in source='my/file.jsonl'",
+    ),
+    (
+        "evaluate MODEL --task 'task(name=arithmetic)' --tokens 40",
+        "use --limit for the number of items",
+    ),
     ("export MODEL --to spare --out out", "did you mean 'sparse'?"),
     ("list methdos", "did you mean 'methods'?"),
     ("list --jsonn", "'calibrant list --help' shows what it takes"),
     ("mix MODEL --sources c4", "a mixture needs two sources or more"),
     ("report .", "holds no results of calibrant"),
-    ("study gone.yaml --out out", "the file can't be read (No such file or directory); name the YAML file of a study"),
+    (
+        "study gone.yaml --out out",
+        "the file can't be read (No such file or directory); name the YAML file of a study",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("command", "sentence"), SAID)
-def test_a_mistake_is_answered_with_what_to_do(ask_main: Ask, model: Path, command: str, sentence: str):
+def test_a_mistake_is_answered_with_what_to_do(
+    ask_main: Ask, model: Path, command: str, sentence: str
+):
     answer = ask_main(*shlex.split(command.replace("MODEL", str(model))))
     assert answer.code == 2
     assert sentence in answer.err

@@ -1,4 +1,6 @@
-"""What another package adds goes through the front door like our own: the examples, each one file, found by its entry point."""
+"""What another package adds goes through the front door like our own: the examples, each one
+file, found by its entry point.
+"""
 
 import json
 import math
@@ -12,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from calibrant.compress import Pruned, prune, quantize
 from calibrant.errors import InputError
+from calibrant.lab.report import report
+from calibrant.lab.study import Study
 from calibrant.methods import MatrixMethod, methods
-from calibrant.report import report
-from calibrant.study import Study
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder
 
@@ -62,7 +64,9 @@ def guests(plugged: Callable[..., None]) -> None:
 pytestmark = pytest.mark.usefixtures("guests")
 
 
-def test_the_documentation_shows_the_example_as_it_is_and_its_method_of_ten_minutes_keeps_the_contract(plugged: Callable[..., None]) -> None:
+def test_the_documentation_shows_the_example_as_it_is_and_its_method_of_ten_minutes_keeps_the_contract(
+    plugged: Callable[..., None],
+) -> None:
     page = (EXAMPLES.parent / "docs/extending.md").read_text()
     assert {path.stem for path in EXAMPLES.glob("*.py")} == GUESTS.keys()
     code = (EXAMPLES / "cheapest_blocks.py").read_text().split('"""', 2)[2].strip()
@@ -72,9 +76,14 @@ def test_the_documentation_shows_the_example_as_it_is_and_its_method_of_ten_minu
     check_method(methods.build("by_neighbours"))
 
 
-@pytest.mark.parametrize("name", usually([name for name, group in GUESTS.items() if group == "calibrant.methods"], USUAL))
+@pytest.mark.parametrize(
+    "name", usually([name for name, group in GUESTS.items() if group == "calibrant.methods"], USUAL)
+)
 def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
-    method, target = methods.build(name), parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"]))
+    method, target = (
+        methods.build(name),
+        parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"])),
+    )
     check_edits(method, target, str(model_for(name, tmp_path / "model")))
     if isinstance(method, MatrixMethod):
         check_method(method, [target])
@@ -109,7 +118,9 @@ def test_killed_at_any_step_it_comes_to_the_same_end(name: str, tmp_path: Path) 
         except KeyboardInterrupt:
             assert not out.exists()
         again = compressed(model, name, out=out)
-        assert again.record.plain() | {"provenance": {}} == whole.record.plain() | {"provenance": {}}
+        assert again.record.plain() | {"provenance": {}} == whole.record.plain() | {
+            "provenance": {}
+        }
         state, wanted = again.opened.model.state_dict(), whole.opened.model.state_dict()
         assert state.keys() == wanted.keys()
         assert all(torch.equal(state[key], wanted[key]) for key in wanted)
@@ -160,11 +171,19 @@ def test_a_transform_keeps_the_function(tmp_path: Path) -> None:
         assert not torch.equal(opened.model(IDS).logits, before)
 
 
-def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_shares_average_to_what_was_asked(tmp_path: Path) -> None:
+def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_shares_average_to_what_was_asked(
+    tmp_path: Path,
+) -> None:
     model = str(tiny_folder(tmp_path / "model"))
-    plain, other = (prune(model, data, "magnitude", 0.5, **SMALL).record for data in ("random_tokens", "full_stops"))
+    plain, other = (
+        prune(model, data, "magnitude", 0.5, **SMALL).record
+        for data in ("random_tokens", "full_stops")
+    )
     assert plain.run.id == other.run.id
-    shared, elsewhere = (prune(model, data, "magnitude", 0.5, allocation="by_norms", **SMALL).record for data in ("random_tokens", "full_stops"))
+    shared, elsewhere = (
+        prune(model, data, "magnitude", 0.5, allocation="by_norms", **SMALL).record
+        for data in ("random_tokens", "full_stops")
+    )
     assert shared.run.id != elsewhere.run.id
     assert len({round(weight["sparsity"], 2) for weight in shared.weights}) > 3
     assert math.isclose(shared.sparsity, 0.5, abs_tol=1e-3)
@@ -175,13 +194,27 @@ def test_an_allocation_that_looks_makes_the_data_part_of_the_identity_and_its_sh
     [
         ("llama", {"method": "wanda", "sparsity": 0.9, "allocation": "by_norms"}, "not 0.9"),
         ("llama", {"method": "cheapest_blocks", "sparsity": "2:4"}, "2:4"),
-        ("llama", {"method": "shared_factor", "sparsity": 0.5, "allocation": "by_norms"}, "shared_factor"),
-        ("llama", {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hiden",)}, "permute_hiden"),
+        (
+            "llama",
+            {"method": "shared_factor", "sparsity": 0.5, "allocation": "by_norms"},
+            "shared_factor",
+        ),
+        (
+            "llama",
+            {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hiden",)},
+            "permute_hiden",
+        ),
         ("mixtral", {"method": "least_used_experts", "sparsity": 0.75}, "at most 0.5"),
-        ("gpt2", {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hidden",)}, "GPT2LMHeadModel"),
+        (
+            "gpt2",
+            {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hidden",)},
+            "GPT2LMHeadModel",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_any_work_and_nothing_stays(family: str, how: dict[str, object], told: str, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_before_any_work_and_nothing_stays(
+    family: str, how: dict[str, object], told: str, tmp_path: Path
+) -> None:
     sizes = {"num_local_experts": 4} if family == "mixtral" else {}
     model = tiny_folder(tmp_path / "model", family, **sizes)
     with pytest.raises(InputError) as refused:

@@ -1,4 +1,6 @@
-"""Every method keeps its contract. Its numbers stay those of its revision: `tests/test_frozen_models.py`."""
+"""Every method keeps its contract. Its numbers stay those of its revision:
+`tests/test_frozen_models.py`.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,16 @@ def _needs_llama_cpp(request: pytest.FixtureRequest) -> None:
         pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
 
 
-USUAL = ("wanda", "awq", "svd", "short_gpt", "basis_sharing", "mc_suite", "reconstructed", "llama_cpp")
+USUAL = (
+    "wanda",
+    "awq",
+    "svd",
+    "short_gpt",
+    "basis_sharing",
+    "mc_suite",
+    "reconstructed",
+    "llama_cpp",
+)
 """One of each kind of edit."""
 
 
@@ -30,12 +41,33 @@ def test_method_keeps_its_contract(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", usually(methods.names(), ("wanda", "awq", "svd", "short_gpt", "basis_sharing", "mc_suite", "reconstructed", "llama_cpp"))
+    "name",
+    usually(
+        methods.names(),
+        (
+            "wanda",
+            "awq",
+            "svd",
+            "short_gpt",
+            "basis_sharing",
+            "mc_suite",
+            "reconstructed",
+            "llama_cpp",
+        ),
+    ),
 )
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
-    target = next(target for target in map(parse_target, ("0.5", "w3g16a", "q4_0")) if isinstance(target, method.accepts))
+    target = next(
+        target
+        for target in map(parse_target, ("0.5", "w3g16a", "q4_0"))
+        if isinstance(target, method.accepts)
+    )
     sizes = {"num_hidden_layers": 4} if name in PAIRS else {}
     family = "qwen3_moe" if name in EXPERTS else "llama"
-    folder = tiny_gguf(tmp_path / "model.gguf", "F32") if name in LLAMA_CPP else tiny_folder(tmp_path / "model", family, **sizes)
+    folder = (
+        tiny_gguf(tmp_path / "model.gguf", "F32")
+        if name in LLAMA_CPP
+        else tiny_folder(tmp_path / "model", family, **sizes)
+    )
     check_edits(method, target, str(folder))

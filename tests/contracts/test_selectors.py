@@ -10,14 +10,19 @@ import pytest
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.select import Context, Picking, Selector, resolved, selectors
 from calibrant.models import Opened, open_model
-from calibrant.select import Context, Picking, Selector, resolved, selectors
 from calibrant.testing import tiny_folder
 
 from tests.usual import usually
 
 LENGTH, TOKENS, CANDIDATES = 24, 72, 8
-PLACES = ["python_docs", "arithmetic:icl", "'mine.jsonl'@one", "'0.4*mine.jsonl + 0.6*arithmetic:cot'@crop"]
+PLACES = [
+    "python_docs",
+    "arithmetic:icl",
+    "'mine.jsonl'@one",
+    "'0.4*mine.jsonl + 0.6*arithmetic:cot'@crop",
+]
 """What is picked from, with the format and packing that stand outside."""
 
 MORE = {"similar": "to='arithmetic:question'", "cluster": "k=3", "cola": "k=4"}
@@ -48,7 +53,11 @@ USUAL = [*expressions("longest"), *(expressions(name)[0] for name in selectors.n
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a user's file and a tiny model."""
     folder = tmp_path_factory.mktemp("selectors")
-    lines = [json.dumps({"text": f"On day {i} the {word} went {i * i} miles and saw {word}s."}) for i in range(30) for word in ("cat", "Ship")]
+    lines = [
+        json.dumps({"text": f"On day {i} the {word} went {i * i} miles and saw {word}s."})
+        for i in range(30)
+        for word in ("cat", "Ship")
+    ]
     (folder / "mine.jsonl").write_text("\n".join(lines))
     tiny_folder(folder / "model")
     return folder
@@ -67,7 +76,9 @@ def model(folder: str) -> Opened:
 
 def tokens(text: str, seed: int = 0) -> TokenBatch:
     opened = model(str(Path.cwd() / "model"))
-    return resolved(CalibrationSet(text, tokens=TOKENS, length=LENGTH, seed=seed), opened).tokens(opened.tokenizer)
+    return resolved(CalibrationSet(text, tokens=TOKENS, length=LENGTH, seed=seed), opened).tokens(
+        opened.tokenizer
+    )
 
 
 @pytest.mark.parametrize("text", usually(EXPRESSIONS, USUAL))
@@ -90,18 +101,28 @@ def test_the_same_call_gives_the_same_set_and_another_draw_another(text: str) ->
     ("text", "method"),
     [
         *((EXPRESSIONS[0], method) for method in ("magnitude", "sparsegpt")),
-        *(pytest.param(expressions(name)[0], "wanda", marks=() if name == "longest" else pytest.mark.slow) for name in selectors.names()),
+        *(
+            pytest.param(
+                expressions(name)[0], "wanda", marks=() if name == "longest" else pytest.mark.slow
+            )
+            for name in selectors.names()
+        ),
     ],
 )
 def test_it_serves_every_method(text: str, method: str) -> None:
-    record = prune("model", text, method, 0.5, tokens=TOKENS, length=LENGTH, dtype="float32", device="cpu").record
+    record = prune(
+        "model", text, method, 0.5, tokens=TOKENS, length=LENGTH, dtype="float32", device="cpu"
+    ).record
     assert all(weight["zeros"] > 0 for weight in record.weights)
     if method == "magnitude":
         assert (record.run.data, record.run.tokens) == ("", "")
         return
     assert record.run.data == str(CalibrationSet(text))
     assert record.run.tokens == tokens(text).fingerprint
-    assert record.data_facts["parts"][0]["origin"] == f"chosen by {CalibrationSet(text).parts[0].source}"
+    assert (
+        record.data_facts["parts"][0]["origin"]
+        == f"chosen by {CalibrationSet(text).parts[0].source}"
+    )
 
 
 @pytest.mark.parametrize("name", usually(selectors.names(), ("longest", "selfcal")))
@@ -114,13 +135,21 @@ def test_beside_other_data_it_gets_its_share(name: str) -> None:
     assert [part["tokens"] for part in mixed.facts["mix"]] == [TOKENS, TOKENS]
 
 
-@pytest.mark.parametrize("name", usually([name for name in selectors.names() if issubclass(selectors.get(name), Picking)], ("cluster", "similar")))
+@pytest.mark.parametrize(
+    "name",
+    usually(
+        [name for name in selectors.names() if issubclass(selectors.get(name), Picking)],
+        ("cluster", "similar"),
+    ),
+)
 def test_selectors_pick_from_what_selectors_chose(name: str) -> None:
     inner = "longest(source='mine.jsonl', candidates=12)"
     outer = expressions(name)[0].replace("source=python_docs", f"source={inner}")
     opened = model(str(Path.cwd() / "model"))
     given = Context(opened.tokenizer, opened, 0, TOKENS, LENGTH)
-    first, second = (CalibrationSet(text).parts[0].source.select(given).rows for text in (inner, outer))  # type: ignore[attr-defined]
+    first, second = (
+        CalibrationSet(text).parts[0].source.select(given).rows for text in (inner, outer)
+    )  # type: ignore[attr-defined]
     assert sorted(row.key for row in second) == sorted(row.key for row in first[:CANDIDATES])
     assert tokens(outer).facts["tokens"] == TOKENS
 

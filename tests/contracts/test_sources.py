@@ -7,17 +7,36 @@ from typing import Any, ClassVar
 
 import pytest
 
-from calibrant.data import Part, Row, Source, SourceRows, StoredSource, divide, parse_source, sources
+from calibrant.data import (
+    Part,
+    Row,
+    Source,
+    SourceRows,
+    StoredSource,
+    divide,
+    parse_source,
+    sources,
+)
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
 
 def kept_elsewhere(name: str) -> bool:
     """Whether the source's rows are a data set's, which only a local mirror has here."""
-    return isinstance(sources.build(name), StoredSource) and name not in {"arithmetic", "python_code", "python_docs"}
+    return isinstance(sources.build(name), StoredSource) and name not in {
+        "arithmetic",
+        "python_code",
+        "python_docs",
+    }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if kept_elsewhere(name) else ()) for name in sources.names()])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if kept_elsewhere(name) else ())
+        for name in sources.names()
+    ],
+)
 def test_contract(name: str):
     source = sources.build(name)
     try:
@@ -72,7 +91,9 @@ class Changing(StoredSource):
         (None, "change"),
     ],
 )
-def test_a_broken_promise_is_named(faults: dict[str, Any] | None, told: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_broken_promise_is_named(
+    faults: dict[str, Any] | None, told: str, monkeypatch: pytest.MonkeyPatch
+):
     source = Changing() if faults is None else type("Faulty", (Sound,), faults)()
     monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: source)
     if not told:
@@ -86,7 +107,9 @@ def test_a_broken_promise_is_named(faults: dict[str, Any] | None, told: str, mon
 
 def test_the_text_of_a_source_must_read_back(monkeypatch: pytest.MonkeyPatch):
     source = sources.build("full_stops")
-    monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: sources.build("random_tokens"))
+    monkeypatch.setattr(
+        "calibrant.testing.sources.parse_source", lambda text: sources.build("random_tokens")
+    )
     with pytest.raises(DataError, match="read back") as caught:
         check_source(source)
     assert caught.value.subject == "full_stops"

@@ -19,7 +19,9 @@ def batch(lengths: list[int], holes: bool = False) -> TokenBatch:
 @pytest.mark.parametrize("tokens_per_pass", [1, 7, 16, 1000])
 def test_every_real_token_once_in_order_and_first(holes: bool, tokens_per_pass: int) -> None:
     given = batch([3, 10, 0, 7, 7, 1], holes)
-    expected = {tuple(row[m].tolist()) for row, m in zip(given.ids, given.mask, strict=True) if m.any()}
+    expected = {
+        tuple(row[m].tolist()) for row, m in zip(given.ids, given.mask, strict=True) if m.any()
+    }
     found = set()
     for ids, mask, weights in micro_batches(given, tokens_per_pass):
         assert ids.shape == mask.shape == weights.shape

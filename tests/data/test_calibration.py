@@ -21,37 +21,61 @@ from calibrant.errors import DataError
 @pytest.fixture
 def corpus(jsonl: Callable[..., Path]) -> Path:
     """Texts of 10 to 59 bytes; about 70 of them calibrate."""
-    return jsonl(({"text": f"{i:03d}".ljust(10 + i % 50, chr(ord("a") + i % 26))} for i in range(100)), "corpus.jsonl")
+    return jsonl(
+        ({"text": f"{i:03d}".ljust(10 + i % 50, chr(ord("a") + i % 26))} for i in range(100)),
+        "corpus.jsonl",
+    )
 
 
 @pytest.fixture
 def problems(jsonl: Callable[..., Path]) -> Path:
-    return jsonl(({"question": f"{i}+1?", "answer": i + 1, "rationale": f"{i} and one."} for i in range(100)), "problems.jsonl")
+    return jsonl(
+        (
+            {"question": f"{i}+1?", "answer": i + 1, "rationale": f"{i} and one."}
+            for i in range(100)
+        ),
+        "problems.jsonl",
+    )
 
 
 def shown(batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [tokenizer.decode(ids[mask].tolist()) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    return [
+        tokenizer.decode(ids[mask].tolist())
+        for ids, mask in zip(batch.ids, batch.mask, strict=True)
+    ]
 
 
 def calibrating(path: Path, **columns: str) -> list[str]:
-    """What the calibrate part must be, worked out from the file alone: texts in the order of their hashes, 70 % of them."""
+    """What the calibrate part must be, worked out from the file alone: texts in the order of
+    their hashes, 70 % of them.
+    """
     hashed = {}
     for line in path.read_text().splitlines():
         record = {key: str(value) for key, value in json.loads(line).items()}
-        hashed[hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()] = record["text"]
+        hashed[hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()] = record[
+            "text"
+        ]
     return [hashed[key] for key in sorted(hashed) if int(key, 16) / 16**64 < 0.7]
 
 
-def test_many_fills_every_window_with_the_rows_in_hash_order(corpus: Path, letters: PreTrainedTokenizerBase):
+def test_many_fills_every_window_with_the_rows_in_hash_order(
+    corpus: Path, letters: PreTrainedTokenizerBase
+):
     batch = CalibrationSet(str(corpus), samples=5, length=32).tokens(letters)
     assert batch.ids.shape == (5, 32)
     assert batch.mask.all()
     assert "".join(shown(batch, letters)) == "\n\n".join(calibrating(corpus))[: 5 * 32]
     assert (batch.weights == 1).all()
-    assert (batch.ids.dtype, batch.mask.dtype, batch.weights.dtype) == (torch.int64, torch.bool, torch.float32)
+    assert (batch.ids.dtype, batch.mask.dtype, batch.weights.dtype) == (
+        torch.int64,
+        torch.bool,
+        torch.float32,
+    )
 
 
-def test_draws_share_no_row_until_the_rows_are_used_up(corpus: Path, letters: PreTrainedTokenizerBase):
+def test_draws_share_no_row_until_the_rows_are_used_up(
+    corpus: Path, letters: PreTrainedTokenizerBase
+):
     texts = calibrating(corpus)
     seen: list[str] = []
     for draw in range(len(texts) // 7):
@@ -66,8 +90,12 @@ def test_draws_share_no_row_until_the_rows_are_used_up(corpus: Path, letters: Pr
     assert last.disjoint_draws(letters) == len(texts) // 7
 
 
-@pytest.mark.parametrize("text", ["{0}", "0.5*{0} + 0.5*random_tokens", "mix(a='{0}', b=random_tokens, weight=0.3)"])
-def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(corpus: Path, letters: PreTrainedTokenizerBase, text: str):
+@pytest.mark.parametrize(
+    "text", ["{0}", "0.5*{0} + 0.5*random_tokens", "mix(a='{0}', b=random_tokens, weight=0.3)"]
+)
+def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(
+    corpus: Path, letters: PreTrainedTokenizerBase, text: str
+):
     first = CalibrationSet(text.format(corpus), samples=2, length=32)
     third = first.redrawn(2)
     assert third == CalibrationSet(text.format(corpus), samples=2, length=32, seed=2)
@@ -79,7 +107,9 @@ def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(corpus: Path, let
 
 
 def test_parts_with_the_same_source_share_no_row(problems: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64).tokens(letters)
+    batch = CalibrationSet(
+        f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64
+    ).tokens(letters)
     questions = [text.splitlines()[0] for text in shown(batch, letters)]
     assert len(set(questions)) == 20
 
@@ -102,33 +132,61 @@ def test_special_tokens_are_never_drawn(letters: PreTrainedTokenizerFast):
     ids = CalibrationSet("random_tokens", samples=64, length=512).tokens(tokenizer).ids
     assert tokenizer.convert_tokens_to_ids("<tool>") not in ids
     assert tokenizer.convert_tokens_to_ids("word") in ids
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, "<s>")), unk_token="<s>", bos_token="<s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, "<s>")),
+        unk_token="<s>",
+        bos_token="<s>",
+    )
     with pytest.raises(DataError) as caught:
         CalibrationSet("random_tokens", samples=1, length=4).tokens(tokenizer)
     assert caught.value.subject == "random_tokens"
 
 
 def test_full_stops_are_one_token_again_and_again(letters: PreTrainedTokenizerBase):
-    batches = [CalibrationSet("full_stops", samples=2, length=32, seed=seed).tokens(letters) for seed in (0, 3)]
+    batches = [
+        CalibrationSet("full_stops", samples=2, length=32, seed=seed).tokens(letters)
+        for seed in (0, 3)
+    ]
     assert set(batches[0].ids.flatten().tolist()) == {letters.convert_tokens_to_ids(".")}
     assert batches[0].fingerprint == batches[1].fingerprint
     assert [b.facts["overlap"] for b in batches] == [0, 1]
 
 
 def test_the_fingerprint_is_that_of_the_bytes(corpus: Path, letters: PreTrainedTokenizerBase):
-    ids, mask = np.array([[1, 2, 0], [70_000, 4, 5]]), np.array([[True, True, False], [True, True, True]])
+    ids, mask = (
+        np.array([[1, 2, 0], [70_000, 4, 5]]),
+        np.array([[True, True, False], [True, True, True]]),
+    )
     weights = np.array([[1, 1, 0], [0.5, 0.5, 0.5]])
-    expected = b"2 3\n" + struct.pack("<6i", 1, 2, 0, 70_000, 4, 5) + bytes([0b11011100]) + struct.pack("<6f", 1, 1, 0, 0.5, 0.5, 0.5)
+    expected = (
+        b"2 3\n"
+        + struct.pack("<6i", 1, 2, 0, 70_000, 4, 5)
+        + bytes([0b11011100])
+        + struct.pack("<6f", 1, 1, 0, 0.5, 0.5, 0.5)
+    )
     assert fingerprint(ids, mask, weights) == "sha256:" + hashlib.sha256(expected).hexdigest()
     assert fingerprint(ids, mask, weights * 2) != fingerprint(ids, mask, weights)
     assert fingerprint(ids, ~mask, weights) != fingerprint(ids, mask, weights)
-    batch, other = (CalibrationSet(f"{corpus}@one", samples=3, length=32, seed=seed).tokens(letters) for seed in (0, 1))
-    assert batch.fingerprint == fingerprint(batch.ids.numpy(), batch.mask.numpy(), batch.weights.numpy()) != other.fingerprint
+    batch, other = (
+        CalibrationSet(f"{corpus}@one", samples=3, length=32, seed=seed).tokens(letters)
+        for seed in (0, 1)
+    )
+    assert (
+        batch.fingerprint
+        == fingerprint(batch.ids.numpy(), batch.mask.numpy(), batch.weights.numpy())
+        != other.fingerprint
+    )
 
 
-def test_the_digest_is_of_the_content_and_not_of_its_order(corpus: Path, letters: PreTrainedTokenizerBase):
+def test_the_digest_is_of_the_content_and_not_of_its_order(
+    corpus: Path, letters: PreTrainedTokenizerBase
+):
     def digest() -> str:
-        return CalibrationSet(str(corpus), samples=3, length=32).tokens(letters).facts["parts"][0]["digest"]
+        return (
+            CalibrationSet(str(corpus), samples=3, length=32)
+            .tokens(letters)
+            .facts["parts"][0]["digest"]
+        )
 
     before, lines = digest(), corpus.read_text().splitlines()
     corpus.write_text("\n".join(reversed([*lines, lines[0]])) + "\n")
@@ -137,17 +195,24 @@ def test_the_digest_is_of_the_content_and_not_of_its_order(corpus: Path, letters
     assert digest() != before
 
 
-@pytest.mark.parametrize(("name", "value"), [("samples", 0), ("samples", -3), ("length", 0), ("tokens", 0), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("samples", 0), ("samples", -3), ("length", 0), ("tokens", 0), ("seed", -1)]
+)
 def test_impossible_budgets_are_refused(name: str, value: int):
     with pytest.raises(DataError, match=f" {value};") as caught:
         CalibrationSet("wikitext", **{name: value})
     assert caught.value.subject == name
 
 
-def test_a_source_that_holds_too_little_says_how_much_it_holds(corpus: Path, letters: PreTrainedTokenizerBase):
+def test_a_source_that_holds_too_little_says_how_much_it_holds(
+    corpus: Path, letters: PreTrainedTokenizerBase
+):
     texts = calibrating(corpus)
     whole = len("\n\n".join(texts))
-    assert CalibrationSet(str(corpus), tokens=whole, length=64).tokens(letters).facts["tokens"] == whole
+    assert (
+        CalibrationSet(str(corpus), tokens=whole, length=64).tokens(letters).facts["tokens"]
+        == whole
+    )
     one, longest = {"samples": 500, "length": 64}, max(map(len, texts))
     for packing, budget, held in (
         ("many", {"tokens": whole + 1, "length": 64}, whole),
@@ -159,7 +224,9 @@ def test_a_source_that_holds_too_little_says_how_much_it_holds(corpus: Path, let
         assert caught.value.subject == str(corpus)
 
 
-def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(corpus: Path, started: PreTrainedTokenizerBase):
+def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(
+    corpus: Path, started: PreTrainedTokenizerBase
+):
     with pytest.raises(DataError) as caught:
         CalibrationSet(str(corpus), samples=1, length=1).tokens(started)
     assert caught.value.subject == "length"
@@ -169,7 +236,10 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(corp
 
 
 def test_a_set_is_a_value():
-    one, other = CalibrationSet("gsm8k:qa@many", samples=4), CalibrationSet.parse("gsm8k:icl", samples=4)
+    one, other = (
+        CalibrationSet("gsm8k:qa@many", samples=4),
+        CalibrationSet.parse("gsm8k:icl", samples=4),
+    )
     assert one == other != CalibrationSet("gsm8k:icl", samples=5)
     assert hash(one) == hash(other)
     assert repr(one) == "CalibrationSet('gsm8k:icl', samples=4, length=2048, seed=0)"

@@ -1,4 +1,6 @@
-"""Every corpus and instruction set, read from files laid out as on the hub, by `datasets` itself; and those of the real mirror, counted there."""
+"""Every corpus and instruction set, read from files laid out as on the hub, by `datasets`
+itself; and those of the real mirror, counted there.
+"""
 
 import json
 from collections import Counter
@@ -23,7 +25,21 @@ pytestmark = pytest.mark.usefixtures("forgetful")
 
 Record = dict[str, Any]
 Publish = Callable[..., Path]
-OURS = ["c4", "pile", "oscar", "redpajama", "fineweb_edu", "dolma", "slimpajama", "wikipedia", "flores", "xquad", "mc4", "ultrachat", "open_platypus"]
+OURS = [
+    "c4",
+    "pile",
+    "oscar",
+    "redpajama",
+    "fineweb_edu",
+    "dolma",
+    "slimpajama",
+    "wikipedia",
+    "flores",
+    "xquad",
+    "mc4",
+    "ultrachat",
+    "open_platypus",
+]
 MIRRORED = ["c4", "pile", "redpajama", "dolma", "wikipedia", "flores", "xquad"]
 
 
@@ -34,22 +50,39 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
-    """Let a source find its hub in a folder: data files by their path, configurations as `{name: {split: path}}` in its card."""
+    """Let a source find its hub in a folder: data files by their path, configurations as `{name:
+    {split: path}}` in its card.
+    """
 
-    def publish(name: str, files: Mapping[str, Sequence[Record]], configs: Mapping[str, Mapping[str, str]] | None = None, **changes: Any) -> Path:
+    def publish(
+        name: str,
+        files: Mapping[str, Sequence[Record]],
+        configs: Mapping[str, Mapping[str, str]] | None = None,
+        **changes: Any,
+    ) -> Path:
         folder = tmp_path / "hub" / name
         module = import_module(f"calibrant.data.sources.{name}")
         hub = module.HUB
         for path, records in files.items():
             written(folder / path, records)
         if configs:
-            card = [{"config_name": c, "data_files": [{"split": s, "path": p} for s, p in splits.items()]} for c, splits in configs.items()]
+            card = [
+                {
+                    "config_name": c,
+                    "data_files": [{"split": s, "path": p} for s, p in splits.items()],
+                }
+                for c, splits in configs.items()
+            ]
             (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(card)}\n---\n")
         if hub.files and not find_spec("zstandard"):
-            # The library can't read these without a package that it doesn't bring; everything else about them is as on the hub.
+            # The library can't read these without a package that it doesn't bring; everything else
+            # about them is as on the hub.
             for path in [path for path in files if path.endswith(".zst")]:
                 written(folder / path.removesuffix(".zst"), files[path])
-            changes = {"files": {split: path.removesuffix(".zst") for split, path in hub.files.items()}, **changes}
+            changes = {
+                "files": {split: path.removesuffix(".zst") for split, path in hub.files.items()},
+                **changes,
+            }
         monkeypatch.setattr(module, "HUB", replace(hub, id=str(folder), **changes))
         return folder
 
@@ -70,7 +103,9 @@ def given(records: Iterable[Record], field: str = "text") -> set[str]:
 
 
 def assert_divided(text: str, expected: set[str]) -> None:
-    """Everything is there, each text in one part, and the parts are of the sizes that 70, 25 and 5 % are likely to give."""
+    """Everything is there, each text in one part, and the parts are of the sizes that 70, 25 and
+    5 % are likely to give.
+    """
     rows = {part: [row.text for row in parse_source(text).rows(part)] for part in PARTS}
     assert Counter(text for part in rows.values() for text in part) == Counter(expected)
     calibrate, measure, exemplars = (len(rows[part]) / len(expected) for part in PARTS)
@@ -89,7 +124,11 @@ def assert_trained_and_tested(text: str, train: set[str], test: set[str]) -> Non
 
 def test_c4_from_the_hub(publish: Publish):
     extra = {"timestamp": "2019-04-25T12:57:54Z", "url": "https://example.com"}
-    train, test, other = pages("train", 80, **extra), pages("test", 20, **extra), pages("other", 5, **extra)
+    train, test, other = (
+        pages("train", 80, **extra),
+        pages("test", 20, **extra),
+        pages("other", 5, **extra),
+    )
     files = {
         "en/c4-train.00000-of-01024.json.gz": train,
         "en/c4-train.00001-of-01024.json.gz": other,
@@ -98,14 +137,29 @@ def test_c4_from_the_hub(publish: Publish):
     folder = publish("c4", files, first=60)
     assert_trained_and_tested("c4", given(train[:60]), given(test))
     origin = parse_source("c4").part("measure").origin
-    assert origin.startswith(f"hub: {folder}@unpinned, en/c4-train.00000-of-01024.json.gz, first 60 records")
+    assert origin.startswith(
+        f"hub: {folder}@unpinned, en/c4-train.00000-of-01024.json.gz, first 60 records"
+    )
     assert origin.endswith("en/c4-validation.00000-of-00008.json.gz, first 20 records")
 
 
 def test_pile_from_the_hub(publish: Publish):
-    train = [*pages("code", 40, meta={"pile_set_name": "Github"}), *pages("law", 30, meta={"pile_set_name": "FreeLaw"})]
-    test = [*pages("other code", 9, meta={"pile_set_name": "Github"}), *pages("mail", 6, meta={"pile_set_name": "Enron Emails"})]
-    publish("pile", {"train/00.jsonl.zst": train, "test.jsonl.zst": test, "train/01.jsonl.zst": pages("more", 3)})
+    train = [
+        *pages("code", 40, meta={"pile_set_name": "Github"}),
+        *pages("law", 30, meta={"pile_set_name": "FreeLaw"}),
+    ]
+    test = [
+        *pages("other code", 9, meta={"pile_set_name": "Github"}),
+        *pages("mail", 6, meta={"pile_set_name": "Enron Emails"}),
+    ]
+    publish(
+        "pile",
+        {
+            "train/00.jsonl.zst": train,
+            "test.jsonl.zst": test,
+            "train/01.jsonl.zst": pages("more", 3),
+        },
+    )
     assert_trained_and_tested("pile", given(train), given(test))
     assert_trained_and_tested("pile(subsets=['Github'])", given(train[:40]), given(test[:9]))
     assert texts_of("pile(subsets=['FreeLaw'])") == given(train[40:])
@@ -122,30 +176,69 @@ def test_redpajama_from_the_hub(publish: Publish):
     front = [record for records in files.values() for record in records[:20]]
     assert_divided("redpajama", given(front))
     few = "redpajama(subsets=['github', 'arxiv'])"
-    assert texts_of(few) == given([*files["github_sample.jsonl"][:20], *files["arxiv_sample.jsonl"][:20]])
+    assert texts_of(few) == given(
+        [*files["github_sample.jsonl"][:20], *files["arxiv_sample.jsonl"][:20]]
+    )
 
 
 def test_what_c4_measures_is_not_in_redpajama(publish: Publish):
     shared = pages("page", 30, meta={}, timestamp="", url="")
-    publish("c4", {"en/c4-train.00000-of-01024.json.gz": pages("own", 10), "en/c4-validation.00000-of-00008.json.gz": shared[:12]})
+    publish(
+        "c4",
+        {
+            "en/c4-train.00000-of-01024.json.gz": pages("own", 10),
+            "en/c4-validation.00000-of-00008.json.gz": shared[:12],
+        },
+    )
     publish("redpajama", {"c4_sample.jsonl": shared, "github_sample.jsonl": pages("code", 30)})
     source = parse_source("redpajama(subsets=['c4', 'github'])")
     shown = texts_of(str(source), "calibrate", "exemplars")
     assert not shown & given(shared[:12])
-    assert source.part("calibrate").overlapping + source.part("exemplars").overlapping == len(given(shared[:12]) - texts_of(str(source), "measure"))
+    assert source.part("calibrate").overlapping + source.part("exemplars").overlapping == len(
+        given(shared[:12]) - texts_of(str(source), "measure")
+    )
     assert given(shared[12:]) <= texts_of(str(source))
 
 
 def test_oscar_from_the_hub(publish: Publish):
-    records = pages("oscar", 60, field="content", warc_headers={"warc-target-uri": "https://example.com"}, metadata={"quality_warnings": None})
-    publish("oscar", {"en_meta/en_meta_part_1.jsonl.zst": records, "en_meta/en_meta_part_2.jsonl.zst": pages("more", 3, field="content")})
+    records = pages(
+        "oscar",
+        60,
+        field="content",
+        warc_headers={"warc-target-uri": "https://example.com"},
+        metadata={"quality_warnings": None},
+    )
+    publish(
+        "oscar",
+        {
+            "en_meta/en_meta_part_1.jsonl.zst": records,
+            "en_meta/en_meta_part_2.jsonl.zst": pages("more", 3, field="content"),
+        },
+    )
     assert_divided("oscar", given(records, "content"))
 
 
 def test_fineweb_edu_from_the_hub(publish: Publish):
-    records = pages("lesson", 60, id="<urn:uuid:1>", dump="CC-MAIN-2024-10", url="https://example.com", score=3.1, int_score=3, token_count=9)
-    files = {"sample/10BT/000_00000.parquet": records, "sample/100BT/000_00000.parquet": pages("other", 3)}
-    publish("fineweb_edu", files, {"sample-10BT": {"train": "sample/10BT/*"}, "sample-100BT": {"train": "sample/100BT/*"}}, first=50)
+    records = pages(
+        "lesson",
+        60,
+        id="<urn:uuid:1>",
+        dump="CC-MAIN-2024-10",
+        url="https://example.com",
+        score=3.1,
+        int_score=3,
+        token_count=9,
+    )
+    files = {
+        "sample/10BT/000_00000.parquet": records,
+        "sample/100BT/000_00000.parquet": pages("other", 3),
+    }
+    publish(
+        "fineweb_edu",
+        files,
+        {"sample-10BT": {"train": "sample/10BT/*"}, "sample-100BT": {"train": "sample/100BT/*"}},
+        first=50,
+    )
     assert_divided("fineweb_edu", given(records[:50]))
 
 
@@ -157,24 +250,46 @@ def test_dolma_from_the_hub(publish: Publish):
 
 
 def test_slimpajama_from_the_hub(publish: Publish):
-    train, test = (pages(name, 40, meta={"redpajama_set_name": "RedPajamaC4"}) for name in ("train", "test"))
-    files = {"train/chunk1/example_train_0.jsonl.zst": train, "validation/chunk1/example_holdout_0.jsonl.zst": test}
+    train, test = (
+        pages(name, 40, meta={"redpajama_set_name": "RedPajamaC4"}) for name in ("train", "test")
+    )
+    files = {
+        "train/chunk1/example_train_0.jsonl.zst": train,
+        "validation/chunk1/example_holdout_0.jsonl.zst": test,
+    }
     publish("slimpajama", {**files, "train/chunk1/example_train_1.jsonl.zst": pages("more", 3)})
     assert_trained_and_tested("slimpajama", given(train), given(test))
 
 
 def test_wikipedia_from_the_hub(publish: Publish):
-    english, german = (pages(name, 60, id="12", url="https://example.com", title="Anarchism") for name in ("English", "Deutsch"))
-    files = {"20231101.en/train-00000-of-00041.parquet": english, "20231101.de/train-00000-of-00020.parquet": german}
-    publish("wikipedia", files, {f"20231101.{code}": {"train": f"20231101.{code}/train-*"} for code in ("en", "de")})
+    english, german = (
+        pages(name, 60, id="12", url="https://example.com", title="Anarchism")
+        for name in ("English", "Deutsch")
+    )
+    files = {
+        "20231101.en/train-00000-of-00041.parquet": english,
+        "20231101.de/train-00000-of-00020.parquet": german,
+    }
+    publish(
+        "wikipedia",
+        files,
+        {f"20231101.{code}": {"train": f"20231101.{code}/train-*"} for code in ("en", "de")},
+    )
     assert_divided("wikipedia", given(english))
     assert_divided("wikipedia(language=de)", given(german))
 
 
 def test_mc4_from_the_hub(publish: Publish):
     extra = {"timestamp": "2019-04-25T12:57:54Z", "url": "https://example.com"}
-    data = {(code, split): pages(f"{code} {split}", 40, **extra) for code in ("de", "zh", "en") for split in ("", "-validation")}
-    files = {f"multilingual/c4-{code}{split}.tfrecord-00000-of-00001.json.gz": records for (code, split), records in data.items()}
+    data = {
+        (code, split): pages(f"{code} {split}", 40, **extra)
+        for code in ("de", "zh", "en")
+        for split in ("", "-validation")
+    }
+    files = {
+        f"multilingual/c4-{code}{split}.tfrecord-00000-of-00001.json.gz": records
+        for (code, split), records in data.items()
+    }
     configs = {
         {"en": "en-multi"}.get(code, code): {
             "train": f"multilingual/c4-{code}.*.json.gz",
@@ -184,22 +299,39 @@ def test_mc4_from_the_hub(publish: Publish):
     }
     publish("mc4", files, configs, first=30)
     for code in ("de", "zh", "en"):
-        assert_trained_and_tested(f"mc4(language={code})", given(data[code, ""][:30]), given(data[code, "-validation"][:30]))
+        assert_trained_and_tested(
+            f"mc4(language={code})",
+            given(data[code, ""][:30]),
+            given(data[code, "-validation"][:30]),
+        )
     assert str(parse_source("mc4(language=de)")) == "mc4"
 
 
 def sentences(*passages: tuple[str, list[str]]) -> list[Record]:
     return [
-        {"id": 1, "text": text, "url": f"https://en.wikinews.org/{page}", "domain": "wikinews", "topic": "x"} for page, ts in passages for text in ts
+        {
+            "id": 1,
+            "text": text,
+            "url": f"https://en.wikinews.org/{page}",
+            "domain": "wikinews",
+            "topic": "x",
+        }
+        for page, ts in passages
+        for text in ts
     ]
 
 
-@pytest.mark.parametrize(("asked", "code", "space"), [("en", "eng_Latn", " "), ("zho_Hans", "cmn_Hans", ""), ("nld_Latn", "nld_Latn", " ")])
+@pytest.mark.parametrize(
+    ("asked", "code", "space"),
+    [("en", "eng_Latn", " "), ("zho_Hans", "cmn_Hans", ""), ("nld_Latn", "nld_Latn", " ")],
+)
 def test_flores_from_the_hub(publish: Publish, asked: str, code: str, space: str):
     dev = sentences(("a", ["One.", "Two. "]), ("b", ["Three."]), ("a", ["Four."]))
     devtest = sentences(("c", ["Five.", "Six.", "Seven."]))
     publish(
-        "flores", {f"dev/{code}.parquet": dev, f"devtest/{code}.parquet": devtest}, {code: {s: f"{s}/{code}.parquet" for s in ("dev", "devtest")}}
+        "flores",
+        {f"dev/{code}.parquet": dev, f"devtest/{code}.parquet": devtest},
+        {code: {s: f"{s}/{code}.parquet" for s in ("dev", "devtest")}},
     )
     source = f"flores(language={asked})"
     assert texts_of(source, "calibrate", "exemplars") == {f"One.{space}Two.", "Three.", "Four."}
@@ -211,14 +343,26 @@ def test_xquad_from_the_hub(publish: Publish):
     def questions(language: str) -> list[Record]:
         """Twelve articles of five paragraphs, each with two questions."""
         answer = {"text": ["x"], "answer_start": [0]}
-        return [{"id": "1", "context": f"{language} {n}", "question": f"{n}?", "answers": answer} for n in range(60) for _ in range(2)]
+        return [
+            {"id": "1", "context": f"{language} {n}", "question": f"{n}?", "answers": answer}
+            for n in range(60)
+            for _ in range(2)
+        ]
 
-    files = {f"xquad.{code}/validation-00000-of-00001.parquet": questions(code) for code in ("de", "zh")}
-    publish("xquad", files, {f"xquad.{code}": {"validation": f"xquad.{code}/validation-*"} for code in ("de", "zh")})
+    files = {
+        f"xquad.{code}/validation-00000-of-00001.parquet": questions(code) for code in ("de", "zh")
+    }
+    publish(
+        "xquad",
+        files,
+        {f"xquad.{code}": {"validation": f"xquad.{code}/validation-*"} for code in ("de", "zh")},
+    )
     numbers = {}
     for code in ("de", "zh"):
         source = parse_source(f"xquad(language={code})")
-        numbers[code] = {part: {int(str(row.text).split()[1]) for row in source.rows(part)} for part in PARTS}
+        numbers[code] = {
+            part: {int(str(row.text).split()[1]) for row in source.rows(part)} for part in PARTS
+        }
         assert sorted(n for part in numbers[code].values() for n in part) == list(range(60))
         assert {str(row.text).split()[0] for row in source.rows("measure")} == {code}
     assert numbers["de"] == numbers["zh"]
@@ -226,20 +370,49 @@ def test_xquad_from_the_hub(publish: Publish):
 
 
 def conversation(*contents: str, system: str = "") -> Record:
-    turns = [{"content": c, "role": "user" if i % 2 == 0 else "assistant"} for i, c in enumerate(contents)]
-    return {"prompt": contents[0], "prompt_id": "1", "messages": [*([{"content": system, "role": "system"}] if system else []), *turns]}
+    turns = [
+        {"content": c, "role": "user" if i % 2 == 0 else "assistant"}
+        for i, c in enumerate(contents)
+    ]
+    return {
+        "prompt": contents[0],
+        "prompt_id": "1",
+        "messages": [*([{"content": system, "role": "system"}] if system else []), *turns],
+    }
 
 
 def test_ultrachat_from_the_hub(publish: Publish):
-    train = [*(conversation(f"Question {i}?", f"Answer {i}.", "And now?", "No.") for i in range(40)), conversation("Nobody answers?")]
-    test = [conversation(" Who? ", "You.", system="Be short."), conversation("", "I speak first."), conversation("Question 3?", "Again.")]
+    train = [
+        *(conversation(f"Question {i}?", f"Answer {i}.", "And now?", "No.") for i in range(40)),
+        conversation("Nobody answers?"),
+    ]
+    test = [
+        conversation(" Who? ", "You.", system="Be short."),
+        conversation("", "I speak first."),
+        conversation("Question 3?", "Again."),
+    ]
     split = "data/{}_sft-00000-of-00001.parquet"
-    publish("ultrachat", {split.format("train"): train, split.format("test"): test, "data/train_gen-00000-of-00001.parquet": train[:1]})
+    publish(
+        "ultrachat",
+        {
+            split.format("train"): train,
+            split.format("test"): test,
+            "data/train_gen-00000-of-00001.parquet": train[:1],
+        },
+    )
     source = parse_source("ultrachat")
     measured = {row.question: row for row in source.rows("measure")}
     assert measured == {
-        "Who?": Row(question="Who?", answer="You.", turns=(("system", "Be short."), ("user", "Who?"), ("assistant", "You."))),
-        "Question 3?": Row(question="Question 3?", answer="Again.", turns=(("user", "Question 3?"), ("assistant", "Again."))),
+        "Who?": Row(
+            question="Who?",
+            answer="You.",
+            turns=(("system", "Be short."), ("user", "Who?"), ("assistant", "You.")),
+        ),
+        "Question 3?": Row(
+            question="Question 3?",
+            answer="Again.",
+            turns=(("user", "Question 3?"), ("assistant", "Again.")),
+        ),
     }
     shown = [row for part in ("calibrate", "exemplars") for row in source.rows(part)]
     assert {row.question for row in shown} == {f"Question {i}?" for i in range(40) if i != 3}
@@ -249,11 +422,24 @@ def test_ultrachat_from_the_hub(publish: Publish):
 
 
 def test_open_platypus_from_the_hub(publish: Publish):
-    records = [{"input": "", "output": f"It is {i}. ", "instruction": f" What is {i}?", "data_source": "MATH"} for i in range(60)]
+    records = [
+        {
+            "input": "",
+            "output": f"It is {i}. ",
+            "instruction": f" What is {i}?",
+            "data_source": "MATH",
+        }
+        for i in range(60)
+    ]
     records += [
         {"input": "a, b\n", "output": "b", "instruction": "Which is last?", "data_source": "x"},
         {"input": "", "output": " ", "instruction": "Unanswered?", "data_source": "x"},
-        {"input": None, "output": "Nothing.", "instruction": "What is missing?", "data_source": "x"},
+        {
+            "input": None,
+            "output": "Nothing.",
+            "instruction": "What is missing?",
+            "data_source": "x",
+        },
     ]
     publish("open_platypus", {"data/train-00000-of-00001.parquet": records})
     source = parse_source("open_platypus")
@@ -273,7 +459,9 @@ def test_without_data_the_set_on_the_hub_is_named(name: str):
     assert caught.value.subject == sources.get(name).hub.id
 
 
-def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_mirror_may_hold_what_ours_lacks(
+    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
     jsonl(pages("old", 40), "oscar/train.jsonl")
     jsonl(pages("deutsch", 40), "wikipedia_de/train.jsonl")
@@ -282,7 +470,9 @@ def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypat
     assert parse_source("oscar").part("measure").origin == "mirror: oscar/train"
 
 
-def test_a_record_without_text_is_another_data_set(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_record_without_text_is_another_data_set(
+    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
     jsonl([{"body": "x", "url": "y"}], "oscar/train.jsonl")
     with pytest.raises(DataError) as caught:
@@ -322,8 +512,12 @@ def test_a_subset_or_language_that_does_not_exist_is_named(text: str, meant: str
     assert f"{meant!r}?" in str(caught.value) or not meant
 
 
-@pytest.mark.parametrize(("language", "subject"), [("deo_Latn", "language"), ("de", "openlanguagedata/flores_plus")])
-def test_a_language_that_the_mirror_lacks_and_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str, subject: str):
+@pytest.mark.parametrize(
+    ("language", "subject"), [("deo_Latn", "language"), ("de", "openlanguagedata/flores_plus")]
+)
+def test_a_language_that_the_mirror_lacks_and_the_hub_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str, subject: str
+):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
     with pytest.raises(DataError, match=rf"flores200/({language}|deu_Latn)/validation") as caught:
         parse_source(f"flores(language='{language}')").rows("measure")
@@ -341,7 +535,13 @@ def test_the_same_choice_is_the_same_source():
 
 @pytest.mark.parametrize(
     "text",
-    [*MIRRORED, "pile(subsets=['Github'])", "redpajama(subsets=['github', 'stackexchange'])", "flores(language='deu_Latn')", "xquad(language='zh')"],
+    [
+        *MIRRORED,
+        "pile(subsets=['Github'])",
+        "redpajama(subsets=['github', 'stackexchange'])",
+        "flores(language='deu_Latn')",
+        "xquad(language='zh')",
+    ],
 )
 def test_the_contract_holds_on_the_real_mirror(real_mirror: Path, text: str):
     check_source(parse_source(text))

@@ -23,12 +23,22 @@ from tests.refusing import refused
         ("gsm8k:zero", "question", "one", "gsm8k:zero"),
         ("gsm8k:single", "qa", "one", "gsm8k:single"),
         ("gsm8k : cot @ one", "cot", "one", "gsm8k:cot@one"),
-        ("wikitext:text@many(separator=' + ')", "text", "many(separator=' + ')", "wikitext@many(separator=' + ')"),
+        (
+            "wikitext:text@many(separator=' + ')",
+            "text",
+            "many(separator=' + ')",
+            "wikitext@many(separator=' + ')",
+        ),
         ("gsm8k:cot@many(separator='\\n\\n')", "cot", "many", "gsm8k:cot"),
         ("gsm8k:cot(steps=3)", "cot(steps=3)", "many", "gsm8k:cot(steps=3)"),
         ("ultrachat", "chat", "many(separator='')", "ultrachat"),
         ("gsm8k:chat", "chat", "many(separator='')", "gsm8k:chat"),
-        ("gsm8k:qa@many(bos='document')", "qa", "many(bos='document')", "gsm8k:qa@many(bos='document')"),
+        (
+            "gsm8k:qa@many(bos='document')",
+            "qa",
+            "many(bos='document')",
+            "gsm8k:qa@many(bos='document')",
+        ),
     ],
 )
 def test_one_term(text: str, form: str, packing: str, written: str):
@@ -42,7 +52,17 @@ PACKINGS = [*BARE, *(Legacy(of) for of in ("one", "many", "crop"))]
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=repr)
-@pytest.mark.parametrize("named", ["wikitext:text", "gsm8k:qa", "gsm8k:cot", "gsm8k:question", "gsm8k:chat", "random_tokens:text"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        "wikitext:text",
+        "gsm8k:qa",
+        "gsm8k:cot",
+        "gsm8k:question",
+        "gsm8k:chat",
+        "random_tokens:text",
+    ],
+)
 def test_every_packing_is_read_back_in_every_format(named: str, packing: Packing):
     source, _, form = named.partition(":")
     rendered, _ = parse_format(form)
@@ -64,11 +84,17 @@ def test_the_canonical_text_reads_back_as_the_same(text: str, canonical: str):
 
 
 def test_shares_are_exact():
-    assert [t.share for t in parse_expression("0.1*wikitext + 0.2*gsm8k + 0.7*python_docs")] == [Fraction(1, 10), Fraction(2, 10), Fraction(7, 10)]
+    assert [t.share for t in parse_expression("0.1*wikitext + 0.2*gsm8k + 0.7*python_docs")] == [
+        Fraction(1, 10),
+        Fraction(2, 10),
+        Fraction(7, 10),
+    ]
     assert sum(t.share for t in parse_expression("wikitext + gsm8k + python_docs")) == 1
 
 
-@pytest.mark.parametrize("name", ["plain.jsonl", "with space.jsonl", "a+b*c:d@e.jsonl", "don't.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["plain.jsonl", "with space.jsonl", "a+b*c:d@e.jsonl", "don't.jsonl"]
+)
 def test_a_quoted_path_stands_for_a_source(tmp_path: Path, name: str):
     path = tmp_path / name
     path.write_text('{"body": "a text"}\n')
@@ -83,7 +109,10 @@ def test_a_plain_path_needs_no_quotes(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     Path("mine.jsonl").write_text('{"text": "a"}\n')
     assert parse_expression("mine.jsonl") == parse_expression("'mine.jsonl'")
-    assert str(CalibrationSet("0.5*mine.jsonl + 0.5*./mine.jsonl@one")) == "0.5*mine.jsonl + 0.5*./mine.jsonl@one"
+    assert (
+        str(CalibrationSet("0.5*mine.jsonl + 0.5*./mine.jsonl@one"))
+        == "0.5*mine.jsonl + 0.5*./mine.jsonl@one"
+    )
 
 
 MISSPELT = [
@@ -118,7 +147,10 @@ WITHIN = [
     ("mix(a=gsm9k, b=wikitext, weight=0.5)", SpecError, "gsm9k"),
     ("mix(a=wikitext:cot, b=wikitext, weight=0.5)", DataError, "wikitext"),
 ]
-WHOLE = [*((text, SpecError, text) for text in MISSPELT), *((text, DataError, text) for text in IMPOSSIBLE)]
+WHOLE = [
+    *((text, SpecError, text) for text in MISSPELT),
+    *((text, DataError, text) for text in IMPOSSIBLE),
+]
 
 
 @pytest.mark.parametrize(("text", "error", "subject"), [*WHOLE, *WITHIN])

@@ -1,4 +1,6 @@
-"""Texts of every sort in files of every kind: they come through as they are, or are refused with their place."""
+"""Texts of every sort in files of every kind: they come through as they are, or are refused with
+their place.
+"""
 
 import csv
 import gzip
@@ -31,13 +33,17 @@ TEXTS = {
 def write_csv(path: Path, records: Sequence[dict[str, object]]) -> None:
     opened: Callable[..., object] = gzip.open if path.suffix == ".gz" else open
     with opened(path, "wt", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer = csv.DictWriter(
+            file, list(records[0]), delimiter="\t" if path.suffix == ".tsv" else ","
+        )
         writer.writeheader()
         writer.writerows(records)
 
 
 def write(path: Path, records: Sequence[dict[str, object]]) -> Path:
-    """The records as a file of the kind that its ending says; of a text file each record is a paragraph."""
+    """The records as a file of the kind that its ending says; of a text file each record is a
+    paragraph.
+    """
     match path.suffixes[0]:
         case ".json":
             path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
@@ -56,7 +62,9 @@ def read(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_any_text_comes_through(tmp_path: Path, suffix: str):
-    path = write(tmp_path / f"a{suffix}", [{"text": text} for text in ("first", *TEXTS.values(), "last")])
+    path = write(
+        tmp_path / f"a{suffix}", [{"text": text} for text in ("first", *TEXTS.values(), "last")]
+    )
     assert read(path) == ["first", *TEXTS.values(), "last"]
 
 
@@ -64,7 +72,15 @@ def test_any_text_comes_through(tmp_path: Path, suffix: str):
 def test_a_file_without_anything_has_no_rows(tmp_path: Path, suffix: str):
     path = tmp_path / f"a{suffix}"
     if suffix in (".parquet", ".arrow"):
-        assert list(read_records(tabled(path, pyarrow.table({"text": pyarrow.array([], pyarrow.string())})), path.name)) == []
+        assert (
+            list(
+                read_records(
+                    tabled(path, pyarrow.table({"text": pyarrow.array([], pyarrow.string())})),
+                    path.name,
+                )
+            )
+            == []
+        )
         return
     for content in (b"", b"\n", b" \r\n\t\r\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"):
         packed(path, content)
@@ -74,19 +90,29 @@ def test_a_file_without_anything_has_no_rows(tmp_path: Path, suffix: str):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_every_end_of_line_and_a_byte_order_mark(tmp_path: Path, end: str, mark: str):
-    tables = {"a.csv": ["n,text", "1,one", '2,"t,w\no"'], "a.tsv": ["n\ttext", "1\tone", '2\t"t,w\no"']}
+    tables = {
+        "a.csv": ["n,text", "1,one", '2,"t,w\no"'],
+        "a.tsv": ["n\ttext", "1\tone", '2\t"t,w\no"'],
+    }
     for name, lines in {**tables, "a.txt": ["one", "", "t,w", "o"]}.items():
         (tmp_path / name).write_bytes((mark + end.join(lines) + end).encode())
         assert read(tmp_path / name) == ["one", "t,w\no"]
-    for name, text in {"a.jsonl": '{"text": "one"}\n\n{"text": "two"}\n', "a.json": '[{"text": "one"},\n{"text": "two"}]'}.items():
+    for name, text in {
+        "a.jsonl": '{"text": "one"}\n\n{"text": "two"}\n',
+        "a.json": '[{"text": "one"},\n{"text": "two"}]',
+    }.items():
         if end != "\r":
             (tmp_path / name).write_bytes((mark + text.replace("\n", end)).encode())
             assert read(tmp_path / name) == ["one", "two"]
 
 
 def test_numbers_as_text_and_what_pandas_writes_for_nothing(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "007", "n": NaN, "m": -Infinity, "d": {"x": NaN}}\n')
-    assert list(read_records(tmp_path / "a.jsonl", "a")) == [{"text": "007", "n": None, "m": float("-inf"), "d": {"x": None}}]
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "007", "n": NaN, "m": -Infinity, "d": {"x": NaN}}\n'
+    )
+    assert list(read_records(tmp_path / "a.jsonl", "a")) == [
+        {"text": "007", "n": None, "m": float("-inf"), "d": {"x": None}}
+    ]
     (tmp_path / "a.csv").write_text("text,n\n007,1e5\n")
     assert list(read_records(tmp_path / "a.csv", "a")) == [{"text": "007", "n": "1e5"}]
 
@@ -103,9 +129,17 @@ BAD = {
     "no UTF-8 in JSON": ("a.jsonl", b'{"n": 1}\n\n{"text": "caf\xe9"}', "a.jsonl:3"),
     "no UTF-8 in text": ("a.txt", b"fine\n\xed\xa0\x80", "a.txt:2"),
     "no gzip": ("a.jsonl.gz", b"plain", "a.jsonl.gz"),
-    "half a gzip": ("a.csv.gz", gzip.compress(b"text\n" + bytes(range(97, 120)) * 99)[:-9], "a.csv.gz"),
+    "half a gzip": (
+        "a.csv.gz",
+        gzip.compress(b"text\n" + bytes(range(97, 120)) * 99)[:-9],
+        "a.csv.gz",
+    ),
     "spoilt gzip": ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "a.jsonl.gz"),
-    "half a zstd file": ("a.jsonl.zst", pyarrow.compress(b'{"text": "a"}\n' * 3_000, codec="zstd", asbytes=True)[:-9], "a.jsonl.zst"),
+    "half a zstd file": (
+        "a.jsonl.zst",
+        pyarrow.compress(b'{"text": "a"}\n' * 3_000, codec="zstd", asbytes=True)[:-9],
+        "a.jsonl.zst",
+    ),
     "short CSV line": ("a.csv", b"text,n\n\na,1\nb\n", "a.csv:4"),
     "open quote": ("a.csv", b'text\nfine\n"open\n', "a.csv:3"),
     "column twice": ("a.csv", b"text,n,text\na,1,b\n", "a.csv:1"),
@@ -120,7 +154,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "content", "place"), BAD.values(), ids=BAD)
-def test_what_can_not_be_read_is_named_with_its_place(tmp_path: Path, name: str, content: bytes, place: str):
+def test_what_can_not_be_read_is_named_with_its_place(
+    tmp_path: Path, name: str, content: bytes, place: str
+):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         list(read_records(tmp_path / name, name))
@@ -132,9 +168,14 @@ def test_what_can_not_be_read_is_named_with_its_place(tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_a_table_with_a_text_that_is_no_utf8_or_two_columns_of_one_name(tmp_path: Path, suffix: str):
+def test_a_table_with_a_text_that_is_no_utf8_or_two_columns_of_one_name(
+    tmp_path: Path, suffix: str
+):
     texts = pyarrow.array([b"fine", b"fine", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
-    for columns, names, named in (([texts], ["text"], "row 3.*0xe9"), ([texts, texts], ["a", "a"], "'a'")):
+    for columns, names, named in (
+        ([texts], ["text"], "row 3.*0xe9"),
+        ([texts, texts], ["a", "a"], "'a'"),
+    ):
         path = tabled(tmp_path / f"a{suffix}", pyarrow.table(columns, names=names))
         with pytest.raises(DataError, match=named) as caught:
             list(read_records(path, path.name))

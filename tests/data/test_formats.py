@@ -14,7 +14,9 @@ from tests.effort import quick
 SUM = Row(question="What is 2 and 3?", answer="5", rationale="2+3=5.")
 PICK = Row(question="Where do fish live?", answer="B", choices=("air", "water"), labels=("A", "B"))
 BEST = Row(question="Fish live in", answer="water", choices=("air", "water"))
-PAIR = Row(question="Premise: It rains.\nHypothesis: It is wet.", answer="entailment", frame=("", "Label:"))
+PAIR = Row(
+    question="Premise: It rains.\nHypothesis: It is wet.", answer="entailment", frame=("", "Label:")
+)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +66,24 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def test_chat_speaks_in_the_models_own_template(tokenizer: PreTrainedTokenizerBase):
     def words(*turns: tuple[str, str]) -> str:
-        return tokenizer.apply_chat_template([{"role": role, "content": content} for role, content in turns], tokenize=False)
+        return tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns], tokenize=False
+        )
 
     assert Chat().render(SUM, tokenizer) == words(("user", "What is 2 and 3?"), ("assistant", "5"))
-    assert Chat().render(PICK, tokenizer) == words(("user", "Where do fish live?\nA. air\nB. water"), ("assistant", "B"))
-    assert Chat().render(PAIR, tokenizer) == words(("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment"))
-    talk = Row(turns=(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")))
+    assert Chat().render(PICK, tokenizer) == words(
+        ("user", "Where do fish live?\nA. air\nB. water"), ("assistant", "B")
+    )
+    assert Chat().render(PAIR, tokenizer) == words(
+        ("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment")
+    )
+    talk = Row(
+        turns=(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you"))
+    )
     assert Chat().render(talk, tokenizer) == words(*talk.turns)
-    assert Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(("system", "Be brief.")))
+    assert (
+        Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(("system", "Be brief.")))
+    )
     assert Chat().takes(talk)
     assert not Chat().takes(Row(question="q"))
 
@@ -102,7 +114,9 @@ def test_a_tokenizer_without_a_template_cannot_chat(tokenizer: PreTrainedTokeniz
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ],
 )
-def test_a_template_that_is_broken_is_one_sentence(tokenizer: PreTrainedTokenizerBase, template: str, named: str):
+def test_a_template_that_is_broken_is_one_sentence(
+    tokenizer: PreTrainedTokenizerBase, template: str, named: str
+):
     tokenizer.chat_template = template
     assert named in refused(tokenizer)
 
@@ -140,4 +154,8 @@ def test_a_template_may_do_all_that_templates_do(tokenizer: PreTrainedTokenizerB
         "{{ messages[::-1] | length }}"
     )
     sum_ = [{"role": "user", "content": "What is 2 and 3?"}, {"role": "assistant", "content": "5"}]
-    assert Chat().render(SUM, tokenizer) == tokenizer.apply_chat_template(sum_, tokenize=False) == "<user>What is 2 and 3?05<assistant>5<eos>222x2"
+    assert (
+        Chat().render(SUM, tokenizer)
+        == tokenizer.apply_chat_template(sum_, tokenize=False)
+        == "<user>What is 2 and 3?05<assistant>5<eos>222x2"
+    )

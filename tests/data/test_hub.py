@@ -46,11 +46,15 @@ def hub_folder(jsonl: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `load_dataset` is called with; it gives three records that it says were downloaded at COMMIT."""
+    """What `load_dataset` is called with; it gives three records that it says were downloaded at
+    COMMIT.
+    """
     calls: list[dict[str, Any]] = []
 
     class Loaded(list[dict[str, int]]):
-        info = SimpleNamespace(download_checksums={f"hf://datasets/nobody/nothing@{COMMIT}/main/train.parquet": {}})
+        info = SimpleNamespace(
+            download_checksums={f"hf://datasets/nobody/nothing@{COMMIT}/main/train.parquet": {}}
+        )
 
     def load(path: str, name: str | None = None, **options: object) -> Loaded:
         calls.append({"path": path, "name": name, **options})
@@ -62,7 +66,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
-    """A hub that says which commit is the newest; what it was asked, and how long one would have waited."""
+    """A hub that says which commit is the newest; what it was asked, and how long one would have
+    waited.
+    """
     questions: list[tuple[str, float]] = []
 
     def dataset_info(self: HfApi, repo_id: str, *, timeout: float) -> SimpleNamespace:
@@ -89,19 +95,34 @@ def test_values_of_the_hubs_own_types_come_as_plain_python(tmp_path: Path):
         "turns": datasets.List({"role": datasets.Value("string")}),
         "flag": datasets.Value("bool"),
     }
-    given = {"label": 1, "choices": {"label": ["A"], "text": ["a"]}, "turns": [{"role": "user"}], "flag": True}
-    datasets.Dataset.from_list([given], features=datasets.Features(features)).to_parquet(tmp_path / "set" / "train.parquet")
+    given = {
+        "label": 1,
+        "choices": {"label": ["A"], "text": ["a"]},
+        "turns": [{"role": "user"}],
+        "flag": True,
+    }
+    datasets.Dataset.from_list([given], features=datasets.Features(features)).to_parquet(
+        tmp_path / "set" / "train.parquet"
+    )
     for first in (None, 1):
         found, _ = records(HubDataset(str(tmp_path / "set"), first=first), "train", PLACES)
         assert json.dumps(list(found)) == json.dumps([given])
 
 
-def test_the_newest_commit_is_asked_once_and_read(asked: list[dict[str, Any]], online: list[tuple[str, float]]):
+def test_the_newest_commit_is_asked_once_and_read(
+    asked: list[dict[str, Any]], online: list[tuple[str, float]]
+):
     for split in ("train", "test"):
         assert records(NOWHERE, split, PLACES)[1] == f"hub: nobody/nothing@{COMMIT}"
     assert online == [("nobody/nothing", 10.0)]
-    assert [(call["split"], call["revision"]) for call in asked] == [("train", COMMIT), ("test", COMMIT)]
-    assert records(HubDataset("nobody/nothing", revision="v1"), "train", PLACES)[1] == "hub: nobody/nothing@v1"
+    assert [(call["split"], call["revision"]) for call in asked] == [
+        ("train", COMMIT),
+        ("test", COMMIT),
+    ]
+    assert (
+        records(HubDataset("nobody/nothing", revision="v1"), "train", PLACES)[1]
+        == "hub: nobody/nothing@v1"
+    )
     assert (asked[-1]["revision"], len(online)) == ("v1", 1), "a pinned revision was asked for"
 
 
@@ -110,19 +131,35 @@ def test_offline_the_commit_is_that_of_the_cache(asked: list[dict[str, Any]]):
     assert asked[0]["revision"] is None
 
 
-def test_a_file_is_read_at_that_commit(asked: list[dict[str, Any]], online: list[tuple[str, float]]):
-    crawl = HubDataset("allenai/c4", "en", files={"train": "en/c4-train.00000-of-01024.json.gz"}, first=2)
+def test_a_file_is_read_at_that_commit(
+    asked: list[dict[str, Any]], online: list[tuple[str, float]]
+):
+    crawl = HubDataset(
+        "allenai/c4", "en", files={"train": "en/c4-train.00000-of-01024.json.gz"}, first=2
+    )
     found, origin = records(crawl, "train", PLACES)
     assert list(found) == [{"a": 1}, {"a": 2}]
-    assert origin == f"hub: allenai/c4@{COMMIT}, en/c4-train.00000-of-01024.json.gz, first 2 records"
+    assert (
+        origin == f"hub: allenai/c4@{COMMIT}, en/c4-train.00000-of-01024.json.gz, first 2 records"
+    )
     address = f"hf://datasets/allenai/c4@{COMMIT}/en/c4-train.00000-of-01024.json.gz"
-    assert asked == [{"path": "json", "name": None, "data_files": {"train": address}, "split": "train", "streaming": True}]
+    assert asked == [
+        {
+            "path": "json",
+            "name": None,
+            "data_files": {"train": address},
+            "split": "train",
+            "streaming": True,
+        }
+    ]
     assert "trust_remote_code" not in asked[0]
 
 
 def refusal(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
     answer = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
-    return kind(f"{status} Client Error. (Request ID: Root=1-2-3)\n\nCannot access it", response=answer)
+    return kind(
+        f"{status} Client Error. (Request ID: Root=1-2-3)\n\nCannot access it", response=answer
+    )
 
 
 def beneath(top: Exception, cause: Exception) -> Exception:
@@ -158,19 +195,32 @@ def refused(hub: HubDataset) -> str:
         (refusal(errors.HfHubHTTPError, 503), "503 Client Error"),
         (RuntimeError("Dataset scripts are no longer supported, but found nothing.py"), "script"),
         (ValueError("zstd not supported"), "pip install zstandard"),
-        (ValueError("BuilderConfig 'main' not found. Available: " + ", ".join(map(str, range(200)))), "'main'"),
+        (
+            ValueError(
+                "BuilderConfig 'main' not found. Available: " + ", ".join(map(str, range(200)))
+            ),
+            "'main'",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_every_failure_costs_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str):
+def test_every_failure_costs_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: raised(error))
     said = refused(NOWHERE)
     assert reason in said
     assert len(said) < 500
 
 
-def test_a_commit_that_cannot_be_asked_costs_one_sentence(asked: list[dict[str, Any]], online: object, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **options: raised(httpx.ConnectError("[Errno -2] Name or service not known")))
+def test_a_commit_that_cannot_be_asked_costs_one_sentence(
+    asked: list[dict[str, Any]], online: object, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        HfApi,
+        "dataset_info",
+        lambda *args, **options: raised(httpx.ConnectError("[Errno -2] Name or service not known")),
+    )
     assert "[Errno -2]" in refused(NOWHERE)
     assert asked == []
 
@@ -182,7 +232,9 @@ def test_a_script_is_never_run(tmp_path: Path):
 
 
 def test_a_configuration_or_a_file_that_is_not_there_is_named(hub_folder: Path):
-    (hub_folder / "README.md").write_text("---\nconfigs: [{config_name: en, data_files: train.jsonl}]\n---\n")
+    (hub_folder / "README.md").write_text(
+        "---\nconfigs: [{config_name: en, data_files: train.jsonl}]\n---\n"
+    )
     assert "'tlh'" in refused(HubDataset(str(hub_folder), "tlh"))
     assert "gone.jsonl" in refused(HubDataset(str(hub_folder), files={"train": "gone.jsonl"}))
 
@@ -192,7 +244,9 @@ def test_a_file_that_is_cut_off_is_an_error_and_no_end(tmp_path: Path, first: in
     path = written(tmp_path / "set" / "train.jsonl.gz", [problem(i) for i in range(100)])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "Compressed file ended" in refused(HubDataset(str(tmp_path / "set"), files={"train": path.name}, first=first))
+    assert "Compressed file ended" in refused(
+        HubDataset(str(tmp_path / "set"), files={"train": path.name}, first=first)
+    )
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
@@ -224,9 +278,14 @@ def test_a_mirror_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_hub_that_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: raised(ConnectionError("no route"))))
+    monkeypatch.setattr(
+        "huggingface_hub.get_session",
+        lambda: SimpleNamespace(head=lambda address, timeout: raised(ConnectionError("no route"))),
+    )
     assert not hub.answers()
-    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: None))
+    monkeypatch.setattr(
+        "huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: None)
+    )
     assert hub.answers()
 
 

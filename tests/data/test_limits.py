@@ -43,7 +43,9 @@ def of_type(kind: Any, number: int = 2**62) -> Any:
         (pyarrow.array([None, None, 2**31 - 1], pyarrow.int32()).cast(pyarrow.date32()), "date32"),
     ],
 )
-def test_a_value_that_python_has_nothing_for_is_named_by_row_and_column(tmp_path: Path, column: Any, kind: str):
+def test_a_value_that_python_has_nothing_for_is_named_by_row_and_column(
+    tmp_path: Path, column: Any, kind: str
+):
     path = tabled(tmp_path / "a.parquet", pyarrow.table({"text": ["a", "b", "c"], "when": column}))
     refused(path, path, f"row 3: the column 'when'.*{kind}")
 
@@ -55,8 +57,12 @@ def test_types_within_types_and_an_offset_out_of_its_memory(tmp_path: Path):
     path = tabled(tmp_path / "a.parquet", pyarrow.table({"text": nested}))
     refused(path, path, "Parquet")
     offsets = b"".join(number.to_bytes(4, "little") for number in (0, 10**8, 3))
-    bad = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"abc")])
-    path = tabled(tmp_path / "a.arrow", pyarrow.Table.from_arrays([bad], names=["text"]), stream=False)
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"abc")]
+    )
+    path = tabled(
+        tmp_path / "a.arrow", pyarrow.Table.from_arrays([bad], names=["text"]), stream=False
+    )
     refused(path, path, "Arrow")
 
 
@@ -66,11 +72,15 @@ def test_very_many_columns_are_refused_at_once(tmp_path: Path, ending: str, plac
     if ending == "parquet":
         tabled(path, pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names=names))
     else:
-        path.write_text(json.dumps(dict.fromkeys(names, "a")) if ending == "jsonl" else ",".join(names) + "\n")
+        path.write_text(
+            json.dumps(dict.fromkeys(names, "a")) if ending == "jsonl" else ",".join(names) + "\n"
+        )
     refused(path, f"{path}{place}" if place else repr(str(path)), "10,001")
 
 
-def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "word " * 500_000}))
     assert UserFile(str(path)).size() == 1
@@ -83,8 +93,18 @@ def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Pat
     refused(path, path, "field limit")
 
 
-@pytest.mark.parametrize(("ending", "limit"), [("jsonl", ":1: .* 1 MiB"), ("csv", ":1: .* 1 MiB"), ("txt", " 1,024 MiB"), ("json", " 1,024 MiB")])
-def test_a_hole_of_any_size_is_refused_before_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, limit: str):
+@pytest.mark.parametrize(
+    ("ending", "limit"),
+    [
+        ("jsonl", ":1: .* 1 MiB"),
+        ("csv", ":1: .* 1 MiB"),
+        ("txt", " 1,024 MiB"),
+        ("json", " 1,024 MiB"),
+    ],
+)
+def test_a_hole_of_any_size_is_refused_before_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, limit: str
+):
     monkeypatch.setattr(_files, "LONGEST_LINE", 1 << 20)
     path = tmp_path / f"a.{ending}"
     path.touch()
@@ -94,8 +114,17 @@ def test_a_hole_of_any_size_is_refused_before_memory_is_full(tmp_path: Path, mon
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz", "jsonl.zst"])
 @pytest.mark.parametrize("empty", [False, True])
-def test_what_unpacks_without_end_is_refused_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, empty: bool):
-    assert UserFile(str(packed(tmp_path / f"good.{ending}", b"text\n" + ROW.encode() * 5_000 if "csv" in ending else ROW.encode() * 5_000))).size()
+def test_what_unpacks_without_end_is_refused_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, empty: bool
+):
+    assert UserFile(
+        str(
+            packed(
+                tmp_path / f"good.{ending}",
+                b"text\n" + ROW.encode() * 5_000 if "csv" in ending else ROW.encode() * 5_000,
+            )
+        )
+    ).size()
     monkeypatch.setattr(_files, "ALLOWED", 1 << 18)
     row = b"a" * 500 if ending == "csv.gz" else json.dumps({"text": "a" * 500}).encode()
     piece = b"\n" if empty else row + b"\n"
@@ -106,7 +135,9 @@ def test_what_unpacks_without_end_is_refused_while_it_is_read(tmp_path: Path, mo
     assert caught.value.subject == path.name
 
 
-def test_columns_that_unpack_without_end_are_refused_before_any_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_columns_that_unpack_without_end_are_refused_before_any_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(_files, "ALLOWED", 1 << 20)
     path = tmp_path / "a.parquet"
     text = pyarrow.array(["a" * ((1 << 19) + i) for i in range(3)])
@@ -114,7 +145,9 @@ def test_columns_that_unpack_without_end_are_refused_before_any_is_read(tmp_path
     refused(path, path, "200 times")
 
 
-def test_rows_are_counted_before_they_are_made_or_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_counted_before_they_are_made_or_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(_files, "MOST_ROWS", 10)
     for name in ("a.parquet", "a.arrow"):
         path = tabled(tmp_path / name, pyarrow.table({"text": pyarrow.nulls(11)}), stream=False)
@@ -169,7 +202,9 @@ def test_what_no_file_and_no_mirror_can_be_called(path: str, named: str):
         mirror(path)
 
 
-def test_a_folder_of_very_many_files_and_a_pattern_over_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_of_very_many_files_and_a_pattern_over_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     for number in range(30):
         (tmp_path / f"{number}.jsonl").write_text(ROW)
     assert UserFile(str(tmp_path)).size() == 1
@@ -181,18 +216,50 @@ def test_a_folder_of_very_many_files_and_a_pattern_over_everything(tmp_path: Pat
 
 
 def test_patterns_mean_what_they_mean_to_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("a.jsonl", "b.csv", "x/c.jsonl", "x/y/d.jsonl", "x/.hidden/e.jsonl", ".f.jsonl", "x/z[1].jsonl", "y/train/g.jsonl"):
+    for name in (
+        "a.jsonl",
+        "b.csv",
+        "x/c.jsonl",
+        "x/y/d.jsonl",
+        "x/.hidden/e.jsonl",
+        ".f.jsonl",
+        "x/z[1].jsonl",
+        "y/train/g.jsonl",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(ROW)
     monkeypatch.chdir(tmp_path)
-    everywhere = ["*.jsonl", "**/*.jsonl", "**/y/*.jsonl", "**/train/g.jsonl", "*/*/*.jsonl", ".*", "./*.csv", "[ab].*"]
+    everywhere = [
+        "*.jsonl",
+        "**/*.jsonl",
+        "**/y/*.jsonl",
+        "**/train/g.jsonl",
+        "*/*/*.jsonl",
+        ".*",
+        "./*.csv",
+        "[ab].*",
+    ]
     patterns = [*everywhere, "x/*", "x/**", "x/z[[]1].jsonl", "q/*", "x/../*.csv"]
     for pattern in [*patterns, *(f"{tmp_path}/{one}" for one in patterns)]:
-        files = {os.path.normpath(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)}
-        assert {os.path.normpath(name) for name in _folders._matching(pattern, pattern) if os.path.isfile(name)} == files, pattern
+        files = {
+            os.path.normpath(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)
+        }
+        assert {
+            os.path.normpath(name)
+            for name in _folders._matching(pattern, pattern)
+            if os.path.isfile(name)
+        } == files, pattern
 
 
-SHAPES = ["[]", "5", '{"splits": 5}', '{"splits": [5]}', '{"splits": [{"filename": 5}]}', '{"splits": ["\\u0000"]}', '{"splits": {"a": 1}}']
+SHAPES = [
+    "[]",
+    "5",
+    '{"splits": 5}',
+    '{"splits": [5]}',
+    '{"splits": [{"filename": 5}]}',
+    '{"splits": ["\\u0000"]}',
+    '{"splits": {"a": 1}}',
+]
 
 
 @pytest.mark.parametrize("text", [*SHAPES, "[" * 100_000, "\xff"])
@@ -209,7 +276,9 @@ def test_a_description_is_not_read_if_it_is_huge(tmp_path: Path):
     refused(tmp_path, tmp_path / "state.json", "'_data_files'")
 
 
-def test_a_fault_that_nobody_foresaw_names_file_and_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_that_nobody_foresaw_names_file_and_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def reader(path: Path, shown: str):
         yield {"text": "a"}
         raise KeyError("something odd \x1b[2J")

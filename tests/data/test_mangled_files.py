@@ -1,4 +1,6 @@
-"""Whatever is in a file, it is read or refused in a sentence: a seeded stream of files that nobody would write on purpose."""
+"""Whatever is in a file, it is read or refused in a sentence: a seeded stream of files that
+nobody would write on purpose.
+"""
 
 import json
 import random
@@ -16,11 +18,71 @@ from tests.effort import quick
 
 EACH: Final = 11
 """Files of each ending."""
-ENDINGS: Final = ("jsonl", "json", "csv", "tsv", "txt", "jsonl.gz", "csv.gz", "jsonl.zst", "parquet", "arrow")
-NAMES: Final = ("text", "question", "answer", "choices", "turns", "messages", "rationale", "", " ", "a\nb", "\x1b[2J", "‮text", "ü" * 300)
-TEXTS: Final = ("", "plain words", "\x00\x07\x1b[31m", "‮back", "é\u0301", "😀", "a\r\nb", '"', ",;\t", "NaN", "word " * 2_000, "\ufeff", "\u2028")
-NUMBERS: Final = (0, -1, 1.5, 10**30, 10**3000, float("inf"), float("-inf"), float("nan"), 2**63, True)
-LINES: Final = ("", "null", "[]", "{", '{"text": 1e400}', '{"text":' + "[" * 5_000, '{"a": 1, "a": 2}', '{"answer": ' + "9" * 5_000 + "}", "\ud800")
+ENDINGS: Final = (
+    "jsonl",
+    "json",
+    "csv",
+    "tsv",
+    "txt",
+    "jsonl.gz",
+    "csv.gz",
+    "jsonl.zst",
+    "parquet",
+    "arrow",
+)
+NAMES: Final = (
+    "text",
+    "question",
+    "answer",
+    "choices",
+    "turns",
+    "messages",
+    "rationale",
+    "",
+    " ",
+    "a\nb",
+    "\x1b[2J",
+    "‮text",
+    "ü" * 300,
+)
+TEXTS: Final = (
+    "",
+    "plain words",
+    "\x00\x07\x1b[31m",
+    "‮back",
+    "é\u0301",
+    "😀",
+    "a\r\nb",
+    '"',
+    ",;\t",
+    "NaN",
+    "word " * 2_000,
+    "\ufeff",
+    "\u2028",
+)
+NUMBERS: Final = (
+    0,
+    -1,
+    1.5,
+    10**30,
+    10**3000,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    2**63,
+    True,
+)
+LINES: Final = (
+    "",
+    "null",
+    "[]",
+    "{",
+    '{"text": 1e400}',
+    '{"text":' + "[" * 5_000,
+    '{"a": 1, "a": 2}',
+    '{"answer": ' + "9" * 5_000 + "}",
+    "\ud800",
+)
 
 
 def value(rng: random.Random, depth: int = 3) -> Any:
@@ -35,16 +97,25 @@ def value(rng: random.Random, depth: int = 3) -> Any:
         case 3 | 4:
             return [value(rng, depth - 1) for _ in range(rng.randrange(4))]
         case 5:
-            return {rng.choice(["role", "content", "type", "text", "label"]): value(rng, depth - 1) for _ in range(rng.randrange(4))}
+            return {
+                rng.choice(["role", "content", "type", "text", "label"]): value(rng, depth - 1)
+                for _ in range(rng.randrange(4))
+            }
         case _:
-            return [{"role": rng.choice(["user", "assistant", "", 5]), "content": value(rng, depth - 1)} for _ in range(rng.randrange(3))]
+            return [
+                {"role": rng.choice(["user", "assistant", "", 5]), "content": value(rng, depth - 1)}
+                for _ in range(rng.randrange(3))
+            ]
 
 
 def records(rng: random.Random) -> list[dict[str, Any]]:
     found = []
     for _ in range(rng.randrange(12)):
         plain = {rng.choice(["text", "question"]): "plain words"} if rng.random() < 0.8 else {}
-        others = {rng.choice(NAMES[2:]): value(rng) if rng.random() < 0.3 else rng.choice(TEXTS) for _ in range(rng.randrange(5))}
+        others = {
+            rng.choice(NAMES[2:]): value(rng) if rng.random() < 0.3 else rng.choice(TEXTS)
+            for _ in range(rng.randrange(5))
+        }
         found.append(plain | others)
     return found
 
@@ -72,22 +143,36 @@ def table(rng: random.Random) -> Any:
     texts = pyarrow.array([rng.choice(TEXTS) for _ in range(4)])
     odd = [
         texts,
-        numbers.cast(pyarrow.timestamp(rng.choice(["s", "us", "ns"]), tz=rng.choice([None, "UTC", "Mars/Olympus", "+99:99"]))),
+        numbers.cast(
+            pyarrow.timestamp(
+                rng.choice(["s", "us", "ns"]),
+                tz=rng.choice([None, "UTC", "Mars/Olympus", "+99:99"]),
+            )
+        ),
         numbers.cast(pyarrow.duration(rng.choice(["s", "ns"]))),
         pyarrow.array([b"\xff\xfe"] * 4, pyarrow.binary()),
-        pyarrow.StructArray.from_arrays([numbers, texts], rng.choice([["a", "a"], ["role", "content"], ["", ""]])),
+        pyarrow.StructArray.from_arrays(
+            [numbers, texts], rng.choice([["a", "a"], ["role", "content"], ["", ""]])
+        ),
         pyarrow.array([[("k", 1), ("k", 2)]] * 4, pyarrow.map_(pyarrow.string(), pyarrow.int64())),
         texts.dictionary_encode(),
         pyarrow.array([float("nan"), float("inf"), 1e308, 0.0]),
     ]
     names = rng.sample(NAMES[1:], rng.randrange(3))
-    return pyarrow.Table.from_arrays([pyarrow.array(["plain words"] * 4), *rng.sample(odd, len(names))], names=["text", *names])
+    return pyarrow.Table.from_arrays(
+        [pyarrow.array(["plain words"] * 4), *rng.sample(odd, len(names))], names=["text", *names]
+    )
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
     """The same bytes, most often; else cut short, with one flipped, with some put in, or twice."""
     at = rng.randrange(len(content) + 1)
-    ways = [content[:at], content[:at] + rng.randbytes(1) + content[at + 1 :], content[:at] + rng.randbytes(30) + content[at:], content * 2]
+    ways = [
+        content[:at],
+        content[:at] + rng.randbytes(1) + content[at + 1 :],
+        content[:at] + rng.randbytes(30) + content[at:],
+        content * 2,
+    ]
     return rng.choice(ways) if rng.random() < 0.4 else content
 
 

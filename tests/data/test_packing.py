@@ -21,7 +21,10 @@ def texts(*given: str):
 
 
 def cut(packing, given, sizes, length=4, draw=0) -> list[str]:
-    return ["".join(map(chr, window.ids)) for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))]
+    return [
+        "".join(map(chr, window.ids))
+        for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))
+    ]
 
 
 def test_one_takes_a_text_a_window_and_cuts_its_end():
@@ -45,7 +48,9 @@ def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
     assert len(windows) == 2
     assert windows[0] in long
     assert windows[1] == "abcd"
-    assert cut(Crop(), texts("abc"), [2]) == [], "a part of a window came from a text that is too short"
+    assert cut(Crop(), texts("abc"), [2]) == [], (
+        "a part of a window came from a text that is too short"
+    )
     assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
 
 
@@ -69,7 +74,10 @@ def test_crop_looks_everywhere_and_differently_in_each_draw():
     ],
 )
 def test_supply_counts_what_there_is(packing: Packing, counts: list[int]):
-    assert [int(number) for number in re.findall(r"\d+", packing.supply([1, 3, 5], Frame(4, encode, 0, 1)))] == counts
+    assert [
+        int(number)
+        for number in re.findall(r"\d+", packing.supply([1, 3, 5], Frame(4, encode, 0, 1)))
+    ] == counts
 
 
 def windows(packing: Packing, given, sizes, length=8) -> list[Window]:
@@ -77,8 +85,13 @@ def windows(packing: Packing, given, sizes, length=8) -> list[Window]:
 
 
 def test_shots_puts_that_many_texts_into_each_window():
-    assert cut(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk", "l"), [8, 8, 8], length=8) == ["ab-c", "d-efghij", "l"]
-    assert [w.broken for w in windows(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk"), [8, 8])] == [False, True]
+    assert cut(
+        Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk", "l"), [8, 8, 8], length=8
+    ) == ["ab-c", "d-efghij", "l"]
+    assert [
+        w.broken
+        for w in windows(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk"), [8, 8])
+    ] == [False, True]
     with pytest.raises(SpecError) as caught:
         Many(shots=0)
     assert caught.value.subject == "shots"
@@ -86,10 +99,16 @@ def test_shots_puts_that_many_texts_into_each_window():
 
 def test_isolated_texts_are_cut_apart_where_they_meet():
     found = windows(Many(isolate=True), texts("abc", "de", "fghijklmn", "op"), [8, 8])
-    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in found] == [["abc", "de", "fgh"], ["ijklmn", "op"]]
+    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in found] == [
+        ["abc", "de", "fgh"],
+        ["ijklmn", "op"],
+    ]
     assert [window.broken for window in found] == [True, False]
     counted = windows(Many(isolate=True, shots=2), texts("abc", "de", "fghijklmn"), [8, 8])
-    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in counted] == [["abc", "de"], ["fghijklm"]]
+    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in counted] == [
+        ["abc", "de"],
+        ["fghijklm"],
+    ]
 
 
 def test_legacy_pads_lone_texts_on_their_left_and_the_pads_count():
@@ -100,18 +119,30 @@ def test_legacy_pads_lone_texts_on_their_left_and_the_pads_count():
 
 def test_legacy_takes_a_window_from_texts_that_overfill_it():
     given = ["abcd", "efgh", "ijkl", "mnop", "qrst"]
-    found = ["".join(map(chr, window.ids)) for window in windows(Legacy("many"), texts(*given), [8])]
+    found = [
+        "".join(map(chr, window.ids)) for window in windows(Legacy("many"), texts(*given), [8])
+    ]
     assert len(found) == 1
     assert found[0] in "abcdefghijkl"
     assert len(windows(Legacy("many"), texts(*given, *given), [8, 8, 8, 8])) == 3
 
 
 def test_legacy_crops_only_what_is_longer_than_a_window():
-    assert cut(Legacy("crop"), texts("abcdefgh", "abcdefghi"), [8, 8], length=8)[0] in ("abcdefgh", "bcdefghi")
+    assert cut(Legacy("crop"), texts("abcdefgh", "abcdefghi"), [8, 8], length=8)[0] in (
+        "abcdefgh",
+        "bcdefghi",
+    )
     assert len(cut(Legacy("crop"), texts("abcdefgh", "abcdefghi"), [8, 8], length=8)) == 1
 
 
-@pytest.mark.parametrize(("make", "given"), [(lambda: Many(bos="documents"), "documents"), (lambda: Legacy("on"), "on"), (lambda: One(bos=""), "")])
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda: Many(bos="documents"), "documents"),
+        (lambda: Legacy("on"), "on"),
+        (lambda: One(bos=""), ""),
+    ],
+)
 def test_words_that_do_not_exist_are_named(make, given: str):
     with pytest.raises(SpecError) as caught:
         make()
@@ -119,14 +150,27 @@ def test_words_that_do_not_exist_are_named(make, given: str):
 
 
 def test_imatrix_is_one_stream_whose_rest_is_dropped():
-    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghij"), [4, 4, 4]) == ["abc-", "d-ef", "ghij"]
-    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghi"), [4, 4, 4]) == ["abc-", "d-ef"]
+    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghij"), [4, 4, 4]) == [
+        "abc-",
+        "d-ef",
+        "ghij",
+    ]
+    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghi"), [4, 4, 4]) == [
+        "abc-",
+        "d-ef",
+    ]
 
 
 def test_imatrix_puts_the_start_token_in_place_of_a_windows_first():
-    """As llama-imatrix does: the stream begins with a start token, and each window's first token is overwritten by one."""
+    """As llama-imatrix does: the stream begins with a start token, and each window's first token
+    is overwritten by one.
+    """
     stream, windows = (
         "^" + "abcdefghijklm",
-        ImatrixChunks(separator="").windows(texts("abcdef", "ghijklm"), iter([3, 3, 3, 3]), Frame(3, encode, 0, 1)),
+        ImatrixChunks(separator="").windows(
+            texts("abcdef", "ghijklm"), iter([3, 3, 3, 3]), Frame(3, encode, 0, 1)
+        ),
     )
-    assert ["^" + "".join(map(chr, window.ids)) for window in windows] == ["^" + stream[at + 1 : at + 4] for at in (0, 4, 8)]
+    assert ["^" + "".join(map(chr, window.ids)) for window in windows] == [
+        "^" + stream[at + 1 : at + 4] for at in (0, 4, 8)
+    ]

@@ -39,7 +39,9 @@ def kept(name: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Published:
-    """A small data set with the hub's configuration, splits and fields; the texts of its rows, and the rationales of train with their steps."""
+    """A small data set with the hub's configuration, splits and fields; the texts of its rows,
+    and the rationales of train with their steps.
+    """
 
     config: str | None
     splits: Mapping[str, Sequence[Record]]
@@ -56,27 +58,64 @@ NLI = ["entailment", "neutral", "contradiction"]
 
 def anli(number: int) -> Published:
     def pair(uid: str, label: int, reason: str) -> Record:
-        return {"uid": uid, "premise": f"Premise {uid}. ", "hypothesis": f"Hypothesis {uid}.", "label": label, "reason": reason}
+        return {
+            "uid": uid,
+            "premise": f"Premise {uid}. ",
+            "hypothesis": f"Hypothesis {uid}.",
+            "label": label,
+            "reason": reason,
+        }
 
     rounds = {}
     for n in (number, 1 + number % 3):
         for split, reason in (("train", "Because. So!"), ("dev", ""), ("test", "")):
             rounds[f"{split}_r{n}"] = [pair(f"{split}{n}", n - 1, reason)]
-    shown = [f"Premise: Premise {split}{number}.\nHypothesis: Hypothesis {split}{number}.\nLabel: {NLI[number - 1]}" for split in ("train", "test")]
+    shown = [
+        f"Premise: Premise {split}{number}.\nHypothesis: Hypothesis {split}{number}.\nLabel: {NLI[number - 1]}"
+        for split in ("train", "test")
+    ]
     return Published("plain_text", rounds, shown[:1], shown[1:], NLI, [("Because. So!", 2)])
 
 
 def multiple(question: str, choices: Sequence[str], labels: str, key: str, **more: Any) -> Record:
-    return {"id": question, "question": question, "choices": {"text": list(choices), "label": list(labels)}, "answerKey": key, **more}
+    return {
+        "id": question,
+        "question": question,
+        "choices": {"text": list(choices), "label": list(labels)},
+        "answerKey": key,
+        **more,
+    }
 
 
 def sum_of(body: str, question: str, equation: str, answer: str) -> Record:
-    return {"ID": "chal-1", "Body": body, "Question": question, "Equation": equation, "Answer": answer, "Type": "Addition"}
+    return {
+        "ID": "chal-1",
+        "Body": body,
+        "Question": question,
+        "Equation": equation,
+        "Answer": answer,
+        "Type": "Addition",
+    }
 
 
-def swag(context: str, label: str, endings: Sequence[str] = ("one.", "two.", "three.", "four.")) -> Record:
-    more = {"ind": 1, "ctx_a": context, "ctx_b": "", "source_id": "activitynet~v_-x", "split": "train", "split_type": "indomain"}
-    return {"activity_label": "Rafting", "ctx": context, "endings": list(endings), "label": label, **more}
+def swag(
+    context: str, label: str, endings: Sequence[str] = ("one.", "two.", "three.", "four.")
+) -> Record:
+    more = {
+        "ind": 1,
+        "ctx_a": context,
+        "ctx_b": "",
+        "source_id": "activitynet~v_-x",
+        "split": "train",
+        "split_type": "indomain",
+    }
+    return {
+        "activity_label": "Rafting",
+        "ctx": context,
+        "endings": list(endings),
+        "label": label,
+        **more,
+    }
 
 
 HUB = {
@@ -89,14 +128,26 @@ HUB = {
             ],
             "test": [sum_of("Al has 3.", "And 2?", "( 3.0 + 2.0 )", "5.0")],
         },
-        ["Question: Jo has 8 pens How many in 2 boxes?\nAnswer: 4", "Question: Jo has 8 pens. How many?\nAnswer: 4.5"],
+        [
+            "Question: Jo has 8 pens How many in 2 boxes?\nAnswer: 4",
+            "Question: Jo has 8 pens. How many?\nAnswer: 4.5",
+        ],
         ["Question: Al has 3. And 2?\nAnswer: 5"],
         explained=[("8 / 2 = 4", 1), (None, 0)],
         noted=True,
     ),
     "mawps": Published(
         "default",
-        {split: [{"question": f"A {split} had 22 , lost 14 . 4 each ?", "result_float": 2.0, "expression": "((22-14)/4)"}] for split in SPLITS},
+        {
+            split: [
+                {
+                    "question": f"A {split} had 22 , lost 14 . 4 each ?",
+                    "result_float": 2.0,
+                    "expression": "((22-14)/4)",
+                }
+            ]
+            for split in SPLITS
+        },
         ["Question: A train had 22 , lost 14 . 4 each ?\nAnswer: 2"],
         ["Question: A test had 22 , lost 14 . 4 each ?\nAnswer: 2"],
         explained=[("22 - 14 = 8\n8 / 4 = 2", 2)],
@@ -105,9 +156,27 @@ HUB = {
         None,
         {
             split: [
-                {"premise": f"A {split}.", "hypothesis": "A man.", "label": 2, "explanation_1": " A train is no man. ", "explanation_2": ""},
-                {"premise": "No label.", "hypothesis": "A man.", "label": -1, "explanation_1": "Why?", "explanation_2": ""},
-                {"premise": "No reason.", "hypothesis": "A man.", "label": 0, "explanation_1": "", "explanation_2": ""},
+                {
+                    "premise": f"A {split}.",
+                    "hypothesis": "A man.",
+                    "label": 2,
+                    "explanation_1": " A train is no man. ",
+                    "explanation_2": "",
+                },
+                {
+                    "premise": "No label.",
+                    "hypothesis": "A man.",
+                    "label": -1,
+                    "explanation_1": "Why?",
+                    "explanation_2": "",
+                },
+                {
+                    "premise": "No reason.",
+                    "hypothesis": "A man.",
+                    "label": 0,
+                    "explanation_1": "",
+                    "explanation_2": "",
+                },
             ]
             for split in SPLITS
         },
@@ -124,7 +193,9 @@ HUB = {
         "rte",
         {
             "train": [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0, "idx": 0}],
-            "validation": [{"sentence1": "It rains.", "sentence2": "It is dry.", "label": 1, "idx": 0}],
+            "validation": [
+                {"sentence1": "It rains.", "sentence2": "It is dry.", "label": 1, "idx": 0}
+            ],
         },
         ["Premise: It rains.\nHypothesis: It is wet.\nLabel: entailment"],
         ["Premise: It rains.\nHypothesis: It is dry.\nLabel: not_entailment"],
@@ -133,8 +204,24 @@ HUB = {
     "commonsense_qa": Published(
         None,
         {
-            "train": [multiple("Where do birds sleep?", ["sea", "tree", "car", "book", "moon"], "ABCDE", "B", question_concept="bird")],
-            "validation": [multiple("Where is milk?", ["sun", "sand", "fridge", "desk", "road"], "ABCDE", "C", question_concept="milk")],
+            "train": [
+                multiple(
+                    "Where do birds sleep?",
+                    ["sea", "tree", "car", "book", "moon"],
+                    "ABCDE",
+                    "B",
+                    question_concept="bird",
+                )
+            ],
+            "validation": [
+                multiple(
+                    "Where is milk?",
+                    ["sun", "sand", "fridge", "desk", "road"],
+                    "ABCDE",
+                    "C",
+                    question_concept="milk",
+                )
+            ],
         },
         ["Question: Where do birds sleep?\nA. sea\nB. tree\nC. car\nD. book\nE. moon\nAnswer: B"],
         ["Question: Where is milk?\nA. sun\nB. sand\nC. fridge\nD. desk\nE. road\nAnswer: C"],
@@ -142,7 +229,15 @@ HUB = {
     "race": Published(
         "all",
         {
-            split: [{"example_id": "high1.txt", "article": f"A {split}. ", "answer": "D", "question": "It is  _  .", "options": ["a", "b", "c", "d"]}]
+            split: [
+                {
+                    "example_id": "high1.txt",
+                    "article": f"A {split}. ",
+                    "answer": "D",
+                    "question": "It is  _  .",
+                    "options": ["a", "b", "c", "d"],
+                }
+            ]
             for split in SPLITS
         },
         ["Article: A train.\n\nQuestion: It is  _  .\nA. a\nB. b\nC. c\nD. d\nAnswer: D"],
@@ -152,10 +247,27 @@ HUB = {
         "winogrande_xl",
         {
             "train": [
-                {"sentence": "Ian ate it because _ liked it.", "option1": "Ian", "option2": "Dennis", "answer": "1"},
-                {"sentence": "Ian saw it because _ looked.", "option1": "Ian", "option2": "Dennis", "answer": ""},
+                {
+                    "sentence": "Ian ate it because _ liked it.",
+                    "option1": "Ian",
+                    "option2": "Dennis",
+                    "answer": "1",
+                },
+                {
+                    "sentence": "Ian saw it because _ looked.",
+                    "option1": "Ian",
+                    "option2": "Dennis",
+                    "answer": "",
+                },
             ],
-            "validation": [{"sentence": "The cup fell since the _ was wet.", "option1": "cup", "option2": "hand", "answer": "2"}],
+            "validation": [
+                {
+                    "sentence": "The cup fell since the _ was wet.",
+                    "option1": "cup",
+                    "option2": "hand",
+                    "answer": "2",
+                }
+            ],
         },
         ["Sentence: Ian ate it because _ liked it.\n1. Ian\n2. Dennis\nAnswer: 1"],
         ["Sentence: The cup fell since the _ was wet.\n1. cup\n2. hand\nAnswer: 2"],
@@ -164,8 +276,12 @@ HUB = {
     "boolq": Published(
         None,
         {
-            "train": [{"question": "is water wet", "answer": True, "passage": "Water -- It is wet."}],
-            "validation": [{"question": "is fire cold", "answer": False, "passage": "Fire -- It is hot."}],
+            "train": [
+                {"question": "is water wet", "answer": True, "passage": "Water -- It is wet."}
+            ],
+            "validation": [
+                {"question": "is fire cold", "answer": False, "passage": "Fire -- It is hot."}
+            ],
         },
         ["Passage: Water -- It is wet.\nQuestion: is water wet?\nAnswer: yes"],
         ["Passage: Fire -- It is hot.\nQuestion: is fire cold?\nAnswer: no"],
@@ -175,7 +291,11 @@ HUB = {
         {
             "train": [
                 swag("A man sits. he", "3"),
-                swag("[header] How to row [title] Find [a] boat . [step] Look.", "0", ["[title] Pay it. ", "b", "c", "d"]),
+                swag(
+                    "[header] How to row [title] Find [a] boat . [step] Look.",
+                    "0",
+                    ["[title] Pay it. ", "b", "c", "d"],
+                ),
             ],
             "validation": [swag("A dog runs. it", "1")],
         },
@@ -188,8 +308,17 @@ HUB = {
     "piqa": Published(
         None,
         {
-            "train": [{"goal": "Boil butter", "sol1": "Pour it onto a plate", "sol2": "Pour it into a jar", "label": 1}],
-            "validation": [{"goal": "Open a tin", "sol1": "Use an opener", "sol2": "Use a spoon", "label": 0}],
+            "train": [
+                {
+                    "goal": "Boil butter",
+                    "sol1": "Pour it onto a plate",
+                    "sol2": "Pour it into a jar",
+                    "label": 1,
+                }
+            ],
+            "validation": [
+                {"goal": "Open a tin", "sol1": "Use an opener", "sol2": "Use a spoon", "label": 0}
+            ],
         },
         ["Question: Boil butter\nAnswer: Pour it into a jar"],
         ["Question: Open a tin\nAnswer: Use an opener"],
@@ -197,7 +326,13 @@ HUB = {
     "openbookqa": Published(
         "main",
         {
-            split: [{"question_stem": f"The {split} goes", "choices": {"text": ["up", "on", "in", "by"], "label": list("ABCD")}, "answerKey": "B"}]
+            split: [
+                {
+                    "question_stem": f"The {split} goes",
+                    "choices": {"text": ["up", "on", "in", "by"], "label": list("ABCD")},
+                    "answerKey": "B",
+                }
+            ]
             for split in SPLITS
         },
         ["Question: The train goes\nAnswer: on"],
@@ -217,7 +352,9 @@ HUB = {
 
 
 def lay_out(folder: Path, published: Published) -> Path:
-    """Parquet files and a card that names configuration and splits, as on the hub; labels are classes where the hub has them so."""
+    """Parquet files and a card that names configuration and splits, as on the hub; labels are
+    classes where the hub has them so.
+    """
     lines = ["---", "configs:", f"- config_name: {published.config or 'default'}", "  data_files:"]
     for split, records in published.splits.items():
         table = datasets.Dataset.from_list(list(records))
@@ -232,8 +369,12 @@ def lay_out(folder: Path, published: Published) -> Path:
 
 
 @pytest.fixture
-def as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Callable[..., Path]:
-    """Put a small data set where a source looks for it on the hub; rationales of other sets are nowhere unless a test puts them somewhere."""
+def as_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> Callable[..., Path]:
+    """Put a small data set where a source looks for it on the hub; rationales of other sets are
+    nowhere unless a test puts them somewhere.
+    """
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def put(name: str, published: Published, constant: str = "HUB") -> Path:
@@ -241,7 +382,9 @@ def as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: No
         folder = lay_out(tmp_path / name / constant, published)
         for other in {"ECQA", "COS_E"} & set(vars(module)) if constant == "HUB" else ():
             monkeypatch.setattr(module, other, NOWHERE)
-        monkeypatch.setattr(module, constant, HubDataset(str(folder), getattr(module, constant).config))
+        monkeypatch.setattr(
+            module, constant, HubDataset(str(folder), getattr(module, constant).config)
+        )
         return folder
 
     return put
@@ -266,13 +409,30 @@ def test_the_hubs_own_layout(name: str, as_on_the_hub: Callable[..., Path]):
 
 
 def test_a_record_with_other_fields_is_named(as_on_the_hub: Callable[..., Path]):
-    folder = as_on_the_hub("boolq", Published(None, {"train": [{"query": "a", "label": 1}], "validation": [{"query": "b", "label": 1}]}, [], []))
+    folder = as_on_the_hub(
+        "boolq",
+        Published(
+            None,
+            {"train": [{"query": "a", "label": 1}], "validation": [{"query": "b", "label": 1}]},
+            [],
+            [],
+        ),
+    )
     with pytest.raises(DataError, match="'passage'") as caught:
         sources.build("boolq").rows("measure")
     assert caught.value.subject == f"hub: {folder}@unpinned"
 
 
-LABELS = [(0, 0), (2, 2), ("1", 1), ("contradiction", 2), (-1, None), ("-1", None), ("", None), (None, None)]
+LABELS = [
+    (0, 0),
+    (2, 2),
+    ("1", 1),
+    ("contradiction", 2),
+    (-1, None),
+    ("-1", None),
+    ("", None),
+    (None, None),
+]
 
 
 def test_a_label_is_a_name_or_its_number():
@@ -288,13 +448,16 @@ def test_a_label_is_a_name_or_its_number():
 
 def steps_of_rafting(count: int) -> list[Record]:
     return [swag(f"How to do {i // 4}. Step {i % 4}. Do it", str(i % 4)) for i in range(count)] + [
-        {**swag(f"A man does {i}. he", "0"), "activity_label": f"Sport {i // 5}"} for i in range(count)
+        {**swag(f"A man does {i}. he", "0"), "activity_label": f"Sport {i // 5}"}
+        for i in range(count)
     ]
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.usefixtures("forgetful")
-def test_hellaswag_without_train_is_divided_by_what_rows_are_about(jsonl: Callable[..., Path], train: bool):
+def test_hellaswag_without_train_is_divided_by_what_rows_are_about(
+    jsonl: Callable[..., Path], train: bool
+):
     mirror(jsonl(steps_of_rafting(400), "hellaswag/validation.jsonl").parent.parent)
     if train:
         jsonl([swag(f"A {i}", "2") for i in range(30)], "hellaswag/train.jsonl")
@@ -317,16 +480,30 @@ CHOICES = ["sea", "tree", "car", "book", "moon"]
 
 
 def question(i: int, key: str = "B") -> Record:
-    return multiple(f"Question {i}?", [f"{choice} {i}" for choice in CHOICES], "ABCDE", key, question_concept="x")
+    return multiple(
+        f"Question {i}?",
+        [f"{choice} {i}" for choice in CHOICES],
+        "ABCDE",
+        key,
+        question_concept="x",
+    )
 
 
 def explanation(i: int, split: str = "train") -> Record:
     choices = [f"{choice} {i} " for choice in CHOICES]
-    return {"question": f"question  {i}? ", "choices": choices, "answer": choices[1], "explanation": f"Why {i}. So.", "csqa_split": split}
+    return {
+        "question": f"question  {i}? ",
+        "choices": choices,
+        "answer": choices[1],
+        "explanation": f"Why {i}. So.",
+        "csqa_split": split,
+    }
 
 
 @pytest.fixture
-def commonsense(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Callable[..., Path]:
+def commonsense(
+    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, forgetful: None
+) -> Callable[..., Path]:
     module = importlib.import_module("calibrant.data.sources.commonsense_qa")
     for hub in ("HUB", "ECQA", "COS_E"):
         monkeypatch.setattr(module, hub, NOWHERE)
@@ -337,8 +514,13 @@ def commonsense(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, for
 
 
 def test_ecqa_explains_questions_of_the_train_split_only(commonsense: Callable[..., Path]):
-    # ECQA's own train has questions of both splits of CommonsenseQA; and one that claims to be of validation, though train has it too.
-    commonsense([explanation(i) for i in range(30)] + [explanation(i, "validation") for i in (40, 100, 101)], "ecqa/train.jsonl")
+    # ECQA's own train has questions of both splits of CommonsenseQA; and one that claims to be of
+    # validation, though train has it too.
+    commonsense(
+        [explanation(i) for i in range(30)]
+        + [explanation(i, "validation") for i in (40, 100, 101)],
+        "ecqa/train.jsonl",
+    )
     commonsense([explanation(102, "validation"), explanation(50)], "ecqa/validation.jsonl")
     commonsense([explanation(103), explanation(60)], "ecqa/test.jsonl")
     rows = kept("commonsense_qa")
@@ -354,21 +536,45 @@ def test_ecqa_explains_questions_of_the_train_split_only(commonsense: Callable[.
     assert {row.question for row in kept("commonsense_qa(explained=True)")} == set(expected)
 
 
-def test_explanations_from_the_hub(commonsense: Callable[..., Path], as_on_the_hub: Callable[..., Path]):
+def test_explanations_from_the_hub(
+    commonsense: Callable[..., Path], as_on_the_hub: Callable[..., Path]
+):
     options = {f"q_op{n}": f"{choice} 7" for n, choice in enumerate(CHOICES, 1)}
     ecqa = {"q_text": "Question 7?", "q_ans": "tree 7", "taskB": "It is 7.", **options}
-    as_on_the_hub("commonsense_qa", Published(None, {split: [ecqa] for split in SPLITS}, [], []), "ECQA")
-    found = {"id": "Question 9?", "question": "?", "choices": ["a"], "answer": "a", "abstractive_explanation": "It is 9."}
-    as_on_the_hub("commonsense_qa", Published("v1.11", {"train": [found], "validation": [{**found, "id": "Question 100?"}]}, [], []), "COS_E")
+    as_on_the_hub(
+        "commonsense_qa", Published(None, {split: [ecqa] for split in SPLITS}, [], []), "ECQA"
+    )
+    found = {
+        "id": "Question 9?",
+        "question": "?",
+        "choices": ["a"],
+        "answer": "a",
+        "abstractive_explanation": "It is 9.",
+    }
+    as_on_the_hub(
+        "commonsense_qa",
+        Published(
+            "v1.11", {"train": [found], "validation": [{**found, "id": "Question 100?"}]}, [], []
+        ),
+        "COS_E",
+    )
     exemplars = set()
-    for name, explained in (("ecqa", {"Question 7?": "It is 7."}), ("cos_e", {"Question 9?": "It is 9."}), ("none", {})):
+    for name, explained in (
+        ("ecqa", {"Question 7?": "It is 7."}),
+        ("cos_e", {"Question 9?": "It is 9."}),
+        ("none", {}),
+    ):
         spec = f"commonsense_qa(rationales={name})"
         assert {row.question: row.rationale for row in kept(spec) if row.rationale} == explained
-        exemplars.add(tuple(sorted(row.question or "" for row in sources.build(spec).rows("exemplars"))))
+        exemplars.add(
+            tuple(sorted(row.question or "" for row in sources.build(spec).rows("exemplars")))
+        )
     assert len(exemplars) == 1, "exemplars depend on the rationales"
 
 
-def test_without_explanations_there_are_no_rationales_and_the_note_says_so(commonsense: Callable[..., Path]):
+def test_without_explanations_there_are_no_rationales_and_the_note_says_so(
+    commonsense: Callable[..., Path],
+):
     assert not any(row.rationale for row in kept("commonsense_qa"))
     assert "ecqa/train" in sources.build("commonsense_qa").part("calibrate").note
     with pytest.raises(DataError, match=r"ecqa/train\.jsonl"):
@@ -381,7 +587,10 @@ def test_without_explanations_there_are_no_rationales_and_the_note_says_so(commo
     assert caught.value.subject == "mirror: cos_e/train"
 
 
-@pytest.mark.parametrize(("given", "subject"), [("rationales='ecq'", "rationales"), ("rationales=none, explained=true", "explained")])
+@pytest.mark.parametrize(
+    ("given", "subject"),
+    [("rationales='ecq'", "rationales"), ("rationales=none, explained=true", "explained")],
+)
 def test_choices_of_commonsense_qa_are_checked(given: str, subject: str):
     with pytest.raises(SpecError) as caught:
         sources.build(f"commonsense_qa({given})")
@@ -398,14 +607,24 @@ def test_none_may_be_written_as_a_word(written: str):
     with pytest.raises(DataError) as caught:
         CalibrationSet(f"{source}:cot")
     assert caught.value.subject == str(source)
-    assert str(CalibrationSet("commonsense_qa(rationales=cos_e, explained=true):cot")) == "commonsense_qa(rationales='cos_e', explained=True):cot"
+    assert (
+        str(CalibrationSet("commonsense_qa(rationales=cos_e, explained=true):cot"))
+        == "commonsense_qa(rationales='cos_e', explained=True):cot"
+    )
 
 
 def invented(dice: random.Random, depth: int) -> tuple[str, Fraction, int, int]:
-    """A random expression with its value and number of operations, both found while it is made; and how tightly its last operation binds."""
+    """A random expression with its value and number of operations, both found while it is made;
+    and how tightly its last operation binds.
+    """
     if depth == 0 or dice.random() < 0.2:
         value = Fraction(dice.randrange(1, 2000), dice.choice([1, 1, 1, 10, 100]))
-        return (f"{float(value)}" if dice.random() < 0.5 or value.denominator > 1 else str(value)), value, 0, 3
+        return (
+            (f"{float(value)}" if dice.random() < 0.5 or value.denominator > 1 else str(value)),
+            value,
+            0,
+            3,
+        )
     (left, a, n, binds), (right, b, m, holds) = invented(dice, depth - 1), invented(dice, depth - 1)
     sign = dice.choice("+-*/")
     if sign == "/" and b == 0:
@@ -431,14 +650,47 @@ def test_equations_come_to_what_fractions_say():
         lines = _equation.worked(f"X={equation}", _equation.written(value))
         assert len(lines) == operations, equation
         for line in lines:
-            left, sign, right, result = re.fullmatch(r"(\S+) ([-+*/]) \(?([-\d.]+)\)? = (\S+)", line).groups()
+            left, sign, right, result = re.fullmatch(
+                r"(\S+) ([-+*/]) \(?([-\d.]+)\)? = (\S+)", line
+            ).groups()
             a, b = float(left), float(right)
-            assert float(result) == pytest.approx(a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b, rel=1e-6)
+            assert float(result) == pytest.approx(
+                a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b,
+                rel=1e-6,
+            )
     assert min(seen[n] for n in range(1, 7)) > 3
 
 
-NO_EQUATIONS = ["", " ", "1+", "+1", "(1+2", "1+2)", ")(", "()", "1 2", "1//2", "2**3", "-(3)", "(7*x)+4", "X-6=52", "1/0", "3/(2-2)", "nan+1"]
-HOSTILE = ["__import__('os').getcwd()", "1;2", "1_0+1", "1,000+1", "1e5+1", "１+２", "+".join("1" * 150), "(" * 5000 + "1" + ")" * 5000, "9" * 5000]
+NO_EQUATIONS = [
+    "",
+    " ",
+    "1+",
+    "+1",
+    "(1+2",
+    "1+2)",
+    ")(",
+    "()",
+    "1 2",
+    "1//2",
+    "2**3",
+    "-(3)",
+    "(7*x)+4",
+    "X-6=52",
+    "1/0",
+    "3/(2-2)",
+    "nan+1",
+]
+HOSTILE = [
+    "__import__('os').getcwd()",
+    "1;2",
+    "1_0+1",
+    "1,000+1",
+    "1e5+1",
+    "１+２",
+    "+".join("1" * 150),
+    "(" * 5000 + "1" + ")" * 5000,
+    "9" * 5000,
+]
 
 
 @pytest.mark.parametrize("equation", [*NO_EQUATIONS, *HOSTILE])
@@ -447,7 +699,14 @@ def test_anything_else_is_no_equation(equation: str):
     assert _equation.worked(equation, "0") == ()
 
 
-NUMBERS = {145.0: "145", "12": "12", "1,234.50": "1234.5", -6.0: "-6", "0.0000001": "0.0000001", 1e16: "10000000000000000"}
+NUMBERS = {
+    145.0: "145",
+    "12": "12",
+    "1,234.50": "1234.5",
+    -6.0: "-6",
+    "0.0000001": "0.0000001",
+    1e16: "10000000000000000",
+}
 
 
 def test_numbers_are_written_plainly_and_what_is_none_is_refused():
@@ -459,7 +718,12 @@ def test_numbers_are_written_plainly_and_what_is_none_is_refused():
         assert caught.value.subject == str(number)
 
 
-MIRRORED = [*HUB, "commonsense_qa(rationales='cos_e')", "commonsense_qa(rationales=none)", "commonsense_qa(explained=True)"]
+MIRRORED = [
+    *HUB,
+    "commonsense_qa(rationales='cos_e')",
+    "commonsense_qa(rationales=none)",
+    "commonsense_qa(explained=True)",
+]
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d*[1-9])?")
 
 

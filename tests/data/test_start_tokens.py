@@ -27,7 +27,9 @@ def rows(batch: TokenBatch) -> list[list[int]]:
 def test_a_start_token_stands_before_every_window_and_counts(
     pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase, packing: str
 ):
-    plain = CalibrationSet(f"{pairs}:qa@{packing.replace('window', 'none')}", samples=4, length=15).tokens(letters)
+    plain = CalibrationSet(
+        f"{pairs}:qa@{packing.replace('window', 'none')}", samples=4, length=15
+    ).tokens(letters)
     batch = CalibrationSet(f"{pairs}:qa@{packing}", samples=4, length=16).tokens(started)
     assert rows(batch) == [[BOS, *row] for row in rows(plain)]
     assert batch.facts["tokens"] == plain.facts["tokens"] + 4
@@ -37,8 +39,18 @@ def test_a_start_token_is_left_out_or_put_in_where_the_packing_says_so(
     pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase
 ):
     for packing in ("many(bos='none')", "one(bos='none')"):
-        assert not any(row.count(BOS) for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)))
-    assert all(row[0] == BOS for row in rows(CalibrationSet(f"{pairs}:qa@many(bos='window')", samples=3, length=64).tokens(letters)))
+        assert not any(
+            row.count(BOS)
+            for row in rows(
+                CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)
+            )
+        )
+    assert all(
+        row[0] == BOS
+        for row in rows(
+            CalibrationSet(f"{pairs}:qa@many(bos='window')", samples=3, length=64).tokens(letters)
+        )
+    )
 
 
 def test_each_document_has_its_start_token(pairs: Path, letters: PreTrainedTokenizerBase):
@@ -49,8 +61,12 @@ def test_each_document_has_its_start_token(pairs: Path, letters: PreTrainedToken
     assert all(text.startswith("Question: ") for text in texts)
 
 
-def test_a_tokenizer_without_a_start_token_cannot_be_asked_for_one(pairs: Path, letters: PreTrainedTokenizerBase):
-    letters = type(letters)(tokenizer_object=letters.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
+def test_a_tokenizer_without_a_start_token_cannot_be_asked_for_one(
+    pairs: Path, letters: PreTrainedTokenizerBase
+):
+    letters = type(letters)(
+        tokenizer_object=letters.backend_tokenizer, eos_token="</s>", pad_token="<pad>"
+    )
     with pytest.raises(DataError) as caught:
         CalibrationSet(f"{pairs}@many(bos='document')", samples=1, length=64).tokens(letters)
     assert caught.value.subject == "document"
@@ -64,7 +80,14 @@ PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 @pytest.mark.parametrize("template", [BEGINS, PLAIN])
 @pytest.mark.parametrize("which", ["letters", "started"])
 @pytest.mark.parametrize("packing", ["one", "many(separator='')", "many(isolate=true)", "legacy"])
-def test_a_chat_has_exactly_one_start_token(pairs: Path, template: str, which: str, packing: str, request: pytest.FixtureRequest, monkeypatch):
+def test_a_chat_has_exactly_one_start_token(
+    pairs: Path,
+    template: str,
+    which: str,
+    packing: str,
+    request: pytest.FixtureRequest,
+    monkeypatch,
+):
     tokenizer = request.getfixturevalue(which)
     monkeypatch.setattr(tokenizer, "chat_template", template)
     wanted = 1 if template == BEGINS or which == "started" else 0
@@ -85,7 +108,10 @@ def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTr
     batch, kinds = chosen.tokens(started), chosen.kinds(started)
     assert kinds.shape == batch.ids.shape
     for ids, row in zip(batch.ids, kinds, strict=True):
-        letters = [(started.decode([i]), KINDS[kind]) for i, kind in zip(ids.tolist(), row.tolist(), strict=True)]
+        letters = [
+            (started.decode([i]), KINDS[kind])
+            for i, kind in zip(ids.tolist(), row.tolist(), strict=True)
+        ]
         assert letters[0] == ("<s>", "start")
         assert all(kind != "start" for _, kind in letters[1:])
         assert {kind for letter, kind in letters if letter in "?0123456789+"} == {"content"}

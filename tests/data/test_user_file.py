@@ -1,4 +1,6 @@
-"""A user's own data: which columns, rows and files are used for what, and everything that can be wrong with them."""
+"""A user's own data: which columns, rows and files are used for what, and everything that can be
+wrong with them.
+"""
 
 import gzip
 import re
@@ -24,7 +26,10 @@ def all_texts(path: Path | str) -> set[str]:
 
 
 def rows_of(source: UserFile) -> list[Row]:
-    return sorted((row for part in PARTS for row in source.rows(part)), key=lambda row: (row.question or "", row.text or ""))
+    return sorted(
+        (row for part in PARTS for row in source.rows(part)),
+        key=lambda row: (row.question or "", row.text or ""),
+    )
 
 
 def texts(count: int, begin: int = 0) -> list[dict[str, Any]]:
@@ -44,10 +49,21 @@ def test_a_text_file_without_empty_lines_gives_lines(tmp_path: Path):
 
 
 def test_columns_are_found_by_name_or_renamed(jsonl: Callable[..., Path]):
-    path = jsonl([{"prompt": f"q{i}", "answer": i, "choices": ["a", "b"], "cot": "r" * (i % 2)} for i in range(300)])
+    path = jsonl(
+        [
+            {"prompt": f"q{i}", "answer": i, "choices": ["a", "b"], "cot": "r" * (i % 2)}
+            for i in range(300)
+        ]
+    )
     source = UserFile(str(path), question="prompt")
-    assert (source.kind, source.fields, source.sometimes) == ("questions", ("question", "answer", "choices"), ("rationale",))
-    assert {(row.question, row.answer, row.choices) for row in rows_of(source)} == {(f"q{i}", str(i), ("a", "b")) for i in range(300)}
+    assert (source.kind, source.fields, source.sometimes) == (
+        "questions",
+        ("question", "answer", "choices"),
+        ("rationale",),
+    )
+    assert {(row.question, row.answer, row.choices) for row in rows_of(source)} == {
+        (f"q{i}", str(i), ("a", "b")) for i in range(300)
+    }
     check_source(source)
 
 
@@ -70,16 +86,26 @@ def test_a_changed_file_or_folder_is_read_anew(jsonl: Callable[..., Path]):
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ["b"]}\n', "a.jsonl', row 2"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "half \\ud800 of one"}\n', "a.jsonl', row 2"),
         ("a.jsonl", b'{"question": "a", "choices": ["b", 1]}\n', "a.jsonl', row 1"),
-        ("a.jsonl", b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n', "a.jsonl', row 1"),
+        (
+            "a.jsonl",
+            b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n',
+            "a.jsonl', row 1",
+        ),
         ("a.jsonl", b'{"question": "a", "answer": Infinity}\n', "a.jsonl', row 1"),
         ("a.jsonl", b'{"text": "a", "answer": 1' + b"0" * 100_000 + b"}", "a.jsonl:1"),
         ("a.jsonl", b'{"text\\ud800\\u001b[2J": "a"}', "a.jsonl"),
-        ("a.jsonl", b'{"turns": [{"content": ' + b"[" * 800 + b"]" * 800 + b'}], "text": 5}', "a.jsonl', row 1"),
+        (
+            "a.jsonl",
+            b'{"turns": [{"content": ' + b"[" * 800 + b"]" * 800 + b'}], "text": 5}',
+            "a.jsonl', row 1",
+        ),
         ("a.jsonl", b'{"text": null, "n": 1}\n', "a.jsonl"),
         ("a.pkl", b"x", "a.pkl"),
     ],
 )
-def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: bytes, subject: str):
+def test_a_bad_file_is_named_with_the_place(
+    tmp_path: Path, name: str, content: bytes, subject: str
+):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -91,7 +117,9 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: 
     said.encode()
 
 
-def test_a_file_that_may_not_be_read_is_refused(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_may_not_be_read_is_refused(
+    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
     path = jsonl([{"text": "a"}])
     monkeypatch.setattr("calibrant.data.user_file.os.access", lambda *_: False)
     for given in (str(path), str(path.parent)):
@@ -103,10 +131,22 @@ def test_a_file_that_may_not_be_read_is_refused(jsonl: Callable[..., Path], monk
 @pytest.mark.parametrize(
     ("record", "guessed", "expected"),
     [
-        ({"prompt": "q", "output": "a"}, {"question": "prompt", "answer": "output"}, ("q", None, "a", None)),
+        (
+            {"prompt": "q", "output": "a"},
+            {"question": "prompt", "answer": "output"},
+            ("q", None, "a", None),
+        ),
         ({"question": "q", "answer": "a"}, {}, ("q", None, "a", None)),
-        ({"Question": "q", "QUESTION": "p", "answer": "a"}, {"question": "Question"}, ("q", None, "a", None)),
-        ({"problem": "q", "solution": "r", "answer": "a"}, {"question": "problem", "rationale": "solution"}, ("q", None, "a", "r")),
+        (
+            {"Question": "q", "QUESTION": "p", "answer": "a"},
+            {"question": "Question"},
+            ("q", None, "a", None),
+        ),
+        (
+            {"problem": "q", "solution": "r", "answer": "a"},
+            {"question": "problem", "rationale": "solution"},
+            ("q", None, "a", "r"),
+        ),
         (
             {"question": "q", "options": ["x", "a"], "answer": "B", "explanation": "r"},
             {"choices": "options", "rationale": "explanation"},
@@ -118,19 +158,36 @@ def test_a_file_that_may_not_be_read_is_refused(jsonl: Callable[..., Path], monk
     ],
 )
 def test_usual_names_are_guessed_and_that_is_said(
-    jsonl: Callable[..., Path], record: dict[str, Any], guessed: dict[str, str], expected: tuple[str | None, ...]
+    jsonl: Callable[..., Path],
+    record: dict[str, Any],
+    guessed: dict[str, str],
+    expected: tuple[str | None, ...],
 ):
     source = UserFile(str(jsonl([record])))
     assert source.guessed == guessed
-    assert all(f"{field} from {column!r}" in source.part("measure").note for field, column in guessed.items())
+    assert all(
+        f"{field} from {column!r}" in source.part("measure").note
+        for field, column in guessed.items()
+    )
     (row,) = rows_of(source)
     assert (row.question, row.text, row.answer, row.rationale) == expected
     assert set(row.present) == set(source.fields)
 
 
 def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..., Path]):
-    records: list[dict[str, Any]] = [{"question": f"q{i}", "answer": i, "rationale": "r" if i % 2 else None} for i in range(195)]
-    path = jsonl([*records, {"question": "  ", "answer": "a"}, {"answer": "a"}, {"question": None}, {"question": "no answer", "answer": ""}, {}])
+    records: list[dict[str, Any]] = [
+        {"question": f"q{i}", "answer": i, "rationale": "r" if i % 2 else None} for i in range(195)
+    ]
+    path = jsonl(
+        [
+            *records,
+            {"question": "  ", "answer": "a"},
+            {"answer": "a"},
+            {"question": None},
+            {"question": "no answer", "answer": ""},
+            {},
+        ]
+    )
     source = UserFile(str(path))
     assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
     assert len(rows_of(source)) == 195
@@ -140,10 +197,23 @@ def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..
 
 
 def test_a_text_needs_no_answer_and_missing_numbers_of_a_table_are_missing(tmp_path: Path):
-    corpus = UserFile(str(written(tmp_path / "c.jsonl", [{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
+    corpus = UserFile(
+        str(
+            written(
+                tmp_path / "c.jsonl",
+                [
+                    {"text": "a", "answer": ""},
+                    {"text": "b", "answer": "x"},
+                    {"text": "", "answer": "y"},
+                ],
+            )
+        )
+    )
     assert (corpus.kind, corpus.fields, corpus.sometimes) == ("corpus", ("text",), ("answer",))
     assert [row.text for row in rows_of(corpus)] == ["a", "b"]
-    table = pyarrow.table({"question": ["p", "q", "r"], "answer": pyarrow.array([1.5, float("nan"), None])})
+    table = pyarrow.table(
+        {"question": ["p", "q", "r"], "answer": pyarrow.array([1.5, float("nan"), None])}
+    )
     source = UserFile(str(tabled(tmp_path / "a.parquet", table)))
     assert [(row.question, row.answer) for row in rows_of(source)] == [("p", "1.5")]
     assert "2 of 3" in source.part("measure").note
@@ -151,33 +221,70 @@ def test_a_text_needs_no_answer_and_missing_numbers_of_a_table_are_missing(tmp_p
 
 def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path]):
     answers = ["yes", "B", "b", "maybe", 1]
-    source = UserFile(str(jsonl({"question": f"q{i}", "choices": ["no", "yes"], "answer": a} for i, a in enumerate(answers))))
+    source = UserFile(
+        str(
+            jsonl(
+                {"question": f"q{i}", "choices": ["no", "yes"], "answer": a}
+                for i, a in enumerate(answers)
+            )
+        )
+    )
     assert [row.answer for row in rows_of(source)] == ["B", "B", "b", "maybe", "1"]
     assert {(row.labels, row.choices) for row in rows_of(source)} == {(("A", "B"), ("no", "yes"))}
     named = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
-    source = UserFile(str(jsonl({"question": f"q{i}", "choices": named, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"]))))
-    assert [(row.answer, row.choices) for row in rows_of(source)] == [(letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")]
+    source = UserFile(
+        str(
+            jsonl(
+                {"question": f"q{i}", "choices": named, "answerKey": key}
+                for i, key in enumerate(["1", "3", "y", "4"])
+            )
+        )
+    )
+    assert [(row.answer, row.choices) for row in rows_of(source)] == [
+        (letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")
+    ]
 
 
-@pytest.mark.parametrize(("column", "role", "content"), [("messages", "role", "content"), ("conversations", "from", "value")])
+@pytest.mark.parametrize(
+    ("column", "role", "content"),
+    [("messages", "role", "content"), ("conversations", "from", "value")],
+)
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_conversation_survives(tmp_path: Path, column: str, role: str, content: str, ending: str):
-    turns = [{role: "system", content: "s"}, {role: "user", content: "q"}, {role: "assistant", content: "a"}]
+    turns = [
+        {role: "system", content: "s"},
+        {role: "user", content: "q"},
+        {role: "assistant", content: "a"},
+    ]
     source = UserFile(str(written(tmp_path / f"a.{ending}", [{column: turns, "id": 1}])))
-    assert (source.kind, source.fields, source.guessed) == ("questions", ("question", "answer", "turns"), {"turns": column})
-    assert rows_of(source) == [Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))]
+    assert (source.kind, source.fields, source.guessed) == (
+        "questions",
+        ("question", "answer", "turns"),
+        {"turns": column},
+    )
+    assert rows_of(source) == [
+        Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))
+    ]
 
 
 def test_other_speakers_and_texts_in_pieces_are_understood(jsonl: Callable[..., Path]):
     pieces = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     human = [{"from": "human", "value": pieces}, {"from": "gpt", "value": "a"}]
-    assert rows_of(UserFile(str(jsonl([{"Messages": human}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
+    assert rows_of(UserFile(str(jsonl([{"Messages": human}]))))[0].turns == (
+        ("user", "one\ntwo"),
+        ("assistant", "a"),
+    )
 
 
 def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
     said = ["assistant:hello", "user:q", "user:more", "assistant:a", "user:q2", "assistant:a2"]
     turns = [dict(zip(("role", "content"), each.split(":"), strict=True)) for each in said]
-    nobody = [{"turns": []}, {"turns": turns[:1]}, {"turns": turns[1:3]}, {"turns": [*turns, {"role": "assistant", "content": None}]}]
+    nobody = [
+        {"turns": []},
+        {"turns": turns[:1]},
+        {"turns": turns[1:3]},
+        {"turns": [*turns, {"role": "assistant", "content": None}]},
+    ]
     source = UserFile(str(jsonl([{"turns": turns}, *nobody])))
     (row,) = rows_of(source)
     assert (row.question, row.answer, len(row.turns)) == ("q", "a", 6)
@@ -208,7 +315,13 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
     for name in ("README.md", ".hidden.jsonl", "state.pkl", "dataset_info.json"):
         (folder / name).write_text("nothing that is data")
     everything = {f"text {i}" for i in range(101)}
-    for path in (str(folder), f"{folder}/", f"{folder}/*.jsonl*", f"{folder}/../**/[abc].*", f"{folder}/*"):
+    for path in (
+        str(folder),
+        f"{folder}/",
+        f"{folder}/*.jsonl*",
+        f"{folder}/../**/[abc].*",
+        f"{folder}/*",
+    ):
         source = UserFile(path)
         parts = texts_by_part(source)
         assert set().union(*parts.values()) == everything
@@ -219,7 +332,14 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
     assert min(len(part) for part in parts.values()) > 0
 
 
-@pytest.mark.parametrize("names", ["train.jsonl test.jsonl", "train-0-of-2.jsonl train-1-of-2.jsonl TEST_a.jsonl", "train.jsonl val.jsonl"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "train.jsonl test.jsonl",
+        "train-0-of-2.jsonl train-1-of-2.jsonl TEST_a.jsonl",
+        "train.jsonl val.jsonl",
+    ],
+)
 def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path], names: str):
     *train, test = names.split()
     for number, name in enumerate(train):
@@ -227,16 +347,24 @@ def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path]
     folder = jsonl([*texts(30, 1_000), *texts(2)], f"data/{test}").parent
     parts = texts_by_part(UserFile(str(folder)))
     assert parts["measure"] == {record["text"] for record in [*texts(30, 1_000), *texts(2)]}
-    assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(200 * len(train))[2:]}
+    assert parts["calibrate"] | parts["exemplars"] == {
+        record["text"] for record in texts(200 * len(train))[2:]
+    }
     assert 0 < len(parts["exemplars"]) < 40
 
 
 def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Path]):
     begins = {"train": 0, "test": 100, "validation": 200, "extra": 300}
-    content = {name: {record["text"] for record in texts(10, begin)} for name, begin in begins.items()}
+    content = {
+        name: {record["text"] for record in texts(10, begin)} for name, begin in begins.items()
+    }
     for name, begin in begins.items():
         folder = jsonl(texts(10, begin), f"data/{name}.jsonl").parent
-    for gone, shown, unused in (("", "train", "validation extra"), ("train", "extra", "validation"), ("extra", "validation", "")):
+    for gone, shown, unused in (
+        ("", "train", "validation extra"),
+        ("train", "extra", "validation"),
+        ("extra", "validation", ""),
+    ):
         if gone:
             (folder / f"{gone}.jsonl").unlink()
         source = UserFile(str(folder))
@@ -253,7 +381,9 @@ def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Pat
 
 @pytest.mark.parametrize("name", ["test.jsonl", "validation.jsonl", "dev-1.jsonl"])
 @pytest.mark.parametrize("given", ["{}", "{}/*.jsonl"])
-def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jsonl: Callable[..., Path], name: str, given: str):
+def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(
+    jsonl: Callable[..., Path], name: str, given: str
+):
     file = jsonl(texts(257), f"data/{name}")
     path = given.format(file.parent)
     source = UserFile(path)
@@ -270,7 +400,9 @@ def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jso
 
 
 @pytest.mark.parametrize(("filled", "empty"), [("train", "test"), ("test", "train")])
-def test_a_part_without_a_usable_row_is_refused(jsonl: Callable[..., Path], filled: str, empty: str):
+def test_a_part_without_a_usable_row_is_refused(
+    jsonl: Callable[..., Path], filled: str, empty: str
+):
     folder = jsonl(texts(10), f"data/{filled}.jsonl").parent
     jsonl([{"text": ""}], f"data/{empty}.jsonl")
     with pytest.raises(DataError, match=f"in its {empty} part") as caught:
@@ -289,7 +421,9 @@ def test_a_part_without_a_usable_row_is_refused(jsonl: Callable[..., Path], fill
         ("dataset_dict.json", "data/dataset_dict.json", "'splits'"),
     ],
 )
-def test_a_folder_with_nothing_to_read_is_refused(tmp_path: Path, names: str, subject: str, named: str):
+def test_a_folder_with_nothing_to_read_is_refused(
+    tmp_path: Path, names: str, subject: str, named: str
+):
     folder = tmp_path / "data"
     folder.mkdir()
     for name in names.split():
@@ -306,7 +440,9 @@ def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -
     if splits is None:
         datasets.Dataset.from_list(texts(100)).save_to_disk(folder, num_shards=2)
     else:
-        datasets.DatasetDict({name: datasets.Dataset.from_list(records) for name, records in splits.items()}).save_to_disk(folder)
+        datasets.DatasetDict(
+            {name: datasets.Dataset.from_list(records) for name, records in splits.items()}
+        ).save_to_disk(folder)
     return str(folder)
 
 
@@ -315,7 +451,15 @@ def test_a_saved_data_set_is_divided_by_hash_or_by_its_splits(tmp_path: Path):
     (tmp_path / "whole/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
     assert set().union(*texts_by_part(source).values()) == {record["text"] for record in texts(100)}
     assert texts_by_part(source) == texts_by_part(UserFile(str(tmp_path / "whole/data-*.arrow")))
-    folder = saved(tmp_path / "split", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)})
+    folder = saved(
+        tmp_path / "split",
+        {
+            "train": texts(100),
+            "validation": texts(5, 100),
+            "test": texts(9, 200),
+            "extra": texts(9, 300),
+        },
+    )
     parts = texts_by_part(UserFile(folder))
     assert parts["measure"] == {record["text"] for record in texts(9, 200)}
     assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(100)}

@@ -11,8 +11,16 @@ from calibrant.testing import tiny_tokenizer
 FILES = [
     ("a.jsonl", b"", "a.jsonl' is empty; a data file needs at least one row"),
     ("a.jsonl", b'{"text": "fine"}\nnot json\n', "a.jsonl:2: 'not json' is no JSON"),
-    ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl:1: this is no UTF-8 text (byte 0xe9 at 14); save the file as UTF-8"),
-    ("a.jsonl", b'{"words": "a", "n": 1}\n', "no column 'text' or 'question'; its columns are words, n"),
+    (
+        "a.jsonl",
+        b'{"text": "caf\xe9"}\n',
+        "a.jsonl:1: this is no UTF-8 text (byte 0xe9 at 14); save the file as UTF-8",
+    ),
+    (
+        "a.jsonl",
+        b'{"words": "a", "n": 1}\n',
+        "no column 'text' or 'question'; its columns are words, n",
+    ),
     ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
     ("a.csv", b"text,n\na\n", "a.csv:2: this line has not the 2 columns of the first line but 1"),
     ("a.xlsx", b"x", "'.xlsx' is no known ending; a data file ends in .jsonl"),
@@ -22,15 +30,36 @@ SETS = [
     ("wikitxt", "there is no source called 'wikitxt', did you mean 'wikitext'?"),
     ("gsm8k:cott", "there is no format called 'cott', did you mean 'cot'?"),
     ("wikitext@croq", "there is no packing called 'croq', did you mean 'crop'?"),
-    ("wikitext@many(seperator=' ')", "many has no parameter 'seperator', did you mean 'separator'?"),
-    ("data/*.jsonl", "'data/' is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it"),
+    (
+        "wikitext@many(seperator=' ')",
+        "many has no parameter 'seperator', did you mean 'separator'?",
+    ),
+    (
+        "data/*.jsonl",
+        "'data/' is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it",
+    ),
     ("0.5*wikitext + gsm8k", "some parts have a weight and some have none; give each one, or none"),
-    ("wikitext:qa", "wikitext can't be rendered as qa: that needs question, answer, and wikitext has text"),
-    ("race:cot", "race can't be rendered as cot: that needs rationale, and race has question, answer, choices; sets that have it: anli_r1"),
-    ("nowhere/mine.jsonl", "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source"),
-    ("mix(a=gsm8k)", "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or"),
+    (
+        "wikitext:qa",
+        "wikitext can't be rendered as qa: that needs question, answer, and wikitext has text",
+    ),
+    (
+        "race:cot",
+        "race can't be rendered as cot: that needs rationale, and race has question, answer, choices; sets that have it: anli_r1",
+    ),
+    (
+        "nowhere/mine.jsonl",
+        "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source",
+    ),
+    (
+        "mix(a=gsm8k)",
+        "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or",
+    ),
     ("mix(c4, gsm8k)", "'c4' is no name=value of its own; write each set with its weight"),
-    ("mix(a=c4, gsm8k=0.5)", "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file called 0.5 is written '0.5' or"),
+    (
+        "mix(a=c4, gsm8k=0.5)",
+        "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file called 0.5 is written '0.5' or",
+    ),
     ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
     ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
 ]

@@ -3,7 +3,7 @@
 import pytest
 
 from calibrant.data._words import words
-from calibrant.inspection.leaks import ngrams
+from calibrant.data.inspect.leaks import ngrams
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,6 @@ def test_words(text: str, found: list[str]):
 
 
 def test_numbers_are_the_same_in_every_process():
-    assert sorted(ngrams("one two three four five")) == [7003702146407501101]  # as another process found them
+    assert sorted(ngrams("one two three four five")) == [
+        7003702146407501101
+    ]  # as another process found them

@@ -28,7 +28,9 @@ def tabled(path: Path, table: pyarrow.Table, stream: bool = True) -> Path:
     if path.suffix == ".parquet":
         write_table(table, path)
     else:
-        with (pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file)(str(path), table.schema) as writer:
+        with (pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file)(
+            str(path), table.schema
+        ) as writer:
             writer.write_table(table)
     return path
 
@@ -38,4 +40,6 @@ def written(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".parquet", ".arrow"):
         return tabled(path, pyarrow.Table.from_pylist(list(records)))
-    return packed(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+    return packed(
+        path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    )

@@ -1,4 +1,6 @@
-"""A small model in which one neuron was written for one word, a tokenizer of whole words, and texts in a made-up language of twenty words."""
+"""A small model in which one neuron was written for one word, a tokenizer of whole words, and
+texts in a made-up language of twenty words.
+"""
 
 import json
 from pathlib import Path
@@ -20,13 +22,21 @@ AXIS = 7
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token is a word, and nothing stands before a text."""
-    fast = Tokenizer(models.WordLevel({"<unk>": 0, **{word: at for at, word in enumerate(WORDS, 1)}}, unk_token="<unk>"))
+    fast = Tokenizer(
+        models.WordLevel(
+            {"<unk>": 0, **{word: at for at, word in enumerate(WORDS, 1)}}, unk_token="<unk>"
+        )
+    )
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast, unk_token="<unk>", pad_token="<unk>", eos_token="<unk>"
+    )
 
 
 def planted(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """Only the word's embedding has anything in the direction, and the neuron reads nothing else."""
+    """Only the word's embedding has anything in the direction, and the neuron reads nothing
+    else.
+    """
     model = tiny_model("llama", dtype)
     with torch.no_grad():
         table = model.get_input_embeddings().weight
@@ -42,5 +52,9 @@ def planted(dtype: torch.dtype = torch.float64) -> PreTrainedModel:
 def texts(path: Path, documents: int = 60, words: int = 60) -> Path:
     """Words one after another by chance, all equally often."""
     chance = np.random.default_rng(5)
-    path.write_text("\n".join(json.dumps({"text": " ".join(chance.choice(WORDS, words))}) for _ in range(documents)))
+    path.write_text(
+        "\n".join(
+            json.dumps({"text": " ".join(chance.choice(WORDS, words))}) for _ in range(documents)
+        )
+    )
     return path

@@ -38,7 +38,14 @@ def test_any_text_can_be_read(text: str) -> None:
 
 def test_a_long_text_is_read_to_its_end() -> None:
     """One pattern that goes back and forth over such a text would never be done."""
-    for text in ("1" * 9_000, "1," * 5_000, "1/" * 5_000, "1 1 " * 2_500, "answer is " * 1_000, "-" * 9_000):
+    for text in (
+        "1" * 9_000,
+        "1," * 5_000,
+        "1/" * 5_000,
+        "1 1 " * 2_500,
+        "answer is " * 1_000,
+        "-" * 9_000,
+    ):
         read_number(text)
 
 

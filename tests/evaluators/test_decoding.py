@@ -20,9 +20,13 @@ def tokens(number: int, seed: int) -> list[int]:
 
 
 def prompts(shared: int) -> list[list[int]]:
-    """Six prompts with `shared` tokens in common, two of one length, one far longer than another."""
+    """Six prompts with `shared` tokens in common, two of one length, one far longer than
+    another.
+    """
     beginning = tokens(shared, 0)
-    return [beginning + tokens(length, 1 + number) for number, length in enumerate((5, 9, 1, 30, 17, 9))]
+    return [
+        beginning + tokens(length, 1 + number) for number, length in enumerate((5, 9, 1, 30, 17, 9))
+    ]
 
 
 def ended(ids: Sequence[int]) -> bool:
@@ -34,7 +38,9 @@ def by_hand(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], bool]
     written: list[int] = []
     while len(written) < MOST:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + written]), use_cache=False).logits[0, -1]
+            logits = model(input_ids=torch.tensor([prompt + written]), use_cache=False).logits[
+                0, -1
+            ]
         written.append(max(range(len(logits)), key=lambda i: float(logits[i])))
         if len(written) >= 3 and written[-1] % 3 == 0:
             return written, False
@@ -43,11 +49,17 @@ def by_hand(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], bool]
 
 def decoded(model: PreTrainedModel, given: list[list[int]]) -> list[Generated]:
     decoder = Decoder(model, given, MOST, ended, "a test")
-    found = {number: answer for batch in decoder.batches() for number, answer in zip(batch, decoder.run(batch), strict=True)}
+    found = {
+        number: answer
+        for batch in decoder.batches()
+        for number, answer in zip(batch, decoder.run(batch), strict=True)
+    }
     return [found[number] for number in range(len(given))]
 
 
-@pytest.mark.parametrize("shared", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shared", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(40, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) -> None:
     model, given = tiny_model(family, torch.float64), prompts(shared)
@@ -59,7 +71,9 @@ def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) ->
 def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = tiny_model("llama", torch.float64), prompts(20)
     together = decoded(model, given)
-    assert len({len(answer.ids) for answer in together}) > 1, "some should end before others, or this shows little"
+    assert len({len(answer.ids) for answer in together}) > 1, (
+        "some should end before others, or this shows little"
+    )
     for size in (1, 100, 150):
         monkeypatch.setattr(_decoding, "TOKENS_PER_BATCH", size)
         assert decoded(model, given) == together
@@ -68,17 +82,32 @@ def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_recurrent_model_is_shown_everything_anew() -> None:
-    config = AutoConfig.for_model("mamba", vocab_size=259, hidden_size=16, num_hidden_layers=2, state_size=4, intermediate_size=32)
+    config = AutoConfig.for_model(
+        "mamba",
+        vocab_size=259,
+        hidden_size=16,
+        num_hidden_layers=2,
+        state_size=4,
+        intermediate_size=32,
+    )
     model = AutoModelForCausalLM.from_config(config).double().eval()
     given = prompts(4)
     assert not remembers(model)
-    assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [by_hand(model, prompt) for prompt in given]
+    assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [
+        by_hand(model, prompt) for prompt in given
+    ]
 
 
 def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.WarningsRecorder) -> None:
     model, given = tiny_model("qwen2", torch.float64), prompts(5)
     plain = decoded(model, given)
-    for name, value in {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "max_length": 3, "eos_token_id": 7}.items():
+    for name, value in {
+        "do_sample": True,
+        "temperature": 5.0,
+        "repetition_penalty": 3.0,
+        "max_length": 3,
+        "eos_token_id": 7,
+    }.items():
         setattr(model.generation_config, name, value)
     assert decoded(model, given) == plain
     assert not recwarn.list

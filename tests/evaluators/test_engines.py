@@ -1,4 +1,6 @@
-"""A GGUF file measured as llama.cpp runs it: near what torch makes of the same numbers, and what can't be is refused by name."""
+"""A GGUF file measured as llama.cpp runs it: near what torch makes of the same numbers, and what
+can't be is refused by name.
+"""
 
 from pathlib import Path
 
@@ -24,11 +26,18 @@ def test_a_loss_and_an_agreement_are_measured_there(bare: dict[str, Path], tmp_p
     assert theirs.score.value == pytest.approx(ours.score.value, abs=1e-3)
     assert theirs.score.n == ours.score.n
     assert "llama-cpp-py-sync" in str(theirs.provenance["note"])
-    (agreed,) = evaluate(file, "agreement(source=python_docs, tokens=64, length=16)", reference=plain, engine="llama_cpp")
+    (agreed,) = evaluate(
+        file,
+        "agreement(source=python_docs, tokens=64, length=16)",
+        reference=plain,
+        engine="llama_cpp",
+    )
     assert 0 <= agreed.score.value < 1e-3
 
 
-def test_what_cannot_be_measured_there_is_refused_by_name(bare: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_measured_there_is_refused_by_name(
+    bare: dict[str, Path], tmp_path: Path
+) -> None:
     file, folder = str(bare["F32"]), str(tiny_folder(tmp_path / "folder"))
     with refused(SpecError, "llama.cpp"):
         evaluate(file, LOSS, engine="llama.cpp")

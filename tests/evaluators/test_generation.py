@@ -14,8 +14,8 @@ from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.evaluators.generation import Generation
 from calibrant.models import Opened
-from calibrant.outcomes import Journal
-from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results.outcomes import Journal
 
 from tests.databases import forget_last
 from tests.evaluators.refusals import overflowing
@@ -33,14 +33,33 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     names = ["entailment", "neutral", "contradiction"]
     for split, numbers in (("train", range(400)), ("test", range(400, 412))):
-        sums = [{"question": f"Add {i} and 1,000?", "answer": f"{i} + 1000 = {i + 1000}\n#### {i + 1000:,}"} for i in numbers]
+        sums = [
+            {
+                "question": f"Add {i} and 1,000?",
+                "answer": f"{i} + 1000 = {i + 1000}\n#### {i + 1000:,}",
+            }
+            for i in numbers
+        ]
         kept(folder / "gsm8k", split, sums)
         other = split.replace("test", "validation")
         pairs = [
-            {"premise": f"There are {i}.", "hypothesis": f"{i} there are.", "label": i % 3, "explanation_1": f"It is {names[i % 3]}"} for i in numbers
+            {
+                "premise": f"There are {i}.",
+                "hypothesis": f"{i} there are.",
+                "label": i % 3,
+                "explanation_1": f"It is {names[i % 3]}",
+            }
+            for i in numbers
         ]
         kept(folder / "esnli", other, pairs)
-        kept(folder / "piqa", other, [{"goal": f"Do {i}", "sol1": f"lift {i}", "sol2": f"push {i}", "label": i % 2} for i in numbers])
+        kept(
+            folder / "piqa",
+            other,
+            [
+                {"goal": f"Do {i}", "sol1": f"lift {i}", "sol2": f"push {i}", "label": i % 2}
+                for i in numbers
+            ],
+        )
     return folder
 
 
@@ -55,8 +74,12 @@ def asked(prompt: str) -> int:
 
 
 @pytest.fixture
-def says(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], list[str]]:
-    """The model says what a function of the prompt gives, token by token, then a special token; the prompts it was given are returned."""
+def says(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[str], str]], list[str]]:
+    """The model says what a function of the prompt gives, token by token, then a special token;
+    the prompts it was given are returned.
+    """
 
     def put(answer: Callable[[str], str]) -> list[str]:
         prompts: list[str] = []
@@ -67,7 +90,10 @@ def says(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
         def written(decoder: Decoder, number: int) -> Generated:
             prompts.append(opened.tokenizer.decode(decoder.prompts[number]))
             ids: list[int] = []
-            for token in [*opened.tokenizer(answer(prompts[-1]), add_special_tokens=False).input_ids, opened.tokenizer.eos_token_id]:
+            for token in [
+                *opened.tokenizer(answer(prompts[-1]), add_special_tokens=False).input_ids,
+                opened.tokenizer.eos_token_id,
+            ]:
                 ids.append(token)
                 if len(ids) >= decoder.most or decoder.ended(ids):
                     break
@@ -80,7 +106,13 @@ def says(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[
 
 
 def test_answers_are_read_as_numbers(opened: Opened, says) -> None:
-    says(lambda prompt: f" ${asked(prompt) + 1000:,}.00\n\nQuestion: what else?" if asked(prompt) % 2 else " no idea")
+    says(
+        lambda prompt: (
+            f" ${asked(prompt) + 1000:,}.00\n\nQuestion: what else?"
+            if asked(prompt) % 2
+            else " no idea"
+        )
+    )
     measured = Generation(shots=2, limit=12).measure(Subject(opened.model, opened.tokenizer))
     rows = {row.name: row for row in parse_source("gsm8k").rows("measure")}
     odd = {key for key, row in rows.items() if int(row.need("answer")) % 2}
@@ -90,7 +122,9 @@ def test_answers_are_read_as_numbers(opened: Opened, says) -> None:
     assert measured.score.chance == 0
     assert measured.score.stderr == pytest.approx((len(odd) / 12 * (1 - len(odd) / 12) / 11) ** 0.5)
     assert measured.score.facts["answered"] == len(odd) / 12
-    assert {o.facts["extracted"] for o in measured.outcomes if o.item in odd} == {f"{rows[key].answer}" for key in odd}
+    assert {o.facts["extracted"] for o in measured.outcomes if o.item in odd} == {
+        f"{rows[key].answer}" for key in odd
+    }
     assert {o.facts["extracted"] for o in measured.outcomes if o.item not in odd} == {""}
     assert not any(o.facts["cut"] for o in measured.outcomes)
     assert sum(int(o.facts["tokens"]) for o in measured.outcomes) == measured.score.facts["tokens"]
@@ -109,42 +143,64 @@ def test_the_prompt_shows_exemplars_and_asks(opened: Opened, says) -> None:
         assert question.startswith("Question: Add 4")
         assert question.endswith("?\nAnswer:")
     assert len({prompt.rpartition("\n\n")[0] for prompt in prompts}) == 1
-    assert (measured.score.value, measured.score.stderr) == (1, 0), "the first line with anything on it counts"
+    assert (measured.score.value, measured.score.stderr) == (1, 0), (
+        "the first line with anything on it counts"
+    )
     says(lambda prompt: f"5\n{asked(prompt) + 1000}")
     assert Generation(limit=4).measure(Subject(opened.model, opened.tokenizer)).score.value == 0
 
 
 def test_reasoning_is_shown_and_read(opened: Opened, says) -> None:
-    prompts = says(lambda prompt: f" {asked(prompt)} + 1000 = {asked(prompt) + 1000}\nThe answer is {asked(prompt) + 1000}.\n\n7")
-    measured = Generation(shots=1, limit=5, cot=True).measure(Subject(opened.model, opened.tokenizer))
+    prompts = says(
+        lambda prompt: (
+            f" {asked(prompt)} + 1000 = {asked(prompt) + 1000}\nThe answer is {asked(prompt) + 1000}.\n\n7"
+        )
+    )
+    measured = Generation(shots=1, limit=5, cot=True).measure(
+        Subject(opened.model, opened.tokenizer)
+    )
     assert measured.score.value == 1
     assert "The answer is" in prompts[0]
     assert measured.score.measured == "gsm8k, 1-shot, cot"
     for cot in (False, True):
         says(lambda prompt: f"\nQuestion: {asked(prompt) + 1000}")
         other = Generation(limit=3, cot=cot).measure(Subject(opened.model, opened.tokenizer))
-        assert (other.score.facts["answered"], other.score.facts["cut"]) == (0, 0), "another question is not read"
+        assert (other.score.facts["answered"], other.score.facts["cut"]) == (0, 0), (
+            "another question is not read"
+        )
 
 
 def test_labels_are_compared_whatever_their_case(opened: Opened, says) -> None:
     names = ["entailment", "neutral", "contradiction"]
-    prompts = says(lambda prompt: f" {names[int(prompt.rpartition('are ')[2].partition('.')[0]) % 3].upper()}!\nPremise: more")
+    prompts = says(
+        lambda prompt: (
+            f" {names[int(prompt.rpartition('are ')[2].partition('.')[0]) % 3].upper()}!\nPremise: more"
+        )
+    )
     measured = Generation(name="esnli", shots=3).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.value == 1
     assert measured.score.n == 12
     assert measured.score.chance == pytest.approx(1 / 3)
     assert {o.facts["extracted"] for o in measured.outcomes} == set(names)
-    assert {line for line in prompts[0].splitlines() if line.startswith("Label: ")} == {f"Label: {name}" for name in names}
+    assert {line for line in prompts[0].splitlines() if line.startswith("Label: ")} == {
+        f"Label: {name}" for name in names
+    }
     assert prompts[0].endswith("\nLabel:")
 
 
 def test_words_are_kept_as_a_hash(opened: Opened, says, tmp_path: Path) -> None:
     path = tmp_path / "capitals.jsonl"
-    path.write_text("\n".join(json.dumps({"question": f"Capital of {i}?", "answer": "Old Town"}) for i in range(60)))
+    path.write_text(
+        "\n".join(
+            json.dumps({"question": f"Capital of {i}?", "answer": "Old Town"}) for i in range(60)
+        )
+    )
     says(lambda prompt: " old-town.")
     measured = Generation(name=str(path), shots=0).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.value == 1
-    assert {o.facts["extracted"] for o in measured.outcomes} == {hashlib.sha256(b"old town").hexdigest()[:16]}
+    assert {o.facts["extracted"] for o in measured.outcomes} == {
+        hashlib.sha256(b"old town").hexdigest()[:16]
+    }
 
 
 def test_the_limit_leaves_room_for_the_longest_answer(opened: Opened, says) -> None:
@@ -159,7 +215,9 @@ def test_the_limit_leaves_room_for_the_longest_answer(opened: Opened, says) -> N
     assert nli.score.facts["max_tokens"] == len(" contradiction") + 8
 
 
-def test_a_killed_one_goes_on(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_one_goes_on(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 300)
     generation = Generation(shots=2, limit=12, max_tokens=6)
     whole = generation.measure(Subject(opened.model, opened.tokenizer))
@@ -179,7 +237,14 @@ def test_a_killed_one_goes_on(opened: Opened, tmp_path: Path, monkeypatch: pytes
     known = len(Journal(path, "q"))
     assert 0 < known < 12
     told: list[tuple[str, int, int]] = []
-    again = generation.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q"), progress=lambda *said: told.append(said)))
+    again = generation.measure(
+        Subject(
+            opened.model,
+            opened.tokenizer,
+            journal=Journal(path, "q"),
+            progress=lambda *said: told.append(said),
+        )
+    )
     assert again == whole
     assert sum(batches[3:]) < 12
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
@@ -194,7 +259,11 @@ def test_seeds_draw_other_exemplars_of_distinct_answers_that_are_never_measured(
     draws = {seed: tuple(draw_exemplars(pool, seed)[:7]) for seed in range(4)}
     assert len({draw[:3] for draw in draws.values()}) > 1
     for draw in draws.values():
-        assert {row.answer for row in draw[:3]} == {row.answer for row in draw[3:6]} == {"no", "yes", "maybe"}
+        assert (
+            {row.answer for row in draw[:3]}
+            == {row.answer for row in draw[3:6]}
+            == {"no", "yes", "maybe"}
+        )
         assert len(set(draw)) == 7
     assert tuple(draw_exemplars(reversed(pool), 0)[:3]) == draws[0][:3]
     generation = Generation(shots=5)
@@ -203,7 +272,9 @@ def test_seeds_draw_other_exemplars_of_distinct_answers_that_are_never_measured(
     assert not shown & {row.subject for row in generation.rows()}
 
 
-def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured_is_refused_by_name(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject, broken = Subject(opened.model, opened.tokenizer), overflowing()
     with refused(DataError, "esnli"):
         Generation(name="esnli", shots=390, cot=True).measure(subject)

@@ -33,11 +33,16 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nats(model: PreTrainedModel, context: str, continuation: str) -> float:
     """The summed loss of a continuation, with a tokenizer of bytes."""
     spoken = tiny_tokenizer()
-    before, after = ([*spoken(text, add_special_tokens=False).input_ids] for text in (context, continuation))
+    before, after = (
+        [*spoken(text, add_special_tokens=False).input_ids] for text in (context, continuation)
+    )
     ids = [*start_tokens(spoken), *before, *after]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]
-    return sum(float(logits[at - 1].logsumexp(0) - logits[at - 1][ids[at]]) for at in range(len(ids) - len(after), len(ids)))
+    return sum(
+        float(logits[at - 1].logsumexp(0) - logits[at - 1][ids[at]])
+        for at in range(len(ids) - len(after), len(ids))
+    )
 
 
 def test_it_is_what_single_forwards_give(questions: Path) -> None:
@@ -55,12 +60,20 @@ def test_it_is_what_single_forwards_give(questions: Path) -> None:
         top = bottom = 0.0
         for word in sorted(set(re.findall(r"\w+", text.lower())) - in_all):
             without = re.sub(rf" ?\b{word}\b", "", text, flags=re.IGNORECASE)
-            was, now = (nats(model, without, f" {row.answer}") - nats(model, text, f" {row.answer}") for model in (dense, other))
+            was, now = (
+                nats(model, without, f" {row.answer}") - nats(model, text, f" {row.answer}")
+                for model in (dense, other)
+            )
             top, bottom = top + was * now, bottom + was * was
             by_word.setdefault(word, []).append(was)
         expected[row.name] = top, bottom
-    assert {o.item: (pytest.approx(o.value, rel=1e-6), pytest.approx(o.weight, rel=1e-6)) for o in measured.outcomes} == expected
-    value = sum(top for top, _ in expected.values()) / sum(bottom for _, bottom in expected.values())
+    assert {
+        o.item: (pytest.approx(o.value, rel=1e-6), pytest.approx(o.weight, rel=1e-6))
+        for o in measured.outcomes
+    } == expected
+    value = sum(top for top, _ in expected.values()) / sum(
+        bottom for _, bottom in expected.values()
+    )
     assert measured.score.value == pytest.approx(value, rel=1e-6)
     assert measured.score.value != pytest.approx(1, abs=1e-3)
     table = measured.score.facts["influences"]
@@ -71,7 +84,9 @@ def test_it_is_what_single_forwards_give(questions: Path) -> None:
 
 
 def test_the_untouched_model_keeps_all(questions: Path) -> None:
-    measured = LeftOutWords(name=str(questions), limit=3).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))
+    measured = LeftOutWords(name=str(questions), limit=3).measure(
+        Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama"))
+    )
     assert measured.score.value == 1
     assert {o.value / o.weight for o in measured.outcomes} == {1.0}
 
@@ -81,6 +96,8 @@ def test_what_cannot_be_asked_is_refused(questions: Path, tmp_path: Path) -> Non
     with refused(SpecError, task):
         task.measure(Subject(model, tiny_tokenizer()))
     same = tmp_path / "same.jsonl"
-    same.write_text("\n".join(json.dumps({"question": "Who?", "answer": f"nobody {n}"}) for n in range(30)))
+    same.write_text(
+        "\n".join(json.dumps({"question": "Who?", "answer": f"nobody {n}"}) for n in range(30))
+    )
     with refused(DataError, same):
         LeftOutWords(name=str(same)).measure(Subject(model, tiny_tokenizer(), model))

@@ -22,8 +22,13 @@ def documents(texts: Path) -> list[str]:
 
 
 def by_hand(opened: Opened, text: str, length: int) -> tuple[float, int, list[int]]:
-    """Summed nats and scored tokens of one document, one prediction at a time, no window longer than `length`."""
-    ids, start = opened.tokenizer(text, add_special_tokens=False).input_ids, start_tokens(opened.tokenizer)
+    """Summed nats and scored tokens of one document, one prediction at a time, no window longer
+    than `length`.
+    """
+    ids, start = (
+        opened.tokenizer(text, add_special_tokens=False).input_ids,
+        start_tokens(opened.tokenizer),
+    )
     nats, scored, room = 0.0, 0, length - len(start)
     for begin in range(0, len(ids), room):
         window = [*start, *ids[begin : begin + room]]
@@ -37,19 +42,27 @@ def by_hand(opened: Opened, text: str, length: int) -> tuple[float, int, list[in
 
 @pytest.mark.parametrize("length", [8, 512])
 def test_loss_is_the_mean_over_tokens(opened: Opened, texts: Path, length: int) -> None:
-    measured = Loss(source=str(texts), tokens=100_000, length=length).measure(Subject(opened.model, opened.tokenizer))
+    measured = Loss(source=str(texts), tokens=100_000, length=length).measure(
+        Subject(opened.model, opened.tokenizer)
+    )
     parts = [by_hand(opened, text, length) for text in documents(texts)]
     nats, tokens = sum(p[0] for p in parts), sum(p[1] for p in parts)
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
     assert measured.score.facts["tokens"] == tokens
     assert measured.score.facts["perplexity"] == pytest.approx(math.exp(nats / tokens))
     assert measured.score.n == measured.score.facts["documents"] == len(parts)
-    assert sorted(o.value for o in measured.outcomes) == pytest.approx(sorted(p[0] for p in parts), rel=1e-9)
-    assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == pytest.approx(measured.score.value)
+    assert sorted(o.value for o in measured.outcomes) == pytest.approx(
+        sorted(p[0] for p in parts), rel=1e-9
+    )
+    assert sum(o.value for o in measured.outcomes) / sum(
+        o.weight for o in measured.outcomes
+    ) == pytest.approx(measured.score.value)
 
 
 def test_bits_per_byte_counts_the_bytes_of_scored_tokens(opened: Opened, texts: Path) -> None:
-    measured = Loss(source=str(texts), tokens=100_000, length=512).measure(Subject(opened.model, opened.tokenizer))
+    measured = Loss(source=str(texts), tokens=100_000, length=512).measure(
+        Subject(opened.model, opened.tokenizer)
+    )
     unscored = 0 if start_tokens(opened.tokenizer) else 1
     total = sum(len(text.encode()) - unscored for text in documents(texts))
     assert measured.score.facts["bytes"] == total
@@ -58,8 +71,12 @@ def test_bits_per_byte_counts_the_bytes_of_scored_tokens(opened: Opened, texts: 
 
 
 def test_a_budget_buys_documents_first(opened: Opened, texts: Path) -> None:
-    everything = Loss(source=str(texts), tokens=100_000, length=8).measure(Subject(opened.model, opened.tokenizer))
-    some = Loss(source=str(texts), tokens=everything.score.n * 5, length=8).measure(Subject(opened.model, opened.tokenizer))
+    everything = Loss(source=str(texts), tokens=100_000, length=8).measure(
+        Subject(opened.model, opened.tokenizer)
+    )
+    some = Loss(source=str(texts), tokens=everything.score.n * 5, length=8).measure(
+        Subject(opened.model, opened.tokenizer)
+    )
     assert some.score.facts["tokens"] < everything.score.facts["tokens"]
     assert some.score.n == pytest.approx(everything.score.n, abs=everything.score.n * 0.4)
     assert some.score.facts["tokens"] >= everything.score.n * 5
@@ -67,13 +84,17 @@ def test_a_budget_buys_documents_first(opened: Opened, texts: Path) -> None:
     assert all(o.weight <= whole[o.item].weight for o in some.outcomes)
 
 
-def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_batch(
+    opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss = Loss(source=str(texts), tokens=600, length=32)
     together = loss.measure(Subject(opened.model, opened.tokenizer))
     monkeypatch.setattr("calibrant.evaluators.loss.TOKENS_PER_BATCH", 1)
     alone = loss.measure(Subject(opened.model, opened.tokenizer))
     assert [o.item for o in alone.outcomes] == [o.item for o in together.outcomes]
-    assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
+    assert [o.value for o in alone.outcomes] == pytest.approx(
+        [o.value for o in together.outcomes], rel=1e-12
+    )
 
 
 def test_what_cannot_be_measured_is_refused_by_name(texts: Path) -> None:

@@ -1,4 +1,6 @@
-"""Measuring with the blocks on disk: the same scores as in memory, one block at a time; what can't be done so is refused."""
+"""Measuring with the blocks on disk: the same scores as in memory, one block at a time; what
+can't be done so is refused.
+"""
 
 import json
 import os
@@ -19,7 +21,7 @@ from calibrant.errors import SpecError
 from calibrant.evaluators import _measuring, evaluators
 from calibrant.evaluators._room import left_on_disk
 from calibrant.models import outlined
-from calibrant.outcomes import Measurement
+from calibrant.results.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder
 
 from tests.refusing import refused
@@ -44,11 +46,16 @@ def told(found: list[Measurement]) -> Any:
 
 
 def tasks(texts: str) -> list[str]:
-    return [f"loss(source={texts!r}, tokens=300, length=32)", f"perplexity(source={texts!r}, tokens=100, length=32)"]
+    return [
+        f"loss(source={texts!r}, tokens=300, length=32)",
+        f"perplexity(source={texts!r}, tokens=100, length=32)",
+    ]
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gemma3", "qwen3_moe"}))
-def test_scores_are_those_of_a_model_in_memory(family: str, texts: str, tmp_path: Path, own_cache: Path) -> None:
+def test_scores_are_those_of_a_model_in_memory(
+    family: str, texts: str, tmp_path: Path, own_cache: Path
+) -> None:
     folder = str(tiny_folder(tmp_path / family, family))
     want = evaluate(folder, tasks(texts), dtype="float32")
     with blocks_on_disk():
@@ -58,10 +65,17 @@ def test_scores_are_those_of_a_model_in_memory(family: str, texts: str, tmp_path
     assert {one.provenance.get("blocks") for one in want} == {None}
 
 
-def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path, own_cache: Path) -> None:
+def test_choices_answers_and_comparisons_are_the_same(
+    texts: str, tmp_path: Path, own_cache: Path
+) -> None:
     folder, pruned = str(tiny_folder(tmp_path / "model", "llama")), tmp_path / "pruned"
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("\n".join(json.dumps({"question": f"{i} and {i + 7}?", "answer": str(2 * i + 7)}) for i in range(60)))
+    questions.write_text(
+        "\n".join(
+            json.dumps({"question": f"{i} and {i + 7}?", "answer": str(2 * i + 7)})
+            for i in range(60)
+        )
+    )
     prune(folder, texts, "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
     asked = [
         f"task(name='{questions}', limit=2)",
@@ -72,15 +86,21 @@ def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path
     want = evaluate(str(pruned), asked, dtype="float32")
     with blocks_on_disk():
         got = evaluate(str(pruned), asked, dtype="float32", memory=1000.0)
-    assert told([replace(one, score=replace(one.score, facts=without_floor(one))) for one in want]) == told(got)
-    assert "floor" in want[-1].score.facts, "there is room for a second computation only where the blocks are in memory"
+    assert told(
+        [replace(one, score=replace(one.score, facts=without_floor(one))) for one in want]
+    ) == told(got)
+    assert "floor" in want[-1].score.facts, (
+        "there is room for a second computation only where the blocks are in memory"
+    )
 
 
 def without_floor(one: Measurement) -> dict[str, Any]:
     return {name: value for name, value in one.score.facts.items() if not name.startswith("floor")}
 
 
-def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_promise_decides_where_blocks_are(
+    texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=40))
     chosen = [evaluators.build(f"loss(source={texts!r}, length=32)")]
@@ -88,7 +108,10 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
     assert seen_by is not None
     needs = room.Needs.of(seen_by, 2048, kind)
     logits = seen_by.model.config.vocab_size * (2048 * 4 + 32 * 12)
-    whole, part = needs.model + needs.arrival + logits, needs.outside + 3 * needs.block + needs.arrival + logits
+    whole, part = (
+        needs.model + needs.arrival + logits,
+        needs.outside + 3 * needs.block + needs.arrival + logits,
+    )
     assert not left_on_disk([folder], chosen, "float32", "cpu", whole)
     assert left_on_disk([folder], chosen, "float32", "cpu", whole - 1)
     assert left_on_disk([folder], chosen, "float32", "cpu", part)
@@ -98,7 +121,9 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
     with refused(SpecError, folder):
         left_on_disk([folder], looking, "float32", "cpu", part)
     twice = [evaluators.build(f"agreement(source={texts!r}, length=32)")]
-    assert left_on_disk([folder, folder], twice, "float32", "cpu", whole + logits), "the untouched model and its logits are there too"
+    assert left_on_disk([folder, folder], twice, "float32", "cpu", whole + logits), (
+        "the untouched model and its logits are there too"
+    )
 
 
 CHILD = """
@@ -120,20 +145,37 @@ except Exception as error:
     print(json.dumps([type(error).__name__, str(error)[:300]]))
     sys.exit(3)
 """
-"""Measures with so many more bytes of private memory than the libraries take; a model in memory takes more."""
+"""Measures with so many more bytes of private memory than the libraries take; a model in memory
+takes more.
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_model_is_measured_under_a_limit_that_it_cannot_be_opened_under(texts: str, tmp_path: Path, own_cache: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 48}
+def test_a_model_is_measured_under_a_limit_that_it_cannot_be_opened_under(
+    texts: str, tmp_path: Path, own_cache: Path
+) -> None:
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 48,
+    }
     folder = tiny_folder(tmp_path / "model", "llama", dtype=torch.bfloat16, **sizes)
     limit = (folder / "model.safetensors").stat().st_size * 3 // 4
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
     def run(promised: str) -> tuple[int, Any]:
-        done = subprocess.run([sys.executable, "-c", CHILD, str(folder), texts, promised, str(limit)], capture_output=True, text=True, env=env)
-        return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else done.stderr[-500:]
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, str(folder), texts, promised, str(limit)],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
+        return done.returncode, json.loads(
+            done.stdout.splitlines()[-1]
+        ) if done.stdout else done.stderr[-500:]
 
     code, said = run("")
     assert code != 0, said
@@ -141,5 +183,7 @@ def test_a_model_is_measured_under_a_limit_that_it_cannot_be_opened_under(texts:
     code, said = run("promised")
     assert code == 0, said
     assert said[0] == "on disk"
-    (whole,) = evaluate(str(folder), f"loss(source={texts!r}, tokens=100, length=32)", dtype="bfloat16")
+    (whole,) = evaluate(
+        str(folder), f"loss(source={texts!r}, tokens=100, length=32)", dtype="bfloat16"
+    )
     assert said[1] == whole.score.value

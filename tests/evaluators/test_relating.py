@@ -17,7 +17,9 @@ def test_ranks_and_their_correlation_are_scipy_s() -> None:
 
 
 def table(groups: int, slope: float, documents: int = 40) -> Relation:
-    """Groups whose loss rises by `slope` times their damage, and noise; frequent groups are damaged less."""
+    """Groups whose loss rises by `slope` times their damage, and noise; frequent groups are
+    damaged less.
+    """
     chance = np.random.default_rng(1)
     damage = chance.uniform(0, 1, groups)
     tokens = chance.poisson(2 + 8 * (1 - damage), (documents, groups)).astype(float)
@@ -34,7 +36,9 @@ def test_a_relation_that_is_there_is_found_and_one_that_is_not_is_not() -> None:
     assert table(5, 1.0).facts("x", 0) == {}, "of five groups nothing is said"
     alone = table(60, 1.0, documents=1).facts("x", 0)
     assert alone["x"] is not None
-    assert (alone["x_low"], alone["x_high"]) == (None, None), "one document has no interval over documents"
+    assert (alone["x_low"], alone["x_high"]) == (None, None), (
+        "one document has no interval over documents"
+    )
 
 
 def test_at_equal_frequency_is_the_partial_correlation() -> None:

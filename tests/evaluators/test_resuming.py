@@ -8,16 +8,21 @@ import pytest
 from calibrant.compress import prune
 from calibrant.evaluators import Evaluator, evaluate, evaluators, loss
 from calibrant.models import Opened, open_model
-from calibrant.outcomes import Journal
-from calibrant.progress import Progress
+from calibrant.results.outcomes import Journal
+from calibrant.system.progress import Progress
 from calibrant.testing import tiny_folder
 
 from tests.databases import questions
 
-TASKS = ["loss(source='python_docs', tokens=1000, length=64)", "loss(source='python_docs', tokens=600, length=32)"]
+TASKS = [
+    "loss(source='python_docs', tokens=1000, length=64)",
+    "loss(source='python_docs', tokens=600, length=32)",
+]
 
 
-def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
+def test_a_killed_evaluation_goes_on_from_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+):
     opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
     whole = evaluate(opened, TASKS)
     journals = own_cache / "calibrant" / "journals.sqlite"
@@ -51,12 +56,16 @@ def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatc
         assert a.score.value == pytest.approx(b.score.value, abs=1e-6)
 
 
-def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
+def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+):
     opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
     file = tmp_path / "mine.jsonl"
     names = []
     for version in ("one", "two", "one"):
-        file.write_text("\n".join(json.dumps({"text": f"text {i} of version {version}"}) for i in range(40)))
+        file.write_text(
+            "\n".join(json.dumps({"text": f"text {i} of version {version}"}) for i in range(40))
+        )
         with monkeypatch.context() as killed:
             killed.setattr("calibrant.evaluators._measuring.timed", _killed)
             with pytest.raises(KeyboardInterrupt):
@@ -67,7 +76,9 @@ def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(tmp_path: Pat
     assert names[2] == names[1]
 
 
-def _killed(task: Evaluator, opened: Opened, progress: Progress, reference: object, journal: Journal) -> None:
+def _killed(
+    task: Evaluator, opened: Opened, progress: Progress, reference: object, journal: Journal
+) -> None:
     journal.add({"an item": 1.0})
     raise KeyboardInterrupt
 
@@ -75,8 +86,17 @@ def _killed(task: Evaluator, opened: Opened, progress: Progress, reference: obje
 def test_only_users_files_have_a_digest(tmp_path: Path):
     rows = [json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows))
-    named = ("loss(source={})", "perplexity(source={})", "agreement(source={})", "task(name={})", "generation(name={})")
-    assert {evaluators.build(text.format("python_docs" if "source" in text else "gsm8k")).digest() for text in named} == {""}
+    named = (
+        "loss(source={})",
+        "perplexity(source={})",
+        "agreement(source={})",
+        "task(name={})",
+        "generation(name={})",
+    )
+    assert {
+        evaluators.build(text.format("python_docs" if "source" in text else "gsm8k")).digest()
+        for text in named
+    } == {""}
     own = [evaluators.build(text.format(repr(str(tmp_path / "mine.jsonl")))) for text in named]
     before = {evaluator.digest() for evaluator in own}
     assert len(before) == 1
@@ -89,9 +109,17 @@ def test_only_users_files_have_a_digest(tmp_path: Path):
     assert len({"", first, harness.digest()}) == 3
 
 
-def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
-    folder, task = str(tiny_folder(tmp_path / "tiny")), "loss(source='python_docs', tokens=200, length=64)"
-    half, most = (prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened for target in ("0.5", "0.75"))
+def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+):
+    folder, task = (
+        str(tiny_folder(tmp_path / "tiny")),
+        "loss(source='python_docs', tokens=200, length=64)",
+    )
+    half, most = (
+        prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened
+        for target in ("0.5", "0.75")
+    )
     monkeypatch.setattr("calibrant.evaluators._measuring.timed", _killed)
     for model in (half, most, open_model(folder, "float32")):
         with pytest.raises(KeyboardInterrupt):

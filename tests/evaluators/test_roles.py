@@ -1,4 +1,6 @@
-"""Divergence by role: the template's own tokens, questions and answers, where the template is known."""
+"""Divergence by role: the template's own tokens, questions and answers, where the template is
+known.
+"""
 
 import json
 from pathlib import Path
@@ -13,8 +15,8 @@ from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators._roles import token_roles
 from calibrant.evaluators.agreement import Agreement
 from calibrant.models import Opened
-from calibrant.outcomes import Journal, Measurement
-from calibrant.store.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
+from calibrant.results.outcomes import Journal, Measurement
 from calibrant.testing import tiny_tokenizer
 
 from tests.databases import forget_last
@@ -37,7 +39,10 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("questions") / "mine.jsonl"
     lines: list[str] = []
     for number in range(40):
-        row = {"question": f"How many é are {number} and {number + 1}?", "answer": str(2 * number + 1)}
+        row = {
+            "question": f"How many é are {number} and {number + 1}?",
+            "answer": str(2 * number + 1),
+        }
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines))
     return path
@@ -59,7 +64,9 @@ def written(row: Row) -> tuple[str, list[str]]:
     return text, roles
 
 
-def measure(opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, agreement: Agreement) -> Measurement:
+def measure(
+    opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, agreement: Agreement
+) -> Measurement:
     return agreement.measure(Subject(pruned.model, tokenizer, opened.model))
 
 
@@ -77,16 +84,27 @@ def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBa
     assert places["answer"] == [33]
     # A template may take space off one side only.
     for way, said in (("lstrip", "hi "), ("rstrip", " hi")):
-        tokenizer.chat_template = "{% for m in messages %}[{{ m.content.WAY() }}]{% endfor %}".replace("WAY", way)
+        tokenizer.chat_template = (
+            "{% for m in messages %}[{{ m.content.WAY() }}]{% endfor %}".replace("WAY", way)
+        )
         found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
-        assert found == ["template", *["question"] * len(said), "template", "template", *["answer"] * 3, "template"]
+        assert found == [
+            "template",
+            *["question"] * len(said),
+            "template",
+            "template",
+            *["answer"] * 3,
+            "template",
+        ]
 
 
 Told = tuple[float, bool, float]
 """Of a token: its divergence, whether it is predicted alike, its own nats."""
 
 
-def by_hand(opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, row: Row) -> dict[str, list[Told]]:
+def by_hand(
+    opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, row: Row
+) -> dict[str, list[Told]]:
     """What each scored token of a row gives, by role, one position at a time."""
     text, roles = written(row)
     start = start_tokens(tokenizer)
@@ -104,7 +122,9 @@ def by_hand(opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, 
 
 
 @pytest.mark.parametrize("length", [16, 512])
-def test_the_roles_add_up_to_the_whole(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+def test_the_roles_add_up_to_the_whole(
+    opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase, length: int
+) -> None:
     given = {"source": str(questions), "format": "chat", "tokens": 10_000, "length": length}
     whole = measure(opened, pruned, tokenizer, Agreement(**given))
     told = measure(opened, pruned, tokenizer, Agreement(**given, roles=True))
@@ -112,7 +132,10 @@ def test_the_roles_add_up_to_the_whole(opened: Opened, pruned: Opened, questions
     assert told.beside[: len(whole.beside)] == whole.beside
     for one, plain in zip(told.outcomes, whole.outcomes, strict=True):
         assert (one.item, one.value, one.weight) == (plain.item, plain.value, plain.weight)
-        sums = {fact: sum(one.facts[f"{fact}_{role}"] for role in ROLES) for fact in ("tokens", "kl", "agreed", "nats")}
+        sums = {
+            fact: sum(one.facts[f"{fact}_{role}"] for role in ROLES)
+            for fact in ("tokens", "kl", "agreed", "nats")
+        }
         assert sums["tokens"] == one.weight
         assert sums["kl"] == pytest.approx(one.value, rel=1e-9)
         assert sums["agreed"] == one.facts["agreed"]
@@ -120,7 +143,9 @@ def test_the_roles_add_up_to_the_whole(opened: Opened, pruned: Opened, questions
         assert all(one.facts[f"tokens_{role}"] for role in ROLES)
 
 
-def test_each_role_has_the_scores_of_its_own_tokens(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_each_role_has_the_scores_of_its_own_tokens(
+    opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     given = {"source": str(questions), "format": "chat", "tokens": 10_000, "length": 512}
     agreement = Agreement(**given, roles=True)
     measured = measure(opened, pruned, tokenizer, agreement)
@@ -145,12 +170,16 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     tmp_path: Path,
 ) -> None:
     agreement = Agreement(source=str(questions), format="chat", tokens=2_000, length=64, roles=True)
-    once = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
+    once = Subject(
+        pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?")
+    )
     measured = agreement.measure(once)
     windows = len(once.journal)
     assert windows > 6
     forget_last(tmp_path / "journal", 3)  # what a kill left
-    again = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
+    again = Subject(
+        pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?")
+    )
     assert len(again.journal) == windows - 3
     assert agreement.measure(again) == measured
     assert len(again.journal) == windows
@@ -158,7 +187,9 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     assert outcomes_of(kept) == measured.outcomes
 
 
-def test_what_is_no_conversation_has_no_roles(opened: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_what_is_no_conversation_has_no_roles(
+    opened: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
     agreement = evaluators.build(f"agreement(source='{questions}', format=qa, roles=true)")
     with refused(SpecError, agreement):
         agreement.check()
@@ -176,7 +207,9 @@ def test_what_is_no_conversation_has_no_roles(opened: Opened, questions: Path, t
         "{{ messages[1].content }}{{ messages[0].content }}",
     ],
 )
-def test_a_template_that_changes_what_is_said_is_refused(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+def test_a_template_that_changes_what_is_said_is_refused(
+    tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
     tokenizer.chat_template = template
     row = Row(question="What is two and three?", answer="five")
     with refused(DataError, row.key):

@@ -19,7 +19,9 @@ from tests.usual import usually
 
 VOCABULARY = 259
 SOFTMAX_IN_FLOAT32 = {"gemma2": 1e-5}
-"""Its soft caps need transformers' own attention, whose softmax is in float32 whatever the model is in: sums in another order round otherwise."""
+"""Its soft caps need transformers' own attention, whose softmax is in float32 whatever the model
+is in: sums in another order round otherwise.
+"""
 
 
 def tokens(draw: random.Random, number: int) -> tuple[int, ...]:
@@ -27,22 +29,32 @@ def tokens(draw: random.Random, number: int) -> tuple[int, ...]:
 
 
 def questions(common: int, seed: int = 0, items: int = 6) -> list[Request]:
-    """Items of four choices behind `common` tokens: some share a context, some only its beginning; one request is there twice."""
+    """Items of four choices behind `common` tokens: some share a context, some only its
+    beginning; one request is there twice.
+    """
     draw = random.Random(seed)
     few, asked = tokens(draw, common), list[Request]()
     for item in range(items):
         context = few + tokens(draw, draw.randrange(1, 9))
         for _ in range(4):
-            asked.append(Request(context + tokens(draw, item % 2), tokens(draw, draw.randrange(1, 6))))
+            asked.append(
+                Request(context + tokens(draw, item % 2), tokens(draw, draw.randrange(1, 6)))
+            )
     return [*asked, asked[3]]
 
 
 def by_hand(model: PreTrainedModel, request: Request) -> Scored:
-    """Log likelihoods one token at a time, each from a forward that sees what comes before it and nothing else."""
+    """Log likelihoods one token at a time, each from a forward that sees what comes before it
+    and nothing else.
+    """
     nats, greedy = 0.0, True
     for at, token in enumerate(request.continuation):
         with torch.no_grad():
-            logits = model(torch.tensor([[*request.context, *request.continuation[:at]]])).logits[0, -1].double()
+            logits = (
+                model(torch.tensor([[*request.context, *request.continuation[:at]]]))
+                .logits[0, -1]
+                .double()
+            )
         nats -= float(logits[token] - torch.log(torch.exp(logits).sum()))
         greedy = greedy and int(logits.argmax()) == token
     return Scored(nats, len(request.continuation), greedy)
@@ -53,10 +65,16 @@ def agree(found: Sequence[Scored], wanted: Sequence[Scored], within: float) -> N
     assert [(s.tokens, s.greedy) for s in found] == [(s.tokens, s.greedy) for s in wanted]
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gpt2", "gemma2", "gemma3", "qwen3_moe"}))
-def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "family", usually(FAMILIES, {"llama", "gpt2", "gemma2", "gemma3", "qwen3_moe"})
+)
+def test_both_ways_are_what_one_request_gives_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, within = tiny_model(family, torch.float64), SOFTMAX_IN_FLOAT32.get(family, 1e-9)
-    assert shares(model, 40) == (family != "gemma3"), "a window of four tokens is shorter than a question"
+    assert shares(model, 40) == (family != "gemma3"), (
+        "a window of four tokens is shorter than a question"
+    )
     few, none = questions(20, items=3), questions(3, seed=1, items=2)
     alone = {request: by_hand(model, request) for request in (*few, *none)}
     for requests in (few, [*few, *none]):  # with and without a beginning that all share
@@ -69,10 +87,14 @@ def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: py
 
 
 def test_a_recurrent_model_is_padded() -> None:
-    config = AutoConfig.for_model("mamba", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4
+    )
     model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5, items=2)
     assert not shares(model, 10)
-    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-5)  # its scan is in float32
+    agree(
+        score(model, asked), [by_hand(model, request) for request in asked], 1e-5
+    )  # its scan is in float32
 
 
 @pytest.mark.parametrize(
@@ -81,11 +103,19 @@ def test_a_recurrent_model_is_padded() -> None:
         ("a chunk", {"attention_chunk_size": 8}),
         ("recurrent layers", {"layer_types": ["full_attention", "linear_attention"]}),
         ("ALiBi", {"alibi": True}),
-        ("frequencies that depend on the length", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}, "max_position_embeddings": 8}),
+        (
+            "frequencies that depend on the length",
+            {
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4},
+                "max_position_embeddings": 8,
+            },
+        ),
         ("an attention without masks", {"_attn_implementation_internal": "flash_attention_2"}),
     ],
 )
-def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(told: str, change: dict[str, Any]) -> None:
+def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(
+    told: str, change: dict[str, Any]
+) -> None:
     model = tiny_model("llama")
     assert shares(model, 9)
     vars(model.config).update(change)
@@ -94,7 +124,9 @@ def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(told: str
 
 @pytest.mark.parametrize("way", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_outputs_that_are_not_finite_are_no_scores(way: bool, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_not_finite_are_no_scores(
+    way: bool, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
     model = tiny_model("llama")
     with torch.no_grad():
@@ -107,6 +139,10 @@ def test_what_cannot_be_scored_is_refused_and_nothing_asked_is_nothing_found() -
     model = tiny_model("gpt2", n_positions=16)
     assert score(model, []) == []
     assert score(model, [Request((5,) * 16, (6,))])[0].tokens == 1
-    for request, subject in ((Request((), (5,)), "context"), (Request((5,), ()), "continuation"), (Request((5,) * 16, (6, 7)), 17)):
+    for request, subject in (
+        (Request((), (5,)), "context"),
+        (Request((5,), ()), "continuation"),
+        (Request((5,) * 16, (6, 7)), 17),
+    ):
         with refused(DataError, subject):
             score(model, [request])

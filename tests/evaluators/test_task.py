@@ -25,13 +25,29 @@ from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import is_number, wrong_numbers
 from calibrant.evaluators.task import Task
 from calibrant.models import Opened
-from calibrant.outcomes import Journal, Measurement, Score
+from calibrant.results.outcomes import Journal, Measurement, Score
 from calibrant.testing import tiny_model, tiny_tokenizer
 
 from tests.evaluators.refusals import overflowing
 from tests.refusing import refused
 
-WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch", "marsh", "north", "ocean"]
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "inlet",
+    "jetty",
+    "knoll",
+    "larch",
+    "marsh",
+    "north",
+    "ocean",
+]
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
@@ -45,16 +61,27 @@ def quiz(number: int, seed: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(number):
         offered = draw.sample(WORDS, 4)
-        found.append({"question": f"Which is {draw.randrange(10**6)}?", "choices": offered, "answer": draw.choice(offered)})
+        found.append(
+            {
+                "question": f"Which is {draw.randrange(10**6)}?",
+                "choices": offered,
+                "answer": draw.choice(offered),
+            }
+        )
     return found
 
 
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of questions with four choices: 150 to calibrate on, of which a few are exemplars, and 60 to measure."""
+    """A folder of questions with four choices: 150 to calibrate on, of which a few are
+    exemplars, and 60 to measure.
+    """
     folder = tmp_path_factory.mktemp("quiz")
     write(folder / "train.jsonl", quiz(150, 0))
-    write(folder / "test.jsonl", [*quiz(60, 1), {"question": "Nothing fits?", "choices": ["one", "two"], "answer": "G"}])
+    write(
+        folder / "test.jsonl",
+        [*quiz(60, 1), {"question": "Nothing fits?", "choices": ["one", "two"], "answer": "G"}],
+    )
     return folder
 
 
@@ -65,8 +92,13 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nats(opened: Opened, context: str, continuation: str) -> float:
-    """The negative log likelihood of a text behind another: bytes are tokens, so nothing can be joined across the border."""
-    shown, scored = (opened.tokenizer(text, add_special_tokens=False).input_ids for text in (context, continuation))
+    """The negative log likelihood of a text behind another: bytes are tokens, so nothing can be
+    joined across the border.
+    """
+    shown, scored = (
+        opened.tokenizer(text, add_special_tokens=False).input_ids
+        for text in (context, continuation)
+    )
     with torch.no_grad():
         logits = opened.model(torch.tensor([shown + scored])).logits[0].double()
     logs = logits - logits.exp().sum(-1, keepdim=True).log()
@@ -87,23 +119,40 @@ def exemplars(task: Task) -> list[str]:
 
 def asked(task: Task) -> list[Any]:
     """The measured rows of a task that has choices, by hand: those whose answer is one of them."""
-    return [row for row in task.rows() if row.answer in row.labels or row.answer in row.choices][: task.limit]
+    return [row for row in task.rows() if row.answer in row.labels or row.answer in row.choices][
+        : task.limit
+    ]
 
 
-@pytest.mark.parametrize(("shots", "style"), [(2, None), (0, "letters"), pytest.param(2, "letters", marks=pytest.mark.slow)])
-def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int, style: str | None) -> None:
+@pytest.mark.parametrize(
+    ("shots", "style"),
+    [(2, None), (0, "letters"), pytest.param(2, "letters", marks=pytest.mark.slow)],
+)
+def test_choices_are_ranked_as_by_hand(
+    opened: Opened, choices: Path, shots: int, style: str | None
+) -> None:
     task = Task(name=str(choices), shots=shots, limit=8, style=style)
     measured = task.measure(Subject(opened.model, opened.tokenizer))
 
     def question(row: Any) -> str:
-        listed = "".join(f"\n{label}. {choice}" for label, choice in zip(row.labels, row.choices, strict=True)) if style else ""
+        listed = (
+            "".join(
+                f"\n{label}. {choice}"
+                for label, choice in zip(row.labels, row.choices, strict=True)
+            )
+            if style
+            else ""
+        )
         return f"Question: {row.question}{listed}\nAnswer:"
 
     def answers(row: Any) -> list[str]:
         return list(row.labels if style else row.choices)
 
     pool = {exemplar.right.written: exemplar for exemplar in task._exemplars(task._put)}
-    exemplars = {f"{question(row)} {answers(row)[row.labels.index(row.answer)]}" for row in task._source.rows("exemplars")}
+    exemplars = {
+        f"{question(row)} {answers(row)[row.labels.index(row.answer)]}"
+        for row in task._source.rows("exemplars")
+    }
     assert len(pool) == shots
     assert set(pool) <= exemplars, "exemplars are written as questions are, with their answer"
     before = "".join(f"{text}\n\n" for text in pool)
@@ -118,29 +167,47 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
         alone = [nats(opened, "Answer:", f" {answer}") for answer in answers(row)]
         assert found.facts["choices"] == pytest.approx(given, abs=1e-9)
         assert found.facts["bare"] == pytest.approx(alone, abs=1e-9)
-        assert (found.value, found.weight) == (pytest.approx(given[gold], abs=1e-9), len(f" {answers(row)[gold]}"))
+        assert (found.value, found.weight) == (
+            pytest.approx(given[gold], abs=1e-9),
+            len(f" {answers(row)[gold]}"),
+        )
         assert found.facts["gold"] == gold
         hits["acc"].append(first(given) == gold)
         blind["acc"].append(first(alone) == gold)
-        blind["acc_norm"].append(first([n / len(a) for n, a in zip(alone, answers(row), strict=True)]) == gold)
-        hits["acc_norm"].append(first([n / len(a) for n, a in zip(given, answers(row), strict=True)]) == gold)
+        blind["acc_norm"].append(
+            first([n / len(a) for n, a in zip(alone, answers(row), strict=True)]) == gold
+        )
+        hits["acc_norm"].append(
+            first([n / len(a) for n, a in zip(given, answers(row), strict=True)]) == gold
+        )
         hits["acc_prior"].append(first([n - a for n, a in zip(given, alone, strict=True)]) == gold)
         likelihood = [math.exp(-n) for n in given]
         offered["offered"].append(-math.log(likelihood[gold] / sum(likelihood)))
         raised = [math.exp(a - n) for n, a in zip(given, alone, strict=True)]
         offered["offered_prior"].append(-math.log(raised[gold] / sum(raised)))
-        assert [found.facts[name] for name in ("hit", "hit_norm", "hit_prior")] == [hits[name][-1] for name in hits]
+        assert [found.facts[name] for name in ("hit", "hit_norm", "hit_prior")] == [
+            hits[name][-1] for name in hits
+        ]
     assert not outcomes
     scores = named(measured)
     for metric, kept in hits.items():
         mean = sum(kept) / 8
         assert (scores[metric].value, scores[metric].n, scores[metric].chance) == (mean, 8, 0.25)
         assert scores[metric].stderr == pytest.approx(math.sqrt(mean * (1 - mean) / 7))
-    assert {m: s.facts["blind"] for m, s in scores.items() if "blind" in s.facts} == {m: sum(kept) / 8 for m, kept in blind.items()}
+    assert {m: s.facts["blind"] for m, s in scores.items() if "blind" in s.facts} == {
+        m: sum(kept) / 8 for m, kept in blind.items()
+    }
     for metric, values in offered.items():
         assert scores[metric].value == pytest.approx(sum(values) / 8, abs=1e-9)
-        assert (scores[metric].n, scores[metric].unit, scores[metric].better) == (8, "nats/question", "lower")
-    total, weight = sum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
+        assert (scores[metric].n, scores[metric].unit, scores[metric].better) == (
+            8,
+            "nats/question",
+            "lower",
+        )
+    total, weight = (
+        sum(o.value for o in measured.outcomes),
+        sum(o.weight for o in measured.outcomes),
+    )
     assert measured.score.metric == "loss"
     assert measured.score.value == pytest.approx(total / weight)
     assert measured.score.chance is None
@@ -149,10 +216,15 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
 def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) -> None:
     plain = Task(name=str(choices), limit=6).measure(Subject(opened.model, opened.tokenizer))
     for metric in ("acc", "acc_norm", "acc_prior", "offered", "offered_prior"):
-        measured = Task(name=str(choices), limit=6, metric=metric).measure(Subject(opened.model, opened.tokenizer))
+        measured = Task(name=str(choices), limit=6, metric=metric).measure(
+            Subject(opened.model, opened.tokenizer)
+        )
         assert measured.score == named(plain)[metric]
         assert {s.metric for s in measured.beside} == set(named(plain)) - {metric}
-        total, weight = math.fsum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
+        total, weight = (
+            math.fsum(o.value for o in measured.outcomes),
+            sum(o.weight for o in measured.outcomes),
+        )
         assert total / weight == pytest.approx(measured.score.value, rel=1e-14)
         if metric.startswith("acc"):
             assert total / weight == measured.score.value
@@ -167,32 +239,61 @@ def test_winogrande_scores_what_follows_the_gap(opened: Opened, mirror: Path) ->
     write(mirror / "winogrande/validation.jsonl", [record])
     (outcome,) = Task(name="winogrande").measure(Subject(opened.model, opened.tokenizer)).outcomes
     rest = " was 'done' with it."
-    assert outcome.facts["choices"] == pytest.approx([nats(opened, f"Ann gave it to Sue because {who}", rest) for who in ("Ann", "Sue")])
-    assert outcome.facts["bare"] == pytest.approx([nats(opened, who, rest) for who in ("Ann", "Sue")])
+    assert outcome.facts["choices"] == pytest.approx(
+        [nats(opened, f"Ann gave it to Sue because {who}", rest) for who in ("Ann", "Sue")]
+    )
+    assert outcome.facts["bare"] == pytest.approx(
+        [nats(opened, who, rest) for who in ("Ann", "Sue")]
+    )
     assert (outcome.weight, outcome.facts["gold"]) == (len(rest), 0)
     shown = Task(name="winogrande", shots=1)
     (exemplar,) = shown._exemplars(shown._put)
-    assert re.fullmatch(r"\d+ Ann gave it to Sue because Ann was 'done' with it\.", exemplar.right.written)
-    (listed,) = Task(name="winogrande", style="letters").measure(Subject(opened.model, opened.tokenizer)).outcomes
+    assert re.fullmatch(
+        r"\d+ Ann gave it to Sue because Ann was 'done' with it\.", exemplar.right.written
+    )
+    (listed,) = (
+        Task(name="winogrande", style="letters")
+        .measure(Subject(opened.model, opened.tokenizer))
+        .outcomes
+    )
     asked = f"Sentence: {sentence}\n1. Ann\n2. Sue\nAnswer:"
-    assert listed.facts["choices"] == pytest.approx([nats(opened, asked, f" {label}") for label in "12"])
+    assert listed.facts["choices"] == pytest.approx(
+        [nats(opened, asked, f" {label}") for label in "12"]
+    )
 
 
 def test_hellaswag_scores_the_ending_behind_its_context(opened: Opened, mirror: Path) -> None:
     endings = ["sit down.", "fly off.", "melt.", "sing a song."]
-    records = [{"activity_label": f"Roof {i}", "ctx": f"{i} men are there. they", "endings": endings, "label": i % 4} for i in range(40)]
+    records = [
+        {
+            "activity_label": f"Roof {i}",
+            "ctx": f"{i} men are there. they",
+            "endings": endings,
+            "label": i % 4,
+        }
+        for i in range(40)
+    ]
     write(mirror / "hellaswag/train.jsonl", records[:30])
     write(mirror / "hellaswag/validation.jsonl", records[30:31])
     (outcome,) = Task(name="hellaswag").measure(Subject(opened.model, opened.tokenizer)).outcomes
-    assert outcome.facts["choices"] == pytest.approx([nats(opened, "Roof 30: 30 men are there. they", f" {ending}") for ending in endings])
-    assert outcome.facts["bare"] == pytest.approx([nats(opened, "Continuation:", f" {ending}") for ending in endings])
+    assert outcome.facts["choices"] == pytest.approx(
+        [nats(opened, "Roof 30: 30 men are there. they", f" {ending}") for ending in endings]
+    )
+    assert outcome.facts["bare"] == pytest.approx(
+        [nats(opened, "Continuation:", f" {ending}") for ending in endings]
+    )
     assert outcome.facts["sizes"] == [len(ending) for ending in endings]
     assert outcome.facts["gold"] == 2
 
 
-def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(opened: Opened, mirror: Path) -> None:
+def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(
+    opened: Opened, mirror: Path
+) -> None:
     answer = "He has 12 + 30 = <<12+30=42>>42 pens.\n#### 42"
-    records = [{"question": f"Tom {i} has 12 pens and gets 30 more. How many?", "answer": answer} for i in range(5)]
+    records = [
+        {"question": f"Tom {i} has 12 pens and gets 30 more. How many?", "answer": answer}
+        for i in range(5)
+    ]
     write(mirror / "gsm8k/train.jsonl", records[1:])
     write(mirror / "gsm8k/test.jsonl", records[:1])
     measured = Task(name="gsm8k").measure(Subject(opened.model, opened.tokenizer))
@@ -207,11 +308,17 @@ def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(opened: Op
     assert [scores[m].chance for m in ("acc", "acc_norm", "acc_prior")] == [0.25] * 3
     primary = Task(name="gsm8k", metric="solution").measure(Subject(opened.model, opened.tokenizer))
     assert primary.score == scores["solution"]
-    assert (primary.outcomes[0].value, primary.outcomes[0].weight) == (pytest.approx(worked), outcome.facts["solution_tokens"])
+    assert (primary.outcomes[0].value, primary.outcomes[0].weight) == (
+        pytest.approx(worked),
+        outcome.facts["solution_tokens"],
+    )
 
 
 def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", [{"question": f"Say {i} {w}?", "answer": w} for i in range(4) for w in WORDS])
+    path = write(
+        tmp_path / "mine.jsonl",
+        [{"question": f"Say {i} {w}?", "answer": w} for i in range(4) for w in WORDS],
+    )
     measured = Task(name=str(path), limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert (measured.score.metric, measured.beside) == ("loss", ())
     assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
@@ -223,11 +330,18 @@ def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
     task = Task(name=str(choices))
     others = {row.name for part in ("calibrate", "measure") for row in task._source.rows(part)}
     assert not {*drawn[0], *drawn[2]} & others
-    assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], "more shots go on where fewer end"
+    assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], (
+        "more shots go on where fewer end"
+    )
 
 
-def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, choices: Path, tmp_path: Path) -> None:
-    unanswerable = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
+def test_what_cannot_be_measured_is_refused_by_name(
+    opened: Opened, choices: Path, tmp_path: Path
+) -> None:
+    unanswerable = write(
+        tmp_path / "mine.jsonl",
+        [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)],
+    )
     with refused(DataError, unanswerable):
         Task(name=str(unanswerable)).measure(Subject(opened.model, opened.tokenizer))
     broken = overflowing()
@@ -235,11 +349,19 @@ def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, choices: Pat
         Task(name=str(choices), limit=3).measure(Subject(broken.model, broken.tokenizer))
 
 
-def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(
+    choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "TOKENS_PER_PASS", 32)
-    model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), Task(name=str(choices), shots=1, limit=10)
+    model, tokenizer, task = (
+        tiny_model("llama"),
+        tiny_tokenizer(),
+        Task(name=str(choices), shots=1, limit=10),
+    )
     told: list[tuple[int, int]] = []
-    whole = task.measure(Subject(model, tokenizer, progress=lambda what, done, total: told.append((done, total))))
+    whole = task.measure(
+        Subject(model, tokenizer, progress=lambda what, done, total: told.append((done, total)))
+    )
     assert told[-1] == (80, 80)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
@@ -254,7 +376,9 @@ def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path
                 raise Killed
 
         with pytest.raises(Killed):
-            task.measure(Subject(model, tokenizer, progress=kill, journal=Journal(path, "question")))
+            task.measure(
+                Subject(model, tokenizer, progress=kill, journal=Journal(path, "question"))
+            )
         half = Journal(path, "question")
         assert 0 < len(half) < 20
         assert task.measure(Subject(model, tokenizer, journal=half)) == whole, "bit for bit"
@@ -285,7 +409,10 @@ def test_wrong_numbers_keep_their_rule(answer: str, numbers: list[int], key: str
     values = [Decimal(text) for text in (answer, *wrong)]
     assert wrong == wrong_numbers(question, answer, key)
     assert len(set(values)) == 4
-    assert all(is_number(text) and len(text.partition(".")[2]) == len(answer.partition(".")[2]) for text in wrong)
+    assert all(
+        is_number(text) and len(text.partition(".")[2]) == len(answer.partition(".")[2])
+        for text in wrong
+    )
     if values[0] >= 0:
         assert min(values) >= 0
     if values[0] not in numbers:
@@ -293,7 +420,15 @@ def test_wrong_numbers_keep_their_rule(answer: str, numbers: list[int], key: str
 
 
 def test_the_right_number_stands_anywhere() -> None:
-    """Its place is of another hash than the wrong ones are chosen by: those are the lowest of that one."""
+    """Its place is of another hash than the wrong ones are chosen by: those are the lowest of
+    that one.
+    """
     put = put_for("mine", None, choices=False, numbers=True)
-    places = [item.gold for i in range(400) if (item := put(Row(question=f"{i} pens and 30 pens?", answer="42")))]
-    assert all(abs(places.count(place) - 100) < 4 * math.sqrt(400 * 0.25 * 0.75) for place in range(4))
+    places = [
+        item.gold
+        for i in range(400)
+        if (item := put(Row(question=f"{i} pens and 30 pens?", answer="42")))
+    ]
+    assert all(
+        abs(places.count(place) - 100) < 4 * math.sqrt(400 * 0.25 * 0.75) for place in range(4)
+    )

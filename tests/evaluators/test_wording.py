@@ -14,7 +14,11 @@ from calibrant.testing import tiny_gguf
 @pytest.mark.parametrize(
     ("spec", "subject", "sentence"),
     [
-        ("loss(tokens=0)", "loss", "loss(tokens=0, length=2048): tokens must be at least 1 and length at least 2"),
+        (
+            "loss(tokens=0)",
+            "loss",
+            "loss(tokens=0, length=2048): tokens must be at least 1 and length at least 2",
+        ),
         ("perplexity(tokens=0)", "perplexity", "tokens must be at least 1"),
         ("perplexity(length=8, stride=9)", "stride", "length=8, stride=9"),
         ("task(limit=0)", "task", "limit=0): shots must be at least 0 and limit at least 1"),
@@ -23,9 +27,17 @@ from calibrant.testing import tiny_gguf
         ("generation(shots=-1)", "shots", "generation(shots=-1): shots must be at least 0"),
         ("influence(limit=0)", "limit", "limit must be at least 1"),
         ("words(shuffles=0)", "shuffles", "shuffles must be at least 1"),
-        ("lape(sources=[1, 2])", "sources", "lape(sources=[1, 2]): sources must be a list of names or of texts in quotes"),
+        (
+            "lape(sources=[1, 2])",
+            "sources",
+            "lape(sources=[1, 2]): sources must be a list of names or of texts in quotes",
+        ),
         ("lape(sources=[wikitext, wikitext])", "sources", "name two languages or more, each once"),
-        ("lape(sources=['wikitext', 'c4'], lowest=0)", "lowest", "lowest is a share between 0 and 1"),
+        (
+            "lape(sources=['wikitext', 'c4'], lowest=0)",
+            "lowest",
+            "lowest is a share between 0 and 1",
+        ),
         ("harness(task=mine, limit=0)", "limit", "harness(limit=0): limit must be at least 1"),
         ("harness(task=mine, num_fewshot=-1)", "num_fewshot", "num_fewshot can't be negative"),
         ("harness", "task", "harness needs task"),
@@ -42,17 +54,34 @@ def test_what_cannot_be_meant(spec: str, subject: str, sentence: str) -> None:
     ("task", "error", "subject", "sentence"),
     [
         ("words(source='MINE')", SpecError, "MODEL", "isn't known; give --reference"),
-        ("task(name='MINE', shots=99)", DataError, "MINE", "exemplars, and 99 were asked for; take fewer shots"),
+        (
+            "task(name='MINE', shots=99)",
+            DataError,
+            "MINE",
+            "exemplars, and 99 were asked for; take fewer shots",
+        ),
         ("task(name='MINE', metric=acc)", DataError, "MINE", "neither choices nor numbers"),
         ("task(name='MINE', style=letters)", DataError, "MINE", "has no choices; leave style out"),
         ("task(name='MINE', metric=solution)", DataError, "solution", "use one of loss"),
         ("task(name=full_stops)", DataError, "full_stops", "'full_stops' is a control"),
-        ("generation(name='MINE', shots=99)", DataError, "MINE", "exemplars and 99 shots were asked for"),
+        (
+            "generation(name='MINE', shots=99)",
+            DataError,
+            "MINE",
+            "exemplars and 99 shots were asked for",
+        ),
     ],
 )
-def test_what_cannot_be_measured(opened: Opened, tmp_path: Path, task: str, error: type[InputError], subject: str, sentence: str) -> None:
+def test_what_cannot_be_measured(
+    opened: Opened, tmp_path: Path, task: str, error: type[InputError], subject: str, sentence: str
+) -> None:
     mine = tmp_path / "mine.jsonl"
-    mine.write_text("\n".join(json.dumps({"question": f"Who is number {i}?", "answer": "Nobody knows"}) for i in range(60)))
+    mine.write_text(
+        "\n".join(
+            json.dumps({"question": f"Who is number {i}?", "answer": "Nobody knows"})
+            for i in range(60)
+        )
+    )
     with pytest.raises(error) as caught:
         evaluate(opened, task.replace("MINE", str(mine)))
     assert caught.value.subject == subject.replace("MINE", str(mine)).replace("MODEL", opened.name)
@@ -62,13 +91,18 @@ def test_what_cannot_be_measured(opened: Opened, tmp_path: Path, task: str, erro
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"engine": "llama.cpp"}, "there is no engine 'llama.cpp', did you mean 'llama_cpp'?; choose one of torch, llama_cpp"),
+        (
+            {"engine": "llama.cpp"},
+            "there is no engine 'llama.cpp', did you mean 'llama_cpp'?; choose one of torch, llama_cpp",
+        ),
         ({"engine": "llama_cpp", "memory": 4.0}, "memory is for a model that is opened here"),
         ({"memory": 0.01}, "GB are held, and memory is"),
         ({"memory": -1.0}, "memory=-1 is no room to work in"),
     ],
 )
-def test_what_a_file_cannot_be_measured_with(tmp_path: Path, asked: dict[str, object], sentence: str) -> None:
+def test_what_a_file_cannot_be_measured_with(
+    tmp_path: Path, asked: dict[str, object], sentence: str
+) -> None:
     file = tiny_gguf(tmp_path / "model.gguf")
     with pytest.raises(InputError) as caught:
         evaluate(str(file), "loss(source=python_docs, tokens=64, length=32)", **asked)

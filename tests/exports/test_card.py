@@ -1,4 +1,6 @@
-"""The model card says what was done, with what, and where it came from; nothing that comes from outside is read as Markdown or HTML."""
+"""The model card says what was done, with what, and where it came from; nothing that comes from
+outside is read as Markdown or HTML.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from calibrant.cli import app
 from calibrant.compress import prune
 from calibrant.errors import SpecError
 from calibrant.exports import card
-from calibrant.store import Record
+from calibrant.results import Record
 from calibrant.testing import tiny_folder
 
 from tests.models.refused import refusal_of
@@ -37,49 +39,101 @@ def front(text: str) -> dict[str, object]:
 
 
 def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
-    done = prune(str(folder), "python_docs", "sparsegpt(damp=0.02)", "2:4", tmp_path / "out", **SMALL)
+    done = prune(
+        str(folder), "python_docs", "sparsegpt(damp=0.02)", "2:4", tmp_path / "out", **SMALL
+    )
     text = (tmp_path / "out" / "README.md").read_text()
-    assert front(text) == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["calibrant", "pruned", "sparsegpt"]}
-    for fact in ("50.00%", "`2:4`", "`python_docs`", f"`{done.record.run.id}`", f"`{done.record.run.model}`", "`PSF-2.0`", "damp=0.02"):
+    assert front(text) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["calibrant", "pruned", "sparsegpt"],
+    }
+    for fact in (
+        "50.00%",
+        "`2:4`",
+        "`python_docs`",
+        f"`{done.record.run.id}`",
+        f"`{done.record.run.model}`",
+        "`PSF-2.0`",
+        "damp=0.02",
+    ):
         assert fact in text
     assert str(tmp_path) not in text
     assert str(folder.parent) not in text
 
 
 def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:
-    parts = [{"hub": {"id": "allenai/c4"}, "licence": "odc-by"}, {"hub": {"id": "allenai/c4"}}, {"hub": None}]
-    text = card(replace(record, run=replace(record.run, model_name="owner/a-model_1.0"), data_facts={"parts": parts}))
+    parts = [
+        {"hub": {"id": "allenai/c4"}, "licence": "odc-by"},
+        {"hub": {"id": "allenai/c4"}},
+        {"hub": None},
+    ]
+    text = card(
+        replace(
+            record,
+            run=replace(record.run, model_name="owner/a-model_1.0"),
+            data_facts={"parts": parts},
+        )
+    )
     assert front(text)["base_model"] == "owner/a-model_1.0"
     assert front(text)["datasets"] == ["allenai/c4"]
     for path in ("/home/me/model", "../model", "./model", "a/b/c", "smollm2"):
-        assert "base_model" not in front(card(replace(record, run=replace(record.run, model_name=path))))
+        assert "base_model" not in front(
+            card(replace(record, run=replace(record.run, model_name=path)))
+        )
 
 
-@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "a|b", "``` `x`", "x\n---\nbase_model: y", "\u202egnp", "`"])
+@pytest.mark.parametrize(
+    "hostile",
+    ["<script>alert(1)</script>", "a|b", "``` `x`", "x\n---\nbase_model: y", "\u202egnp", "`"],
+)
 def test_what_comes_from_outside_is_only_shown(record: Record, hostile: str) -> None:
-    text = card(replace(record, run=replace(record.run, model_name=hostile, data=hostile, method={"spec": hostile})), hostile)
+    text = card(
+        replace(
+            record,
+            run=replace(record.run, model_name=hostile, data=hostile, method={"spec": hostile}),
+        ),
+        hostile,
+    )
     assert front(text).keys() == {"library_name", "pipeline_tag", "tags"}
     assert "\u202e" not in text
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(line.count("|") == 3 for line in table)
-    assert all("<script>" not in line.replace("`<script>alert(1)</script>`", "") for line in text.splitlines() if "tags:" not in line)
+    assert all(
+        "<script>" not in line.replace("`<script>alert(1)</script>`", "")
+        for line in text.splitlines()
+        if "tags:" not in line
+    )
 
 
 def test_folders_of_a_path_are_left_out(record: Record) -> None:
-    run = replace(record.run, model_name="/home/me/secret/model", data="0.5*'/home/me/secret/rows.jsonl':text + 0.5*c4")
+    run = replace(
+        record.run,
+        model_name="/home/me/secret/model",
+        data="0.5*'/home/me/secret/rows.jsonl':text + 0.5*c4",
+    )
     text = card(replace(record, run=run))
     assert "secret" not in text
     assert "0.5*'…/rows.jsonl':text + 0.5*c4" in text
 
 
 def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    said = refusal_of(prune, "no/such/model", "python_docs", kind=SpecError, out=tmp_path / "out", export=("gguff",))
+    said = refusal_of(
+        prune,
+        "no/such/model",
+        "python_docs",
+        kind=SpecError,
+        out=tmp_path / "out",
+        export=("gguff",),
+    )
     assert said.subject == "gguff"
     assert "'gguf'" in str(said)
     assert not list(tmp_path.iterdir())
 
 
-def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that_is_not_ours(folder: Path, tmp_path: Path) -> None:
+def test_scores_go_into_the_card_in_place_of_the_last_ones_and_into_no_card_that_is_not_ours(
+    folder: Path, tmp_path: Path
+) -> None:
     prune(str(folder), "python_docs", out=tmp_path / "out", **SMALL)
     card_file, manifest = tmp_path / "out" / "README.md", tmp_path / "out" / "calibrant.json"
     words = ["evaluate", str(tmp_path / "out"), "--task", TASK, "--card"]

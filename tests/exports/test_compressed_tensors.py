@@ -1,4 +1,6 @@
-"""What compressed-tensors' own reader makes of the folder is what was measured, to the last bit; and so is what we make of it."""
+"""What compressed-tensors' own reader makes of the folder is what was measured, to the last bit;
+and so is what we make of it.
+"""
 
 import json
 import shutil
@@ -30,7 +32,13 @@ NAME = "compressed_tensors"
 
 @given(some.integers(2, 8), some.integers(1, 5), some.integers(1, 70), some.randoms())
 def test_packed_words_by_hand_and_back(bits: int, rows: int, columns: int, random) -> None:
-    codes = torch.tensor([[random.randrange(-(2 ** (bits - 1)), 2 ** (bits - 1)) for _ in range(columns)] for _ in range(rows)], dtype=torch.int8)
+    codes = torch.tensor(
+        [
+            [random.randrange(-(2 ** (bits - 1)), 2 ** (bits - 1)) for _ in range(columns)]
+            for _ in range(rows)
+        ],
+        dtype=torch.int8,
+    )
     words = pack_codes(codes, bits)
     for row, packed in zip(codes.tolist(), words.tolist(), strict=True):
         whole = sum((word % 2**32) << (32 * at) for at, word in enumerate(packed))
@@ -56,10 +64,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 FEW = ("w4g16 tied", "w8", "w3g16")
 
 
-@pytest.mark.parametrize("target", usually(["w4g16", "w4g16 tied", "w8", "w2g16", "w3g16", "w5g16", "w6g16"], FEW))
+@pytest.mark.parametrize(
+    "target", usually(["w4g16", "w4g16 tied", "w8", "w2g16", "w3g16", "w5g16", "w6g16"], FEW)
+)
 def test_it_opens_here_with_the_same_logits(made: Callable[..., Path], target: str) -> None:
     out = made(target.removesuffix(" tied"), tied="tied" in target)
-    dense, packed = open_model(str(out), "float32", "cpu"), open_model(str(out / NAME), "float32", "cpu")
+    dense, packed = (
+        open_model(str(out), "float32", "cpu"),
+        open_model(str(out / NAME), "float32", "cpu"),
+    )
     assert torch.equal(dense.model(IDS).logits, packed.model(IDS).logits)
     assert packed.tokenizer("abc").input_ids == dense.tokenizer("abc").input_ids
     stored = load_file(out / NAME / "model.safetensors")
@@ -67,14 +80,23 @@ def test_it_opens_here_with_the_same_logits(made: Callable[..., Path], target: s
     assert sum(name.endswith("_proj.weight") for name in stored) == 0
 
 
-@pytest.mark.parametrize(("target", "tied", "dtype"), [("w4g16", True, "float32"), ("w8", False, "float32"), ("w4g16", False, "bfloat16")])
-def test_their_reader_gives_the_same_logits_and_knows_every_tensor(made: Callable[..., Path], target: str, tied: bool, dtype: str) -> None:
-    pytest.importorskip("compressed_tensors", reason="the reader library compressed-tensors isn't installed")
+@pytest.mark.parametrize(
+    ("target", "tied", "dtype"),
+    [("w4g16", True, "float32"), ("w8", False, "float32"), ("w4g16", False, "bfloat16")],
+)
+def test_their_reader_gives_the_same_logits_and_knows_every_tensor(
+    made: Callable[..., Path], target: str, tied: bool, dtype: str
+) -> None:
+    pytest.importorskip(
+        "compressed_tensors", reason="the reader library compressed-tensors isn't installed"
+    )
     out = made(target, dtype, tied)
     kind = getattr(torch, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, loaded = AutoModelForCausalLM.from_pretrained(out / NAME, dtype=kind, output_loading_info=True)
+        theirs, loaded = AutoModelForCausalLM.from_pretrained(
+            out / NAME, dtype=kind, output_loading_info=True
+        )
         theirs.eval()
         logits = theirs(IDS).logits  # unpacks at the first forward
     assert not loaded["missing_keys"]
@@ -85,11 +107,19 @@ def test_their_reader_gives_the_same_logits_and_knows_every_tensor(made: Callabl
 
 def test_what_it_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:
     folder, moe = str(tiny_folder(tmp_path / "model")), str(tiny_folder(tmp_path / "moe", "olmoe"))
-    options: dict[str, Any] = {"kind": OutputError, "dtype": "float32", "export": NAME, "out": tmp_path / "out"}
+    options: dict[str, Any] = {
+        "kind": OutputError,
+        "dtype": "float32",
+        "export": NAME,
+        "out": tmp_path / "out",
+    }
     assert refusal_of(quantize, folder, target="w4g16a", **options).subject == "w4g16a"
     assert refusal_of(quantize, folder, None, "none", "w4g16", **options).subject == "none"
     assert refusal_of(prune, folder, "python_docs", "magnitude", 0.5, **options).subject == NAME
-    assert refusal_of(quantize, moe, target="w4g16", **options).subject == "model.layers.0.mlp.experts.gate_up_proj[0]"
+    assert (
+        refusal_of(quantize, moe, target="w4g16", **options).subject
+        == "model.layers.0.mlp.experts.gate_up_proj[0]"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -103,13 +133,31 @@ def folder(made: Callable[..., Path], tmp_path: Path) -> Path:
     ("change", "subject", "value"),
     [
         (lambda s: s.update(format="sparse-24-bitmask"), "", "sparse-24-bitmask"),
-        (lambda s: s.update(sparsity_config={"format": "sparse-24-bitmask"}), "", "sparse-24-bitmask"),
-        (lambda s: s["config_groups"]["group_0"]["weights"].update(symmetric=False), "", "'num_bits': 4"),
-        (lambda s: s["config_groups"]["group_0"]["weights"].update(num_bits=5), "model.layers.0.mlp.down_proj", "5 bits"),
-        (lambda s: s["config_groups"]["group_0"].update(targets=["re:none"]), "model.layers.0.mlp.down_proj", ""),
+        (
+            lambda s: s.update(sparsity_config={"format": "sparse-24-bitmask"}),
+            "",
+            "sparse-24-bitmask",
+        ),
+        (
+            lambda s: s["config_groups"]["group_0"]["weights"].update(symmetric=False),
+            "",
+            "'num_bits': 4",
+        ),
+        (
+            lambda s: s["config_groups"]["group_0"]["weights"].update(num_bits=5),
+            "model.layers.0.mlp.down_proj",
+            "5 bits",
+        ),
+        (
+            lambda s: s["config_groups"]["group_0"].update(targets=["re:none"]),
+            "model.layers.0.mlp.down_proj",
+            "",
+        ),
     ],
 )
-def test_what_would_be_random_elsewhere_is_refused_by_name(folder: Path, change: Callable[[dict], object], subject: str, value: str) -> None:
+def test_what_would_be_random_elsewhere_is_refused_by_name(
+    folder: Path, change: Callable[[dict], object], subject: str, value: str
+) -> None:
     config = json.loads((folder / "config.json").read_text())
     change(config["quantization_config"])
     (folder / "config.json").write_text(json.dumps(config))
@@ -122,4 +170,7 @@ def test_a_part_that_is_missing_is_named(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     stored.pop("model.layers.1.mlp.up_proj.weight_scale")
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == "model.layers.1.mlp.up_proj"
+    assert (
+        refusal_of(open_model, str(folder), "float32", "cpu").subject
+        == "model.layers.1.mlp.up_proj"
+    )

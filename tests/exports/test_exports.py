@@ -1,4 +1,6 @@
-"""A form of another package stands beside the Hugging Face folder, all or nothing; one that can't hold what is made is refused before any work."""
+"""A form of another package stands beside the Hugging Face folder, all or nothing; one that
+can't hold what is made is refused before any work.
+"""
 
 import json
 from collections.abc import Callable
@@ -48,17 +50,44 @@ def folder(tmp_path: Path, plugged: Callable[..., None]) -> Path:
 
 
 def test_another_form_stands_beside_the_folder(folder: Path, tmp_path: Path) -> None:
-    quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export=("codes_only", "hf"))
+    quantize(
+        str(folder),
+        target="w4g16",
+        out=tmp_path / "out",
+        dtype="float32",
+        export=("codes_only", "hf"),
+    )
     assert len((tmp_path / "out" / "codes.txt").read_text().splitlines()) == 21
-    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["exports"] == ["hf", "codes_only"]
-    assert quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export="codes_only").already_done
+    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["exports"] == [
+        "hf",
+        "codes_only",
+    ]
+    assert quantize(
+        str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export="codes_only"
+    ).already_done
     quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32")
-    again = {"target": "w4g16", "out": tmp_path / "plain", "dtype": "float32", "export": "codes_only"}
-    assert refusal_of(quantize, str(folder), kind=OutputError, **again).subject == str(tmp_path / "plain")
+    again = {
+        "target": "w4g16",
+        "out": tmp_path / "plain",
+        "dtype": "float32",
+        "export": "codes_only",
+    }
+    assert refusal_of(quantize, str(folder), kind=OutputError, **again).subject == str(
+        tmp_path / "plain"
+    )
 
 
 def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    words = ["prune", str(folder), "--data", "python_docs", "--out", str(tmp_path / "out"), "--export", "codes_only"]
+    words = [
+        "prune",
+        str(folder),
+        "--data",
+        "python_docs",
+        "--out",
+        str(tmp_path / "out"),
+        "--export",
+        "codes_only",
+    ]
     found = CliRunner().invoke(app, [*words, "--samples", "4", "--length", "16"])
     assert found.exit_code == 2
     assert "codes_only" in found.stderr
@@ -67,6 +96,14 @@ def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_pa
 
 def test_a_form_that_breaks_off_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
-    said = refusal_of(quantize, str(folder), kind=OutputError, target="w4g16", out=out, dtype="float32", export="codes_only(full=true)")
+    said = refusal_of(
+        quantize,
+        str(folder),
+        kind=OutputError,
+        target="w4g16",
+        out=out,
+        dtype="float32",
+        export="codes_only(full=true)",
+    )
     assert said.subject == str(out)
     assert not out.exists()

@@ -1,4 +1,6 @@
-"""GGUF files that we write open again as what was measured, bit for bit where codes fit its blocks; metadata and tokenizer are the template's."""
+"""GGUF files that we write open again as what was measured, bit for bit where codes fit its
+blocks; metadata and tokenizer are the template's.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -43,16 +45,24 @@ def made(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 def assert_same_logits(out: Path) -> None:
-    one, other = (open_model(str(place), "bfloat16", "cpu").model(IDS).logits for place in (out, out / "model.gguf"))
+    one, other = (
+        open_model(str(place), "bfloat16", "cpu").model(IDS).logits
+        for place in (out, out / "model.gguf")
+    )
     assert torch.equal(one, other)
 
 
 def weights(ref: Path, dtype: str) -> dict[str, torch.Tensor]:
-    return {weight.name: weight.get().clone() for weight in view(open_model(str(ref), dtype, "cpu").model).weights}
+    return {
+        weight.name: weight.get().clone()
+        for weight in view(open_model(str(ref), dtype, "cpu").model).weights
+    }
 
 
 def test_blocks_by_hand_and_by_the_packages_own_reader() -> None:
-    codes = torch.randint(-8, 8, (3, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    codes = torch.randint(
+        -8, 8, (3, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8
+    )
     scales = torch.tensor([[0.5, 0.25], [1.0, 2.0], [0.125, 3.0]])
     blocks = q4_0(codes, scales)
     assert blocks.shape == (3, 36)
@@ -60,10 +70,20 @@ def test_blocks_by_hand_and_by_the_packages_own_reader() -> None:
     assert [blocks[0, 2] & 15, blocks[0, 2] >> 4] == [int(codes[0, 0]) + 8, int(codes[0, 16]) + 8]
     dense = (codes.float().unflatten(1, (2, 32)) * scales[:, :, None]).flatten(1).numpy()
     np.testing.assert_array_equal(gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0), dense)
-    np.testing.assert_array_equal(gguf.dequantize(q8_0(codes, scales), gguf.GGMLQuantizationType.Q8_0), dense)
+    np.testing.assert_array_equal(
+        gguf.dequantize(q8_0(codes, scales), gguf.GGMLQuantizationType.Q8_0), dense
+    )
 
 
-KINDS = {"w4g32": "Q4_0", "w4": "Q4_0", "w3g32": "Q4_0", "w8g32": "Q8_0", "w6": "Q8_0", "w4g16": "BF16", "w4g32a": "BF16"}
+KINDS = {
+    "w4g32": "Q4_0",
+    "w4": "Q4_0",
+    "w3g32": "Q4_0",
+    "w8g32": "Q8_0",
+    "w6": "Q8_0",
+    "w4g16": "BF16",
+    "w4g32a": "BF16",
+}
 """What no block holds is plain numbers."""
 
 
@@ -71,7 +91,9 @@ KINDS = {"w4g32": "Q4_0", "w4": "Q4_0", "w3g32": "Q4_0", "w8g32": "Q8_0", "w6": 
 def test_codes_are_stored_as_they_are(made: Callable[[str], Path], target: str) -> None:
     out = made(target)
     types = {str(t.name): t.tensor_type.name for t in gguf.GGUFReader(out / "model.gguf").tensors}
-    assert {types[name] for name in types if name.startswith("blk.") and "norm" not in name} == {KINDS[target]}
+    assert {types[name] for name in types if name.startswith("blk.") and "norm" not in name} == {
+        KINDS[target]
+    }
     assert types["token_embd.weight"] == "BF16"
     assert types["output_norm.weight"] == "F32"
     dense, back = weights(out, "bfloat16"), weights(out / "model.gguf", "bfloat16")
@@ -80,14 +102,27 @@ def test_codes_are_stored_as_they_are(made: Callable[[str], Path], target: str) 
 
 
 def test_a_pruned_model_too_and_half_precision_is_near(template: Path, tmp_path: Path) -> None:
-    prune(str(template), "python_docs", "magnitude", 0.5, tmp_path / "out", dtype="float32", export="gguf(plain=f16)")
-    one, other = weights(tmp_path / "out", "float32"), weights(tmp_path / "out" / "model.gguf", "float32")
+    prune(
+        str(template),
+        "python_docs",
+        "magnitude",
+        0.5,
+        tmp_path / "out",
+        dtype="float32",
+        export="gguf(plain=f16)",
+    )
+    one, other = (
+        weights(tmp_path / "out", "float32"),
+        weights(tmp_path / "out" / "model.gguf", "float32"),
+    )
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-6)
         assert torch.equal(one[name] == 0, other[name] == 0)
 
 
-def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside(template: Path, made: Callable[[str], Path]) -> None:
+def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside(
+    template: Path, made: Callable[[str], Path]
+) -> None:
     file = made("w4g32") / "model.gguf"
     before, after = gguf.GGUFReader(template), gguf.GGUFReader(file)
     for name, field in before.fields.items():
@@ -99,9 +134,14 @@ def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside
     assert manifest_folder(file) == file.parent
 
 
-def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_needs_a_file_of_the_same_model(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny_folder(tmp_path / "folder")
-    small, qwen = tiny_folder(tmp_path / "small", intermediate_size=32), tiny_folder(tmp_path / "qwen", "qwen2")
+    small, qwen = (
+        tiny_folder(tmp_path / "small", intermediate_size=32),
+        tiny_folder(tmp_path / "qwen", "qwen2"),
+    )
     olmo = tiny_folder(tmp_path / "olmo", "olmo2")
     like, how = f"gguf(like='{template}')", {"target": "w4g32", "dtype": "bfloat16"}
     quantize(str(folder), **how, out=tmp_path / "out", export=like)
@@ -114,19 +154,45 @@ def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path,
         (olmo, like, "olmo2"),
         (folder, "gguf(plain=q4)", "q4"),
     ):
-        assert refusal_of(quantize, str(model), kind=OutputError, **how, out=tmp_path / "other", export=export).subject == subject
-    assert refusal_of(quantize, str(folder), kind=SpecError, **how, out=tmp_path / "other", export="gguf(unlike=x)").subject == "unlike"
+        assert (
+            refusal_of(
+                quantize, str(model), kind=OutputError, **how, out=tmp_path / "other", export=export
+            ).subject
+            == subject
+        )
+    assert (
+        refusal_of(
+            quantize,
+            str(folder),
+            kind=SpecError,
+            **how,
+            out=tmp_path / "other",
+            export="gguf(unlike=x)",
+        ).subject
+        == "unlike"
+    )
     opened = open_model(str(template), "float32", "cpu").tokenizer
     other = type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})
     monkeypatch.setattr("calibrant.models.gguf_writing.gguf_tokenizer", lambda path: other())
-    assert refusal_of(quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf").subject == str(template)
+    assert refusal_of(
+        quantize, str(template), kind=OutputError, **how, out=tmp_path / "other", export="gguf"
+    ).subject == str(template)
     assert not (tmp_path / "other").exists()
 
 
-DROPPING = {"short_gpt": "0.4", "greedy": "blocks 0.4", "evop": "0.4", "evopress(apart=True)": "0.7", "mc_suite": 0.5, "cd_moe": 0.5}
+DROPPING = {
+    "short_gpt": "0.4",
+    "greedy": "blocks 0.4",
+    "evop": "0.4",
+    "evopress(apart=True)": "0.7",
+    "mc_suite": 0.5,
+    "cd_moe": 0.5,
+}
 
 
-@pytest.mark.parametrize("method", usually(DROPPING, {"short_gpt", "evop", "evopress(apart=True)", "mc_suite"}))
+@pytest.mark.parametrize(
+    "method", usually(DROPPING, {"short_gpt", "evop", "evopress(apart=True)", "mc_suite"})
+)
 def test_what_drops_blocks_or_experts_is_refused_before_any_work(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -134,17 +200,27 @@ def test_what_drops_blocks_or_experts_is_refused_before_any_work(
         pytest.fail("work was begun")
 
     monkeypatch.setattr("calibrant.compress.prune_quantize.compress", untouchable)
-    model = tiny_folder(tmp_path / "mixture", "qwen3_moe") if method in ("mc_suite", "cd_moe") else template
+    model = (
+        tiny_folder(tmp_path / "mixture", "qwen3_moe")
+        if method in ("mc_suite", "cd_moe")
+        else template
+    )
     job: tuple[Any, ...] = (str(model), "python_docs", method, DROPPING[method], tmp_path / "out")
     assert refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == method
     assert not (tmp_path / "out").exists()
 
 
-def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method of another package may drop blocks without saying so; without the export the same job goes on from what it did."""
-    dropping = "calibrant.methods.short_gpt.ShortGPT.drops_parts"
+def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method of another package may drop blocks without saying so; without the export the same
+    job goes on from what it did.
+    """
+    dropping = "calibrant.methods.blocks.short_gpt.ShortGPT.drops_parts"
     monkeypatch.setattr(dropping, lambda self, view, target: False)
     job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
-    assert refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"
+    assert (
+        refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"
+    )
     assert not (tmp_path / "out").exists()
     assert prune(*job, **SMALL).continued_from == 1

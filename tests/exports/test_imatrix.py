@@ -1,4 +1,6 @@
-"""The importance matrix that was used is the one that `calibrant imatrix` gathers, and survives a kill; where none was used it says so."""
+"""The importance matrix that was used is the one that `calibrant imatrix` gathers, and survives
+a kill; where none was used it says so.
+"""
 
 from pathlib import Path
 
@@ -9,8 +11,8 @@ from typer.testing import CliRunner
 import calibrant
 from calibrant.cli import app
 from calibrant.compress import prune, quantize
+from calibrant.compress.importance import Imatrix, read_imatrix
 from calibrant.errors import ModelError, OutputError
-from calibrant.importance import Imatrix, read_imatrix
 from calibrant.testing import tiny_folder
 
 from tests.models.refused import refusal_of
@@ -34,11 +36,15 @@ def test_it_is_the_file_that_imatrix_writes_of_the_same_data(folder: Path, tmp_p
     for form, export in (("gguf", "imatrix"), ("dat", "imatrix(form=dat)")):
         quantize(str(folder), *HOW, tmp_path / form, export=export, propagate="dense", **SMALL)
         calibrant.imatrix(str(folder), "python_docs", tmp_path / f"a.{form}", **SMALL)
-        assert (tmp_path / form / f"imatrix.{form}").read_bytes() == (tmp_path / f"a.{form}").read_bytes()
+        assert (tmp_path / form / f"imatrix.{form}").read_bytes() == (
+            tmp_path / f"a.{form}"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("propagate", ["dense", "arrival"])
-def test_a_job_that_was_killed_writes_the_same(folder: Path, tmp_path: Path, propagate: str) -> None:
+def test_a_job_that_was_killed_writes_the_same(
+    folder: Path, tmp_path: Path, propagate: str
+) -> None:
     def killed(what: str, done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
@@ -60,9 +66,20 @@ METHODS = {"wanda": "0.5", "sparsegpt": "0.5", "gptq": "w4g16", "rsq(importance=
 
 
 @pytest.mark.parametrize("method", usually(METHODS, {"wanda", "gptq"}))
-def test_every_method_that_looks_at_inputs_has_one(folder: Path, gathered: Imatrix, tmp_path: Path, method: str) -> None:
+def test_every_method_that_looks_at_inputs_has_one(
+    folder: Path, gathered: Imatrix, tmp_path: Path, method: str
+) -> None:
     verb = prune if METHODS[method] == "0.5" else quantize
-    verb(str(folder), "python_docs", method, METHODS[method], tmp_path / "out", export="imatrix", propagate="dense", **SMALL)
+    verb(
+        str(folder),
+        "python_docs",
+        method,
+        METHODS[method],
+        tmp_path / "out",
+        export="imatrix",
+        propagate="dense",
+        **SMALL,
+    )
     made = read_imatrix(tmp_path / "out" / "imatrix.gguf")
     assert made.entries.keys() == gathered.entries.keys()
     for name, entry in gathered.entries.items():
@@ -72,9 +89,33 @@ def test_every_method_that_looks_at_inputs_has_one(folder: Path, gathered: Imatr
 
 def test_where_none_was_used_it_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     opt, out = str(tiny_folder(tmp_path / "opt", "opt")), tmp_path / "out"
-    assert refusal_of(quantize, str(folder), None, "rtn", "w4g16", out, kind=OutputError, export="imatrix", dtype="float32").subject == "rtn"
-    assert refusal_of(quantize, str(folder), *HOW, out, kind=OutputError, export="imatrix(form=bin)", **SMALL).subject == "bin"
-    assert refusal_of(quantize, opt, *HOW, out, kind=ModelError, export="imatrix", **SMALL).subject == "opt"
-    found = CliRunner().invoke(app, ["quantize", str(folder), "--target", "w4g16", "--export", "imatrix", "--out", str(out)])
+    assert (
+        refusal_of(
+            quantize,
+            str(folder),
+            None,
+            "rtn",
+            "w4g16",
+            out,
+            kind=OutputError,
+            export="imatrix",
+            dtype="float32",
+        ).subject
+        == "rtn"
+    )
+    assert (
+        refusal_of(
+            quantize, str(folder), *HOW, out, kind=OutputError, export="imatrix(form=bin)", **SMALL
+        ).subject
+        == "bin"
+    )
+    assert (
+        refusal_of(quantize, opt, *HOW, out, kind=ModelError, export="imatrix", **SMALL).subject
+        == "opt"
+    )
+    found = CliRunner().invoke(
+        app,
+        ["quantize", str(folder), "--target", "w4g16", "--export", "imatrix", "--out", str(out)],
+    )
     assert found.exit_code == 2
     assert not out.exists()

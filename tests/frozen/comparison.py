@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.report import report
+from calibrant.lab.report import report
 
 PROJECT: Final = Path(__file__).parents[2]
 STORE: Final = "studies/draws/results"

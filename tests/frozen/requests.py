@@ -4,8 +4,8 @@ a user's own file."""
 from collections.abc import Iterator
 from typing import Any, Final
 
+from calibrant.results import Run, measurement_id
 from calibrant.spec import Call, identity
-from calibrant.store import Run, measurement_id
 
 FORM: Final = {"spec": "wanda", "revision": 1}
 PLAIN: Final = Run(

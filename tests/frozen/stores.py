@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.store import Store, measurement_id
+from calibrant.results import Store, measurement_id
 
 PROJECT: Final = Path(__file__).parents[2]
 DIGITS: Final = 16

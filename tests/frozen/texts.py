@@ -15,14 +15,14 @@ from calibrant.data import CalibrationSet
 from calibrant.data.expression import parse_format, parse_packing, parse_source
 from calibrant.data.formats import formats
 from calibrant.data.packings import packings
+from calibrant.data.select import selectors
 from calibrant.data.sources import sources
 from calibrant.errors import InputError
 from calibrant.evaluators import evaluators
 from calibrant.exports import exports
 from calibrant.methods import methods
-from calibrant.registry import Registry
-from calibrant.select import selectors
 from calibrant.spec import canonical, identity, is_foreign, text_of
+from calibrant.spec.registry import Registry
 from calibrant.targets import parse_target, targets
 from calibrant.transforms import transforms
 

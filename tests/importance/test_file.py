@@ -1,4 +1,6 @@
-"""Importance matrices as files: what is written comes back, ggml's own parser reads it too, and what is none is one sentence."""
+"""Importance matrices as files: what is written comes back, ggml's own parser reads it too, and
+what is none is one sentence.
+"""
 
 import struct
 from pathlib import Path
@@ -7,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
+from calibrant.compress.importance import Imatrix, ImatrixEntry, compared, read_imatrix
 from calibrant.errors import DataError, OutputError
-from calibrant.importance import Imatrix, ImatrixEntry, compared, read_imatrix
 
 from tests.models.refused import refusal_of
 
@@ -16,8 +18,16 @@ from tests.models.refused import refusal_of
 def made(scale: float = 1.0) -> Imatrix:
     noise = np.random.default_rng(0)
     one = ImatrixEntry(noise.random((1, 6)).astype(np.float32) * scale, np.array([70]))
-    experts = ImatrixEntry(np.stack([noise.random(4), np.zeros(4), noise.random(4)]).astype(np.float32), np.array([40, 0, 30]))
-    return Imatrix({"blk.0.ffn_up_exps.weight": experts, "blk.0.attn_q.weight": one}, ("prose; 7×10; draw 0",), 7, 10)
+    experts = ImatrixEntry(
+        np.stack([noise.random(4), np.zeros(4), noise.random(4)]).astype(np.float32),
+        np.array([40, 0, 30]),
+    )
+    return Imatrix(
+        {"blk.0.ffn_up_exps.weight": experts, "blk.0.attn_q.weight": one},
+        ("prose; 7×10; draw 0",),
+        7,
+        10,
+    )
 
 
 def test_a_gguf_file_comes_back_and_has_the_three_keys_and_no_architecture(tmp_path: Path):
@@ -25,7 +35,11 @@ def test_a_gguf_file_comes_back_and_has_the_three_keys_and_no_architecture(tmp_p
     reader = gguf.GGUFReader(path)
     assert reader.get_field("general.type").contents() == "imatrix"
     assert reader.get_field("general.architecture") is None
-    assert [name for name in reader.fields if name.startswith("imatrix.")] == ["imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"]
+    assert [name for name in reader.fields if name.startswith("imatrix.")] == [
+        "imatrix.datasets",
+        "imatrix.chunk_count",
+        "imatrix.chunk_size",
+    ]
     assert {str(t.name): [int(n) for n in t.shape] for t in reader.tensors} == {
         "blk.0.attn_q.weight.in_sum2": [6, 1],
         "blk.0.attn_q.weight.counts": [1, 1],
@@ -47,10 +61,14 @@ def test_the_older_form_by_hand_and_back(tmp_path: Path):
     assert struct.unpack_from("<ii", stored) == (2, len("blk.0.attn_q.weight"))
     calls, values = struct.unpack_from("<ii", stored, 8 + len("blk.0.attn_q.weight"))
     assert (calls, values) == (7, 6)
-    assert stored.endswith(struct.pack("<ii", 7, len("prose; 7×10; draw 0".encode())) + "prose; 7×10; draw 0".encode())
+    assert stored.endswith(
+        struct.pack("<ii", 7, len("prose; 7×10; draw 0".encode())) + "prose; 7×10; draw 0".encode()
+    )
     back = read_imatrix(path)
     for name, entry in made().entries.items():
-        np.testing.assert_allclose(back.entries[name].importance.ravel(), entry.importance.ravel(), rtol=1e-6)
+        np.testing.assert_allclose(
+            back.entries[name].importance.ravel(), entry.importance.ravel(), rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a.dat"])
@@ -68,9 +86,13 @@ def test_a_model_and_a_text_are_no_imatrix(tmp_path: Path):
     writer.close()
     (tmp_path / "text.dat").write_text("a text that calls itself an imatrix")
     for name in ("model.gguf", "text.dat", "nowhere.dat"):
-        assert refusal_of(read_imatrix, tmp_path / name, kind=DataError).subject == str(tmp_path / name)
+        assert refusal_of(read_imatrix, tmp_path / name, kind=DataError).subject == str(
+            tmp_path / name
+        )
     for name in ("a.bin", "no/a.gguf"):
-        assert refusal_of(made().write, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
+        assert refusal_of(made().write, tmp_path / name, kind=OutputError).subject == str(
+            tmp_path / name
+        )
 
 
 def test_two_are_compared_tensor_by_tensor():
@@ -81,11 +103,16 @@ def test_two_are_compared_tensor_by_tensor():
     assert found.alike["blk.0.ffn_up_exps.weight"] == 1
     assert found.alike["blk.0.attn_q.weight"] < 0.9
     assert (found.experts, found.unseen, found.rare) == (3, 1, 0)
-    assert compared(made(), made(7.0)).median == 1  # a factor that all columns share asks for the same
+    assert (
+        compared(made(), made(7.0)).median == 1
+    )  # a factor that all columns share asks for the same
 
 
 def test_two_of_different_models_are_refused():
     entry = ImatrixEntry(np.ones((1, 5), dtype=np.float32), np.array([3]))
-    narrow, elsewhere = Imatrix({"blk.0.attn_q.weight": entry}, (), 1, 1), Imatrix({"blk.9.x.weight": entry}, (), 1, 1)
+    narrow, elsewhere = (
+        Imatrix({"blk.0.attn_q.weight": entry}, (), 1, 1),
+        Imatrix({"blk.9.x.weight": entry}, (), 1, 1),
+    )
     assert refusal_of(compared, made(), narrow, kind=DataError).subject == "blk.0.attn_q.weight"
     assert "blk.9.x.weight" in str(refusal_of(compared, made(), elsewhere, kind=DataError))

@@ -1,4 +1,6 @@
-"""Matrices, the inputs that they see, and what is lost of their outputs: for the tests of methods that go matrix by matrix."""
+"""Matrices, the inputs that they see, and what is lost of their outputs: for the tests of
+methods that go matrix by matrix.
+"""
 
 from collections.abc import Callable
 
@@ -9,16 +11,23 @@ from torch import Tensor
 from calibrant.activations import FeatureMoments, FeatureNorms, Gram, Seen
 
 
-def features(tokens: int, inputs: int, dtype: torch.dtype = torch.float64, mixing: float = 1.0) -> Tensor:
+def features(
+    tokens: int, inputs: int, dtype: torch.dtype = torch.float64, mixing: float = 1.0
+) -> Tensor:
     """Correlated features of different sizes."""
     x = torch.randn(tokens, inputs, dtype=dtype)
-    mixed = x @ (torch.eye(inputs, dtype=dtype) + mixing * torch.randn(inputs, inputs, dtype=dtype) / inputs**0.5)
+    mixed = x @ (
+        torch.eye(inputs, dtype=dtype)
+        + mixing * torch.randn(inputs, inputs, dtype=dtype) / inputs**0.5
+    )
     return mixed * (0.1 + torch.rand(inputs, dtype=dtype))
 
 
 def seeded(rows: int, columns: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     """Normal numbers, the same in every type but for rounding."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def seen_of(x: Tensor, weights: Tensor | None = None) -> Seen:

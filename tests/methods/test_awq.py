@@ -1,4 +1,6 @@
-"""AWQ's scales leave what a model computes as it is, and are the best of those tried; without them it rounds to nearest."""
+"""AWQ's scales leave what a model computes as it is, and are the best of those tried; without
+them it rounds to nearest.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from calibrant.edits import Fold, Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods._scaling import clipped
-from calibrant.methods._sites import Sites
+from calibrant.methods.quantization._scaling import clipped
+from calibrant.methods.quantization._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
 from calibrant.testing.tiny import tiny_folder, tiny_model
@@ -28,12 +30,18 @@ EVERY_HEAD = {"num_key_value_heads": 4}
 
 
 def uneven(family: str, **overrides: Any) -> PreTrainedModel:
-    """A tiny model some of whose features are much larger than others, as those of trained ones are."""
+    """A tiny model some of whose features are much larger than others, as those of trained ones
+    are.
+    """
     model = tiny_model(family, **overrides)
     chance = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            parameter.data += torch.randn(parameter.shape, generator=chance).exp() if "norm" in name or "ln" in name else 0.1
+            parameter.data += (
+                torch.randn(parameter.shape, generator=chance).exp()
+                if "norm" in name or "ln" in name
+                else 0.1
+            )
     return model
 
 
@@ -53,7 +61,9 @@ def logits(model: PreTrainedModel) -> Tensor:
         return model(input_ids=IDS, use_cache=False).logits.double()
 
 
-def done(method: str, model: PreTrainedModel, target: str = "w3g16", *, only: type[Any] | None = None) -> list[Any]:
+def done(
+    method: str, model: PreTrainedModel, target: str = "w3g16", *, only: type[Any] | None = None
+) -> list[Any]:
     job, edits = job_of(model, target), list[Any]()
     for edit in methods.build(method).edits(job):
         if only is None or isinstance(edit, only):
@@ -62,11 +72,15 @@ def done(method: str, model: PreTrainedModel, target: str = "w3g16", *, only: ty
     return edits
 
 
-@pytest.mark.parametrize("family", usually(["llama", "gpt2", "mixtral", "phi3"], {"gpt2", "mixtral"}))
+@pytest.mark.parametrize(
+    "family", usually(["llama", "gpt2", "mixtral", "phi3"], {"gpt2", "mixtral"})
+)
 def test_with_nothing_scaled_and_nothing_clipped_it_rounds_to_nearest(family: str):
     nearest = {edit.weight.name: edit.compressed.packed for edit in done("rtn", uneven(family))}
     found = done("awq(steps=1, clip=false)", uneven(family))
-    assert {edit.weight.name for edit in found} >= {name for name in nearest if "experts" not in name}  # no token comes to some experts
+    assert {edit.weight.name for edit in found} >= {
+        name for name in nearest if "experts" not in name
+    }  # no token comes to some experts
     for edit in found:
         assert isinstance(edit, Replace)
         assert torch.equal(edit.compressed.packed.codes, nearest[edit.weight.name].codes)
@@ -78,7 +92,11 @@ def test_with_nothing_scaled_and_nothing_clipped_it_rounds_to_nearest(family: st
     [
         ("llama", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj", "up_proj"}),
         ("qwen2", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj", "up_proj"}),
-        ("phi3", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "qkv_proj", "gate_up_proj"}),
+        (
+            "phi3",
+            EVERY_HEAD,
+            {"input_layernorm", "post_attention_layernorm", "qkv_proj", "gate_up_proj"},
+        ),
         ("gemma2", {}, {"input_layernorm", "pre_feedforward_layernorm", "up_proj"}),
         ("gpt2", {}, {"ln_1", "ln_2", "c_attn"}),
         ("opt", {}, {"self_attn_layer_norm", "final_layer_norm", "v_proj", "fc1"}),
@@ -86,7 +104,9 @@ def test_with_nothing_scaled_and_nothing_clipped_it_rounds_to_nearest(family: st
         ("qwen3_moe", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj"}),
     ],
 )
-def test_a_folded_model_computes_what_it_did(family: str, overrides: dict[str, Any], sites: set[str]):
+def test_a_folded_model_computes_what_it_did(
+    family: str, overrides: dict[str, Any], sites: set[str]
+):
     """Whatever the scales, at every site that the architecture has."""
     model = uneven(family, **overrides)
     before, seen, chance = logits(model), view(model), torch.Generator().manual_seed(1)
@@ -97,9 +117,16 @@ def test_a_folded_model_computes_what_it_did(family: str, overrides: dict[str, A
             s = torch.rand(site.readers[0].shape[1], generator=chance) * 3 + 0.2
             columns = site.readers[0].get().clone()
             Fold(block, site.scalings(s)).apply(seen)
-            assert torch.allclose(site.readers[0].get(), columns * s, rtol=1e-4, atol=1e-7) or site.readers[0].name == site.name
+            assert (
+                torch.allclose(site.readers[0].get(), columns * s, rtol=1e-4, atol=1e-7)
+                or site.readers[0].name == site.name
+            )
     after = logits(model)
-    divergence = (before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean()
+    divergence = (
+        (before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1)))
+        .sum(-1)
+        .mean()
+    )
     assert divergence <= 1e-9
     assert (after - before).abs().max() <= 1e-3
 
@@ -107,7 +134,9 @@ def test_a_folded_model_computes_what_it_did(family: str, overrides: dict[str, A
 def inputs_and_outputs(model: PreTrainedModel, name: str, mask: Tensor) -> tuple[Tensor, Tensor]:
     """What a module gets and gives of the real tokens."""
     found: list[tuple[Tensor, Tensor]] = []
-    hook = model.get_submodule(name).register_forward_hook(lambda _, args, out: found.append((args[0], out)))
+    hook = model.get_submodule(name).register_forward_hook(
+        lambda _, args, out: found.append((args[0], out))
+    )
     with torch.no_grad():
         model(input_ids=IDS * mask, attention_mask=mask.long(), use_cache=False)
     hook.remove()
@@ -115,9 +144,14 @@ def inputs_and_outputs(model: PreTrainedModel, name: str, mask: Tensor) -> tuple
 
 
 def rounded_by_hand(weight: Tensor, s: Tensor) -> Tensor:
-    """To w3g16a; on a symmetric grid the largest weight lies half way between two codes, and the last bit of its scale decides."""
+    """To w3g16a; on a symmetric grid the largest weight lies half way between two codes, and the
+    last bit of its scale decides.
+    """
     grouped = (weight * s).unflatten(1, (-1, 16))
-    low, high = grouped.amin(2, keepdim=True).clamp_max(0), grouped.amax(2, keepdim=True).clamp_min(0)
+    low, high = (
+        grouped.amin(2, keepdim=True).clamp_max(0),
+        grouped.amax(2, keepdim=True).clamp_min(0),
+    )
     scale = (high - low) / 7
     zero = (-4 - low / scale).round()
     return (((grouped / scale + zero).round().clamp(-4, 3) - zero) * scale).flatten(1) / s
@@ -133,10 +167,17 @@ def test_a_last_matrix_gets_the_scales_that_err_least_in_its_own_outputs():
     model, name = uneven("llama"), f"model.layers.{block}.mlp.down_proj"
     x, _ = inputs_and_outputs(model, name, torch.ones_like(IDS, dtype=torch.bool))
     weight = model.get_submodule(name).weight.detach().clone()
-    errors = [float((x @ (rounded_by_hand(weight, scales_by_hand(x, step / 20)) - weight).T).square().sum()) for step in range(20)]
+    errors = [
+        float(
+            (x @ (rounded_by_hand(weight, scales_by_hand(x, step / 20)) - weight).T).square().sum()
+        )
+        for step in range(20)
+    ]
     best = min(range(20), key=errors.__getitem__)
     found = [
-        e.notes for e in done("awq", uneven("llama"), "w3g16a") if isinstance(e, Fold) and e.index == block and e.notes["site"].endswith("up_proj")
+        e.notes
+        for e in done("awq", uneven("llama"), "w3g16a")
+        if isinstance(e, Fold) and e.index == block and e.notes["site"].endswith("up_proj")
     ]
     assert [note["alpha"] for note in found] == ([best / 20] if best else [])
     for note in found:
@@ -145,27 +186,50 @@ def test_a_last_matrix_gets_the_scales_that_err_least_in_its_own_outputs():
 
 
 @pytest.mark.parametrize(
-    ("norm", "writer", "padded"), [("input_layernorm", "self_attn.o_proj", True), ("post_attention_layernorm", "mlp.down_proj", False)]
+    ("norm", "writer", "padded"),
+    [
+        ("input_layernorm", "self_attn.o_proj", True),
+        ("post_attention_layernorm", "mlp.down_proj", False),
+    ],
 )
-def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(norm: str, writer: str, padded: bool):
-    """Checked in the first block, whose inputs nothing has changed, with the norm's own inputs and the model's own modules."""
+def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(
+    norm: str, writer: str, padded: bool
+):
+    """Checked in the first block, whose inputs nothing has changed, with the norm's own inputs
+    and the model's own modules.
+    """
     model, mask = uneven("llama"), torch.ones_like(IDS, dtype=torch.bool)
     if padded:
         mask[1, 25:] = False
-    names = {"input_layernorm": ("q_proj", "k_proj", "v_proj"), "post_attention_layernorm": ("gate_proj", "up_proj")}[norm]
-    modules = [model.get_submodule(f"model.layers.0.{writer.partition('.')[0]}.{name}") for name in names]
+    names = {
+        "input_layernorm": ("q_proj", "k_proj", "v_proj"),
+        "post_attention_layernorm": ("gate_proj", "up_proj"),
+    }[norm]
+    modules = [
+        model.get_submodule(f"model.layers.0.{writer.partition('.')[0]}.{name}") for name in names
+    ]
     x, _ = inputs_and_outputs(model, f"model.layers.0.{writer.partition('.')[0]}.{names[0]}", mask)
     _, whole = inputs_and_outputs(model, f"model.layers.0.{writer}", mask)
     weights, errors = [module.weight.detach().clone() for module in modules], list[float]()
     for step in range(20):
         for module, weight in zip(modules, weights, strict=True):
             module.weight.data = rounded_by_hand(weight, scales_by_hand(x, step / 20))
-        errors.append(float((inputs_and_outputs(model, f"model.layers.0.{writer}", mask)[1] - whole).square().mean()))
+        errors.append(
+            float(
+                (inputs_and_outputs(model, f"model.layers.0.{writer}", mask)[1] - whole)
+                .square()
+                .mean()
+            )
+        )
     for module, weight in zip(modules, weights, strict=True):
         module.weight.data = weight
     best = min(range(20), key=errors.__getitem__)
     job = job_of(model, "w3g16a", mask)
-    found = [e.notes for e in methods.build("awq").edits(job) if isinstance(e, Fold) and e.index == 0 and e.notes["site"].endswith(norm)]
+    found = [
+        e.notes
+        for e in methods.build("awq").edits(job)
+        if isinstance(e, Fold) and e.index == 0 and e.notes["site"].endswith(norm)
+    ]
     assert [note["alpha"] for note in found] == ([best / 20] if best else [])
     for note in found:
         assert note["objective"] == "module"
@@ -175,28 +239,50 @@ def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(n
 @pytest.mark.parametrize("text", ["w3g8", "w2g16a", "w4"])
 def test_a_group_is_clipped_where_its_outputs_err_least(text: str):
     chance = torch.Generator().manual_seed(2)
-    weight, x = torch.randn(5, 32, generator=chance).double() ** 3, torch.randn(90, 32, generator=chance).double()
+    weight, x = (
+        torch.randn(5, 32, generator=chance).double() ** 3,
+        torch.randn(90, 32, generator=chance).double(),
+    )
     grid = parse_target(text)
     assert isinstance(grid, Grid)
     found, width, span = clipped(weight, grid, Gram.of(x)), grid.width(32), 2**grid.bits - 1
     for r in range(5):
         for g in range(32 // width):
-            members, seen, errors = weight[r, g * width : (g + 1) * width], x[:, g * width : (g + 1) * width], list[float]()
+            members, seen, errors = (
+                weight[r, g * width : (g + 1) * width],
+                x[:, g * width : (g + 1) * width],
+                list[float](),
+            )
             for step in range(10):
                 most = float(members.abs().max()) * (1 - step / 20)
                 cut = members.clamp(-most, most)
                 low, high = min(float(cut.min()), 0.0), max(float(cut.max()), 0.0)
                 scale = max(-low, high) / (span / 2) if grid.symmetric else (high - low) / span
-                zero = 0 if grid.symmetric else min(max(round(grid.lowest - low / scale), grid.lowest), grid.highest)
-                values = ((members / scale + zero).round().clamp(grid.lowest, grid.highest) - zero) * scale
+                zero = (
+                    0
+                    if grid.symmetric
+                    else min(max(round(grid.lowest - low / scale), grid.lowest), grid.highest)
+                )
+                values = (
+                    (members / scale + zero).round().clamp(grid.lowest, grid.highest) - zero
+                ) * scale
                 errors.append(float((seen @ (values - members)).square().sum()))
             zero = 0.0 if found.zeros is None else float(found.zeros[r, g])
-            values = ((members / found.scales[r, g] + zero).round().clamp(grid.lowest, grid.highest) - zero) * found.scales[r, g]
-            assert float((seen @ (values - members)).square().sum()) == pytest.approx(min(errors), rel=1e-9)
+            values = (
+                (members / found.scales[r, g] + zero).round().clamp(grid.lowest, grid.highest)
+                - zero
+            ) * found.scales[r, g]
+            assert float((seen @ (values - members)).square().sum()) == pytest.approx(
+                min(errors), rel=1e-9
+            )
 
 
 def test_queries_and_keys_are_not_clipped():
-    for family, never in (("llama", {"q_proj", "k_proj"}), ("phi3", {"qkv_proj"}), ("gpt2", {"c_attn"})):
+    for family, never in (
+        ("llama", {"q_proj", "k_proj"}),
+        ("phi3", {"qkv_proj"}),
+        ("gpt2", {"c_attn"}),
+    ):
         seen = view(tiny_model(family))
         unclipped = {weight.name for weight in seen.weights} - Sites.of(seen).clippable
         assert {name.rpartition(".")[2] for name in unclipped} == never
@@ -215,8 +301,19 @@ def test_outputs_err_less_than_those_of_nearest_values():
 
 def test_the_folder_gives_what_was_measured(tmp_path: Path):
     folder = str(tiny_folder(tmp_path / "model"))
-    made = calibrant.quantize(folder, "random_tokens", "awq", "w3g16", tmp_path / "out", samples=4, length=32, dtype="float32")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(made.opened.model))
+    made = calibrant.quantize(
+        folder,
+        "random_tokens",
+        "awq",
+        "w3g16",
+        tmp_path / "out",
+        samples=4,
+        length=32,
+        dtype="float32",
+    )
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(made.opened.model)
+    )
     assert made.record.run.propagate == "dense"
     assert {edit["edit"] for edit in made.record.edits} <= {"fold"}
     assert all(matrix["bits_a_weight"] == 5.0 for matrix in made.record.weights)
@@ -226,5 +323,7 @@ def test_a_model_whose_parts_are_not_understood_is_refused():
     model = tiny_model("llama")
     model.model.layers[1].mlp.register_forward_hook(lambda _, __, out: out.sin())
     with pytest.raises(ModelError) as refused:
-        methods.build("awq").check_model(view(model), Grid(4, 16), dict.fromkeys(view(model).named, Grid(4, 16)))
+        methods.build("awq").check_model(
+            view(model), Grid(4, 16), dict.fromkeys(view(model).named, Grid(4, 16))
+        )
     assert refused.value.subject == "model.layers.2"

@@ -1,4 +1,6 @@
-"""The methods that search for blocks, against all choices that there are, measured by plain models."""
+"""The methods that search for blocks, against all choices that there are, measured by plain
+models.
+"""
 
 import copy
 import math
@@ -15,9 +17,9 @@ from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError, NumericsError
+from calibrant.methods._searching import Choice, Trials
 from calibrant.models import Opened, open_model, view
-from calibrant.searching import Choice, Trials
-from calibrant.store import Record
+from calibrant.results import Record
 from calibrant.testing import tiny_folder
 
 from tests.killed import killed_after, tried
@@ -52,7 +54,9 @@ def searched(folder: Path, method: str, target: float | str, batch: TokenBatch) 
 def logits(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...] = ()) -> torch.Tensor:
     """Of the model without some of its layers, in float64, by nothing but transformers."""
     model = copy.deepcopy(opened.model).double()
-    model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(model.model.layers) if index not in dropped)
+    model.model.layers = torch.nn.ModuleList(
+        layer for index, layer in enumerate(model.model.layers) if index not in dropped
+    )
     for place, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = place
     model.config.num_hidden_layers = len(model.model.layers)
@@ -71,7 +75,9 @@ def diverged(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...]) -> flo
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_search_finds_the_best_of_all_masks(folder: Path, opened: Opened, batch: TokenBatch, count: int) -> None:
+def test_the_search_finds_the_best_of_all_masks(
+    folder: Path, opened: Opened, batch: TokenBatch, count: int
+) -> None:
     every = list(combinations(range(BLOCKS), count))
     for method, measure in (
         ("evop(tokens=288, generations=8, patience=8, greedy=false)", lost),
@@ -82,23 +88,39 @@ def test_the_search_finds_the_best_of_all_masks(folder: Path, opened: Opened, ba
         losses = {dropped: measure(opened, batch, dropped) for dropped in every}
         assert tuple(edit["blocks"]) == min(every, key=losses.__getitem__), method
         assert edit["notes"]["best"] == pytest.approx(min(losses.values()), rel=1e-4)
-        assert edit["notes"]["loss"] == pytest.approx(lost(opened, batch, tuple(edit["blocks"])), rel=1e-4)
-        assert all(later <= earlier for earlier, later in pairwise(edit["notes"]["course"])), "the best so far never gets worse"
+        assert edit["notes"]["loss"] == pytest.approx(
+            lost(opened, batch, tuple(edit["blocks"])), rel=1e-4
+        )
+        assert all(later <= earlier for earlier, later in pairwise(edit["notes"]["course"])), (
+            "the best so far never gets worse"
+        )
 
 
-def test_greedy_drops_what_a_loop_over_plain_models_drops_and_evolution_loses_no_more(folder: Path, opened: Opened, batch: TokenBatch) -> None:
+def test_greedy_drops_what_a_loop_over_plain_models_drops_and_evolution_loses_no_more(
+    folder: Path, opened: Opened, batch: TokenBatch
+) -> None:
     gone: tuple[int, ...] = ()
     for _ in range(2):
         left = [index for index in range(BLOCKS) if index not in gone]
-        gone = min((tuple(sorted((*gone, index))) for index in left), key=lambda dropped: lost(opened, batch, dropped))
+        gone = min(
+            (tuple(sorted((*gone, index))) for index in left),
+            key=lambda dropped: lost(opened, batch, dropped),
+        )
     names = ("greedy(tokens=288)", "evop(tokens=288)", "short_gpt")
-    greedy, evolved, alike = (tuple(searched(folder, name, 2 / BLOCKS, batch).edits[0]["blocks"]) for name in names)
+    greedy, evolved, alike = (
+        tuple(searched(folder, name, 2 / BLOCKS, batch).edits[0]["blocks"]) for name in names
+    )
     assert greedy == gone
-    assert lost(opened, batch, evolved) <= min(lost(opened, batch, greedy), lost(opened, batch, alike)) + 1e-6
+    assert (
+        lost(opened, batch, evolved)
+        <= min(lost(opened, batch, greedy), lost(opened, batch, alike)) + 1e-6
+    )
 
 
 @pytest.mark.parametrize("method", usually(SEARCHES, SEARCHES[2:]))
-def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, tmp_path: Path, method: str) -> None:
+def test_killed_after_any_measurement_it_comes_to_the_same_model(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
     whole = prune(str(folder), "python_docs", method, 0.25, tmp_path / "whole", **SMALL)
     kept = 0
     for at in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -113,13 +135,17 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
         assert tried(out) > 0
         again = prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
         assert again.record.edits == whole.record.edits
-        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert (out / "model.safetensors").read_bytes() == (
+            tmp_path / "whole/model.safetensors"
+        ).read_bytes()
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
     assert kept > 2
 
 
 @pytest.mark.parametrize("finite", [True, False])
-def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finite: bool) -> None:
+def test_what_a_search_tried_stays_where_numbers_overflow(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finite: bool
+) -> None:
     def overflows(trials: Trials, best: Choice, *_: object) -> None:
         trials.losses([best])
         raise NumericsError("the best loss is inf", subject="choices")
@@ -131,7 +157,7 @@ def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path
         if finite:
             within.setattr(Trials, "settle", overflows)
         else:
-            within.setattr("calibrant.methods._blocks._Search.measure", infinite)
+            within.setattr("calibrant.methods.blocks._blocks._Search.measure", infinite)
         with pytest.raises(NumericsError) as caught:
             prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
     assert ("the same command goes on" in str(caught.value)) == finite
@@ -141,13 +167,15 @@ def test_what_a_search_tried_stays_where_numbers_overflow(folder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(
+    folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
 
     def refused(*_: object) -> None:
         raise ModelError("its blocks look at each other", subject="blocks")
 
-    monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
+    monkeypatch.setattr("calibrant.methods.blocks._blocks.Variants", refused)
     found = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
     assert found["blocks"] == expected["blocks"]
     assert found["notes"] == {**expected["notes"], "one_by_one": "its blocks look at each other"}
@@ -156,13 +184,18 @@ def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: P
     assert caught.value.subject == "blocks"
 
 
-def test_what_is_wrong_with_the_untouched_model_is_said(folder: Path, opened: Opened, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_the_untouched_model_is_said(
+    folder: Path, opened: Opened, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> None:
         raise ModelError("it reads pictures", subject="pictures")
 
-    monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
-    for error, subject, loss in ((ModelError, "pictures", refused), (NumericsError, opened.name, lambda *_: math.nan)):
-        monkeypatch.setattr("calibrant.methods._blocks.loss", loss)
+    monkeypatch.setattr("calibrant.methods.blocks._blocks.Variants", refused)
+    for error, subject, loss in (
+        (ModelError, "pictures", refused),
+        (NumericsError, opened.name, lambda *_: math.nan),
+    ):
+        monkeypatch.setattr("calibrant.methods.blocks._blocks.loss", loss)
         with pytest.raises(error) as caught:
             searched(folder, f"greedy({FEW})", 0.25, batch)
         assert caught.value.subject == subject
@@ -171,7 +204,13 @@ def test_what_is_wrong_with_the_untouched_model_is_said(folder: Path, opened: Op
 def zeroed(opened: Opened, halves: tuple[tuple[int, str], ...], batch: TokenBatch) -> float:
     model = copy.deepcopy(opened.model).double()
     for index, part in halves:
-        torch.nn.init.zeros_((model.model.layers[index].self_attn.o_proj if part == "attention" else model.model.layers[index].mlp.down_proj).weight)
+        torch.nn.init.zeros_(
+            (
+                model.model.layers[index].self_attn.o_proj
+                if part == "attention"
+                else model.model.layers[index].mlp.down_proj
+            ).weight
+        )
     with torch.no_grad():
         words = model(batch.ids, use_cache=False).logits[:, :-1].log_softmax(-1)
     return -float(words.gather(-1, batch.ids[:, 1:, None]).mean())
@@ -181,35 +220,68 @@ def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     opened = open_model(str(folder), "float32")
     batch = CalibrationSet("python_docs", samples=12, length=24).tokens(opened.tokenizer)
-    done = prune(str(folder), "python_docs", "evop(tokens=288, apart=true, generations=8, patience=8)", 0.34, tmp_path / "out", **SMALL)
-    every = list(combinations([(index, part) for index in range(3) for part in ("attention", "feed_forward")], 2))
+    done = prune(
+        str(folder),
+        "python_docs",
+        "evop(tokens=288, apart=true, generations=8, patience=8)",
+        0.34,
+        tmp_path / "out",
+        **SMALL,
+    )
+    every = list(
+        combinations(
+            [(index, part) for index in range(3) for part in ("attention", "feed_forward")], 2
+        )
+    )
     best = min(every, key=lambda halves: zeroed(opened, halves, batch))
     names = {matrix["name"]: matrix for matrix in done.record.weights}
     gone = {(int(name.split(".")[2]), matrix["notes"]["part"]) for name, matrix in names.items()}
-    gone |= {(index, part) for index in done.record.edits[0]["blocks"] for part in ("attention", "feed_forward")}
+    gone |= {
+        (index, part)
+        for index in done.record.edits[0]["blocks"]
+        for part in ("attention", "feed_forward")
+    }
     assert gone == set(best)
     assert all(matrix["sparsity"] == 1 for matrix in names.values())
-    assert done.record.edits[0]["notes"]["loss"] == pytest.approx(zeroed(opened, best, batch), rel=1e-4)
-    sizes = {(w.block, "feed_forward" if "mlp" in w.name else "attention"): 0 for w in view(opened.model).weights}
+    assert done.record.edits[0]["notes"]["loss"] == pytest.approx(
+        zeroed(opened, best, batch), rel=1e-4
+    )
+    sizes = {
+        (w.block, "feed_forward" if "mlp" in w.name else "attention"): 0
+        for w in view(opened.model).weights
+    }
     for w in view(opened.model).weights:
-        sizes[w.block, "feed_forward" if "mlp" in w.name else "attention"] += w.shape[0] * w.shape[1]
-    assert done.record.sparsity == pytest.approx(sum(sizes[half] for half in best) / sum(sizes.values()))
+        sizes[w.block, "feed_forward" if "mlp" in w.name else "attention"] += (
+            w.shape[0] * w.shape[1]
+        )
+    assert done.record.sparsity == pytest.approx(
+        sum(sizes[half] for half in best) / sum(sizes.values())
+    )
 
 
 def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
-    done = prune(str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL)
+    done = prune(
+        str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL
+    )
     (edit,) = done.record.edits
     assert len(edit["blocks"]) == 2, "of six halves five go, so of two blocks both"
     assert len({matrix["notes"]["part"] for matrix in done.record.weights}) == 1
     assert done.opened.model.config.num_hidden_layers == 1
-    again = prune(str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL)
+    again = prune(
+        str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL
+    )
     assert again.already_done
 
 
 @pytest.mark.parametrize("kill", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_apart_killed_between_two_edits_it_comes_to_the_same_model(tmp_path: Path, kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, method = tiny_folder(tmp_path / "model", num_hidden_layers=4), "greedy(tokens=144, apart=true)"
+def test_apart_killed_between_two_edits_it_comes_to_the_same_model(
+    tmp_path: Path, kill: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, method = (
+        tiny_folder(tmp_path / "model", num_hidden_layers=4),
+        "greedy(tokens=144, apart=true)",
+    )
     prune(str(folder), "python_docs", method, 0.6, tmp_path / "whole", **SMALL)
     add, count = Checkpoint.add, 0
 
@@ -226,4 +298,6 @@ def test_apart_killed_between_two_edits_it_comes_to_the_same_model(tmp_path: Pat
             prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
     assert count == kill
     prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
-    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()

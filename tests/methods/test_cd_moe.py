@@ -1,4 +1,6 @@
-"""CD-MoE against a literal one in float64: experts run one by one, divergences by scipy, layers tried in plain transformers models."""
+"""CD-MoE against a literal one in float64: experts run one by one, divergences by scipy, layers
+tried in plain transformers models.
+"""
 
 import copy
 import json
@@ -21,7 +23,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError
 from calibrant.methods import methods
 from calibrant.models import Opened, open_model, view
-from calibrant.store import Record
+from calibrant.results import Record
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, tiny_tokenizer
 
@@ -49,7 +51,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def batch(tmp_path: Path) -> TokenBatch:
     """Lone texts of different lengths with padding behind them."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 9)))
+    rows.write_text(
+        "\n".join(
+            json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 9)
+        )
+    )
     return CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=200).tokens(tiny_tokenizer())
 
 
@@ -61,17 +67,26 @@ class Literal:
     texts: list[Tensor]
 
     def states(self, mlps: dict[int, nn.Module] | None = None) -> list[dict[str, Tensor]]:
-        """By block what its layer of experts gets, what that gives, and what the block gives; with other modules in the place of some layers."""
+        """By block what its layer of experts gets, what that gives, and what the block gives;
+        with other modules in the place of some layers.
+        """
         model = copy.deepcopy(self.model)
         for block, mlp in (mlps or {}).items():
             model.model.layers[block].mlp = mlp
-        seen: list[dict[str, list[Tensor]]] = [{"x": [], "given": [], "after": []} for _ in model.model.layers]
+        seen: list[dict[str, list[Tensor]]] = [
+            {"x": [], "given": [], "after": []} for _ in model.model.layers
+        ]
 
         def keep_layer(place: int) -> Callable[[Any, Any, Any], None]:
-            return lambda _, args, output: (seen[place]["x"].append(args[0][0]), seen[place]["given"].append(output[0]))[0]
+            return lambda _, args, output: (
+                seen[place]["x"].append(args[0][0]),
+                seen[place]["given"].append(output[0]),
+            )[0]
 
         def keep_block(place: int) -> Callable[[Any, Any, Any], None]:
-            return lambda _, __, output: seen[place]["after"].append((output if isinstance(output, Tensor) else output[0])[0])
+            return lambda _, __, output: seen[place]["after"].append(
+                (output if isinstance(output, Tensor) else output[0])[0]
+            )
 
         for place, block in enumerate(model.model.layers):
             block.mlp.register_forward_hook(keep_layer(place))
@@ -88,7 +103,9 @@ class Literal:
         return (silu(x @ both[:half].T) * (x @ both[half:].T)) @ down.T
 
     def gates(self, block: int, x: Tensor) -> tuple[dict[int, float], float]:
-        """The mean gate of each expert over the tokens that picked it, and that of the shared one over all."""
+        """The mean gate of each expert over the tokens that picked it, and that of the shared
+        one over all.
+        """
         mlp, sums = self.model.model.layers[block].mlp, dict[int, list[float]]()
         for row in x:
             chances = (mlp.gate.weight.detach() @ row).softmax(0)
@@ -101,12 +118,23 @@ class Literal:
             shared = float(torch.sigmoid(x @ mlp.shared_expert_gate.weight.detach().T).mean())
         return {expert: sum(each) / len(each) for expert, each in sorted(sums.items())}, shared
 
-    def condensed(self, block: int, x: Tensor, experts: tuple[int, ...], gates: dict[int, float], shared: float) -> Tensor:
+    def condensed(
+        self,
+        block: int,
+        x: Tensor,
+        experts: tuple[int, ...],
+        gates: dict[int, float],
+        shared: float,
+    ) -> Tensor:
         mlp = self.model.model.layers[block].mlp
         y = torch.zeros_like(x)
         if hasattr(mlp, "shared_expert"):
             own = mlp.shared_expert
-            y = shared * (silu(x @ own.gate_proj.weight.detach().T) * (x @ own.up_proj.weight.detach().T)) @ own.down_proj.weight.detach().T
+            y = (
+                shared
+                * (silu(x @ own.gate_proj.weight.detach().T) * (x @ own.up_proj.weight.detach().T))
+                @ own.down_proj.weight.detach().T
+            )
         for expert in experts:
             y = y + gates[expert] * self.expert(block, expert, x)
         return y
@@ -124,7 +152,10 @@ class Side(nn.Module):
 
 
 def diverged(one: Tensor, other: Tensor) -> float:
-    distances = [jensenshannon(a.softmax(-1).numpy(), b.softmax(-1).numpy()) for a, b in zip(one, other, strict=True)]
+    distances = [
+        jensenshannon(a.softmax(-1).numpy(), b.softmax(-1).numpy())
+        for a, b in zip(one, other, strict=True)
+    ]
     return float(np.mean(np.nan_to_num(distances) ** 2))
 
 
@@ -134,13 +165,17 @@ def literal(folder: Path, batch: TokenBatch) -> Literal:
     return Literal(model, [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)])
 
 
-def condensed_by(folder: Path, method: str, target: float | str, batch: TokenBatch) -> tuple[Opened, Record]:
+def condensed_by(
+    folder: Path, method: str, target: float | str, batch: TokenBatch
+) -> tuple[Opened, Record]:
     opened = open_model(str(folder), "float32")
     return opened, compress(opened, view(opened.model), batch, Recipe.parse(method, target))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: dict[str, Path], batch: TokenBatch) -> None:
+def test_experts_and_layers_are_those_of_a_literal_search(
+    kind: str, folders: dict[str, Path], batch: TokenBatch
+) -> None:
     assert not bool(batch.mask.all()), "there is padding"
     opened, record = condensed_by(folders[kind], "cd_moe(experts=3, tokens=100000)", 0.5, batch)
     (edit,) = record.edits
@@ -152,24 +187,46 @@ def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: di
         kept: tuple[int, ...] = ()
         course: list[float] = []
         for _ in range(4):
-            moved = seen["after"] - seen["given"] + slow.condensed(block, seen["x"], kept, gates, shared)
+            moved = (
+                seen["after"]
+                - seen["given"]
+                + slow.condensed(block, seen["x"], kept, gates, shared)
+            )
             course.append(diverged(seen["after"], moved))
             if len(kept) < 3:
                 kept = min(
                     ((*kept, e) for e in gates if e not in kept),
-                    key=lambda some: diverged(seen["after"], seen["after"] - seen["given"] + slow.condensed(block, seen["x"], some, gates, shared)),
+                    key=lambda some: diverged(
+                        seen["after"],
+                        seen["after"]
+                        - seen["given"]
+                        + slow.condensed(block, seen["x"], some, gates, shared),
+                    ),
                 )
         assert edit["notes"]["experts"][str(block)]["order"] == list(kept)
         assert edit["notes"]["experts"][str(block)]["divergence"] == pytest.approx(course, rel=2e-3)
         if str(block) in edit["layers"]:
-            assert edit["layers"][str(block)]["gates"] == pytest.approx([gates[e] for e in kept], rel=1e-4)
-            assert kind == "qwen3_moe" or edit["layers"][str(block)]["shared"] == pytest.approx(shared, rel=1e-3)
-        found[block] = Side(lambda x, block=block, kept=kept, gates=gates, shared=shared: slow.condensed(block, x[0], kept, gates, shared)[None])
+            assert edit["layers"][str(block)]["gates"] == pytest.approx(
+                [gates[e] for e in kept], rel=1e-4
+            )
+            assert kind == "qwen3_moe" or edit["layers"][str(block)]["shared"] == pytest.approx(
+                shared, rel=1e-3
+            )
+        found[block] = Side(
+            lambda x, block=block, kept=kept, gates=gates, shared=shared: slow.condensed(
+                block, x[0], kept, gates, shared
+            )[None]
+        )
     chosen: tuple[int, ...] = ()
     course = []
     for _ in range(2):
         left = [block for block in range(BLOCKS) if block not in chosen]
-        tried = {b: diverged(states[-1]["after"], slow.states({c: found[c] for c in (*chosen, b)})[-1]["after"]) for b in left}
+        tried = {
+            b: diverged(
+                states[-1]["after"], slow.states({c: found[c] for c in (*chosen, b)})[-1]["after"]
+            )
+            for b in left
+        }
         chosen = (*chosen, min(tried, key=tried.__getitem__))
         course.append(min(tried.values()))
     assert edit["notes"]["layers"] == list(chosen)
@@ -180,10 +237,14 @@ def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: di
         model.model.layers[block].mlp = found[block]
     with torch.no_grad():
         for ids in slow.texts:
-            torch.testing.assert_close(opened.model(ids[None]).logits.double(), model(ids[None]).logits, rtol=0, atol=5e-4)
+            torch.testing.assert_close(
+                opened.model(ids[None]).logits.double(), model(ids[None]).logits, rtol=0, atol=5e-4
+            )
 
 
-def test_what_is_added_beside_a_shared_expert_is_refused(folders: dict[str, Path], batch: TokenBatch) -> None:
+def test_what_is_added_beside_a_shared_expert_is_refused(
+    folders: dict[str, Path], batch: TokenBatch
+) -> None:
     opened = open_model(str(folders["qwen2_moe"]), "float32")
     layer = opened.model.model.layers[2].mlp
     forward = layer.forward
@@ -194,28 +255,45 @@ def test_what_is_added_beside_a_shared_expert_is_refused(folders: dict[str, Path
 
 
 @BY_KIND
-def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(kind: str, folders: dict[str, Path], batch: TokenBatch) -> None:
-    """The one mean is the other times the share of tokens; fitted gates are those of a regression of all numbers of a layer's output."""
+def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(
+    kind: str, folders: dict[str, Path], batch: TokenBatch
+) -> None:
+    """The one mean is the other times the share of tokens; fitted gates are those of a
+    regression of all numbers of a layer's output.
+    """
     slow = literal(folders[kind], batch)
     states = slow.states()
-    (every,) = condensed_by(folders[kind], "cd_moe(experts=8, gates=all, tokens=100000)", 0.5, batch)[1].edits
+    (every,) = condensed_by(
+        folders[kind], "cd_moe(experts=8, gates=all, tokens=100000)", 0.5, batch
+    )[1].edits
     for block, entry in every["layers"].items():
         x = states[int(block)]["x"]
         gates, _ = slow.gates(int(block), x)
         counts = {e: sum(int(e in best) for best in picked(slow, int(block), x)) for e in gates}
-        assert entry["gates"] == pytest.approx([gates[e] * counts[e] / len(x) for e in entry["experts"]], rel=1e-4)
-    (fitted,) = condensed_by(folders[kind], "cd_moe(experts=3, gates=fitted, tokens=100000)", 0.5, batch)[1].edits
+        assert entry["gates"] == pytest.approx(
+            [gates[e] * counts[e] / len(x) for e in entry["experts"]], rel=1e-4
+        )
+    (fitted,) = condensed_by(
+        folders[kind], "cd_moe(experts=3, gates=fitted, tokens=100000)", 0.5, batch
+    )[1].edits
     for block, entry in fitted["layers"].items():
         seen = states[int(block)]
-        columns = [slow.expert(int(block), expert, seen["x"]).flatten() for expert in entry["experts"]]
+        columns = [
+            slow.expert(int(block), expert, seen["x"]).flatten() for expert in entry["experts"]
+        ]
         want = list(entry["gates"])
         if kind == "qwen2_moe":
             columns.insert(0, slow.condensed(int(block), seen["x"], (), {}, 1.0).flatten())
             want.insert(0, entry["shared"])
-        solved = np.linalg.lstsq(torch.stack(columns, 1).numpy(), seen["given"].flatten().numpy(), rcond=None)[0]
+        solved = np.linalg.lstsq(
+            torch.stack(columns, 1).numpy(), seen["given"].flatten().numpy(), rcond=None
+        )[0]
         assert want == pytest.approx(solved.tolist(), rel=2e-3, abs=1e-4)
     (mean,) = condensed_by(folders[kind], "cd_moe(experts=3, tokens=100000)", 0.5, batch)[1].edits
-    ends = [sum(one["divergence"][-1] for one in edit["notes"]["experts"].values()) for edit in (fitted, mean)]
+    ends = [
+        sum(one["divergence"][-1] for one in edit["notes"]["experts"].values())
+        for edit in (fitted, mean)
+    ]
     assert ends[0] < ends[1], "a fit of this choice is nearer than means"
 
 
@@ -225,14 +303,27 @@ def picked(slow: Literal, block: int, x: Tensor) -> list[list[int]]:
 
 @BY_KIND
 @pytest.mark.parametrize(
-    "method", usually(["cd_moe(experts=2, gates=fitted)", "cd_moe(experts=2, steps=2, rate=0.01)"], ["cd_moe(experts=2, steps=2, rate=0.01)"])
+    "method",
+    usually(
+        ["cd_moe(experts=2, gates=fitted)", "cd_moe(experts=2, steps=2, rate=0.01)"],
+        ["cd_moe(experts=2, steps=2, rate=0.01)"],
+    ),
 )
 def test_its_edits_keep_their_contract(kind: str, method: str, folders: dict[str, Path]) -> None:
     check_edits(methods.build(method), parse_target("blocks 0.5"), str(folders[kind]))
 
 
-def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promised(folders: dict[str, Path], tmp_path: Path) -> None:
-    done = prune(str(folders["qwen2_moe"]), "python_docs", "cd_moe(experts=2)", 0.5, tmp_path / "out", **SMALL)
+def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promised(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    done = prune(
+        str(folders["qwen2_moe"]),
+        "python_docs",
+        "cd_moe(experts=2)",
+        0.5,
+        tmp_path / "out",
+        **SMALL,
+    )
     (edit,) = done.record.edits
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     again.set_experts_implementation("eager")
@@ -241,12 +332,23 @@ def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promis
         assert torch.equal(again(ids).logits, done.opened.model(ids).logits)
     assert again.config.mlp_only_layers == sorted(edit["notes"]["layers"])
     assert edit["bytes"] == tensors_of(folders["qwen2_moe"]) - tensors_of(tmp_path / "out")
-    # Of a layer: eight experts of 3 · 16 · 32, a shared one of 3 · 24 · 32, the router and the shared gate; left are 3 · (24 + 2 · 16) · 32.
+    # Of a layer: eight experts of 3 · 16 · 32, a shared one of 3 · 24 · 32, the router and the
+    # shared gate; left are 3 · (24 + 2 · 16) · 32.
     assert edit["removed"] == 2 * (8 * 3 * 16 * 32 + 3 * 24 * 32 - 3 * (24 + 2 * 16) * 32)
     assert edit["bytes"] == 4 * (edit["removed"] + 2 * (8 * 32 + 32))
-    whole = sum(weight.shape[0] * weight.shape[1] for weight in view(tiny_mixture("qwen2_moe", num_hidden_layers=BLOCKS)).weights)
+    whole = sum(
+        weight.shape[0] * weight.shape[1]
+        for weight in view(tiny_mixture("qwen2_moe", num_hidden_layers=BLOCKS)).weights
+    )
     assert done.record.sparsity == pytest.approx(edit["removed"] / whole)
-    assert prune(str(folders["qwen2_moe"]), "python_docs", "cd_moe(experts=2)", 0.5, tmp_path / "out", **SMALL).already_done
+    assert prune(
+        str(folders["qwen2_moe"]),
+        "python_docs",
+        "cd_moe(experts=2)",
+        0.5,
+        tmp_path / "out",
+        **SMALL,
+    ).already_done
 
 
 def tensors_of(folder: Path) -> int:
@@ -254,7 +356,9 @@ def tensors_of(folder: Path) -> int:
         return sum(one.numel() * one.element_size() for one in map(file.get_tensor, file.keys()))
 
 
-def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_after_any_measurement_it_comes_to_the_same_model(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder, method = str(folders["qwen2_moe"]), "cd_moe(experts=2, steps=2, rate=0.001)"
     whole = prune(folder, "python_docs", method, 0.5, tmp_path / "whole", **SMALL)
     for at in (1, 11, 14):
@@ -264,17 +368,27 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[s
         assert tried(out) > 0
         again = prune(folder, "python_docs", method, 0.5, out, **SMALL)
         assert again.record.edits == whole.record.edits
-        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert (out / "model.safetensors").read_bytes() == (
+            tmp_path / "whole/model.safetensors"
+        ).read_bytes()
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
 
 
-def test_training_what_was_kept_lowers_the_loss_and_touches_nothing_else(folders: dict[str, Path], batch: TokenBatch) -> None:
+def test_training_what_was_kept_lowers_the_loss_and_touches_nothing_else(
+    folders: dict[str, Path], batch: TokenBatch
+) -> None:
     plain, _ = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2)", 0.5, batch)
-    trained, record = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=8, rate=0.005)", 0.5, batch)
+    trained, record = condensed_by(
+        folders["qwen2_moe"], "cd_moe(experts=2, steps=8, rate=0.005)", 0.5, batch
+    )
     (edit,) = record.edits
     before, after = plain.model.state_dict(), trained.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {f"model.layers.{block}.mlp.{key}_proj.weight" for block in edit["layers"] for key in ("gate", "up", "down")}
+    assert changed == {
+        f"model.layers.{block}.mlp.{key}_proj.weight"
+        for block in edit["layers"]
+        for key in ("gate", "up", "down")
+    }
     assert edit["tuned"] == len(changed)
     assert nats(trained.model, batch) < nats(plain.model, batch) - 0.05
     assert all(parameter.requires_grad for parameter in trained.model.parameters())
@@ -293,5 +407,7 @@ def nats(model: PreTrainedModel, batch: TokenBatch) -> float:
     return total / count
 
 
-def test_nothing_of_a_target_is_nothing_condensed(folders: dict[str, Path], batch: TokenBatch) -> None:
+def test_nothing_of_a_target_is_nothing_condensed(
+    folders: dict[str, Path], batch: TokenBatch
+) -> None:
     assert condensed_by(folders["qwen2_moe"], "cd_moe", 0.0, batch)[1].edits == ()

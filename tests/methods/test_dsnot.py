@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.methods.dsnot import DSnoT
-from calibrant.methods.ria import RIA
-from calibrant.methods.wanda import Wanda
+from calibrant.methods.pruning.dsnot import DSnoT
+from calibrant.methods.pruning.ria import RIA
+from calibrant.methods.pruning.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
 from tests.methods.matrices import seen_of
@@ -19,14 +19,27 @@ TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.9), NofM(2, 4), NofM(1, 4),
 
 def inputs(tokens: int, features: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Features whose means are no zeros, and of different sizes."""
-    return (torch.randn(tokens, features, dtype=dtype) + torch.randn(features, dtype=dtype)) * (0.1 + torch.rand(features, dtype=dtype))
+    return (torch.randn(tokens, features, dtype=dtype) + torch.randn(features, dtype=dtype)) * (
+        0.1 + torch.rand(features, dtype=dtype)
+    )
 
 
 def row_by_loops(
-    row: list[float], kept: list[bool], mean: list[float], variance: list[float], score: list[float], group: int, swaps: int, tolerance: float
+    row: list[float],
+    kept: list[bool],
+    mean: list[float],
+    variance: list[float],
+    score: list[float],
+    group: int,
+    swaps: int,
+    tolerance: float,
 ) -> list[bool]:
     """Swap one row's weights as the paper says it."""
-    stays, effect, width = list(kept), [w * m for w, m in zip(row, mean, strict=True)], range(len(row))
+    stays, effect, width = (
+        list(kept),
+        [w * m for w, m in zip(row, mean, strict=True)],
+        range(len(row)),
+    )
     lost = math.fsum(effect[i] for i in width if not kept[i])
     fresh = set(width)
     for _ in range(swaps):
@@ -56,10 +69,20 @@ def row_by_loops(
     return stays
 
 
-def mask_by_loops(weight: Tensor, x: Tensor, target: Target, swaps: int = 50, tolerance: float = 5e-5, start: Any = None) -> Tensor:
+def mask_by_loops(
+    weight: Tensor,
+    x: Tensor,
+    target: Target,
+    swaps: int = 50,
+    tolerance: float = 5e-5,
+    start: Any = None,
+) -> Tensor:
     columns = x.T.tolist()
     mean = [math.fsum(column) / len(column) for column in columns]
-    variance = [math.fsum((value - m) ** 2 for value in column) / len(column) for column, m in zip(columns, mean, strict=True)]
+    variance = [
+        math.fsum((value - m) ** 2 for value in column) / len(column)
+        for column, m in zip(columns, mean, strict=True)
+    ]
     length = [math.sqrt(math.fsum(value**2 for value in column)) for column in columns]
     kept = (start or Wanda()).compress(weight, seen_of(x), target).weight != 0
     group = target.m if isinstance(target, NofM) else 0

@@ -1,4 +1,6 @@
-"""llama.cpp's quantizers: the bytes are those that llama.cpp's own tool writes of the same file with the same imatrix."""
+"""llama.cpp's quantizers: the bytes are those that llama.cpp's own tool writes of the same file
+with the same imatrix.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compress import quantize
 from calibrant.errors import NumericsError, SpecError, TargetError
-from calibrant.methods.ggml import Ggml
+from calibrant.methods.quantization.ggml import Ggml
 from calibrant.packed import GgmlBlocks, from_stored, to_stored
 from calibrant.targets import GgmlKind, parse_target
 from calibrant.targets.ggml_kind import KINDS
@@ -29,7 +31,11 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_kind_is_read_and_says_what_fits() -> None:
     assert parse_target("Q4_K") == GgmlKind("q4_k")
-    assert (str(parse_target("q4_0")), parse_target("q4_0").amount, GgmlKind("q8_0").amount) == ("q4_0", 4.5, 8.5)
+    assert (str(parse_target("q4_0")), parse_target("q4_0").amount, GgmlKind("q8_0").amount) == (
+        "q4_0",
+        4.5,
+        8.5,
+    )
     for kind, inputs, instead in (("q4_k", 576, "q5_0"), ("q4_0", 40, "w4")):
         with pytest.raises(TargetError, match=f"choose .*{instead}|{instead} there") as refused:
             GgmlKind(kind).check((8, inputs), "w")
@@ -58,14 +64,22 @@ def _llama_cpp() -> None:
 
 
 def shipped() -> Any:
-    """A second cffi object and the library that the package ships, with functions that nothing in `calibrant` calls."""
+    """A second cffi object and the library that the package ships, with functions that nothing
+    in `calibrant` calls.
+    """
     from cffi import FFI
     from llama_cpp_py_sync import _cffi_bindings as bindings
 
     ffi = FFI()
     names = [kind.replace("_k", "_K") for kind in KINDS]
-    ffi.cdef("".join(f"void dequantize_row_{name}(const void * x, float * y, int64_t k);\n" for name in names))
-    return ffi, ffi.dlopen(str(next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))))))
+    ffi.cdef(
+        "".join(
+            f"void dequantize_row_{name}(const void * x, float * y, int64_t k);\n" for name in names
+        )
+    )
+    return ffi, ffi.dlopen(
+        str(next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*")))))
+    )
 
 
 SLOWLY = {"iq1_s", "iq1_m", "iq2_s", "iq2_xs", "iq3_s"}
@@ -80,7 +94,9 @@ def test_what_blocks_stand_for_is_what_ggml_makes_of_them(kind: str) -> None:
     packed = Ggml().compress(normal(8, 256), seen, GgmlKind(kind)).packed
     ffi, library = shipped()
     blocks, theirs = packed.blocks.numpy(), np.zeros((8, 256), dtype=np.float32)
-    getattr(library, f"dequantize_row_{kind.replace('_k', '_K')}")(ffi.from_buffer(blocks), ffi.from_buffer("float[]", theirs), theirs.size)
+    getattr(library, f"dequantize_row_{kind.replace('_k', '_K')}")(
+        ffi.from_buffer(blocks), ffi.from_buffer("float[]", theirs), theirs.size
+    )
     np.testing.assert_array_equal(packed.dense().numpy(), theirs)
 
 
@@ -94,23 +110,38 @@ def test_importance_makes_what_matters_more_exact(kind: str) -> None:
     weight, x = normal(16, 256), normal(500, 256, seed=1) * torch.linspace(0.01, 3, 256)
     weighed = Ggml().compress(weight, Seen({FeatureNorms: FeatureNorms.of(x)}), GgmlKind(kind))
     if kind in NEEDY:  # beside inputs that all matter alike
-        plain = Ggml().compress(weight, Seen({FeatureNorms: FeatureNorms.of(torch.ones(4, 256))}), GgmlKind(kind))
+        plain = Ggml().compress(
+            weight, Seen({FeatureNorms: FeatureNorms.of(torch.ones(4, 256))}), GgmlKind(kind)
+        )
     else:
         plain = Ggml(importance=False).compress(weight, Seen({}), GgmlKind(kind))
     assert torch.equal(weighed.packed.dense(), weighed.weight)
-    error = {name: float((((one.weight - weight) @ x.T) ** 2).sum()) for name, one in (("weighed", weighed), ("plain", plain))}
-    assert error["weighed"] == error["plain"] if kind == "q8_0" else error["weighed"] < error["plain"]
+    error = {
+        name: float((((one.weight - weight) @ x.T) ** 2).sum())
+        for name, one in (("weighed", weighed), ("plain", plain))
+    }
+    assert (
+        error["weighed"] == error["plain"] if kind == "q8_0" else error["weighed"] < error["plain"]
+    )
 
 
 @ggml
-def test_a_kind_that_needs_an_importance_is_refused_without_one_before_any_work(tmp_path: Path) -> None:
+def test_a_kind_that_needs_an_importance_is_refused_without_one_before_any_work(
+    tmp_path: Path,
+) -> None:
     folder = tiny_folder(tmp_path / "folder", hidden_size=256, intermediate_size=256)
     for kind in KINDS:
         if kind not in NEEDY:
             Ggml(importance=False).check(GgmlKind(kind))
             continue
         with pytest.raises(TargetError) as unweighed:
-            quantize(str(folder), method="ggml(importance=false)", target=kind, out=tmp_path / "out", dtype="float32")
+            quantize(
+                str(folder),
+                method="ggml(importance=false)",
+                target=kind,
+                out=tmp_path / "out",
+                dtype="float32",
+            )
         assert unweighed.value.subject == kind
         with pytest.raises(TargetError) as late:
             Ggml(importance=False).compress(normal(2, 256), Seen({}), GgmlKind(kind))
@@ -130,16 +161,30 @@ def test_numbers_that_are_none_are_refused() -> None:
 
 @ggml
 def test_the_whole_job_writes_the_bytes_that_llama_cpps_own_tool_writes(tmp_path: Path) -> None:
-    from calibrant.importance import imatrix
+    from calibrant.compress.importance import imatrix
     from calibrant.llama_cpp import quantize_file
 
     template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
-    done = quantize(str(template), "python_docs", "ggml", "q4_0", tmp_path / "out", export="gguf", **SMALL)
+    done = quantize(
+        str(template), "python_docs", "ggml", "q4_0", tmp_path / "out", export="gguf", **SMALL
+    )
     assert {matrix["bits_a_weight"] for matrix in done.record.weights} == {4.5}
     seen = imatrix(str(template), "python_docs", **SMALL)
-    quantize_file(template, tmp_path / "theirs.gguf", "Q4_0", {name: entry.importance.ravel() for name, entry in seen.entries.items()})
-    ours, theirs = ({str(t.name): t for t in gguf.GGUFReader(path).tensors} for path in (tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf"))
-    same = [name for name, tensor in theirs.items() if name.startswith("blk.") and tensor.tensor_type.name == "Q4_0"]
+    quantize_file(
+        template,
+        tmp_path / "theirs.gguf",
+        "Q4_0",
+        {name: entry.importance.ravel() for name, entry in seen.entries.items()},
+    )
+    ours, theirs = (
+        {str(t.name): t for t in gguf.GGUFReader(path).tensors}
+        for path in (tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
+    )
+    same = [
+        name
+        for name, tensor in theirs.items()
+        if name.startswith("blk.") and tensor.tensor_type.name == "Q4_0"
+    ]
     assert len(same) >= 18  # of the first down projections the recipe makes Q4_1
     for name in same:
         np.testing.assert_array_equal(ours[name].data, theirs[name].data, err_msg=name)

@@ -1,13 +1,15 @@
-"""What is fitted is judged by what it wasn't fitted to: halves of different windows, and the damping that errs least on the second."""
+"""What is fitted is judged by what it wasn't fitted to: halves of different windows, and the
+damping that errs least on the second.
+"""
 
 import pytest
 import torch
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
-from calibrant.methods._halves import HalvedGram
-from calibrant.methods.held_out import HeldOut
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods.pruning._halves import HalvedGram
+from calibrant.methods.pruning.held_out import HeldOut
+from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.targets import NofM, Sparsity, Target
 
 DAMPS = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -17,7 +19,11 @@ def batches(count: int, rows: int, features: int, seed: int = 0) -> list[Tensor]
     """Inputs that lie near a plane of a fifth as many dimensions."""
     chance = torch.Generator().manual_seed(seed)
     plane = torch.randn(features // 5, features, generator=torch.Generator().manual_seed(99))
-    return [torch.randn(rows, features // 5, generator=chance) @ plane + torch.randn(rows, features, generator=chance) for _ in range(count)]
+    return [
+        torch.randn(rows, features // 5, generator=chance) @ plane
+        + torch.randn(rows, features, generator=chance)
+        for _ in range(count)
+    ]
 
 
 def added(of: list[Tensor]) -> HalvedGram:
@@ -29,7 +35,9 @@ def added(of: list[Tensor]) -> HalvedGram:
 
 def close(gram: Gram | None, x: Tensor) -> bool:
     assert gram is not None
-    return gram.tokens == len(x) == gram.mass and torch.allclose(gram.matrix.double(), x.double().T @ x.double(), rtol=1e-5, atol=1e-4)
+    return gram.tokens == len(x) == gram.mass and torch.allclose(
+        gram.matrix.double(), x.double().T @ x.double(), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("count", [2, 7])
@@ -39,7 +47,9 @@ def test_micro_batches_are_counted_in_turn(count: int):
     assert close(halves.fitted, torch.cat(of[::2]))
     assert close(halves.measured, torch.cat(of[1::2]))
     assert close(halves.whole, torch.cat(of))
-    assert torch.allclose(halves.norms().double(), torch.cat(of).double().square().sum(0), rtol=1e-5)
+    assert torch.allclose(
+        halves.norms().double(), torch.cat(of).double().square().sum(0), rtol=1e-5
+    )
     assert (halves.tokens, halves.mass) == (9 * count, 9.0 * count)
 
 
@@ -49,7 +59,9 @@ def test_a_single_micro_batch_is_divided_in_its_middle_and_weights_of_tokens_cou
     assert close(halves.fitted, x[:5])
     assert close(halves.measured, x[5:])
     assert HalvedGram.of(x[:1]).measured is None
-    assert torch.allclose(weighed.fitted.matrix, x[:5].T @ (x[:5] * weights[:5, None]), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        weighed.fitted.matrix, x[:5].T @ (x[:5] * weights[:5, None]), rtol=1e-5, atol=1e-4
+    )
     assert weighed.mass == pytest.approx(float(weights.sum()))
 
 
@@ -57,24 +69,49 @@ def test_halves_of_several_sets_are_added_side_by_side():
     one, other = batches(4, 9, 20), batches(3, 9, 20, seed=1)
     mixed = added(one) * 0.25 + added(other) * 0.75
     assert mixed.measured is not None
-    fitted, measured = (0.25 * a.T @ a + 0.75 * b.T @ b for a, b in ((torch.cat(one[i::2]), torch.cat(other[i::2])) for i in (0, 1)))
+    fitted, measured = (
+        0.25 * a.T @ a + 0.75 * b.T @ b
+        for a, b in ((torch.cat(one[i::2]), torch.cat(other[i::2])) for i in (0, 1))
+    )
     assert torch.allclose(mixed.fitted.matrix, fitted, rtol=1e-5, atol=1e-4)
     assert torch.allclose(mixed.measured.matrix, measured, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("target", "rows"), [(Sparsity(0.5), 8), (NofM(2, 4), 200)])
 def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, rows: int):
-    of, weight = batches(6, rows, 40), torch.randn(24, 40, generator=torch.Generator().manual_seed(5))
+    of, weight = (
+        batches(6, rows, 40),
+        torch.randn(24, 40, generator=torch.Generator().manual_seed(5)),
+    )
     halves, measured = added(of), torch.cat(of[1::2]).double()
     errors = {
-        damp: float(((weight - SparseGPT(damp).compress(weight, Seen({Gram: halves.fitted}), target).weight).double() @ measured.T).square().sum())
+        damp: float(
+            (
+                (
+                    weight
+                    - SparseGPT(damp).compress(weight, Seen({Gram: halves.fitted}), target).weight
+                ).double()
+                @ measured.T
+            )
+            .square()
+            .sum()
+        )
         for damp in DAMPS
     }
     best = min(DAMPS, key=errors.__getitem__)
     found = HeldOut(damps=DAMPS).compress(weight, Seen({HalvedGram: halves}), target)
     assert found.notes["chosen_damp"] == best
-    assert torch.equal(found.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.whole}), target).weight)
+    assert torch.equal(
+        found.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.whole}), target).weight
+    )
     whole = float((weight.double() @ measured.T).square().sum())
-    assert found.notes["held_out"] == pytest.approx({f"{damp:g}": error / whole for damp, error in errors.items()}, rel=1e-4)
-    unfitted = HeldOut(damps=DAMPS, refit=False).compress(weight, Seen({HalvedGram: halves}), target)
-    assert torch.equal(unfitted.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight)
+    assert found.notes["held_out"] == pytest.approx(
+        {f"{damp:g}": error / whole for damp, error in errors.items()}, rel=1e-4
+    )
+    unfitted = HeldOut(damps=DAMPS, refit=False).compress(
+        weight, Seen({HalvedGram: halves}), target
+    )
+    assert torch.equal(
+        unfitted.weight,
+        SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight,
+    )

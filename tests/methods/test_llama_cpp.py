@@ -1,4 +1,6 @@
-"""llama-quantize by a recipe: the file that is written holds what llama.cpp made, byte for byte, and the model holds the numbers of that."""
+"""llama-quantize by a recipe: the file that is written holds what llama.cpp made, byte for byte,
+and the model holds the numbers of that.
+"""
 
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 
 from calibrant.compress import quantize
+from calibrant.compress.importance import imatrix
 from calibrant.errors import OutputError, TargetError
-from calibrant.importance import imatrix
 from calibrant.models import open_model
 from calibrant.targets import GgufRecipe, parse_target
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
@@ -50,12 +52,22 @@ def test_the_file_is_the_one_that_llama_quantize_makes(tmp_path: Path, recipe: s
     from calibrant.llama_cpp import quantize_file
 
     template = tiny_gguf(tmp_path / "tiny.gguf", "F32")
-    done = quantize(str(template), "python_docs", "llama_cpp", recipe, tmp_path / "out", export="gguf", **SMALL)
-    means = {name: entry.importance.ravel() for name, entry in imatrix(str(template), "python_docs", **SMALL).entries.items()}
+    done = quantize(
+        str(template), "python_docs", "llama_cpp", recipe, tmp_path / "out", export="gguf", **SMALL
+    )
+    means = {
+        name: entry.importance.ravel()
+        for name, entry in imatrix(str(template), "python_docs", **SMALL).entries.items()
+    }
     quantize_file(template, tmp_path / "theirs.gguf", recipe.upper(), means)
     same_file(tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
     ids = torch.arange(3, 35).reshape(2, 16)
-    assert torch.equal(*(open_model(str(place), "float32", "cpu").model(ids).logits for place in (tmp_path / "out", tmp_path / "out" / "model.gguf")))
+    assert torch.equal(
+        *(
+            open_model(str(place), "float32", "cpu").model(ids).logits
+            for place in (tmp_path / "out", tmp_path / "out" / "model.gguf")
+        )
+    )
     assert done.record.edits[0]["edit"] == "replace_parameters"
     assert "model.embed_tokens.weight" in done.record.edits[0]["parameters"]
 
@@ -87,20 +99,39 @@ def tiny_moe_gguf(path: Path) -> Path:
     writer.add_pad_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
-    names |= {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate": "ffn_gate_inp"}
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+    }
+    names |= {
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "mlp.gate": "ffn_gate_inp",
+    }
     names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     for name, tensor in model.state_dict().items():
         parts = name.split(".")
         if "experts" in parts:
             half = tensor.shape[1] // 2
-            pieces = {"ffn_gate_exps": tensor[:, :half], "ffn_up_exps": tensor[:, half:]} if "gate_up_proj" in parts else {"ffn_down_exps": tensor}
+            pieces = (
+                {"ffn_gate_exps": tensor[:, :half], "ffn_up_exps": tensor[:, half:]}
+                if "gate_up_proj" in parts
+                else {"ffn_down_exps": tensor}
+            )
             for own, piece in pieces.items():
                 writer.add_tensor(f"blk.{parts[2]}.{own}.weight", piece.contiguous().numpy())
         elif parts[1] == "layers":
-            writer.add_tensor(f"blk.{parts[2]}.{names['.'.join(parts[3:-1])]}.weight", tensor.numpy())
+            writer.add_tensor(
+                f"blk.{parts[2]}.{names['.'.join(parts[3:-1])]}.weight", tensor.numpy()
+            )
         else:
-            known = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
+            known = {
+                "model.embed_tokens.weight": "token_embd",
+                "model.norm.weight": "output_norm",
+                "lm_head.weight": "output",
+            }
             writer.add_tensor(f"{known[name]}.weight", tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -114,28 +145,60 @@ def tiny_moe_gguf(path: Path) -> Path:
 def test_experts_too_are_those_that_llama_quantize_makes(tmp_path: Path, recipe: str) -> None:
     from calibrant.llama_cpp import quantize_file
 
-    folder, template = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)), tiny_moe_gguf(tmp_path / "moe.gguf")
+    folder, template = (
+        str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)),
+        tiny_moe_gguf(tmp_path / "moe.gguf"),
+    )
     method, export = f"llama_cpp(like='{template}')", f"gguf(like='{template}')"
     done = quantize(folder, "python_docs", method, recipe, tmp_path / "out", export=export, **SMALL)
     made = imatrix(folder, "python_docs", **SMALL)
-    assert (made.entries["blk.0.ffn_up_exps.weight"].counts == 0).any()  # an expert without tokens is quantized unweighted
-    quantize_file(template, tmp_path / "theirs.gguf", recipe, {name: entry.importance.ravel() for name, entry in made.entries.items()})
+    assert (
+        made.entries["blk.0.ffn_up_exps.weight"].counts == 0
+    ).any()  # an expert without tokens is quantized unweighted
+    quantize_file(
+        template,
+        tmp_path / "theirs.gguf",
+        recipe,
+        {name: entry.importance.ravel() for name, entry in made.entries.items()},
+    )
     theirs = same_file(tmp_path / "out" / "model.gguf", tmp_path / "theirs.gguf")
-    assert {theirs[f"blk.1.ffn_{part}_exps.weight"].tensor_type.name for part in ("gate", "up")} == {recipe}
+    assert {
+        theirs[f"blk.1.ffn_{part}_exps.weight"].tensor_type.name for part in ("gate", "up")
+    } == {recipe}
     experts = [matrix for matrix in done.record.weights if "experts" in matrix["name"]]
     assert len(experts) == 3 * 32 * 2
     assert all(matrix["bits_a_weight"] >= 4.5 for matrix in experts)
-    saved = open_model(str(tmp_path / "out"), "float32", "cpu").model.get_parameter("model.layers.1.mlp.experts.gate_up_proj")
+    saved = open_model(str(tmp_path / "out"), "float32", "cpu").model.get_parameter(
+        "model.layers.1.mlp.experts.gate_up_proj"
+    )
     gate, up = (
-        gguf.dequantize(theirs[f"blk.1.ffn_{part}_exps.weight"].data, theirs["blk.1.ffn_up_exps.weight"].tensor_type) for part in ("gate", "up")
+        gguf.dequantize(
+            theirs[f"blk.1.ffn_{part}_exps.weight"].data,
+            theirs["blk.1.ffn_up_exps.weight"].tensor_type,
+        )
+        for part in ("gate", "up")
     )
     np.testing.assert_array_equal(saved.detach().numpy(), np.concatenate([gate, up], axis=1))
 
 
-@pytest.mark.parametrize(("target", "kind"), [("w4g32", "Q4_0"), pytest.param("w8g32", "Q8_0", marks=pytest.mark.slow), ("w4g16", "BF16")])
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [("w4g32", "Q4_0"), pytest.param("w8g32", "Q8_0", marks=pytest.mark.slow), ("w4g16", "BF16")],
+)
 def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, target: str, kind: str) -> None:
-    folder, template = str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)), tiny_moe_gguf(tmp_path / "moe.gguf")
-    quantize(folder, None, "rtn", target, tmp_path / "out", export=f"gguf(like='{template}')", dtype="bfloat16")
+    folder, template = (
+        str(tiny_folder(tmp_path / "folder", "qwen3_moe", **MOE)),
+        tiny_moe_gguf(tmp_path / "moe.gguf"),
+    )
+    quantize(
+        folder,
+        None,
+        "rtn",
+        target,
+        tmp_path / "out",
+        export=f"gguf(like='{template}')",
+        dtype="bfloat16",
+    )
     there = {str(t.name): t for t in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
     dense = open_model(str(tmp_path / "out"), "bfloat16", "cpu").model.get_parameter
     names = {
@@ -147,17 +210,27 @@ def test_codes_of_experts_are_stored_as_they_are(tmp_path: Path, target: str, ki
         tensor = there[f"blk.2.{own}.weight"]
         assert tensor.tensor_type.name == kind
         saved = dense(f"model.layers.2.mlp.experts.{parameter}").detach()[:, rows].float().numpy()
-        back = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).bfloat16().float()  # each value is rounded once
+        back = (
+            torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).bfloat16().float()
+        )  # each value is rounded once
         np.testing.assert_array_equal(back.numpy().reshape(saved.shape), saved)
 
 
 @llama_cpp
-def test_a_file_of_the_same_model_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_the_same_model_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, add = str(tiny_folder(tmp_path / "folder")), gguf.GGUFWriter.add_token_list
     with pytest.raises(TargetError, match="folder is no GGUF file"):
         quantize(folder, "python_docs", "llama_cpp", "Q4_K_M", tmp_path / "out", **SMALL)
-    monkeypatch.setattr(gguf.GGUFWriter, "add_token_list", lambda writer, tokens: add(writer, [*tokens[:3], *reversed(tokens[3:])]))
+    monkeypatch.setattr(
+        gguf.GGUFWriter,
+        "add_token_list",
+        lambda writer, tokens: add(writer, [*tokens[:3], *reversed(tokens[3:])]),
+    )
     other = tiny_gguf(tmp_path / "other.gguf", "F32")
     with pytest.raises(OutputError, match=r"other\.gguf"):
-        quantize(folder, "python_docs", f"llama_cpp(like='{other}')", "Q4_0", tmp_path / "out", **SMALL)
+        quantize(
+            folder, "python_docs", f"llama_cpp(like='{other}')", "Q4_0", tmp_path / "out", **SMALL
+        )
     assert not (tmp_path / "out").exists()

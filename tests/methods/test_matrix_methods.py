@@ -1,4 +1,6 @@
-"""What methods that go matrix by matrix have in common beside their contract: the numbers that they refuse, and what they don't depend on."""
+"""What methods that go matrix by matrix have in common beside their contract: the numbers that
+they refuse, and what they don't depend on.
+"""
 
 import math
 
@@ -57,20 +59,26 @@ def test_a_target_of_another_kind_is_refused(name: str):
 @pytest.mark.parametrize("name", PRUNING)
 def test_bfloat16_is_computed_in_float32(name: str):
     weight, seen = torch.randn(16, 64).bfloat16(), seen_of(features(200, 64, torch.float32))
-    narrow, wide = (built(name).compress(one, seen, Sparsity(0.5)).weight for one in (weight, weight.float()))
+    narrow, wide = (
+        built(name).compress(one, seen, Sparsity(0.5)).weight for one in (weight, weight.float())
+    )
     assert torch.equal(narrow, wide.bfloat16())
 
 
 @pytest.mark.parametrize("name", FITTING)
 def test_the_scale_of_the_statistics_changes_nothing(name: str):
     weight, seen = torch.randn(16, 64, dtype=torch.float64), seen_of(features(200, 64))
-    once, scaled = (built(name).compress(weight, one, Sparsity(0.5)).weight for one in (seen, seen * 0.25))
+    once, scaled = (
+        built(name).compress(weight, one, Sparsity(0.5)).weight for one in (seen, seen * 0.25)
+    )
     assert torch.allclose(once, scaled, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["sparsegpt", "alps", "admm"])
 @pytest.mark.parametrize("target", [Sparsity(0.25), NofM(3, 4)], ids=str)
-def test_inputs_that_were_always_zero_go_first_and_those_that_stay_keep_their_weights(name: str, target: Sparsity | NofM):
+def test_inputs_that_were_always_zero_go_first_and_those_that_stay_keep_their_weights(
+    name: str, target: Sparsity | NofM
+):
     weight, x = torch.randn(16, 64, dtype=torch.float64), features(300, 64)
     x[:, ::2] = 0
     silent, found = weight[:, ::2], built(name).compress(weight, seen_of(x), target).weight[:, ::2]
@@ -81,5 +89,11 @@ def test_inputs_that_were_always_zero_go_first_and_those_that_stay_keep_their_we
 def test_none_returns_the_weight_unchanged_even_where_it_is_nan():
     weight = torch.tensor([[0.0, math.nan, 3.0, 1.0]])
     for target in (Sparsity(0.5), NofM(2, 4)):
-        torch.testing.assert_close(built("none()").compress(weight, Seen({}), target).weight, weight, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            built("none()").compress(weight, Seen({}), target).weight,
+            weight,
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+        )
     assert not built("none()").prunes

@@ -1,4 +1,6 @@
-"""Local reconstruction: what a block's attention and feed-forward network give comes nearer to what they gave; what was removed stays zero."""
+"""Local reconstruction: what a block's attention and feed-forward network give comes nearer to
+what they gave; what was removed stays zero.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch.func import functional_call
 from calibrant.compress import Recipe, compress, prune
 from calibrant.data import TokenBatch
 from calibrant.models import open_model, view
-from calibrant.store import Record
+from calibrant.results import Record
 from calibrant.targets import Sparsity
 from calibrant.testing import tiny_folder
 
@@ -36,7 +38,12 @@ def compressed(folder: Path, method: str, sparsity: float = 0.6) -> tuple[Any, R
 def outputs(model: Any, block: int = 0) -> dict[str, Tensor]:
     """What the writers of a block give of the real tokens, by hooks."""
     tokens, layer, found = batch(), model.model.layers[block], dict[str, Tensor]()
-    hooks = [layer.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: found.update({name: out})) for name in WRITERS]
+    hooks = [
+        layer.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: found.update({name: out})
+        )
+        for name in WRITERS
+    ]
     with torch.no_grad():
         model(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False)
     for hook in hooks:
@@ -47,7 +54,10 @@ def outputs(model: Any, block: int = 0) -> dict[str, Tensor]:
 def error(model: Any, dense: Any) -> float:
     """The sum of relative errors of the first block, whose inputs are the dense model's."""
     ours, theirs = outputs(model), outputs(dense)
-    return sum(float((ours[name] - theirs[name]).square().sum() / theirs[name].square().sum()) for name in WRITERS)
+    return sum(
+        float((ours[name] - theirs[name]).square().sum() / theirs[name].square().sum())
+        for name in WRITERS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("given") / "model")
 
 
-@pytest.mark.parametrize("method", usually(["wanda", "sparsegpt", "magnitude"], {"sparsegpt", "magnitude"}))
+@pytest.mark.parametrize(
+    "method", usually(["wanda", "sparsegpt", "magnitude"], {"sparsegpt", "magnitude"})
+)
 def test_the_errors_that_it_tells_are_those_of_the_model_and_fall(folder: Path, method: str):
     dense = open_model(str(folder), "float32").model
     pruned, before = compressed(folder, method)
@@ -68,30 +80,51 @@ def test_the_errors_that_it_tells_are_those_of_the_model_and_fall(folder: Path, 
     assert after.sparsity == before.sparsity
     first = [weight.name for weight in view(dense).weights if weight.block == 0]
     for name in first:
-        assert torch.equal(pruned.get_submodule(name).weight == 0, fitted.get_submodule(name).weight == 0)
+        assert torch.equal(
+            pruned.get_submodule(name).weight == 0, fitted.get_submodule(name).weight == 0
+        )
     compressible = {f"{weight.name}.weight" for weight in view(dense).weights}
-    for (name, one), (_, other) in zip(dense.named_parameters(), fitted.named_parameters(), strict=True):
+    for (name, one), (_, other) in zip(
+        dense.named_parameters(), fitted.named_parameters(), strict=True
+    ):
         assert torch.equal(one, other) == (name not in compressible)
         assert other.grad is None
 
 
 def test_one_step_is_that_of_autograd_through_the_block(folder: Path):
-    """One micro-batch, one step: Adam's first step is the rate against the sign of the gradient, which a functional call gives."""
+    """One micro-batch, one step: Adam's first step is the rate against the sign of the gradient,
+    which a functional call gives.
+    """
     dense, (pruned, _) = open_model(str(folder), "float32").model, compressed(folder, "wanda")
     fitted, record = compressed(folder, "reconstructed(steps=1, rate=0.0001)")
     assert next(edit["block"] for edit in record.edits) == 0
     layer, tokens, called = dense.model.layers[0], batch(), list[Any]()
-    hook = layer.register_forward_pre_hook(lambda _, args, kwargs: called.append((args, kwargs)), with_kwargs=True)
+    hook = layer.register_forward_pre_hook(
+        lambda _, args, kwargs: called.append((args, kwargs)), with_kwargs=True
+    )
     whole = outputs(dense)
     hook.remove()
-    start = {name: one.detach().clone().requires_grad_() for name, one in pruned.model.layers[0].named_parameters() if one.dim() == 2}
+    start = {
+        name: one.detach().clone().requires_grad_()
+        for name, one in pruned.model.layers[0].named_parameters()
+        if one.dim() == 2
+    }
     found = dict[str, Tensor]()
-    hooks = [layer.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: found.update({name: out})) for name in WRITERS]
+    hooks = [
+        layer.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: found.update({name: out})
+        )
+        for name in WRITERS
+    ]
     args, kwargs = called[0]
     functional_call(layer, start, args, kwargs)
     for one in hooks:
         one.remove()
-    errors = [(found[name][tokens.mask].double() - whole[name]).square().sum() / whole[name].square().sum() for name in WRITERS]
+    errors = [
+        (found[name][tokens.mask].double() - whole[name]).square().sum()
+        / whole[name].square().sum()
+        for name in WRITERS
+    ]
     gradients = torch.autograd.grad(torch.stack(errors).sum(), list(start.values()))
     for (name, before), gradient in zip(start.items(), gradients, strict=True):
         kept = before != 0
@@ -119,7 +152,13 @@ def test_matrices_kept_the_other_way_round_are_fitted_too(tmp_path: Path):
 
 
 def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path):
-    asked = {"method": "reconstructed(steps=4)", "target": 0.5, "samples": 4, "length": 16, "dtype": "float32"}
+    asked = {
+        "method": "reconstructed(steps=4)",
+        "target": 0.5,
+        "samples": 4,
+        "length": 16,
+        "dtype": "float32",
+    }
     whole = prune(str(folder), "python_docs", out=tmp_path / "whole", **asked)
 
     def killed(what: str, done: int, total: int) -> None:
@@ -131,4 +170,6 @@ def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path):
     again = prune(str(folder), "python_docs", out=tmp_path / "again", **asked)
     assert again.continued_from == 2
     assert again.record == whole.record
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()

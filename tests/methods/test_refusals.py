@@ -1,4 +1,6 @@
-"""What methods can't do is refused, nothing is written, and the error names the parameter, the target or the part of the model that it is about."""
+"""What methods can't do is refused, nothing is written, and the error names the parameter, the
+target or the part of the model that it is about.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +20,44 @@ PARAMETERS = {
     "awq": ["steps=0"],
     "basis_sharing": ["group=0"],
     "cd_moe": ["experts=-1", "gates=best", "tokens=1", "rate=0.0"],
-    "dsnot": ["swaps=-1", "tolerance=-1.0", "start=sparsegpt", "start=none()", "start=dsnot", "start=short_gpt", "start=nobody"],
+    "dsnot": [
+        "swaps=-1",
+        "tolerance=-1.0",
+        "start=sparsegpt",
+        "start=none()",
+        "start=dsnot",
+        "start=short_gpt",
+        "start=nobody",
+    ],
     "evop": ["generation=3", "children=0", "population=4, elites=4", "tokens=[2048,512]"],
     "evopress": ["generations=0"],
-    "fips": ["group=0", "group=1.5", "rank=0", "rounds=0", "steps=-1", "density=0.0", "density=1.5", "rank=8, density=0.5", "damp=0.0"],
+    "fips": [
+        "group=0",
+        "group=1.5",
+        "rank=0",
+        "rounds=0",
+        "steps=-1",
+        "density=0.0",
+        "density=1.5",
+        "rank=8, density=0.5",
+        "damp=0.0",
+    ],
     "gptq": ["damp=0.0", "order=best", "scales=best"],
     "greedy": ["finalists=0", "tokens=[]", "tokens=[1]"],
     "held_out": ["damps=[]", "damps=['a']", "damps=[0.1,0.1]"],
     "mc_suite": ["criterion=eam", "drop=least", "rounds=0", "steps=-1", "rate=0.0"],
     "reconstructed": ["steps=0", "rate=0.0"],
-    "refined": ["start=none", "start=rtn", "start=rsq", "start=[wanda]", "swaps=-1", "steps=-3", "rounds=0", "damp=0.0", "tolerance=1.0"],
+    "refined": [
+        "start=none",
+        "start=rtn",
+        "start=rsq",
+        "start=[wanda]",
+        "swaps=-1",
+        "steps=-3",
+        "rounds=0",
+        "damp=0.0",
+        "tolerance=1.0",
+    ],
     "ria": ["power=-0.5"],
     "robust": ["rounds=0", "swaps=-1"],
     "rsq": ["importance=norm", "least=1.5", "expand=0", "damp=0.0"],
@@ -38,7 +68,10 @@ PARAMETERS = {
 """For each method, parameters that it refuses. Where there are two, the second is the wrong one."""
 
 
-@pytest.mark.parametrize(("method", "parameters"), [(method, one) for method, several in PARAMETERS.items() for one in several])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [(method, one) for method, several in PARAMETERS.items() for one in several],
+)
 def test_a_parameter_that_cannot_be_is_named(method: str, parameters: str):
     with pytest.raises(SpecError) as refused:
         methods.build(f"{method}({parameters})")
@@ -61,7 +94,10 @@ def test_a_method_that_cannot_be_built_on_is_named(spec: str, subject: str):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     families = ("llama", "gpt2", "mixtral", "qwen3_moe")
-    return {family: tiny_folder(tmp_path_factory.mktemp(family) / "model", family) for family in families}
+    return {
+        family: tiny_folder(tmp_path_factory.mktemp(family) / "model", family)
+        for family in families
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,13 +118,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         ("llama", "fips", "numbers 1.5", TargetError, "'numbers' 1.5"),
         ("llama", "mc_suite", 0.5, TargetError, "mc_suite"),
         ("mixtral", "mc_suite", 0.99, TargetError, "model.layers.0.mlp"),
-        ("mixtral", "reconstructed", 0.5, TargetError, "model.layers.0.mlp.experts.gate_up_proj[0]"),
+        (
+            "mixtral",
+            "reconstructed",
+            0.5,
+            TargetError,
+            "model.layers.0.mlp.experts.gate_up_proj[0]",
+        ),
         ("llama", "short_gpt", 0.3, TargetError, "blocks 0.3"),
         ("llama", "svd", 0.99, TargetError, "numbers 0.99"),
     ],
 )
 def test_what_a_model_cannot_be_is_refused_and_nothing_is_written(
-    folders: Mapping[str, Path], tmp_path: Path, family: str, method: str, target: float | str, error: type[InputError], subject: str
+    folders: Mapping[str, Path],
+    tmp_path: Path,
+    family: str,
+    method: str,
+    target: float | str,
+    error: type[InputError],
+    subject: str,
 ):
     with pytest.raises(error) as refused:
         prune(str(folders[family]), "python_docs", method, target, tmp_path / "out", **SMALL)
@@ -106,14 +154,21 @@ def test_what_a_model_cannot_be_is_refused_and_nothing_is_written(
         ("sparsegpt(order=loss)", "2:4+w4g16", "2:4+w4g16"),
     ],
 )
-def test_a_grid_that_does_not_fit_is_refused(folders: Mapping[str, Path], method: str, target: str, subject: str):
+def test_a_grid_that_does_not_fit_is_refused(
+    folders: Mapping[str, Path], method: str, target: str, subject: str
+):
     with pytest.raises(TargetError) as refused:
         quantize(str(folders["llama"]), "python_docs", method, target, **SMALL)
     assert refused.value.subject == subject
 
 
-@pytest.mark.parametrize(("method", "target", "default"), [("awq", "w4g64", "dense"), ("fips", 0.5, "dense"), ("reconstructed", 0.5, "reference")])
-def test_a_propagation_that_a_method_lacks_is_refused_and_its_own_is_the_default(method: str, target: float | str, default: str):
+@pytest.mark.parametrize(
+    ("method", "target", "default"),
+    [("awq", "w4g64", "dense"), ("fips", 0.5, "dense"), ("reconstructed", 0.5, "reference")],
+)
+def test_a_propagation_that_a_method_lacks_is_refused_and_its_own_is_the_default(
+    method: str, target: float | str, default: str
+):
     with pytest.raises(SpecError) as refused:
         Recipe.parse(method, target, "arrival")
     assert refused.value.subject == "arrival"

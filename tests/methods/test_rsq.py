@@ -1,4 +1,6 @@
-"""RSQ: tokens count by the attention they get, which the model's own attention maps say; without that it is GPTQ."""
+"""RSQ: tokens count by the attention they get, which the model's own attention maps say; without
+that it is GPTQ.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods.rsq import spread, turned
+from calibrant.methods.quantization.rsq import spread, turned
 from calibrant.models import ModelView, Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing.tiny import tiny_model
@@ -31,13 +33,17 @@ def batch_of(samples: int = 3, length: int = 24, padded: bool = False) -> TokenB
     return TokenBatch(ids * mask, mask, mask.float(), "sha256:0", {})
 
 
-def job_of(model: PreTrainedModel, batch: TokenBatch, propagate: str = "arrival", target: str = "w3g16") -> Job:
+def job_of(
+    model: PreTrainedModel, batch: TokenBatch, propagate: str = "arrival", target: str = "w3g16"
+) -> Job:
     seen, aim = view(model), parse_target(target)
     opened = Opened(model, None, "tiny", "sha256:0", "", torch.float32)
     return Job(opened, seen, batch, aim, dict.fromkeys(seen.named, aim), propagate)  # pyright: ignore[reportArgumentType]
 
 
-def codes(method: str, batch: TokenBatch, propagate: str = "arrival", family: str = "llama") -> list[Tensor]:
+def codes(
+    method: str, batch: TokenBatch, propagate: str = "arrival", family: str = "llama"
+) -> list[Tensor]:
     """What a method makes of each matrix of a tiny model."""
     job, found = job_of(tiny_model(family), batch, propagate), list[Tensor]()
     for edit in methods.build(method).edits(job):
@@ -57,15 +63,29 @@ def maps(model: PreTrainedModel, ids: Tensor, mask: Tensor, block: int) -> Tenso
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            return model(input_ids=ids, attention_mask=mask.long(), output_attentions=True, use_cache=False).attentions[block]
+            return model(
+                input_ids=ids, attention_mask=mask.long(), output_attentions=True, use_cache=False
+            ).attentions[block]
     finally:
         model.set_attn_implementation(before)
 
 
-@pytest.mark.parametrize(("attention", "padded"), [("sdpa", True), ("eager", True), ("eager", False)])
-@pytest.mark.parametrize("family", usually(["llama", "gpt2", "gemma3", "phi3", "mixtral", "gpt_neox"], {"llama", "gpt2", "gemma3", "gpt_neox"}))
+@pytest.mark.parametrize(
+    ("attention", "padded"), [("sdpa", True), ("eager", True), ("eager", False)]
+)
+@pytest.mark.parametrize(
+    "family",
+    usually(
+        ["llama", "gpt2", "gemma3", "phi3", "mixtral", "gpt_neox"],
+        {"llama", "gpt2", "gemma3", "gpt_neox"},
+    ),
+)
 def test_attention_is_what_the_model_says_it_is(family: str, attention: str, padded: bool):
-    model, batch, seen = tiny_model(family), batch_of(padded=padded), dict[int, tuple[Tensor, Tensor]]()
+    model, batch, seen = (
+        tiny_model(family),
+        batch_of(padded=padded),
+        dict[int, tuple[Tensor, Tensor]](),
+    )
     model.set_attn_implementation(attention)
 
     def weigh(call: BlockCall) -> Tensor:
@@ -74,7 +94,9 @@ def test_attention_is_what_the_model_says_it_is(family: str, attention: str, pad
 
     for _ in walk(view(model), batch, (Gram,), "dense", weigh=weigh):
         pass
-    front = (~batch.mask).long().argsort(dim=1, stable=True)  # as the walk has them: real tokens first, the longest sequence first
+    front = (
+        (~batch.mask).long().argsort(dim=1, stable=True)
+    )  # as the walk has them: real tokens first, the longest sequence first
     order = sorted(range(3), key=lambda i: -int(batch.mask[i].sum()))
     ids, mask = batch.ids.gather(1, front)[order], batch.mask.gather(1, front)[order]
     assert sorted(seen) == [0, 1, 2]
@@ -91,11 +113,15 @@ def test_weights_reach_from_the_least_to_one_and_are_one_on_average():
     for row, (numbers, there) in enumerate(zip(received, real, strict=True)):
         low, high = float(numbers[there].min()), float(numbers[there].max())
         by_hand = [0.25 + (float(n) - low) / (high - low) * 0.75 for n in numbers[there]]
-        assert found[row][there].tolist() == pytest.approx([w * len(by_hand) / sum(by_hand) for w in by_hand], rel=1e-5)
+        assert found[row][there].tolist() == pytest.approx(
+            [w * len(by_hand) / sum(by_hand) for w in by_hand], rel=1e-5
+        )
     assert (found[~real] == 0).all()
     assert torch.equal(spread(received, real, 1.0), real.float())
     torch.testing.assert_close(spread(received * 7, real, 0.25), found)
-    assert torch.equal(spread(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), 0.1), torch.ones(1, 3))
+    assert torch.equal(
+        spread(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), 0.1), torch.ones(1, 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +129,10 @@ def test_weights_reach_from_the_least_to_one_and_are_one_on_average():
     [
         ("llama", "arrival"),
         ("llama", "reference"),
-        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("llama", "dense"), ("mixtral", "arrival"))),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (("llama", "dense"), ("mixtral", "arrival"))
+        ),
     ],
 )
 def test_when_all_tokens_count_alike_it_is_gptq(family: str, propagate: str):
@@ -117,28 +146,44 @@ def test_when_all_tokens_count_alike_it_is_gptq(family: str, propagate: str):
 def test_a_weight_of_ones_own_is_multiplied():
     batch, own = batch_of(1), torch.rand(1, 24, generator=torch.Generator().manual_seed(3)) + 0.5
     own[0, 4] = 0
-    by_block, found = torch.rand(1, 24, generator=torch.Generator().manual_seed(4)), dict[str, Gram]()
+    by_block, found = (
+        torch.rand(1, 24, generator=torch.Generator().manual_seed(4)),
+        dict[str, Gram](),
+    )
     model = tiny_model("llama")
-    for weight, seen in walk(view(model), replace(batch, weights=own), (Gram,), "dense", weigh=lambda _: by_block):
+    for weight, seen in walk(
+        view(model), replace(batch, weights=own), (Gram,), "dense", weigh=lambda _: by_block
+    ):
         found[weight.name] = seen[Gram]
     x: dict[str, Tensor] = {}
-    model.get_submodule("model.layers.1.mlp.down_proj").register_forward_hook(lambda _, args, __: x.__setitem__("x", args[0][0]))
+    model.get_submodule("model.layers.1.mlp.down_proj").register_forward_hook(
+        lambda _, args, __: x.__setitem__("x", args[0][0])
+    )
     with torch.no_grad():
         model(input_ids=batch.ids)
     weights = (own * by_block)[0]
-    torch.testing.assert_close(found["model.layers.1.mlp.down_proj"].matrix, x["x"].T @ (x["x"] * weights[:, None]), rtol=1e-4, atol=1e-5)
-    assert found["model.layers.1.mlp.down_proj"].mass == pytest.approx(float(weights.sum()), rel=1e-6)
+    torch.testing.assert_close(
+        found["model.layers.1.mlp.down_proj"].matrix,
+        x["x"].T @ (x["x"] * weights[:, None]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert found["model.layers.1.mlp.down_proj"].mass == pytest.approx(
+        float(weights.sum()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("propagate", ["arrival", "reference"])
-def test_attention_is_that_of_a_block_that_is_still_whole_behind_rounded_ones(propagate: str, monkeypatch: pytest.MonkeyPatch):
+def test_attention_is_that_of_a_block_that_is_still_whole_behind_rounded_ones(
+    propagate: str, monkeypatch: pytest.MonkeyPatch
+):
     batch, given, checked = batch_of(2), list[Tensor](), list[int]()
 
     def noted(received: Tensor, real: Tensor, least: float) -> Tensor:
         given.append(received)
         return spread(received, real, least)
 
-    monkeypatch.setattr("calibrant.methods.rsq.spread", noted)
+    monkeypatch.setattr("calibrant.methods.quantization.rsq.spread", noted)
     job = job_of(tiny_model("llama"), batch, propagate)
     for edit in methods.build("rsq").edits(job):
         if edit.block is not None and edit.block not in checked:
@@ -168,9 +213,16 @@ def test_every_part_of_a_sequence_comes_first_once():
 
 def test_turns_are_shown_to_the_model():
     batch, propagate = batch_of(2, 16), "arrival"
-    assert same(codes("rsq(importance=equal, expand=1)", batch, propagate), codes("gptq", batch, propagate))
-    assert same(codes("rsq(importance=equal, expand=4)", batch, propagate), codes("gptq", turned(batch, 4), propagate))
-    assert not same(codes("rsq(importance=equal, expand=4)", batch, propagate), codes("gptq", batch, propagate))
+    assert same(
+        codes("rsq(importance=equal, expand=1)", batch, propagate), codes("gptq", batch, propagate)
+    )
+    assert same(
+        codes("rsq(importance=equal, expand=4)", batch, propagate),
+        codes("gptq", turned(batch, 4), propagate),
+    )
+    assert not same(
+        codes("rsq(importance=equal, expand=4)", batch, propagate), codes("gptq", batch, propagate)
+    )
 
 
 def test_a_block_without_attention_is_refused():

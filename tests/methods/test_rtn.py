@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.errors import NumericsError
-from calibrant.methods.rtn import RoundToNearest
+from calibrant.methods.quantization.rtn import RoundToNearest
 from calibrant.packed import Codes
 from calibrant.targets import Grid, parse_target
 
@@ -29,45 +29,71 @@ def rounded(weight: Tensor, text: str) -> Codes:
 
 
 def nearest(number: Fraction, low: int, high: int) -> set[int]:
-    """The nearest whole number within bounds; half way between two, as far as the arithmetic can tell, either."""
+    """The nearest whole number within bounds; half way between two, as far as the arithmetic can
+    tell, either.
+    """
     below = number.numerator // number.denominator
     rest = number - below
-    near = {below, below + 1} if abs(rest - Fraction(1, 2)) < Fraction(1, 10**5) else {below + (rest > Fraction(1, 2))}
+    near = (
+        {below, below + 1}
+        if abs(rest - Fraction(1, 2)) < Fraction(1, 10**5)
+        else {below + (rest > Fraction(1, 2))}
+    )
     return {min(max(one, low), high) for one in near}
 
 
 def as_stored(number: Fraction, dtype: torch.dtype) -> float:
     """A scale as the type can hold it; where it is zero, the type's epsilon."""
-    return torch.tensor(float(number), dtype=torch.float64).to(dtype).item() or torch.finfo(dtype).eps
+    return (
+        torch.tensor(float(number), dtype=torch.float64).to(dtype).item() or torch.finfo(dtype).eps
+    )
 
 
 def groups_of(weight: Tensor, text: str) -> list[tuple[int, int, list[Fraction]]]:
     """Row, number and weights of each group, read from the target's text."""
     width = int(text.removesuffix("a").partition("g")[2] or weight.shape[1])
     rows = [[Fraction(w) for w in row] for row in weight.tolist()]
-    return [(r, at // width, row[at : at + width]) for r, row in enumerate(rows) for at in range(0, len(row), width)]
+    return [
+        (r, at // width, row[at : at + width])
+        for r, row in enumerate(rows)
+        for at in range(0, len(row), width)
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("text", GRIDS)
-def test_scales_zero_points_codes_and_values_are_those_of_exact_arithmetic(text: str, dtype: torch.dtype):
-    """The definition (compressed-tensors), one group at a time; zero points and codes against the scale that is stored."""
+def test_scales_zero_points_codes_and_values_are_those_of_exact_arithmetic(
+    text: str, dtype: torch.dtype
+):
+    """The definition (compressed-tensors), one group at a time; zero points and codes against
+    the scale that is stored.
+    """
     weight, symmetric, bits = seeded(7, 48, dtype), not text.endswith("a"), int(text[1])
     found, low, high = rounded(weight, text), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     dense = found.dense()
     assert (found.zeros is None) == symmetric
     for r, g, members in groups_of(weight, text):
         least, most = min(*members, Fraction(0)), max(*members, Fraction(0))
-        raw = max(-least, most) / (Fraction(high - low) / 2) if symmetric else (most - least) / (high - low)
-        assert found.scales[r, g].item() == pytest.approx(as_stored(raw, dtype), rel=2 * torch.finfo(dtype).eps)
+        raw = (
+            max(-least, most) / (Fraction(high - low) / 2)
+            if symmetric
+            else (most - least) / (high - low)
+        )
+        assert found.scales[r, g].item() == pytest.approx(
+            as_stored(raw, dtype), rel=2 * torch.finfo(dtype).eps
+        )
         scale = Fraction(found.scales[r, g].item())
         zero = 0 if found.zeros is None else int(found.zeros[r, g])
         assert symmetric or zero in nearest(low - least / scale, low, high)
         for at, w in enumerate(members, g * len(members)):
             code = int(found.codes[r, at])
             assert code in nearest(w / scale + zero, low, high)
-            # The float64 nearest to the product is the product itself where the type is narrower, so the type's own rounding is the only one.
-            assert dense[r, at].item() == torch.tensor(float((code - zero) * scale), dtype=torch.float64).to(dtype).item()
+            # The float64 nearest to the product is the product itself where the type is narrower,
+            # so the type's own rounding is the only one.
+            assert (
+                dense[r, at].item()
+                == torch.tensor(float((code - zero) * scale), dtype=torch.float64).to(dtype).item()
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -98,5 +124,7 @@ def test_scales_and_zero_points_count_as_bits(text: str, dtype: torch.dtype, bit
 
 def test_a_reach_that_the_type_cannot_hold_is_refused():
     with pytest.raises(NumericsError) as refused:
-        RoundToNearest().compress(torch.tensor([[3e38, -3e38]]), Seen({}), Grid(4, None, symmetric=False))
+        RoundToNearest().compress(
+            torch.tensor([[3e38, -3e38]]), Seen({}), Grid(4, None, symmetric=False)
+        )
     assert refused.value.subject == "the scale of a group"

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.methods import MatrixMethod
-from calibrant.methods.magnitude import Magnitude
-from calibrant.methods.ria import RIA
-from calibrant.methods.wanda import Wanda
+from calibrant.methods.pruning.magnitude import Magnitude
+from calibrant.methods.pruning.ria import RIA
+from calibrant.methods.pruning.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
 from tests.methods.matrices import seen_of
@@ -27,12 +27,23 @@ def scores_by_loops(method: MatrixMethod, weight: Tensor, x: Tensor) -> list[lis
         return [[w[o][i] * lengths[i] for i in columns] for o in rows]
     if not isinstance(method, RIA):
         return w
-    of_columns, of_rows = [math.fsum(row[i] for row in w) for i in columns], [math.fsum(row) for row in w]
-    return [[(w[o][i] / of_columns[i] + w[o][i] / of_rows[o]) * lengths[i] ** method.power for i in columns] for o in rows]
+    of_columns, of_rows = (
+        [math.fsum(row[i] for row in w) for i in columns],
+        [math.fsum(row) for row in w],
+    )
+    return [
+        [
+            (w[o][i] / of_columns[i] + w[o][i] / of_rows[o]) * lengths[i] ** method.power
+            for i in columns
+        ]
+        for o in rows
+    ]
 
 
 def mask_by_loops(method: MatrixMethod, weight: Tensor, x: Tensor, target: Target) -> Tensor:
-    """True where a weight stays: of each group the lowest scores go, and of equal ones the first. Wanda's groups are rows."""
+    """True where a weight stays: of each group the lowest scores go, and of equal ones the
+    first. Wanda's groups are rows.
+    """
     rows, columns = weight.shape
     width = columns if isinstance(method, Wanda) else rows * columns
     scores = [score for row in scores_by_loops(method, weight, x) for score in row]
@@ -42,19 +53,30 @@ def mask_by_loops(method: MatrixMethod, weight: Tensor, x: Tensor, target: Targe
         gone = math.floor(round(width * float(target.amount or 0), 9))
     stays = [True] * len(scores)
     for start in range(0, len(scores), width):
-        for place in sorted(range(start, start + width), key=lambda place: (scores[place], place))[:gone]:
+        for place in sorted(range(start, start + width), key=lambda place: (scores[place], place))[
+            :gone
+        ]:
             stays[place] = False
     return torch.tensor(stays).reshape(rows, columns)
 
 
-def pruned(method: MatrixMethod, weight: Tensor, x: Tensor, target: Target, weights: Tensor | None = None) -> Tensor:
+def pruned(
+    method: MatrixMethod, weight: Tensor, x: Tensor, target: Target, weights: Tensor | None = None
+) -> Tensor:
     return method.compress(weight, seen_of(x, weights), target).weight
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("method", [Magnitude(), Wanda(), RIA(), RIA(power=0.0), RIA(power=1.0)], ids=str)
-def test_the_mask_is_exactly_that_of_the_loops_in_float64_and_nearly_in_bfloat16(method: MatrixMethod, target: Target):
-    weight, x = torch.randn(40, 96, dtype=torch.float64), torch.randn(150, 96, dtype=torch.float64) * torch.rand(96, dtype=torch.float64)
+@pytest.mark.parametrize(
+    "method", [Magnitude(), Wanda(), RIA(), RIA(power=0.0), RIA(power=1.0)], ids=str
+)
+def test_the_mask_is_exactly_that_of_the_loops_in_float64_and_nearly_in_bfloat16(
+    method: MatrixMethod, target: Target
+):
+    weight, x = (
+        torch.randn(40, 96, dtype=torch.float64),
+        torch.randn(150, 96, dtype=torch.float64) * torch.rand(96, dtype=torch.float64),
+    )
     result, expected = pruned(method, weight, x, target), mask_by_loops(method, weight, x, target)
     assert torch.equal(result != 0, expected)
     assert torch.equal(result, weight * expected)
@@ -64,20 +86,30 @@ def test_the_mask_is_exactly_that_of_the_loops_in_float64_and_nearly_in_bfloat16
 
 
 def test_of_equal_scores_the_first_go_and_before_all_an_input_that_was_always_zero():
-    for method, kept in ((Magnitude(), [[0, 0, 0, 0], [1, 1, 1, 1]]), (Wanda(), [[0, 0, 1, 1]] * 2), (RIA(), [[0, 0, 0, 0], [1, 1, 1, 1]])):
+    for method, kept in (
+        (Magnitude(), [[0, 0, 0, 0], [1, 1, 1, 1]]),
+        (Wanda(), [[0, 0, 1, 1]] * 2),
+        (RIA(), [[0, 0, 0, 0], [1, 1, 1, 1]]),
+    ):
         assert pruned(method, torch.ones(2, 4), torch.ones(3, 4), Sparsity(0.5)).tolist() == kept
     silent = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 3)
-    assert pruned(Wanda(), torch.tensor([[1.0, 2.0, 3.0, 100.0]]), silent, Sparsity(0.5)).tolist() == [[0, 2, 3, 0]]
+    assert pruned(
+        Wanda(), torch.tensor([[1.0, 2.0, 3.0, 100.0]]), silent, Sparsity(0.5)
+    ).tolist() == [[0, 2, 3, 0]]
 
 
 def test_token_weights_count():
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     assert pruned(Wanda(), torch.ones(1, 2), x, Sparsity(0.5)).tolist() == [[0, 1]]
-    assert pruned(Wanda(), torch.ones(1, 2), x, Sparsity(0.5), torch.tensor([1.0, 0.1])).tolist() == [[1, 0]]
+    assert pruned(
+        Wanda(), torch.ones(1, 2), x, Sparsity(0.5), torch.tensor([1.0, 0.1])
+    ).tolist() == [[1, 0]]
 
 
 def test_by_ria_no_input_is_lost_whole_as_it_is_by_size_and_rows_and_columns_of_zeros_go_first():
-    """Every weight of one column is smaller than every other: beside its column each counts, and some are more than others'."""
+    """Every weight of one column is smaller than every other: beside its column each counts, and
+    some are more than others'.
+    """
     weight = 0.5 + torch.rand(32, 32, dtype=torch.float64)
     weight[:, 3] = torch.linspace(0, 1, 32, dtype=torch.float64) ** 2 * 1e-3 + 1e-6
     assert (Magnitude().compress(weight, Seen({}), Sparsity(0.5)).weight[:, 3] == 0).all()

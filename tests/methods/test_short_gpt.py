@@ -1,4 +1,6 @@
-"""ShortGPT against a slow calculation of its own, from the front door to a model that plain transformers opens."""
+"""ShortGPT against a slow calculation of its own, from the front door to a model that plain
+transformers opens.
+"""
 
 import json
 import math
@@ -23,21 +25,29 @@ def folder(tmp_path: Path) -> Path:
 
 
 def influences(folder: Path) -> list[float]:
-    """1 − the mean cosine between what enters a block and what leaves it, token by token in float64, from a plain forward."""
+    """1 − the mean cosine between what enters a block and what leaves it, token by token in
+    float64, from a plain forward.
+    """
     opened = open_model(str(folder), "float32")
     batch = CalibrationSet("python_docs", samples=4, length=16).tokens(opened.tokenizer)
     model = opened.model.double()
     with torch.no_grad():
-        states = model(batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True).hidden_states[:-1]
+        states = model(
+            batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True
+        ).hidden_states[:-1]
         last: list[torch.Tensor] = []
-        hook = model.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
+        hook = model.model.layers[-1].register_forward_hook(
+            lambda _, __, output: last.append(output)
+        )
         model(batch.ids, attention_mask=batch.mask.long())
         hook.remove()
     found: list[float] = []
     for before, after in zip(states, (*states[1:], last[0]), strict=True):
         cosines = [
             float((x @ y) / (x.norm() * y.norm()))
-            for x, y, real in zip(before.flatten(0, 1), after.flatten(0, 1), batch.mask.flatten(), strict=True)
+            for x, y, real in zip(
+                before.flatten(0, 1), after.flatten(0, 1), batch.mask.flatten(), strict=True
+            )
             if real
         ]
         found.append(1 - sum(cosines) / len(cosines))
@@ -49,20 +59,34 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     wanted = influences(folder)
     (edit,) = done.record.edits
     assert edit["notes"]["scores"] == pytest.approx(wanted, rel=1e-4)
-    assert (edit["edit"], edit["blocks"], edit["of"]) == ("drop_blocks", [wanted.index(min(wanted))], 3)
+    assert (edit["edit"], edit["blocks"], edit["of"]) == (
+        "drop_blocks",
+        [wanted.index(min(wanted))],
+        3,
+    )
     assert done.record.sparsity == pytest.approx(1 / 3)
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
     assert reopened.config.num_hidden_layers == 2
-    assert prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL).already_done
-    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [edit]
+    assert prune(
+        str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL
+    ).already_done
+    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [
+        edit
+    ]
 
 
 def turned(degrees: float, tokens: int = 10) -> Seen:
     """What a block did that turned each of its inputs by so much."""
-    before, after = torch.zeros(tokens, 4, dtype=torch.float64), torch.zeros(tokens, 4, dtype=torch.float64)
+    before, after = (
+        torch.zeros(tokens, 4, dtype=torch.float64),
+        torch.zeros(tokens, 4, dtype=torch.float64),
+    )
     before[:, 0] = torch.arange(1, tokens + 1)
-    after[:, 0], after[:, 1] = before[:, 0] * math.cos(math.radians(degrees)), before[:, 0] * math.sin(math.radians(degrees))
+    after[:, 0], after[:, 1] = (
+        before[:, 0] * math.cos(math.radians(degrees)),
+        before[:, 0] * math.sin(math.radians(degrees)),
+    )
     return Seen({BlockChange: BlockChange.of(before, after)})

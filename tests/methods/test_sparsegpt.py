@@ -1,4 +1,6 @@
-"""SparseGPT against the algorithm as the paper states it: an explicit inverse, and one column after the other, in NumPy and float64."""
+"""SparseGPT against the algorithm as the paper states it: an explicit inverse, and one column
+after the other, in NumPy and float64.
+"""
 
 import math
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen
 from calibrant.errors import NumericsError
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.spec import canonical
 from calibrant.targets import NofM, Sparsity, Target
 
@@ -20,7 +22,9 @@ PLAIN = SparseGPT()
 TARGETS = [Sparsity(0.5), Sparsity(0.29), NofM(2, 4), NofM(3, 5), NofM(1, 160)]
 
 
-def column_by_column(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01, block: int = 128) -> np.ndarray[Any, Any]:
+def column_by_column(
+    weight: Tensor, x: Tensor, target: Target, damp: float = 0.01, block: int = 128
+) -> np.ndarray[Any, Any]:
     w, inputs = weight.double().numpy().copy(), x.double().numpy()
     rows, columns = w.shape
     hessian = inputs.T @ inputs / len(inputs)
@@ -59,14 +63,19 @@ def pruned(weight: Tensor, x: Tensor, target: Target, method: SparseGPT = PLAIN)
 def agreement(result: Tensor, expected: np.ndarray[Any, Any]) -> tuple[float, float]:
     """Share of the mask that agrees, and the relative distance of the weights."""
     reference = torch.from_numpy(expected)
-    return float(((result != 0) == (reference != 0)).double().mean()), float((result.double() - reference).norm() / reference.norm())
+    return float(((result != 0) == (reference != 0)).double().mean()), float(
+        (result.double() - reference).norm() / reference.norm()
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("block", [128, 48, 1, 1000])
 def test_float64_agrees_with_the_paper_column_by_column(target: Target, block: int):
     weight, x = torch.randn(48, 320, dtype=torch.float64), features(800, 320)
-    mask, distance = agreement(pruned(weight, x, target, SparseGPT(block=block)), column_by_column(weight, x, target, block=block))
+    mask, distance = agreement(
+        pruned(weight, x, target, SparseGPT(block=block)),
+        column_by_column(weight, x, target, block=block),
+    )
     assert mask >= 0.9999
     assert distance <= 1e-4
 
@@ -81,7 +90,11 @@ def test_float32_agrees_with_the_paper_column_by_column(target: Target):
 
 @pytest.mark.parametrize("target", [Sparsity(0.5), NofM(3, 4)], ids=str)
 def test_fewer_tokens_than_inputs_and_inputs_that_were_always_zero_agree_too(target: Target):
-    weight, few, silent = torch.randn(32, 160, dtype=torch.float64), features(40, 160), features(400, 160)
+    weight, few, silent = (
+        torch.randn(32, 160, dtype=torch.float64),
+        features(40, 160),
+        features(400, 160),
+    )
     silent[:, ::2] = 0
     for x in (few, silent):
         mask, distance = agreement(pruned(weight, x, target), column_by_column(weight, x, target))
@@ -90,19 +103,31 @@ def test_fewer_tokens_than_inputs_and_inputs_that_were_always_zero_agree_too(tar
 
 
 def noted(gram: Gram, damp: float = 0.01) -> dict[str, Any]:
-    return dict(SparseGPT(damp=damp).compress(torch.randn(4, gram.matrix.shape[0]), Seen({Gram: gram}), Sparsity(0.5)).notes)
+    return dict(
+        SparseGPT(damp=damp)
+        .compress(torch.randn(4, gram.matrix.shape[0]), Seen({Gram: gram}), Sparsity(0.5))
+        .notes
+    )
 
 
 def test_an_ordinary_gram_is_factored_as_it_is_and_one_that_rounding_spoils_in_float64():
     x = features(200, 32, torch.float32)
     x[:, 3] = 0
     assert noted(Gram.of(x)) == {"damp": 0.01, "precision": "float32", "dead_inputs": 1}
-    # Whole numbers: the Gram is exact, of rank 20, and only the rounding of a float32 factorisation makes it indefinite.
+    # Whole numbers: the Gram is exact, of rank 20, and only the rounding of a float32 factorisation
+    # makes it indefinite.
     whole = torch.randint(-3, 4, (20, 64)).float()
-    assert noted(Gram.of(whole), damp=1e-8) == {"damp": 1e-8, "precision": "float64", "dead_inputs": 0}
+    assert noted(Gram.of(whole), damp=1e-8) == {
+        "damp": 1e-8,
+        "precision": "float64",
+        "dead_inputs": 0,
+    }
 
 
-@pytest.mark.parametrize(("overlap", "damp", "dtype"), [(1.05, 0.1, torch.float32), (1.5, 1.0, torch.float64), (6.0, 10.0, torch.float32)])
+@pytest.mark.parametrize(
+    ("overlap", "damp", "dtype"),
+    [(1.05, 0.1, torch.float32), (1.5, 1.0, torch.float64), (6.0, 10.0, torch.float32)],
+)
 def test_the_ladder_then_damps_more(overlap: float, damp: float, dtype: torch.dtype):
     gram = Gram(torch.tensor([[1.0, overlap], [overlap, 1.0]], dtype=dtype), tokens=1, mass=1.0)
     assert noted(gram) == {"damp": damp, "precision": "float64", "dead_inputs": 0}
@@ -118,11 +143,16 @@ def test_where_the_ladder_ends_and_where_a_result_is_too_large_for_its_type_it_i
 
 
 def in_order_of_loss(weight: Tensor, x: Tensor, target: Target, block: int) -> list[int]:
-    """ROSE, one column at a time: what each block removes by Wanda's scores, blocks and their columns by falling loss."""
+    """ROSE, one column at a time: what each block removes by Wanda's scores, blocks and their
+    columns by falling loss.
+    """
     lengths = x.double().square().sum(0).sqrt()
     scores = (weight.double().abs() * lengths).numpy()
     width = target.m if isinstance(target, NofM) else block
-    blocks = [list(range(start, min(start + width, scores.shape[1]))) for start in range(0, scores.shape[1], width)]
+    blocks = [
+        list(range(start, min(start + width, scores.shape[1])))
+        for start in range(0, scores.shape[1], width)
+    ]
     losses, before = dict[int, float](), 0
     for columns in blocks:
         here = scores[:, columns]
@@ -138,31 +168,54 @@ def in_order_of_loss(weight: Tensor, x: Tensor, target: Target, block: int) -> l
     totals = [sum(losses[c] for c in columns) for columns in blocks]
     if max(totals) - min(totals) <= 0.5 * max(totals):
         return list(range(scores.shape[1]))
-    inside = [columns if isinstance(target, NofM) else sorted(columns, key=lambda c: -losses[c]) for columns in blocks]
-    return [c for _, columns in sorted(zip(totals, inside, strict=True), key=lambda pair: -pair[0]) for c in columns]
+    inside = [
+        columns if isinstance(target, NofM) else sorted(columns, key=lambda c: -losses[c])
+        for columns in blocks
+    ]
+    return [
+        c
+        for _, columns in sorted(zip(totals, inside, strict=True), key=lambda pair: -pair[0])
+        for c in columns
+    ]
 
 
 @pytest.mark.parametrize("target", [Sparsity(0.5), Sparsity(0.8), NofM(2, 4), NofM(4, 8)], ids=str)
 @pytest.mark.parametrize("block", [128, 48])
 def test_in_order_of_loss_it_is_the_algorithm_on_permuted_columns(target: Target, block: int):
-    weight, x = torch.randn(24, 296, dtype=torch.float64), features(600, 296) * torch.linspace(0, 1, 296, dtype=torch.float64).pow(6).add(0.05)
+    weight, x = (
+        torch.randn(24, 296, dtype=torch.float64),
+        features(600, 296) * torch.linspace(0, 1, 296, dtype=torch.float64).pow(6).add(0.05),
+    )
     order = in_order_of_loss(weight, x, target, block)
     assert order != list(range(296))
     expected = np.empty((24, 296))
     expected[:, order] = column_by_column(weight[:, order], x[:, order], target, block=block)
-    mask, distance = agreement(pruned(weight, x, target, SparseGPT(block=block, order="loss")), expected)
+    mask, distance = agreement(
+        pruned(weight, x, target, SparseGPT(block=block, order="loss")), expected
+    )
     assert mask >= 0.9999
     assert distance <= 1e-4
 
 
 def test_where_blocks_lose_alike_the_order_stays():
-    weight, x = torch.randn(64, 256, dtype=torch.float64), torch.randn(400, 256, dtype=torch.float64)
+    weight, x = (
+        torch.randn(64, 256, dtype=torch.float64),
+        torch.randn(400, 256, dtype=torch.float64),
+    )
     seen = seen_of(x)
-    natural, ordered = (SparseGPT(order=order).compress(weight, seen, Sparsity(0.5)) for order in ("natural", "loss"))
+    natural, ordered = (
+        SparseGPT(order=order).compress(weight, seen, Sparsity(0.5))
+        for order in ("natural", "loss")
+    )
     assert torch.equal(natural.weight, ordered.weight)
     assert ordered.notes == {**natural.notes, "reordered": False}
 
 
 def test_the_identity_of_what_was_released_is_what_it_was():
-    assert canonical(SparseGPT()) == {"spec": "sparsegpt", "revision": SparseGPT.revision, "damp": 0.01, "block": 128}
+    assert canonical(SparseGPT()) == {
+        "spec": "sparsegpt",
+        "revision": SparseGPT.revision,
+        "damp": 0.01,
+        "block": 128,
+    }
     assert canonical(SparseGPT(order="loss"))["order"] == "loss"

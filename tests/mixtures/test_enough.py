@@ -7,10 +7,16 @@ import torch
 
 from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.methods.sparsegpt import SparseGPT
-from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import CurvePoint, Sample, TokenMeter, read_curve
-from calibrant.mixtures.statistics import GramPieces, NormPieces, Pieces, StoredPieces, gather_with_pieces
+from calibrant.lab.mixtures import CurvePoint, Sample, TokenMeter, read_curve
+from calibrant.lab.mixtures.statistics import (
+    GramPieces,
+    NormPieces,
+    Pieces,
+    StoredPieces,
+    gather_with_pieces,
+)
+from calibrant.methods.pruning.sparsegpt import SparseGPT
+from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
@@ -21,7 +27,14 @@ SAMPLED = [0, 2]
 
 
 def opened_of(family: str = "llama") -> Opened:
-    return Opened(tiny_model(family, num_hidden_layers=3), tiny_tokenizer(), family, f"sha256:{family}", "", torch.float32)
+    return Opened(
+        tiny_model(family, num_hidden_layers=3),
+        tiny_tokenizer(),
+        family,
+        f"sha256:{family}",
+        "",
+        torch.float32,
+    )
 
 
 def batch_of(tokens: int = 3000, length: int = 64) -> TokenBatch:
@@ -34,7 +47,9 @@ def places(root: Path, opened: Opened, batch: TokenBatch, kind) -> tuple[Statist
 
 
 @pytest.mark.parametrize("kind", [FeatureNorms, Gram])
-def test_the_whole_is_what_is_gathered_without_pieces_to_the_bit_and_the_pieces_are_the_whole(kind, tmp_path: Path) -> None:
+def test_the_whole_is_what_is_gathered_without_pieces_to_the_bit_and_the_pieces_are_the_whole(
+    kind, tmp_path: Path
+) -> None:
     opened, batch = opened_of(), batch_of()
     seen_by = view(opened.model)
     plain, _ = places(tmp_path / "plain", opened, batch, kind)
@@ -43,18 +58,26 @@ def test_the_whole_is_what_is_gathered_without_pieces_to_the_bit_and_the_pieces_
     gather_with_pieces(seen_by, batch, kind, kept, pieces, SAMPLED)
     for block in seen_by.blocks:
         whole, same = (one.read([kind], block)[1] for one in (kept, plain))
-        assert all(torch.equal(whole[w][kind].norms(), same[w][kind].norms()) for w in block.weights)
+        assert all(
+            torch.equal(whole[w][kind].norms(), same[w][kind].norms()) for w in block.weights
+        )
         assert pieces.holds(block) == (block.index in SAMPLED)
         if block.index in SAMPLED:
             parts = pieces.read(block)
             assert len(parts) == 6, "three micro-batches, two pieces of each"
             for weight in block.weights:
                 total = sum(there[weight][kind].norms().double() for _, there in parts)
-                torch.testing.assert_close(total, whole[weight][kind].norms().double(), rtol=1e-5, atol=1e-6)
-                assert sum(there[weight].tokens for _, there in parts) == whole[weight].tokens == 3000
+                torch.testing.assert_close(
+                    total, whole[weight][kind].norms().double(), rtol=1e-5, atol=1e-6
+                )
+                assert (
+                    sum(there[weight].tokens for _, there in parts) == whole[weight].tokens == 3000
+                )
 
 
-def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, batch = opened_of(), batch_of(500)
     seen_by = view(opened.model)
     kept, pieces = places(tmp_path, opened, batch, FeatureNorms)
@@ -65,12 +88,22 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path,
 
     with pytest.raises(KeyboardInterrupt):
         gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, killed)
-    assert [kept.stored_blocks(FeatureNorms, seen_by.blocks), pieces.holds(seen_by.blocks[0]), pieces.holds(seen_by.blocks[2])] == [2, True, False]
+    assert [
+        kept.stored_blocks(FeatureNorms, seen_by.blocks),
+        pieces.holds(seen_by.blocks[0]),
+        pieces.holds(seen_by.blocks[2]),
+    ] == [2, True, False]
     seen: list[int] = []
-    gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, lambda _, done, __: seen.append(done))
+    gather_with_pieces(
+        seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, lambda _, done, __: seen.append(done)
+    )
     assert seen == [3]
-    monkeypatch.setattr("calibrant.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward"))
-    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr(
+        "calibrant.lab.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward")
+    )
+    monkeypatch.setattr(
+        "calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward")
+    )
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED)
 
 
@@ -82,10 +115,24 @@ def test_agreement_grows_with_the_tokens(method) -> None:
     sizes = {w: torch.randn(w.shape[1], generator=generator).exp() for w in block.weights}
 
     def piece(shift: float):
-        return block, {w: Seen({kind: kind.of(torch.randn(64, w.shape[1], generator=generator) * size * shift)}) for w, size in sizes.items()}
+        return block, {
+            w: Seen(
+                {kind: kind.of(torch.randn(64, w.shape[1], generator=generator) * size * shift)}
+            )
+            for w, size in sizes.items()
+        }
 
-    sources = [[piece(1.0) for _ in range(16)], [piece(3.0) for _ in range(16)], [piece(1.0), piece(1.0)]]
-    meter = TokenMeter(method, parse_target("0.5"), Sample(1, 16), [("one", (1.0, 0.0, 0.0)), ("both", (0.5, 0.5, 0.0)), ("few", (0.0, 0.0, 1.0))])
+    sources = [
+        [piece(1.0) for _ in range(16)],
+        [piece(3.0) for _ in range(16)],
+        [piece(1.0), piece(1.0)],
+    ]
+    meter = TokenMeter(
+        method,
+        parse_target("0.5"),
+        Sample(1, 16),
+        [("one", (1.0, 0.0, 0.0)), ("both", (0.5, 0.5, 0.0)), ("few", (0.0, 0.0, 1.0))],
+    )
     meter.add(block, sources)
     one, both, few = meter.curves()
     assert [point.tokens for point in one.points] == [64, 128, 256, 512]
@@ -94,18 +141,33 @@ def test_agreement_grows_with_the_tokens(method) -> None:
         agreements = [point.agreement for point in curve.points]
         assert agreements == sorted(agreements)
         assert 0.5 < agreements[0] < agreements[-1] < 1
-    assert (few.points, few.enough, few.gain, few.needed) == ((), None, None, None), "both pieces are of one micro-batch"
+    assert (few.points, few.enough, few.gain, few.needed) == ((), None, None, None), (
+        "both pieces are of one micro-batch"
+    )
 
 
 def test_the_rule_of_the_plateau() -> None:
     alike = read_curve("one", [CurvePoint(8, 1.0), CurvePoint(16, 1.0), CurvePoint(32, 1.0)])
     assert alike.enough
-    reached = read_curve("c4", [CurvePoint(512, 0.90), CurvePoint(1024, 0.95), CurvePoint(2048, 0.954), CurvePoint(4096, 0.957)])
+    reached = read_curve(
+        "c4",
+        [
+            CurvePoint(512, 0.90),
+            CurvePoint(1024, 0.95),
+            CurvePoint(2048, 0.954),
+            CurvePoint(4096, 0.957),
+        ],
+    )
     assert (reached.enough, reached.needed) == (True, 2048)
-    # Disagreement halves each time: 0.08, 0.04, 0.02, then 0.01 (gain 0.01), then 0.005 (gain 0.005), then 0.0025.
-    going_on = read_curve("c4", [CurvePoint(512, 0.92), CurvePoint(1024, 0.96), CurvePoint(2048, 0.98)])
+    # Disagreement halves each time: 0.08, 0.04, 0.02, then 0.01 (gain 0.01), then 0.005 (gain
+    # 0.005), then 0.0025.
+    going_on = read_curve(
+        "c4", [CurvePoint(512, 0.92), CurvePoint(1024, 0.96), CurvePoint(2048, 0.98)]
+    )
     assert (going_on.enough, going_on.needed, going_on.gain) == (False, 16384, pytest.approx(0.02))
-    fallen_back = read_curve("c4", [CurvePoint(512, 0.95), CurvePoint(1024, 0.953), CurvePoint(2048, 0.99)])
+    fallen_back = read_curve(
+        "c4", [CurvePoint(512, 0.95), CurvePoint(1024, 0.953), CurvePoint(2048, 0.99)]
+    )
     assert fallen_back.enough is False, "a gain that came later than a small one counts"
     assert read_curve("c4", [CurvePoint(512, 0.95)]).enough is None
 

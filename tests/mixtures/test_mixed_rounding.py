@@ -1,4 +1,6 @@
-"""What rounding under a mixture is predicted to do, against literal float64 code of its own; and the importance matrix of a mixture."""
+"""What rounding under a mixture is predicted to do, against literal float64 code of its own; and
+the importance matrix of a mixture.
+"""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -9,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from calibrant.compress.importance import imatrix, read_imatrix
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.importance import imatrix, read_imatrix
+from calibrant.lab.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of
 from calibrant.methods import methods
-from calibrant.methods._stand_ins import RecipeByMatrix
-from calibrant.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of
+from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import open_model
 from calibrant.targets import GgmlKind
 from calibrant.testing.tiny import tiny_gguf
@@ -31,7 +33,9 @@ Quantizer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def nearest(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Symmetric 4-bit codes times a scale for each of `WIDTH` inputs of a row; half way between two codes the even one."""
+    """Symmetric 4-bit codes times a scale for each of `WIDTH` inputs of a row; half way between
+    two codes the even one.
+    """
     each = np.repeat(scales, WIDTH, axis=1)
     return np.clip(np.round(weight / each), -8, 7) * each
 
@@ -51,7 +55,9 @@ def by_importance(weight: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def one_column_at_a_time(weight: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """GPTQ as its paper writes it: round a column, spread its error over the rest by a row of the inverse, take the column out of the inverse."""
+    """GPTQ as its paper writes it: round a column, spread its error over the rest by a row of
+    the inverse, take the column out of the inverse.
+    """
     weight, rounded_to = weight.copy(), np.empty_like(weight)
     inverse = np.linalg.inv(second + 0.01 * np.diag(second).mean() * np.eye(len(second)))
     scales = np.abs(weight).reshape(len(weight), -1, WIDTH).max(2) / 7.5
@@ -65,18 +71,27 @@ def one_column_at_a_time(weight: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def reaching_both_ends(weight: np.ndarray) -> np.ndarray:
-    """The nearest of sixteen values that reach from the least to the largest weight of each group, zero among them."""
+    """The nearest of sixteen values that reach from the least to the largest weight of each
+    group, zero among them.
+    """
     grouped = weight.reshape(len(weight), -1, WIDTH)
-    least, most = np.minimum(grouped.min(2, keepdims=True), 0), np.maximum(grouped.max(2, keepdims=True), 0)
+    least, most = (
+        np.minimum(grouped.min(2, keepdims=True), 0),
+        np.maximum(grouped.max(2, keepdims=True), 0),
+    )
     scales = (most - least) / 15
     zeros = np.round(np.clip(-8 - least / scales, -8, 7))
-    return ((np.clip(np.round(grouped / scales + zeros), -8, 7) - zeros) * scales).reshape(weight.shape)
+    return ((np.clip(np.round(grouped / scales + zeros), -8, 7) - zeros) * scales).reshape(
+        weight.shape
+    )
 
 
 def scaled_alone(weight: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Columns times the best of twenty powers of their inputs' root mean squares, rounded, and divided again.
+    """Columns times the best of twenty powers of their inputs' root mean squares, rounded, and
+    divided again.
 
-    On a symmetric grid the largest weight lies half way between two codes, so that the last bit of a power would decide; on this one none does.
+    On a symmetric grid the largest weight lies half way between two codes, so that the last bit of
+    a power would decide; on this one none does.
     """
     sizes, best, least = np.sqrt(np.diag(second)), weight, np.inf
     for step in range(20):
@@ -91,21 +106,33 @@ def scaled_alone(weight: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def literally(made: World, shares: Sequence[float], quantizer: Quantizer) -> list[float]:
-    """‖(W − Ŵ)X‖² / ‖WX‖² under each judge, mean over matrices, where each token of a source counts share / tokens."""
+    """‖(W − Ŵ)X‖² / ‖WX‖² under each judge, mean over matrices, where each token of a source
+    counts share / tokens.
+    """
     found = []
     for judge in made.held_out:
         each = []
         for place, weight in enumerate(made.weights):
             which = int(place == 2)
-            parts = [share / len(x[which]) * x[which].T @ x[which] for share, x in zip(shares, made.own, strict=True)]
+            parts = [
+                share / len(x[which]) * x[which].T @ x[which]
+                for share, x in zip(shares, made.own, strict=True)
+            ]
             second = np.sum([part.numpy() for part in parts], axis=0) / sum(shares)
             changed = torch.from_numpy(weight.numpy() - quantizer(weight.numpy(), second))
-            each.append(float((judge[which] @ changed.T).square().sum() / (judge[which] @ weight.T).square().sum()))
+            each.append(
+                float(
+                    (judge[which] @ changed.T).square().sum()
+                    / (judge[which] @ weight.T).square().sum()
+                )
+            )
         found.append(sum(each) / len(each))
     return found
 
 
-@pytest.mark.parametrize("shares", [(0.2, 0.3, 0.5), pytest.param((1, 0, 0), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shares", [(0.2, 0.3, 0.5), pytest.param((1, 0, 0), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("method", "target", "quantizer"),
     [
@@ -131,7 +158,11 @@ def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
     for columns, kind in ((256, "q4_k"), (64, "q5_0"), (40, None)):
         weight, x = (torch.randn(rows, columns, generator=generator) for rows in (8, 100))
         found = standing.method.compress(weight, both(x), standing.target).weight
-        expected = weight if kind is None else methods.build("ggml").compress(weight, both(x), GgmlKind(kind)).weight
+        expected = (
+            weight
+            if kind is None
+            else methods.build("ggml").compress(weight, both(x), GgmlKind(kind)).weight
+        )
         assert torch.equal(found, expected)
 
 
@@ -159,7 +190,9 @@ def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> No
         ("llama_cpp", "q4_0", "llama_cpp", "Q4_0"),
     ],
 )
-def test_the_usual_method_of_a_target_and_the_usual_target_of_a_method(method: str | None, target: str | None, built: str, aimed: str) -> None:
+def test_the_usual_method_of_a_target_and_the_usual_target_of_a_method(
+    method: str | None, target: str | None, built: str, aimed: str
+) -> None:
     assert tuple(map(str, aim_of(method, target))) == (built, aimed)
 
 
@@ -176,11 +209,17 @@ def mean_squares(model: torch.nn.Module, batch: TokenBatch) -> dict[str, Tensor]
     def hook(name: str) -> Callable[..., None]:
         def add(_: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
             real = args[0].double()[batch.mask]
-            sums[name] = sums.get(name, torch.zeros(real.shape[1], dtype=torch.float64)) + real.square().sum(0)
+            sums[name] = sums.get(
+                name, torch.zeros(real.shape[1], dtype=torch.float64)
+            ) + real.square().sum(0)
 
         return add
 
-    handles = [part.register_forward_pre_hook(hook(name)) for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
+    handles = [
+        part.register_forward_pre_hook(hook(name))
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    ]
     with torch.no_grad():
         model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
     for handle in handles:
@@ -188,19 +227,48 @@ def mean_squares(model: torch.nn.Module, batch: TokenBatch) -> dict[str, Tensor]
     return {name: total / int(batch.mask.sum()) for name, total in sums.items()}
 
 
-@pytest.mark.parametrize("method", ["rtn(scales=importance)", pytest.param("gptq", marks=pytest.mark.slow)])
-def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(place: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    "method", ["rtn(scales=importance)", pytest.param("gptq", marks=pytest.mark.slow)]
+)
+def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(
+    place: Path, tmp_path: Path, method: str
+) -> None:
     budget = {"tokens": 1024, "length": 128, "dtype": "float32"}
     path = tmp_path / "mixed.gguf"
-    found = mix(str(trained_folder()), SOURCES, method=method, target="w3g32", folder=place, effort=EFFORT, imatrix=path, **budget)
+    found = mix(
+        str(trained_folder()),
+        SOURCES,
+        method=method,
+        target="w3g32",
+        folder=place,
+        effort=EFFORT,
+        imatrix=path,
+        **budget,
+    )
     made, opened = read_imatrix(path), open_model(str(trained_folder()), "float32", "cpu")
-    each = [mean_squares(opened.model, CalibrationSet(source, tokens=1024, length=128).tokens(opened.tokenizer)) for source in SOURCES]
+    each = [
+        mean_squares(
+            opened.model, CalibrationSet(source, tokens=1024, length=128).tokens(opened.tokenizer)
+        )
+        for source in SOURCES
+    ]
     shares = [Fraction(weight).limit_denominator(100) for weight in found.weights.values()]
     for block in range(4):
-        for gguf_name, name in (("attn_q", "self_attn.q_proj"), ("attn_output", "self_attn.o_proj"), ("ffn_down", "mlp.down_proj")):
-            whole = sum(float(share) * part[f"model.layers.{block}.{name}"] for share, part in zip(shares, each, strict=True))
+        for gguf_name, name in (
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_down", "mlp.down_proj"),
+        ):
+            whole = sum(
+                float(share) * part[f"model.layers.{block}.{name}"]
+                for share, part in zip(shares, each, strict=True)
+            )
             assert isinstance(whole, Tensor)
-            np.testing.assert_allclose(made.entries[f"blk.{block}.{gguf_name}.weight"].importance[0], whole.numpy(), rtol=2e-5)
+            np.testing.assert_allclose(
+                made.entries[f"blk.{block}.{gguf_name}.weight"].importance[0],
+                whole.numpy(),
+                rtol=2e-5,
+            )
     assert found.expr in made.datasets[0]
     walked = imatrix(str(trained_folder()), found.expr, **budget)
     assert walked.entries.keys() == made.entries.keys()
@@ -212,7 +280,14 @@ def test_a_recipe_is_mixed_for(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     model = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
     budget = {"tokens": 256, "length": 32, "dtype": "float32", "effort": EFFORT}
-    found = mix(model, SOURCES[:2], target="Q4_K_M", folder=tmp_path, imatrix=tmp_path / "mixed.gguf", **budget)
+    found = mix(
+        model,
+        SOURCES[:2],
+        target="Q4_K_M",
+        folder=tmp_path,
+        imatrix=tmp_path / "mixed.gguf",
+        **budget,
+    )
     assert (found.method, found.sparsity) == ("llama_cpp", "Q4_K_M")
     assert "llama_cpp" in found.notes[0]
     assert 0 < found.value < 1

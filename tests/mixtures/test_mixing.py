@@ -1,4 +1,6 @@
-"""The whole job on a model that has learnt something: what it gives back, what it keeps, what it refuses."""
+"""The whole job on a model that has learnt something: what it gives back, what it keeps, what it
+refuses.
+"""
 
 import json
 from pathlib import Path
@@ -11,9 +13,18 @@ from calibrant import CalibrationSet
 from calibrant.activations import Gram
 from calibrant.compress import Recipe, compress
 from calibrant.errors import SpecError
+from calibrant.lab.mixtures import (
+    Effort,
+    Mixture,
+    Sample,
+    blended,
+    expression,
+    gather_statistics,
+    mix,
+    rounded,
+)
+from calibrant.lab.mixtures.statistics import statistic_of
 from calibrant.methods import methods
-from calibrant.mixtures import Effort, Mixture, Sample, blended, expression, gather_statistics, mix, rounded
-from calibrant.mixtures.statistics import statistic_of
 from calibrant.models import open_model, view
 from calibrant.targets import parse_target
 from calibrant.walk.statistics import Statistics, statistics_id
@@ -50,10 +61,15 @@ def usual(place: Path) -> Mixture:
         ("sparsegpt", "target=0.5*python_docs + 0.5*python_code"),
     ],
 )
-def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place: Path, method: str, objective: str) -> None:
+def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(
+    place: Path, method: str, objective: str
+) -> None:
     found = found_in(place, method=method, objective=objective)
     target = found.objective.removeprefix("target=")
-    value = {row.calibrated_on: {"mean": row.mean, "worst": row.worst, **row.errors}[target] for row in found.rows}
+    value = {
+        row.calibrated_on: {"mean": row.mean, "worst": row.worst, **row.errors}[target]
+        for row in found.rows
+    }
     assert list(value) == ["python_docs", "python_code", "arithmetic:icl", "uniform", "mixture"]
     assert found.value == value["mixture"] == min(value.values())
     for row in found.rows:
@@ -63,7 +79,9 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert list(found.weights) == ["python_docs", "python_code", "arithmetic:icl"]
     assert [one.data for one in found.enough][:3] == list(found.weights)
     assert {one.without for one in found.influence} == {
-        source for source, weight in found.weights.items() if weight or max(found.weights.values()) == 1
+        source
+        for source, weight in found.weights.items()
+        if weight or max(found.weights.values()) == 1
     }
     # What is written is what --data takes.
     chosen = CalibrationSet(found.expr, tokens=256, length=128)
@@ -72,7 +90,9 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert shares == pytest.approx([weight for weight in found.weights.values() if weight])
 
 
-def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(usual: Mixture) -> None:
+def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(
+    usual: Mixture,
+) -> None:
     opened = open_model(str(trained_folder()), "float32")
     for judge in usual.judges:
         assert min(usual.rows[:3], key=lambda row: row.errors[judge]).calibrated_on == judge
@@ -80,12 +100,18 @@ def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_f
         held_out = CalibrationSet(judge, tokens=2048, length=128, seed=1).held_out()
         kept = Statistics(usual.folder, statistics_id(opened, held_out.tokens(opened.tokenizer)))
         assert kept.folder.is_dir(), "it is judged by what the source holds out"
-        assert not {row.key for row in fitted.rows(opened.tokenizer)[0]} & {row.key for row in held_out.rows(opened.tokenizer)[0]}
+        assert not {row.key for row in fitted.rows(opened.tokenizer)[0]} & {
+            row.key for row in held_out.rows(opened.tokenizer)[0]
+        }
 
 
-def test_a_second_call_walks_through_nothing_and_says_so(place: Path, usual: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("walk.observing", "mixtures.statistics"):
-        monkeypatch.setattr(f"calibrant.{module}.walk", lambda *_, **__: pytest.fail("another forward"))
+def test_a_second_call_walks_through_nothing_and_says_so(
+    place: Path, usual: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("walk.observing", "lab.mixtures.statistics"):
+        monkeypatch.setattr(
+            f"calibrant.{module}.walk", lambda *_, **__: pytest.fail("another forward")
+        )
     found = found_in(place, objective="worst", sparsity="2:4")
     assert (found.gathered, found.reused, found.sparsity) == (6, 6, "2:4")
     assert found.folder == usual.folder == str(place / "statistics")
@@ -101,35 +127,56 @@ def test_a_call_that_was_killed_goes_on(tmp_path: Path, usual: Mixture) -> None:
     told: list[tuple[str, int]] = []
     found = found_in(tmp_path, progress=lambda what, done, _: told.append((what, done)))
     assert found.reused == 2
-    gathered = [(what, done) for what, done in told if what.startswith("statistics of") and "held out" not in what]
+    gathered = [
+        (what, done)
+        for what, done in told
+        if what.startswith("statistics of") and "held out" not in what
+    ]
     assert gathered == [("statistics of arithmetic:icl", 3), ("statistics of arithmetic:icl", 4)]
     assert (found.expr, found.rows) == (usual.expr, usual.rows)
 
 
 @pytest.mark.parametrize(
-    ("method", "weights"), [("wanda", [50, 30, 20]), pytest.param("wanda", [0, 0, 100], marks=pytest.mark.slow), ("sparsegpt", [0, 30, 70])]
+    ("method", "weights"),
+    [
+        ("wanda", [50, 30, 20]),
+        pytest.param("wanda", [0, 0, 100], marks=pytest.mark.slow),
+        ("sparsegpt", [0, 30, 70]),
+    ],
 )
-def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(place: Path, method: str, weights: list[int]) -> None:
+def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(
+    place: Path, method: str, weights: list[int]
+) -> None:
     opened = open_model(str(trained_folder()), "float32")
-    asked, shares = Recipe.parse(method, 0.6, "dense"), rounded(torch.tensor(weights, dtype=torch.float64).numpy())
+    asked, shares = (
+        Recipe.parse(method, 0.6, "dense"),
+        rounded(torch.tensor(weights, dtype=torch.float64).numpy()),
+    )
     sets = [CalibrationSet(source, tokens=2048, length=128) for source in SOURCES]
     drawn = [(str(one), one.tokens(opened.tokenizer)) for one in sets]
     seen_by = view(opened.model)
-    kept = gather_statistics(opened, seen_by, methods.build(method), drawn, drawn[:1], place / "statistics", Sample(4, 8))
+    kept = gather_statistics(
+        opened, seen_by, methods.build(method), drawn, drawn[:1], place / "statistics", Sample(4, 8)
+    )
     expected: dict[str, torch.Tensor] = {}
     for block in seen_by.blocks:
         several = [source.stored.read([kept.kind], block)[1] for source in kept.sources]
         for weight in block.weights:
             mixed = blended([seen[weight] for seen in several], shares, kept.masses)
             assert mixed is not None
-            expected[weight.name] = methods.build(method).compress(weight.get(), mixed, parse_target("0.6")).weight
+            expected[weight.name] = (
+                methods.build(method).compress(weight.get(), mixed, parse_target("0.6")).weight
+            )
     chosen = CalibrationSet(expression([str(one) for one in sets], shares), tokens=2048, length=128)
     compress(opened, seen_by, chosen.tokens(opened.tokenizer), asked)
     if method == "wanda":
         assert all(torch.equal(weight.get(), expected[weight.name]) for weight in seen_by.weights)
     else:  # what is read from the disk has one triangle, mirrored; a walk's Gram may differ from it in the last bit
         for weight in seen_by.weights:
-            assert float(((weight.get() != 0) == (expected[weight.name] != 0)).double().mean()) > 0.9995
+            assert (
+                float(((weight.get() != 0) == (expected[weight.name] != 0)).double().mean())
+                > 0.9995
+            )
 
 
 def test_it_shows_itself(usual: Mixture) -> None:

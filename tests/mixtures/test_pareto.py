@@ -1,7 +1,9 @@
-"""Must show (MixCal, Williams et al. 2025, arXiv 2502.18424): between a domain and general text there is a weight that serves both.
+"""Must show (MixCal, Williams et al. 2025, arXiv 2502.18424): between a domain and general text
+there is a weight that serves both.
 
-Real losses of a small model. Of 18 cells (pairs of texts, methods, sparsities) the even mixture's worst damage was below that of both ends in 15.
-Here one cell is asked again, on draws that weren't looked at when it was chosen.
+Real losses of a small model. Of 18 cells (pairs of texts, methods, sparsities) the even mixture's
+worst damage was below that of both ends in 15. Here one cell is asked again, on draws that weren't
+looked at when it was chosen.
 """
 
 import numpy as np
@@ -31,7 +33,12 @@ def damages() -> np.ndarray:
 
     def after(weight: float, draw: int) -> np.ndarray:
         seen_by.restore(pristine)
-        chosen = CalibrationSet(f"mix(domain={DOMAIN}, general={GENERAL}, weight={weight})", tokens=4096, length=128, seed=draw)
+        chosen = CalibrationSet(
+            f"mix(domain={DOMAIN}, general={GENERAL}, weight={weight})",
+            tokens=4096,
+            length=128,
+            seed=draw,
+        )
         compress(opened, seen_by, chosen.tokens(opened.tokenizer), Recipe.parse("sparsegpt", 0.6))
         return losses()
 

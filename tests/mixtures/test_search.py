@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from calibrant.errors import SpecError
-from calibrant.methods.sparsegpt import SparseGPT
-from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Objective, Search, only, parse_objective, rounded, uniform
-from calibrant.mixtures.algebra import typical
+from calibrant.lab.mixtures import Objective, Search, only, parse_objective, rounded, uniform
+from calibrant.lab.mixtures.algebra import typical
+from calibrant.methods.pruning.sparsegpt import SparseGPT
+from calibrant.methods.pruning.wanda import Wanda
 
 from tests.mixtures.made import world
 
@@ -24,7 +24,9 @@ from tests.mixtures.made import world
         ((7,), (100,)),
     ],
 )
-def test_shares_are_whole_hundredths_and_one_in_all(weights: tuple[float, ...], expected: tuple[int, ...]) -> None:
+def test_shares_are_whole_hundredths_and_one_in_all(
+    weights: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
     shares = rounded(np.array(weights, dtype=float))
     assert shares == tuple(Fraction(n, 100) for n in expected)
     assert sum(shares) == 1
@@ -48,26 +50,43 @@ def test_the_bottom_of_a_bowl_is_found(count: int, seed: int) -> None:
     search = Search(errors, lambda found: found[:, 0], count, 200)
     search.begin()
     search.descend()
-    best, start = search.known[search.ranked[0]][0] - 0.01, min(errors([uniform(count)])[0, 0], errors([only(0, count)])[0, 0]) - 0.01
+    best, start = (
+        search.known[search.ranked[0]][0] - 0.01,
+        min(errors([uniform(count)])[0, 0], errors([only(0, count)])[0, 0]) - 0.01,
+    )
     assert best <= 0.1 * start + 1e-4
     assert len(search.known) <= 200
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"), [(Wanda(), "worst"), (SparseGPT(), "mean"), pytest.param(SparseGPT(), "worst", marks=pytest.mark.slow)], ids=str
+    ("method", "kind"),
+    [
+        (Wanda(), "worst"),
+        (SparseGPT(), "mean"),
+        pytest.param(SparseGPT(), "worst", marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_what_is_found_is_no_worse_than_any_source_and_the_uniform_mixture(method, kind: str, seed: int) -> None:
+def test_what_is_found_is_no_worse_than_any_source_and_the_uniform_mixture(
+    method, kind: str, seed: int
+) -> None:
     made = world(seed=seed)
     errors, objective = made.errors(method), Objective(kind)
     search = Search(errors, lambda found: objective.values(found, 3, ["a", "b", "c"]), 3, 60)
     search.begin()
     search.play(typical(made.groups()), moves=kind == "worst")
     search.descend()
-    value = objective.values(errors([search.ranked[0], *(only(place, 3) for place in range(3)), uniform(3)]), 3, ["a", "b", "c"])
+    value = objective.values(
+        errors([search.ranked[0], *(only(place, 3) for place in range(3)), uniform(3)]),
+        3,
+        ["a", "b", "c"],
+    )
     assert value[0] <= value[1:].min()
     # Near the best of a grid, every point of which was judged with its real masks.
-    grid = [rounded(np.array([a, b, 10 - a - b], dtype=float)) for a in range(11) for b in range(11 - a)]
+    grid = [
+        rounded(np.array([a, b, 10 - a - b], dtype=float)) for a in range(11) for b in range(11 - a)
+    ]
     assert value[0] <= 1.02 * objective.values(errors(grid), 3, ["a", "b", "c"]).min()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from calibrant.errors import DataError, InputError, OutputError, SpecError, TargetError
-from calibrant.mixtures import aim_of, mix, stand_in_of
+from calibrant.lab.mixtures import aim_of, mix, stand_in_of
 
 MIX = "mix(a=c4, b=pile, weight=0.5)"
 
@@ -13,15 +13,69 @@ MIX = "mix(a=c4, b=pile, weight=0.5)"
 @pytest.mark.parametrize(
     ("sources", "asked", "error", "subject", "sentence"),
     [
-        (["python_docs"], {}, SpecError, "python_docs", "a mixture needs two sources or more, and was given 1 (python_docs)"),
-        (["python_docs", "python_docs:text"], {}, DataError, "python_docs", "the source 'python_docs' is given twice"),
-        (["c4", MIX], {}, SpecError, MIX, "is a mix already and can't be a source; give each of its parts as a source"),
-        (["c4", "pile"], {"objective": f"target={MIX}"}, SpecError, MIX, "is a mix; give one source or one file to be good at"),
-        (["c4", "pile"], {"objective": "best"}, SpecError, "best", "objective='best' is not known; write mean, worst, or target=EXPR"),
-        (["c4", "pile"], {"objective": "worst", "alone": True}, SpecError, "alone", "with the objective worst the sources judge, leave it out"),
-        (["c4", "pile"], {"sparsity": "60"}, TargetError, "60.0", "60.0 is no sparsity, did you mean 0.6?"),
-        (["c4", "pile"], {"target": "w4g64", "sparsity": 0.5}, TargetError, "0.5", "are two words for one thing; give one of them"),
-        (["c4", "pile"], {"target": "w4g64", "imatrix": "mixed.txt"}, OutputError, "mixed.txt", "is no name for an imatrix; let it end with .gguf"),
+        (
+            ["python_docs"],
+            {},
+            SpecError,
+            "python_docs",
+            "a mixture needs two sources or more, and was given 1 (python_docs)",
+        ),
+        (
+            ["python_docs", "python_docs:text"],
+            {},
+            DataError,
+            "python_docs",
+            "the source 'python_docs' is given twice",
+        ),
+        (
+            ["c4", MIX],
+            {},
+            SpecError,
+            MIX,
+            "is a mix already and can't be a source; give each of its parts as a source",
+        ),
+        (
+            ["c4", "pile"],
+            {"objective": f"target={MIX}"},
+            SpecError,
+            MIX,
+            "is a mix; give one source or one file to be good at",
+        ),
+        (
+            ["c4", "pile"],
+            {"objective": "best"},
+            SpecError,
+            "best",
+            "objective='best' is not known; write mean, worst, or target=EXPR",
+        ),
+        (
+            ["c4", "pile"],
+            {"objective": "worst", "alone": True},
+            SpecError,
+            "alone",
+            "with the objective worst the sources judge, leave it out",
+        ),
+        (
+            ["c4", "pile"],
+            {"sparsity": "60"},
+            TargetError,
+            "60.0",
+            "60.0 is no sparsity, did you mean 0.6?",
+        ),
+        (
+            ["c4", "pile"],
+            {"target": "w4g64", "sparsity": 0.5},
+            TargetError,
+            "0.5",
+            "are two words for one thing; give one of them",
+        ),
+        (
+            ["c4", "pile"],
+            {"target": "w4g64", "imatrix": "mixed.txt"},
+            OutputError,
+            "mixed.txt",
+            "is no name for an imatrix; let it end with .gguf",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
@@ -36,14 +90,46 @@ def test_what_cannot_be_mixed_is_said_before_a_model_is_opened(
 @pytest.mark.parametrize(
     ("method", "target", "error", "subject", "sentence"),
     [
-        ("rtn", "w4g64", SpecError, "rtn", "rtn looks at no data, …; choose gptq, rsq, awq or rtn(scales=importance)"),
-        ("ggml", "q8_0", SpecError, "q8_0", "ggml rounds to q8_0 without regard to data, so any text will do"),
-        ("gptq", "0.5", TargetError, "0.5", "gptq can't be asked for 0.5: it accepts a grid of 2 to 8 bits"),
-        (None, "blocks 0.25", TargetError, "blocks 0.25", "blocks 0.25 is no target that data is chosen for; ask for a sparsity"),
-        ("short_gpt", "0.25", SpecError, "short_gpt", "can't be predicted from statistics of texts; ask for a sparsity"),
+        (
+            "rtn",
+            "w4g64",
+            SpecError,
+            "rtn",
+            "rtn looks at no data, …; choose gptq, rsq, awq or rtn(scales=importance)",
+        ),
+        (
+            "ggml",
+            "q8_0",
+            SpecError,
+            "q8_0",
+            "ggml rounds to q8_0 without regard to data, so any text will do",
+        ),
+        (
+            "gptq",
+            "0.5",
+            TargetError,
+            "0.5",
+            "gptq can't be asked for 0.5: it accepts a grid of 2 to 8 bits",
+        ),
+        (
+            None,
+            "blocks 0.25",
+            TargetError,
+            "blocks 0.25",
+            "blocks 0.25 is no target that data is chosen for; ask for a sparsity",
+        ),
+        (
+            "short_gpt",
+            "0.25",
+            SpecError,
+            "short_gpt",
+            "can't be predicted from statistics of texts; ask for a sparsity",
+        ),
     ],
 )
-def test_what_no_data_can_be_chosen_for(method: str | None, target: str, error: type[InputError], subject: str, sentence: str) -> None:
+def test_what_no_data_can_be_chosen_for(
+    method: str | None, target: str, error: type[InputError], subject: str, sentence: str
+) -> None:
     with pytest.raises(error) as caught:
         stand_in_of(*aim_of(method, target))
     assert caught.value.subject == subject

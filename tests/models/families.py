@@ -1,7 +1,8 @@
 """Small random models of every family that transformers' own list of causal language models names.
 
-A configuration has dozens of sizes; the ones that make a model large are set to small ones here by their names, which families share. What
-is not small enough then, or doesn't fit together, has a line of its own in `_OWN`.
+A configuration has dozens of sizes; the ones that make a model large are set to small ones here by
+their names, which families share. What is not small enough then, or doesn't fit together, has a
+line of its own in `_OWN`.
 """
 
 import dataclasses
@@ -68,28 +69,59 @@ _TOKENS: Final = {
     "init_std": 0.1,
 }
 _KINDS: Final = ("sliding_attention", "full_attention")
-_DOTS: Final = {"swa_qk_rope_head_dim": 8, "swa_head_dim": 16, "head_dim": 16, "swa_num_key_value_heads": 4}
+_DOTS: Final = {
+    "swa_qk_rope_head_dim": 8,
+    "swa_head_dim": 16,
+    "head_dim": 16,
+    "swa_num_key_value_heads": 4,
+}
 _OWN: Final[dict[str, dict[str, Any]]] = {
     "bamba": {"mamba_n_heads": 8},
     "blt": {"encoder_hash_byte_group_vocab": 50},
     "blt.encoder_config": {"hidden_size_global": 64},
     "blt.decoder_config": {"hidden_size_global": 64},
     "blt.global_config": {"hidden_size": 64},
-    "cohere_compass_text": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]} for kind in _KINDS}},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+            for kind in _KINDS
+        }
+    },
     "dbrx.attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
     "gemma4.text_config": {"vocab_size_per_layer_input": 100},
-    "gemma4_assistant.text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0},
+    "gemma4_assistant.text_config": {
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": 0,
+    },
     "gemma4_text": {"vocab_size_per_layer_input": 100},
     "gemma4_unified.vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16},
-    "gemma3n_text": {"altup_num_inputs": 3, "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "inkling2_loop_text": {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 2, "loop_num_passes": 2},
+    "gemma3n_text": {
+        "altup_num_inputs": 3,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "inkling2_loop_text": {
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 2,
+        "loop_num_passes": 2,
+    },
     "dots3_note_text": {f"swa_{name}": size for name, size in _SIZES.items()} | _DOTS,
     "dots3_note.text_config": {f"swa_{name}": size for name, size in _SIZES.items()} | _DOTS,
     "dots3_note.audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
-    "dots3_note.vision_config": {"pyramid_num_routed": [-1, 4], "adapter_in_dim": 32, "adapter_out_dim": 32},
+    "dots3_note.vision_config": {
+        "pyramid_num_routed": [-1, 4],
+        "adapter_in_dim": 32,
+        "adapter_out_dim": 32,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]]},
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention", "mamba"]},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_dt_rank": 8},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+        "mamba_dt_rank": 8,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "longcat_flash": {"qk_head_dim": 16},
     "mamba2": {"num_heads": 8},
@@ -101,17 +133,29 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
     },
-    "roc_bert": {"pronunciation_vocab_size": 10, "shape_vocab_size": 10, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "roc_bert": {
+        "pronunciation_vocab_size": 10,
+        "shape_vocab_size": 10,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
     "xglm": {"init_std": 0.1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_dt_rank": 8, "use_mamba_kernels": False},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "mamba_dt_rank": 8,
+        "use_mamba_kernels": False,
+    },
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 _ONLY_FLOAT32: Final = ("xglm", "xlnet")
 """Families whose forward fails in float64."""
 _LATENT: Final = "kv_lora_rank"
-"""What a family has whose attention expands each key from a latent: there are as many of them as heads then."""
+"""What a family has whose attention expands each key from a latent: there are as many of them as
+heads then.
+"""
 
 
 def small_config(family: str) -> PreTrainedConfig:
@@ -121,12 +165,16 @@ def small_config(family: str) -> PreTrainedConfig:
 
 def _small(kind: type[PreTrainedConfig], path: str) -> PreTrainedConfig:
     names = {field.name for field in dataclasses.fields(kind)}
-    given: dict[str, Any] = {name: value for name, value in (_SIZES | _TOKENS).items() if name in names}
+    given: dict[str, Any] = {
+        name: value for name, value in (_SIZES | _TOKENS).items() if name in names
+    }
     if "vision" in path or "audio" in path:
         given |= {"num_hidden_layers": 2} if "num_hidden_layers" in names else {}
     if _LATENT in names or "index_head_dim" in names or "dots3" in path:
         given["num_key_value_heads"] = 4
-    for name, spec in (getattr(kind, "sub_configs_defaults", None) or kind.sub_configs or {}).items():
+    for name, spec in (
+        getattr(kind, "sub_configs_defaults", None) or kind.sub_configs or {}
+    ).items():
         inner = getattr(spec, "config_class", spec)
         inner = CONFIG_MAPPING[spec.model_type] if inner is AutoConfig else inner
         if name in names and dataclasses.is_dataclass(inner):
@@ -135,10 +183,17 @@ def _small(kind: type[PreTrainedConfig], path: str) -> PreTrainedConfig:
 
 
 def small_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model of `family` in float64, in evaluation mode. Raises what transformers raises where it can't make one."""
-    config, dtype = small_config(family), torch.float32 if family in _ONLY_FLOAT32 else torch.float64
+    """A random model of `family` in float64, in evaluation mode. Raises what transformers raises
+    where it can't make one.
+    """
+    config, dtype = (
+        small_config(family),
+        torch.float32 if family in _ONLY_FLOAT32 else torch.float64,
+    )
     with torch.device("meta"):
-        numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(config, dtype=dtype).parameters())
+        numbers = sum(
+            p.numel() for p in AutoModelForCausalLM.from_config(config, dtype=dtype).parameters()
+        )
     assert numbers < MOST, f"{family} has {numbers:,} numbers; give its configuration small sizes"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

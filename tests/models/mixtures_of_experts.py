@@ -1,4 +1,6 @@
-"""Tiny random models of architectures with experts: one of every way in which transformers lays them out."""
+"""Tiny random models of architectures with experts: one of every way in which transformers lays
+them out.
+"""
 
 from typing import Any
 
@@ -32,7 +34,12 @@ _LATENT: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {**_WIDE, "num_local_experts": 8},
-    "qwen2_moe": {**_WIDE, "num_experts": 8, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {
+        **_WIDE,
+        "num_experts": 8,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+    },
     "qwen3_moe": {**_WIDE, "num_experts": 8, "moe_intermediate_size": 16},
     "olmoe": {**_WIDE, "num_experts": 8},
     "deepseek_v3": {**_WIDE, **_LATENT, "n_routed_experts": 8, "moe_intermediate_size": 16},
@@ -46,12 +53,21 @@ KINDS: dict[str, dict[str, Any]] = {
 """In `deepseek_v3` and `ernie4_5_moe` the first block has no experts."""
 
 
-def tiny_mixture(kind: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:
-    """A random model of two blocks with eight experts, of which two are picked; biases and corrections of routers are random too."""
+def tiny_mixture(
+    kind: str, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> PreTrainedModel:
+    """A random model of two blocks with eight experts, of which two are picked; biases and
+    corrections of routers are random too.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind], **overrides})).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{**KINDS[kind], **overrides})
+    ).eval()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if any(part in name for part in ("router", "gate", "moe_statics", "experts")) and "gate_proj" not in name:
+        if (
+            any(part in name for part in ("router", "gate", "moe_statics", "experts"))
+            and "gate_proj" not in name
+        ):
             tensor.data = 0.2 * torch.randn_like(tensor)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

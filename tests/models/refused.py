@@ -9,7 +9,12 @@ import pytest
 from calibrant.errors import CalibrantError, ModelError
 
 
-def refusal_of(act: Callable[..., object], *given: object, kind: type[CalibrantError] = ModelError, **options: object) -> CalibrantError:
+def refusal_of(
+    act: Callable[..., object],
+    *given: object,
+    kind: type[CalibrantError] = ModelError,
+    **options: object,
+) -> CalibrantError:
     """What is raised, in one sentence, when `act` is asked for something."""
     with pytest.raises(kind) as caught:
         act(*given, **options)

@@ -1,4 +1,6 @@
-"""What files of the export `sparse` hold, read number by number, from what the docstrings say of it: nothing here is shared with what is tested."""
+"""What files of the export `sparse` hold, read number by number, from what the docstrings say of
+it: nothing here is shared with what is tested.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +31,10 @@ def numbers_of(facts: Mapping[str, Any], parts: Mapping[str, list[Any]]) -> list
         return [0] * count
     values = parts["values"]
     if width:
-        values = [number(parts["values"], at, width) - 2 ** (width - 1) for at in range(len(parts["values"]) * 8 // width)]
+        values = [
+            number(parts["values"], at, width) - 2 ** (width - 1)
+            for at in range(len(parts["values"]) * 8 // width)
+        ]
     if layout == "whole":
         return values[:count]
     left = iter(values)

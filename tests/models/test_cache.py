@@ -34,7 +34,9 @@ def folder(own_cache, monkeypatch) -> Path:
 def dequantized(monkeypatch) -> list[Path]:
     """The files that were dequantized, in order."""
     found, usual = [], gguf_file._dequantized
-    monkeypatch.setattr(gguf_file, "_dequantized", lambda path, dtype: found.append(path) or usual(path, dtype))
+    monkeypatch.setattr(
+        gguf_file, "_dequantized", lambda path, dtype: found.append(path) or usual(path, dtype)
+    )
     return found
 
 
@@ -43,24 +45,35 @@ def opened(file: Path, dtype: str = "float32") -> Opened:
 
 
 def facts(model: Opened) -> tuple:
-    about = model.model.config.to_dict(), model.model.generation_config.to_dict(), model.model.name_or_path
+    about = (
+        model.model.config.to_dict(),
+        model.model.generation_config.to_dict(),
+        model.model.name_or_path,
+    )
     return model.name, model.digest, model.note, model.dtype, model.model.training, *about
 
 
 def same(one: Opened, other: Opened) -> bool:
     states = one.model.state_dict(), other.model.state_dict()
     held = dict(one.model.named_buffers()), dict(other.model.named_buffers())
-    return facts(one) == facts(other) and all(a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in (states, held))
+    return facts(one) == facts(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in (states, held)
+    )
 
 
 @pytest.mark.parametrize("dtype", usually(DTYPES, {"bfloat16"}))
-def test_the_second_opening_gives_what_the_first_gave_without_dequantizing(file, folder, dequantized, monkeypatch, tmp_path, dtype):
+def test_the_second_opening_gives_what_the_first_gave_without_dequantizing(
+    file, folder, dequantized, monkeypatch, tmp_path, dtype
+):
     first, second = opened(file, dtype), opened(file, dtype)
     assert len(dequantized) == 1
     assert {p.dtype for p in second.model.parameters()} == {first.dtype}
     for name, model in (("first", first), ("second", second)):
         save(model, tmp_path / name, {})
-    one, other = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("first", "second"))
+    one, other = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+        for name in ("first", "second")
+    )
     assert one == other
     monkeypatch.setenv("CALIBRANT_CACHE", os.devnull)
     alone = opened(file, dtype)
@@ -72,7 +85,12 @@ def test_the_second_opening_gives_what_the_first_gave_without_dequantizing(file,
 
 def test_each_dtype_and_each_file_has_its_own(file, folder, dequantized, tmp_path):
     other = tiny_gguf(tmp_path / "other.gguf", "Q8_0")
-    for path, dtype in ((file, "float32"), (file, "bfloat16"), (other, "float32"), (file, "float32")):
+    for path, dtype in (
+        (file, "float32"),
+        (file, "bfloat16"),
+        (other, "float32"),
+        (file, "float32"),
+    ):
         assert opened(path, dtype).note == f"dequantized from {'Q4_1' if path == file else 'Q8_0'}"
     assert len(dequantized) == 3
     copy = tmp_path / "elsewhere" / "copy.gguf"
@@ -83,7 +101,9 @@ def test_each_dtype_and_each_file_has_its_own(file, folder, dequantized, tmp_pat
     with torch.no_grad():
         for parameter in again.parameters():
             parameter.zero_()
-    assert any(p.any() for p in opened(file).model.parameters()), "changing an opened model leaves the kept one alone"
+    assert any(p.any() for p in opened(file).model.parameters()), (
+        "changing an opened model leaves the kept one alone"
+    )
     assert len(dequantized) == 3
 
 
@@ -186,7 +206,10 @@ print(sum(p.double().abs().sum().item() for p in first.parameters()))
 @pytest.mark.slow
 def test_processes_that_open_and_delete_at_once_all_get_the_model(file, folder):
     asked = [sys.executable, "-c", TURNS, str(file), str(folder)]
-    turns = [subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    turns = [
+        subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     said = [turn.communicate() for turn in turns]
     assert [turn.returncode for turn in turns] == [0, 0, 0], said
     assert len({numbers for numbers, _ in said}) == 1

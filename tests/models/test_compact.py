@@ -1,4 +1,6 @@
-"""A tensor without its zeros is the same again, bit for bit; the layouts are read here a second time, number by number."""
+"""A tensor without its zeros is the same again, bit for bit; the layouts are read here a second
+time, number by number.
+"""
 
 import re
 from typing import Any
@@ -12,16 +14,30 @@ from calibrant.models.compact import Compact, digest, pack_bits, same, unpack_bi
 
 from tests.models.slowly import numbers_of
 
-TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool)
+TYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int8,
+    torch.int64,
+    torch.bool,
+)
 
 
 def read_slowly(compact: Compact) -> list[Any]:
-    return numbers_of(compact.facts(), {name: part.flatten().tolist() for name, part in compact.parts.items()})
+    return numbers_of(
+        compact.facts(), {name: part.flatten().tolist() for name, part in compact.parts.items()}
+    )
 
 
 def with_zeros(shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    numbers = torch.randint(-100, 100, shape) if not dtype.is_floating_point else torch.randn(shape, dtype=torch.float64)
+    numbers = (
+        torch.randint(-100, 100, shape)
+        if not dtype.is_floating_point
+        else torch.randn(shape, dtype=torch.float64)
+    )
     return (numbers * (torch.rand(shape) >= share)).to(dtype)
 
 
@@ -31,7 +47,9 @@ def with_zeros(shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: i
     some.sampled_from([0.0, 0.3, 0.5, 0.8, 0.97, 1.0]),
     some.integers(0, 2**30),
 )
-def test_any_tensor_comes_back(shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: int) -> None:
+def test_any_tensor_comes_back(
+    shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: int
+) -> None:
     tensor = with_zeros(shape, dtype, share, seed)
     compact = Compact.of(tensor)
     again = Compact.read(compact.facts(), compact.parts)
@@ -84,7 +102,9 @@ SCATTERED = Compact.of(torch.tensor([0.0] * 60 + [1.0] * 3 + [0.0] * 5).reshape(
         (SCATTERED, {"bits": torch.zeros(8, dtype=torch.uint8)}, "8 where 9"),
     ],
 )
-def test_facts_and_parts_that_do_not_fit_are_named(compact: Compact, facts: dict[str, Any], value: str) -> None:
+def test_facts_and_parts_that_do_not_fit_are_named(
+    compact: Compact, facts: dict[str, Any], value: str
+) -> None:
     parts = {name: part for name, part in facts.items() if isinstance(part, torch.Tensor)}
     others = {name: fact for name, fact in facts.items() if name not in parts}
     with pytest.raises(ValueError, match=re.escape(value)):

@@ -1,4 +1,6 @@
-"""A layer of experts that became a plain network computes what its parts, added up by hand, compute; saved, it opens with plain transformers."""
+"""A layer of experts that became a plain network computes what its parts, added up by hand,
+compute; saved, it opens with plain transformers.
+"""
 
 import copy
 from pathlib import Path
@@ -49,12 +51,16 @@ class ByHand(nn.Module):
     def __init__(self, mlp: Any, kept: Condensed) -> None:
         super().__init__()
         self.mlp, self.kept = copy.deepcopy(mlp).double(), kept
-        self.shared = getattr(self.mlp, "shared_expert", None) or getattr(self.mlp, "shared_experts", None)
+        self.shared = getattr(self.mlp, "shared_expert", None) or getattr(
+            self.mlp, "shared_experts", None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.zeros_like(x)
         if self.shared is not None:
-            y = y + self.kept.shared * self.shared.down_proj(silu(self.shared.gate_proj(x)) * self.shared.up_proj(x))
+            y = y + self.kept.shared * self.shared.down_proj(
+                silu(self.shared.gate_proj(x)) * self.shared.up_proj(x)
+            )
         for expert, gate in self.kept.gates.items():
             both, down = self.mlp.experts.gate_up_proj[expert], self.mlp.experts.down_proj[expert]
             half = len(both) // 2
@@ -85,7 +91,9 @@ LAYERS = {"exaone_moe": {1: KEPT[0], 2: KEPT[1]}}
 
 @pytest.mark.parametrize("kind", usually(MODELS, {"qwen2_moe", "exaone_moe"}))
 @pytest.mark.parametrize("every", [True, False], ids=["every layer", "one layer"])
-def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, every: bool, tmp_path: Path) -> None:
+def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(
+    kind: str, every: bool, tmp_path: Path
+) -> None:
     model = MODELS[kind]()
     layers = LAYERS.get(kind, KEPT)
     layers = layers if every else dict(list(layers.items())[-1:])
@@ -100,7 +108,10 @@ def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, ev
     assert not layers.keys() & {layer.block for layer in expert_layers(seen)}
     again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS, use_cache=False).logits, got)
-    assert torch.equal(again.generate(IDS, max_new_tokens=4, do_sample=False), model.generate(IDS, max_new_tokens=4, do_sample=False))
+    assert torch.equal(
+        again.generate(IDS, max_new_tokens=4, do_sample=False),
+        model.generate(IDS, max_new_tokens=4, do_sample=False),
+    )
     smaller = size - sum(numbers.numel() for numbers in model.state_dict().values())
     assert smaller > 0
     assert bytes_of(tmp_path / "dense") - bytes_of(tmp_path / "out") == 4 * smaller
@@ -132,7 +143,9 @@ def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first()
         ("qwen3_moe", {0: Condensed({})}, "model.layers.0.mlp"),
     ],
 )
-def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], subject: str) -> None:
+def test_what_can_not_be_condensed_is_refused_and_nothing_changes(
+    kind: str, layers: dict[int, Condensed], subject: str
+) -> None:
     model = tiny_mixture(kind)
     want, config = model(IDS, use_cache=False).logits, copy.deepcopy(model.config.to_dict())
     assert refusal_of(condense, view(model), layers).subject == subject

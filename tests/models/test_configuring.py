@@ -1,4 +1,6 @@
-"""A configuration chooses sizes that its files have, and no code; everything else about it is a sentence."""
+"""A configuration chooses sizes that its files have, and no code; everything else about it is a
+sentence.
+"""
 
 from pathlib import Path
 
@@ -6,14 +8,16 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from calibrant.foreign import TRUST_REMOTE_CODE
 from calibrant.models import open_model, open_tokenizer
 from calibrant.models.configuring import trusted
+from calibrant.spec.foreign import TRUST_REMOTE_CODE
 from calibrant.testing import tiny_model
 
 from tests.models.refused import edit, refusal_of
 
-TRAP = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
+TRAP = (
+    "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
+)
 MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
 
 
@@ -42,7 +46,9 @@ def test_nonsense_is_refused(folder: Path, entries: dict[str, object], subject: 
     assert value in str(said)
 
 
-@pytest.mark.parametrize("text", ['{"a":' * 100_000, '{"hidden_size": ' + "9" * 5000 + "}", "\xff\xfe", "", '"llama"'])
+@pytest.mark.parametrize(
+    "text", ['{"a":' * 100_000, '{"hidden_size": ' + "9" * 5000 + "}", "\xff\xfe", "", '"llama"']
+)
 def test_what_is_no_configuration_is_refused(folder: Path, text: str):
     (folder / "config.json").write_text(text, encoding="latin-1")
     for opening in (open_model, open_tokenizer):
@@ -76,21 +82,46 @@ def test_buffers_are_counted_too(tmp_path: Path):
     sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
     GPTJForCausalLM(GPTJConfig(**sizes)).save_pretrained(tmp_path)
     edit(tmp_path, n_positions=10**12)
-    assert refusal_of(open_model, str(tmp_path), "float32", "cpu").subject == "transformer.rotary_emb.embed_positions"
+    assert (
+        refusal_of(open_model, str(tmp_path), "float32", "cpu").subject
+        == "transformer.rotary_emb.embed_positions"
+    )
 
 
 @pytest.mark.parametrize(
     ("entries", "subject", "value"),
     [
-        ({"_attn_implementation": "flash_attention_2"}, "_attn_implementation", "flash_attention_2"),
-        ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation", "kernels-community/flash-attn"),
-        ({"attn_implementation": {"": "sdpa", "text_config": "someone/kernel"}}, "attn_implementation", "someone/kernel"),
-        ({"text_config": {"_attn_implementation": "someone/kernel"}}, "_attn_implementation", "someone/kernel"),
-        ({"attn_implementation": ["sdpa"], "experts_implementation": "deepgemm"}, "experts_implementation", "deepgemm"),
+        (
+            {"_attn_implementation": "flash_attention_2"},
+            "_attn_implementation",
+            "flash_attention_2",
+        ),
+        (
+            {"attn_implementation": "kernels-community/flash-attn"},
+            "attn_implementation",
+            "kernels-community/flash-attn",
+        ),
+        (
+            {"attn_implementation": {"": "sdpa", "text_config": "someone/kernel"}},
+            "attn_implementation",
+            "someone/kernel",
+        ),
+        (
+            {"text_config": {"_attn_implementation": "someone/kernel"}},
+            "_attn_implementation",
+            "someone/kernel",
+        ),
+        (
+            {"attn_implementation": ["sdpa"], "experts_implementation": "deepgemm"},
+            "experts_implementation",
+            "deepgemm",
+        ),
         ({"use_kernels": True}, "use_kernels", "True"),
     ],
 )
-def test_code_that_a_configuration_chooses_is_refused(folder: Path, entries: dict[str, object], subject: str, value: str):
+def test_code_that_a_configuration_chooses_is_refused(
+    folder: Path, entries: dict[str, object], subject: str, value: str
+):
     edit(folder, **entries)
     said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == subject
@@ -120,10 +151,16 @@ class Model(LlamaForCausalLM):
 """
 
 
-def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     plain = open_model(str(folder), "float32", "cpu").digest
-    assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest == plain, "there is no code yet"
+    assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest == plain, (
+        "there is no code yet"
+    )
     (folder / "evil.py").write_text(OWN)
     assert open_model(str(folder), "float32", "cpu", trust_remote_code=False).digest == plain
     edit(folder, model_type="foo", auto_map=MAP)
@@ -134,15 +171,22 @@ def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(folder: Path, 
     assert opened.digest != plain
     (folder / "evil.py").write_text(OWN + "\n# changed\n")
     assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest != opened.digest
-    assert refusal_of(open_model, str(folder), "float32", "cpu", trust_remote_code=False).subject == str(folder)
+    assert refusal_of(
+        open_model, str(folder), "float32", "cpu", trust_remote_code=False
+    ).subject == str(folder)
 
 
 def test_code_from_elsewhere_is_nobodys_to_trust(folder: Path):
     edit(folder, model_type="foo", auto_map={"AutoConfig": "someone/else--evil.Config"})
-    assert refusal_of(open_model, str(folder), "float32", "cpu", trust_remote_code=True).subject == "someone/else--evil.Config"
+    assert (
+        refusal_of(open_model, str(folder), "float32", "cpu", trust_remote_code=True).subject
+        == "someone/else--evil.Config"
+    )
 
 
-@pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])
+@pytest.mark.parametrize(
+    ("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)]
+)
 def test_the_variable_is_read_as_the_flag_is(monkeypatch: pytest.MonkeyPatch, value: str, on: bool):
     monkeypatch.setenv(TRUST_REMOTE_CODE, value)
     assert trusted(None) is on

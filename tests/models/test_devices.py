@@ -17,14 +17,20 @@ from tests.models.refused import refusal_of
         ({"avx512_bf16": True}, 1.1, torch.float32),
     ],
 )
-def test_auto_is_bfloat16_only_where_the_processor_multiplies_in_it_and_is_faster(monkeypatch, able, gain, wanted):
+def test_auto_is_bfloat16_only_where_the_processor_multiplies_in_it_and_is_faster(
+    monkeypatch, able, gain, wanted
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(devices, "bfloat16_gain", lambda: gain)
     assert resolve_dtype("auto", "cpu") is wanted
 
 
-@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
-def test_auto_on_cuda_asks_for_its_capability_and_on_mps_is_float32(monkeypatch, capability, wanted):
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)]
+)
+def test_auto_on_cuda_asks_for_its_capability_and_on_mps_is_float32(
+    monkeypatch, capability, wanted
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_dtype("auto", torch.device("cuda")) is wanted
     assert resolve_dtype("auto", torch.device("mps")) is torch.float32
@@ -36,7 +42,9 @@ def test_an_unknown_dtype_is_refused_with_the_nearest_one():
     assert "did you mean 'bfloat16'" in str(said)
 
 
-@pytest.mark.parametrize(("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_the_device_auto_is_the_fastest_there_is(monkeypatch, cuda, mps, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

@@ -1,4 +1,6 @@
-"""A model without some of its blocks is still an ordinary model: it saves, reopens, and computes what the rest computed."""
+"""A model without some of its blocks is still an ordinary model: it saves, reopens, and computes
+what the rest computed.
+"""
 
 import copy
 
@@ -28,7 +30,9 @@ def test_without_a_block_the_model_computes_as_if_the_block_did_nothing(family):
     assert torch.equal(model(IDS, use_cache=False).logits, oracle(IDS, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("family", usually(["llama", "gpt2", "gemma3", "qwen3_moe"], {"llama", "qwen3_moe"}))
+@pytest.mark.parametrize(
+    "family", usually(["llama", "gpt2", "gemma3", "qwen3_moe"], {"llama", "qwen3_moe"})
+)
 def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
     model = tiny_model(family)
     view(model).drop_blocks([0, 1] if family == "llama" else [1])

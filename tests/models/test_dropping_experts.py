@@ -1,4 +1,6 @@
-"""A model without some of its experts is one of its architecture: built by hand from what is left, it computes the same."""
+"""A model without some of its experts is one of its architecture: built by hand from what is
+left, it computes the same.
+"""
 
 import copy
 
@@ -27,19 +29,26 @@ COUNTS = {
     "phimoe": "num_local_experts",
     "ernie4_5_moe": "moe_num_experts",
 }
-"""What each configuration calls the number of its experts; JetMoE's says that of its attention's experts too."""
+"""What each configuration calls the number of its experts; JetMoE's says that of its attention's
+experts too.
+"""
 FEW = ("mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "ernie4_5_moe")
 
 
 def gone_of(model) -> dict[int, list[int]]:
     """Other experts in each block, equally many."""
-    return {layer.block: [[1, 4, 6], [7, 0, 1]][layer.block] for layer in expert_layers(view(model))}
+    return {
+        layer.block: [[1, 4, 6], [7, 0, 1]][layer.block] for layer in expert_layers(view(model))
+    }
 
 
 def by_hand(kind: str, model, gone: dict[int, list[int]]):
     """A smaller model, made anew, whose numbers are copied expert by expert."""
     small = tiny_mixture(kind, **{COUNTS[kind]: 5})
-    theirs, numbers = dict([*model.named_parameters(), *model.named_buffers()]), dict([*small.named_parameters(), *small.named_buffers()])
+    theirs, numbers = (
+        dict([*model.named_parameters(), *model.named_buffers()]),
+        dict([*small.named_parameters(), *small.named_buffers()]),
+    )
     for name, tensor in numbers.items():
         if tensor.shape == theirs[name].shape:
             tensor.data = theirs[name].data.clone()
@@ -67,7 +76,10 @@ def test_what_is_left_is_what_one_would_build_by_hand_and_reopens(kind, tmp_path
     assert getattr(model.config, COUNTS[kind]) == 5
     again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS, use_cache=False).logits, got)
-    assert torch.equal(again.generate(IDS, max_new_tokens=4, do_sample=False), model.generate(IDS, max_new_tokens=4, do_sample=False))
+    assert torch.equal(
+        again.generate(IDS, max_new_tokens=4, do_sample=False),
+        model.generate(IDS, max_new_tokens=4, do_sample=False),
+    )
 
 
 @pytest.mark.parametrize("kind", usually(COUNTS, {"mixtral", "gpt_oss"}))
@@ -128,7 +140,10 @@ def test_what_can_not_be_dropped_is_refused_and_nothing_changes(kind, experts, s
 
 def test_no_fewer_experts_are_left_than_a_router_picks_and_there_must_be_some():
     model = tiny_mixture("mixtral")
-    assert refusal_of(drop_experts, view(model), {0: range(7), 1: range(7)}, kind=TargetError).subject == "model.layers.0.mlp"
+    assert (
+        refusal_of(drop_experts, view(model), {0: range(7), 1: range(7)}, kind=TargetError).subject
+        == "model.layers.0.mlp"
+    )
     assert len(model.model.layers[0].mlp.gate.weight) == 8
     assert refusal_of(drop_experts, view(tiny_model("llama")), {1: [0]}).subject == "1"
 
@@ -137,7 +152,13 @@ def test_a_model_whose_experts_are_named_or_counted_otherwise_is_refused():
     model = tiny_mixture("mixtral")
     seen = view(model)
     model.config.num_local_experts = 9
-    assert refusal_of(drop_experts, seen, {0: [1], 1: [1]}).subject == "model.layers.0.mlp.experts.down_proj"
+    assert (
+        refusal_of(drop_experts, seen, {0: [1], 1: [1]}).subject
+        == "model.layers.0.mlp.experts.down_proj"
+    )
     model = tiny_mixture("mixtral")
     model.model.layers[0].mlp.register_buffer("table", torch.zeros(3, dtype=torch.int64))
-    assert refusal_of(drop_experts, view(model), {0: [1], 1: [1]}).subject == "model.layers.0.mlp.table"
+    assert (
+        refusal_of(drop_experts, view(model), {0: [1], 1: [1]}).subject
+        == "model.layers.0.mlp.table"
+    )

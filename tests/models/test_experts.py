@@ -1,4 +1,6 @@
-"""Layers of experts are found whatever their layout, and whom routers pick is what a literal computation picks."""
+"""Layers of experts are found whatever their layout, and whom routers pick is what a literal
+computation picks.
+"""
 
 import math
 from collections.abc import Callable
@@ -32,7 +34,9 @@ def top_then_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, best.softmax(-1)
 
 
-def corrected(logits: Tensor, correction: Tensor, scores: Callable[[Tensor], Tensor], scale: float) -> tuple[Tensor, Tensor]:
+def corrected(
+    logits: Tensor, correction: Tensor, scores: Callable[[Tensor], Tensor], scale: float
+) -> tuple[Tensor, Tensor]:
     """Picked with a correction, weighted without it."""
     sure = scores(logits)
     chosen = (sure + correction).topk(2, dim=-1)[1]
@@ -41,21 +45,34 @@ def corrected(logits: Tensor, correction: Tensor, scores: Callable[[Tensor], Ten
 
 
 def one_after_the_other(logits: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """The best, weighted among those that are nearly as good; then the best of the others, weighted among those nearly as good as it is."""
+    """The best, weighted among those that are nearly as good; then the best of the others,
+    weighted among those nearly as good as it is.
+    """
     chosen, gates = [], []
     for row in logits.tolist():
         first = max(range(len(row)), key=row.__getitem__)
         second = max((e for e in range(len(row)) if e != first), key=row.__getitem__)
         for best, without in ((first, -1), (second, first)):
-            near = [s for e, s in enumerate(row) if e != without and (row[best] - s) / max(abs(s), row[best]) <= 2 * jitter]
+            near = [
+                s
+                for e, s in enumerate(row)
+                if e != without and (row[best] - s) / max(abs(s), row[best]) <= 2 * jitter
+            ]
             gates.append(1 / sum(math.exp(s - row[best]) for s in near))
             chosen.append(best)
-    return torch.tensor(chosen).reshape(-1, 2), torch.tensor(gates, dtype=torch.float64).reshape(-1, 2)
+    return torch.tensor(chosen).reshape(-1, 2), torch.tensor(gates, dtype=torch.float64).reshape(
+        -1, 2
+    )
 
 
 def literal(kind: str, router: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Whom a router of `kind` sends each row of `x` to, and with what weight, written down from the architecture's description."""
-    named = {name.rpartition(".")[2]: p.double() for name, p in [*router.named_parameters(), *router.named_buffers()]}
+    """Whom a router of `kind` sends each row of `x` to, and with what weight, written down from
+    the architecture's description.
+    """
+    named = {
+        name.rpartition(".")[2]: p.double()
+        for name, p in [*router.named_parameters(), *router.named_buffers()]
+    }
     logits = x.double() @ named["weight"].T
     match kind:
         case "mixtral":
@@ -74,7 +91,9 @@ def literal(kind: str, router: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         case "deepseek_v3":
             return corrected(logits, named["e_score_correction_bias"], torch.sigmoid, 2.5)
         case "ernie4_5_moe":
-            return corrected(logits, named["e_score_correction_bias"].reshape(-1), lambda x: x.softmax(-1), 1.0)
+            return corrected(
+                logits, named["e_score_correction_bias"].reshape(-1), lambda x: x.softmax(-1), 1.0
+            )
     raise AssertionError(kind)
 
 
@@ -99,7 +118,9 @@ def padded_batch(weighted: bool) -> TokenBatch:
     ids = torch.randint(3, 100, mask.shape, generator=generator).masked_fill(~mask, 0)
     weights = torch.rand(mask.shape, generator=generator) if weighted else torch.ones(mask.shape)
     weights[weights < 0.2] = 0.0
-    return TokenBatch(ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={})
+    return TokenBatch(
+        ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,14 +130,19 @@ def test_a_forward_sends_tokens_where_a_literal_router_does(kind):
     with Choices(layers) as choices:
         came = inputs_of_routers(model, layers, IDS)
     for layer in layers:
-        (chosen, gates), (want, given) = choices.of(layer), literal(kind, layer.router, came[layer.name])
+        (chosen, gates), (want, given) = (
+            choices.of(layer),
+            literal(kind, layer.router, came[layer.name]),
+        )
         order, other = chosen.argsort(-1), want.argsort(-1)
         assert torch.equal(chosen.gather(1, order), want.gather(1, other))
         assert torch.allclose(gates.gather(1, order).double(), given.gather(1, other), atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", usually([False, True], {True}))
-@pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "phimoe"}))
+@pytest.mark.parametrize(
+    "kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "phimoe"})
+)
 def test_routing_is_what_plain_forwards_and_a_literal_router_come_to(kind, weighted):
     model = tiny_mixture(kind, torch.float64)
     seen_by, batch = view(model), padded_batch(weighted)
@@ -125,19 +151,28 @@ def test_routing_is_what_plain_forwards_and_a_literal_router_come_to(kind, weigh
     except ModelError as error:
         pytest.skip(f"no walk goes through such a model: {error}")
     layers = expert_layers(seen_by)
-    want = {layer.block: (torch.zeros(8), torch.zeros(8).double(), torch.zeros(8, 8)) for layer in layers}
+    want = {
+        layer.block: (torch.zeros(8), torch.zeros(8).double(), torch.zeros(8, 8))
+        for layer in layers
+    }
     for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
         came = inputs_of_routers(model, layers, ids[None, :length])
         for layer in layers:
             chosen, gates = literal(kind, layer.router, came[layer.name])
             counts, sums, together = want[layer.block]
-            for experts, given, weight in zip(chosen.tolist(), gates.tolist(), weights.tolist(), strict=False):
+            for experts, given, weight in zip(
+                chosen.tolist(), gates.tolist(), weights.tolist(), strict=False
+            ):
                 for expert, gate in zip(experts, given, strict=True):
                     counts[expert] += weight
                     sums[expert] += weight * gate
                     for other in experts:
                         together[expert, other] += weight
-    found = {block.index: seen[Routing] for block, seen in walk_blocks(seen_by, batch, (Routing,), tokens_per_pass=24) if Routing in seen}
+    found = {
+        block.index: seen[Routing]
+        for block, seen in walk_blocks(seen_by, batch, (Routing,), tokens_per_pass=24)
+        if Routing in seen
+    }
     assert found.keys() == want.keys()
     for block, (counts, sums, together) in want.items():
         assert torch.allclose(found[block].counts, counts.double(), atol=1e-4)

@@ -1,8 +1,11 @@
-"""Every causal language model that transformers lists is walked exactly, or refused by a sentence that names it.
+"""Every causal language model that transformers lists is walked exactly, or refused by a sentence
+that names it.
 
-The list is the library's own, so a new version of it shows here what it brought. What a walk hands out is held against a plain forward, in
-which the products are seen one layer further down, as the operators that torch dispatches to. On arrival a matrix sees what everything before
-it, already compressed, gives it: which is what a plain forward of the compressed model shows at the end, all at once.
+The list is the library's own, so a new version of it shows here what it brought. What a walk hands
+out is held against a plain forward, in which the products are seen one layer further down, as the
+operators that torch dispatches to. On arrival a matrix sees what everything before it, already
+compressed, gives it: which is what a plain forward of the compressed model shows at the end, all at
+once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,7 +45,9 @@ NOT_RUN: Final[Mapping[str, type[Exception]]] = {
     **dict.fromkeys(("musicgen", "musicgen_melody"), AttributeError),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), ValueError),
 }
-"""Families that transformers itself can't make from a configuration alone, or run on token ids alone."""
+"""Families that transformers itself can't make from a configuration alone, or run on token ids
+alone.
+"""
 LEFT: Final[Mapping[str, str]] = {
     "deepseek_v4": "read by bmm, not by a product with it alone",
     "gemma3n_text": "used 2 times in one forward",
@@ -54,9 +59,13 @@ LEFT: Final[Mapping[str, str]] = {
     "zamba2": "shared with block 3",
     "zaya": "used 2 times in one forward",
 }
-"""Families of which some matrices are left as they are on arrival, and what is said of the first. Of all others, every matrix is walked."""
+"""Families of which some matrices are left as they are on arrival, and what is said of the
+first. Of all others, every matrix is walked.
+"""
 UNPADDED: Final = ("cpmant", "jetmoe", "prophetnet", "reformer", "xlstm", "zaya")
-"""Families that take no attention mask, or whose rows can't be traced to their tokens: padding is refused."""
+"""Families that take no attention mask, or whose rows can't be traced to their tokens: padding
+is refused.
+"""
 LENGTHS: Final = (8, 5, 8, 7)
 USUAL: Final = (
     "llama",
@@ -74,7 +83,9 @@ USUAL: Final = (
 )
 """What people use, and one of every way to be refused or left; the others are slow."""
 EACH: Final = usually(FAMILIES, USUAL)
-EACH_PADDED: Final = usually(FAMILIES, ("llama", "gpt2", "gemma3_text", "mamba2", "bloom", "cpmant", "jetmoe"))
+EACH_PADDED: Final = usually(
+    FAMILIES, ("llama", "gpt2", "gemma3_text", "mamba2", "bloom", "cpmant", "jetmoe")
+)
 
 
 class Operators(TorchDispatchMode):
@@ -96,7 +107,11 @@ class Operators(TorchDispatchMode):
     def _add(self, matrix: Tensor, rows: Tensor) -> None:
         squares = rows.reshape(-1, rows.shape[-1]).double().square().sum(0)
         key = matrix.data_ptr()
-        self.squares[key] = self.squares[key] + squares if key in self.squares and len(squares) == len(self.squares[key]) else squares
+        self.squares[key] = (
+            self.squares[key] + squares
+            if key in self.squares and len(squares) == len(self.squares[key])
+            else squares
+        )
 
 
 def plainly(model: PreTrainedModel) -> tuple[dict[int, Tensor], list[Tensor]]:
@@ -113,14 +128,19 @@ def full() -> TokenBatch:
 
 
 def padded(left: bool) -> TokenBatch:
-    """Windows of several lengths, padded on one side, in which every token has a weight of its own."""
+    """Windows of several lengths, padded on one side, in which every token has a weight of its
+    own.
+    """
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 100, (len(LENGTHS), max(LENGTHS)), generator=generator)
     mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     weights = torch.rand(ids.shape, generator=generator) * mask
     tensors = ids.masked_fill(~mask, 0), mask, weights
     if left:
-        tensors = tuple(torch.stack([row.roll(max(LENGTHS) - n) for row, n in zip(t, LENGTHS, strict=True)]) for t in tensors)
+        tensors = tuple(
+            torch.stack([row.roll(max(LENGTHS) - n) for row, n in zip(t, LENGTHS, strict=True)])
+            for t in tensors
+        )
     return TokenBatch(*tensors, fingerprint="sha256:test", facts={})
 
 
@@ -130,17 +150,32 @@ def halved(matrix: Tensor, squares: Tensor) -> Tensor:
     return matrix.scatter(1, lowest, 0.0)
 
 
-def walked(seen_by: ModelView, propagate: str, batch: TokenBatch, prune: bool = False, tokens_per_pass: int = 16) -> Iterator[tuple[str, Tensor]]:
+def walked(
+    seen_by: ModelView,
+    propagate: str,
+    batch: TokenBatch,
+    prune: bool = False,
+    tokens_per_pass: int = 16,
+) -> Iterator[tuple[str, Tensor]]:
     """Names of the matrices that a walk hands out, and the squared lengths of what they saw."""
-    for weight, seen in walk(seen_by, batch, (FeatureNorms,), propagate, tokens_per_pass=tokens_per_pass):
+    for weight, seen in walk(
+        seen_by, batch, (FeatureNorms,), propagate, tokens_per_pass=tokens_per_pass
+    ):
         squares = seen[FeatureNorms].norms().double()
         if prune:
             weight.set(halved(weight.get().clone(), squares.to(weight.get().dtype)))
         yield weight.name, squares
 
 
-def assert_same(found: Mapping[str, Tensor], seen: Mapping[int, Tensor], seen_by: ModelView, left: Mapping[str, str]) -> None:
-    """All that a plain forward multiplies with was handed out, but for what was left for a reason, and with the same numbers."""
+def assert_same(
+    found: Mapping[str, Tensor],
+    seen: Mapping[int, Tensor],
+    seen_by: ModelView,
+    left: Mapping[str, str],
+) -> None:
+    """All that a plain forward multiplies with was handed out, but for what was left for a
+    reason, and with the same numbers.
+    """
     for weight in seen_by.weights:
         there = seen.get(weight.address)
         if weight.name in left or there is None or not there.any():
@@ -148,17 +183,24 @@ def assert_same(found: Mapping[str, Tensor], seen: Mapping[int, Tensor], seen_by
             continue
         assert weight.name in found, f"{weight.name} was passed by"
         tolerance = 1e-9 if weight.stored.dtype == torch.float64 else 1e-4
-        torch.testing.assert_close(found[weight.name], there, rtol=tolerance, atol=tolerance, msg=weight.name)
+        torch.testing.assert_close(
+            found[weight.name], there, rtol=tolerance, atol=tolerance, msg=weight.name
+        )
 
 
 def walkable(family: str) -> bool:
-    """Whether the family is one that runs and isn't refused; if it is not, that it isn't is checked."""
+    """Whether the family is one that runs and isn't refused; if it is not, that it isn't is
+    checked.
+    """
     if family in NOT_RUN:
         with pytest.raises(NOT_RUN[family]):
             plainly(small_model(family))
         return False
     if family in REFUSED:
-        assert refusal_of(lambda: list(walked(view(small_model(family)), "arrival", full()))).subject == REFUSED[family]
+        assert (
+            refusal_of(lambda: list(walked(view(small_model(family)), "arrival", full()))).subject
+            == REFUSED[family]
+        )
         return False
     return True
 
@@ -181,7 +223,10 @@ def test_every_family_is_walked_exactly_or_refused_by_name(family: str) -> None:
     assert reference.keys() == dense.keys()
     assert all(torch.equal(reference[name], dense[name]) for name in dense)
     with torch.no_grad():
-        assert all(torch.equal(model(input_ids=ids, use_cache=False).logits, before) for ids, before in zip(CALLS, logits, strict=True))
+        assert all(
+            torch.equal(model(input_ids=ids, use_cache=False).logits, before)
+            for ids, before in zip(CALLS, logits, strict=True)
+        )
     arrived = dict(walked(seen_by, "arrival", full(), prune=True))
     assert_same(arrived, plainly(model)[0], seen_by, left)
 
@@ -193,11 +238,17 @@ def test_padding_does_not_matter_or_is_refused(family: str) -> None:
         return
     seen_by = view(small_model(family))
     if family in UNPADDED:
-        assert "padding" in str(refusal_of(lambda: dict(walked(seen_by, "dense", padded(left=False)))))
+        assert "padding" in str(
+            refusal_of(lambda: dict(walked(seen_by, "dense", padded(left=False))))
+        )
         return
-    alone = dict(walked(seen_by, "dense", padded(left=False), tokens_per_pass=1))  # every window on its own: nothing is padded
+    alone = dict(
+        walked(seen_by, "dense", padded(left=False), tokens_per_pass=1)
+    )  # every window on its own: nothing is padded
     for left in (False, True):
         together = dict(walked(seen_by, "dense", padded(left)))
         assert together.keys() == alone.keys()
         for name, squares in together.items():
-            torch.testing.assert_close(squares, alone[name], rtol=1e-4, atol=1e-4 * float(alone[name].max()), msg=name)
+            torch.testing.assert_close(
+                squares, alone[name], rtol=1e-4, atol=1e-4 * float(alone[name].max()), msg=name
+            )

@@ -1,4 +1,6 @@
-"""What counts as a model's weights: plain safetensors files of its folder, every one of them, and nothing that an index fetches from elsewhere."""
+"""What counts as a model's weights: plain safetensors files of its folder, every one of them,
+and nothing that an index fetches from elsewhere.
+"""
 
 import json
 import os
@@ -67,7 +69,11 @@ def linked_to(folder: Path, name: str, target: str) -> None:
 def twice(folder: Path) -> None:
     in_shards(folder)
     first, second = (load_file(folder / name) for name in (FIRST, SECOND))
-    save_file({**second, "lm_head.weight": first["lm_head.weight"]}, folder / SECOND, metadata={"format": "pt"})
+    save_file(
+        {**second, "lm_head.weight": first["lm_head.weight"]},
+        folder / SECOND,
+        metadata={"format": "pt"},
+    )
 
 
 def piped(folder: Path, name: str) -> None:
@@ -83,10 +89,17 @@ def a_folder(folder: Path, name: str) -> None:
 def test_shards_that_an_index_names_are_the_model(folder: Path):
     whole = open_model(str(folder), "float32", "cpu")
     write_index(folder, {"model.norm.weight": "model.safetensors"})
-    assert open_model(str(folder), "float32", "cpu").digest == whole.digest, "an index of one file changes nothing"
+    assert open_model(str(folder), "float32", "cpu").digest == whole.digest, (
+        "an index of one file changes nothing"
+    )
     in_shards(folder)
     opened = open_model(str(folder), "float32", "cpu")
-    assert all((a == b).all() for a, b in zip(whole.model.state_dict().values(), opened.model.state_dict().values(), strict=True))
+    assert all(
+        (a == b).all()
+        for a, b in zip(
+            whole.model.state_dict().values(), opened.model.state_dict().values(), strict=True
+        )
+    )
     (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-4] + b"\0\0\0\x3f")
     assert open_model(str(folder), "float32", "cpu").digest != opened.digest
 
@@ -103,23 +116,35 @@ def test_shards_that_an_index_names_are_the_model(folder: Path):
         (lambda f: (f / INDEX).write_text("[" * 100_000), "{folder}/" + INDEX),
         (lambda f: with_the_first_as(f, "model.safetensors"), "model.safetensors"),
         (lambda f: with_the_first_as(f, "more.safetensors"), "more.safetensors"),
-        (lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"), "weights.safetensors"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "weights.safetensors"),
+            "weights.safetensors",
+        ),
         (twice, "lm_head.weight"),
         (linked_out, "model.safetensors"),
         (lambda f: linked_out(f, "config.json"), "config.json"),
         (lambda f: linked_to(f, "tokenizer.json", "nothing"), "tokenizer.json"),
         (lambda f: edit(f, transformers_weights="other.safetensors"), "transformers_weights"),
         (lambda f: edit(f, configuration_files=["config.4.0.0.json"]), "configuration_files"),
-        (lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}'), "{folder}"),
+        (
+            lambda f: (f / "adapter_config.json").write_text(
+                '{"base_model_name_or_path": "other"}'
+            ),
+            "{folder}",
+        ),
         (lambda f: piped(f, "model.safetensors"), "model.safetensors"),
         (lambda f: a_folder(f, "config.json"), "config.json"),
         (lambda f: linked_to(f, "config.json", "/dev/zero"), "config.json"),
     ],
 )
-def test_a_folder_that_is_not_all_there_is_to_its_model(folder: Path, damage: Damage, subject: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_is_not_all_there_is_to_its_model(
+    folder: Path, damage: Damage, subject: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(folder.parent)
     damage(folder)
-    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == subject.format(folder=folder, above=folder.parent)
+    assert refusal_of(open_model, str(folder), "float32", "cpu").subject == subject.format(
+        folder=folder, above=folder.parent
+    )
     assert not (folder.parent / "ran").exists()
 
 
@@ -143,7 +168,10 @@ def test_the_cache_of_the_hub_links_into_its_own_blobs(sound: Path, tmp_path: Pa
         if shared:
             (blobs / str(number)).symlink_to(place)
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
-    assert open_model(str(snapshot), "float32", "cpu").digest == open_model(str(sound), "float32", "cpu").digest
+    assert (
+        open_model(str(snapshot), "float32", "cpu").digest
+        == open_model(str(sound), "float32", "cpu").digest
+    )
 
 
 def test_what_is_too_large_or_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -152,7 +180,9 @@ def test_what_is_too_large_or_may_not_be_read(folder: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as within:
         within.setattr(folders, "LARGEST", 100)
-        assert refusal_of(open_model, str(folder), "float32", "cpu").subject == str(folder / "config.json")
+        assert refusal_of(open_model, str(folder), "float32", "cpu").subject == str(
+            folder / "config.json"
+        )
     monkeypatch.setattr(Path, "iterdir", refuse)
     said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == str(folder)

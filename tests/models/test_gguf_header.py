@@ -1,4 +1,6 @@
-"""GGUF files that claim more than they hold are refused before anything walks or allocates what isn't there."""
+"""GGUF files that claim more than they hold are refused before anything walks or allocates what
+isn't there.
+"""
 
 import struct
 from pathlib import Path
@@ -35,7 +37,9 @@ def overwritten(file: Path, bad: Path, behind: int | bytes, code: str, value: in
         (b"blk.0.attn_q.weight\2\0\0\0", "Q", 33, "blk.0.attn_q.weight"),
     ],
 )
-def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: int | bytes, code: str, value: int, said: str):
+def test_a_header_that_claims_too_much(
+    gguf_file: Path, tmp_path: Path, place: int | bytes, code: str, value: int, said: str
+):
     bad = str(overwritten(gguf_file, tmp_path / "bad.gguf", place, code, value))
     for opening in (open_model, open_tokenizer):
         error = refusal_of(opening, bad)
@@ -53,6 +57,8 @@ def test_a_header_that_claims_too_much(gguf_file: Path, tmp_path: Path, place: i
         (b"llama.attention.head_count", 0, ""),
     ],
 )
-def test_sizes_that_the_tensors_do_not_have(gguf_file: Path, tmp_path: Path, key: bytes, value: int, subject: str):
+def test_sizes_that_the_tensors_do_not_have(
+    gguf_file: Path, tmp_path: Path, key: bytes, value: int, subject: str
+):
     bad = str(overwritten(gguf_file, tmp_path / "bad.gguf", key + b"\x04\0\0\0", "I", value))
     assert refusal_of(open_model, bad, "float32", "cpu").subject == (subject or bad)

@@ -1,4 +1,6 @@
-"""A tiny model whose files are mangled in seeded ways either opens or is refused as input. Nothing else comes of it, and nothing hangs."""
+"""A tiny model whose files are mangled in seeded ways either opens or is refused as input.
+Nothing else comes of it, and nothing hangs.
+"""
 
 import json
 import random
@@ -18,8 +20,30 @@ from tests.effort import quick
 
 NUMBERS: Final = (0, -1, 1, 7, 2**31, 10**9, 10**30, 0.5, float("inf"), float("nan"))
 STRINGS: Final = ("", "x", "../outside", "float7", "\x1b[2J\n\u202e", "é" * 10_000)
-VALUES: Final[tuple[Any, ...]] = (None, True, *NUMBERS, *STRINGS, [], {}, [1, "a"], {"a": {"b": [None]}})
-TEXTS: Final = ("", "null", "[]", "0", '"text"', "{", '{"a": NaN}', "[" * 50_000, '{"a":' * 500, "9" * 6000, "\ufeff{}", "\x00")
+VALUES: Final[tuple[Any, ...]] = (
+    None,
+    True,
+    *NUMBERS,
+    *STRINGS,
+    [],
+    {},
+    [1, "a"],
+    {"a": {"b": [None]}},
+)
+TEXTS: Final = (
+    "",
+    "null",
+    "[]",
+    "0",
+    '"text"',
+    "{",
+    '{"a": NaN}',
+    "[" * 50_000,
+    '{"a":' * 500,
+    "9" * 6000,
+    "\ufeff{}",
+    "\x00",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +52,9 @@ def indexed(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(shutil.copytree(sound, tmp_path_factory.mktemp("indexed") / "model"))
     names = json.loads(_header(folder / "model.safetensors"))
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": dict.fromkeys(names.keys() - {"__metadata__"}, "model.safetensors")})
+        json.dumps(
+            {"weight_map": dict.fromkeys(names.keys() - {"__metadata__"}, "model.safetensors")}
+        )
     )
     return folder
 
@@ -40,12 +66,22 @@ def _header(path: Path) -> bytes:
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every container in plain data, with each of its keys or positions."""
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
-    return [(value, key) for key, _ in inner] + [place for _, each in inner for place in _places(each)]
+    inner = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))
+        if isinstance(value, list)
+        else []
+    )
+    return [(value, key) for key, _ in inner] + [
+        place for _, each in inner for place in _places(each)
+    ]
 
 
 def mangled_json(text: str, chance: random.Random) -> str:
-    """The text with a few values changed, taken out or put elsewhere; or something else altogether."""
+    """The text with a few values changed, taken out or put elsewhere; or something else
+    altogether.
+    """
     if chance.random() < 0.15:
         return chance.choice(TEXTS)
     if chance.random() < 0.1:
@@ -85,12 +121,20 @@ def of_bytes(path: Path, chance: random.Random) -> None:
     """Some numbers in the first part of a file, where its header is, or its end cut off."""
     content = bytearray(path.read_bytes())
     for _ in range(chance.randint(1, 4)):
-        at = chance.choice([4, 8, 16, 24, chance.randrange(2000), chance.randrange(len(content) // 2)])
+        at = chance.choice(
+            [4, 8, 16, 24, chance.randrange(2000), chance.randrange(len(content) // 2)]
+        )
         code, value = chance.choice(
-            [("B", chance.randrange(256)), ("I", chance.choice([0, 9, 2**31])), ("Q", chance.choice([0, 1000, 2**40, 2**62]))]
+            [
+                ("B", chance.randrange(256)),
+                ("I", chance.choice([0, 9, 2**31])),
+                ("Q", chance.choice([0, 1000, 2**40, 2**62])),
+            ]
         )
         struct.pack_into(f"<{code}", content, at, value)
-    path.write_bytes(content[: chance.randrange(len(content))] if chance.random() < 0.1 else content)
+    path.write_bytes(
+        content[: chance.randrange(len(content))] if chance.random() < 0.1 else content
+    )
 
 
 def opens_or_is_refused(opening: Callable[[str], object], ref: Path) -> bool:
@@ -116,7 +160,10 @@ MANGLED: Final[dict[str, Callable[[Path, random.Random], object]]] = {
 
 def seeds(few: int, most: int) -> list[ParameterSet]:
     """A few are tried every time; the others are slow."""
-    return [pytest.param(range(few), id="few"), pytest.param(range(few, most), id="more", marks=pytest.mark.slow)]
+    return [
+        pytest.param(range(few), id="few"),
+        pytest.param(range(few, most), id="more", marks=pytest.mark.slow),
+    ]
 
 
 @pytest.mark.parametrize("tried", seeds(8, 25))
@@ -128,7 +175,9 @@ def test_a_mangled_folder(indexed: Path, tmp_path: Path, which: str, tried: rang
         MANGLED[which](folder, random.Random(f"{which} {seed}"))
         refused += not opens_or_is_refused(lambda ref: open_model(ref, "float32", "cpu"), folder)
         opens_or_is_refused(open_tokenizer, folder)
-    assert refused > (0 if which in ("settings", "generation") else len(tried) // 5), "it is mangled so little that the test tests nothing"
+    assert refused > (0 if which in ("settings", "generation") else len(tried) // 5), (
+        "it is mangled so little that the test tests nothing"
+    )
 
 
 def test_a_mangled_gguf(gguf_file: Path, tmp_path: Path):

@@ -1,4 +1,6 @@
-"""A folder of the export `sparse` whose files are damaged, or made to do harm, is refused in a sentence, or opens as what it was."""
+"""A folder of the export `sparse` whose files are damaged, or made to do harm, is refused in a
+sentence, or opens as what it was.
+"""
 
 import json
 import random
@@ -41,7 +43,9 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layer.mlp.down_proj.weight.zero_()
     model.save_pretrained(place / "model")
     export(place / "model", place / "sparse", "sparse")
-    (place / "sparse" / "calibrant.json").unlink()  # whose hashes would refuse every change before the sheet is read
+    (
+        place / "sparse" / "calibrant.json"
+    ).unlink()  # whose hashes would refuse every change before the sheet is read
     return place / "sparse"
 
 
@@ -49,7 +53,13 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Codes with zero points."""
     place = tmp_path_factory.mktemp("rounded")
-    quantize(str(tiny_folder(place / "model")), target="w4g16a", out=place / "out", dtype="float32", export="sparse")
+    quantize(
+        str(tiny_folder(place / "model")),
+        target="w4g16a",
+        out=place / "out",
+        dtype="float32",
+        export="sparse",
+    )
     return place / "out" / "sparse"
 
 
@@ -65,18 +75,32 @@ def numbers_changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], An
     save_file(tensors, folder / NUMBERS)
 
 
-HUGE: dict[str, Any] = {"layout": "zeros", "shape": [10**6, 10**6], "dtype": "float32", "parts": {}, "sha256": ""}
+HUGE: dict[str, Any] = {
+    "layout": "zeros",
+    "shape": [10**6, 10**6],
+    "dtype": "float32",
+    "parts": {},
+    "sha256": "",
+}
 SHEETS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
     "a later version": (lambda s: s.update(version=2), SHEET, "version 2"),
     "another format": (lambda s: s.update(format="dense"), NUMBERS, ""),
     "no tensors": (lambda s: s.update(tensors={}), SHEET, "{}"),
-    "a file elsewhere": (lambda s: s.update(files=["../sparse-00001.safetensors"]), SHEET, "../sparse-00001.safetensors"),
+    "a file elsewhere": (
+        lambda s: s.update(files=["../sparse-00001.safetensors"]),
+        SHEET,
+        "../sparse-00001.safetensors",
+    ),
     "parts that are none": (lambda s: s["tensors"][PLAIN].update(parts=[1]), PLAIN, ""),
     "a part that isn't there": (lambda s: s["tensors"][PLAIN]["parts"].update(values="x"), "x", ""),
     "a tensor that lacks": (lambda s: s["tensors"].pop(PLAIN), f"{PLAIN}:values", ""),
     "a tensor of another shape": (lambda s: s["tensors"][PLAIN].update(shape=[4, 8]), PLAIN, ""),
     "more than there is room for": (lambda s: s["tensors"].update(x=HUGE), SHEET, "1,000,000,0"),
-    "another part's numbers": (lambda s: s["tensors"][UP].update(parts=s["tensors"][NEXT]["parts"]), f"{UP}:places", ""),
+    "another part's numbers": (
+        lambda s: s["tensors"][UP].update(parts=s["tensors"][NEXT]["parts"]),
+        f"{UP}:places",
+        "",
+    ),
 }
 
 
@@ -122,13 +146,25 @@ def one_bit_flipped(tensors: dict[str, torch.Tensor]) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "numbers cut short": (lambda f: (f / NUMBERS).write_bytes((f / NUMBERS).read_bytes()[:-9]), "{folder}/" + NUMBERS),
+    "numbers cut short": (
+        lambda f: (f / NUMBERS).write_bytes((f / NUMBERS).read_bytes()[:-9]),
+        "{folder}/" + NUMBERS,
+    ),
     "numbers of elsewhere": (numbers_elsewhere, NUMBERS),
-    "a sheet cut short": (lambda f: (f / SHEET).write_text((f / SHEET).read_text()[:-9]), "{folder}/" + SHEET),
+    "a sheet cut short": (
+        lambda f: (f / SHEET).write_text((f / SHEET).read_text()[:-9]),
+        "{folder}/" + SHEET,
+    ),
     "no configuration": (lambda f: (f / "config.json").unlink(), "config.json"),
     "one bit of a mask": (lambda f: numbers_changed(f, one_bit_flipped), GATE),
-    "one number": (lambda f: numbers_changed(f, lambda t: t[f"{UP}:values"].__setitem__(7, 3.0)), UP),
-    "a place beyond the others": (lambda f: numbers_changed(f, lambda t: t[f"{UP}:places"].__setitem__(0, 0)), UP),
+    "one number": (
+        lambda f: numbers_changed(f, lambda t: t[f"{UP}:values"].__setitem__(7, 3.0)),
+        UP,
+    ),
+    "a place beyond the others": (
+        lambda f: numbers_changed(f, lambda t: t[f"{UP}:places"].__setitem__(0, 0)),
+        UP,
+    ),
 }
 
 
@@ -143,13 +179,20 @@ def test_files_that_are_wrong_are_named(pruned: Path, tmp_path: Path, what: str)
 
 @pytest.mark.parametrize("tried", seeds(16, 40))
 @pytest.mark.parametrize("kind", ["pruned", "rounded"])
-def test_mangled_at_random_it_opens_as_it_was_or_is_refused(kind: str, tried: range, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_mangled_at_random_it_opens_as_it_was_or_is_refused(
+    kind: str, tried: range, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     sound: Path = request.getfixturevalue(kind)
     gone, as_it_was = 0, load(sound).state_dict()
     for seed in tried:
-        folder, chance = Path(shutil.copytree(sound, tmp_path / str(seed))), random.Random(f"{kind} {seed}")
+        folder, chance = (
+            Path(shutil.copytree(sound, tmp_path / str(seed))),
+            random.Random(f"{kind} {seed}"),
+        )
         if seed % 2:
-            (folder / "sparse.json").write_text(mangled_json((folder / "sparse.json").read_text(), chance))
+            (folder / "sparse.json").write_text(
+                mangled_json((folder / "sparse.json").read_text(), chance)
+            )
         else:
             (folder / NUMBERS).rename(folder / "model.safetensors")
             of_header(folder, chance)

@@ -1,4 +1,6 @@
-"""Models with short names: a file in installed packages, whole or in parts, that is found and joined without importing anything."""
+"""Models with short names: a file in installed packages, whole or in parts, that is found and
+joined without importing anything.
+"""
 
 import errno
 import hashlib
@@ -14,7 +16,7 @@ import torch
 from calibrant.compress import prune, quantize
 from calibrant.evaluators import evaluate
 from calibrant.models import gguf_of, located, named, open_model, view
-from calibrant.named import NAMED, NamedModel
+from calibrant.spec.named import NAMED, NamedModel
 from calibrant.testing.tiny import tiny_gguf
 
 from tests.models.refused import refusal_of
@@ -28,17 +30,27 @@ def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[NamedMode
     whole = tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
     for number in range(3):
         (tmp_path / "packages" / f"part{number}" / "data").mkdir(parents=True)
-        (tmp_path / "packages" / f"part{number}" / "__init__.py").write_text("raise RuntimeError('it was imported')")
+        (tmp_path / "packages" / f"part{number}" / "__init__.py").write_text(
+            "raise RuntimeError('it was imported')"
+        )
         (tmp_path / "packages" / f"part{number}" / "data" / f"m.part{number}").write_bytes(
             whole[number * 9000 : (number + 1) * 9000 if number < 2 else None]
         )
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    model = NamedModel("in-parts", "a tiny one", "m.gguf", tuple(f"part{n}/data/m.part{n}" for n in range(3)), "pip install it")
+    model = NamedModel(
+        "in-parts",
+        "a tiny one",
+        "m.gguf",
+        tuple(f"part{n}/data/m.part{n}" for n in range(3)),
+        "pip install it",
+    )
     monkeypatch.setitem(NAMED, "in-parts", model)
     return model, whole
 
 
-def test_parts_are_joined_once_in_the_users_cache(in_parts: tuple[NamedModel, bytes], own_cache: Path) -> None:
+def test_parts_are_joined_once_in_the_users_cache(
+    in_parts: tuple[NamedModel, bytes], own_cache: Path
+) -> None:
     path = located("in-parts")
     assert path.read_bytes() == in_parts[1]
     assert path.is_relative_to(own_cache)
@@ -52,8 +64,14 @@ def test_parts_are_joined_once_in_the_users_cache(in_parts: tuple[NamedModel, by
     assert gguf_of("in-parts") == path
 
 
-def test_a_part_that_is_not_installed_says_how_to_bring_it(in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(NAMED, "in-parts", replace(in_parts[0], parts=(*in_parts[0].parts[:2], "part9/data/m.part9")))
+def test_a_part_that_is_not_installed_says_how_to_bring_it(
+    in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        NAMED,
+        "in-parts",
+        replace(in_parts[0], parts=(*in_parts[0].parts[:2], "part9/data/m.part9")),
+    )
     said = refusal_of(open_model, "in-parts")
     assert said.subject == "in-parts"
     assert "pip install it" in str(said)
@@ -61,7 +79,9 @@ def test_a_part_that_is_not_installed_says_how_to_bring_it(in_parts: tuple[Named
 
 
 @pytest.fixture
-def with_digest(in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch) -> tuple[NamedModel, bytes]:
+def with_digest(
+    in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch
+) -> tuple[NamedModel, bytes]:
     """The tiny model with the digest of its file."""
     model, whole = in_parts
     known = replace(model, digest=f"sha256:{hashlib.sha256(whole).hexdigest()}")
@@ -69,7 +89,9 @@ def with_digest(in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPa
     return known, whole
 
 
-def test_a_joined_file_that_was_replaced_is_joined_again(with_digest: tuple[NamedModel, bytes], own_cache: Path) -> None:
+def test_a_joined_file_that_was_replaced_is_joined_again(
+    with_digest: tuple[NamedModel, bytes], own_cache: Path
+) -> None:
     path = located("in-parts")
     path.write_bytes(bytes(len(with_digest[1])))  # as large as before, and newer
     assert located("in-parts").read_bytes() == with_digest[1]
@@ -110,10 +132,15 @@ def test_the_joined_file_stays_until_the_new_one_is_ready(
     assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}
 
 
-@pytest.mark.skipif(any(find_spec(part.partition("/")[0]) is None for part in GEMMA.parts), reason="the packages of gemma3-270m aren't installed")
+@pytest.mark.skipif(
+    any(find_spec(part.partition("/")[0]) is None for part in GEMMA.parts),
+    reason="the packages of gemma3-270m aren't installed",
+)
 @pytest.mark.slow
 def test_gemma_opens_is_compressed_and_written_again(tmp_path: Path) -> None:
-    """Its loss is sane, its walk reaches every matrix, and as GGUF, where its norms are larger by one, it computes the same."""
+    """Its loss is sane, its walk reaches every matrix, and as GGUF, where its norms are larger
+    by one, it computes the same.
+    """
     opened = open_model("gemma3-270m", "bfloat16", "cpu")
     assert opened.note == "dequantized from Q4_K_M"
     assert not [name for name in sys.modules if name.startswith("gemma3_270m")]
@@ -121,12 +148,24 @@ def test_gemma_opens_is_compressed_and_written_again(tmp_path: Path) -> None:
     task = "loss(source=python_docs, tokens=1024, length=256)"
     dense = evaluate(opened, task)[0].score.value
     assert 2 < dense < 4
-    pruned = prune("gemma3-270m", "python_docs", "wanda", 0.3, tmp_path / "pruned", dtype="bfloat16", samples=2, length=128)
+    pruned = prune(
+        "gemma3-270m",
+        "python_docs",
+        "wanda",
+        0.3,
+        tmp_path / "pruned",
+        dtype="bfloat16",
+        samples=2,
+        length=128,
+    )
     assert len(pruned.record.weights) == 18 * 7
     assert dense < evaluate(str(tmp_path / "pruned"), task)[0].score.value < 6
     quantize("gemma3-270m", target="w4g32", out=tmp_path / "small", dtype="bfloat16", export="gguf")
     ids = torch.arange(100, 164)[None]
-    one, other = (open_model(str(place), "bfloat16", "cpu") for place in (tmp_path / "small", tmp_path / "small" / "model.gguf"))
+    one, other = (
+        open_model(str(place), "bfloat16", "cpu")
+        for place in (tmp_path / "small", tmp_path / "small" / "model.gguf")
+    )
     for mine, theirs in zip(view(one.model).weights, view(other.model).weights, strict=True):
         assert torch.equal(mine.get(), theirs.get())
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""A model whose blocks are on disk is the model in memory: the same numbers while a block is held, the same files when it is saved."""
+"""A model whose blocks are on disk is the model in memory: the same numbers while a block is
+held, the same files when it is saved.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,18 @@ FEW = ("llama", "gpt2", "mixtral")
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("dtype", usually(["bfloat16", "float32"], {"bfloat16"}))
 @pytest.mark.parametrize("family", usually(FAMILIES, FEW))
-def test_a_held_block_has_the_numbers_that_it_has_in_memory(family: str, dtype: str, tmp_path: Path) -> None:
+def test_a_held_block_has_the_numbers_that_it_has_in_memory(
+    family: str, dtype: str, tmp_path: Path
+) -> None:
     folder = str(tiny_folder(tmp_path / "model", family))
     whole, parted = open_model(folder, dtype), open_model(folder, dtype, on_disk=True)
     here, there = view(whole.model), view(parted.model, parted.residence)
@@ -41,15 +49,23 @@ def test_a_held_block_has_the_numbers_that_it_has_in_memory(family: str, dtype: 
         assert all(parameter.is_meta for parameter in block.module.parameters())
     outside = {name: p for name, p in parted.model.named_parameters() if not p.is_meta}
     assert outside
-    assert all(torch.equal(p, whole.model.get_parameter(name)) and p.dtype == whole.model.get_parameter(name).dtype for name, p in outside.items())
-    for (name, buffer), (other, same) in zip(parted.model.named_buffers(), whole.model.named_buffers(), strict=True):
+    assert all(
+        torch.equal(p, whole.model.get_parameter(name))
+        and p.dtype == whole.model.get_parameter(name).dtype
+        for name, p in outside.items()
+    )
+    for (name, buffer), (other, same) in zip(
+        parted.model.named_buffers(), whole.model.named_buffers(), strict=True
+    ):
         assert name == other
         assert buffer.dtype == same.dtype
         assert torch.equal(buffer, same)
 
 
 def alike(module: nn.Module, other: nn.Module) -> None:
-    for (name, parameter), (same_name, same) in zip(module.named_parameters(), other.named_parameters(), strict=True):
+    for (name, parameter), (same_name, same) in zip(
+        module.named_parameters(), other.named_parameters(), strict=True
+    ):
         assert name == same_name
         assert parameter.dtype == same.dtype
         assert torch.equal(parameter, same)
@@ -64,7 +80,9 @@ def test_saved_it_is_the_same_bytes(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", usually(["llama", "mixtral"], {"mixtral"}))
-def test_several_shards_are_the_same_bytes(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_shards_are_the_same_bytes(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tiny_folder(tmp_path / "model", family)
     small = tmp_path / "sharded"
     open_model(str(folder), "float32").model.save_pretrained(small, max_shard_size="60KB")
@@ -75,16 +93,26 @@ def test_several_shards_are_the_same_bytes(family: str, tmp_path: Path, monkeypa
     assert view(parted.model, parted.residence).blocks
     own = PreTrainedModel.save_pretrained
 
-    def smaller(self: Any, save_directory: Any, max_shard_size: str = "60KB", **kwargs: Any) -> None:
+    def smaller(
+        self: Any, save_directory: Any, max_shard_size: str = "60KB", **kwargs: Any
+    ) -> None:
         own(self, save_directory, max_shard_size=max_shard_size, **kwargs)
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", smaller)
     write_shards(parted.model, parted.residence, tmp_path / "out")
-    assert folder_bytes(tmp_path / "out") == {name: content for name, content in folder_bytes(small).items() if not name.startswith("tokenizer")}
+    assert folder_bytes(tmp_path / "out") == {
+        name: content
+        for name, content in folder_bytes(small).items()
+        if not name.startswith("tokenizer")
+    }
 
 
 def test_what_a_block_lacks_is_named(folder: Path) -> None:
-    path, name, odd = folder / "model.safetensors", "model.layers.1.mlp.up_proj.weight", "model.layers.9.odd"
+    path, name, odd = (
+        folder / "model.safetensors",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.9.odd",
+    )
     state = load_file(path)
     for held, subject in (
         ({key: tensor for key, tensor in state.items() if key != name}, name),
@@ -95,13 +123,18 @@ def test_what_a_block_lacks_is_named(folder: Path) -> None:
         assert refusal_of(open_model, str(folder), "float32", on_disk=True).subject == subject
 
 
-def test_numbers_that_are_not_finite_and_files_that_are_gone_are_found_when_a_block_is_read(folder: Path) -> None:
+def test_numbers_that_are_not_finite_and_files_that_are_gone_are_found_when_a_block_is_read(
+    folder: Path,
+) -> None:
     state = load_file(folder / "model.safetensors")
     state["model.layers.2.mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     opened = open_model(str(folder), "float32", on_disk=True)
     seen_by = view(opened.model, opened.residence)
-    assert refusal_of(check_finite, seen_by, kind=NumericsError).subject == "model.layers.2.mlp.up_proj"
+    assert (
+        refusal_of(check_finite, seen_by, kind=NumericsError).subject
+        == "model.layers.2.mlp.up_proj"
+    )
     (folder / "model.safetensors").unlink()
     assert refusal_of(seen_by.held(seen_by.blocks[0]).__enter__).subject == str(folder)
     assert all(parameter.is_meta for parameter in seen_by.blocks[0].module.parameters())
@@ -111,7 +144,9 @@ def test_what_cannot_be_left_on_disk_is_refused(gguf_file: Path, sound: Path) ->
     assert refusal_of(open_model, str(gguf_file), "float32", on_disk=True).subject == str(gguf_file)
     assert outlined(str(gguf_file))[0] is None
     opened = open_model(str(sound), "float32", on_disk=True)
-    assert refusal_of(view, opened.model).subject == "model.layers.0.self_attn.q_proj.weight", "nobody would read its numbers"
+    assert refusal_of(view, opened.model).subject == "model.layers.0.self_attn.q_proj.weight", (
+        "nobody would read its numbers"
+    )
 
 
 def test_an_outline_has_shapes_and_no_numbers(sound: Path) -> None:
@@ -119,5 +154,7 @@ def test_an_outline_has_shapes_and_no_numbers(sound: Path) -> None:
     assert kind is torch.float32
     assert found is not None
     opened = open_model(str(sound), "float32")
-    assert [(w.name, w.shape) for w in found.weights] == [(w.name, w.shape) for w in view(opened.model).weights]
+    assert [(w.name, w.shape) for w in found.weights] == [
+        (w.name, w.shape) for w in view(opened.model).weights
+    ]
     assert refusal_of(found.held, found.blocks[0]).subject == "0"

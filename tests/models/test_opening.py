@@ -1,4 +1,6 @@
-"""Opening folders and hub ids; what comes out is compared with what went in, and every refusal is one sentence."""
+"""Opening folders and hub ids; what comes out is compared with what went in, and every refusal
+is one sentence.
+"""
 
 import hashlib
 import json
@@ -9,7 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -34,13 +41,22 @@ def test_a_folder_gives_the_model_that_was_saved(sound: Path):
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
 @pytest.mark.parametrize(("stored", "asked"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-def test_numbers_of_another_type_are_what_transformers_makes_of_them(tmp_path: Path, family: str, stored: str, asked: str):
+def test_numbers_of_another_type_are_what_transformers_makes_of_them(
+    tmp_path: Path, family: str, stored: str, asked: str
+):
     path = tiny_folder(tmp_path / "model", family, dtype=getattr(torch, stored))
-    opened, plain = open_model(str(path), asked, "cpu").model, AutoModelForCausalLM.from_pretrained(path, dtype=asked)
+    opened, plain = (
+        open_model(str(path), asked, "cpu").model,
+        AutoModelForCausalLM.from_pretrained(path, dtype=asked),
+    )
     ours, theirs = opened.state_dict(), plain.state_dict()
-    assert {tensor.dtype for tensor in load_file(path / WEIGHTS).values()} == {getattr(torch, stored)}
+    assert {tensor.dtype for tensor in load_file(path / WEIGHTS).values()} == {
+        getattr(torch, stored)
+    }
     assert type(opened) is type(plain)
-    assert {name: tensor.dtype for name, tensor in ours.items()} == {name: tensor.dtype for name, tensor in theirs.items()}
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {
+        name: tensor.dtype for name, tensor in theirs.items()
+    }
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert opened.config.to_dict() == plain.config.to_dict()
 
@@ -49,7 +65,9 @@ def test_the_digest_covers_weights_and_configuration(folder: Path):
     digest = open_model(str(folder), "float32", "cpu").digest
     total = hashlib.sha256()
     for name in ("config.json", WEIGHTS):
-        total.update(f"{name} sha256:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+        total.update(
+            f"{name} sha256:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode()
+        )
     assert digest == f"sha256:{total.hexdigest()}"
     (folder / "README.md").write_text("changes nothing")
     assert open_model(str(folder), "float32", "cpu").digest == digest
@@ -61,9 +79,15 @@ def test_threads_that_open_models_leave_no_switch_set(sound: Path):
     with ThreadPoolExecutor(4) as threads:
         opened = list(threads.map(lambda _: open_model(str(sound), "float32"), range(8)))
     made = tiny_model("llama", seed=1)
-    assert all(0 < float(p.detach().std()) < 1 for p in made.parameters() if p.dim() == 2), "new models get numbers"
+    assert all(0 < float(p.detach().std()) < 1 for p in made.parameters() if p.dim() == 2), (
+        "new models get numbers"
+    )
     first = dict(opened[0].model.named_parameters())
-    assert all(torch.equal(p, first[name]) for one in opened[1:] for name, p in one.model.named_parameters())
+    assert all(
+        torch.equal(p, first[name])
+        for one in opened[1:]
+        for name, p in one.model.named_parameters()
+    )
 
 
 def unlink(*names: str) -> Callable[[Path], object]:
@@ -84,8 +108,13 @@ def cut_short(folder: Path) -> None:
 
 def half_of_the_shards(folder: Path) -> None:
     renamed("model-00001-of-00002.safetensors")(folder)
-    where = {"lm_head.weight": "model-00002-of-00002.safetensors", "model.norm.weight": "model-00001-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    where = {
+        "lm_head.weight": "model-00002-of-00002.safetensors",
+        "model.norm.weight": "model-00001-of-00002.safetensors",
+    }
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,12 +128,18 @@ def half_of_the_shards(folder: Path) -> None:
         (lambda f: edit(f, model_type="foo"), "", "'foo'"),
         (lambda f: edit(f, hidden_size=64), "lm_head.weight", "[259, 64]"),
         (half_of_the_shards, "model-00002-of-00002.safetensors", ""),
-        (lambda f: edit(f, model_type="bert", architectures=["BertForMaskedLM"]), "", "BertForMaskedLM"),
+        (
+            lambda f: edit(f, model_type="bert", architectures=["BertForMaskedLM"]),
+            "",
+            "BertForMaskedLM",
+        ),
         (lambda f: edit(f, quantization_config={"quant_method": "gptq", "bits": 4}), "", "gptq"),
         (unlink("tokenizer.json", "tokenizer_config.json"), "", "tokenizer"),
     ],
 )
-def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], object], subject: str, value: str):
+def test_a_damaged_folder_is_refused(
+    folder: Path, damage: Callable[[Path], object], subject: str, value: str
+):
     damage(folder)
     said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject in (subject, str(folder / subject))
@@ -128,7 +163,9 @@ def changed(folder: Path, change: Callable[[Tensors], object]) -> str:
         ("lm_head.weight", torch.float8_e4m3fn, "F8_E4M3"),
     ],
 )
-def test_a_tensor_that_does_not_belong_or_is_no_float_is_named(folder: Path, name: str, kind: torch.dtype, value: str):
+def test_a_tensor_that_does_not_belong_or_is_no_float_is_named(
+    folder: Path, name: str, kind: torch.dtype, value: str
+):
     def change(tensors: Tensors) -> None:
         tensors[name] = tensors.get(name, torch.zeros(3)).mul(100).to(kind)
 
@@ -143,11 +180,23 @@ def test_a_tensor_that_is_missing_is_named(folder: Path):
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.float32])
-def test_the_masks_and_angles_of_old_files_are_passed_over(folder: Path, tmp_path: Path, kind: torch.dtype):
+def test_the_masks_and_angles_of_old_files_are_passed_over(
+    folder: Path, tmp_path: Path, kind: torch.dtype
+):
     gpt2 = tiny_folder(tmp_path / "gpt2", "gpt2")
-    ref = changed(gpt2, lambda tensors: tensors.update({"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).tril().to(kind)}))
+    ref = changed(
+        gpt2,
+        lambda tensors: tensors.update(
+            {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).tril().to(kind)}
+        ),
+    )
     assert open_model(ref, "float32", "cpu").model.config.model_type == "gpt2"
-    ref = changed(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    ref = changed(
+        folder,
+        lambda tensors: tensors.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+        ),
+    )
     assert open_model(ref, "float32", "cpu").model.config.model_type == "llama"
 
 
@@ -160,14 +209,18 @@ def test_the_masks_and_angles_of_old_files_are_passed_over(folder: Path, tmp_pat
         ("HuggingFaceTB/SmolLM2-360M", "did you mean 'smollm2'"),
     ],
 )
-def test_an_unknown_name_is_refused(given: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_an_unknown_name_is_refused(
+    given: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.chdir(tmp_path)
     said = refusal_of(open_model, given, "float32", "cpu")
     assert said.subject == given
     assert value in str(said)
 
 
-@pytest.mark.parametrize(("name", "value"), [("model.pt", "pickle"), ("model.safetensors", "config.json")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("model.pt", "pickle"), ("model.safetensors", "config.json")]
+)
 def test_a_single_file_that_is_no_gguf_is_refused(tmp_path: Path, name: str, value: str):
     (tmp_path / name).write_bytes(b"something")
     said = refusal_of(open_model, str(tmp_path / name))
@@ -189,7 +242,9 @@ def answer(kind, status: int):
         (ConnectionResetError(104, "reset by peer"), "reset by peer"),
     ],
 )
-def test_what_the_hub_refuses_is_refused(monkeypatch: pytest.MonkeyPatch, raised: Exception, value: str):
+def test_what_the_hub_refuses_is_refused(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, value: str
+):
     def refuse(*_, **__):
         raise raised
 
@@ -199,7 +254,9 @@ def test_what_the_hub_refuses_is_refused(monkeypatch: pytest.MonkeyPatch, raised
     assert value in str(said)
 
 
-def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(monkeypatch: pytest.MonkeyPatch, sound: Path):
+def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(
+    monkeypatch: pytest.MonkeyPatch, sound: Path
+):
     asked = {}
 
     def snapshot(name, allow_patterns=(), ignore_patterns=(), local_files_only=False):
@@ -209,7 +266,13 @@ def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(monkeypatc
     monkeypatch.setattr(opening, "snapshot_download", snapshot)
     assert open_model("some/model", "float32", "cpu").name == "some/model"
     assert (asked["name"], asked["here"]) == ("some/model", False)
-    assert not any(Path(name).match(pattern) for name in ("pytorch_model.bin", "modeling_x.py") for pattern in asked["allowed"])
+    assert not any(
+        Path(name).match(pattern)
+        for name in ("pytorch_model.bin", "modeling_x.py")
+        for pattern in asked["allowed"]
+    )
     assert opening.located("other/model") == sound
-    assert (asked["name"], asked["here"]) == ("other/model", True), "what must be here is not downloaded"
+    assert (asked["name"], asked["here"]) == ("other/model", True), (
+        "what must be here is not downloaded"
+    )
     assert opening.located(str(sound)) == sound

@@ -1,4 +1,6 @@
-"""Saved folders are opened with plain transformers; failures are made to happen, and leave nothing."""
+"""Saved folders are opened with plain transformers; failures are made to happen, and leave
+nothing.
+"""
 
 import errno
 import json
@@ -18,7 +20,12 @@ from tests.models.refused import refusal_of
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
-RUN = {"model_name": "smollm2", "method": {"spec": "wanda", "revision": 1}, "target": "0.5", "data": "c4:text@many"}
+RUN = {
+    "model_name": "smollm2",
+    "method": {"spec": "wanda", "revision": 1},
+    "target": "0.5",
+    "data": "c4:text@many",
+}
 
 
 def opened(family: str = "llama", dtype: torch.dtype = torch.float32, note: str = "") -> Opened:
@@ -57,7 +64,14 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_
     finally:
         os.umask(usual)
     assert os.listdir(tmp_path) == ["out"]
-    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    wanted = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
     rights = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()}
     assert rights == dict.fromkeys(wanted | {"calibrant.json"}, 0o600)
     manifest = read_manifest(tmp_path / "out")
@@ -73,7 +87,10 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_
 def test_a_model_from_gguf_saves_and_its_tokenizer_comes_back(gguf_file, tmp_path):
     made = open_model(str(gguf_file), "float32", "cpu")
     save(made, tmp_path / "out", {})
-    again, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    again, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     assert torch.equal(again(IDS).logits, made.model(IDS).logits)
     assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
     text = "def f():\n  héé <eos>"
@@ -86,7 +103,10 @@ def test_a_model_from_gguf_saves_and_its_tokenizer_comes_back(gguf_file, tmp_pat
 @pytest.mark.parametrize(
     ("manifest", "value"),
     [
-        (json.dumps({"calibrant": "0.2.0", "id": "x", "record": {"run": RUN}}), "of smollm2, by wanda, at 0.5, calibrated on c4:text@many"),
+        (
+            json.dumps({"calibrant": "0.2.0", "id": "x", "record": {"run": RUN}}),
+            "of smollm2, by wanda, at 0.5, calibrated on c4:text@many",
+        ),
         ('{"calibrant": "0.2.0"}', "compressed model"),
         ("{cut", "damaged"),
     ],
@@ -103,20 +123,28 @@ def test_a_folder_that_is_not_ours_is_refused_and_left_alone(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "out").mkdir()
     (tmp_path / "out/diary.txt").write_text("mine")
-    assert refusal_of(save, opened(), tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(save, opened(), tmp_path / "out", {}, kind=OutputError).subject == str(
+        tmp_path / "out"
+    )
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["diary.txt"]
 
 
-def test_a_place_that_can_not_be_a_folder_is_refused_and_checking_changes_nothing(tmp_path, monkeypatch):
+def test_a_place_that_can_not_be_a_folder_is_refused_and_checking_changes_nothing(
+    tmp_path, monkeypatch
+):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
     for name in ("file", "file/out", "link", "pipe"):
-        assert refusal_of(check_output, tmp_path / name, kind=OutputError).subject == str(tmp_path / name)
+        assert refusal_of(check_output, tmp_path / name, kind=OutputError).subject == str(
+            tmp_path / name
+        )
     check_output(tmp_path / "a/b/out")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert refusal_of(check_output, tmp_path / "out", kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(check_output, tmp_path / "out", kind=OutputError).subject == str(
+        tmp_path / "out"
+    )
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "pipe"]
 
 
@@ -167,7 +195,9 @@ def test_a_folder_filled_in_the_meantime_is_left_alone(tmp_path, monkeypatch):
         (tmp_path / "out/diary.txt").write_text("mine")
 
     monkeypatch.setattr(type(made.tokenizer), "save_pretrained", and_meanwhile)
-    assert refusal_of(save, made, tmp_path / "out", {}, kind=OutputError).subject == str(tmp_path / "out")
+    assert refusal_of(save, made, tmp_path / "out", {}, kind=OutputError).subject == str(
+        tmp_path / "out"
+    )
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(tmp_path / "out") == ["diary.txt"]
 
@@ -177,21 +207,37 @@ def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
     path = tmp_path / "out" / "calibrant.json"
     whole = path.read_bytes()
     config = (tmp_path / "out" / "config.json").read_bytes()
-    for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2"), b"[]", config):
+    for damaged in (
+        b"\0" * len(whole),
+        whole[:-20],
+        whole.replace(b"sha256:1", b"sha256:2"),
+        b"[]",
+        config,
+    ):
         path.write_bytes(damaged)
         assert refusal_of(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(path)
 
 
 @pytest.mark.parametrize(
-    "name", usually(["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"], {"model.safetensors", "tokenizer.json"})
+    "name",
+    usually(
+        ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"],
+        {"model.safetensors", "tokenizer.json"},
+    ),
 )
 def test_a_file_of_another_run_beside_a_manifest_is_refused(tmp_path, name):
     save(opened(), tmp_path / "out", {"id": "sha256:1"})
     place = tmp_path / "out" / name
-    place.write_bytes(place.read_bytes().replace(b"{", b"{ ", 1) if name != "model.safetensors" else _flipped(place.read_bytes()))
+    place.write_bytes(
+        place.read_bytes().replace(b"{", b"{ ", 1)
+        if name != "model.safetensors"
+        else _flipped(place.read_bytes())
+    )
     assert refusal_of(open_model, str(tmp_path / "out"), "float32", "cpu").subject == str(place)
     (tmp_path / "out" / "calibrant.json").unlink()
-    open_model(str(tmp_path / "out"), "float32", "cpu")  # without the manifest it is a folder as any other
+    open_model(
+        str(tmp_path / "out"), "float32", "cpu"
+    )  # without the manifest it is a folder as any other
 
 
 def _flipped(content: bytes) -> bytes:

@@ -1,4 +1,6 @@
-"""Whatever is done to a model, its snapshot makes it again what it was, to the bit, and copies no more than was overwritten."""
+"""Whatever is done to a model, its snapshot makes it again what it was, to the bit, and copies
+no more than was overwritten.
+"""
 
 import copy
 
@@ -17,7 +19,13 @@ IDS = torch.arange(3, 35).reshape(2, 16)
 
 def everything(model) -> dict[str, torch.Tensor]:
     """All numbers, by name, and which names share memory."""
-    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in (
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(),
+        )
+    }
 
 
 def is_as_before(model, numbers, config, logits) -> bool:
@@ -43,7 +51,10 @@ def scale_norms_and_embedding(seen) -> None:
     for parameter in seen.model.parameters():
         if parameter.dim() == 1:
             overwrite(parameter, parameter.detach() * 2)
-    overwrite(seen.model.get_input_embeddings().weight, seen.model.get_input_embeddings().weight.detach() + 1)
+    overwrite(
+        seen.model.get_input_embeddings().weight,
+        seen.model.get_input_embeddings().weight.detach() + 1,
+    )
 
 
 def replace_a_module(seen) -> None:
@@ -54,7 +65,9 @@ def replace_a_module(seen) -> None:
 
 def replace_a_parameter(seen) -> None:
     weight = seen.weights[0]
-    setattr(weight.owner, weight.key, nn.Parameter(torch.zeros_like(getattr(weight.owner, weight.key))))
+    setattr(
+        weight.owner, weight.key, nn.Parameter(torch.zeros_like(getattr(weight.owner, weight.key)))
+    )
     seen.refresh()
     seen.weights[0].set(torch.ones(seen.weights[0].shape))
 
@@ -71,7 +84,15 @@ def change_the_configuration(seen) -> None:
     seen.blocks[0].module.brand_new = True
 
 
-CHANGES = (set_matrices, drop_a_block, scale_norms_and_embedding, replace_a_parameter, give_other_numbers, change_the_configuration, replace_a_module)
+CHANGES = (
+    set_matrices,
+    drop_a_block,
+    scale_norms_and_embedding,
+    replace_a_parameter,
+    give_other_numbers,
+    change_the_configuration,
+    replace_a_module,
+)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))

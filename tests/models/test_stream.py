@@ -1,4 +1,6 @@
-"""The residual stream is found from where numbers flow, and what it allows leaves the logits what they were."""
+"""The residual stream is found from where numbers flow, and what it allows leaves the logits
+what they were.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ UNITS = {"gpt2": 128, "qwen3_moe": 16}
 
 
 def model_and_view(family: str, **overrides):
-    """A model in float64, untied, whose norms aren't ones and whose biases aren't zeros; and its view."""
+    """A model in float64, untied, whose norms aren't ones and whose biases aren't zeros; and its
+    view.
+    """
     model = tiny_model(family, torch.float64, **overrides)
     for parameter in model.parameters():
         if parameter.dim() == 1:
@@ -42,7 +46,9 @@ def test_rescaled_norms_and_permuted_hidden_units_leave_the_logits(family):
         norm.multiply(1 / factors(number))
         before = {r.weight.name: r.weight.get().clone() for r in stream.readers_of(norm)}
         stream.rescale(norm, factors(number))
-        assert all(not torch.equal(r.weight.get(), before[r.weight.name]) for r in stream.readers_of(norm))
+        assert all(
+            not torch.equal(r.weight.get(), before[r.weight.name]) for r in stream.readers_of(norm)
+        )
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
     assert len(stream.hidden) == 3 * (32 if family in ("mixtral", "qwen3_moe", "olmoe") else 1)
     for hidden in stream.hidden:
@@ -76,7 +82,11 @@ def test_other_architectures_are_understood_too(kind):
     if found_view.tied:
         found_view.untie()
     stream, want = Stream.of(found_view), model(IDS, use_cache=False).logits
-    assert {r.weight.block for r in stream.readers} == {w.weight.block for w in stream.writers} == {-1, 0, 1}
+    assert (
+        {r.weight.block for r in stream.readers}
+        == {w.weight.block for w in stream.writers}
+        == {-1, 0, 1}
+    )
     for number, norm in enumerate(stream.norms):
         if norm.scale is not None:
             stream.rescale(norm, factors(number))
@@ -86,15 +96,24 @@ def test_other_architectures_are_understood_too(kind):
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "jetmoe"}))
+@pytest.mark.parametrize(
+    "kind",
+    usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "jetmoe"}),
+)
 def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
     found_view = view(model)
-    if kind == "llama4_text" and next(w for w in found_view.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
+    if kind == "llama4_text" and next(
+        w for w in found_view.weights if w.name.endswith("gate_up_proj[0]")
+    ).shape == (32, 128):
         assert "Llama4ForCausalLM" in str(refusal_of(Stream.of, found_view))
         pytest.skip("the view shows the experts of Llama 4 as they are stored, [in, out]")
     stream, want = Stream.of(found_view), model(IDS, use_cache=False).logits
-    experts = {weight.name for weight in found_view.weights if weight.expert is not None and "attention" not in weight.name}
+    experts = {
+        weight.name
+        for weight in found_view.weights
+        if weight.expert is not None and "attention" not in weight.name
+    }
     found = {r.weight.name for r in stream.readers} | {w.weight.name for w in stream.writers}
     assert experts <= found
     assert any("router" in r.weight.name or r.weight.name.endswith("gate") for r in stream.readers)
@@ -102,7 +121,9 @@ def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
         stream.rescale(norm, factors(number))
     # Routers compute in float32, whatever the model's type.
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-5)
-    assert {h.down.name for h in stream.hidden} >= {name for name in experts if "down_proj" in name or "output_linear" in name}
+    assert {h.down.name for h in stream.hidden} >= {
+        name for name in experts if "down_proj" in name or "output_linear" in name
+    }
     for hidden in stream.hidden:
         hidden.permute(torch.randperm(hidden.units))
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-5)
@@ -138,7 +159,9 @@ def twisted(twist, dtype: torch.dtype = torch.float32):
 
 def norm_before(stream: Stream):
     """The norm whose output a twist gets."""
-    return next(norm for norm in stream.norms if norm.name == "model.layers.1.post_attention_layernorm")
+    return next(
+        norm for norm in stream.norms if norm.name == "model.layers.1.post_attention_layernorm"
+    )
 
 
 def twice(inner, x):
@@ -215,13 +238,18 @@ def test_a_norm_whose_weight_is_no_scale_is_left_alone():
     model = tiny_model("llama")
     model.model.layers[1].post_attention_layernorm = SquaredNorm()
     stream, want = Stream.of(view(model)), model(IDS).logits
-    assert refusal_of(stream.rescale, norm_before(stream), factors(0)).subject == "model.layers.1.post_attention_layernorm"
+    assert (
+        refusal_of(stream.rescale, norm_before(stream), factors(0)).subject
+        == "model.layers.1.post_attention_layernorm"
+    )
     assert torch.equal(model(IDS).logits, want)
 
 
 def changed_on_its_way(model) -> None:
     original = model.model.layers[1].forward
-    model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: original(hidden_states.cumsum(-1), *args, **kwargs)
+    model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: original(
+        hidden_states.cumsum(-1), *args, **kwargs
+    )
 
 
 def changed_embeddings(model) -> None:
@@ -234,9 +262,15 @@ def unused(model) -> None:
 
 @pytest.mark.parametrize(
     ("change", "subject"),
-    [(changed_on_its_way, "model.layers.2"), (changed_embeddings, "model.layers.0"), (unused, "model.layers.2.mlp.spare")],
+    [
+        (changed_on_its_way, "model.layers.2"),
+        (changed_embeddings, "model.layers.0"),
+        (unused, "model.layers.2.mlp.spare"),
+    ],
 )
-def test_a_stream_that_is_changed_and_a_matrix_that_nothing_goes_through_are_refused(change, subject):
+def test_a_stream_that_is_changed_and_a_matrix_that_nothing_goes_through_are_refused(
+    change, subject
+):
     model = tiny_model("llama")
     change(model)
     said = refusal_of(Stream.of, view(model))

@@ -1,4 +1,6 @@
-"""What shares memory is named, and a head that is untied stays untied through saving and opening."""
+"""What shares memory is named, and a head that is untied stays untied through saving and
+opening.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,14 @@ IDS = torch.arange(3, 35).reshape(2, 16)
 
 
 def head_name(model) -> str:
-    return next(name for name, module in model.named_modules() if module is model.get_output_embeddings()) + ".weight"
+    return (
+        next(
+            name
+            for name, module in model.named_modules()
+            if module is model.get_output_embeddings()
+        )
+        + ".weight"
+    )
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
@@ -23,7 +32,9 @@ def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
     model = tiny_model(family, tie_word_embeddings=True)
     seen, want = view(model), model(IDS).logits
     (group,) = seen.tied
-    embedding = next(name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    embedding = next(
+        name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight
+    )
     assert set(group) == {embedding, head_name(model)}
     assert seen.untie()
     assert seen.tied == ()
@@ -35,7 +46,9 @@ def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
     assert not torch.equal(changed, want)
     again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, changed)
-    assert not torch.equal(again.get_output_embeddings().weight, again.get_input_embeddings().weight)
+    assert not torch.equal(
+        again.get_output_embeddings().weight, again.get_input_embeddings().weight
+    )
 
 
 def test_a_model_without_a_head_is_refused():

@@ -1,4 +1,6 @@
-"""A model's tokenizer without its weights: the one that comes with them, from wherever it is; what is none, or another model's, is a sentence."""
+"""A model's tokenizer without its weights: the one that comes with them, from wherever it is;
+what is none, or another model's, is a sentence.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,11 @@ TEXT = "héllo <eos> wörld\n\n\U0001f600"
 def weightless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without weights, and nobody who asks for a model gets one."""
     (folder / "model.safetensors").unlink()
-    monkeypatch.setattr(opening.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were asked for"))
+    monkeypatch.setattr(
+        opening.AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *_, **__: pytest.fail("weights were asked for"),
+    )
     return folder
 
 
@@ -29,7 +35,10 @@ def test_it_is_the_one_that_comes_with_the_model(sound: Path, capfd: pytest.Capt
     assert capfd.readouterr() == ("", "")
     data = CalibrationSet("python_docs", samples=2, length=64)
     assert name == str(sound)
-    assert data.tokens(tokenizer).fingerprint == data.tokens(open_model(str(sound)).tokenizer).fingerprint
+    assert (
+        data.tokens(tokenizer).fingerprint
+        == data.tokens(open_model(str(sound)).tokenizer).fingerprint
+    )
     assert tokenizer.chat_template == tiny_tokenizer().chat_template
 
 
@@ -47,10 +56,14 @@ def test_a_gguf_file_is_not_read_for_its_weights(gguf_file: Path, monkeypatch: p
     assert tokenizer.chat_template == with_weights.chat_template
 
 
-def test_of_a_hub_id_everything_but_the_weights_is_downloaded(weightless: Path, monkeypatch: pytest.MonkeyPatch):
+def test_of_a_hub_id_everything_but_the_weights_is_downloaded(
+    weightless: Path, monkeypatch: pytest.MonkeyPatch
+):
     asked: dict[str, list[str]] = {}
 
-    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool) -> str:
+    def snapshot(
+        name: str, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool
+    ) -> str:
         assert not local_files_only
         asked[name] = allow_patterns
         return str(weightless)
@@ -76,13 +89,26 @@ def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
 
 def test_code_beside_a_model_is_never_run(folder: Path):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
-    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
+    edit(
+        folder,
+        "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Evil", None]},
+        tokenizer_class="Evil",
+    )
     said = refusal_of(open_tokenizer, str(folder))
     assert said.subject == str(folder)
     assert "custom code" in str(said)
 
 
-@pytest.mark.parametrize("text", ["null", "{}", '{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "{}",
+        '{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}',
+        "[" * 100_000,
+    ],
+)
 def test_a_tokenizer_of_another_shape(folder: Path, text: str):
     (folder / "tokenizer.json").write_text(text)
     for act in (open_model, open_tokenizer):
@@ -92,13 +118,19 @@ def test_a_tokenizer_of_another_shape(folder: Path, text: str):
 @pytest.mark.parametrize(
     ("name", "entries", "subject"),
     [
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "{folder}"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+            "{folder}",
+        ),
         ("tokenizer_config.json", "[]", "{folder}/tokenizer_config.json"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
         ("tokenizer_config.json", {"chat_template": [[]]}, "{folder}"),
     ],
 )
-def test_a_part_or_settings_or_a_template_of_another_shape(folder: Path, name: str, entries: dict[str, Any] | str, subject: str):
+def test_a_part_or_settings_or_a_template_of_another_shape(
+    folder: Path, name: str, entries: dict[str, Any] | str, subject: str
+):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     if isinstance(entries, str):
         (folder / name).write_text(entries)
@@ -108,7 +140,11 @@ def test_a_part_or_settings_or_a_template_of_another_shape(folder: Path, name: s
 
 
 def test_tokens_beyond_the_embedding(folder: Path):
-    edit(folder, "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0, "zebra": 70_000}, "merges": []})
+    edit(
+        folder,
+        "tokenizer.json",
+        model={"type": "BPE", "vocab": {"a": 0, "zebra": 70_000}, "merges": []},
+    )
     said = refusal_of(open_model, str(folder), "float32", "cpu")
     assert said.subject == str(folder)
     assert "70000" in str(said)
@@ -118,7 +154,9 @@ def test_an_added_token_may_lie_beyond_it_unless_every_batch_has_it(folder: Path
     tokenizer = open_tokenizer(str(folder))[0]
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(folder)
-    assert open_model(str(folder), "float32", "cpu").tokenizer("<image>", add_special_tokens=False).input_ids == [259]
+    assert open_model(str(folder), "float32", "cpu").tokenizer(
+        "<image>", add_special_tokens=False
+    ).input_ids == [259]
     tokenizer.add_special_tokens({"pad_token": "<image>"})
     tokenizer.save_pretrained(folder)
     assert "'<image>' the id 259" in str(refusal_of(open_model, str(folder), "float32", "cpu"))

@@ -47,7 +47,9 @@ def test_memory_that_is_shared_is_shown_once_left_dense_or_refused():
     seen = view(model)
     assert len(seen.weights) == 21 - 2, "what lies side by side in one memory is two"
     assert ("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight") in seen.tied
-    assert reasons(seen)["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
+    assert reasons(seen)["the same memory as model.embed_tokens.weight"] == {
+        "model.layers.0.mlp.up_proj.weight"
+    }
     layers[0].self_attn.o_proj.weight.data = buffer[16:48]
     assert refusal_of(view, model).subject == "model.layers.0.self_attn.o_proj"
 
@@ -78,11 +80,17 @@ def test_a_snapshot_brings_every_matrix_back_and_that_of_another_model_is_refuse
     ("family", "parameter", "named"),
     [
         ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"),
-        ("mixtral", "model.layers.2.mlp.experts.down_proj", "model.layers.2.mlp.experts.down_proj[0]"),
+        (
+            "mixtral",
+            "model.layers.2.mlp.experts.down_proj",
+            "model.layers.2.mlp.experts.down_proj[0]",
+        ),
         ("llama", "model.norm.weight", "model.norm.weight"),
     ],
 )
-def test_weights_that_are_no_numbers_are_named(family: str, parameter: str, named: str, value: float):
+def test_weights_that_are_no_numbers_are_named(
+    family: str, parameter: str, named: str, value: float
+):
     model = tiny_model(family)
     seen = view(model)
     check_finite(seen)
@@ -120,7 +128,9 @@ def packed(model) -> None:
 
 
 def quantized_by_torch(model) -> None:
-    module = type("Linear", (nn.Module,), {"__module__": "torch.ao.nn.quantized.dynamic.modules.linear"})
+    module = type(
+        "Linear", (nn.Module,), {"__module__": "torch.ao.nn.quantized.dynamic.modules.linear"}
+    )
     model.model.layers[0].mlp.down_proj = module()
 
 
@@ -138,9 +148,21 @@ def without_blocks(model) -> None:
         (compiled, "model.layers.1", "compile"),
         (wrapped_by_compile, "model.layers.2", "compile"),
         (lambda model: model.to("meta"), "model.embed_tokens.weight", "meta"),
-        (lambda model: with_weight(model, lambda numbers: numbers.to(torch.int8)), "model.layers.0.mlp.up_proj.weight", "int8"),
-        (lambda model: with_weight(model, lambda numbers: numbers.to(torch.float8_e4m3fn)), "model.layers.0.mlp.up_proj.weight", "float8"),
-        (lambda model: with_weight(model, lambda numbers: numbers.as_subclass(Wrapped)), "model.layers.0.mlp.up_proj.weight", "Wrapped"),
+        (
+            lambda model: with_weight(model, lambda numbers: numbers.to(torch.int8)),
+            "model.layers.0.mlp.up_proj.weight",
+            "int8",
+        ),
+        (
+            lambda model: with_weight(model, lambda numbers: numbers.to(torch.float8_e4m3fn)),
+            "model.layers.0.mlp.up_proj.weight",
+            "float8",
+        ),
+        (
+            lambda model: with_weight(model, lambda numbers: numbers.as_subclass(Wrapped)),
+            "model.layers.0.mlp.up_proj.weight",
+            "Wrapped",
+        ),
         (packed, "model.layers.0.mlp.down_proj", "Packed"),
         (quantized_by_torch, "model.layers.0.mlp.down_proj", "Linear"),
         (with_another_list, "LlamaForCausalLM", "model.others"),

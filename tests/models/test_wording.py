@@ -49,23 +49,53 @@ def damaged_by_hand(folder: Path) -> object:
 @pytest.mark.parametrize(
     ("ask", "sentence"),
     [
-        (lambda _: open_model("smolm2"), "there is no file or folder 'smolm2', did you mean 'smollm2'? (the hub can't be reached; a folder, a"),
+        (
+            lambda _: open_model("smolm2"),
+            "there is no file or folder 'smolm2', did you mean 'smollm2'? (the hub can't be reached; a folder, a",
+        ),
         (lambda f: open_tokenizer(str(f.parent)), "has no tokenizer that can be opened"),
-        (without("config.json"), "holds no config.json; a model's folder holds config.json, *.safetensors and its tokenizer"),
+        (
+            without("config.json"),
+            "holds no config.json; a model's folder holds config.json, *.safetensors and its tokenizer",
+        ),
         (
             renamed("pytorch_model.bin"),
             "holds its weights only as pickle (pytorch_model.bin), which can run code when opened; convert them to safetensors",
         ),
         (renamed("tiny.gguf"), "holds no safetensors but GGUF; name the file itself"),
-        (damaged_by_hand, "config.json is no JSON (Expecting property name enclosed in double quotes"),
+        (
+            damaged_by_hand,
+            "config.json is no JSON (Expecting property name enclosed in double quotes",
+        ),
         (edited(model_type="foo"), "is of model type 'foo', which transformers"),
-        (edited(num_hidden_layers=4), "has no numbers for model.layers.3.input_layernorm.weight, which would be random; give a complete model"),
-        (edited(num_hidden_layers=10**9), "says that num_hidden_layers is 1000000000, but the files have room for 1,024 at most"),
-        (edited(quantization_config={"quant_method": "gptq"}), "is quantized already (gptq); give the model before its quantization"),
-        (edited(model_type="foo", auto_map={"AutoConfig": "x.Y"}), "works only with code of its own, which is never run here unless you say"),
-        (lambda f: check_output(f), "exists, isn't empty and isn't ours; name a folder that doesn't exist yet"),
-        (lambda _: resolve_dtype("bf16", "cpu"), "there is no dtype 'bf16', did you mean 'bfloat16'?; use auto, bfloat16, float32, float16, float64"),
-        (lambda _: resolve_device("cdua"), "there is no device 'cdua', did you mean 'cuda'?; use auto, cpu, cuda, cuda:0 or mps"),
+        (
+            edited(num_hidden_layers=4),
+            "has no numbers for model.layers.3.input_layernorm.weight, which would be random; give a complete model",
+        ),
+        (
+            edited(num_hidden_layers=10**9),
+            "says that num_hidden_layers is 1000000000, but the files have room for 1,024 at most",
+        ),
+        (
+            edited(quantization_config={"quant_method": "gptq"}),
+            "is quantized already (gptq); give the model before its quantization",
+        ),
+        (
+            edited(model_type="foo", auto_map={"AutoConfig": "x.Y"}),
+            "works only with code of its own, which is never run here unless you say",
+        ),
+        (
+            lambda f: check_output(f),
+            "exists, isn't empty and isn't ours; name a folder that doesn't exist yet",
+        ),
+        (
+            lambda _: resolve_dtype("bf16", "cpu"),
+            "there is no dtype 'bf16', did you mean 'bfloat16'?; use auto, bfloat16, float32, float16, float64",
+        ),
+        (
+            lambda _: resolve_device("cdua"),
+            "there is no device 'cdua', did you mean 'cuda'?; use auto, cpu, cuda, cuda:0 or mps",
+        ),
     ],
 )
 def test_what_is_said(folder: Path, ask: Ask, sentence: str) -> None:

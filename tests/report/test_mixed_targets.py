@@ -1,12 +1,14 @@
-"""A study that removes and rounds: what is tested, what its report says, and that the report reads well whatever was asked."""
+"""A study that removes and rounds: what is tested, what its report says, and that the report
+reads well whatever was asked.
+"""
 
 from typing import Any
 
 import pytest
 
-from calibrant.report import Report, report
-from calibrant.store import Store, verify
-from calibrant.study.plan import plan
+from calibrant.lab.report import Report, report
+from calibrant.lab.study.plan import plan
+from calibrant.results import Store, verify
 
 from tests.study.small import asked, texts
 
@@ -19,7 +21,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8"]},
         "fitted": {"method": ["gptq", "rtn"], "sparsity": ["w3"]},
     }
-    return asked(given, data=[given["prose"], "random_tokens"], methods="wanda", groups=groups, seeds=[0, 1])
+    return asked(
+        given, data=[given["prose"], "random_tokens"], methods="wanda", groups=groups, seeds=[0, 1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +36,46 @@ def found(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Report:
 def test_what_rounds_and_looks_at_nothing_has_one_run_for_all_data(study: Any, found: Report):
     store = Store(found.folder, create=False)
     cells = store.cells()
-    assert [(c.target, c.data, c.seed) for c in cells if c.method == "rtn"] == [("w4g16", "", 0), ("w8", "", 0), ("w3", "", 0)]
-    assert len(cells) == 1 + 1 + 3 + 2 * (2 * 2), "the dense model, magnitude, three grids, and two draws of two sets by two methods"
+    assert [(c.target, c.data, c.seed) for c in cells if c.method == "rtn"] == [
+        ("w4g16", "", 0),
+        ("w8", "", 0),
+        ("w3", "", 0),
+    ]
+    assert len(cells) == 1 + 1 + 3 + 2 * (2 * 2), (
+        "the dense model, magnitude, three grids, and two draws of two sets by two methods"
+    )
     assert verify(found.folder) == []
     told = plan(study, found.folder, probed=False)
     assert (told.runs.left, set(told.targets)) == (0, {"0.5", "w4g16", "w8", "w3"})
     for record in store.records():
         method = record.run.method["spec"]
         for weight in record.weights:
-            assert ("bits_a_weight" in weight, "bytes" in weight) == (method in ("rtn", "gptq"),) * 2
-            assert ("bits" in weight) == (method in ("wanda", "magnitude")) or method == "none", "masks are kept of what was removed"
+            assert ("bits_a_weight" in weight, "bytes" in weight) == (
+                method in ("rtn", "gptq"),
+            ) * 2
+            assert ("bits" in weight) == (method in ("wanda", "magnitude")) or method == "none", (
+                "masks are kept of what was removed"
+            )
 
 
-def test_it_is_compared_by_itself_and_a_quantizer_that_looks_is_ranked_like_any_other(found: Report):
+def test_it_is_compared_by_itself_and_a_quantizer_that_looks_is_ranked_like_any_other(
+    found: Report,
+):
     comparison = found.comparison
     ranked = {(r.method, r.target): [b.name for b in r.baselines] for r in comparison.rankings}
     assert ranked == {("wanda", "0.5"): ["magnitude"], ("gptq", "w3"): ["rtn"]}
-    assert [(r.method, r.target, len(r.entries)) for r in comparison.unranked] == [("rtn", "w4g16", 0), ("rtn", "w8", 0)]
+    assert [(r.method, r.target, len(r.entries)) for r in comparison.unranked] == [
+        ("rtn", "w4g16", 0),
+        ("rtn", "w8", 0),
+    ]
     for ranking in comparison.unranked:
         (entry,) = ranking.baselines
         assert entry.name == "rtn"
         assert ranking.dense is not None
         for m in ranking.measured:
-            assert entry.increases[m].value == pytest.approx(entry.losses[m].value - ranking.dense.losses[m].value)
+            assert entry.increases[m].value == pytest.approx(
+                entry.losses[m].value - ranking.dense.losses[m].value
+            )
     coarse, fine = (abs(r.baselines[0].mean.value) for r in comparison.unranked)
     assert fine < coarse
     assert [r.bits for r in comparison.unranked] == [pytest.approx(6.0), pytest.approx(80 / 9)]
@@ -64,7 +85,14 @@ def test_every_format_and_the_page_show_it(found: Report):
     page = found.html()
     for text in (str(found), found.text("table"), found.to_latex(), page):
         told = " ".join(text.replace("\\", "").split())
-        for said in ("Without calibration data: ", "rtn w4g16", "4 bits in groups of 16", "rtn w8", "8 bits by row", "gptq at 3 bits by row (w3)"):
+        for said in (
+            "Without calibration data: ",
+            "rtn w4g16",
+            "4 bits in groups of 16",
+            "rtn w8",
+            "8 bits by row",
+            "gptq at 3 bits by row (w3)",
+        ):
             assert said in told, said
     assert "--method rtn --target w4g16 --dtype float32 --out quantized" in page
     assert "--method rtn --sparsity" not in page

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.errors import MissingPackageError, OutputError, SpecError
-from calibrant.report import FORMATS, check_format, report
+from calibrant.lab.report import FORMATS, check_format, report
 
 from tests.report.made import store_of
 
@@ -42,7 +42,11 @@ def test_another_format_way_or_measure_is_refused(folder: Path):
 
 def test_the_way_is_that_of_the_tables(folder: Path):
     for way, figure in (("loss", "3.246 ± "), ("increase", "+0.646 ± ")):
-        (line,) = [line for line in report(folder, way=way).table().splitlines() if line.startswith("gsm8k:cot")]
+        (line,) = [
+            line
+            for line in report(folder, way=way).table().splitlines()
+            if line.startswith("gsm8k:cot")
+        ]
         assert figure in line
 
 
@@ -52,7 +56,9 @@ def test_measures_narrow_every_format(folder: Path):
     assert len(found.to_csv().splitlines()) == 1 + 5
 
 
-def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     found = report(folder)
     path = found.write_html(tmp_path / "page.html")
     written = path.read_text("utf-8")
@@ -66,7 +72,7 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
     with pytest.raises(OutputError) as raised:
         found.write_html(tmp_path / "nowhere/page.html")
     assert raised.value.subject == str(tmp_path / "nowhere/page.html")
-    monkeypatch.setattr("calibrant.durable.write_bytes", full)
+    monkeypatch.setattr("calibrant.system.durable.write_bytes", full)
     with pytest.raises(OutputError) as raised:
         found.write_html(path)
     assert raised.value.subject == str(path)
@@ -74,7 +80,9 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html"]
 
 
-def test_without_an_optional_package_its_name_is_said_and_tables_need_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_an_optional_package_its_name_is_said_and_tables_need_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     for package in ("vl_convert", "altair"):
         found = report(folder)
         monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,6 @@
-"""The ways to search, on functions whose best choice is known by trying all; and that a search goes on where it was."""
+"""The ways to search, on functions whose best choice is known by trying all; and that a search
+goes on where it was.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +11,8 @@ from random import Random
 import pytest
 
 from calibrant.errors import NumericsError
-from calibrant.outcomes import Journal
-from calibrant.searching import Choice, Space, Trials, climb, eliminate, evolve
+from calibrant.methods._searching import Choice, Space, Trials, climb, eliminate, evolve
+from calibrant.results.outcomes import Journal
 
 UNITS, TAKEN = 8, 3
 
@@ -29,25 +31,43 @@ def rugged(seed: int) -> Callable[[Choice], float]:
 
 
 def least(lost: Callable[[Choice], float]) -> Choice:
-    return min((tuple(int(u in taken) for u in range(UNITS)) for taken in combinations(range(UNITS), TAKEN)), key=lost)
+    return min(
+        (
+            tuple(int(u in taken) for u in range(UNITS))
+            for taken in combinations(range(UNITS), TAKEN)
+        ),
+        key=lost,
+    )
 
 
 def evolving(trials: Trials, seed: int = 0) -> Choice:
-    return evolve(trials, (), Random(seed), population=6, children=8, elites=2, generations=12, patience=12)
+    return evolve(
+        trials, (), Random(seed), population=6, children=8, elites=2, generations=12, patience=12
+    )
 
 
 def climbing(trials: Trials, seed: int = 0) -> Choice:
-    return climb(trials, (), Random(seed), drawn=8, offspring=10, survivors=3, generations=30, patience=10)
+    return climb(
+        trials, (), Random(seed), drawn=8, offspring=10, survivors=3, generations=30, patience=10
+    )
 
 
-def measured(lost: Callable[[Choice], float], noise: float = 0.0) -> Callable[[Sequence[Choice], int], list[float]]:
+def measured(
+    lost: Callable[[Choice], float], noise: float = 0.0
+) -> Callable[[Sequence[Choice], int], list[float]]:
     """On few tokens with an error, the same for the same choice."""
-    return lambda choices, tokens: [lost(c) + (noise * Random(str(c)).uniform(-1, 1) if tokens < 100 else 0) for c in choices]
+    return lambda choices, tokens: [
+        lost(c) + (noise * Random(str(c)).uniform(-1, 1) if tokens < 100 else 0) for c in choices
+    ]
 
 
 @pytest.mark.parametrize("search", [evolving, climbing], ids=["evolve", "climb"])
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(more, marks=pytest.mark.slow) for more in range(2, 6))])
-def test_the_best_of_all_is_found_and_the_best_so_far_never_gets_worse(search: Callable[[Trials], Choice], seed: int) -> None:
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(more, marks=pytest.mark.slow) for more in range(2, 6))]
+)
+def test_the_best_of_all_is_found_and_the_best_so_far_never_gets_worse(
+    search: Callable[[Trials], Choice], seed: int
+) -> None:
     lost = rugged(seed)
     trials = Trials(Space.of(UNITS, TAKEN), measured(lost, noise=0.1), (10, 100))
     assert search(trials) == least(lost)
@@ -58,14 +78,27 @@ def test_the_best_of_all_is_found_and_the_best_so_far_never_gets_worse(search: C
 def test_what_a_search_begins_with_is_never_lost() -> None:
     lost = rugged(0)
     trials = Trials(Space.of(UNITS, TAKEN), measured(lost), (100,))
-    assert evolve(trials, [least(lost)], Random(0), population=4, children=2, elites=1, generations=3, patience=3) == least(lost)
+    assert evolve(
+        trials,
+        [least(lost)],
+        Random(0),
+        population=4,
+        children=2,
+        elites=1,
+        generations=3,
+        patience=3,
+    ) == least(lost)
 
 
 def test_elimination_takes_the_cheapest_each_time_and_says_what_was_best_after_each_step() -> None:
     """Step by step, by a loop of its own."""
     lost, taken, path = rugged(3), set[int](), list[Choice]()
     for _ in range(TAKEN):
-        tried = [tuple(int(v in taken | {u}) for v in range(UNITS)) for u in range(UNITS) if u not in taken]
+        tried = [
+            tuple(int(v in taken | {u}) for v in range(UNITS))
+            for u in range(UNITS)
+            if u not in taken
+        ]
         path.append(min(tried, key=lost))
         taken = {u for u in range(UNITS) if path[-1][u]}
     trials = Trials(Space.of(UNITS, TAKEN), measured(lost), (100,))
@@ -90,22 +123,34 @@ def test_few_tokens_narrow_and_more_decide() -> None:
 
 
 def test_what_is_no_number_loses_all() -> None:
-    trials = Trials(Space.of(2, 1), lambda choices, tokens: [float("nan") if choice[0] else 5.0 for choice in choices], (10,))
+    trials = Trials(
+        Space.of(2, 1),
+        lambda choices, tokens: [float("nan") if choice[0] else 5.0 for choice in choices],
+        (10,),
+    )
     assert trials.ranked([(1, 0), (0, 1)]) == [(0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
 def test_a_search_whose_best_is_not_finite_is_refused(lost: float, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    trials = Trials(Space.of(3, 1), lambda choices, _: [lost for _ in choices], (10,), Journal(path))
+    trials = Trials(
+        Space.of(3, 1), lambda choices, _: [lost for _ in choices], (10,), Journal(path)
+    )
     with pytest.raises(NumericsError) as caught:
         eliminate(trials, 1)
     assert "3 choices" in caught.value.subject
     assert list(Journal(path).known.values()) == [None, None, None], "JSON has no infinity"
 
 
-@pytest.mark.parametrize("search", [evolving, climbing, lambda trials: eliminate(trials, 2)], ids=["evolve", "climb", "eliminate"])
-def test_killed_after_any_measurement_it_goes_on_to_the_same_end(search: Callable[[Trials], Choice], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "search",
+    [evolving, climbing, lambda trials: eliminate(trials, 2)],
+    ids=["evolve", "climb", "eliminate"],
+)
+def test_killed_after_any_measurement_it_goes_on_to_the_same_end(
+    search: Callable[[Trials], Choice], tmp_path: Path
+) -> None:
     lost, space = rugged(1), Space.of(UNITS, TAKEN)
     whole = Trials(space, measured(lost, 0.1), (10, 100))
     expected = search(whole)

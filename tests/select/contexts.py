@@ -1,11 +1,13 @@
-"""What the tests of selectors are given: the tiny model that has learnt something, and texts of the languages that it knows."""
+"""What the tests of selectors are given: the tiny model that has learnt something, and texts of
+the languages that it knows.
+"""
 
 from functools import cache
 
 import torch
 
+from calibrant.data.select import Context, Picking, selectors
 from calibrant.models import Opened
-from calibrant.select import Context, Picking, selectors
 from calibrant.testing import tiny_tokenizer
 
 from tests.trained import texts, trained_model
@@ -32,7 +34,9 @@ def context(draw: int = 0, length: int = 128, model: bool = True) -> Context:
 
 
 def built(spec: str) -> Picking:
-    """The selector that a text describes; it picks from what the test hands it, whatever its source."""
+    """The selector that a text describes; it picks from what the test hands it, whatever its
+    source.
+    """
     found = selectors.build(spec)
     assert isinstance(found, Picking)
     return found
@@ -41,13 +45,19 @@ def built(spec: str) -> Picking:
 @cache
 def pieces(language: str, count: int, letters: int = 120) -> tuple[str, ...]:
     """`count` stretches of a language, no two from the same place."""
-    found = [text[at : at + letters] for text in texts(language) for at in range(0, len(text) - letters, letters)]
+    found = [
+        text[at : at + letters]
+        for text in texts(language)
+        for at in range(0, len(text) - letters, letters)
+    ]
     step = len(found) // count
     return tuple(found[: count * step : step])
 
 
 def check_order(selector: Picking, candidates: list[str], given: Context) -> list[int]:
-    """The order, after what must hold of any: every candidate once, plain numbers, and the same when it is asked for again."""
+    """The order, after what must hold of any: every candidate once, plain numbers, and the same
+    when it is asked for again.
+    """
     order, note = selector.order(candidates, given)
     assert sorted(order) == list(range(len(candidates)))
     assert all(type(one) is int for one in order)

@@ -1,4 +1,6 @@
-"""The seam between selectors and all else: pools, draws, nesting, what is kept, and what is refused; with a selector that picks by length."""
+"""The seam between selectors and all else: pools, draws, nesting, what is kept, and what is
+refused; with a selector that picks by length.
+"""
 
 import json
 from collections.abc import Sequence
@@ -9,14 +11,14 @@ import pytest
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
+from calibrant.data.inspect import inspect
+from calibrant.data.select import Context, Picking, Selection, Selector, resolved
+from calibrant.data.select._base import _parsed
 from calibrant.errors import DataError
 from calibrant.evaluators import leaks
 from calibrant.evaluators.loss import Loss
-from calibrant.inspection import inspect
 from calibrant.models import open_model
-from calibrant.registry import Registry
-from calibrant.select import Context, Picking, Selection, Selector, resolved
-from calibrant.select._base import _parsed
+from calibrant.spec.registry import Registry
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
 
@@ -34,7 +36,9 @@ class Shortest(Picking):
 
 @dataclass(frozen=True, repr=False)
 class Reading(Picking):
-    """As they come, and it says which model it looked at; `LOOKED` has the draws that it was asked for."""
+    """As they come, and it says which model it looked at; `LOOKED` has the draws that it was
+    asked for.
+    """
 
     source: str
     candidates: int = 10
@@ -55,7 +59,10 @@ class Made(Selector):
     fields = ("text",)
 
     def select(self, context: Context) -> Selection:
-        return Selection(tuple(Row(text=f"draw {context.draw} text {number}") for number in range(20)), f"{context.tokens} tokens wanted")
+        return Selection(
+            tuple(Row(text=f"draw {context.draw} text {number}") for number in range(20)),
+            f"{context.tokens} tokens wanted",
+        )
 
     def disjoint(self) -> None:
         return None
@@ -73,15 +80,27 @@ for _name, _kind in KNOWN.items():
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Files of forty texts and of questions, and a registry that knows the selectors of this file."""
+    """Files of forty texts and of questions, and a registry that knows the selectors of this
+    file.
+    """
     texts = [{"text": f"{i:03d}".ljust(30 - i % 20, chr(ord("a") + i % 26))} for i in range(40)]
-    problems = [{"question": f"{i}+1?", "answer": i + 1, "rationale": f"{i} and one."} for i in range(40)]
+    problems = [
+        {"question": f"{i}+1?", "answer": i + 1, "rationale": f"{i} and one."} for i in range(40)
+    ]
     for name, rows in (("corpus", texts), ("problems", problems)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Registry, "names", lambda self, old=Registry.names: sorted([*old(self), *(KNOWN if self.noun == "selector" else ())]))
+    monkeypatch.setattr(
+        Registry,
+        "names",
+        lambda self, old=Registry.names: sorted(
+            [*old(self), *(KNOWN if self.noun == "selector" else ())]
+        ),
+    )
     get = Registry.get
-    monkeypatch.setattr(Registry, "get", lambda self, name: KNOWN[name] if name in KNOWN else get(self, name))
+    monkeypatch.setattr(
+        Registry, "get", lambda self, name: KNOWN[name] if name in KNOWN else get(self, name)
+    )
     monkeypatch.setenv("CALIBRANT_CACHE", str(tmp_path / "cache"))
     _parsed.cache_clear()
     LOOKED.clear()
@@ -105,7 +124,12 @@ def test_its_text_reads_back_and_it_chooses_again_what_it_chose(text: str) -> No
     chosen = CalibrationSet(text, tokens=64, length=32)
     assert CalibrationSet(str(chosen), tokens=64, length=32) == chosen
     batch = resolved(chosen, TOKENIZER).tokens(TOKENIZER)
-    assert batch.fingerprint == resolved(CalibrationSet(str(chosen), tokens=64, length=32), TOKENIZER).tokens(TOKENIZER).fingerprint
+    assert (
+        batch.fingerprint
+        == resolved(CalibrationSet(str(chosen), tokens=64, length=32), TOKENIZER)
+        .tokens(TOKENIZER)
+        .fingerprint
+    )
     assert batch.facts["data"] == str(chosen)
     assert all(part["overlap"] == 0 for part in batch.facts["parts"])
 
@@ -121,7 +145,9 @@ def test_the_budget_takes_from_the_top_and_draws_have_pools_of_their_own() -> No
 
 
 def test_rows_keep_their_fields_unless_a_format_is_named_within() -> None:
-    assert {row.present for row in drawn("shortest(source='problems.jsonl'):cot")} == {("question", "answer", "rationale")}
+    assert {row.present for row in drawn("shortest(source='problems.jsonl'):cot")} == {
+        ("question", "answer", "rationale")
+    }
     assert {row.present for row in drawn("shortest(source='problems.jsonl:cot')")} == {("text",)}
     assert str(CalibrationSet("shortest(source='problems.jsonl')").parts[0]).endswith(":icl")
     with pytest.raises(DataError) as caught:
@@ -129,23 +155,47 @@ def test_rows_keep_their_fields_unless_a_format_is_named_within() -> None:
     assert caught.value.subject == "shortest(source='problems.jsonl:cot')"
 
 
-def test_how_many_draws_are_disjoint_is_known_without_a_model_and_beyond_them_overlap_is_counted() -> None:
+def test_how_many_draws_are_disjoint_is_known_without_a_model_and_beyond_them_overlap_is_counted() -> (
+    None
+):
     held = len(list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")))
-    assert CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(TOKENIZER) == held // 10
+    assert (
+        CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(
+            TOKENIZER
+        )
+        == held // 10
+    )
     assert CalibrationSet("made", tokens=64, length=32).disjoint_draws(TOKENIZER) is None
-    assert CalibrationSet("0.5*made + 0.5*reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(TOKENIZER) == held // 10
-    late = resolved(CalibrationSet("shortest(source='corpus.jsonl', candidates=1000)", tokens=64, length=32, seed=1), TOKENIZER)
+    assert (
+        CalibrationSet(
+            "0.5*made + 0.5*reading(source='corpus.jsonl')", tokens=64, length=32
+        ).disjoint_draws(TOKENIZER)
+        == held // 10
+    )
+    late = resolved(
+        CalibrationSet(
+            "shortest(source='corpus.jsonl', candidates=1000)", tokens=64, length=32, seed=1
+        ),
+        TOKENIZER,
+    )
     assert late.tokens(TOKENIZER).facts["overlap"] > 0.5
 
 
-def test_what_has_no_model_has_not_chosen_or_repeats_itself_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_model_has_not_chosen_or_repeats_itself_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def twice() -> list[Row]:
         monkeypatch.setattr(Shortest, "order", lambda self, texts, context: ([0, 0], ""))
         return drawn("shortest(source='corpus.jsonl')")
 
     for named, ask in (
         ("reading", lambda: drawn("reading(source='corpus.jsonl')")),
-        ("shortest", lambda: CalibrationSet("shortest(source='corpus.jsonl')", tokens=64, length=32).tokens(TOKENIZER)),
+        (
+            "shortest",
+            lambda: CalibrationSet("shortest(source='corpus.jsonl')", tokens=64, length=32).tokens(
+                TOKENIZER
+            ),
+        ),
         ("shortest", twice),
     ):
         with pytest.raises(DataError) as caught:
@@ -159,7 +209,11 @@ def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
     spec = f"reading(source='corpus.jsonl', candidates={held})"  # the candidates of every draw are the same
     asked = CalibrationSet(spec, tokens=64, length=32)
     first, second = (resolved(asked, opened).tokens(opened.tokenizer) for _ in range(2))
-    assert first.facts["parts"][0]["note"] == second.facts["parts"][0]["note"] == f"{held} candidates; read by {opened.name}"
+    assert (
+        first.facts["parts"][0]["note"]
+        == second.facts["parts"][0]["note"]
+        == f"{held} candidates; read by {opened.name}"
+    )
     assert LOOKED == [0]
     assert first.fingerprint == second.fingerprint
     monkeypatch.setattr(Reading, "beside", lambda self, context: ("a target",))
@@ -172,16 +226,24 @@ def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_it_serves_prune_and_inspect(folder: Path) -> None:
     model = str(tiny_folder(folder / "model"))
-    record = prune(model, "reading(source='corpus.jsonl')", "wanda", "0.5", tokens=64, length=32).record
+    record = prune(
+        model, "reading(source='corpus.jsonl')", "wanda", "0.5", tokens=64, length=32
+    ).record
     assert record.run.data == "reading(source='corpus.jsonl')"
     assert record.data_facts["parts"][0]["origin"] == "chosen by reading(source='corpus.jsonl')"
-    assert inspect("reading(source='corpus.jsonl')", model, tokens=64, length=32).fingerprint == record.run.tokens
+    assert (
+        inspect("reading(source='corpus.jsonl')", model, tokens=64, length=32).fingerprint
+        == record.run.tokens
+    )
 
 
 def test_what_is_held_out_is_the_sources_own() -> None:
     asked = CalibrationSet("shortest(source='corpus.jsonl')", tokens=30, length=16)
     own = CalibrationSet("corpus.jsonl", tokens=30, length=16)
-    assert asked.held_out().tokens(TOKENIZER).fingerprint == own.held_out().tokens(TOKENIZER).fingerprint
+    assert (
+        asked.held_out().tokens(TOKENIZER).fingerprint
+        == own.held_out().tokens(TOKENIZER).fingerprint
+    )
     several = "shortest(source='corpus.jsonl + problems.jsonl')"
     with pytest.raises(DataError) as caught:
         CalibrationSet(several, tokens=30, length=16).held_out()
@@ -190,4 +252,6 @@ def test_what_is_held_out_is_the_sources_own() -> None:
 
 def test_a_file_within_is_looked_at_for_leaks() -> None:
     evaluator = Loss(source="corpus.jsonl", tokens=100, length=16)
-    assert leaks([CalibrationSet("shortest(source='corpus.jsonl')")], [evaluator]) == leaks([CalibrationSet("corpus.jsonl")], [evaluator])
+    assert leaks([CalibrationSet("shortest(source='corpus.jsonl')")], [evaluator]) == leaks(
+        [CalibrationSet("corpus.jsonl")], [evaluator]
+    )

@@ -1,4 +1,6 @@
-"""Texts that the model writes: how tokens are drawn, what is thrown away, and what is kept on disk."""
+"""Texts that the model writes: how tokens are drawn, what is thrown away, and what is kept on
+disk.
+"""
 
 import itertools
 import json
@@ -11,11 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from calibrant.errors import DataError, NumericsError
-from calibrant.select._base import Context
-from calibrant.select._generating import (
+from calibrant.data.select._base import Context
+from calibrant.data.select._generating import (
     Draft,
     FilterResult,
     GeneratedText,
@@ -26,7 +32,8 @@ from calibrant.select._generating import (
     selection,
     write,
 )
-from calibrant.select.selfcal import SelfCal
+from calibrant.data.select.selfcal import SelfCal
+from calibrant.errors import DataError, NumericsError
 from calibrant.testing import FAMILIES, tiny_model
 
 from tests.select.contexts import context, opened
@@ -62,7 +69,9 @@ def probabilities(logits: torch.Tensor, before: torch.Tensor, way: dict[str, flo
 
 
 def slowly(chances: Sequence[float], likely: np.ndarray) -> list[int]:
-    """The token that each chance falls on, by walking down the probabilities, the greatest first."""
+    """The token that each chance falls on, by walking down the probabilities, the greatest
+    first.
+    """
     found = []
     for chance, row in zip(chances, likely, strict=True):
         left = chance
@@ -83,30 +92,48 @@ def test_a_token_is_drawn_as_transformers_would_weigh_it(way: dict[str, float]) 
     chances = torch.rand(64, dtype=torch.float64)
     chances[:2] = torch.tensor([0.0, 0.999])
     likely = probabilities(logits, before, way)
-    assert pick(logits, before, chances, sampling(**way)).tolist() == slowly(chances.tolist(), likely)
+    assert pick(logits, before, chances, sampling(**way)).tolist() == slowly(
+        chances.tolist(), likely
+    )
 
 
 def test_logits_that_are_not_finite_are_named() -> None:
     with pytest.raises(NumericsError) as caught:
-        pick(torch.full((1, 4), math.inf), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.float64), sampling())
+        pick(
+            torch.full((1, 4), math.inf),
+            torch.zeros(1, 1, dtype=torch.long),
+            torch.zeros(1, dtype=torch.float64),
+            sampling(),
+        )
     assert caught.value.subject == "logits"
 
 
-def without_cache(model: torch.nn.Module, ids: torch.Tensor, chances: torch.Tensor, way: dict[str, float]) -> tuple[list[int], float]:
+def without_cache(
+    model: torch.nn.Module, ids: torch.Tensor, chances: torch.Tensor, way: dict[str, float]
+) -> tuple[list[int], float]:
     """A text of a whole forward for each token; its loss from a last one."""
     with torch.no_grad():
         for number in chances:
             likely = probabilities(model(ids).logits[:, -1], ids, way)
             ids = torch.cat([ids, torch.tensor([slowly([float(number)], likely)])], 1)
-        return ids[0].tolist(), float(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:]))
+        return ids[0].tolist(), float(
+            torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:])
+        )
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gpt2", "qwen3_moe"}))
 def test_with_a_cache_it_writes_what_it_writes_without(family: str) -> None:
-    model, way = tiny_model(family), {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "temperature": 0.8}
+    model, way = (
+        tiny_model(family),
+        {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "temperature": 0.8},
+    )
     prefixes = torch.tensor([[1, 70, 80], [1, 90, 75]])
-    chances = torch.rand(2, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)  # as `write` says that it draws them
-    for draft, prefix, own in zip(write(model, prefixes, 10, sampling(**way), 5, frozenset()), prefixes, chances, strict=True):
+    chances = torch.rand(
+        2, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )  # as `write` says that it draws them
+    for draft, prefix, own in zip(
+        write(model, prefixes, 10, sampling(**way), 5, frozenset()), prefixes, chances, strict=True
+    ):
         text, loss = without_cache(model, prefix[None], own, way)
         assert list(draft.ids) == text
         assert draft.nats == pytest.approx(loss, rel=1e-4)
@@ -120,7 +147,10 @@ def test_a_text_ends_at_an_end_token_and_leaves_the_others_alone(family: str) ->
     cut = write(model, prefixes, 12, sampling(), 3, ends, starts=1)
     for long, short in zip(whole, cut, strict=True):
         assert len(long.ids) == 12
-        assert short.ids == (long.ids[0], *itertools.takewhile(lambda token: token not in ends, long.ids[1:]))
+        assert short.ids == (
+            long.ids[0],
+            *itertools.takewhile(lambda token: token not in ends, long.ids[1:]),
+        )
     assert len({len(draft.ids) for draft in cut}) > 1
 
 
@@ -134,20 +164,35 @@ def test_a_text_of_nothing_but_its_prefix_has_the_loss_of_its_prefix() -> None:
 
 def test_tokens_without_a_text_are_not_written() -> None:
     for vocabulary, within in ((100, True), (None, False)):
-        drafts = write(tiny_model("llama"), torch.tensor([[1, 70]] * 4), 20, sampling(temperature=5.0), 0, frozenset(), vocabulary=vocabulary)
+        drafts = write(
+            tiny_model("llama"),
+            torch.tensor([[1, 70]] * 4),
+            20,
+            sampling(temperature=5.0),
+            0,
+            frozenset(),
+            vocabulary=vocabulary,
+        )
         assert (max(token for draft in drafts for token in draft.ids) < 100) == within
 
 
-def drafted(nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None) -> list[GeneratedText]:
+def drafted(
+    nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None
+) -> list[GeneratedText]:
     several = ids or [range(40)] * len(nats)
-    return [GeneratedText(Draft(tuple(own), nat), f"text {i}", 40) for i, (nat, own) in enumerate(zip(nats, several, strict=True))]
+    return [
+        GeneratedText(Draft(tuple(own), nat), f"text {i}", 40)
+        for i, (nat, own) in enumerate(zip(nats, several, strict=True))
+    ]
 
 
 def test_of_equals_the_later_goes_first_and_loops_and_copies_go_besides() -> None:
     found = filter_texts(drafted([2.0, 1.0, 2.0, 1.0, 0.5]), 0.2)
     assert found.places == (0, 1, 3, 4)
     assert "7.389" in found.note
-    texts = drafted([1.0, 0.1, 3.0, 1.0, 1.0], [range(40), [7] * 40, range(40), range(40), range(40)])
+    texts = drafted(
+        [1.0, 0.1, 3.0, 1.0, 1.0], [range(40), [7] * 40, range(40), range(40), range(40)]
+    )
     texts[4] = replace(texts[4], text=texts[0].text)
     assert filter_texts(texts, 0.2).places == (0, 3)
     assert filter_texts(texts, 0.2, loops="keep").places == (0, 1, 3)
@@ -166,7 +211,9 @@ def small(tokens: int = 80, **changes: object) -> Context:
     return replace(context(), tokens=tokens, length=32, **changes)
 
 
-def test_killed_and_asked_again_it_writes_what_it_would_have(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_asked_again_it_writes_what_it_would_have(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = selection(SelfCal(), small(160), writing())
     batches = [path.read_bytes() for path in kept_files(own_cache) if path.is_file()]
     assert len(batches) >= 3
@@ -183,16 +230,20 @@ def test_killed_and_asked_again_it_writes_what_it_would_have(own_cache: Path, mo
     before = [path.stat().st_mtime_ns for path in left]
     assert selection(SelfCal(), small(160), writing()) == whole
     after = [path for path in kept_files(own_cache / "elsewhere") if path.is_file()]
-    assert [path.stat().st_mtime_ns for path in after[: len(left)]] == before, "a whole batch was written again"
+    assert [path.stat().st_mtime_ns for path in after[: len(left)]] == before, (
+        "a whole batch was written again"
+    )
     assert [path.read_bytes() for path in after] == batches
 
 
-def test_what_cant_be_kept_is_no_error_and_what_is_kept_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cant_be_kept_is_no_error_and_what_is_kept_is_not_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first = selection(SelfCal(), small(), writing())
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("CALIBRANT_CACHE", "/dev/null")
         assert selection(SelfCal(), small(), writing()) == first
-    monkeypatch.setattr("calibrant.select._generating.write", None)
+    monkeypatch.setattr("calibrant.data.select._generating.write", None)
     assert selection(SelfCal(), small(), writing()) == first
 
 
@@ -211,9 +262,17 @@ def test_a_damaged_batch_is_written_again(own_cache: Path) -> None:
 
 def test_another_question_is_kept_apart(own_cache: Path) -> None:
     keys: list[str] = []
-    changes: list[dict[str, object]] = [{}, {"draw": 1}, {"tokens": 81}, {"length": 33}, {"opened": replace(opened(), digest="sha256:other")}]
+    changes: list[dict[str, object]] = [
+        {},
+        {"draw": 1},
+        {"tokens": 81},
+        {"length": 33},
+        {"opened": replace(opened(), digest="sha256:other")},
+    ]
     for number, change in enumerate(changes, 1):
-        keys += [row.key for row in selection(SelfCal(), replace(small(), **change), writing()).rows]
+        keys += [
+            row.key for row in selection(SelfCal(), replace(small(), **change), writing()).rows
+        ]
         assert len([path for path in kept_files(own_cache) if path.is_dir()]) == number
     assert len(set(keys)) == len(keys), "it drew by the same chance"
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from calibrant.select._reading import nats
+from calibrant.data.select._reading import nats
 from calibrant.testing import tiny_tokenizer
 
 from tests.select.contexts import built, check_order, context, opened, pieces

@@ -3,8 +3,8 @@
 import pytest
 
 from calibrant.data import CalibrationSet
+from calibrant.data.select import Picking, selectors
 from calibrant.errors import DataError, SpecError
-from calibrant.select import Picking, selectors
 
 from tests.select.contexts import TROUBLE, check_order, context
 
@@ -42,7 +42,10 @@ def test_without_the_model_that_it_needs_it_says_so(spec: str) -> None:
 
 
 REFUSED = [
-    *((f"{name}(source=python_docs, candidates=0)", "candidates") for name in ("cluster", "cola", "igsp", "least_perplexity", "longest", "zipcal")),
+    *(
+        (f"{name}(source=python_docs, candidates=0)", "candidates")
+        for name in ("cluster", "cola", "igsp", "least_perplexity", "longest", "zipcal")
+    ),
     ("longest(sauce=python_docs)", "sauce"),
     ("longest(source=random_tokens)", "random_tokens"),
     ("longes(source=python_docs)", "longes"),
@@ -53,7 +56,10 @@ REFUSED = [
     ("zipcal(source=python_docs, pool=0)", "pool"),
     ("similar(source=python_docs, to=python_code, candidates=0)", "candidates"),
     ("similar(source=python_docs, to=random_tokens)", "random_tokens"),
-    ("similar(source=python_docs, to='longest(source=python_docs)')", "longest(source=python_docs)"),
+    (
+        "similar(source=python_docs, to='longest(source=python_docs)')",
+        "longest(source=python_docs)",
+    ),
     ("similar(source=python_docs)", "to"),
     ("similar(source=python_docs, to=nowhere)", "nowhere"),
     ("selfcal(t_initial=0.0)", "t_initial"),

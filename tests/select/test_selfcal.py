@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from calibrant.data.select._generating import distinct
+from calibrant.data.select.selfcal import SelfCal
 from calibrant.errors import DataError
-from calibrant.select._generating import distinct
-from calibrant.select.selfcal import SelfCal
 from calibrant.testing import tiny_tokenizer
 
 from tests.select.contexts import context
@@ -20,7 +20,9 @@ def test_the_temperature_falls_in_a_straight_line() -> None:
 
 def test_hot_openings_differ_more() -> None:
     def openings(t_initial: float) -> float:
-        rows = SelfCal(t_initial=t_initial, max_tokens=16).select(replace(context(), tokens=1024)).rows
+        rows = (
+            SelfCal(t_initial=t_initial, max_tokens=16).select(replace(context(), tokens=1024)).rows
+        )
         return distinct([list(row.text.encode()[:4]) for row in rows], 2)
 
     assert openings(5.0) > openings(0.4) + 0.1

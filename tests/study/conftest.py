@@ -1,4 +1,6 @@
-"""What the tests of studies share and don't change: a model with two files of texts, and a study of them that nothing interrupted."""
+"""What the tests of studies share and don't change: a model with two files of texts, and a study
+of them that nothing interrupted.
+"""
 
 from pathlib import Path
 

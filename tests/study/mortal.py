@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.errors import WorkerError
-from calibrant.progress import silent
-from calibrant.store import STUDY, Store
-from calibrant.study import Study, StudyResult
-from calibrant.study.driver import Message
-from calibrant.study.sending import packed
-from calibrant.study.workers import FORGIVEN, WORK, Summary, Worker, received, supervise, work
+from calibrant.lab.study import Study, StudyResult
+from calibrant.lab.study.driver import Message
+from calibrant.lab.study.sending import packed
+from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, Worker, received, supervise, work
+from calibrant.results import STUDY, Store
+from calibrant.system.progress import silent
 
 
 class Died(BaseException):
@@ -20,7 +20,9 @@ class Died(BaseException):
 
 
 class Mortal(Worker):
-    """Does its job within this process, and dies before anything of which `deadly(label, failure_id)` is true."""
+    """Does its job within this process, and dies before anything of which `deadly(label,
+    failure_id)` is true.
+    """
 
     born = 0
 
@@ -47,7 +49,9 @@ class Mortal(Worker):
         pass
 
 
-def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False) -> StudyResult:
+def worked(
+    study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False
+) -> StudyResult:
     """What two such workers make of a study."""
     Mortal.born = 0
     with Store(folder) as store, tempfile.TemporaryDirectory() as shared:

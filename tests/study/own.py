@@ -1,4 +1,6 @@
-"""Classes of somebody's own, which no name leads to: a source, a method and an evaluator, in a file that workers can import."""
+"""Classes of somebody's own, which no name leads to: a source, a method and an evaluator, in a
+file that workers can import.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""A study of a tiny model that takes a second, what a reader sees of its store, and processes to run it in that may be killed."""
+"""A study of a tiny model that takes a second, what a reader sees of its store, and processes to
+run it in that may be killed.
+"""
 
 import json
 import os
@@ -12,15 +14,34 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from calibrant.report import report
-from calibrant.store import STUDY, Store, is_store
-from calibrant.store.items import to_bytes
-from calibrant.store.live import DATABASE, LiveResults
-from calibrant.store.results import StoredMeasurement, StoredRun
-from calibrant.study import Study, driver
+from calibrant.lab.report import report
+from calibrant.lab.study import Study, driver
+from calibrant.results import STUDY, Store, is_store
+from calibrant.results.items import to_bytes
+from calibrant.results.live import DATABASE, LiveResults
+from calibrant.results.stored import StoredMeasurement, StoredRun
 from calibrant.testing import tiny_folder
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat", "so", "they", "had", "tea", "at", "eight"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "that",
+    "it",
+    "was",
+    "flat",
+    "so",
+    "they",
+    "had",
+    "tea",
+    "at",
+    "eight",
+]
 RUNS = 8
 """The dense model, magnitude, and two methods on each of three sets."""
 
@@ -29,9 +50,15 @@ def texts(folder: Path) -> dict[str, str]:
     """Two files of rows and the folder of a model with two blocks."""
     folder.mkdir(exist_ok=True)
     for name in ("prose", "verse"):
-        rows = [{"text": " ".join(random.Random(f"{name} {i}").choices(WORDS, k=40)) + f" {i}"} for i in range(60)]
+        rows = [
+            {"text": " ".join(random.Random(f"{name} {i}").choices(WORDS, k=40)) + f" {i}"}
+            for i in range(60)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"model": str(tiny_folder(folder / "tiny", num_hidden_layers=2)), **{n: str(folder / f"{n}.jsonl") for n in ("prose", "verse")}}
+    return {
+        "model": str(tiny_folder(folder / "tiny", num_hidden_layers=2)),
+        **{n: str(folder / f"{n}.jsonl") for n in ("prose", "verse")},
+    }
 
 
 def asked(given: dict[str, str], **changes: Any) -> Study:
@@ -40,7 +67,9 @@ def asked(given: dict[str, str], **changes: Any) -> Study:
         "models": given["model"],
         "data": [given["prose"], "random_tokens", "full_stops"],
         "methods": ["wanda", "sparsegpt", "magnitude"],
-        "evaluate": [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")],
+        "evaluate": [
+            f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")
+        ],
         "samples": 4,
         "length": 32,
         "dtype": "float32",
@@ -49,7 +78,9 @@ def asked(given: dict[str, str], **changes: Any) -> Study:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """All that a reader of the results sees, provenance aside: each run and each measurement by its kind and id."""
+    """All that a reader of the results sees, provenance aside: each run and each measurement by
+    its kind and id.
+    """
     with Store(folder, create=False) as store:
         seen: dict[str, Any] = {
             STUDY: store.study_text(),
@@ -82,11 +113,15 @@ def tables(folder: Path) -> tuple[str, str]:
     """The report as Markdown and as JSON, without what tells times and places."""
     found = report(folder)
     told = found.to_json()
-    return str(found), json.dumps({name: told[name] for name in sorted(told) if name not in ("machine", "seconds")})
+    return str(found), json.dumps(
+        {name: told[name] for name in sorted(told) if name not in ("machine", "seconds")}
+    )
 
 
 def forked(act: Callable[[], object], said: Path | None = None) -> int:
-    """Do something in a copy of this process, which has imported everything, and give its number. What it says goes to the file `said`."""
+    """Do something in a copy of this process, which has imported everything, and give its
+    number. What it says goes to the file `said`.
+    """
     number = os.fork()
     if number:
         return number
@@ -115,7 +150,9 @@ def ended(number: int) -> int:
 
 
 class Logged:
-    """Writes down, for this process and its children, which runs are compressed, what is measured, and what is kept, by their ids."""
+    """Writes down, for this process and its children, which runs are compressed, what is
+    measured, and what is kept, by their ids.
+    """
 
     def __init__(self, log: Path, monkeypatch: Any) -> None:
         self._log = log
@@ -154,7 +191,9 @@ class Logged:
 
 
 def finished(folder: Path) -> set[str]:
-    """The ids of what a store need never compute again: measurements, and runs of which both are there."""
+    """The ids of what a store need never compute again: measurements, and runs of which both are
+    there.
+    """
     found = set[str]()
     if not is_store(folder):
         return found
@@ -168,7 +207,9 @@ def finished(folder: Path) -> set[str]:
 
 
 def written(folder: Path) -> dict[str, str]:
-    """The provenance of every run and measurement in a store: one that was computed again took other seconds."""
+    """The provenance of every run and measurement in a store: one that was computed again took
+    other seconds.
+    """
     found = dict[str, str]()
     if not is_store(folder):
         return found

@@ -1,4 +1,6 @@
-"""What a study kept is compared before it is used again: statistics, masks and edits that are damaged or another run's change no number."""
+"""What a study kept is compared before it is used again: statistics, masks and edits that are
+damaged or another run's change no number.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -6,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError
-from calibrant.store import EDITS, MASK, Store, verify
-from calibrant.store.verifying import LEFTOVER
+from calibrant.results import EDITS, MASK, Store, verify
+from calibrant.results.verifying import LEFTOVER
+from calibrant.system.durable import UNFINISHED
 
 from tests.study.small import asked, kept_files, tables
 
@@ -35,7 +37,10 @@ def swapped(path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [pytest.param(zeroed, marks=pytest.mark.slow), flipped, swapped])
 def test_a_statistic_that_is_not_what_was_written_is_made_again(
-    given: dict[str, str], tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+    given: dict[str, str],
+    tmp_path: Path,
+    harm: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ):
     store, whole = tmp_path / "store", tmp_path / "whole"
     asked(given, **DENSE).run(whole)
@@ -60,7 +65,9 @@ def test_a_statistic_that_a_kill_left_half_written_is_a_leftover(whole: Path, tm
     assert problem.where.endswith(f"{UNFINISHED}-{path.name}")
 
 
-def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(
+    given: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     losses = [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")]
     store, whole = tmp_path / "store", tmp_path / "whole"
     asked(given, methods=["wanda", "sparsegpt"], evaluate=losses[:1]).run(whole)
@@ -78,11 +85,17 @@ def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[s
     assert verify(store) == [], "what was damaged was written again"
 
 
-@pytest.mark.parametrize(("table", "column"), [("runs", "record"), ("measurements", "score"), ("measurements", "items")])
-def test_a_result_that_is_not_what_was_written_is_refused(whole: Path, tmp_path: Path, table: str, column: str):
+@pytest.mark.parametrize(
+    ("table", "column"), [("runs", "record"), ("measurements", "score"), ("measurements", "items")]
+)
+def test_a_result_that_is_not_what_was_written_is_refused(
+    whole: Path, tmp_path: Path, table: str, column: str
+):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     with Store(tmp_path) as store:
-        ((harmed, content),) = store.live.database.rows(f"SELECT id, {column} FROM {table} ORDER BY id LIMIT 1")
+        ((harmed, content),) = store.live.database.rows(
+            f"SELECT id, {column} FROM {table} ORDER BY id LIMIT 1"
+        )
         spoilt = content[:-9] + (b"~" if isinstance(content, bytes) else "~") + content[-8:]
         with store.live.database.writing("harm it") as connection:
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (spoilt, harmed))

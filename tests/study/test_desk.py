@@ -1,4 +1,6 @@
-"""A worker that reaches the store only through questions gives what one gives that writes itself."""
+"""A worker that reaches the store only through questions gives what one gives that writes
+itself.
+"""
 
 import json
 from pathlib import Path
@@ -8,14 +10,14 @@ import msgspec
 import pytest
 
 from calibrant.errors import DataError, OutputError
-from calibrant.outcomes import Journal
-from calibrant.store import STUDY, Claim, Measurement, Outcome, Score, Store
-from calibrant.study.desk import Desk, RemoteStore
-from calibrant.study.driver import Message
-from calibrant.study.sending import packed
-from calibrant.study.workers import FORGIVEN, WORK, Summary, work
+from calibrant.lab.study.desk import Desk, RemoteStore
+from calibrant.lab.study.driver import Message
+from calibrant.lab.study.sending import packed
+from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, work
+from calibrant.results import STUDY, Claim, Measurement, Outcome, Score, Store
+from calibrant.results.outcomes import Journal
 
-from tests.store.samples import RECORD, SCORE
+from tests.results.samples import RECORD, SCORE
 from tests.study.small import RUNS, asked, results
 
 LOSS = {"spec": "loss", "revision": 1}
@@ -29,7 +31,9 @@ def connected(store: Path, own: Path) -> tuple[Desk, RemoteStore]:
     return desk, RemoteStore(desk.answer, own)
 
 
-def test_a_study_through_questions_is_one_without(given: dict[str, str], whole: Path, tmp_path: Path):
+def test_a_study_through_questions_is_one_without(
+    given: dict[str, str], whole: Path, tmp_path: Path
+):
     study, told = asked(given), list[Message]()
     desk, remote = connected(tmp_path / "store", tmp_path / "own")
     (tmp_path / "own" / WORK).write_bytes(packed(study.workload()))
@@ -54,7 +58,9 @@ def test_numbers_arrive_to_the_bit(tmp_path: Path, whole: Path):
     with Store(whole, create=False) as store:
         record = store.records()[0]
     run = remote.add_record(record, {"mask.npz": b"\x00\xff"})
-    outcomes = tuple(Outcome(str(n), value, facts={"all": list(ODD)}) for n, value in enumerate(ODD))
+    outcomes = tuple(
+        Outcome(str(n), value, facts={"all": list(ODD)}) for n, value in enumerate(ODD)
+    )
     score = Score("c4", "loss", ODD[0], None, 4, "nats", "lower", facts={"odd": ODD[1]})
     measured = remote.add_measurement(run, LOSS, Measurement(score, outcomes))
     with Store(tmp_path / "store", create=False) as store:
@@ -95,7 +101,9 @@ def test_what_a_lost_worker_found_is_known_to_the_next(tmp_path: Path):
     desk.close()
 
 
-def test_a_claim_that_cannot_be_freed_leaves_no_other_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_claim_that_cannot_be_freed_leaves_no_other_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     desk, remote = connected(tmp_path / "store", tmp_path / "own")
     for name in ("one", "two", "three"):
         assert remote.claim(name) is not None
@@ -118,7 +126,10 @@ def test_a_claim_that_cannot_be_freed_leaves_no_other_held(tmp_path: Path, monke
 def test_what_goes_wrong_in_the_store_is_told_as_that(tmp_path: Path):
     desk, remote = connected(tmp_path / "store", tmp_path / "own")
     facts: dict[str, Any] = {"more": 2**70}
-    outcomes = Outcome("a", 1.0, 1.0, facts={"value": 1}), Outcome("b", 1.0, 1.0, facts={"value": 1})
+    outcomes = (
+        Outcome("a", 1.0, 1.0, facts={"value": 1}),
+        Outcome("b", 1.0, 1.0, facts={"value": 1}),
+    )
     with Store(tmp_path / "store") as store:
         run = store.add_record(RECORD)
         store.add_failure("sha256:1", facts)
@@ -155,7 +166,9 @@ def test_what_is_no_question_is_refused(tmp_path: Path, asked: str, given: tuple
     assert not (tmp_path / "store" / "study.yaml").exists()
 
 
-@pytest.mark.parametrize("answer", [b"", msgspec.msgpack.encode(["answer", 1]), json.dumps([]).encode()])
+@pytest.mark.parametrize(
+    "answer", [b"", msgspec.msgpack.encode(["answer", 1]), json.dumps([]).encode()]
+)
 def test_what_is_no_answer_is_refused(tmp_path: Path, answer: bytes):
     with pytest.raises(DataError):
         RemoteStore(lambda *_: answer, tmp_path).ids()

@@ -9,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibrant.errors import StudyError
-from calibrant.study import Study, read_study
-from calibrant.study.file import DEEPEST, LARGEST, MOST
+from calibrant.lab.study import Study, read_study
+from calibrant.lab.study.file import DEEPEST, LARGEST, MOST
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ("ab", "bc", "cd", "de", "ef"))
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ("ab", "bc", "cd", "de", "ef")
+)
 """Little text that stands for a million things."""
 SMALL = "model: smollm2\ndata: random_tokens\n"
 
@@ -47,13 +49,24 @@ seeds: [0, 1, 2]
 evaluate: ["loss(source='wikitext', tokens=65536)", "task(name='commonsense_qa', shots=5, limit=500)"]
 baseline: c4
 """)
-    assert (study.models, study.sparsities, study.seeds, study.baseline) == (("smollm2",), (0.5, 0.6, "2:4"), (0, 1, 2), "c4")
+    assert (study.models, study.sparsities, study.seeds, study.baseline) == (
+        ("smollm2",),
+        (0.5, 0.6, "2:4"),
+        (0, 1, 2),
+        "c4",
+    )
     assert len(study.requests()) == 1 + 3 + 3 * 5 * 2 * 3
     assert [str(q.recipe.target) for q in study.requests()[1:4]] == ["0.5", "0.6", "2:4"]
 
 
 def test_what_is_empty_and_usually_is_not_reads_back_so(read: Any):
-    study = Study(models="smollm2", methods=(), evaluate=(), data="full_stops", groups={"only": {"method": "wanda"}})
+    study = Study(
+        models="smollm2",
+        methods=(),
+        evaluate=(),
+        data="full_stops",
+        groups={"only": {"method": "wanda"}},
+    )
     again = read(study.as_yaml())
     assert (again, again.evaluators()) == (study, {})
     assert read("model: smollm2\ndata: full_stops\nevaluate:\n").evaluate == ()
@@ -72,13 +85,31 @@ primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
 """
     first, *others = [read(text.replace("KEY", key)) for key in ("sparsity", "target", "targets")]
     for other in others:
-        assert (other.labels(), other.for_reading(), other.requests()) == (first.labels(), first.for_reading(), first.requests())
+        assert (other.labels(), other.for_reading(), other.requests()) == (
+            first.labels(),
+            first.for_reading(),
+            first.requests(),
+        )
         assert read(other.as_yaml()) == other
-    assert said(read, text.replace("KEY", "target").replace("0.7", "w4g64"))[0][:2] == (7, "groups.more")
+    assert said(read, text.replace("KEY", "target").replace("0.7", "w4g64"))[0][:2] == (
+        7,
+        "groups.more",
+    )
     assert said(read, f"{SMALL}sparsity: 0.5\ntarget: 0.6")[0][:2] == (4, "target")
 
 
-@pytest.mark.parametrize(("written", "meant"), [("0o17", 15), ("0x1f", 31), ("017", 17), ("+3", 3), ("!!int 3", None), ("'3'", None), ("3.0", None)])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("0o17", 15),
+        ("0x1f", 31),
+        ("017", 17),
+        ("+3", 3),
+        ("!!int 3", None),
+        ("'3'", None),
+        ("3.0", None),
+    ],
+)
 def test_whole_numbers(read: Any, written: str, meant: int | None):
     if meant is None:
         assert said(read, f"{SMALL}samples: {written}")[0][:2] == (3, "samples")
@@ -121,7 +152,9 @@ groups:
         (9, "evaluate[1]"),
         (11, "groups.a.seeds"),
     ]
-    for (_, _, message), guess in zip(found, ("'gsm8k'", "'cot'", "'wanda'", "0.5", "'seed'"), strict=False):
+    for (_, _, message), guess in zip(
+        found, ("'gsm8k'", "'cot'", "'wanda'", "0.5", "'seed'"), strict=False
+    ):
         assert guess in message
 
 
@@ -147,7 +180,9 @@ groups:
     ],
 )
 def test_what_is_no_study_file(read: Any, text: str | bytes, line: int, given: str):
-    assert any(found_line == line and given in found for found_line, _, found in said(read, text)), said(read, text)
+    assert any(
+        found_line == line and given in found for found_line, _, found in said(read, text)
+    ), said(read, text)
 
 
 @pytest.mark.parametrize("name", ["gone.yaml", ".", "pipe.yaml"])
@@ -159,38 +194,74 @@ def test_files_that_cant_be_read(tmp_path: Path, name: str):
 
 
 def test_a_part_that_is_repeated_stands_where_it_is_used(read: Any):
-    study = read("model: smollm2\ndata: &sets [random_tokens, full_stops]\npools: {controls: *sets}\n")
+    study = read(
+        "model: smollm2\ndata: &sets [random_tokens, full_stops]\npools: {controls: *sets}\n"
+    )
     assert study.pools == {"controls": ("random_tokens", "full_stops")}
-    assert said(read, "model: smollm2\ndata: &sets [random_tokens, fullstops]\npools:\n  controls: *sets\n")[-1][:2] == (4, "pools.controls[1]")
+    assert said(
+        read, "model: smollm2\ndata: &sets [random_tokens, fullstops]\npools:\n  controls: *sets\n"
+    )[-1][:2] == (4, "pools.controls[1]")
 
 
 @pytest.mark.parametrize(
-    "text", ["model: [smollm2]\ndata: [random_tokens]", "models: smollm2\ndata: random_tokens\n", "\ufeffmodel: smollm2\r\ndata: random_tokens\r\n"]
+    "text",
+    [
+        "model: [smollm2]\ndata: [random_tokens]",
+        "models: smollm2\ndata: random_tokens\n",
+        "\ufeffmodel: smollm2\r\ndata: random_tokens\r\n",
+    ],
 )
 def test_plurals_a_byte_order_mark_and_windows_line_ends_are_understood(read: Any, text: str):
     assert read(text) == Study("smollm2", "random_tokens")
 
 
-names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cn", "Co", "Cf"]), min_size=1, max_size=8)
-SETS = ["random_tokens", "full_stops", "python_docs@crop", "arithmetic:icl", "0.5*python_docs + 0.5*arithmetic"]
+names = st.text(
+    st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cn", "Co", "Cf"]),
+    min_size=1,
+    max_size=8,
+)
+SETS = [
+    "random_tokens",
+    "full_stops",
+    "python_docs@crop",
+    "arithmetic:icl",
+    "0.5*python_docs + 0.5*arithmetic",
+]
 AXES = {"seeds": st.just((0, 3)), "propagate": st.just("reference"), "method": st.just("wanda")}
 
 
 @st.composite
 def studies(draw: st.DrawFn) -> dict[str, Any]:
     data = draw(st.lists(st.sampled_from(SETS), min_size=2, max_size=4, unique=True))
-    sparsities = draw(st.lists(st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True))
+    sparsities = draw(
+        st.lists(
+            st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True
+        )
+    )
     exclude = [{"data": data[0], "sparsity": (sparsities[0],)}] if len(sparsities) > 1 else []
-    primary: list[dict[str, Any]] = [{"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}]
+    primary: list[dict[str, Any]] = [
+        {"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}
+    ]
     return {
-        "models": draw(st.lists(st.text(min_size=1, max_size=12).filter(str.strip), min_size=1, max_size=2, unique=True)),
+        "models": draw(
+            st.lists(
+                st.text(min_size=1, max_size=12).filter(str.strip),
+                min_size=1,
+                max_size=2,
+                unique=True,
+            )
+        ),
         "data": data,
         "sparsities": sparsities,
-        "methods": draw(st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])),
+        "methods": draw(
+            st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])
+        ),
         "evaluate": ["loss(source='arithmetic')", "loss(source='python_docs', tokens=10)"],
         "tokens": draw(st.none() | st.integers(1, 9000)),
         "baseline": draw(st.none() | st.sampled_from(data)),
-        "groups": draw(st.dictionaries(names, st.fixed_dictionaries({}, optional=AXES), max_size=2)),
+        "groups": draw(
+            st.dictionaries(names, st.fixed_dictionaries({}, optional=AXES), max_size=2)
+        ),
         "pools": draw(st.sampled_from([{}, {"my pöol \U0001f600": tuple(data[:2])}])),
         "primary": draw(st.sampled_from([[], primary])),
         "exclude": draw(st.sampled_from([[], exclude])),
@@ -202,7 +273,9 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(studies())
-def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]):
+def test_what_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]
+):
     path = tmp_path_factory.getbasetemp() / "round.yaml"
     study = Study(**asked)
     path.write_bytes(study.as_yaml().encode("utf-8", "surrogatepass"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.study import read_study
+from calibrant.lab.study import read_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 OURS = [path for path in STUDIES.rglob("*.yaml") if path.name != "study.yaml"]

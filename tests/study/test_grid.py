@@ -1,16 +1,22 @@
-"""The grid: the union of its groups without what is excluded, in order; what is compared in it; and every mistake at once."""
+"""The grid: the union of its groups without what is excluded, in order; what is compared in it;
+and every mistake at once.
+"""
 
 from typing import Any
 
 import pytest
 
 from calibrant.errors import StudyError
-from calibrant.study import Study
-from calibrant.study.checking import Mistakes
-from calibrant.study.study import read
+from calibrant.lab.study import Study
+from calibrant.lab.study.checking import Mistakes
+from calibrant.lab.study.study import read
 
 STOPS = {"compare": "full_stops", "with": "random_tokens"}
-LOSSES = ("loss(source='python_docs', tokens=10)", "loss(source='arithmetic')", "loss(source='arithmetic', length=64)")
+LOSSES = (
+    "loss(source='python_docs', tokens=10)",
+    "loss(source='arithmetic')",
+    "loss(source='arithmetic', length=64)",
+)
 
 
 GIVEN: dict[str, Any] = {
@@ -28,7 +34,9 @@ def asked(**changes: Any) -> Study:
 
 
 def problems(**changes: Any) -> list[tuple[str, str]]:
-    """What is wrong with a study, given as a file would give it: also what Python's types forbid."""
+    """What is wrong with a study, given as a file would give it: also what Python's types
+    forbid.
+    """
     mistakes = Mistakes()
     read({**GIVEN, **changes}, mistakes)
     assert {p.line for p in mistakes.problems()} == {0}
@@ -53,33 +61,79 @@ def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
 
 
 def test_a_group_may_ask_for_another_propagation():
-    study = asked(groups={"own": {}, "parity": {"data": "random_tokens", "method": ["wanda", "magnitude"], "propagate": "reference"}})
-    seen = {(q.cell.method, q.cell.propagate, q.recipe.propagate) for q in study.requests() if q.calibration}
-    assert seen == {("wanda", "dense", "dense"), ("sparsegpt", "arrival", "arrival"), ("wanda", "reference", "reference")}
-    assert sum(labels.method == "magnitude" for labels in study.labels()) == 2  # it looks at nothing, whatever the propagation
+    study = asked(
+        groups={
+            "own": {},
+            "parity": {
+                "data": "random_tokens",
+                "method": ["wanda", "magnitude"],
+                "propagate": "reference",
+            },
+        }
+    )
+    seen = {
+        (q.cell.method, q.cell.propagate, q.recipe.propagate)
+        for q in study.requests()
+        if q.calibration
+    }
+    assert seen == {
+        ("wanda", "dense", "dense"),
+        ("sparsegpt", "arrival", "arrival"),
+        ("wanda", "reference", "reference"),
+    }
+    assert (
+        sum(labels.method == "magnitude" for labels in study.labels()) == 2
+    )  # it looks at nothing, whatever the propagation
 
 
 def test_an_axis_that_every_group_gives_need_not_stand_above_them():
     study = asked(data=(), groups={"a": {"data": "random_tokens"}, "b": {"sets": ["full_stops"]}})
-    assert [c[0] for c in of(study) if c[1:3] == (0, "wanda") and c[3] == "0.5"] == ["random_tokens", "full_stops"]
+    assert [c[0] for c in of(study) if c[1:3] == (0, "wanda") and c[3] == "0.5"] == [
+        "random_tokens",
+        "full_stops",
+    ]
     assert "data:" not in study.as_yaml().partition("groups")[0]
-    assert [where for where, _ in problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}})] == ["data"]
+    assert [
+        where for where, _ in problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}})
+    ] == ["data"]
 
 
 def test_where_nothing_looks_at_data_none_is_needed():
     assert of(asked(data=[], methods="none", models=["one", "two"])) == [("", 0, "none", "0.0")] * 2
-    assert of(asked(data=[], methods="magnitude", sparsities=0.5)) == [("", 0, "none", "0.0"), ("", 0, "magnitude", "0.5")]
-    looking = ({"methods": ["none", "wanda"]}, {"methods": "magnitude", "allocation": "owl"}, {"groups": {"a": {"method": "sparsegpt"}}})
+    assert of(asked(data=[], methods="magnitude", sparsities=0.5)) == [
+        ("", 0, "none", "0.0"),
+        ("", 0, "magnitude", "0.5"),
+    ]
+    looking = (
+        {"methods": ["none", "wanda"]},
+        {"methods": "magnitude", "allocation": "owl"},
+        {"groups": {"a": {"method": "sparsegpt"}}},
+    )
     for changes in looking:
-        assert [where for where, _ in problems(**{"data": (), "methods": "magnitude", **changes})] == ["data"]
+        assert [
+            where for where, _ in problems(**{"data": (), "methods": "magnitude", **changes})
+        ] == ["data"]
 
 
 def test_cells_that_match_every_key_are_left_out():
-    left = of(asked(exclude=[{"method": "sparsegpt", "sparsity": "2:4"}, {"data": ["full_stops", "random_tokens"], "seed": 1}]))
+    left = of(
+        asked(
+            exclude=[
+                {"method": "sparsegpt", "sparsity": "2:4"},
+                {"data": ["full_stops", "random_tokens"], "seed": 1},
+            ]
+        )
+    )
     whole = of(asked())
-    gone = [c for c in whole if c[2:] == ("sparsegpt", "2:4") or (c[0] in ("full_stops", "random_tokens") and c[1] == 1)]
+    gone = [
+        c
+        for c in whole
+        if c[2:] == ("sparsegpt", "2:4") or (c[0] in ("full_stops", "random_tokens") and c[1] == 1)
+    ]
     assert left == [c for c in whole if c not in gone]
-    assert ("", 0, "magnitude", "2:4") not in of(asked(exclude=[{"method": "magnitude", "sparsity": "2:4"}]))
+    assert ("", 0, "magnitude", "2:4") not in of(
+        asked(exclude=[{"method": "magnitude", "sparsity": "2:4"}])
+    )
 
 
 def test_what_readers_need_is_in_canonical_texts():
@@ -93,7 +147,10 @@ def test_what_readers_need_is_in_canonical_texts():
     )  # fmt: skip
     assert study.for_reading() == {
         "baseline": "full_stops",
-        "pools": {"both": ["arithmetic:icl", "arithmetic:cot"], "controls": ["random_tokens", "full_stops"]},
+        "pools": {
+            "both": ["arithmetic:icl", "arithmetic:cot"],
+            "controls": ["random_tokens", "full_stops"],
+        },
         "primary": [
             {"name": "content", "compare": "both", "with": "controls"},
             {
@@ -151,7 +208,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "where", "given"), WRONG, ids=range(len(WRONG)))
-def test_mistakes_are_told_by_their_places_and_what_stands_there(changes: dict[str, Any], where: str, given: str):
+def test_mistakes_are_told_by_their_places_and_what_stands_there(
+    changes: dict[str, Any], where: str, given: str
+):
     found = problems(**changes)
     places = {where, where.removesuffix("[0]")}
     assert any(place in places and given in said for place, said in found), found
@@ -176,18 +235,33 @@ def test_two_words_for_one_list_are_both_named():
 def test_a_target_that_a_method_does_not_accept_is_refused():
     found = problems(methods=["wanda", "rtn"], sparsities=[0.5, "w4g64"])
     assert [where for where, _ in found] == ["sparsity", "sparsity"]
-    assert [said.partition(":")[0] for _, said in found] == ["rtn can't be asked for 0.5", "wanda can't be asked for w4g64"]
-    ((where, message),) = problems(groups={"fine": {"method": "wanda", "sparsity": 0.5}, "wrong": {"method": "rtn", "sparsity": [0.3, "w8"]}})
+    assert [said.partition(":")[0] for _, said in found] == [
+        "rtn can't be asked for 0.5",
+        "wanda can't be asked for w4g64",
+    ]
+    ((where, message),) = problems(
+        groups={
+            "fine": {"method": "wanda", "sparsity": 0.5},
+            "wrong": {"method": "rtn", "sparsity": [0.3, "w8"]},
+        }
+    )
     assert where == "groups.wrong"
     assert "0.3" in message
 
 
 def test_methods_that_remove_and_round_stand_in_groups_or_are_taken_apart_by_exclude():
     pairs = {("wanda", "0.5"), ("wanda", "2:4"), ("rtn", "w4g64")}
-    grouped = asked(groups={"removed": {"method": "wanda"}, "rounded": {"method": "rtn", "sparsity": "w4g64"}})
-    left_out = [{"method": "rtn", "sparsity": [0.5, "2:4"]}, {"method": "wanda", "sparsity": "w4g64"}]
+    grouped = asked(
+        groups={"removed": {"method": "wanda"}, "rounded": {"method": "rtn", "sparsity": "w4g64"}}
+    )
+    left_out = [
+        {"method": "rtn", "sparsity": [0.5, "2:4"]},
+        {"method": "wanda", "sparsity": "w4g64"},
+    ]
     excluded = asked(methods=["wanda", "rtn"], sparsities=[0.5, "2:4", "w4g64"], exclude=left_out)
     for study in (grouped, excluded):
         assert {(of.method, of.target) for of in study.labels() if of.method != "none"} == pairs
-        assert [(of.data, of.seed, of.propagate) for of in study.labels() if of.method == "rtn"] == [("", 0, "")], "one run for all data"
+        assert [
+            (of.data, of.seed, of.propagate) for of in study.labels() if of.method == "rtn"
+        ] == [("", 0, "")], "one run for all data"
         assert {str(q.recipe.target) for q in study.requests()} == {"0.0", "0.5", "2:4", "w4g64"}

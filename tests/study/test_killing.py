@@ -1,4 +1,6 @@
-"""Nothing is lost: a study that is killed, that fills its disk, or that two processes work on at once, ends as if nothing had happened."""
+"""Nothing is lost: a study that is killed, that fills its disk, or that two processes work on at
+once, ends as if nothing had happened.
+"""
 
 import functools
 import os
@@ -16,11 +18,23 @@ from typing import Any, ClassVar
 import pytest
 
 from calibrant.cli import main
-from calibrant.store import Store, StoreProblem, is_store, verify
-from calibrant.store.verifying import LEFTOVER
+from calibrant.results import Store, StoreProblem, is_store, verify
+from calibrant.results.verifying import LEFTOVER
 
-from tests.store.test_full_disk import left_with, on_a_disk_of_its_own
-from tests.study.small import RUNS, Logged, asked, claims, ended, finished, forked, journals, results, tables, written
+from tests.results.test_full_disk import left_with, on_a_disk_of_its_own
+from tests.study.small import (
+    RUNS,
+    Logged,
+    asked,
+    claims,
+    ended,
+    finished,
+    forked,
+    journals,
+    results,
+    tables,
+    written,
+)
 
 KILLS = 4
 """How often a study is killed before it may end."""
@@ -31,8 +45,10 @@ STEPS = 40
 
 
 class Moments:
-    """The moments at which something becomes durable or visible, of which the `at`-th is deadly: a process is killed there or, `after` so many
-    seconds, wherever it is then. What kind of moment that was goes into a file."""
+    """The moments at which something becomes durable or visible, of which the `at`-th is deadly:
+    a process is killed there or, `after` so many seconds, wherever it is then. What kind of
+    moment that was goes into a file.
+    """
 
     def __init__(self, at: int | None, told: Path, after: float = 0.0) -> None:
         self.passed, self._at, self._told, self._after = 0, at, told, after
@@ -59,7 +75,9 @@ class Moments:
 
 
 class Watched(sqlite3.Connection):
-    """A connection at whose transactions moments come: before each statement, within it, and behind the last one."""
+    """A connection at whose transactions moments come: before each statement, within it, and
+    behind the last one.
+    """
 
     moments: ClassVar[Moments]
 
@@ -86,8 +104,16 @@ class Watched(sqlite3.Connection):
         return 0
 
 
-def dying(act: Callable[[], object], at: int | None, told: Path, after: float = 0.0, transactions: bool = True) -> None:
-    """Do something and die at a moment; without one, write how many came into the file `told`. Those of `transactions` may be left out."""
+def dying(
+    act: Callable[[], object],
+    at: int | None,
+    told: Path,
+    after: float = 0.0,
+    transactions: bool = True,
+) -> None:
+    """Do something and die at a moment; without one, write how many came into the file `told`.
+    Those of `transactions` may be left out.
+    """
     moments = Moments(at, told, after)
     for name in ("fsync", "rename", "replace", "mkdir", "unlink"):
         setattr(os, name, moments.before(getattr(os, name)))
@@ -102,10 +128,14 @@ def dying(act: Callable[[], object], at: int | None, told: Path, after: float = 
 
 @pytest.fixture(scope="module")
 def moments(given: dict[str, str], whole: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """The number of moments of a study that nothing interrupts; what is loaded and compiled at first use is so in this process, by then."""
+    """The number of moments of a study that nothing interrupts; what is loaded and compiled at
+    first use is so in this process, by then.
+    """
     folder = tmp_path_factory.mktemp("counted")
     run = functools.partial(asked(given).run, folder / "store")
-    assert ended(forked(lambda: dying(run, None, folder / "count"), folder / "said")) == 0, (folder / "said").read_text()
+    assert ended(forked(lambda: dying(run, None, folder / "count"), folder / "said")) == 0, (
+        folder / "said"
+    ).read_text()
     return int((folder / "count").read_text())
 
 
@@ -122,7 +152,9 @@ class Interrupted:
         return self.folder / "store"
 
     def once(self, at: int | None, after: float = 0.0) -> str:
-        """Let it go on until it is killed, or to its end, and return at what kind of moment that was."""
+        """Let it go on until it is killed, or to its end, and return at what kind of moment that
+        was.
+        """
         before = written(self.store)
         never = finished(self.store)
         begun = len(self.log())
@@ -130,7 +162,9 @@ class Interrupted:
         now = written(self.store)
         assert now.items() >= before.items(), "what was there stays as it was"
         done = self.log()
-        assert {name for what, name in done if what == "keep"} <= now.keys(), "what was kept is there"
+        assert {name for what, name in done if what == "keep"} <= now.keys(), (
+            "what was kept is there"
+        )
         again = {name for what, name in done[begun:] if what != "keep"}
         assert not again & never, "what was finished isn't computed again"
         if is_store(self.store):
@@ -151,7 +185,8 @@ class Interrupted:
         """Kill it so many times, half of them by a timer, and count the kinds of moments."""
         kinds = Counter[str]()
         for _ in range(kills):
-            # All kills together come before as many moments as the whole takes, so that each comes in the middle.
+            # All kills together come before as many moments as the whole takes, so that each comes
+            # in the middle.
             at = generator.randint(1, total // (kills + 1))
             after = generator.choice((0.0, generator.uniform(LATEST / 100, LATEST)))
             kind = self.once(at, after)
@@ -160,9 +195,13 @@ class Interrupted:
 
 
 def harmful(store: Path) -> list[StoreProblem]:
-    """What is wrong with a store, but for what a study that isn't finished lacks, and leftovers that it clears away."""
+    """What is wrong with a store, but for what a study that isn't finished lacks, and leftovers
+    that it clears away.
+    """
     found = verify(store)
-    return [problem for problem in found if problem.where != "the grid" and problem.remedy != LEFTOVER]
+    return [
+        problem for problem in found if problem.where != "the grid" and problem.remedy != LEFTOVER
+    ]
 
 
 def ends_the_same(study: Interrupted, whole: Path) -> None:
@@ -174,7 +213,13 @@ def ends_the_same(study: Interrupted, whole: Path) -> None:
     assert journals(study.store) == []
 
 
-def test_killed_at_random_moments_it_ends_the_same(given: dict[str, str], whole: Path, moments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_killed_at_random_moments_it_ends_the_same(
+    given: dict[str, str],
+    whole: Path,
+    moments: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
     run = functools.partial(asked(given).run, tmp_path / "store")
     study = Interrupted(run, tmp_path, Logged(tmp_path / "log", monkeypatch))
     kinds = study.often(KILLS, moments, random.Random(0))
@@ -184,7 +229,11 @@ def test_killed_at_random_moments_it_ends_the_same(given: dict[str, str], whole:
 
 @pytest.mark.slow
 def test_killed_at_two_hundred_moments_it_ends_the_same(
-    given: dict[str, str], whole: Path, moments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str],
+    whole: Path,
+    moments: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     kinds = Counter[str]()
     for chain in range(25):
@@ -195,7 +244,9 @@ def test_killed_at_two_hundred_moments_it_ends_the_same(
             study = Interrupted(run, folder, Logged(folder / "log", patch))
             kinds += study.often(8, moments, random.Random(f"chain {chain}"))
             ends_the_same(study, whole)
-    sys.stdout.write(f"{kinds.total()} kills; a study that nothing interrupts has {moments} moments: {dict(kinds)}\n")
+    sys.stdout.write(
+        f"{kinds.total()} kills; a study that nothing interrupts has {moments} moments: {dict(kinds)}\n"
+    )
     assert kinds.total() == 200
     assert {"within a statement", "before COMMIT", "after before COMMIT"} <= set(kinds)
 
@@ -209,17 +260,26 @@ def test_several_processes_on_one_store_share_the_work(
     assert {ended(number) for number in numbers} == {0}, (tmp_path / "said").read_text()
     done = Counter(log())
     assert set(done.values()) == {1}
-    assert Counter(what for what, _ in done) == {"compress": RUNS, "measure": 2 * RUNS, "keep": 3 * RUNS}
+    assert Counter(what for what, _ in done) == {
+        "compress": RUNS,
+        "measure": 2 * RUNS,
+        "keep": 3 * RUNS,
+    }
     assert results(store) == results(whole)
     assert tables(store) == tables(whole)
     assert claims(store) == []
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_its_requests_to_the_other(given: dict[str, str], whole: Path, moments: int, tmp_path: Path):
+def test_a_killed_process_leaves_its_requests_to_the_other(
+    given: dict[str, str], whole: Path, moments: int, tmp_path: Path
+):
     store, said = tmp_path / "store", tmp_path / "said"
     run = functools.partial(asked(given).run, store)
-    first, second = (forked(functools.partial(dying, run, at, tmp_path / "told"), said) for at in (moments // 10, None))
+    first, second = (
+        forked(functools.partial(dying, run, at, tmp_path / "told"), said)
+        for at in (moments // 10, None)
+    )
     assert ended(first) == -signal.SIGKILL
     assert ended(second) == 0, said.read_text()
     assert results(store) == results(whole)
@@ -255,7 +315,9 @@ def fills_up(disk: Path, folder: Path) -> None:
         assert (codes[-1], "the disk is full" in error) == (2, True), said.read_text()
         if is_store(store):
             assert harmful(store) == []
-            assert not Store(store, create=False).failures(), "a full disk is no failure of the question's"
+            assert not Store(store, create=False).failures(), (
+                "a full disk is no failure of the question's"
+            )
     (disk / "filler").unlink()
     assert codes.count(2) >= 3, codes
     assert command(file, store, said) == 0, said.read_text()

@@ -1,4 +1,6 @@
-"""Objects stand where names do: in calibration sets, in the whole jobs, and in studies, with workers too."""
+"""Objects stand where names do: in calibration sets, in the whole jobs, and in studies, with
+workers too.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,18 +13,18 @@ from calibrant import CalibrationSet, Study, prune
 from calibrant.allocations import allocations
 from calibrant.allocations.least_error import LeastError
 from calibrant.data import parse_source
+from calibrant.data.inspect import inspect, survey
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators.loss import Loss
-from calibrant.inspection import inspect, survey
+from calibrant.lab.report import report
+from calibrant.lab.study import plan, read_study
+from calibrant.lab.study.sending import packed, unpacked
 from calibrant.methods import MatrixMethod, methods
-from calibrant.methods.wanda import Wanda
-from calibrant.registry import Registry
-from calibrant.report import report
+from calibrant.methods.pruning.wanda import Wanda
+from calibrant.results import Store
 from calibrant.spec import canonical, identity, reads_back
-from calibrant.store import Store
-from calibrant.study import plan, read_study
-from calibrant.study.sending import packed, unpacked
+from calibrant.spec.registry import Registry
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_tokenizer
 from calibrant.transforms import transforms
@@ -40,15 +42,29 @@ def test_a_calibration_set_of_a_source_reads_back_from_its_text():
     assert own.parts[0].source == Counting(first=7)
     mixed = CalibrationSet("0.5*Counting(first=7) + 0.5*random_tokens", **BUDGET)
     assert [str(part.source) for part in mixed.parts] == ["Counting(first=7)", "random_tokens"]
-    assert own.tokens(tiny_tokenizer()).fingerprint == CalibrationSet(str(own), **BUDGET).tokens(tiny_tokenizer()).fingerprint
-    assert CalibrationSet(parse_source("cluster(source='c4')")).expr == CalibrationSet("cluster(source='c4')").expr
+    assert (
+        own.tokens(tiny_tokenizer()).fingerprint
+        == CalibrationSet(str(own), **BUDGET).tokens(tiny_tokenizer()).fingerprint
+    )
+    assert (
+        CalibrationSet(parse_source("cluster(source='c4')")).expr
+        == CalibrationSet("cluster(source='c4')").expr
+    )
 
 
 def test_the_whole_jobs_take_objects(tmp_path: Path):
     model = str(tiny_folder(tmp_path / "tiny", num_hidden_layers=2))
     done = prune(model, Counting(), Leading(scale=0.5), 0.5, **BUDGET)
-    assert done.record.run.method == {"spec": "Leading", "class": "tests.study.own:Leading", "revision": 1, "scale": 0.5}
-    assert done.record.run.id == prune(model, CalibrationSet(Counting(), **BUDGET), Leading(scale=0.5), 0.5).record.run.id
+    assert done.record.run.method == {
+        "spec": "Leading",
+        "class": "tests.study.own:Leading",
+        "revision": 1,
+        "scale": 0.5,
+    }
+    assert (
+        done.record.run.id
+        == prune(model, CalibrationSet(Counting(), **BUDGET), Leading(scale=0.5), 0.5).record.run.id
+    )
     assert done.record.run.id != prune(model, Counting(), "wanda", 0.5, **BUDGET).record.run.id
     (measured,) = evaluate(model, [OwnLoss("python_docs", tokens=200, length=64)])
     assert measured.score.value > 0
@@ -72,13 +88,23 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert of_objects.data == ("random_tokens", "Counting")
     assert of_objects.evaluators()[str(loss)] == loss
     measures = list(of_objects.evaluators())
-    assert of_objects == asked(given, data=["random_tokens", "Counting"], methods=["wanda", "Leading"], sparsities="0.5", evaluate=measures)
+    assert of_objects == asked(
+        given,
+        data=["random_tokens", "Counting"],
+        methods=["wanda", "Leading"],
+        sparsities="0.5",
+        evaluate=measures,
+    )
     one, two = tmp_path / "one", tmp_path / "two"
     assert of_objects.run(one).failures == {}
     assert worked(of_objects, two).failures == {}
     assert results(one) == results(two)
     (ranking,) = report(one).comparison.rankings
-    assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
+    assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {
+        "random_tokens",
+        "Counting",
+        "Leading",
+    }
     forms = [record.run.method for record in Store(one, create=False).records()]
     assert "tests.study.own:Leading" in [form.get("class") for form in forms]
 
@@ -135,7 +161,9 @@ def test_mistakes_in_objects_are_told_with_all_others():
     assert places == ["data[0]", "data[1]", "method[0]", "method[2]"]
 
 
-@pytest.mark.parametrize("registry", [methods, allocations, transforms, evaluators], ids=lambda registry: registry.noun)
+@pytest.mark.parametrize(
+    "registry", [methods, allocations, transforms, evaluators], ids=lambda registry: registry.noun
+)
 def test_what_reads_back_is_told_without_building_it(registry: Registry):
     """And it is told of nothing that would be another object."""
     told = 0
@@ -148,7 +176,12 @@ def test_what_reads_back_is_told_without_building_it(registry: Registry):
         again = registry.build(str(thing))
         assert not reads_back(thing) or identity(again) == identity(thing)
     assert told > 0
-    others = (Leading(scale=1), Leading(scale=math.nan), LeastError(method=Wanda()), CalibrationSet("c4").parts[0].source)
+    others = (
+        Leading(scale=1),
+        Leading(scale=math.nan),
+        LeastError(method=Wanda()),
+        CalibrationSet("c4").parts[0].source,
+    )
     assert [reads_back(thing) for thing in others] == [False, False, False, True]
 
 

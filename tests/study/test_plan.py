@@ -1,4 +1,6 @@
-"""The plan: counts by hand, what the store has, what can't be known, and that nothing is written or asked of the internet."""
+"""The plan: counts by hand, what the store has, what can't be known, and that nothing is written
+or asked of the internet.
+"""
 
 import importlib
 import json
@@ -18,10 +20,18 @@ from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators.agreement import Agreement
+from calibrant.lab.study import Study, plan
+from calibrant.lab.study.supply import Supply, supply_of
+from calibrant.lab.study.timing import (
+    Timings,
+    Unfinished,
+    _Pieces,
+    duration,
+    kinds,
+    measure_pieces,
+    passes,
+)
 from calibrant.models import located, open_model, view
-from calibrant.study import Study, plan
-from calibrant.study.supply import Supply, supply_of
-from calibrant.study.timing import Timings, Unfinished, _Pieces, duration, kinds, measure_pieces, passes
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
@@ -55,24 +65,54 @@ def test_a_study_without_data_lacks_no_tokenizer(model: str, tmp_path: Path):
     assert found.unknown == ()
 
 
-def test_a_method_that_looks_at_no_data_has_no_propagation_whatever_its_allocation(model: str, tmp_path: Path):
-    found = plan(asked(model, methods=["magnitude", "wanda"], allocation="owl", sparsities=[0.5]), tmp_path / "out", probed=False)
+def test_a_method_that_looks_at_no_data_has_no_propagation_whatever_its_allocation(
+    model: str, tmp_path: Path
+):
+    found = plan(
+        asked(model, methods=["magnitude", "wanda"], allocation="owl", sparsities=[0.5]),
+        tmp_path / "out",
+        probed=False,
+    )
     assert [method for method, *_ in found.methods] == ["wanda"]
 
 
-def test_counts_without_opening_anything(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(importlib.import_module("calibrant.study.plan"), "open_model", None)
+def test_counts_without_opening_anything(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.import_module("calibrant.lab.study.plan"), "open_model", None)
     found = plan(asked(model), tmp_path / "out", probed=False)
     runs = 1 + 2 + 2 * 2 * 2 * 2
-    assert (found.runs.asked, found.runs.left, found.measurements.asked, found.measurements.left) == (runs, runs, 2 * runs, 2 * runs)
-    assert found.shared == {"drawn": 4, "looking": 16, "passes": 4, "from_passes": 8, "baselines": 3}
+    assert (
+        found.runs.asked,
+        found.runs.left,
+        found.measurements.asked,
+        found.measurements.left,
+    ) == (runs, runs, 2 * runs, 2 * runs)
+    assert found.shared == {
+        "drawn": 4,
+        "looking": 16,
+        "passes": 4,
+        "from_passes": 8,
+        "baselines": 3,
+    }
     assert [m[:2] for m in found.methods] == [("wanda", "dense"), ("sparsegpt", "arrival")]
     assert (found.seconds, len(found.unknown)) == (None, 1)
     assert list(tmp_path.iterdir()) == []
 
-    study = asked(model, groups={"first": {"method": "wanda", "sparsity": 0.5, "seeds": [0]}, "later": {"method": "sparsegpt"}})
+    study = asked(
+        model,
+        groups={
+            "first": {"method": "wanda", "sparsity": 0.5, "seeds": [0]},
+            "later": {"method": "sparsegpt"},
+        },
+    )
     found = plan(study, tmp_path / "out", probed=False, groups=["first"])
-    assert (found.runs.asked, found.draws, found.targets, [m[0] for m in found.methods]) == (1 + 2, (0,), ("0.5",), ["wanda"])
+    assert (found.runs.asked, found.draws, found.targets, [m[0] for m in found.methods]) == (
+        1 + 2,
+        (0,),
+        ("0.5",),
+        ["wanda"],
+    )
     assert plan(study, tmp_path / "out", probed=False).runs.asked == 1 + 2 + 8
 
 
@@ -87,7 +127,10 @@ def test_a_whole_plan_of_a_model_that_is_here(model: str, tmp_path: Path):
     assert set(told.seconds) == {"open", "tokenize", "forward", "compress", "measure"}
     assert all(seconds > 0 for seconds in told.seconds.values())
     assert found.seconds == pytest.approx(sum(told.seconds.values()))
-    assert [(s.data, s.lasts, s.exact) for s in found.supplies] == [("python_docs", True, True), ("random_tokens", True, True)]
+    assert [(s.data, s.lasts, s.exact) for s in found.supplies] == [
+        ("python_docs", True, True),
+        ("random_tokens", True, True),
+    ]
     assert (found.unknown, found.warnings, list(tmp_path.iterdir())) == ((), (), [])
     assert json.loads(json.dumps(found.to_json()))["runs"] == {"asked": 19, "done": 0, "left": 19}
 
@@ -101,8 +144,15 @@ def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
     assert (found.runs.asked, found.runs.done, found.measurements.done) == (3, 2, 2)
     assert plan(less, tmp_path / "out", probed=False).runs.left == 0
     for changed in ({"samples": 5}, {"length": 32}, {"tokens": 100}, {"dtype": "float64"}):
-        assert plan(replace(study, **changed), tmp_path / "out", probed=False).runs.done == (0 if "dtype" in changed else 1), changed
-    assert plan(replace(study, methods=["wanda"], propagate="reference"), tmp_path / "out", probed=False).runs.done == 1
+        assert plan(replace(study, **changed), tmp_path / "out", probed=False).runs.done == (
+            0 if "dtype" in changed else 1
+        ), changed
+    assert (
+        plan(
+            replace(study, methods=["wanda"], propagate="reference"), tmp_path / "out", probed=False
+        ).runs.done
+        == 1
+    )
     assert results(tmp_path / "out") == before
     assert sum(plan(less, tmp_path / "out").models[0].seconds.values()) == 0
 
@@ -115,7 +165,10 @@ def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
 
 
 def test_what_cant_be_known_here(model: str, tmp_path: Path):
-    found = plan(asked(model, models=["nobody/nothing"], data=["c4", "random_tokens"], seeds=[0]), tmp_path / "out")
+    found = plan(
+        asked(model, models=["nobody/nothing"], data=["c4", "random_tokens"], seeds=[0]),
+        tmp_path / "out",
+    )
     assert found.seconds is None
     assert "'nobody/nothing'" in found.unknown[0]
 
@@ -124,21 +177,42 @@ def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str,
     rows = [{"text": f"{i} the cat sat on the mat and saw that it was flat"} for i in range(40)]
     (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
     few = str(tmp_path / "few.jsonl")
-    found = plan(asked(model, data=[few], sparsities=[0.5, "3:5"], methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
+    found = plan(
+        asked(
+            model,
+            data=[few],
+            sparsities=[0.5, "3:5"],
+            methods=["wanda"],
+            seeds=[0, 5],
+            evaluate=[LOSS],
+        ),
+        tmp_path / "out",
+    )
     assert any("few.jsonl" in warning and "6" in warning for warning in found.warnings)
-    assert any("wanda 3:5: model.layers.0.self_attn.q_proj" in warning for warning in found.warnings)
-    much = plan(asked(model, data=[few], samples=400, methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
+    assert any(
+        "wanda 3:5: model.layers.0.self_attn.q_proj" in warning for warning in found.warnings
+    )
+    much = plan(
+        asked(model, data=[few], samples=400, methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]),
+        tmp_path / "out",
+    )
     assert any("few.jsonl" in warning for warning in much.warnings)
 
 
 # The pieces
 
 
-@pytest.mark.parametrize("expression", ["0.7*python_docs + 0.3*arithmetic:icl", pytest.param("python_docs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "expression",
+    ["0.7*python_docs + 0.3*arithmetic:icl", pytest.param("python_docs", marks=pytest.mark.slow)],
+)
 def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
     tokenizer = tiny_tokenizer()
     whole = CalibrationSet(expression, samples=96, length=128)
-    exact, told = supply_of(whole, 9, tokenizer, exact=True), supply_of(whole, 9, tokenizer, exact=False)
+    exact, told = (
+        supply_of(whole, 9, tokenizer, exact=True),
+        supply_of(whole, 9, tokenizer, exact=False),
+    )
     assert exact.held == whole.disjoint_draws(tokenizer, 9)
     assert told.held is not None
     assert min(told.held, 9) == pytest.approx(exact.held, rel=0.35)
@@ -147,14 +221,32 @@ def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
 
 def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
     tokenizer = tiny_tokenizer()
-    assert supply_of(CalibrationSet("full_stops", samples=4, length=32), 9, tokenizer, exact=True).held is None
-    mixed = supply_of(CalibrationSet("mix(a=full_stops, b=python_docs, weight=0.5)", samples=64, length=128), 20, tokenizer, exact=True)
-    assert mixed.held == supply_of(CalibrationSet("python_docs", samples=64, length=128), 20, tokenizer, exact=True).held
+    assert (
+        supply_of(CalibrationSet("full_stops", samples=4, length=32), 9, tokenizer, exact=True).held
+        is None
+    )
+    mixed = supply_of(
+        CalibrationSet("mix(a=full_stops, b=python_docs, weight=0.5)", samples=64, length=128),
+        20,
+        tokenizer,
+        exact=True,
+    )
+    assert (
+        mixed.held
+        == supply_of(
+            CalibrationSet("python_docs", samples=64, length=128), 20, tokenizer, exact=True
+        ).held
+    )
     assert mixed.tokens == 2 * 64 * 128
 
 
 def test_seconds_add_up_by_hand(model: str):
-    study = asked(model, data=["python_docs", "mix(a=python_docs, b=random_tokens, weight=0.5)"], sparsities=[0.5], seeds=[1])
+    study = asked(
+        model,
+        data=["python_docs", "mix(a=python_docs, b=random_tokens, weight=0.5)"],
+        sparsities=[0.5],
+        seeds=[1],
+    )
     norms, gram = (FeatureNorms,), (Gram,)
     timed = Timings(
         model, "", "float32", 3, 21, 12, 7.0,
@@ -174,12 +266,16 @@ def test_seconds_add_up_by_hand(model: str):
     assert found["compress"] == pytest.approx(3 * (2 * 2.0 + 2 * 30.0 + 1.0))
     assert found["measure"] == pytest.approx(len(questions) * 2 * 5.0)
     measured = duration(timed, [Unfinished(q, [LOSS], True) for q in questions], stock)
-    assert measured["compress"] == pytest.approx(3 * 2 * 30.0)  # no mask brings back what sparsegpt made
+    assert measured["compress"] == pytest.approx(
+        3 * 2 * 30.0
+    )  # no mask brings back what sparsegpt made
     assert set(duration(timed, [], stock).values()) == {0}
 
 
 def test_what_allocations_do_first_counts_by_hand(model: str):
-    """`least_error` compresses each matrix to seven steps by a method of its own; `evolved` to five by the study's, walks once, and tries much."""
+    """`least_error` compresses each matrix to seven steps by a method of its own; `evolved` to
+    five by the study's, walks once, and tries much.
+    """
     study = asked(
         model,
         data=["python_docs"],
@@ -197,24 +293,38 @@ def test_what_allocations_do_first_counts_by_hand(model: str):
     )  # fmt: skip
 
     def costs(allocation: str) -> dict[str, float]:
-        mine = [q for q in study.requests() if str(q.recipe.allocation) == allocation and q.calibration]
+        mine = [
+            q for q in study.requests() if str(q.recipe.allocation) == allocation and q.calibration
+        ]
         assert len(mine) == 1
-        return duration(timed, [Unfinished(q, [], False) for q in mine], {"python_docs": Supply("python_docs", 1, None, 100, 3.0)})
+        return duration(
+            timed,
+            [Unfinished(q, [], False) for q in mine],
+            {"python_docs": Supply("python_docs", 1, None, 100, 3.0)},
+        )
 
-    plain, judged, evolved = (costs(name) for name in ("uniform", "least_error(method=sparsegpt)", "evolved"))
+    plain, judged, evolved = (
+        costs(name) for name in ("uniform", "least_error(method=sparsegpt)", "evolved")
+    )
     assert plain["compress"] == pytest.approx(3 * 2.0)
     assert judged["compress"] == pytest.approx(3 * (2.0 + 7 * 30.0))
     assert judged["forward"] > plain["forward"]
     assert evolved["compress"] == pytest.approx(3 * (2.0 + 5 * 2.0))
-    assert evolved["forward"] - plain["forward"] == pytest.approx(3 * 0.01 * (100 + 16 * 40 * 512 + (2 * 40 + 1) * 2048))
+    assert evolved["forward"] - plain["forward"] == pytest.approx(
+        3 * 0.01 * (100 + 16 * 40 * 512 + (2 * 40 + 1) * 2048)
+    )
 
 
-def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_blocks_are_timed(model: str):
+def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_blocks_are_timed(
+    model: str,
+):
     one = {"data": ["random_tokens"], "sparsities": [0.5], "seeds": [0]}
     judging = asked(model, methods=["wanda"], allocation=["least_error(method=sparsegpt)"], **one)
     looking = asked(model, methods=["short_gpt", "greedy(tokens=[32, 64])"], **one)
     requests = [*judging.requests(), *looking.requests()]
-    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, requests, {}, kinds(requests))
+    timings = measure_pieces(
+        open_model(model, "float32", "cpu"), 0.0, requests, {}, kinds(requests)
+    )
     assert timings.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "0.5")}
     assert (Gram,) in timings.forward
     assert timings.forward[(BlockChange,)] > 0
@@ -233,9 +343,13 @@ def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_i
             known.add(self.tokens)
             calls.append(self.tokens)
 
-    monkeypatch.setattr("calibrant.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(
+        "calibrant.lab.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
     pieces = _Pieces()
-    pieces.time_measurement("slow", Slow(source="python_docs", tokens=4096), open_model(model, "float32", "cpu"))
+    pieces.time_measurement(
+        "slow", Slow(source="python_docs", tokens=4096), open_model(model, "float32", "cpu")
+    )
     assert pieces.measure == {"slow": pytest.approx(seconds)}
     assert len(calls) == tried
 
@@ -244,8 +358,12 @@ def test_the_probe_leaves_the_model_as_it_was(model: str):
     opened = open_model(model, "float32", "cpu")
     before = view(opened.model).snapshot()
     study = asked(model)
-    found = measure_pieces(opened, 1.0, study.requests(), study.evaluators(), kinds(study.requests()))
-    assert all(torch.equal(weight.stored, before[weight.name]) for weight in view(opened.model).weights)
+    found = measure_pieces(
+        opened, 1.0, study.requests(), study.evaluators(), kinds(study.requests())
+    )
+    assert all(
+        torch.equal(weight.stored, before[weight.name]) for weight in view(opened.model).weights
+    )
     assert found.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "2:4"), ("magnitude", "0.5")}
     assert found.measure.keys() == study.evaluators().keys()
 
@@ -258,7 +376,10 @@ def test_nothing_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with offline(), pytest.raises(DataError, match="'allenai/c4'"):
         CalibrationSet("mc4", samples=1, length=16).tokens(tiny_tokenizer())
-    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (False, False)
+    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (
+        False,
+        False,
+    )
     with pytest.raises(ModelError) as raised:
         located("nobody/nothing")
     assert raised.value.subject == "nobody/nothing"

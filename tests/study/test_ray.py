@@ -1,4 +1,6 @@
-"""Ray gives what one process gives. Sockets are closed in the tests, so all of it happens in one process of its own, on loopback."""
+"""Ray gives what one process gives. Sockets are closed in the tests, so all of it happens in one
+process of its own, on loopback.
+"""
 
 import json
 import os
@@ -13,10 +15,10 @@ import msgspec
 import pytest
 
 from calibrant.errors import SpecError
-from calibrant.study import ray
-from calibrant.study.desk import RemoteStore
-from calibrant.study.driver import Report
-from calibrant.study.ray import _shares, _variables
+from calibrant.lab.study import ray
+from calibrant.lab.study.desk import RemoteStore
+from calibrant.lab.study.driver import Report
+from calibrant.lab.study.ray import _shares, _variables
 
 from tests.study.small import asked, results
 
@@ -26,8 +28,8 @@ from contextlib import suppress
 import psutil, torch
 torch.set_num_threads(1)
 from calibrant.errors import SpecError
-from calibrant.study import Study
-from calibrant.study import ray as engine
+from calibrant.lab.study import Study
+from calibrant.lab.study import ray as engine
 given, store = json.loads(sys.argv[1]), sys.argv[2]
 study, said, seen, listening = Study(**given), {}, [], set()
 marks = [os.path.join(os.path.dirname(store), name) for name in ("early", "late")]
@@ -72,14 +74,24 @@ print("\\n" + json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def by_ray(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A study by two workers of which two are killed, one of them before it has begun, and what the driver saw."""
+def by_ray(
+    given: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A study by two workers of which two are killed, one of them before it has begun, and what
+    the driver saw.
+    """
     folder = tmp_path_factory.mktemp("ray")
-    study = {k: v for k, v in vars(asked(given)).items() if k in ("models", "data", "methods", "evaluate", "samples", "length", "dtype")}
+    study = {
+        k: v
+        for k, v in vars(asked(given)).items()
+        if k in ("models", "data", "methods", "evaluate", "samples", "length", "dtype")
+    }
     changes = {"HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     words = [sys.executable, "-c", DRIVER, json.dumps(study), str(folder / "store")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | changes
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=folder)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False, cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
 
@@ -95,12 +107,18 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
     assert (said["computed"], said["failures"]) == (8 + 16, {})
     assert len(said["died"]) == 2
     for number in said["killed"]:
-        (died,) = (told for told in said["died"] if told.startswith(f"process {number} on node 127.0.0.1 died ("))
+        (died,) = (
+            told
+            for told in said["died"]
+            if told.startswith(f"process {number} on node 127.0.0.1 died (")
+        )
         assert died.endswith("tried again")
 
 
 @pytest.mark.slow
-def test_nothing_listens_on_the_network_and_nothing_is_left_behind(by_ray: tuple[Path, dict[str, Any]]):
+def test_nothing_listens_on_the_network_and_nothing_is_left_behind(
+    by_ray: tuple[Path, dict[str, Any]],
+):
     folder, said = by_ray
     assert {ip.removeprefix("::ffff:") for ip in said["listening"]} == {"127.0.0.1"}
     assert said["left"] == 0
@@ -110,7 +128,9 @@ def test_nothing_listens_on_the_network_and_nothing_is_left_behind(by_ray: tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
-def test_a_cluster_that_isnt_there_is_said_at_once(by_ray: tuple[Path, dict[str, Any]], address: str):
+def test_a_cluster_that_isnt_there_is_said_at_once(
+    by_ray: tuple[Path, dict[str, Any]], address: str
+):
     assert repr(address) in by_ray[1][address]
 
 
@@ -148,10 +168,14 @@ def cluster(*nodes: dict[str, float]) -> ModuleType:
 
 def test_what_a_worker_takes_of_a_cluster():
     assert _shares(cluster({"CPU": 8.0}, {"CPU": 8.0}), 3, 0.0, "auto") == (5, 5)
-    assert _shares(cluster({"CPU": 4.0}, {"CPU": 4.0}), 1, 0.0, "auto") == (4, 4), "a worker is on one node"
+    assert _shares(cluster({"CPU": 4.0}, {"CPU": 4.0}), 1, 0.0, "auto") == (4, 4), (
+        "a worker is on one node"
+    )
     assert _shares(cluster({"CPU": 2.0}), 8, 0.0, "auto") == (1, 1)
     assert _shares(cluster({"CPU": 4.0}), 3, 0.0, None) == (1, 1), "more than one are whole ones"
-    assert _shares(cluster({"CPU": 2.0}), 4, 0.0, None) == (0.5, 1), "here all workers have a place, be it less than a processor"
+    assert _shares(cluster({"CPU": 2.0}), 4, 0.0, None) == (0.5, 1), (
+        "here all workers have a place, be it less than a processor"
+    )
     assert _shares(cluster({"CPU": 4.0, "GPU": 2.0}), 2, 1.0, "auto") == (2, 2)
 
 
@@ -170,10 +194,23 @@ def test_gpus_of_two_nodes_are_not_one_workers():
             _shares(cluster(*nodes), workers, gpus, "auto")
 
 
-def test_secrets_stay_out_of_what_is_passed_to_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for name, value in {"HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "SOMETHING": "else"}.items():
+def test_secrets_stay_out_of_what_is_passed_to_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name, value in {
+        "HF_TOKEN": "hf_secret",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "SOMETHING": "else",
+    }.items():
         monkeypatch.setenv(name, value)
-    others = {"HF_API_KEY", "CALIBRANT_SECRET", "HF_PASSWORD", "TOKENIZERS_TOKEN", "XDG_RUNTIME_DIR"}
+    others = {
+        "HF_API_KEY",
+        "CALIBRANT_SECRET",
+        "HF_PASSWORD",
+        "TOKENIZERS_TOKEN",
+        "XDG_RUNTIME_DIR",
+    }
     for name in others:
         monkeypatch.setenv(name, "other")
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
@@ -181,4 +218,8 @@ def test_secrets_stay_out_of_what_is_passed_to_workers(monkeypatch: pytest.Monke
     assert not passed.keys() & others
     assert passed.keys() & {"HF_TOKEN", "SOMETHING", "PYTHONPATH"} == set()
     assert passed["OMP_NUM_THREADS"] == "3"
-    assert (passed["HF_HUB_OFFLINE"], passed["TOKENIZERS_PARALLELISM"], passed["CALIBRANT_DATA"]) == ("1", "false", str(tmp_path))
+    assert (
+        passed["HF_HUB_OFFLINE"],
+        passed["TOKENIZERS_PARALLELISM"],
+        passed["CALIBRANT_DATA"],
+    ) == ("1", "false", str(tmp_path))

@@ -12,9 +12,9 @@ from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import evaluators
+from calibrant.lab.study.request import RunRequest, Workload
+from calibrant.lab.study.sending import packed, unpacked
 from calibrant.methods import methods
-from calibrant.study.request import RunRequest, Workload
-from calibrant.study.sending import packed, unpacked
 from calibrant.targets import kinds, parse_target
 from calibrant.testing import tiny_tokenizer
 from calibrant.transforms import transforms
@@ -112,7 +112,9 @@ HARMS: list[Harm] = [
     lambda sent: sent["sets"][0].pop("parts"),
     lambda sent: sent["sets"][0]["parts"][0].update(share="1/3"),
     lambda sent: sent["sets"][0]["parts"][0].update(share={"fraction": "1/0"}),
-    lambda sent: sent["sets"][0].update(mixed=[{"class": "calibrant.spec:Call", "fields": {"name": "c4"}}]),
+    lambda sent: sent["sets"][0].update(
+        mixed=[{"class": "calibrant.spec:Call", "fields": {"name": "c4"}}]
+    ),
     lambda sent: sent["recipes"][0].update(propagate="sideways"),
     lambda sent: _first_method(sent, sent["recipes"][0]["target"]),
     lambda sent: _first_method(sent, "wanda"),
@@ -130,12 +132,21 @@ def test_what_is_of_another_type_is_refused(harm: Harm, given: dict[str, str]):
 
 def test_bytes_that_are_no_message_are_refused(given: dict[str, str]):
     whole = packed(asked(given).workload())
-    for message in (b"", b"junk", whole[:-1], whole[1:], msgspec.msgpack.encode([1]), b"\x91" * 100_000):
+    for message in (
+        b"",
+        b"junk",
+        whole[:-1],
+        whole[1:],
+        msgspec.msgpack.encode([1]),
+        b"\x91" * 100_000,
+    ):
         with pytest.raises(DataError):
             unpacked(message)
 
 
-def test_a_file_that_fails_while_it_is_imported_is_named(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_fails_while_it_is_imported_is_named(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "failing_while_imported.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     sent = msgspec.msgpack.decode(packed(asked(given).workload()))

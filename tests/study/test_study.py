@@ -1,4 +1,6 @@
-"""A study's runs: each as if it were alone, none twice, failures with their own records, and nothing that is measured is calibrated on."""
+"""A study's runs: each as if it were alone, none twice, failures with their own records, and
+nothing that is measured is calibrated on.
+"""
 
 import json
 import random
@@ -11,13 +13,13 @@ import pytest
 
 from calibrant.compress import prune
 from calibrant.data import parse_source
-from calibrant.durable import read_json
 from calibrant.errors import DataError, ModelError, OutputError, SpecError
 from calibrant.evaluators import evaluate
-from calibrant.report import report
-from calibrant.store import MASK, PROFILE, Store, is_store, verify
-from calibrant.study import driver
-from calibrant.study.plan import plan
+from calibrant.lab.report import report
+from calibrant.lab.study import driver
+from calibrant.lab.study.plan import plan
+from calibrant.results import MASK, PROFILE, Store, is_store, verify
+from calibrant.system.durable import read_json
 
 from tests.study.small import answers, asked, kept_files, results
 
@@ -51,7 +53,9 @@ class Counted:
 def test_everything_asked_for_is_in_the_store(given: dict[str, str], whole: Path):
     store, study = Store(whole, create=False), asked(given)
     cells = store.cells()
-    assert [(of.data, of.method, of.target) for of in cells] == [(of.data, of.method, of.target) for of in study.labels()]
+    assert [(of.data, of.method, of.target) for of in cells] == [
+        (of.data, of.method, of.target) for of in study.labels()
+    ]
     for cell in cells:
         record = store.record(cell.run)
         assert record is not None
@@ -60,7 +64,9 @@ def test_everything_asked_for_is_in_the_store(given: dict[str, str], whole: Path
         assert record.provenance["seconds"]["compress"] > 0
         if cell.data:
             way = {"sparsegpt": ("arrival", False), "wanda": ("dense", True)}[cell.method]
-            assert (record.run.propagate, store.file(cell.run, "mask.npz") is not None) == way, "what updates weights keeps no mask"
+            assert (record.run.propagate, store.file(cell.run, "mask.npz") is not None) == way, (
+                "what updates weights keeps no mask"
+            )
     assert (whole / "study.yaml").read_text() == study.as_yaml()
     assert replace(study, propagate="reference").propagation("wanda") == "reference"
 
@@ -68,12 +74,27 @@ def test_everything_asked_for_is_in_the_store(given: dict[str, str], whole: Path
 def test_each_run_is_measured_as_if_it_were_alone(given: dict[str, str], whole: Path):
     """What came before a run in the study leaves no trace in it."""
     study = asked(given)
-    cell = next(c for c in Store(whole, create=False).cells() if c.data == "random_tokens" and c.method == "wanda")
-    pruned = prune(given["model"], "random_tokens", "wanda", 0.5, samples=4, length=32, propagate="dense", dtype="float32")
+    cell = next(
+        c
+        for c in Store(whole, create=False).cells()
+        if c.data == "random_tokens" and c.method == "wanda"
+    )
+    pruned = prune(
+        given["model"],
+        "random_tokens",
+        "wanda",
+        0.5,
+        samples=4,
+        length=32,
+        propagate="dense",
+        dtype="float32",
+    )
     assert pruned.record.run.id == cell.run
     alone = evaluate(pruned.opened, list(study.evaluate))
     kept = Store(whole, create=False).measurements(cell.run)
-    assert [m.score for m in alone] == [kept[cell.measures[str(e)]].score for e in study.evaluators()]
+    assert [m.score for m in alone] == [
+        kept[cell.measures[str(e)]].score for e in study.evaluators()
+    ]
 
 
 def test_asking_again_computes_nothing_and_a_damaged_index_is_made_anew(
@@ -86,7 +107,9 @@ def test_asking_again_computes_nothing_and_a_damaged_index_is_made_anew(
     assert (counted.compressed, counted.measured) == ([], [])
     assert (finished.computed, finished.found) == (0, 24)
     assert len(seen) > len(finished.cells)
-    assert all(there == told for there in seen), "what the grid told before is told while it goes on"
+    assert all(there == told for there in seen), (
+        "what the grid told before is told while it goes on"
+    )
     with Store(store) as harmed, harmed.live.database.writing("harm it") as connection:
         done = connection.execute("UPDATE documents SET content = '{' WHERE kind = 'index'")
         assert done.rowcount == 1
@@ -96,7 +119,11 @@ def test_asking_again_computes_nothing_and_a_damaged_index_is_made_anew(
 
 @pytest.mark.parametrize("stop_at", [1, 11])
 def test_interrupted_and_resumed_gives_the_same_and_nothing_twice(
-    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    given: dict[str, str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
 ):
     with monkeypatch.context() as patch:
         first = Counted(patch, stop_at)
@@ -105,18 +132,27 @@ def test_interrupted_and_resumed_gives_the_same_and_nothing_twice(
     second = Counted(monkeypatch)
     assert asked(given).run(tmp_path).failures == {}
     assert results(tmp_path) == results(whole)
-    assert len(first.compressed) + len(second.compressed) == 8 + (stop_at == 1)  # runs without a mask, stopped before they were measured
+    assert len(first.compressed) + len(second.compressed) == 8 + (
+        stop_at == 1
+    )  # runs without a mask, stopped before they were measured
     assert len(first.measured) + len(second.measured) == 16
 
 
-def test_a_study_that_grows_computes_only_what_is_new(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_study_that_grows_computes_only_what_is_new(
+    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     study = asked(given, data=["random_tokens"], methods=["wanda", "magnitude"])
     replace(study, evaluate=study.evaluate[:1]).run(tmp_path / "grown")
     counted = Counted(monkeypatch)
     study.run(tmp_path / "grown")
-    assert counted.compressed == ["", ""]  # the dense model and magnitude look at no data and keep no mask: they cost next to nothing
+    assert counted.compressed == [
+        "",
+        "",
+    ]  # the dense model and magnitude look at no data and keep no mask: they cost next to nothing
     assert counted.measured == [str(e) for e in list(study.evaluators())[1:]] * 3
-    asked(given, data=["random_tokens", "full_stops"], methods=["wanda", "magnitude"]).run(tmp_path / "grown")
+    asked(given, data=["random_tokens", "full_stops"], methods=["wanda", "magnitude"]).run(
+        tmp_path / "grown"
+    )
     assert counted.compressed[2:] == ["full_stops"]
     grown, at_once = results(tmp_path / "grown"), results(whole)
     measures = {name: content for name, content in grown.items() if name.startswith("measured")}
@@ -124,8 +160,14 @@ def test_a_study_that_grows_computes_only_what_is_new(given: dict[str, str], who
     assert measures.items() <= at_once.items()
 
 
-def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    groups = {"control": {"data": "random_tokens"}, "own": {"data": given["prose"], "seeds": [0, 1]}, "none": {"method": "magnitude"}}
+def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    groups = {
+        "control": {"data": "random_tokens"},
+        "own": {"data": given["prose"], "seeds": [0, 1]},
+        "none": {"method": "magnitude"},
+    }
     study = asked(given, groups=groups, methods=["wanda"])
     for one, group in ((study, "contrl"), (asked(given), "control")):
         with pytest.raises(SpecError) as raised:
@@ -136,7 +178,9 @@ def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(given: dict[
     study.run(tmp_path / "parts", groups=["control"])
     assert counted.compressed == ["", "random_tokens"]
     with Store(tmp_path / "parts", create=False) as store:
-        assert [(of.data, of.seed, of.method) for of in store.cells()] == [(of.data, of.seed, of.method) for of in study.labels()]
+        assert [(of.data, of.seed, of.method) for of in store.cells()] == [
+            (of.data, of.seed, of.method) for of in study.labels()
+        ]
         assert [bool(of.data) for of in store.cells() if store.record(of.run)] == [False, True]
     study.run(tmp_path / "parts")
     assert counted.compressed[2:] == ["", given["prose"], given["prose"]]
@@ -153,7 +197,9 @@ def test_without_masks_and_quotes_a_run_is_pruned_again_and_comes_out_the_same(
     study.run(tmp_path)
     assert counted.compressed == ["", "random_tokens"]
     assert not kept_files(tmp_path, MASK)
-    again = {name: content for name, content in results(tmp_path).items() if name.startswith("measured")}
+    again = {
+        name: content for name, content in results(tmp_path).items() if name.startswith("measured")
+    }
     assert again.items() <= results(whole).items()
     ((run, path),) = kept_files(tmp_path, PROFILE).items()
     without, with_quotes = read_json(path), read_json(kept_files(whole, PROFILE)[run])
@@ -164,7 +210,9 @@ def test_without_masks_and_quotes_a_run_is_pruned_again_and_comes_out_the_same(
 # Failures
 
 
-def test_what_fails_is_recorded_and_the_rest_goes_on(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_fails_is_recorded_and_the_rest_goes_on(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     compress, study = driver.compress, asked(given, methods=["wanda", "magnitude"])
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -185,11 +233,16 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(given: dict[str, str], tmp_
     assert "random_tokens" not in [e.name for e in ranking.entries]
     assert "out of memory at block 1" in ranking.missing[0]
     again = study.run(tmp_path)
-    assert (again.computed, list(again.failures)) == (0, [failed_id])  # not tried again unasked: it would cost its time at each resume
+    assert (again.computed, list(again.failures)) == (
+        0,
+        [failed_id],
+    )  # not tried again unasked: it would cost its time at each resume
     assert study.run(tmp_path, retry=True).failures == {}
 
 
-def test_a_measurement_that_fails_costs_no_other(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_measurement_that_fails_costs_no_other(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     timed, study = driver.timed, asked(given, data=["random_tokens"], methods="wanda")
     bad = next(iter(study.evaluators()))
 
@@ -204,13 +257,19 @@ def test_a_measurement_that_fails_costs_no_other(given: dict[str, str], tmp_path
     assert finished.computed == 2 + 2
 
 
-def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of_their_own(given: dict[str, str], tmp_path: Path):
+def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of_their_own(
+    given: dict[str, str], tmp_path: Path
+):
     short, gone = tmp_path / "short.jsonl", str(tmp_path / "gone.gguf")
     short.write_text('{"text": "hello there"}')
-    study = asked(given, models=[given["model"], gone], data=[str(short), "random_tokens"], methods="wanda")
+    study = asked(
+        given, models=[given["model"], gone], data=[str(short), "random_tokens"], methods="wanda"
+    )
     finished = study.run(tmp_path / "store")
     assert [bool(c.run) for c in finished.cells] == [True, False, True, False, False, False]
-    assert [f["what"] for f in finished.failures.values() if f["cell"][0] != gone] == [f"wanda 0.5 on {short}"]
+    assert [f["what"] for f in finished.failures.values() if f["cell"][0] != gone] == [
+        f"wanda 0.5 on {short}"
+    ]
     assert len(finished.failures) == 4
     (ranking,) = report(finished).rankings
     assert any("short.jsonl" in missing for missing in ranking.missing)
@@ -219,7 +278,9 @@ def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of
     assert raised.value.subject == gone
 
 
-def test_a_full_disk_ends_the_study(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_ends_the_study(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: Any, **__: Any) -> Any:
         raise OutputError("the disk is full", subject=str(tmp_path))
 
@@ -233,7 +294,9 @@ def test_a_full_disk_ends_the_study(given: dict[str, str], tmp_path: Path, monke
 
 
 def leaking(folder: Path) -> str:
-    """A file of which three rows of the calibrate part say what three of the measured part say, but for a word."""
+    """A file of which three rows of the calibrate part say what three of the measured part say,
+    but for a word.
+    """
     path = folder / "leaking.jsonl"
     words = [f"w{i}" for i in range(500)]
     rows = [{"text": " ".join(random.Random(i).choices(words, k=30))} for i in range(60)]
@@ -249,7 +312,9 @@ def leaking(folder: Path) -> str:
     return str(path)
 
 
-def test_rows_that_are_also_measured_stop_a_study_unless_that_is_allowed(given: dict[str, str], tmp_path: Path):
+def test_rows_that_are_also_measured_stop_a_study_unless_that_is_allowed(
+    given: dict[str, str], tmp_path: Path
+):
     file = leaking(tmp_path)
     evaluator = f"loss(source={file!r}, tokens=200, length=64)"
     study = asked(given, data=[file, given["prose"]], evaluate=[evaluator], methods=["wanda"])
@@ -265,12 +330,24 @@ def test_rows_that_are_also_measured_stop_a_study_unless_that_is_allowed(given: 
     assert "leaked" not in kept[given["prose"]].data_facts
 
 
-def test_what_is_measured_is_measured_again_when_its_file_is_edited(given: dict[str, str], tmp_path: Path):
+def test_what_is_measured_is_measured_again_when_its_file_is_edited(
+    given: dict[str, str], tmp_path: Path
+):
     measured = tmp_path / "measured.jsonl"
     shutil.copy(given["verse"], measured)
-    study = asked(given, data="full_stops", methods="wanda", evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)", seeds=0)
+    study = asked(
+        given,
+        data="full_stops",
+        methods="wanda",
+        evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)",
+        seeds=0,
+    )
     first = study.run(tmp_path / "out")
-    assert (first.computed, study.run(tmp_path / "out").computed, len(plan(study, tmp_path / "out", probed=False).models)) == (4, 0, 1)
+    assert (
+        first.computed,
+        study.run(tmp_path / "out").computed,
+        len(plan(study, tmp_path / "out", probed=False).models),
+    ) == (4, 0, 1)
     shutil.copy(given["prose"], measured)
     assert plan(study, tmp_path / "out", probed=False).measurements.left == 2
     second = study.run(tmp_path / "out")
@@ -286,10 +363,18 @@ def test_what_is_measured_is_measured_again_when_its_file_is_edited(given: dict[
     assert study.run(tmp_path / "out").computed == 0
 
 
-def test_a_file_that_changes_while_it_is_measured_is_told(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_changes_while_it_is_measured_is_told(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     measured = tmp_path / "measured.jsonl"
     shutil.copy(given["verse"], measured)
-    study = asked(given, data="full_stops", methods="wanda", evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)", seeds=0)
+    study = asked(
+        given,
+        data="full_stops",
+        methods="wanda",
+        evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)",
+        seeds=0,
+    )
     timed = driver.timed
 
     def slow(*task: Any) -> Any:

@@ -1,11 +1,13 @@
-"""What is said of a study that can't be run: the one place where the sentences of this room stand."""
+"""What is said of a study that can't be run: the one place where the sentences of this room
+stand.
+"""
 
 from pathlib import Path
 
 import pytest
 
 from calibrant.errors import StudyError
-from calibrant.study import read_study
+from calibrant.lab.study import read_study
 
 SMALL = "model: smollm2\ndata: random_tokens\n"
 SAID = [
@@ -22,9 +24,15 @@ SAID = [
     (SMALL + "method: wnada", "there is no method called 'wnada', did you mean 'wanda'?"),
     (SMALL + "evaluate: [loss(source=wikitext, tokens=10)]", "a text with a comma needs quotes"),
     (SMALL + "sparsity: 50", "did you mean 0.5?"),
-    (SMALL + "method: rtn\nsparsity: 0.5", "write a group for each kind of target, or leave the pair out with exclude"),
+    (
+        SMALL + "method: rtn\nsparsity: 0.5",
+        "write a group for each kind of target, or leave the pair out with exclude",
+    ),
     (SMALL + "baseline: python_docs", "'python_docs' is no set of the grid"),
-    (SMALL + "exclude: [{sparsity: 0.9}]", "0.9 isn't in the grid, so there is nothing to leave out"),
+    (
+        SMALL + "exclude: [{sparsity: 0.9}]",
+        "0.9 isn't in the grid, so there is nothing to leave out",
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
+"""Workers that are processes: they give what one process gives, may die, and leave nobody
+behind.
+"""
 
 import errno
 import json
@@ -18,13 +20,30 @@ import psutil
 import pytest
 
 from calibrant.cli import main
-from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
-from calibrant.progress import silent
-from calibrant.store import STATISTICS, STUDY, Store
-from calibrant.store.blobs import BLOBS
-from calibrant.store.live import DATABASE
-from calibrant.study import driver
-from calibrant.study.workers import Process, Summary, Worker, check, environment, reporting, supervise, uninterrupted
+from calibrant.errors import (
+    DataError,
+    InputError,
+    ModelError,
+    Problem,
+    SpecError,
+    StudyError,
+    WorkerError,
+)
+from calibrant.lab.study import driver
+from calibrant.lab.study.workers import (
+    Process,
+    Summary,
+    Worker,
+    check,
+    environment,
+    reporting,
+    supervise,
+    uninterrupted,
+)
+from calibrant.results import STATISTICS, STUDY, Store
+from calibrant.results.blobs import BLOBS
+from calibrant.results.live import DATABASE
+from calibrant.system.progress import silent
 from calibrant.testing import tiny_folder
 
 from tests.study.mortal import worked
@@ -32,7 +51,7 @@ from tests.study.small import asked, claims, ended, forked, journals, results
 
 ONCE = """
 import os, pathlib, signal
-import calibrant.study.driver as driver
+import calibrant.lab.study.driver as driver
 compress = driver.compress
 def dying(*args, **options):
     if options["data"] == "random_tokens" and not (mark := pathlib.Path(__file__).with_name("died")).exists():
@@ -43,7 +62,7 @@ driver.compress = dying
 """
 BUSY = """
 import time
-import calibrant.study.driver as driver
+import calibrant.lab.study.driver as driver
 driver.compress = lambda *_, **__: time.sleep(600)
 """
 IDLE = "import time; time.sleep(600)"
@@ -62,7 +81,9 @@ def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 def workers_of(number: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(number).children() if "study.workers" in " ".join(p.cmdline())]
+    return [
+        p for p in psutil.Process(number).children() if "study.workers" in " ".join(p.cmdline())
+    ]
 
 
 def until(true: Callable[[], Any], seconds: float = 900.0) -> Any:
@@ -73,23 +94,37 @@ def until(true: Callable[[], Any], seconds: float = 900.0) -> Any:
     return found
 
 
-def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
-    study, store, told = asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store", list[tuple[str, int, int]]()
+def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
+    given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]
+):
+    study, store, told = (
+        asked(given, data=["random_tokens", "full_stops"], methods="wanda"),
+        tmp_path / "store",
+        list[tuple[str, int, int]](),
+    )
     study.run(tmp_path / "whole")
     poison(ONCE)
     finished = study.run(store, lambda *what: told.append(what), workers=2)
     (died,) = finished.died
-    assert re.match(r"process \d+ was ended by SIGKILL .*wanda 0\.5 on random_tokens; it was tried again$", died)
+    assert re.match(
+        r"process \d+ was ended by SIGKILL .*wanda 0\.5 on random_tokens; it was tried again$", died
+    )
     assert (finished.computed, finished.found, finished.failures) == (3 + 6, 0, {})
     assert results(store) == results(tmp_path / "whole")
     assert (told[0], told[-1]) == (("study", 0, 3), ("study", 3, 3))
-    assert {("wanda 0.5 on full_stops", 2, 2), ("measuring wanda 0.5 on full_stops", 2, 2)} <= set(told)
+    assert {("wanda 0.5 on full_stops", 2, 2), ("measuring wanda 0.5 on full_stops", 2, 2)} <= set(
+        told
+    )
     assert finished.seconds["open"] > 0
-    assert {path.name for path in store.iterdir()} == {BLOBS, DATABASE, STATISTICS, STUDY}, "no tokens of a data set stay"
+    assert {path.name for path in store.iterdir()} == {BLOBS, DATABASE, STATISTICS, STUDY}, (
+        "no tokens of a data set stay"
+    )
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_a_driver_that_is_killed(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+def test_no_worker_outlives_a_driver_that_is_killed(
+    given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]
+):
     poison(BUSY)
     number = forked(lambda: asked(given).run(tmp_path / "store", workers=2), tmp_path / "said")
     workers = until(lambda: len(found := workers_of(number)) == 2 and found)
@@ -107,7 +142,9 @@ def test_an_interrupt_between_the_beginning_of_a_worker_and_its_entry_comes_afte
             os.kill(os.getpid(), signal.SIGINT)
             done.append("entered")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts tests in the background may have it ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever starts tests in the background may have it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             begin()
@@ -117,12 +154,22 @@ def test_an_interrupt_between_the_beginning_of_a_worker_and_its_entry_comes_afte
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(
+    given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]
+):
     poison(IDLE)
     (tmp_path / "study.yaml").write_text(asked(given).as_yaml())
 
     def command() -> None:
-        sys.argv = ["calibrant", "study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "store"), "--workers", "2"]
+        sys.argv = [
+            "calibrant",
+            "study",
+            str(tmp_path / "study.yaml"),
+            "--out",
+            str(tmp_path / "store"),
+            "--workers",
+            "2",
+        ]
         main()
 
     number = forked(command, tmp_path / "said")
@@ -137,24 +184,38 @@ def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict
 # How workers are supervised, with ones of this process
 
 
-def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: dict[str, str], whole: Path, tmp_path: Path):
+def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(
+    given: dict[str, str], whole: Path, tmp_path: Path
+):
     runs = {cell.run for cell in Store(whole, create=False).cells() if cell.data == "random_tokens"}
     finished = worked(asked(given), tmp_path, lambda what, failed_id: failed_id in runs)
-    assert {f["what"] for f in finished.failures.values()} == {"wanda 0.5 on random_tokens", "sparsegpt 0.5 on random_tokens"}
+    assert {f["what"] for f in finished.failures.values()} == {
+        "wanda 0.5 on random_tokens",
+        "sparsegpt 0.5 on random_tokens",
+    }
     assert set(finished.failures) == runs
-    assert all(re.match(r"WorkerError: worker \d+ fell", failure["error"]) for failure in finished.failures.values())
+    assert all(
+        re.match(r"WorkerError: worker \d+ fell", failure["error"])
+        for failure in finished.failures.values()
+    )
     ends = [died.partition("; ")[2] for died in finished.died]
     assert (ends.count("it was tried again"), ends.count("it was given up") >= 2) == (2, True)
-    assert {k: v for k, v in results(tmp_path).items() if k.startswith(("run ", "measured "))}.items() <= results(whole).items()
+    assert {
+        k: v for k, v in results(tmp_path).items() if k.startswith(("run ", "measured "))
+    }.items() <= results(whole).items()
 
     again = asked(given).run(tmp_path)
-    assert (again.computed, len(again.failures)) == (0, 2), "what failed isn't tried again without a request"
+    assert (again.computed, len(again.failures)) == (0, 2), (
+        "what failed isn't tried again without a request"
+    )
     third = asked(given).run(tmp_path, retry=True)
     assert (third.computed, third.failures) == (2 + 4, {})
     assert results(tmp_path) == results(whole)
 
 
-def test_a_death_at_the_start_counts_no_more_when_a_worker_has_started(given: dict[str, str], tmp_path: Path):
+def test_a_death_at_the_start_counts_no_more_when_a_worker_has_started(
+    given: dict[str, str], tmp_path: Path
+):
     """A long study may lose one at its start now and then."""
     doing = ["doing", "opening a model", "", 0, ""]
     lives = iter([[], [doing], [], [doing, ["end"]]])
@@ -182,7 +243,13 @@ def test_a_death_at_the_start_counts_no_more_when_a_worker_has_started(given: di
 
 def test_deaths_at_runs_of_one_label_are_not_added_up(given: dict[str, str], tmp_path: Path):
     other = tiny_folder(tmp_path / "other", num_hidden_layers=1)
-    study = asked(given, models=[given["model"], str(other)], data=["random_tokens"], methods="wanda", evaluate=())
+    study = asked(
+        given,
+        models=[given["model"], str(other)],
+        data=["random_tokens"],
+        methods="wanda",
+        evaluate=(),
+    )
     died: list[str] = []
 
     def once(what: str, failed_id: str) -> bool:
@@ -203,7 +270,9 @@ def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path
     finished = worked(study, tmp_path, lambda what, _: what.endswith(f"measured by {bad}"))
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert all(f["what"].endswith(f"measured by {bad}") for f in finished.failures.values())
-    assert all(c.measures[good] in Store(tmp_path, create=False).measured(c.run) for c in finished.cells)
+    assert all(
+        c.measures[good] in Store(tmp_path, create=False).measured(c.run) for c in finished.cells
+    )
 
 
 def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_path: Path):
@@ -212,7 +281,9 @@ def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_p
     assert caught.value.subject == given["model"]
 
 
-def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_another_is_at_is_passed_over_and_waited_for(
+    given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     compress, order = driver.compress, list[str]()
 
     def noted(*args: Any, **told: Any) -> Any:
@@ -222,7 +293,11 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
         return compress(*args, **told)
 
     monkeypatch.setattr(driver, "compress", noted)
-    run = next(c.run for c in Store(whole, create=False).cells() if c.data == "random_tokens" and c.method.startswith("wanda"))
+    run = next(
+        c.run
+        for c in Store(whole, create=False).cells()
+        if c.data == "random_tokens" and c.method.startswith("wanda")
+    )
     with Store(tmp_path / "store") as store:
         claim = store.claim(run)
         assert claim is not None
@@ -230,7 +305,9 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
     assert order == ["", given["prose"], "full_stops", "random_tokens"]
 
 
-def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(given: dict[str, str], tmp_path: Path):
+def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(
+    given: dict[str, str], tmp_path: Path
+):
     """Its run may be made again, for its weights."""
     study = asked(given, data=["random_tokens"], methods="wanda", evaluate=())
     finished = study.run(tmp_path / "store")
@@ -247,7 +324,9 @@ def test_what_a_kill_left_of_a_search_stays_while_another_is_at_its_run(given: d
 
 
 def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
-    every = asked(given, data=["random_tokens", "full_stops"], methods="wanda", sparsities=[0.5, "2:4"])
+    every = asked(
+        given, data=["random_tokens", "full_stops"], methods="wanda", sparsities=[0.5, "2:4"]
+    )
     every.run(tmp_path / "kept")
     kept = {p.name for p in (tmp_path / "kept" / "statistics").iterdir()}
     assert len(kept) == 2
@@ -279,7 +358,9 @@ def test_a_worker_that_has_ended_says_so(tmp_path: Path):
         ({"gpus": 0.5}, "gpus=0.5"),
     ],
 )
-def test_what_an_engine_cant_do_is_refused_before_anything_is_written(given: dict[str, str], tmp_path: Path, changes: dict[str, Any], given_as: str):
+def test_what_an_engine_cant_do_is_refused_before_anything_is_written(
+    given: dict[str, str], tmp_path: Path, changes: dict[str, Any], given_as: str
+):
     with pytest.raises(SpecError) as raised:
         asked(given).run(tmp_path / "store", **changes)
     assert given_as in str(raised.value)
@@ -293,7 +374,9 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     assert raised.value.subject == "ray"
 
 
-def test_the_folder_that_modules_are_found_in_is_named_to_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_folder_that_modules_are_found_in_is_named_to_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
     monkeypatch.chdir(tmp_path)
     assert environment(1)["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "/elsewhere"]
@@ -343,8 +426,14 @@ def test_a_worker_ends_with_what_it_has_started(tmp_path: Path, poison: Callable
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("written", ["['doing', 'half of ", "{}\n", "[" * 100_000 + "\n"], ids=["half", "mapping", "deep"])
-def test_a_worker_that_writes_what_is_no_message_is_taken_for_dead(tmp_path: Path, poison: Callable[[str], None], written: str):
+@pytest.mark.parametrize(
+    "written",
+    ["['doing', 'half of ", "{}\n", "[" * 100_000 + "\n"],
+    ids=["half", "mapping", "deep"],
+)
+def test_a_worker_that_writes_what_is_no_message_is_taken_for_dead(
+    tmp_path: Path, poison: Callable[[str], None], written: str
+):
     poison(f"import os, sys\nsys.stdout.write({written!r})\nsys.stdout.flush()\nos._exit(0)")
     worker = Process(job(tmp_path))
     with pytest.raises(WorkerError) as raised:
@@ -353,7 +442,9 @@ def test_a_worker_that_writes_what_is_no_message_is_taken_for_dead(tmp_path: Pat
     worker.end()
 
 
-def test_an_error_that_a_process_reports_is_raised_as_it_is(tmp_path: Path, poison: Callable[[str], None]):
+def test_an_error_that_a_process_reports_is_raised_as_it_is(
+    tmp_path: Path, poison: Callable[[str], None]
+):
     said = json.dumps(["error", "OSError", "no room", "", errno.ENOSPC, "/a/file"])
     poison(f"import os, sys\nsys.stdout.write({said!r} + chr(10))\nsys.stdout.flush()\nos._exit(0)")
     worker = Process(job(tmp_path))
@@ -373,8 +464,12 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def test_a_worker_that_writes_a_pickle_is_taken_for_dead(tmp_path: Path, poison: Callable[[str], None]):
-    poison(f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + b'\\n')\nsys.stdout.flush()")
+def test_a_worker_that_writes_a_pickle_is_taken_for_dead(
+    tmp_path: Path, poison: Callable[[str], None]
+):
+    poison(
+        f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + b'\\n')\nsys.stdout.flush()"
+    )
     worker = Process(job(tmp_path))
     with pytest.raises(WorkerError) as raised:
         list(worker.messages())
@@ -383,10 +478,18 @@ def test_a_worker_that_writes_a_pickle_is_taken_for_dead(tmp_path: Path, poison:
     assert not (tmp_path / "ran").exists()
 
 
-def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(driver, "put", lambda path, content: path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"))))
-    finished = worked(asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store")
-    assert {f["error"].partition(" is no message")[1] for f in finished.failures.values()} <= {" is no message"}
+def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        driver, "put", lambda path, content: path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    )
+    finished = worked(
+        asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store"
+    )
+    assert {f["error"].partition(" is no message")[1] for f in finished.failures.values()} <= {
+        " is no message"
+    }
     assert not (tmp_path / "ran").exists()
 
 
@@ -399,21 +502,27 @@ def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(given: dict[str, str
     ],
 )
 def test_an_error_in_a_worker_ends_the_study_as_it_is(
-    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, arrives: type[Exception]
+    given: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    arrives: type[Exception],
 ):
     """A user's file may be gone by the time that a worker looks."""
 
     def gone(message: bytes) -> Any:
         raise error
 
-    monkeypatch.setattr("calibrant.study.workers.unpacked", gone)
+    monkeypatch.setattr("calibrant.lab.study.workers.unpacked", gone)
     with pytest.raises(arrives) as raised:
         worked(asked(given), tmp_path)
     assert str(raised.value) == str(error)
     assert getattr(raised.value, "subject", "") == getattr(error, "subject", "")
 
 
-def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "no room")
 

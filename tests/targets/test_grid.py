@@ -22,7 +22,19 @@ def test_a_grid_is_read_and_writes_itself_back(text: str, grid: Grid):
 
 
 NO_GRIDS = ["w1", "w9", "w0g64", "w16g128", "w4g0", "w4g1"]
-ALMOST = ["w4g", "W4", "w", "w-4", "w4g-2", "w4a16", "4w", "w4 g64", "w" + "9" * 40, "w4g" + "9" * 5000, "w٤"]
+ALMOST = [
+    "w4g",
+    "W4",
+    "w",
+    "w-4",
+    "w4g-2",
+    "w4a16",
+    "4w",
+    "w4 g64",
+    "w" + "9" * 40,
+    "w4g" + "9" * 5000,
+    "w٤",
+]
 
 
 @pytest.mark.parametrize("given", [*NO_GRIDS, *ALMOST])
@@ -41,7 +53,9 @@ def test_what_is_no_grid_is_refused(given: str):
         (31, "w4g64", ["w4"]),
     ],
 )
-def test_groups_that_do_not_fit_name_the_matrix_and_what_does(inputs: int, text: str, fitting: list[str]):
+def test_groups_that_do_not_fit_name_the_matrix_and_what_does(
+    inputs: int, text: str, fitting: list[str]
+):
     with pytest.raises(TargetError) as caught:
         parse_target(text).check((8, inputs), "layers.0.up")
     assert caught.value.subject == "layers.0.up"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from calibrant.errors import TargetError
-from calibrant.grammar import read_target
+from calibrant.spec.grammar import read_target
 from calibrant.targets import (
     Grid,
     NofM,
@@ -41,7 +41,9 @@ class Rank(Target):
 def test_every_kind_explains_itself_with_an_example_of_its_own(kind: type[Target]):
     assert type(parse_target(kind.example)) is kind
     assert str(parse_target(kind.example)) == kind.example
-    assert [other for other in kinds() if other.read(kind.example) is not None] == [kind], "two kinds read one text"
+    assert [other for other in kinds() if other.read(kind.example) is not None] == [kind], (
+        "two kinds read one text"
+    )
 
 
 def test_another_package_adds_a_kind(plugged: Callable[..., None]):
@@ -55,7 +57,9 @@ def test_another_package_adds_a_kind(plugged: Callable[..., None]):
 ALMOST = ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"]
 
 
-@pytest.mark.parametrize("given", [*ALMOST, "blocks 1", "experts 1.5", "blocks -0.1", "numbers 1.0"])
+@pytest.mark.parametrize(
+    "given", [*ALMOST, "blocks 1", "experts 1.5", "blocks -0.1", "numbers 1.0"]
+)
 def test_what_is_no_share_is_refused(given: str):
     with pytest.raises(TargetError) as caught:
         parse_target(given)
@@ -70,7 +74,22 @@ def test_the_number_of_parts_is_exact():
     assert str(parse_target("numbers 20%")) == "numbers 0.2"
 
 
-@pytest.mark.parametrize("given", ["0.5", "50%", ".5", "2:4", "w4", "w4g64", "w4g64a", "blocks 25%", "2:4+w4g64", "q4_k", "Q4_K_M"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "0.5",
+        "50%",
+        ".5",
+        "2:4",
+        "w4",
+        "w4g64",
+        "w4g64a",
+        "blocks 25%",
+        "2:4+w4g64",
+        "q4_k",
+        "Q4_K_M",
+    ],
+)
 def test_what_a_report_reads_of_a_target_is_what_the_target_is(given: str):
     target = parse_target(given)
     label = read_target(str(target))

@@ -16,12 +16,16 @@ SHAPES = [(1, 1), (1, 24), (24, 7), (5, 48)]
 
 def tied(shape: tuple[int, int], values: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores of few different values, so that nearly every threshold falls on ties."""
-    numbers = [(r * 31 + c * 17 + r * c * 5) % values for r in range(shape[0]) for c in range(shape[1])]
+    numbers = [
+        (r * 31 + c * 17 + r * c * 5) % values for r in range(shape[0]) for c in range(shape[1])
+    ]
     return torch.tensor(numbers, dtype=dtype).reshape(shape)
 
 
 def lowest(scores: list[float], count: int) -> set[int]:
-    return {index for _, index in sorted((score, index) for index, score in enumerate(scores))[:count]}
+    return {
+        index for _, index in sorted((score, index) for index, score in enumerate(scores))[:count]
+    }
 
 
 def by_sorting(scores: Tensor, target: Target, group: str) -> Tensor:
@@ -34,10 +38,14 @@ def by_sorting(scores: Tensor, target: Target, group: str) -> Tensor:
                     kept[r, start + c] = False
     elif isinstance(target, Sparsity) and group == "row":
         for r in range(rows):
-            for c in lowest(scores[r].tolist(), math.floor(columns * Decimal(str(target.fraction)))):
+            for c in lowest(
+                scores[r].tolist(), math.floor(columns * Decimal(str(target.fraction)))
+            ):
                 kept[r, c] = False
     elif isinstance(target, Sparsity):
-        for i in lowest(scores.flatten().tolist(), math.floor(rows * columns * Decimal(str(target.fraction)))):
+        for i in lowest(
+            scores.flatten().tolist(), math.floor(rows * columns * Decimal(str(target.fraction)))
+        ):
             kept[i // columns, i % columns] = False
     return kept
 
@@ -47,7 +55,9 @@ def by_sorting(scores: Tensor, target: Target, group: str) -> Tensor:
 def test_sparsity_equals_sorting(fraction: float, group: str):
     for shape, values in product(SHAPES, (1, 5, 10007)):
         scores = tied(shape, values)
-        assert torch.equal(Sparsity(fraction).keep(scores, group), by_sorting(scores, Sparsity(fraction), group))  # pyright: ignore[reportArgumentType]
+        assert torch.equal(
+            Sparsity(fraction).keep(scores, group), by_sorting(scores, Sparsity(fraction), group)
+        )  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (7, 8), (3, 12), (23, 24), (1, 3)])
@@ -63,7 +73,9 @@ def test_patterns_equal_sorting(n: int, m: int, values: int, group: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target", [Sparsity(0.4), NofM(2, 4), NofM(5, 24)])
 def test_every_floating_type_gives_the_same_mask(target: Target, dtype: torch.dtype):
-    assert torch.equal(target.keep(tied((9, 48), 7, dtype), "row"), target.keep(tied((9, 48), 7), "row"))
+    assert torch.equal(
+        target.keep(tied((9, 48), 7, dtype), "row"), target.keep(tied((9, 48), 7), "row")
+    )
 
 
 def test_infinite_scores_stay_longest():
@@ -72,7 +84,16 @@ def test_infinite_scores_stay_longest():
 
 
 @pytest.mark.parametrize(
-    ("fraction", "count", "gone"), [(0.29, 100, 29), (0.1, 10, 1), (0.7, 10, 7), (0.5, 7, 3), (0.57, 100, 57), (1e-05, 100000, 1), (0.0, 9, 0)]
+    ("fraction", "count", "gone"),
+    [
+        (0.29, 100, 29),
+        (0.1, 10, 1),
+        (0.7, 10, 7),
+        (0.5, 7, 3),
+        (0.57, 100, 57),
+        (1e-05, 100000, 1),
+        (0.0, 9, 0),
+    ],
 )
 def test_quotas_are_those_of_the_decimal_as_written(fraction: float, count: int, gone: int):
     assert Sparsity(fraction).quota(count) == gone
@@ -82,12 +103,30 @@ def test_targets_are_values():
     assert parse_target("0.50") == parse_target(0.5) == Sparsity(0.5)
     assert parse_target(" 2:4 ") == parse_target("2 : 4") == NofM(2, 4)
     assert parse_target("0") == Sparsity(-0.0)
-    assert {Sparsity(0.5), parse_target("0.5"), NofM(2, 4), NofM(2, 4)} == {Sparsity(0.5), NofM(2, 4)}
+    assert {Sparsity(0.5), parse_target("0.5"), NofM(2, 4), NofM(2, 4)} == {
+        Sparsity(0.5),
+        NofM(2, 4),
+    }
     for text in ("0.0", "0.5", "0.29", "1e-05", "2:4", "1:128"):
         assert str(parse_target(text)) == text
 
 
-OUT_OF_RANGE = [1, 1.0, 1.2, -0.1, "1.2", "-0.1", "nan", "inf", float("nan"), True, "101", 50, "50", 62.5]
+OUT_OF_RANGE = [
+    1,
+    1.0,
+    1.2,
+    -0.1,
+    "1.2",
+    "-0.1",
+    "nan",
+    "inf",
+    float("nan"),
+    True,
+    "101",
+    50,
+    "50",
+    62.5,
+]
 
 
 @pytest.mark.parametrize("given", OUT_OF_RANGE)

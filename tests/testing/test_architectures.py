@@ -24,7 +24,9 @@ def test_the_view_of_every_family_is_true(family):
 
 
 def changed_view(monkeypatch, change) -> None:
-    """Let the check see a view in which `change` altered the matrices and the dense parameters of the first block."""
+    """Let the check see a view in which `change` altered the matrices and the dense parameters
+    of the first block.
+    """
 
     def view(model):
         seen = ModelView(model, "transformer.h")
@@ -39,7 +41,11 @@ def changed_view(monkeypatch, change) -> None:
 
 def turned(weights, dense):
     wrong = weights[1]
-    return [weights[0], dataclasses.replace(wrong, transposed=False, shape=wrong.shape[::-1]), *weights[2:]], dense
+    return [
+        weights[0],
+        dataclasses.replace(wrong, transposed=False, shape=wrong.shape[::-1]),
+        *weights[2:],
+    ], dense
 
 
 def one_left_out(weights, dense):
@@ -51,7 +57,10 @@ def one_twice(weights, dense):
 
 
 def one_in_both(weights, dense):
-    return weights, [*dense, dataclasses.replace(dense[0], name="transformer.h.0.attn.c_attn.weight")]
+    return weights, [
+        *dense,
+        dataclasses.replace(dense[0], name="transformer.h.0.attn.c_attn.weight"),
+    ]
 
 
 def one_norm_left_out(weights, dense):
@@ -75,12 +84,17 @@ def test_a_view_that_is_wrong_is_found_out(monkeypatch, change, subject, value):
     assert value in str(said)
 
 
-def test_a_matrix_that_no_product_uses_or_that_does_not_keep_what_it_is_set_to_is_found_out(monkeypatch):
+def test_a_matrix_that_no_product_uses_or_that_does_not_keep_what_it_is_set_to_is_found_out(
+    monkeypatch,
+):
     model = tiny_model("llama")
     model.model.layers[1].spare = torch.nn.Linear(4, 4, bias=False)
     assert refusal_of(check_architecture, model).subject == "model.layers.1.spare"
     monkeypatch.setattr(architectures.Weight, "set", lambda self, matrix: None)
-    assert refusal_of(check_architecture, tiny_model("llama")).subject == "model.layers.0.self_attn.q_proj"
+    assert (
+        refusal_of(check_architecture, tiny_model("llama")).subject
+        == "model.layers.0.self_attn.q_proj"
+    )
 
 
 def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
@@ -90,7 +104,9 @@ def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
         def __torch_function__(self, function, types, args=(), kwargs=None):
             result = super().__torch_function__(function, types, args, kwargs)
             for address, found in self.seen.items():
-                self.seen[address] = [(name, x[..., :3], matrix, out) for name, x, matrix, out in found]
+                self.seen[address] = [
+                    (name, x[..., :3], matrix, out) for name, x, matrix, out in found
+                ]
             return result
 
     monkeypatch.setattr(architectures, "_Products", Wrong)

@@ -11,7 +11,7 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import CalibrantError
 from calibrant.methods import Compressed, MatrixMethod, removal
-from calibrant.methods.rtn import RoundToNearest
+from calibrant.methods.quantization.rtn import RoundToNearest
 from calibrant.packed import Codes
 from calibrant.spec import qualified
 from calibrant.targets import Grid, Sparsity, Target
@@ -35,7 +35,9 @@ class Scripted(MatrixMethod):
         divisor = norms / norms if self.breaks == "dead inputs" else torch.ones_like(norms)
         scores = (weight.double().abs() * norms.sqrt() * divisor).nan_to_num(0)
         keep = removal(target).keep(scores, "row")
-        result = weight.masked_fill(~keep, 0) * (divisor.to(weight.dtype) if self.breaks == "dead inputs" else 1)
+        result = weight.masked_fill(~keep, 0) * (
+            divisor.to(weight.dtype) if self.breaks == "dead inputs" else 1
+        )
         return Compressed(self._broken(result, weight, norms, keep))
 
     def _broken(self, result: Tensor, weight: Tensor, norms: Tensor, keep: Tensor) -> Tensor:
@@ -93,7 +95,9 @@ class FirstRowFree(MatrixMethod):
     """Removes everything from the last rows."""
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
-        keep = torch.arange(weight.numel()).reshape(weight.shape) < weight.numel() - int(weight.numel() * 0.5)
+        keep = torch.arange(weight.numel()).reshape(weight.shape) < weight.numel() - int(
+            weight.numel() * 0.5
+        )
         return Compressed(weight.masked_fill(~keep, 0))
 
 
@@ -105,7 +109,11 @@ class Plain(MatrixMethod):
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
         norms = seen[FeatureNorms].norms()
-        return Compressed(weight.masked_fill(~removal(target).keep(weight.double().abs() * norms.sqrt(), "row"), 0))
+        return Compressed(
+            weight.masked_fill(
+                ~removal(target).keep(weight.double().abs() * norms.sqrt(), "row"), 0
+            )
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,8 +148,12 @@ class Elsewhere(MatrixMethod):
         (Elsewhere(), None, "Elsewhere", "w4g8"),
     ],
 )
-def test_a_method_that_is_not_sound_is_found(method: MatrixMethod, targets: Any, subject: str, value: str, plugged: Callable[..., None]):
-    """It looks at the place of a row, can't be typed or takes another's name, depends on chance, or accepts nothing that is asked."""
+def test_a_method_that_is_not_sound_is_found(
+    method: MatrixMethod, targets: Any, subject: str, value: str, plugged: Callable[..., None]
+):
+    """It looks at the place of a row, can't be typed or takes another's name, depends on chance,
+    or accepts nothing that is asked.
+    """
     plugged({"calibrant.methods": {"untold": qualified(Untold)}})
     said = refusal_of(check_method, method, kind=CalibrantError, targets=targets)
     assert said.subject == subject
@@ -161,13 +173,18 @@ class Rounding(MatrixMethod):
         assert isinstance(found.packed, Codes)
         match self.breaks:
             case "packed":
-                return Compressed(found.weight, packed=replace(found.packed, codes=-found.packed.codes))
+                return Compressed(
+                    found.weight, packed=replace(found.packed, codes=-found.packed.codes)
+                )
             case "values":
                 return Compressed(weight.clone())
             case "zeros":
                 return Compressed(found.weight.masked_fill(found.weight == 0, 1.5))
             case "type":
-                return Compressed(found.weight, packed=replace(found.packed, scales=found.packed.scales.double() * (1 + 1e-12)))
+                return Compressed(
+                    found.weight,
+                    packed=replace(found.packed, scales=found.packed.scales.double() * (1 + 1e-12)),
+                )
             case _:
                 return found
 
@@ -178,9 +195,17 @@ def test_a_quantizer_is_asked_for_every_grid_it_accepts(plugged: Callable[..., N
 
 
 @pytest.mark.parametrize(
-    ("breaks", "value"), [("packed", "the packed form"), ("type", "the packed form"), ("values", "8 values"), ("zeros", "a row of zeros")]
+    ("breaks", "value"),
+    [
+        ("packed", "the packed form"),
+        ("type", "the packed form"),
+        ("values", "8 values"),
+        ("zeros", "a row of zeros"),
+    ],
 )
 def test_a_quantizer_that_breaks_the_contract_is_named(breaks: str, value: str):
-    said = refusal_of(check_method, Rounding(breaks=breaks), kind=CalibrantError, targets=[Grid(2, 8)])
+    said = refusal_of(
+        check_method, Rounding(breaks=breaks), kind=CalibrantError, targets=[Grid(2, 8)]
+    )
     assert said.subject == f"Rounding(breaks={breaks!r})"
     assert value in str(said)

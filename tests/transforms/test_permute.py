@@ -22,16 +22,29 @@ from tests.usual import usually
 
 def seen_by(model: ModelView) -> Mapping[str, Seen]:
     """What the matrices see of inputs of very different sizes."""
-    return {w.name: Seen({FeatureNorms: FeatureNorms.of(torch.randn(20, w.shape[1]) * torch.rand(w.shape[1]) ** 4)}) for w in model.weights}
+    return {
+        w.name: Seen(
+            {
+                FeatureNorms: FeatureNorms.of(
+                    torch.randn(20, w.shape[1]) * torch.rand(w.shape[1]) ** 4
+                )
+            }
+        )
+        for w in model.weights
+    }
 
 
 def kept_by_loops(scores: Tensor, order: list[int], n: int, m: int) -> float:
     rows = [[row[i] for i in order] for row in scores.tolist()]
-    return sum(sum(sorted(row[at : at + m])[m - n :]) for row in rows for at in range(0, len(row), m))
+    return sum(
+        sum(sorted(row[at : at + m])[m - n :]) for row in rows for at in range(0, len(row), m)
+    )
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 4), (4, 8)])
-def test_what_is_kept_is_what_the_target_keeps_and_no_order_that_is_found_keeps_less(n: int, m: int):
+def test_what_is_kept_is_what_the_target_keeps_and_no_order_that_is_found_keeps_less(
+    n: int, m: int
+):
     scores, order = torch.rand(6, 32, dtype=torch.float64) * torch.rand(32) ** 3, torch.randperm(32)
     mask = NofM(n, m).keep(scores[:, order])
     assert kept(scores, order, n, m) == pytest.approx(float(scores[:, order][mask].sum()))
@@ -48,7 +61,14 @@ def test_inputs_that_matter_and_stand_together_are_spread():
     assert kept(scores, spread(scores, 2, 4), 2, 4) == 3 * 8 * 10
 
 
-FAMILIES = {"llama": (3, 6), "qwen2": (3, 6), "phi3": (3, 6), "gpt2": (3, 12), "gpt_neox": (3, 12), "mixtral": (96, 6)}
+FAMILIES = {
+    "llama": (3, 6),
+    "qwen2": (3, 6),
+    "phi3": (3, 6),
+    "gpt2": (3, 12),
+    "gpt_neox": (3, 12),
+    "mixtral": (96, 6),
+}
 """How many networks (of experts each is one) and groups of heads a tiny model of the family has."""
 
 
@@ -70,7 +90,10 @@ def test_without_heads_only_networks_are_permuted_and_a_snapshot_brings_the_mode
     outputs = [w.get().clone() for w in seen.weights if "o_proj" in w.name]
     notes = transforms.build("permute(heads=false)").apply(seen, statistics)
     assert (notes["networks"], notes["heads"]) == (3, 0)
-    assert all(torch.equal(w.get(), old) for w, old in zip((w for w in seen.weights if "o_proj" in w.name), outputs, strict=True))
+    assert all(
+        torch.equal(w.get(), old)
+        for w, old in zip((w for w in seen.weights if "o_proj" in w.name), outputs, strict=True)
+    )
     first = [w.get().clone() for w in seen.weights]
     snapshot.restore()
     assert torch.equal(logits(model), before)
@@ -98,5 +121,14 @@ def test_where_nothing_can_be_permuted_and_where_n_is_no_less_than_m_it_is_refus
 
 def test_it_goes_with_a_method_through_the_front_door(tmp_path: Path):
     folder = str(tiny_folder(tmp_path / "model"))
-    done = prune(folder, "python_docs", "wanda", "2:4", transform=("permute",), samples=4, length=32, dtype="float32")
+    done = prune(
+        folder,
+        "python_docs",
+        "wanda",
+        "2:4",
+        transform=("permute",),
+        samples=4,
+        length=32,
+        dtype="float32",
+    )
     assert done.record.sparsity == 0.5

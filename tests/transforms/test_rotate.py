@@ -1,4 +1,6 @@
-"""A rotated model computes what it did, is an ordinary one, and composes with every kind of method."""
+"""A rotated model computes what it did, is an ordinary one, and composes with every kind of
+method.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from tests.usual import usually
 IDS = torch.arange(3, 67).reshape(2, 32)
 
 
-def uneven(family: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> tuple[PreTrainedModel, ModelView]:
+def uneven(
+    family: str, dtype: torch.dtype = torch.float64, **overrides: Any
+) -> tuple[PreTrainedModel, ModelView]:
     """A tiny model whose norms and biases are no ones and zeros."""
     model = tiny_model(family, dtype, **overrides)
     for parameter in model.parameters():
@@ -35,7 +39,11 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def divergence(before: Tensor, after: Tensor) -> float:
-    return float((before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean())
+    return float(
+        (before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1)))
+        .sum(-1)
+        .mean()
+    )
 
 
 def test_there_are_orthogonal_matrices_of_every_size_and_of_many_such_as_are_all_ones():
@@ -45,7 +53,9 @@ def test_there_are_orthogonal_matrices_of_every_size_and_of_many_such_as_are_all
         assert (found.abs() == 1).all()
         assert torch.equal(found @ found.T, size * torch.eye(size, dtype=torch.float64))
     for size in (3, 52, 64):
-        (found, kind), (other, _) = (orthogonal(size, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        (found, kind), (other, _) = (
+            orthogonal(size, torch.Generator().manual_seed(seed)) for seed in (0, 1)
+        )
         assert kind == ("hadamard" if size == 64 else "random")
         assert (found @ found.T - torch.eye(size)).abs().max() < 1e-12
         assert not torch.allclose(found, other)
@@ -63,17 +73,34 @@ def test_logits_stay_what_they_were(family: str, tied: bool):
     assert (logits(model) - before).abs().max() < 1e-5  # norms compute in float32
     assert notes == {"kind": "hadamard", "size": 32, "untied": tied, "heads": 3}
     assert model.config.tie_word_embeddings is False or not tied
-    moved = [name for name, old in matrices.items() if not torch.allclose(seen.named[name].get(), old, rtol=1e-3)]
+    moved = [
+        name
+        for name, old in matrices.items()
+        if not torch.allclose(seen.named[name].get(), old, rtol=1e-3)
+    ]
     assert len(moved) == len(matrices)
-    assert all((p == 1).all() for name, p in model.named_parameters() if name.endswith("layernorm.weight"))
+    assert all(
+        (p == 1).all() for name, p in model.named_parameters() if name.endswith("layernorm.weight")
+    )
 
 
 def test_in_float32_the_bounds_of_measured_models_hold_and_a_feature_that_stood_out_is_spread_over_all():
     """A rotation rounds each matrix once; of SmolLM2 3e-11 and 2.8e-4 were measured."""
-    model, seen = uneven("llama", torch.float32, tie_word_embeddings=True, hidden_size=72, num_attention_heads=6, num_key_value_heads=3)
+    model, seen = uneven(
+        "llama",
+        torch.float32,
+        tie_word_embeddings=True,
+        hidden_size=72,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+    )
 
     def outlying() -> float:
-        return max(float(w.get().abs().max() / w.get().square().mean().sqrt()) for w in seen.weights if "q_proj" in w.name)
+        return max(
+            float(w.get().abs().max() / w.get().square().mean().sqrt())
+            for w in seen.weights
+            if "q_proj" in w.name
+        )
 
     for weight in seen.weights:
         if "q_proj" in weight.name:
@@ -87,7 +114,11 @@ def test_in_float32_the_bounds_of_measured_models_hold_and_a_feature_that_stood_
 
 @pytest.mark.parametrize(
     ("family", "norm"),
-    [("gpt2", "transformer.h.0.ln_1"), ("opt", "model.decoder.layers.0.self_attn_layer_norm"), ("gemma2", "model.layers.0.post_attention_layernorm")],
+    [
+        ("gpt2", "transformer.h.0.ln_1"),
+        ("opt", "model.decoder.layers.0.self_attn_layer_norm"),
+        ("gemma2", "model.layers.0.post_attention_layernorm"),
+    ],
 )
 def test_what_no_rotation_passes_through_is_refused_untouched(family: str, norm: str):
     model, seen = uneven(family)
@@ -102,7 +133,9 @@ def test_what_no_rotation_passes_through_is_refused_untouched(family: str, norm:
 def test_values_that_pass_through_more_than_a_mean_are_left():
     model, seen = uneven("llama")
     for block in seen.blocks:
-        block.module.get_submodule("self_attn.o_proj").register_forward_pre_hook(lambda _, args: (args[0].tanh(),))
+        block.module.get_submodule("self_attn.o_proj").register_forward_pre_hook(
+            lambda _, args: (args[0].tanh(),)
+        )
     before = logits(model)
     assert Heads.of(seen) == {}
     assert transforms.build("rotate").apply(seen, {})["heads"] == 0
@@ -133,15 +166,31 @@ def test_the_same_seed_rotates_alike_and_a_snapshot_brings_the_model_back():
         pytest.param("quantize", "gptq(order=activation)", "w3g16a", marks=pytest.mark.slow),
     ],
 )
-def test_it_composes_and_the_folder_gives_what_was_measured(verb: str, method: str, target: str, tmp_path: Path):
+def test_it_composes_and_the_folder_gives_what_was_measured(
+    verb: str, method: str, target: str, tmp_path: Path
+):
     folder = str(tiny_folder(tmp_path / "model", tie_word_embeddings=True))
     work = calibrant.prune if verb == "prune" else calibrant.quantize
-    done = work(folder, "random_tokens", method, target, tmp_path / "out", samples=4, length=32, transform=["rotate"], dtype="float32")
+    done = work(
+        folder,
+        "random_tokens",
+        method,
+        target,
+        tmp_path / "out",
+        samples=4,
+        length=32,
+        transform=["rotate"],
+        dtype="float32",
+    )
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(reopened), logits(done.opened.model))
     assert not reopened.config.tie_word_embeddings
     edit = next(edit for edit in done.record.edits if edit["edit"] == "transform")
-    assert (edit["transform"], edit["notes"]["untied"], edit["notes"]["heads"]) == ("rotate", True, 3)
+    assert (edit["transform"], edit["notes"]["untied"], edit["notes"]["heads"]) == (
+        "rotate",
+        True,
+        3,
+    )
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """How a request is shared among blocks, one file each; the list of names is the list of files."""
 
 from calibrant.allocations._base import Allocation
-from calibrant.registry import Registry
+from calibrant.spec.registry import Registry
 
 allocations = Registry(__name__, "allocation")
 

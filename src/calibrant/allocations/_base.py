@@ -15,8 +15,9 @@ from calibrant.targets import Target
 class Allocation(Spec, ABC):
     """Gives each matrix its target.
 
-    `observes` says which statistics of the untouched model's matrices it needs; one that looks at nothing leaves it empty and costs no forward.
-    `tries` says whether it measures the model on the calibration tokens: then `targets` finds the result, and `share` is where it begins.
+    `observes` says which statistics of the untouched model's matrices it needs; one that looks at
+    nothing leaves it empty and costs no forward. `tries` says whether it measures the model on the
+    calibration tokens: then `targets` finds the result, and `share` is where it begins.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
@@ -24,27 +25,37 @@ class Allocation(Spec, ABC):
 
     @abstractmethod
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return one target for each of the `matrices`, by name; their mean, each matrix counted by its size, is `target`.
+        """Return one target for each of the `matrices`, by name; their mean, each matrix counted by
+        its size, is `target`.
 
-        `matrices` are all that will be compressed, each with what it sees: nothing without `observes`, or where no token arrives. Going through
-        its `items()` is a walk through the model that holds one block's statistics at a time; looking a matrix up reads all of them into memory.
+        `matrices` are all that will be compressed, each with what it sees: nothing without
+        `observes`, or where no token arrives. Going through its `items()` is a walk through the
+        model that holds one block's statistics at a time; looking a matrix up reads all of them
+        into memory.
         """
 
-    def targets(self, matrices: Mapping[Weight, Seen], job: Job, method: Method) -> Mapping[str, Target]:
+    def targets(
+        self, matrices: Mapping[Weight, Seen], job: Job, method: Method
+    ) -> Mapping[str, Target]:
         """Return the same for a job that the `method` will do.
 
-        One that `tries` measures there what the method would make of the model, which is untouched before and after, and keeps what it finds out in
-        `job.journal`. What it puts into `job.notes` the record says.
+        One that `tries` measures there what the method would make of the model, which is untouched
+        before and after, and keeps what it finds out in `job.journal`. What it puts into
+        `job.notes` the record says.
         """
         del method
         return self.share(matrices, job.target)
 
     def tried(self, blocks: int, target: Target) -> int:
-        """Return how many tokens one that `tries` runs through a model of so many blocks at most: for plans."""
+        """Return how many tokens one that `tries` runs through a model of so many blocks at
+        most: for plans.
+        """
         del blocks, target
         return 0
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
-        """Return with which method it compresses every matrix before `method` does, and how many times at most: for plans."""
+        """Return with which method it compresses every matrix before `method` does, and how many
+        times at most: for plans.
+        """
         del target
         return method, 0

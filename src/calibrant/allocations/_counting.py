@@ -1,4 +1,6 @@
-"""Shares of many matrices as counts of weights: what they come to together is what was asked for, to the last weight."""
+"""Shares of many matrices as counts of weights: what they come to together is what was asked
+for, to the last weight.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,20 +10,32 @@ from calibrant.targets import Sparsity
 
 
 def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str, Sparsity]:
-    """Return a sparsity for each matrix, near the one that is `wanted` of it, so that of all N weights together exactly ⌊N·s⌋ go.
+    """Return a sparsity for each matrix, near the one that is `wanted` of it, so that of all N
+    weights together exactly ⌊N·s⌋ go.
 
-    Each is a whole number of weights of every row, so that a method that chooses within rows removes as many as one that chooses within the
-    matrix. What is left then, fewer weights than the matrix has rows, goes from one matrix more; a method that chooses within rows leaves
-    them. Where the target is wanted of every matrix, each gets it as it was written.
+    Each is a whole number of weights of every row, so that a method that chooses within rows
+    removes as many as one that chooses within the matrix. What is left then, fewer weights than the
+    matrix has rows, goes from one matrix more; a method that chooses within rows leaves them. Where
+    the target is wanted of every matrix, each gets it as it was written.
 
-    The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each must be from 0 up to (not including) 1.
+    The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each
+    must be from 0 up to (not including) 1.
     """
-    if all(math.isclose(share, target.fraction, rel_tol=0, abs_tol=1e-12) for share in wanted.values()):
+    if all(
+        math.isclose(share, target.fraction, rel_tol=0, abs_tol=1e-12) for share in wanted.values()
+    ):
         return {weight.name: target for weight in wanted}
     exact = {weight: weight.shape[1] * share for weight, share in wanted.items()}
-    columns = {weight: min(math.floor(count + 1e-9), weight.shape[1] - 1) for weight, count in exact.items()}
-    left = target.quota(sum(_size(weight) for weight in wanted)) - sum(weight.shape[0] * count for weight, count in columns.items())
-    order = sorted(wanted, key=lambda weight: columns[weight] - exact[weight])  # first those that rounding down took most of; equals as they came
+    columns = {
+        weight: min(math.floor(count + 1e-9), weight.shape[1] - 1)
+        for weight, count in exact.items()
+    }
+    left = target.quota(sum(_size(weight) for weight in wanted)) - sum(
+        weight.shape[0] * count for weight, count in columns.items()
+    )
+    order = sorted(
+        wanted, key=lambda weight: columns[weight] - exact[weight]
+    )  # first those that rounding down took most of; equals as they came
     while left < 0:  # by an error of rounding, at most
         weight = next(weight for weight in reversed(order) if columns[weight])
         columns[weight], left = columns[weight] - 1, left + weight.shape[0]
@@ -33,13 +47,17 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
                 columns[weight], left, raised = columns[weight] + 1, left - weight.shape[0], True
     counts = {weight: weight.shape[0] * count for weight, count in columns.items()}
     room = [weight for weight in wanted if columns[weight] < weight.shape[1] - 1]
-    if left and room:  # fewer than the rows of any of these, else each row of one could give another weight
+    if (
+        left and room
+    ):  # fewer than the rows of any of these, else each row of one could give another weight
         counts[max(room, key=lambda weight: weight.shape[0])] += left
     return {weight.name: _sparsity(counts[weight], _size(weight)) for weight in wanted}
 
 
 def _sparsity(count: int, size: int) -> Sparsity:
-    """The sparsity by which `count` of `size` weights go: it is read as the decimal that it is written as, which may lie just below the quotient."""
+    """The sparsity by which `count` of `size` weights go: it is read as the decimal that it is
+    written as, which may lie just below the quotient.
+    """
     fraction = count / size
     while Sparsity(fraction).quota(size) < count:
         fraction = math.nextafter(fraction, 1.0)

@@ -1,4 +1,6 @@
-"""One choice of a short menu for each of many parts, so that their mean stays what was asked and what it costs is least: an exact search."""
+"""One choice of a short menu for each of many parts, so that their mean stays what was asked and
+what it costs is least: an exact search.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +21,13 @@ def cheapest(
     sizes: Sequence[int],
     advice: str,
 ) -> list[int]:
-    """Return which choice each part gets so that Σ size·step is 0 and the sum of their costs is least.
+    """Return which choice each part gets so that Σ size·step is 0 and the sum of their costs is
+    least.
 
-    `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost may be infinite where a part can't have a
-    choice, but for the step 0. Of choices that cost the same the one nearest to 0 is taken. The search goes through the parts and keeps the best
-    way to each sum so far (a knapsack in which every part takes one thing).
+    `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost
+    may be infinite where a part can't have a choice, but for the step 0. Of choices that cost the
+    same the one nearest to 0 is taken. The search goes through the parts and keeps the best way to
+    each sum so far (a knapsack in which every part takes one thing).
 
     Raises `TargetError` where it would take too long. `advice` is its last words.
 
@@ -34,7 +38,9 @@ def cheapest(
     unit = math.gcd(*sizes)
     below, above = -min(steps) * sum(sizes) // unit, max(steps) * sum(sizes) // unit
     if (below + above) * len(sizes) * len(steps) > MOST:
-        sums = f"sizes with no larger common divisor than {unit} make too many sums to search through"
+        sums = (
+            f"sizes with no larger common divisor than {unit} make too many sums to search through"
+        )
         raise TargetError(f"{sums}; {advice}")
     nearest = sorted(range(len(steps)), key=lambda choice: (abs(steps[choice]), steps[choice]))
     best = np.full(below + above + 1, np.inf)
@@ -44,7 +50,10 @@ def cheapest(
         sums = np.full_like(best, np.inf)
         for choice in nearest:
             shift = steps[choice] * (size // unit)
-            at, before = slice(max(shift, 0), len(best) + min(shift, 0)), slice(max(-shift, 0), len(best) + min(-shift, 0))
+            at, before = (
+                slice(max(shift, 0), len(best) + min(shift, 0)),
+                slice(max(-shift, 0), len(best) + min(-shift, 0)),
+            )
             cost = best[before] + costs[part, choice]
             better = cost < sums[at]
             sums[at] = np.where(better, cost, sums[at])

@@ -1,4 +1,6 @@
-"""Shares of blocks that evolve: EvoPress' search for how much each block gives (Sieberling et al. 2024, arXiv 2410.14649)."""
+"""Shares of blocks that evolve: EvoPress' search for how much each block gives (Sieberling et
+al. 2024, arXiv 2410.14649).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +16,13 @@ from calibrant.activations import Seen
 from calibrant.allocations._base import Allocation
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
-from calibrant.foreign import brief
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
 from calibrant.methods._base import MOST_CANDIDATES
+from calibrant.methods._searching import Choice, Space, Trials, climb
 from calibrant.models import Weight
-from calibrant.searching import Choice, Space, Trials, climb
 from calibrant.spec import MOST_STEPS, check_most
+from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Sparsity, Target
 from calibrant.walk.variants import AS_IT_IS, Variant, Variants
 
@@ -30,15 +32,19 @@ MOST_LEVELS: Final = 100
 
 @dataclass(frozen=True, repr=False)
 class Evolved(Allocation):
-    """Shares a sparsity, or bits, among blocks such that the predictions stay nearest to the untouched model's: (1+λ) with selection in stages.
+    """Shares a sparsity, or bits, among blocks such that the predictions stay nearest to the
+    untouched model's: (1+λ) with selection in stages.
 
-    A block gives what was asked for, or up to `levels` times `step` more or less; of a grid the step is one bit. Blocks of the same size exchange
-    steps, so that the mean is what was asked for. Each block is compressed to each level once, by the method, for the inputs that it gets in the
-    untouched model; put together, these are the candidates. They are kept in memory, one copy of the blocks for each level: a
-    `SpecError` where there is no room. `tokens` are as for the method `evopress`: on the last number of them it is decided.
+    A block gives what was asked for, or up to `levels` times `step` more or less; of a grid the
+    step is one bit. Blocks of the same size exchange steps, so that the mean is what was asked for.
+    Each block is compressed to each level once, by the method, for the inputs that it gets in the
+    untouched model; put together, these are the candidates. They are kept in memory, one copy of
+    the blocks for each level: a `SpecError` where there is no room. `tokens` are as for the method
+    `evopress`: on the last number of them it is decided.
 
-    Differs from EvoPress' code in: a step is taken by whole blocks, not by single matrices, and all candidates are judged on the same tokens.
-    What the method does in the end for inputs that come from compressed blocks (`arrival`) isn't what was searched on.
+    Differs from EvoPress' code in: a step is taken by whole blocks, not by single matrices, and all
+    candidates are judged on the same tokens. What the method does in the end for inputs that come
+    from compressed blocks (`arrival`) isn't what was searched on.
     """
 
     tries: ClassVar[bool] = True
@@ -64,9 +70,15 @@ class Evolved(Allocation):
         check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         for name in ("levels", "offspring", "survivors", "generations", "patience"):
             if getattr(self, name) < 1:
-                raise SpecError(f"evolved({name}={getattr(self, name)}): {name} must be at least 1", subject=name)
+                raise SpecError(
+                    f"evolved({name}={getattr(self, name)}): {name} must be at least 1",
+                    subject=name,
+                )
         if not 0 < self.step < 1:
-            raise SpecError(f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1", subject="step")
+            raise SpecError(
+                f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1",
+                subject="step",
+            )
         tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
         whole = bool(tokens) and all(type(one) is int for one in tokens)
@@ -79,22 +91,44 @@ class Evolved(Allocation):
         """Return where the search begins: every matrix gives what was asked for."""
         return {weight.name: target for weight in matrices}
 
-    def targets(self, matrices: Mapping[Weight, Seen], job: Job, method: Method) -> Mapping[str, Target]:
+    def targets(
+        self, matrices: Mapping[Weight, Seen], job: Job, method: Method
+    ) -> Mapping[str, Target]:
         if not isinstance(method, MatrixMethod):
             message = f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; leave the allocation out"
             raise TargetError(message, subject=str(self))
         menu = self.menu(job.target)
         blocks, middle = job.view.blocks, menu.index(job.target)
-        sizes = [sum(weight.shape[0] * weight.shape[1] for weight in block.weights) for block in blocks]
+        sizes = [
+            sum(weight.shape[0] * weight.shape[1] for weight in block.weights) for block in blocks
+        ]
         groups = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
-        space = Space(tuple(groups[size] for size in sizes), tuple(middle * sizes.count(size) for size in groups), len(menu) - 1)
+        space = Space(
+            tuple(groups[size] for size in sizes),
+            tuple(middle * sizes.count(size) for size in groups),
+            len(menu) - 1,
+        )
         candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
-        how = {"drawn": 0, "offspring": self.offspring, "survivors": self.survivors, "generations": self.generations, "patience": self.patience}
+        how = {
+            "drawn": 0,
+            "offspring": self.offspring,
+            "survivors": self.survivors,
+            "generations": self.generations,
+            "patience": self.patience,
+        }
         best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
         course = [float(f"{one:.6g}") for one in trials.course]
-        job.notes.update(by="divergence", best=course[-1], course=course, measured=trials.count, tokens=list(self._stages))
-        return {weight.name: menu[best[block.index]] for block in blocks for weight in block.weights}
+        job.notes.update(
+            by="divergence",
+            best=course[-1],
+            course=course,
+            measured=trials.count,
+            tokens=list(self._stages),
+        )
+        return {
+            weight.name: menu[best[block.index]] for block in blocks for weight in block.weights
+        }
 
     def tried(self, blocks: int, target: Target) -> int:
         many, few = self.offspring * self.generations, self.survivors * self.generations + 1
@@ -104,19 +138,28 @@ class Evolved(Allocation):
         return method, 2 * self.levels + 1
 
     def menu(self, target: Target) -> list[Target]:
-        """Return what a block may give, from the least to the most; `TargetError` for a target of another kind."""
+        """Return what a block may give, from the least to the most; `TargetError` for a target
+        of another kind.
+        """
         steps = range(-self.levels, self.levels + 1)
         if isinstance(target, Sparsity):
             shares = [Fraction(str(target.fraction)) + n * Fraction(str(self.step)) for n in steps]
             return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
         if isinstance(target, Grid):
-            return [replace(target, bits=target.bits + n) for n in steps if 2 <= target.bits + n <= 8]
-        raise TargetError(f"{self} can't share {target}: it takes a sparsity, such as 0.5, or a grid, such as w4g64", subject=str(target))
+            return [
+                replace(target, bits=target.bits + n) for n in steps if 2 <= target.bits + n <= 8
+            ]
+        raise TargetError(
+            f"{self} can't share {target}: it takes a sparsity, such as 0.5, or a grid, such as w4g64",
+            subject=str(target),
+        )
 
 
 @final
 class _Candidates:
-    """Models whose blocks are compressed to different levels; the compressed blocks are made when the first candidate is measured."""
+    """Models whose blocks are compressed to different levels; the compressed blocks are made
+    when the first candidate is measured.
+    """
 
     def __init__(self, job: Job, method: MatrixMethod, menu: Sequence[Target]) -> None:
         self._job, self._method, self._menu = job, method, menu
@@ -124,7 +167,9 @@ class _Candidates:
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return how far each candidate's predictions are from the untouched model's."""
         few, _ = divided(self._job.tokens(), tokens)
-        ways = [tuple(level + 1 for level in choice) for choice in choices]  # 0 is the untouched block
+        ways = [
+            tuple(level + 1 for level in choice) for choice in choices
+        ]  # 0 is the untouched block
         return self._variants.losses(ways, few, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:
@@ -134,7 +179,9 @@ class _Candidates:
     @cached_property
     def _variants(self) -> Variants:
         blocks, menu = self._job.view.blocks, self._menu
-        needed = len(menu) * sum(w.stored.numel() * w.stored.element_size() for block in blocks for w in block.weights)
+        needed = len(menu) * sum(
+            w.stored.numel() * w.stored.element_size() for block in blocks for w in block.weights
+        )
         if needed > (free := psutil.virtual_memory().available):
             message = f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower evolved(levels=…)"
             raise SpecError(message, subject="levels")
@@ -143,7 +190,10 @@ class _Candidates:
             for changed, target in zip(numbers[weight.block], menu, strict=True):
                 _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
             self._job.progress("compressing to each level", weight.block + 1, len(blocks))
-        ways = [(AS_IT_IS, *(Variant(numbers=tuple(changed.items())) for changed in levels)) for levels in numbers]
+        ways = [
+            (AS_IT_IS, *(Variant(numbers=tuple(changed.items())) for changed in levels))
+            for levels in numbers
+        ]
         return Variants(self._job.view, ways)
 
 

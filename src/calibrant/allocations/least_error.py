@@ -1,4 +1,6 @@
-"""Shares by measured errors: each matrix (or block) gets the target at which the errors of all together are least."""
+"""Shares by measured errors: each matrix (or block) gets the target at which the errors of all
+together are least.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,15 +27,19 @@ ERRORS = ("relative", "absolute")
 
 @dataclass(frozen=True, repr=False)
 class LeastError(Allocation):
-    """Compresses each matrix at a menu of targets, and takes of all ways to share with the right mean the one with the least sum of errors.
+    """Compresses each matrix at a menu of targets, and takes of all ways to share with the right
+    mean the one with the least sum of errors.
 
-    The menu is what was asked and up to `reach` steps to either side: of `step` for a sparsity, of one kept weight for N:M, of one bit for a grid.
-    The errors are those of `method` on the inputs of the untouched model: without one, of `wanda` where weights go and `rtn` for grids. Another
-    method may compress in the end. An error is tr(ΔW G ΔWᵀ) a token, `absolute`, or divided by tr(W G Wᵀ), `relative`. `per` says whether each
-    matrix gets a share of its own, or all of a block the same. The best way is found exactly (a knapsack), and counts add up to the weight.
+    The menu is what was asked and up to `reach` steps to either side: of `step` for a sparsity, of
+    one kept weight for N:M, of one bit for a grid. The errors are those of `method` on the inputs
+    of the untouched model: without one, of `wanda` where weights go and `rtn` for grids. Another
+    method may compress in the end. An error is tr(ΔW G ΔWᵀ) a token, `absolute`, or divided by tr(W
+    G Wᵀ), `relative`. `per` says whether each matrix gets a share of its own, or all of a block the
+    same. The best way is found exactly (a knapsack), and counts add up to the weight.
 
-    Errors of matrices don't add up to a model's loss: `docs/log` has what was measured. Dynamic programming over errors of layers is SPDY's
-    (Frantar, Alistarh 2022), without its search for how much each layer counts.
+    Errors of matrices don't add up to a model's loss: `docs/log` has what was measured. Dynamic
+    programming over errors of layers is SPDY's (Frantar, Alistarh 2022), without its search for how
+    much each layer counts.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -45,36 +51,67 @@ class LeastError(Allocation):
     errors: str = "relative"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "method", None if self.method is None else methods.build(self.method))
-        if self.method is not None and not (isinstance(self.method, MatrixMethod) and {FeatureNorms, Gram} >= set(self.method.observes)):
+        object.__setattr__(
+            self, "method", None if self.method is None else methods.build(self.method)
+        )
+        if self.method is not None and not (
+            isinstance(self.method, MatrixMethod)
+            and {FeatureNorms, Gram} >= set(self.method.observes)
+        ):
             message = f"least_error(method={self.method}): errors are those of a method that looks at feature norms or a Gram, such as wanda"
             raise SpecError(message, subject=str(self.method))
         if not 0 < self.step < 1:
-            raise SpecError(f"least_error(step={self.step}): a step is above 0 and below 1, such as 0.05", subject="step")
+            raise SpecError(
+                f"least_error(step={self.step}): a step is above 0 and below 1, such as 0.05",
+                subject="step",
+            )
         if not 1 <= self.reach <= 20:
-            raise SpecError(f"least_error(reach={self.reach}): from 1 to 20 steps to either side are tried, such as 3", subject="reach")
+            raise SpecError(
+                f"least_error(reach={self.reach}): from 1 to 20 steps to either side are tried, such as 3",
+                subject="reach",
+            )
         for name, value, known in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
             if value not in known:
-                raise SpecError(f"least_error({name}={value}): choose {' or '.join(known)}", subject=name)
+                raise SpecError(
+                    f"least_error({name}={value}): choose {' or '.join(known)}", subject=name
+                )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets. Raises `TargetError` for a target that has no steps, or that the method doesn't accept."""
+        """Return the targets. Raises `TargetError` for a target that has no steps, or that the
+        method doesn't accept.
+        """
         steps, method = menu(target, self.step, self.reach), self._judge(target)
         method.check(target)
-        costs = {weight: self._errors(method, weight, seen[Gram], steps) for weight, seen in matrices.items() if Gram in seen and seen[Gram].mass > 0}
+        costs = {
+            weight: self._errors(method, weight, seen[Gram], steps)
+            for weight, seen in matrices.items()
+            if Gram in seen and seen[Gram].mass > 0
+        }
         parts = dict[str | int, list[Weight]]()
         for weight in matrices:
-            parts.setdefault(weight.block if self.per == "block" else weight.name, []).append(weight)
+            parts.setdefault(weight.block if self.per == "block" else weight.name, []).append(
+                weight
+            )
         # Of a part that no token reached nothing is known, and it gets what was asked.
         unknown = np.array([0.0 if step == 0 else np.inf for step in steps])
         known = [[costs[weight] for weight in part if weight in costs] for part in parts.values()]
         sums = np.stack([np.sum(errors, axis=0) if errors else unknown for errors in known])
-        sizes = [sum(weight.shape[0] * weight.shape[1] for weight in part) for part in parts.values()]
+        sizes = [
+            sum(weight.shape[0] * weight.shape[1] for weight in part) for part in parts.values()
+        ]
         chosen = cheapest(sums, list(steps), sizes, self._advice)
         targets = list(steps.values())
-        shared = {weight: targets[choice] for part, choice in zip(parts.values(), chosen, strict=True) for weight in part}
+        shared = {
+            weight: targets[choice]
+            for part, choice in zip(parts.values(), chosen, strict=True)
+            for weight in part
+        }
         if isinstance(target, Sparsity):
-            return dict(to_the_weight({weight: float(shared[weight].amount or 0) for weight in matrices}, target))
+            return dict(
+                to_the_weight(
+                    {weight: float(shared[weight].amount or 0) for weight in matrices}, target
+                )
+            )
         return {weight.name: shared[weight] for weight in matrices}
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
@@ -91,7 +128,9 @@ class LeastError(Allocation):
     def _judge(self, target: Target) -> MatrixMethod:
         return self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
 
-    def _errors(self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]) -> np.ndarray:
+    def _errors(
+        self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]
+    ) -> np.ndarray:
         """The error at each step."""
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))

@@ -23,13 +23,16 @@ MOST_TIMES: Final = 10**12
 
 @dataclass(frozen=True, repr=False)
 class OWL(Allocation):
-    """Lets a block keep more of its weights the more outliers it has: scores |W|·‖x‖ above `times` their mean in the block.
+    """Lets a block keep more of its weights the more outliers it has: scores |W|·‖x‖ above `times`
+    their mean in the block.
 
-    The shares of outliers D are mapped onto 0 to 2·`spread` (the paper's M and λ); a block's sparsity is s - (D - mean D), the mean over all
-    weights, and so s on average. All matrices of a block get the same. For N:M each block has an N of its own, the M stays.
+    The shares of outliers D are mapped onto 0 to 2·`spread` (the paper's M and λ); a block's
+    sparsity is s - (D - mean D), the mean over all weights, and so s on average. All matrices of a
+    block get the same. For N:M each block has an N of its own, the M stays.
 
-    Differs from the paper's code in: counts add up to what was asked, to the weight; blocks count by their size in the mean; norms are plain sums
-    over tokens, as in `wanda`; a block that no token reached gets the mean.
+    Differs from the paper's code in: counts add up to what was asked, to the weight; blocks count
+    by their size in the mean; norms are plain sums over tokens, as in `wanda`; a block that no
+    token reached gets the mean.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
@@ -40,50 +43,85 @@ class OWL(Allocation):
     def __post_init__(self) -> None:
         check_most(self, times=MOST_TIMES)
         if not self.times > 0:
-            raise SpecError(f"owl(times={self.times}): an outlier is above so many times the mean; give a number above 0, such as 5", subject="times")
+            raise SpecError(
+                f"owl(times={self.times}): an outlier is above so many times the mean; give a number above 0, such as 5",
+                subject="times",
+            )
         if not 0 <= self.spread < 0.5:
-            raise SpecError(f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; 0.08 is the paper's", subject="spread")
+            raise SpecError(
+                f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; 0.08 is the paper's",
+                subject="spread",
+            )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets. Raises `TargetError` for a target that is neither a sparsity nor N:M, and where a block would lose less than nothing or
-        all of its weights.
+        """Return the targets. Raises `TargetError` for a target that is neither a sparsity nor N:M,
+        and where a block would lose less than nothing or all of its weights.
         """
         if not isinstance(target, Sparsity | NofM):
-            raise TargetError(f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; leave the allocation out", subject=str(target))
+            raise TargetError(
+                f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; leave the allocation out",
+                subject=str(target),
+            )
         blocks = dict[int, list[tuple[Weight, Seen]]]()
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
-        sizes = [sum(weight.shape[0] * weight.shape[1] for weight, _ in block) for block in blocks.values()]
+        sizes = [
+            sum(weight.shape[0] * weight.shape[1] for weight, _ in block)
+            for block in blocks.values()
+        ]
         above = self._above(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
             lowest, highest = target.fraction - max(above), target.fraction - min(above)
             if not 0 <= lowest <= highest < 1:
                 message = f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in blocks, to give {target}; choose a smaller spread"
                 raise TargetError(message, subject=str(target))
-            wanted = {weight: target.fraction - more for block, more in zip(blocks.values(), above, strict=True) for weight, _ in block}
+            wanted = {
+                weight: target.fraction - more
+                for block, more in zip(blocks.values(), above, strict=True)
+                for weight, _ in block
+            }
             return to_the_weight({weight: wanted[weight] for weight in matrices}, target)
         # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
         steps = [target.n - n for n in range(1, target.m)]
-        far = np.array([[size * (more * target.m + step) ** 2 for step in steps] for size, more in zip(sizes, above, strict=True)])
+        far = np.array(
+            [
+                [size * (more * target.m + step) ** 2 for step in steps]
+                for size, more in zip(sizes, above, strict=True)
+            ]
+        )
         advice = "choose a pattern with a smaller M, or leave the allocation out"
         chosen = cheapest(far, steps, sizes, advice)
-        kept = {index: NofM(target.n - steps[choice], target.m) for index, choice in zip(blocks, chosen, strict=True)}
+        kept = {
+            index: NofM(target.n - steps[choice], target.m)
+            for index, choice in zip(blocks, chosen, strict=True)
+        }
         return {weight.name: kept[weight.block] for weight in matrices}
 
-    def _above(self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]) -> list[float]:
+    def _above(
+        self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]
+    ) -> list[float]:
         """How much more of its weights each block keeps than the mean."""
         known = [outliers(block, self.times) for block in blocks]
         there = np.array([share for share in known if share is not None])
         if not len(there) or there.max() == there.min():
             return [0.0] * len(blocks)
-        scaled = np.array([np.nan if share is None else (share - there.min()) / (there.max() - there.min()) * 2 * self.spread for share in known])
+        scaled = np.array(
+            [
+                np.nan
+                if share is None
+                else (share - there.min()) / (there.max() - there.min()) * 2 * self.spread
+                for share in known
+            ]
+        )
         counted = np.array(sizes) * ~np.isnan(scaled)
         mean = float((np.nan_to_num(scaled) * counted).sum() / counted.sum())
         return [0.0 if np.isnan(one) else float(one) - mean for one in scaled]
 
 
 def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None:
-    """Return the share of a block's scores that lie above `times` their mean; None where no token reached it."""
+    """Return the share of a block's scores that lie above `times` their mean; None where no
+    token reached it.
+    """
     scores = [_scores(weight, seen[FeatureNorms]) for weight, seen in block if FeatureNorms in seen]
     count = sum(each.numel() for each in scores)
     if not count:

@@ -1,4 +1,6 @@
-"""What all commands share: the app, options with their help, progress, and how results and errors are shown."""
+"""What all commands share: the app, options with their help, progress, and how results and
+errors are shown.
+"""
 
 import codecs
 import errno
@@ -22,16 +24,23 @@ from typer.core import TyperCommand
 from calibrant import __version__
 from calibrant.cli.declared import shown_alone
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
-from calibrant.extras import missing
-from calibrant.foreign import TRUST_REMOTE_CODE, user_path, user_text, visible, visible_json, visible_name
-from calibrant.launch import launched
 from calibrant.options import DataOptions, PruneOptions
-from calibrant.process import own_process
+from calibrant.spec.foreign import (
+    TRUST_REMOTE_CODE,
+    user_path,
+    user_text,
+    visible,
+    visible_json,
+    visible_name,
+)
+from calibrant.system.extras import missing
+from calibrant.system.launch import launched
+from calibrant.system.process import own_process
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from calibrant.progress import Progress
+    from calibrant.system.progress import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,34 +48,63 @@ T = TypeVar("T")
 DEBUG: Final = "CALIBRANT_DEBUG"
 
 HELP: Final = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=HELP,
+)
 
 Model = Annotated[str, shown_alone(PruneOptions, "model")]
 Length = Annotated[int, shown_alone(DataOptions, "length")]
 Seed = Annotated[int, shown_alone(DataOptions, "seed")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
+    typer.Option(
+        metavar="DIR",
+        help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 USAGE: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
-"""What is raised for words that make no command. Typer names only this one of its kin, and brings its own copy of the library that has the others."""
+"""What is raised for words that make no command. Typer names only this one of its kin, and
+brings its own copy of the library that has the others.
+"""
 
 IN_ASCII: Final = "calibrant.in_ascii"
-PLAIN: Final = str.maketrans({"±": "+-", "×": "x", "·": ",", "–": "-", "—": "-", "−": "-", "…": "...", "“": '"', "”": '"', "’": "'", "≤": "<="})
+PLAIN: Final = str.maketrans(
+    {
+        "±": "+-",
+        "×": "x",
+        "·": ",",
+        "–": "-",
+        "—": "-",
+        "−": "-",
+        "…": "...",
+        "“": '"',
+        "”": '"',
+        "’": "'",
+        "≤": "<=",
+    }
+)
 """What stands for signs that a console can't show."""
 
 NARROWEST: Final = 20
 """Columns of results at least, whatever a terminal says of itself."""
 
 PATIENCE: Final = 10
-"""Seconds that a failed process waits before it ends: torchrun ends all when one has ended, and the first one is to say why."""
+"""Seconds that a failed process waits before it ends: torchrun ends all when one has ended, and
+the first one is to say why.
+"""
 
 
 def main() -> None:
-    """Run the command line and exit with its code. Of several processes that torchrun started, only the first one writes."""
+    """Run the command line and exit with its code. Of several processes that torchrun started,
+    only the first one writes.
+    """
     sys.excepthook = fault
     own_process()
     for stream in (sys.stdout, sys.stderr):
@@ -79,7 +117,8 @@ def main() -> None:
         sys.exit(2)
     with _only_the_first_writes(launch is None or launch.rank == 0):
         try:
-            # Not app(): typer would put its own hook in place of ours. Not standalone: what it says of a mistake would repeat it raw.
+            # Not app(): typer would put its own hook in place of ours. Not standalone: what it says
+            # of a mistake would repeat it raw.
             code = typer.main.get_command(app)(prog_name="calibrant", standalone_mode=False)
         except USAGE as error:
             code = _misused(error)
@@ -87,19 +126,31 @@ def main() -> None:
 
 
 def _misused(error: Any) -> int:
-    """Say in one sentence what is wrong with the words of a command, and return 2. Without any words, its help was shown already."""
+    """Say in one sentence what is wrong with the words of a command, and return 2. Without any
+    words, its help was shown already.
+    """
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
         _settings["json"] = "--json" in sys.argv[1:]
-        _complain(visible_name(f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"), error)
+        _complain(
+            visible_name(
+                f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"
+            ),
+            error,
+        )
     return 2
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """Return what a console gets in place of characters that it can't show: the nearest plain signs, else the character's number."""
+    """Return what a console gets in place of characters that it can't show: the nearest plain
+    signs, else the character's number.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(PLAIN.get(ord(c)) or c.encode("ascii", "backslashreplace").decode() for c in error.object[error.start : error.end]), error.end
+    return "".join(
+        PLAIN.get(ord(c)) or c.encode("ascii", "backslashreplace").decode()
+        for c in error.object[error.start : error.end]
+    ), error.end
 
 
 codecs.register_error(IN_ASCII, _in_ascii)
@@ -126,8 +177,12 @@ def _only_the_first_writes(first: bool) -> Iterator[None]:
 def command(
     name: str, *examples: str, group: typer.Typer = app, cls: type[TyperCommand] = TyperCommand
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a function a command of `group`. What it raises about input is one sentence and exit code 2; its help ends with `examples`."""
-    epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])  # \b: click leaves the lines that follow as they are
+    """Make a function a command of `group`. What it raises about input is one sentence and exit
+    code 2; its help ends with `examples`.
+    """
+    epilog = "\n".join(
+        ["\b", "Examples:", *(f"  {example}" for example in examples)]
+    )  # \b: click leaves the lines that follow as they are
 
     def register(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -150,15 +205,20 @@ def command(
             except OSError as error:
                 stop(_unusable(error), 2, error)
 
-        first = (function.__doc__ or "").partition(". ")[0].partition(": ")[0].rstrip(".")
-        group.command(name, cls=cls, epilog=epilog, short_help=first, context_settings=HELP)(wrapped)
+        told = " ".join((function.__doc__ or "").split())
+        first = told.partition(". ")[0].partition(": ")[0].rstrip(".")
+        group.command(name, cls=cls, epilog=epilog, short_help=first, context_settings=HELP)(
+            wrapped
+        )
         return wrapped
 
     return register
 
 
 def _unusable(error: OSError) -> str:
-    """Return the sentence for a file that the system refuses; raise `error` again if it is about no file, which is a fault of ours."""
+    """Return the sentence for a file that the system refuses; raise `error` again if it is about
+    no file, which is a fault of ours.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
     if not isinstance(error.filename, str | bytes | os.PathLike):
@@ -167,7 +227,9 @@ def _unusable(error: OSError) -> str:
 
 
 def _check_texts(values: Iterable[object]) -> None:
-    """Raise `InputError` for a text of the command line that isn't UTF-8: it couldn't be written to any result."""
+    """Raise `InputError` for a text of the command line that isn't UTF-8: it couldn't be written
+    to any result.
+    """
     for value in values:
         if isinstance(value, str | Path):
             user_text(str(value))
@@ -183,7 +245,9 @@ def _print_version(wanted: bool) -> bool:
 
 
 _settings = {"quiet": False, "json": False}
-"""What the options before a command say, and whether its result is to be JSON; set anew for each."""
+"""What the options before a command say, and whether its result is to be JSON; set anew for
+each.
+"""
 
 clock: Callable[[], float] = time.monotonic
 """What progress is timed with; a test sets its own."""
@@ -191,16 +255,40 @@ clock: Callable[[], float] = time.monotonic
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_print_version)] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show results and errors only: no progress, no notes.", envvar="CALIBRANT_QUIET")
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)] = False,
-    trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.", envvar=TRUST_REMOTE_CODE)] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Show results and errors only: no progress, no notes.",
+            envvar="CALIBRANT_QUIET",
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run code that comes with a model.",
+            envvar=TRUST_REMOTE_CODE,
+        ),
+    ] = False,
 ) -> None:
-    """Compress language models with the calibration data you choose, and see which differences are real."""
+    """Compress language models with the calibration data you choose, and see which differences
+    are real.
+    """
     _settings["quiet"] = quiet
-    logging.getLogger("calibrant").addHandler(_HANDLER)  # one that is there already isn't added again
+    logging.getLogger("calibrant").addHandler(
+        _HANDLER
+    )  # one that is there already isn't added again
     if debug:
         os.environ[DEBUG] = "1"
     if trust:
@@ -209,18 +297,21 @@ def root(
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """Yield a progress function: with bars and the time left on standard error, or with lines where that is no terminal; silent with --quiet.
+    """Yield a progress function: with bars and the time left on standard error, or with lines where
+    that is no terminal; silent with --quiet.
 
     Finished bars are removed when a new one begins: a long study has hundreds.
     """
-    from calibrant.progress import ProgressLines, silent
+    from calibrant.system.progress import ProgressLines, silent
 
     if _settings["quiet"]:
         yield silent
         return
     shown = _console(stderr=True)
     if not shown.is_terminal or shown.is_dumb_terminal:
-        with ProgressLines(lambda line: typer.echo(visible_name(line), err=True), clock).watching() as update:
+        with ProgressLines(
+            lambda line: typer.echo(visible_name(line), err=True), clock
+        ).watching() as update:
             yield update
         return
     with _bars(shown) as update:
@@ -231,9 +322,14 @@ def progress() -> Iterator["Progress"]:
 def _bars(shown: "Console") -> Iterator["Progress"]:
     from rich import progress as bars
 
-    from calibrant.progress import stage_of
+    from calibrant.system.progress import stage_of
 
-    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
     drawn = bars.Progress(*columns, console=shown, transient=True)
     tasks: dict[str, bars.TaskID] = {}
 
@@ -259,7 +355,9 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Say what should be looked at before the result is used, on standard error as a note; nothing for an empty text."""
+    """Say what should be looked at before the result is used, on standard error as a note;
+    nothing for an empty text.
+    """
     if text:
         note(f"warning: {visible_name(text)}")
 
@@ -283,28 +381,40 @@ def look_in(data_dir: Path | None) -> None:
 
 
 def check_file(path: Path | None) -> None:
-    """Raise `OutputError` for an output file that can't be written: before the work, not after it."""
+    """Raise `OutputError` for an output file that can't be written: before the work, not after
+    it.
+    """
     if path is None:
         return
     path = user_path(path, OutputError)
-    if path.is_dir() or (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
-        raise OutputError(f"{str(path)!r} can't be written; name a file in a folder that exists", subject=str(path))
+    if (
+        path.is_dir()
+        or (path.exists() and not path.is_file())
+        or not path.absolute().parent.is_dir()
+    ):
+        raise OutputError(
+            f"{str(path)!r} can't be written; name a file in a folder that exists",
+            subject=str(path),
+        )
 
 
 def write(path: Path, result: Any) -> None:
     """Write a result as JSON, whole or not at all."""
-    from calibrant.durable import put, text_of_json
+    from calibrant.system.durable import put, text_of_json
 
     try:
         put(path, text_of_json(result).encode())
     except OSError as error:
-        raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
+        raise OutputError(
+            f"{str(path)!r} can't be written ({error.strerror}); name another file",
+            subject=str(path),
+        ) from error
 
 
 def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     """Print a result: as JSON, or what `lines` makes of it for people."""
     if as_json:
-        from calibrant.durable import plain_data
+        from calibrant.system.durable import plain_data
 
         text = json.dumps(plain_data(result), ensure_ascii=False, default=str, allow_nan=False)
         typer.echo(visible_json(text))
@@ -317,7 +427,9 @@ def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
 
 
 def console() -> "Console":
-    """Return where results go. What is no terminal has the width that COLUMNS says; without it, lines stay whole there."""
+    """Return where results go. What is no terminal has the width that COLUMNS says; without it,
+    lines stay whole there.
+    """
     out = _console()
     if not _has_width(out):
         out.width = max(out.width, 160)
@@ -333,21 +445,39 @@ def _console(stderr: bool = False) -> "Console":
     """Return a console that writes texts as they are, and with NO_COLOR nothing but characters."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+    )
 
 
 def stop(message: str, code: int, error: BaseException) -> NoReturn:
-    """Write one line on standard error, or one for each mistake in a study, and exit with a code; a traceback only with --debug."""
+    """Write one line on standard error, or one for each mistake in a study, and exit with a
+    code; a traceback only with --debug.
+    """
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
-    _complain(visible(message) if isinstance(error, StudyError) else visible_name(fitted(" ".join(message.split("\n")))), error)
+    _complain(
+        visible(message)
+        if isinstance(error, StudyError)
+        else visible_name(fitted(" ".join(message.split("\n")))),
+        error,
+    )
     raise typer.Exit(code)
 
 
 def _complain(message: str, error: BaseException) -> None:
-    """Write what is wrong on standard error, and with --json also as JSON on standard output: what it is about, and what to do."""
+    """Write what is wrong on standard error, and with --json also as JSON on standard output:
+    what it is about, and what to do.
+    """
     if _settings["json"]:
-        about: dict[str, Any] = {"message": message, "subject": getattr(error, "subject", ""), "hint": message.partition("; ")[2]}
+        about: dict[str, Any] = {
+            "message": message,
+            "subject": getattr(error, "subject", ""),
+            "hint": message.partition("; ")[2],
+        }
         if isinstance(error, StudyError):
             about["problems"] = [asdict(problem) for problem in error.problems]
         typer.echo(visible_json(json.dumps({"error": about}, ensure_ascii=False, allow_nan=False)))
@@ -360,4 +490,7 @@ def fault(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
         return
     what = visible(fitted(" ".join(str(error).split()))) or "no message"
-    _complain(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", error)
+    _complain(
+        f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.",
+        error,
+    )

@@ -5,10 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from calibrant.cli._frame import DataDir, Json, check_file, command, look_in, note, progress, show, write
+from calibrant.cli._frame import (
+    DataDir,
+    Json,
+    check_file,
+    command,
+    look_in,
+    note,
+    progress,
+    show,
+    write,
+)
 from calibrant.cli.declared import with_options
+from calibrant.cli.screen.choosing import mixed, recommended
 from calibrant.options import MixCommand, RecommendCommand
-from calibrant.screen.choosing import mixed, recommended
 
 
 @command(
@@ -31,8 +41,10 @@ def mix(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Find how to mix sources so that pruning or rounding does least damage, as an expression for --data. After a kill the same command continues."""
-    from calibrant.mixtures import mix as run
+    """Find how to mix sources so that pruning or rounding does least damage, as an expression
+    for --data. After a kill the same command continues.
+    """
+    from calibrant.lab.mixtures import mix as run
 
     look_in(data_dir)
     check_file(out)
@@ -53,8 +65,10 @@ def mix(
 )
 @with_options(RecommendCommand)
 def recommend(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
-    """Say which calibration data to use for what MODEL is for: predicted for every candidate, measured for the best."""
-    from calibrant.advice import recommend as run
+    """Say which calibration data to use for what MODEL is for: predicted for every candidate,
+    measured for the best.
+    """
+    from calibrant.lab.choose import recommend as run
 
     look_in(data_dir)
     with progress() as update:

@@ -1,4 +1,6 @@
-"""What the shell offers for a word that is half typed: names, as files list them, so that nothing slow is imported for it."""
+"""What the shell offers for a word that is half typed: names, as files list them, so that
+nothing slow is imported for it.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -29,13 +31,16 @@ def kind(incomplete: str) -> list[str]:
 
 
 def expression(incomplete: str) -> list[str]:
-    """Complete the last name of a calibration set: a source or selector, behind a colon a format, behind @ a packing.
+    """Complete the last name of a calibration set: a source or selector, behind a colon a format,
+    behind @ a packing.
 
     >>> expression("0.5*c4 + 0.5*gsm8k:co")
     ['0.5*c4 + 0.5*gsm8k:cot']
     """
     cut = max(incomplete.rfind(mark) for mark in ":@+*(=, ") + 1
-    kinds = {":": ["formats"], "@": ["packings"]}.get(incomplete[cut - 1 : cut], ["sources", "selectors"])
+    kinds = {":": ["formats"], "@": ["packings"]}.get(
+        incomplete[cut - 1 : cut], ["sources", "selectors"]
+    )
     return [incomplete[:cut] + name for name in names_of(*kinds)(incomplete[cut:])]
 
 

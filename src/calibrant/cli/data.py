@@ -5,8 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from calibrant import screen
-from calibrant.cli import completing
+from calibrant.cli import completing, screen
 from calibrant.cli._frame import DataDir, Json, Length, command, look_in, progress, show
 from calibrant.cli.declared import whole, with_options
 from calibrant.errors import SpecError
@@ -24,8 +23,10 @@ IMATRIX: Final = (".gguf", ".dat")
 )
 @with_options(InspectOptions)
 def inspect(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
-    """Examine a calibration set before it is used, and say what to fix. Of an imatrix: what it covers."""
-    from calibrant.inspection import inspect as run
+    """Examine a calibration set before it is used, and say what to fix. Of an imatrix: what it
+    covers.
+    """
+    from calibrant.data.inspect import inspect as run
 
     look_in(data_dir)
     if options["data"].endswith(IMATRIX):
@@ -39,10 +40,13 @@ def inspect(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> 
 
 def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
     """What an importance matrix covers, and how far another one is from it."""
-    from calibrant.importance import compared, read_imatrix
+    from calibrant.compress.importance import compared, read_imatrix
 
     if len(against) > 1:
-        raise SpecError(f"an imatrix is compared with one other, and {len(against)} were given; give --against once", subject=against[1])
+        raise SpecError(
+            f"an imatrix is compared with one other, and {len(against)} were given; give --against once",
+            subject=against[1],
+        )
     return compared(read_imatrix(path), *map(read_imatrix, against)).to_json()
 
 
@@ -51,30 +55,46 @@ def survey(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SOURCE]...", help="Sources; all of them if none is given.", autocompletion=completing.names_of("sources"), show_default=False
+            metavar="[SOURCE]...",
+            help="Sources; all of them if none is given.",
+            autocompletion=completing.names_of("sources"),
+            show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Whose tokenizer reads them.")] = "smollm2",
-    tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens in a draw.")] = 8192,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Whose tokenizer reads them.")
+    ] = "smollm2",
+    tokens: Annotated[
+        int, typer.Option(parser=whole, metavar="N", help="Real tokens in a draw.")
+    ] = 8192,
     length: Length = 512,
     data_dir: DataDir = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Try every source in every format: which work here, how many disjoint draws they hold, and why the others don't."""
-    from calibrant.inspection import survey as run
-    from calibrant.inspection.surveying import as_markdown
+    """Try every source in every format: which work here, how many disjoint draws they hold, and
+    why the others don't.
+    """
+    from calibrant.data.inspect import survey as run
+    from calibrant.data.inspect.surveying import as_markdown
 
     look_in(data_dir)
     with progress() as update:
-        rows = [one.to_json() for one in run(names or [], model, tokens=tokens, length=length, progress=update)]
+        rows = [
+            one.to_json()
+            for one in run(names or [], model, tokens=tokens, length=length, progress=update)
+        ]
     if markdown:
         typer.echo(as_markdown(rows), nl=False)
     else:
         show(rows, as_json, screen.surveyed)
 
 
-@command("list", "calibrant list sources", "calibrant list methods --long", "calibrant list tasks --json")
+@command(
+    "list", "calibrant list sources", "calibrant list methods --long", "calibrant list tasks --json"
+)
 def catalogue(
     kind: Annotated[
         str,
@@ -85,7 +105,14 @@ def catalogue(
             show_default=False,
         ),
     ] = "",
-    long: Annotated[bool, typer.Option("--long", "-l", help="All that is known of each: parameters with their defaults, licences, sources.")] = False,
+    long: Annotated[
+        bool,
+        typer.Option(
+            "--long",
+            "-l",
+            help="All that is known of each: parameters with their defaults, licences, sources.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List what can be named, a line each."""
@@ -95,4 +122,8 @@ def catalogue(
     if not kind:
         show({kind: names(kind) for kind in KINDS}, as_json, screen.kinds)
         return
-    show([asdict(entry) for entry in run(kind)], as_json, lambda entries: screen.catalogued(entries, long))
+    show(
+        [asdict(entry) for entry in run(kind)],
+        as_json,
+        lambda entries: screen.catalogued(entries, long),
+    )

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, TypeVar, get_args
 import typer
 
 from calibrant.cli import completing
-from calibrant.foreign import LARGEST, brief, whole_number
 from calibrant.options import MACHINE, SETS, OnCommandLine, in_order, on_command_line
+from calibrant.spec.foreign import LARGEST, brief, whole_number
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -20,9 +20,9 @@ from calibrant.cli._frame import (
     write,
 )
 from calibrant.cli.declared import whole, with_options
-from calibrant.foreign import user_path
+from calibrant.cli.screen.words import explained, kept_by_sets, language_neurons
 from calibrant.options import ExplainCommand, MachineOptions
-from calibrant.screen.words import explained, kept_by_sets, language_neurons
+from calibrant.spec.foreign import user_path
 
 
 @command(
@@ -46,14 +46,16 @@ def explain(
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Say which words a compressed model forgot: whose neurons lost their response, and where. Of a study: which calibration set kept them."""
-    from calibrant.store import is_store
+    """Say which words a compressed model forgot: whose neurons lost their response, and where.
+    Of a study: which calibration set kept them.
+    """
+    from calibrant.results import is_store
 
     look_in(data_dir)
     check_file(out)
     result: Any
     if is_store(user_path(options["model"])):
-        from calibrant.compare import kept_words
+        from calibrant.lab.stats import kept_words
 
         result = [one.to_json() for one in kept_words(options["model"])]
         show(result, as_json, lambda tables: kept_by_sets(tables, most))
@@ -77,31 +79,69 @@ def lape(
     model: Model,
     language: Annotated[
         list[str],
-        typer.Option(metavar="EXPR", help="Text in a language; give it once for each.", autocompletion=completing.expression, show_default=False),
+        typer.Option(
+            metavar="EXPR",
+            help="Text in a language; give it once for each.",
+            autocompletion=completing.expression,
+            show_default=False,
+        ),
     ],
     pruned: Annotated[
-        str | None, typer.Option(metavar="PRUNED", help="A compressed model: how many of these neurons stay specific in it.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="PRUNED",
+            help="A compressed model: how many of these neurons stay specific in it.",
+            show_default=False,
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each language.")] = 65_536,
+    tokens: Annotated[
+        int, typer.Option(parser=whole, metavar="N", help="Real tokens of each language.")
+    ] = 65_536,
     length: Length = 512,
     seed: Seed = 0,
-    lowest: Annotated[float, typer.Option(metavar="SHARE", help="The share of all neurons that are chosen, by the lowest entropy.")] = 0.01,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write each specific neuron here.", show_default=False)] = None,
+    lowest: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="The share of all neurons that are chosen, by the lowest entropy."
+        ),
+    ] = 0.01,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json", help="Also write each specific neuron here.", show_default=False
+        ),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
     **machine: Any,
 ) -> None:
-    """Say which neurons of MODEL answer to one language and not to others, and how many of them a compressed model keeps."""
-    from calibrant.languages import lape as read
+    """Say which neurons of MODEL answer to one language and not to others, and how many of them
+    a compressed model keeps.
+    """
+    from calibrant.evaluators._languages import lape as read
     from calibrant.models import open_model
 
     look_in(data_dir)
     check_file(out)
     with progress() as update:
-        options: dict[str, Any] = {"tokens": tokens, "length": length, "seed": seed, "lowest": lowest, "progress": update}
+        options: dict[str, Any] = {
+            "tokens": tokens,
+            "length": length,
+            "seed": seed,
+            "lowest": lowest,
+            "progress": update,
+        }
         found = read(open_model(model, **machine), language, **options)
-        staying = found.staying(read(open_model(pruned, **machine), language, **options)) if pruned is not None else {}
-    result = {**found.to_json(), "pruned": pruned, "staying": {name: None if share != share else share for name, share in staying.items()}}
+        staying = (
+            found.staying(read(open_model(pruned, **machine), language, **options))
+            if pruned is not None
+            else {}
+        )
+    result = {
+        **found.to_json(),
+        "pruned": pruned,
+        "staying": {name: None if share != share else share for name, share in staying.items()},
+    }
     show(result, as_json, language_neurons)
     if out is not None:
         write(out, result)

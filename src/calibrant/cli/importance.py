@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from calibrant import screen
+from calibrant.cli import screen
 from calibrant.cli._frame import DataDir, Json, command, look_in, progress, show, warn
 from calibrant.cli.declared import with_options
 from calibrant.options import ImatrixOptions
@@ -15,13 +15,20 @@ from calibrant.options import ImatrixOptions
 )
 @with_options(ImatrixOptions, required=["out"])
 def imatrix(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
-    """Write an importance matrix of MODEL for llama.cpp's quantizers. @imatrix cuts data as llama.cpp does."""
-    from calibrant.importance import compared
-    from calibrant.importance import imatrix as run
+    """Write an importance matrix of MODEL for llama.cpp's quantizers. @imatrix cuts data as
+    llama.cpp does.
+    """
+    from calibrant.compress.importance import compared
+    from calibrant.compress.importance import imatrix as run
 
     look_in(data_dir)
     with progress() as update:
         made = run(**options, progress=update)
     warn(made.few_tokens)
-    about = {"left_out": dict(made.left_out), "note": made.note, "few_tokens": made.few_tokens, "out": options["out"]}
+    about = {
+        "left_out": dict(made.left_out),
+        "note": made.note,
+        "few_tokens": made.few_tokens,
+        "out": options["out"],
+    }
     show({**compared(made).to_json(), **about}, as_json, screen.gathered)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from calibrant import screen
-from calibrant.cli import completing
+from calibrant.cli import completing, screen
 from calibrant.cli._frame import (
     DataDir,
     Json,
@@ -28,11 +27,13 @@ from calibrant.options import EvaluateCommand, PruneOptions, QuantizeOptions
 
 if TYPE_CHECKING:
     from calibrant.compress import Pruned
-    from calibrant.outcomes import Score
+    from calibrant.results.outcomes import Score
 
 
 class WithMethods(TyperCommand):
-    """A command whose help has the methods that remove something, a line each, before its examples."""
+    """A command whose help has the methods that remove something, a line each, before its
+    examples.
+    """
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from calibrant.names import removing
@@ -54,8 +55,10 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prune SmolLM2 with six calibration sets, offline, and see which one kept it best. Takes a few minutes."""
-    from calibrant.demo import demo as run
+    """Prune SmolLM2 with six calibration sets, offline, and see which one kept it best. Takes a
+    few minutes.
+    """
+    from calibrant.lab.demo import demo as run
 
     with progress() as update:
         result = run(out, update)
@@ -73,7 +76,9 @@ def demo(
 )
 @with_options(PruneOptions, required=["out"])
 def prune(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
-    """Prune MODEL and save it as an ordinary Hugging Face folder. After a kill the same command continues."""
+    """Prune MODEL and save it as an ordinary Hugging Face folder. After a kill the same command
+    continues.
+    """
     from calibrant.compress import prune as run
 
     _compress(run, options, data_dir, as_json)
@@ -86,7 +91,9 @@ def prune(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> No
 )
 @with_options(QuantizeOptions, required=["out"])
 def quantize(data_dir: DataDir = None, as_json: Json = False, **options: Any) -> None:
-    """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. After a kill the same command continues."""
+    """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. After
+    a kill the same command continues.
+    """
     from calibrant.compress import quantize as run
 
     _compress(run, options, data_dir, as_json)
@@ -115,12 +122,28 @@ def _compress(
     show(facts, as_json, screen.pruned)
 
 
-@command("export", "calibrant export pruned/sparse --to hf --out plain", "calibrant export pruned --to sparse --out small")
+@command(
+    "export",
+    "calibrant export pruned/sparse --to hf --out plain",
+    "calibrant export pruned --to sparse --out small",
+)
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what is written; it must not exist yet.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for what is written; it must not exist yet.",
+            show_default=False,
+        ),
+    ],
     to: Annotated[
-        str, typer.Option(metavar="NAME", help="hf, or sparse, which leaves out zeros.", autocompletion=completing.names_of("exports"))
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="hf, or sparse, which leaves out zeros.",
+            autocompletion=completing.names_of("exports"),
+        ),
     ] = "hf",
     as_json: Json = False,
 ) -> None:

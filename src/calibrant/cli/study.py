@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from calibrant import screen
-from calibrant.cli import completing
+from calibrant.cli import completing, screen
 from calibrant.cli._frame import (
     HELP,
     DataDir,
@@ -24,7 +23,12 @@ from calibrant.cli._frame import (
 )
 from calibrant.cli.declared import whole
 
-store = typer.Typer(no_args_is_help=True, help="Check a folder of results, unite several, or pack one.", rich_markup_mode=None, context_settings=HELP)
+store = typer.Typer(
+    no_args_is_help=True,
+    help="Check a folder of results, unite several, or pack one.",
+    rich_markup_mode=None,
+    context_settings=HELP,
+)
 app.add_typer(store, name="store")
 
 
@@ -36,29 +40,65 @@ app.add_typer(store, name="store")
 )
 def study(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The study, in YAML: what to prune, with what, how, and what to measure.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="The study, in YAML: what to prune, with what, how, and what to measure.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for results; what it already holds isn't computed again.", show_default=False)
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for results; what it already holds isn't computed again.",
+            show_default=False,
+        ),
     ],
-    only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done and about how long it takes; write nothing.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="With --plan: open no model and measure nothing.")] = False,
+    only_plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Say what would be done and about how long it takes; write nothing."
+        ),
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --plan: open no model and measure nothing.")
+    ] = False,
     engine: Annotated[
-        str, typer.Option(metavar="ENGINE", help="local, or ray on several machines or GPUs.", autocompletion=completing.one_of("local", "ray"))
+        str,
+        typer.Option(
+            metavar="ENGINE",
+            help="local, or ray on several machines or GPUs.",
+            autocompletion=completing.one_of("local", "ray"),
+        ),
     ] = "local",
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster. [default: one of its own]", show_default=False)] = None,
-    workers: Annotated[int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Of a Ray cluster. [default: one of its own]",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")
+    ] = 1,
     gpus: Annotated[float, typer.Option(metavar="N", help="With ray: GPUs of a worker.")] = 0.0,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
     group: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Now only this group of the study; give it once for each. [default: all]", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Now only this group of the study; give it once for each. [default: all]",
+            show_default=False,
+        ),
     ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Run every cell of a study that DIR lacks. Killed or interrupted, the same command goes on."""
-    from calibrant.study import plan, read_study
+    from calibrant.lab.study import plan, read_study
 
     look_in(data_dir)
     request = read_study(file)
@@ -68,7 +108,16 @@ def study(
         show(planned.to_json(), as_json, screen.planned)
         return
     with progress() as update:
-        finished = request.run(out, update, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus, groups=group or ())
+        finished = request.run(
+            out,
+            update,
+            engine=engine,
+            workers=workers,
+            retry=retry,
+            address=address,
+            gpus=gpus,
+            groups=group or (),
+        )
     for name, shortage in finished.few_tokens.items():
         warn(f"{name}: {shortage}")
     show(asdict(finished), as_json, screen.finished)
@@ -83,7 +132,12 @@ def study(
     "calibrant report results --format csv --measure gsm8k",
 )
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The folder that a study or demo wrote.", show_default=False
+        ),
+    ],
     format: Annotated[
         str,
         typer.Option(
@@ -104,21 +158,46 @@ def report(
     ] = "increase",
     measure: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only what was measured on NAME; give it once for each. [default: all]", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Only what was measured on NAME; give it once for each. [default: all]",
+            show_default=False,
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page, with plots, here.", show_default=False)] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Also write the page, with plots, here.",
+            show_default=False,
+        ),
+    ] = None,
     plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Also write the plots as SVG, PNG and PDF into DIR.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--plots",
+            metavar="DIR",
+            help="Also write the plots as SVG, PNG and PDF into DIR.",
+            show_default=False,
+        ),
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Draw the plots for a dark ground.")] = False,
     baseline: Annotated[
-        str, typer.Option(metavar="EXPR", help="The set that others are compared with. [default: the study's, else c4]", show_default=False)
+        str,
+        typer.Option(
+            metavar="EXPR",
+            help="The set that others are compared with. [default: the study's, else c4]",
+            show_default=False,
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Compare what a study measured: which calibration sets are significantly different, and which cannot be distinguished."""
-    from calibrant.report import check_format
-    from calibrant.report import report as run
+    """Compare what a study measured: which calibration sets are significantly different, and
+    which cannot be distinguished.
+    """
+    from calibrant.lab.report import check_format
+    from calibrant.lab.report import report as run
 
     format = "json" if as_json else format
     check_format(format)
@@ -134,14 +213,28 @@ def report(
         typer.echo(compared.text(format).encode(), nl=False)
 
 
-@command("verify", "calibrant store verify results", "calibrant store verify results --drop", group=store)
+@command(
+    "verify", "calibrant store verify results", "calibrant store verify results --drop", group=store
+)
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
-    drop: Annotated[bool, typer.Option("--drop", help="Remove what is damaged, so that the same study computes it again.")] = False,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The folder that a study or demo wrote.", show_default=False
+        ),
+    ],
+    drop: Annotated[
+        bool,
+        typer.Option(
+            "--drop", help="Remove what is damaged, so that the same study computes it again."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Derive every hash in DIR again, and say what to do about what is damaged, missing or left over (exit code 1)."""
-    from calibrant.store import audit
+    """Derive every hash in DIR again, and say what to do about what is damaged, missing or left
+    over (exit code 1).
+    """
+    from calibrant.results import audit
 
     with progress() as update:
         audited = audit(folder, update, drop)
@@ -152,12 +245,28 @@ def verify(
 
 @command("merge", "calibrant store merge results from-one-machine from-another", group=store)
 def merge(
-    into: Annotated[Path, typer.Argument(metavar="INTO", help="The folder that gets what it lacks; made if it isn't there.", show_default=False)],
-    sources: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Folders of results, which stay as they are.", show_default=False)],
+    into: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INTO",
+            help="The folder that gets what it lacks; made if it isn't there.",
+            show_default=False,
+        ),
+    ],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FROM...",
+            help="Folders of results, which stay as they are.",
+            show_default=False,
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Copy into INTO the results that it lacks. Where two folders differ about the same run, what INTO holds stays, and the exit code is 1."""
-    from calibrant.store import merge as run
+    """Copy into INTO the results that it lacks. Where two folders differ about the same run,
+    what INTO holds stays, and the exit code is 1.
+    """
+    from calibrant.results import merge as run
 
     with progress() as update:
         merged = run(into, sources, update)
@@ -168,14 +277,27 @@ def merge(
 
 @command("pack", "calibrant store pack results", group=store)
 def pack(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The folder that a study or demo wrote.", show_default=False
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Leave DIR as it is and pack into this new folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Leave DIR as it is and pack into this new folder.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put the results in DIR into a few tables, which every command reads as before, and which are a data set for the Hugging Face hub."""
-    from calibrant.store import pack as run
+    """Put the results in DIR into a few tables, which every command reads as before, and which
+    are a data set for the Hugging Face hub.
+    """
+    from calibrant.results import pack as run
 
     with progress() as update:
         packed = run(folder, out, update)

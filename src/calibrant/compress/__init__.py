@@ -1,4 +1,6 @@
-"""Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
+"""Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is
+the loop that they and studies share.
+"""
 
 from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed

@@ -1,7 +1,8 @@
 """What a killed `prune` left: the edits it had made, beside the folder it was going to write.
 
-The edits of a block, or one that is no block's, are one safetensors file that appears by rename. What the method found out by trying is a journal.
-Each step has a seal for its run and its number. What is damaged, or is of another run, is made again.
+The edits of a block, or one that is no block's, are one safetensors file that appears by rename.
+What the method found out by trying is a journal. Each step has a seal for its run and its number.
+What is damaged, or is of another run, is made again.
 """
 
 import shutil
@@ -11,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibrant import sealed_tensors
-from calibrant.durable import reason, short
 from calibrant.edits import StoredEdit, as_tensors, from_tensors
 from calibrant.errors import OutputError
-from calibrant.outcomes import Journal
-from calibrant.seals import BrokenSealError, Purpose, tell_made_again
+from calibrant.results.outcomes import Journal
+from calibrant.system import sealed_tensors
+from calibrant.system.durable import reason, short
+from calibrant.system.seals import BrokenSealError, Purpose, tell_made_again
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class FinishedStep:
 
 
 class Checkpoint:
-    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written before something is done."""
+    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written
+    before something is done.
+    """
 
     def __init__(self, out: Path, run_id: str) -> None:
         out = out.absolute()
@@ -46,10 +49,11 @@ class Checkpoint:
         self._told = set[Path]()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
-        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was.
+        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or
+        something else was.
 
-        A step that isn't what was written ends the row, and a line says so. Without `numbers` the edits' tensors are on the meta device, and
-        `edits` reads those of a step.
+        A step that isn't what was written ends the row, and a line says so. Without `numbers` the
+        edits' tensors are on the meta device, and `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
@@ -71,7 +75,9 @@ class Checkpoint:
         return self._names[index]
 
     def edits(self, index: int) -> Sequence[StoredEdit]:
-        """Return the edits of a step that was kept. Raises `OutputError` if it isn't there any more."""
+        """Return the edits of a step that was kept. Raises `OutputError` if it isn't there any
+        more.
+        """
         try:
             return self._read(index).edits
         except (FileNotFoundError, BrokenSealError) as error:
@@ -79,28 +85,41 @@ class Checkpoint:
             raise OutputError(message, subject=str(self.folder)) from error
 
     def journal(self) -> Journal:
-        """Return what the method tried, and found out, before an interruption; what it adds is kept."""
+        """Return what the method tried, and found out, before an interruption; what it adds is
+        kept.
+        """
         return Journal(self.folder / "tried.sqlite", self._run_id)
 
-    def add(self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]) -> None:
-        """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""
+    def add(
+        self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]
+    ) -> None:
+        """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before
+        it stay.
+        """
         tensors, entries = as_tensors(edits)
         facts = {"edits": entries, "reports": list(reports)}
         try:
             sealed_tensors.write(self._path(index), self._purpose(index), facts, tensors)
         except OSError as error:
-            raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}", subject=str(self.folder)) from error
+            raise OutputError(
+                f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}",
+                subject=str(self.folder),
+            ) from error
         self._names[index] = _matrix_names(edits)
 
     @contextmanager
     def staying(self) -> Iterator[None]:
-        """While the model is saved: an `OutputError` says that the finished blocks stay, and where."""
+        """While the model is saved: an `OutputError` says that the finished blocks stay, and
+        where.
+        """
         try:
             yield
         except OutputError as error:
             if not self.folder.is_dir():
                 raise
-            stay = f"the finished blocks stay in {self.folder}, and the same command goes on from them"
+            stay = (
+                f"the finished blocks stay in {self.folder}, and the same command goes on from them"
+            )
             raise OutputError(f"{error}; {stay}", subject=error.subject) from error
 
     def remove(self) -> None:

@@ -1,4 +1,6 @@
-"""Writing a finished model in another form: from `sparse` to an ordinary Hugging Face folder, and back."""
+"""Writing a finished model in another form: from `sparse` to an ordinary Hugging Face folder,
+and back.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,15 +8,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from calibrant.data.inspect.leaks import RUNS_FILE
 from calibrant.exports import CARD, Export, exports
-from calibrant.inspection.leaks import RUNS_FILE
-from calibrant.models import check_output, located, manifest_folder, open_model, read_manifest, saved, saved_dtype
-from calibrant.notebook import card
+from calibrant.models import (
+    check_output,
+    located,
+    manifest_folder,
+    open_model,
+    read_manifest,
+    saved,
+    saved_dtype,
+)
+from calibrant.system.notebook import card
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` gives back: the folder, its form, and how many bytes the files of `model` took and those of `out` take."""
+    """What `export` gives back: the folder, its form, and how many bytes the files of `model`
+    took and those of `out` take.
+    """
 
     model: str
     out: Path
@@ -23,31 +35,48 @@ class Exported:
     after: int
 
     def _repr_html_(self) -> str:
-        return card(f"{self.model} as {self.form}", {"saved in": self.out, "bytes before": f"{self.before:,}", "bytes after": f"{self.after:,}"})
+        return card(
+            f"{self.model} as {self.form}",
+            {
+                "saved in": self.out,
+                "bytes before": f"{self.before:,}",
+                "bytes after": f"{self.after:,}",
+            },
+        )
 
 
 def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Exported:
-    """Write `model` into the folder `out` in the form `to`: `hf`, an ordinary Hugging Face folder, or `sparse`, which leaves out zeros.
+    """Write `model` into the folder `out` in the form `to`: `hf`, an ordinary Hugging Face folder,
+    or `sparse`, which leaves out zeros.
 
-    Its numbers stay the same, bit for bit, in the type that they were saved in; of a GGUF file they are dequantized. What Calibrant knows of the
-    model (`calibrant.json`, the card, the rows that it was calibrated on) goes along. Codes aren't found again in dense numbers: `--export sparse`
-    of the `quantize` that makes them keeps them. Raises an `InputError` for a model that can't be opened, a folder that isn't empty, and a form that
-    needs more than numbers.
+    Its numbers stay the same, bit for bit, in the type that they were saved in; of a GGUF file they
+    are dequantized. What Calibrant knows of the model (`calibrant.json`, the card, the rows that it
+    was calibrated on) goes along. Codes aren't found again in dense numbers: `--export sparse` of
+    the `quantize` that makes them keeps them. Raises an `InputError` for a model that can't be
+    opened, a folder that isn't empty, and a form that needs more than numbers.
     """
     form: Export = exports.build(to)
     check_output(out)
     place = located(str(model))
     opened = open_model(str(model), saved_dtype(place) if place.is_dir() else "auto")
     home = manifest_folder(place)
-    beside = {name: (home / name).read_bytes() for name in (CARD, RUNS_FILE) if read_manifest(home) is not None and (home / name).is_file()}
+    beside = {
+        name: (home / name).read_bytes()
+        for name in (CARD, RUNS_FILE)
+        if read_manifest(home) is not None and (home / name).is_file()
+    }
     manifest: Mapping[str, Any] = read_manifest(home) or {"calibrant": version("calibrant")}
-    told = {name: value for name, value in manifest.items() if name != "sizes"} | {"exports": [str(form)]}
+    told = {name: value for name, value in manifest.items() if name != "sizes"} | {
+        "exports": [str(form)]
+    }
     with saved(opened, out, told, beside) as temporary:
         form.convert(opened, temporary)
     return Exported(str(model), Path(out), str(form), file_bytes(place), file_bytes(Path(out)))
 
 
 def file_bytes(place: Path, inside: bool = False) -> int:
-    """Return how many bytes the files in a folder take, with those in folders `inside` it too; of a file, how many it has."""
+    """Return how many bytes the files in a folder take, with those in folders `inside` it too;
+    of a file, how many it has.
+    """
     files = [place] if place.is_file() else place.rglob("*") if inside else place.iterdir()
     return sum(file.stat().st_size for file in files if file.is_file())

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from calibrant.clock import Clock
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.exporting import file_bytes
@@ -25,14 +24,14 @@ from calibrant.compress.room import (
 )
 from calibrant.compress.shortage import FEW_TOKENS, shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.inspect.leaks import RowFingerprints
+from calibrant.data.select import resolved
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CARD, CompressedModel, Export, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
-from calibrant.foreign import user_path
-from calibrant.inspection.leaks import RowFingerprints
 from calibrant.methods import Method, methods
 from calibrant.models import (
     ModelView,
@@ -44,7 +43,6 @@ from calibrant.models import (
     saved,
     view,
 )
-from calibrant.notebook import card
 from calibrant.options import (
     CompressOptions,
     PruneOptions,
@@ -52,10 +50,12 @@ from calibrant.options import (
     one_target,
     with_fields_of,
 )
-from calibrant.progress import silent
-from calibrant.select import resolved
+from calibrant.results import Record, Run, stored_bits
 from calibrant.spec import identity
-from calibrant.store import Record, Run, stored_bits
+from calibrant.spec.foreign import user_path
+from calibrant.system.clock import Clock
+from calibrant.system.notebook import card
+from calibrant.system.progress import silent
 from calibrant.targets import (
     GgmlKind,
     GgufRecipe,

@@ -10,8 +10,8 @@ from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import Opened
+from calibrant.results import Run
 from calibrant.spec import canonical
-from calibrant.store import Run
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
 from calibrant.walk import Propagation
@@ -23,7 +23,9 @@ PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be done to a model, resolved but not yet done: transforms first, then what the method makes of the allocation's targets."""
+    """What is to be done to a model, resolved but not yet done: transforms first, then what the
+    method makes of the allocation's targets.
+    """
 
     method: Method
     target: Target
@@ -42,23 +44,42 @@ class Recipe:
         transform: Sequence[str | Transform] = (),
         starved: str = AS_SEEN,
     ) -> "Recipe":
-        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed.
+        """Read the texts a user gives; each that can't be read is an `InputError` with what is
+        allowed.
 
-        Without `propagate` it is the method's own default. `starved` says what experts with few tokens are calibrated on.
+        Without `propagate` it is the method's own default. `starved` says what experts with few
+        tokens are calibrated on.
         """
         if propagate is not None and propagate not in PROPAGATIONS:
-            raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
+            raise SpecError(
+                f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}",
+                subject=propagate,
+            )
         built: Method = methods.build(method)
         if propagate is not None:
             check_propagation(built, propagate)
         aimed = target if isinstance(target, Target) else parse_target(target)
-        before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
+        before = tuple(
+            map(
+                transforms.build,
+                (transform,) if isinstance(transform, str | Transform) else transform,
+            )
+        )
         how = propagate or built.propagate
-        return cls(built, built.aim(aimed), allocations.build(allocation), how, before, _starved(starved, built, how))
+        return cls(
+            built,
+            built.aim(aimed),
+            allocations.build(allocation),
+            how,
+            before,
+            _starved(starved, built, how),
+        )
 
     @property
     def looks(self) -> bool:
-        """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
+        """Whether anything in it looks at calibration data: then the tokens decide what comes of
+        it.
+        """
         return bool(self.looking)
 
     @property
@@ -69,19 +90,32 @@ class Recipe:
     @property
     def looking(self) -> str:
         """What in it looks at calibration data, by name; empty where nothing does."""
-        first = self.method if self.method.looks else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
+        first = (
+            self.method
+            if self.method.looks
+            else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
+        )
         return str(first or (self.allocation if self.allocation.tries else ""))
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
-        """The statistics of the untouched model's matrices that it looks at, as far as they can be kept on disk for others."""
+        """The statistics of the untouched model's matrices that it looks at, as far as they can
+        be kept on disk for others.
+        """
         if self.transforms:
             return ()
-        observes = dict.fromkeys((*(self.method.observes if self.propagate == "dense" else ()), *self.allocation.observes))
+        observes = dict.fromkeys(
+            (
+                *(self.method.observes if self.propagate == "dense" else ()),
+                *self.allocation.observes,
+            )
+        )
         return tuple(kind for kind in observes if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
-        """Return the identity-bearing description of doing this to `opened`, calibrated on `batch`."""
+        """Return the identity-bearing description of doing this to `opened`, calibrated on
+        `batch`.
+        """
         return Run(
             model=opened.digest,
             model_name=opened.name,
@@ -102,7 +136,9 @@ def check_propagation(method: Method, propagate: str) -> None:
     """Raise `SpecError` for a propagation that the method can't be used with."""
     if propagate not in method.propagations:
         allowed = " or ".join(method.propagations)
-        message = f"{method} can't be done in {propagate}; leave --propagate out, or write {allowed}"
+        message = (
+            f"{method} can't be done in {propagate}; leave --propagate out, or write {allowed}"
+        )
         raise SpecError(message, subject=propagate)
 
 
@@ -110,9 +146,18 @@ def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
     """The way as one that is known, and that `method` can go."""
     ways = get_args(Starved)
     if way not in ways:
-        raise SpecError(f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}", subject=way)
+        raise SpecError(
+            f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}",
+            subject=way,
+        )
     if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
-        raise SpecError(f"{method} calibrates no experts, so none of them is starved; leave --starved out", subject=way)
+        raise SpecError(
+            f"{method} calibrates no experts, so none of them is starved; leave --starved out",
+            subject=way,
+        )
     if way == "shared" and propagate != "dense":
-        raise SpecError("what experts saw can be shared only where all of it is there before any is changed; add --propagate dense", subject=way)
+        raise SpecError(
+            "what experts saw can be shared only where all of it is there before any is changed; add --propagate dense",
+            subject=way,
+        )
     return way  # pyright: ignore[reportReturnType]  # one of them

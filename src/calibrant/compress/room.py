@@ -1,4 +1,6 @@
-"""How much memory a job needs, and what follows from how much it may have: whether blocks stay on disk, and which propagation there is room for."""
+"""How much memory a job needs, and what follows from how much it may have: whether blocks stay
+on disk, and which propagation there is room for.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +12,11 @@ import torch
 from calibrant.activations import CHUNK, EXACT_CHUNK, Gram
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import ModelView, Opened, outlined
-from calibrant.select import Selector
 from calibrant.walk import LONG_PASS, Propagation, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -23,9 +25,13 @@ from calibrant.walk.starving import AS_SEEN
 MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
 HANDED_ALONG: Final = 16
-"""A part of what passes between blocks isn't their input: the angles of positions, masks, and the tokens themselves. Most models keep less."""
+"""A part of what passes between blocks isn't their input: the angles of positions, masks, and
+the tokens themselves. Most models keep less.
+"""
 BLOCKS_HELD: Final = 3
-"""Blocks on disk that are in memory at once: the one that is worked on, the finished one that is being kept, and what is converted while reading."""
+"""Blocks on disk that are in memory at once: the one that is worked on, the finished one that is
+being kept, and what is converted while reading.
+"""
 
 
 @final
@@ -33,8 +39,9 @@ BLOCKS_HELD: Final = 3
 class Needs:
     """Bytes that a job takes, estimated from shapes before anything is read.
 
-    `process` is what the process holds already, `model` all parameters, `outside` those outside the blocks, `block` those of the largest block;
-    `arrival` and `between` are activations of all tokens, within a block and between two, and `in_a_pass` those of one micro-batch within a block.
+    `process` is what the process holds already, `model` all parameters, `outside` those outside the
+    blocks, `block` those of the largest block; `arrival` and `between` are activations of all
+    tokens, within a block and between two, and `in_a_pass` those of one micro-batch within a block.
     `work` is what the method and its statistics take.
     """
 
@@ -48,19 +55,43 @@ class Needs:
     work: int
 
     @classmethod
-    def of(cls, seen_by: ModelView, tokens: int, dtype: torch.dtype, method: Method | None = None, sources: int = 1, length: int = 0) -> "Needs":
-        """Estimate what a job needs that shows the model so many tokens of so many sources, in windows of a length; shapes are enough."""
+    def of(
+        cls,
+        seen_by: ModelView,
+        tokens: int,
+        dtype: torch.dtype,
+        method: Method | None = None,
+        sources: int = 1,
+        length: int = 0,
+    ) -> "Needs":
+        """Estimate what a job needs that shows the model so many tokens of so many sources, in
+        windows of a length; shapes are enough.
+        """
         whole = {id(p): p.numel() * dtype.itemsize for p in seen_by.model.parameters()}
-        blocks = [{id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks]
+        blocks = [
+            {id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks
+        ]
         inside = sum({key: size for block in blocks for key, size in block.items()}.values())
         shapes = [weight.shape for weight in seen_by.weights]
         at_once, work = max(min(tokens, LONG_PASS), length), 0
         if isinstance(method, MatrixMethod):
-            widest, gram = max(inputs for _, inputs in shapes), any(issubclass(kind, Gram) for kind in method.observes)
-            rows = min(at_once, EXACT_CHUNK if gram else CHUNK)  # what statistics are summed from, in float32
+            widest, gram = (
+                max(inputs for _, inputs in shapes),
+                any(issubclass(kind, Gram) for kind in method.observes),
+            )
+            rows = min(
+                at_once, EXACT_CHUNK if gram else CHUNK
+            )  # what statistics are summed from, in float32
             squares = method.squares(sources) if gram else 0
-            work = 4 * (method.copies * max(out * inputs for out, inputs in shapes) + squares * widest**2 + rows * widest)
-        width, hidden = _width(seen_by), seen_by.model.config.get_text_config(decoder=True).hidden_size
+            work = 4 * (
+                method.copies * max(out * inputs for out, inputs in shapes)
+                + squares * widest**2
+                + rows * widest
+            )
+        width, hidden = (
+            _width(seen_by),
+            seen_by.model.config.get_text_config(decoder=True).hidden_size,
+        )
         return cls(
             held_now(),
             sum(whole.values()),
@@ -77,8 +108,12 @@ class Needs:
         return self.process + self.model + self.activations(propagate) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
-        """Activations that are in memory at once; with `offload`, blocks' inputs are on disk where the propagation lets them."""
-        if propagate == "arrival":  # all tokens wait within a block, while one micro-batch goes on to where the others are
+        """Activations that are in memory at once; with `offload`, blocks' inputs are on disk
+        where the propagation lets them.
+        """
+        if (
+            propagate == "arrival"
+        ):  # all tokens wait within a block, while one micro-batch goes on to where the others are
             return self.arrival + self.in_a_pass
         return self.in_a_pass + (self.between // HANDED_ALONG if offload else self.between)
 
@@ -89,9 +124,14 @@ class Needs:
 
 
 def in_bytes(memory: float | None) -> int | None:
-    """Return a promise in bytes that is given in GB; None where none is given. Raises `SpecError` for what is no room at all."""
+    """Return a promise in bytes that is given in GB; None where none is given. Raises
+    `SpecError` for what is no room at all.
+    """
     if memory is not None and not 0 < memory <= MOST_GB:
-        raise SpecError(f"memory={memory:g} is no room to work in; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
+        raise SpecError(
+            f"memory={memory:g} is no room to work in; give GB above 0 and up to {MOST_GB:,}, or leave it out",
+            subject=str(memory),
+        )
     return None if memory is None else int(memory * 1e9)
 
 
@@ -110,21 +150,35 @@ def left_on_disk(
     promised: int,
     ranks: Ranks,
 ) -> str:
-    """Return why the blocks of `model` stay on disk, in a sentence for the record; empty where the job keeps its promise with all of it in memory.
+    """Return why the blocks of `model` stay on disk, in a sentence for the record; empty where the
+    job keeps its promise with all of it in memory.
 
-    Raises `SpecError` where it can't be kept: for a recipe or a model that needs the whole model in memory, and for less memory than is needed with
-    the blocks on disk.
+    Raises `SpecError` where it can't be kept: for a recipe or a model that needs the whole model in
+    memory, and for less memory than is needed with the blocks on disk.
     """
     seen_by, kind = outlined(model, dtype, device)
     if seen_by is None:
         return ""
     needs = Needs.of(
-        seen_by, _tokens(calibration) if recipe.looks else 0, kind, recipe.method, _sources(calibration), calibration.length if calibration else 0
+        seen_by,
+        _tokens(calibration) if recipe.looks else 0,
+        kind,
+        recipe.method,
+        _sources(calibration),
+        calibration.length if calibration else 0,
     )
     ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
     # One that goes its own way may hold more of a block at once than its propagation says.
     asked: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
-    return _why_on_disk(f"{model} and this job", model, needs, asked, ways, needs_all_of_it(recipe, calibration, forms, ranks), promised)
+    return _why_on_disk(
+        f"{model} and this job",
+        model,
+        needs,
+        asked,
+        ways,
+        needs_all_of_it(recipe, calibration, forms, ranks),
+        promised,
+    )
 
 
 def goes_by_matrix(method: Method) -> bool:
@@ -132,40 +186,76 @@ def goes_by_matrix(method: Method) -> bool:
     return type(method).edits is MatrixMethod.edits
 
 
-def gathered_on_disk(model: str, calibration: CalibrationSet, dtype: str, device: str, promised: int) -> str:
-    """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as `left_on_disk` does, and raise as it does."""
+def gathered_on_disk(
+    model: str, calibration: CalibrationSet, dtype: str, device: str, promised: int
+) -> str:
+    """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
+    `left_on_disk` does, and raise as it does.
+    """
     seen_by, kind = outlined(model, dtype, device)
     if seen_by is None:
         return ""
     needs = Needs.of(seen_by, _tokens(calibration), kind, length=calibration.length)
-    sums = 16 * sum(weight.shape[1] for weight in seen_by.weights)  # in float64, and as they are written
-    return _why_on_disk(f"{model} and its importance matrix", model, replace(needs, work=sums), "dense", ("dense",), _selects(calibration), promised)
+    sums = 16 * sum(
+        weight.shape[1] for weight in seen_by.weights
+    )  # in float64, and as they are written
+    return _why_on_disk(
+        f"{model} and its importance matrix",
+        model,
+        replace(needs, work=sums),
+        "dense",
+        ("dense",),
+        _selects(calibration),
+        promised,
+    )
 
 
-def _why_on_disk(job: str, model: str, needs: Needs, asked: Propagation, ways: Iterable[Propagation], all_of_it: str, promised: int) -> str:
-    """Why blocks stay on disk where the job goes as is `asked`, or in another of its `ways`; `all_of_it` says what needs the whole model."""
+def _why_on_disk(
+    job: str,
+    model: str,
+    needs: Needs,
+    asked: Propagation,
+    ways: Iterable[Propagation],
+    all_of_it: str,
+    promised: int,
+) -> str:
+    """Why blocks stay on disk where the job goes as is `asked`, or in another of its `ways`;
+    `all_of_it` says what needs the whole model.
+    """
     most = needs.in_memory(asked)
     if most <= promised:
         return ""
     about = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if all_of_it:
-        raise SpecError(f"{about}; its blocks can't be left on disk, since {all_of_it}; allow more memory", subject=model)
+        raise SpecError(
+            f"{about}; its blocks can't be left on disk, since {all_of_it}; allow more memory",
+            subject=model,
+        )
     least = min(needs.on_disk(way, offload=True) for way in ways)
     if least > promised:
         raise SpecError(
-            f"{about}; with its blocks on disk it needs about {least / 1e9:.1f} GB; allow so much, or calibrate on fewer tokens", subject=model
+            f"{about}; with its blocks on disk it needs about {least / 1e9:.1f} GB; allow so much, or calibrate on fewer tokens",
+            subject=model,
         )
     return f"{about}: its blocks stayed on disk"
 
 
-def needs_all_of_it(recipe: Recipe, calibration: CalibrationSet | None, forms: Sequence[Export], ranks: Ranks) -> str:
-    """Return what in a job needs the whole model in memory, as a part of a sentence; empty if nothing does."""
+def needs_all_of_it(
+    recipe: Recipe, calibration: CalibrationSet | None, forms: Sequence[Export], ranks: Ranks
+) -> str:
+    """Return what in a job needs the whole model in memory, as a part of a sentence; empty if
+    nothing does.
+    """
     selects = _selects(calibration) if calibration and recipe.looks else ""
     reasons = {
         "transforms change the whole model": bool(recipe.transforms),
         f"{recipe.looking} measures the whole model": recipe.tries,
-        f"the allocation {recipe.allocation} compares all matrices": bool(recipe.allocation.observes),
-        f"{recipe.method} does more than compress matrix by matrix": not goes_by_matrix(recipe.method),
+        f"the allocation {recipe.allocation} compares all matrices": bool(
+            recipe.allocation.observes
+        ),
+        f"{recipe.method} does more than compress matrix by matrix": not goes_by_matrix(
+            recipe.method
+        ),
         f"starved={recipe.starved} looks at all experts first": recipe.starved != AS_SEEN,
         selects: bool(selects),
         f"the export {forms[-1]} is made of the whole model": len(forms) > 1,
@@ -182,27 +272,41 @@ def fitting(
     limit: int | None = None,
     possible: Sequence[Propagation] = PROPAGATIONS,
 ) -> tuple[Propagation, str]:
-    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is and `reference` is `possible`.
+    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there
+    is and `reference` is `possible`.
 
-    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
-    the two widest intermediate results; and those of one micro-batch that goes on. `limit` is in bytes; by default 80 % of what the machine has free.
+    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all*
+    tokens live at once: input, residual and the two widest intermediate results; and those of one
+    micro-batch that goes on. `limit` is in bytes; by default 80 % of what the machine has free.
     """
     if propagate != "arrival" or "reference" not in possible or batch is None:
         return propagate, ""
-    needed = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1]).activations("arrival")
+    needed = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1]).activations(
+        "arrival"
+    )
     allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
     if needed <= allowed:
         return propagate, ""
-    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
+    return (
+        "reference",
+        f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference",
+    )
 
 
 def offloading(
-    left: int, propagate: Propagation, method: Method | None, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, possible: bool = True
+    left: int,
+    propagate: Propagation,
+    method: Method | None,
+    seen_by: ModelView,
+    batch: TokenBatch | None,
+    dtype: torch.dtype,
+    possible: bool = True,
 ) -> str:
-    """Return why activations go to disk between two blocks, in a sentence for the record; empty where what is left of a promise has room for them.
+    """Return why activations go to disk between two blocks, in a sentence for the record; empty
+    where what is left of a promise has room for them.
 
-    Raises `SpecError` where it has no room for what is in memory even so, or where it isn't `possible`. What a model keeps beside the inputs of its
-    blocks is measured.
+    Raises `SpecError` where it has no room for what is in memory even so, or where it isn't
+    `possible`. What a model keeps beside the inputs of its blocks is measured.
     """
     if batch is None:
         return ""
@@ -211,8 +315,15 @@ def offloading(
     if taken <= left:
         return ""
     least = taken
-    if possible and propagate != "arrival" and (method is None or goes_by_matrix(method)) and not rehearse(seen_by).changes_input:
-        least = needs.in_a_pass + held_between_blocks(seen_by, batch, tokens_per_pass=tokens_per_pass_of(propagate))
+    if (
+        possible
+        and propagate != "arrival"
+        and (method is None or goes_by_matrix(method))
+        and not rehearse(seen_by).changes_input
+    ):
+        least = needs.in_a_pass + held_between_blocks(
+            seen_by, batch, tokens_per_pass=tokens_per_pass_of(propagate)
+        )
     if least > left:
         job = "imatrix" if method is None else str(method)
         message = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations, and {left / 1e9:.1f} GB are left for them"
@@ -221,27 +332,49 @@ def offloading(
 
 
 def room_for_activations(
-    promised: int, opened: Opened, seen_by: ModelView, method: Method | None = None, calibration: CalibrationSet | None = None
+    promised: int,
+    opened: Opened,
+    seen_by: ModelView,
+    method: Method | None = None,
+    calibration: CalibrationSet | None = None,
 ) -> int:
-    """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
+    """Return how many bytes of a promise are left for activations, now that the model is open.
+    `SpecError` where it is broken already.
+    """
     check_kept(promised, opened)
     length = 0 if calibration is None else calibration.length
-    needs = Needs.of(seen_by, _tokens(calibration), opened.dtype, method, _sources(calibration), length)
+    needs = Needs.of(
+        seen_by, _tokens(calibration), opened.dtype, method, _sources(calibration), length
+    )
     held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 
 
 def check_kept(promised: int, opened: Opened) -> None:
-    """Raise `SpecError` where the open model holds more than was promised: it was opened whole, since its blocks can't be left on disk."""
+    """Raise `SpecError` where the open model holds more than was promised: it was opened whole,
+    since its blocks can't be left on disk.
+    """
     held = held_now()
     if held > promised and opened.model.device.type == "cpu":
         message = f"with {opened.name} open {held / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
-        raise SpecError(f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory", subject=opened.name)
+        raise SpecError(
+            f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory",
+            subject=opened.name,
+        )
 
 
 def _selects(calibration: CalibrationSet) -> str:
-    """What in a calibration set needs the whole model, as a part of a sentence; empty if nothing does."""
-    return next((f"{part.source} may run the whole model" for part in calibration.parts if isinstance(part.source, Selector)), "")
+    """What in a calibration set needs the whole model, as a part of a sentence; empty if nothing
+    does.
+    """
+    return next(
+        (
+            f"{part.source} may run the whole model"
+            for part in calibration.parts
+            if isinstance(part.source, Selector)
+        ),
+        "",
+    )
 
 
 def _width(seen_by: ModelView) -> int:
@@ -259,4 +392,8 @@ def _tokens(calibration: CalibrationSet | None) -> int:
     """The tokens of a budget, of all sets of a mix."""
     if calibration is None:
         return 0
-    return max(1, len(calibration.mixed)) * (calibration.samples * calibration.length if calibration.budget is None else calibration.budget)
+    return max(1, len(calibration.mixed)) * (
+        calibration.samples * calibration.length
+        if calibration.budget is None
+        else calibration.budget
+    )

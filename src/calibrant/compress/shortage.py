@@ -1,4 +1,6 @@
-"""What is said of a calibration set that is too small for the model: nothing is refused, since studies compare small sets on purpose."""
+"""What is said of a calibration set that is too small for the model: nothing is refused, since
+studies compare small sets on purpose.
+"""
 
 from typing import Final
 
@@ -10,7 +12,9 @@ FEW_TOKENS: Final = "few_tokens"
 
 
 def shortage_of(seen_by: ModelView, batch: TokenBatch | None) -> str:
-    """Return, in a sentence, that a batch has fewer tokens than the widest matrix has inputs; empty for one with enough, and for none."""
+    """Return, in a sentence, that a batch has fewer tokens than the widest matrix has inputs;
+    empty for one with enough, and for none.
+    """
     if batch is None or not seen_by.weights:
         return ""
     count = int(batch.mask.sum())

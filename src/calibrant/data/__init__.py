@@ -1,6 +1,21 @@
-"""Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
+"""Calibration data: where rows come from, how they become text, and how text becomes windows of
+tokens.
+"""
 
-from calibrant.data._base import PARTS, Format, Part, PartRows, PerDraw, Row, Source, SourceRows, StoredSource, divide, lettered, train_and_test
+from calibrant.data._base import (
+    PARTS,
+    Format,
+    Part,
+    PartRows,
+    PerDraw,
+    Row,
+    Source,
+    SourceRows,
+    StoredSource,
+    divide,
+    lettered,
+    train_and_test,
+)
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import templated

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data.hub import HubDataset, mirror
 from calibrant.errors import DataError
-from calibrant.families import Family
 from calibrant.spec import Spec
+from calibrant.spec.families import Family
 
 Part = Literal["calibrate", "measure", "exemplars"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
@@ -25,12 +25,13 @@ FIELDS: Final = ("text", "question", "answer", "rationale", "choices", "turns", 
 class Row:
     """One example of a data set.
 
-    `answer` is what stands in the text after the question: a label if the choices are listed (`labels` then says what each is called), else the
-    choice itself. `turns` are a conversation's (role, content) pairs. `integers` stand for text where a control chooses tokens itself: they are
+    `answer` is what stands in the text after the question: a label if the choices are listed
+    (`labels` then says what each is called), else the choice itself. `turns` are a conversation's
+    (role, content) pairs. `integers` stand for text where a control chooses tokens itself: they are
     mapped onto the vocabulary.
 
-    How the example is put is no part of its content: `frame` is what stands before the question and what asks for the answer, `steps` counts
-    the steps of the rationale by its set's own marks.
+    How the example is put is no part of its content: `frame` is what stands before the question and
+    what asks for the answer, `steps` counts the steps of the rationale by its set's own marks.
     """
 
     text: str | None = None
@@ -46,14 +47,18 @@ class Row:
 
     @cached_property
     def key(self) -> str:
-        """The SHA-256 of the content, 64 digits: it decides the row's part and its place in the order."""
+        """The SHA-256 of the content, 64 digits: it decides the row's part and its place in the
+        order.
+        """
         content = {name: getattr(self, name) for name in self.present}
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def name(self) -> str:
-        """What results call the row: the first 16 digits of its key, which say which row it is and nothing of its text."""
+        """What results call the row: the first 16 digits of its key, which say which row it is
+        and nothing of its text.
+        """
         return self.key[:16]
 
     @property
@@ -63,25 +68,34 @@ class Row:
 
     @property
     def subject(self) -> str:
-        """What makes two rows the same example: the question or the text, whatever its case and spaces."""
+        """What makes two rows the same example: the question or the text, whatever its case and
+        spaces.
+        """
         return " ".join((self.question or self.text or self.key).casefold().split())
 
     @property
     def example(self) -> str:
-        """The first 16 digits of the SHA-256 of `subject`: what a record keeps to know the example again without its text."""
+        """The first 16 digits of the SHA-256 of `subject`: what a record keeps to know the
+        example again without its text.
+        """
         return hashlib.sha256(self.subject.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def need(self, field: str) -> str:
         """Return the text of a field; `DataError` if the row lacks it."""
         value = getattr(self, field)
         if not isinstance(value, str):
-            raise DataError(f"a row without {field!r} can't be rendered; it has {', '.join(self.present) or 'nothing'}", subject=field)
+            raise DataError(
+                f"a row without {field!r} can't be rendered; it has {', '.join(self.present) or 'nothing'}",
+                subject=field,
+            )
         return value
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """What a source holds: the rows of each part, in any order, where they come from, and in what that differs from the published set."""
+    """What a source holds: the rows of each part, in any order, where they come from, and in
+    what that differs from the published set.
+    """
 
     rows: Mapping[Part, Iterable[Row]]
     origin: str
@@ -90,7 +104,9 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class PartRows:
-    """One part of a source as it is used: distinct rows ordered by key, how many were left out and why, and the digest of what remains."""
+    """One part of a source as it is used: distinct rows ordered by key, how many were left out
+    and why, and the digest of what remains.
+    """
 
     rows: tuple[Row, ...]
     duplicates: int = 0
@@ -105,13 +121,15 @@ class PartRows:
 
 
 class Source(Spec, ABC):
-    """Where rows come from. `rows` gives one of its disjoint parts in an order that depends on the content alone.
+    """Where rows come from. `rows` gives one of its disjoint parts in an order that depends on the
+    content alone.
 
-    `kind`: a corpus has texts, a question set has questions and answers, a control has no content worth learning and no end.
-    `family` says what it is about, for those who compare sets; empty means that of the kind: `corpus`, `control`, and `own` for questions.
-    `fields` are those every row has, `sometimes` those that only some have. `default` is the format of an expression that names none; empty
-    means that of the kind: `text`, and `icl` for questions. `shown` says whether the licence lets rows be quoted. Licence, home page and hub
-    address are facts about the class.
+    `kind`: a corpus has texts, a question set has questions and answers, a control has no content
+    worth learning and no end. `family` says what it is about, for those who compare sets; empty
+    means that of the kind: `corpus`, `control`, and `own` for questions. `fields` are those every
+    row has, `sometimes` those that only some have. `default` is the format of an expression that
+    names none; empty means that of the kind: `text`, and `icl` for questions. `shown` says whether
+    the licence lets rows be quoted. Licence, home page and hub address are facts about the class.
     """
 
     kind: ClassVar[Literal["corpus", "questions", "control"]]
@@ -126,7 +144,9 @@ class Source(Spec, ABC):
 
     @abstractmethod
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        """Yield the rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
+        """Yield the rows of `part`; `seed` matters to controls only. `DataError` for an unknown
+        part, or if there is nothing to read.
+        """
 
 
 def family_of(source: Source | type[Source]) -> Family:
@@ -135,7 +155,9 @@ def family_of(source: Source | type[Source]) -> Family:
 
 
 class PerDraw(Source, ABC):
-    """A source that supplies every draw anew, in the order in which it is to be dealt: what a selector chooses or makes."""
+    """A source that supplies every draw anew, in the order in which it is to be dealt: what a
+    selector chooses or makes.
+    """
 
     family: ClassVar[Family | Literal[""]] = "selected"
 
@@ -149,7 +171,9 @@ class PerDraw(Source, ABC):
 
     @abstractmethod
     def disjoint(self) -> int | None:
-        """Return how many draws can't share a row, because each comes of other candidates; None where there is no end of them."""
+        """Return how many draws can't share a row, because each comes of other candidates; None
+        where there is no end of them.
+        """
 
     @property
     def origins(self) -> tuple[Source, ...]:
@@ -162,10 +186,11 @@ class PerDraw(Source, ABC):
 
 
 class StoredSource(Source, ABC):
-    """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part.
+    """A source that can be read whole. It says what it finds; the base removes duplicates and rows
+    that also occur in the measured part.
 
-    `siblings` are sources that share rows with this one: what *they* measure on is removed too, and counted. A sibling that can't be read here
-    is named in the note.
+    `siblings` are sources that share rows with this one: what *they* measure on is removed too, and
+    counted. A sibling that can't be read here is named in the note.
     """
 
     siblings: ClassVar[tuple[str, ...]] = ()
@@ -175,14 +200,18 @@ class StoredSource(Source, ABC):
         """Return everything there is, divided into parts."""
 
     def place(self) -> Hashable:
-        """Return what the result of `read` depends on besides the source itself: another place is read anew."""
+        """Return what the result of `read` depends on besides the source itself: another place
+        is read anew.
+        """
         return mirror()
 
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
         return iter(self.part(part).rows)
 
     def part(self, part: Part) -> PartRows:
-        """Return one part with its counts and digest. It is read once, and again where the place is another."""
+        """Return one part with its counts and digest. It is read once, and again where the place
+        is another.
+        """
         check_part(part)
         return _hold(self, self.place())[part]
 
@@ -192,17 +221,23 @@ class StoredSource(Source, ABC):
 
 
 class Format(Spec, ABC):
-    """How one row becomes text. Pure. `needs` are the fields it reads; a source without them is refused when the set is built."""
+    """How one row becomes text. Pure. `needs` are the fields it reads; a source without them is
+    refused when the set is built.
+    """
 
     needs: ClassVar[tuple[str, ...]]
 
     def takes(self, row: Row) -> bool:
-        """Return whether this row can be rendered: by default, if it has what is needed. Others are passed over and counted."""
+        """Return whether this row can be rendered: by default, if it has what is needed. Others
+        are passed over and counted.
+        """
         return set(self.needs) <= {*row.present, *(["text"] if row.integers is not None else [])}
 
     @abstractmethod
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        """Return the text of one row; only what follows a model's own chat template looks at the tokenizer."""
+        """Return the text of one row; only what follows a model's own chat template looks at the
+        tokenizer.
+        """
 
 
 def check_part(part: str) -> None:
@@ -217,7 +252,9 @@ def fraction(key: str) -> float:
 
 
 def part_of(key: str) -> Part:
-    """Return the part that a hash belongs to where nothing else divides a source: 70 % calibrate, 25 % measure, 5 % exemplars."""
+    """Return the part that a hash belongs to where nothing else divides a source: 70 %
+    calibrate, 25 % measure, 5 % exemplars.
+    """
     at = fraction(key)
     return "calibrate" if at < 0.70 else "measure" if at < 0.95 else "exemplars"
 
@@ -231,7 +268,9 @@ def divide(rows: Iterable[Row]) -> dict[Part, list[Row]]:
 
 
 def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list[Row]]:
-    """Divide a source that comes in two splits: train calibrates, but for 5 % exemplars chosen by hash; test measures."""
+    """Divide a source that comes in two splits: train calibrates, but for 5 % exemplars chosen
+    by hash; test measures.
+    """
     parts: dict[Part, list[Row]] = {"calibrate": [], "measure": list(test), "exemplars": []}
     for row in train:
         parts["exemplars" if fraction(row.key) >= 0.95 else "calibrate"].append(row)
@@ -264,14 +303,27 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
             elsewhere |= {row.subject for row in sources.build(name).read().rows["measure"]}
         except DataError:
             unchecked.append(name)
-    note = "; ".join(filter(None, [content.note, f"not checked against what {', '.join(unchecked)} measures" if unchecked else ""]))
+    note = "; ".join(
+        filter(
+            None,
+            [
+                content.note,
+                f"not checked against what {', '.join(unchecked)} measures" if unchecked else "",
+            ],
+        )
+    )
     subjects: set[str] = set()
     parts: dict[Part, PartRows] = {}
-    # What is measured comes first: a row that occurs there too is taken out of the parts that are shown to a model.
+    # What is measured comes first: a row that occurs there too is taken out of the parts that are
+    # shown to a model.
     for part in ("measure", "exemplars", "calibrate"):
         rows = list(content.rows.get(part, ()))
         distinct = {row.key: row for row in rows}
-        used = tuple(distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects)
+        used = tuple(
+            distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects
+        )
         subjects |= {row.subject for row in used} | (elsewhere if part == "measure" else set())
-        parts[part] = PartRows(used, len(rows) - len(distinct), len(distinct) - len(used), content.origin, note)
+        parts[part] = PartRows(
+            used, len(rows) - len(distinct), len(distinct) - len(used), content.origin, note
+        )
     return parts

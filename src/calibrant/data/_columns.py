@@ -1,4 +1,6 @@
-"""Which column of a user's records is which field: by what was asked for, by name, and by the names that others use."""
+"""Which column of a user's records is which field: by what was asked for, by name, and by the
+names that others use.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +12,44 @@ from calibrant.data._files import short
 USUAL: Final[Mapping[str, Sequence[str]]] = {
     "text": ("text", "content", "document", "body", "article", "passage", "raw_content", "story"),
     "question": ("question", "prompt", "instruction", "problem", "input", "query", "q"),
-    "answer": ("answer", "output", "response", "completion", "target", "solution", "answerkey", "a"),
-    "rationale": ("rationale", "explanation", "reasoning", "cot", "chain_of_thought", "thought", "solution"),
+    "answer": (
+        "answer",
+        "output",
+        "response",
+        "completion",
+        "target",
+        "solution",
+        "answerkey",
+        "a",
+    ),
+    "rationale": (
+        "rationale",
+        "explanation",
+        "reasoning",
+        "cot",
+        "chain_of_thought",
+        "thought",
+        "solution",
+    ),
     "choices": ("choices", "options"),
     "turns": ("turns", "messages", "conversations", "conversation"),
 }
 """What the columns of each field are called, the likeliest first; whatever their case."""
 
-_ROLES: Final = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+_ROLES: Final = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of each field, and what of that was guessed, with other columns that it might have been."""
+    """The column of each field, and what of that was guessed, with other columns that it might
+    have been.
+    """
 
     of: Mapping[str, str]
     guessed: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -30,7 +57,9 @@ class Columns:
 
     @property
     def note(self) -> str:
-        """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'), answer from 'output'`."""
+        """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'),
+        answer from 'output'`.
+        """
         guesses: list[str] = []
         for name, column in self.guessed.items():
             others = ", ".join(map(repr, self.passed_over.get(name, ())))
@@ -39,15 +68,21 @@ class Columns:
 
 
 def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -> Columns:
-    """Return the columns of these records. What is asked for is taken, then what is called as its field is, then the usual names.
+    """Return the columns of these records. What is asked for is taken, then what is called as its
+    field is, then the usual names.
 
-    A guess is made only where it is needed: for a text or conversation if there is no question, and for what goes with a question if there is one.
-    A column is guessed only if it holds the right kind of thing, and is never two fields at once.
+    A guess is made only where it is needed: for a text or conversation if there is no question, and
+    for what goes with a question if there is one. A column is guessed only if it holds the right
+    kind of thing, and is never two fields at once.
     """
     values = _first_values(records)
     # A column `turns` is as likely a count of them: only there the name alone isn't enough.
-    named = {name for name in USUAL if name in values and (name != "turns" or _fits(name, values[name]))}
-    of = {name: requested.get(name) or name for name in USUAL if requested.get(name) or name in named}
+    named = {
+        name for name in USUAL if name in values and (name != "turns" or _fits(name, values[name]))
+    }
+    of = {
+        name: requested.get(name) or name for name in USUAL if requested.get(name) or name in named
+    }
     guessed: dict[str, str] = {}
     passed_over: dict[str, Sequence[str]] = {}
 
@@ -59,7 +94,9 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
                 passed_over[name] = fitting[1:]
         return name in of
 
-    asks = "question" in of or (not ({"text", "turns"} & of.keys()) and not guess("turns") and guess("question"))
+    asks = "question" in of or (
+        not ({"text", "turns"} & of.keys()) and not guess("turns") and guess("question")
+    )
     if asks:
         for name in ("choices", "answer", "rationale"):
             guess(name)
@@ -69,7 +106,9 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
 
 
 def content(name: str, value: Any) -> Any:
-    """Return a value as the field holds it: a text, choices or turns; none if there is nothing in it. `ValueError` says what it must be."""
+    """Return a value as the field holds it: a text, choices or turns; none if there is nothing
+    in it. `ValueError` says what it must be.
+    """
     if _nothing(value):
         return None
     if name == "turns":
@@ -84,7 +123,8 @@ def content(name: str, value: Any) -> Any:
 
 
 def letter_of(answer: str, choices: tuple[str, ...], called: Any) -> str:
-    """What an answer is called where the choices are A, B, C, …: `called` is the column of the choices, which may have names of its own for them.
+    """What an answer is called where the choices are A, B, C, …: `called` is the column of the
+    choices, which may have names of its own for them.
 
     An answer that is neither a name nor a choice stays as it is.
     """
@@ -120,7 +160,11 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _candidates(name: str, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the columns that may be this field, the likeliest first."""
     for usual in USUAL[name]:
-        yield from (column for column, value in values.items() if column.strip().casefold() == usual and _fits(name, value))
+        yield from (
+            column
+            for column, value in values.items()
+            if column.strip().casefold() == usual and _fits(name, value)
+        )
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -132,11 +176,17 @@ def _fits(name: str, value: Any) -> bool:
 
 def _nothing(value: Any) -> bool:
     """Return whether a cell is empty: null, not a number, blank or a list of nothing."""
-    return value is None or value != value or (not value.strip() if isinstance(value, str) else value == [])
+    return (
+        value is None
+        or value != value
+        or (not value.strip() if isinstance(value, str) else value == [])
+    )
 
 
 def _choices(value: Any) -> tuple[str, ...]:
-    """Return a list of texts, or what several sets on the hub have: `{"label": [...], "text": [...]}`."""
+    """Return a list of texts, or what several sets on the hub have: `{"label": [...], "text":
+    [...]}`.
+    """
     value = value.get("text") if isinstance(value, dict) else value
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise ValueError("a list of texts")
@@ -146,7 +196,9 @@ def _choices(value: Any) -> tuple[str, ...]:
 
 
 def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Return a conversation of the form {role, content} or {from, value}; none if somebody says nothing, as where a tool is called."""
+    """Return a conversation of the form {role, content} or {from, value}; none if somebody says
+    nothing, as where a tool is called.
+    """
     expected = "a list of turns such as {'role': 'user', 'content': …}"
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError(expected)
@@ -154,7 +206,10 @@ def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
     for turn in value:
         role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(text, list) and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in text
+            isinstance(part, dict)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+            for part in text
         ):
             text = "\n".join(part["text"] for part in text)
         if not isinstance(role, str) or not isinstance(text, str | None):
@@ -166,7 +221,9 @@ def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
 
 
 def _encodable(text: str) -> str:
-    """Return the text, unless half of a surrogate pair is in it, which stands for no character and which no tokenizer takes."""
+    """Return the text, unless half of a surrogate pair is in it, which stands for no character
+    and which no tokenizer takes.
+    """
     try:
         if not text.isascii():
             text.encode()

@@ -1,4 +1,6 @@
-"""Dealing rows: draw after draw takes the next rows of a fixed order, so that draws are disjoint until the rows are used up."""
+"""Dealing rows: draw after draw takes the next rows of a fixed order, so that draws are disjoint
+until the rows are used up.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +24,9 @@ _PATIENCE: Final = 100
 
 @dataclass(frozen=True)
 class Quota:
-    """How much of one part is drawn: real tokens, or windows; the flags that lower it, and the part's share of the whole."""
+    """How much of one part is drawn: real tokens, or windows; the flags that lower it, and the
+    part's share of the whole.
+    """
 
     tokens: int | None = None
     windows: int | None = None
@@ -32,7 +36,8 @@ class Quota:
 
 @dataclass
 class PartDraw:
-    """What one part of a set gave in one draw: its windows, the rows that they were made of with their lengths in tokens, and the rows passed over.
+    """What one part of a set gave in one draw: its windows, the rows that they were made of with
+    their lengths in tokens, and the rows passed over.
 
     `tokens` counts the windows' real tokens, start tokens among them, pads not.
     """
@@ -45,10 +50,11 @@ class PartDraw:
 
 
 class Deck:
-    """The rows of one part of a source. A row is dealt once a draw; when the rows are used up, a later draw begins again at the top.
+    """The rows of one part of a source. A row is dealt once a draw; when the rows are used up, a
+    later draw begins again at the top.
 
-    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again. The same is true of what is supplied per draw,
-    though that ends.
+    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again. The
+    same is true of what is supplied per draw, though that ends.
     """
 
     def __init__(self, source: Source, draw: int, part: Part = "calibrate") -> None:
@@ -67,15 +73,25 @@ class Deck:
             return PartRows(())
         if isinstance(self._source, PerDraw):
             return self._source.for_draw(self._draw)
-        return self._source.part(self._part) if isinstance(self._source, StoredSource) else PartRows(tuple(self._source.rows(self._part)))
+        return (
+            self._source.part(self._part)
+            if isinstance(self._source, StoredSource)
+            else PartRows(tuple(self._source.rows(self._part)))
+        )
 
     @property
     def description(self) -> str:
         """What a message calls it."""
-        return f"draw {self._draw} of {self._source}" if isinstance(self._source, PerDraw) else f"the {self._part} part of {self._source}"
+        return (
+            f"draw {self._draw} of {self._source}"
+            if isinstance(self._source, PerDraw)
+            else f"the {self._part} part of {self._source}"
+        )
 
     def begin(self, number: int) -> None:
-        """Begin draw `number`. Nothing is shuffled: the order is fixed, and goes on where the draw before ended."""
+        """Begin draw `number`. Nothing is shuffled: the order is fixed, and goes on where the
+        draw before ended.
+        """
         self._earlier.update(self._dealt)
         self._dealt, self._turned, self._number = [], 0, number
 
@@ -84,7 +100,9 @@ class Deck:
         return number == self._draw or not (self.endless or isinstance(self._source, PerDraw))
 
     def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
-        """Yield the next rows, each once a draw, or with replacement; None stands for a row that `form` passes over."""
+        """Yield the next rows, each once a draw, or with replacement; None stands for a row that
+        `form` passes over.
+        """
         if self.endless:
             rows = self._stream
         elif replacement:
@@ -105,7 +123,9 @@ class Deck:
             yield row
 
     def _with_replacement(self) -> Iterator[Row]:
-        """Yield rows at random, hashed from the draw: a row may come again. Ends when it is plain that nothing more will come of it."""
+        """Yield rows at random, hashed from the draw: a row may come again. Ends when it is
+        plain that nothing more will come of it.
+        """
         for number in range(_PATIENCE * len(self.content.rows)):
             noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
             yield self.content.rows[int.from_bytes(noise) % len(self.content.rows)]
@@ -115,9 +135,15 @@ class Deck:
         earlier = self._earlier
         if self.endless and self._draw:
             earlier = {row.key for row in islice(self._source.rows(self._part, 0), len(rows))}
-        elif isinstance(self._source, PerDraw) and (end := self._source.disjoint()) is not None and self._draw >= end:
+        elif (
+            isinstance(self._source, PerDraw)
+            and (end := self._source.disjoint()) is not None
+            and self._draw >= end
+        ):
             # As many rows of each earlier draw: the budget is the same.
-            draws = (islice(self._source.rows(self._part, draw), len(rows)) for draw in range(self._draw))
+            draws = (
+                islice(self._source.rows(self._part, draw), len(rows)) for draw in range(self._draw)
+            )
             earlier = {row.key for draw in draws for row in draw}
         return sum(row.key in earlier for row in rows) / len(rows) if rows else 0.0
 
@@ -127,7 +153,9 @@ class Deck:
 
 
 class TooFew(DataError):
-    """A source doesn't hold enough for a draw; `tokens` is the largest budget of the whole set, in tokens, for which it does."""
+    """A source doesn't hold enough for a draw; `tokens` is the largest budget of the whole set,
+    in tokens, for which it does.
+    """
 
     def __init__(self, message: str, *, subject: str = "", tokens: int = 0) -> None:
         super().__init__(message, subject=subject)
@@ -135,12 +163,15 @@ class TooFew(DataError):
 
 
 def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
-    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window; `TooFew` if the source doesn't hold enough."""
+    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window;
+    `TooFew` if the source doesn't hold enough.
+    """
     part = PartDraw()
     before, head = encoder.starts(term.packing, term.format)
 
-    # Texts and sizes are generators that a packing pulls from in turn, so that no row is read before its tokens are needed, and the size of the
-    # next window is known only when the one before it is counted.
+    # Texts and sizes are generators that a packing pulls from in turn, so that no row is read
+    # before its tokens are needed, and the size of the next window is known only when the one
+    # before it is counted.
     def texts() -> Iterator[TokenizedText]:
         for row in deck.deal(term.format, term.packing.replacement):
             if row is None:
@@ -153,7 +184,9 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
                 yield TokenizedText(row.key, np.concatenate([before, ids]))
 
     def room() -> int:
-        left = frame.length if quota.tokens is None else min(frame.length, quota.tokens - part.tokens)
+        left = (
+            frame.length if quota.tokens is None else min(frame.length, quota.tokens - part.tokens)
+        )
         return left if quota.windows is None or len(part.windows) < quota.windows else 0
 
     def sizes() -> Iterator[int]:
@@ -163,12 +196,18 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
     inner = Frame(frame.length - len(head), frame.encode, frame.draw, len(head))
     for window in term.packing.windows(texts(), sizes(), inner):
         ids = np.concatenate([head, window.ids])
-        part.windows.append(replace(window, ids=ids, borders=tuple(len(head) + border for border in window.borders)))
+        part.windows.append(
+            replace(window, ids=ids, borders=tuple(len(head) + border for border in window.borders))
+        )
         part.tokens += int((ids != PAD).sum())
     if room() > 0:
         budget = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
         held = int(part.tokens / quota.share)
-        most = f"--tokens {held}" if quota.tokens is not None else f"--samples {int(len(part.windows) / quota.share)}"
+        most = (
+            f"--tokens {held}"
+            if quota.tokens is not None
+            else f"--samples {int(len(part.windows) / quota.share)}"
+        )
         raise TooFew(
             f"{deck.description} holds {term.packing.supply(part.lengths, inner)}, too little for {budget} of {term} "
             f"in windows of {frame.length}{f' ({part.passed_over} rows are no {term.format})' if part.passed_over else ''}; lower {quota.flags}"

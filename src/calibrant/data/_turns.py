@@ -1,7 +1,9 @@
-"""Where in a conversation's text its questions and answers stand, and what the chat template writes.
+"""Where in a conversation's text its questions and answers stand, and what the chat template
+writes.
 
-The template is asked twice: with the turns, and with a mark in the place of each. What stands between
-the marks is the template's own. The first text must be that with the turns in it, or nothing is told.
+The template is asked twice: with the turns, and with a mark in the place of each. What stands
+between the marks is the template's own. The first text must be that with the turns in it, or
+nothing is told.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,9 @@ from calibrant.errors import DataError
 
 Role = Literal["template", "question", "answer"]
 ROLES: Final[tuple[Role, ...]] = ("template", "question", "answer")
-"""What a letter is of: the template, with what the system is told; a user's turn; the assistant's."""
+"""What a letter is of: the template, with what the system is told; a user's turn; the
+assistant's.
+"""
 
 _SPEAKERS: Final[dict[str, Role]] = {"user": "question", "assistant": "answer"}
 
@@ -56,7 +60,9 @@ def _mark(number: int) -> str:
 
 
 def _pieces(marked: str, marks: Sequence[str]) -> list[str]:
-    """Return what stands before, between and behind the marks; fewer pieces where one isn't found."""
+    """Return what stands before, between and behind the marks; fewer pieces where one isn't
+    found.
+    """
     pieces: list[str] = []
     for mark in marks:
         piece, found, marked = marked.partition(mark)
@@ -67,7 +73,9 @@ def _pieces(marked: str, marks: Sequence[str]) -> list[str]:
 
 
 def _told(text: str, own: Sequence[str], messages: Sequence[dict[str, str]]) -> Iterator[Stretch]:
-    """Yield the stretches as far as the text is the template's own pieces with the turns between."""
+    """Yield the stretches as far as the text is the template's own pieces with the turns
+    between.
+    """
     at = len(own[0])
     if not text.startswith(own[0]):
         return

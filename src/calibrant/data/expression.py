@@ -1,4 +1,5 @@
-"""Expressions for calibration data, which `calibrant.grammar` reads, with their names looked up.
+"""Expressions for calibration data, which `calibrant.spec.grammar` reads, with their names looked
+up.
 
 Four names stand for a format with its packing: zero, single, icl, cot.
 """
@@ -18,8 +19,9 @@ from calibrant.data.packings.many import Many
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
-from calibrant.foreign import user_path
-from calibrant.grammar import (
+from calibrant.spec import Call, build, canonical, text_of, written_form
+from calibrant.spec.foreign import did_you_mean, user_path
+from calibrant.spec.grammar import (
     File,
     Part,
     SetLabel,
@@ -30,10 +32,9 @@ from calibrant.grammar import (
     read_sum,
     written_sum,
 )
-from calibrant.registry import Registry, did_you_mean
-from calibrant.spec import Call, build, canonical, text_of, written_form
+from calibrant.spec.registry import Registry
 
-selectors: Final = Registry("calibrant.select", "selector")
+selectors: Final = Registry("calibrant.data.select", "selector")
 """What chooses or writes rows, with a model or without; it stands where a source's name stands.
 
 Only its names are known here; the list is its files.

@@ -1,7 +1,9 @@
-"""Records of published data sets: from the local mirror if it has them, else from the Hugging Face hub.
+"""Records of published data sets: from the local mirror if it has them, else from the Hugging Face
+hub.
 
-Data only is read from the hub, never code: a set that is a script can't be had. What is too large is read from its front, one file of it where
-the set names one, at a commit that was asked for before, so that a record of it says exactly what was read.
+Data only is read from the hub, never code: a set that is a script can't be had. What is too large
+is read from its front, one file of it where the set names one, at a commit that was asked for
+before, so that a record of it says exactly what was read.
 """
 
 import os
@@ -18,14 +20,16 @@ from typing import Any, Final, cast
 
 from calibrant.data._files import read_records
 from calibrant.errors import DataError
-from calibrant.foreign import user_path
+from calibrant.spec.foreign import user_path
 
 Records = Iterator[dict[str, Any]]
 
 ANSWER_WITHIN: Final = 10.0
 """Seconds that the hub has to say which commit is the newest."""
 READINGS: Final = 1
-"""How often `datasets` tries to read on, each time half a minute in which the hub's own client tries six times; its usual 20 would be silence."""
+"""How often `datasets` tries to read on, each time half a minute in which the hub's own client
+tries six times; its usual 20 would be silence.
+"""
 SHOWN: Final = 160
 """Characters of somebody else's error message that are worth repeating."""
 
@@ -36,10 +40,11 @@ _chosen: list[Path] = []
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address.
+    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says
+    whether anybody opened the address.
 
-    `files` maps a split to the one file (a shard) that is read of it; `first` is how many records are streamed of a split that is too large to be
-    had whole: its first ones.
+    `files` maps a split to the one file (a shard) that is read of it; `first` is how many records
+    are streamed of a split that is too large to be had whole: its first ones.
     """
 
     id: str
@@ -51,7 +56,8 @@ class HubDataset:
 
 
 def mirror(folder: str | Path | None = None) -> Path | None:
-    """Return the mirror's folder, for the whole process. Given one, it is set; else it is the one set before, or that of `CALIBRANT_DATA`, or none.
+    """Return the mirror's folder, for the whole process. Given one, it is set; else it is the one
+    set before, or that of `CALIBRANT_DATA`, or none.
 
     Raises `DataError` for a folder that doesn't exist.
     """
@@ -66,20 +72,26 @@ def mirror(folder: str | Path | None = None) -> Path | None:
 def _existing(path: Path, given_by: str) -> Path:
     folder = user_path(path, DataError)
     if not os.path.isdir(folder):
-        raise DataError(f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds NAME/train.jsonl", subject=str(path))
+        raise DataError(
+            f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds NAME/train.jsonl",
+            subject=str(path),
+        )
     return folder.resolve()
 
 
 def records(hub: HubDataset, split: str, places: Sequence[tuple[str, str]]) -> tuple[Records, str]:
     """Return the records of one split as plain Python values, and where they came from.
 
-    `places` are the (folder, split) pairs that a mirror may keep them under, best first. Raises `DataError` if neither has them.
+    `places` are the (folder, split) pairs that a mirror may keep them under, best first. Raises
+    `DataError` if neither has them.
     """
     return mirrored(places) or _from_hub(hub, split, places[0])
 
 
 def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
-    """Return the records of the first of these (folder, split) pairs that the mirror has as `.jsonl` or `.jsonl.gz`, and their origin; else none."""
+    """Return the records of the first of these (folder, split) pairs that the mirror has as
+    `.jsonl` or `.jsonl.gz`, and their origin; else none.
+    """
     root = mirror()
     for folder, split in places if root is not None else ():
         for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
@@ -89,7 +101,9 @@ def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
 
 
 def answers() -> bool:
-    """Whether the hub says anything within `ANSWER_WITHIN` seconds. A client that has to read from one that doesn't asks for half a minute a set."""
+    """Whether the hub says anything within `ANSWER_WITHIN` seconds. A client that has to read
+    from one that doesn't asks for half a minute a set.
+    """
     from huggingface_hub import constants, get_session
 
     try:
@@ -101,7 +115,9 @@ def answers() -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within, the hub is not contacted: what is neither in the mirror nor in the hub's local cache is a `DataError`."""
+    """Within, the hub is not contacted: what is neither in the mirror nor in the hub's local
+    cache is a `DataError`.
+    """
     from datasets import config
     from huggingface_hub import constants
 
@@ -120,7 +136,8 @@ def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Reco
         commit = _commit(hub.id) if hub.revision == "unpinned" else hub.revision
         with _patience():
             dataset = _opened(hub, split, file, commit)
-            # What is streamed is read here and now, so that a connection that breaks in the middle is this error too.
+            # What is streamed is read here and now, so that a connection that breaks in the middle
+            # is this error too.
             front = None if hub.first is None else list(islice(dataset, hub.first))
     except _faults() as error:
         raise DataError(
@@ -129,7 +146,9 @@ def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Reco
             subject=hub.id,
         ) from error
     origin = f"hub: {hub.id}@{commit or _downloaded(dataset)}{f', {file}' if file else ''}"
-    return iter(cast("Records", dataset if front is None else front)), origin if front is None else f"{origin}, first {len(front)} records"
+    return iter(
+        cast("Records", dataset if front is None else front)
+    ), origin if front is None else f"{origin}, first {len(front)} records"
 
 
 def _opened(hub: HubDataset, split: str, file: str | None, commit: str | None) -> Any:
@@ -137,15 +156,25 @@ def _opened(hub: HubDataset, split: str, file: str | None, commit: str | None) -
 
     streaming = hub.first is not None
     if file is None:
-        return datasets.load_dataset(hub.id, hub.config, split=split, revision=commit, streaming=streaming)
-    root = hub.id if Path(hub.id).is_dir() else f"hf://datasets/{hub.id}{f'@{commit}' if commit else ''}"
+        return datasets.load_dataset(
+            hub.id, hub.config, split=split, revision=commit, streaming=streaming
+        )
+    root = (
+        hub.id
+        if Path(hub.id).is_dir()
+        else f"hf://datasets/{hub.id}{f'@{commit}' if commit else ''}"
+    )
     reader = "parquet" if file.endswith(".parquet") else "json"
-    return datasets.load_dataset(reader, data_files={split: f"{root}/{file}"}, split=split, streaming=streaming)
+    return datasets.load_dataset(
+        reader, data_files={split: f"{root}/{file}"}, split=split, streaming=streaming
+    )
 
 
 @lru_cache(maxsize=64)
 def _commit(name: str) -> str | None:
-    """Return the newest commit, asked once a process so that all splits are of one. None for a local folder, and offline: there the cache decides."""
+    """Return the newest commit, asked once a process so that all splits are of one. None for a
+    local folder, and offline: there the cache decides.
+    """
     from datasets import config
     from huggingface_hub import HfApi
 
@@ -168,26 +197,43 @@ def _patience() -> Iterator[None]:
 
 
 def _downloaded(dataset: Any) -> str:
-    """Return the commit that the library took by itself, which it keeps in the addresses of the files only."""
+    """Return the commit that the library took by itself, which it keeps in the addresses of the
+    files only.
+    """
     addresses = " ".join(map(str, dataset.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)
     return commit[1] if commit else "unpinned"
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """Return what the libraries raise for a set that isn't there, isn't ours to read, is a script, is broken, or for a network that fails."""
+    """Return what the libraries raise for a set that isn't there, isn't ours to read, is a
+    script, is broken, or for a network that fails.
+    """
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    # The parent of the hub's own error is that of its HTTP library, whichever that is in this version.
+    # The parent of the hub's own error is that of its HTTP library, whichever that is in this
+    # version.
     http = cast("type[Exception]", HfHubHTTPError.__bases__[0])
     # Zstandard is optional, and there only once something has been read with it.
     zstd = getattr(sys.modules.get("zstandard"), "ZstdError", EOFError)
-    return OSError, ValueError, RuntimeError, EOFError, zlib.error, zstd, DatasetsError, EntryNotFoundError, http
+    return (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        zstd,
+        DatasetsError,
+        EntryNotFoundError,
+        http,
+    )
 
 
 def _reason(error: BaseException, name: str) -> str:
-    """Return the reason in a few words. The libraries put the telling error beneath a general one, so all of them are looked at."""
+    """Return the reason in a few words. The libraries put the telling error beneath a general
+    one, so all of them are looked at.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     chain = [error]
@@ -200,11 +246,16 @@ def _reason(error: BaseException, name: str) -> str:
         return f"it is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
     if "scripts are no longer supported" in messages:
         return "it is a script, and code from the hub isn't run"
-    if any(isinstance(e, RepositoryNotFoundError) for e in chain) or "doesn't exist on the Hub" in messages:
+    if (
+        any(isinstance(e, RepositoryNotFoundError) for e in chain)
+        or "doesn't exist on the Hub" in messages
+    ):
         return "it doesn't exist there, or only for those who may see it"
     if "zstd not supported" in messages:
         return "its files are compressed with Zstandard: pip install zstandard"
     general = str(error).startswith("An error occurred while generating the dataset")
     telling = chain[-1] if general else error
-    line = next((line.strip() for line in str(telling).splitlines() if line.strip()), type(telling).__name__)
+    line = next(
+        (line.strip() for line in str(telling).splitlines() if line.strip()), type(telling).__name__
+    )
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"

@@ -1,8 +1,20 @@
-"""Edits: the changes that a method yields, what a record says of them, and the file that carries them."""
+"""Edits: the changes that a method yields, what a record says of them, and the file that carries
+them.
+"""
 
 from calibrant.edits.condensing import Condense
 from calibrant.edits.folding import Fold, Scaling
-from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Replace, ReplaceParameters, StoredEdit, as_tensors, from_tensors, read_edit
+from calibrant.edits.kinds import (
+    DropBlocks,
+    DropExperts,
+    Edit,
+    Replace,
+    ReplaceParameters,
+    StoredEdit,
+    as_tensors,
+    from_tensors,
+    read_edit,
+)
 
 __all__ = [
     "Condense",

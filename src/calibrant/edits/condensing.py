@@ -12,9 +12,11 @@ from calibrant.models import Condensed, ModelView, condense, expert_layers, over
 
 @dataclass(frozen=True)
 class Condense(Edit):
-    """Layers of experts become plain feed-forward networks, by block: all in one edit, since a configuration has one width for all of them.
+    """Layers of experts become plain feed-forward networks, by block: all in one edit, since a
+    configuration has one width for all of them.
 
-    `tuned` are numbers that their parameters, by name, get in the place of those of the experts that were kept. `notes` say how these were chosen.
+    `tuned` are numbers that their parameters, by name, get in the place of those of the experts
+    that were kept. `notes` say how these were chosen.
     """
 
     kind: ClassVar[str] = "condense"
@@ -32,7 +34,9 @@ class Condense(Edit):
         return view.remembered()
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        """Return which experts stay, and what goes: `removed` weights of matrices, and `bytes` of all that is saved."""
+        """Return which experts stay, and what goes: `removed` weights of matrices, and `bytes`
+        of all that is saved.
+        """
         undo = self.undo(view)
         before = _matrices(view), _bytes(view.model)
         condense(view, self.layers)
@@ -46,22 +50,40 @@ class Condense(Edit):
 
     def stored(self) -> StoredEdit:
         layers = [{"block": block, **entry} for block, entry in self._entries()]
-        return StoredEdit(self.kind, {"layers": layers, "notes": dict(self.notes)}, {name: one.clone() for name, one in self.tuned.items()})
+        return StoredEdit(
+            self.kind,
+            {"layers": layers, "notes": dict(self.notes)},
+            {name: one.clone() for name, one in self.tuned.items()},
+        )
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Condense":
         layers = {
-            int(one["block"]): Condensed(dict(zip(map(int, one["experts"]), map(float, one["gates"]), strict=True)), float(one["shared"]))
+            int(one["block"]): Condensed(
+                dict(zip(map(int, one["experts"]), map(float, one["gates"]), strict=True)),
+                float(one["shared"]),
+            )
             for one in stored.facts["layers"]
         }
         if strangers := set(layers) - {layer.block for layer in expert_layers(view)}:
             raise ValueError(f"block {min(strangers)} has no layer of experts")
         device = next(view.model.parameters()).device
-        return cls(layers, stored.facts["notes"], {name: one.to(device) for name, one in stored.tensors.items()})
+        return cls(
+            layers,
+            stored.facts["notes"],
+            {name: one.to(device) for name, one in stored.tensors.items()},
+        )
 
     def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for block, kept in self.layers.items():
-            yield block, {"experts": list(kept.gates), "gates": list(kept.gates.values()), "shared": kept.shared}
+            yield (
+                block,
+                {
+                    "experts": list(kept.gates),
+                    "gates": list(kept.gates.values()),
+                    "shared": kept.shared,
+                },
+            )
 
 
 def _matrices(view: ModelView) -> int:

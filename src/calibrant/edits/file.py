@@ -1,4 +1,6 @@
-"""Edits as one safetensors file. Where many numbers of a tensor are zero, it holds which aren't, and those: nothing is lost of them."""
+"""Edits as one safetensors file. Where many numbers of a tensor are zero, it holds which aren't,
+and those: nothing is lost of them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -9,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from calibrant.durable import from_json, line_of_json
 from calibrant.edits.kinds import StoredEdit, memory_of
 from calibrant.errors import DataError
+from calibrant.system.durable import from_json, line_of_json
 
 ENTRIES: Final = "edits"
 """The tensor that holds what isn't a tensor, as the bytes of a JSON text."""
@@ -26,8 +28,12 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
     known: dict[Any, dict[str, Any]] = {}
     for number, edit in enumerate(edits):
         for name, tensor in edit.tensors.items():
-            if (memory := memory_of(tensor)) not in known:  # a tensor that edits share is there once
-                known[memory] = _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors)
+            if (
+                memory := memory_of(tensor)
+            ) not in known:  # a tensor that edits share is there once
+                known[memory] = _without_zeros(
+                    f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors
+                )
         forms = {name: known[memory_of(tensor)] for name, tensor in edit.tensors.items()}
         entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
     text = line_of_json(entries).encode()
@@ -39,7 +45,14 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
     try:
         tensors = load(content)
         entries = from_json(tensors.pop(ENTRIES).numpy().tobytes().decode())
-        return [StoredEdit(str(e["kind"]), e["facts"], {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()}) for e in entries]
+        return [
+            StoredEdit(
+                str(e["kind"]),
+                e["facts"],
+                {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()},
+            )
+            for e in entries
+        ]
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
             f"the edits that are kept of a run can't be read ({error}); delete edits.safetensors in its folder to compress it again"
@@ -47,9 +60,12 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
 
 
 def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever is less, and say how."""
+    """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever
+    is less, and say how.
+    """
     flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
-    # A bit for each number says whether it is zero: worth it where the zeros would take more than those n bits.
+    # A bit for each number says whether it is zero: worth it where the zeros would take more than
+    # those n bits.
     nonzero = flat != 0
     if (len(flat) - int(nonzero.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
         tensors[name] = tensor
@@ -62,7 +78,11 @@ def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dic
 def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     if "shape" not in form:
         return tensors[form["name"]]
-    bits, values, shape = tensors[f"{form['name']}.bits"], tensors[f"{form['name']}.values"], tuple(form["shape"])
+    bits, values, shape = (
+        tensors[f"{form['name']}.bits"],
+        tensors[f"{form['name']}.values"],
+        tuple(form["shape"]),
+    )
     size = int(np.prod(shape, dtype=np.int64))
     if size > 8 * len(bits):
         raise ValueError("its tensors are larger than what is there of them")

@@ -1,4 +1,6 @@
-"""An edit that leaves the function of a block as it is: what one parameter is multiplied with, others are divided by."""
+"""An edit that leaves the function of a block as it is: what one parameter is multiplied with,
+others are divided by.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ from calibrant.models import ModelView, overwrite
 @final
 @dataclass(frozen=True)
 class Scaling:
-    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`; of a norm that adds `offset`, with it added."""
+    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`;
+    of a norm that adds `offset`, with it added.
+    """
 
     name: str
     axis: int
@@ -26,12 +30,16 @@ class Scaling:
         """Return what becomes of the parameter, in float32 or wider."""
         kind = wide(parameter.dtype)
         shape = [-1, *[1] * (-1 - self.axis)]
-        return (parameter.detach().to(kind) + self.offset) * self.factors.to(parameter.device, kind).reshape(shape) - self.offset
+        return (parameter.detach().to(kind) + self.offset) * self.factors.to(
+            parameter.device, kind
+        ).reshape(shape) - self.offset
 
 
 @dataclass(frozen=True)
 class Fold(Edit):
-    """Scales move from one parameter of a block into others, so that the block computes what it did; `notes` say why these."""
+    """Scales move from one parameter of a block into others, so that the block computes what it
+    did; `notes` say why these.
+    """
 
     kind: ClassVar[str] = "fold"
 
@@ -61,19 +69,39 @@ class Fold(Edit):
         return undo
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        return {"edit": self.kind, "block": self.index, "parameters": [scaling.name for scaling in self.scalings], "notes": dict(self.notes)}
+        return {
+            "edit": self.kind,
+            "block": self.index,
+            "parameters": [scaling.name for scaling in self.scalings],
+            "notes": dict(self.notes),
+        }
 
     def stored(self) -> StoredEdit:
-        scalings = [{"name": one.name, "axis": one.axis, "offset": one.offset} for one in self.scalings]
-        tensors = {str(number): one.factors.clone() for number, one in enumerate(self.scalings)}  # several may be one tensor, which no file may hold
-        return StoredEdit(self.kind, {"block": self.index, "scalings": scalings, "notes": dict(self.notes)}, tensors)
+        scalings = [
+            {"name": one.name, "axis": one.axis, "offset": one.offset} for one in self.scalings
+        ]
+        tensors = {
+            str(number): one.factors.clone() for number, one in enumerate(self.scalings)
+        }  # several may be one tensor, which no file may hold
+        return StoredEdit(
+            self.kind,
+            {"block": self.index, "scalings": scalings, "notes": dict(self.notes)},
+            tensors,
+        )
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Fold":
         parts = enumerate(stored.facts["scalings"])
-        scalings = tuple(Scaling(one["name"], one["axis"], stored.tensors[str(number)], one["offset"]) for number, one in parts)
+        scalings = tuple(
+            Scaling(one["name"], one["axis"], stored.tensors[str(number)], one["offset"])
+            for number, one in parts
+        )
         known = dict(view.model.named_parameters())
         for one in scalings:
-            if known[one.name].shape[one.axis] != len(one.factors):  # KeyError for a name that there isn't
-                raise ValueError(f"{one.name} has {known[one.name].shape[one.axis]} slices, not {len(one.factors)}")
+            if known[one.name].shape[one.axis] != len(
+                one.factors
+            ):  # KeyError for a name that there isn't
+                raise ValueError(
+                    f"{one.name} has {known[one.name].shape[one.axis]} slices, not {len(one.factors)}"
+                )
         return cls(stored.facts["block"], scalings, stored.facts["notes"])

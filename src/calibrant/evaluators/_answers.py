@@ -1,4 +1,6 @@
-"""What a text says the answer is: numbers read as numbers, choices by their label or their words. Nothing is ever executed."""
+"""What a text says the answer is: numbers read as numbers, choices by their label or their
+words. Nothing is ever executed.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +10,9 @@ from typing import Final
 LONGEST: Final = 40
 """Characters of a number; what is longer is no answer."""
 TOLERANCE: Final = Fraction(1, 10**6)
-"""How far, relatively, two numbers that aren't both whole may be apart and still be the same: 2/3 is 0.6666667."""
+"""How far, relatively, two numbers that aren't both whole may be apart and still be the same:
+2/3 is 0.6666667.
+"""
 
 _DIGITS: Final = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER: Final = re.compile(
@@ -24,7 +28,9 @@ _SENTENCE_END: Final = re.compile(r"[.!?](?=\s|$)|\n")
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it was written: its exact value, and after how many decimals it breaks off (None for a fraction or an exponent)."""
+    """A number as it was written: its exact value, and after how many decimals it breaks off
+    (None for a fraction or an exponent).
+    """
 
     value: Fraction
     decimals: int | None = None
@@ -33,13 +39,19 @@ class Number:
         """As short as it is exact: a whole number, or one with its decimals, else a fraction."""
         if self.value.denominator == 1:
             return str(self.value.numerator)
-        return f"{float(self.value):.{self.decimals}f}" if self.decimals is not None and self.decimals <= 12 else str(self.value)
+        return (
+            f"{float(self.value):.{self.decimals}f}"
+            if self.decimals is not None and self.decimals <= 12
+            else str(self.value)
+        )
 
 
 def numbers(text: str) -> list[Number]:
-    """Return the numbers in a text, in order: `1,200`, `-3`, `.5`, `$18.00`, `50%`, `3/4`, `2 1/2`; units and signs of currency are passed over.
+    """Return the numbers in a text, in order: `1,200`, `-3`, `.5`, `$18.00`, `50%`, `3/4`, `2 1/2`;
+    units and signs of currency are passed over.
 
-    A minus between two numbers is an operation, not a sign; a fraction with nothing below the line is no number.
+    A minus between two numbers is an operation, not a sign; a fraction with nothing below the line
+    is no number.
 
     >>> [str(number) for number in numbers("From $1,200 to 3/4 of it, or -3.50.")]
     ['1200', '3/4', '-3.50']
@@ -61,11 +73,15 @@ def _number(match: re.Match[str]) -> Number | None:
         value = Fraction(digits) * Fraction(10) ** int(match["power"] or 0)
         return Number(value, None if match["power"] else len(digits.partition(".")[2]))
     above, _, below = (match["part"] or match["over"]).partition("/")
-    return Number(int(match["whole"] or 0) + Fraction(int(above), int(below))) if int(below) else None
+    return (
+        Number(int(match["whole"] or 0) + Fraction(int(above), int(below))) if int(below) else None
+    )
 
 
 def number_of(text: str) -> Number | None:
-    """Return the number that a whole text is, with a unit of currency or a per cent sign at most; none if it is anything else."""
+    """Return the number that a whole text is, with a unit of currency or a per cent sign at
+    most; none if it is anything else.
+    """
     match = _NUMBER.fullmatch(text.strip().removesuffix("%"))
     return numbers(match[0])[0] if match and numbers(match[0]) else None
 
@@ -73,8 +89,8 @@ def number_of(text: str) -> Number | None:
 def same(answer: Number, gold: Number) -> bool:
     """Return whether they are the same number: whole ones exactly, others but for a millionth.
 
-    One that breaks off after two decimals or more is the same as one with more than four of which it is the rounding: 0.67 is two thirds as
-    a set has them, 0.6666666666666666. It isn't 0.675.
+    One that breaks off after two decimals or more is the same as one with more than four of which
+    it is the rounding: 0.67 is two thirds as a set has them, 0.6666666666666666. It isn't 0.675.
     """
     apart = abs(answer.value - gold.value)
     if not apart or answer.value.denominator == gold.value.denominator == 1:
@@ -86,7 +102,9 @@ def same(answer: Number, gold: Number) -> bool:
 
 
 def concluded(text: str) -> str | None:
-    """Return what stands after the last "answer is", up to the end of its sentence; none if no such thing is said."""
+    """Return what stands after the last "answer is", up to the end of its sentence; none if no
+    such thing is said.
+    """
     matches = list(_CONCLUSION.finditer(text))
     if not matches:
         return None
@@ -96,17 +114,21 @@ def concluded(text: str) -> str | None:
 
 
 def read_number(text: str) -> Number | None:
-    """Return the number that a text says the answer is, else the last in it; of a conclusion `6 * 3 = 18` what stands behind the sign of equality."""
+    """Return the number that a text says the answer is, else the last in it; of a conclusion `6
+    * 3 = 18` what stands behind the sign of equality.
+    """
     conclusion = concluded(text)
     within = numbers((conclusion or "").rpartition("=")[2])
     return within[0] if within else next(iter(numbers(text)[::-1]), None)
 
 
 def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = ()) -> int | None:
-    """Return which choice a text names, in its conclusion or else at its beginning: `B`, `(b)`, `B. the words` or the words; none if it names none.
+    """Return which choice a text names, in its conclusion or else at its beginning: `B`, `(b)`, `B.
+    the words` or the words; none if it names none.
 
-    Case, punctuation and the space around words don't matter. A label is one where nothing else is written, where a bracket, a full stop, a colon or
-    a comma is put behind it, or the words of its choice: the `A` of "A friend" isn't.
+    Case, punctuation and the space around words don't matter. A label is one where nothing else is
+    written, where a bracket, a full stop, a colon or a comma is put behind it, or the words of its
+    choice: the `A` of "A friend" isn't.
     """
     conclusion = concluded(text)
     answer = text if conclusion is None else conclusion

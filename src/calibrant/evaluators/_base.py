@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, PerDraw, Row, Source
 from calibrant.data.user_file import UserFile
-from calibrant.outcomes import Journal, Measurement
-from calibrant.progress import Progress, silent
+from calibrant.results.outcomes import Journal, Measurement
 from calibrant.spec import Spec, identity
+from calibrant.system.progress import Progress, silent
 
 MOST_TOKENS: Final = 10**9
 """That are measured on: more than the part of any source that is held out."""
@@ -27,8 +27,9 @@ MOST_WRITTEN: Final = 1_000_000
 class Subject:
     """The model that is measured, and what goes with it.
 
-    `reference` is the untouched model, for evaluators that compare with it. `progress` is told how far the measurement is. What is scored goes
-    into `journal` as it comes, and what is there already isn't scored again.
+    `reference` is the untouched model, for evaluators that compare with it. `progress` is told how
+    far the measurement is. What is scored goes into `journal` as it comes, and what is there
+    already isn't scored again.
 
     >>> from calibrant.evaluators.loss import Loss
     >>> from calibrant.testing import tiny_model, tiny_tokenizer
@@ -50,7 +51,9 @@ class Evaluator(Spec, ABC):
     compares: ClassVar[bool] = False
     """Whether it needs the untouched model as a reference."""
     looks_inside: ClassVar[bool] = False
-    """Whether it reads weights, watches parts or takes gradients of the model: then it needs all of it in memory, and not only to run it."""
+    """Whether it reads weights, watches parts or takes gradients of the model: then it needs all
+    of it in memory, and not only to run it.
+    """
 
     @abstractmethod
     def measure(self, subject: Subject) -> Measurement:
@@ -58,17 +61,24 @@ class Evaluator(Spec, ABC):
 
     @abstractmethod
     def rows(self) -> Iterable[Row]:
-        """Return the rows that may be measured on, whatever the budget: what no calibration set may hold."""
+        """Return the rows that may be measured on, whatever the budget: what no calibration set
+        may hold.
+        """
 
     def reads(self) -> Source | None:
-        """Return the source whose measured part this reads; None where there is no such thing, as of a task of the harness."""
+        """Return the source whose measured part this reads; None where there is no such thing,
+        as of a task of the harness.
+        """
         return None
 
     def check(self) -> None:
-        """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far as it is known without reading any data."""
+        """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far
+        as it is known without reading any data.
+        """
 
     def digest(self) -> str:
-        """Return the tagged SHA-256 of what is measured where that can change under the same name, as a user's own file can; else nothing.
+        """Return the tagged SHA-256 of what is measured where that can change under the same name,
+        as a user's own file can; else nothing.
 
         A measurement's identity has it, so that an edited file is measured anew.
         """
@@ -76,15 +86,21 @@ class Evaluator(Spec, ABC):
 
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":
-        """Return the same with a budget of `limit`, in the evaluator's own unit, for a quick look."""
+        """Return the same with a budget of `limit`, in the evaluator's own unit, for a quick
+        look.
+        """
 
 
 class SourceEvaluator(Evaluator, ABC):
-    """An evaluator of one source's measured part, as one format renders it: all else about its rows follows from these two."""
+    """An evaluator of one source's measured part, as one format renders it: all else about its
+    rows follows from these two.
+    """
 
     @abstractmethod
     def held_out(self) -> tuple[Source, Format]:
-        """Return the source and the format. Raises an `InputError` where there is none of that name."""
+        """Return the source and the format. Raises an `InputError` where there is none of that
+        name.
+        """
 
     def rows(self) -> Iterator[Row]:
         """Return the rows of the source's measured part that the format can render."""
@@ -102,7 +118,13 @@ class SourceEvaluator(Evaluator, ABC):
 
 
 def digest_of(source: Source) -> str:
-    """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as exemplars; nothing for Calibrant's own sources."""
+    """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as
+    exemplars; nothing for Calibrant's own sources.
+    """
     if isinstance(source, PerDraw):
         return digest_of(source.measured())
-    return identity([source.part(part).digest for part in ("measure", "exemplars")]) if isinstance(source, UserFile) else ""
+    return (
+        identity([source.part(part).digest for part in ("measure", "exemplars")])
+        if isinstance(source, UserFile)
+        else ""
+    )

@@ -1,13 +1,17 @@
-"""Greedy decoding of many prompts at once. What they all begin with is computed once, and nothing depends on which of them are decoded together.
+"""Greedy decoding of many prompts at once. What they all begin with is computed once, and nothing
+depends on which of them are decoded together.
 
-A prompt is read by itself behind the common beginning, without padding, so that what is remembered of it is the same in every batch. Then the
-memories of a batch are aligned on the right: what a shorter prompt lacks is left out before it, never in the middle. What a new token sees, and
-how far away it is, is what it would be alone, windows of attention included.
+A prompt is read by itself behind the common beginning, without padding, so that what is remembered
+of it is the same in every batch. Then the memories of a batch are aligned on the right: what a
+shorter prompt lacks is left out before it, never in the middle. What a new token sees, and how far
+away it is, is what it would be alone, windows of attention included.
 
-Always the most probable token, whatever the model's own generation settings say: no sampling, no penalties.
+Always the most probable token, whatever the model's own generation settings say: no sampling, no
+penalties.
 
-Why not transformers' `generate`: it computes the common beginning anew for each prompt, and pads prompts, so that what is scored would depend on
-the batch. For 8 prompts of 290 tokens, 20 to be written, SmolLM2 took 13.5 seconds of a processor with it and takes 6.6 here, for the same tokens.
+Why not transformers' `generate`: it computes the common beginning anew for each prompt, and pads
+prompts, so that what is scored would depend on the batch. For 8 prompts of 290 tokens, 20 to be
+written, SmolLM2 took 13.5 seconds of a processor with it and takes 6.6 here, for the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +28,9 @@ from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators._windows import accepted
 
 TOKENS_PER_BATCH: Final = 16_384
-"""Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on it beyond rounding."""
+"""Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
+it beyond rounding.
+"""
 REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
 
@@ -34,39 +40,72 @@ Ended = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model wrote: its tokens with those that ended it, and whether it was the limit that did."""
+    """What a model wrote: its tokens with those that ended it, and whether it was the limit that
+    did.
+    """
 
     ids: tuple[int, ...]
     cut: bool
 
 
 class Decoder:
-    """Continues `prompts` (token ids, at least one each) by up to `most` tokens, a batch at a time, each until `ended` says so.
+    """Continues `prompts` (token ids, at least one each) by up to `most` tokens, a batch at a time,
+    each until `ended` says so.
 
-    Raises `DataError` if the longest doesn't fit into the model's positions; `run` raises `NumericsError` for outputs that aren't finite.
-    A model that remembers more than keys and values, such as a recurrent state, is shown everything anew for each token, one prompt at a time.
+    Raises `DataError` if the longest doesn't fit into the model's positions; `run` raises
+    `NumericsError` for outputs that aren't finite. A model that remembers more than keys and
+    values, such as a recurrent state, is shown everything anew for each token, one prompt at a
+    time.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ended: Ended, measured: str) -> None:
-        self.model, self.prompts, self.most, self.ended, self.measured = model, [list(p) for p in prompts], most, ended, measured
-        longest, room = max(map(len, self.prompts)), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        most: int,
+        ended: Ended,
+        measured: str,
+    ) -> None:
+        self.model, self.prompts, self.most, self.ended, self.measured = (
+            model,
+            [list(p) for p in prompts],
+            most,
+            ended,
+            measured,
+        )
+        longest, room = (
+            max(map(len, self.prompts)),
+            getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        )
         if isinstance(room, int) and longest + most > room:
             raise DataError(
                 f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into the model's {room:,} positions; take fewer shots",
                 subject=measured,
             )
-        # At least one token of each prompt is shown in its batch: what it says comes next is the first answer.
-        self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
+        # At least one token of each prompt is shown in its batch: what it says comes next is the
+        # first answer.
+        self.shared = (
+            min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
+        )
 
     def batches(self) -> Iterator[list[int]]:
-        """Yield the numbers of the prompts that are decoded together: those of like length, the longest first. The same for the same prompts."""
+        """Yield the numbers of the prompts that are decoded together: those of like length, the
+        longest first. The same for the same prompts.
+        """
         # A model that remembers more takes one prompt at a time, since two of them wouldn't fit.
-        yield from by_length([len(prompt) + self.most for prompt in self.prompts], TOKENS_PER_BATCH if remembers(self.model) else 1)
+        yield from by_length(
+            [len(prompt) + self.most for prompt in self.prompts],
+            TOKENS_PER_BATCH if remembers(self.model) else 1,
+        )
 
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
         with torch.no_grad():
-            return self._together(batch) if remembers(self.model) else [self._anew(number) for number in batch]
+            return (
+                self._together(batch)
+                if remembers(self.model)
+                else [self._anew(number) for number in batch]
+            )
 
     def _together(self, batch: Sequence[int]) -> list[Generated]:
         prompts = [self.prompts[number] for number in batch]
@@ -83,12 +122,18 @@ class Decoder:
             if len(on) < len(going):
                 places = torch.tensor(on, device=chosen.device)
                 cache.batch_select_indices(places)
-                shifts, chosen, going = shifts[places], chosen[places], [going[place] for place in on]
+                shifts, chosen, going = (
+                    shifts[places],
+                    chosen[places],
+                    [going[place] for place in on],
+                )
             width += 1
             chosen = self._next(self._forward(chosen[:, None], width, shifts, cache))
 
     def _read(self, prompts: Sequence[list[int]], width: int) -> tuple[Tensor, DynamicCache]:
-        """The first token after each prompt, and what is remembered of them, aligned on the right in `width` columns."""
+        """The first token after each prompt, and what is remembered of them, aligned on the
+        right in `width` columns.
+        """
         first: list[Tensor] = []
         layers: list[list[Tensor]] = []
         for row, prompt in enumerate(prompts):
@@ -100,7 +145,10 @@ class Decoder:
             first.append(self._next(self._forward(ids, len(prompt), none, alone)))
             pairs = _pairs(alone)
             if not layers:
-                layers = [[x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair] for pair in pairs]
+                layers = [
+                    [x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair]
+                    for pair in pairs
+                ]
             for aligned, pair in zip(layers, pairs, strict=True):
                 for whole, own in zip(aligned, pair, strict=True):
                     whole[row, :, width - own.shape[2] :] = own[0]
@@ -111,12 +159,16 @@ class Decoder:
         return torch.cat(first), cache
 
     def _forward(self, ids: Tensor, width: int, shifts: Tensor, cache: DynamicCache) -> Tensor:
-        """The logits after the last column of `ids`, which stand at the end of `width` columns of which each row leaves `shifts` out."""
+        """The logits after the last column of `ids`, which stand at the end of `width` columns
+        of which each row leaves `shifts` out.
+        """
         columns = torch.arange(width, device=ids.device)
         mask = (columns >= shifts[:, None]).long()
         positions = (columns - shifts[:, None]).clamp(min=0)[:, width - ids.shape[1] :]
         more = accepted(self.model, position_ids=positions, logits_to_keep=1)
-        return self.model(input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more).logits[:, -1]
+        return self.model(
+            input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more
+        ).logits[:, -1]
 
     def _anew(self, number: int) -> Generated:
         """One prompt without a memory: every token is predicted from all before it, shown again."""
@@ -124,13 +176,18 @@ class Decoder:
         keep = accepted(self.model, logits_to_keep=1)
         while not written or not self._over(written):
             ids = torch.tensor([self.prompts[number] + written], device=self.model.device)
-            written.append(int(self._next(self.model(input_ids=ids, use_cache=False, **keep).logits[:, -1])))
+            written.append(
+                int(self._next(self.model(input_ids=ids, use_cache=False, **keep).logits[:, -1]))
+            )
         return self._generated(written)
 
     def _next(self, logits: Tensor) -> Tensor:
         top, chosen = logits.max(-1)
         if not bool(top.isfinite().all()):
-            raise NumericsError(f"{self.measured}: the model's outputs aren't finite, so there is no most probable token", subject=self.measured)
+            raise NumericsError(
+                f"{self.measured}: the model's outputs aren't finite, so there is no most probable token",
+                subject=self.measured,
+            )
         return chosen
 
     def _over(self, written: Sequence[int]) -> bool:
@@ -141,28 +198,42 @@ class Decoder:
 
     @cached_property
     def _beginning(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values `[1, head, token, feature]` of what all prompts begin with, a pair a layer."""
+        """Keys and values `[1, head, token, feature]` of what all prompts begin with, a pair a
+        layer.
+        """
         if not self.shared:
             return []
         cache = DynamicCache()
         ids = torch.tensor([self.prompts[0][: self.shared]], device=self.model.device)
-        self.model(input_ids=ids, cache=cache, use_cache=True, **accepted(self.model, logits_to_keep=1))
+        self.model(
+            input_ids=ids, cache=cache, use_cache=True, **accepted(self.model, logits_to_keep=1)
+        )
         return _pairs(cache)
 
 
 def remembers(model: PreTrainedModel) -> bool:
-    """Return whether all that a model keeps of what it has read are keys and values, a pair a token and layer."""
+    """Return whether all that a model keeps of what it has read are keys and values, a pair a
+    token and layer.
+    """
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    return not getattr(model, "_is_stateful", False) and set(kinds) <= REMEMBERED and bool(accepted(model, cache=None))
+    return (
+        not getattr(model, "_is_stateful", False)
+        and set(kinds) <= REMEMBERED
+        and bool(accepted(model, cache=None))
+    )
 
 
 def common(prompts: Sequence[list[int]]) -> int:
-    """Return how many tokens all prompts begin with: as many as the first and the last in alphabetical order do."""
+    """Return how many tokens all prompts begin with: as many as the first and the last in
+    alphabetical order do.
+    """
     pairs = zip(min(prompts), max(prompts), strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, prompts)))
 
 
 def _pairs(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of each layer. All of them are kept, also where a layer has a window: the mask says which of them are seen."""
+    """Keys and values of each layer. All of them are kept, also where a layer has a window: the
+    mask says which of them are seen.
+    """
     layers: list[Any] = list(cache.layers)
     return [(layer.keys, layer.values) for layer in layers]

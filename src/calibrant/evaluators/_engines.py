@@ -1,4 +1,6 @@
-"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that what is measured is what will run."""
+"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that what
+is measured is what will run.
+"""
 
 from importlib.metadata import version
 from math import prod
@@ -16,8 +18,8 @@ from calibrant.llama_cpp import LlamaModel
 from calibrant.models import Opened, gguf_of, open_model
 from calibrant.models.folder import file_digest
 from calibrant.models.gguf_file import gguf_tokenizer, read_header
-from calibrant.registry import did_you_mean
 from calibrant.spec import identity
+from calibrant.spec.foreign import did_you_mean
 
 Engine = Literal["torch", "llama_cpp"]
 ENGINES: Final = get_args(Engine)
@@ -28,20 +30,42 @@ MEASURED: Final = ("loss", "agreement")
 def check_engine(engine: str, tasks: list[Evaluator]) -> None:
     """Raise `SpecError` for an engine that there isn't, or a task that it can't measure."""
     if engine not in ENGINES:
-        raise SpecError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose one of {', '.join(ENGINES)}", subject=engine)
-    if engine == "llama_cpp" and (other := next((task for task in tasks if task.spec_name() not in MEASURED), None)) is not None:
-        raise SpecError(f"{other} can't be measured with llama_cpp, which measures {' and '.join(MEASURED)}; leave --engine out", subject=str(other))
+        raise SpecError(
+            f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose one of {', '.join(ENGINES)}",
+            subject=engine,
+        )
+    if (
+        engine == "llama_cpp"
+        and (other := next((task for task in tasks if task.spec_name() not in MEASURED), None))
+        is not None
+    ):
+        raise SpecError(
+            f"{other} can't be measured with llama_cpp, which measures {' and '.join(MEASURED)}; leave --engine out",
+            subject=str(other),
+        )
 
 
 def opened_by_llama_cpp(ref: str) -> Opened:
-    """Open a GGUF file as llama.cpp runs it. Raises `ModelError` for anything else, and `MissingPackageError` without the package."""
+    """Open a GGUF file as llama.cpp runs it. Raises `ModelError` for anything else, and
+    `MissingPackageError` without the package.
+    """
     path = gguf_of(ref)
     if path is None:
-        raise ModelError(f"{ref} is no GGUF file, and llama.cpp runs nothing else; leave --engine out, or give the file", subject=ref)
+        raise ModelError(
+            f"{ref} is no GGUF file, and llama.cpp runs nothing else; leave --engine out, or give the file",
+            subject=ref,
+        )
     tokenizer, digest = gguf_tokenizer(path), file_digest(path)
     LlamaModel(path, 8).close()  # what can't be opened is said now, and not while it is measured
     engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
-    return Opened(RunByLlamaCpp(path), tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
+    return Opened(
+        RunByLlamaCpp(path),
+        tokenizer,
+        ref,
+        identity([digest, engine]),
+        f"as {engine} runs it",
+        torch.float32,
+    )
 
 
 @final
@@ -56,16 +80,34 @@ class RunByLlamaCpp(PreTrainedModel):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def forward(self, input_ids: Int[Tensor, "sample position"], attention_mask: Tensor | None = None, use_cache: bool = False) -> Any:
-        """Return the logits [sample, position, vocabulary] as `.logits`; padding, on the right, gets none and is zero."""
+    def forward(
+        self,
+        input_ids: Int[Tensor, "sample position"],
+        attention_mask: Tensor | None = None,
+        use_cache: bool = False,
+    ) -> Any:
+        """Return the logits [sample, position, vocabulary] as `.logits`; padding, on the right,
+        gets none and is zero.
+        """
         del use_cache
-        lengths = [input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
-        rows = [torch.from_numpy(self._open(max(lengths)).logits(ids[:length].tolist())) for ids, length in zip(input_ids, lengths, strict=True)]
-        logits: Float[Tensor, "sample position vocabulary"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = (
+            [input_ids.shape[1]] * len(input_ids)
+            if attention_mask is None
+            else attention_mask.sum(1).tolist()
+        )
+        rows = [
+            torch.from_numpy(self._open(max(lengths)).logits(ids[:length].tolist()))
+            for ids, length in zip(input_ids, lengths, strict=True)
+        ]
+        logits: Float[Tensor, "sample position vocabulary"] = nn.utils.rnn.pad_sequence(
+            rows, batch_first=True
+        )
         return SimpleNamespace(logits=logits)
 
     def in_torch(self, room: int) -> PreTrainedModel | None:
-        """Return a model of torch with the file's numbers, in float32; None where it would take more than `room` bytes or can't be opened."""
+        """Return a model of torch with the file's numbers, in float32; None where it would take
+        more than `room` bytes or can't be opened.
+        """
         if 4 * sum(prod(shape) for shape in read_header(self._path).tensors.values()) > room:
             return None
         try:

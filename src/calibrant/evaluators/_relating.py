@@ -1,4 +1,6 @@
-"""How the damage of word groups goes with the loss: Spearman's rank correlation over groups, with an interval over documents."""
+"""How the damage of word groups goes with the loss: Spearman's rank correlation over groups,
+with an interval over documents.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -22,8 +24,8 @@ Column = Float[np.ndarray, " group"]
 class Relation:
     """Sums by document and group that the damage and the loss of each group follow from.
 
-    `dense` and `shown` are the dense model's and the compressed one's part in the pattern; `raised` is by how many nats the losses of what belongs to
-    a group rose, of `tokens` tokens.
+    `dense` and `shown` are the dense model's and the compressed one's part in the pattern; `raised`
+    is by how many nats the losses of what belongs to a group rose, of `tokens` tokens.
     """
 
     dense: Table
@@ -32,24 +34,49 @@ class Relation:
     tokens: Table
 
     def facts(self, name: str, seed: int) -> dict[str, Any]:
-        """Return the correlation under `name`, its interval, and the correlation at equal frequency of the groups; nothing for few groups."""
+        """Return the correlation under `name`, its interval, and the correlation at equal
+        frequency of the groups; nothing for few groups.
+        """
         whole = np.ones(len(self.dense))
         value, partial = self._of(whole)
         if value is None:
             return {}
         chance = np.random.default_rng(seed)
-        again = range(RESAMPLES if len(whole) > 1 else 0)  # a single document says nothing of others
-        draws = [self._of(chance.multinomial(len(whole), whole / len(whole)).astype(np.float64)) for _ in again]
+        again = range(
+            RESAMPLES if len(whole) > 1 else 0
+        )  # a single document says nothing of others
+        draws = [
+            self._of(chance.multinomial(len(whole), whole / len(whole)).astype(np.float64))
+            for _ in again
+        ]
         known = [draw[0] for draw in draws if draw[0] is not None]
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known else (None, None)
-        found = {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_at_equal_frequency": partial}
-        return {key: None if number is None else round(float(number), 6) for key, number in found.items()}
+        low, high = (
+            np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known else (None, None)
+        )
+        found = {
+            name: value,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_at_equal_frequency": partial,
+        }
+        return {
+            key: None if number is None else round(float(number), 6)
+            for key, number in found.items()
+        }
 
     def columns(self, weights: Float[np.ndarray, " document"]) -> tuple[Column, Column, Column]:
-        """Return damage, nats a token and frequency of each group, its documents counted as often as `weights` says; NaN where there is nothing."""
-        dense, shown, raised, tokens = (weights @ table for table in (self.dense, self.shown, self.raised, self.tokens))
+        """Return damage, nats a token and frequency of each group, its documents counted as
+        often as `weights` says; NaN where there is nothing.
+        """
+        dense, shown, raised, tokens = (
+            weights @ table for table in (self.dense, self.shown, self.raised, self.tokens)
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(dense > 0, 1 - shown / dense, np.nan), np.where(tokens > 0, raised / tokens, np.nan), tokens
+            return (
+                np.where(dense > 0, 1 - shown / dense, np.nan),
+                np.where(tokens > 0, raised / tokens, np.nan),
+                tokens,
+            )
 
     def _of(self, weights: Float[np.ndarray, " document"]) -> tuple[float | None, float | None]:
         damage, loss, frequency = self.columns(weights)
@@ -57,7 +84,9 @@ class Relation:
         if known.sum() < FEWEST:
             return None, None
         ranked = [ranks(each[known]) for each in (damage, loss, frequency)]
-        return correlation(ranked[0], ranked[1]), correlation(*(_without(each, ranked[2]) for each in ranked[:2]))
+        return correlation(ranked[0], ranked[1]), correlation(
+            *(_without(each, ranked[2]) for each in ranked[:2])
+        )
 
 
 def ranks(values: Column) -> Column:

@@ -1,4 +1,6 @@
-"""Tokens of conversations by role: what the chat template writes, what is asked, what is answered."""
+"""Tokens of conversations by role: what the chat template writes, what is asked, what is
+answered.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ class TokenDivergence(NamedTuple):
 
 
 class RoleSums(NamedTuple):
-    """Sums over tokens of one role: their number, divergence, how many are predicted alike, nats."""
+    """Sums over tokens of one role: their number, divergence, how many are predicted alike,
+    nats.
+    """
 
     tokens: int = 0
     divergence: float = 0.0
@@ -61,7 +65,9 @@ class WindowRoles:
 
 
 def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, int | float]:
-    """Return the facts of a document's outcome: the sums of its windows, by what they are of and role."""
+    """Return the facts of a document's outcome: the sums of its windows, by what they are of and
+    role.
+    """
     total = {role: RoleSums() for role in ROLES}
     for by_role in windows:
         for role in ROLES:

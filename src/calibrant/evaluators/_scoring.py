@@ -1,14 +1,19 @@
-"""How likely a model finds continuations of contexts: the engine under every measure that ranks answers.
+"""How likely a model finds continuations of contexts: the engine under every measure that ranks
+answers.
 
-What requests share is computed once. The tokens that all begin with (a few-shot prompt) are run once into a key-value cache. Behind them, requests
-are laid out as a tree in one row: a context stands there once, however many continuations it has, and so does whatever the contexts of neighbours
-begin with. Each token sees its own ancestors and nothing else, by an explicit mask, and stands at the position that it would have alone. Requests
-are taken in the order of their tokens, so that those which share much stand together; nothing is padded. The head is applied only where something
-is scored.
+What requests share is computed once. The tokens that all begin with (a few-shot prompt) are run
+once into a key-value cache. Behind them, requests are laid out as a tree in one row: a context
+stands there once, however many continuations it has, and so does whatever the contexts of
+neighbours begin with. Each token sees its own ancestors and nothing else, by an explicit mask, and
+stands at the position that it would have alone. Requests are taken in the order of their tokens, so
+that those which share much stand together; nothing is padded. The head is applied only where
+something is scored.
 
-Where that isn't exact (`shares`), requests are padded into batches of like length, each with its own forward from the first token.
+Where that isn't exact (`shares`), requests are padded into batches of like length, each with its
+own forward from the first token.
 
-Neither the order nor the company of a request changes its result beyond rounding; the same requests in the same passes give it bit for bit.
+Neither the order nor the company of a request changes its result beyond rounding; the same requests
+in the same passes give it bit for bit.
 """
 
 import itertools
@@ -25,13 +30,17 @@ from transformers import DynamicCache, PreTrainedModel
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators._windows import ScoredWindow, accepted, predictions, wide
-from calibrant.outcomes import Journal
+from calibrant.results.outcomes import Journal
 
 LOGITS: Final = 2**25
-"""Numbers that the head may give in one pass: what bounds the memory where the vocabulary is large."""
+"""Numbers that the head may give in one pass: what bounds the memory where the vocabulary is
+large.
+"""
 
 SHORTEST_PREFIX: Final = 16
-"""Tokens that all requests must begin with for a cache to be worth its forward; fewer stand in the tree."""
+"""Tokens that all requests must begin with for a cache to be worth its forward; fewer stand in
+the tree.
+"""
 
 _AT_ONCE: Final = 2**22
 """Logits that are held in float32 at once."""
@@ -54,7 +63,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Scored:
-    """The negative log likelihood of a continuation, summed, in nats; its tokens; whether each of them is the model's first choice."""
+    """The negative log likelihood of a continuation, summed, in nats; its tokens; whether each
+    of them is the model's first choice.
+    """
 
     nats: float
     tokens: int
@@ -78,30 +89,45 @@ def score(
     known: Mapping[int, Scored] | None = None,
     measured: str = "a request",
 ) -> list[Scored]:
-    """Return the score of each request, in their order. `on_results` hears of results by index as they come.
+    """Return the score of each request, in their order. `on_results` hears of results by index as
+    they come.
 
-    `known` are results of an earlier call with the same requests: they are given back as they are, and only passes that hold others are run, with
-    the same company as then. Raises `DataError` for a request that is empty or longer than the model has positions, `NumericsError`, which
-    names what is `measured`, if the model's outputs aren't finite.
+    `known` are results of an earlier call with the same requests: they are given back as they are,
+    and only passes that hold others are run, with the same company as then. Raises `DataError` for
+    a request that is empty or longer than the model has positions, `NumericsError`, which names
+    what is `measured`, if the model's outputs aren't finite.
     """
     if not requests:
         return []
     distinct = list(dict.fromkeys(requests))
-    results = {request: known[index] for index, request in enumerate(requests) if known and index in known}
+    results = {
+        request: known[index] for index, request in enumerate(requests) if known and index in known
+    }
     indices: dict[Request, list[int]] = {}
     for index, request in enumerate(requests):
         indices.setdefault(request, []).append(index)
     longest = _checked(model, distinct)
-    passes: _Passes = (_Trees if shares(model, longest) else _PaddedRows)(model, distinct, tokens_per_pass)
+    passes: _Passes = (_Trees if shares(model, longest) else _PaddedRows)(
+        model, distinct, tokens_per_pass
+    )
     for pack in passes.packs():
         if all(distinct[i] in results for i in pack):
             continue
-        new = {distinct[i]: scored for i, scored in passes.run(pack).items() if distinct[i] not in results}
+        new = {
+            distinct[i]: scored
+            for i, scored in passes.run(pack).items()
+            if distinct[i] not in results
+        }
         if not all(np.isfinite(scored.nats) for scored in new.values()):
-            raise NumericsError(f"the log likelihood of {measured} isn't finite: the model's outputs aren't", subject=measured)
+            raise NumericsError(
+                f"the log likelihood of {measured} isn't finite: the model's outputs aren't",
+                subject=measured,
+            )
         results |= new
         if on_results:
-            on_results({index: scored for request, scored in new.items() for index in indices[request]})
+            on_results(
+                {index: scored for request, scored in new.items() for index in indices[request]}
+            )
     return [results[request] for request in requests]
 
 
@@ -114,41 +140,72 @@ def score_named(
     on_count: Callable[[int], None] | None = None,
     measured: str = "a request",
 ) -> dict[str, list[Scored]]:
-    """The scores of the requests of each name, which go into `journal` under that name once all of them are known; `on_count` hears how many came.
+    """The scores of the requests of each name, which go into `journal` under that name once all of
+    them are known; `on_count` hears how many came.
 
-    What the journal has isn't scored again, unless it shares a pass with something that is: so a run that was killed ends as one that wasn't.
+    What the journal has isn't scored again, unless it shares a pass with something that is: so a
+    run that was killed ends as one that wasn't.
     """
     owners = [name for name, own in requests.items() for _ in own]
     ends = dict(zip(requests, itertools.accumulate(map(len, requests.values())), strict=True))
     spans = {name: range(end - len(requests[name]), end) for name, end in ends.items()}
-    results = {i: Scored(*entry) for name in requests if name in journal for i, entry in zip(spans[name], journal[name], strict=True)}
+    results = {
+        i: Scored(*entry)
+        for name in requests
+        if name in journal
+        for i, entry in zip(spans[name], journal[name], strict=True)
+    }
 
     def keep(new: Mapping[int, Scored]) -> None:
         results.update(new)
-        whole = [name for name in dict.fromkeys(owners[i] for i in new) if all(i in results for i in spans[name])]
-        journal.add({name: [[s.nats, s.tokens, s.greedy] for s in map(results.__getitem__, spans[name])] for name in whole})
+        whole = [
+            name
+            for name in dict.fromkeys(owners[i] for i in new)
+            if all(i in results for i in spans[name])
+        ]
+        journal.add(
+            {
+                name: [[s.nats, s.tokens, s.greedy] for s in map(results.__getitem__, spans[name])]
+                for name in whole
+            }
+        )
         if on_count:
             on_count(len(new))
 
     if on_count:
         on_count(len(results))
     every = [request for own in requests.values() for request in own]
-    scored = score(model, every, tokens_per_pass=tokens_per_pass, on_results=keep, known=dict(results), measured=measured)
+    scored = score(
+        model,
+        every,
+        tokens_per_pass=tokens_per_pass,
+        on_results=keep,
+        known=dict(results),
+        measured=measured,
+    )
     return {name: [scored[i] for i in span] for name, span in spans.items()}
 
 
 def shares(model: PreTrainedModel, longest: int) -> bool:
-    """Return whether requests of up to `longest` tokens can share what they begin with, by a cache and a mask of their own, and nothing else changes.
+    """Return whether requests of up to `longest` tokens can share what they begin with, by a cache
+    and a mask of their own, and nothing else changes.
 
-    Not where a layer attends through a window or a chunk that is shorter, is recurrent, places tokens by their distance in the row (ALiBi), turns
-    positions by the length of the whole, or where the attention takes no mask (flash, flex).
+    Not where a layer attends through a window or a chunk that is shorter, is recurrent, places
+    tokens by their distance in the row (ALiBi), turns positions by the length of the whole, or
+    where the attention takes no mask (flash, flex).
     """
     config: Any = model.config.get_text_config()
     within = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     kinds = getattr(config, "layer_types", None) or ()
     rope: Any = getattr(config, "rope_parameters", None) or {}
-    grows = any(r.get("rope_type") in _GROWING_ROPE for r in (rope, *rope.values()) if isinstance(r, dict))
-    room = getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings") or _positions(model)
+    grows = any(
+        r.get("rope_type") in _GROWING_ROPE for r in (rope, *rope.values()) if isinstance(r, dict)
+    )
+    room = (
+        getattr(config, "original_max_position_embeddings", None)
+        or rope.get("original_max_position_embeddings")
+        or _positions(model)
+    )
     return (
         len(accepted(model, attention_mask=0, position_ids=0, cache=0, use_cache=0)) == 4
         and not getattr(model, "_is_stateful", False)
@@ -165,15 +222,23 @@ def _positions(model: PreTrainedModel) -> int | None:
 
 
 def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:
-    """The tokens of the longest request as a model sees it; `DataError` for one that can't be scored."""
+    """The tokens of the longest request as a model sees it; `DataError` for one that can't be
+    scored.
+    """
     room = _positions(model)
     for request in requests:
         if not request.context or not request.continuation:
             empty = "context" if not request.context else "continuation"
-            raise DataError(f"{request} has no {empty}; a likelihood needs a token to begin with and one to score", subject=empty)
+            raise DataError(
+                f"{request} has no {empty}; a likelihood needs a token to begin with and one to score",
+                subject=empty,
+            )
         if room is not None and len(request.inputs) > room:
             size = len(request.inputs)
-            raise DataError(f"a text to score has {size} tokens, and the model has {room} positions; show fewer examples", subject=str(size))
+            raise DataError(
+                f"a text to score has {size} tokens, and the model has {room} positions; show fewer examples",
+                subject=str(size),
+            )
     return max(len(request.inputs) for request in requests)
 
 
@@ -187,13 +252,22 @@ class _Trees:
         self._begin = begin if begin >= SHORTEST_PREFIX else 0
 
     def packs(self) -> list[list[int]]:
-        """In the order of their tokens; the requests of a context stay together if one pass can hold them."""
-        order = sorted(range(len(self._requests)), key=lambda i: (self._requests[i].context, self._requests[i].continuation))
+        """In the order of their tokens; the requests of a context stay together if one pass can
+        hold them.
+        """
+        order = sorted(
+            range(len(self._requests)),
+            key=lambda i: (self._requests[i].context, self._requests[i].continuation),
+        )
         packs: list[list[int]] = []
         size = most = (0, 0)
         for _, members in itertools.groupby(order, key=lambda i: self._requests[i].context):
             group = list(members)
-            apart = packs and not _fits(most, size, self._size(group, packs[-1][-1])) and _fits(self._most(group[0]), self._size(group))
+            apart = (
+                packs
+                and not _fits(most, size, self._size(group, packs[-1][-1]))
+                and _fits(self._most(group[0]), self._size(group))
+            )
             for at, index in enumerate(group):
                 added = self._size([index], packs[-1][-1]) if packs else (0, 0)
                 if not packs or (apart and at == 0) or not _fits(most, size, added):
@@ -204,8 +278,12 @@ class _Trees:
         return packs
 
     def _most(self, first: int) -> tuple[int, int]:
-        """Tokens and predictions of a pass that begins with this request: a long context needs room for what belongs to it, too."""
-        return max(self._tokens, 2 * self._size([first])[0]), max(1, LOGITS // self._model.config.get_text_config().vocab_size)
+        """Tokens and predictions of a pass that begins with this request: a long context needs
+        room for what belongs to it, too.
+        """
+        return max(self._tokens, 2 * self._size([first])[0]), max(
+            1, LOGITS // self._model.config.get_text_config().vocab_size
+        )
 
     @torch.no_grad()
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
@@ -224,36 +302,58 @@ class _Trees:
             **limits,
         ).logits[0]
         if self._begin:
-            self._cache.crop(-len(tree.ids))  # the shared beginning stays, this pass's own tokens go
+            self._cache.crop(
+                -len(tree.ids)
+            )  # the shared beginning stays, this pass's own tokens go
         place = {row: at if limits else row for at, row in enumerate(rows)}
-        return dict(zip(pack, _read(logits, requests, [[place[row] for row in rows] for rows in tree.predicting]), strict=True))
+        return dict(
+            zip(
+                pack,
+                _read(logits, requests, [[place[row] for row in rows] for rows in tree.predicting]),
+                strict=True,
+            )
+        )
 
     @cached_property
     def _cache(self) -> DynamicCache:
-        """The keys and values of what all requests begin with. Not made for the configuration: no layer of it may forget anything."""
+        """The keys and values of what all requests begin with. Not made for the configuration:
+        no layer of it may forget anything.
+        """
         cache = DynamicCache()
         prefix = torch.tensor([self._requests[0].context[: self._begin]], device=self._model.device)
-        self._model(input_ids=prefix, cache=cache, use_cache=True, **accepted(self._model, logits_to_keep=1))
+        self._model(
+            input_ids=prefix, cache=cache, use_cache=True, **accepted(self._model, logits_to_keep=1)
+        )
         return cache
 
     def _size(self, members: Sequence[int], after: int | None = None) -> tuple[int, int]:
-        """Tokens that these add to a tree in which `after` was the last, and about how many of the tree's tokens they want a prediction from."""
+        """Tokens that these add to a tree in which `after` was the last, and about how many of
+        the tree's tokens they want a prediction from.
+        """
         tokens = scored = 0
         last = () if after is None else self._requests[after].inputs
         for index in members:
             request = self._requests[index]
             new = len(request.inputs) - max(_common(last, request.inputs), self._begin)
-            tokens, scored, last = tokens + new, scored + min(len(request.continuation), new + 1), request.inputs
+            tokens, scored, last = (
+                tokens + new,
+                scored + min(len(request.continuation), new + 1),
+                request.inputs,
+            )
         return tokens, scored
 
 
 def _fits(most: tuple[int, int], *sizes: tuple[int, int]) -> bool:
-    return all(sum(parts) <= limit for parts, limit in zip(zip(*sizes, strict=True), most, strict=True))
+    return all(
+        sum(parts) <= limit for parts, limit in zip(zip(*sizes, strict=True), most, strict=True)
+    )
 
 
 @dataclass
 class _Tree:
-    """Tokens in a row, each after its parent; `predicting` are, for each request, the tokens that its continuation is predicted from."""
+    """Tokens in a row, each after its parent; `predicting` are, for each request, the tokens
+    that its continuation is predicted from.
+    """
 
     ids: list[int] = field(default_factory=list[int])
     parents: list[int] = field(default_factory=list[int])
@@ -262,7 +362,9 @@ class _Tree:
 
 
 def _grow(requests: Sequence[Request], begin: int) -> _Tree:
-    """The tree of these requests without their first `begin` tokens: each shares what it begins with with the one before it."""
+    """The tree of these requests without their first `begin` tokens: each shares what it begins
+    with with the one before it.
+    """
     tree, path, last = _Tree(), list[int](), ()
     for request in requests:
         path = path[: max(0, _common(last, request.inputs) - begin)]
@@ -277,7 +379,9 @@ def _grow(requests: Sequence[Request], begin: int) -> _Tree:
 
 
 def _additive(tree: _Tree, begin: int, model: PreTrainedModel) -> Tensor:
-    """The mask `[1, 1, token, cached and token]`: 0 where a token sees, the most negative number elsewhere."""
+    """The mask `[1, 1, token, cached and token]`: 0 where a token sees, the most negative number
+    elsewhere.
+    """
     size = len(tree.ids)
     sees = np.zeros((size, begin + size), dtype=bool)
     sees[:, :begin] = True
@@ -285,9 +389,12 @@ def _additive(tree: _Tree, begin: int, model: PreTrainedModel) -> Tensor:
         if parent >= 0:
             sees[at] = sees[parent]
         sees[at, begin + at] = True
-    # Additive, as attention takes it; the most negative number and not -inf, of which a softmax over nothing else would be NaN.
+    # Additive, as attention takes it; the most negative number and not -inf, of which a softmax
+    # over nothing else would be NaN.
     hidden = torch.from_numpy(~sees).to(model.device)
-    return torch.zeros(hidden.shape, dtype=model.dtype, device=model.device).masked_fill_(hidden, torch.finfo(model.dtype).min)[None, None]
+    return torch.zeros(hidden.shape, dtype=model.dtype, device=model.device).masked_fill_(
+        hidden, torch.finfo(model.dtype).min
+    )[None, None]
 
 
 @final
@@ -305,7 +412,9 @@ class _PaddedRows:
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
         """Run one padded forward."""
         requests = [self._requests[i] for i in pack]
-        windows = [ScoredWindow("", 0, [*r.context, *r.continuation], len(r.context), 0) for r in requests]
+        windows = [
+            ScoredWindow("", 0, [*r.context, *r.continuation], len(r.context), 0) for r in requests
+        ]
         scored = [
             _read(logits, [request], [list(range(len(request.continuation)))])[0]
             for request, logits in zip(requests, predictions(self._model, windows), strict=True)
@@ -313,14 +422,25 @@ class _PaddedRows:
         return dict(zip(pack, scored, strict=True))
 
 
-def _read(logits: Tensor, requests: Sequence[Request], rows: Sequence[Sequence[int]]) -> list[Scored]:
-    """Of logits `[row, vocabulary]` what each request's continuation got, whose tokens are predicted from its `rows`."""
+def _read(
+    logits: Tensor, requests: Sequence[Request], rows: Sequence[Sequence[int]]
+) -> list[Scored]:
+    """Of logits `[row, vocabulary]` what each request's continuation got, whose tokens are
+    predicted from its `rows`.
+    """
     size = max(1, _AT_ONCE // logits.shape[1])
     totals = torch.cat([wide(part).logsumexp(-1) for part in logits.split(size)])
     first = torch.cat([part.argmax(-1) for part in logits.split(size)])
     at = torch.tensor(list(itertools.chain.from_iterable(rows)), device=logits.device)
-    targets = torch.tensor(list(itertools.chain.from_iterable(r.continuation for r in requests)), device=logits.device)
-    nats = (totals[at] - wide(logits[at, targets])).double().cpu().split([len(r.continuation) for r in requests])
+    targets = torch.tensor(
+        list(itertools.chain.from_iterable(r.continuation for r in requests)), device=logits.device
+    )
+    nats = (
+        (totals[at] - wide(logits[at, targets]))
+        .double()
+        .cpu()
+        .split([len(r.continuation) for r in requests])
+    )
     hits = (first[at] == targets).cpu().split([len(r.continuation) for r in requests])
     return [Scored(float(n.sum()), len(n), bool(h.all())) for n, h in zip(nats, hits, strict=True)]
 
@@ -333,4 +453,7 @@ def _begin(requests: Sequence[Request]) -> int:
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two requests both begin with."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )

@@ -1,14 +1,17 @@
 """Wrong numbers that could pass for an answer.
 
-A problem whose answer is a number gets three, one of each kind, which of them the hash of the problem says:
+A problem whose answer is a number gets three, one of each kind, which of them the hash of the
+problem says:
 
 - *near*: one more, or one less;
-- *slip*: ten times as much, a tenth if that has no more decimals, or two neighbouring digits swapped;
+- *slip*: ten times as much, a tenth if that has no more decimals, or two neighbouring digits
+  swapped;
 - *operation*: the sum, the difference or the product of two numbers of the question.
 
-Where a kind has none (the question has no two numbers), the next of two more, two less, three more, … takes its place. All are different, are written
-with the decimals of the answer and are at most ten times as large or as small; none is negative unless the answer is, and none stands in the question
-unless the answer does: a model that only copies would prefer it, and be worse than chance.
+Where a kind has none (the question has no two numbers), the next of two more, two less, three more,
+… takes its place. All are different, are written with the decimals of the answer and are at most
+ten times as large or as small; none is negative unless the answer is, and none stands in the
+question unless the answer does: a model that only copies would prefer it, and be worse than chance.
 """
 
 import hashlib
@@ -32,7 +35,9 @@ def is_number(text: str) -> bool:
 
 
 def by_hash(key: str, text: str) -> str:
-    """Where `text` stands among others that belong to `key`: an order that says nothing about them."""
+    """Where `text` stands among others that belong to `key`: an order that says nothing about
+    them.
+    """
     return hashlib.sha256(f"{key} {text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -45,12 +50,21 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
 
     def passes(candidate: Decimal) -> bool:
         plain = candidate == round(candidate, decimals) and (candidate >= 0 or value < 0)
-        alike = abs(value) <= 10 * max(abs(candidate), 1) and abs(candidate) <= 10 * max(abs(value), 1)
-        return plain and alike and candidate not in copied and all(candidate != Decimal(text) for text in chosen)
+        alike = abs(value) <= 10 * max(abs(candidate), 1) and abs(candidate) <= 10 * max(
+            abs(value), 1
+        )
+        return (
+            plain
+            and alike
+            and candidate not in copied
+            and all(candidate != Decimal(text) for text in chosen)
+        )
 
     rest = (value + sign * step for step in itertools.count(2) for sign in (1, -1))
     for kind in ([value + 1, value - 1], list(_slips(answer, value)), list(_operations(numbers))):
-        fitting = sorted({_as(c, decimals) for c in kind if passes(c)}, key=lambda text: by_hash(key, text))
+        fitting = sorted(
+            {_as(c, decimals) for c in kind if passes(c)}, key=lambda text: by_hash(key, text)
+        )
         chosen.append(fitting[0] if fitting else _as(next(filter(passes, rest)), decimals))
     return chosen[1], chosen[2], chosen[3]
 

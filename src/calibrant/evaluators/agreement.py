@@ -1,21 +1,27 @@
-"""Agreement with the untouched model: how far a compressed model's predictions have moved, whatever is right.
+"""Agreement with the untouched model: how far a compressed model's predictions have moved, whatever
+is right.
 
-`agreement(source=wikitext, tokens=16384, length=512)` shows both models the same windows of held-out text, those of `loss`, and compares what
-they predict for each token that `loss` scores: the Kullback-Leibler divergence of the compressed model's distribution from the untouched one's,
-KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over tokens, and how often the most probable token is the same. They see every
-token's whole distribution, not one number of it, so they distinguish two compressed models on less text than a loss does; a model agrees with
-itself completely, with a divergence of exactly zero. They say nothing about whether what changed was any good: for that the compressed model's
-`loss` stands beside them, from the same forward, each document's summed nats among the facts of its outcome.
+`agreement(source=wikitext, tokens=16384, length=512)` shows both models the same windows of
+held-out text, those of `loss`, and compares what they predict for each token that `loss` scores:
+the Kullback-Leibler divergence of the compressed model's distribution from the untouched one's,
+KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over tokens, and how often
+the most probable token is the same. They see every token's whole distribution, not one number of
+it, so they distinguish two compressed models on less text than a loss does; a model agrees with
+itself completely, with a divergence of exactly zero. They say nothing about whether what changed
+was any good: for that the compressed model's `loss` stands beside them, from the same forward, each
+document's summed nats among the facts of its outcome.
 
-Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two computations of the same numbers are there. A
-smaller difference between two models is none that a runtime would keep.
+Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two
+computations of the same numbers are there. A smaller difference between two models is none that a
+runtime would keep.
 
-With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it is
-told apart by what a token is: of the chat template, of a question, or of an answer. The same windows
-are shown, in one forward; each role has scores of its own beside the whole (`kl_template`,
+With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it
+is told apart by what a token is: of the chat template, of a question, or of an answer. The same
+windows are shown, in one forward; each role has scores of its own beside the whole (`kl_template`,
 `top1_agreement_template`, `loss_template`, …), and its sums stand among the facts of each outcome.
 
-The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
+The distributions are float32, or float64 for models that are. The context length is part of the
+score, as it is for a loss.
 """
 
 import math
@@ -30,24 +36,36 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import ROLES, Chat
-from calibrant.divergence import divergences, top
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._dense import dense_predictions
+from calibrant.evaluators._estimates import ratio
 from calibrant.evaluators._floor import NoiseFloor, noise_floor
 from calibrant.evaluators._roles import TokenDivergence, WindowRoles, facts_of, window_roles
-from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_by_token, predictions, score_windows, wide
-from calibrant.outcomes import Measurement, Outcome, Score
+from calibrant.evaluators._windows import (
+    ScoredWindow,
+    TextEvaluator,
+    by_document,
+    nats_by_token,
+    predictions,
+    score_windows,
+    wide,
+)
+from calibrant.models.divergence import divergences, top
+from calibrant.results.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity, later
 
 TOKENS_PER_BATCH: Final = 1024
-"""Tokens whose logits of both models are held at once; the result doesn't depend on it beyond rounding."""
+"""Tokens whose logits of both models are held at once; the result doesn't depend on it beyond
+rounding.
+"""
 NUMBERS_PER_CHUNK: Final = 2**20
 """Logits that are compared at once: they stay in a processor's cache between the steps."""
 
 PERCENTILES: Final = (95, 99)
-"""A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
+"""A mean says little of the few tokens on which a compressed model goes astray; these do, and
+users of quantized models quote them.
+"""
 
 ROLE_METRICS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]] = (
     ("kl", "kl", "nats/token", "lower"),
@@ -74,7 +92,9 @@ class _Compared(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Agreement(TextEvaluator):
-    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, how often the top token is alike, the loss."""
+    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high
+    percentiles, how often the top token is alike, the loss.
+    """
 
     tokens: int = 16_384
     length: int = 512
@@ -88,14 +108,16 @@ class Agreement(TextEvaluator):
             self._conversation()
 
     def measure(self, subject: Subject) -> Measurement:
-        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens.
+        """Return the divergence with one outcome per document: `value` its summed nats, `weight`
+        its scored tokens.
 
-        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of
-        its text. With `roles` there are such sums of each role too: `tokens_template`, `kl_template`,
-        `agreed_template`, `nats_template`, and the same of `question` and `answer`.
+        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed
+        nats of its text. With `roles` there are such sums of each role too: `tokens_template`,
+        `kl_template`, `agreed_template`, `nats_template`, and the same of `question` and `answer`.
 
-        Raises `SpecError` without a reference, or for roles of what is no conversation; `ModelError` for
-        a reference with another vocabulary, `NumericsError` for outputs that aren't finite.
+        Raises `SpecError` without a reference, or for roles of what is no conversation;
+        `ModelError` for a reference with another vocabulary, `NumericsError` for outputs that
+        aren't finite.
         """
         reference = subject.reference
         if reference is None:
@@ -127,7 +149,12 @@ class Agreement(TextEvaluator):
             divergence = sum(part.divergence for part in parts)
             tokens = float(sum(w.scored for w in own))
             outcomes.append(Outcome(document, divergence, tokens, facts))
-        floor = noise_floor(subject.model, reference, windows, lambda model, exact, batch: _compared(model, exact, batch, measured))
+        floor = noise_floor(
+            subject.model,
+            reference,
+            windows,
+            lambda model, exact, batch: _compared(model, exact, batch, measured),
+        )
         by_token = [nats for w in windows for nats in compared[w.name].by_token]
         return self._measurement(tuple(outcomes), by_token, measured, floor)
 
@@ -170,7 +197,13 @@ class Agreement(TextEvaluator):
                 value, error = ratio(values, weights)
                 yield Score(measured, f"{metric}_{role}", value, error, n, unit, better, facts=own)
 
-    def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str, floor: NoiseFloor | None) -> Measurement:
+    def _measurement(
+        self,
+        outcomes: tuple[Outcome, ...],
+        by_token: Sequence[float],
+        measured: str,
+        floor: NoiseFloor | None,
+    ) -> Measurement:
         weights = [o.weight for o in outcomes]
         facts = {
             "tokens": int(sum(weights)),
@@ -178,13 +211,30 @@ class Agreement(TextEvaluator):
             "length": self.length,
             "items": identity([[o.item, o.weight] for o in outcomes]),
         }
-        divergence, agreed = ratio([o.value for o in outcomes], weights), ratio([float(o.facts["agreed"]) for o in outcomes], weights)
+        divergence, agreed = (
+            ratio([o.value for o in outcomes], weights),
+            ratio([float(o.facts["agreed"]) for o in outcomes], weights),
+        )
         n = len(outcomes)
-        top = Score(measured, "top1_agreement", *agreed, n, "share of tokens", "higher", facts=facts)
+        top = Score(
+            measured, "top1_agreement", *agreed, n, "share of tokens", "higher", facts=facts
+        )
         levels = [float(level) for level in np.percentile(by_token, PERCENTILES)]
-        # No error: tokens of a document aren't independent, and a percentile is no mean of documents.
-        high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
-        loss = Score(measured, "loss", *ratio([o.facts["nats"] for o in outcomes], weights), n, "nats/token", "lower", facts=facts)
+        # No error: tokens of a document aren't independent, and a percentile is no mean of
+        # documents.
+        high = (
+            Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts)
+            for p, level in zip(PERCENTILES, levels, strict=True)
+        )
+        loss = Score(
+            measured,
+            "loss",
+            *ratio([o.facts["nats"] for o in outcomes], weights),
+            n,
+            "nats/token",
+            "lower",
+            facts=facts,
+        )
         known = facts if floor is None else facts | floor.facts()
         whole = Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known)
         by_role = self._by_role(outcomes, measured, facts) if self.roles else ()
@@ -200,7 +250,9 @@ def _compared(
     roles: WindowRoles | None = None,
 ) -> list[_Compared]:
     compared: list[_Compared] = []
-    for window, theirs, ours in zip(batch, dense_predictions(reference, batch), predictions(model, batch), strict=True):
+    for window, theirs, ours in zip(
+        batch, dense_predictions(reference, batch), predictions(model, batch), strict=True
+    ):
         if theirs.shape != ours.shape:
             raise ModelError(
                 f"the reference predicts {theirs.shape[-1]} tokens and the model {ours.shape[-1]}: with another vocabulary they can't be compared; "
@@ -240,7 +292,8 @@ def _chunk(
     ids: Int[Tensor, "token"],
     measured: str,
 ) -> _Chunk:
-    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats of the text.
+    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats
+    of the text.
 
     Each summed, and for each token.
     """
@@ -248,7 +301,10 @@ def _chunk(
     divergence = divergences(old, new)
     if not bool(divergence.isfinite().all()):
         whose = "the model's" if bool(old.isfinite().all()) else "the reference's"
-        raise NumericsError(f"the agreement on {measured} can't be told: {whose} outputs aren't finite", subject=measured)
+        raise NumericsError(
+            f"the agreement on {measured} can't be told: {whose} outputs aren't finite",
+            subject=measured,
+        )
     agreed = top(old) == top(new)
     nats = nats_by_token(ids, ours)
     tokens = map(TokenDivergence, divergence.tolist(), agreed.tolist(), nats.tolist())

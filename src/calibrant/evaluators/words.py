@@ -1,21 +1,27 @@
-"""What was forgotten: which words a model's neurons stood for, and how much of that a compressed model still shows.
+"""What was forgotten: which words a model's neurons stood for, and how much of that a compressed
+model still shows.
 
-`words(source=wikitext, tokens=16384, groups=words)` shows the untouched model and the compressed one the same windows of held-out text, those of
-`loss`. It finds the feed-forward neurons of the untouched model that respond to each group of words, against shuffled labels and at a false
-discovery rate of 5 %, and measures how much of each group's pattern of responses the compressed model keeps (`_responses` has the definitions).
-After Neuron Semantic Attribution (Ding et al. 2025, arXiv 2503.01542), whose code isn't public: the definitions are ours.
+`words(source=wikitext, tokens=16384, groups=words)` shows the untouched model and the compressed
+one the same windows of held-out text, those of `loss`. It finds the feed-forward neurons of the
+untouched model that respond to each group of words, against shuffled labels and at a false
+discovery rate of 5 %, and measures how much of each group's pattern of responses the compressed
+model keeps (`_responses` has the definitions). After Neuron Semantic Attribution (Ding et al. 2025,
+arXiv 2503.01542), whose code isn't public: the definitions are ours.
 
-A word is read at its last token, which is the first that has seen all of it. Groups (`groups`) are `words`, each by itself; `lemmas`, which takes
-English endings off by simple rules where the rest is a word of the text too; `clusters` of the untouched model's own input embeddings; or a file with
-a user's list of words, in which `[name]` begins a group. Those that stand `least` times, in two windows or more, are measured, the `most` frequent of
-them.
+A word is read at its last token, which is the first that has seen all of it. Groups (`groups`) are
+`words`, each by itself; `lemmas`, which takes English endings off by simple rules where the rest is
+a word of the text too; `clusters` of the untouched model's own input embeddings; or a file with a
+user's list of words, in which `[name]` begins a group. Those that stand `least` times, in two
+windows or more, are measured, the `most` frequent of them.
 
-An item is a document, and its outcome what is kept at its words, in which each group counts alike: a word of a group that stands n times weighs 1/n.
-So `value` / `weight` of all items together is the mean of what is kept over the groups. Beside it stands by how much the document's loss rose.
+An item is a document, and its outcome what is kept at its words, in which each group counts alike:
+a word of a group that stands n times weighs 1/n. So `value` / `weight` of all items together is the
+mean of what is kept over the groups. Beside it stands by how much the document's loss rose.
 
-What damage has to do with the loss stands in the score's facts, as rank correlations over groups: `rank_documents`, with the loss of the
-documents that contain a group, and `rank_next`, with that of the token behind its words; each with an interval over documents, and a correlation at
-equal frequency.
+What damage has to do with the loss stands in the score's facts, as rank correlations over groups:
+`rank_documents`, with the loss of the documents that contain a group, and `rank_next`, with that of
+the token behind its words; each with an interval over documents, and a correlation at equal
+frequency.
 """
 
 from dataclasses import dataclass
@@ -32,9 +38,9 @@ from calibrant.evaluators._neurons import check_alike, neurons_of
 from calibrant.evaluators._responses import pattern, shown
 from calibrant.evaluators._windows import TextEvaluator
 from calibrant.evaluators._word_groups import check_groups, grouped, list_content, words_of
-from calibrant.outcomes import MOST, Measurement
-from calibrant.progress import Progress
+from calibrant.results.outcomes import MOST, Measurement
 from calibrant.spec import canonical, check_most, identity
+from calibrant.system.progress import Progress
 
 _KNOWN: Final = WeakKeyDictionary[PreTrainedModel, tuple[str, DenseWords]]()
 
@@ -44,7 +50,9 @@ MOST_SHUFFLES: Final = 1_000
 
 @dataclass(frozen=True, repr=False)
 class Words(TextEvaluator):
-    """How much of the untouched model's responses to words is left in its neurons, mean over groups of words; the groups beside it."""
+    """How much of the untouched model's responses to words is left in its neurons, mean over
+    groups of words; the groups beside it.
+    """
 
     tokens: int = 16_384
     length: int = 512
@@ -62,7 +70,9 @@ class Words(TextEvaluator):
         check_most(self, least=MOST, most=MOST, shuffles=MOST_SHUFFLES)
         for name in ("least", "most", "shuffles"):
             if getattr(self, name) < 1:
-                raise SpecError(f"words({name}={getattr(self, name)}): {name} must be at least 1", subject=name)
+                raise SpecError(
+                    f"words({name}={getattr(self, name)}): {name} must be at least 1", subject=name
+                )
 
     def check(self) -> None:
         super().check()
@@ -74,15 +84,19 @@ class Words(TextEvaluator):
         return identity([super().digest(), listed.hex()]) if listed else super().digest()
 
     def measure(self, subject: Subject) -> Measurement:
-        """Return the mean share kept, with one outcome a document: `value` / `weight` is the share kept at its words, `raised` the nats it rose by.
+        """Return the mean share kept, with one outcome a document: `value` / `weight` is the share
+        kept at its words, `raised` the nats it rose by.
 
-        Raises `SpecError` without a reference, `DataError` where no group stands often enough, `ModelError` for a model whose neurons can't be read
-        or aren't those of the reference, `NumericsError` for outputs that aren't finite.
+        Raises `SpecError` without a reference, `DataError` where no group stands often enough,
+        `ModelError` for a model whose neurons can't be read or aren't those of the reference,
+        `NumericsError` for outputs that aren't finite.
         """
         return self.read(subject).measurement()
 
     def read(self, subject: Subject, whole: bool = False) -> Forgotten:
-        """Return all that `measure` sums up; with `whole` the responses of all neurons too. Raises the errors of `measure`."""
+        """Return all that `measure` sums up; with `whole` the responses of all neurons too.
+        Raises the errors of `measure`.
+        """
         if subject.reference is None:
             raise SpecError(
                 f"{self} compares a model with the untouched one, and none was given; give --reference, or Subject(…, reference=model)",
@@ -91,24 +105,43 @@ class Words(TextEvaluator):
         dense = self._dense(subject, subject.reference)
         neurons = neurons_of(subject.model)
         check_alike([weight.shape[1] for weight in neurons], dense.widths)
-        own = shown(subject.model, neurons, dense.readings, dense.pattern, self.measured, self._progress(subject), whole)
+        own = shown(
+            subject.model,
+            neurons,
+            dense.readings,
+            dense.pattern,
+            self.measured,
+            self._progress(subject),
+            whole,
+        )
         return Forgotten(self.measured, self.length, self.seed, dense, own)
 
     def _dense(self, subject: Subject, model: PreTrainedModel) -> DenseWords:
-        """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""
+        """What was found of the dense model, for the last evaluator that asked: a study compares
+        hundreds of models with one.
+        """
         check_groups(self.groups)
         windows = self.windows(subject.tokenizer)
-        about = identity([state(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]])
+        about = identity(
+            [state(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]]
+        )
         known = _KNOWN.get(model)
         if known is None or known[0] != about:
             neurons, progress = neurons_of(model), self._progress(subject)
             found = words_of(windows, self.rows(), self.held_out()[1], subject.tokenizer)
             groups = grouped(self.groups, found, self.least, self.most, model, subject.tokenizer)
             readings = tuple((window, groups.labels(window)) for window in found)
-            real = pattern(model, neurons, readings, groups, self.shuffles, self.seed, self.measured, progress)
+            real = pattern(
+                model, neurons, readings, groups, self.shuffles, self.seed, self.measured, progress
+            )
             own = shown(model, neurons, readings, real, self.measured, progress)
             # Widths and not the matrices themselves, which would keep the model alive.
-            _KNOWN[model] = known = about, DenseWords(tuple(weight.shape[1] for weight in neurons), groups, readings, real, own)
+            _KNOWN[model] = known = (
+                about,
+                DenseWords(
+                    tuple(weight.shape[1] for weight in neurons), groups, readings, real, own
+                ),
+            )
         return known[1]
 
     def _progress(self, subject: Subject) -> Progress:

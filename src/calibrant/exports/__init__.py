@@ -1,8 +1,10 @@
-"""How a compressed model is written, one file each; the list of names is the list of files. The Hugging Face folder is always written."""
+"""How a compressed model is written, one file each; the list of names is the list of files. The
+Hugging Face folder is always written.
+"""
 
 from calibrant.exports._base import CompressedModel, Export
 from calibrant.exports._card import CARD, add_scores, card, check_card
-from calibrant.registry import Registry
+from calibrant.spec.registry import Registry
 
 exports = Registry(__name__, "export")
 

@@ -1,4 +1,6 @@
-"""The form that vLLM, SGLang and transformers read: compressed-tensors' `pack-quantized`, written without that library."""
+"""The form that vLLM, SGLang and transformers read: compressed-tensors' `pack-quantized`,
+written without that library.
+"""
 
 import json
 import shutil
@@ -12,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calibrant.durable import usual_rights
 from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
@@ -20,6 +21,7 @@ from calibrant.models import ModelView, Opened
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
 from calibrant.packed import Codes
+from calibrant.system.durable import usual_rights
 from calibrant.targets import Grid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
@@ -27,20 +29,25 @@ FOLDER: Final = "compressed_tensors"
 
 @dataclass(frozen=True, repr=False)
 class CompressedTensors(Export):
-    """Writes codes and scales of 2 to 8 bits, symmetric, into the folder `compressed_tensors`, as vLLM, SGLang and transformers read them.
+    """Writes codes and scales of 2 to 8 bits, symmetric, into the folder `compressed_tensors`, as
+    vLLM, SGLang and transformers read them.
 
-    `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4 and 8 bits; transformers opens all.
+    `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4
+    and 8 bits; transformers opens all.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         grid = target.grid if isinstance(target, SparseGrid) else target
         if not isinstance(grid, Grid):
             raise OutputError(
-                f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64", subject=str(self)
+                f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64",
+                subject=str(self),
             )
         if not method.prunes:
             message = f"{self} holds codes, and {method} leaves every matrix as it is"
-            raise OutputError(f"{message}; leave --export {self} out, or choose rtn", subject=str(method))
+            raise OutputError(
+                f"{message}; leave --export {self} out, or choose rtn", subject=str(method)
+            )
         if not grid.symmetric:
             symmetric = Grid(grid.bits, grid.group)
             raise OutputError(
@@ -49,12 +56,22 @@ class CompressedTensors(Export):
             )
         if odd := next((weight for weight in view.weights if not _plain(weight.owner)), None):
             where = f"{odd.name} is in a {type(odd.owner).__name__}"
-            raise OutputError(f"{self} holds linear layers, and {where}; leave --export {self} out", subject=odd.name)
+            raise OutputError(
+                f"{self} holds linear layers, and {where}; leave --export {self} out",
+                subject=odd.name,
+            )
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        packed = {name: form for name, form in packed_now(compressed).items() if isinstance(form, Codes) and form.zeros is None}
+        packed = {
+            name: form
+            for name, form in packed_now(compressed).items()
+            if isinstance(form, Codes) and form.zeros is None
+        }
         if not packed:
-            raise OutputError(f"{self} found no codes in what {compressed.record.run.target} made; leave --export {self} out", subject=str(self))
+            raise OutputError(
+                f"{self} found no codes in what {compressed.record.run.target} made; leave --export {self} out",
+                subject=str(self),
+            )
         place, places, size = folder / FOLDER, dict[str, str](), 0
         place.mkdir()
         for file in sorted(folder.glob("*.safetensors")):
@@ -66,11 +83,28 @@ class CompressedTensors(Export):
         if set(places.values()) != {WEIGHTS}:
             _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
         for file in folder.iterdir():
-            if file.is_file() and file.suffix != ".safetensors" and file.name not in (CONFIG, INDEX):
+            if (
+                file.is_file()
+                and file.suffix != ".safetensors"
+                and file.name not in (CONFIG, INDEX)
+            ):
                 shutil.copy(file, place / file.name)
-        linears = [name for name, module in compressed.opened.model.named_modules() if isinstance(module, nn.Linear)]
-        settings = _settings({name: codes.grid for name, codes in packed.items()}, [name for name in linears if name not in packed])
-        _write(place / CONFIG, {**json.loads((folder / CONFIG).read_text(encoding="utf-8")), "quantization_config": settings})
+        linears = [
+            name
+            for name, module in compressed.opened.model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        settings = _settings(
+            {name: codes.grid for name, codes in packed.items()},
+            [name for name in linears if name not in packed],
+        )
+        _write(
+            place / CONFIG,
+            {
+                **json.loads((folder / CONFIG).read_text(encoding="utf-8")),
+                "quantization_config": settings,
+            },
+        )
 
 
 def _plain(owner: nn.Module) -> bool:
@@ -78,7 +112,9 @@ def _plain(owner: nn.Module) -> bool:
 
 
 def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one file of the dense folder, codes in the place of those matrices that have some."""
+    """The tensors of one file of the dense folder, codes in the place of those matrices that
+    have some.
+    """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
             codes = packed.get(module := name.removesuffix(".weight"))
@@ -91,11 +127,15 @@ def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Ten
 
 
 def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
-    """What the configuration says: a group for each grid, which names its matrices where there are several grids."""
+    """What the configuration says: a group for each grid, which names its matrices where there
+    are several grids.
+    """
     kinds = list(dict.fromkeys(grids.values()))
     groups = {
         f"group_{number}": {
-            "targets": ["Linear"] if len(kinds) == 1 else [name for name, one in grids.items() if one == grid],
+            "targets": ["Linear"]
+            if len(kinds) == 1
+            else [name for name, one in grids.items() if one == grid],
             "input_activations": None,
             "output_activations": None,
             "weights": {
@@ -109,7 +149,12 @@ def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
         }
         for number, grid in enumerate(kinds)
     }
-    about = {"quant_method": METHOD, "format": FORMAT, "quantization_status": "compressed", "kv_cache_scheme": None}
+    about = {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "kv_cache_scheme": None,
+    }
     return {**about, "config_groups": groups, "ignore": dense}
 
 

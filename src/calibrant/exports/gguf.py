@@ -1,4 +1,6 @@
-"""GGUF, the form of llama.cpp: codes that fit its blocks are stored as they are, everything else as plain numbers."""
+"""GGUF, the form of llama.cpp: codes that fit its blocks are stored as they are, everything else
+as plain numbers.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,16 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, gguf_of
-from calibrant.models.gguf_writing import Bytes, GgufPart, check_template, check_vocabulary, plain, q4_0, q8_0, write_gguf
+from calibrant.models.gguf_writing import (
+    Bytes,
+    GgufPart,
+    check_template,
+    check_vocabulary,
+    plain,
+    q4_0,
+    q8_0,
+    write_gguf,
+)
 from calibrant.packed import Codes, GgmlBlocks, Packed
 from calibrant.spec import written_form
 from calibrant.targets import Target
@@ -29,11 +40,13 @@ _OWN: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16
 
 @dataclass(frozen=True, repr=False)
 class Gguf(Export):
-    """Writes `model.gguf` for llama.cpp: metadata and tokenizer are those of the GGUF file that the model was opened from, or of `like`.
+    """Writes `model.gguf` for llama.cpp: metadata and tokenizer are those of the GGUF file that the
+    model was opened from, or of `like`.
 
-    Codes of symmetric grids whose groups are multiples of 32 inputs are stored exactly, as Q4_0 (up to 4 bits) or Q8_0, if their scales are
-    numbers of float16, as those of a model in bfloat16 are. All other matrices are plain numbers of the type `plain`: the model's own (`own`),
-    `f32`, `f16` or `bf16`; what doesn't fit that is rounded.
+    Codes of symmetric grids whose groups are multiples of 32 inputs are stored exactly, as Q4_0 (up
+    to 4 bits) or Q8_0, if their scales are numbers of float16, as those of a model in bfloat16 are.
+    All other matrices are plain numbers of the type `plain`: the model's own (`own`), `f32`, `f16`
+    or `bf16`; what doesn't fit that is rounded.
     """
 
     like: str = ""
@@ -41,11 +54,16 @@ class Gguf(Export):
 
     def __post_init__(self) -> None:
         if self.plain not in TYPES:
-            raise OutputError(f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}", subject=self.plain)
+            raise OutputError(
+                f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}",
+                subject=self.plain,
+            )
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         if method.drops_parts(view, target):
-            raise self._reshaped(f"{method} to {target} leaves fewer blocks or experts", str(method))
+            raise self._reshaped(
+                f"{method} to {target} leaves fewer blocks or experts", str(method)
+            )
         template = self._template(opened)
         check_template(view, template)
         check_vocabulary(opened, template)
@@ -57,9 +75,17 @@ class Gguf(Export):
         if gone:
             raise self._reshaped(f"{gone} left fewer blocks or experts", gone)
         check_template(compressed.view, template)
-        kind = GGMLQuantizationType[(_OWN[compressed.opened.dtype] if self.plain == "own" else self.plain).upper()]
+        kind = GGMLQuantizationType[
+            (_OWN[compressed.opened.dtype] if self.plain == "own" else self.plain).upper()
+        ]
         run = compressed.record.run
-        facts = {"version": __version__, "run": run.id, "method": written_form(run.method), "target": run.target, "data": run.data}
+        facts = {
+            "version": __version__,
+            "run": run.id,
+            "method": written_form(run.method),
+            "target": run.target,
+            "data": run.data,
+        }
         note = {f"calibrant.{name}": value for name, value in facts.items() if value}
         write_gguf(
             compressed.view,
@@ -79,7 +105,9 @@ class Gguf(Export):
         """The file to copy from. Raises `OutputError` if there is none."""
         found = gguf_of(self.like or opened.name)
         if found is None and self.like:
-            raise OutputError(f"{self.like!r} is no GGUF file; name one of the same model", subject=self.like)
+            raise OutputError(
+                f"{self.like!r} is no GGUF file; name one of the same model", subject=self.like
+            )
         if found is None:
             message = f"{opened.name} wasn't opened from GGUF, and its tokenizer can't be written as llama.cpp wants it"
             raise OutputError(
@@ -90,26 +118,46 @@ class Gguf(Export):
 
 
 def _encoded(part: GgufPart, packed: Mapping[str, Packed]) -> Bytes | None:
-    """The blocks that hold a tensor exactly; None if none do. Those of experts are all of one kind."""
+    """The blocks that hold a tensor exactly; None if none do. Those of experts are all of one
+    kind.
+    """
     if part.rows is None:
         return _blocks(part, packed.get(part.matrix or part.parameter))
-    experts = [blocks for name in part.experts if (blocks := _blocks(part, packed.get(name))) is not None]
+    experts = [
+        blocks for name in part.experts if (blocks := _blocks(part, packed.get(name))) is not None
+    ]
     kinds = {kind for _, kind in experts}
-    return (np.stack([content for content, _ in experts]), kinds.pop()) if len(experts) == len(part.experts) and len(kinds) == 1 else None
+    return (
+        (np.stack([content for content, _ in experts]), kinds.pop())
+        if len(experts) == len(part.experts) and len(kinds) == 1
+        else None
+    )
 
 
 def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
-    """The blocks that hold a packed matrix exactly, as far as it is in this tensor; None if none do."""
+    """The blocks that hold a packed matrix exactly, as far as it is in this tensor; None if none
+    do.
+    """
     if isinstance(packed, GgmlBlocks):
         return _rows(packed.blocks, part).cpu().numpy(), GGMLQuantizationType[packed.kind.upper()]
-    if not isinstance(packed, Codes) or packed.zeros is not None or packed.codes.shape[1] % (BLOCK * packed.scales.shape[1]):
+    if (
+        not isinstance(packed, Codes)
+        or packed.zeros is not None
+        or packed.codes.shape[1] % (BLOCK * packed.scales.shape[1])
+    ):
         return None
-    scales = packed.scales.cpu().repeat_interleave(packed.codes.shape[1] // packed.scales.shape[1] // BLOCK, dim=1)
+    scales = packed.scales.cpu().repeat_interleave(
+        packed.codes.shape[1] // packed.scales.shape[1] // BLOCK, dim=1
+    )
     if not torch.equal(scales.to(torch.float16).to(scales.dtype), scales):
         return None
     codes, scales = _rows(packed.codes.cpu(), part).contiguous(), _rows(scales, part)
     small = packed.grid.bits <= 4
-    return (q4_0(codes, scales), GGMLQuantizationType.Q4_0) if small else (q8_0(codes, scales), GGMLQuantizationType.Q8_0)
+    return (
+        (q4_0(codes, scales), GGMLQuantizationType.Q4_0)
+        if small
+        else (q8_0(codes, scales), GGMLQuantizationType.Q8_0)
+    )
 
 
 def _rows(tensor: Tensor, part: GgufPart) -> Tensor:

@@ -1,4 +1,6 @@
-"""The dense Hugging Face folder: whatever was done, `AutoModelForCausalLM.from_pretrained` opens it and gives what was measured."""
+"""The dense Hugging Face folder: whatever was done, `AutoModelForCausalLM.from_pretrained` opens
+it and gives what was measured.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,9 @@ from calibrant.models.saving import write_model
 
 @dataclass(frozen=True, repr=False)
 class HuggingFace(Export):
-    """Writes configuration, weights as dense safetensors in the working type, and tokenizer. It is always written; naming it adds nothing."""
+    """Writes configuration, weights as dense safetensors in the working type, and tokenizer. It
+    is always written; naming it adds nothing.
+    """
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         write_model(compressed.opened, folder)

@@ -1,4 +1,6 @@
-"""The importance matrix of what a method saw: how large the inputs of each matrix were, as llama.cpp's quantizers read it."""
+"""The importance matrix of what a method saw: how large the inputs of each matrix were, as
+llama.cpp's quantizers read it.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +22,47 @@ FORMS: Final = ("gguf", "dat")
 
 @dataclass(frozen=True, repr=False)
 class SeenImatrix(Export):
-    """Writes `imatrix.gguf` for llama.cpp, or with `form=dat` `imatrix.dat` for ik_llama.cpp: how large the inputs were that the method looked at.
+    """Writes `imatrix.gguf` for llama.cpp, or with `form=dat` `imatrix.dat` for ik_llama.cpp: how
+    large the inputs were that the method looked at.
 
-    For all methods that look at the inputs of matrices: `ggml` and `llama_cpp`, but `gptq` or `wanda` too. In `arrival` they are those of
-    a model that is compressed up to there, and after a transform those of the changed model; the file says so. Those of `awq` are of
-    the matrices that its scales went into.
+    For all methods that look at the inputs of matrices: `ggml` and `llama_cpp`, but `gptq` or
+    `wanda` too. In `arrival` they are those of a model that is compressed up to there, and after a
+    transform those of the changed model; the file says so. Those of `awq` are of the matrices that
+    its scales went into.
     """
 
     form: str = "gguf"
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise OutputError(f"form={self.form!r} is no form of an imatrix; choose one of {', '.join(FORMS)}", subject=self.form)
+            raise OutputError(
+                f"form={self.form!r} is no form of an imatrix; choose one of {', '.join(FORMS)}",
+                subject=self.form,
+            )
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         if not any(issubclass(kind, InputStatistic) for kind in method.observes):
             message = f"{self} holds the sizes of the inputs that a method looked at, and {method} looks at none"
-            raise OutputError(f"{message}; leave --export {self} out, or make one with calibrant imatrix", subject=str(method))
+            raise OutputError(
+                f"{message}; leave --export {self} out, or make one with calibrant imatrix",
+                subject=str(method),
+            )
         tensor_names(view)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        seen = {e.weight: e.seen for e in compressed.edits if isinstance(e, Replace) and FeatureNorms in e.seen}
+        seen = {
+            e.weight: e.seen
+            for e in compressed.edits
+            if isinstance(e, Replace) and FeatureNorms in e.seen
+        }
         record = compressed.record
         windows, length = (int(record.data_facts.get(name, 0)) for name in ("windows", "length"))
-        how = [*([] if record.run.propagate == "dense" else [record.run.propagate]), *map(written_form, record.run.transforms)]
-        described = "; ".join([record.run.data, f"{windows}×{length}", f"draw {record.run.seed}", *how])
+        how = [
+            *([] if record.run.propagate == "dense" else [record.run.propagate]),
+            *map(written_form, record.run.transforms),
+        ]
+        described = "; ".join(
+            [record.run.data, f"{windows}×{length}", f"draw {record.run.seed}", *how]
+        )
         entries = importance_of(compressed.view, seen, tensor_names(compressed.view))
         Imatrix(entries, (described,), windows, length).write(folder / f"imatrix.{self.form}")

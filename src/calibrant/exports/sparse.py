@@ -1,4 +1,6 @@
-"""The `sparse` folder: matrices without their zeros, codes and factors as they are; `calibrant.load` makes the same model of it, bit for bit."""
+"""The `sparse` folder: matrices without their zeros, codes and factors as they are;
+`calibrant.load` makes the same model of it, bit for bit.
+"""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,11 +28,14 @@ FOLDER: Final = "sparse"
 
 @dataclass(frozen=True, repr=False)
 class Sparse(Export):
-    """Writes the folder `sparse`: of each matrix the numbers that aren't zero and their places, or its codes or factors. `calibrant.load` opens it.
+    """Writes the folder `sparse`: of each matrix the numbers that aren't zero and their places, or
+    its codes or factors. `calibrant.load` opens it.
 
-    A matrix is stored in what takes least: as it is; without its zeros, with a bit for each number that says which are left; of N of every 4, 8 or
-    16 inputs, with the place of each; in its packed form, whose codes and factors are stored in the same ways; a matrix of nothing but zeros not at
-    all. `sparse.json` says which it is. Loaded, it is the same model as that of the dense folder, and takes as much memory and time.
+    A matrix is stored in what takes least: as it is; without its zeros, with a bit for each number
+    that says which are left; of N of every 4, 8 or 16 inputs, with the place of each; in its packed
+    form, whose codes and factors are stored in the same ways; a matrix of nothing but zeros not at
+    all. `sparse.json` says which it is. Loaded, it is the same model as that of the dense folder,
+    and takes as much memory and time.
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
@@ -65,7 +70,12 @@ def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> No
     writer.finish()
     for file in dense.iterdir():
         # Of what other forms left there nothing: a tokenizer and a configuration end like this.
-        if file.is_file() and file.name.endswith(READ) and file.suffix != ".safetensors" and file.name != INDEX:
+        if (
+            file.is_file()
+            and file.name.endswith(READ)
+            and file.suffix != ".safetensors"
+            and file.name != INDEX
+        ):
             shutil.copy(file, place / file.name)
 
 
@@ -77,24 +87,43 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 @final
 class _Forms:
-    """The packed forms of a model, found by the tensors of its checkpoint: by name, or by content where a matrix of experts is divided by rows."""
+    """The packed forms of a model, found by the tensors of its checkpoint: by name, or by
+    content where a matrix of experts is divided by rows.
+    """
 
     def __init__(self, files: list[Path], packed: Mapping[str, Packed]) -> None:
         names = {name for file in files for name in _names(file)}
-        self._named = {name: form for name, form in packed.items() if name in names or f"{name}.weight" in names}
+        self._named = {
+            name: form
+            for name, form in packed.items()
+            if name in names or f"{name}.weight" in names
+        }
         self._others = {name: form for name, form in packed.items() if name not in self._named}
         self._rows: dict[tuple[int, int], dict[bytes, list[tuple[str, int]]]] = {}
 
     def of(self, name: str, tensor: Tensor) -> tuple[Packed, bool] | None:
-        """Return a packed form that is this tensor bit for bit, and whether it is transposed there; None if there is none."""
+        """Return a packed form that is this tensor bit for bit, and whether it is transposed
+        there; None if there is none.
+        """
         form = self._named.get(name.removesuffix(".weight"), self._named.get(name))
         if form is not None:
             dense = form.dense()
-            return (form, False) if same(dense, tensor) else (form, True) if same(dense.T, tensor) else None
+            return (
+                (form, False)
+                if same(dense, tensor)
+                else (form, True)
+                if same(dense.T, tensor)
+                else None
+            )
         if tensor.dim() != 2 or not self._others or not tensor.numel():
             return None
-        found = (_some_rows(self._others[other], row, len(tensor)) for other, row in self._alike(tensor))
-        return next(((form, False) for form in found if form is not None and same(form.dense(), tensor)), None)
+        found = (
+            _some_rows(self._others[other], row, len(tensor)) for other, row in self._alike(tensor)
+        )
+        return next(
+            ((form, False) for form in found if form is not None and same(form.dense(), tensor)),
+            None,
+        )
 
     def _alike(self, tensor: Tensor) -> list[tuple[str, int]]:
         """Where the first row of a tensor is found among the others, at multiples of its rows."""
@@ -103,7 +132,9 @@ class _Forms:
             known = self._rows.setdefault((rows, columns), {})
             for name, form in self._others.items():
                 dense = form.dense()
-                for row in range(0, len(dense) - rows + 1, rows) if dense.shape[1] == columns else ():
+                for row in (
+                    range(0, len(dense) - rows + 1, rows) if dense.shape[1] == columns else ()
+                ):
                     known.setdefault(_bytes(dense[row]), []).append((name, row))
         return self._rows[rows, columns].get(_bytes(tensor[0]), [])
 

@@ -1,4 +1,6 @@
-"""llama.cpp's libraries, loaded when they are first used, and silent: it writes pages to standard error. Its last error is kept, for messages."""
+"""llama.cpp's libraries, loaded when they are first used, and silent: it writes pages to
+standard error. Its last error is kept, for messages.
+"""
 
 from collections import deque
 from functools import cache
@@ -6,20 +8,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import OutputError
-from calibrant.extras import needed_for
-from calibrant.foreign import visible_name
+from calibrant.spec.foreign import visible_name
+from calibrant.system.extras import needed_for
 
 _GGML: Final = """
 size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows, int64_t n_per_row, const float * imatrix);
 size_t ggml_row_size(int type, int64_t ne);
 bool ggml_quantize_requires_imatrix(int type);
 """
-"""Functions of ggml that the package ships and doesn't declare: numbers and pointers alone, none of its structures."""
+"""Functions of ggml that the package ships and doesn't declare: numbers and pointers alone, none
+of its structures.
+"""
 
 
 @cache
 def llama() -> tuple[Any, Any]:
-    """Return the package's own cffi object, which has all declarations of llama.h, and the library. Raises `MissingPackageError` without it."""
+    """Return the package's own cffi object, which has all declarations of llama.h, and the
+    library. Raises `MissingPackageError` without it.
+    """
     with needed_for("llama.cpp"):
         from llama_cpp_py_sync import _cffi_bindings as bindings
     ffi: Any = bindings.get_ffi()
@@ -38,7 +44,9 @@ def llama() -> tuple[Any, Any]:
 
 @cache
 def ggml() -> tuple[Any, Any]:
-    """Return a cffi object and the library in which ggml's quantizers are. Raises `MissingPackageError` without the package."""
+    """Return a cffi object and the library in which ggml's quantizers are. Raises
+    `MissingPackageError` without the package.
+    """
     llama()
     with needed_for("llama.cpp"):
         from cffi import FFI
@@ -48,13 +56,20 @@ def ggml() -> tuple[Any, Any]:
     # One library of that name is loaded already, and the loader answers with the same.
     path = next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))), None)
     if path is None:
-        raise OutputError("llama-cpp-py-sync has no ggml-base library here; install it anew: pip install 'calibrant[ggml]'", subject="ggml-base")
+        raise OutputError(
+            "llama-cpp-py-sync has no ggml-base library here; install it anew: pip install 'calibrant[ggml]'",
+            subject="ggml-base",
+        )
     return ffi, ffi.dlopen(str(path))
 
 
 def last_error() -> str:
-    """Return what llama.cpp said last when something failed, for a sentence: ` (failed to …)`; nothing if it said nothing. It is forgotten."""
-    said = _errors.pop().partition(": ")[2] if _errors else ""  # it begins with the name of a function
+    """Return what llama.cpp said last when something failed, for a sentence: ` (failed to …)`;
+    nothing if it said nothing. It is forgotten.
+    """
+    said = (
+        _errors.pop().partition(": ")[2] if _errors else ""
+    )  # it begins with the name of a function
     _errors.clear()
     return f" ({visible_name(said)[:LONGEST]})" if said else ""
 

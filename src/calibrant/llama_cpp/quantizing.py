@@ -16,56 +16,97 @@ _PREFIX: Final = "LLAMA_FTYPE_MOSTLY_"
 
 
 def needs_importance(kind: str) -> bool:
-    """Return whether blocks of a kind such as `iq2_xs` can't be chosen without knowing how much each input matters."""
-    return bool(ggml()[1].ggml_quantize_requires_imatrix(int(gguf.GGMLQuantizationType[kind.upper()])))
+    """Return whether blocks of a kind such as `iq2_xs` can't be chosen without knowing how much
+    each input matters.
+    """
+    return bool(
+        ggml()[1].ggml_quantize_requires_imatrix(int(gguf.GGMLQuantizationType[kind.upper()]))
+    )
 
 
 def quantize_matrix(
-    weight: Float[np.ndarray, "out in"], kind: str, importance: Float[np.ndarray, "in"] | None = None
+    weight: Float[np.ndarray, "out in"],
+    kind: str,
+    importance: Float[np.ndarray, "in"] | None = None,
 ) -> UInt8[np.ndarray, "out byte"]:
-    """Return the rows of a matrix as blocks of a `kind` such as `q4_k`; `importance` says how much each input matters.
+    """Return the rows of a matrix as blocks of a `kind` such as `q4_k`; `importance` says how much
+    each input matters.
 
-    The bytes are those that llama.cpp's own tool writes. Raises `TargetError` for a kind that needs an importance, without one.
+    The bytes are those that llama.cpp's own tool writes. Raises `TargetError` for a kind that needs
+    an importance, without one.
     """
     ffi, library = ggml()
     number = int(gguf.GGMLQuantizationType[kind.upper()])
     if importance is None and needs_importance(kind):
-        raise TargetError(f"{kind} can't be chosen without knowing which inputs matter; give calibration data", subject=kind)
+        raise TargetError(
+            f"{kind} can't be chosen without knowing which inputs matter; give calibration data",
+            subject=kind,
+        )
     rows, columns = weight.shape
     numbers = np.ascontiguousarray(weight, dtype=np.float32)
     blocks = np.zeros((rows, library.ggml_row_size(number, columns)), dtype=np.uint8)
     means = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     weights = ffi.NULL if means is None else ffi.from_buffer("float[]", means)
-    written = library.ggml_quantize_chunk(number, ffi.from_buffer("float[]", numbers), ffi.from_buffer(blocks), 0, rows, columns, weights)
+    written = library.ggml_quantize_chunk(
+        number,
+        ffi.from_buffer("float[]", numbers),
+        ffi.from_buffer(blocks),
+        0,
+        rows,
+        columns,
+        weights,
+    )
     if written != blocks.nbytes:
         raise OutputError(
-            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; another version of llama-cpp-py-sync may help", subject=kind
+            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; another version of llama-cpp-py-sync may help",
+            subject=kind,
         )
     return blocks
 
 
 @cache
 def file_types() -> Mapping[str, int]:
-    """Return llama.cpp's recipes by name (`Q4_K_M`), as this version of the library numbers them."""
+    """Return llama.cpp's recipes by name (`Q4_K_M`), as this version of the library numbers
+    them.
+    """
     ffi, _ = llama()
     names: dict[str, int] = ffi.typeof("enum llama_ftype").relements
-    return {name.removeprefix(_PREFIX): number for name, number in sorted(names.items()) if name.startswith(_PREFIX)}
+    return {
+        name.removeprefix(_PREFIX): number
+        for name, number in sorted(names.items())
+        if name.startswith(_PREFIX)
+    }
 
 
-def quantize_file(source: Path, target: Path, recipe: str, importance: Mapping[str, Float[np.ndarray, "column"]], threads: int = 1) -> None:
-    """Quantize the GGUF file `source` by one of llama.cpp's recipes to `target`, weighted with the mean x² of each column by the tensor's name.
+def quantize_file(
+    source: Path,
+    target: Path,
+    recipe: str,
+    importance: Mapping[str, Float[np.ndarray, "column"]],
+    threads: int = 1,
+) -> None:
+    """Quantize the GGUF file `source` by one of llama.cpp's recipes to `target`, weighted with the
+    mean x² of each column by the tensor's name.
 
-    Raises `TargetError` for a recipe that this llama.cpp doesn't have, `OutputError` where it fails.
+    Raises `TargetError` for a recipe that this llama.cpp doesn't have, `OutputError` where it
+    fails.
     """
     ffi, library = llama()
     if recipe not in file_types():
-        raise TargetError(f"{recipe} is no recipe of this llama.cpp; it has {', '.join(file_types())}", subject=recipe)
+        raise TargetError(
+            f"{recipe} is no recipe of this llama.cpp; it has {', '.join(file_types())}",
+            subject=recipe,
+        )
     settings = library.llama_model_quantize_default_params()
     settings.ftype, settings.nthread = file_types()[recipe], threads
     # Every buffer must live until the call returns.
-    columns = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in importance.items()}
+    columns = {
+        name: np.ascontiguousarray(values, dtype=np.float32) for name, values in importance.items()
+    }
     names = [ffi.new("char[]", name.encode()) for name in columns]
-    table = ffi.new("struct llama_model_imatrix_data[]", len(columns) + 1)  # the last one is empty, and ends it
+    table = ffi.new(
+        "struct llama_model_imatrix_data[]", len(columns) + 1
+    )  # the last one is empty, and ends it
     for entry, name, values in zip(table, names, columns.values(), strict=False):
         entry.name, entry.data, entry.size = name, ffi.from_buffer("float[]", values), values.size
     if columns:

@@ -1,25 +1,37 @@
-"""The column elimination of a block, compiled. Importing this imports numba, which takes longer than listing methods may.
+"""The column elimination of a block, compiled. Importing this imports numba, which takes longer
+than listing methods may.
 
-Rows are taken in tiles, transposed so that neighbours in memory are rows: every inner loop then runs over a whole tile without a branch.
-That does the work of kept columns too (their error is zero) and is still five times as fast as skipping them row by row.
+Rows are taken in tiles, transposed so that neighbours in memory are rows: every inner loop then
+runs over a whole tile without a branch. That does the work of kept columns too (their error is
+zero) and is still five times as fast as skipping them row by row.
 """
 
 from typing import Any, Final
 
 import numpy as np
 
-from calibrant.compiling import compiled
+from calibrant.system.compiling import compiled
 
 TILE: Final = 64
 
 
 @compiled
-def correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int) -> None:
-    """Take from column `j` of the block what the elimination of columns `done` to `until` costs it."""
-    # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep the order of one after the other, to the last bit.
+def correct(
+    column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int
+) -> None:
+    """Take from column `j` of the block what the elimination of columns `done` to `until` costs
+    it.
+    """
+    # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep
+    # the order of one after the other, to the last bit.
     p = done
     while p + 4 <= until:
-        a, b, c, d = upper[start + p, start + j], upper[start + p + 1, start + j], upper[start + p + 2, start + j], upper[start + p + 3, start + j]
+        a, b, c, d = (
+            upper[start + p, start + j],
+            upper[start + p + 1, start + j],
+            upper[start + p + 2, start + j],
+            upper[start + p + 3, start + j],
+        )
         ea, eb, ec, ed = errors[p], errors[p + 1], errors[p + 2], errors[p + 3]
         for r in range(TILE):
             column[r] = (((column[r] - ea[r] * a) - eb[r] * b) - ec[r] * c) - ed[r] * d
@@ -33,8 +45,11 @@ def correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int,
 
 @compiled
 def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, drop: int) -> None:
-    """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of equal scores the first."""
-    # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its group stand before it.
+    """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of
+    equal scores the first.
+    """
+    # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its
+    # group stand before it.
     before = np.zeros(TILE, np.int32)
     for a in range(i, i + group):
         before[:] = 0
@@ -49,7 +64,9 @@ def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, d
 
 @compiled
 def _remove(column: Any, errors: Any, out: Any, pivot: Any) -> None:
-    """Set to zero what is `out` of a column; `errors` gets what that costs the columns behind it."""
+    """Set to zero what is `out` of a column; `errors` gets what that costs the columns behind
+    it.
+    """
     for r in range(TILE):
         errors[r] = column[r] / pivot if out[r] else 0
         column[r] = 0 if out[r] else column[r]
@@ -57,19 +74,38 @@ def _remove(column: Any, errors: Any, out: Any, pivot: Any) -> None:
 
 @compiled
 def eliminate(
-    weight: Any, upper: Any, saliency: Any, removed: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
+    weight: Any,
+    upper: Any,
+    saliency: Any,
+    removed: Any,
+    errors: Any,
+    first: int,
+    last: int,
+    start: int,
+    stop: int,
+    group: int,
+    drop: int,
 ) -> None:
-    """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are C-contiguous. See `_elimination.Step`."""
+    """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are
+    C-contiguous. See `_elimination.Step`.
+    """
     n, width = stop - start, max(group, 1)
-    tile, lost, out = np.zeros((n, TILE), weight.dtype), np.zeros((n, TILE), weight.dtype), np.zeros((n, TILE), np.bool_)
+    tile, lost, out = (
+        np.zeros((n, TILE), weight.dtype),
+        np.zeros((n, TILE), weight.dtype),
+        np.zeros((n, TILE), np.bool_),
+    )
     for top in range(first, last, TILE):
-        rows = min(TILE, last - top)  # of the last tile the rest is computed too, from numbers of before, and thrown away
+        rows = min(
+            TILE, last - top
+        )  # of the last tile the rest is computed too, from numbers of before, and thrown away
         for i in range(n):
             for r in range(rows):
                 tile[i, r] = weight[top + r, start + i]
                 out[i, r] = removed[top + r, i]
-        # Left-looking: a column takes the corrections of all before it when its turn comes, so each is written once. Of N:M the whole group is
-        # brought up to date first, because its columns are compared with each other.
+        # Left-looking: a column takes the corrections of all before it when its turn comes, so each
+        # is written once. Of N:M the whole group is brought up to date first, because its columns
+        # are compared with each other.
         for i in range(0, n, width):
             for j in range(i, i + width):
                 correct(tile[j], lost, upper, start, j, 0, i)

@@ -1,6 +1,6 @@
 """Opening, viewing and saving causal language models."""
 
-from calibrant.process import uncollected
+from calibrant.system.process import uncollected
 
 with uncollected():
     from calibrant.models.changing import overwrite, will_change
@@ -10,7 +10,15 @@ with uncollected():
     from calibrant.models.heads import Heads
     from calibrant.models.manifest import manifest_folder, read_manifest
     from calibrant.models.on_disk import read_when_run
-    from calibrant.models.opening import gguf_of, load, located, open_model, open_tokenizer, outlined, saved_dtype
+    from calibrant.models.opening import (
+        gguf_of,
+        load,
+        located,
+        open_model,
+        open_tokenizer,
+        outlined,
+        saved_dtype,
+    )
     from calibrant.models.residence import IN_MEMORY, Residence
     from calibrant.models.saving import Opened, check_output, save, saved
     from calibrant.models.snapshot import Snapshot

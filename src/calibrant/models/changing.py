@@ -1,10 +1,12 @@
-"""What a snapshot stands on: who hears before numbers of a model are overwritten, and which module holds which parts.
+"""What a snapshot stands on: who hears before numbers of a model are overwritten, and which module
+holds which parts.
 
     will_change(parameter)
     parameter.detach().mul_(2)
 
-Whatever writes a model's numbers in place says so first. `Weight.set` does; an edit or a transform that writes elsewhere (a norm, an
-embedding) does it itself, or uses `overwrite`. Replacing a parameter by another, or its `data`, needs no word: what was there is still there.
+Whatever writes a model's numbers in place says so first. `Weight.set` does; an edit or a transform
+that writes elsewhere (a norm, an embedding) does it itself, or uses `overwrite`. Replacing a
+parameter by another, or its `data`, needs no word: what was there is still there.
 """
 
 import copy
@@ -35,13 +37,17 @@ _LISTENERS: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
 def will_change(tensor: Tensor) -> None:
-    """Say that the numbers of `tensor` (or of what it is a view of) are about to be overwritten in place."""
+    """Say that the numbers of `tensor` (or of what it is a view of) are about to be overwritten
+    in place.
+    """
     for listener in list(_LISTENERS):
         listener.will_change(tensor)
 
 
 def overwrite(tensor: Tensor, numbers: Tensor) -> None:
-    """Copy `numbers`, of the same shape, over those of `tensor`, in its own type, having said so."""
+    """Copy `numbers`, of the same shape, over those of `tensor`, in its own type, having said
+    so.
+    """
     will_change(tensor)
     with torch.no_grad():
         tensor.copy_(numbers)
@@ -58,7 +64,10 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
         """Remember it."""
-        modules = tuple((module, {name: _shallow(value) for name, value in vars(module).items()}) for module in model.modules())
+        modules = tuple(
+            (module, {name: _shallow(value) for name, value in vars(module).items()})
+            for module in model.modules()
+        )
         configs: dict[int, PreTrainedConfig] = {}
         for module in model.modules():
             _configs(vars(module).values(), configs)
@@ -84,7 +93,9 @@ def _shallow(value: Any) -> Any:
 
 
 def _configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> None:
-    """All configurations among `values` and in those, by address: a model's parts hold the same few objects."""
+    """All configurations among `values` and in those, by address: a model's parts hold the same
+    few objects.
+    """
     for value in values:
         if isinstance(value, PreTrainedConfig) and id(value) not in configs:
             configs[id(value)] = value
@@ -92,5 +103,10 @@ def _configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> Non
 
 
 def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of what a configuration says; the configurations in it stay the objects that the model's parts hold."""
-    return {name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value) for name, value in entries.items()}
+    """A copy of what a configuration says; the configurations in it stay the objects that the
+    model's parts hold.
+    """
+    return {
+        name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
+        for name, value in entries.items()
+    }

@@ -1,10 +1,13 @@
-"""Layers of experts as plain feed-forward networks: what is kept of them side by side, each multiplied with a gate that is the same for all tokens.
+"""Layers of experts as plain feed-forward networks: what is kept of them side by side, each
+multiplied with a gate that is the same for all tokens.
 
-A gated network is a sum over its hidden units, and a constant gate can be multiplied into its down projection. So the shared expert and the experts
-that are kept are one network, as wide as all of them, which needs no router. Some architectures can say so: `mlp_only_layers` (Qwen-MoE) or
-`mlp_layer_types` list the blocks that have such a network, and it is `intermediate_size` wide. That is one number for all of them, so a narrower
-network gets hidden units of zeros. Nothing is guessed from names: the model that the configuration describes is built without numbers, and the
-network that it has there must have the shapes, and on some rows the outputs, of what it stands for.
+A gated network is a sum over its hidden units, and a constant gate can be multiplied into its down
+projection. So the shared expert and the experts that are kept are one network, as wide as all of
+them, which needs no router. Some architectures can say so: `mlp_only_layers` (Qwen-MoE) or
+`mlp_layer_types` list the blocks that have such a network, and it is `intermediate_size` wide. That
+is one number for all of them, so a narrower network gets hidden units of zeros. Nothing is guessed
+from names: the model that the configuration describes is built without numbers, and the network
+that it has there must have the shapes, and on some rows the outputs, of what it stands for.
 """
 
 import copy
@@ -24,30 +27,40 @@ from calibrant.models.viewing import ModelView, Weight
 PLAIN: Final = "dense"
 """What a block without experts is called in `mlp_layer_types`."""
 PREFIXES: Final = ("first_k_dense_replace", "moe_layer_start_index")
-"""Entries that say from which block on there are experts: with them, no others but the first blocks can be without."""
+"""Entries that say from which block on there are experts: with them, no others but the first
+blocks can be without.
+"""
 WITHIN: Final = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""How far, as a share of its size, a network's output may be from what it stands for; 0.03 in narrower types."""
+"""How far, as a share of its size, a network's output may be from what it stands for; 0.03 in
+narrower types.
+"""
 ROWS: Final = 8
 
 
 @final
 @dataclass(frozen=True)
 class Condensed:
-    """What is kept of a layer of experts: the numbers of experts, each with its gate, and the gate of the shared ones (of no effect without any)."""
+    """What is kept of a layer of experts: the numbers of experts, each with its gate, and the
+    gate of the shared ones (of no effect without any).
+    """
 
     gates: Mapping[int, float]
     shared: float = 1.0
 
 
 _Units = tuple[Float[Tensor, "unit in"], Float[Tensor, "unit in"], Float[Tensor, "out unit"]]
-"""Hidden units of a gated network: their rows of the gate and up projections, and their columns of the down projection."""
+"""Hidden units of a gated network: their rows of the gate and up projections, and their columns
+of the down projection.
+"""
 
 
 def condense(view: ModelView, layers: Mapping[int, Condensed]) -> None:
-    """Put plain networks in the place of the layers of experts of some blocks, and say so in the configuration.
+    """Put plain networks in the place of the layers of experts of some blocks, and say so in the
+    configuration.
 
-    Saved, the model opens with plain transformers and computes the same. Nothing is overwritten, so a `Snapshot` brings all back without having
-    copied it. Raises `ModelError` as `condensed` does; then nothing is changed.
+    Saved, the model opens with plain transformers and computes the same. Nothing is overwritten, so
+    a `Snapshot` brings all back without having copied it. Raises `ModelError` as `condensed` does;
+    then nothing is changed.
     """
     if not layers:
         return
@@ -64,10 +77,11 @@ def condense(view: ModelView, layers: Mapping[int, Condensed]) -> None:
 
 @torch.no_grad()
 def condensed(view: ModelView, layers: Mapping[int, Condensed]) -> dict[str, nn.Module]:
-    """Return the plain network that each of these blocks' layers of experts would become, by the layer's name. Nothing is changed.
+    """Return the plain network that each of these blocks' layers of experts would become, by the
+    layer's name. Nothing is changed.
 
-    Raises `ModelError` for a block without experts, for experts that don't exist, for nothing that is kept, and where the architecture can't have a
-    plain network in their place.
+    Raises `ModelError` for a block without experts, for experts that don't exist, for nothing that
+    is kept, and where the architecture can't have a plain network in their place.
     """
     found = {layer.block: layer for layer in expert_layers(view)}
     _check(found, layers)
@@ -77,8 +91,15 @@ def condensed(view: ModelView, layers: Mapping[int, Condensed]) -> dict[str, nn.
     for block, kept in layers.items():
         layer = found[block]
         sample = layer.experts[0][0].stored
-        network = described.get_submodule(layer.name).to_empty(device=sample.device).to(sample.dtype).train(layer.module.training)
-        gates, ups, downs = (network.get_parameter(f"{key}_proj.weight").zero_() for key in ("gate", "up", "down"))
+        network = (
+            described.get_submodule(layer.name)
+            .to_empty(device=sample.device)
+            .to(sample.dtype)
+            .train(layer.module.training)
+        )
+        gates, ups, downs = (
+            network.get_parameter(f"{key}_proj.weight").zero_() for key in ("gate", "up", "down")
+        )
         at = 0
         for (gate, up, down), factor in _kept_units(layer, kept):
             end = at + len(gate)
@@ -91,38 +112,63 @@ def condensed(view: ModelView, layers: Mapping[int, Condensed]) -> dict[str, nn.
 
 
 @torch.no_grad()
-def alone(layer: ExpertLayer, expert: int, x: Float[Tensor, "token in"]) -> Float[Tensor, "token in"]:
+def alone(
+    layer: ExpertLayer, expert: int, x: Float[Tensor, "token in"]
+) -> Float[Tensor, "token in"]:
     """Return what one expert gives for every row of `x`, multiplied with no gate."""
     index = torch.full((len(x), 1), expert, device=x.device)
     return layer.holders[0](x, index, torch.ones(len(x), 1, dtype=x.dtype, device=x.device))
 
 
 def shared_of(layer: ExpertLayer) -> nn.Module | None:
-    """Return the module of the expert that every token passes through; None for a layer without one."""
+    """Return the module of the expert that every token passes through; None for a layer without
+    one.
+    """
     if not layer.shared:
         return None
-    inside = {weight.name.removeprefix(f"{layer.name}.").partition(".")[0] for weight in layer.shared}
-    if len(inside) > 1 or not all(weight.name.startswith(f"{layer.name}.") for weight in layer.shared):
-        raise ModelError(f"{layer.name} has several shared experts, or one outside of it; its experts can't be condensed", subject=layer.name)
+    inside = {
+        weight.name.removeprefix(f"{layer.name}.").partition(".")[0] for weight in layer.shared
+    }
+    if len(inside) > 1 or not all(
+        weight.name.startswith(f"{layer.name}.") for weight in layer.shared
+    ):
+        raise ModelError(
+            f"{layer.name} has several shared experts, or one outside of it; its experts can't be condensed",
+            subject=layer.name,
+        )
     return layer.module.get_submodule(inside.pop())
 
 
 def _check(found: Mapping[int, ExpertLayer], layers: Mapping[int, Condensed]) -> None:
     if strangers := sorted(set(layers) - set(found)):
         there = ", ".join(map(str, found)) or "none"
-        raise ModelError(f"block {strangers[0]} has no layer of experts (blocks that have one: {there})", subject=str(strangers[0]))
+        raise ModelError(
+            f"block {strangers[0]} has no layer of experts (blocks that have one: {there})",
+            subject=str(strangers[0]),
+        )
     for block, kept in layers.items():
         layer = found[block]
         if strangers := [expert for expert in kept.gates if not 0 <= expert < layer.count]:
-            raise ModelError(f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}", subject=str(strangers[0]))
+            raise ModelError(
+                f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}",
+                subject=str(strangers[0]),
+            )
         if not kept.gates and not layer.shared:
-            raise ModelError(f"{layer.name} has no shared expert, so one at least of the others must be kept", subject=layer.name)
+            raise ModelError(
+                f"{layer.name} has no shared expert, so one at least of the others must be kept",
+                subject=layer.name,
+            )
 
 
 def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
-    """The hidden units of every plain network: those of the widest; where there are such networks already, as many as they have."""
+    """The hidden units of every plain network: those of the widest; where there are such
+    networks already, as many as they have.
+    """
     found = {layer.block: layer for layer in expert_layers(view)}
-    widest = max(sum(down.shape[1] for (_, _, down), _ in _kept_units(found[block], kept)) for block, kept in layers.items())
+    widest = max(
+        sum(down.shape[1] for (_, _, down), _ in _kept_units(found[block], kept))
+        for block, kept in layers.items()
+    )
     if all(block.index in found for block in view.blocks):
         return widest
     config: Any = view.model.config.get_text_config(decoder=True)
@@ -136,29 +182,51 @@ def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
 
 
 def _say(view: ModelView, config: Any, blocks: Collection[int], width: int) -> None:
-    """Say in a configuration that these blocks have plain networks. `ModelError`, with the reason, where it can't."""
+    """Say in a configuration that these blocks have plain networks. `ModelError`, with the
+    reason, where it can't.
+    """
     listed, kinds = (getattr(config, name, None) for name in ("mlp_only_layers", "mlp_layer_types"))
     if isinstance(listed, list | tuple):
         config.mlp_only_layers = sorted({*listed, *blocks})
     elif isinstance(kinds, list | tuple) and len(kinds) == len(view.blocks):
-        config.mlp_layer_types = [PLAIN if place in blocks else kind for place, kind in enumerate(kinds)]
+        config.mlp_layer_types = [
+            PLAIN if place in blocks else kind for place, kind in enumerate(kinds)
+        ]
     else:
         prefix = next((name for name in PREFIXES if getattr(config, name, None) is not None), None)
-        why = f"its {prefix} lets none but the first blocks be without" if prefix else "it has no mlp_only_layers"
+        why = (
+            f"its {prefix} lets none but the first blocks be without"
+            if prefix
+            else "it has no mlp_only_layers"
+        )
         name = type(view.model).__name__
-        raise ModelError(f"the configuration of a {name} can't say that some of its blocks have no experts: {why}", subject=name)
+        raise ModelError(
+            f"the configuration of a {name} can't say that some of its blocks have no experts: {why}",
+            subject=name,
+        )
     config.intermediate_size = width
 
 
-def _described(view: ModelView, names: Collection[str], blocks: Collection[int], width: int) -> nn.Module:
-    """The model with plain networks, without numbers. `ModelError` where the configuration would ask for anything else that is another."""
+def _described(
+    view: ModelView, names: Collection[str], blocks: Collection[int], width: int
+) -> nn.Module:
+    """The model with plain networks, without numbers. `ModelError` where the configuration would
+    ask for anything else that is another.
+    """
     config: Any = copy.deepcopy(view.model.config)
     _say(view, config.get_text_config(decoder=True), blocks, width)
     with torch.device("meta"):
         described = type(view.model)(config)
-    now, then = (dict(model.named_parameters(remove_duplicate=False)) for model in (view.model, described))
+    now, then = (
+        dict(model.named_parameters(remove_duplicate=False)) for model in (view.model, described)
+    )
     inside = tuple(f"{name}." for name in names)
-    odd = [n for n in sorted({*now, *then}) if not n.startswith(inside) and (n not in now or n not in then or now[n].shape != then[n].shape)]
+    odd = [
+        n
+        for n in sorted({*now, *then})
+        if not n.startswith(inside)
+        and (n not in now or n not in then or now[n].shape != then[n].shape)
+    ]
     plain = {f"{name}{key}_proj.weight" for name in inside for key in ("gate", "up", "down")}
     odd += sorted({n for n in then if n.startswith(inside)} ^ plain)
     if odd:
@@ -169,13 +237,19 @@ def _described(view: ModelView, names: Collection[str], blocks: Collection[int],
 
 
 def _kept_units(layer: ExpertLayer, kept: Condensed) -> list[tuple[_Units, float]]:
-    """The hidden units of the shared expert and of those that are kept, in this order, each with its gate."""
+    """The hidden units of the shared expert and of those that are kept, in this order, each with
+    its gate.
+    """
     shared = [(_units(layer, layer.shared), kept.shared)] if layer.shared else []
-    return shared + [(_units(layer, layer.experts[expert]), gate) for expert, gate in kept.gates.items()]
+    return shared + [
+        (_units(layer, layer.experts[expert]), gate) for expert, gate in kept.gates.items()
+    ]
 
 
 def _units(layer: ExpertLayer, matrices: Collection[Weight]) -> _Units:
-    named = {re.sub(r"\[\d+\]$", "", weight.name).rpartition(".")[2]: weight.get() for weight in matrices}
+    named = {
+        re.sub(r"\[\d+\]$", "", weight.name).rpartition(".")[2]: weight.get() for weight in matrices
+    }
     match named:
         case {"gate_up_proj": both, "down_proj": down, **others} if not others:
             gate, up = both.chunk(2)
@@ -183,7 +257,10 @@ def _units(layer: ExpertLayer, matrices: Collection[Weight]) -> _Units:
             pass
         case _:
             parts = ", ".join(named)
-            raise ModelError(f"the experts of {layer.name} are no plain gated networks ({parts}), so they can't be condensed", subject=layer.name)
+            raise ModelError(
+                f"the experts of {layer.name} are no plain gated networks ({parts}), so they can't be condensed",
+                subject=layer.name,
+            )
     return gate, up, down
 
 

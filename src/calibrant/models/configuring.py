@@ -1,8 +1,10 @@
-"""A model's configuration, read before transformers acts on it: it may choose sizes that the files have, and no code.
+"""A model's configuration, read before transformers acts on it: it may choose sizes that the files
+have, and no code.
 
-Known architectures are opened with transformers' own classes, whatever an `auto_map` says. What would run other code (that beside a model,
-kernels from a hub) is refused, unless the user asked for it: `--trust-remote-code`, or `CALIBRANT_TRUST_REMOTE_CODE`, which reaches the
-processes of a study too.
+Known architectures are opened with transformers' own classes, whatever an `auto_map` says. What
+would run other code (that beside a model, kernels from a hub) is refused, unless the user asked for
+it: `--trust-remote-code`, or `CALIBRANT_TRUST_REMOTE_CODE`, which reaches the processes of a study
+too.
 """
 
 import os
@@ -16,9 +18,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers import __version__ as transformers_version
 
 from calibrant.errors import ModelError
-from calibrant.foreign import TRUST_REMOTE_CODE, brief
 from calibrant.models.folder import CONFIG, entries, leaves, read_object
 from calibrant.models.quiet import Refusal
+from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief
 
 FLAG: Final = "--trust-remote-code"
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -30,23 +32,47 @@ KERNELS: Final = ("use_kernels", "kernel_config")
 OTHER_FILES: Final = ("transformers_weights", "configuration_files")
 """Entries with which a configuration names other files to be opened in place of the usual ones."""
 
-LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
-EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "moe_num_experts")
+LAYERS: Final = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+)
+EXPERTS: Final = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "moe_num_experts",
+)
 SIZES: Final = ("num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads")
 """What every model has at least one of."""
 FEW: Final = 1024
-"""Layers or experts that may be asked for whatever the files hold: building so many takes a second, and what they lack is named then."""
+"""Layers or experts that may be asked for whatever the files hold: building so many takes a
+second, and what they lack is named then.
+"""
 
 
 def trusted(requested: bool | None) -> bool:
-    """Return whether code that comes with a model may be run: as `asked`, or as the environment says."""
-    return requested if requested is not None else os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
+    """Return whether code that comes with a model may be run: as `asked`, or as the environment
+    says.
+    """
+    return (
+        requested
+        if requested is not None
+        else os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
+    )
 
 
 @final
 @dataclass(frozen=True)
 class Room:
-    """How many layers and experts, which are built one by one, some files can hold: each layer has a tensor, each expert a row of one."""
+    """How many layers and experts, which are built one by one, some files can hold: each layer
+    has a tensor, each expert a row of one.
+    """
 
     layers: int = FEW
     experts: int = FEW
@@ -60,8 +86,8 @@ class Room:
 def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
 
-    Raises `ModelError` for everything that `check_raw` does, and for a model that doesn't predict the next token. What a file says of its
-    quantization is forgotten: `packed_folder` reads that.
+    Raises `ModelError` for everything that `check_raw` does, and for a model that doesn't predict
+    the next token. What a file says of its quantization is forgotten: `packed_folder` reads that.
     """
     check_raw(folder, ref, room, trust)
     with opening_by_transformers(ref):
@@ -74,16 +100,27 @@ def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedCo
 
 
 def opening_by_transformers(ref: str) -> Refusal:
-    """Return what stands around every call that has transformers read a folder's configuration or weights."""
-    return Refusal(f"{ref} can't be opened by transformers", "; check its config.json and that all files are there", ref)
+    """Return what stands around every call that has transformers read a folder's configuration
+    or weights.
+    """
+    return Refusal(
+        f"{ref} can't be opened by transformers",
+        "; check its config.json and that all files are there",
+        ref,
+    )
 
 
 def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
-    """Raise `ModelError` for a `config.json` that is damaged, of an unknown architecture, chooses code, names other files, or asks for too much."""
+    """Raise `ModelError` for a `config.json` that is damaged, of an unknown architecture,
+    chooses code, names other files, or asks for too much.
+    """
     raw = read_object(folder / CONFIG)
     for name in OTHER_FILES:
         if raw.get(name):
-            raise ModelError(f"{folder / CONFIG} names other files to be opened ({name}: {brief(raw[name])}); delete that entry", subject=name)
+            raise ModelError(
+                f"{folder / CONFIG} names other files to be opened ({name}: {brief(raw[name])}); delete that entry",
+                subject=name,
+            )
     if not trust:
         _refuse_code(raw, folder)
     check_code_is_here(raw, folder / CONFIG)
@@ -92,18 +129,28 @@ def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
 
 
 def check_code_is_here(raw: Mapping[str, Any], path: Path) -> None:
-    """Raise `ModelError` for an `auto_map` that names another repository's code: no digest covers that, so nobody's trust does."""
+    """Raise `ModelError` for an `auto_map` that names another repository's code: no digest
+    covers that, so nobody's trust does.
+    """
     for name in leaves(raw.get("auto_map")):
         if isinstance(name, str) and "--" in name:
-            raise ModelError(f"{path} wants code from elsewhere run (auto_map: {brief(name)}); copy that code beside it", subject=name)
+            raise ModelError(
+                f"{path} wants code from elsewhere run (auto_map: {brief(name)}); copy that code beside it",
+                subject=name,
+            )
 
 
 def check_counts(raw: Mapping[str, Any], where: str, room: Room) -> None:
-    """Raise `ModelError` for more layers or experts than there is room for, before anything is built."""
+    """Raise `ModelError` for more layers or experts than there is room for, before anything is
+    built.
+    """
     for key, value in entries(raw):
         most = room.layers if key in LAYERS else room.experts if key in EXPERTS else None
         if most is not None and isinstance(value, int) and value > most:
-            raise ModelError(f"{where} says that {key} is {brief(value)}, but the files have room for {most:,} at most; check it", subject=key)
+            raise ModelError(
+                f"{where} says that {key} is {brief(value)}, but the files have room for {most:,} at most; check it",
+                subject=key,
+            )
 
 
 def check_sizes(config: PreTrainedConfig, ref: str) -> None:
@@ -113,9 +160,15 @@ def check_sizes(config: PreTrainedConfig, ref: str) -> None:
     for name in SIZES:
         size = getattr(text, name, None)
         if isinstance(size, int) and size < 1:
-            raise ModelError(f"{ref}: {name} is {brief(size)}, but must be at least 1; check its config.json", subject=name)
+            raise ModelError(
+                f"{ref}: {name} is {brief(size)}, but must be at least 1; check its config.json",
+                subject=name,
+            )
     if not isinstance(config.dtype, torch.dtype | None):
-        raise ModelError(f"{ref}: dtype is {brief(config.dtype)}, which is no type of numbers; check its config.json", subject="dtype")
+        raise ModelError(
+            f"{ref}: dtype is {brief(config.dtype)}, which is no type of numbers; check its config.json",
+            subject="dtype",
+        )
 
 
 def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
@@ -123,7 +176,11 @@ def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
         name = key.strip("_").removesuffix("_internal")
         allowed = CHOICES.get(name, ())
         wrong = (
-            [leaf for leaf in leaves(value) if leaf is not None and leaf not in allowed] if allowed else [value] if name in KERNELS and value else []
+            [leaf for leaf in leaves(value) if leaf is not None and leaf not in allowed]
+            if allowed
+            else [value]
+            if name in KERNELS and value
+            else []
         )
         if wrong:
             instead = f"allowed is {', '.join(allowed)}" if allowed else "delete that entry"
@@ -135,7 +192,9 @@ def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
-    """Raise `ModelError` unless the configuration names an architecture that transformers has itself, or code beside it may be run."""
+    """Raise `ModelError` unless the configuration names an architecture that transformers has
+    itself, or code beside it may be run.
+    """
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
@@ -159,7 +218,13 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
     classes = {one.__name__ for one in (known if isinstance(known, list | tuple) else (known,))}
     named = config.architectures or sorted(classes)[:1]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ModelError(f"{ref}: architectures is {brief(named)}, and no list of names; check its config.json", subject="architectures")
+        raise ModelError(
+            f"{ref}: architectures is {brief(named)}, and no list of names; check its config.json",
+            subject="architectures",
+        )
     if not classes.intersection(named):
         what = ", ".join(named) or config.model_type
-        raise ModelError(f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2", subject=ref)
+        raise ModelError(
+            f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2",
+            subject=ref,
+        )

@@ -1,6 +1,7 @@
 """Where a model computes, and in which type.
 
-CUDA and MPS follow PyTorch's documented behaviour but are untested here: no such machine was at hand.
+CUDA and MPS follow PyTorch's documented behaviour but are untested here: no such machine was at
+hand.
 """
 
 import functools
@@ -10,46 +11,75 @@ from typing import Final
 import torch
 
 from calibrant.errors import ModelError
-from calibrant.registry import did_you_mean
+from calibrant.spec.foreign import did_you_mean
 
-DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16, "float64": torch.float64}
+DTYPES: Final = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 DEVICES: Final = ("cpu", "cuda", "mps")
 _NATIVE_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 _CUDA_WITH_BFLOAT16: Final = (8, 0)
 
 WORTH: Final = 1.2
-"""How many times as fast as float32 bfloat16 must be: processors lie far on one side or the other, so a busy moment doesn't decide."""
+"""How many times as fast as float32 bfloat16 must be: processors lie far on one side or the
+other, so a busy moment doesn't decide.
+"""
 
 
 def resolve_device(device: str) -> torch.device:
     """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
 
-    Raises `ModelError` for a name that doesn't exist, or a device that this machine lacks. CUDA and MPS are untested here.
+    Raises `ModelError` for a name that doesn't exist, or a device that this machine lacks. CUDA and
+    MPS are untested here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     kind, _, number = device.partition(":")
     if kind not in DEVICES or (number and not number.isdigit()):
         hint = did_you_mean(kind, [*DEVICES, "auto"])
-        raise ModelError(f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps", subject=device)
-    available = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}[kind]
+        raise ModelError(
+            f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps",
+            subject=device,
+        )
+    available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
     if int(number or 0) >= available:
-        raise ModelError(f"device {device!r} isn't available on this machine (it has {available} of kind {kind}); use auto or cpu", subject=device)
+        raise ModelError(
+            f"device {device!r} isn't available on this machine (it has {available} of kind {kind}); use auto or cpu",
+            subject=device,
+        )
     return torch.device(device)
 
 
 def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:
     """Return the type that weights and activations are kept in.
 
-    `auto` is bfloat16 where the device multiplies in it natively (AMX, AVX-512 BF16, ARM BF16, CUDA from capability 8.0 on) and, on a processor,
-    is by a fifth faster in it, which is tried once: AVX-512 BF16 runs at twice the speed of float32 on some processors and at half of it on
-    others. So it depends on the machine alone and is settled before anything is planned. Raises `ModelError` for any other name.
+    `auto` is bfloat16 where the device multiplies in it natively (AMX, AVX-512 BF16, ARM BF16, CUDA
+    from capability 8.0 on) and, on a processor, is by a fifth faster in it, which is tried once:
+    AVX-512 BF16 runs at twice the speed of float32 on some processors and at half of it on others.
+    So it depends on the machine alone and is settled before anything is planned. Raises
+    `ModelError` for any other name.
     """
     if dtype == "auto":
         where = resolve_device(device) if isinstance(device, str) else device
         return torch.bfloat16 if _native_bfloat16(where) else torch.float32
     if dtype not in DTYPES:
-        raise ModelError(f"there is no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES, 'auto'])}; use auto, {', '.join(DTYPES)}", subject=dtype)
+        raise ModelError(
+            f"there is no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES, 'auto'])}; use auto, {', '.join(DTYPES)}",
+            subject=dtype,
+        )
     return DTYPES[dtype]
 
 
@@ -57,12 +87,18 @@ def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _CUDA_WITH_BFLOAT16
     able = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(able.get(name, False) for name in _NATIVE_BFLOAT16) and bfloat16_gain() >= WORTH
+    return (
+        device.type == "cpu"
+        and any(able.get(name, False) for name in _NATIVE_BFLOAT16)
+        and bfloat16_gain() >= WORTH
+    )
 
 
 @functools.cache
 def bfloat16_gain() -> float:
-    """Return how many times as fast as in float32 this processor multiplies matrices in bfloat16, the best of several tries each."""
+    """Return how many times as fast as in float32 this processor multiplies matrices in
+    bfloat16, the best of several tries each.
+    """
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     operands = {dtype: torch.ones(1024, 1024, dtype=dtype) for dtype in best}
     for _ in range(6):

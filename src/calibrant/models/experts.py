@@ -1,14 +1,17 @@
-"""Layers of experts: which router picks among which matrices, whom it picked, and how experts are dropped.
+"""Layers of experts: which router picks among which matrices, whom it picked, and how experts are
+dropped.
 
-transformers keeps the experts of a layer as slices of three-dimensional tensors. Their router is the one matrix beside them that has a row for
-each expert. What it chose is read where it is handed over, so it is what the model itself acted on:
+transformers keeps the experts of a layer as slices of three-dimensional tensors. Their router is
+the one matrix beside them that has a row for each expert. What it chose is read where it is handed
+over, so it is what the model itself acted on:
 
 - nearly all: `experts(hidden, index, weights)`, both `[token, chosen]`;
-- Llama 4: the router answers with scores `[token, expert]`, which are zero for whom it didn't choose;
+- Llama 4: the router answers with scores `[token, expert]`, which are zero for whom it didn't
+  choose;
 - JetMoE: it answers with the chosen of all tokens, sorted by expert.
 
-A layer that isn't laid out so is refused by name. Experts of *attention* (JetMoE has some) are no expert layers: nothing but a feed-forward
-layer is.
+A layer that isn't laid out so is refused by name. Experts of *attention* (JetMoE has some) are no
+expert layers: nothing but a feed-forward layer is.
 """
 
 import copy
@@ -25,7 +28,14 @@ from calibrant.errors import ModelError, TargetError
 from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
 
 ROUTERS: Final = ("gate", "router")
-TOP_K_NAMES: Final = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
+TOP_K_NAMES: Final = (
+    "top_k",
+    "num_experts_per_tok",
+    "top_k_experts",
+    "moe_k",
+    "moe_topk",
+    "moe_top_k",
+)
 """What modules and configurations call the number of experts that a router picks for each token."""
 WEIGHS_INPUTS: Final = ("Llama4TextExperts",)
 """Classes of experts that get their input times the router's weight."""
@@ -34,10 +44,12 @@ WEIGHS_INPUTS: Final = ("Llama4TextExperts",)
 @final
 @dataclass(frozen=True)
 class ExpertLayer:
-    """A feed-forward layer made of `count` experts, of which its router picks `top_k` for each token.
+    """A feed-forward layer made of `count` experts, of which its router picks `top_k` for each
+    token.
 
-    `experts` are each expert's matrices, in the order in which the model declares them; `shared` are the matrices of experts that every token
-    passes through. `matrix` is the router's own, `[expert, in]`.
+    `experts` are each expert's matrices, in the order in which the model declares them; `shared`
+    are the matrices of experts that every token passes through. `matrix` is the router's own,
+    `[expert, in]`.
     """
 
     block: int
@@ -55,14 +67,17 @@ class ExpertLayer:
 
     @property
     def weighs_inputs(self) -> bool:
-        """Whether the router's weight is multiplied with what an expert gets, as in Llama 4, and not with what it gives."""
+        """Whether the router's weight is multiplied with what an expert gets, as in Llama 4, and
+        not with what it gives.
+        """
         return type(self.holders[0]).__name__ in WEIGHS_INPUTS
 
 
 def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
     """Return the expert layers of a model, in order; none for a model without experts.
 
-    Raises `ModelError`, naming the layer, where it can't be told which router picks among the experts.
+    Raises `ModelError`, naming the layer, where it can't be told which router picks among the
+    experts.
     """
     return tuple(layer for block in view.blocks for layer in _layers(view, block))
 
@@ -79,10 +94,25 @@ def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
         holders = {_holder(view, weight): weight.owner for weight in experts[0]}
         matrix = _router(view, block, place, count, tuple(holders))
         router = module.get_submodule(matrix.name.removeprefix(f"{place}.").partition(".")[0])
-        shared = tuple(w for w in block.weights if w.expert is None and any("shared" in part for part in w.name.split(".")))
+        shared = tuple(
+            w
+            for w in block.weights
+            if w.expert is None and any("shared" in part for part in w.name.split("."))
+        )
         top_k = _top_k(view, (router, module, *holders.values()), place)
         matrices = tuple(tuple(experts[e]) for e in range(count))
-        yield ExpertLayer(block.index, place, count, top_k, matrix, matrices, shared, module, router, tuple(holders.values()))
+        yield ExpertLayer(
+            block.index,
+            place,
+            count,
+            top_k,
+            matrix,
+            matrices,
+            shared,
+            module,
+            router,
+            tuple(holders.values()),
+        )
 
 
 def _holder(view: ModelView, weight: Weight) -> str:
@@ -91,21 +121,30 @@ def _holder(view: ModelView, weight: Weight) -> str:
     return name if weight.key == "weight" else name.rpartition(".")[0]
 
 
-def _router(view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]) -> Weight:
+def _router(
+    view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]
+) -> Weight:
     candidates: list[Weight] = []
     for name, parameter in view.model.get_submodule(place).named_parameters(prefix=place):
         path, _, key = name.rpartition(".")
-        routes = _is_router(view, place, path) and not any(path == holder or path.startswith(f"{holder}.") for holder in holders)
+        routes = _is_router(view, place, path) and not any(
+            path == holder or path.startswith(f"{holder}.") for holder in holders
+        )
         if routes and key == "weight" and parameter.dim() == 2 and parameter.shape[0] == count:
             shape = (parameter.shape[0], parameter.shape[1])
-            candidates.append(Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key))
+            candidates.append(
+                Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key)
+            )
     if len(candidates) != 1:
         what = (
             f"several matrices could be their router ({', '.join(w.name for w in candidates)})"
             if candidates
             else "no router has one row for each of them"
         )
-        raise ModelError(f"{place} has {count} experts, but {what}; its experts can be pruned, but neither watched nor dropped", subject=place)
+        raise ModelError(
+            f"{place} has {count} experts, but {what}; its experts can be pruned, but neither watched nor dropped",
+            subject=place,
+        )
     return candidates[0]
 
 
@@ -125,12 +164,17 @@ def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
     for number in [*numbers, *(getattr(config, name, None) for name in TOP_K_NAMES)]:
         if isinstance(number, int) and not isinstance(number, bool):
             return number
-    raise ModelError(f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped", subject=place)
+    raise ModelError(
+        f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped",
+        subject=place,
+    )
 
 
 @final
 class Choices:
-    """While it is entered, writes down whom the routers of `layers` pick, at the last forward of each."""
+    """While it is entered, writes down whom the routers of `layers` pick, at the last forward of
+    each.
+    """
 
     def __init__(self, layers: Sequence[ExpertLayer]) -> None:
         self._layers = layers
@@ -140,44 +184,79 @@ class Choices:
     def __enter__(self) -> "Choices":
         for layer in self._layers:
             self._handles += [
-                holder.register_forward_pre_hook(lambda _, args, kwargs, name=layer.name: self._read_arguments(name, args, kwargs), with_kwargs=True)
+                holder.register_forward_pre_hook(
+                    lambda _, args, kwargs, name=layer.name: self._read_arguments(
+                        name, args, kwargs
+                    ),
+                    with_kwargs=True,
+                )
                 for holder in layer.holders[:1]
             ]
-            self._handles.append(layer.router.register_forward_hook(lambda _, __, output, layer=layer: self._read_output(layer, output)))
+            self._handles.append(
+                layer.router.register_forward_hook(
+                    lambda _, __, output, layer=layer: self._read_output(layer, output)
+                )
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def of(self, layer: ExpertLayer) -> tuple[Int[Tensor, "token chosen"], Float[Tensor, "token chosen"]]:
-        """Return the numbers of the experts that each token was sent to, and the weight that each of them got.
+    def of(
+        self, layer: ExpertLayer
+    ) -> tuple[Int[Tensor, "token chosen"], Float[Tensor, "token chosen"]]:
+        """Return the numbers of the experts that each token was sent to, and the weight that each
+        of them got.
 
-        Every token has a row, padding too. Raises `ModelError` for a router whose answer isn't understood.
+        Every token has a row, padding too. Raises `ModelError` for a router whose answer isn't
+        understood.
         """
         if layer.name not in self._picks:
-            raise ModelError(f"whom the router of {layer.name} picks can't be read from its forward: it isn't laid out as known", subject=layer.name)
+            raise ModelError(
+                f"whom the router of {layer.name} picks can't be read from its forward: it isn't laid out as known",
+                subject=layer.name,
+            )
         return self._picks[layer.name]
 
     def _read_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
+        tensors = [
+            one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2
+        ]
         index = next((one for one in tensors if not one.is_floating_point()), None)
         if index is not None:
-            weights = next((one for one in tensors if one.is_floating_point() and one.shape == index.shape), None)
+            weights = next(
+                (one for one in tensors if one.is_floating_point() and one.shape == index.shape),
+                None,
+            )
             if weights is not None:
                 self._picks[name] = index.detach(), weights.detach()
 
     def _read_output(self, layer: ExpertLayer, output: Any) -> None:
         match output:
-            case (Tensor() as scores, Tensor() as logits) if scores.shape == logits.shape and scores.shape[-1] == layer.count:
+            case (Tensor() as scores, Tensor() as logits) if (
+                scores.shape == logits.shape and scores.shape[-1] == layer.count
+            ):
                 weights, index = scores.detach().topk(layer.top_k, dim=-1)
                 self._picks[layer.name] = index, weights
-            case (Tensor() as order, Tensor() as token, Tensor() as gates, list() as sizes, Tensor()) if len(sizes) == layer.count:
-                experts = torch.repeat_interleave(torch.arange(layer.count, device=order.device), torch.tensor(sizes, device=order.device))
+            case (
+                Tensor() as order,
+                Tensor() as token,
+                Tensor() as gates,
+                list() as sizes,
+                Tensor(),
+            ) if len(sizes) == layer.count:
+                experts = torch.repeat_interleave(
+                    torch.arange(layer.count, device=order.device),
+                    torch.tensor(sizes, device=order.device),
+                )
                 index, weights = torch.empty_like(experts), torch.empty_like(gates.detach())
                 index[order], weights[order] = experts, gates.detach()
                 rows = len(token) // layer.top_k
-                self._picks[layer.name] = index.view(rows, layer.top_k), weights.view(rows, layer.top_k)
+                self._picks[layer.name] = (
+                    index.view(rows, layer.top_k),
+                    weights.view(rows, layer.top_k),
+                )
             case _:
                 pass
 
@@ -186,20 +265,24 @@ GROUPS: Final = ("n_group", "num_expert_group", "moe_n_group")
 PICKED_GROUPS: Final = ("topk_group", "topk_groups", "moe_topk_group")
 
 
-# What has to shrink isn't guessed from names: the smaller model is built from its configuration, without numbers, and every tensor and number of
-# an expert layer that is another there is made so. So a router's rows, its bias, corrections of its scores and the experts' own biases follow,
-# and a model that its configuration couldn't describe is refused before anything is touched.
+# What has to shrink isn't guessed from names: the smaller model is built from its configuration,
+# without numbers, and every tensor and number of an expert layer that is another there is made so.
+# So a router's rows, its bias, corrections of its scores and the experts' own biases follow, and a
+# model that its configuration couldn't describe is refused before anything is touched.
 
 
 def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
-    """Remove experts by number, for each block those of its expert layer, and say so in the configuration.
+    """Remove experts by number, for each block those of its expert layer, and say so in the
+    configuration.
 
-    Saved, the model opens with plain transformers and computes the same. The experts that stay are numbered anew, in order. A configuration
-    knows one number of experts, so every expert layer must lose equally many. Nothing is overwritten, so a `Snapshot` brings all back without
-    having copied it.
+    Saved, the model opens with plain transformers and computes the same. The experts that stay are
+    numbered anew, in order. A configuration knows one number of experts, so every expert layer must
+    lose equally many. Nothing is overwritten, so a `Snapshot` brings all back without having copied
+    it.
 
-    Raises `TargetError` where fewer would stay than the router picks, and `ModelError` for experts or layers that don't exist, and for what the
-    configuration can't describe. Then nothing is changed.
+    Raises `TargetError` where fewer would stay than the router picks, and `ModelError` for experts
+    or layers that don't exist, and for what the configuration can't describe. Then nothing is
+    changed.
     """
     layers = expert_layers(view)
     staying = {layer.name: _staying(layer, experts.get(layer.block, ())) for layer in layers}
@@ -221,7 +304,10 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
 def _staying(layer: ExpertLayer, dropped: Sequence[int]) -> list[int]:
     strangers = [e for e in dropped if not 0 <= e < layer.count]
     if strangers:
-        raise ModelError(f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}", subject=str(strangers[0]))
+        raise ModelError(
+            f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}",
+            subject=str(strangers[0]),
+        )
     staying = [e for e in range(layer.count) if e not in set(dropped)]
     if len(staying) < layer.top_k:
         raise TargetError(
@@ -232,11 +318,19 @@ def _staying(layer: ExpertLayer, dropped: Sequence[int]) -> list[int]:
     return staying
 
 
-def _check(view: ModelView, layers: Sequence[ExpertLayer], staying: Mapping[str, list[int]], experts: Mapping[int, Sequence[int]]) -> None:
+def _check(
+    view: ModelView,
+    layers: Sequence[ExpertLayer],
+    staying: Mapping[str, list[int]],
+    experts: Mapping[int, Sequence[int]],
+) -> None:
     strangers = sorted(set(experts) - {layer.block for layer in layers})
     if strangers:
         layered = ", ".join(str(layer.block) for layer in layers) or "none"
-        raise ModelError(f"block {strangers[0]} has no layer of experts (blocks that have one: {layered})", subject=str(strangers[0]))
+        raise ModelError(
+            f"block {strangers[0]} has no layer of experts (blocks that have one: {layered})",
+            subject=str(strangers[0]),
+        )
     left = {layer.name: len(staying[layer.name]) for layer in layers}
     if len(set(left.values())) > 1:
         few, many = min(left, key=lambda name: left[name]), max(left, key=lambda name: left[name])
@@ -247,19 +341,31 @@ def _check(view: ModelView, layers: Sequence[ExpertLayer], staying: Mapping[str,
         )
     for layer in layers:
         _check_groups(view, layer, staying[layer.name])
-        for name, tensor in [*layer.module.named_parameters(prefix=layer.name), *layer.module.named_buffers(prefix=layer.name)]:
+        for name, tensor in [
+            *layer.module.named_parameters(prefix=layer.name),
+            *layer.module.named_buffers(prefix=layer.name),
+        ]:
             if not tensor.is_floating_point():
-                raise ModelError(f"{name} may name experts by number, so none of them can be dropped; such models aren't known yet", subject=name)
+                raise ModelError(
+                    f"{name} may name experts by number, so none of them can be dropped; such models aren't known yet",
+                    subject=name,
+                )
 
 
 def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -> None:
-    """A router that picks groups of neighbours first needs groups of one size, with two experts at least: it ranks them by their best two."""
+    """A router that picks groups of neighbours first needs groups of one size, with two experts
+    at least: it ranks them by their best two.
+    """
     config: Any = view.model.config.get_text_config(decoder=True)
     groups = next((n for name in GROUPS if isinstance(n := getattr(config, name, None), int)), 1)
     if groups <= 1:
         return
-    picked = next((n for name in PICKED_GROUPS if isinstance(n := getattr(config, name, None), int)), groups)
-    sizes = [sum(1 for e in staying if e * groups // layer.count == group) for group in range(groups)]
+    picked = next(
+        (n for name in PICKED_GROUPS if isinstance(n := getattr(config, name, None), int)), groups
+    )
+    sizes = [
+        sum(1 for e in staying if e * groups // layer.count == group) for group in range(groups)
+    ]
     least = max(2, -(-layer.top_k // picked))
     if len(set(sizes)) > 1 or sizes[0] < least:
         raise ModelError(
@@ -283,17 +389,34 @@ def _set_counts(config: Any, count: int, left: int) -> None:
             setattr(config, name, left)
 
 
-def _cuts(view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], count: int, left: int) -> dict[str, dict[str, int]]:
-    """For each layer the tensors to be cut, and along which axis. `ModelError` where the configuration asks for anything else."""
+def _cuts(
+    view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], count: int, left: int
+) -> dict[str, dict[str, int]]:
+    """For each layer the tensors to be cut, and along which axis. `ModelError` where the
+    configuration asks for anything else.
+    """
     described, cuts = _tensors(smaller), {layer.name: dict[str, int]() for layer in layers}
     present = _tensors(view.model)
     for name in sorted({*present, *described}):
-        now, then = (tuple(tensors[name].shape) if name in tensors else None for tensors in (present, described))
+        now, then = (
+            tuple(tensors[name].shape) if name in tensors else None
+            for tensors in (present, described)
+        )
         if now == then:
             continue
         layer = next((layer.name for layer in layers if name.startswith(f"{layer.name}.")), None)
-        axes = [] if now is None or then is None or len(now) != len(then) else [i for i, (a, b) in enumerate(zip(now, then, strict=True)) if a != b]
-        if layer is None or len(axes) != 1 or now is None or then is None or (now[axes[0]], then[axes[0]]) != (count, left):
+        axes = (
+            []
+            if now is None or then is None or len(now) != len(then)
+            else [i for i, (a, b) in enumerate(zip(now, then, strict=True)) if a != b]
+        )
+        if (
+            layer is None
+            or len(axes) != 1
+            or now is None
+            or then is None
+            or (now[axes[0]], then[axes[0]]) != (count, left)
+        ):
             raise ModelError(
                 f"with {left} of {count} experts the configuration would ask for another {name}; "
                 f"experts of a {type(view.model).__name__} can't be dropped",
@@ -301,18 +424,32 @@ def _cuts(view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], co
             )
         cuts[layer][name] = axes[0]
     for layer in layers:
-        uncut = [w.name for w in (layer.matrix, *layer.experts[0]) if not any(w.name.startswith(n.removesuffix(".weight")) for n in cuts[layer.name])]
+        uncut = [
+            w.name
+            for w in (layer.matrix, *layer.experts[0])
+            if not any(w.name.startswith(n.removesuffix(".weight")) for n in cuts[layer.name])
+        ]
         if uncut:
-            raise ModelError(f"the configuration doesn't say how many experts {layer.name} has, so {uncut[0]} can't shrink", subject=uncut[0])
+            raise ModelError(
+                f"the configuration doesn't say how many experts {layer.name} has, so {uncut[0]} can't shrink",
+                subject=uncut[0],
+            )
     return cuts
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    return dict(
+        [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+    )
 
 
 def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None:
-    """Put a tensor with the slices `kept` in place of the one that is there, which stays what it was."""
+    """Put a tensor with the slices `kept` in place of the one that is there, which stays what it
+    was.
+    """
     path, _, key = name.rpartition(".")
     owner = model.get_submodule(path)
     before = getattr(owner, key)
@@ -324,7 +461,9 @@ def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None
 
 
 def _renumber(larger: nn.Module, smaller: nn.Module) -> None:
-    """Take over the whole numbers that the modules of the smaller layer have: counts of experts, under whatever name."""
+    """Take over the whole numbers that the modules of the smaller layer have: counts of experts,
+    under whatever name.
+    """
     for name, module in larger.named_modules():
         other = vars(smaller.get_submodule(name))
         for key, value in list(vars(module).items()):

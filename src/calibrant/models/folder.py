@@ -1,7 +1,8 @@
-"""What a model's folder holds: which files its weights are, and that every file it is read from is a plain one of that folder.
+"""What a model's folder holds: which files its weights are, and that every file it is read from is
+a plain one of that folder.
 
-transformers opens what an index or a configuration names, wherever that is and whatever it is. Here the names are read first: what they may be
-is hashed and opened, all of it and nothing else.
+transformers opens what an index or a configuration names, wherever that is and whatever it is. Here
+the names are read first: what they may be is hashed and opened, all of it and nothing else.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import ModelError
-from calibrant.foreign import brief, visible
 from calibrant.models.quiet import Refusal, quoted
+from calibrant.spec.foreign import brief, visible
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
@@ -34,30 +35,43 @@ _WHAT: Final = "a model's folder holds config.json, *.safetensors and its tokeni
 def weight_files(folder: Path, ref: str) -> tuple[Path, ...]:
     """Return the safetensors files that a folder's weights are, in the order of their names.
 
-    They are `model.safetensors`, or what `model.safetensors.index.json` names. Raises `ModelError` for a folder that lacks them, or a
-    configuration; for a name that is none of a plain file in the folder; and for safetensors that nothing names.
+    They are `model.safetensors`, or what `model.safetensors.index.json` names. Raises `ModelError`
+    for a folder that lacks them, or a configuration; for a name that is none of a plain file in the
+    folder; and for safetensors that nothing names.
     """
     names = check_plain(folder, ref)
     weights = [name for name in names if name.endswith(".safetensors")]
     _check_kinds(folder, ref, names, weights)
     if ADAPTER in names:
         raise ModelError(
-            f"{ref} is an adapter of another model ({ADAPTER}), which would be opened in its place; merge them and save that", subject=ref
+            f"{ref} is an adapter of another model ({ADAPTER}), which would be opened in its place; merge them and save that",
+            subject=ref,
         )
     named = _indexed(folder, ref, names) if INDEX in names else {WEIGHTS}
     if INDEX in names and WEIGHTS in weights and named != {WEIGHTS}:
-        raise ModelError(f"{ref} holds {WEIGHTS} and {INDEX} too, and both say what its weights are; delete one of them", subject=WEIGHTS)
+        raise ModelError(
+            f"{ref} holds {WEIGHTS} and {INDEX} too, and both say what its weights are; delete one of them",
+            subject=WEIGHTS,
+        )
     if not named & set(weights):
-        raise ModelError(f"{ref} holds {weights[0]}, but neither {WEIGHTS} nor {INDEX}; call a single file {WEIGHTS}", subject=weights[0])
+        raise ModelError(
+            f"{ref} holds {weights[0]}, but neither {WEIGHTS} nor {INDEX}; call a single file {WEIGHTS}",
+            subject=weights[0],
+        )
     for name in weights:
         if name not in named:
             where = INDEX if INDEX in names else WEIGHTS
-            raise ModelError(f"{ref} holds {brief(name)}, which is no part of {where}; move it elsewhere if it isn't meant", subject=name)
+            raise ModelError(
+                f"{ref} holds {brief(name)}, which is no part of {where}; move it elsewhere if it isn't meant",
+                subject=name,
+            )
     return tuple(folder / name for name in sorted(named))
 
 
 def check_plain(folder: Path, ref: str) -> list[str]:
-    """Return the names in a folder. Raises `ModelError` for one that would be read and is no plain file of this folder."""
+    """Return the names in a folder. Raises `ModelError` for one that would be read and is no
+    plain file of this folder.
+    """
     with Refusal(f"{ref} can't be read", "; is it yours to read?", ref):
         names = sorted(path.name for path in folder.iterdir())
         for name in names:
@@ -67,7 +81,9 @@ def check_plain(folder: Path, ref: str) -> list[str]:
 
 
 def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
-    """Return the SHA-256 of the weights and `config.json` of a folder, and of its Python files if they may be run, by path in it."""
+    """Return the SHA-256 of the weights and `config.json` of a folder, and of its Python files
+    if they may be run, by path in it.
+    """
     digests = {file.name: file_digest(file) for file in sorted([*weights, folder / CONFIG])}
     for file in sorted(folder.rglob("*.py")) if with_code else ():
         digests[file.relative_to(folder).as_posix()] = file_digest(file)
@@ -75,7 +91,9 @@ def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False)
 
 
 def folder_digest(digests: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the names and bytes of the files whose digests these are, in their order."""
+    """Return the SHA-256 of the names and bytes of the files whose digests these are, in their
+    order.
+    """
     total = hashlib.sha256()
     for name, digest in digests.items():
         total.update(f"{name} {digest}\n".encode())
@@ -84,24 +102,37 @@ def folder_digest(digests: Mapping[str, str]) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    with Refusal(f"{path} can't be read", "; is it yours to read?", str(path)), path.open("rb") as file:
+    with (
+        Refusal(f"{path} can't be read", "; is it yours to read?", str(path)),
+        path.open("rb") as file,
+    ):
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, an object. Raises `ModelError` for anything else: another value, NaN, too large, or nested too deep."""
+    """Return what a JSON file holds, an object. Raises `ModelError` for anything else: another
+    value, NaN, too large, or nested too deep.
+    """
     with Refusal(f"{path} can't be read", "; is it yours to read?", str(path)):
         size = path.stat().st_size
         text = path.read_bytes() if size <= LARGEST else b""
     if size > LARGEST:
-        raise ModelError(f"{path} has {size:,} bytes, and at most {LARGEST:,} are read; copy or download it again", subject=str(path))
+        raise ModelError(
+            f"{path} has {size:,} bytes, and at most {LARGEST:,} are read; copy or download it again",
+            subject=str(path),
+        )
     try:
         value = json.loads(text, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else quoted(error)
-        raise ModelError(f"{path} is no JSON ({why}); copy or download it again", subject=str(path)) from error
+        raise ModelError(
+            f"{path} is no JSON ({why}); copy or download it again", subject=str(path)
+        ) from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path} holds {brief(value)}, and no object in braces; copy or download it again", subject=str(path))
+        raise ModelError(
+            f"{path} holds {brief(value)}, and no object in braces; copy or download it again",
+            subject=str(path),
+        )
     _check_depth(value, path)
     return value
 
@@ -110,42 +141,68 @@ def entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield every name in plain data with its value, at any depth."""
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key, inner
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for inner in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         yield from entries(inner)
 
 
 def leaves(value: Any) -> Iterator[Any]:
     """Yield the values in plain data that are neither objects nor lists."""
     if isinstance(value, dict | list):
-        yield from chain.from_iterable(map(leaves, value.values() if isinstance(value, dict) else value))
+        yield from chain.from_iterable(
+            map(leaves, value.values() if isinstance(value, dict) else value)
+        )
     else:
         yield value
 
 
 def _check_plain(path: Path, folder: Path, ref: str) -> None:
-    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one in there or in the hub's cache that the folder is of."""
+    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one in there
+    or in the hub's cache that the folder is of.
+    """
     real, home = path.resolve(), folder.resolve()
     if not real.exists():
-        raise ModelError(f"{visible(str(path))} is a link to nothing; copy or download it again", subject=path.name)
+        raise ModelError(
+            f"{visible(str(path))} is a link to nothing; copy or download it again",
+            subject=path.name,
+        )
     if not stat.S_ISREG(real.stat().st_mode):
-        raise ModelError(f"{visible(str(path))} is no plain file but a folder, pipe or device; {_WHAT}", subject=path.name)
-    # models--x--y/snapshots/REVISION links into models--x--y/blobs, and that, where repositories share, into blobs beside it.
-    blobs = [home.parents[1] / "blobs", home.parents[2] / "blobs"] if home.parent.name == "snapshots" and len(home.parents) > 2 else []
+        raise ModelError(
+            f"{visible(str(path))} is no plain file but a folder, pipe or device; {_WHAT}",
+            subject=path.name,
+        )
+    # models--x--y/snapshots/REVISION links into models--x--y/blobs, and that, where repositories
+    # share, into blobs beside it.
+    blobs = (
+        [home.parents[1] / "blobs", home.parents[2] / "blobs"]
+        if home.parent.name == "snapshots" and len(home.parents) > 2
+        else []
+    )
     if not any(real.is_relative_to(place) for place in (home, *blobs)):
-        raise ModelError(f"{visible(str(path))} is a link that leads out of {ref}; put the file itself there", subject=path.name)
+        raise ModelError(
+            f"{visible(str(path))} is a link that leads out of {ref}; put the file itself there",
+            subject=path.name,
+        )
 
 
 def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence[str]) -> None:
-    """Raise `ModelError` for a folder without a configuration or without safetensors, and say what there is in their place."""
+    """Raise `ModelError` for a folder without a configuration or without safetensors, and say
+    what there is in their place.
+    """
     pickles = [name for name in names if name.endswith(PICKLES)]
     ggufs = [name for name in names if name.endswith(".gguf")]
     if not names:
         raise ModelError(f"{ref} is an empty folder; {_WHAT}", subject=ref)
     if not weights and ggufs:
-        raise ModelError(f"{ref} holds no safetensors but GGUF; name the file itself, {folder / ggufs[0]}", subject=ref)
+        raise ModelError(
+            f"{ref} holds no safetensors but GGUF; name the file itself, {folder / ggufs[0]}",
+            subject=ref,
+        )
     if not weights and pickles:
         raise ModelError(
-            f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first", subject=ref
+            f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first",
+            subject=ref,
         )
     if not weights or CONFIG not in names:
         missing = CONFIG if weights else "*.safetensors"
@@ -157,17 +214,28 @@ def _indexed(folder: Path, ref: str, names: Sequence[str]) -> set[str]:
     path = folder / INDEX
     places = read_object(path).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ModelError(f"{path} has no weight_map that says which tensor is in which file ({brief(places)}); download it again", subject=INDEX)
+        raise ModelError(
+            f"{path} has no weight_map that says which tensor is in which file ({brief(places)}); download it again",
+            subject=INDEX,
+        )
     named: set[str] = set()
     for tensor, name in places.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or name != Path(name).name or "\\" in name:
+        if (
+            not isinstance(name, str)
+            or not name.endswith(".safetensors")
+            or name != Path(name).name
+            or "\\" in name
+        ):
             raise ModelError(
                 f"{path} says that {brief(tensor)} is in {brief(name)}, but weights are read from safetensors files of this folder only; "
                 "put the file there and name it without a path",
                 subject=str(name),
             )
         if name not in names:
-            raise ModelError(f"{path} names {brief(name)}, which isn't there; copy or download it to {ref}", subject=name)
+            raise ModelError(
+                f"{path} names {brief(name)}, which isn't there; copy or download it to {ref}",
+                subject=name,
+            )
         named.add(name)
     return named
 
@@ -184,5 +252,13 @@ def _check_depth(value: Any, path: Path) -> None:
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise ModelError(f"{path} is nested more than {DEEPEST} levels deep; copy or download it again", subject=str(path))
-        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
+            raise ModelError(
+                f"{path} is nested more than {DEEPEST} levels deep; copy or download it again",
+                subject=str(path),
+            )
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]

@@ -1,4 +1,6 @@
-"""GGUF files: sound or damaged, what their weights were quantized to, and opening them as a dense model of transformers."""
+"""GGUF files: sound or damaged, what their weights were quantized to, and opening them as a
+dense model of transformers.
+"""
 
 import functools
 import mmap
@@ -16,30 +18,51 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    modeling_gguf_pytorch_utils,
+)
 
 from calibrant.errors import ModelError
-from calibrant.foreign import brief
 from calibrant.models.cache import CachedModel
 from calibrant.models.complete import check_complete, check_fits, outline, refuse_unused
 from calibrant.models.configuring import Room, check_counts, check_sizes
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import forget_quantization
 from calibrant.models.tokenizing import check_ids, check_template, try_out
+from calibrant.spec.foreign import brief
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DIMENSIONS: Final = 4
 LONGEST_NAME: Final = 2**16
 TEXT, LIST = 8, 9
-SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS: Final = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 ALIGNMENT: Final = 32
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
 
 _COUNTED: Final = {"block_count": "num_hidden_layers", "expert_count": "num_experts"}
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _NO_PLACE: Final = re.compile(r"^rope_f|rot_embd|_exps\.|^output\.weight$")
-"""Tables of angles, which a model makes itself; experts, which transformers puts together; a head, which it may tie."""
+"""Tables of angles, which a model makes itself; experts, which transformers puts together; a
+head, which it may tie.
+"""
 
 
 @final
@@ -53,19 +76,25 @@ class Header:
 
 def check_magic(path: Path) -> None:
     """Raise `ModelError` unless the file begins as GGUF files do."""
-    with Refusal(f"{path} can't be read", "; is it yours to read?", str(path)), path.open("rb") as file:
+    with (
+        Refusal(f"{path} can't be read", "; is it yours to read?", str(path)),
+        path.open("rb") as file,
+    ):
         begins = file.read(len(MAGIC))
     if begins != MAGIC:
         raise ModelError(
-            f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again", subject=str(path)
+            f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again",
+            subject=str(path),
         )
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a GGUF file. Raises `ValueError`, saying what, for one that is cut off or claims more than there is.
+    """Return the header of a GGUF file. Raises `ValueError`, saying what, for one that is cut off
+    or claims more than there is.
 
-    The readers of gguf and transformers believe every count and length. A mangled one has them walk or allocate without end, so the header is
-    gone through first: nothing in it may be larger than what is left of the file.
+    The readers of gguf and transformers believe every count and length. A mangled one has them walk
+    or allocate without end, so the header is gone through first: nothing in it may be larger than
+    what is left of the file.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _HeaderReader(content).header()
@@ -100,13 +129,17 @@ class _HeaderReader:
             raise ValueError(f"its alignment is {brief(alignment)}, and no power of two")
         start = -(-self._at // alignment) * alignment
         if ends and start + ends > len(self._content):
-            raise ValueError(f"its tensors end at byte {start + ends:,}, and it has {len(self._content):,}")
+            raise ValueError(
+                f"its tensors end at byte {start + ends:,}, and it has {len(self._content):,}"
+            )
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int]:
         """A tensor's name, its shape, and where it ends in the data."""
         name, dimensions = self._text(LONGEST_NAME), self._next("I")
         if dimensions > DIMENSIONS:
-            raise ValueError(f"{brief(name)} has {dimensions} dimensions, and {DIMENSIONS} are allowed")
+            raise ValueError(
+                f"{brief(name)} has {dimensions} dimensions, and {DIMENSIONS} are allowed"
+            )
         shape = tuple(reversed([self._next("Q") for _ in range(dimensions)]))
         kind, offset = GGMLQuantizationType(self._next("I")), self._next("Q")
         block, size = GGML_QUANT_SIZES[kind]
@@ -152,12 +185,16 @@ class _HeaderReader:
 
     def _skip(self, size: int) -> None:
         if self._at + size > len(self._content):
-            raise ValueError(f"something of {size:,} bytes begins at byte {self._at:,}, and it has {len(self._content):,}")
+            raise ValueError(
+                f"something of {size:,} bytes begins at byte {self._at:,}, and it has {len(self._content):,}"
+            )
         self._at += size
 
     def _check_room(self, count: int, each: int, what: str) -> None:
         if count * each > len(self._content) - self._at:
-            raise ValueError(f"it claims {count:,} {what} from byte {self._at:,} on, and has {len(self._content):,} bytes")
+            raise ValueError(
+                f"it claims {count:,} {what} from byte {self._at:,} on, and has {len(self._content):,} bytes"
+            )
 
 
 def _scalar(kind: int) -> str:
@@ -166,12 +203,15 @@ def _scalar(kind: int) -> str:
     return f"{SCALARS[kind]}"
 
 
-def open_gguf(path: Path, dtype: torch.dtype, digest: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """Return the model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing was quantized).
+def open_gguf(
+    path: Path, dtype: torch.dtype, digest: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
+    """Return the model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing
+    was quantized).
 
-    `digest` is that of the file: by it the dequantized model lies in the user's cache, as `cache` says. Raises `ModelError` for a file that is
-    no GGUF, is truncated or damaged, holds blocks or tensors that the model has no place for, or is of an architecture that transformers can't
-    read.
+    `digest` is that of the file: by it the dequantized model lies in the user's cache, as `cache`
+    says. Raises `ModelError` for a file that is no GGUF, is truncated or damaged, holds blocks or
+    tensors that the model has no place for, or is of an architecture that transformers can't read.
     """
     header = _header(path)
     cache = CachedModel(digest, dtype)
@@ -194,7 +234,9 @@ def open_gguf(path: Path, dtype: torch.dtype, digest: str) -> tuple[PreTrainedMo
 
 
 def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer in a GGUF file, whose weights aren't read. Raises `ModelError` as `folder_tokenizer` does."""
+    """Return the tokenizer in a GGUF file, whose weights aren't read. Raises `ModelError` as
+    `folder_tokenizer` does.
+    """
     check_magic(path)
     why = ": it is damaged, or of a kind transformers doesn't know; download it again"
     with Refusal(f"{path} has no tokenizer that can be read", why, str(path)):
@@ -211,7 +253,11 @@ def _header(path: Path) -> Header:
     check_magic(path)
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
         header = read_header(path)
-    counts = {_COUNTED[kind]: value for key, value in header.values.items() if (kind := key.partition(".")[2]) in _COUNTED}
+    counts = {
+        _COUNTED[kind]: value
+        for key, value in header.values.items()
+        if (kind := key.partition(".")[2]) in _COUNTED
+    }
     check_counts(counts, str(path), Room.of(header.tensors.values()))
     blocks = counts.get("num_hidden_layers")
     for name in header.tensors:
@@ -230,8 +276,13 @@ def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
         empty = outline(config)
     if empty is not None:
         check_fits(empty, sum(int(tensor.n_elements) for tensor in reader.tensors), str(path))
-    # A file's weights would stay packed where a kernel for that is at hand: they are wanted as plain numbers.
-    options: dict[str, Any] = {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+    # A file's weights would stay packed where a kernel for that is at hand: they are wanted as
+    # plain numbers.
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization_config": GgufConfig(dequantize=True),
+        "output_loading_info": True,
+    }
     model, loaded = _opened(path, AutoModelForCausalLM, config=config, **options)
     check_complete(loaded, str(path))
     return model, quantization(reader)
@@ -244,11 +295,17 @@ def _opened(path: Path, kind: Any, **options: Any) -> Any:
 
 
 def _opening(path: Path) -> Refusal:
-    return Refusal(f"{path} is a GGUF file that transformers can't open", "; try a folder of safetensors", str(path))
+    return Refusal(
+        f"{path} is a GGUF file that transformers can't open",
+        "; try a folder of safetensors",
+        str(path),
+    )
 
 
 def quantization(reader: gguf.GGUFReader) -> str:
-    """Return what the file is quantized to, as a note: the recipe that it names, else the type of most numbers; empty if all are plain floats."""
+    """Return what the file is quantized to, as a note: the recipe that it names, else the type
+    of most numbers; empty if all are plain floats.
+    """
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)
@@ -257,16 +314,22 @@ def quantization(reader: gguf.GGUFReader) -> str:
 
 
 def _recipe(reader: gguf.GGUFReader) -> str:
-    """What the file says its mixture of types is called, such as Q4_K_M; empty if it doesn't, or says what isn't known."""
+    """What the file says its mixture of types is called, such as Q4_K_M; empty if it doesn't, or
+    says what isn't known.
+    """
     field = reader.get_field("general.file_type")
     number = None if field is None else field.contents()
-    name = LlamaFileType(number).name.removeprefix("MOSTLY_") if number in set(LlamaFileType) else ""
+    name = (
+        LlamaFileType(number).name.removeprefix("MOSTLY_") if number in set(LlamaFileType) else ""
+    )
     return "" if name in ("ALL_F32", "GUESSED", *FLOATS) else name
 
 
 @final
 class _QuickReader(gguf.GGUFReader):
-    """gguf's own reader, with the mapped file seen as a plain array: its vocabulary is read in a third of the time."""
+    """gguf's own reader, with the mapped file seen as a plain array: its vocabulary is read in a
+    third of the time.
+    """
 
     @property
     def data(self) -> Any:
@@ -279,13 +342,20 @@ class _QuickReader(gguf.GGUFReader):
 
 @contextmanager
 def _each_step_once() -> Iterator[set[str]]:
-    """While it lasts, the file is parsed once and the map of names made once, without a progress bar. It gives the names that have a place.
+    """While it lasts, the file is parsed once and the map of names made once, without a progress
+    bar. It gives the names that have a place.
 
-    transformers 5.24 parses the file anew for the configuration and for the weights, and makes the map once for every module: 8 of the 15
-    seconds that SmolLM2 takes to open. Both are only read, so one copy serves.
+    transformers 5.24 parses the file anew for the configuration and for the weights, and makes the
+    map once for every module: 8 of the 15 seconds that SmolLM2 takes to open. Both are only read,
+    so one copy serves.
     """
     library, legacy = cast(Any, gguf), cast(Any, modeling_gguf_pytorch_utils)
-    reader, names, bar, weights_map = library.GGUFReader, library.get_tensor_name_map, legacy.tqdm, legacy.get_gguf_hf_weights_map
+    reader, names, bar, weights_map = (
+        library.GGUFReader,
+        library.get_tensor_name_map,
+        legacy.tqdm,
+        legacy.get_gguf_hf_weights_map,
+    )
     once = functools.cache(_QuickReader)
     places: set[str] = set()
 
@@ -301,4 +371,9 @@ def _each_step_once() -> Iterator[set[str]]:
     try:
         yield places
     finally:
-        library.GGUFReader, library.get_tensor_name_map, legacy.tqdm, legacy.get_gguf_hf_weights_map = reader, names, bar, weights_map
+        (
+            library.GGUFReader,
+            library.get_tensor_name_map,
+            legacy.tqdm,
+            legacy.get_gguf_hf_weights_map,
+        ) = reader, names, bar, weights_map

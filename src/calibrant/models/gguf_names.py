@@ -1,7 +1,8 @@
-"""What llama.cpp calls a model's tensors: `model.layers.0.self_attn.q_proj` is `blk.0.attn_q.weight` in a GGUF file.
+"""What llama.cpp calls a model's tensors: `model.layers.0.self_attn.q_proj` is
+`blk.0.attn_q.weight` in a GGUF file.
 
-The gguf package has a table for each architecture. What it lacks is said here: which architecture a model of transformers is, and the tensors in
-which transformers keeps all experts of a layer.
+The gguf package has a table for each architecture. What it lacks is said here: which architecture a
+model of transformers is, and the tensors in which transformers keeps all experts of a layer.
 """
 
 import re
@@ -12,28 +13,57 @@ import gguf
 from calibrant.errors import ModelError
 from calibrant.models.viewing import ModelView, Weight
 
-ALIASES: Final = {"mistral": "llama", "mixtral": "llama", "cohere": "command-r", "starcoder2": "starcoder2", "gpt_oss": "gpt-oss", "phi": "phi2"}
-"""What GGUF calls an architecture, where it isn't the model type of transformers with its joints left out."""
+ALIASES: Final = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "cohere": "command-r",
+    "starcoder2": "starcoder2",
+    "gpt_oss": "gpt-oss",
+    "phi": "phi2",
+}
+"""What GGUF calls an architecture, where it isn't the model type of transformers with its joints
+left out.
+"""
 
 EXPERTS: Final = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
-"""Tensors of all experts by the last part of their name. Gate and up are one tensor in transformers and two in GGUF, and read the same inputs."""
+"""Tensors of all experts by the last part of their name. Gate and up are one tensor in
+transformers and two in GGUF, and read the same inputs.
+"""
 
 _ARCHITECTURES: Final = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
 _EXPERT: Final = re.compile(r"\[\d+\]$")
 
 
 def architecture_of(model: Any) -> str:
-    """Return the name of a model's architecture in GGUF. Raises `ModelError` for one that llama.cpp has no name for."""
+    """Return the name of a model's architecture in GGUF. Raises `ModelError` for one that
+    llama.cpp has no name for.
+    """
     kind = str(model.config.get_text_config(decoder=True).model_type)
     plain = kind.removesuffix("_text")
-    found = next((name for name in (ALIASES.get(plain, ""), plain, plain.replace("_", ""), plain.replace("_", "-")) if name in _ARCHITECTURES), None)
+    found = next(
+        (
+            name
+            for name in (
+                ALIASES.get(plain, ""),
+                plain,
+                plain.replace("_", ""),
+                plain.replace("_", "-"),
+            )
+            if name in _ARCHITECTURES
+        ),
+        None,
+    )
     if found is None:
-        raise ModelError(f"llama.cpp has no names for the tensors of {kind}; give a model of another architecture", subject=kind)
+        raise ModelError(
+            f"llama.cpp has no names for the tensors of {kind}; give a model of another architecture",
+            subject=kind,
+        )
     return found
 
 
 def tensor_names(view: ModelView) -> dict[str, tuple[str, ...]]:
-    """Return the GGUF tensors that each matrix of a model is (a part of), by the matrix's name; of one expert they are those of all.
+    """Return the GGUF tensors that each matrix of a model is (a part of), by the matrix's name; of
+    one expert they are those of all.
 
     Raises `ModelError` for an architecture without names, and for a matrix that it has no name for.
     """
@@ -43,9 +73,13 @@ def tensor_names(view: ModelView) -> dict[str, tuple[str, ...]]:
 
 
 def tensor_name(model: Any, parameter: str) -> str | None:
-    """Return the GGUF tensor that one parameter (`model.norm.weight`) is; None for one without a name of its own, such as a tied head."""
+    """Return the GGUF tensor that one parameter (`model.norm.weight`) is; None for one without a
+    name of its own, such as a tied head.
+    """
     config = model.config.get_text_config(decoder=True)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture_of(model)], config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(
+        _ARCHITECTURES[architecture_of(model)], config.num_hidden_layers
+    )
     return names.get_name(parameter, try_suffixes=(".weight", ".bias"))
 
 
@@ -56,5 +90,8 @@ def _names(names: gguf.TensorNameMap, weight: Weight, architecture: str) -> tupl
         return tuple(f"blk.{weight.block}.{part}.weight" for part in EXPERTS[last])
     name = names.get_name(path, try_suffixes=(".weight",))
     if name is None:
-        raise ModelError(f"llama.cpp's {architecture} has no name for {weight.name}; give a model of another architecture", subject=weight.name)
+        raise ModelError(
+            f"llama.cpp's {architecture} has no name for {weight.name}; give a model of another architecture",
+            subject=weight.name,
+        )
     return (f"{name.removesuffix('.weight')}.weight",)

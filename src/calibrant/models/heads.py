@@ -1,8 +1,10 @@
-"""What passes from a block's values to its output matrix through attention: found by running one token, for which attention changes nothing.
+"""What passes from a block's values to its output matrix through attention: found by running one
+token, for which attention changes nothing.
 
-Of a single token the weighted mean of values is its own value. So where the inputs of one matrix are the outputs of another, head by head, these
-are the values, whatever their names are and wherever in a fused matrix they stand. Anything that attention does to values besides averaging
-them (a norm, a gate, a sink) shows as a difference.
+Of a single token the weighted mean of values is its own value. So where the inputs of one matrix
+are the outputs of another, head by head, these are the values, whatever their names are and
+wherever in a fused matrix they stand. Anything that attention does to values besides averaging them
+(a norm, a gate, a sink) shows as a difference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +25,8 @@ ALIKE: Final = 1e-4
 @final
 @dataclass(frozen=True)
 class Heads:
-    """The values of a block: of head h `width` rows of `values` from `first[h]` on, and the same number of columns of `output` from h · width on.
+    """The values of a block: of head h `width` rows of `values` from `first[h]` on, and the same
+    number of columns of `output` from h · width on.
 
     Several heads share rows where queries are grouped.
     """
@@ -37,7 +40,9 @@ class Heads:
 
     @classmethod
     def of(cls, view: ModelView) -> dict[int, "Heads"]:
-        """Return those of every block in which they are found, by its index. The model's numbers stay as they are."""
+        """Return those of every block in which they are found, by its index. The model's numbers
+        stay as they are.
+        """
         config = view.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_attention_heads", None)
         width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
@@ -48,7 +53,9 @@ class Heads:
         return {index: one for index, one in found.items() if one is not None}
 
     def multiply(self, matrix: Float[Tensor, "width width"]) -> None:
-        """Multiply every head's values, as rows, by an orthogonal `matrix`, and what reads them by its transpose: the block computes the same."""
+        """Multiply every head's values, as rows, by an orthogonal `matrix`, and what reads them
+        by its transpose: the block computes the same.
+        """
         turned = self.values.get().to(matrix.dtype, copy=True)
         bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
         for at in sorted(set(self.first)):
@@ -64,10 +71,15 @@ class Heads:
 
     def sharing(self) -> Mapping[int, tuple[int, ...]]:
         """Return the heads that share values, by the row at which these begin."""
-        return {place: tuple(head for head, first in enumerate(self.first) if first == place) for place in sorted(set(self.first))}
+        return {
+            place: tuple(head for head, first in enumerate(self.first) if first == place)
+            for place in sorted(set(self.first))
+        }
 
     def permute(self, place: int, order: Int[Tensor, "width"]) -> None:
-        """Put the values that begin at row `place` into another order, and the columns of all heads that read them: the block computes the same."""
+        """Put the values that begin at row `place` into another order, and the columns of all
+        heads that read them: the block computes the same.
+        """
         order = order.to(self.values.stored.device)
         values, read = self.values.get().clone(), self.output.get().clone()
         values[place : place + self.width] = values[place + order]
@@ -91,7 +103,9 @@ def _passed(view: ModelView) -> Mapping[str, tuple[Tensor, Tensor]]:
             handles.append(
                 weight.owner.register_forward_hook(
                     lambda _, args, out, name=weight.name: (
-                        passed.__setitem__(name, (args[0].flatten(), out.flatten())) if args and isinstance(out, Tensor) else None
+                        passed.__setitem__(name, (args[0].flatten(), out.flatten()))
+                        if args and isinstance(out, Tensor)
+                        else None
                     )
                 )
             )
@@ -104,14 +118,23 @@ def _passed(view: ModelView) -> Mapping[str, tuple[Tensor, Tensor]]:
     return passed
 
 
-def _pairs(block: Block, passed: Mapping[str, tuple[Tensor, Tensor]], width: int) -> Iterator[Heads]:
+def _pairs(
+    block: Block, passed: Mapping[str, tuple[Tensor, Tensor]], width: int
+) -> Iterator[Heads]:
     there = [weight for weight in block.weights if weight.name in passed]
     for output in there:
         for values in (weight for weight in there if weight is not output):
             first = _places(passed[output.name][0], passed[values.name][1], width)
             if first:
                 bias = getattr(values.owner, "bias", None)
-                yield Heads(block.index, width, first, values, output, bias if isinstance(bias, Tensor) else None)
+                yield Heads(
+                    block.index,
+                    width,
+                    first,
+                    values,
+                    output,
+                    bias if isinstance(bias, Tensor) else None,
+                )
 
 
 def _places(read: Tensor, made: Tensor, width: int) -> tuple[int, ...]:

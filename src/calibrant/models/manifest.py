@@ -1,4 +1,6 @@
-"""The `calibrant.json` of a folder that we saved: what the model in it is, and the hash of every file that was written with it."""
+"""The `calibrant.json` of a folder that we saved: what the model in it is, and the hash of every
+file that was written with it.
+"""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -6,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import flush, read_json, sealed, text_of_json
 from calibrant.errors import DataError, ModelError
-from calibrant.foreign import visible
 from calibrant.models.folder import CONFIG, file_digest
-from calibrant.seals import SEAL, BrokenSealError, Purpose
+from calibrant.spec.foreign import visible
+from calibrant.system.durable import flush, read_json, sealed, text_of_json
+from calibrant.system.seals import SEAL, BrokenSealError, Purpose
 
 MANIFEST: Final = "calibrant.json"
 FILES: Final = "files"
@@ -24,7 +26,9 @@ CARD: Final = "README.md"
 """The model card: people edit it, and `evaluate` adds to it, so that its hash isn't kept."""
 
 _PURPOSE: Final[Purpose] = {"kind": "manifest"}
-_REMEDY: Final = f"restore it from a copy, or delete {MANIFEST} to use the folder as any other model"
+_REMEDY: Final = (
+    f"restore it from a copy, or delete {MANIFEST} to use the folder as any other model"
+)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -54,7 +58,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     try:
         return _manifest(path)
     except (DataError, ValueError) as error:
-        raise ModelError(f"{visible(str(path))} is damaged; {_REMEDY}", subject=str(path)) from error
+        raise ModelError(
+            f"{visible(str(path))} is damaged; {_REMEDY}", subject=str(path)
+        ) from error
 
 
 def manifest_folder(ref: str | Path) -> Path:
@@ -68,11 +74,14 @@ def manifest_folder(ref: str | Path) -> Path:
     return path if _is_foreign(path.parent / MANIFEST) else path.parent
 
 
-def check_unchanged(place: Path, digests: Mapping[str, str], weights: bool = True) -> dict[str, Any] | None:
+def check_unchanged(
+    place: Path, digests: Mapping[str, str], weights: bool = True
+) -> dict[str, Any] | None:
     """Return the manifest about the model at `place`, a folder or a file, if there is one.
 
-    `digests` are those of its files, by their names, that are known already. Without `weights` only what a tokenizer is read from is compared.
-    Raises `ModelError` for a file that isn't what was written with the manifest, such as weights of another run.
+    `digests` are those of its files, by their names, that are known already. Without `weights` only
+    what a tokenizer is read from is compared. Raises `ModelError` for a file that isn't what was
+    written with the manifest, such as weights of another run.
     """
     home = manifest_folder(place)
     manifest = read_manifest(home)
@@ -85,10 +94,16 @@ def check_unchanged(place: Path, digests: Mapping[str, str], weights: bool = Tru
         if path.suffix == WEIGHTS_SUFFIX and not weights:
             continue
         if not path.is_file():
-            raise ModelError(f"{visible(str(path))} is missing, and was written with {MANIFEST}; {_REMEDY}", subject=str(path))
+            raise ModelError(
+                f"{visible(str(path))} is missing, and was written with {MANIFEST}; {_REMEDY}",
+                subject=str(path),
+            )
         known = digests.get(path.name) if place in (path, path.parent) else None
         if (known or file_digest(path)) != expected:
-            raise ModelError(f"{visible(str(path))} isn't what was written with {MANIFEST}; {_REMEDY}", subject=str(path))
+            raise ModelError(
+                f"{visible(str(path))} isn't what was written with {MANIFEST}; {_REMEDY}",
+                subject=str(path),
+            )
     return manifest
 
 
@@ -112,7 +127,9 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file of this name is somebody else's: sound JSON without our entries. What is damaged may be ours."""
+    """Whether a file of this name is somebody else's: sound JSON without our entries. What is
+    damaged may be ours.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -121,11 +138,14 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _maps_text_to_text(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+    return isinstance(value, dict) and all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    )
 
 
 def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bool:
-    """Whether a file that was written into the folder `home` is read with the model in the folder `place`, or tells of it.
+    """Whether a file that was written into the folder `home` is read with the model in the folder
+    `place`, or tells of it.
 
     `forms` are the folders, in `home`, that each hold a model of their own.
     """

@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from calibrant.durable import reason, replacing
 from calibrant.errors import ModelError
 from calibrant.models.cache import cache_folder
 from calibrant.models.folder import file_digest
-from calibrant.named import NamedModel
+from calibrant.spec.named import NamedModel
+from calibrant.system.durable import reason, replacing
 
 
 def path_of(model: NamedModel) -> Path:
-    """Return the file. One in parts is joined once, in the user's cache. Raises `ModelError` where a package isn't installed."""
+    """Return the file. One in parts is joined once, in the user's cache. Raises `ModelError`
+    where a package isn't installed.
+    """
     found = [place for part in model.parts if (place := _inside(part)) is not None]
     if len(found) < len(model.parts):
-        raise ModelError(f"{model.name} is read from {model.packages} installed; bring it with: {model.pip}", subject=model.name)
+        raise ModelError(
+            f"{model.name} is read from {model.packages} installed; bring it with: {model.pip}",
+            subject=model.name,
+        )
     return found[0] if len(found) == 1 else _joined(model, found)
 
 
@@ -43,7 +48,10 @@ def _joined(model: NamedModel, parts: list[Path]) -> Path:
             with _rewriting(_checked_file(whole)) as half:
                 half.write_text(_checked_line(whole, model.digest), encoding="utf-8")
     except OSError as error:
-        raise ModelError(f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} ({reason(error)})", subject=model.name) from error
+        raise ModelError(
+            f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} ({reason(error)})",
+            subject=model.name,
+        ) from error
     return whole
 
 
@@ -102,8 +110,14 @@ def _pieces(part: Path) -> Iterator[bytes]:
 
 
 def _inside(part: str) -> Path | None:
-    """A file inside an installed package, which is found but never imported: importing it would run it."""
+    """A file inside an installed package, which is found but never imported: importing it would
+    run it.
+    """
     name, _, path = part.partition("/")
     package = importlib.util.find_spec(name)
-    files = [Path(folder) / path for folder in (package.submodule_search_locations or [])] if package else []
+    files = (
+        [Path(folder) / path for folder in (package.submodule_search_locations or [])]
+        if package
+        else []
+    )
     return next((file for file in files if file.is_file()), None)

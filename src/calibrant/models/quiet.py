@@ -1,4 +1,6 @@
-"""The libraries below speak to their own users: what they print is kept back, and what they raise is quoted in one line."""
+"""The libraries below speak to their own users: what they print is kept back, and what they
+raise is quoted in one line.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from typing import Final, final
 from transformers import logging
 
 from calibrant.errors import CalibrantError, ModelError
-from calibrant.foreign import visible
+from calibrant.spec.foreign import visible
 
 LONGEST: Final = 200
 
@@ -31,17 +33,21 @@ def quiet() -> Iterator[None]:
 
 
 def quoted(error: BaseException) -> str:
-    """Return a library's message as a part of a sentence of ours: one line, not too long; the class's name if it says nothing."""
+    """Return a library's message as a part of a sentence of ours: one line, not too long; the
+    class's name if it says nothing.
+    """
     text = visible(" ".join(str(error).split())).rstrip(".: ") or type(error).__name__
     return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
 
 
 @final
 class Refusal:
-    """While it lasts, whatever a library raises over the files it was given is a `ModelError`: `before`, what the library says, `after`.
+    """While it lasts, whatever a library raises over the files it was given is a `ModelError`:
+    `before`, what the library says, `after`.
 
-    A mangled file can make transformers raise nearly anything, tokenizers raises plain `Exception`, and what panics in Rust isn't even one. So
-    this stands around a library's call and nothing else. Errors of ours, interrupts and exits pass.
+    A mangled file can make transformers raise nearly anything, tokenizers raises plain `Exception`,
+    and what panics in Rust isn't even one. So this stands around a library's call and nothing else.
+    Errors of ours, interrupts and exits pass.
     """
 
     def __init__(self, before: str, after: str, subject: str) -> None:
@@ -50,8 +56,15 @@ class Refusal:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if error is None or isinstance(error, CalibrantError):
             return
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
-            raise ModelError(f"{self._before} ({quoted(error)}){self._after}", subject=self._subject) from error
+            raise ModelError(
+                f"{self._before} ({quoted(error)}){self._after}", subject=self._subject
+            ) from error

@@ -4,11 +4,13 @@
     …                      # matrices set, blocks or experts dropped, norms folded, the head untied
     snapshot.restore()
 
-Of the structure it keeps references: which module holds which parts, parameters, buffers and plain values. Of numbers it keeps nothing until
-they are about to be overwritten (`changing.will_change`): then it copies that tensor, once, however often it is overwritten later. So a
-snapshot of a model that nobody touches takes next to no memory, and at most it takes a second copy of the model.
+Of the structure it keeps references: which module holds which parts, parameters, buffers and plain
+values. Of numbers it keeps nothing until they are about to be overwritten (`changing.will_change`):
+then it copies that tensor, once, however often it is overwritten later. So a snapshot of a model
+that nobody touches takes next to no memory, and at most it takes a second copy of the model.
 
-What was overwritten without a word can't be brought back. PyTorch counts the changes of a tensor, so that is found, and is an error.
+What was overwritten without a word can't be brought back. PyTorch counts the changes of a tensor,
+so that is found, and is an error.
 """
 
 from collections.abc import Iterator
@@ -30,7 +32,9 @@ class Snapshot(Listener):
     def __init__(self, view: ModelView) -> None:
         self._view = view
         self._structure = Structure.of(view.model)
-        self._numbers = {id(tensor): _Numbers(name, tensor) for name, tensor in _tensors(view.model)}
+        self._numbers = {
+            id(tensor): _Numbers(name, tensor) for name, tensor in _tensors(view.model)
+        }
         self._places: dict[int, list[_Numbers]] = {}
         for numbers in self._numbers.values():
             self._places.setdefault(_storage(numbers.original), []).append(numbers)
@@ -48,7 +52,8 @@ class Snapshot(Listener):
     def restore(self) -> None:
         """Make the model, its configuration and the view what they were, to the bit.
 
-        Raises `ModelError`, and changes nothing, if numbers were overwritten in place by somebody who didn't say so.
+        Raises `ModelError`, and changes nothing, if numbers were overwritten in place by somebody
+        who didn't say so.
         """
         for numbers in self._numbers.values():
             numbers.check()
@@ -58,28 +63,33 @@ class Snapshot(Listener):
         self._view.refresh()
 
     def original(self, weight: Weight) -> Tensor:
-        """Return the numbers of a matrix of the untouched model as it stores them, to be left as they are; `[in, out]` if `transposed`.
+        """Return the numbers of a matrix of the untouched model as it stores them, to be left as
+        they are; `[in, out]` if `transposed`.
 
         Raises `ModelError` for a matrix of another model, or one that was made since.
         """
         parameter = getattr(weight.owner, weight.key)
         numbers = self._numbers.get(id(parameter))
         if numbers is None:
-            raise ModelError(f"the snapshot is of another model: it has no {weight.name}", subject=weight.name)
+            raise ModelError(
+                f"the snapshot is of another model: it has no {weight.name}", subject=weight.name
+            )
         numbers.check()
         original = numbers.original if numbers.copied is None else numbers.copied
         return original if weight.expert is None else original[weight.expert]
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
-        """While it is entered, the model is what it was; then it is again what it had become. Numbers are exchanged and not copied.
+        """While it is entered, the model is what it was; then it is again what it had become.
+        Numbers are exchanged and not copied.
 
         Nothing may be overwritten meanwhile.
         """
         now = Structure.of(self._view.model)
         for numbers in self._numbers.values():
             numbers.check()
-        # Exchanging `data` writes nothing: both sets of numbers stay where they are, and only the parameters point elsewhere for a while.
+        # Exchanging `data` writes nothing: both sets of numbers stay where they are, and only the
+        # parameters point elsewhere for a while.
         become = [(numbers, numbers.tensor.data) for numbers in self._numbers.values()]
         try:
             for numbers in self._numbers.values():
@@ -93,12 +103,18 @@ class Snapshot(Listener):
 
     def bytes(self) -> int:
         """Return the memory that the copies take."""
-        return sum(n.copied.numel() * n.copied.element_size() for n in self._numbers.values() if n.copied is not None)
+        return sum(
+            n.copied.numel() * n.copied.element_size()
+            for n in self._numbers.values()
+            if n.copied is not None
+        )
 
 
 @dataclass(eq=False)
 class _Numbers:
-    """One parameter or buffer, what it held, and a copy of that from the moment on at which it is overwritten."""
+    """One parameter or buffer, what it held, and a copy of that from the moment on at which it
+    is overwritten.
+    """
 
     name: str
     tensor: Tensor
@@ -107,7 +123,8 @@ class _Numbers:
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # An alias with a count of changes of its own: it keeps these numbers also when the parameter is given others.
+        # An alias with a count of changes of its own: it keeps these numbers also when the
+        # parameter is given others.
         self.original, self.version = self.tensor.data, self.tensor._version
 
     def keep(self) -> None:
@@ -116,7 +133,8 @@ class _Numbers:
             self.copied = self.original.clone()
 
     def check(self) -> None:
-        # PyTorch raises `_version` with every write in place, also through a view. A parameter that was given other memory kept its old numbers.
+        # PyTorch raises `_version` with every write in place, also through a view. A parameter that
+        # was given other memory kept its old numbers.
         if self.copied is None and self._is_in_place and self.tensor._version != self.version:
             raise ModelError(
                 f"{self.name} was overwritten before the snapshot could copy it; whatever writes numbers in place says so first (will_change)",
@@ -133,7 +151,12 @@ class _Numbers:
     @property
     def _is_in_place(self) -> bool:
         now, then = self.tensor, self.original
-        return (now.data_ptr(), now.shape, now.stride(), now.dtype) == (then.data_ptr(), then.shape, then.stride(), then.dtype)
+        return (now.data_ptr(), now.shape, now.stride(), now.dtype) == (
+            then.data_ptr(),
+            then.shape,
+            then.stride(),
+            then.dtype,
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

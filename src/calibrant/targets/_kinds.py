@@ -1,11 +1,13 @@
-"""The kinds of target there are, a text read as one of them, and the sentences that say what is allowed."""
+"""The kinds of target there are, a text read as one of them, and the sentences that say what is
+allowed.
+"""
 
 from collections.abc import Iterable
 from typing import Final
 
 from calibrant.errors import TargetError
-from calibrant.foreign import user_text
-from calibrant.registry import Registry
+from calibrant.spec.foreign import user_text
+from calibrant.spec.registry import Registry
 from calibrant.targets._base import Target
 
 MISTAKEN: Final = 5
@@ -15,13 +17,20 @@ targets: Final = Registry("calibrant.targets", "target")
 
 
 def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
-    """Return every kind of target that is one of those that something `accepts`, the one that is written shortest first."""
+    """Return every kind of target that is one of those that something `accepts`, the one that is
+    written shortest first.
+    """
     classes = [targets.get(name) for name in targets.names()]
-    return sorted((kind for kind in classes if issubclass(kind, tuple(accepts))), key=lambda kind: (len(kind.example), kind.example))
+    return sorted(
+        (kind for kind in classes if issubclass(kind, tuple(accepts))),
+        key=lambda kind: (len(kind.example), kind.example),
+    )
 
 
 def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
-    """Return in words what something accepts: `a sparsity …, such as 0.5, or N:M …, such as 2:4`."""
+    """Return in words what something accepts: `a sparsity …, such as 0.5, or N:M …, such as
+    2:4`.
+    """
     each = [f"{kind.written}, such as {kind.example}" for kind in kinds(accepts)]
     return ", or ".join([", ".join(each[:-1]), each[-1]] if each[1:] else each)
 
@@ -32,7 +41,8 @@ def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
 
 
 def parse_target(text: str | float | int) -> Target:
-    """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks for; `TargetError` for anything else.
+    """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks
+    for; `TargetError` for anything else.
 
     >>> parse_target("2:4")
     NofM(n=2, m=4)
@@ -52,6 +62,8 @@ def parse_target(text: str | float | int) -> Target:
 
 
 def percentage(value: float | int) -> str:
-    """Return the likely meaning of 50, `, did you mean 0.5?`; nothing for what means no share, and for 1.5, which nobody takes for 1.5 %."""
+    """Return the likely meaning of 50, `, did you mean 0.5?`; nothing for what means no share,
+    and for 1.5, which nobody takes for 1.5 %.
+    """
     likely = not isinstance(value, bool) and MISTAKEN <= value < 100
     return f", did you mean {value / 100:g}?" if likely else ""

@@ -6,11 +6,25 @@ from typing import ClassVar, Final
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief
+from calibrant.spec.foreign import brief
 from calibrant.targets._base import Target
 
 FALLBACK: Final = {
-    **dict.fromkeys(("q2_k", "q3_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+    **dict.fromkeys(
+        (
+            "q2_k",
+            "q3_k",
+            "iq1_s",
+            "iq1_m",
+            "iq2_xxs",
+            "iq2_xs",
+            "iq2_s",
+            "iq3_xxs",
+            "iq3_s",
+            "iq4_xs",
+        ),
+        "iq4_nl",
+    ),
     "q2_k": "q4_0",
     "q3_k": "q4_0",
     "q4_k": "q5_0",
@@ -26,7 +40,8 @@ UNWEIGHTED: Final = ("q8_0",)
 
 @dataclass(frozen=True)
 class GgmlKind(Target):
-    """Blocks of a kind of llama.cpp's: 32 inputs of a row share a scale, or 256 in kinds whose scales have scales.
+    """Blocks of a kind of llama.cpp's: 32 inputs of a row share a scale, or 256 in kinds whose
+    scales have scales.
 
     >>> GgmlKind("q4_k").amount
     4.5
@@ -39,7 +54,10 @@ class GgmlKind(Target):
 
     def __post_init__(self) -> None:
         if self.name not in KINDS:
-            raise TargetError(f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of {', '.join(KINDS)}", subject=str(self.name))
+            raise TargetError(
+                f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of {', '.join(KINDS)}",
+                subject=str(self.name),
+            )
 
     @classmethod
     def read(cls, value: str | float | int) -> "GgmlKind | None":
@@ -55,7 +73,8 @@ class GgmlKind(Target):
         return size * 8 / inputs
 
     def fitting(self, inputs: int) -> "GgmlKind | None":
-        """Return the kind that llama.cpp takes for rows of so many inputs: this one, else the one that stands in for it, else None (plain numbers).
+        """Return the kind that llama.cpp takes for rows of so many inputs: this one, else the one
+        that stands in for it, else None (plain numbers).
 
         >>> GgmlKind("q4_k").fitting(576), GgmlKind("q4_k").fitting(100)
         (GgmlKind(name='q5_0'), None)
@@ -74,5 +93,12 @@ class GgmlKind(Target):
         inputs = self._block[0]
         if shape[1] % inputs:
             fallback = FALLBACK.get(self.name, "")
-            instead = f"llama.cpp takes {fallback} there, so choose that" if fallback and shape[1] % 32 == 0 else "choose a grid such as w4"
-            raise TargetError(f"{name} has {shape[1]} inputs, and {self} packs {inputs} at a time; {instead}", subject=name)
+            instead = (
+                f"llama.cpp takes {fallback} there, so choose that"
+                if fallback and shape[1] % 32 == 0
+                else "choose a grid such as w4"
+            )
+            raise TargetError(
+                f"{name} has {shape[1]} inputs, and {self} packs {inputs} at a time; {instead}",
+                subject=name,
+            )

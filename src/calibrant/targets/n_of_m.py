@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief
-from calibrant.grammar import read_target
+from calibrant.spec.foreign import brief
+from calibrant.spec.grammar import read_target
 from calibrant.targets._base import Group, Removal
 from calibrant.targets._choosing import keep_highest, refuse_nan
 from calibrant.targets._kinds import allowed
 
 _PAIRWISE_UP_TO: Final = 8
-"""Groups up to this size are ranked by comparing pairs of columns: there a partition of each tiny group costs more."""
+"""Groups up to this size are ranked by comparing pairs of columns: there a partition of each
+tiny group costs more.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class NofM(Removal):
     def __post_init__(self) -> None:
         if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
             text = f"{brief(self.n)}:{brief(self.m)}"
-            raise TargetError(f"{text} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}", subject=text)
+            raise TargetError(
+                f"{text} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}",
+                subject=text,
+            )
 
     @classmethod
     def read(cls, value: str | float | int) -> "NofM | None":
@@ -51,7 +56,8 @@ class NofM(Removal):
             raise TargetError(message, subject=name)
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:
-        """Return what is kept, as `Removal` says; the groups of `m` lie within rows, so `group` makes no difference.
+        """Return what is kept, as `Removal` says; the groups of `m` lie within rows, so `group`
+        makes no difference.
 
         >>> NofM(2, 4).keep(torch.tensor([[0.1, 3.0, 2.0, 0.2]]))
         tensor([[False,  True,  True, False]])

@@ -1,12 +1,14 @@
-"""A share of the blocks or the experts of a model, or of the numbers that its feed-forward networks are stored with."""
+"""A share of the blocks or the experts of a model, or of the numbers that its feed-forward
+networks are stored with.
+"""
 
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Final, Literal, get_args
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief
-from calibrant.grammar import read_target
+from calibrant.spec.foreign import brief
+from calibrant.spec.grammar import read_target
 from calibrant.targets._base import Target
 
 Parts = Literal["blocks", "experts", "numbers"]
@@ -15,20 +17,28 @@ ALLOWED: Final = "write blocks, experts or numbers and a share from 0 up to (not
 
 @dataclass(frozen=True)
 class Share(Target):
-    """A share of a model's blocks, or of the experts of each layer, `0 <= fraction < 1`; of `count` of them ⌊count·fraction⌋ go.
+    """A share of a model's blocks, or of the experts of each layer, `0 <= fraction < 1`; of `count`
+    of them ⌊count·fraction⌋ go.
 
-    Of `numbers` it is a share of those that the matrices of feed-forward networks consist of: factors take their place that have so many fewer.
-    A method that removes such parts takes 0.25 for it, too.
+    Of `numbers` it is a share of those that the matrices of feed-forward networks consist of:
+    factors take their place that have so many fewer. A method that removes such parts takes 0.25
+    for it, too.
     """
 
-    written: ClassVar[str] = "a share of the blocks, the experts, or the numbers of feed-forward networks"
+    written: ClassVar[str] = (
+        "a share of the blocks, the experts, or the numbers of feed-forward networks"
+    )
     example: ClassVar[str] = "blocks 0.25"
 
     parts: Parts
     fraction: float
 
     def __post_init__(self) -> None:
-        if self.parts not in get_args(Parts) or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
+        if (
+            self.parts not in get_args(Parts)
+            or isinstance(self.fraction, bool)
+            or not 0 <= self.fraction < 1
+        ):
             text = f"{brief(self.parts)} {brief(self.fraction)}"
             raise TargetError(f"{text} is no share of a model's parts; {ALLOWED}", subject=text)
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
@@ -48,5 +58,7 @@ class Share(Target):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """Return how many of `count` parts go: the floor of the exact product of the decimal as written."""
+        """Return how many of `count` parts go: the floor of the exact product of the decimal as
+        written.
+        """
         return int(count * Fraction(str(self.fraction)))

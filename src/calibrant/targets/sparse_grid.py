@@ -11,7 +11,8 @@ from calibrant.targets.sparsity import Sparsity
 
 @dataclass(frozen=True)
 class SparseGrid(Target):
-    """As many weights as `removal` says become zero, and the others values of `grid`, which has zero among its values.
+    """As many weights as `removal` says become zero, and the others values of `grid`, which has
+    zero among its values.
 
     >>> SparseGrid.read("0.5+w4g64")
     SparseGrid(removal=Sparsity(fraction=0.5), grid=Grid(bits=4, group=64, symmetric=True))

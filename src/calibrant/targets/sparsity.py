@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief
-from calibrant.grammar import read_target
+from calibrant.spec.foreign import brief
+from calibrant.spec.grammar import read_target
 from calibrant.targets._base import Group, Removal
 from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import allowed, percentage
@@ -17,7 +17,9 @@ from calibrant.targets._kinds import allowed, percentage
 
 @dataclass(frozen=True)
 class Sparsity(Removal):
-    """A share of the weights, `0 <= fraction < 1`; of `count` weights exactly ⌊count·fraction⌋ go."""
+    """A share of the weights, `0 <= fraction < 1`; of `count` weights exactly ⌊count·fraction⌋
+    go.
+    """
 
     written: ClassVar[str] = "a sparsity from 0 up to (not including) 1"
     example: ClassVar[str] = "0.5"
@@ -25,9 +27,14 @@ class Sparsity(Removal):
     fraction: float | int
 
     def __post_init__(self) -> None:
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction < 1:
+        if (
+            isinstance(self.fraction, bool)
+            or not isinstance(self.fraction, int | float)
+            or not 0 <= self.fraction < 1
+        ):
             raise TargetError(
-                f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; {allowed((Removal,))}", subject=brief(self.fraction)
+                f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; {allowed((Removal,))}",
+                subject=brief(self.fraction),
             )
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
 
@@ -49,7 +56,9 @@ class Sparsity(Removal):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """Return how many of `count` weights go: the floor of the exact product of the decimal as written (0.29 of 100 is 29, not 28)."""
+        """Return how many of `count` weights go: the floor of the exact product of the decimal
+        as written (0.29 of 100 is 29, not 28).
+        """
         return int(count * Fraction(str(self.fraction)))
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:

@@ -1,4 +1,6 @@
-"""Shipped with the library, for its own tests and for those of others' methods, sources and architectures."""
+"""Shipped with the library, for its own tests and for those of others' methods, sources and
+architectures.
+"""
 
 from calibrant.testing.architectures import check_architecture
 from calibrant.testing.edits import check_edits

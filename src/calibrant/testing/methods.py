@@ -10,11 +10,37 @@ from torch import Tensor
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
-from calibrant.targets import GgmlKind, Grid, NofM, Removal, SparseGrid, Sparsity, Target, parse_target
+from calibrant.targets import (
+    GgmlKind,
+    Grid,
+    NofM,
+    Removal,
+    SparseGrid,
+    Sparsity,
+    Target,
+    parse_target,
+)
 from calibrant.testing.naming import mistaken, untyped
 
 TARGETS: Final = tuple(
-    parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8", "w4g8", "w3g16a", "w2", "w8", "w8a", "2:4+w4g8", "0.3+w3g16a", "q4_0")
+    parse_target(t)
+    for t in (
+        "0.0",
+        "0.3",
+        "0.5",
+        "2:4",
+        "1:4",
+        "3:4",
+        "4:8",
+        "w4g8",
+        "w3g16a",
+        "w2",
+        "w8",
+        "w8a",
+        "2:4+w4g8",
+        "0.3+w3g16a",
+        "q4_0",
+    )
 )
 """What is asked of a method, as far as it accepts it."""
 
@@ -24,26 +50,46 @@ SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu") -> None:
-    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`; without any, for all of `TARGETS`
-    that it accepts.
+def check_method(
+    method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu"
+) -> None:
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each
+    of `targets`; without any, for all of `TARGETS` that it accepts.
 
-    Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a grid, a group has no more values than there are
-    codes, and zeros stay zero; a packed form gives the weight back bit for bit. The weight and the statistics stay as they were; the same arguments
-    give the same result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
-    permuted are results permuted, and a transposed view is the same matrix; a method that says it doesn't update leaves kept weights alone.
-    The text of the method gives it back, as `methods.build` reads it, and its identity is no other method's: so a class of another package needs its
-    entry point in the group `calibrant.methods`. That is looked at last.
+    Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a
+    grid, a group has no more values than there are codes, and zeros stay zero; a packed form gives
+    the weight back bit for bit. The weight and the statistics stay as they were; the same arguments
+    give the same result; shape, type and device are kept; inputs that were always zero, and fewer
+    tokens than inputs, give finite numbers; rows permuted are results permuted, and a transposed
+    view is the same matrix; a method that says it doesn't update leaves kept weights alone. The
+    text of the method gives it back, as `methods.build` reads it, and its identity is no other
+    method's: so a class of another package needs its entry point in the group `calibrant.methods`.
+    That is looked at last.
 
-    Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
+    Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
+    contract.
     """
-    chosen = [target for target in TARGETS if isinstance(target, method.accepts)] if targets is None else targets
+    chosen = (
+        [target for target in TARGETS if isinstance(target, method.accepts)]
+        if targets is None
+        else targets
+    )
     if not chosen:
-        raise CalibrantError(f"{method} accepts none of {', '.join(map(str, TARGETS))}; say which targets to check it with", subject=repr(method))
+        raise CalibrantError(
+            f"{method} accepts none of {', '.join(map(str, TARGETS))}; say which targets to check it with",
+            subject=repr(method),
+        )
     for target in chosen:
         method.check(target)
         for shape in _fitting(target, SHAPES[:2]):
-            for check in (_check_purity, _check_dead_inputs, _check_dead_rows, _check_few_tokens, _check_permutation, _check_view):
+            for check in (
+                _check_purity,
+                _check_dead_inputs,
+                _check_dead_rows,
+                _check_few_tokens,
+                _check_permutation,
+                _check_view,
+            ):
                 check(_Case(method, target, shape, device))
         for shape in _fitting(target, SHAPES):
             _check_result(_Case(method, target, shape, device))
@@ -54,20 +100,43 @@ def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, 
 
 
 def _fitting(target: Target, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The shapes that a matrix can have that is to become this: blocks of llama.cpp's have 32 inputs at least."""
+    """The shapes that a matrix can have that is to become this: blocks of llama.cpp's have 32
+    inputs at least.
+    """
     return [shape for shape in shapes if not isinstance(target, GgmlKind) or shape[1] % 32 == 0]
 
 
 class _Case:
     """One method asked for one target of one random matrix; its failures say which."""
 
-    def __init__(self, method: MatrixMethod, target: Target, shape: tuple[int, int], device: str, dtype: torch.dtype = torch.float32) -> None:
-        self.method, self.target, self.shape, self.device, self.dtype = method, target, shape, device, dtype
+    def __init__(
+        self,
+        method: MatrixMethod,
+        target: Target,
+        shape: tuple[int, int],
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.method, self.target, self.shape, self.device, self.dtype = (
+            method,
+            target,
+            shape,
+            device,
+            dtype,
+        )
         self._generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
 
     def exact(self) -> "_Case":
-        """Return the same in float64, where a product whose sums depend on a row's place moves no near tie."""
-        return _Case(self.method, self.target, self.shape, self.device, torch.float64 if self.device != "mps" else torch.float32)
+        """Return the same in float64, where a product whose sums depend on a row's place moves
+        no near tie.
+        """
+        return _Case(
+            self.method,
+            self.target,
+            self.shape,
+            self.device,
+            torch.float64 if self.device != "mps" else torch.float32,
+        )
 
     def weight(self) -> Float[Tensor, "out in"]:
         """Normal numbers, none of them zero."""
@@ -77,20 +146,32 @@ class _Case:
     def inputs(self, tokens: int) -> Float[Tensor, "token in"]:
         """Correlated features of different sizes."""
         features = self.shape[1]
-        mixed = self._normal(tokens, features) @ (torch.eye(features) + self._normal(features, features) / features**0.5)
-        return (mixed * (0.1 + torch.rand(features, generator=self._generator))).to(self.device, self.dtype)
+        mixed = self._normal(tokens, features) @ (
+            torch.eye(features) + self._normal(features, features) / features**0.5
+        )
+        return (mixed * (0.1 + torch.rand(features, generator=self._generator))).to(
+            self.device, self.dtype
+        )
 
     def seen(self, x: Float[Tensor, "token in"]) -> Seen:
         """Return what a matrix sees of `x`, by the kinds that the method observes."""
-        return Seen({kind: kind.of(x) for kind in self.method.observes if issubclass(kind, InputStatistic)})
+        return Seen(
+            {kind: kind.of(x) for kind in self.method.observes if issubclass(kind, InputStatistic)}
+        )
 
     def compress(self, weight: Tensor, x: Tensor) -> Tensor:
         """Return the compressed weight; shape, type and device are those of `weight`."""
         compressed = self.method.compress(weight, self.seen(x), self.target)
         result = compressed.weight
         if compressed.packed is not None:
-            self.require(_equal(compressed.packed.dense(), result), "the packed form stands for another matrix than the weight")
-            self.require(compressed.packed.weights == result.numel(), f"the packed form says that it has {compressed.packed.weights} weights")
+            self.require(
+                _equal(compressed.packed.dense(), result),
+                "the packed form stands for another matrix than the weight",
+            )
+            self.require(
+                compressed.packed.weights == result.numel(),
+                f"the packed form says that it has {compressed.packed.weights} weights",
+            )
         for what, expected, actual in (
             ("shape", weight.shape, result.shape),
             ("type", weight.dtype, result.dtype),
@@ -101,8 +182,12 @@ class _Case:
 
     def require(self, holds: bool, broken: str) -> None:
         if not holds:
-            what = f"{self.target} of {list(self.shape)} in {str(self.dtype).removeprefix('torch.')}"
-            raise CalibrantError(f"{self.method}, asked for {what}: {broken}", subject=str(self.method))
+            what = (
+                f"{self.target} of {list(self.shape)} in {str(self.dtype).removeprefix('torch.')}"
+            )
+            raise CalibrantError(
+                f"{self.method}, asked for {what}: {broken}", subject=str(self.method)
+            )
 
     def require_sound(self, before: Tensor, result: Tensor) -> None:
         """Finite, and as many zeros as were asked for."""
@@ -110,15 +195,25 @@ class _Case:
         if (grid := _grid(self.target)) is not None and self.method.prunes:
             grouped = result.reshape(-1, grid.width(self.shape[1]))
             values, codes = max(len(group.unique()) for group in grouped), 2**grid.bits
-            self.require(values <= codes, f"a group has {values} values, and there are {codes} codes")
+            self.require(
+                values <= codes, f"a group has {values} values, and there are {codes} codes"
+            )
         if isinstance(self.target, SparseGrid) and self.method.prunes:
-            zeros, least = int((result == 0).sum()), min(_allowed_zeros(self.target.removal, self.shape))
+            zeros, least = (
+                int((result == 0).sum()),
+                min(_allowed_zeros(self.target.removal, self.shape)),
+            )
             self.require(zeros >= least, f"{zeros} weights are zero, asked were {least}")
         if isinstance(self.target, Removal) and self.method.prunes:
             zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
-            self.require(zeros in allowed, f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}")
+            self.require(
+                zeros in allowed,
+                f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}",
+            )
             same = self.method.updates or torch.equal(result[result != 0], before[result != 0])
-            self.require(same, "kept weights changed, though the method says that it doesn't update")
+            self.require(
+                same, "kept weights changed, though the method says that it doesn't update"
+            )
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
@@ -126,7 +221,13 @@ class _Case:
 
 def _grid(target: Target) -> Grid | None:
     """The grid that remaining weights are rounded to; None where they aren't."""
-    return target.grid if isinstance(target, SparseGrid) else target if isinstance(target, Grid) else None
+    return (
+        target.grid
+        if isinstance(target, SparseGrid)
+        else target
+        if isinstance(target, Grid)
+        else None
+    )
 
 
 def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
@@ -147,14 +248,22 @@ def _check_result(case: _Case) -> None:
 
 
 def _check_purity(case: _Case) -> None:
-    """Arguments untouched, and nothing remembered: once more with the same arguments, and once with fresh ones."""
+    """Arguments untouched, and nothing remembered: once more with the same arguments, and once
+    with fresh ones.
+    """
     weight, x = case.weight(), case.inputs(2 * case.shape[1])
     untouched, seen = weight.clone(), case.seen(x)
     before = _tensors(seen)
     first = case.method.compress(weight, seen, case.target).weight
     case.require(torch.equal(weight, untouched), "the weight that was given changed")
-    case.require(all(map(torch.equal, before, _tensors(seen, copy=False))), "the statistics that were given changed")
-    for again in (case.method.compress(weight, seen, case.target).weight, case.compress(untouched, x)):
+    case.require(
+        all(map(torch.equal, before, _tensors(seen, copy=False))),
+        "the statistics that were given changed",
+    )
+    for again in (
+        case.method.compress(weight, seen, case.target).weight,
+        case.compress(untouched, x),
+    ):
         case.require(torch.equal(first, again), "the same arguments gave another result")
 
 
@@ -193,7 +302,10 @@ def _check_view(case: _Case) -> None:
     """Some models keep matrices as `[in, out]`; a method gets a transposed view of them."""
     case = case.exact()
     weight, x = case.weight(), case.inputs(2 * case.shape[1])
-    case.require(_same(case.compress(weight, x), case.compress(weight.T.contiguous().T, x)), "a transposed view gave another result")
+    case.require(
+        _same(case.compress(weight, x), case.compress(weight.T.contiguous().T, x)),
+        "a transposed view gave another result",
+    )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -206,4 +318,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _tensors(seen: Seen, copy: bool = True) -> list[Tensor]:
     """The numbers of the statistics; what is cached on them is theirs to change."""
-    return [value.clone() if copy else value for s in seen.values() for value in vars(s).values() if isinstance(value, Tensor)]
+    return [
+        value.clone() if copy else value
+        for s in seen.values()
+        for value in vars(s).values()
+        if isinstance(value, Tensor)
+    ]

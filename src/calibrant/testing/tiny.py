@@ -1,4 +1,6 @@
-"""Tiny random models of every family that is tested, and a tokenizer to go with them; nothing is downloaded."""
+"""Tiny random models of every family that is tested, and a tokenizer to go with them; nothing is
+downloaded.
+"""
 
 from pathlib import Path
 from typing import Any, Final
@@ -9,14 +11,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from calibrant.errors import ModelError
-from calibrant.registry import did_you_mean
+from calibrant.spec.foreign import did_you_mean
 
 SPECIAL: Final = ("<pad>", "<bos>", "<eos>")
 VOCABULARY: Final = len(SPECIAL) + 256
 TEMPLATE: Final = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
 
 _TOKENS: Final = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_PLAIN: Final = {**_TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.1}
+_PLAIN: Final = {
+    **_TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,
+}
 _GROUPED: Final = {**_PLAIN, "num_key_value_heads": 2}
 _ROUTED: Final = {**_GROUPED, "num_experts": 32, "num_experts_per_tok": 2}
 _KINDS: Final = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -42,19 +51,28 @@ FAMILIES: Final = tuple(_FAMILIES)
 """The architectures whose tiny models every part is tested on."""
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model of `family`: three blocks, 32 features, 32 experts where there are any, in evaluation mode, experts run one by one.
+def tiny_model(
+    family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """Return a random model of `family`: three blocks, 32 features, 32 experts where there are any,
+    in evaluation mode, experts run one by one.
 
-    `overrides` are entries of its configuration. The same seed gives the same numbers, and the global generator is left alone.
-    Raises `ModelError` for an unknown family.
+    `overrides` are entries of its configuration. The same seed gives the same numbers, and the
+    global generator is left alone. Raises `ModelError` for an unknown family.
     """
     if family not in _FAMILIES:
-        raise ModelError(f"there is no tiny model of {family!r}{did_you_mean(family, FAMILIES)} (known: {', '.join(FAMILIES)})", subject=family)
-    config = AutoConfig.for_model(_MODEL_TYPES.get(family, family), **{**_FAMILIES[family], **overrides})
+        raise ModelError(
+            f"there is no tiny model of {family!r}{did_you_mean(family, FAMILIES)} (known: {', '.join(FAMILIES)})",
+            subject=family,
+        )
+    config = AutoConfig.for_model(
+        _MODEL_TYPES.get(family, family), **{**_FAMILIES[family], **overrides}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).eval()
-    # Buffers, such as rotary frequencies, stay in float32: so does a model that is opened from a file.
+    # Buffers, such as rotary frequencies, stay in float32: so does a model that is opened from a
+    # file.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     if any(p.dim() == 3 for p in model.parameters()):
@@ -63,25 +81,39 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes: any text goes in and comes out, one token a byte after `<pad>`, `<bos>` and `<eos>`; with a chat template."""
+    """Return a tokenizer of bytes: any text goes in and comes out, one token a byte after
+    `<pad>`, `<bos>` and `<eos>`; with a chat template.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*SPECIAL, *alphabet])}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: i for i, token in enumerate([*SPECIAL, *alphabet])}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     pad, bos, eos = SPECIAL
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, chat_template=TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        chat_template=TEMPLATE,
+    )
 
 
 def tiny_folder(path: str | Path, family: str = "llama", **overrides: Any) -> Path:
-    """Save a tiny model and its tokenizer as an ordinary Hugging Face folder at `path`, and give the path back."""
+    """Save a tiny model and its tokenizer as an ordinary Hugging Face folder at `path`, and give
+    the path back.
+    """
     tiny_model(family, **overrides).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return Path(path)
 
 
 def tiny_gguf(path: str | Path, packed: str = "Q8_0") -> Path:
-    """Write a tiny llama with its tokenizer as a GGUF file at `path`, its matrices as `packed` (a type of gguf), and give the path back."""
+    """Write a tiny llama with its tokenizer as a GGUF file at `path`, its matrices as `packed`
+    (a type of gguf), and give the path back.
+    """
     model = tiny_model("llama")
     writer = gguf.GGUFWriter(path, "llama")
     config = model.config
@@ -117,12 +149,27 @@ def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_chat_template(TEMPLATE)
 
 
-def _write_tensor(writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor, config: Any, packed: gguf.GGMLQuantizationType) -> None:
-    """One tensor under llama.cpp's name; queries and keys have their rotary halves interleaved there."""
+def _write_tensor(
+    writer: gguf.GGUFWriter,
+    name: str,
+    tensor: torch.Tensor,
+    config: Any,
+    packed: gguf.GGMLQuantizationType,
+) -> None:
+    """One tensor under llama.cpp's name; queries and keys have their rotary halves interleaved
+    there.
+    """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+    for projection, heads in (
+        ("q_proj", config.num_attention_heads),
+        ("k_proj", config.num_key_value_heads),
+    ):
         if f"{projection}.weight" in name:
-            tensor = tensor.reshape(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+            tensor = (
+                tensor.reshape(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+            )
     kind = packed if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
     data = gguf.quantize(tensor.numpy(), kind)
-    writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", data, raw_dtype=kind)
+    writer.add_tensor(
+        f"{names.get_name(name.removesuffix('.weight'))}.weight", data, raw_dtype=kind
+    )

@@ -1,6 +1,8 @@
-"""What is done to a model before it is compressed, one file each; the list of names is the list of files."""
+"""What is done to a model before it is compressed, one file each; the list of names is the list
+of files.
+"""
 
-from calibrant.registry import Registry
+from calibrant.spec.registry import Registry
 from calibrant.transforms._base import Transform
 
 transforms = Registry(__name__, "transform")

@@ -12,8 +12,9 @@ from calibrant.spec import Spec
 class Transform(Spec, ABC):
     """Changes a model so that it computes the same and is easier to compress.
 
-    `observes` says which statistics of the untouched model's matrices it needs; one that looks at nothing leaves it empty and costs no forward.
-    The same model and statistics give the same numbers: a killed job applies it again.
+    `observes` says which statistics of the untouched model's matrices it needs; one that looks at
+    nothing leaves it empty and costs no forward. The same model and statistics give the same
+    numbers: a killed job applies it again.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
@@ -22,6 +23,7 @@ class Transform(Spec, ABC):
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
         """Change the model in place, and say in plain JSON data what the record should know.
 
-        `seen` has what each matrix saw, by name: nothing without `observes`, and nothing of a matrix that no token reached. Raises `ModelError`
-        for a model whose parts it doesn't understand, before anything is changed.
+        `seen` has what each matrix saw, by name: nothing without `observes`, and nothing of a
+        matrix that no token reached. Raises `ModelError` for a model whose parts it doesn't
+        understand, before anything is changed.
         """

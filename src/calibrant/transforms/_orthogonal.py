@@ -1,4 +1,6 @@
-"""Orthogonal matrices that spread every feature over all others: Hadamard matrices where one is known, else random ones."""
+"""Orthogonal matrices that spread every feature over all others: Hadamard matrices where one is
+known, else random ones.
+"""
 
 import math
 
@@ -8,17 +10,23 @@ from torch import Tensor
 
 
 def orthogonal(size: int, chance: torch.Generator) -> tuple[Float[Tensor, "size size"], str]:
-    """Return an orthogonal matrix in float64, and its kind: `hadamard` times random signs, or `random` (of normal numbers, by QR)."""
+    """Return an orthogonal matrix in float64, and its kind: `hadamard` times random signs, or
+    `random` (of normal numbers, by QR).
+    """
     known = hadamard(size)
     signs = torch.randint(0, 2, (size,), generator=chance).double() * 2 - 1
     if known is not None:
         return signs[:, None] * known / math.sqrt(size), "hadamard"
     q, r = torch.linalg.qr(torch.randn(size, size, generator=chance, dtype=torch.float64))
-    return q * r.diagonal().sign(), "random"  # with the signs of R the matrix is uniformly distributed
+    return (
+        q * r.diagonal().sign(),
+        "random",
+    )  # with the signs of R the matrix is uniformly distributed
 
 
 def hadamard(size: int) -> Float[Tensor, "size size"] | None:
-    """Return a matrix of ±1 with orthogonal rows: one of Paley's, doubled as often as it takes; None where none of these has this size.
+    """Return a matrix of ±1 with orthogonal rows: one of Paley's, doubled as often as it takes;
+    None where none of these has this size.
 
     >>> hadamard(576).shape[0], hadamard(52) is None
     (576, True)
@@ -29,23 +37,38 @@ def hadamard(size: int) -> Float[Tensor, "size size"] | None:
     if paley is not None:
         return paley
     half = hadamard(size // 2) if size % 2 == 0 else None
-    return None if half is None else torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), half)
+    return (
+        None
+        if half is None
+        else torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), half)
+    )
 
 
 def _paley(size: int) -> Tensor | None:
-    """Paley's first construction, for a prime size - 1 = 3 mod 4, or his second, for a prime size / 2 - 1 = 1 mod 4."""
+    """Paley's first construction, for a prime size - 1 = 3 mod 4, or his second, for a prime
+    size / 2 - 1 = 1 mod 4.
+    """
     if size % 4 == 0 and _is_prime(size - 1):
         return torch.eye(size, dtype=torch.float64) + _conference(size - 1, -1)
     if size % 4 == 0 and (size // 2 - 1) % 4 == 1 and _is_prime(size // 2 - 1):
-        crossed, straight = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double(), torch.tensor([[1.0, -1.0], [-1.0, -1.0]]).double()
-        return torch.kron(_conference(size // 2 - 1, 1), crossed) + torch.kron(torch.eye(size // 2).double(), straight)
+        crossed, straight = (
+            torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double(),
+            torch.tensor([[1.0, -1.0], [-1.0, -1.0]]).double(),
+        )
+        return torch.kron(_conference(size // 2 - 1, 1), crossed) + torch.kron(
+            torch.eye(size // 2).double(), straight
+        )
     return None
 
 
 def _conference(prime: int, sign: int) -> Tensor:
-    """The quadratic characters of all differences of two residues, bordered with ones: zeros on the diagonal, else ±1, orthogonal rows."""
+    """The quadratic characters of all differences of two residues, bordered with ones: zeros on
+    the diagonal, else ±1, orthogonal rows.
+    """
     squares = {i * i % prime for i in range(1, prime)}
-    character = torch.tensor([0.0, *(1.0 if i in squares else -1.0 for i in range(1, prime))], dtype=torch.float64)
+    character = torch.tensor(
+        [0.0, *(1.0 if i in squares else -1.0 for i in range(1, prime))], dtype=torch.float64
+    )
     places = torch.arange(prime)
     bordered = torch.zeros(prime + 1, prime + 1, dtype=torch.float64)
     bordered[1:, 1:] = character[(places[:, None] - places[None, :]) % prime]

@@ -1,4 +1,6 @@
-"""Permutation of inputs before N:M pruning, so that weights that matter don't stand in one group."""
+"""Permutation of inputs before N:M pruning, so that weights that matter don't stand in one
+group.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import ModelError, SpecError
-from calibrant.methods.ria import relative
+from calibrant.methods.pruning.ria import relative
 from calibrant.models import Heads, ModelView, Stream, Weight
 from calibrant.spec import check_most
 from calibrant.transforms._base import Transform
@@ -24,12 +26,14 @@ MOST_GROUPED: Final = 65_536
 
 @dataclass(frozen=True, repr=False)
 class Permute(Transform):
-    """Puts inputs into an order in which N of every M consecutive ones keep most of what matters; goes with every method and a target such as 2:4.
+    """Puts inputs into an order in which N of every M consecutive ones keep most of what matters;
+    goes with every method and a target such as 2:4.
 
-    Inputs are permuted where what makes them can be permuted too, so that the model computes what it did, and is an ordinary one: hidden units of
-    feed-forward networks and of experts, and each head's values (`heads`). Matrices that read the residual stream stay as they are: one order
-    would have to do for all of them. What matters is the score of RIA (see `ria`), whose paper this is from, with the inputs' sizes in the dense
-    model. `n` and `m` are those of the target.
+    Inputs are permuted where what makes them can be permuted too, so that the model computes what
+    it did, and is an ordinary one: hidden units of feed-forward networks and of experts, and each
+    head's values (`heads`). Matrices that read the residual stream stay as they are: one order
+    would have to do for all of them. What matters is the score of RIA (see `ria`), whose paper this
+    is from, with the inputs' sizes in the dense model. `n` and `m` are those of the target.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
@@ -41,11 +45,15 @@ class Permute(Transform):
     def __post_init__(self) -> None:
         check_most(self, m=MOST_GROUPED)
         if not 1 <= self.n < self.m:
-            raise SpecError(f"permute(n={self.n}, m={self.m}): n of m stay, so 1 <= n < m; write those of the target, as 2 and 4", subject="n")
+            raise SpecError(
+                f"permute(n={self.n}, m={self.m}): n of m stay, so 1 <= n < m; write those of the target, as 2 and 4",
+                subject="n",
+            )
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Notes: how many `networks` and groups of `heads` that share values were permuted, and which share of the scores of their matrices N:M
-        keeps, `before` and `after`. Raises `MissingPackageError` without SciPy.
+        """Notes: how many `networks` and groups of `heads` that share values were permuted, and
+        which share of the scores of their matrices N:M keeps, `before` and `after`. Raises
+        `MissingPackageError` without SciPy.
         """
         counts, before, after, whole = Counter[str](), 0.0, 0.0, 0.0
         for kind, scores, permute in self._places(view, seen):
@@ -59,10 +67,16 @@ class Permute(Transform):
             raise ModelError(
                 f"no inputs of a {type(view.model).__name__} can be permuted in groups of {self.m}; leave the transform out, or choose another m"
             )
-        shares = {"before": float(f"{before / whole:.6g}"), "after": float(f"{after / whole:.6g}")} if whole else {}
+        shares = (
+            {"before": float(f"{before / whole:.6g}"), "after": float(f"{after / whole:.6g}")}
+            if whole
+            else {}
+        )
         return {"networks": counts["networks"], "heads": counts["heads"], **shares}
 
-    def _places(self, view: ModelView, seen: Mapping[str, Seen]) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
+    def _places(
+        self, view: ModelView, seen: Mapping[str, Seen]
+    ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
         """Yield what can be permuted: its kind, the scores by which, and what permutes it."""
         for one in Stream.of(view).hidden:
             if one.down.name in seen and one.units % self.m == 0:
@@ -71,7 +85,11 @@ class Permute(Transform):
             if one.output.name in seen and one.width % self.m == 0:
                 every = _scores(one.output, seen).unflatten(1, (-1, one.width))
                 for place, sharing in one.sharing().items():
-                    yield "heads", torch.cat([every[:, head] for head in sharing]), partial(one.permute, place)
+                    yield (
+                        "heads",
+                        torch.cat([every[:, head] for head in sharing]),
+                        partial(one.permute, place),
+                    )
 
 
 def _scores(weight: Weight, seen: Mapping[str, Seen]) -> Float[Tensor, "out in"]:

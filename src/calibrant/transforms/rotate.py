@@ -1,4 +1,6 @@
-"""Rotation of the residual stream, after which no feature stands out (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456; RSQ, arXiv 2503.01820)."""
+"""Rotation of the residual stream, after which no feature stands out (QuaRot, Ashkboos et al.
+2024, arXiv 2404.00456; RSQ, arXiv 2503.01820).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,25 +11,30 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.errors import ModelError, SpecError
-from calibrant.foreign import LARGEST
 from calibrant.models import Heads, ModelView, Stream, overwrite
 from calibrant.models.stream import Reader, Writer
 from calibrant.spec import check_most
+from calibrant.spec.foreign import LARGEST
 from calibrant.transforms._base import Transform
 from calibrant.transforms._orthogonal import orthogonal
 
 
 @dataclass(frozen=True, repr=False)
 class Rotate(Transform):
-    """Rotates the residual stream, and each head's values, by Hadamard matrices with random signs; the logits stay what they were.
+    """Rotates the residual stream, and each head's values, by Hadamard matrices with random signs;
+    the logits stay what they were.
 
-    The gains of norms move into the matrices that read them, the head gets numbers of its own where it was the embedding (the model grows by
-    vocabulary · hidden), and then what reads the stream is multiplied by Q and what writes to it by Qᵀ. Sizes without a known Hadamard matrix get a
-    random orthogonal one. `heads` rotates values too, where attention does nothing but average them. All is folded into weights, so an
-    ordinary model of the same architecture comes of it; rotations at run time, which the papers add before the down and output matrices, can't
-    be stored so, and are left out. Embeddings aren't centred: that would be right for a LayerNorm, and changes the function of an RMSNorm.
+    The gains of norms move into the matrices that read them, the head gets numbers of its own where
+    it was the embedding (the model grows by vocabulary · hidden), and then what reads the stream is
+    multiplied by Q and what writes to it by Qᵀ. Sizes without a known Hadamard matrix get a random
+    orthogonal one. `heads` rotates values too, where attention does nothing but average them. All
+    is folded into weights, so an ordinary model of the same architecture comes of it; rotations at
+    run time, which the papers add before the down and output matrices, can't be stored so, and are
+    left out. Embeddings aren't centred: that would be right for a LayerNorm, and changes the
+    function of an RMSNorm.
 
-    Refused, by name, are norms that subtract the mean, and norms between a matrix and the stream: a rotation doesn't pass through them.
+    Refused, by name, are norms that subtract the mean, and norms between a matrix and the stream: a
+    rotation doesn't pass through them.
     """
 
     seed: int = 0
@@ -39,7 +46,9 @@ class Rotate(Transform):
             raise SpecError(f"rotate(seed={self.seed}): seed must be 0 or more", subject="seed")
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Notes: the `kind` and `size` of the rotation, whether the head was `untied`, and in how many blocks `heads` were rotated."""
+        """Notes: the `kind` and `size` of the rotation, whether the head was `untied`, and in
+        how many blocks `heads` were rotated.
+        """
         _check(Stream.of(view), view)
         untied = view.untie()
         stream, chance = Stream.of(view), torch.Generator().manual_seed(self.seed)
@@ -54,13 +63,20 @@ class Rotate(Transform):
         q = q.to(stream.readers[0].weight.stored.device)
         for weight in _distinct(stream.readers):
             weight.set(weight.get().double() @ q)
-        embeddings = {id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)}
+        embeddings = {
+            id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
+        }
         for weight in _distinct(stream.writers):
             numbers = weight.get().double()
             weight.set(numbers @ q if id(weight.owner) in embeddings else q.T @ numbers)
         for _, vector in stream.vectors:
             overwrite(vector, vector.detach().double() @ q)
-        return {"kind": kind, "size": size, "untied": untied, "heads": self._rotate_heads(view, chance, q)}
+        return {
+            "kind": kind,
+            "size": size,
+            "untied": untied,
+            "heads": self._rotate_heads(view, chance, q),
+        }
 
     def _rotate_heads(self, view: ModelView, chance: torch.Generator, like: Tensor) -> int:
         found = Heads.of(view).values() if self.heads else ()
@@ -80,10 +96,14 @@ def _check(stream: Stream, view: ModelView) -> None:
     for norm in stream.norms:
         if norm.centres:
             raise ModelError(
-                f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated; choose a model of RMSNorms", subject=norm.name
+                f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated; choose a model of RMSNorms",
+                subject=norm.name,
             )
         if norm.others:
-            raise ModelError(f"what {norm.name} gives also goes into {norm.others[0]}, so its gain can't be moved into matrices", subject=norm.name)
+            raise ModelError(
+                f"what {norm.name} gives also goes into {norm.others[0]}, so its gain can't be moved into matrices",
+                subject=norm.name,
+            )
     for writer in stream.writers:
         if writer.norm is not None:
             raise ModelError(

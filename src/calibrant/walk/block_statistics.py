@@ -1,4 +1,6 @@
-"""What a block does to the tokens that pass through it, whom its router sends them to, and what the experts make of them: of no one matrix."""
+"""What a block does to the tokens that pass through it, whom its router sends them to, and what
+the experts make of them: of no one matrix.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +26,9 @@ OF_EXPERTS: Final = (Routing, TokenKinds, ExpertOutputs)
 class BlockRun:
     """A micro-batch at the door of a block.
 
-    `before` is what the block is about to get, `ids` are the real tokens, and `weights` says how much each of them counts (None: 1). `by_position`
-    says it of every position, 0 for what isn't real. `run` runs the block, tells of the products with some matrices, and gives the same as
+    `before` is what the block is about to get, `ids` are the real tokens, and `weights` says how
+    much each of them counts (None: 1). `by_position` says it of every position, 0 for what isn't
+    real. `run` runs the block, tells of the products with some matrices, and gives the same as
     `before` after it; `rows` leaves of such a tensor the rows that are real.
     """
 
@@ -40,22 +43,32 @@ class BlockRun:
 
 @final
 class BlockStatistics:
-    """Gathers the kinds `observes` of the blocks of a model: `BlockChange` of every one, the others of those that have a layer of experts.
+    """Gathers the kinds `observes` of the blocks of a model: `BlockChange` of every one, the others
+    of those that have a layer of experts.
 
     Raises `ModelError` where one of the others is asked for and a router can't be told.
     """
 
     def __init__(self, view: ModelView, observes: tuple[type[Statistic], ...]) -> None:
         routes = any(issubclass(kind, OF_EXPERTS) for kind in observes)
-        self._observes, self._layers = observes, {layer.block: layer for layer in expert_layers(view)} if routes else {}
+        self._observes, self._layers = (
+            observes,
+            {layer.block: layer for layer in expert_layers(view)} if routes else {},
+        )
 
     def of(self, at: BlockRun) -> Seen:
         """Return what the block does."""
         layer, seen = self._layers.get(at.block.index), dict[type[Statistic], Statistic]()
         inputs = at.rows(at.before)  # before the run, which may write over its input
         with Choices([layer] if layer else []) as choices:
-            outputs = _OutputSums(layer, choices, at) if layer is not None and ExpertOutputs in self._observes else None
-            after = at.run(outputs.matrices if outputs else (), outputs.saw if outputs else _nothing)
+            outputs = (
+                _OutputSums(layer, choices, at)
+                if layer is not None and ExpertOutputs in self._observes
+                else None
+            )
+            after = at.run(
+                outputs.matrices if outputs else (), outputs.saw if outputs else _nothing
+            )
         _check_sizes(at.block, at.rows(after))
         for kind in self._observes:
             if issubclass(kind, BlockChange):
@@ -94,10 +107,16 @@ class _OutputSums:
         self.matrices = tuple(expert[-1] for expert in layer.experts)
         real = int((at.by_position > 0).sum())
         mass = float(at.by_position.double().sum())
-        self.sums = ExpertOutputs.none(layer.count, layer.matrix.shape[1], at.by_position.device, real, mass)
+        self.sums = ExpertOutputs.none(
+            layer.count, layer.matrix.shape[1], at.by_position.device, real, mass
+        )
 
     def saw(self, product: Product) -> None:
-        weight, rows, tokens = product.weight, product.x.reshape(-1, product.x.shape[-1]), product.tokens
+        weight, rows, tokens = (
+            product.weight,
+            product.x.reshape(-1, product.x.shape[-1]),
+            product.tokens,
+        )
         assert weight.expert is not None
         if tokens is None or len(tokens) != len(rows):
             raise ModelError(
@@ -111,11 +130,16 @@ class _OutputSums:
         if isinstance(bias, Tensor):
             y = y + bias.detach()[weight.expert]
         if not bool(torch.isfinite(y).all()):
-            raise NumericsError(f"the outputs of {weight.name} hold NaN or infinity; its model or type can't be calibrated on", subject=weight.name)
+            raise NumericsError(
+                f"the outputs of {weight.name} hold NaN or infinity; its model or type can't be calibrated on",
+                subject=weight.name,
+            )
         self.sums.add(weight.expert, y, self._gates(weight.expert, tokens[real]), weigh[real])
 
     def _gates(self, expert: int, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token"]:
-        """What the router gives the expert for each of these tokens; 1 where the expert's input had it already."""
+        """What the router gives the expert for each of these tokens; 1 where the expert's input
+        had it already.
+        """
         chosen, gates = self._choices.of(self._layer)
         if self._layer.weighs_inputs:
             return torch.ones(len(tokens), dtype=gates.dtype, device=gates.device)

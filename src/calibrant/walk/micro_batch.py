@@ -1,4 +1,6 @@
-"""One micro-batch on its way through a model's own forward: a greenlet that stops at the door of each block, and at products in it."""
+"""One micro-batch on its way through a model's own forward: a greenlet that stops at the door of
+each block, and at products in it.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -12,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from calibrant.activations import InputStatistic, Seen
-from calibrant.clock import spent_on
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.system.clock import spent_on
 from calibrant.walk.attention import BlockCall, Weigh
 from calibrant.walk.block_statistics import BlockRun
 from calibrant.walk.offloading import Offloaded
@@ -28,7 +30,9 @@ _Entry = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 @final
 class MicroBatch:
-    """One micro-batch on its way through the model's own forward, which stops where a block is called, and at products in it."""
+    """One micro-batch on its way through the model's own forward, which stops where a block is
+    called, and at products in it.
+    """
 
     def __init__(
         self,
@@ -52,8 +56,9 @@ class MicroBatch:
         self._offloaded, self._looked_at = offloaded, False
         self._loop = getcurrent()
         base = view.base
-        # A greenlet is a function with a stack of its own, which can be left in the middle and entered again where it was left. A generator could
-        # only yield in its own body; the places where this one stops lie deep in the model's own code.
+        # A greenlet is a function with a stack of its own, which can be left in the middle and
+        # entered again where it was left. A generator could only yield in its own body; the places
+        # where this one stops lie deep in the model's own code.
         self._greenlet = greenlet(lambda: base(**inputs))
 
     @property
@@ -62,25 +67,45 @@ class MicroBatch:
         return self._called == len(self._blocks)
 
     def resume(self) -> None:
-        """Let the forward go on to the next product that is watched for, or to the door of the next block."""
-        # Whoever resumes is whom the forward returns to: a walk may be begun in one greenlet and ended in another, as a generator may be.
+        """Let the forward go on to the next product that is watched for, or to the door of the
+        next block.
+        """
+        # Whoever resumes is whom the forward returns to: a walk may be begun in one greenlet and
+        # ended in another, as a generator may be.
         self.stopped, self._loop = None, getcurrent()
         self._greenlet.parent = self._loop
         ahead = None if self.at_last else self._blocks[self._called].module
-        with torch.no_grad(), self._watch or nullcontext(), nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)):
+        with (
+            torch.no_grad(),
+            self._watch or nullcontext(),
+            nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)),
+        ):
             reached = self._greenlet.switch()  # runs the forward until it switches back here, with the product it stands at, or ends
         self.stopped = reached if isinstance(reached, Product) else None
         if self._greenlet.dead and not self.at_last:
             name = self._blocks[self._called].name
-            raise WalkError(f"the model's forward ended before it came to {name}, which it ran for eight tokens", subject=name)
+            raise WalkError(
+                f"the model's forward ended before it came to {name}, which it ran for eight tokens",
+                subject=name,
+            )
 
-    def go(self, weights: Sequence[Weight] = (), on_product: Callable[[Product], None] | None = None) -> None:
-        """Let the block run at whose door the forward stands; with `weights`, stop at their products, or tell `on_product` of them."""
-        self._watch = Watch(weights, on_product or self._stop, self.samples * self.length) if weights else None
+    def go(
+        self, weights: Sequence[Weight] = (), on_product: Callable[[Product], None] | None = None
+    ) -> None:
+        """Let the block run at whose door the forward stands; with `weights`, stop at their
+        products, or tell `on_product` of them.
+        """
+        self._watch = (
+            Watch(weights, on_product or self._stop, self.samples * self.length)
+            if weights
+            else None
+        )
         self.resume()
 
     def wait(self) -> None:
-        """Let what the next block is about to be given go to disk, where it is to be there: nobody looks at it any more."""
+        """Let what the next block is about to be given go to disk, where it is to be there:
+        nobody looks at it any more.
+        """
         self._looked_at = False
         if self._entry is not None:
             self._output = None
@@ -97,7 +122,9 @@ class MicroBatch:
 
     def _run(self, entry: _Entry, mode: TorchFunctionMode) -> None:
         forward, args, kwargs = entry
-        if self._rehearsal.changes_input:  # what the block writes over is still needed by its real run
+        if (
+            self._rehearsal.changes_input
+        ):  # what the block writes over is still needed by its real run
             args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         with torch.no_grad(), mode:
             forward(*args, **kwargs)
@@ -108,15 +135,25 @@ class MicroBatch:
             return partial(self._run, tree_map_only(Tensor, Tensor.clone, self._entry))
 
     def weigh(self, block: Block, by: Weigh | None) -> None:
-        """Let its tokens count by their own weight times what `by` says of the block at whose door the forward stands."""
+        """Let its tokens count by their own weight times what `by` says of the block at whose
+        door the forward stands.
+        """
         if by is None:
             return
         device = self.block_input().device
         real = torch.zeros(self.samples * self.length, dtype=torch.bool, device=device)
         real[slice(None) if self.counted is None else self.counted] = True
-        given = by(BlockCall(block, real.reshape(self.samples, self.length), self._aside, self._kept))
+        given = by(
+            BlockCall(block, real.reshape(self.samples, self.length), self._aside, self._kept)
+        )
         weights = None if given is None else given.flatten()[real].float()
-        self.weights = self._own_weights if weights is None else weights if self._own_weights is None else weights * self._own_weights
+        self.weights = (
+            self._own_weights
+            if weights is None
+            else weights
+            if self._own_weights is None
+            else weights * self._own_weights
+        )
 
     def unwind(self) -> None:
         """Let a forward that stands somewhere end there, through its own `finally`s."""
@@ -128,11 +165,15 @@ class MicroBatch:
 
     def _stop(self, product: Product) -> None:
         assert self._watch is not None
-        with self._watch:  # torch takes the mode off while it asks it; the loop leaves the mode once more
+        with (
+            self._watch
+        ):  # torch takes the mode off while it asks it; the loop leaves the mode once more
             self._loop.switch(product)
 
     def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """What the next block's forward is while the model's runs: it waits, and then is `forward`."""
+        """What the next block's forward is while the model's runs: it waits, and then is
+        `forward`.
+        """
 
         def waiting(*args: Any, **kwargs: Any) -> Any:
             first = self._called == 0
@@ -146,7 +187,9 @@ class MicroBatch:
             self._output = output = forward(*args, **kwargs)
             if self.at_last:
                 raise GreenletExit  # nobody needs what the head would make of it, which is the largest product of all
-            if first and self._rehearsal.lets_go:  # the model's forward would hold it to its end, as Llama's holds the embeddings
+            if (
+                first and self._rehearsal.lets_go
+            ):  # the model's forward would hold it to its end, as Llama's holds the embeddings
                 hidden = hidden_of(args, kwargs)
                 hidden.data = hidden.new_empty(0)
             return output
@@ -159,21 +202,37 @@ class MicroBatch:
         return hidden_of(*self._entry[1:])
 
     def at_door(self, block: Block) -> BlockRun:
-        """Return the block at whose door the forward stands, ready to be run and looked at, until the micro-batch is told to `wait`."""
+        """Return the block at whose door the forward stands, ready to be run and looked at,
+        until the micro-batch is told to `wait`.
+        """
         self._offloaded.fetch()
         self._looked_at = True
         flat, weights = self._ids.flatten(), self.weights
-        counted = torch.arange(len(flat), device=flat.device) if self.counted is None else self.counted
+        counted = (
+            torch.arange(len(flat), device=flat.device) if self.counted is None else self.counted
+        )
         by_position = torch.zeros(len(flat), dtype=torch.float32, device=flat.device)
         by_position[counted] = 1.0 if weights is None else weights
-        return BlockRun(block, self.block_input(), flat[counted], weights, by_position, self._block_output, partial(self.rows, name=block.name))
+        return BlockRun(
+            block,
+            self.block_input(),
+            flat[counted],
+            weights,
+            by_position,
+            self._block_output,
+            partial(self.rows, name=block.name),
+        )
 
-    def _block_output(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> Tensor:
+    def _block_output(
+        self, weights: Sequence[Weight], on_product: Callable[[Product], None]
+    ) -> Tensor:
         self.go(weights, on_product)
         return hidden_of(tuple(tree_leaves(self._output)), {})
 
     def rows(self, x: Tensor, name: str) -> Tensor:
-        """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""
+        """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is
+        what gets them.
+        """
         turned = x.transpose(0, 1) if name in self._rehearsal.turned else x
         flat = turned.reshape(self.samples * self.length, -1)
         return flat if self.counted is None else flat[self.counted]
@@ -192,21 +251,27 @@ class MicroBatch:
             seen = Seen({kind: kind.of(rows, weights) for kind in observes})
         if not all(seen[kind].finite() for kind in observes):
             raise NumericsError(
-                f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on", subject=weight.name
+                f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on",
+                subject=weight.name,
             )
         return seen
 
     def _traced(self, product: Product, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Rows of an expert, traced to their tokens, so that padding stays out and weights find their rows."""
+        """Rows of an expert, traced to their tokens, so that padding stays out and weights find
+        their rows.
+        """
         tokens, positions = product.tokens, self.samples * self.length
         if tokens is None or len(tokens) != len(flat):
             raise ModelError(
                 f"the {len(flat)} rows that reach {product.weight.name} can't be traced to their tokens; use a packing without padding, such as many",
                 subject=product.weight.name,
             )
-        # A weight for every position of the micro-batch, zero for what doesn't count; `tokens` then picks those of the expert's rows.
+        # A weight for every position of the micro-batch, zero for what doesn't count; `tokens` then
+        # picks those of the expert's rows.
         weigh = torch.zeros(positions, dtype=torch.float32, device=flat.device)
-        counted = torch.arange(positions, device=flat.device) if self.counted is None else self.counted
+        counted = (
+            torch.arange(positions, device=flat.device) if self.counted is None else self.counted
+        )
         weigh[counted] = 1.0 if self.weights is None else self.weights
         weigh = weigh[tokens]
         real = weigh > 0

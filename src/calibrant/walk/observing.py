@@ -1,4 +1,6 @@
-"""What the matrices and blocks of a model see of a batch: by a walk, or from the disk, where an earlier walk through the untouched model kept it."""
+"""What the matrices and blocks of a model see of a batch: by a walk, or from the disk, where an
+earlier walk through the untouched model kept it.
+"""
 
 import operator
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
@@ -12,10 +14,18 @@ from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.numerics import not_finite
-from calibrant.progress import Progress, silent
+from calibrant.system.progress import Progress, silent
 from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
-from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
+from calibrant.walk.statistics import (
+    BLOCK_KINDS,
+    KINDS,
+    Dense,
+    Statistics,
+    by_block,
+    mixed,
+    statistics_ids,
+)
 from calibrant.walk.walking import one_by_one, walk, walk_blocks
 
 
@@ -23,11 +33,13 @@ from calibrant.walk.walking import one_by_one, walk, walk_blocks
 class SeenByMatrix(Mapping[Weight, Seen]):
     """All matrices of a model with what each of them sees; nothing of one that no token reached.
 
-    `items()` goes through the model and holds what one block sees at a time, so that of a large model whatever sums up can be read. Looking a
-    matrix up reads all of them into memory, once.
+    `items()` goes through the model and holds what one block sees at a time, so that of a large
+    model whatever sums up can be read. Looking a matrix up reads all of them into memory, once.
     """
 
-    def __init__(self, weights: Sequence[Weight], through: Callable[[], Iterable[tuple[Weight, Seen]]]) -> None:
+    def __init__(
+        self, weights: Sequence[Weight], through: Callable[[], Iterable[tuple[Weight, Seen]]]
+    ) -> None:
         self._weights, self._through = tuple(weights), through
 
     def __iter__(self) -> Iterator[Weight]:
@@ -58,7 +70,9 @@ class SeenByMatrix(Mapping[Weight, Seen]):
 class _InTurn(ItemsView[Weight, Seen]):
     """Items that are made anew each time somebody goes through them."""
 
-    def __init__(self, of: SeenByMatrix, in_turn: Callable[[], Iterator[tuple[Weight, Seen]]]) -> None:
+    def __init__(
+        self, of: SeenByMatrix, in_turn: Callable[[], Iterator[tuple[Weight, Seen]]]
+    ) -> None:
         super().__init__(of)
         self._in_turn = in_turn
 
@@ -79,28 +93,54 @@ def untouched(
     ranks: Ranks = ALONE,
     weigh: Weigh | None = None,
 ) -> Iterator[tuple[Weight, Seen]]:
-    """Yield what the untouched model's matrices see, from the block `start` on; of a mix the sum of its parts.
+    """Yield what the untouched model's matrices see, from the block `start` on; of a mix the sum of
+    its parts.
 
-    With a folder `root` it is read from there, and what is lacking is first gathered in one pass, with it the `kinds` that others will want.
-    What is kept there isn't weighed, so with `weigh` nothing is read.
+    With a folder `root` it is read from there, and what is lacking is first gathered in one pass,
+    with it the `kinds` that others will want. What is kept there isn't weighed, so with `weigh`
+    nothing is read.
     """
-    blocks, input_kinds = view.blocks[start:], tuple(kind for kind in observes if issubclass(kind, InputStatistic))
+    blocks, input_kinds = (
+        view.blocks[start:],
+        tuple(kind for kind in observes if issubclass(kind, InputStatistic)),
+    )
     parts = batch.mixed or ((1.0, batch),)
     seen: list[Iterator[Dense]] = []
     for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
         if root is not None and weigh is None and set(input_kinds) <= set(KINDS):
             stored = Statistics(root, name)
-            gather(view, part, [kind for kind in KINDS if kind in (*input_kinds, *kinds)], stored, progress)
+            gather(
+                view,
+                part,
+                [kind for kind in KINDS if kind in (*input_kinds, *kinds)],
+                stored,
+                progress,
+            )
             seen.append(map(partial(stored.read, input_kinds), blocks))
         else:
-            seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh)))
-    for block, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
+            seen.append(
+                by_block(
+                    blocks,
+                    walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh),
+                )
+            )
+    for block, by_weight in (
+        mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]
+    ):
         with view.held(block):
             yield from one_by_one(by_weight)
 
 
-def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], stored: Statistics, progress: Progress = silent) -> None:
-    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by block."""
+def gather(
+    view: ModelView,
+    batch: TokenBatch,
+    kinds: Iterable[type[InputStatistic]],
+    stored: Statistics,
+    progress: Progress = silent,
+) -> None:
+    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by
+    block.
+    """
     blocks = view.blocks
     counts = {kind: stored.stored_blocks(kind, blocks) for kind in kinds}
     missing = {kind: count for kind, count in counts.items() if count < len(blocks)}
@@ -108,18 +148,28 @@ def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatist
         return
     start = min(missing.values())
     with torch.no_grad():
-        for block, seen in by_block(blocks[start:], walk(view, batch, tuple(missing), "dense", start=start)):
+        for block, seen in by_block(
+            blocks[start:], walk(view, batch, tuple(missing), "dense", start=start)
+        ):
             for kind in [kind for kind, count in missing.items() if block.index >= count]:
                 stored.add(kind, block, seen)
             progress("statistics", block.index + 1, len(blocks))
 
 
 def blocks_seen(
-    opened: Opened, view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, root: Path | None = None, ranks: Ranks = ALONE
+    opened: Opened,
+    view: ModelView,
+    batch: TokenBatch,
+    observes: tuple[type[Statistic], ...],
+    *,
+    root: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Block, Seen]]:
-    """Yield what each block of the model does to its input, and whom its router picks; of a mix the sum of its parts.
+    """Yield what each block of the model does to its input, and whom its router picks; of a mix the
+    sum of its parts.
 
-    With a folder `root` the model must be untouched: it is read from there, and what is lacking is first gathered in one pass.
+    With a folder `root` the model must be untouched: it is read from there, and what is lacking is
+    first gathered in one pass.
     """
     parts = batch.mixed or ((1.0, batch),)
     seen: list[Iterator[tuple[Block, Seen]]] = []
@@ -128,13 +178,18 @@ def blocks_seen(
             seen.append(walk_blocks(view, part, observes, ranks=ranks))
             continue
         stored = Statistics(root, name)
-        missing = tuple(kind for kind in observes if stored.stored_blocks(kind, view.blocks) < len(view.blocks))
+        missing = tuple(
+            kind for kind in observes if stored.stored_blocks(kind, view.blocks) < len(view.blocks)
+        )
         for block, there in walk_blocks(view, part, missing, ranks=ranks) if missing else ():
             for kind in missing:
                 stored.add_block(kind, block, there)
         seen.append((block, stored.read_block(observes, block)) for block in view.blocks)
     for entries in zip(*seen, strict=True):
-        shares = [there * share if batch.mixed else there for (_, there), (share, _) in zip(entries, parts, strict=True)]
+        shares = [
+            there * share if batch.mixed else there
+            for (_, there), (share, _) in zip(entries, parts, strict=True)
+        ]
         block, there = entries[0][0], reduce(operator.add, shares)
         _check_statistics(block, there)
         yield block, there

@@ -1,8 +1,10 @@
-"""What passes from block to block, on disk between two of them: for a walk whose memory is promised.
+"""What passes from block to block, on disk between two of them: for a walk whose memory is
+promised.
 
-Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what they hold is the input of the next block. Its
-numbers are written to a file and let go; the tensor itself stays, so that whoever holds it finds the same numbers in it afterwards. What else they
-hold (masks, angles of positions, embeddings that a model keeps) stays in memory; `Alive` measures it.
+Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what
+they hold is the input of the next block. Its numbers are written to a file and let go; the tensor
+itself stays, so that whoever holds it finds the same numbers in it afterwards. What else they hold
+(masks, angles of positions, embeddings that a model keeps) stays in memory; `Alive` measures it.
 """
 
 from collections.abc import Iterator
@@ -18,9 +20,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from calibrant.clock import spent_on
-from calibrant.durable import reason, short
 from calibrant.errors import OutputError
+from calibrant.system.clock import spent_on
+from calibrant.system.durable import reason, short
 
 
 @final
@@ -54,24 +56,37 @@ class OffloadFile:
             self._file.write(numbers.data)
             self._file.flush()
         except OSError as error:
-            raise OutputError(f"activations can't be kept in {short(self._folder)!r}: {reason(error)}", subject=str(self._folder)) from error
+            raise OutputError(
+                f"activations can't be kept in {short(self._folder)!r}: {reason(error)}",
+                subject=str(self._folder),
+            ) from error
 
     def read(self, at: int, numbers: np.ndarray) -> None:
-        """Fill `numbers` with what was written there. Raises `OutputError` where the disk doesn't give it back."""
+        """Fill `numbers` with what was written there. Raises `OutputError` where the disk
+        doesn't give it back.
+        """
         assert self._file is not None
         try:
             self._file.seek(at)
             found = self._file.read(numbers.nbytes)
         except OSError as error:
-            raise OutputError(f"activations can't be read from {short(self._folder)!r}: {reason(error)}", subject=str(self._folder)) from error
+            raise OutputError(
+                f"activations can't be read from {short(self._folder)!r}: {reason(error)}",
+                subject=str(self._folder),
+            ) from error
         if len(found) != numbers.nbytes:
-            raise OutputError(f"activations in {short(self._folder)!r} were cut; run the same command again", subject=str(self._folder))
+            raise OutputError(
+                f"activations in {short(self._folder)!r} were cut; run the same command again",
+                subject=str(self._folder),
+            )
         numbers[:] = np.frombuffer(found, np.uint8)
 
 
 @final
 class Offloaded:
-    """One tensor at a time, whose numbers are in the file while nobody computes with it. Without a file they stay where they are."""
+    """One tensor at a time, whose numbers are in the file while nobody computes with it. Without
+    a file they stay where they are.
+    """
 
     def __init__(self, file: OffloadFile | None) -> None:
         self._file = file
@@ -79,7 +94,9 @@ class Offloaded:
         self._away: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
 
     def offload(self, tensor: Tensor) -> None:
-        """Write the tensor's numbers to the file and let them go. One that is a part of another's memory keeps its own."""
+        """Write the tensor's numbers to the file and let them go. One that is a part of
+        another's memory keeps its own.
+        """
         if self._file is None or tensor.numel() == 0 or not _fills_its_memory(tensor):
             return
         with spent_on("activations on disk"):
@@ -123,18 +140,34 @@ class Offloaded:
 
 @final
 class Alive(TorchDispatchMode):
-    """Notes what is made while it is entered, and counts afterwards which memory of it is still held."""
+    """Notes what is made while it is entered, and counts afterwards which memory of it is still
+    held.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._made: list[tuple[StorageWeakRef, int]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:  # else it is a view, of a parameter maybe
-                self._made.append((StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes()))
+            if (
+                isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given
+            ):  # else it is a view, of a parameter maybe
+                self._made.append(
+                    (StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes())
+                )
         return result
 
     def held(self) -> int:

@@ -1,7 +1,8 @@
 """The products that a forward makes with a model's matrices, and how it is asked for them.
 
-A torch-function mode sees `linear`, `addmm`, `matmul`, `bmm` and the like, whatever module asks for them: `nn.Linear`, GPT-2's transposed
-Conv1D, the slices of fused 3-D experts, and a matrix that stands on the left, as in Mamba's step size, are one case.
+A torch-function mode sees `linear`, `addmm`, `matmul`, `bmm` and the like, whatever module asks for
+them: `nn.Linear`, GPT-2's transposed Conv1D, the slices of fused 3-D experts, and a matrix that
+stands on the left, as in Mamba's step size, are one case.
 """
 
 import re
@@ -22,13 +23,25 @@ _AS_OUT_IN: Final = {"linear"}
 _AS_IN_OUT: Final = {"addmm", "mm", "matmul", "__matmul__", "bmm", "baddbmm"}
 _SUMMED: Final = {"addmm", "baddbmm"}
 """Products whose first argument is what the product is added to."""
-_NAMES: Final = ("input", "weight", "mat1", "mat2", "other", "batch1", "batch2", "tensor1", "tensor2")
+_NAMES: Final = (
+    "input",
+    "weight",
+    "mat1",
+    "mat2",
+    "other",
+    "batch1",
+    "batch2",
+    "tensor1",
+    "tensor2",
+)
 
 
 @final
 @dataclass(frozen=True)
 class Product:
-    """A matrix that is about to be multiplied with `x` [… token, in]; `tokens` says whose the rows are, where a router picked them."""
+    """A matrix that is about to be multiplied with `x` [… token, in]; `tokens` says whose the
+    rows are, where a router picked them.
+    """
 
     weight: Weight
     x: Tensor
@@ -37,12 +50,16 @@ class Product:
 
 @final
 class Watch(TorchFunctionMode):
-    """While it is entered, `on_product` is told of every product with one of the `weights`, before it is made.
+    """While it is entered, `on_product` is told of every product with one of the `weights`, before
+    it is made.
 
-    `positions` is how many tokens the forward has: a gather from a table of so many rows tells whose rows an expert gets.
+    `positions` is how many tokens the forward has: a gather from a table of so many rows tells
+    whose rows an expert gets.
     """
 
-    def __init__(self, weights: Iterable[Weight], on_product: Callable[[Product], None], positions: int) -> None:
+    def __init__(
+        self, weights: Iterable[Weight], on_product: Callable[[Product], None], positions: int
+    ) -> None:
         super().__init__()
         self._on_product, self._positions = on_product, positions
         self._gathered: Tensor | None = None
@@ -52,7 +69,13 @@ class Watch(TorchFunctionMode):
         """Tell of products with these matrices, where they are now, and with no others."""
         self._weights = {weight.address: weight for weight in weights}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         self.see(getattr(func, "__name__", ""), args, kwargs)
         return func(*args, **kwargs)
@@ -65,16 +88,21 @@ class Watch(TorchFunctionMode):
         elif name in ("__getitem__", "index_select"):
             self._gather(args)
 
-    def _products(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Product]:
+    def _products(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Product]:
         operands = [*args, *(kwargs[key] for key in _NAMES if key in kwargs)]
         x, matrix = operands[1:3] if name in _SUMMED else operands[:2]
         if not isinstance(x, Tensor) or not isinstance(matrix, Tensor):
             return
-        # An address says where a matrix begins. A part of it may begin there too, so shape and strides are compared as well.
+        # An address says where a matrix begins. A part of it may begin there too, so shape and
+        # strides are compared as well.
         weight = self._weights.get(matrix.data_ptr())
         if weight is not None and matrix.dim() == 3:
             yield from self._batched(x, matrix)
-        elif weight is not None and self._is_as_kept(weight, matrix if name in _AS_OUT_IN else matrix.mT):
+        elif weight is not None and self._is_as_kept(
+            weight, matrix if name in _AS_OUT_IN else matrix.mT
+        ):
             yield Product(weight, x, self._gathered)
         # W @ x: the matrix stands on the left, and its inputs are columns.
         elif weight is None and x.dim() == 2 and matrix.dim() > 1 and name not in _AS_OUT_IN:
@@ -83,7 +111,9 @@ class Watch(TorchFunctionMode):
                 yield Product(weight, matrix.mT)
 
     def _batched(self, x: Tensor, matrices: Tensor) -> Iterator[Product]:
-        """One product over all experts, as Llama 4 has it: every expert is multiplied with all tokens, those of others being rows of zeros."""
+        """One product over all experts, as Llama 4 has it: every expert is multiplied with all
+        tokens, those of others being rows of zeros.
+        """
         for expert, matrix in enumerate(matrices.mT):
             weight, rows = self._weights.get(matrix.data_ptr()), x if x.dim() < 3 else x[expert]
             if weight is None or not self._is_as_kept(weight, matrix):
@@ -103,22 +133,32 @@ class Watch(TorchFunctionMode):
         table, index = args[0], args[-1]
         if isinstance(index, tuple):
             index = index[-1] if all(i is None for i in index[:-1]) else None
-        if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+        if (
+            not isinstance(index, Tensor)
+            or index.dim() != 1
+            or index.dtype not in (torch.int64, torch.int32)
+        ):
             return
-        # A table with a row for each token: what comes out of it are the rows of one expert, which its products get next.
+        # A table with a row for each token: what comes out of it are the rows of one expert, which
+        # its products get next.
         if table.is_floating_point() and len(table) == self._positions:
             self._gathered = index
 
 
 def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor | bool]:
-    """Return how `base` is asked about `ids` [sample, position] without a cache. A `mask` that it doesn't take is a `ModelError`."""
+    """Return how `base` is asked about `ids` [sample, position] without a cache. A `mask` that
+    it doesn't take is a `ModelError`.
+    """
     takes = signature(base.forward).parameters
     kinds = {one.kind for one in takes.values()}
     inputs: dict[str, Tensor | bool] = {"input_ids": ids}
     if "use_cache" in takes or Parameter.VAR_KEYWORD in kinds:
         inputs["use_cache"] = False
     if mask is not None:
-        if "attention_mask" not in takes and not {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds:  # that only hands on what it gets
+        if (
+            "attention_mask" not in takes
+            and not {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
+        ):  # that only hands on what it gets
             raise ModelError(
                 f"{type(base).__name__} takes no attention mask, so padding can't be kept from it; use a packing without padding, such as many",
                 subject=type(base).__name__,
@@ -142,17 +182,28 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return the hidden states among what a block is called with: its first tensor."""
-    return next(value for value in (*args, kwargs.get("hidden_states"), *kwargs.values()) if isinstance(value, Tensor))
+    return next(
+        value
+        for value in (*args, kwargs.get("hidden_states"), *kwargs.values())
+        if isinstance(value, Tensor)
+    )
 
 
 @final
 class Order:
-    """One order of visits for all micro-batches: by first use; experts by number, and each expert's matrices by use, or the other way round.
+    """One order of visits for all micro-batches: by first use; experts by number, and each expert's
+    matrices by use, or the other way round.
 
-    In the groups `by_use` all experts do their first product before any does its second; those in `apart` are no experts, only numbered alike.
+    In the groups `by_use` all experts do their first product before any does its second; those in
+    `apart` are no experts, only numbered alike.
     """
 
-    def __init__(self, block: Block, by_use: frozenset[str] = frozenset(), apart: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        block: Block,
+        by_use: frozenset[str] = frozenset(),
+        apart: frozenset[str] = frozenset(),
+    ) -> None:
         self._block, self._by_use, self._apart = block, by_use, apart
         self._weights = {weight.name: weight for weight in block.weights}
         self._rank: dict[str, int] = {}
@@ -160,7 +211,10 @@ class Order:
 
     def next(self, waiting: Sequence[str]) -> Weight:
         """Return the first of the matrices that some forward stands at, by name."""
-        place, weight = min(((self._place(w), w) for w in map(self._weights.__getitem__, waiting)), key=lambda pair: pair[0])
+        place, weight = min(
+            ((self._place(w), w) for w in map(self._weights.__getitem__, waiting)),
+            key=lambda pair: pair[0],
+        )
         if self._last is not None and place <= self._last:
             raise ModelError(
                 f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense",
@@ -182,7 +236,9 @@ class Order:
 
 
 def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
-    """Return the experts that a matrix belongs to, its number among them, and which of an expert's matrices it is; any other is a group by itself."""
+    """Return the experts that a matrix belongs to, its number among them, and which of an
+    expert's matrices it is; any other is a group by itself.
+    """
     name = weight.name.removeprefix(block.name + ".")
     numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     if weight.expert is not None:

@@ -1,4 +1,6 @@
-"""What ranks say to each other: messages with their failures, and statistics that stand one behind the other until all are there."""
+"""What ranks say to each other: messages with their failures, and statistics that stand one
+behind the other until all are there.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ import torch
 
 from calibrant.activations import Gram, Statistic
 from calibrant.errors import CalibrantError, RankError
-from calibrant.wire import Kind, Language, fields_of, kind_of, raised
+from calibrant.system.wire import Kind, Language, fields_of, kind_of, raised
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,17 @@ class RankFailure:
     @classmethod
     def of(cls, error: BaseException) -> "RankFailure":
         name = "" if isinstance(error, CalibrantError) else f"{type(error).__name__}: "
-        return cls(kind_of(error), name + " ".join(str(error).split()), getattr(error, "subject", ""))
+        return cls(
+            kind_of(error), name + " ".join(str(error).split()), getattr(error, "subject", "")
+        )
 
     def error(self, rank: int) -> BaseException:
         """Return what the others raise for it."""
         if self.kind == KeyboardInterrupt.__name__:
             return KeyboardInterrupt()
-        return raised(self.kind, self.text, self.subject) or RankError(f"rank {rank} failed: {self.text}", subject=self.subject)
+        return raised(self.kind, self.text, self.subject) or RankError(
+            f"rank {rank} failed: {self.text}", subject=self.subject
+        )
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,16 @@ class GramSize:
 
 @final
 class InOrder(Statistic):
-    """Statistics that stand one behind the other until all are there: how floats are added decides their last bits."""
+    """Statistics that stand one behind the other until all are there: how floats are added
+    decides their last bits.
+    """
 
     def __init__(self, parts: tuple[Statistic, ...]) -> None:
         self.parts = parts
-        self.tokens, self.mass = sum(part.tokens for part in parts), sum(part.mass for part in parts)
+        self.tokens, self.mass = (
+            sum(part.tokens for part in parts),
+            sum(part.mass for part in parts),
+        )
 
     def __add__(self, other: "InOrder") -> "InOrder":
         return InOrder(self.parts + other.parts)
@@ -78,7 +89,12 @@ def added(parts: Iterable[Any]) -> Any:
 
 def moved(part: Statistic, device: torch.device) -> Statistic:
     """Return the same statistic with its tensors on `device`."""
-    return type(part)(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in part.held().items()})
+    return type(part)(
+        **{
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in part.held().items()
+        }
+    )
 
 
 def called(kind: type[Statistic]) -> str:
@@ -87,7 +103,9 @@ def called(kind: type[Statistic]) -> str:
 
 
 def loaded_kinds() -> dict[str, type[Statistic]]:
-    """Return the statistics that this process knows, by name, a method's own among them: nothing is imported because a message says so."""
+    """Return the statistics that this process knows, by name, a method's own among them: nothing
+    is imported because a message says so.
+    """
     kinds: list[type[Statistic]] = [Statistic]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -99,5 +117,10 @@ WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 
 LANGUAGE: Final = Language(
     *map(fields_of, (RankMessage, RankFailure, GramSize)),
-    Kind("statistic", Statistic, lambda part: [called(type(part)), part.held()], lambda parts: loaded_kinds()[parts[0]](**parts[1])),
+    Kind(
+        "statistic",
+        Statistic,
+        lambda part: [called(type(part)), part.held()],
+        lambda parts: loaded_kinds()[parts[0]](**parts[1]),
+    ),
 )

@@ -1,13 +1,17 @@
 """Experts that get few tokens: which they are, and what their matrices are calibrated on instead.
 
-An expert is starved that gets fewer of the calibration tokens, counted by their weight, than it has inputs: a Gram matrix of them is singular. Who is
-starved is found in the untouched model, once, whatever is done to it later.
+An expert is starved that gets fewer of the calibration tokens, counted by their weight, than it has
+inputs: a Gram matrix of them is singular. Who is starved is found in the untouched model, once,
+whatever is done to it later.
 
-- `as_seen`: nothing else; each is calibrated on the tokens that it gets, and one that gets none stays dense.
+- `as_seen`: nothing else; each is calibrated on the tokens that it gets, and one that gets none
+  stays dense.
 - `dense`: a starved expert stays as it is.
-- `all_tokens`: it is calibrated on every token that comes to its layer. It runs them with a weight of zero, so the model computes what it did.
-- `shared`: its matrices are calibrated on what the same matrices of all experts of the layer saw together. Of inputs of the layer that is what tokens
-  look like; hidden units of different experts have nothing in common, so of them it says no more than how large they are.
+- `all_tokens`: it is calibrated on every token that comes to its layer. It runs them with a weight
+  of zero, so the model computes what it did.
+- `shared`: its matrices are calibrated on what the same matrices of all experts of the layer saw
+  together. Of inputs of the layer that is what tokens look like; hidden units of different experts
+  have nothing in common, so of them it says no more than how large they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,15 +37,20 @@ AS_SEEN: Final[Starved] = "as_seen"
 Arrivals = Iterator[tuple[Weight, Seen]]
 
 
-def starving(opened: Opened, view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> dict[str, float]:
-    """Return the matrices of starved experts, by name, with the tokens that come to them; nothing for a model without experts.
+def starving(
+    opened: Opened, view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """Return the matrices of starved experts, by name, with the tokens that come to them; nothing
+    for a model without experts.
 
     Raises `ModelError` where it can't be told which router picks among the experts.
     """
     layers = {layer.block: layer for layer in expert_layers(view)}
     found: dict[str, float] = {}
     with torch.no_grad():
-        for block, seen in blocks_seen(opened, view, batch, (Routing,), ranks=ranks) if layers else ():
+        for block, seen in (
+            blocks_seen(opened, view, batch, (Routing,), ranks=ranks) if layers else ()
+        ):
             if block.index in layers:
                 found |= _starved(layers[block.index], seen[Routing])
     return found
@@ -49,13 +58,26 @@ def starving(opened: Opened, view: ModelView, batch: TokenBatch, ranks: Ranks = 
 
 def _starved(layer: ExpertLayer, routing: Routing) -> dict[str, float]:
     counted = zip(layer.experts, routing.counts.tolist(), strict=True)
-    return {weight.name: count for matrices, count in counted if count < layer.matrix.shape[1] for weight in matrices}
+    return {
+        weight.name: count
+        for matrices, count in counted
+        if count < layer.matrix.shape[1]
+        for weight in matrices
+    }
 
 
-def fed(view: ModelView, arrivals: Callable[[], Arrivals], how: Starved, names: Mapping[str, float], start: int = 0) -> Arrivals:
-    """Yield what `arrivals` yields, with the matrices `names` of starved experts treated as `how` says; `shared` only for a dense walk.
+def fed(
+    view: ModelView,
+    arrivals: Callable[[], Arrivals],
+    how: Starved,
+    names: Mapping[str, float],
+    start: int = 0,
+) -> Arrivals:
+    """Yield what `arrivals` yields, with the matrices `names` of starved experts treated as `how`
+    says; `shared` only for a dense walk.
 
-    Raises `ModelError` for `all_tokens` where a layer's experts can't be sent more tokens than its router sends them.
+    Raises `ModelError` for `all_tokens` where a layer's experts can't be sent more tokens than its
+    router sends them.
     """
     if not names or how == AS_SEEN:
         yield from arrivals()
@@ -70,7 +92,9 @@ def fed(view: ModelView, arrivals: Callable[[], Arrivals], how: Starved, names: 
             yield from _pooled(layers.get(block.index), seen, names).items()
 
 
-def _pooled(layer: ExpertLayer | None, seen: Mapping[Weight, Seen], names: Mapping[str, float]) -> dict[Weight, Seen]:
+def _pooled(
+    layer: ExpertLayer | None, seen: Mapping[Weight, Seen], names: Mapping[str, float]
+) -> dict[Weight, Seen]:
     pooled = dict(seen)
     for same in zip(*layer.experts, strict=True) if layer is not None else ():
         arrived = [seen[weight] for weight in same if weight in seen]
@@ -82,20 +106,30 @@ def _pooled(layer: ExpertLayer | None, seen: Mapping[Weight, Seen], names: Mappi
 
 @contextmanager
 def _sent_all(view: ModelView, names: Mapping[str, float]) -> Iterator[None]:
-    """While it lasts, tokens go through starved experts too that their router didn't choose, with a weight of zero."""
+    """While it lasts, tokens go through starved experts too that their router didn't choose,
+    with a weight of zero.
+    """
     handles: list[Any] = []
     try:
         for layer in expert_layers(view):
-            if experts := [number for number, matrices in enumerate(layer.experts) if matrices[0].name in names]:
+            if experts := [
+                number for number, matrices in enumerate(layer.experts) if matrices[0].name in names
+            ]:
                 _check(layer)
-                handles.append(layer.holders[0].register_forward_pre_hook(partial(_with_others, layer.count, experts), with_kwargs=True))
+                handles.append(
+                    layer.holders[0].register_forward_pre_hook(
+                        partial(_with_others, layer.count, experts), with_kwargs=True
+                    )
+                )
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _with_others(count: int, experts: Sequence[int], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _with_others(
+    count: int, experts: Sequence[int], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
     every = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
     index = next(one for one in every if not one.is_floating_point())
     weights = next(one for one in every if one.is_floating_point() and one.shape == index.shape)
@@ -119,8 +153,13 @@ def _check(layer: ExpertLayer) -> None:
         if layer.weighs_inputs:
             raise IndexError
         with torch.no_grad():
-            layer.holders[0](token, torch.full((1, 1), layer.count, device=some.device), torch.zeros(1, 1, dtype=some.dtype, device=some.device))
+            layer.holders[0](
+                token,
+                torch.full((1, 1), layer.count, device=some.device),
+                torch.zeros(1, 1, dtype=some.dtype, device=some.device),
+            )
     except (IndexError, RuntimeError, TypeError) as error:
         raise ModelError(
-            f"the experts of {layer.name} take no other tokens than their router sends them; use --starved dense or shared", subject=layer.name
+            f"the experts of {layer.name} take no other tokens than their router sends them; use --starved dense or shared",
+            subject=layer.name,
         ) from error

@@ -1,14 +1,18 @@
-"""Many variants of a model measured on the same tokens: without some of its blocks, or with other numbers or parts in them.
+"""Many variants of a model measured on the same tokens: without some of its blocks, or with other
+numbers or parts in them.
 
     variants = Variants(view, [(AS_IT_IS, SKIPPED)] * len(view.blocks))
     variants.losses([(0, 1, 0), (0, 1, 1)], batch)      # without the second block, and without the last two
 
-The model's own forward calls its blocks, with whatever it hands to them. A block that is skipped hands on what it was called with. Choices are
-measured in the order of tuples, and a forward gets what the blocks gave before the first one in which its choice differs from the last, so that
-those aren't run again: of all swaps of two among thirty blocks, a third of the work. The numbers are the same to the bit.
+The model's own forward calls its blocks, with whatever it hands to them. A block that is skipped
+hands on what it was called with. Choices are measured in the order of tuples, and a forward gets
+what the blocks gave before the first one in which its choice differs from the last, so that those
+aren't run again: of all swaps of two among thirty blocks, a third of the work. The numbers are the
+same to the bit.
 
-That is so only of a model whose blocks run once each, in order, hand on one tensor and nothing beside it, and are alike, so that what is left is
-a model too. Eight tokens show it before anything is measured: skipping a block must give what dropping it gives.
+That is so only of a model whose blocks run once each, in order, hand on one tensor and nothing
+beside it, and are alike, so that what is left is a model too. Eight tokens show it before anything
+is measured: skipping a block must give what dropping it gives.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +27,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from calibrant.data import TokenBatch, micro_batches
-from calibrant.divergence import divergences
 from calibrant.errors import ModelError
 from calibrant.models import ModelView
+from calibrant.models.divergence import divergences
 from calibrant.numerics import not_finite
 from calibrant.walk.products import hidden_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
@@ -36,17 +40,22 @@ Ways = Sequence[int]
 """Which of its variants each block is."""
 Summed = tuple[float, float]
 """Σ w·nats and Σ w over the tokens of a micro-batch that something stands before."""
-Compare = Callable[[Float[Tensor, "token hidden"], Float[Tensor, "token hidden"]], Float[Tensor, "token"]]
+Compare = Callable[
+    [Float[Tensor, "token hidden"], Float[Tensor, "token hidden"]], Float[Tensor, "token"]
+]
 """How far apart hidden states are, token by token."""
 
 ROWS_AT_ONCE: Final = 128
-"""Tokens whose distributions are compared at a time: three tensors of the vocabulary's size for each."""
+"""Tokens whose distributions are compared at a time: three tensors of the vocabulary's size for
+each.
+"""
 
 
 @final
 @dataclass(frozen=True)
 class Variant:
-    """What a block is while it is tried: left out (`skipped`), or itself with other `numbers` in some parameters, of the same shape and type.
+    """What a block is while it is tried: left out (`skipped`), or itself with other `numbers` in
+    some parameters, of the same shape and type.
 
     In the place of some of its modules may be other `parts`, which are called as those are.
     """
@@ -61,18 +70,26 @@ SKIPPED: Final = Variant(skipped=True)
 
 
 def loss(view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> float:
-    """Return what the model as it is now loses on a batch, in nats a token; a token counts by its weight. Of a mix each part counts by its share.
+    """Return what the model as it is now loses on a batch, in nats a token; a token counts by its
+    weight. Of a mix each part counts by its share.
 
     Padding is neither predicted nor counted.
     """
-    return _over_parts(batch, lambda part: _summed_up(view, part, ranks, lambda micro_batch: [micro_batch.nats(micro_batch.logits())]))[0]
+    return _over_parts(
+        batch,
+        lambda part: _summed_up(
+            view, part, ranks, lambda micro_batch: [micro_batch.nats(micro_batch.logits())]
+        ),
+    )[0]
 
 
 @final
 class Variants:
-    """A model of which block i can be each of `ways[i]`. Between two measurements it is what it was.
+    """A model of which block i can be each of `ways[i]`. Between two measurements it is what it
+    was.
 
-    Raises `ModelError`, saying why, for a model whose blocks can't be exchanged or skipped one by one.
+    Raises `ModelError`, saying why, for a model whose blocks can't be exchanged or skipped one by
+    one.
     """
 
     def __init__(self, view: ModelView, ways: Sequence[Sequence[Variant]]) -> None:
@@ -80,7 +97,10 @@ class Variants:
         rehearsal = rehearse(view)
         self._changes_input = rehearsal.changes_input
         if list(rehearsal.calls) != list(range(len(view.blocks))):
-            raise ModelError(f"the blocks of {self._name} don't run once each, in order, so none can be left out of a forward", subject=self._name)
+            raise ModelError(
+                f"the blocks of {self._name} don't run once each, in order, so none can be left out of a forward",
+                subject=self._name,
+            )
         self._forms: list[Callable[[Tensor], Any]] = []
         self._check()
 
@@ -88,10 +108,19 @@ class Variants:
     def _name(self) -> str:
         return type(self._view.model).__name__
 
-    def losses(self, choices: Sequence[Ways], batch: TokenBatch, *, divergence: bool = False, ranks: Ranks = ALONE) -> list[float]:
-        """Return for each of the `choices` what the model loses, in nats a token, as `loss` measures it.
+    def losses(
+        self,
+        choices: Sequence[Ways],
+        batch: TokenBatch,
+        *,
+        divergence: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> list[float]:
+        """Return for each of the `choices` what the model loses, in nats a token, as `loss`
+        measures it.
 
-        With `divergence` it is KL(untouched ‖ variant) of the predictions of the same tokens instead, where untouched is the first variant of all.
+        With `divergence` it is KL(untouched ‖ variant) of the predictions of the same tokens
+        instead, where untouched is the first variant of all.
         """
         measured = [tuple(choice) for choice in choices]
 
@@ -101,37 +130,63 @@ class Variants:
                 untouched = micro_batch.logits((0,) * len(self._ways))
             for choice in sorted(set(measured)):
                 logits = micro_batch.logits(choice)
-                found[choice] = micro_batch.nats(logits) if untouched is None else micro_batch.divergence(untouched, logits)
+                found[choice] = (
+                    micro_batch.nats(logits)
+                    if untouched is None
+                    else micro_batch.divergence(untouched, logits)
+                )
             return [found[choice] for choice in measured]
 
         return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
 
-    def moved(self, choices: Sequence[Ways], batch: TokenBatch, compare: Compare, ranks: Ranks = ALONE) -> list[float]:
-        """Return for each of the `choices` how far the hidden states that the last block gives are from those of the first variant of all.
+    def moved(
+        self, choices: Sequence[Ways], batch: TokenBatch, compare: Compare, ranks: Ranks = ALONE
+    ) -> list[float]:
+        """Return for each of the `choices` how far the hidden states that the last block gives are
+        from those of the first variant of all.
 
-        That is the mean of `compare(untouched, variant)` over the real tokens; a token counts by its weight, and of a mix each part by its share.
+        That is the mean of `compare(untouched, variant)` over the real tokens; a token counts by
+        its weight, and of a mix each part by its share.
         """
         measured = [tuple(choice) for choice in choices]
 
         def sums(micro_batch: _MicroBatchOfVariants) -> list[Summed]:
             untouched = micro_batch.states((0,) * len(self._ways))
-            found = {choice: micro_batch.real(compare(untouched, micro_batch.states(choice))) for choice in sorted(set(measured))}
+            found = {
+                choice: micro_batch.real(compare(untouched, micro_batch.states(choice)))
+                for choice in sorted(set(measured))
+            }
             return [found[choice] for choice in measured]
 
         return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
 
     @contextmanager
     def choosing(self, choice: Ways, given: list[Tensor], known: int) -> Iterator[None]:
-        """While it lasts, a forward of the model runs its blocks as `choice` says; of the first `known` ones it gets what they `given`.
+        """While it lasts, a forward of the model runs its blocks as `choice` says; of the first
+        `known` ones it gets what they `given`.
 
         What each other block gives is added to `given`.
         """
         with ExitStack() as stack:
-            for index, (block, ways, way) in enumerate(zip(self._view.blocks, self._ways, choice, strict=True)):
-                stack.enter_context(replaced(block.module, self._door(index, block.module.forward, ways[way], given, known)))
+            for index, (block, ways, way) in enumerate(
+                zip(self._view.blocks, self._ways, choice, strict=True)
+            ):
+                stack.enter_context(
+                    replaced(
+                        block.module,
+                        self._door(index, block.module.forward, ways[way], given, known),
+                    )
+                )
             yield
 
-    def _door(self, index: int, forward: Callable[..., Any], variant: Variant, given: list[Tensor], known: int) -> Callable[..., Any]:
+    def _door(
+        self,
+        index: int,
+        forward: Callable[..., Any],
+        variant: Variant,
+        given: list[Tensor],
+        known: int,
+    ) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if index < known:
                 return self._forms[index](self._own(given[index]))
@@ -152,7 +207,9 @@ class Variants:
         return hidden.clone() if self._changes_input else hidden
 
     def _check(self) -> None:
-        """Show the model eight tokens: what blocks give, and that skipping one, and going on from another's output, change nothing else."""
+        """Show the model eight tokens: what blocks give, and that skipping one, and going on
+        from another's output, change nothing else.
+        """
         ids = _some_ids(self._view)
         forms: list[Callable[[Tensor], Any] | None] = []
         with ExitStack() as stack, torch.no_grad():
@@ -163,31 +220,52 @@ class Variants:
             raise not_finite(f"the outputs of {self._name}, untouched,", self._name)
         self._forms = [form for form in forms if form is not None]
         if len(self._forms) < len(forms):
-            raise ModelError(f"the blocks of {self._name} hand on more than their hidden states, so none can be left out", subject=self._name)
+            raise ModelError(
+                f"the blocks of {self._name} hand on more than their hidden states, so none can be left out",
+                subject=self._name,
+            )
         skips = any(variant.skipped for ways in self._ways for variant in ways)
         if skips and not _are_alike(self._view):
-            raise ModelError(f"the blocks of {self._name} aren't alike, so what is left of them may be no model", subject=self._name)
+            raise ModelError(
+                f"the blocks of {self._name} aren't alike, so what is left of them may be no model",
+                subject=self._name,
+            )
         self._check_going_on(ids)
         if skips:
             self._check_skipping(ids)
 
     def _check_going_on(self, ids: Int[Tensor, "sample position"]) -> None:
         ones = torch.ones(ids.shape)
-        fresh, late = (_MicroBatchOfVariants(self._view, ids, ones.bool(), ones, self) for _ in range(2))
+        fresh, late = (
+            _MicroBatchOfVariants(self._view, ids, ones.bool(), ones, self) for _ in range(2)
+        )
         place = len(self._ways) // 2
-        choice = tuple(len(ways) - 1 if index == place else 0 for index, ways in enumerate(self._ways))
+        choice = tuple(
+            len(ways) - 1 if index == place else 0 for index, ways in enumerate(self._ways)
+        )
         late.logits((0,) * len(self._ways))
         try:
             same = _equal(fresh.logits(choice), late.logits(choice))
-        except (LookupError, TypeError, AttributeError, RuntimeError):  # what earlier blocks leave for later ones isn't there
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+        ):  # what earlier blocks leave for later ones isn't there
             same = False
         if not same:
-            raise ModelError(f"a block of {self._name} looks at more than what the one before it gave, so none can be left out", subject=self._name)
+            raise ModelError(
+                f"a block of {self._name} looks at more than what the one before it gave, so none can be left out",
+                subject=self._name,
+            )
 
     def _check_skipping(self, ids: Int[Tensor, "sample position"]) -> None:
         view, ones = self._view, torch.ones(ids.shape)
         place = len(view.blocks) // 2
-        choice = [next((n for n, v in enumerate(ways) if v.skipped), 0) if i == place else 0 for i, ways in enumerate(self._ways)]
+        choice = [
+            next((n for n, v in enumerate(ways) if v.skipped), 0) if i == place else 0
+            for i, ways in enumerate(self._ways)
+        ]
         skipped = _MicroBatchOfVariants(view, ids, ones.bool(), ones, self).logits(tuple(choice))
         rehearsed, undo = view.rehearsed, view.remembered()
         try:
@@ -197,7 +275,10 @@ class Variants:
             undo()
             view.rehearsed = rehearsed  # the blocks are those that it was found of
         if not _equal(skipped, dropped):
-            raise ModelError(f"dropping a block of {self._name} changes what others do, so it isn't as if it were left out", subject=self._name)
+            raise ModelError(
+                f"dropping a block of {self._name} changes what others do, so it isn't as if it were left out",
+                subject=self._name,
+            )
 
 
 @final
@@ -234,11 +315,20 @@ class _MicroBatchOfVariants:
 
     @contextmanager
     def _as(self, choice: tuple[int, ...]) -> Iterator[None]:
-        """While it lasts, a forward is that of a variant, and gets what blocks gave before the first in which it differs from the last one."""
+        """While it lasts, a forward is that of a variant, and gets what blocks gave before the
+        first in which it differs from the last one.
+        """
         if self._variants is None:
             yield
             return
-        known = next((n for n, (one, other) in enumerate(zip(choice, self._choice, strict=False)) if one != other), len(self._choice))
+        known = next(
+            (
+                n
+                for n, (one, other) in enumerate(zip(choice, self._choice, strict=False))
+                if one != other
+            ),
+            len(self._choice),
+        )
         del self._given[known:]
         self._choice = choice
         with self._variants.choosing(choice, self._given, known):
@@ -250,13 +340,26 @@ class _MicroBatchOfVariants:
 
     def nats(self, logits: Float[Tensor, "sample position word"]) -> Summed:
         """Return how badly the next tokens are predicted."""
-        nats = cross_entropy(logits[:, :-1].flatten(0, 1).float(), self._ids[:, 1:].flatten(), reduction="none")
+        nats = cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), self._ids[:, 1:].flatten(), reduction="none"
+        )
         return float((nats.double() * self._counted).sum()), float(self._counted.sum())
 
-    def divergence(self, untouched: Float[Tensor, "sample position word"], logits: Float[Tensor, "sample position word"]) -> Summed:
-        """Return how far the predictions of the same tokens are from those of the untouched model."""
-        rows = zip(*(one[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE) for one in (untouched, logits)), strict=True)
-        nats = torch.cat([divergences(before, after) for before, after in rows]).to(self._counted.device)
+    def divergence(
+        self,
+        untouched: Float[Tensor, "sample position word"],
+        logits: Float[Tensor, "sample position word"],
+    ) -> Summed:
+        """Return how far the predictions of the same tokens are from those of the untouched
+        model.
+        """
+        rows = zip(
+            *(one[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE) for one in (untouched, logits)),
+            strict=True,
+        )
+        nats = torch.cat([divergences(before, after) for before, after in rows]).to(
+            self._counted.device
+        )
         return float((nats * self._counted).sum()), float(self._counted.sum())
 
 
@@ -265,25 +368,39 @@ def _over_parts(batch: TokenBatch, losses: Callable[[TokenBatch], Sequence[float
     parts = batch.mixed or ((1.0, batch),)
     measured = [losses(part) for _, part in parts]
     whole = sum(share for share, _ in parts)
-    return [sum(share * loss for (share, _), loss in zip(parts, of, strict=True)) / whole for of in zip(*measured, strict=True)]
+    return [
+        sum(share * loss for (share, _), loss in zip(parts, of, strict=True)) / whole
+        for of in zip(*measured, strict=True)
+    ]
 
 
 def _summed_up(
-    view: ModelView, batch: TokenBatch, ranks: Ranks, sums: Callable[[_MicroBatchOfVariants], Sequence[Summed]], variants: Variants | None = None
+    view: ModelView,
+    batch: TokenBatch,
+    ranks: Ranks,
+    sums: Callable[[_MicroBatchOfVariants], Sequence[Summed]],
+    variants: Variants | None = None,
 ) -> list[float]:
     """Means over a batch, from the sums of each micro-batch, of all ranks."""
     device = next(view.model.parameters()).device
     mine = [
-        list(sums(_MicroBatchOfVariants(view, *(part.to(device) for part in few), variants=variants)))
+        list(
+            sums(_MicroBatchOfVariants(view, *(part.to(device) for part in few), variants=variants))
+        )
         for few in ranks.share(list(micro_batches(batch, TOKENS_PER_PASS)))
     ]
     everywhere = ranks.gathered(mine)
-    return [sum(nats for nats, _ in of) / sum(mass for _, mass in of) for of in zip(*everywhere, strict=True)]
+    return [
+        sum(nats for nats, _ in of) / sum(mass for _, mass in of)
+        for of in zip(*everywhere, strict=True)
+    ]
 
 
 @contextmanager
 def _exchanged(numbers: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Exchanging `data` copies nothing and writes nothing: both sets of numbers stay where they are."""
+    """Exchanging `data` copies nothing and writes nothing: both sets of numbers stay where they
+    are.
+    """
     own = [(parameter, parameter.data) for parameter, _ in numbers]
     try:
         for parameter, other in numbers:
@@ -306,10 +423,14 @@ def _standing_in(parts: Sequence[tuple[nn.Module, nn.Module]]) -> Iterator[None]
 def _some_ids(view: ModelView) -> Int[Tensor, "sample position"]:
     """Two rows of four tokens."""
     vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-    return ((torch.arange(8).reshape(2, 4) + vocabulary // 2) % vocabulary).to(next(view.model.parameters()).device)
+    return ((torch.arange(8).reshape(2, 4) + vocabulary // 2) % vocabulary).to(
+        next(view.model.parameters()).device
+    )
 
 
-def _noting(forward: Callable[..., Any], forms: list[Callable[[Tensor], Any] | None]) -> Callable[..., Any]:
+def _noting(
+    forward: Callable[..., Any], forms: list[Callable[[Tensor], Any] | None]
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         result = forward(*args, **kwargs)
         forms.append(_form(result))
@@ -319,10 +440,16 @@ def _noting(forward: Callable[..., Any], forms: list[Callable[[Tensor], Any] | N
 
 
 def _form(result: Any) -> Callable[[Tensor], Any] | None:
-    """How a block hands on hidden states: what makes of them something like its result. None where that holds other tensors too."""
+    """How a block hands on hidden states: what makes of them something like its result. None
+    where that holds other tensors too.
+    """
     if isinstance(result, Tensor):
         return lambda hidden: hidden
-    if type(result) in (tuple, list) and isinstance(result[0], Tensor) and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:])):
+    if (
+        type(result) in (tuple, list)
+        and isinstance(result[0], Tensor)
+        and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:]))
+    ):
         return lambda hidden: type(result)((hidden, *result[1:]))
     return None
 
@@ -336,5 +463,8 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _are_alike(view: ModelView) -> bool:
-    shapes = [{name: parameter.shape for name, parameter in block.module.named_parameters()} for block in view.blocks]
+    shapes = [
+        {name: parameter.shape for name, parameter in block.module.named_parameters()}
+        for block in view.blocks
+    ]
     return all(one == shapes[0] for one in shapes)

@@ -9,22 +9,28 @@
 `reference`  what the papers' code does: inputs of a block whose own matrices are still untouched, then a second forward of the block.
 `dense`      inputs in the untouched model; one forward, whatever the loop does to the matrices.
 
-Each micro-batch is one call of the model's own forward, as a greenlet that stops where the next block is called: so blocks are called as
-the model calls them, with whatever it hands from one to the next. Behind the last block the forward ends, before the head.
+Each micro-batch is one call of the model's own forward, as a greenlet that stops where the next
+block is called: so blocks are called as the model calls them, with whatever it hands from one to
+the next. Behind the last block the forward ends, before the head.
 
-Micro-batches run in lock-step: within a block every matrix is visited once, in one order; a micro-batch that is further on, or that
-skipped an expert, waits. No thread-local context spans a stop: the mode and `no_grad` are entered anew around every switch, and so is the
-block that is called next given its stop, so the loop's own code never runs under them.
+Micro-batches run in lock-step: within a block every matrix is visited once, in one order; a
+micro-batch that is further on, or that skipped an expert, waits. No thread-local context spans a
+stop: the mode and `no_grad` are entered anew around every switch, and so is the block that is
+called next given its stop, so the loop's own code never runs under them.
 
-Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced back to their tokens by the gather that
-picked them. Without matrices to watch (`observes` is empty) nothing is run at all.
+Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced
+back to their tokens by the gather that picked them. Without matrices to watch (`observes` is empty)
+nothing is run at all.
 
-With `weigh`, tokens count more or less from block to block: it is asked at the door of each, and may run the block aside to see what it does.
+With `weigh`, tokens count more or less from block to block: it is asked at the door of each, and
+may run the block aside to see what it does.
 
-Where a model's blocks are on disk, each is held from its door until all forwards have left it (`held`). Where its view says that activations are too
-(`ModelView.offload`), a micro-batch that waits at a door has its numbers in a file (`offloading`).
+Where a model's blocks are on disk, each is held from its door until all forwards have left it
+(`held`). Where its view says that activations are too (`ModelView.offload`), a micro-batch that
+waits at a door has its numbers in a file (`offloading`).
 
-With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
+With other `ranks` this process runs its share of the micro-batches, and hands out what all of them
+saw, in the same order on every rank.
 """
 
 import weakref
@@ -50,10 +56,14 @@ from calibrant.walk.rehearsal import Rehearsal, held, rehearse
 Propagation = Literal["arrival", "reference", "dense"]
 
 TOKENS_PER_PASS: Final = 1_024
-"""Tokens of one micro-batch. What untouched models' matrices saw is stored by such passes, and a batch is divided into pieces by them."""
+"""Tokens of one micro-batch. What untouched models' matrices saw is stored by such passes, and a
+batch is divided into pieces by them.
+"""
 LONG_PASS: Final = 4_096
-"""Tokens of one micro-batch where matrices are compressed on the way. Matrix tiles need long products: SmolLM2's bfloat16 forward takes a quarter or
-more less than in passes of 1,024 on a processor that has them, and the float32 forward as long."""
+"""Tokens of one micro-batch where matrices are compressed on the way. Matrix tiles need long
+products: SmolLM2's bfloat16 forward takes a quarter or more less than in passes of 1,024 on a
+processor that has them, and the float32 forward as long.
+"""
 
 
 def tokens_per_pass_of(propagate: Propagation) -> int:
@@ -72,16 +82,20 @@ def walk(
     ranks: Ranks = ALONE,
     weigh: Weigh | None = None,
 ) -> Iterator[tuple[Weight, Seen]]:
-    """Yield each matrix with what it saw; the loop may `set` the matrix before it asks for the next.
+    """Yield each matrix with what it saw; the loop may `set` the matrix before it asks for the
+    next.
 
-    `weigh` gives each token a weight for each block, with which its own is multiplied; one whose weight is 0 is as if it weren't there.
+    `weigh` gives each token a weight for each block, with which its own is multiplied; one whose
+    weight is 0 is as if it weren't there.
 
-    Matrices that no token of weight reached are not yielded: who iterates knows them by their absence. Nor are those that can't be followed;
-    `rehearse(view).left(propagate)` says why. Blocks before `start` are run but not handed out (they were compressed before an interruption;
-    for `dense` they must still be untouched).
+    Matrices that no token of weight reached are not yielded: who iterates knows them by their
+    absence. Nor are those that can't be followed; `rehearse(view).left(propagate)` says why. Blocks
+    before `start` are run but not handed out (they were compressed before an interruption; for
+    `dense` they must still be untouched).
 
-    Raises `ModelError` for a model or padding that can't be followed, `NumericsError`, naming the matrix, for activations that are not finite,
-    and `RankError` where another of the `ranks` is lost.
+    Raises `ModelError` for a model or padding that can't be followed, `NumericsError`, naming the
+    matrix, for activations that are not finite, and `RankError` where another of the `ranks` is
+    lost.
     """
     if not observes or batch is None:
         for block in view.blocks[start:]:
@@ -91,11 +105,16 @@ def walk(
     through = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
     rehearsal = rehearse(view)
     left = rehearsal.left(propagate)
-    followed = [replace(block, weights=tuple(weight for weight in block.weights if weight.name not in left)) for block in view.blocks]
+    followed = [
+        replace(block, weights=tuple(weight for weight in block.weights if weight.name not in left))
+        for block in view.blocks
+    ]
     calls = list(rehearsal.calls)
     while calls and not followed[calls[-1]].weights:
         calls.pop()
-    with _under_way(view, rehearsal, calls, batch, tokens_per_pass or tokens_per_pass_of(propagate), ranks) as parts:
+    with _under_way(
+        view, rehearsal, calls, batch, tokens_per_pass or tokens_per_pass_of(propagate), ranks
+    ) as parts:
         for index in calls:
             block = followed[index]
             passed = index < start or not block.weights
@@ -106,9 +125,16 @@ def walk(
 
 
 def walk_blocks(
-    view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, tokens_per_pass: int = TOKENS_PER_PASS, ranks: Ranks = ALONE
+    view: ModelView,
+    batch: TokenBatch,
+    observes: tuple[type[Statistic], ...],
+    *,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Block, Seen]]:
-    """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods that remove blocks or experts look at."""
+    """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods
+    that remove blocks or experts look at.
+    """
     rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), view.device
     with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
@@ -124,17 +150,25 @@ def _looked_at(did: BlockStatistics, part: MicroBatch, block: Block) -> Seen:
     return seen
 
 
-def held_between_blocks(view: ModelView, batch: TokenBatch, *, tokens_per_pass: int = TOKENS_PER_PASS) -> int:
-    """Return about how many bytes all micro-batches hold while they wait between two blocks, but for the blocks' inputs.
+def held_between_blocks(
+    view: ModelView, batch: TokenBatch, *, tokens_per_pass: int = TOKENS_PER_PASS
+) -> int:
+    """Return about how many bytes all micro-batches hold while they wait between two blocks, but
+    for the blocks' inputs.
 
-    Masks, angles of positions, and embeddings that a model's forward keeps: measured by running one micro-batch through its first block, the largest
-    of those with padding, which have a mask, or of all.
+    Masks, angles of positions, and embeddings that a model's forward keeps: measured by running one
+    micro-batch through its first block, the largest of those with padding, which have a mask, or of
+    all.
     """
     rehearsal, alive = rehearse(view), Alive()
     several = list(micro_batches(batch, tokens_per_pass))
     ids, mask, weights = max(several, key=lambda one: (not bool(one[1].all()), one[0].numel()))
     first, calls = replace(batch, ids=ids, mask=mask, weights=weights, mixed=()), rehearsal.calls
-    with torch.no_grad(), alive, _under_way(view, rehearsal, calls, first, tokens_per_pass, ALONE) as (part,):
+    with (
+        torch.no_grad(),
+        alive,
+        _under_way(view, rehearsal, calls, first, tokens_per_pass, ALONE) as (part,),
+    ):
         with held(view, view.blocks[calls[0]]):
             part.go()
         hidden = part.block_input().untyped_storage().nbytes() if calls[1:] else 0
@@ -143,19 +177,37 @@ def held_between_blocks(view: ModelView, batch: TokenBatch, *, tokens_per_pass: 
 
 @contextmanager
 def _under_way(
-    view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks
+    view: ModelView,
+    rehearsal: Rehearsal,
+    calls: Sequence[int],
+    batch: TokenBatch,
+    tokens_per_pass: int,
+    ranks: Ranks,
 ) -> Iterator[list[MicroBatch]]:
-    """Yield this rank's micro-batches, each at the door of the first block; however the walk ends, their forwards end with it."""
+    """Yield this rank's micro-batches, each at the door of the first block; however the walk
+    ends, their forwards end with it.
+    """
     device = view.device
     parts: list[MicroBatch] = []
-    # A block that writes over its input may reach it by another name, which wouldn't see the numbers that come back.
+    # A block that writes over its input may reach it by another name, which wouldn't see the
+    # numbers that come back.
     file = None if view.offload is None or rehearsal.changes_input else OffloadFile(view.offload)
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
         counts = weights.flatten() > 0
         counted = None if bool(counts.all()) else counts.nonzero().flatten().to(device)
         mass = weights.flatten()[counts]
         inputs = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))
-        parts.append(MicroBatch(view, rehearsal, calls, inputs, counted, None if bool((mass == 1).all()) else mass.to(device), Offloaded(file)))
+        parts.append(
+            MicroBatch(
+                view,
+                rehearsal,
+                calls,
+                inputs,
+                counted,
+                None if bool((mass == 1).all()) else mass.to(device),
+                Offloaded(file),
+            )
+        )
     try:
         for part in parts:
             part.resume()
@@ -172,23 +224,32 @@ def _weigh(parts: Sequence[MicroBatch], block: Block, by: Weigh | None) -> None:
         part.weigh(block, by)
 
 
-def _past(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+def _past(
+    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal
+) -> Iterator[tuple[Weight, Seen]]:
     """The forwards run through the block, and nothing looks."""
     for part in parts:
         part.go()
     return iter(())
 
 
-def _arrival(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    # All forwards stand at a product of this block, or are through with it. The one that comes first in the common order is compressed when every
-    # forward that will come to it has: those further on wait, and one whose router picked no token for an expert never comes to it.
+def _arrival(
+    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal
+) -> Iterator[tuple[Weight, Seen]]:
+    # All forwards stand at a product of this block, or are through with it. The one that comes
+    # first in the common order is compressed when every forward that will come to it has: those
+    # further on wait, and one whose router picked no token for an expert never comes to it.
     order, shared = Order(block, rehearsal.by_use, rehearsal.apart), _Shared(ranks)
     for part in parts:
         part.go(block.weights)
     while waiting := ranks.gathered([part.stopped.weight.name for part in parts if part.stopped]):
         weight = order.next(waiting)
         arrived = [part for part in parts if part.stopped and part.stopped.weight is weight]
-        seen = shared.seen([(part, part.stopped) for part in arrived if part.stopped], observes, weight.stored.device)
+        seen = shared.seen(
+            [(part, part.stopped) for part in arrived if part.stopped],
+            observes,
+            weight.stored.device,
+        )
         if seen.tokens:
             yield weight, seen
         del seen  # and with it a Gram, before the next one is gathered
@@ -197,7 +258,9 @@ def _arrival(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Rank
 
 
 class _Shared:
-    """Recognises that a matrix gets the very tensors that the one before it got (q, k and v; gate and up), and then counts them once."""
+    """Recognises that a matrix gets the very tensors that the one before it got (q, k and v;
+    gate and up), and then counts them once.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -205,30 +268,41 @@ class _Shared:
         self._key: list[Any] = []
         self._seen = Seen({})
 
-    def seen(self, arrivals: Sequence[tuple[MicroBatch, Product]], observes: Kinds, device: torch.device) -> Seen:
+    def seen(
+        self, arrivals: Sequence[tuple[MicroBatch, Product]], observes: Kinds, device: torch.device
+    ) -> Seen:
         """Return the sum of what arrives from all micro-batches of all ranks."""
         inputs = [(part, product.x) for part, product in arrivals]
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in inputs]
-        # An address is a tensor's own only while that lives; held here, the widest inputs of a block would outlive their use.
+        # An address is a tensor's own only while that lives; held here, the widest inputs of a
+        # block would outlive their use.
         if not self._ranks.all(key == self._key and all(x() is not None for x in self._inputs)):
             self._inputs, self._key, self._seen = [weakref.ref(x) for _, x in inputs], key, Seen({})
-            self._seen = self._ranks.total((part.arrived(product, observes) for part, product in arrivals), device)
+            self._seen = self._ranks.total(
+                (part.arrived(product, observes) for part, product in arrivals), device
+            )
         return self._seen
 
 
-def _reference(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+def _reference(
+    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal
+) -> Iterator[tuple[Weight, Seen]]:
     yield from one_by_one(_observe(block, parts, observes, ranks, MicroBatch.look))
     for part in parts:
         if not part.at_last:
             part.go()
 
 
-def _dense(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+def _dense(
+    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal
+) -> Iterator[tuple[Weight, Seen]]:
     yield from one_by_one(_observe(block, parts, observes, ranks, MicroBatch.go))
 
 
 def one_by_one(observed: dict[Weight, Seen]) -> Iterator[tuple[Weight, Seen]]:
-    """Hand out what each matrix saw, and let go of it: a Gram of a large model takes hundreds of megabytes."""
+    """Hand out what each matrix saw, and let go of it: a Gram of a large model takes hundreds of
+    megabytes.
+    """
     for weight in list(observed):
         yield weight, observed.pop(weight)
 
@@ -240,7 +314,9 @@ def _observe(
     ranks: Ranks,
     run: Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None],
 ) -> dict[Weight, Seen]:
-    """One forward of every micro-batch through the block as it is, and what each of its matrices saw."""
+    """One forward of every micro-batch through the block as it is, and what each of its matrices
+    saw.
+    """
     totals: dict[str, Seen] = {}
     for part in parts:
         _add(totals, _seen_by(part, block, observes, run), ranks)
@@ -250,7 +326,10 @@ def _observe(
 
 
 def _seen_by(
-    part: MicroBatch, block: Block, observes: Kinds, run: Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None]
+    part: MicroBatch,
+    block: Block,
+    observes: Kinds,
+    run: Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None],
 ) -> dict[Weight, Seen]:
     shared, seen_here = _Shared(ALONE), dict[Weight, Seen]()
 
@@ -263,7 +342,9 @@ def _seen_by(
 
 
 def _add(totals: dict[str, Seen], seen_here: Mapping[Weight, Seen], ranks: Ranks) -> None:
-    """Add what one micro-batch showed. Nothing of it is left once this returns, before the next one is looked at."""
+    """Add what one micro-batch showed. Nothing of it is left once this returns, before the next
+    one is looked at.
+    """
     merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
     for weight, seen in seen_here.items():
         before = totals.get(weight.name)

@@ -1,4 +1,6 @@
-"""Pages opened headless in the Chromium of this machine, watched for whatever goes wrong in them; and the smallest page that holds our sections."""
+"""Pages opened headless in the Chromium of this machine, watched for whatever goes wrong in
+them; and the smallest page that holds our sections.
+"""
 
 import json
 import math
@@ -14,19 +16,24 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from calibrant.compare import Layers, Similarity
-from calibrant.families import Family
-from calibrant.foreign import visible
-from calibrant.report.page.layers import layers
-from calibrant.report.page.network import Effect, Network, Node, network
-from calibrant.report.page.rendering import colours, digest, vega_bundle
+from calibrant.lab.report.page.layers import layers
+from calibrant.lab.report.page.network import Effect, Network, Node, network
+from calibrant.lab.report.page.rendering import colours, digest, vega_bundle
+from calibrant.lab.stats import Layers, Similarity
+from calibrant.spec.families import Family
+from calibrant.spec.foreign import visible
 
 FAMILIES = get_args(Family)
-HOSTILE = "</script><img src=x onerror=\"alert('x')\"><b>\u202ename\x00\u2028javascript:alert(1) =cmd()" + "x" * 230
+HOSTILE = (
+    "</script><img src=x onerror=\"alert('x')\"><b>\u202ename\x00\u2028javascript:alert(1) =cmd()"
+    + "x" * 230
+)
 
 
 def _browser() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 def _playwright() -> bool:
@@ -37,7 +44,9 @@ def _playwright() -> bool:
     return True
 
 
-needs_browser = pytest.mark.skipif(not (_browser() and _playwright()), reason="needs playwright, and a Chromium on the PATH")
+needs_browser = pytest.mark.skipif(
+    not (_browser() and _playwright()), reason="needs playwright, and a Chromium on the PATH"
+)
 
 
 @contextmanager
@@ -47,21 +56,30 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         # The sandbox needs rights that containers don't give; the pages are our own.
-        started = playwright.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"])
+        started = playwright.chromium.launch(
+            executable_path=_browser(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield started
         started.close()
 
 
 @dataclass
 class Watched:
-    """A page, and what went wrong in it: messages of the console, uncaught errors, dialogs, requests but for the page itself."""
+    """A page, and what went wrong in it: messages of the console, uncaught errors, dialogs,
+    requests but for the page itself.
+    """
 
     page: Any
     wrong: list[str] = field(default_factory=list[str])
     requests: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
-        self.page.on("console", lambda m: self.wrong.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda m: (
+                self.wrong.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None
+            ),
+        )
         self.page.on("pageerror", lambda e: self.wrong.append(f"uncaught: {e}"))
         self.page.on("dialog", self._dialog)
         self.page.on("request", lambda r: self.requests.append(r.url))
@@ -74,7 +92,9 @@ class Watched:
         """Open a file, and wait until its network and layers are drawn."""
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(".symbols path", state="attached")
-        self.page.wait_for_function("() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))")
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))"
+        )
         return self
 
     def violations(self) -> list[str]:
@@ -82,12 +102,18 @@ class Watched:
         from axe_playwright_python.sync_playwright import Axe
 
         found = Axe().run(self.page).response["violations"]
-        return [f"{v['id']}: {[n['html'][:120] for n in v['nodes']]}" for v in found if v["impact"] in ("serious", "critical")]
+        return [
+            f"{v['id']}: {[n['html'][:120] for n in v['nodes']]}"
+            for v in found
+            if v["impact"] in ("serious", "critical")
+        ]
 
 
 @contextmanager
 def opened(started: Any, width: int = 1280, height: int = 900, **options: Any) -> Iterator[Watched]:
-    """A new page of that size; `options` are those of Playwright's contexts (`color_scheme`, `reduced_motion`, …)."""
+    """A new page of that size; `options` are those of Playwright's contexts (`color_scheme`,
+    `reduced_motion`, …).
+    """
     context = started.new_context(viewport={"width": width, "height": height}, **options)
     context.set_default_timeout(8000)
     yield Watched(context.new_page())
@@ -95,10 +121,15 @@ def opened(started: Any, width: int = 1280, height: int = 900, **options: Any) -
 
 
 def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
-    """A network of `count` sets in some clusters, measured on three things; of more than three sets the last has no result."""
+    """A network of `count` sets in some clusters, measured on three things; of more than three
+    sets the last has no result.
+    """
     random = np.random.default_rng(seed)
     kinds = [FAMILIES[i % len(FAMILIES)] for i in range(count)]
-    sets = tuple(names) or tuple(f"{kind}_{i}:{('text', 'icl', 'cot')[i % 3]}@{('many', 'crop')[i % 2]}" for i, kind in enumerate(kinds))
+    sets = tuple(names) or tuple(
+        f"{kind}_{i}:{('text', 'icl', 'cot')[i % 3]}@{('many', 'crop')[i % 2]}"
+        for i, kind in enumerate(kinds)
+    )
     centres = random.normal(size=(max(2, count // 8), 4))
     spots = centres[np.arange(count) % len(centres)] + 0.55 * random.normal(size=(count, 4))
     apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
@@ -114,8 +145,18 @@ def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
     nodes = [Node(f"set-{i + 1}", sets[i], kinds[i], results[i], said[i]) for i in range(count)]
     gaps = random.normal(size=(count, 3)) * 0.2
     verdicts = np.select([gaps < -0.12, gaps > 0.2], ["better", "worse"], "not significant")
-    effects = [Effect(i, m, float(gaps[i, m]), str(verdicts[i, m]), f"{gaps[i, m]:+.3f} nats/token") for i in range(count) for m in range(3)]  # pyright: ignore[reportArgumentType]
-    return Network(nodes, Similarity(sets, by), ["python_docs", "python_code", "arithmetic"], effects, sets[0] if sets else "")
+    effects = [
+        Effect(i, m, float(gaps[i, m]), str(verdicts[i, m]), f"{gaps[i, m]:+.3f} nats/token")
+        for i in range(count)
+        for m in range(3)
+    ]  # pyright: ignore[reportArgumentType]
+    return Network(
+        nodes,
+        Similarity(sets, by),
+        ["python_docs", "python_code", "arithmetic"],
+        effects,
+        sets[0] if sets else "",
+    )
 
 
 def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = "wanda") -> Layers:
@@ -128,12 +169,26 @@ def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = 
             masks[i, j] = masks[j, i] = 1 - slope * (0.6 + 0.8 * random.random(blocks))
             statistics[i, j] = statistics[j, i] = slope * 4 * (0.6 + 0.8 * random.random(blocks))
     error = slope * (0.5 + random.random((count, blocks)))
-    return Layers("smollm2", method, "0.6", "arrival", tuple(sets), tuple(f"model.layers.{i}" for i in range(blocks)), masks, statistics, error)
+    return Layers(
+        "smollm2",
+        method,
+        "0.6",
+        "arrival",
+        tuple(sets),
+        tuple(f"model.layers.{i}" for i in range(blocks)),
+        masks,
+        statistics,
+        error,
+    )
 
 
 def small(data: Network, found: Sequence[Layers]) -> str:
     """A page with our two sections and one article a set, under the policy of the report's page."""
-    style, script, vega = colours() + _file("page.css") + _file("interactive.css"), _file("page.js"), vega_bundle()
+    style, script, vega = (
+        colours() + _file("page.css") + _file("interactive.css"),
+        _file("page.js"),
+        vega_bundle(),
+    )
     policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(
@@ -150,7 +205,7 @@ def small(data: Network, found: Sequence[Layers]) -> str:
 
 
 def _file(name: str) -> str:
-    return files("calibrant.report.page").joinpath(name).read_text("utf-8")
+    return files("calibrant.lab.report.page").joinpath(name).read_text("utf-8")
 
 
 def data_in(page: str, key: str) -> Mapping[str, Any]:

@@ -1,4 +1,6 @@
-"""The page in a real browser: what happens when it is hovered, clicked, typed at, and when names are hostile."""
+"""The page in a real browser: what happens when it is hovered, clicked, typed at, and when names
+are hostile.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +8,18 @@ from typing import Any
 
 import pytest
 
-from calibrant.foreign import visible
+from calibrant.spec.foreign import visible
 
-from tests.report.page.browser import HOSTILE, Watched, browser, layered, needs_browser, opened, similar, small
+from tests.report.page.browser import (
+    HOSTILE,
+    Watched,
+    browser,
+    layered,
+    needs_browser,
+    opened,
+    similar,
+    small,
+)
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
@@ -30,7 +41,9 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("six") / "page.html"
     data = similar(6)
     names = [n.name for n in data.nodes]
-    path.write_text(small(data, [layered(names), layered(names[2:], method="sparsegpt", seed=1)]), "utf-8")
+    path.write_text(
+        small(data, [layered(names), layered(names[2:], method="sparsegpt", seed=1)]), "utf-8"
+    )
     return path
 
 
@@ -84,7 +97,10 @@ def test_clicking_opens_the_set_and_back_returns(page: Any):
     assert page.evaluate("location.hash") == "#set-2"
     assert not page.locator("#overview").is_visible()
     assert not page.locator("#set-1").is_visible()
-    assert page.evaluate("[document.activeElement.textContent, document.title]") == ["code_1:icl@crop"] * 2
+    assert (
+        page.evaluate("[document.activeElement.textContent, document.title]")
+        == ["code_1:icl@crop"] * 2
+    )
     page.go_back()
     page.wait_for_function("!document.getElementById('overview').hidden")
     assert page.title() == "Report"
@@ -93,16 +109,25 @@ def test_clicking_opens_the_set_and_back_returns(page: Any):
     page.wait_for_function("document.getElementById('overview').hidden")
     page.locator("#set-2 a").click()
     page.locator("#runs").wait_for()
-    assert page.evaluate("document.activeElement.textContent") == "Runs", "a link to a part goes to the part"
+    assert page.evaluate("document.activeElement.textContent") == "Runs", (
+        "a link to a part goes to the part"
+    )
     assert page.locator("#runs").evaluate("(e) => e.getBoundingClientRect().top") < 900
 
 
 def test_keys_go_from_node_to_node_and_enter_opens(page: Any):
-    page.locator("#network-graph").evaluate("(e) => e.previousElementSibling.querySelector('[data-zoom=reset]').focus()")
+    page.locator("#network-graph").evaluate(
+        "(e) => e.previousElementSibling.querySelector('[data-zoom=reset]').focus()"
+    )
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "network-graph"
     names = [n.name for n in similar(6).nodes]
-    for keys, name in ((["ArrowRight"], names[0]), (["ArrowDown", "ArrowDown"], names[2]), (["ArrowLeft"], names[1]), (["End"], names[5])):
+    for keys, name in (
+        (["ArrowRight"], names[0]),
+        (["ArrowDown", "ArrowDown"], names[2]),
+        (["ArrowLeft"], names[1]),
+        (["End"], names[5]),
+    ):
         for key in keys:
             page.keyboard.press(key)
         assert page.locator("#network-status").inner_text().startswith(name)
@@ -115,7 +140,12 @@ def test_keys_go_from_node_to_node_and_enter_opens(page: Any):
 def test_escape_leaves_the_graph_and_keys_begin_anew(page: Any):
     graph, said = page.locator("#network-graph"), page.locator("#network-status")
     names = [n.name for n in similar(6).nodes]
-    for key, name in (("ArrowRight", names[0]), ("ArrowLeft", names[5]), ("Home", names[0]), ("End", names[5])):
+    for key, name in (
+        ("ArrowRight", names[0]),
+        ("ArrowLeft", names[5]),
+        ("Home", names[0]),
+        ("End", names[5]),
+    ):
         graph.press(key)
         assert said.inner_text().startswith(name), key
         page.keyboard.press("Escape")
@@ -153,7 +183,9 @@ def test_buttons_keys_and_the_wheel_zoom_and_reset(page: Any):
 
 def test_effects_are_drawn_when_asked_for(page: Any):
     data = similar(6)
-    better, worse = (sum(e.verdict == verdict for e in data.effects) for verdict in ("better", "worse"))
+    better, worse = (
+        sum(e.verdict == verdict for e in data.effects) for verdict in ("better", "worse")
+    )
     assert better
     assert worse
     assert not page.locator("#network-key").is_visible()
@@ -166,7 +198,9 @@ def test_effects_are_drawn_when_asked_for(page: Any):
     assert len(places(page)) == 6 + 3
     assert page.locator("#network-key").is_visible()
     page.locator("#network-graph").press("ArrowRight")
-    helped = [data.measured[e.measured] for e in data.effects if e.set == 0 and e.verdict == "better"]
+    helped = [
+        data.measured[e.measured] for e in data.effects if e.set == 0 and e.verdict == "better"
+    ]
     for name in helped:
         assert f"better on {name}" in page.locator("#network-status").inner_text()
     page.get_by_label("calibrated on → measured on").uncheck()
@@ -176,7 +210,10 @@ def test_effects_are_drawn_when_asked_for(page: Any):
 
 def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     names = [n.name for n in similar(6).nodes]
-    said, line = page.locator("#layers-status"), "() => document.querySelector('.strip path[stroke-width]').getAttribute('d')"
+    said, line = (
+        page.locator("#layers-status"),
+        "() => document.querySelector('.strip path[stroke-width]').getAttribute('d')",
+    )
     assert page.evaluate("() => document.querySelectorAll('#layers .strip svg').length") == 3
     first, drawn = said.inner_text(), page.evaluate(line)
     assert first.startswith(f"{names[0]} and {names[1]}: masks differ most in block ")
@@ -186,7 +223,9 @@ def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     page.locator("#layers-a").select_option(label=names[2])
     assert said.inner_text().startswith(f"{names[2]} and {names[0]}: "), "the two change places"
     page.locator("#layers-run").select_option("1")
-    assert said.inner_text().startswith(f"{names[2]} and {names[3]}: "), "sets that the other runs lack give way"
+    assert said.inner_text().startswith(f"{names[2]} and {names[3]}: "), (
+        "sets that the other runs lack give way"
+    )
     made = layered(names[2:], method="sparsegpt", seed=1)
     page.locator("#layers summary").click()
     cells = page.locator("#layers-table tbody tr").nth(4).inner_text().split("\t")
@@ -224,6 +263,8 @@ def test_hostile_names_are_text(started: Any, tmp_path: Path):
         page.locator("#layers-b").select_option("3")
         page.locator("#network-graph").press("ArrowRight")
         page.locator("#network-graph").press("Enter")
-        assert page.evaluate("() => [document.querySelectorAll('main img').length, document.querySelectorAll('main b').length]") == [0, 0]
+        assert page.evaluate(
+            "() => [document.querySelectorAll('main img').length, document.querySelectorAll('main b').length]"
+        ) == [0, 0]
         assert watched.wrong == []
         assert watched.requests == [path.as_uri()]

@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
-from calibrant.report import report
+from calibrant.lab.report import report
 
 from tests.report.made import store_of
 from tests.report.page.test_page import BREAKOUT, HOSTILE, Reader
 
 
 def test_a_report_shows_what_was_found_without_a_script_and_names_as_text(tmp_path: Path):
-    found = report(store_of(tmp_path, {HOSTILE: (2.5, 3.9), "gsm8k:cot": (2.9, 3.4)}, model=BREAKOUT))
+    found = report(
+        store_of(tmp_path, {HOSTILE: (2.5, 3.9), "gsm8k:cot": (2.9, 3.4)}, model=BREAKOUT)
+    )
     page = found._repr_html_()
     read = Reader(page)
     assert "gsm8k:cot kept" in "".join(read.text)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrant.compare import Similarity
-from calibrant.foreign import visible
-from calibrant.report.page.layers import layers
-from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
-from calibrant.report.page.rendering import digest, embedded, vega_bundle
+from calibrant.lab.report.page.layers import layers
+from calibrant.lab.report.page.network import MOST_EDGES, Effect, Network, Node, network
+from calibrant.lab.report.page.rendering import digest, embedded, vega_bundle
+from calibrant.lab.stats import Similarity
+from calibrant.spec.foreign import visible
 
 from tests.report.page.browser import HOSTILE, data_in, layered, similar
 
@@ -18,9 +18,25 @@ def hand(**changes: object) -> Network:
     """Three sets, of which the first two are most alike; a and b by what they say only."""
     words = np.array([[1, 0.9, 0.2], [0.9, 1, 0.4], [0.2, 0.4, 1]])
     statistics = np.array([[1, math.nan, 0.5], [math.nan, 1, math.nan], [0.5, math.nan, 1]])
-    nodes = [Node("set-1", "a", "corpus", 2.0, "+2.000"), Node("set-2", "b", "code", 1.0, "+1.000"), Node("set-3", "c", "control", None, "")]
-    alike = Similarity(("a", "b", "c"), {"words": words, "statistics": statistics, "masks": np.full((3, 3), math.nan)})
-    return Network(**{"nodes": nodes, "similarity": alike, "measured": [], "effects": [], "baseline": "", **changes})
+    nodes = [
+        Node("set-1", "a", "corpus", 2.0, "+2.000"),
+        Node("set-2", "b", "code", 1.0, "+1.000"),
+        Node("set-3", "c", "control", None, ""),
+    ]
+    alike = Similarity(
+        ("a", "b", "c"),
+        {"words": words, "statistics": statistics, "masks": np.full((3, 3), math.nan)},
+    )
+    return Network(
+        **{
+            "nodes": nodes,
+            "similarity": alike,
+            "measured": [],
+            "effects": [],
+            "baseline": "",
+            **changes,
+        }
+    )
 
 
 def test_edges_are_the_pairs_that_are_known_strongest_first():
@@ -38,11 +54,17 @@ def test_edges_are_the_pairs_that_are_known_strongest_first():
     known = many.similarity.by["words"][np.triu_indices(80, 1)]
     edges = data_in(network(many), "network-data")["measures"]["words"]["edges"]
     assert len(edges) == MOST_EDGES < len(known)
-    assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4), "of many the strongest"
+    assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4), (
+        "of many the strongest"
+    )
 
 
 def test_effects_beyond_noise_are_drawn_and_no_others():
-    effects = [Effect(0, 0, -0.5, "better", "t0"), Effect(1, 1, 0.2, "worse", "t1"), Effect(2, 0, 0.1, "not significant", "t2")]
+    effects = [
+        Effect(0, 0, -0.5, "better", "t0"),
+        Effect(1, 1, 0.2, "worse", "t1"),
+        Effect(2, 0, 0.1, "not significant", "t2"),
+    ]
     measured = similar(2).measured[:2]
     html = network(hand(effects=effects, measured=measured, baseline="a"))
     told = data_in(html, "network-data")
@@ -59,13 +81,19 @@ def test_effects_beyond_noise_are_drawn_and_no_others():
 @pytest.mark.parametrize("part", ["network", "layers"])
 def test_names_are_text_and_nothing_ends_the_script(part: str):
     names = [f"{HOSTILE}{i}" for i in range(6)]
-    html = network(similar(6, names=names)) if part == "network" else layers([replace(layered(names), model=HOSTILE)], {})
+    html = (
+        network(similar(6, names=names))
+        if part == "network"
+        else layers([replace(layered(names), model=HOSTILE)], {})
+    )
     assert html.count("<script") == html.count("</script>") == 1
     assert not any(text in html for text in ("<img", "\x00"))
     embedded_data = html.partition(f'id="{part}-data">')[2].partition("</script>")[0]
     assert not set("<>&\u2028\u2029") & set(embedded_data)
     told = json.loads(embedded_data)
-    assert (told["nodes"][0]["name"] if part == "network" else told["names"][0]) == visible(names[0])
+    assert (told["nodes"][0]["name"] if part == "network" else told["names"][0]) == visible(
+        names[0]
+    )
 
 
 def test_scripts_are_what_the_policy_asks_for_and_end_no_script():

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.foreign import visible
-from calibrant.report import report
-from calibrant.report.page import Contents
-from calibrant.report.page import page as page_of
-from calibrant.report.plots.theme import DARK, LIGHT
-from calibrant.store import Store
+from calibrant.lab.report import report
+from calibrant.lab.report.page import Contents
+from calibrant.lab.report.page import page as page_of
+from calibrant.lab.report.plots.theme import DARK, LIGHT
+from calibrant.results import Store
+from calibrant.spec.foreign import visible
 
 from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
 
@@ -84,7 +84,9 @@ def test_the_page_is_sound_html_and_its_plots_say_in_words_what_they_draw(page: 
     assert read.all("html")[0]["lang"] == "en"
     assert "viewport" in {m.get("name") for m in read.all("meta")}
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
-    assert {"prefers-color-scheme: dark", "@media print"} <= set(re.findall(r"prefers-color-scheme: dark|@media print", style))
+    assert {"prefers-color-scheme: dark", "@media print"} <= set(
+        re.findall(r"prefers-color-scheme: dark|@media print", style)
+    )
     assert re.findall(r"--([\w-]+): (#[0-9a-f]+);", style) == [*LIGHT.items(), *DARK.items()]
     used = set(re.findall(r"var\(--([\w-]+)\)", page)) - {"w", "head"}
     assert {name for name in used if not re.fullmatch(r"h\d+", name)} <= set(LIGHT) == set(DARK)
@@ -92,20 +94,48 @@ def test_the_page_is_sound_html_and_its_plots_say_in_words_what_they_draw(page: 
 
 def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_scripts(page: str):
     read = Reader(page)
-    assert not {tag for tag, _ in read.tags} & {"link", "img", "iframe", "object", "embed", "base", "image", "use", "foreignobject"}
+    assert not {tag for tag, _ in read.tags} & {
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "image",
+        "use",
+        "foreignobject",
+    }
     for tag, attrs in read.tags:
-        assert not any(name.startswith("on") or name in {"src", "srcset", "xlink:href", "action", "data", "background"} for name in attrs), tag
+        assert not any(
+            name.startswith("on")
+            or name in {"src", "srcset", "xlink:href", "action", "data", "background"}
+            for name in attrs
+        ), tag
         assert (attrs.get("href") or "#").startswith("#"), "a link stays on the page"
         assert "url(" not in (attrs.get("style") or "")
     style = "".join(re.findall(r"<style>.*?</style>", page, re.DOTALL))
     assert "url(" not in style
     assert "@import" not in style
-    policy = next(m["content"] for m in read.all("meta") if m.get("http-equiv") == "Content-Security-Policy") or ""
+    policy = (
+        next(
+            m["content"]
+            for m in read.all("meta")
+            if m.get("http-equiv") == "Content-Security-Policy"
+        )
+        or ""
+    )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert "'unsafe-inline'" not in policy.partition("style-src")[0]
-    run = [text for text, attrs in zip(read.scripts, read.all("script"), strict=True) if attrs.get("type") != "application/json"]
-    digests = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run}
+    run = [
+        text
+        for text, attrs in zip(read.scripts, read.all("script"), strict=True)
+        if attrs.get("type") != "application/json"
+    ]
+    digests = {
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in run
+    }
     assert digests == set(re.findall(r"'sha256-[^']+'", policy))
     for text, attrs in zip(read.scripts, read.all("script"), strict=True):
         assert attrs.get("type") != "application/json" or json.loads(text)
@@ -114,15 +144,27 @@ def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_scripts(page: str
 def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
     name = f"{HOSTILE} {BREAKOUT} javascript:alert(1) a\x00b\u202ec {{{{ 7 * 7 }}}} {{% raw %}} ünïcödé 数据"
     others = {"other": (2.6, 3.8), "third": (2.7, 3.9)}
-    alike = store_of(tmp_path / "a", {"x": (2.5, 3.9), **others}, model="x", names=("x", "code:text"))
+    alike = store_of(
+        tmp_path / "a", {"x": (2.5, 3.9), **others}, model="x", names=("x", "code:text")
+    )
     sound = Counter(tag for tag, _ in Reader(report(alike).html()).tags)
-    folder = store_of(tmp_path / "b", {name: (2.5, 3.9), **others}, model=name, names=(name, "code:text"))
+    folder = store_of(
+        tmp_path / "b", {name: (2.5, 3.9), **others}, model=name, names=(name, "code:text")
+    )
     with Store(folder) as store:
         store.add_failure("sha256:f", {"what": name, "error": name})
     page = report(folder).html()
     read = Reader(page)
     here = Counter(tag for tag, _ in read.tags)
-    for tag in {*here, *sound} - {"li", "ul", "h2", "text", "g", "path", "line"}:  # the failure's own list; ticks of an axis with other labels
+    for tag in {*here, *sound} - {
+        "li",
+        "ul",
+        "h2",
+        "text",
+        "g",
+        "path",
+        "line",
+    }:  # the failure's own list; ticks of an axis with other labels
         assert here[tag] == sound[tag], tag
     assert not any(key.startswith("on") for _, attrs in read.tags for key in attrs)
     assert visible(name) in "".join(read.text)
@@ -132,33 +174,65 @@ def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
 def test_the_answer_and_its_evidence_are_there(page: str):
     text = words_of(page)
     assert "Of 3 calibration sets, gsm8k:cot kept smollm2 best" in text
-    for wanted in ("smollm2 (dequantized from Q4_1)", "python_docs", "magnitude", "dense", "80", "512", "8,192", "40 seconds over everything"):
+    for wanted in (
+        "smollm2 (dequantized from Q4_1)",
+        "python_docs",
+        "magnitude",
+        "dense",
+        "80",
+        "512",
+        "8,192",
+        "40 seconds over everything",
+    ):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
     assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --sparsity 0.6" in text
-    assert "calibrant evaluate pruned --dtype float32 --task 'loss(docs:text)' --task 'loss(code:text)'" in text
+    assert (
+        "calibrant evaluate pruned --dtype float32 --task 'loss(docs:text)' --task 'loss(code:text)'"
+        in text
+    )
 
 
-@pytest.mark.parametrize("names", [(), ("only",), pytest.param(tuple(f"set {i}" for i in range(20)), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "names",
+    [(), ("only",), pytest.param(tuple(f"set {i}" for i in range(20)), marks=pytest.mark.slow)],
+)
 def test_none_one_and_twenty_sets_give_a_page(tmp_path: Path, names: tuple[str, ...]):
     items = 1 if len(names) == 1 else 8
-    text = words_of(report(store_of(tmp_path, {name: (2.5 + i / 100, 3.5) for i, name in enumerate(names)}, items=items)).html())
+    text = words_of(
+        report(
+            store_of(
+                tmp_path, {name: (2.5 + i / 100, 3.5) for i, name in enumerate(names)}, items=items
+            )
+        ).html()
+    )
     assert ("nothing to rank" in text) is (not names)
     assert ("nothing to choose between" in text) is (len(names) == 1)
     assert ("no interval (one item)" in text) is (items == 1)
 
 
-def test_doubts_failures_and_several_methods_are_on_the_page_that_lands_in_the_store(tmp_path: Path):
+def test_doubts_failures_and_several_methods_are_on_the_page_that_lands_in_the_store(
+    tmp_path: Path,
+):
     folder = store_of(tmp_path, {"python_docs": (2.5, 3.9), "random_tokens": (2.2, 2.9)})
     (folder / "study.yaml").unlink()
     with Store(folder) as store:
         store.add_failure("sha256:f", {"what": "wanda 0.6 on pile", "error": "DataError: no rows"})
-        store.write_cells([*store.cells(), *(replace(c, target="2:4", method="sparsegpt") for c in store.cells() if c.data)])
+        store.write_cells(
+            [
+                *store.cells(),
+                *(replace(c, target="2:4", method="sparsegpt") for c in store.cells() if c.data),
+            ]
+        )
     path = report(str(folder)).write_html()
     assert path == folder / "report.html"
     page = path.read_text("utf-8")
     text = words_of(page)
     assert 'class="doubt"' in page
-    for told in ("random_tokens is a control", "wanda 0.6 on pile: DataError: no rows", "sparsegpt at 2:4 sparsity"):
+    for told in (
+        "random_tokens is a control",
+        "wanda 0.6 on pile: DataError: no rows",
+        "sparsegpt at 2:4 sparsity",
+    ):
         assert told in text
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -173,7 +247,9 @@ def made(**changes: object) -> str:
 def test_whatever_a_contrast_is_called_is_shown_as_text():
     name = HOSTILE + BREAKOUT
     sound = {tag for tag, _ in Reader(made()).tags}
-    contrasts = tuple(replace(c, name=name, compare=name, needs=name, reason=name) for c in EVERYTHING.contrasts)
+    contrasts = tuple(
+        replace(c, name=name, compare=name, needs=name, reason=name) for c in EVERYTHING.contrasts
+    )
     read = Reader(made(contrasts=contrasts, missing=(name,)))
     assert {tag for tag, _ in read.tags} <= sound
     assert "".join(read.text).count(name) >= len(contrasts)
@@ -181,5 +257,10 @@ def test_whatever_a_contrast_is_called_is_shown_as_text():
 
 def test_a_store_from_before_has_a_page_that_says_what_it_lacks():
     text = words_of(report(Path(__file__).parents[3] / "studies/packing/equal").html())
-    for told in ("gsm8k:single", "made before words were kept", "no facts about layers", "nothing about how alike"):
+    for told in (
+        "gsm8k:single",
+        "made before words were kept",
+        "no facts about layers",
+        "nothing about how alike",
+    ):
         assert told in text

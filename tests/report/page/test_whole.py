@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from calibrant.report import report
-from calibrant.store import PROFILE, Store
-from calibrant.store.live import DATABASE
+from calibrant.lab.report import report
+from calibrant.results import PROFILE, Store
+from calibrant.results.live import DATABASE
 
-from tests.compare.synthetic import Synthetic
 from tests.databases import swap_file
 from tests.report.page.browser import browser, needs_browser, opened
+from tests.stats.synthetic import Synthetic
 from tests.study.small import asked, kept_files, texts
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -52,15 +52,21 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
-def test_everybody_can_read_the_published_demo(started: Any, tmp_path: Path, scheme: str, width: int):
+def test_everybody_can_read_the_published_demo(
+    started: Any, tmp_path: Path, scheme: str, width: int
+):
     demo = report(Path(__file__).parents[3] / "studies/demo").write_html(tmp_path / "demo.html")
     with opened(started, width=width, color_scheme=scheme, reduced_motion="reduce") as watched:
         page = watched.open(demo).page
         assert watched.violations() == []
         assert page.evaluate(COVERED) == []
         assert page.locator("#ranking .on-narrow svg").first.is_visible() is (width == 390)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing but tables and plots scrolls sideways"
-        page.evaluate("() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+            "nothing but tables and plots scrolls sideways"
+        )
+        page.evaluate(
+            "() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
+        )
         page.goto(f"{demo.as_uri()}#set-1")
         page.locator("#set-1").wait_for()
         assert watched.violations() == []
@@ -77,11 +83,19 @@ def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: An
         assert [rankings.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
         page.locator("#ranking select").select_option("r2")
         assert [rankings.nth(i).is_visible() for i in range(4)] == [False, False, True, False]
-        assert page.locator("#grid [data-choice]").first.is_visible(), "choosers are independent of one another"
+        assert page.locator("#grid [data-choice]").first.is_visible(), (
+            "choosers are independent of one another"
+        )
         page.locator("#ranking [data-key=r2] a", has_text="set3").click()
         page.locator("#set-3").wait_for()
         told = page.locator("#set-3").inner_text()
-        for wanted in ("KEY TERMS", "set3: some words", "Sets that are like it", "MIT", "16 windows of up to 512 tokens"):
+        for wanted in (
+            "KEY TERMS",
+            "set3: some words",
+            "Sets that are like it",
+            "MIT",
+            "16 windows of up to 512 tokens",
+        ):
             assert wanted.casefold() in told.casefold(), wanted
         page.locator("#set-3 .columns a").first.click()
         page.wait_for_function("() => document.querySelector('#set-3').hidden")
@@ -106,20 +120,32 @@ def test_tables_are_sorted_the_study_copied_and_all_of_it_printed(started: Any, 
         button.click()
         up = page.locator("#run-table tbody tr").evaluate_all(values)
         button.click()
-        assert (up, page.locator("#run-table tbody tr").evaluate_all(values)) == (sorted(up), sorted(up, reverse=True))
+        assert (up, page.locator("#run-table tbody tr").evaluate_all(values)) == (
+            sorted(up),
+            sorted(up, reverse=True),
+        )
         assert page.locator("#run-table th[aria-sort=descending]").inner_text().startswith("text0")
         page.locator("#ranking [data-key=r0] button.sort").first.click()
-        aside = page.locator("#ranking [data-key=r0] tbody tr").evaluate_all("(rows) => rows.map((row) => row.className === 'aside')")
+        aside = page.locator("#ranking [data-key=r0] tbody tr").evaluate_all(
+            "(rows) => rows.map((row) => row.className === 'aside')"
+        )
         assert aside == [False] * 5 + [True] * 2, "what is aside stays at the end"
         views, choices = (page.locator(f"{kind}:visible") for kind in (".view", "[data-choice]"))
         before = views.count(), choices.count()
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-        assert (views.count(), choices.count()) == (page.locator(".view").count(), page.locator("[data-choice]").count())
+        assert (views.count(), choices.count()) == (
+            page.locator(".view").count(),
+            page.locator("[data-choice]").count(),
+        )
         page.evaluate("window.dispatchEvent(new Event('afterprint'))")
         assert (views.count(), choices.count()) == before
-        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new DOMException('no')); }")
+        page.evaluate(
+            "() => { navigator.clipboard.writeText = () => Promise.reject(new DOMException('no')); }"
+        )
         page.locator("button.copy").click()
-        page.wait_for_function("() => document.querySelector('.copied').textContent.startsWith('selected')")
+        page.wait_for_function(
+            "() => document.querySelector('.copied').textContent.startsWith('selected')"
+        )
         assert page.evaluate("getSelection().toString()").strip() == "models: [model0]"
 
 
@@ -145,8 +171,12 @@ def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):
         page = watched.open(path).page
         page.wait_for_timeout(200)
         assert page.locator("img, a[href^=javascript], iframe, object").count() == 0
-        assert page.locator("script").count() == 4, "Vega, the page's own, and two that only hold data"
-        (number,) = [p for p in range(3) if "onerror" in page.locator(f"#set-{p} h2").text_content()]
+        assert page.locator("script").count() == 4, (
+            "Vega, the page's own, and two that only hold data"
+        )
+        (number,) = [
+            p for p in range(3) if "onerror" in page.locator(f"#set-{p} h2").text_content()
+        ]
         page.goto(f"{path.as_uri()}#set-{number}")
         assert ATTACK in page.locator(f"#set-{number} .quote").first.inner_text()
         assert ATTACK in page.locator(f"#set-{number} .terms").inner_text()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from calibrant.report.plots import Plot, inline
+from calibrant.lab.report.plots import Plot, inline
 
 LOOKS = ("fill", "stroke", "font-weight", "font-size", "text-anchor", "stroke-dasharray")
 
@@ -29,17 +29,32 @@ def seen(svg: str) -> list[Seen]:
     return found
 
 
-def _walk(element: ElementTree.Element, x: float, y: float, look: dict[str, str], found: list[Seen]) -> None:
+def _walk(
+    element: ElementTree.Element, x: float, y: float, look: dict[str, str], found: list[Seen]
+) -> None:
     look = {**look, **{k: v for k in LOOKS if (v := element.get(k)) is not None}}
     if moved := re.match(r"translate\((-?[\d.]+),(-?[\d.]+)\)", element.get("transform", "")):
         x, y = x + float(moved[1]), y + float(moved[2])
     tag = element.tag.partition("}")[2]
-    if strokes := re.findall(r"M(-?[\d.]+),(-?[\d.]+)l(-?[\d.]+),(-?[\d.]+)", element.get("d", "")):  # lines drawn in one go
-        found.extend(Seen("line", x + a, y + b, to=(c, d), look=look) for a, b, c, d in (tuple(map(float, stroke)) for stroke in strokes))
+    if strokes := re.findall(
+        r"M(-?[\d.]+),(-?[\d.]+)l(-?[\d.]+),(-?[\d.]+)", element.get("d", "")
+    ):  # lines drawn in one go
+        found.extend(
+            Seen("line", x + a, y + b, to=(c, d), look=look)
+            for a, b, c, d in (tuple(map(float, stroke)) for stroke in strokes)
+        )
     elif tag in ("text", "path", "line", "rect"):
         to = (float(element.get("x2", 0)), float(element.get("y2", 0)))
         found.append(
-            Seen(tag, x + float(element.get("x", 0)), y + float(element.get("y", 0)), "".join(element.itertext()), element.get("d", ""), to, look)
+            Seen(
+                tag,
+                x + float(element.get("x", 0)),
+                y + float(element.get("y", 0)),
+                "".join(element.itertext()),
+                element.get("d", ""),
+                to,
+                look,
+            )
         )
     for child in element:
         _walk(child, x, y, look, found)
@@ -70,11 +85,15 @@ def number(text: str) -> float | None:
 
 
 def mapping(ticks: list[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and start of the line through ticks (value, pixel) by least squares: all of them must lie on it."""
+    """Slope and start of the line through ticks (value, pixel) by least squares: all of them
+    must lie on it.
+    """
     n = len(ticks)
     assert n >= 2
     mean_v, mean_p = sum(v for v, _ in ticks) / n, sum(p for _, p in ticks) / n
-    slope = sum((v - mean_v) * (p - mean_p) for v, p in ticks) / sum((v - mean_v) ** 2 for v, _ in ticks)
+    slope = sum((v - mean_v) * (p - mean_p) for v, p in ticks) / sum(
+        (v - mean_v) ** 2 for v, _ in ticks
+    )
     start = mean_p - slope * mean_v
     assert all(abs(start + slope * v - p) < 0.06 for v, p in ticks)
     return slope, start

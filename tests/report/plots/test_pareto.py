@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Estimate, Ranking, RankingEntry
 from calibrant.errors import SpecError
-from calibrant.report.plots import pareto
-from calibrant.report.plots.pareto import WIDTH
+from calibrant.lab.report.plots import pareto
+from calibrant.lab.report.plots.pareto import WIDTH
+from calibrant.lab.stats import Estimate, Ranking, RankingEntry
 
 from tests.report.made import DENSE, entry, ranking
 from tests.report.plots.seen import Seen, drawn, mapping, number, said, seen, texts
@@ -13,8 +13,12 @@ from tests.report.plots.seen import Seen, drawn, mapping, number, said, seen, te
 UNITS = dict.fromkeys(DENSE, "nats/token")
 
 
-def placed(name: str, x: float, y: float, letters: tuple[str, str], control: bool = False) -> RankingEntry:
-    return replace(entry(name, (x, y), None), control=control, letters=dict(zip(DENSE, letters, strict=True)))
+def placed(
+    name: str, x: float, y: float, letters: tuple[str, str], control: bool = False
+) -> RankingEntry:
+    return replace(
+        entry(name, (x, y), None), control=control, letters=dict(zip(DENSE, letters, strict=True))
+    )
 
 
 SETS = (
@@ -43,15 +47,24 @@ def scales(svg: str) -> tuple[tuple[float, float], tuple[float, float], float]:
 
 def marks(svg: str, fill: str) -> list[tuple[float, float, Seen]]:
     across, up, low = scales(svg)
-    shapes = [s for s in seen(svg) if s.tag == "path" and s.look.get("fill") == fill and s.d.endswith("Z") and s.y < low]
-    return sorted((round((s.x - across[1]) / across[0], 2), round((s.y - up[1]) / up[0], 2), s) for s in shapes)
+    shapes = [
+        s
+        for s in seen(svg)
+        if s.tag == "path" and s.look.get("fill") == fill and s.d.endswith("Z") and s.y < low
+    ]
+    return sorted(
+        (round((s.x - across[1]) / across[0], 2), round((s.y - up[1]) / up[0], 2), s)
+        for s in shapes
+    )
 
 
 def test_points_stand_where_their_losses_are_and_look_as_sure_as_they_are():
     svg = svg_of(DRAWN)
     assert [m[:2] for m in marks(svg, "var(--f-corpus)")] == [(1.0, 2.0)]
     assert [m[:2] for m in marks(svg, "var(--f-mixed)")] == [(1.2, 1.5)]
-    assert [m[:2] for m in marks(svg, "var(--card)")] == [(1.25, 1.55)], "pile is worse on both than the mixture, but not significantly"
+    assert [m[:2] for m in marks(svg, "var(--card)")] == [(1.25, 1.55)], (
+        "pile is worse on both than the mixture, but not significantly"
+    )
     assert [m[:2] for m in marks(svg, "var(--f-inference)")] == [(2.0, 2.1)]
     assert {"c4", "pile", "gsm8k:cot", "esnli"} <= set(said(svg))
     assert all(t.x < 2 * WIDTH for t in texts(svg))
@@ -61,17 +74,26 @@ def test_the_front_goes_from_set_to_set_in_stairs():
     svg = svg_of(DRAWN)
     across, up, _ = scales(svg)
     dashed = [s for s in seen(svg) if s.tag == "line" and s.look.get("stroke-dasharray") == "4,3"]
-    corners = {(round((s.x - across[1]) / across[0], 2), round((s.y - up[1]) / up[0], 2)) for s in dashed}
+    corners = {
+        (round((s.x - across[1]) / across[0], 2), round((s.y - up[1]) / up[0], 2)) for s in dashed
+    }
     assert corners <= {(1.0, 2.0), (1.2, 2.0), (1.2, 1.5), (1.9, 1.5), (1.9, 1.45)}
     assert len(dashed) == 4
 
 
 def test_of_many_losses_the_two_that_disagree_most_or_that_are_asked_for():
     def three(name: str, *values: float) -> RankingEntry:
-        each = {m: Estimate(v, 0.02, 20.0, 21) for m, v in zip(("a", "b", "c"), values, strict=True)}
+        each = {
+            m: Estimate(v, 0.02, 20.0, 21) for m, v in zip(("a", "b", "c"), values, strict=True)
+        }
         return replace(entry(name, (0.0, 0.0), None), losses=each, increases=each)
 
-    of = ranking(three("x", 1.0, 1.0, 3.0), three("y", 2.0, 2.5, 2.0), three("z", 3.0, 2.0, 1.0), measured=("a", "b", "c"))
+    of = ranking(
+        three("x", 1.0, 1.0, 3.0),
+        three("y", 2.0, 2.5, 2.0),
+        three("z", 3.0, 2.0, 1.0),
+        measured=("a", "b", "c"),
+    )
     assert "on a against loss on c" in drawn(pareto(of))[0].title
     assert "on b against loss on c" in drawn(pareto(of, across="b", up="c"))[0].title
     with pytest.raises(SpecError) as raised:

@@ -3,13 +3,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibrant.compare import KeptExperts
-from calibrant.report.plots import routers
+from calibrant.lab.report.plots import routers
+from calibrant.lab.stats import KeptExperts
 
 from tests.report.plots.seen import drawn, said, seen, texts
 
 KEPT = np.array([[[1, 1 / 3, 0, 1], [0, 1, 1, 0]], [[0, 0, 1, 1], [1, 1, 0, 0]]])
-MADE = KeptExperts("mixture", "mc_suite", "experts 0.5", "dense", ("c4", "gsm8k:cot"), (3, 3), (0, 2), KEPT, np.full((2, 2), 0.4), 0.3)
+MADE = KeptExperts(
+    "mixture",
+    "mc_suite",
+    "experts 0.5",
+    "dense",
+    ("c4", "gsm8k:cot"),
+    (3, 3),
+    (0, 2),
+    KEPT,
+    np.full((2, 2), 0.4),
+    0.3,
+)
 
 
 def squares(svg: str, fill: str) -> list[str]:
@@ -20,7 +31,9 @@ def squares(svg: str, fill: str) -> list[str]:
 def test_each_expert_of_each_set_has_a_square_as_dark_as_its_share():
     plot, svg = drawn(routers([MADE]))
     cells = [record for record in plot.spec["datasets"]["cells"] if record["k"] == "cell"]
-    assert [record["v"] for record in cells] == [round(float(v), 3) for block in (0, 1) for line in (0, 1) for v in KEPT[line, block]]
+    assert [record["v"] for record in cells] == [
+        round(float(v), 3) for block in (0, 1) for line in (0, 1) for v in KEPT[line, block]
+    ]
     assert len({(record["x"], record["y"]) for record in cells}) == 16
     assert squares(svg, "var(--accent)") == squares(svg, "var(--grid)")
     assert len(squares(svg, "var(--accent)")) == 16

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.report.tables.latex import escaped
+from calibrant.lab.report.tables.latex import escaped
 
 from tests.report.made import BEST, EVERYTHING, FULL, SECOND, ranking, reported
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
-HOSTILE = f"{PRINTABLE} \\input{{/etc/passwd}} -- --- ^^M é ñ ç Å ő ß ł 数 × − ± ≤ τ – — \x00\u202e\n%"
+HOSTILE = (
+    f"{PRINTABLE} \\input{{/etc/passwd}} -- --- ^^M é ñ ç Å ő ß ł 数 × − ± ≤ τ – — \x00\u202e\n%"
+)
 
 
 def environments(text: str) -> None:
@@ -34,14 +36,23 @@ def environments(text: str) -> None:
 def rows(text: str) -> list[list[list[str]]]:
     """The cells of each table, from its heads on."""
     bodies = re.findall(r"\\toprule\n(.*?)\\bottomrule", text, re.DOTALL)
-    return [[re.split(r"(?<!\\)&", line.strip().removesuffix(r"\\")) for line in body.splitlines() if line.endswith(r"\\")] for body in bodies]
+    return [
+        [
+            re.split(r"(?<!\\)&", line.strip().removesuffix(r"\\"))
+            for line in body.splitlines()
+            if line.endswith(r"\\")
+        ]
+        for body in bodies
+    ]
 
 
 def test_booktabs_with_the_best_in_bold_and_letters_raised():
     text = reported().to_latex()
     environments(text)
     assert r"\usepackage{booktabs}" in text
-    assert text.count(r"\begin{table}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 3
+    assert (
+        text.count(r"\begin{table}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 3
+    )
     ranked, *_ = rows(text)
     assert [cell.strip() for cell in ranked[1]][:5] == [
         r"\textbf{python\_docs}",
@@ -58,12 +69,20 @@ def test_booktabs_with_the_best_in_bold_and_letters_raised():
 
 
 def test_whatever_a_name_holds_is_plain_ascii_and_runs_nothing():
-    text = reported(replace(EVERYTHING, rankings=(ranking(replace(BEST, name=HOSTILE), SECOND, model=HOSTILE),), missing=(HOSTILE,))).to_latex()
+    text = reported(
+        replace(
+            EVERYTHING,
+            rankings=(ranking(replace(BEST, name=HOSTILE), SECOND, model=HOSTILE),),
+            missing=(HOSTILE,),
+        )
+    ).to_latex()
     assert text.isascii()
     environments(text)
     for line in text.splitlines():
         assert line.startswith("%") or r"\input{" not in line
-        assert line.startswith("%") or not re.search(r"(?<!\\)[#$%]", re.sub(r"\$(?:-|\\[a-z]+|\^\{2\})\$", "", line))
+        assert line.startswith("%") or not re.search(
+            r"(?<!\\)[#$%]", re.sub(r"\$(?:-|\\[a-z]+|\^\{2\})\$", "", line)
+        )
 
 
 def test_escaping():
@@ -85,15 +104,28 @@ def test_escaping():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None, reason="there is no pdflatex here")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None,
+    reason="there is no pdflatex here",
+)
 def test_pdflatex_takes_it(tmp_path: Path):
     if subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode:
         pytest.skip("there is no booktabs here")
-    hostile = ranking(replace(BEST, name=HOSTILE), replace(SECOND, name="[opt] * row"), model=HOSTILE)
-    (tmp_path / "tables.tex").write_text(reported(replace(EVERYTHING, rankings=(FULL, hostile))).to_latex())
-    (tmp_path / "paper.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{tables}\\end{document}")
+    hostile = ranking(
+        replace(BEST, name=HOSTILE), replace(SECOND, name="[opt] * row"), model=HOSTILE
+    )
+    (tmp_path / "tables.tex").write_text(
+        reported(replace(EVERYTHING, rankings=(FULL, hostile))).to_latex()
+    )
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{tables}\\end{document}"
+    )
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert not re.findall(r"^!.*", done.stdout, re.MULTILINE)

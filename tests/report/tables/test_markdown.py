@@ -14,7 +14,10 @@ def drawn(text: str) -> str:
 
 
 def cells(html: str) -> list[list[str]]:
-    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)]
+    return [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>(.*?)</tr>", html, re.DOTALL)
+    ]
 
 
 def test_tables_are_drawn_with_the_best_in_bold_and_letters_raised():
@@ -22,15 +25,23 @@ def test_tables_are_drawn_with_the_best_in_bold_and_letters_raised():
     html = plain(drawn(text))
     found = cells(html)
     assert found[0] == ["calibrated on", "rank", "mean", "docs", "code", "worse than the best"]
-    assert found[1][:3] == ["<strong>python_docs</strong>", "1", "<strong>+1.600 ± 0.020</strong><sup>a</sup>"]
+    assert found[1][:3] == [
+        "<strong>python_docs</strong>",
+        "1",
+        "<strong>+1.600 ± 0.020</strong><sup>a</sup>",
+    ]
     assert found[2][3] == "+1.500 ± 0.020<sup>ab</sup>"
     assert [row[0] for row in found[2:4]] == ["c4", "full_stops (control)"]
-    assert "<li>pile (draw 0) on loss(source='docs'): DataError: no rows</li>" in html.replace("&#x27;", "'")
+    assert "<li>pile (draw 0) on loss(source='docs'): DataError: no rows</li>" in html.replace(
+        "&#x27;", "'"
+    )
     assert html.count("<table>") == 3
     assert "one standard error" in html, "the key stands beneath"
     for table in text.split("\n## "):
         rows = [line for line in table.splitlines() if line.startswith("|")]
-        assert len({line.replace("\\|", "").count("|") for line in rows}) <= 1, "each line has a cell for each column"
+        assert len({line.replace("\\|", "").count("|") for line in rows}) <= 1, (
+            "each line has a cell for each column"
+        )
 
 
 def test_whatever_a_name_holds_is_shown_as_itself():
@@ -38,5 +49,7 @@ def test_whatever_a_name_holds_is_shown_as_itself():
     html = drawn(str(reported(replace(EVERYTHING, rankings=(made,), missing=(HOSTILE,)))))
     sound = set(re.findall(r"</?[a-z0-9]+", drawn(str(reported()))))
     assert set(re.findall(r"</?[a-z0-9]+", html)) <= sound
-    shown = re.sub(r"<[^>]+>", "", html).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    shown = (
+        re.sub(r"<[^>]+>", "", html).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    )
     assert shown.count(HOSTILE.replace("\n", " ").replace("\x1b", "\\x1b")) >= 4

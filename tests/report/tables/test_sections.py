@@ -1,8 +1,8 @@
-from calibrant.compare import Comparison, compare
-from calibrant.report.sentences import ONLY_MEASURED, finding
-from calibrant.report.tables.sections import sections
+from calibrant.lab.report.sentences import ONLY_MEASURED, finding
+from calibrant.lab.report.tables.sections import sections
+from calibrant.lab.stats import Comparison, compare
 
-from tests.compare.stores import LOSSES, results_of
+from tests.stats.stores import LOSSES, results_of
 
 
 def test_models_that_were_only_measured_are_shown_and_not_ranked():
@@ -15,4 +15,8 @@ def test_models_that_were_only_measured_are_shown_and_not_ranked():
     losses = [f"{loss.value:.3f}" for loss in measured.unranked[0].dense.losses.values()]
     assert (row.name, [figure.value for figure in row.figures][1:]) == ("dense", losses)
     assert finding(measured.unranked[0]) == ONLY_MEASURED
-    assert [one.only_measured for one in (measured, compare(results_of(LOSSES)), Comparison())] == [True, False, False]
+    assert [one.only_measured for one in (measured, compare(results_of(LOSSES)), Comparison())] == [
+        True,
+        False,
+        False,
+    ]

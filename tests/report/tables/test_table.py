@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from calibrant.compare import Ranking
-from calibrant.report.tables.table import HOLE, Table, ranked
+from calibrant.lab.report.tables.table import HOLE, Table, ranked
+from calibrant.lab.stats import Ranking
 
 from tests.report.made import BEST, FULL, HOLED, NOTHING, PLAIN, SECOND, ranking
 
@@ -26,11 +26,22 @@ def test_sets_then_holes_then_what_looks_at_no_data_then_the_dense_model():
         ("dense", "dense"),
     ]
     assert heads(table) == ["rank", "mean", "docs", "code", "worse than the best"]
-    assert figures(table, "python_docs")[:4] == ["1", "+1.600 ± 0.020", "+1.400 ± 0.020", "+1.800 ± 0.020"]
+    assert figures(table, "python_docs")[:4] == [
+        "1",
+        "+1.600 ± 0.020",
+        "+1.400 ± 0.020",
+        "+1.800 ± 0.020",
+    ]
     assert figures(table, "c4")[0] == "2–3"
     assert figures(table, "c4")[-1] == "+0.100 ± 0.020 not significant"
     assert figures(table, "pile") == ["", HOLE, HOLE, "+1.900 ± 0.020", HOLE]
-    assert figures(table, "magnitude") == ["", "+5.250 ± 0.020", "+5.000 ± 0.020", "+5.500 ± 0.020", "+3.650 ± 0.020"]
+    assert figures(table, "magnitude") == [
+        "",
+        "+5.250 ± 0.020",
+        "+5.000 ± 0.020",
+        "+5.500 ± 0.020",
+        "+3.650 ± 0.020",
+    ]
     assert figures(table, "dense") == ["", "", "2.600", "2.300", ""]
     assert [f.letters for f in table.rows[1].figures] == ["", "ab", "ab", "ab", ""]
     for made in (PLAIN, FULL):
@@ -42,7 +53,9 @@ def test_only_what_is_really_better_is_marked():
     table = ranked(FULL)
     assert [f.best for f in table.rows[0].figures] == [False, True, True, False, False]
     assert [line.best for line in table.rows] == [True, False, False, False, False, False]
-    assert not any(f.best for line in ranked(PLAIN).rows for f in line.figures), "the smallest number alone is no reason"
+    assert not any(f.best for line in ranked(PLAIN).rows for f in line.figures), (
+        "the smallest number alone is no reason"
+    )
 
 
 def test_other_ways_to_show_a_figure():
@@ -51,16 +64,33 @@ def test_other_ways_to_show_a_figure():
     assert kept[2:4] == ["24.7% ± 1.0%", "16.5% ± 1.0%"]
     assert kept[1] == "+1.600 ± 0.020", "the mean share isn't known here"
     assert figures(ranked(FULL, "kept"), "pile")[1:4] == [HOLE, HOLE, HOLE]
-    shared = replace(BEST, share_kept={"docs:text": replace(BEST.mean, value=0.5), "mean": replace(BEST.mean, value=0.4)})
+    shared = replace(
+        BEST,
+        share_kept={
+            "docs:text": replace(BEST.mean, value=0.5),
+            "mean": replace(BEST.mean, value=0.4),
+        },
+    )
     assert figures(ranked(ranking(shared), "kept"), "python_docs")[0] == "40.0% ± 2.0%"
 
 
 def test_what_is_better_when_higher_falls():
-    accuracy: Ranking = ranking(BEST, SECOND, unit="share right", better=dict.fromkeys(BEST.losses, "higher"))
-    assert figures(ranked(accuracy), "python_docs")[:3] == ["-1.600 ± 0.020", "-1.400 ± 0.020", "-1.800 ± 0.020"]
-    assert figures(ranked(accuracy), "c4")[-1].startswith("+0.100"), "worse than the best stays worse"
+    accuracy: Ranking = ranking(
+        BEST, SECOND, unit="share right", better=dict.fromkeys(BEST.losses, "higher")
+    )
+    assert figures(ranked(accuracy), "python_docs")[:3] == [
+        "-1.600 ± 0.020",
+        "-1.400 ± 0.020",
+        "-1.800 ± 0.020",
+    ]
+    assert figures(ranked(accuracy), "c4")[-1].startswith("+0.100"), (
+        "worse than the best stays worse"
+    )
     assert "share right, higher is better" in ranked(accuracy).key
-    kinds = {"units": {"docs:text": "nats/token", "code:text": "share right"}, "better": {"docs:text": "lower", "code:text": "higher"}}
+    kinds = {
+        "units": {"docs:text": "nats/token", "code:text": "share right"},
+        "better": {"docs:text": "lower", "code:text": "higher"},
+    }
     mixed = ranked(ranking(BEST, averaged=("docs:text",), **kinds))
     assert heads(mixed)[:2] == ["docs ↓", "code ↑"]
     assert figures(mixed, "python_docs")[:2] == ["+1.400 ± 0.020", "-1.800 ± 0.020"]
@@ -69,10 +99,19 @@ def test_what_is_better_when_higher_falls():
 
 def test_what_is_lacking_leaves_the_rest():
     alone = ranked(ranking(replace(BEST, increases={}, mean=BEST.losses["docs:text"]), dense=None))
-    assert figures(alone, "python_docs")[:2] == ["4.000 ± 0.020", "4.000 ± 0.020"], "without a dense model the set's own"
+    assert figures(alone, "python_docs")[:2] == ["4.000 ± 0.020", "4.000 ± 0.020"], (
+        "without a dense model the set's own"
+    )
     one = ranked(ranking(BEST, SECOND, measured=("docs:text",), averaged=("docs:text",)))
     assert heads(one) == ["docs", "worse than the best"], "one measured set needs no mean"
     bare = replace(BEST, mean=replace(BEST.mean, stderr=None))
-    assert figures(ranked(ranking(bare)), "python_docs")[0] == "+1.600", "a single item has no error"
+    assert figures(ranked(ranking(bare)), "python_docs")[0] == "+1.600", (
+        "a single item has no error"
+    )
     assert figures(ranked(ranking(replace(BEST, mean=NOTHING))), "python_docs")[0] == HOLE
-    assert figures(ranked(ranking(partial=(HOLED,))), "pile") == [HOLE, HOLE, "+1.900 ± 0.020", HOLE]
+    assert figures(ranked(ranking(partial=(HOLED,))), "pile") == [
+        HOLE,
+        HOLE,
+        "+1.900 ± 0.020",
+        HOLE,
+    ]

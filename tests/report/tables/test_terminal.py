@@ -2,13 +2,25 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Ranking
-from calibrant.report.tables.table import ranked
-from calibrant.report.tables.terminal import LISTED
+from calibrant.lab.report.tables.table import ranked
+from calibrant.lab.report.tables.terminal import LISTED
+from calibrant.lab.stats import Ranking
 
-from tests.report.made import AGREEMENTS, BEST, EVERYTHING, FULL, PLAIN, SECOND, entry, ranking, reported
+from tests.report.made import (
+    AGREEMENTS,
+    BEST,
+    EVERYTHING,
+    FULL,
+    PLAIN,
+    SECOND,
+    entry,
+    ranking,
+    reported,
+)
 
-MANY = ranking(*(entry(f"0.5*c4 + 0.5*source_{i}:cot", (1.0, 1.0 + i), float(i) or None) for i in range(4)))
+MANY = ranking(
+    *(entry(f"0.5*c4 + 0.5*source_{i}:cot", (1.0, 1.0 + i), float(i) or None) for i in range(4))
+)
 
 
 @pytest.mark.parametrize("made", [PLAIN, FULL, MANY])

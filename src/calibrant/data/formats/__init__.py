@@ -1,6 +1,6 @@
 """How a row becomes text, one file each; the list of names is the list of files."""
 
-from calibrant.registry import Registry
+from calibrant.spec.registry import Registry
 
 formats = Registry(__name__, "format")
 

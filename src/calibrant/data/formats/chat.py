@@ -13,10 +13,12 @@ from calibrant.errors import DataError
 
 @dataclass(frozen=True, repr=False)
 class Chat(Format):
-    """The row's turns, or its question and answer as one exchange, in the tokenizer's own chat template.
+    """The row's turns, or its question and answer as one exchange, in the tokenizer's own chat
+    template.
 
-    A question with listed choices is put with them, without `Question:` and `Answer:`, for which a chat has no use. `system` comes first where it
-    is given. What the template adds of itself (a default system prompt, for one) stays, because that is what the model meets in use.
+    A question with listed choices is put with them, without `Question:` and `Answer:`, for which a
+    chat has no use. `system` comes first where it is given. What the template adds of itself (a
+    default system prompt, for one) stays, because that is what the model meets in use.
     """
 
     system: str = ""
@@ -30,7 +32,8 @@ class Chat(Format):
         return templated(_with_template(tokenizer), self._messages(row), row.key)
 
     def stretches(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Stretch]]:
-        """Return the text that `render` gives, and where template, questions and answers stand in it.
+        """Return the text that `render` gives, and where template, questions and answers stand in
+        it.
 
         Raises `DataError` where they can't be told apart.
         """
@@ -42,7 +45,10 @@ class Chat(Format):
         else:
             before, after = row.frame
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row.need("answer")}]
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": row.need("answer")},
+            ]
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
 
 

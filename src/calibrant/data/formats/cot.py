@@ -14,8 +14,9 @@ from calibrant.spec import MOST_STEPS, check_most
 class CoT(Format):
     """`Question: …`, `Answer:`, the rationale, and `The answer is N.`: chain of thought.
 
-    `cot(steps=3)` takes only rows whose rationale has three steps, counted by the marks of their own set: the lines of a GSM8K solution, the
-    operations of an equation, the sentences of an explanation, the lines of a user's own rationale.
+    `cot(steps=3)` takes only rows whose rationale has three steps, counted by the marks of their
+    own set: the lines of a GSM8K solution, the operations of an equation, the sentences of an
+    explanation, the lines of a user's own rationale.
     """
 
     steps: int | None = None
@@ -26,7 +27,10 @@ class CoT(Format):
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STEPS)
         if self.steps is not None and self.steps < 1:
-            raise SpecError(f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to take every row", subject="steps")
+            raise SpecError(
+                f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to take every row",
+                subject="steps",
+            )
 
     def takes(self, row: Row) -> bool:
         return super().takes(row) and self.steps in (None, row.steps)

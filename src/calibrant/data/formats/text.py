@@ -9,7 +9,9 @@ from calibrant.data._base import Format, Row
 
 @dataclass(frozen=True, repr=False)
 class Text(Format):
-    """The text as it is. A control's integers stand for text that is tokenised already, and need no rendering."""
+    """The text as it is. A control's integers stand for text that is tokenised already, and need
+    no rendering.
+    """
 
     needs = ("text",)
 

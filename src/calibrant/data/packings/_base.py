@@ -1,7 +1,8 @@
 """What a packing is: it cuts texts into windows of tokens.
 
-Every packing says where start tokens go (`bos`): as the tokenizer does it for a text alone, which is once a window, or once a text where texts
-can't see each other (`tokenizer`, the default); before each text (`document`); at the head of each window (`window`); nowhere (`none`).
+Every packing says where start tokens go (`bos`): as the tokenizer does it for a text alone, which
+is once a window, or once a text where texts can't see each other (`tokenizer`, the default); before
+each text (`document`); at the head of each window (`window`); nowhere (`none`).
 """
 
 import hashlib
@@ -14,8 +15,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from calibrant.errors import SpecError
-from calibrant.registry import did_you_mean
 from calibrant.spec import Spec, build
+from calibrant.spec.foreign import did_you_mean
 
 STARTS: Final = ("tokenizer", "document", "window", "none")
 PAD: Final = -1
@@ -34,7 +35,9 @@ class TokenizedText:
 
 @dataclass(frozen=True)
 class Window:
-    """One window's tokens. `borders` are the positions where a text begins that can't see what is before it; `broken`, that its end cuts a text."""
+    """One window's tokens. `borders` are the positions where a text begins that can't see what
+    is before it; `broken`, that its end cuts a text.
+    """
 
     ids: Ids
     borders: tuple[int, ...] = ()
@@ -47,7 +50,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a window is cut from: its full length, how to tokenise a separator, and which draw this is.
+    """What a window is cut from: its full length, how to tokenise a separator, and which draw this
+    is.
 
     `head` is how many start tokens will be put before each window, beside its `length`.
     """
@@ -76,7 +80,9 @@ class Packing(Spec, ABC):
 
     @property
     def fills(self) -> bool:
-        """Whether windows are full whatever the texts; where they aren't, a budget in samples counts windows."""
+        """Whether windows are full whatever the texts; where they aren't, a budget in samples
+        counts windows.
+        """
         return True
 
     @property
@@ -85,12 +91,18 @@ class Packing(Spec, ABC):
         return False
 
     @abstractmethod
-    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
-        """Yield a window for each of `sizes`, none longer than that, until sizes or texts run out. `sizes` are at most `frame.length`."""
+    def windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+    ) -> Iterator[Window]:
+        """Yield a window for each of `sizes`, none longer than that, until sizes or texts run
+        out. `sizes` are at most `frame.length`.
+        """
 
     @abstractmethod
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        """Return what texts of these lengths amount to, for the message that says they don't suffice."""
+        """Return what texts of these lengths amount to, for the message that says they don't
+        suffice.
+        """
 
 
 def cut_anywhere(key: str, ids: Ids, size: int, draw: int) -> Window:
@@ -103,4 +115,7 @@ def cut_anywhere(key: str, ids: Ids, size: int, draw: int) -> Window:
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise `SpecError` for a value that isn't one of those allowed."""
     if value not in allowed:
-        raise SpecError(f"{name}={value!r} is not known{did_you_mean(str(value), allowed)}; choose one of {', '.join(allowed)}", subject=str(value))
+        raise SpecError(
+            f"{name}={value!r} is not known{did_you_mean(str(value), allowed)}; choose one of {', '.join(allowed)}",
+            subject=str(value),
+        )

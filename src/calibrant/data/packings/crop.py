@@ -8,14 +8,17 @@ from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window,
 
 @dataclass(frozen=True, repr=False)
 class Crop(Packing):
-    """A window at a random place of each text that is at least a window long; shorter texts are passed over.
+    """A window at a random place of each text that is at least a window long; shorter texts are
+    passed over.
 
     The place is hashed from the row and the draw.
     """
 
     bos: str = "tokenizer"
 
-    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
+    def windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+    ) -> Iterator[Window]:
         enough = (text for text in texts if len(text.ids) >= frame.length)
         for size in sizes:
             text = next(enough, None)

@@ -11,17 +11,22 @@ from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window
 
 @dataclass(frozen=True, repr=False)
 class ImatrixChunks(Packing):
-    """All texts as one stream, cut into consecutive full windows, as llama-imatrix cuts a file; a rest that fills none is dropped.
+    """All texts as one stream, cut into consecutive full windows, as llama-imatrix cuts a file; a
+    rest that fills none is dropped.
 
-    Where the tokenizer puts a start token before a text, the stream begins with one, and in every window it stands in place of the first token, which
-    is lost. `separator` stands between texts. Windows of other lengths than llama.cpp's 512 are had by --length.
+    Where the tokenizer puts a start token before a text, the stream begins with one, and in every
+    window it stands in place of the first token, which is lost. `separator` stands between texts.
+    Windows of other lengths than llama.cpp's 512 are had by --length.
     """
 
     separator: str = "\n\n"
     bos: str = "tokenizer"
 
-    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
-        # A window is `frame.head` start tokens and what follows here, so that many tokens of the stream are passed over at each.
+    def windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+    ) -> Iterator[Window]:
+        # A window is `frame.head` start tokens and what follows here, so that many tokens of the
+        # stream are passed over at each.
         stream = np.full(frame.head, -1, dtype=np.int32)
         between = frame.encode(self.separator) if self.separator else stream[:0]
         first = next(texts, None)
@@ -40,5 +45,7 @@ class ImatrixChunks(Packing):
             stream = stream[needed:]
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        tokens = sum(lengths) + (len(frame.encode(self.separator)) if self.separator else 0) * max(0, len(lengths) - 1)
+        tokens = sum(lengths) + (len(frame.encode(self.separator)) if self.separator else 0) * max(
+            0, len(lengths) - 1
+        )
         return f"{tokens} tokens in {len(lengths)} texts, {(tokens + frame.head) // (frame.head + frame.length)} whole windows"

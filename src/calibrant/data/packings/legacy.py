@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Window, check_choice, cut_anywhere
+from calibrant.data.packings._base import (
+    PAD,
+    Frame,
+    Packing,
+    TokenizedText,
+    Window,
+    check_choice,
+    cut_anywhere,
+)
 from calibrant.data.packings.crop import Crop
 from calibrant.data.packings.many import Many
 from calibrant.data.packings.one import One
@@ -13,12 +21,16 @@ from calibrant.data.packings.one import One
 
 @dataclass(frozen=True, repr=False)
 class Legacy(Packing):
-    """As the original study's code packs (Bandari et al. 2024, arXiv:2410.07461), kept so that the difference can be measured.
+    """As the original study's code packs (Bandari et al. 2024, arXiv:2410.07461), kept so that the
+    difference can be measured.
 
-    Rows are drawn with replacement, and each text has its own start token. `of="one"`: a text a window, pads on its left, which the model attends
-    to and which *count* in the statistics. `of="many"`: texts without a separator until a window is more than full, then a window at a random
-    place of them. `of="crop"`: only texts longer than a window, at a random place. Where an expression doesn't say which, texts are cropped and
-    lone questions stand alone. The original adds a pad token whose embedding is random; here pads are the tokenizer's own (or its end token).
+    Rows are drawn with replacement, and each text has its own start token. `of="one"`: a text a
+    window, pads on its left, which the model attends to and which *count* in the statistics.
+    `of="many"`: texts without a separator until a window is more than full, then a window at a
+    random place of them. `of="crop"`: only texts longer than a window, at a random place. Where an
+    expression doesn't say which, texts are cropped and lone questions stand alone. The original
+    adds a pad token whose embedding is random; here pads are the tokenizer's own (or its end
+    token).
     """
 
     of: str = "many"
@@ -41,14 +53,19 @@ class Legacy(Packing):
     def alone(self) -> bool:
         return True
 
-    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
+    def windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+    ) -> Iterator[Window]:
         if self.of == "one":
             for window in One().windows(texts, sizes, frame):
                 pads = np.full(frame.length - len(window.ids), PAD, dtype=np.int32)
                 yield replace(window, ids=np.concatenate([pads, window.ids]))
         elif self.of == "crop":
-            # A text of exactly a window's length is cropped by `crop` and passed over here, as there.
-            yield from Crop().windows((text for text in texts if len(text.ids) > frame.length), sizes, frame)
+            # A text of exactly a window's length is cropped by `crop` and passed over here, as
+            # there.
+            yield from Crop().windows(
+                (text for text in texts if len(text.ids) > frame.length), sizes, frame
+            )
         else:
             for size in sizes:
                 joined, tokens = list[TokenizedText](), 0
@@ -57,7 +74,9 @@ class Legacy(Packing):
                     tokens += len(text.ids)
                 if tokens <= frame.length:
                     return
-                yield cut_anywhere(joined[0].key, np.concatenate([text.ids for text in joined]), size, frame.draw)
+                yield cut_anywhere(
+                    joined[0].key, np.concatenate([text.ids for text in joined]), size, frame.draw
+                )
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
         return {"one": One(), "crop": Crop()}.get(self.of, Many()).supply(lengths, frame)

@@ -16,7 +16,9 @@ class One(Packing):
     def fills(self) -> bool:
         return False
 
-    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
+    def windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+    ) -> Iterator[Window]:
         for size in sizes:
             text = next(texts, None)
             if text is None:

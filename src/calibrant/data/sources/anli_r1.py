@@ -12,11 +12,13 @@ HUB: Final = HubDataset("facebook/anli", "plain_text")
 
 @dataclass(frozen=True, repr=False)
 class ANLIRound1(StoredSource):
-    """Nie et al. 2020 (arXiv:1910.14599), the first round: hypotheses that people wrote against a BERT.
+    """Nie et al. 2020 (arXiv:1910.14599), the first round: hypotheses that people wrote against a
+    BERT.
 
-    The premises are from Wikipedia. The hub's train_r1 calibrates (16,946 pairs) and its test_r1 measures; hub and
-    mirror have the same fields, premise, hypothesis, label and reason. A mirror without train calibrates on the dev split (1,000 pairs), all of
-    which have the annotator's reason; of other rows only some have one.
+    The premises are from Wikipedia. The hub's train_r1 calibrates (16,946 pairs) and its test_r1
+    measures; hub and mirror have the same fields, premise, hypothesis, label and reason. A mirror
+    without train calibrates on the dev split (1,000 pairs), all of which have the annotator's
+    reason; of other rows only some have one.
 
         Premise: Linguistics is the scientific study of language, and involves an analysis of language form, language meaning, and language […]
         Hypothesis: Form and meaning are the only aspects of language linguistics is concerned with.

@@ -12,11 +12,13 @@ HUB: Final = HubDataset("facebook/anli", "plain_text")
 
 @dataclass(frozen=True, repr=False)
 class ANLIRound3(StoredSource):
-    """Nie et al. 2020 (arXiv:1910.14599), the third round: hypotheses that people wrote against RoBERTa models.
+    """Nie et al. 2020 (arXiv:1910.14599), the third round: hypotheses that people wrote against
+    RoBERTa models.
 
-    The premises are from Wikipedia, news, fiction and transcripts. The hub's train_r3 calibrates (100,459 pairs) and its test_r3 measures; hub and
-    mirror have the same fields, premise, hypothesis, label and reason. A mirror without train calibrates on the dev split (1,200 pairs), all of
-    which have the annotator's reason; of other rows only some have one.
+    The premises are from Wikipedia, news, fiction and transcripts. The hub's train_r3 calibrates
+    (100,459 pairs) and its test_r3 measures; hub and mirror have the same fields, premise,
+    hypothesis, label and reason. A mirror without train calibrates on the dev split (1,200 pairs),
+    all of which have the annotator's reason; of other rows only some have one.
 
         Premise: one of the orders issued by Ochola in April Login to license this image from 1$. In short At Kira Road police station, […]
         Hypothesis: The decision to move the photocopier business was done for privacy reasons.

@@ -14,10 +14,11 @@ TEST: Final = Split("test", {("arc_easy", "test"): 2_376})
 
 @dataclass(frozen=True, repr=False)
 class ARCEasy(StoredSource):
-    """Clark et al. 2018 (arXiv:1803.05457). Three to five choices, which aren't listed: the answer is the choice's own text.
+    """Clark et al. 2018 (arXiv:1803.05457). Three to five choices, which aren't listed: the answer
+    is the choice's own text.
 
-    The hub labels the choices of some questions 1 to 4, the mirror all of them A, B, C…; the same row either way. Fields: question, choices (text and
-    label), answerKey.
+    The hub labels the choices of some questions 1 to 4, the mirror all of them A, B, C…; the same
+    row either way. Fields: question, choices (text and label), answerKey.
 
         Question: Which factor will most likely cause a person to develop a fever?
         Answer: a bacterial population in the bloodstream
@@ -37,4 +38,6 @@ class ARCEasy(StoredSource):
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     choices = record["choices"]
-    return multiple_choice(record["question"], choices["text"], gold(record["answerKey"], choices["label"]))
+    return multiple_choice(
+        record["question"], choices["text"], gold(record["answerKey"], choices["label"])
+    )

@@ -14,10 +14,12 @@ TEST: Final = Split("validation", {("boolq", "validation"): 3_270})
 
 @dataclass(frozen=True, repr=False)
 class BoolQ(StoredSource):
-    """Clark et al. 2019 (arXiv:1905.10044). validation measures, since the labels of test are kept back.
+    """Clark et al. 2019 (arXiv:1905.10044). validation measures, since the labels of test are kept
+    back.
 
-    The answer is `yes` or `no`, as lm-eval ranks them and as one answers such a question; the original study calibrated on the words `True` and
-    `False`. The question gets the question mark that the set leaves out. Hub and mirror have the same fields, passage, question and answer.
+    The answer is `yes` or `no`, as lm-eval ranks them and as one answers such a question; the
+    original study calibrated on the words `True` and `False`. The question gets the question mark
+    that the set leaves out. Hub and mirror have the same fields, passage, question and answer.
 
         Passage: Persian language -- Persian (/ˈpɜːrʒən, -ʃən/), also known by its endonym Farsi […]
         Question: do iran and afghanistan speak the same language?
@@ -38,4 +40,6 @@ class BoolQ(StoredSource):
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     question = f"Passage: {record['passage'].strip()}\nQuestion: {record['question'].strip().removesuffix('?')}?"
-    return multiple_choice(question, ["no", "yes"], gold(record["answer"], ["False", "True"]), frame=("", "Answer:"))
+    return multiple_choice(
+        question, ["no", "yes"], gold(record["answer"], ["False", "True"]), frame=("", "Answer:")
+    )

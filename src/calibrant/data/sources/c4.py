@@ -10,7 +10,10 @@ from calibrant.data.sources._corpus import corpus
 HUB: Final = HubDataset(
     "allenai/c4",
     "en",
-    files={"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"},
+    files={
+        "train": "en/c4-train.00000-of-01024.json.gz",
+        "validation": "en/c4-validation.00000-of-00008.json.gz",
+    },
     first=20_000,
 )
 NOTE: Final = "1,000 pages to calibrate on and 1,000 to measure on, two files of a published sample of C4 that doesn't say which split they are from"

@@ -19,11 +19,14 @@ TEST: Final = Split(
 
 @dataclass(frozen=True, repr=False)
 class ESNLI(StoredSource):
-    """Camburu et al. 2018 (arXiv:1812.01193). The rationale is the first explanation, in its own spelling.
+    """Camburu et al. 2018 (arXiv:1812.01193). The rationale is the first explanation, in its own
+    spelling.
 
-    The hub's train calibrates and its test measures (premise, hypothesis, label, explanation_1); the same fields in the mirror, which has a subset of
-    train and measures on `validation`. On the hub the set is a script, which is never run: what is read is the Parquet copy that the hub
-    itself made of it, `refs/convert/parquet`. Should that be gone, save the three splits as JSON Lines in a mirror's folder `esnli`.
+    The hub's train calibrates and its test measures (premise, hypothesis, label, explanation_1);
+    the same fields in the mirror, which has a subset of train and measures on `validation`. On the
+    hub the set is a script, which is never run: what is read is the Parquet copy that the hub
+    itself made of it, `refs/convert/parquet`. Should that be gone, save the three splits as JSON
+    Lines in a mirror's folder `esnli`.
 
         Premise: A band is seen playing a variety of musical instruments.
         Hypothesis: A band plays instruments.

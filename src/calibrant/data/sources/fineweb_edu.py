@@ -12,10 +12,12 @@ HUB: Final = HubDataset("HuggingFaceFW/fineweb-edu", "sample-10BT", first=20_000
 
 @dataclass(frozen=True, repr=False)
 class FineWebEdu(StoredSource):
-    """Penedo et al. 2024 (arXiv:2406.17557): English pages of Common Crawl that a classifier found educational.
+    """Penedo et al. 2024 (arXiv:2406.17557): English pages of Common Crawl that a classifier found
+    educational.
 
-    It stands for well-written, factual web text. The front of the sample of ten billion tokens, divided by hash. The hub has the field text beside
-    id, dump, url, score and others: `Row(text=…)` is that.
+    It stands for well-written, factual web text. The front of the sample of ten billion tokens,
+    divided by hash. The hub has the field text beside id, dump, url, score and others:
+    `Row(text=…)` is that.
     """
 
     kind = "corpus"

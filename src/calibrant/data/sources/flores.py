@@ -11,7 +11,7 @@ from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import mirrors_own, value
 from calibrant.data.sources._parallel import train_and_test_by_place
 from calibrant.errors import DataError
-from calibrant.registry import did_you_mean
+from calibrant.spec.foreign import did_you_mean
 
 HUB: Final = HubDataset("openlanguagedata/flores_plus", "eng_Latn")
 SHORT: Final = {
@@ -26,12 +26,15 @@ NOTE: Final = "FLORES-200 as first published, in 16 of its 204 languages; the hu
 
 @dataclass(frozen=True, repr=False)
 class Flores(StoredSource):
-    """NLLB Team 2022 (arXiv:2207.04672): passages of English Wikinews, Wikijunior and Wikivoyage, translated by people into other languages.
+    """NLLB Team 2022 (arXiv:2207.04672): passages of English Wikinews, Wikijunior and Wikivoyage,
+    translated by people into other languages.
 
-    It stands for one and the same content in different languages. `language` is `deu_Latn`, or `de` for the 16 languages that the mirror has.
-    dev calibrates, devtest measures; consecutive sentences of a page are one row, joined by a space where the script has spaces. The hub's set is
-    gated. Hub and mirror have the fields text and url; the splits are dev and devtest there, validation and test here. A row of `eng_Latn`:
-    `Row(text="On Monday, scientists from the Stanford University School of Medicine announced …")`.
+    It stands for one and the same content in different languages. `language` is `deu_Latn`, or `de`
+    for the 16 languages that the mirror has. dev calibrates, devtest measures; consecutive
+    sentences of a page are one row, joined by a space where the script has spaces. The hub's set is
+    gated. Hub and mirror have the fields text and url; the splits are dev and devtest there,
+    validation and test here. A row of `eng_Latn`: `Row(text="On Monday, scientists from the
+    Stanford University School of Medicine announced …")`.
     """
 
     language: str = "eng_Latn"
@@ -59,17 +62,31 @@ class Flores(StoredSource):
                 raise
             raise self._unknown(f"; and {error}") from error
         both = f"{origin}; measured on {measured}"
-        return SourceRows(train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)), both, mirrors_own(both, NOTE))
+        return SourceRows(
+            train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)),
+            both,
+            mirrors_own(both, NOTE),
+        )
 
     def _passages(self, lines: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
-        """Yield the page and the text of every passage. The mirror's are joined already, which joining again doesn't change."""
+        """Yield the page and the text of every passage. The mirror's are joined already, which
+        joining again doesn't change.
+        """
         space = "" if self.language.endswith(UNSPACED) else " "
         for url, sentences in groupby(lines, lambda record: value(record, where, "url")):
-            yield url, Row(text=space.join(value(sentence, where, "text").strip() for sentence in sentences))
+            yield (
+                url,
+                Row(
+                    text=space.join(
+                        value(sentence, where, "text").strip() for sentence in sentences
+                    )
+                ),
+            )
 
     def _unknown(self, besides: str = "") -> DataError:
         near = did_you_mean(self.language, MIRRORED)
         known = ", ".join(f"{code} ({short})" for short, code in SHORT.items())
         return DataError(
-            f"flores(language={self.language!r}) is none of the mirror's languages{near} (they are {known}){besides}", subject="language"
+            f"flores(language={self.language!r}) is none of the mirror's languages{near} (they are {known}){besides}",
+            subject="language",
         )

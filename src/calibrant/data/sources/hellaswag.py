@@ -20,11 +20,14 @@ _MARK: Final = re.compile(r"\[(title|header|step|substeps)\]\s*")
 
 @dataclass(frozen=True, repr=False)
 class HellaSwag(StoredSource):
-    """Zellers et al. 2019 (arXiv:1905.07830). validation measures, since the labels of test are kept back; the four endings aren't listed.
+    """Zellers et al. 2019 (arXiv:1905.07830). validation measures, since the labels of test are
+    kept back; the four endings aren't listed.
 
-    The context stands behind its activity. The marks `[header]`, `[title]` and `[step]` of the hub's texts are taken out; the mirror has none. A
-    mirror with validation alone has that divided, 70/25/5, by what a row is about: the title of an instruction, the activity of a video.
-    Otherwise the ending of one row would be the context of another. Hub and mirror: activity_label, ctx, endings, label.
+    The context stands behind its activity. The marks `[header]`, `[title]` and `[step]` of the
+    hub's texts are taken out; the mirror has none. A mirror with validation alone has that divided,
+    70/25/5, by what a row is about: the title of an instruction, the activity of a video. Otherwise
+    the ending of one row would be the context of another. Hub and mirror: activity_label, ctx,
+    endings, label.
 
         Context: Roof shingle removal: A man is sitting on a roof. he
         Continuation: starts pulling up roofing on a roof.
@@ -42,7 +45,12 @@ class HellaSwag(StoredSource):
             return published(HUB, TRAIN, TEST, row)
         whole = read(HUB, TEST, row)
         return SourceRows(
-            divided(whole.rows), whole.origin, joined("validation divided by title and activity, as the mirror has no train split", whole.note)
+            divided(whole.rows),
+            whole.origin,
+            joined(
+                "validation divided by title and activity, as the mirror has no train split",
+                whole.note,
+            ),
         )
 
 
@@ -50,11 +58,18 @@ def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     question = f"{record['activity_label'].strip()}: {plain(record['ctx'])}"
     right = gold(record["label"], ["0", "1", "2", "3"])
-    return multiple_choice(question, [plain(ending) for ending in record["endings"]], right, frame=("Context: ", "Continuation:"))
+    return multiple_choice(
+        question,
+        [plain(ending) for ending in record["endings"]],
+        right,
+        frame=("Context: ", "Continuation:"),
+    )
 
 
 def plain(text: str) -> str:
-    """Return the text without marks; a title is ended by a full stop, so that the text behind it begins a sentence."""
+    """Return the text without marks; a title is ended by a full stop, so that the text behind it
+    begins a sentence.
+    """
     return " ".join(_MARK.sub("", _TITLE.sub(".", text)).split())
 
 
@@ -67,6 +82,8 @@ def divided(rows: Iterable[Row]) -> dict[Part, list[Row]]:
 
 
 def about(question: str) -> str:
-    """Return the title of an instruction, which is its first sentence; of a video, of which there may be several rows, the activity."""
+    """Return the title of an instruction, which is its first sentence; of a video, of which
+    there may be several rows, the activity.
+    """
     activity, _, context = question.partition(": ")
     return context.partition(". ")[0] if context.startswith("How to ") else activity

@@ -15,11 +15,14 @@ TEST: Final = Split("test", {("mawps", "test"): 238})
 
 @dataclass(frozen=True, repr=False)
 class MAWPS(StoredSource):
-    """Koncel-Kedziorski et al. 2016 (N16-1136): MultiArith, AddSub, SingleEq and more, so none of these three is unseen by who calibrates on it.
+    """Koncel-Kedziorski et al. 2016 (N16-1136): MultiArith, AddSub, SingleEq and more, so none of
+    these three is unseen by who calibrates on it.
 
-    The hub's Calc-mawps has 1,089 train and 520 test problems (fields question, expression, result_float), the mirror the 1,898 and 238 of
-    LLM-Adapters (question, Equation, Answer): another division of the same problems, in which train repeats questions of test; those are dropped and
-    counted as overlap. validation isn't used. The text is tokenised, with spaces before full stops, and left so. Answer and rationale as for SVAMP:
+    The hub's Calc-mawps has 1,089 train and 520 test problems (fields question, expression,
+    result_float), the mirror the 1,898 and 238 of LLM-Adapters (question, Equation, Answer):
+    another division of the same problems, in which train repeats questions of test; those are
+    dropped and counted as overlap. validation isn't used. The text is tokenised, with spaces before
+    full stops, and left so. Answer and rationale as for SVAMP:
 
         Question: A waiter had 22 customers in his section . If 14 of them left and the rest of his tables had 4 people at each table , how many
         tables did he have ?
@@ -37,12 +40,21 @@ class MAWPS(StoredSource):
 
     def read(self) -> SourceRows:
         rows = published(HUB, TRAIN, TEST, row)
-        division = "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub" if "mirror: " in rows.origin else ""
-        return with_note(with_note(rows, division), unexplained(row for part in rows.rows.values() for row in part))
+        division = (
+            "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub"
+            if "mirror: " in rows.origin
+            else ""
+        )
+        return with_note(
+            with_note(rows, division),
+            unexplained(row for part in rows.rows.values() for row in part),
+        )
 
 
 def row(record: dict[str, Any]) -> Row:
-    """Return a record as a row. The hub writes a result also as words such as "around 0.67"; `result_float` is the number."""
+    """Return a record as a row. The hub writes a result also as words such as "around 0.67";
+    `result_float` is the number.
+    """
     if "Equation" in record:
         return problem(record["question"], record["Answer"], record["Equation"])
     return problem(record["question"], record["result_float"], record["expression"])

@@ -14,11 +14,13 @@ HUB: Final = HubDataset("allenai/c4", "de", first=20_000)
 
 @dataclass(frozen=True, repr=False)
 class MC4(StoredSource):
-    """Xue et al. 2020 (arXiv:2010.11934): pages of Common Crawl in the language that a classifier found them to be in, `de`, `zh`, `hi-Latn`, …
+    """Xue et al. 2020 (arXiv:2010.11934): pages of Common Crawl in the language that a classifier
+    found them to be in, `de`, `zh`, `hi-Latn`, …
 
-    It stands for everyday text of a language, and is noisy in rare ones. The front of train calibrates, the front of validation measures. English is
-    the hub's `en-multi`: its `en` is C4. Nobody has seen these configurations load here: their names are those of the hub's own list. The hub has the
-    fields text, timestamp, url: `Row(text=…)` is the first.
+    It stands for everyday text of a language, and is noisy in rare ones. The front of train
+    calibrates, the front of validation measures. English is the hub's `en-multi`: its `en` is C4.
+    Nobody has seen these configurations load here: their names are those of the hub's own list. The
+    hub has the fields text, timestamp, url: `Row(text=…)` is the first.
     """
 
     language: str = "de"

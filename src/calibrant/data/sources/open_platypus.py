@@ -13,11 +13,13 @@ HUB: Final = HubDataset("garage-bAInd/Open-Platypus")
 
 @dataclass(frozen=True, repr=False)
 class OpenPlatypus(StoredSource):
-    """Lee et al. 2023 (arXiv:2308.07317): 24,926 instructions out of eleven sets, among them MATH, ScienceQA, ReClor and LeetCode solutions.
+    """Lee et al. 2023 (arXiv:2308.07317): 24,926 instructions out of eleven sets, among them MATH,
+    ScienceQA, ReClor and LeetCode solutions.
 
-    It stands for reasoning in the form of instructions, and is a usual set to calibrate quantised models with. One split, divided by hash. The hub
-    has the fields instruction, input (mostly empty), output, data_source: `Row(question=instruction and input, answer=output)`. Rows aren't quoted,
-    for two of the eleven sets are for non-commercial use only.
+    It stands for reasoning in the form of instructions, and is a usual set to calibrate quantised
+    models with. One split, divided by hash. The hub has the fields instruction, input (mostly
+    empty), output, data_source: `Row(question=instruction and input, answer=output)`. Rows aren't
+    quoted, for two of the eleven sets are for non-commercial use only.
     """
 
     kind = "questions"
@@ -37,7 +39,12 @@ class OpenPlatypus(StoredSource):
 def instructions(entries: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
     """Yield a row for each instruction that has an answer."""
     for record in entries:
-        question = "\n".join(filter(None, (value(record, where, "instruction").strip(), (record.get("input") or "").strip())))
+        question = "\n".join(
+            filter(
+                None,
+                (value(record, where, "instruction").strip(), (record.get("input") or "").strip()),
+            )
+        )
         answer = value(record, where, "output").strip()
         if question and answer:
             yield Row(question=question, answer=answer)

@@ -14,7 +14,8 @@ TEST: Final = Split("test", {("openbookqa", "test"): 500})
 
 @dataclass(frozen=True, repr=False)
 class OpenBookQA(StoredSource):
-    """Mihaylov et al. 2018 (arXiv:1809.02789). The choices aren't listed: the answer is the choice's own text.
+    """Mihaylov et al. 2018 (arXiv:1809.02789). The choices aren't listed: the answer is the
+    choice's own text.
 
     Hub and mirror have the same fields, question_stem, choices (text and label) and answerKey.
 
@@ -36,4 +37,6 @@ class OpenBookQA(StoredSource):
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     choices = record["choices"]
-    return multiple_choice(record["question_stem"], choices["text"], gold(record["answerKey"], choices["label"]))
+    return multiple_choice(
+        record["question_stem"], choices["text"], gold(record["answerKey"], choices["label"])
+    )

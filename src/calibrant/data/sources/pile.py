@@ -7,7 +7,11 @@ from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus, subset_names, with_rows
 
-HUB: Final = HubDataset("monology/pile-uncopyrighted", files={"train": "train/00.jsonl.zst", "test": "test.jsonl.zst"}, first=20_000)
+HUB: Final = HubDataset(
+    "monology/pile-uncopyrighted",
+    files={"train": "train/00.jsonl.zst", "test": "test.jsonl.zst"},
+    first=20_000,
+)
 SUBSETS: Final = (
     "ArXiv", "DM Mathematics", "Enron Emails", "EuroParl", "FreeLaw", "Github", "Gutenberg (PG-19)", "HackerNews", "NIH ExPorter",
     "PhilPapers", "Pile-CC", "PubMed Abstracts", "PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC", "Wikipedia (en)",

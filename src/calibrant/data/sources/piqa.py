@@ -14,10 +14,12 @@ TEST: Final = Split("validation", {("piqa", "validation"): 1_838})
 
 @dataclass(frozen=True, repr=False)
 class PIQA(StoredSource):
-    """Bisk et al. 2020 (arXiv:1911.11641). validation measures, since the labels of test are kept back; the two solutions aren't listed.
+    """Bisk et al. 2020 (arXiv:1911.11641). validation measures, since the labels of test are kept
+    back; the two solutions aren't listed.
 
-    The authors' `ybisk/piqa` is a script on the hub, which is never run; `baber/piqa` is the copy of its data that lm-eval reads. Many goals stand in
-    train and in validation with other solutions: such rows are dropped from what calibrates. Hub and mirror: goal, sol1, sol2, label.
+    The authors' `ybisk/piqa` is a script on the hub, which is never run; `baber/piqa` is the copy
+    of its data that lm-eval reads. Many goals stand in train and in validation with other
+    solutions: such rows are dropped from what calibrates. Hub and mirror: goal, sol1, sol2, label.
 
         Question: When boiling butter, when it's ready, you can
         Answer: Pour it into a jar
@@ -36,4 +38,6 @@ class PIQA(StoredSource):
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
-    return multiple_choice(record["goal"], [record["sol1"], record["sol2"]], gold(record["label"], ["0", "1"]))
+    return multiple_choice(
+        record["goal"], [record["sol1"], record["sol2"]], gold(record["label"], ["0", "1"])
+    )

@@ -14,13 +14,26 @@ from calibrant.errors import DataError
 MOST_BYTES: Final = 200_000
 # Tests and their data, tables rather than code, and what isn't the standard library's own.
 EXCLUDED: Final = frozenset(
-    {"test", "tests", "idle_test", "idlelib", "encodings", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "encodings",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "ensurepip",
+    }
 )
 
 
 @dataclass(frozen=True, repr=False)
 class PythonCode(StoredSource):
-    """The `.py` files of the standard library, a file a row; files over 200 kB, tests and tables of characters are left out.
+    """The `.py` files of the standard library, a file a row; files over 200 kB, tests and tables of
+    characters are left out.
 
     The rows are those of the running Python; the record keeps its version.
     """
@@ -34,7 +47,10 @@ class PythonCode(StoredSource):
     def read(self) -> SourceRows:
         rows = list(files(Path(sysconfig.get_path("stdlib"))))
         if not rows:
-            raise DataError("this Python comes without its library's source files; install one that has them", subject="python_code")
+            raise DataError(
+                "this Python comes without its library's source files; install one that has them",
+                subject="python_code",
+            )
         return SourceRows(divide(rows), f"Python {platform.python_version()}")
 
 
@@ -43,7 +59,13 @@ def files(folder: Path) -> Iterator[Row]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - EXCLUDED)
         # _sysconfigdata… describes the machine that Python was built on.
-        for name in sorted(name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")):
-            content = path.read_bytes() if (path := Path(place, name)).stat().st_size <= MOST_BYTES else b""
+        for name in sorted(
+            name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")
+        ):
+            content = (
+                path.read_bytes()
+                if (path := Path(place, name)).stat().st_size <= MOST_BYTES
+                else b""
+            )
             if text := content.decode("utf-8", "replace").replace("\r\n", "\n").strip():
                 yield Row(text=text)

@@ -11,10 +11,12 @@ from calibrant.errors import DataError
 
 @dataclass(frozen=True, repr=False)
 class PythonDocs(StoredSource):
-    """`pydoc_data.topics`, a topic a row: what `help('with')` shows, about 330 kB of technical English.
+    """`pydoc_data.topics`, a topic a row: what `help('with')` shows, about 330 kB of technical
+    English.
 
-    Topics repeat each other (a fifth of the text), so a paragraph stays with the longest topic that has it: nothing that is measured
-    is also calibrated on. The rows are those of the running Python; the record keeps its version.
+    Topics repeat each other (a fifth of the text), so a paragraph stays with the longest topic that
+    has it: nothing that is measured is also calibrated on. The rows are those of the running
+    Python; the record keeps its version.
     """
 
     kind = "corpus"
@@ -26,12 +28,17 @@ class PythonDocs(StoredSource):
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
-            raise DataError("this Python has no pydoc_data.topics; install Python's standard library whole", subject="python_docs") from error
+            raise DataError(
+                "this Python has no pydoc_data.topics; install Python's standard library whole",
+                subject="python_docs",
+            ) from error
         return SourceRows(divide(unrepeated(topics)), f"Python {platform.python_version()}")
 
 
 def unrepeated(topics: Mapping[str, str]) -> Iterator[Row]:
-    """Yield each topic without the paragraphs of more than 40 characters that a longer topic has too."""
+    """Yield each topic without the paragraphs of more than 40 characters that a longer topic has
+    too.
+    """
     seen: set[str] = set()
     for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
         paragraphs = re.split(r"\n\s*\n", topics[name].strip())

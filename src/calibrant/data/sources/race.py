@@ -14,9 +14,11 @@ TEST: Final = Split("test", {("race", "test"): 4_934})
 
 @dataclass(frozen=True, repr=False)
 class RACE(StoredSource):
-    """Lai et al. 2017 (arXiv:1704.04683): an article, a question about it, four options. `shown` is false: the licence is for research only.
+    """Lai et al. 2017 (arXiv:1704.04683): an article, a question about it, four options. `shown` is
+    false: the licence is for research only.
 
-    The hub's `all` holds middle and high school together; hub and mirror have the same fields, article, question, options and answer.
+    The hub's `all` holds middle and high school together; hub and mirror have the same fields,
+    article, question, options and answer.
 
         Article: […]
 
@@ -43,4 +45,6 @@ def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     labels = lettered(record["options"])
     question = f"Article: {record['article'].strip()}\n\nQuestion: {record['question'].strip()}"
-    return multiple_choice(question, record["options"], gold(record["answer"], labels), labels, frame=("", "Answer:"))
+    return multiple_choice(
+        question, record["options"], gold(record["answer"], labels), labels, frame=("", "Answer:")
+    )

@@ -14,9 +14,11 @@ ROW_LENGTH: Final = 512
 
 @dataclass(frozen=True, repr=False)
 class RandomTokens(Source):
-    """Endless rows of 512 integers that are mapped onto the ordinary tokens of whatever vocabulary there is, each equally often.
+    """Endless rows of 512 integers that are mapped onto the ordinary tokens of whatever vocabulary
+    there is, each equally often.
 
-    What calibration data must beat to be worth choosing. The integers come from SHAKE-128 over part, seed and row number.
+    What calibration data must beat to be worth choosing. The integers come from SHAKE-128 over
+    part, seed and row number.
     """
 
     kind = "control"

@@ -25,12 +25,15 @@ NOTE: Final = (
 
 @dataclass(frozen=True, repr=False)
 class RedPajama(StoredSource):
-    """Together 2023: the published sample of RedPajama-Data-1T, an open copy of the first LLaMA's training data.
+    """Together 2023: the published sample of RedPajama-Data-1T, an open copy of the first LLaMA's
+    training data.
 
-    It stands for a model's own training mixture. `subsets` chooses: `redpajama(subsets=['github', 'arxiv'])`; none means all seven. Its c4 is C4.
-    The hub's set is a script around a file a subset; the front of each file is read, without the script, and divided by hash. The mirror comes
-    divided, and names the subset in red_pajama_subset. Bandari et al. 2024 used another set, the sample of RedPajama-Data-V2, which is a script
-    that downloads from elsewhere. A row: `Row(text="You are here: Main » Why ACA repeal bill is the worst yet …")`.
+    It stands for a model's own training mixture. `subsets` chooses: `redpajama(subsets=['github',
+    'arxiv'])`; none means all seven. Its c4 is C4. The hub's set is a script around a file a
+    subset; the front of each file is read, without the script, and divided by hash. The mirror
+    comes divided, and names the subset in red_pajama_subset. Bandari et al. 2024 used another set,
+    the sample of RedPajama-Data-V2, which is a script that downloads from elsewhere. A row:
+    `Row(text="You are here: Main » Why ACA repeal bill is the worst yet …")`.
     """
 
     subsets: tuple[str, ...] = ()
@@ -47,7 +50,9 @@ class RedPajama(StoredSource):
 
     def read(self) -> SourceRows:
         if mirrored([("redpajama", "train")]):
-            return with_rows(corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps), self)
+            return with_rows(
+                corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps), self
+            )
         rows: list[Row] = []
         origins: list[str] = []
         for subset in self.subsets or FILES:

@@ -16,9 +16,11 @@ LABELS: Final = ("entailment", "not_entailment")
 
 @dataclass(frozen=True, repr=False)
 class RTE(StoredSource):
-    """Dagan et al. 2006 and its successors, as GLUE and SuperGLUE have them. validation measures, since the labels of test are kept back.
+    """Dagan et al. 2006 and its successors, as GLUE and SuperGLUE have them. validation measures,
+    since the labels of test are kept back.
 
-    The hub's GLUE calls the sentences sentence1 and sentence2, the mirror, which has SuperGLUE's copy, premise and hypothesis.
+    The hub's GLUE calls the sentences sentence1 and sentence2, the mirror, which has SuperGLUE's
+    copy, premise and hypothesis.
 
         Premise: No Weapons of Mass Destruction Found in Iraq Yet.
         Hypothesis: Weapons of Mass Destruction Found in Iraq.

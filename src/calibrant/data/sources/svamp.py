@@ -15,10 +15,12 @@ TEST: Final = Split("test", {("svamp", "test"): 300})
 
 @dataclass(frozen=True, repr=False)
 class SVAMP(StoredSource):
-    """Patel et al. 2021 (arXiv:2103.07191), in the 700/300 division of the hub; hub and mirror have the same fields.
+    """Patel et al. 2021 (arXiv:2103.07191), in the 700/300 division of the hub; hub and mirror have
+    the same fields.
 
-    Body and question stand one after the other as the set has them, often without a full stop between. The answer is the number and the rationale the
-    equation `( 290.0 / 2.0 )` worked out, an operation a line, as the original study's calibration on equations asks for:
+    Body and question stand one after the other as the set has them, often without a full stop
+    between. The answer is the number and the rationale the equation `( 290.0 / 2.0 )` worked out,
+    an operation a line, as the original study's calibration on equations asks for:
 
         Question: There are 87 oranges and 290 bananas in Philip's collection. If the bananas are organized into 2 groups and oranges are
         organized into 93 groups How big is each group of bananas?
@@ -40,4 +42,8 @@ class SVAMP(StoredSource):
 
 def row(record: dict[str, Any]) -> Row:
     """Return a record as a row."""
-    return problem(f"{record['Body'].strip()} {record['Question'].strip()}", record["Answer"], record["Equation"])
+    return problem(
+        f"{record['Body'].strip()} {record['Question'].strip()}",
+        record["Answer"],
+        record["Equation"],
+    )

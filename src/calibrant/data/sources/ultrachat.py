@@ -13,11 +13,14 @@ HUB: Final = HubDataset("HuggingFaceH4/ultrachat_200k", first=20_000)
 
 @dataclass(frozen=True, repr=False)
 class UltraChat(StoredSource):
-    """Ding et al. 2023 (arXiv:2305.14233), as filtered for Zephyr: a user's requests and an assistant's answers, both written by a model.
+    """Ding et al. 2023 (arXiv:2305.14233), as filtered for Zephyr: a user's requests and an
+    assistant's answers, both written by a model.
 
-    It stands for what a chat model meets in use, and is the usual set to calibrate one with. The front of train_sft calibrates, that of test_sft
-    measures. The hub has the fields prompt, prompt_id and messages, a list of {content, role}. All messages are the row's turns, the first request
-    and its answer are its question and answer: `Row(question=…, answer=…, turns=(("user", …), ("assistant", …), …))`.
+    It stands for what a chat model meets in use, and is the usual set to calibrate one with. The
+    front of train_sft calibrates, that of test_sft measures. The hub has the fields prompt,
+    prompt_id and messages, a list of {content, role}. All messages are the row's turns, the first
+    request and its answer are its question and answer: `Row(question=…, answer=…, turns=(("user",
+    …), ("assistant", …), …))`.
     """
 
     kind = "questions"
@@ -31,16 +34,26 @@ class UltraChat(StoredSource):
     def read(self) -> SourceRows:
         train, origin = records(HUB, "train_sft", [("ultrachat", "train")])
         test, measured = records(HUB, "test_sft", [("ultrachat", "test")])
-        return SourceRows(train_and_test(conversations(train), conversations(test)), f"{origin}; measured on {measured}")
+        return SourceRows(
+            train_and_test(conversations(train), conversations(test)),
+            f"{origin}; measured on {measured}",
+        )
 
 
 def conversations(entries: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Yield a row for each conversation in which a request is answered."""
     for record in entries:
         try:
-            turns = tuple((message["role"], message["content"].strip()) for message in record["messages"])
+            turns = tuple(
+                (message["role"], message["content"].strip()) for message in record["messages"]
+            )
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}", subject="ultrachat") from error
-        first = next((i for i, (role, content) in enumerate(turns) if role == "user" and content), len(turns))
+            raise DataError(
+                f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}",
+                subject="ultrachat",
+            ) from error
+        first = next(
+            (i for i, (role, content) in enumerate(turns) if role == "user" and content), len(turns)
+        )
         if first + 1 < len(turns) and turns[first + 1][0] == "assistant" and turns[first + 1][1]:
             yield Row(question=turns[first][1], answer=turns[first + 1][1], turns=turns)

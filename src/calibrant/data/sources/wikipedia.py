@@ -10,16 +10,21 @@ from calibrant.data.sources._corpus import corpus
 from calibrant.errors import DataError
 
 HUB: Final = HubDataset("wikimedia/wikipedia", "20231101.en", first=5_000)
-NOTE: Final = "30 long articles whose paragraphs run into each other, from a file of examples of unknown date"
+NOTE: Final = (
+    "30 long articles whose paragraphs run into each other, from a file of examples of unknown date"
+)
 
 
 @dataclass(frozen=True, repr=False)
 class Wikipedia(StoredSource):
-    """Articles of November 2023 without their markup; `language` is the Wikipedia's code, such as `en`, `de` or `simple`.
+    """Articles of November 2023 without their markup; `language` is the Wikipedia's code, such as
+    `en`, `de` or `simple`.
 
-    It stands for encyclopedic prose, and for a language as those who speak it write it. The front of the hub's articles, divided by hash; as far as
-    is known they begin with the oldest, which are long and about large subjects. The hub has the fields id, url, title, text, the mirror text, in
-    English only. A row of it: `Row(text="Anarchism is a political philosophy and movement that is sceptical of …")`.
+    It stands for encyclopedic prose, and for a language as those who speak it write it. The front
+    of the hub's articles, divided by hash; as far as is known they begin with the oldest, which are
+    long and about large subjects. The hub has the fields id, url, title, text, the mirror text, in
+    English only. A row of it: `Row(text="Anarchism is a political philosophy and movement that is
+    sceptical of …")`.
     """
 
     language: str = "en"
@@ -38,4 +43,9 @@ class Wikipedia(StoredSource):
             )
 
     def read(self) -> SourceRows:
-        return corpus(replace(HUB, config=f"20231101.{self.language}"), f"wikipedia_{self.language}", "train", note=NOTE)
+        return corpus(
+            replace(HUB, config=f"20231101.{self.language}"),
+            f"wikipedia_{self.language}",
+            "train",
+            note=NOTE,
+        )

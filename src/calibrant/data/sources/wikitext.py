@@ -14,10 +14,12 @@ HUB: Final = HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 @dataclass(frozen=True, repr=False)
 class WikiText(StoredSource):
-    """Merity et al. 2016 (arXiv:1609.07843). The lines of the files are put together into articles: a document is an article.
+    """Merity et al. 2016 (arXiv:1609.07843). The lines of the files are put together into articles:
+    a document is an article.
 
-    The raw form's train part calibrates and its test part measures. A mirror without `wikitext2_raw/train` calibrates on
-    `wikitext2/validation` instead, which is the *tokenised* form, rare words replaced by `<unk>`; the record's `origin` says which it was.
+    The raw form's train part calibrates and its test part measures. A mirror without
+    `wikitext2_raw/train` calibrates on `wikitext2/validation` instead, which is the *tokenised*
+    form, rare words replaced by `<unk>`; the record's `origin` says which it was.
     """
 
     kind = "corpus"
@@ -27,9 +29,13 @@ class WikiText(StoredSource):
     fields = ("text",)
 
     def read(self) -> SourceRows:
-        train, origin = records(HUB, "train", [("wikitext2_raw", "train"), ("wikitext2", "validation")])
+        train, origin = records(
+            HUB, "train", [("wikitext2_raw", "train"), ("wikitext2", "validation")]
+        )
         test, measured = records(HUB, "test", [("wikitext2_raw", "test")])
-        return SourceRows(train_and_test(articles(train), articles(test)), f"{origin}; measured on {measured}")
+        return SourceRows(
+            train_and_test(articles(train), articles(test)), f"{origin}; measured on {measured}"
+        )
 
 
 def articles(lines: Iterable[dict[str, Any]]) -> Iterator[Row]:

@@ -15,10 +15,12 @@ LABELS: Final = ("1", "2")
 
 @dataclass(frozen=True, repr=False)
 class WinoGrande(StoredSource):
-    """Sakaguchi et al. 2020 (arXiv:1907.10641). validation measures, since the labels of test are kept back.
+    """Sakaguchi et al. 2020 (arXiv:1907.10641). validation measures, since the labels of test are
+    kept back.
 
-    The gap is the sentence's `_`, and the options are listed with their numbers. The original study calibrated on the smaller `winogrande_m`; this is
-    `winogrande_xl`, which holds it. Hub and mirror have the same fields, sentence, option1, option2 and answer.
+    The gap is the sentence's `_`, and the options are listed with their numbers. The original study
+    calibrated on the smaller `winogrande_m`; this is `winogrande_xl`, which holds it. Hub and
+    mirror have the same fields, sentence, option1, option2 and answer.
 
         Sentence: Ian volunteered to eat Dennis's menudo after already having a bowl because _ despised eating intestine.
         1. Ian
@@ -40,4 +42,10 @@ class WinoGrande(StoredSource):
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     options = [record["option1"], record["option2"]]
-    return multiple_choice(record["sentence"], options, gold(record["answer"], LABELS), LABELS, frame=("Sentence: ", "Answer:"))
+    return multiple_choice(
+        record["sentence"],
+        options,
+        gold(record["answer"], LABELS),
+        LABELS,
+        frame=("Sentence: ", "Answer:"),
+    )

@@ -8,7 +8,7 @@ from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import mirrors_own, texts
 from calibrant.data.sources._parallel import divide_by_place
 from calibrant.errors import DataError
-from calibrant.registry import did_you_mean
+from calibrant.spec.foreign import did_you_mean
 
 HUB: Final = HubDataset("google/xquad", "xquad.en")
 LANGUAGES: Final = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
@@ -19,12 +19,15 @@ NOTE: Final = "all 240 paragraphs, without the questions"
 
 @dataclass(frozen=True, repr=False)
 class XQuAD(StoredSource):
-    """Artetxe et al. 2019 (arXiv:1910.11856): 240 paragraphs of 48 English Wikipedia articles, translated by people.
+    """Artetxe et al. 2019 (arXiv:1910.11856): 240 paragraphs of 48 English Wikipedia articles,
+    translated by people.
 
-    It stands for one and the same content in different languages, as `flores` does. The questions aren't used. Five paragraphs an article stand one
-    after the other, in the same order in every language; whole articles are divided, by their number, since the hub doesn't name them: 36
-    calibrate, 12 measure. The hub has the field context, once a question, the mirror text and title. A row:
-    `Row(text="The Panthers defense gave up just 308 points, ranking sixth in the league, …")`.
+    It stands for one and the same content in different languages, as `flores` does. The questions
+    aren't used. Five paragraphs an article stand one after the other, in the same order in every
+    language; whole articles are divided, by their number, since the hub doesn't name them: 36
+    calibrate, 12 measure. The hub has the field context, once a question, the mirror text and
+    title. A row: `Row(text="The Panthers defense gave up just 308 points, ranking sixth in the
+    league, …")`.
     """
 
     language: str = "en"
@@ -39,7 +42,10 @@ class XQuAD(StoredSource):
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             near = did_you_mean(self.language, LANGUAGES)
-            raise DataError(f"xquad(language={self.language!r}): no such language{near}; write one of {', '.join(LANGUAGES)}", subject="language")
+            raise DataError(
+                f"xquad(language={self.language!r}): no such language{near}; write one of {', '.join(LANGUAGES)}",
+                subject="language",
+            )
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")

@@ -1,0 +1,318 @@
+"""What a calibration set holds, before it is used: everything that can be known of it without
+running a model.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from math import floor, log10
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data._base import Row
+from calibrant.data._encoding import IdEncoder
+from calibrant.data.calibration import CalibrationSet, TokenBatch
+from calibrant.data.expression import Term
+from calibrant.data.formats import formats
+from calibrant.data.inspect.overlap import content, measurable, overlaps, repeats
+from calibrant.data.inspect.profiling import quoted, text_tokens
+from calibrant.data.inspect.verdict import ENOUGH_DRAWS, verdict
+from calibrant.data.packings.many import Many
+from calibrant.data.user_file import UserFile
+from calibrant.system.notebook import card, listing
+
+_BARS: Final = 12
+"""How many bars a histogram has at most."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Plain data about one set.
+
+    `tokenizer` names whose tokenizer read it. `budget` is a flag, its amount, and `instead`, what
+    was to be drawn where there is less. `padding` is the share of the windows' positions that hold
+    no real token; `pads` counts those that count as tokens all the same. `repeated_windows` counts
+    sequences equal to an earlier one, `double_starts` those in which two start tokens stand
+    together. `disjoint_draws` is how many draws of this size the sources hold, counted up to 64,
+    none meaning that there is no end; where they are few, `enough` is the amount that gives five.
+    `vocabulary` says how many ids occur and how evenly: `even` is how many equally frequent ones
+    would be as varied.
+
+    Each of `parts` has the facts of its batch (rows, tokens, duplicates and overlapping rows that
+    were left out, licence, digest, …) and more: `histogram`, the lengths of its rows in tokens as
+    [least, most, rows]; `empty`, rows that came to no token; `special_texts`, in how many rows each
+    special token stands as text; `texts`, the beginnings of its first windows as a model is shown
+    them, none where `unshown` says why.
+
+    `near_duplicates` are rows that are almost alike. `overlap_checks` compare each part with what
+    is measured: how many of its rows are the `same` example as a measured one, hold `half` of one
+    or more, or have fewer words in common (`slight`), and how many measured rows are so
+    `given_away`. Rows are numbered in the order in which their part uses them, from 1, and known by
+    their `Row.example`. `model` is what a model made of the set: none if none was run.
+    """
+
+    data: str
+    tokenizer: str
+    windows: int
+    length: int
+    budget: Mapping[str, Any]
+    rows: int
+    tokens: int
+    pads: int
+    padding: float
+    repeated_windows: int
+    double_starts: int
+    overlap: float
+    disjoint_draws: int | None
+    enough: int | None
+    vocabulary: Mapping[str, Any]
+    fingerprint: str
+    parts: tuple[Mapping[str, Any], ...]
+    near_duplicates: Mapping[str, Any]
+    overlap_checks: tuple[Mapping[str, Any], ...]
+    model: Mapping[str, Any] | None = None
+
+    @property
+    def verdict(self) -> tuple[str, ...]:
+        """What to fix and how, a sentence each; nothing if there is nothing to fix."""
+        return verdict(_plain(self))
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "windows": f"{self.windows:,} of {self.length:,} tokens",
+            "real tokens": f"{self.tokens:,}",
+            "rows": f"{self.rows:,}",
+        }
+        facts |= {
+            "disjoint draws": self.disjoint_draws,
+            "tokenizer": self.tokenizer,
+            "fingerprint": self.fingerprint,
+        }
+        fixes = (
+            listing(("what to fix",), [(sentence,) for sentence in self.verdict])
+            if self.verdict
+            else ""
+        )
+        return card(
+            f"Calibration set {self.data}", facts, "" if fixes else "Nothing to fix.", fixes
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as dictionaries and lists, ready for `json.dumps`, and the verdict
+        with it.
+        """
+        return {**_plain(self), "verdict": list(self.verdict)}
+
+
+def inspect_tokens(
+    data: CalibrationSet,
+    tokenizer: PreTrainedTokenizerBase,
+    against: Sequence[str] = (),
+    show: int = 3,
+    letters: int = 400,
+) -> Inspection:
+    """Draw the set and say what is in it.
+
+    `against` are sources, as `name[:format]`, that the rows are compared with beside what their own
+    sources measure on. The first `show` windows are shown, at least one of each part, up to
+    `letters` letters each. Raises an `InputError` for what can't be read.
+    """
+    measured_sources = measurable(against)
+    batch, rows = data.tokens(tokenizer), data.rows(tokenizer)
+    ids = [row[there] for row, there in zip(batch.ids, text_tokens(batch), strict=True)]
+    draws = data.disjoint_draws(tokenizer)
+    double_starts = 0
+    if isinstance(tokenizer.bos_token_id, int):
+        starts = (batch.ids == tokenizer.bos_token_id) & text_tokens(batch)
+        double_starts = int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
+    return Inspection(
+        data=str(data),
+        tokenizer="",
+        windows=batch.facts["windows"],
+        length=data.length,
+        budget={"flag": "--samples", "amount": data.samples}
+        if data.budget is None
+        else {"flag": "--tokens", "amount": data.budget},
+        rows=sum(map(len, rows)),
+        tokens=batch.facts["tokens"],
+        pads=batch.facts["pads"],
+        padding=_padding(batch.facts, data.length),
+        repeated_windows=len(ids) - len({tuple(row.tolist()) for row in ids}),
+        double_starts=double_starts,
+        overlap=batch.facts["overlap"],
+        disjoint_draws=draws,
+        enough=_enough(data, tokenizer, draws),
+        vocabulary=_vocabulary(torch.cat(ids), tokenizer),
+        fingerprint=batch.fingerprint,
+        parts=tuple(_parts(data, batch, rows, tokenizer, show, letters)),
+        near_duplicates=repeats(data.parts, rows),
+        overlap_checks=tuple(overlaps(data.parts, rows, measured_sources)),
+    )
+
+
+def _plain(inspection: Inspection) -> dict[str, Any]:
+    """Return the fields as dictionaries and lists; what others call tuples JSON calls lists."""
+    return _listed(asdict(inspection))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _padding(facts: Mapping[str, Any], length: int) -> float:
+    # Texts that can't see each other are sequences of their own, with nothing behind them: what is
+    # padded is the window.
+    return 1 - facts["tokens"] / (facts["windows"] * length) if facts["windows"] else 0.0
+
+
+def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return how much of the vocabulary occurs, and how evenly: by the entropy of single tokens."""
+    counts = ids.bincount()
+    shares = counts[counts > 0].double() / max(1, len(ids))
+    entropy = float(-(shares * shares.log2()).sum())
+    size, distinct = len(tokenizer), len(shares)
+    return {
+        "size": size,
+        "distinct": distinct,
+        "share": distinct / size,
+        "entropy": entropy,
+        "even": 2**entropy,
+    }
+
+
+def _enough(
+    data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, draws: int | None
+) -> int | None:
+    """Return the budget, rounded down, at which five draws share no row; tried, because rows are
+    used whole. None if that isn't the matter.
+    """
+    if (
+        draws is None
+        or draws >= ENOUGH_DRAWS
+        or data.per_draw
+        or any(term.packing.replacement for term in data.parts)
+    ):
+        return None
+    amount = _rounded((data.samples if data.budget is None else data.budget) * draws / ENOUGH_DRAWS)
+    while amount >= len(data.parts):
+        budget = {"samples": amount} if data.budget is None else {"tokens": amount}
+        smaller = CalibrationSet(data.expr, length=data.length, **budget)
+        if (smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS) or 0) >= ENOUGH_DRAWS:
+            return amount
+        amount = _rounded(min(amount * 0.8, amount - 1))
+    return None
+
+
+def _rounded(amount: float) -> int:
+    """Down to two digits that count."""
+    unit = 10 ** max(0, floor(log10(amount)) - 1) if amount >= 1 else 1
+    return int(amount // unit * unit)
+
+
+def _parts(
+    data: CalibrationSet,
+    batch: TokenBatch,
+    drawn: Sequence[Sequence[Row]],
+    tokenizer: PreTrainedTokenizerBase,
+    show: int,
+    letters: int,
+) -> Iterator[dict[str, Any]]:
+    encoder = IdEncoder(tokenizer)
+    # Special tokens that are written out in a text, the longest first: a tokenizer takes them for
+    # the tokens themselves.
+    names = {str(tokenizer.convert_ids_to_tokens(i)) for i in encoder.special} - {""}
+    special = (
+        re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
+        if names
+        else None
+    )
+    begin = 0
+    for number, (term, fact, rows) in enumerate(
+        zip(data.parts, batch.facts["parts"], drawn, strict=True)
+    ):
+        lengths = [len(encoder.row(row, term.format)) for row in rows]
+        shown = (
+            max(1, show // len(data.parts) + (number < show % len(data.parts)))
+            if term.source.shown
+            else 0
+        )
+        places = range(begin, begin + min(shown, fact["sequences"]))
+        begin += fact["sequences"]
+        counts: dict[str, int] = {}
+        for row in rows if special else ():
+            for name in sorted(set(special.findall(content(row, term.format)))) if special else ():
+                counts[name] = counts.get(name, 0) + 1
+        yield {
+            **fact,
+            **_named(term),
+            "padding": _padding(fact, data.length),
+            "histogram": histogram(lengths),
+            "fitting_length": int(np.quantile(lengths, 0.95, method="higher")) if lengths else 0,
+            "empty": lengths.count(0),
+            "special_texts": counts,
+            "texts": [quoted(batch, i, tokenizer, letters) for i in places],
+            "unshown": ""
+            if term.source.shown
+            else f"the licence ({term.source.licence}) doesn't let its rows be quoted",
+        }
+
+
+def _named(term: Term) -> dict[str, Any]:
+    """Return what the part is made of, and the expressions that a verdict may propose in its
+    place; empty where there is none.
+    """
+    form, packing = (
+        term.format,
+        cast("Any", term.packing),
+    )  # a dataclass, which its abstract class is not
+    answered = (
+        formats.build("qa")
+        if form.spec_name() == "question" and "answer" in term.source.fields
+        else form
+    )
+    bare = (
+        replace(packing, bos="none")
+        if "bos" in {each.name for each in fields(packing)} and packing.bos != "none"
+        else None
+    )
+    return {
+        "source": str(term.source),
+        "own": isinstance(term.source, UserFile),
+        "kind": term.source.kind,
+        "format": str(form),
+        "packing": str(packing),
+        "fills": packing.fills,
+        "replacement": packing.replacement,
+        "filled": str(replace(term, format=answered, packing=Many())),
+        "startless": str(replace(term, packing=bare)) if bare else "",
+    }
+
+
+def histogram(lengths: Sequence[int]) -> list[list[int]]:
+    """Lengths counted in at most twelve ranges of a round width, as [least, most, count]; the
+    last range holds the few that are much longer.
+    """
+    if not lengths:
+        return []
+    least, usual, most = (
+        min(lengths),
+        int(np.quantile(lengths, 0.98, method="higher")),
+        max(lengths),
+    )
+    widths = (digit * 10**power for power in range(19) for digit in (1, 2, 5))
+    width = next(w for w in widths if usual // w - least // w < _BARS)
+    first, last = least // width, usual // width
+    counts = np.bincount(
+        np.minimum(np.array(lengths) // width, last) - first, minlength=last - first + 1
+    ).tolist()
+    ranges = [
+        [(first + i) * width, (first + i + 1) * width - 1, count] for i, count in enumerate(counts)
+    ]
+    ranges[-1][1] = max(ranges[-1][1], most)
+    return ranges

@@ -1,0 +1,458 @@
+"""Does calibration data hold what is measured on? While both are at hand, and later, when only a
+saved model is.
+
+Runs of 13 words are what the field looks for: they seldom recur by chance, and a rewritten heading
+doesn't hide them. They do recur in boilerplate: two files under one licence, two pages with one
+cookie notice, two chats with one system prompt share dozens. So a run is no verdict. What counts is
+how much of the measured row was seen, and `serious` draws the line at half; and runs that stand in
+more than `COMMON` of the measured rows are nobody's content and don't count at all.
+
+Beside a saved model stand the `RowFingerprints` of what it was calibrated on, from which no text
+can be made again.
+"""
+
+import hashlib
+import io
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from calibrant.data._base import Row
+from calibrant.data._words import Numbers, numbered, runs, words
+
+COMMON: Final = 50
+"""A run of words that more measured rows than this have in common is boilerplate."""
+
+RUNS_FILE: Final = "calibrant.runs.npy"
+"""The file beside a saved model that holds its runs of words: sorted numbers, a plain array."""
+
+MOST_RUNS: Final = 1 << 20
+"""How many runs are stored. Of more, the smallest numbers are kept: a fair sample of each row's
+runs, and 8 MB at most.
+"""
+
+FEW_RUNS: Final = 8
+"""Where only a sample is stored, a row is judged by no fewer of its runs than this."""
+
+_BATCH: Final = 200_000
+"""How many words are looked up at a time."""
+
+_MARK: Final = re.compile(r"^[^\W\d_]+:", re.MULTILINE)
+
+_SIGN: Final = re.compile(r"([-+*/^=<>\u2212\u00d7\u00f7])(?=\s*\d)")
+"""Signs before a number are no punctuation: 3 + 4 isn't 3 - 4."""
+
+Indices = Int64[np.ndarray, " _"]
+_NONE: Final[Numbers] = np.zeros(0, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A measured row that a calibration row gives away; both are named by `Row.example`.
+
+    `share` is how much of the measured row's runs of words stand in the calibration row: of runs of
+    13, or of 8 in a row that has fewer than 13 words; 1 if they are the same example.
+    """
+
+    row: str
+    measured: str
+    kind: Literal["same example", "13-gram", "8-gram"]
+    share: float
+
+
+def serious(leak: Leak) -> bool:
+    """Return whether what is measured on that row can't be trusted: the same example, or at
+    least half of it.
+    """
+    return leak.kind == "same example" or leak.share >= 0.5
+
+
+def ngrams(text: str) -> frozenset[int]:
+    """Return a number for each run of 13 words in a text; of 8 words if it has fewer than 13; for
+    the whole text if it has fewer than 8.
+
+    Words are runs of letters and digits whatever their case; in scripts without spaces, such as
+    Chinese and Thai, each letter counts as a word. A text under 4 words says too little to be known
+    again, and gives nothing. The numbers are the same in every process.
+
+    >>> ngrams("To be, or not to be") == ngrams("to be or NOT to be!")
+    True
+    """
+    numbers = numbered(words(text))
+    return frozenset(runs(numbers, _run_length(len(numbers))).tolist())
+
+
+def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak]:
+    """Return every pair of a calibration row and a measured row that have an example or a run of
+    words in common, each with the gravest found.
+
+    What is compared is all that a model would learn from: text, question, rationale, answer and
+    turns, without a frame's own words and without letters that stand for a choice. A measured row
+    under 13 words is looked for by its runs of 8, inside longer rows too; one under 8 words is
+    found only if the calibration row consists of just those words. The measured rows are stored, as
+    numbers; the others are read once and dropped.
+
+    >>> [leak.kind for leak in find_leaks([Row(question="What is 1 + 1?", answer="2")], [Row(question="what is 1 + 1?", answer="two")])]
+    ['same example']
+    """
+    index = _Index(measured)
+    leaks: dict[tuple[str, str], Leak] = {}
+    for batch in _batches(calibration):
+        for leak in chain(index.same(batch), index.shared(batch)):
+            known = leaks.get((leak.row, leak.measured))
+            if known is None or (serious(leak), leak.share) > (serious(known), known.share):
+                leaks[leak.row, leak.measured] = leak
+    return list(leaks.values())
+
+
+def content_key(row: Row) -> str:
+    """Return the first 16 digits of the SHA-256 of an example's words, whatever their case, spaces
+    and punctuation; `Row.example` if it has none.
+
+    >>> content_key(Row(text="Peel an onion.")) == content_key(Row(text="peel  an ONION?"))
+    True
+    >>> content_key(Row(text="3 + 4")) == content_key(Row(text="3 - 4"))
+    False
+    """
+    spoken = words(_SIGN.sub(lambda sign: f" sign{ord(sign[1])} ", row.subject))
+    return (
+        hashlib.sha256(" ".join(spoken).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        if spoken
+        else row.example
+    )
+
+
+@dataclass(frozen=True)
+class LeakCount:
+    """How many measured rows a model was calibrated on: `same` examples, `respaced` ones that
+    differ in spaces and punctuation only, and `alike` ones of whose runs of words it saw at
+    least half; `rows` is how many rows were compared.
+    """
+
+    same: int = 0
+    respaced: int = 0
+    alike: int = 0
+    rows: int = 0
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    @property
+    def count(self) -> int:
+        """How many rows leaked, each counted once, by the gravest kind."""
+        return self.same + self.respaced + self.alike
+
+    def __str__(self) -> str:
+        kinds = {
+            "the same example": self.same,
+            "the same but for spaces and punctuation": self.respaced,
+            "sharing half of their words or more": self.alike,
+        }
+        return f"{self.count:,} of {self.rows:,} measured rows: " + ", ".join(
+            f"{count:,} {kind}" for kind, count in kinds.items() if count
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RowFingerprints:
+    """The rows that a model was calibrated on, without their texts: enough to know them again when
+    it is measured.
+
+    Three things are stored of a row. Its `Row.example`; its content, which is its words without
+    case, spaces and punctuation; and its runs of 13 and of 8 words, as numbers. The first two say
+    that a measured row is the same, the last that half of it was seen. Runs recur between the
+    published sets as well, which take care of each other, so they are compared only where a file of
+    the user's has a part in it: `own_files`.
+    """
+
+    examples: frozenset[str] = frozenset()
+    contents: frozenset[str] = frozenset()
+    runs: Numbers = field(default_factory=lambda: _NONE)
+    own_files: bool = False
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], own_files: bool = False) -> "RowFingerprints":
+        """Return what is stored of these rows."""
+        distinct = list({row.key: row for row in rows}.values())
+        stored = _NONE
+        waiting: list[Numbers] = []
+        for row in distinct:
+            numbers = _words_to_compare(row)
+            # The runs by which a measured row could be known in this one: of 13 words, of 8, and
+            # the whole of a short one.
+            waiting += [
+                runs(numbers, 13),
+                runs(numbers, 8),
+                *([runs(numbers, len(numbers))] if 4 <= len(numbers) < 8 else []),
+            ]
+            if sum(map(len, waiting)) > MOST_RUNS:
+                stored, waiting = np.unique(np.concatenate([stored, *waiting]))[:MOST_RUNS], []
+        stored = np.unique(np.concatenate([stored, *waiting]))[:MOST_RUNS]
+        return cls(
+            frozenset(row.example for row in distinct),
+            frozenset(map(content_key, distinct)),
+            stored,
+            own_files,
+        )
+
+    @classmethod
+    def read(cls, manifest: Mapping[str, Any] | None, folder: str | Path) -> "RowFingerprints":
+        """Return what `manifest`, the `calibrant.json` of a saved model, and the array beside it
+        say; what can't be read counts as empty.
+        """
+        entries = manifest or {}
+        examples, contents = (
+            frozenset(text for text in listed if isinstance(text, str))
+            if isinstance(listed := entries.get(name), list)
+            else frozenset[str]()
+            for name in ("examples", "contents")
+        )
+        return cls(
+            examples,
+            contents,
+            _read_runs(Path(folder) / RUNS_FILE),
+            entries.get("own_files") is True,
+        )
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What a saved model's manifest says of them."""
+        return {
+            "examples": sorted(self.examples),
+            "contents": sorted(self.contents),
+            "own_files": self.own_files,
+        }
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What stands in files beside the manifest: none for a model that was calibrated on
+        nothing.
+        """
+        if not len(self.runs):
+            return {}
+        written = io.BytesIO()
+        np.save(written, self.runs, allow_pickle=False)
+        return {RUNS_FILE: written.getvalue()}
+
+    def leaks(self, measured: Iterable[Row], own_files: bool = False) -> LeakCount:
+        """Return how many of the measured rows these are; `own_files` says that the measured
+        ones come from a file of the user's.
+        """
+        if not self.examples and not self.contents:
+            return LeakCount()
+        rows = list(measured)
+        same = {at for at, row in enumerate(rows) if row.example in self.examples}
+        respaced = {at for at, row in enumerate(rows) if content_key(row) in self.contents} - same
+        alike = self._alike(rows) - same - respaced if own_files or self.own_files else set[int]()
+        return LeakCount(len(same), len(respaced), len(alike), len(rows))
+
+    def _alike(self, measured: list[Row]) -> set[int]:
+        """Return the places of the rows of whose runs at least half were seen; runs that stand
+        in more than `COMMON` of them don't count.
+        """
+        each = [
+            np.unique(runs(numbers, _run_length(len(numbers))))
+            for numbers in map(_words_to_compare, measured)
+        ]
+        owners = np.repeat(np.arange(len(each)), [len(numbers) for numbers in each])
+        if not len(owners) or not len(self.runs):
+            return set()
+        values, at, counts = np.unique(
+            np.concatenate(each), return_inverse=True, return_counts=True
+        )
+        judged = counts <= COMMON
+        whole = np.bincount(owners, judged[at], len(each))
+        if len(self.runs) == MOST_RUNS:
+            # A full array is a sample: it says nothing of numbers above its largest.
+            judged &= values <= self.runs[-1]
+        seen = judged & np.isin(values, self.runs)
+        compared, hit = (
+            np.bincount(owners, judged[at], len(each)),
+            np.bincount(owners, seen[at], len(each)),
+        )
+        enough = (compared > 0) & (compared >= np.minimum(whole, FEW_RUNS))
+        return set(np.flatnonzero(enough & (2 * hit >= compared)).tolist())
+
+
+@dataclass(frozen=True)
+class _NumberedRow:
+    """A calibration row as it is compared: its example, and a number for each of its words."""
+
+    example: str
+    numbers: Numbers
+
+
+class _Index:
+    """The measured rows by their examples and by their runs of words."""
+
+    def __init__(self, measured: Iterable[Row]) -> None:
+        self.examples: list[str] = []
+        by_length: defaultdict[int, list[tuple[int, Numbers]]] = defaultdict(list)
+        for at, row in enumerate(measured):
+            self.examples.append(row.example)
+            numbers = _words_to_compare(row)
+            length = _run_length(len(numbers))
+            if len(each := runs(numbers, length)):
+                by_length[length if length in (13, 8) else 0].append((at, np.unique(each)))
+        self._known = frozenset(self.examples)
+        self._tables = {length: _RunTable(rows) for length, rows in by_length.items()}
+
+    def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
+        """Yield the rows that are an example which is measured."""
+        return (
+            Leak(row.example, row.example, "same example", 1.0)
+            for row in batch
+            if row.example in self._known
+        )
+
+    def shared(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
+        """Yield the rows that have runs of words in common with what is measured."""
+        for length, table in self._tables.items():
+            if length:
+                owners = np.repeat(
+                    np.arange(len(batch), dtype=np.int64), [len(row.numbers) for row in batch]
+                )
+                numbers = runs(np.concatenate([row.numbers for row in batch]), length)
+                # A run that begins in one row and ends in the next isn't anybody's.
+                own = owners[: len(numbers)] == owners[len(owners) - len(numbers) :]
+                owners, numbers = owners[: len(numbers)][own], numbers[own]
+            else:  # rows of 4 to 7 words, each as one run
+                short = [
+                    (at, runs(row.numbers, len(row.numbers))[0])
+                    for at, row in enumerate(batch)
+                    if 4 <= len(row.numbers) < 8
+                ]
+                owners = np.array([at for at, _ in short], dtype=np.int64)
+                numbers = np.array([number for _, number in short], dtype=np.uint64)
+            for row, measured, share in table.shares(owners, numbers, len(self.examples)):
+                yield Leak(
+                    batch[row].example,
+                    self.examples[measured],
+                    "13-gram" if length == 13 else "8-gram",
+                    share,
+                )
+
+
+class _RunTable:
+    """In which measured rows a run of words stands: sorted numbers, and for each the rows that have
+    it.
+
+    Made of (row, its distinct runs), for rows that have any.
+    """
+
+    def __init__(self, rows: list[tuple[int, Numbers]]) -> None:
+        numbers = np.concatenate([each for _, each in rows])
+        owners = np.repeat(
+            np.array([at for at, _ in rows], dtype=np.int32), [len(each) for _, each in rows]
+        )
+        order = np.argsort(numbers, kind="stable")
+        keys, begins, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+        rare = counts <= COMMON
+        self._keys, self._begins, self._counts, self._owners = (
+            keys[rare],
+            begins[rare],
+            counts[rare],
+            owners[order],
+        )
+        self._sizes = np.bincount(self._owners[np.repeat(rare, counts)], minlength=rows[-1][0] + 1)
+        # Nearly every run that is looked up is in no measured row, and one bit of a small table
+        # says so at once.
+        bits = min(24, max(8, 4 + len(keys).bit_length()))
+        self._shift, self._hint = np.uint64(64 - bits), np.zeros(1 << bits, dtype=np.bool_)
+        self._hint[self._keys >> self._shift] = True
+
+    def shares(
+        self, owners: Indices, numbers: Numbers, measured: int
+    ) -> Iterator[tuple[int, int, float]]:
+        """Yield (calibration row, measured row, the share of the latter's runs) for rows that
+        meet; `owners` says in which row each run stands.
+        """
+        likely = np.flatnonzero(self._hint[numbers >> self._shift])
+        at = np.searchsorted(self._keys, numbers[likely])
+        hit = at < len(self._keys)
+        hit[hit] = self._keys[at[hit]] == numbers[likely[hit]]
+        # A run counts once, however often the calibration row repeats it.
+        once = (
+            np.unique(owners[likely[hit]] * len(self._keys) + at[hit])
+            if hit.any()
+            else np.zeros(0, dtype=np.int64)
+        )
+        rows, keys = np.divmod(once, max(1, len(self._keys)))
+        counts = self._counts[keys]
+        # For each run the places of its owners, which stand together: its first place, then so many
+        # after it.
+        places = np.repeat(self._begins[keys] - np.cumsum(counts) + counts, counts) + np.arange(
+            counts.sum()
+        )
+        pairs, shared = np.unique(
+            np.repeat(rows, counts) * measured + self._owners[places], return_counts=True
+        )
+        for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
+            row, other = divmod(pair, measured)
+            yield row, other, count / int(self._sizes[other])
+
+
+def _words_to_compare(row: Row) -> Numbers:
+    """Return numbers for the words that a model would learn from. Where the frame is empty, the
+    question brings its own marks, such as `Premise:`.
+    """
+    question = row.question if row.frame[0] or not row.question else _MARK.sub("", row.question)
+    answer = None if row.labels else row.answer
+    # The first exchange of a conversation may stand in question and answer too: each text is read
+    # once.
+    texts = dict.fromkeys(
+        filter(
+            None,
+            (row.text, question, row.rationale, answer, *(content for _, content in row.turns)),
+        )
+    )
+    return numbered(words("\n".join(texts)))
+
+
+def _run_length(count: int) -> int:
+    """Return how long the runs are by which a text of `count` words is known; more than it has
+    if it is too short to be known.
+    """
+    return 13 if count >= 13 or count < 4 else 8 if count >= 8 else count
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
+    """Yield rows in lots of some 200,000 words, so that what numpy does for each lot is worth
+    its calls.
+    """
+    batch: list[_NumberedRow] = []
+    size = 0
+    for row in rows:
+        batch.append(_NumberedRow(row.example, _words_to_compare(row)))
+        size += len(batch[-1].numbers) + 1
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read_runs(path: Path) -> Numbers:
+    """Return the array; empty where there is none, as beside an older model, or one that isn't
+    ours.
+    """
+    try:
+        # Mapped, so that a header that promises more than the file holds is refused and not
+        # believed.
+        stored = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError, OverflowError, TypeError, MemoryError):
+        return _NONE
+    fits = (
+        stored.dtype == np.uint64
+        and stored.ndim == 1
+        and len(stored) <= MOST_RUNS
+        and bool(np.all(stored[1:] > stored[:-1]))
+    )
+    return stored if fits else _NONE

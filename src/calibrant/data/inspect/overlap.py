@@ -1,0 +1,320 @@
+"""Rows that stand where they shouldn't: in what is measured too, or twice in one set.
+
+Texts that are nearly the same are found by MinHash, then compared exactly. A text is the set of its
+runs of five words, and two texts are as alike as the share of all their runs that both have
+(Jaccard). To compare every pair takes too long; so each text gets a short signature in which alike
+texts agree in many places, texts that agree in one of several bands of it are compared in full, and
+only what that bears out is reported. The signature is made from hashes, never from a random state:
+any process finds the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt64
+
+from calibrant.data._base import Format, Row, Source, StoredSource
+from calibrant.data._words import Numbers, number_of, numbered, runs, words
+from calibrant.data.expression import Term, parse_expression
+from calibrant.data.inspect.leaks import find_leaks, serious
+from calibrant.errors import DataError
+
+MOST_ROWS: Final = 5_000
+"""A measured part with more rows than this is compared only where it is named."""
+
+_NEAR_ROWS: Final = 10_000
+"""How many rows of a set are compared with each other."""
+
+_NEAR_LETTERS: Final = 50_000
+"""How much of a row is compared: a book's first pages tell it from any other."""
+
+_QUOTED: Final = 100
+
+SHINGLE: Final = 5
+"""How many words make a run."""
+
+SIGNATURE: Final = 128
+"""How many places a signature has."""
+
+NEIGHBOURS: Final = 20
+"""How many texts before it, in a group of alike ones, a text is compared with; and always with
+the first of the group.
+"""
+
+_MIXER: Final = np.uint64(number_of("mixer") | 1)
+
+_AT_ONCE: Final = 4_000_000
+"""How many runs are compared at a time."""
+
+Indices = Int64[np.ndarray, " _"]
+Signatures = UInt64[np.ndarray, "text place"]
+
+
+def content(row: Row, form: Format) -> str:
+    """Return what a format shows of the row itself, without its own words."""
+    turns = [text for _, text in row.turns] if form.spec_name() == "chat" else []
+    fields = [] if turns else [getattr(row, name) for name in form.needs]
+    choices = row.choices if row.labels and not turns and "question" in form.needs else ()
+    return "\n".join(text for text in (*fields, *choices, *turns) if isinstance(text, str))
+
+
+def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
+    """Return the beginning of a row's content in one line."""
+    text = " ".join(content(row, form).split())
+    return text if len(text) <= letters else text[:letters] + "…"
+
+
+def measurable(against: Sequence[str]) -> list[Source]:
+    """The sources that these texts, each `source[:format]` or a sum of such, name. `DataError`
+    for a control, or for one that can't be read.
+    """
+    named: list[Source] = []
+    for text in against:
+        for term in parse_expression(text):
+            if term.source.kind == "control":
+                raise DataError(
+                    f"{text!r} is a control: nothing is measured on it; compare with a corpus or a question set",
+                    subject=text,
+                )
+            next(iter(term.source.rows("measure")), None)
+            named.append(term.source)
+    return named
+
+
+def overlaps(
+    terms: Sequence[Term], drawn: Sequence[Sequence[Row]], against: Sequence[Source] = ()
+) -> Iterator[dict[str, Any]]:
+    """Compare each part with what its own source measures on, and with what each source in
+    `against` does; a control is never in two places.
+    """
+    for term, rows in zip(terms, drawn, strict=True):
+        if term.source.kind != "control":
+            for source in dict.fromkeys(
+                [term.source, *against] if isinstance(term.source, StoredSource) else against
+            ):
+                yield _compared(term, rows, source, requested=source in against)
+
+
+def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """Find rows of the whole set that are nearly alike: how many have one before them, and the
+    pairs, each row as its part and number in it.
+    """
+    places: list[tuple[Term, int, Row]] = []
+    for term, rows in zip(terms, drawn, strict=True):
+        distinct = {
+            row.key: (term, number, row) for number, row in reversed(list(enumerate(rows, 1)))
+        }
+        if term.source.kind != "control":
+            places += sorted(distinct.values(), key=lambda place: place[1])[
+                : _NEAR_ROWS // len(terms)
+            ]
+    pairs: list[dict[str, Any]] = []
+    repeated: set[int] = set()
+    for i, j, share in near_duplicates(
+        [content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
+    ):
+        (one, number, row), (other, again, _) = places[i], places[j]
+        quote = quoted_row(row, one.format) if one.source.shown and other.source.shown else ""
+        pairs.append(
+            {
+                "parts": [str(one), str(other)],
+                "numbers": [number, again],
+                "share": share,
+                "quote": quote,
+            }
+        )
+        repeated.add(j)
+    return {"examined": len(places), "rows": len(repeated), "pairs": pairs}
+
+
+def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) -> dict[str, Any]:
+    about = {"part": str(term), "against": str(source)}
+    measured = list(
+        source.rows("measure") if requested else islice(source.rows("measure"), MOST_ROWS + 1)
+    )
+    if len(measured) > MOST_ROWS and not requested:
+        return {
+            **about,
+            "unchecked": f"it measures on more than {MOST_ROWS:,} rows; --against {source} compares them all the same",
+        }
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        numbers.setdefault(row.example, number)
+    leaks = sorted(
+        find_leaks(rows, measured),
+        key=lambda leak: (not serious(leak), -leak.share, numbers[leak.row], leak.measured),
+    )
+    same = {leak.row for leak in leaks if leak.kind == "same example"}
+    grave = {leak.row for leak in leaks if serious(leak)} - same
+    shown = term.source.shown and source.shown  # what both have in common is a quotation of both
+    return {
+        **about,
+        "measured_rows": len(measured),
+        "rows_of": source.size() if isinstance(source, StoredSource) else len(measured),
+        "same": len(same),
+        "half": len(grave),
+        "slight": len({leak.row for leak in leaks} - grave - same),
+        "given_away": len({leak.measured for leak in leaks if serious(leak)}),
+        "leaks": [
+            {
+                "number": numbers[leak.row],
+                "row": leak.row,
+                "measured": leak.measured,
+                "kind": leak.kind,
+                "share": leak.share,
+                "serious": serious(leak),
+                "quote": quoted_row(rows[numbers[leak.row] - 1], term.format) if shown else "",
+            }
+            for leak in leaks
+        ],
+    }
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
+    """Return the pairs (i, j, likeness) of texts with i < j that are at least `threshold` alike, in
+    order. Likeness is exact; 1 says the same words.
+
+    Few pairs are missed: at the threshold itself one in a hundred, above it hardly any. Of a text
+    that recurs hundreds of times not all pairs are reported, which would be millions, but those
+    with the first and with the 20 before it: each text that has a duplicate is in a pair.
+    `DataError` for a threshold that isn't above 0 and at most 1.
+
+    >>> near_duplicates(["Peel an onion and cut it.", "A river runs to the sea.", "peel an onion and cut it"])
+    [(0, 2, 1.0)]
+    """
+    if not 0 < threshold <= 1:
+        raise DataError(
+            f"the threshold of likeness is {threshold}; it must be above 0 and at most 1",
+            subject="threshold",
+        )
+    shingles = [_shingles(text) for text in texts]
+    if len(shingles) < 2:
+        return []
+    first, second = _candidates(_signatures(shingles), _rows_of_a_band(threshold))
+    likeness = _likeness(shingles, first, second, threshold)
+    alike = likeness >= threshold
+    return list(
+        zip(first[alike].tolist(), second[alike].tolist(), likeness[alike].tolist(), strict=True)
+    )
+
+
+def _shingles(text: str) -> Numbers:
+    """Return the distinct runs of a text, sorted; a text under five words is one run, and one
+    without words stands for itself.
+    """
+    numbers = numbered(words(text))
+    if not len(numbers):
+        return np.array([number_of(" ".join(text.split()))], dtype=np.uint64)
+    return np.unique(runs(numbers, min(SHINGLE, len(numbers))))
+
+
+def _signatures(shingles: Sequence[Numbers]) -> Signatures:
+    """Return for each text and each of 128 ways to hash, the least hash of its runs: two texts
+    agree in a place as often as they are alike.
+    """
+    runs_of_all = np.concatenate(shingles)
+    begins = np.cumsum([0, *map(len, shingles[:-1])])
+    signatures = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
+    # The least hash of a set is equally likely to be that of any of its runs, so two sets agree in
+    # it with the chance that a run is in both.
+    for place in range(SIGNATURE):
+        factor, shift = (np.uint64(number_of(f"{name} {place}")) for name in ("factor", "shift"))
+        hashed = (runs_of_all ^ shift) * (factor | np.uint64(1))
+        # The last bits of a product know only the last bits of what went in: the first are brought
+        # down to them and stirred in again.
+        hashed ^= hashed >> np.uint64(32)
+        hashed *= factor | np.uint64(1)
+        signatures[:, place] = np.minimum.reduceat(hashed, begins)
+    return signatures
+
+
+def _rows_of_a_band(threshold: float) -> int:
+    """Return how many places of the signature make a band: as many as can be if 99 of 100 pairs
+    at the threshold are to agree in some band.
+    """
+    # Two texts of likeness t agree in a band of r places with chance t^r, and in at least one of b
+    # bands with 1 - (1 - t^r)^b.
+    return max(
+        size
+        for size in range(1, SIGNATURE + 1)
+        if size == 1 or 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99
+    )
+
+
+def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
+    """Return the pairs of texts that agree in some band, each once and in order."""
+    count = len(signatures)
+    pairs = np.zeros(0, dtype=np.int64)
+    for begin in range(0, SIGNATURE - size + 1, size):
+        keys = np.zeros(count, dtype=np.uint64)
+        for place in range(begin, begin + size):
+            keys = (keys ^ signatures[:, place]) * _MIXER
+        together = np.sort(np.concatenate([pairs, *_neighbours(keys, count)]))
+        pairs = together[np.diff(together, prepend=-1) != 0]
+    first, second = np.divmod(pairs, count)
+    return first, second
+
+
+def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
+    """Pairs `i * count + j` of texts with equal keys: each with the first of its group and with
+    up to 20 before it.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[begins, count])
+    heads = np.repeat(order[begins], sizes)
+    yield (heads * count + order)[heads != order]
+    for distance in range(1, min(NEIGHBOURS, int(sizes.max()) - 1) + 1):
+        alike = ordered[distance:] == ordered[:-distance]
+        yield order[:-distance][alike] * count + order[distance:][alike]
+
+
+def _likeness(
+    shingles: Sequence[Numbers], first: Indices, second: Indices, threshold: float
+) -> Float64[np.ndarray, " pair"]:
+    """Return how alike each pair is, exactly; 0 for pairs that can't reach the threshold because
+    one is so much longer.
+    """
+    sizes = np.array([len(each) for each in shingles], dtype=np.int64)
+    known: dict[bytes, int] = {}
+    kinds = np.array(
+        [
+            known.setdefault(blake2b(each.tobytes(), digest_size=16).digest(), len(known))
+            for each in shingles
+        ]
+    )
+    likeness = (kinds[first] == kinds[second]).astype(np.float64)
+    low, high = np.minimum(sizes[first], sizes[second]), np.maximum(sizes[first], sizes[second])
+    unsettled = np.flatnonzero((likeness == 0) & (low / high >= threshold))
+    # Small numbers in place of hashes leave room to put a pair's number before each.
+    names = np.split(
+        np.unique(np.concatenate(shingles), return_inverse=True)[1], np.cumsum(sizes)[:-1]
+    )
+    count = int(sizes.sum())
+    ends = np.cumsum(low[unsettled] + high[unsettled])
+    for lot in np.split(
+        unsettled,
+        np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE)) if len(ends) else [],
+    ):
+        shared = _shared(
+            [(names[i], names[j]) for i, j in zip(first[lot], second[lot], strict=True)], count
+        )
+        likeness[lot] = shared / (sizes[first[lot]] + sizes[second[lot]] - shared)
+    return likeness
+
+
+def _shared(pairs: Sequence[tuple[Indices, Indices]], count: int) -> Indices:
+    """Return how many of `count` names both texts of each pair have. Either has a name but once,
+    so one that comes twice in a pair is shared.
+    """
+    if not pairs:
+        return np.zeros(0, dtype=np.int64)
+    owners = np.repeat(
+        np.arange(len(pairs), dtype=np.int64), [len(one) + len(other) for one, other in pairs]
+    )
+    together = np.sort(owners * count + np.concatenate([names for pair in pairs for names in pair]))
+    return np.bincount(together[1:][together[1:] == together[:-1]] // count, minlength=len(pairs))

@@ -1,0 +1,167 @@
+"""What a calibration set's windows say, as facts that a store may keep and publish: words with
+their counts, kinds of characters, quotations.
+
+What of a window is quoted to the one who reads it, and what may be shown to everybody, is decided
+here too.
+
+No row can be put together again from them. A word is kept only if two windows have it, since one
+that stands in a single window may be anybody's name; windows are quoted only of sources whose
+licence lets everybody show them.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data.calibration import CalibrationSet, TokenBatch
+
+REVISION: Final = 1
+"""Raised when the same windows give another profile."""
+
+WORDS: Final = 2_000
+"""Words that are kept at most, the most frequent ones."""
+
+QUOTED: Final = 2
+"""Windows of a part that are quoted."""
+
+LETTERS: Final = 400
+"""How much of a window is quoted."""
+
+_OPEN: Final = re.compile(
+    r"(MIT|Apache-2\.0|PSF-2\.0|AFL-3\.0|CC0 1\.0$|CC BY(-SA)? \d)|none needed$"
+)
+"""How a licence begins that lets anybody show the texts themselves. One for a collection alone
+(ODC-By) says nothing of its texts.
+"""
+
+_WORD: Final = re.compile(r"[^\W\d_]{2,24}")
+_NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
+_CLASSES: Final = {
+    "L": "letters",
+    "M": "letters",
+    "N": "digits",
+    "P": "punctuation",
+    "S": "symbols",
+    "Z": "spaces",
+    "C": "spaces",
+}
+"""The first letter of a character's Unicode category, and what a reader calls it; control
+characters are nearly all line ends and tabs.
+"""
+
+
+def profile(
+    data: CalibrationSet, batch: TokenBatch, tokenizer: PreTrainedTokenizerBase, quotes: bool = True
+) -> dict[str, Any]:
+    """Return plain data about the windows of `batch`, which is `data` as tokens.
+
+    `words` maps words (letters only, folded) to their counts; `counted` is how many words there are
+    in all, `distinct` how many different ones, `even` how many equally frequent ones would be as
+    varied. `characters` and `scripts` are shares, the former of all characters, the latter of
+    letters; `numbers` come a hundred words, `word_length` is in letters. `examples` quote windows
+    part by part, and `unquoted` says of the other parts why they aren't; without `quotes` both are
+    empty.
+    """
+    texts = [
+        str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
+        for row, mask in zip(batch.ids, text_tokens(batch), strict=True)
+    ]
+    counts: Counter[str] = Counter()
+    windows: Counter[str] = Counter()  # in how many windows each word stands
+    letters: Counter[str] = Counter()
+    for text in texts:
+        words = Counter(_WORD.findall(text.casefold()))
+        counts.update(words)
+        windows.update(words.keys())
+        letters.update(text)
+    total = counts.total()
+    published = sorted(
+        (word for word in counts if windows[word] > 1), key=lambda word: (-counts[word], word)
+    )[:WORDS]
+    entropy = -sum(n / total * math.log(n / total) for n in counts.values()) if total else 0.0
+    examples: list[dict[str, str]] = []
+    begin = 0
+    for term, fact in zip(data.parts, batch.facts["parts"], strict=True):
+        if quotes and may_be_quoted(term.source.licence):
+            places = range(begin, begin + min(QUOTED, fact["sequences"]))
+            examples += [
+                {
+                    "part": str(term),
+                    "licence": term.source.licence,
+                    "text": quoted(batch, place, tokenizer),
+                }
+                for place in places
+            ]
+        begin += fact["sequences"]
+    return {
+        "revision": REVISION,
+        "windows": len(texts),
+        "words": {word: counts[word] for word in published},
+        "counted": total,
+        "distinct": len(counts),
+        "even": math.exp(entropy),
+        "word_length": sum(len(word) * n for word, n in counts.items()) / max(1, total),
+        "numbers": 100 * sum(len(_NUMBER.findall(text)) for text in texts) / max(1, total),
+        "characters": _shares(letters, lambda c: _CLASSES[unicodedata.category(c)[0]]),
+        "scripts": _shares(Counter({c: n for c, n in letters.items() if c.isalpha()}), _script),
+        "examples": examples,
+        "unquoted": {
+            str(term): term.source.licence
+            for term in data.parts
+            if quotes and not may_be_quoted(term.source.licence)
+        },
+    }
+
+
+def _shares(counts: Counter[str], name_of: Callable[[str], str]) -> dict[str, float]:
+    """Return the shares of classes of characters, the largest first."""
+    classes: Counter[str] = Counter()
+    for character, number in counts.items():
+        classes[name_of(character)] += number
+    return {
+        name: number / classes.total()
+        for name, number in sorted(classes.items(), key=lambda item: (-item[1], item[0]))
+    }
+
+
+def _script(letter: str) -> str:
+    """Return `Latin`, `Cyrillic`, `Cjk`, …: how the names of a script's letters begin."""
+    return unicodedata.name(letter, "unnamed").partition(" ")[0].capitalize()
+
+
+def may_be_quoted(licence: str) -> bool:
+    """Return whether a source's licence allows its rows on a page that others will read; where
+    that isn't plain, it doesn't.
+    """
+    return _OPEN.match(licence) is not None
+
+
+def text_tokens(batch: TokenBatch) -> Tensor:
+    """Return a mask that is true on tokens of texts: not on padding, nor on pads that count."""
+    return batch.mask if batch.pads is None else batch.mask & ~batch.pads
+
+
+def quoted(
+    batch: TokenBatch, sequence: int, tokenizer: PreTrainedTokenizerBase, letters: int = LETTERS
+) -> str:
+    """Return the beginning of a sequence with its special tokens; pads that count are counted,
+    not written out.
+    """
+    shown = text_tokens(batch)[sequence]
+    text = str(
+        tokenizer.decode(
+            batch.ids[sequence][shown].tolist(),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+    )
+    pads = int((batch.mask[sequence] & ~shown).sum())
+    return (f"⟨{pads:,} pads⟩" if pads else "") + (
+        text if len(text) <= letters else text[:letters] + "…"
+    )

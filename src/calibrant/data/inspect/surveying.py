@@ -1,0 +1,160 @@
+"""Which sources can be had here, and in which formats: each tried on real rows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data._base import Source, StoredSource
+from calibrant.data.calibration import CalibrationSet
+from calibrant.data.expression import NAMED_PAIRS, parse_source
+from calibrant.data.formats import formats
+from calibrant.data.sources import sources
+from calibrant.errors import DataError
+from calibrant.models import open_tokenizer
+from calibrant.system.progress import Progress, silent
+
+_PAIRED: Final = {"text", *(form for form, _ in NAMED_PAIRS.values())}
+FORMATS: Final = ("text", *NAMED_PAIRS, *(name for name in formats.names() if name not in _PAIRED))
+MANY: Final = 100_000
+"""A budget that is large for calibration: how long it takes to draw is reported too."""
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """One source in one format.
+
+    `verdict`: it works; it is refused, for the `reason`; or there is no copy of the source here.
+    `seconds` is for the first draw of `tokens` real tokens from rows that are read already,
+    `seconds_many` for one of 100,000 (None if the source holds less); `draws` how many draws of
+    `tokens` share no row, counted up to 64, None where there is no end.
+    """
+
+    source: str
+    format: str
+    verdict: Literal["works", "refused", "not here"]
+    reason: str = ""
+    rows: int = 0
+    tokens: int = 0
+    draws: int | None = None
+    seconds: float = 0.0
+    seconds_many: float | None = None
+    fingerprint: str = ""
+    origin: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as a dictionary."""
+        return asdict(self)
+
+
+def survey(
+    names: Sequence[str | Source] = (),
+    model: str | PreTrainedTokenizerBase = "smollm2",
+    *,
+    tokens: int = 8192,
+    length: int = 512,
+    progress: Progress = silent,
+) -> list[SourceCheck]:
+    """Try the sources `names`, or all there are, in every format: `tokens` real tokens in windows
+    of `length`.
+
+    `model` names whose tokenizer reads them, or is a tokenizer itself. A source of your own stands
+    as an object where a name does. Raises an `InputError` for a source or a model that isn't there.
+
+    >>> from calibrant.testing import tiny_tokenizer
+    >>> [check.format for check in survey(["full_stops"], tiny_tokenizer(), tokens=64, length=32) if check.verdict == "works"]
+    ['text']
+    """
+    tokenizer = open_tokenizer(model)[0] if isinstance(model, str) else model
+    chosen = [parse_source(name) for name in names or sources.names()]
+    checks: list[SourceCheck] = []
+    for number, source in enumerate(chosen):
+        progress("survey", number, len(chosen))
+        missing = ""
+        try:
+            if isinstance(source, StoredSource):
+                source.part("calibrate")
+        except DataError as error:
+            missing = str(error)
+        for form in FORMATS:
+            checks.append(
+                SourceCheck(str(source), form, "not here", missing)
+                if missing
+                else _check(source, form, tokens, length, tokenizer)
+            )
+    progress("survey", len(chosen), len(chosen))
+    return checks
+
+
+def _check(
+    source: Source, form: str, tokens: int, length: int, tokenizer: PreTrainedTokenizerBase
+) -> SourceCheck:
+    """Draw from a source in one format, and draw much of it."""
+    expression = f"{source}:{form}"
+    try:
+        data = CalibrationSet(expression, tokens=tokens, length=length)
+        began = time.perf_counter()
+        batch = data.tokens(tokenizer)
+        seconds = time.perf_counter() - began
+    except DataError as error:
+        return SourceCheck(str(source), form, "refused", str(error))
+    began = time.perf_counter()
+    try:
+        CalibrationSet(expression, tokens=MANY, length=length).tokens(tokenizer)
+        many = time.perf_counter() - began
+    except DataError:
+        many = None
+    facts = batch.facts["parts"][0]
+    draws = data.disjoint_draws(tokenizer)
+    return SourceCheck(
+        str(source),
+        form,
+        "works",
+        "",
+        facts["rows"],
+        batch.facts["tokens"],
+        draws,
+        seconds,
+        many,
+        batch.fingerprint,
+        facts["origin"],
+    )
+
+
+def as_markdown(checks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the survey as a Markdown table, a source a line and a format a column: disjoint
+    draws, or why there are none.
+    """
+    by_source: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for check in checks:
+        by_source.setdefault(check["source"], {})[check["format"]] = check
+    lines = [
+        "| source | " + " | ".join(FORMATS) + " | rows a draw | 100,000 tokens |",
+        "| --- |" + " ---: |" * (len(FORMATS) + 2),
+    ]
+    for source, forms in by_source.items():
+        cells = [_cell(forms[form]) for form in FORMATS]
+        working = [check for check in forms.values() if check["verdict"] == "works"]
+        rows = (
+            " – ".join(
+                dict.fromkeys(
+                    f"{edge(check['rows'] for check in working):,}" for edge in (min, max)
+                )
+            )
+            if working
+            else ""
+        )
+        times = [check["seconds_many"] for check in working if check["seconds_many"] is not None]
+        slowest = f"{max(times):.1f} s" if times else "holds less" if working else ""
+        lines.append(f"| `{source}` | " + " | ".join(cells) + f" | {rows} | {slowest} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(check: Mapping[str, Any]) -> str:
+    if check["verdict"] != "works":
+        return {"refused": "–", "not here": "not here"}[check["verdict"]]
+    return (
+        "∞" if check["draws"] is None else f"{check['draws']}{'+' if check['draws'] >= 64 else ''}"
+    )

@@ -1,0 +1,135 @@
+"""Texts as points (by what the model makes of them, by their words, or by a sentence encoder),
+and points in clusters.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from itertools import zip_longest
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch.nn.functional import normalize
+
+from calibrant.data._words import words
+from calibrant.data.select._base import Context, Selector
+from calibrant.data.select._reading import beginnings, pooled
+from calibrant.errors import DataError, SpecError
+
+EMBEDDINGS: Final = ("model", "tfidf", "sentence")
+ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
+"""Small, and what most examples of sentence-transformers use; its revision isn't pinned."""
+
+Labels = Int[np.ndarray, " text"]
+Distances = Float[np.ndarray, " text"]
+
+STARTS: Final = 4
+"""Of k-means: the best is taken."""
+
+Points = Any
+"""A matrix [text, feature] of float64, dense or of scipy's sparse rows, each row of length one
+or zero.
+"""
+
+
+def check_embedding(selector: Selector, embed: str) -> None:
+    """`SpecError` for an embedding that there isn't."""
+    if embed not in EMBEDDINGS:
+        raise SpecError(
+            f"{selector.spec_name()}(embed={embed!r}): it must be one of {', '.join(EMBEDDINGS)}",
+            subject=embed,
+        )
+
+
+def embedded(
+    selector: Selector, texts: Sequence[str], embed: str, encoder: str, context: Context
+) -> Points:
+    """Return the texts as points.
+
+    `model`: the mean of the untouched model's last hidden states over the tokens that a window can
+    hold. `tfidf`: see there. `sentence`: what the encoder of sentence-transformers that is called
+    `encoder` gives. `DataError` without a model, or without that package or encoder.
+    """
+    match embed:
+        case "model":
+            sequences = beginnings(texts, context.tokenizer, context.length)
+            return normalize(
+                pooled(context.model(selector), sequences, "last", context.progress).double()
+            ).numpy()
+        case "tfidf":
+            return tfidf(texts)
+        case _:
+            return sentences(selector, texts, encoder)
+
+
+def tfidf(texts: Sequence[str]) -> Points:
+    """Words, case-folded, by 1 + log of how often they stand in the text, times the logarithm of
+    their rarity among the texts; sparse.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    spoken = [words(text) for text in texts]
+    if not any(spoken):
+        return csr_matrix((len(texts), 1), dtype=np.float64)
+    options: dict[str, Any] = {
+        "analyzer": list,
+        "sublinear_tf": True,
+        "dtype": np.float64,
+    }  # they are words already
+    return TfidfVectorizer(**options).fit_transform(spoken)
+
+
+def sentences(
+    selector: Selector, texts: Sequence[str], encoder: str
+) -> Float[np.ndarray, "text feature"]:
+    """Return what a sentence encoder makes of the texts; the package is looked for only here."""
+    try:
+        package = import_module("sentence_transformers")
+    except ImportError as error:
+        raise DataError(
+            f"{selector} needs the package sentence-transformers, which can't be imported ({error}); "
+            "bring it with pip install sentence-transformers, or choose embed='tfidf', which needs nothing",
+            subject=str(selector),
+        ) from error
+    try:
+        model = package.SentenceTransformer(encoder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or an id on the hub",
+            subject=encoder,
+        ) from error
+    return np.asarray(
+        model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False),
+        dtype=np.float64,
+    )
+
+
+def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
+    """Return the k-means cluster of each point, and its distance to that cluster's centre; fewer
+    clusters where there are fewer distinct points.
+
+    Lloyd's algorithm from k-means++, the best of `STARTS` starts (scikit-learn's); seeded, on one
+    thread, so that sums are taken in one order.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    count = points.shape[0]
+    if not count or not points.shape[1]:
+        return np.zeros(count, dtype=np.int64), np.zeros(count)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # there are fewer distinct points than clusters
+        options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
+        fitted = KMeans(min(k, count), **options).fit(points)
+        labels, distances = np.asarray(fitted.labels_, dtype=np.int64), fitted.transform(points)
+    return labels, np.asarray(distances[np.arange(count), labels], dtype=np.float64)
+
+
+def in_turn(groups: Iterable[Iterable[Any]]) -> list[int]:
+    """Return the first of each group, then the second of each that has one, and so on."""
+    return [int(one) for turn in zip_longest(*groups) for one in turn if one is not None]

@@ -1,0 +1,59 @@
+"""COLA's choice of samples in the space of activations (2025, arXiv 2510.10618, stage 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from calibrant.data.select._base import MOST, Context, Picking
+from calibrant.data.select._embedding import clustered, in_turn
+from calibrant.data.select._reading import beginnings, pooled
+from calibrant.errors import SpecError
+from calibrant.spec import check_most
+
+
+@dataclass(frozen=True, repr=False)
+class COLA(Picking):
+    """What lies nearest to the centres of `k` clusters of activations: the nearest of each cluster
+    first, then the second nearest, …
+
+    The mean over tokens of each block's output is scaled to length one, those of all blocks are put
+    one behind the other and projected to `project` dimensions by a Gaussian matrix seeded by the
+    draw; then k-means. `k` is the number of samples that is wanted, as in the paper's code.
+    `SpecError` if `k` or `project` is below 1.
+
+    Of the paper this is the last of three stages; the first (which sources) and the second (how
+    they are processed) are an expression's own business. Differs from the code: what has no more
+    features than `project` is not projected, and of a cluster more than the nearest is taken where
+    the budget asks for it, larger clusters first.
+    """
+
+    after = "COLA 2025, stage 3"
+    source: str
+    candidates: int = 1000
+    k: int = 128
+    project: int = 64
+
+    needs_model: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_most(self, k=MOST, project=MOST)
+        for name, value in (("k", self.k), ("project", self.project)):
+            if value < 1:
+                raise SpecError(f"cola({name}={value}): {name} must be at least 1", subject=name)
+
+    def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
+        sequences = beginnings(texts, context.tokenizer, context.length)
+        points = pooled(context.model(self), sequences, "all", context.progress).double().numpy()
+        if points.shape[1] > self.project:
+            noise = np.random.default_rng(context.draw).standard_normal(
+                (points.shape[1], self.project)
+            )
+            points = points @ noise / np.sqrt(self.project)
+        labels, distances = clustered(points, self.k, context.draw)
+        nearest = np.lexsort((np.arange(len(labels)), distances))
+        members = [nearest[labels[nearest] == label] for label in np.unique(labels)]
+        members.sort(key=lambda several: (-len(several), int(several[0])))
+        return in_turn(members), f"{len(members)} clusters in {points.shape[1]} dimensions"

@@ -1,0 +1,101 @@
+"""The texts most like those of a target: data like my task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from calibrant.data import PerDraw
+from calibrant.data.expression import Term, parse_expression
+from calibrant.data.select._base import Context, Picking
+from calibrant.data.select._embedding import ENCODER, check_embedding, embedded
+from calibrant.errors import DataError, SpecError
+
+
+@dataclass(frozen=True, repr=False)
+class Similar(Picking):
+    """The candidates most like the texts of `to`, an expression such as `gsm8k:cot` or a user's
+    file: by cosine to the mean of their embeddings.
+
+    `embed` is `tfidf` (words, no model), `model` (the untouched model's mean-pooled last hidden
+    states, less the mean of all candidates: they all point much the same way) or `sentence`. Of the
+    target are read as many rows as there are candidates, the first of its calibrate part, the same
+    for every draw; its measured part is never looked at. Of equals, the candidate that comes first.
+    `SpecError` for an unknown embedding or a target that is a control or a selector, `DataError`
+    for one without texts.
+
+    Among the choices that ZipCal compares (arXiv 2603.16105) one is called most-similar, within one
+    source; what it does isn't known to us, and this is ours.
+    """
+
+    after = "ZipCal's comparison; ours"
+    source: str
+    to: str
+    candidates: int = 1000
+    embed: str = "tfidf"
+    encoder: str = ENCODER
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_embedding(self, self.embed)
+        for term in parse_expression(self.to):
+            if isinstance(term.source, PerDraw) or term.source.kind == "control":
+                what = "a selector" if isinstance(term.source, PerDraw) else "a control"
+                raise SpecError(
+                    f"similar(to={self.to!r}): {term.source} is {what}; name the source or the file that the task is like",
+                    subject=self.to,
+                )
+
+    @property
+    def needs_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # here it depends on the embedding
+        """Only where the model embeds."""
+        return self.embed == "model"
+
+    def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
+        targets = self._target(context)
+        points = embedded(self, [*texts, *targets], self.embed, self.encoder, context)
+        likeness = _cosines(points[: len(texts)], points[len(texts) :], self.embed == "model")
+        order = np.argsort(-likeness, kind="stable")
+        note = (
+            f"; cosine {likeness[order[0]]:.3f} to {likeness[order[-1]]:.3f}" if len(order) else ""
+        )
+        return [int(one) for one in order], f"compared with {len(targets)} texts of {self.to}{note}"
+
+    def beside(self, context: Context) -> Sequence[str]:
+        return self._target(context)
+
+    def _target(self, context: Context) -> list[str]:
+        texts = [
+            text for term in parse_expression(self.to) for text in self._rendered(term, context)
+        ]
+        if not any(text.strip() for text in texts):
+            raise DataError(
+                f"{self}: the calibrate part of {self.to!r} has no text to be like; name another target",
+                subject=self.to,
+            )
+        return texts
+
+    def _rendered(self, term: Term, context: Context) -> list[str]:
+        rows = (row for row in term.source.rows("calibrate") if term.format.takes(row))
+        return [
+            term.format.render(row, context.tokenizer)
+            for row in islice(rows, max(1, round(term.share * self.candidates)))
+        ]
+
+
+def _cosines(points: Any, targets: Any, centred: bool) -> np.ndarray:
+    """Return the cosine of each point to the mean of the targets; 0 where one of them has no
+    direction.
+    """
+    middle = np.asarray(targets.mean(axis=0)).ravel()
+    if centred and len(points):
+        origin = points.mean(axis=0)
+        points, middle = points - origin, middle - origin
+        points = points / np.maximum(
+            np.linalg.norm(points, axis=1, keepdims=True), np.finfo(np.float64).tiny
+        )
+    return np.asarray(points @ middle).ravel() / max(
+        float(np.linalg.norm(middle)), float(np.finfo(np.float64).tiny)
+    )

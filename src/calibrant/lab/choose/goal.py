@@ -1,0 +1,166 @@
+"""What a compressed model is for: what is measured on it, and the text that stands for it before
+anything is measured.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Final, final
+
+from calibrant.data import Source, hub
+from calibrant.data.expression import Term, parse_expression, term_of, written
+from calibrant.errors import DataError, SpecError
+from calibrant.evaluators import Evaluator, evaluators
+from calibrant.evaluators.loss import Loss
+from calibrant.evaluators.task import Task
+from calibrant.spec import Call
+from calibrant.spec.grammar import Part, read_weighted
+
+GENERAL: Final = "general"
+CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
+"""What `general` is, as far as it can be read here."""
+OFFLINE: Final = ("python_docs", "python_code", "arithmetic:cot")
+"""Sources that need nothing to be read; they stand in where no corpus can be."""
+DEFAULT: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
+"""What is tried where no sources are named."""
+
+_EXAMPLE: Final = "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), or general, each perhaps with a weight: 0.3*race"
+
+
+@final
+@dataclass(frozen=True)
+class Goal:
+    """What a compressed model is to be good at.
+
+    `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose
+    held-out part is like it. `sources` are those that it names: a candidate is drawn from each,
+    too. `given` are the texts of measures that the user wrote, whose budgets stay.
+    """
+
+    text: str
+    measures: tuple[tuple[float, Evaluator], ...]
+    judge: str
+    sources: tuple[str, ...]
+    given: frozenset[str] = frozenset()
+
+    def limited(self, most: Callable[[Evaluator], int]) -> "Goal":
+        """Return the same with budgets of at most `most(measure)`: tokens of a loss, items of a
+        task.
+        """
+        measures = tuple(
+            (weight, self._limited(measure, most)) for weight, measure in self.measures
+        )
+        return replace(self, measures=measures)
+
+    def _limited(self, measure: Evaluator, most: Callable[[Evaluator], int]) -> Evaluator:
+        if str(measure) in self.given:
+            return measure
+        budget = (
+            measure.tokens
+            if isinstance(measure, Loss)
+            else measure.limit
+            if isinstance(measure, Task)
+            else None
+        )
+        return measure if budget is None else measure.limited(max(1, min(budget, most(measure))))
+
+
+def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
+    """Read what the model is for. A loss is measured on `tokens` tokens in windows of `length`, a
+    task on `items` items.
+
+    `SpecError` for what can't be read, `DataError` for what can't be had here.
+    """
+    if not targets:
+        raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
+    # What is named twice is measured once, with both weights.
+    measures: dict[str, Evaluator] = {}
+    weights: dict[str, Fraction] = {}
+    terms: dict[str, Term] = {}
+    shares: dict[str, Fraction] = {}
+    given: set[str] = set()
+    for text in targets:
+        weight, part = _read_target(text)
+        parts = _general_parts() if part == Part(Call(GENERAL)) else [part]
+        for single in parts:
+            evaluator, term = _measure(single, tokens, items, length)
+            measures.setdefault(str(evaluator), evaluator)
+            terms.setdefault(str(term), term)
+            _add(weights, str(evaluator), weight / len(parts))
+            _add(shares, str(term), weight / len(parts))
+            if _is_measure(single):
+                given.add(str(evaluator))
+    whole = sum(weights.values())
+    weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
+    judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
+    sources = tuple(terms)
+    return Goal(", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given))
+
+
+def default_sources(goal: Goal) -> list[str]:
+    """Return the sources to try where none are named: those of the goal, and the default ones
+    that can be read here.
+    """
+    sources = list(goal.sources)
+    # A mirror and the hub's cache are read without the hub; where it doesn't answer, each set would
+    # wait for it.
+    with nullcontext() if hub.answers() else hub.offline():
+        sources += [str(term) for term in _readable(DEFAULT)]
+    return list(dict.fromkeys(sources))
+
+
+def readable(source: Source) -> bool:
+    """Whether its rows are here, without fetching any."""
+    try:
+        return next(iter(source.rows("calibrate")), None) is not None
+    except DataError:
+        return False
+
+
+def _readable(texts: Sequence[str]) -> list[Term]:
+    terms = [parse_expression(text)[0] for text in texts]
+    return [term for term in terms if readable(term.source)]
+
+
+def _general_parts() -> list[Part]:
+    """What `general` is here."""
+    names = [str(term) for term in _readable(CORPORA)] or OFFLINE
+    return [_read_target(name)[1] for name in names]
+
+
+def _read_target(text: str) -> tuple[Fraction, Part]:
+    """A target and its weight."""
+    terms = read_weighted(text)
+    if len(terms) != 1:
+        message = "is a sum; give each part as a target of its own, with a weight"
+        raise SpecError(f"the target {text!r} {message}", subject=text)
+    weight, part = terms[0]
+    return (Fraction(1) if weight is None else weight), part
+
+
+def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
+    """Return what measures a target, and the set whose held-out part is like it."""
+    if isinstance(part.source, Call) and _is_measure(part):
+        measure: Evaluator = evaluators.build(part.source)
+        source = getattr(measure, "name", None) or getattr(measure, "source", None)
+        if not isinstance(source, str):
+            message = "measures no source that could be calibrated on or predicted from"
+            raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
+        measure.check()
+        return measure, term_of(_read_target(source)[1])
+    term = term_of(part)
+    if "choices" in {*term.source.fields, *term.source.sometimes}:
+        return Task(name=str(term.source), limit=items), term
+    measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
+    measure.check()
+    return measure, term
+
+
+def _is_measure(part: Part) -> bool:
+    """Whether a target is written as a measure, such as `task(name=race)`."""
+    return isinstance(part.source, Call) and part.source.name in evaluators.names()
+
+
+def _add(shares: dict[str, Fraction], name: str, share: Fraction) -> None:
+    shares[name] = shares.get(name, Fraction(0)) + share

@@ -1,0 +1,291 @@
+"""What mixtures of sources do to matrices, from what the untouched model's matrices saw of each
+source: no forward is run.
+
+A mixture's statistics are the sum of its parts', each divided by its own tokens, with the weights:
+`blended`. The damage that it does to a judge B is, of each matrix, tr((W − Ŵ) G_B (W − Ŵ)ᵀ) / tr(W
+G_B Wᵀ) = ‖(W − Ŵ)X_B‖² / ‖W X_B‖², where Ŵ is what the method makes of W from the mixture's
+statistics: `Errors`, averaged over matrices. G_B is of texts that no calibration set can hold,
+because a method that fits weights looks better under the very Gram that it was fitted to.
+
+Each matrix is judged on the inputs that it has in the untouched model: how errors add up on their
+way through the model isn't in it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import Gram, Seen, wide
+from calibrant.methods import MatrixMethod
+from calibrant.numerics import not_finite
+from calibrant.targets import Target
+from calibrant.walk.statistics import Dense
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Up to `blocks` blocks and up to `rows` output rows of each of their matrices, evenly spaced:
+    always the same ones.
+
+    Rows are pruned independently of one another by methods that choose within a row. A method that
+    chooses over many rows sees these alone.
+    """
+
+    blocks: int
+    rows: int
+
+    def of_blocks(self, count: int) -> list[int]:
+        """Return the indices of the blocks among `count`."""
+        return spaced(self.blocks, count)
+
+    def of_rows(self, count: int) -> list[int]:
+        """Return the indices of the rows among `count`."""
+        return spaced(self.rows, count)
+
+    def to_json(self, count: int) -> dict[str, int]:
+        """Return how many blocks of `count` there are in it, and how many rows of a matrix at
+        most.
+        """
+        return {"blocks": min(self.blocks, count), "of": count, "rows": self.rows}
+
+
+def spaced(most: int, count: int) -> list[int]:
+    """Return up to `most` numbers below `count`: the middles of as many equal stretches.
+
+    >>> spaced(3, 12)
+    [2, 6, 10]
+    """
+    most = min(most, count)
+    return [(2 * place + 1) * count // (2 * most) for place in range(most)]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search may look at: how many `evaluations` of a mixture on the sample `search`, the
+    sample of the figures that are reported, and that of the meter.
+    """
+
+    search: Sample
+    evaluations: int
+    final: Sample
+    meter: Sample
+
+
+SCORING: Final = Effort(Sample(6, 32), 120, Sample(10, 64), Sample(6, 32))
+"""For methods that read the norms of inputs."""
+
+FITTING: Final = Effort(Sample(3, 32), 30, Sample(5, 64), Sample(3, 32))
+"""For methods that read a Gram: each mixture has a factorisation of its own, which costs more
+than all else.
+"""
+
+
+def effort_of(method: MatrixMethod) -> Effort:
+    """Return how much a search may look at, given what the method costs."""
+    return FITTING if Gram in method.observes else SCORING
+
+
+Shares = tuple[Fraction, ...]
+"""How much each source weighs in a mixture; exact, and one in all."""
+
+
+def only(place: int, count: int) -> Shares:
+    """Return the mixture of `count` sources that is the source at `place` alone."""
+    return tuple(Fraction(int(i == place)) for i in range(count))
+
+
+def uniform(count: int) -> Shares:
+    """Return the mixture in which all of `count` sources weigh the same."""
+    return (Fraction(1, count),) * count
+
+
+def without(place: int, shares: Shares) -> Shares:
+    """Return the mixture without its part at `place`, the others as they stand to one another."""
+    left = 1 - shares[place]
+    return tuple(Fraction(0) if i == place else share / left for i, share in enumerate(shares))
+
+
+def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]) -> Seen | None:
+    """Return what one walk over the mixture would see: each part divided by its mass, times its
+    share, on the scale of all parts' tokens together.
+
+    The factors, and the order in which parts are added, are those with which a calibration set
+    `mix(…)` is used, so its masks are the same to the bit. One part alone is that part, untouched.
+    A part of share 0 is left out; None where no part that counts reached the matrix.
+    """
+    counted = [place for place, share in enumerate(shares) if share]
+    if len(counted) == 1:
+        return seen[counted[0]]
+    whole = sum(masses[place] for place in counted)
+    total: Seen | None = None
+    for place in counted:
+        source = seen[place]
+        if source is not None:
+            part = source * (float(shares[place]) * whole / masses[place])
+            total = part if total is None else total + part
+    return total
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SharedInput:
+    """Matrices of a block that read the same input, `rows` of each, and what that input was: of
+    every source, and of every judge.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[Float[Tensor, "_ in"], ...]
+    seen: tuple[Seen | None, ...]
+    judges: tuple[Gram | None, ...]
+
+    def changes(
+        self, method: MatrixMethod, target: Target, seen: Seen | None
+    ) -> Float[Tensor, "row in"]:
+        """Return W − Ŵ of all rows, one matrix below the other; a matrix that no token reached
+        stays as it is.
+        """
+        if seen is None:
+            return torch.zeros_like(self._stacked)
+        return self._stacked - torch.cat(
+            [
+                method.compress(rows, seen, target).weight.to(self._stacked.dtype)
+                for rows in self.rows
+            ]
+        )
+
+    def damages(
+        self, changes: Float[Tensor, "mixture row in"]
+    ) -> Float[np.ndarray, "mixture matrix judge"]:
+        """Return each matrix's relative error under each judge; NaN where the judge never
+        reached it, or its outputs were zero.
+        """
+        errors = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
+        for place, gram in enumerate(self.judges):
+            whole = self._energy[:, place]
+            if gram is not None:
+                errors[:, :, place] = np.divide(
+                    self._energies(changes, gram), whole, out=errors[:, :, place], where=whole > 0
+                )
+        return errors
+
+    def _energies(self, rows: Tensor, gram: Gram) -> np.ndarray:
+        """tr(D G Dᵀ) of each matrix, [mixture, matrix]."""
+        # tr(D G Dᵀ) is the sum over rows d of d G dᵀ: no product of D with its own transpose is
+        # needed.
+        flat = rows.reshape(-1, rows.shape[-1])
+        each = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double().reshape(len(rows), -1)
+        sizes = [len(rows) for rows in self.rows]
+        parts = [part.sum(1) for part in each.split(sizes, dim=1)]
+        energies = torch.stack(parts, dim=1).cpu().numpy()
+        if not np.isfinite(energies).all():
+            # No error of them can be predicted.
+            raise not_finite(f"the squared outputs of {self.names[0]}", self.names[0])
+        return energies
+
+    @cached_property
+    def _stacked(self) -> Tensor:
+        return torch.cat([rows.to(wide(rows.dtype)) for rows in self.rows])
+
+    @cached_property
+    def _energy(self) -> np.ndarray:
+        """tr(W G Wᵀ), [matrix, judge]; zero where the judge has no Gram."""
+        nothing = np.zeros(len(self.rows))
+        return np.stack(
+            [
+                nothing if gram is None else self._energies(self._stacked[None], gram)[0]
+                for gram in self.judges
+            ],
+            axis=1,
+        )
+
+    def typical(self) -> np.ndarray:
+        """Return the logarithm of tr(W G Wᵀ) for a judge's token, [matrix, judge]; NaN where
+        there is none.
+        """
+        masses = np.array([np.nan if gram is None else gram.mass for gram in self.judges])
+        return np.log(np.where(self._energy > 0, self._energy, np.nan) / masses)
+
+
+@final
+class Errors:
+    """The relative error of mixtures under judges, averaged over the matrices that read these
+    `inputs`.
+
+    `masses` are those of the sources' batches. Inputs are looked at one after the other and may be
+    made when their turn comes; a sequence can be used again.
+    """
+
+    def __init__(
+        self,
+        inputs: Iterable[SharedInput],
+        method: MatrixMethod,
+        target: Target,
+        masses: Sequence[float],
+    ) -> None:
+        self.inputs, self.method, self.target, self.masses = inputs, method, target, tuple(masses)
+
+    @torch.no_grad()
+    def __call__(self, mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
+        """One row for each mixture; NaN under a judge that reached no matrix."""
+        total, count = 0.0, 0.0
+        for shared in self.inputs:
+            changes = [
+                shared.changes(self.method, self.target, blended(shared.seen, shares, self.masses))
+                for shares in mixtures
+            ]
+            damages = shared.damages(torch.stack(changes))
+            total, count = (
+                total + np.nansum(damages, axis=1),
+                count + (~np.isnan(damages)).sum(axis=1),
+            )
+        return np.divide(
+            total, count, out=np.full(np.shape(count), np.nan), where=np.asarray(count) > 0
+        )
+
+
+def shared_inputs(
+    sources: Sequence[Dense], judges: Sequence[Dense], sample: Sample
+) -> Iterator[SharedInput]:
+    """Yield a block's matrices by the input that they share, with what it was of each source and
+    judge. Those that no judge reached are left out.
+    """
+    block = judges[0][0]
+    by_input: dict[tuple[int, ...], list[int]] = {}
+    for place, weight in enumerate(block.weights):
+        # Matrices that read the same tensor have one and the same statistic.
+        key = tuple(id(statistics.get(weight)) for _, statistics in (*sources, *judges))
+        by_input.setdefault(key, []).append(place)
+    for places in by_input.values():
+        weights = [block.weights[place] for place in places]
+        seen = tuple(statistics.get(weights[0]) for _, statistics in sources)
+        grams = tuple(
+            statistics[weights[0]][Gram] if weights[0] in statistics else None
+            for _, statistics in judges
+        )
+        if any(gram is not None for gram in grams):
+            rows = tuple(
+                w.get()[torch.tensor(sample.of_rows(w.shape[0]), device=w.stored.device)]
+                for w in weights
+            )
+            yield SharedInput(tuple(w.name for w in weights), rows, seen, grams)
+
+
+def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
+    """Return each judge's ln tr(W G Wᵀ) a token, averaged over matrices: how large its outputs
+    are, on a scale of its own.
+    """
+    each = np.concatenate([shared.typical() for shared in inputs])
+    known = ~np.isnan(each)
+    return np.divide(
+        np.where(known, each, 0).sum(0),
+        known.sum(0),
+        out=np.zeros(each.shape[1]),
+        where=known.any(0),
+    )

@@ -1,0 +1,190 @@
+"""What a page is made of, and what its parts are called in it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from calibrant.lab.report.facts import StudyFacts
+from calibrant.lab.report.plots import Plot, against_size, against_sparsity, routers
+from calibrant.lab.report.sentences import NOTHING_TO_RANK, ONLY_MEASURED, doubts
+from calibrant.lab.report.tables.table import heading
+from calibrant.lab.stats import (
+    Comparison,
+    KeptExperts,
+    KeptWords,
+    Layers,
+    Ranking,
+    RankingEntry,
+    Results,
+    SetSummary,
+    Similarity,
+    join_names,
+    kept_experts,
+    kept_languages_in,
+    kept_words_in,
+    medians,
+    target_noun,
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a page shows. Nothing is read or computed after this."""
+
+    comparison: Comparison
+    facts: StudyFacts
+    reading: Results
+    summaries: Sequence[SetSummary] = ()
+    layers: Sequence[Layers] = ()
+    similarity: Similarity = field(default_factory=lambda: Similarity((), {}))
+
+    @cached_property
+    def ids(self) -> Mapping[str, str]:
+        """The id of each calibration set's own page, by its name."""
+        return {summary.name: f"set-{number}" for number, summary in enumerate(self.summaries)}
+
+    @cached_property
+    def titles(self) -> Mapping[str, str]:
+        """What each ranking is about, by its key."""
+        return {
+            f"r{number}": heading(r, self.facts.models.get(r.model, ""))
+            for number, r in enumerate(self.comparison.rankings)
+        }
+
+    @cached_property
+    def doubts(self) -> Sequence[str]:
+        """What ought to make a reader doubt any of the rankings, each sentence once."""
+        return list(
+            dict.fromkeys(
+                doubt for ranking in self.comparison.rankings for doubt in doubts(ranking)
+            )
+        )
+
+    @cached_property
+    def answers(self) -> Sequence[Ranking]:
+        """The rankings that have a best set."""
+        return [ranking for ranking in self.comparison.rankings if ranking.entries]
+
+    @property
+    def overall(self) -> str:
+        """Which sets came first over all combinations of model, method and target, and which
+        were significantly better than every other.
+        """
+        if not self.answers:
+            return ONLY_MEASURED if self.comparison.only_measured else NOTHING_TO_RANK
+        first = Counter(ranking.best.name for ranking in self.answers)
+        sure = Counter(
+            ranking.best.name
+            for ranking in self.answers
+            if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:])
+        )
+        best, certain = (
+            join_names([f"{name} in {count}" for name, count in of.most_common()])
+            for of in (first, sure or Counter({"none": 0}))
+        )
+        apart = (
+            f"significantly better than every other set: {certain}"
+            if sure
+            else "in none is the best significantly better than every other"
+        )
+        kind = target_noun(ranking.target for ranking in self.answers)
+        return f"Over {len(self.answers)} combinations of model, method and {kind}, the best was {best}; {apart}."
+
+    @cached_property
+    def tokens(self) -> Mapping[str, int]:
+        """Real tokens of a draw of each calibration set, where they are known."""
+        return {
+            summary.name: summary.tokens for summary in self.summaries if summary.tokens is not None
+        }
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[tuple[Ranking, RankingEntry]]]:
+        """The rankings that a calibration set has a place in, with its row, by its name."""
+        found: dict[str, list[tuple[Ranking, RankingEntry]]] = {name: [] for name in self.ids}
+        for ranking in self.comparison.rankings:
+            for entry in (*ranking.entries, *ranking.partial):
+                found.setdefault(entry.name, []).append((ranking, entry))
+        return found
+
+    @cached_property
+    def over_models(self) -> Sequence[Plot]:
+        """How the results of each model change with sparsity and with size, where there are
+        several.
+        """
+        every = (*self.comparison.rankings, *self.comparison.unranked)
+        drawn: list[Plot | None] = []
+        for model in dict.fromkeys(ranking.model for ranking in every):
+            ranked = [ranking for ranking in self.comparison.rankings if ranking.model == model]
+            drawn.append(against_sparsity(ranked) if ranked else None)
+            drawn.append(against_size([ranking for ranking in every if ranking.model == model]))
+        return [plot for plot in drawn if plot is not None]
+
+    @cached_property
+    def experts(self) -> Mapping[tuple[str, str, str, str], KeptExperts]:
+        """Which experts each set keeps, by model, method, target and propagation, where experts
+        were dropped.
+        """
+        return {
+            (of.model, of.method, of.target, of.propagate): of for of in kept_experts(self.reading)
+        }
+
+    def routers_of(self, ranking: Ranking) -> Plot | None:
+        """The experts that each set of a ranking keeps, drawn; None where none were dropped."""
+        found = self.experts.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
+        return routers([found]) if found else None
+
+    @cached_property
+    def medians(self) -> Mapping[str, float]:
+        """What the text of these sets is usually like: the median of each fact of their
+        profiles.
+        """
+        return medians(self.summaries)
+
+    @cached_property
+    def ordered_layers(self) -> Sequence[Layers]:
+        """The layers of each group, its sets in the order of its ranking."""
+        orders = {
+            (r.model, r.method, r.target, r.propagate): [e.name for e in r.entries]
+            for r in self.comparison.rankings
+        }
+        found: list[Layers] = []
+        for of in self.layers:
+            ranked = [
+                name
+                for name in orders.get((of.model, of.method, of.target, of.propagate), ())
+                if name in of.sets
+            ]
+            found.append(of.among([*ranked, *(name for name in of.sets if name not in ranked)]))
+        return found
+
+    @cached_property
+    def kept_words(self) -> Sequence[KeptWords]:
+        """What each set kept of which words, where the study measured words."""
+        return kept_words_in(self.reading)
+
+    @cached_property
+    def kept_languages(self) -> Sequence[KeptWords]:
+        """What each set kept of the neurons of each language, where the study measured that."""
+        return kept_languages_in(self.reading)
+
+    def measured_on(self, name: str) -> Sequence[str]:
+        """On what a calibration set was measured, over all its rankings."""
+        return list(
+            dict.fromkeys(m for ranking, _ in self.places.get(name, ()) for m in ranking.measured)
+        )
+
+    def targets_of(self, name: str) -> Sequence[str]:
+        """The targets of the rankings that a calibration set has a place in."""
+        return [ranking.target for ranking, _ in self.places.get(name, ())]
+
+    def nearest(self, name: str, measure: str, most: int = 5) -> Sequence[tuple[str, float]]:
+        """The sets most like a calibration set by one measure of similarity, with their
+        similarity; none where no two sets were compared by it.
+        """
+        table = self.similarity.by.get(measure)
+        if table is None or not np.isfinite(table[~np.eye(len(table), dtype=bool)]).any():
+            return []
+        return self.similarity.nearest(name, measure, most)

@@ -1,0 +1,269 @@
+"""The section that sets two calibration sets side by side, block by block: how their masks and
+their activation statistics differ, and their errors.
+
+Vega-Lite draws it in the reader's browser; here stand its specification, its data packed small, and
+a table. Nothing is computed: every number comes from `compare`. No torch here.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from markupsafe import Markup
+
+from calibrant.lab.report.page.rendering import embedded, render
+from calibrant.lab.report.tables.table import HOLE
+from calibrant.lab.stats import Layers, describe_target, join_names
+
+DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+STEPS: Final = 4094
+"""A number is embedded as two such digits, in so many steps from zero to the largest of its
+kind; the one number more is for what isn't known.
+"""
+
+TITLES: Final = {
+    "masks": (
+        "Share of mask bits that differ",
+        "of the sampled weights, how many one set keeps and the other doesn't",
+    ),
+    "statistics": (
+        "Distance of the activation statistics",
+        "0: the matrices of the block saw the same; each step is a step of log activation size",
+    ),
+    "error": (
+        "Output error of each set",
+        "of the block's matrices, relative to their output before pruning",
+    ),
+}
+"""What is drawn over the blocks: its title, and what it is."""
+
+SIDES: Final = ("a", "b", "both")
+"""Whose a number is: the first set's, the second's, or of the two together."""
+
+NOUNS: Final = {
+    "masks": "how their masks differ",
+    "statistics": "the activation statistics",
+    "error": "the output errors",
+}
+MISSING: Final = "The study computed again with the present version, in a new folder, keeps them."
+
+
+def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
+    """Return the section, with the first two sets of the first group in its table; `ids` are the
+    HTML ids of the sets' pages.
+
+    Where no two sets have layers to set side by side it is a sentence.
+    """
+    shown = [
+        group
+        for group in groups
+        if len(group.sets) > 1
+        and any(not np.isnan(values).all() for values in _facts(group).values())
+    ]
+    return render(
+        "layers",
+        groups=shown,
+        single=bool(groups) and all(len(group.sets) == 1 for group in groups),
+        holes=list(_holes(shown)),
+        missing=MISSING,
+        titles=TITLES,
+        group_title=_title,
+        rows=_table(shown[0]) if shown else (),
+        embedded=embedded("layers-data", _embedded(shown, ids)),
+    )
+
+
+def _holes(groups: Sequence[Layers]) -> Iterator[str]:
+    """Yield what this store lacks, by run group: all of a fact, or some of it."""
+    for group in groups:
+        known = _facts(group)
+        gone = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).all()]
+        some = [
+            NOUNS[fact]
+            for fact, values in known.items()
+            if np.isnan(values).any() and not np.isnan(values).all()
+        ]
+        where = f"Of {_title(group)} this store" if len(groups) > 1 else "This store"
+        parts = ([f"holds nothing about {join_names(gone)}"] if gone else []) + (
+            [f"lacks {join_names(some)} in some places"] if some else []
+        )
+        if parts:
+            yield f"{where} {' and '.join(parts)}. {MISSING}"
+
+
+def _facts(group: Layers) -> dict[str, np.ndarray]:
+    """Return every number of a group that is of two sets, or of one for its own."""
+    apart = ~np.eye(len(group.sets), dtype=bool)
+    return {
+        "masks": group.masks[apart],
+        "statistics": group.statistics[apart],
+        "error": group.error,
+    }
+
+
+def _table(group: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each block with the figures of the first pair of sets."""
+
+    def figure(value: float, form: str) -> str:
+        return HOLE if math.isnan(value) else form.format(value)
+
+    for i, block in enumerate(group.blocks):
+        errors = (figure(100 * group.error[side, i], "{:.2f} %") for side in (0, 1))
+        yield (
+            block,
+            (
+                figure(100 * (1 - group.masks[0, 1, i]), "{:.1f} %"),
+                figure(group.statistics[0, 1, i], "{:.3f}"),
+                *errors,
+            ),
+        )
+
+
+def _title(group: Layers) -> str:
+    """Return which runs a group is of: `smollm2, wanda at 60 % sparsity, arrival propagation`."""
+    way = f", {group.propagate} propagation" if group.propagate else ""
+    return f"{group.model}, {group.method} at {describe_target(group.target)}{way}"
+
+
+def _embedded(groups: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for group in groups for name in group.sets))
+    places = {name: place for place, name in enumerate(names)}
+    return {
+        "spec": _spec(),
+        "digits": DIGITS,
+        "steps": STEPS,
+        "names": names,
+        "pages": [ids.get(name, "") for name in names],
+        "runs": [_run(group, [places[name] for name in group.sets]) for group in groups],
+    }
+
+
+def _run(group: Layers, places: Sequence[int]) -> dict[str, Any]:
+    """A group: of pairs the upper triangle, row after row, of errors a row a set; empty where
+    nothing is known at all.
+    """
+    upper = np.triu_indices(len(group.sets), 1)
+    rows = {
+        "masks": 1 - group.masks[upper],
+        "statistics": group.statistics[upper],
+        "error": group.error,
+    }
+    most = {
+        fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+        for fact, values in rows.items()
+    }
+    return {
+        "text": _title(group),
+        "sets": places,
+        "blocks": group.blocks,
+        "numbers": [_number(block, place) for place, block in enumerate(group.blocks)],
+        "most": most,
+        **{
+            fact: packed(values, most[fact]) if np.isfinite(values).any() else []
+            for fact, values in rows.items()
+        },
+    }
+
+
+def _number(block: str, place: int) -> int:
+    """7 of `model.layers.7`; of a block without a number, its place."""
+    found = re.search(r"(\d+)$", block)
+    return int(found[1]) if found else place
+
+
+def packed(rows: np.ndarray, most: float) -> list[str]:
+    """Return each row as text, two of `DIGITS` a number, in steps of `most` / `STEPS`."""
+    # Twelve bits a number: the upper six are the first digit, the lower six the second. 4095 is
+    # what isn't known.
+    scaled = np.where(
+        np.isfinite(rows), np.rint(np.nan_to_num(rows) * (STEPS / most if most else 0.0)), STEPS + 1
+    ).astype(int)
+    return ["".join(DIGITS[n >> 6] + DIGITS[n & 63] for n in row) for row in scaled.tolist()]
+
+
+def _spec() -> dict[str, Any]:
+    """One drawing as Vega-Lite reads it; the script puts in what is drawn. The rules, thick and
+    invisible, are there to be hovered.
+    """
+    axis = {
+        "grid": True,
+        "gridColor": "var(--grid)",
+        "domainColor": "var(--line)",
+        "tickColor": "var(--line)",
+        "labelColor": "var(--soft)",
+    }
+    x = {
+        "field": "number",
+        "type": "quantitative",
+        "axis": {"title": "block", "tickMinStep": 1, "format": "d", "grid": False},
+        "scale": {"nice": False, "padding": 8},
+    }
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "axis": {"title": None, "tickCount": 5, "format": ".1%"},
+        "scale": {"zero": True},
+    }
+    colour = {
+        "field": "side",
+        "type": "nominal",
+        "scale": {
+            "domain": SIDES,
+            "range": ["var(--f-corpus)", "var(--f-arithmetic)", "var(--ink)"],
+        },
+        "legend": None,
+    }
+    shape = {
+        "field": "side",
+        "type": "nominal",
+        "scale": {"domain": SIDES, "range": ["circle", "diamond", "circle"]},
+        "legend": None,
+    }
+    dash = {
+        "field": "side",
+        "type": "nominal",
+        "scale": {"domain": SIDES, "range": [[1, 0], [5, 3], [1, 0]]},
+        "legend": None,
+    }
+    wide = "width / max(1, domain('x')[1] - domain('x')[0])"
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "data": {"name": "rows", "values": []},
+        "width": "container",
+        "height": 190,
+        "background": None,
+        "encoding": {"x": x},
+        "layer": [
+            {
+                "mark": {"type": "line", "aria": False, "strokeWidth": 2},
+                "encoding": {"y": y, "color": colour, "strokeDash": dash},
+            },
+            {
+                "mark": {"type": "point", "aria": False, "filled": True, "size": 42, "opacity": 1},
+                "encoding": {"y": y, "color": colour, "shape": shape},
+            },
+            {
+                "mark": {
+                    "type": "rule",
+                    "aria": False,
+                    "strokeWidth": {"expr": wide},
+                    "opacity": 0,
+                },
+                "encoding": {"tooltip": {"field": "text"}},
+            },
+        ],
+        "config": {
+            "font": "inherit",
+            "view": {"stroke": None},
+            "axis": {
+                **axis,
+                "titleColor": "var(--soft)",
+                "titleFontWeight": "normal",
+                "labelFontSize": 12,
+                "titleFontSize": 12,
+                "aria": False,
+            },
+        },
+    }

@@ -1,0 +1,228 @@
+"""How the page's templates become HTML: what they may call, how every value is escaped, and what
+goes in as it is.
+
+Each value in a template passes through `visible`, so that what acts on a reader's screen is shown
+as its escape, and is then escaped by Jinja. Only what this room itself makes goes in as it is, as
+`Markup`: drawings, style sheets, scripts and their data. No torch here.
+"""
+
+import hashlib
+import json
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from math import isnan
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from calibrant.lab.report.facts import PHASES
+from calibrant.lab.report.page import sets
+from calibrant.lab.report.plots import (
+    Plot,
+    against_size,
+    against_sparsity,
+    against_tokens,
+    evidence,
+    forest,
+    inline,
+    kept,
+    pareto,
+    worth,
+)
+from calibrant.lab.report.plots.theme import DARK, FAMILIES, LIGHT
+from calibrant.lab.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
+from calibrant.lab.report.tables.table import HOLE, heading
+from calibrant.lab.stats import LEVEL, MEAN, MEASURES, describe_target, join_names, target_noun
+from calibrant.spec.families import WORDS
+from calibrant.spec.foreign import visible, visible_data
+
+STYLES: Final = ("page.css", "interactive.css")
+
+COLUMN: Final = 660
+"""Units of a drawing that fits into half of a page."""
+
+UNSAFE: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+"""What could end a script or begin an element, as JSON writes it otherwise. U+2028 and U+2029
+are written so by `json` itself.
+"""
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Return a template of this room, filled with `values`."""
+    return Markup(_environment().get_template(f"{template}.html.jinja").render(values))
+
+
+@cache
+def _environment() -> Environment:
+    def shown(value: Any) -> Any:
+        return value if isinstance(value, Markup) else "" if value is None else visible(str(value))
+
+    loader = PackageLoader("calibrant.lab.report.page")
+    made = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.tests["nan"] = isnan
+    made.filters |= {
+        "short_in": lambda measured, among, before="": f"{before}{short(measured, among)}",
+        "plain": sets.plain,
+    }
+    made.globals |= {
+        "HOLE": HOLE,
+        "LEVEL": LEVEL,
+        "MEAN": MEAN,
+        "MEASURES": MEASURES,
+        "FAMILIES": FAMILIES,
+        "FAMILY_WORDS": WORDS,
+        "PHASES": PHASES,
+        **{
+            f.__name__: f
+            for f in (
+                describe_target,
+                target_noun,
+                join_names,
+                percent,
+                heading,
+                rise,
+                finding,
+                remarks,
+                caveats,
+                doubts,
+            )
+        },
+        **{
+            f.__name__: f
+            for f in (
+                forest,
+                kept,
+                pareto,
+                against_tokens,
+                against_sparsity,
+                against_size,
+                evidence,
+                worth,
+            )
+        },
+        **{
+            f.__name__: f
+            for f in (
+                sets.in_words,
+                sets.licence,
+                sets.origin,
+                sets.rows_of,
+                sets.scripts_of,
+                sets.profile_rows,
+            )
+        },
+        "inline": _inline,
+        "is_large": _is_large,
+        "heads_style": _heads_style,
+    }
+    return made
+
+
+def _inline(plot: Plot, key: str) -> Markup:
+    return Markup(inline(plot, key))
+
+
+def _is_large(svg: Markup) -> bool:
+    """Whether a drawing takes the whole width of a page; others stand two in a row where there
+    is room.
+    """
+    found = re.search(r' viewBox="\S+ \S+ ([\d.]+) ', svg)
+    return found is not None and float(found[1]) > COLUMN
+
+
+def _heads_style(heads: Sequence[str]) -> str:
+    """Return the heads of a table as custom properties, for the style sheet to write before figures: texts of CSS, in which nothing ends them.
+
+    >>> _heads_style(["", 'a "b"'])
+    '--h2:"a \\\\22 b\\\\22 "'
+    """
+    escape = {ord(c): f"\\{ord(c):x} " for c in '"\\<>&\n\r\f{};'}
+    return ";".join(
+        f'--h{place}:"{visible(str(head)).translate(escape)}"'
+        for place, head in enumerate(heads, 1)
+        if head
+    )
+
+
+def embedded(key: str, data: Any) -> Markup:
+    """Return data for a script, in an element called `key` that no browser runs. Raises
+    `ValueError` for a number that JSON doesn't have.
+    """
+    text = json.dumps(visible_data(data), separators=(",", ":"), allow_nan=False)
+    for sign, written in UNSAFE.items():
+        text = text.replace(sign, written)
+    return Markup(f'<script type="application/json" id="{key}">{text}</script>')
+
+
+@cache
+def vega_bundle() -> Markup:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`; about 0.9
+    MB, made in a second.
+
+    Nothing in it can end the script element that it stands in.
+    """
+    import vl_convert
+
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    for opening in ("</script", "<script", "<!--"):
+        script = script.replace(opening, f"\\x3c{opening[1:]}")
+    return Markup(script)
+
+
+@cache
+def page_script() -> Markup:
+    """Return the page's own script."""
+    return _file("page.js")
+
+
+def digest(script: str) -> str:
+    """Return the name of a script in a content security policy: `sha256-…`, of exactly the text
+    between the tags.
+
+    >>> digest("")
+    'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='
+    """
+    return f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def colours(root: str = ":root") -> str:
+    """Return the palettes of the plots as custom properties of `root`: light, and dark for who
+    prefers it.
+    """
+    light, dark = (
+        "".join(f" --{name}: {value};" for name, value in palette.items())
+        for palette in (LIGHT, DARK)
+    )
+    return f"{root} {{ color-scheme: light dark;{light} }}\n@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
+
+
+def page_style() -> Markup:
+    """Return the style sheet of the page."""
+    return Markup(colours() + "".join(map(_file, STYLES)))
+
+
+def excerpt_style(root: str) -> Markup:
+    """Return the page's colours and its tables' style, for what stands inside an element `root`
+    of another page.
+    """
+    css = _file("page.css")
+    rules = css[css.index(".finding {") : css.index("@media print")]
+    return Markup(
+        f"{colours(root)}{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n@scope ({root}) {{ {rules} }}"
+    )
+
+
+@cache
+def _file(name: str) -> Markup:
+    return Markup(files("calibrant.lab.report.page").joinpath(name).read_text("utf-8"))

@@ -1,0 +1,251 @@
+"""From a store to a report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
+
+from calibrant.errors import OutputError, SpecError
+from calibrant.lab.report.facts import StudyFacts, facts_of, notes_of
+from calibrant.lab.report.tables.data import csv, report_data
+from calibrant.lab.report.tables.latex import latex
+from calibrant.lab.report.tables.markdown import markdown
+from calibrant.lab.report.tables.sections import Section, sections
+from calibrant.lab.report.tables.table import WAYS, As
+from calibrant.lab.stats import (
+    Comparison,
+    Layers,
+    Ranking,
+    Results,
+    SetSummary,
+    Similarity,
+    compare,
+    kept_experts,
+    layers,
+    narrowed,
+    read,
+    similarity,
+    summaries,
+    tidy,
+)
+from calibrant.results import Store
+from calibrant.spec.foreign import visible_json
+from calibrant.system.durable import put, text_of_json
+from calibrant.system.extras import needed_for
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from calibrant.lab.report.page import Contents
+    from calibrant.lab.report.plots import Plot
+
+FORMATS: Final = ("table", "markdown", "csv", "latex", "json")
+
+
+@runtime_checkable
+class InFolder(Protocol):
+    """Anything that knows its folder of results: a finished study, a store."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found, ready to be shown. `str` is Markdown.
+
+    `reading` holds its scores, `notes` what must be said of each model, `way` what the figures of
+    its tables are.
+    """
+
+    folder: Path
+    comparison: Comparison
+    reading: Results
+    notes: Mapping[str, str]
+    way: As = "increase"
+
+    @cached_property
+    def facts(self) -> StudyFacts:
+        """What there is to know beside the comparison; read when it is first used, since it is
+        in thousands of small files.
+        """
+        return facts_of(Store(self.folder, create=False), self.reading)
+
+    @cached_property
+    def summaries(self) -> tuple[SetSummary, ...]:
+        """The calibration sets as the store knows them."""
+        return tuple(summaries(Store(self.folder, create=False), self.reading))
+
+    @cached_property
+    def layers(self) -> tuple[Layers, ...]:
+        """Each group of runs, block by block; every record is read whole for it."""
+        return tuple(layers(Store(self.folder, create=False), self.reading))
+
+    @cached_property
+    def similarity(self) -> Similarity:
+        """How alike the calibration sets are."""
+        return similarity(self.summaries, self.layers)
+
+    @property
+    def rankings(self) -> tuple[Ranking, ...]:
+        """A ranking for each model, method and target."""
+        return self.comparison.rankings
+
+    def __str__(self) -> str:
+        return markdown(self._sections())
+
+    def to_latex(self) -> str:
+        """Return the tables in LaTeX (booktabs), with what else there is to say in comments."""
+        return latex(self._sections())
+
+    def to_csv(self) -> str:
+        """Return the scores, one line each, as RFC 4180 says."""
+        return csv(tidy(self.reading))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data; what is not a number, or has no end, is None."""
+        return report_data(self.comparison, self.facts)
+
+    def text(self, format: str) -> str:
+        """Return the report in one of `FORMATS`. Raises `SpecError` for another."""
+        check_format(format)
+        if format == "json":
+            return visible_json(text_of_json(self.to_json(), ordered=True))
+        return {
+            "table": self.table,
+            "markdown": self.__str__,
+            "csv": self.to_csv,
+            "latex": self.to_latex,
+        }[format]()
+
+    def lines(self, width: int = 120) -> "Iterator[RenderableType]":
+        """Yield what a terminal of `width` columns shows (rich)."""
+        from calibrant.lab.report.tables.terminal import lines
+
+        return lines(self._sections(), width)
+
+    def table(self, width: int = 120) -> str:
+        """Return what a terminal of `width` columns shows, as text without colours."""
+        from rich.console import Console
+
+        out = StringIO()
+        self.show(Console(file=out, width=width, color_system=None, highlight=False, markup=False))
+        return out.getvalue()
+
+    def show(self, console: "Console") -> None:
+        """Print the tables with what was found (rich)."""
+        for line in self.lines(console.width):
+            console.print(line)
+
+    @needed_for("the page")
+    def html(self) -> str:
+        """Return the page, as one self-contained text. Raises `MissingPackageError` without the
+        extra `report`.
+        """
+        from calibrant.lab.report.page import page
+
+        return page(self._contents())
+
+    @needed_for("a report in a notebook")
+    def _repr_html_(self) -> str:
+        from calibrant.lab.report.page import Contents, fragment
+
+        return fragment(Contents(self.comparison, self.facts, self.reading), f"report-{id(self)}")
+
+    @needed_for("a plot")
+    def plots(self) -> "list[Plot]":
+        """Return every plot that the study has material for. Raises `MissingPackageError`
+        without the extra `report`.
+        """
+        from calibrant.lab.report.plots import plots
+
+        return plots(
+            self.comparison, self.layers, self._contents().tokens, tuple(kept_experts(self.reading))
+        )
+
+    @needed_for("a plot")
+    def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:
+        """Write every plot as SVG, PNG and PDF, and return where they are. Raises `OutputError`
+        if `folder` can't be written.
+        """
+        from calibrant.lab.report.plots import write
+
+        return write(self.plots(), Path(folder), dark)
+
+    def write_html(self, file: str | Path | None = None) -> Path:
+        """Write the page, whole or not at all, into the store's folder or to `file`, and return
+        where it is. Raises `OutputError` if it can't be.
+        """
+        if file is None:
+            with Store(self.folder) as store:
+                return store.write_text("report.html", self.html())
+        page, path = self.html(), Path(file)
+        try:
+            return put(path, page.encode())
+        except OSError as error:
+            raise OutputError(
+                f"{str(path)!r} can't be written ({error.strerror}); name another file",
+                subject=str(path),
+            ) from error
+
+    def _contents(self) -> "Contents":
+        from calibrant.lab.report.page import Contents
+
+        return Contents(
+            self.comparison, self.facts, self.reading, self.summaries, self.layers, self.similarity
+        )
+
+    def _sections(self) -> list[Section]:
+        return list(sections(self.comparison, self.way, self.notes))
+
+
+@needed_for("a report")
+def report(
+    study: str | Path | InFolder,
+    measures: Sequence[str] = (),
+    way: str = "increase",
+    baseline: str = "",
+) -> Report:
+    """Read what a study's folder holds and compare it.
+
+    `measures` narrows it to measured sets or evaluators whose name begins so; `way` is what the
+    figures are: `increase` over the dense model, the `loss` itself, or the share of the dense
+    model's performance `kept`. `baseline` is the set that others are compared with; see `compare`.
+    Raises `OutputError` for a folder that holds no results, `DataError` for results that can't be
+    compared with one another, `SpecError` for another `way`, or a baseline that isn't there.
+
+    >>> report("results", way="median")
+    Traceback (most recent call last):
+    calibrant.errors.SpecError: the figures can't be shown as 'median'; choose among increase, loss, kept
+    """
+    if way not in WAYS:
+        raise SpecError(
+            f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way
+        )
+    store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
+    reading = read(store)
+    # The outcomes of single items are nine tenths of it, and have been compared by then.
+    scores = replace(narrowed(reading, measures), items={})
+    return Report(
+        store.folder,
+        compare(reading, measures, baseline=baseline),
+        scores,
+        notes_of(store, scores),
+        cast("As", way),
+    )
+
+
+def check_format(format: str) -> None:
+    """Raise `SpecError` for a format that a report doesn't come in.
+
+    >>> check_format("xml")
+    Traceback (most recent call last):
+    calibrant.errors.SpecError: a report doesn't come in the format 'xml'; choose among table, markdown, csv, latex, json
+    """
+    if format not in FORMATS:
+        raise SpecError(
+            f"a report doesn't come in the format {format!r}; choose among {', '.join(FORMATS)}",
+            subject=format,
+        )

@@ -1,0 +1,221 @@
+"""A number with its uncertainty: its interval, its test, and what it would take to find a
+difference of a given size.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+LEVEL: Final = 0.95
+POWER: Final = 0.8
+MOST: Final = 10**7
+"""More draws or items than that are no advice."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty.
+
+    `stderr` is None where a single item leaves none to estimate. `df` are the degrees of freedom
+    behind it, `items` the documents. `over_draws` says that the error covers other draws of the
+    calibration sets as well as other items; `draws_share` is then the share of its variance that
+    draws have, and `dfs` are the degrees of freedom of the items' and of the draws' part, from
+    whose quantiles the interval is made. Without `dfs` it is Student's t with `df`.
+
+    >>> difference = Estimate(0.123, 0.045, df=20.0, items=21)
+    >>> f"{difference:+.3f}"
+    '+0.123 ± 0.045'
+    >>> low, high = difference.interval()
+    >>> f"{low:.3f} to {high:.3f}"
+    '0.029 to 0.217'
+    >>> difference.significant(), difference.significant(comparisons=10)
+    (True, False)
+    """
+
+    value: float
+    stderr: float | None
+    df: float
+    items: int
+    over_draws: bool = False
+    draws_share: float = 0.0
+    dfs: tuple[float, float] | None = None
+
+    def __format__(self, spec: str) -> str:
+        """Write the value by `spec`, and its standard error where there is one:
+        `f"{estimate:+.3f}"` is +0.123 ± 0.045.
+        """
+        return format(self.value, spec) + (
+            "" if self.stderr is None else f" ± {format(self.stderr, spec.lstrip('+'))}"
+        )
+
+    def interval(self, level: float = LEVEL, comparisons: int = 1) -> tuple[float, float] | None:
+        """Return the interval at `level`, jointly over so many `comparisons` (Bonferroni); None
+        without a standard error.
+        """
+        if self.stderr is None:
+            return None
+        half = self.quantile(1 - (1 - level) / (2 * comparisons)) * self.stderr
+        return self.value - half, self.value + half
+
+    def significant(self, level: float = LEVEL, comparisons: int = 1) -> bool:
+        """Whether the interval leaves out zero. Without an interval nothing is significant."""
+        interval = self.interval(level, comparisons)
+        return interval is not None and not interval[0] <= 0 <= interval[1]
+
+    def quantile(self, p: float) -> float:
+        """Return how many standard errors above the value the `p` quantile lies (p ≥ 0.5)."""
+        if self.dfs is None:
+            return t_quantile(p, self.df)
+        # Cochran's: the quantiles of both parts, each weighted with its part of the variance.
+        items, draws = self.dfs
+        return (1 - self.draws_share) * t_quantile(p, items) + self.draws_share * t_quantile(
+            p, draws
+        )
+
+    def p_value(self) -> float | None:
+        """Return p of the two-sided test that the truth is zero: 1 less the level whose interval
+        ends there. None without a standard error.
+        """
+        from scipy.special import stdtr
+
+        if self.stderr is None:
+            return None
+        if self.stderr == 0 or self.value == 0:
+            return float(self.value == 0)
+        t = abs(self.value) / self.stderr
+        # Cochran's quantile has no inverse in closed form; p lies between those of the two parts,
+        # and is found by halving on a log scale.
+        low, high = sorted(2 * float(stdtr(df, -t)) for df in (self.dfs or (self.df, self.df)))
+        for _ in range(60 if 0 < low < high else 0):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.quantile(1 - middle / 2) < t else (middle, high)
+        return high
+
+
+def t_quantile(p: float, df: float) -> float:
+    """Return the `p` quantile of Student's t with `df` degrees of freedom, which needn't be
+    whole.
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, p))
+
+
+def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
+    """Return the least two-sided p that a test over draws alone can give, and the name of that
+    test; None where neither side has draws.
+
+    Draws against draws: a permutation between the sides. Draws against what takes none (the dense
+    model): a flip of their signs. Student's t has no such floor; it pays by taking the draws'
+    errors for normal.
+    """
+    if not draws and not against:
+        return None
+    # The most extreme of all arrangements is one of so many; times two for both sides.
+    if draws and against:
+        return min(
+            1.0, 2 / math.comb(draws + against, draws)
+        ), f"a permutation of {draws} and {against} draws"
+    return 2.0 ** (1 - draws - against), f"a flip of the signs of {draws + against} draws"
+
+
+def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -> float | None:
+    """Return the smallest true difference that an estimate of this uncertainty finds with `power`
+    in a two-sided test at `level`.
+
+    None without a standard error.
+    """
+    if estimate.stderr is None:
+        return None
+    # The estimate must pass the test's quantile, and with this power it does if the truth is the
+    # power's quantile beyond that.
+    return (estimate.quantile(1 - (1 - level) / 2) + estimate.quantile(power)) * estimate.stderr
+
+
+def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = LEVEL) -> int | None:
+    """Return how many draws a set it takes to detect `effect` on the same items; `draws` are
+    those behind the estimate. None if none would do.
+    """
+    if draws < 2 or not estimate.over_draws or estimate.stderr is None:
+        return None
+    stderr = estimate.stderr
+
+    def with_draws(count: int) -> Estimate:
+        # The draws' part of the variance falls with their number, and its degrees of freedom grow
+        # with it; the items' part stays.
+        over = estimate.draws_share * (draws / count)  # all in units of today's variance
+        total = 1 - estimate.draws_share + over
+        dfs = (
+            None
+            if estimate.dfs is None
+            else (estimate.dfs[0], estimate.dfs[1] * (count - 1) / (draws - 1))
+        )
+        return replace(
+            estimate, stderr=stderr * math.sqrt(total), draws_share=over / total, dfs=dfs
+        )
+
+    return _fewest(with_draws, effect, level)
+
+
+def items_needed(estimate: Estimate, effect: float, level: float = LEVEL) -> int | None:
+    """Return how many items it takes to detect `effect`, of the same draws. None if none would
+    do.
+    """
+    if estimate.stderr is None:
+        return None
+    stderr = estimate.stderr
+
+    def with_items(count: int) -> Estimate:
+        # As with draws, the other way round: the items' part falls and the draws' part stays.
+        ratio = estimate.items / count
+        total = (1 - estimate.draws_share) * ratio + estimate.draws_share
+        dfs = None if estimate.dfs is None else (max(1.0, estimate.dfs[0] / ratio), estimate.dfs[1])
+        df = estimate.df if dfs else max(1.0, estimate.df / ratio)
+        return replace(
+            estimate,
+            stderr=stderr * math.sqrt(total),
+            draws_share=estimate.draws_share / total,
+            df=df,
+            dfs=dfs,
+        )
+
+    return _fewest(with_items, effect, level)
+
+
+def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> str:
+    """Say in a sentence what it would take to detect the difference that was seen: more draws or
+    more items, whichever limits it.
+    """
+    seen, least = abs(estimate.value), detectable(estimate, level)
+    if least is None or seen == 0:
+        return ""
+    difference = f"the difference that was seen ({seen:.2g}{f' {unit}' if unit else ''})"
+    if least <= seen:
+        return f"What is here suffices to detect {difference} four times in five."
+    by_draws = (draws_needed(estimate, draws, seen, level), f"draws a set instead of {draws}")
+    by_items = (items_needed(estimate, seen, level), f"items instead of {estimate.items}")
+    for count, what in (by_draws, by_items) if estimate.draws_share > 0.5 else (by_items, by_draws):
+        if count is not None:
+            return f"To detect {difference} four times in five, it would take {count:,} {what}."
+    return f"To detect {difference} four times in five, it would take more items and more draws: neither alone suffices."
+
+
+def _fewest(estimate_of: Callable[[int], Estimate], effect: float, level: float) -> int | None:
+    """Return the smallest number from 2 on with which `effect` is detectable: doubled until it
+    is, then halved in. None beyond `MOST`.
+    """
+
+    def enough(count: int) -> bool:
+        least = detectable(estimate_of(count), level)
+        return least is not None and least <= abs(effect)
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

@@ -1,0 +1,294 @@
+"""The questions of "Is C4 Dataset Optimal for Pruning?" (Bandari et al. 2024, arXiv 2410.07461),
+put to one study.
+
+Each is answered from differences between sets, one for each ranking (and source, or measured set)
+that has what it takes. All differences behind one question are held together at the ranking's
+level, by Bonferroni. An answer is about this study's models and nothing else, and it is a
+description: a question to be tested belongs among a study's primary contrasts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from calibrant.lab.stats.estimate import Estimate
+from calibrant.lab.stats.labels import describe_target, join_names, label_measured, target_noun
+from calibrant.lab.stats.ranking import MEAN, ComparedGroup
+
+Answer = Literal["yes", "no", "it depends", "undecided", "not covered"]
+
+IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
+WORKED: Final = ("Worked solutions", "answers alone")
+"""The two sides of a question about formats, in words."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One difference behind an answer: how much *worse* the first side of `label` did than the
+    second, `where` and `on` which measured set.
+
+    `interval` holds together with those of all other evidence of its question; None where there is
+    no error to make one from.
+    """
+
+    label: str
+    where: str
+    on: str
+    difference: Estimate
+    interval: tuple[float, float] | None
+    verdict: Literal["better", "worse", "not significant"]
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class PaperQuestion:
+    """A question, its answer, the answer in a sentence, and what it rests on."""
+
+    name: str
+    question: str
+    answer: Answer
+    explanation: str
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def over_draws(self) -> bool:
+        """Whether the evidence covers other draws of the calibration sets; if not, the answer is
+        about these draws alone.
+        """
+        return all(e.difference.over_draws for e in self.evidence)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A difference before it is judged: two pools of sets of one group, and what they are
+    compared on.
+    """
+
+    group: ComparedGroup
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    measured: tuple[str, ...]
+    label: str
+
+
+def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
+    """Return the pairs as evidence, each interval widened for all of them."""
+    evidence: list[Evidence] = []
+    for pair in compared:
+        group, comparisons = pair.group, len(compared)
+        estimate, level = group.difference(pair.first, pair.second, pair.measured), group.level
+        significant = estimate.significant(level, comparisons)
+        verdict: Literal["better", "worse", "not significant"]
+        verdict = (
+            "not significant" if not significant else "worse" if estimate.value > 0 else "better"
+        )
+        where = f"{group.setting.model}, {group.setting.method} at {describe_target(group.setting.target)}"
+        on, unit = (
+            pair.measured[0] if len(pair.measured) == 1 else MEAN,
+            group.units[pair.measured[0]],
+        )
+        evidence.append(
+            Evidence(
+                pair.label,
+                where,
+                on,
+                estimate,
+                estimate.interval(level, comparisons),
+                verdict,
+                unit,
+            )
+        )
+    return tuple(evidence)
+
+
+def questions(groups: Sequence[ComparedGroup]) -> Iterator[PaperQuestion]:
+    """Yield every question, also those that this study can't answer: they say what is missing."""
+    yield _best(groups)
+    yield _arithmetic(groups)
+    yield _own(groups)
+    yield _formats(
+        groups,
+        "icl",
+        ("zero", "single"),
+        "Do questions with their answers, one after the other (ICL), help?",
+        IN_A_ROW,
+    )
+    yield _formats(groups, "cot", ("icl",), "Do worked solutions (CoT) help?", WORKED)
+
+
+def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
+    """Whether the baseline, C4 unless the study names another, is the best set."""
+    name = next((group.baseline for group in groups if group.baseline), "")
+    question = f"Is {name or 'c4'} the best calibration set?"
+    rivals = [
+        (group, [s for s in group.sets if s != name and not group.label(s).control])
+        for group in groups
+        if group.baseline
+    ]
+    compared = [
+        _Pair(group, (name,), (rival,), group.averaged, f"{name} against {rival}")
+        for group, sets in rivals
+        for rival in sets
+    ]
+    if not compared:
+        return PaperQuestion(
+            "baseline",
+            question,
+            "not covered",
+            "It takes the baseline and another set with content, both measured.",
+        )
+    evidence = _judged(compared)
+    sets = {
+        v: list(
+            dict.fromkeys(
+                p.second[0] for p, e in zip(compared, evidence, strict=True) if e.verdict == v
+            )
+        )
+        for v in ("worse", "not significant")
+    }
+    noun, several = target_noun(group.setting.target for group, _ in rivals), len(rivals) > 1
+    places = (
+        f"{len(rivals)} combinations of method and {noun}"
+        if several
+        else f"the one combination of method and {noun}"
+    )
+    if worse := [e for e in evidence if e.verdict == "worse"]:
+        scope = f" in {len({e.where for e in worse})} of {places}" if several else ""
+        text = f"{join_names(sets['worse'])} did significantly better than {name}{scope}; most: {_largest(worse)}."
+        return PaperQuestion("baseline", question, "no", text, evidence)
+    if not sets["not significant"]:
+        text = f"It did significantly better than every other set with content, in {places}."
+        return PaperQuestion("baseline", question, "yes", text, evidence)
+    scope = f"some or all of {places}" if several else places
+    text = f"No set did significantly better than {name}, but {join_names(sets['not significant'])} cannot be distinguished from it in {scope}."
+    return PaperQuestion("baseline", question, "undecided", text, evidence)
+
+
+def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
+    """Whether arithmetic sets, taken together, do as well as the corpora, taken together."""
+    question = "Does arithmetic data calibrate as well as corpora do?"
+    compared: list[_Pair] = []
+    for group in groups:
+        problems = tuple(s for s in group.sets if group.label(s).family == "arithmetic")
+        corpora = tuple(s for s in group.sets if group.label(s).family in ("corpus", "code"))
+        if problems and corpora:
+            # Up to three sets are named, more are counted.
+            sides = [
+                join_names(sets) if len(sets) <= 3 else f"{len(sets)} {what}"
+                for sets, what in ((problems, "arithmetic sets"), (corpora, "corpora"))
+            ]
+            compared.append(
+                _Pair(group, problems, corpora, group.averaged, " against ".join(sides))
+            )
+    if not compared:
+        return PaperQuestion(
+            "arithmetic",
+            question,
+            "not covered",
+            "It takes an arithmetic set and a corpus in one study.",
+        )
+    return _answered("arithmetic", question, _judged(compared), "Arithmetic", "corpora")
+
+
+def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
+    """Whether what a model is measured on is helped by data of the same source."""
+    question = "Does a task's own data help it?"
+    compared: list[_Pair] = []
+    for group in groups:
+        for measured in group.measured:
+            source = label_measured(measured).source
+            own = tuple(s for s in group.sets if group.label(s).source == source)
+            others = tuple(s for s in group.sets if s not in own and not group.label(s).control)
+            if own and others:
+                compared.append(
+                    _Pair(group, own, others, (measured,), f"{join_names(own)} against the others")
+                )
+    if not compared:
+        text = (
+            "It takes a measured set whose own source is among the calibration sets, beside others."
+        )
+        return PaperQuestion("own", question, "not covered", text)
+    return _answered("own", question, _judged(compared), "A task's own data", "the other sets")
+
+
+def _formats(
+    groups: Sequence[ComparedGroup],
+    after: str,
+    before: Sequence[str],
+    question: str,
+    sides: tuple[str, str],
+) -> PaperQuestion:
+    """Whether rows of one source calibrate better in the format `after` than in those `before`;
+    the question has its name.
+    """
+    compared: list[_Pair] = []
+    for group in groups:
+        by_source: dict[tuple[str, str], dict[str, str]] = {}
+        for name in group.sets:
+            label = group.label(name)
+            if not label.control and not label.mixed:
+                by_source.setdefault((label.source, label.packing), {})[label.format] = name
+        for formats in by_source.values():
+            for form in (form for form in before if form in formats and after in formats):
+                new, old = formats[after], formats[form]
+                compared.append(
+                    _Pair(group, (new,), (old,), group.averaged, f"{new} against {old}")
+                )
+    if not compared:
+        return PaperQuestion(
+            after,
+            question,
+            "not covered",
+            f"It takes one source in two formats, {' or '.join(before)} and {after}.",
+        )
+    return _answered(after, question, _judged(compared), *sides)
+
+
+def _answered(
+    name: str, question: str, evidence: tuple[Evidence, ...], first: str, second: str
+) -> PaperQuestion:
+    """Answer yes where all that is significant says so, no where it says the opposite, and that
+    it depends where both are found.
+    """
+    better, worse = (
+        [e for e in evidence if e.verdict == verdict] for verdict in ("better", "worse")
+    )
+    answer: Answer = (
+        "it depends" if better and worse else "yes" if better else "no" if worse else "undecided"
+    )
+    significant, rest = [*better, *worse], len(evidence) - len(better) - len(worse)
+    if not significant:
+        among = (
+            "the one comparison there is"
+            if len(evidence) == 1
+            else f"any of {len(evidence)} comparisons"
+        )
+        text = f"{first} and {second} cannot be distinguished in {among}. The largest difference that was seen: {_largest(evidence)}."
+    elif len(evidence) == 1:
+        text = f"{first} did significantly {significant[0].verdict} than {second}: {describe_difference(significant[0])}."
+    else:
+        numbers = (
+            ("significantly better", len(better)),
+            ("significantly worse", len(worse)),
+            ("not significant", rest),
+        )
+        counts = ", ".join(f"{word} in {number}" for word, number in numbers if number)
+        text = f"{first}, compared with {second} {len(evidence)} times: {counts}. The largest significant difference: {_largest(significant)}."
+    return PaperQuestion(name, question, answer, text, evidence)
+
+
+def _largest(evidence: Sequence[Evidence]) -> str:
+    return describe_difference(max(evidence, key=lambda e: abs(e.difference.value)))
+
+
+def describe_difference(evidence: Evidence) -> str:
+    """Return one difference in words: `gsm8k:icl against c4 on average (smollm2, wanda at 60 %
+    sparsity), -0.123 nats/token (-0.150 to -0.096)`.
+    """
+    interval = (
+        ""
+        if evidence.interval is None
+        else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
+    )
+    on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
+    return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{interval}"

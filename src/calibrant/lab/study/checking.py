@@ -1,0 +1,651 @@
+"""The entries of a study, read once into values and checked as a whole: all mistakes are found at
+once, each with its place.
+
+Our own code and no schema library, after trying two (docs/log/2026-11-26-schema-libraries.md):
+msgspec ends at the first mistake; pydantic took 49 lines more for the single values alone, since
+each of its messages needs one of ours. The rest (duplicates, names that stand elsewhere, what the
+grid holds) needs the entries before it.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from calibrant.allocations import Allocation, allocations
+from calibrant.compress import PROPAGATIONS, Recipe
+from calibrant.compress.recipe import check_propagation
+from calibrant.data import CalibrationSet, Source
+from calibrant.data.calibration import LAST_DRAW, check_budget
+from calibrant.errors import DataError, InputError, Problem
+from calibrant.evaluators import Evaluator, evaluators
+from calibrant.lab.study.cells import USUAL, Axes, union
+from calibrant.lab.study.request import DENSE, Labels, RunRequest
+from calibrant.methods import Method, methods
+from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.options import DataOptions
+from calibrant.spec import Spec, reads_back
+from calibrant.spec.foreign import LARGEST, brief, did_you_mean, user_text
+from calibrant.spec.registry import Registry
+from calibrant.targets import Target, parse_target
+from calibrant.transforms import Transform, transforms
+from calibrant.walk import Propagation
+
+Made = TypeVar("Made")
+Path = tuple[str | int, ...]
+"""Where something stands in a study: keys and numbers, outermost first."""
+Given = dict[str, tuple[Path, Any]]
+"""What was given, by canonical keys: where it stands, and the value."""
+
+AXES: Final = ("model", "data", "method", "allocation", "sparsity", "seeds", "propagate")
+"""What a group may replace and an entry of `exclude` may name."""
+LISTS: Final = AXES[:-1]
+"""The axes that may hold several values."""
+BUDGET: Final = ("samples", "length", "tokens")
+SWITCHES: Final = ("masks", "quotes", "allow_leak")
+DISK_LIMITS: Final = ("statistics_gb", "edits_gb")
+"""Keys that say how much of something is kept on disk."""
+_ONCE: Final = (
+    *("samples", "tokens", "length"),
+    *("propagate", "dtype", "device"),
+    *SWITCHES,
+    *DISK_LIMITS,
+)
+_ABOVE: Final = ("transform", "baseline", "groups", "exclude", "pools", "primary")
+KEYS: Final = (*LISTS, "evaluate", *_ONCE, *_ABOVE)
+"""Every key of a study file."""
+SYNONYMS: Final = {
+    "models": "model",
+    "methods": "method",
+    "sparsities": "sparsity",
+    "target": "sparsity",
+    "targets": "sparsity",
+    "seed": "seeds",
+    "sets": "data",
+    "evaluators": "evaluate",
+}
+"""Keys that are understood too."""
+
+_LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds": "seed"}
+"""What a cell's label is called that an axis stands for."""
+_DATA_AXES: Final = ("data", "seeds", "propagate")
+"""Axes that only what looks at data has."""
+_USUAL_BUDGET: Final[dict[str, Any]] = {
+    "samples": DataOptions.samples,
+    "length": DataOptions.length,
+    "tokens": DataOptions.tokens,
+}
+NOTHING: Final = (None, (), [])
+SINGLE: Final = (str, int, float, Spec, CalibrationSet)
+"""What is one value and no list of them."""
+NAME: Final = 100
+"""Letters of a name at most: it stands in tables."""
+MOST_VALUES: Final = 10_000
+"""Of an axis, and of any other list of a study."""
+MOST_RUNS: Final = 100_000
+MOST_COMPARISONS: Final = 10_000_000
+"""Of a run with an entry of `exclude`, or with a contrast."""
+
+
+@dataclass
+class Mistakes:
+    """Mistakes as they are entries; the same one is kept once."""
+
+    entries: dict[tuple[Path, str], None] = field(default_factory=dict[tuple[Path, str], None])
+
+    def add(self, path: Path, message: str) -> None:
+        """Add one."""
+        self.entries[path, message] = None
+
+    def about(self, path: Path, given: Any, said: str) -> None:
+        """Add one that begins with what was given."""
+        self.add(path, f"{short(given)} {said}")
+
+    def tried(self, path: Path, make: Callable[..., Made], *given: Any) -> Made | None:
+        """Return what `make` returns, or None where it complains, which is added."""
+        try:
+            return make(*given)
+        except InputError as error:
+            message = str(error)
+            if any(_is_cut(value) for value in given):
+                message += "; in a list within brackets, a text with a comma needs quotes"
+            self.add(path, message)
+            return None
+
+    def problems(self, lines: Mapping[Path, int] | None = None) -> list[Problem]:
+        """Return all of them in the order of their lines.
+
+        `lines` says where each key and item stands.
+        """
+        problems: list[Problem] = []
+        for path, message in self.entries:
+            problems.append(Problem(_line(path, lines or {}), where(path), message))
+        return sorted(problems, key=lambda problem: problem.line)
+
+
+def _is_cut(value: Any) -> bool:
+    """Whether a text lacks one of its brackets."""
+    return isinstance(value, str) and value.count("(") != value.count(")")
+
+
+def _line(path: Path, lines: Mapping[Path, int]) -> int:
+    """The line of a path, or of the nearest thing around it that has one."""
+    for end in range(len(path), -1, -1):
+        if path[:end] in lines:
+            return lines[path[:end]]
+    return 0
+
+
+def where(path: Path) -> str:
+    """Return a path as messages write it: `groups.small.data[2]`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(steps).removeprefix(".")
+
+
+def short(value: Any) -> str:
+    """Return a value for a message, never long."""
+    text = brief(written(value))
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def listed(names: Iterable[Any], most: int = 12) -> str:
+    """Return some names in words, so many at most."""
+    texts = sorted(map(str, names))
+    if not texts:
+        return "none"
+    shown = ", ".join(texts[:most])
+    return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
+
+
+def gathered(value: Any) -> Any:
+    """Return a value with lists for all sequences in it; of one without end, enough to see that."""
+    if isinstance(value, Mapping):
+        return {key: gathered(item) for key, item in value.items()}
+    if isinstance(value, SINGLE) or not isinstance(value, Iterable):
+        return value
+    some = islice(value, MOST_VALUES + 1)
+    return [item if isinstance(item, SINGLE) else gathered(item) for item in some]
+
+
+def written(value: Any) -> Any:
+    """Return a value as a study file holds it: objects as their texts."""
+    if isinstance(value, Spec | CalibrationSet):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: written(item) for key, item in value.items()}
+    return [written(item) for item in value] if isinstance(value, list) else value
+
+
+def items(path: Path, value: Any) -> list[tuple[Path, Any]]:
+    """Return the values of an axis with their paths; a single value stands for a list of one."""
+    if isinstance(value, list | tuple | range):
+        return [((*path, number), item) for number, item in enumerate(value)]
+    return [(path, value)]
+
+
+def keyed(mistakes: Mistakes, path: Path, raw: Any, known: Sequence[str], noun: str) -> Given:
+    """Return the entries of a mapping by their canonical keys, each with its path.
+
+    What is no mapping, and a key that is unknown, is a mistake.
+    """
+    entries: Given = {}
+    allowed = ", ".join(known)
+    if not isinstance(raw, Mapping):
+        mistakes.about(path, raw, f"is no {noun}; write keys with values, of {allowed}")
+        return entries
+    for key, value in raw.items():
+        name = SYNONYMS.get(str(key), str(key))
+        if name in entries:
+            first = where(entries[name][0])
+            mistakes.add((*path, key), f"{key} says the same as {first}; leave one out")
+        elif name in known:
+            entries[name] = (*path, key), value
+        else:
+            words = [word for word, meant in SYNONYMS.items() if meant in known]
+            hint = did_you_mean(str(key), [*known, *words])
+            if name in KEYS and name not in AXES:
+                hint = f"; {key} is the same for the whole study"
+            mistakes.add((*path, key), f"a {noun} has no key {key!r}{hint} (known: {allowed})")
+    return entries
+
+
+KINDS: Final[dict[str, tuple[type[Spec], Registry]]] = {
+    "method": (Method, methods),
+    "allocation": (Allocation, allocations),
+    "evaluate": (Evaluator, evaluators),
+    "transform": (Transform, transforms),
+}
+"""What stands under a key: a class, and the registry that reads its texts."""
+
+
+@dataclass
+class StudyContents:
+    """What a study holds: a request for each cell, by its labels, and the cells of each group.
+
+    `evaluators` are by their texts. The rest is what readers of results need, in texts.
+    """
+
+    requests: dict[Labels, RunRequest] = field(default_factory=dict[Labels, RunRequest])
+    groups: dict[str, set[Labels]] = field(default_factory=dict[str, set[Labels]])
+    evaluators: dict[str, Evaluator] = field(default_factory=dict[str, Evaluator])
+    baseline: str | None = None
+    pools: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    primary: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
+class StudyReader:
+    """Reads one study and adds what is wrong with it to `mistakes`.
+
+    `entries` are by their canonical keys. Each distinct text is read into an object once.
+    """
+
+    def __init__(self, entries: Mapping[str, Any], mistakes: Mistakes) -> None:
+        self.entries = entries
+        self.mistakes = mistakes
+        self.contents = StudyContents()
+        self.refused = False
+        """Whether there is so much that no cell was made."""
+        self._budget = dict(_USUAL_BUDGET)
+        self._transforms: tuple[Transform, ...] = ()
+        self._built: dict[tuple[str, str], Any] = {}
+        self._readers: Final[dict[str, Callable[[Path, Any], Any]]] = {
+            "model": partial(self._text, make=user_text),
+            "data": self._set,
+            "method": partial(self._spec, "method"),
+            "allocation": partial(self._spec, "allocation"),
+            "sparsity": self._target,
+            "seeds": partial(self._whole, noun="a draw", least=0, most=LAST_DRAW),
+            "propagate": partial(self._choice, allowed=PROPAGATIONS),
+        }
+
+    def grid(self) -> StudyContents:
+        """Read cells and evaluators; `contrasts.read_contrasts` then reads what is compared."""
+        self._scalars()
+        self.refused = self._too_long()
+        if self.refused:
+            return self.contents
+        self._evaluators()
+        grids = self._grids()
+        self.refused = self._too_much(grids)
+        if self.refused:
+            return self.contents
+        cells = self._cells(grids)
+        exclude: list[dict[str, set[Any]]] = []
+        for path, entry in items(("exclude",), self.entries.get("exclude") or ()):
+            matching = self._excluded(path, entry, cells)
+            if matching:
+                exclude.append(matching)
+        self.contents.requests = union(cells, exclude)
+        if cells and not self.contents.requests:
+            message = f"everything is left out: of {len(cells)} runs none remains; narrow an entry"
+            self.mistakes.add(("exclude",), message)
+        self._check_pairs()
+        return self.contents
+
+    # Single values.
+
+    def value(self, axis: str, path: Path, raw: Any) -> Any:
+        """Return one value of an axis, text or object, as an object; None for a mistake."""
+        return self._readers[axis](path, raw)
+
+    def set_of(self, text: str) -> CalibrationSet:
+        """Return the calibration set that a text stands for. `InputError` where there is none."""
+        return self._once("data", text, lambda: CalibrationSet(text, **self._budget))
+
+    def _once(self, place: str, text: str, make: Callable[[], Any]) -> Any:
+        """What a text stands for. Only the first time it is made."""
+        key = place, text
+        if key not in self._built:
+            self._built[key] = make()
+        return self._built[key]
+
+    def _text(self, path: Path, raw: Any, make: Callable[[str], Made]) -> Made | None:
+        if isinstance(raw, str) and raw.strip():
+            return self.mistakes.tried(path, make, raw)
+        advice = "write a name, such as wanda, or quote what holds a comma"
+        self.mistakes.about(path, raw, f"is no text; {advice}")
+        return None
+
+    def _spec(self, key: str, path: Path, raw: Any) -> Any:
+        kind, registry = KINDS[key]
+
+        def named(text: str) -> Any:
+            return self._once(key, text, lambda: registry.build(text))
+
+        if not isinstance(raw, kind):
+            # An object of another kind is refused like its text.
+            return self._text(path, written(raw), named)
+        text = self.mistakes.tried(path, registry.text, raw)
+        if text is None or reads_back(raw):
+            return raw if text else None
+        # Identities are those of the study's file: an object that its text says otherwise, such as
+        # with 1 for 1.0, is what its text says.
+        return named(text)
+
+    def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
+        if isinstance(raw, CalibrationSet):
+            return self._given_set(path, raw)
+        if isinstance(raw, Source):
+            return self.mistakes.tried(path, lambda: CalibrationSet(raw, **self._budget))
+        return self._text(path, raw, self.set_of)
+
+    def _given_set(self, path: Path, given: CalibrationSet) -> CalibrationSet | None:
+        """A set with the study's budget. A study has one for all its sets."""
+        usual = self._budget
+        by_tokens = usual["tokens"] is not None or given.budget is not None
+        amount, usual_amount = given.samples, usual["samples"]
+        if by_tokens:
+            amount, usual_amount = given.budget, usual["tokens"]
+        alike = (given.length, amount) == (usual["length"], usual_amount)
+        if alike and not given.seed and given.part == "calibrate":
+            return given
+        said = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
+        self.mistakes.add(
+            path,
+            f"{given!r} has a budget or a draw of its own, and in a study all sets have the "
+            f"study's, {', '.join(said)}; give its text, {given.expr!r}",
+        )
+        return None
+
+    def _target(self, path: Path, raw: Any) -> Target | None:
+        if isinstance(raw, Target):
+            return raw
+        plain = isinstance(raw, str | int | float) and not isinstance(raw, bool)
+        return self.mistakes.tried(path, parse_target, raw if plain else short(raw))
+
+    def _whole(
+        self,
+        path: Path,
+        raw: Any,
+        noun: str,
+        least: int,
+        most: int = LARGEST,
+    ) -> int | None:
+        whole = type(raw) is int
+        if whole and least <= raw <= most:
+            return raw
+        allowed = f"at most {most:,}" if whole and raw > most else f"at least {least}"
+        message = f"{noun} is {short(raw)}; it must be a whole number of {allowed}"
+        self.mistakes.add(path, message)
+        return None
+
+    def _choice(self, path: Path, raw: Any, allowed: Sequence[Made]) -> Made | None:
+        for choice in allowed:
+            if isinstance(raw, str) and raw == choice:
+                return choice
+        names = [str(choice) for choice in allowed]
+        hint = did_you_mean(raw, names) if isinstance(raw, str) else ""
+        self.mistakes.about(path, raw, f"is not known{hint}; choose one of {', '.join(names)}")
+        return None
+
+    # What is said once for the whole study.
+
+    def named(self, key: str) -> Iterator[tuple[str, Path, Any]]:
+        """Yield the entries of `groups` or `pools`: name, path, value."""
+        raw = self.entries.get(key) or {}
+        if not isinstance(raw, Mapping):
+            message = f"has no names; write each of the {key} under a name of its own"
+            self.mistakes.about((key,), raw, message)
+            return
+        for name, value in raw.items():
+            fits = isinstance(name, str) and name.strip() and name.isprintable()
+            if not fits or len(name) > NAME:
+                message = f"is no name; write one of at most {NAME} letters"
+                self.mistakes.about((key, name), name, message)
+            yield str(name), (key, name), value
+
+    def _scalars(self) -> None:
+        self._read_budget()
+        for name in SWITCHES:
+            if not isinstance(self.entries.get(name), bool):
+                given = short(self.entries.get(name))
+                self.mistakes.add((name,), f"{name} is {given}; it must be true or false")
+        for name in DISK_LIMITS:
+            self._check_room(name, self.entries.get(name))
+        if self.entries.get("propagate") is not None:
+            self._choice(("propagate",), self.entries["propagate"], PROPAGATIONS)
+        self._choice(("dtype",), self.entries.get("dtype"), ("auto", *DTYPES))
+        device = self.entries.get("device")
+        if isinstance(device, str):
+            device = device.partition(":")[0]
+        self._choice(("device",), device, ("auto", *DEVICES))
+        before: list[Transform] = []
+        for path, raw in self._listed(("transform",), self.entries.get("transform") or ()):
+            transform = self._spec("transform", path, raw)
+            if transform is not None:
+                before.append(transform)
+        self._transforms = tuple(before)
+
+    def _read_budget(self) -> None:
+        for name in _USUAL_BUDGET:
+            raw = self.entries.get(name)
+            if raw is None and name == "tokens":
+                continue
+            number = self._whole((name,), raw, name, 1)
+            if number is not None:
+                self._budget[name] = number
+        try:
+            check_budget(**self._budget, seed=0)
+        except DataError as error:
+            self.mistakes.add((error.subject,), str(error))
+            self._budget = dict(_USUAL_BUDGET)
+
+    def _check_room(self, name: str, limit: Any) -> None:
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if not number or not 0 <= limit < float("inf"):
+            message = f"{name} is {short(limit)}; it must be a number of gigabytes, 0 or more"
+            self.mistakes.add((name,), message)
+
+    def _evaluators(self) -> None:
+        found = self.contents.evaluators
+        for path, raw in self._listed(("evaluate",), self.entries.get("evaluate", ())):
+            evaluator = self._spec("evaluate", path, raw)
+            if evaluator is None or self.mistakes.tried(path, _checked, evaluator) is None:
+                continue
+            text = str(evaluator)
+            if text in found:
+                self._add_twice(path, raw, text)
+            found[text] = evaluator
+
+    # How much there is.
+
+    def _too_long(self) -> bool:
+        """Whether a list has more entries than are read."""
+        for key, value in self._every_list():
+            if _count(value) > MOST_VALUES:
+                message = f"more than {MOST_VALUES:,} entries; divide the study into several"
+                self.mistakes.add((key,), message)
+                return True
+        return False
+
+    def _every_list(self) -> Iterator[tuple[str, Any]]:
+        """Every list of the study, by the key above it."""
+        for key in (*LISTS, "evaluate", "exclude", "primary", "groups", "pools"):
+            yield key, self.entries.get(key)
+        for _, _, group in self.named("groups"):
+            if isinstance(group, Mapping):
+                for value in group.values():
+                    yield "groups", value
+        for _, _, pool in self.named("pools"):
+            yield "pools", pool
+
+    def _too_much(self, grids: Mapping[str, Axes]) -> bool:
+        """Count the runs before any is made, and what they are compared with."""
+        runs = sum(grid.count() for grid in grids.values())
+        if runs > MOST_RUNS:
+            message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
+            advice = "take fewer draws, sets or sparsities, or divide it into several"
+            place = "groups" if self.entries.get("groups") else "data"
+            self.mistakes.add((place,), message + advice)
+            return True
+        for key in ("exclude", "primary"):
+            several = _count(self.entries.get(key))
+            if several * runs > MOST_COMPARISONS:
+                message = f"{several:,} entries for {runs:,} runs are too many; "
+                advice = "write fewer that say more, or divide the study"
+                self.mistakes.add((key,), message + advice)
+                return True
+        return False
+
+    # The grid.
+
+    def _grids(self) -> dict[str, Axes]:
+        """The grid of each group, by its name; without groups there is one."""
+        groups: dict[str, Given] = {}
+        for name, path, raw in self.named("groups"):
+            groups[name] = keyed(self.mistakes, path, raw, AXES, "group")
+        # What every group replaces needn't be given above them. What is given is read all the same,
+        # and its mistakes are told once.
+        lacking: list[str] = []
+        shared: dict[str, list[Any]] = {}
+        for axis in LISTS:
+            raw = self.entries.get(axis)
+            shared[axis] = self._axis(axis, (axis,), raw)
+            replaced = bool(groups) and all(axis in group for group in groups.values())
+            if raw in NOTHING and not replaced:
+                lacking.append(axis)
+        grids = {name: self._grid(group, shared) for name, group in (groups or {"": {}}).items()}
+        for axis in lacking:
+            # Where nothing looks at data, as where finished models are measured, none is needed.
+            if axis != "data" or any(grid.looks for grid in grids.values()):
+                self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
+        return grids
+
+    def _grid(self, replaced: Given, shared: Mapping[str, list[Any]]) -> Axes:
+        """The grid of one group, with the axes that it replaces."""
+        values = {axis: self._replaced(axis, replaced, shared) for axis in LISTS}
+        above = ("propagate",), self.entries.get("propagate")
+        return Axes(
+            models=values["model"],
+            data=values["data"],
+            methods=values["method"],
+            targets=values["sparsity"],
+            seeds=values["seeds"],
+            allocations=values["allocation"],
+            transforms=self._transforms,
+            propagate=self._propagation(*replaced.get("propagate", above)),
+            blind=self._propagation(*above) or USUAL,
+        )
+
+    def _cells(self, grids: Mapping[str, Axes]) -> dict[Labels, RunRequest]:
+        """Every cell of every grid once, before any is left out."""
+        cells: dict[Labels, RunRequest] = {}
+        for name, grid in grids.items():
+            requests = {request.labels: request for request in grid.requests()}
+            if self.entries.get("groups"):
+                self.contents.groups[name] = set(requests)
+            cells |= requests
+        return cells
+
+    def _replaced(self, axis: str, replaced: Given, shared: Mapping[str, list[Any]]) -> list[Any]:
+        if axis not in replaced:
+            return shared[axis]
+        path, raw = replaced[axis]
+        if raw in NOTHING:
+            message = f"the group replaces {axis} by nothing; "
+            self.mistakes.add(path, message + "name at least one, or leave the key out")
+        return self._axis(axis, path, raw)
+
+    def _propagation(self, path: Path, raw: Any) -> Propagation | None:
+        return None if raw is None else self._choice(path, raw, PROPAGATIONS)
+
+    def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
+        """The values of an axis without those that are mistakes."""
+        read = self._readers[axis]
+        values: dict[str, Any] = {}
+        places: dict[str, Path] = {}
+        for place, given in self._listed(path, raw):
+            value = read(place, given)
+            if value is None:
+                continue
+            text = str(value)
+            if text in values:
+                self._add_twice(place, given, f"{text} ({where(places[text])})")
+                continue
+            values[text] = value
+            places[text] = place
+        return list(values.values())
+
+    def _listed(self, path: Path, raw: Any) -> list[tuple[Path, Any]]:
+        if isinstance(raw, Mapping):
+            message = "has keys of its own; write one value or a list of values"
+            self.mistakes.about(path, raw, message)
+            return []
+        return [] if raw is None else items(path, raw)
+
+    def _add_twice(self, path: Path, raw: Any, first: str) -> None:
+        message = f"is there twice: it is the same as {first}; leave one out"
+        self.mistakes.about(path, raw, message)
+
+    def _excluded(self, path: Path, entry: Any, cells: Collection[Labels]) -> dict[str, set[Any]]:
+        """An entry of `exclude` as what it matches; empty if it is a mistake."""
+        keys = keyed(self.mistakes, path, entry, AXES, "thing to exclude")
+        if not keys and entry in ({}, None):
+            message = "an empty entry would leave out everything; say what it leaves out"
+            self.mistakes.add(path, message)
+        before = len(self.mistakes.entries)
+        matching: dict[str, set[Any]] = {}
+        for axis, (place, raw) in keys.items():
+            matching[_LABELS[axis]] = self._left_out(axis, place, raw, cells)
+        compressed = [labels for labels in cells if labels.method != DENSE]
+        read = bool(keys) and len(self.mistakes.entries) == before
+        if read and not any(labels.among(matching) for labels in compressed):
+            message = f"matches none of the {len(cells)} runs; correct it or leave it out"
+            self.mistakes.about(path, entry, message)
+        return matching
+
+    def _left_out(self, axis: str, path: Path, raw: Any, cells: Iterable[Labels]) -> set[Any]:
+        """The labels that an entry of `exclude` names on one axis."""
+        there: set[Any] = set()
+        for labels in cells:
+            if labels.data or (labels.method != DENSE and axis not in _DATA_AXES):
+                there.add(getattr(labels, _LABELS[axis]))
+        named: set[Any] = set()
+        # All are read before any is looked for: the mistakes of reading come first.
+        read = [(*each, self.value(axis, *each)) for each in self._listed(path, raw)]
+        for place, given, value in read:
+            if value is None:
+                continue
+            label = value if axis == "seeds" else str(value)
+            named.add(label)
+            if label not in there:
+                message = f"there is nothing to leave out; it has {listed(there)}"
+                self.mistakes.about(place, given, f"isn't in the grid, so {message}")
+        return named
+
+    def _check_pairs(self) -> None:
+        """Check that each method accepts its targets and its propagation, in each group."""
+        if not self.contents.groups:
+            self._check_group(("sparsity",), ("propagate",), self.contents.requests)
+        for name, cells in self.contents.groups.items():
+            self._check_group(("groups", name), ("groups", name), cells)
+
+    def _check_group(self, targets: Path, propagate: Path, cells: Iterable[Labels]) -> None:
+        """Add what is wrong to the path of the `targets`, or to that of `propagate`."""
+        pairs: dict[tuple[str, str], Recipe] = {}
+        ways: dict[tuple[str, str], Recipe] = {}
+        for labels, request in self.contents.requests.items():
+            if labels in cells and labels.method != DENSE:
+                pairs.setdefault((labels.method, labels.target), request.recipe)
+                ways.setdefault((labels.method, request.recipe.propagate), request.recipe)
+        for recipe in pairs.values():
+            try:
+                recipe.method.check(recipe.target)
+            except InputError as error:
+                advice = "write a group for each kind of target, or leave the pair out with exclude"
+                self.mistakes.add(targets, f"{error}; {advice}")
+        for recipe in ways.values():
+            self.mistakes.tried(propagate, check_propagation, recipe.method, recipe.propagate)
+
+
+def _count(value: Any) -> int:
+    """How many entries an axis, or a part of a study, has."""
+    if isinstance(value, list | tuple | range | Mapping):
+        return len(value)
+    return 0 if value is None else 1
+
+
+def _checked(evaluator: Evaluator) -> Evaluator:
+    evaluator.check()
+    return evaluator

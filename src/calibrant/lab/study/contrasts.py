@@ -1,0 +1,287 @@
+"""How the results of a study will be compared, said before it runs.
+
+That is the baseline, pools of sets, and the contrasts that are tested.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from calibrant.data import CalibrationSet, Source
+from calibrant.errors import InputError
+from calibrant.evaluators import Evaluator
+from calibrant.lab.study.checking import (
+    NAME,
+    NOTHING,
+    Given,
+    Path,
+    StudyContents,
+    StudyReader,
+    items,
+    keyed,
+    listed,
+    short,
+    where,
+)
+from calibrant.lab.study.request import Labels
+from calibrant.spec import Call, parse
+from calibrant.spec.foreign import did_you_mean
+
+SIDES: Final = ("compare", "with")
+NARROWED: Final = {
+    "model": "model",
+    "method": "way",
+    "sparsity": "target",
+    "propagate": "propagate",
+}
+"""Keys of a contrast that restrict it, and the label of a cell that each is about."""
+KEYS: Final = ("name", *SIDES, "on", *NARROWED)
+
+
+def read_contrasts(reader: StudyReader) -> StudyContents:
+    """Add to what was read of the grid what is compared in it."""
+    comparing = _Comparing(reader)
+    comparing.baseline()
+    comparing.pools()
+    comparing.primary()
+    return reader.contents
+
+
+class _Comparing:
+    def __init__(self, reader: StudyReader) -> None:
+        self._reader = reader
+        self._mistakes = reader.mistakes
+        self._contents = reader.contents
+        looking = [labels for labels in self._contents.requests if labels.data]
+        self._sets = dict.fromkeys(labels.data for labels in looking)
+        self._there: dict[str, set[str]] = {}
+        """The labels of the grid, by the key of a contrast that narrows to some of them."""
+        for key, label in NARROWED.items():
+            self._there[key] = {getattr(labels, label) for labels in looking}
+        self._alike: dict[Labels, set[str]] = {}
+        """The sets of the grid, by the rest of a cell's labels but its draw."""
+        for labels in looking:
+            rest = labels._replace(data="…", seed=0)
+            self._alike.setdefault(rest, set()).add(labels.data)
+        self._tested: dict[str, Path] = {}
+        self._named: dict[str, Path] = {}
+
+    def baseline(self) -> None:
+        raw = self._reader.entries.get("baseline")
+        if raw is not None:
+            self._contents.baseline = self._set(("baseline",), raw)
+
+    def pools(self) -> None:
+        for name, path, raw in self._reader.named("pools"):
+            sets: list[str] = []
+            for place, given in items(path, raw):
+                text = self._set(place, given)
+                if text in sets:
+                    message = f"the pool {name!r} holds {text} twice; leave one out"
+                    self._mistakes.add(path, message)
+                if text is not None:
+                    sets.append(text)
+            if raw in NOTHING:
+                message = f"the pool {name!r} is empty; name the sets that it takes together"
+                self._mistakes.add(path, message)
+            if self._canonical(name) in self._sets:
+                message = f"the pool {name!r} is called like a set of the grid; "
+                self._mistakes.add(path, message + "give it another name")
+            self._contents.pools[name] = sets
+
+    def primary(self) -> None:
+        for path, raw in items(("primary",), self._reader.entries.get("primary") or ()):
+            keys = keyed(self._mistakes, path, raw, KEYS, "contrast")
+            before = len(self._mistakes.entries)
+            contrast = self._contrast(path, keys)
+            read = bool(keys) and len(self._mistakes.entries) == before
+            if read and self._possible(path, contrast):
+                self._contents.primary.append(contrast)
+
+    def _contrast(self, path: Path, keys: Given) -> dict[str, Any]:
+        read: dict[str, Any] = {side: self._side(path, side, keys) for side in SIDES}
+        if "on" in keys:
+            read["on"] = self._on(*keys["on"])
+        for key in NARROWED:
+            if key in keys:
+                read[key] = self._narrowed(key, *keys[key])
+        return {"name": self._name(keys, read), **read}
+
+    def _name(self, keys: Given, contrast: Mapping[str, Any]) -> str:
+        path, raw = keys.get("name", ((), None))
+        most = 2 * NAME
+        if raw is None:
+            return f"{contrast['compare']} against {contrast['with']}"
+        if not isinstance(raw, str) or not raw.strip() or len(raw) > most or not raw.isprintable():
+            advice = f"write a few words of at most {most} letters, or leave the name out"
+            self._mistakes.about(path, raw, f"is no name; {advice}")
+        elif raw in self._named:
+            first = where(self._named[raw])
+            self._mistakes.about(path, raw, f"is also what {first} is called; call it otherwise")
+        else:
+            self._named[raw] = path[:-1]
+        return str(raw)
+
+    def _side(self, path: Path, side: str, keys: Given) -> str | None:
+        """The pool's name, or the set's canonical text."""
+        if side in keys:
+            place, raw = keys[side]
+            pools = self._contents.pools
+            named = isinstance(raw, str) and raw in pools
+            return raw if named else self._set(place, raw, pools)
+        if keys:
+            message = f"the contrast has no {side!r}; it compares a set or pool with another"
+            self._mistakes.add(path, message)
+        return None
+
+    def _on(self, path: Path, raw: Any) -> list[str]:
+        """The evaluators' canonical texts.
+
+        Some of an evaluator's parameters are enough if no other evaluator has them.
+        """
+        found = [self._evaluator(place, given) for place, given in items(path, raw)]
+        texts = [text for text in found if text is not None]
+        if raw in NOTHING:
+            message = "a contrast on nothing; name evaluators of the study, or leave 'on' out"
+            self._mistakes.add(path, message)
+        if len(set(texts)) < len(texts):
+            self._mistakes.about(path, raw, "names an evaluator twice; leave one out")
+        return texts
+
+    def _evaluator(self, path: Path, raw: Any) -> str | None:
+        known = self._contents.evaluators
+        text = str(raw).strip()
+        if text in known:
+            return text
+        fitting: list[str] = []
+        if isinstance(raw, str):
+            read = self._mistakes.tried(path, parse, raw)
+            if read is None:
+                return None
+            if isinstance(read, Call):
+                fitting = [name for name, evaluator in known.items() if _fits(evaluator, read)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            message = f"is any of {', '.join(fitting)}; write one as it stands under evaluate"
+            self._mistakes.about(path, raw, message)
+            return fitting[0]
+        hint = did_you_mean(str(raw), known)
+        message = f"is nothing that this study measures{hint}; it measures {listed(known)}"
+        self._mistakes.about(path, raw, message)
+        return None
+
+    def _narrowed(self, key: str, path: Path, raw: Any) -> list[str]:
+        there = self._there[key]
+        values: list[str] = []
+        for place, given in items(path, raw):
+            values += self._meant(key, place, given)
+        if raw in NOTHING:
+            message = f"a contrast within no {key}; name one of {listed(there)}, "
+            self._mistakes.add(path, message + "or leave the key out")
+        return values
+
+    def _meant(self, key: str, path: Path, raw: Any) -> list[str]:
+        """The labels that a contrast is narrowed to by one value.
+
+        `wanda + owl` is what tables call a method with an allocation. A method that has several,
+        and none of them alone, stands for all.
+        """
+        there = self._there[key]
+        # What is written as its label is it, and isn't read again.
+        if isinstance(raw, str) and raw in there:
+            return [raw]
+        value = self._reader.value(key, path, raw)
+        if value is None:
+            return []
+        text = str(value)
+        if text in there:
+            return [text]
+        meant: list[str] = []
+        if key == "method":
+            meant = sorted(way for way in there if way.startswith(f"{text} + "))
+        if not meant:
+            message = f"isn't in the grid; its {key} is one of {listed(there)}"
+            self._mistakes.about(path, raw, message)
+        return meant
+
+    def _possible(self, path: Path, contrast: Mapping[str, Any]) -> bool:
+        """Whether it compares two things, isn't there already, and the grid has both its sides.
+
+        What it leaves out is all that there is.
+        """
+        pools = self._contents.pools
+        compare, against = (set(pools.get(contrast[side], [contrast[side]])) for side in SIDES)
+        if compare == against:
+            name = contrast["compare"]
+            message = f"{name} is compared with itself; compare it with another set or pool"
+            self._mistakes.add(path, message)
+            return False
+        sides = sorted([sorted(compare), sorted(against)])
+        whole: dict[str, Collection[str]] = {"on": self._contents.evaluators, **self._there}
+        narrowing = [sorted(set(contrast.get(key, every))) for key, every in whole.items()]
+        same = repr([sides, narrowing])
+        if same in self._tested:
+            first = where(self._tested[same])
+            message = f"is the same contrast as {first}; leave one out"
+            self._mistakes.about(path, contrast["name"], message)
+            return False
+        self._tested[same] = path
+        if not any(compare | against <= sets for sets in self._together(contrast)):
+            said = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
+            within = f" ({'; '.join(said)})" if said else ""
+            both = f"{contrast['compare']} and {contrast['with']}"
+            message = f"no model, method and sparsity{within} has both {both}; widen the grid, "
+            self._mistakes.add(path, message + "or take other sets")
+            return False
+        return True
+
+    def _together(self, contrast: Mapping[str, Any]) -> list[set[str]]:
+        """The sets that the grid has with each way that the contrast is about."""
+        narrowed = {label: contrast[key] for key, label in NARROWED.items() if key in contrast}
+        return [sets for labels, sets in self._alike.items() if labels.among(narrowed)]
+
+    def _set(self, path: Path, raw: Any, pools: Collection[str] = ()) -> str | None:
+        """The canonical text of a set of the grid."""
+        noun = "set or pool" if pools else "set"
+        if isinstance(raw, CalibrationSet | Source):
+            given = self._reader.value("data", path, raw)
+            if given is None:
+                return None
+            raw = str(given)
+        if not isinstance(raw, str):
+            self._mistakes.about(path, raw, f"is no {noun}; write it as it stands under data")
+            return None
+        text = self._canonical(raw)
+        if text in self._sets:
+            return text
+        names: Sequence[str] = [*pools, *self._sets]
+        near = did_you_mean(raw, names)
+        grid = f"the grid has {listed(names)}"
+        if text is not None:
+            self._mistakes.about(path, raw, f"is no {noun} of the grid; {grid}")
+        elif near:
+            self._mistakes.add(path, f"there is no {noun} called {short(raw)}{near}; {grid}")
+        else:
+            self._reader.value("data", path, raw)
+        return None
+
+    def _canonical(self, text: str) -> str | None:
+        """A set's canonical text, without a complaint if it is none."""
+        if text in self._sets:
+            return text
+        try:
+            return str(self._reader.set_of(text)) if text.strip() else None
+        except InputError:
+            return None
+
+
+def _fits(evaluator: Evaluator, call: Call) -> bool:
+    """Whether an evaluator has every parameter that a call names."""
+    if call.name != evaluator.spec_name():
+        return False
+    for name, value in call.arguments.items():
+        # A bare name stands for a text.
+        plain = value.name if isinstance(value, Call) and not value.arguments else value
+        if not hasattr(evaluator, name) or getattr(evaluator, name) != plain:
+            return False
+    return True

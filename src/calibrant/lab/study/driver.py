@@ -1,0 +1,480 @@
+"""A driver answers the requests of a study, one after the other, with one open model.
+
+`--workers N` are N drivers on one store.
+
+Work is done once. The dense model stays in memory and is restored matrix by matrix; a calibration
+set is tokenized once for all methods and targets; what the dense model's matrices see of it is kept
+on disk for all targets; runs that look at no data (the dense model, magnitude) are made once
+whatever the number of sets; and where only a measurement is missing, the run's mask or edits are
+applied again.
+
+Claims in the store decide who works on what, so drivers need not know of each other: what another
+is at work on is passed over, and waited for when nothing else is left. What a driver does it
+reports in messages, which are lists of plain data (`Message`).
+"""
+
+import errno
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from calibrant.compress import Recipe, compress
+from calibrant.compress.costs import peak_memory, provenance
+from calibrant.data import TokenBatch
+from calibrant.errors import DataError, InputError, OutputError
+from calibrant.evaluators import timed
+from calibrant.lab.study.desk import RemoteStore
+from calibrant.lab.study.elsewhere import Elsewhere
+from calibrant.lab.study.loaded import LoadedModel
+from calibrant.lab.study.request import RunRequest, Workload
+from calibrant.models import open_model
+from calibrant.results import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
+from calibrant.results.outcomes import Journal
+from calibrant.spec import identity
+from calibrant.system.clock import Clock
+from calibrant.system.durable import put
+from calibrant.system.progress import silent
+from calibrant.system.wire import Language, fields_of
+from calibrant.walk.statistics import Statistics, statistics_ids, surplus
+
+Made = TypeVar("Made")
+
+Message = list[Any]
+"""What a driver reports; the first item says what it is.
+
+`progress`: a label, how much is done, of how much. `doing`: a label, the id under which its failure
+would be recorded, the number of the request, the evaluator. `cell`: the number of a request, its
+run's id, its measurements' ids, and which of all these the store has. `made`: the id of a new
+record or measurement. `few_tokens`: a model, a set, and a sentence. `done`: the number of a
+request. `spent`: seconds by phase, and the most bytes of memory that the process had.
+"""
+
+Report = Callable[[Message], None]
+
+TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
+"""How drivers on one machine share token batches: as files of safetensors."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose run is known by its id.
+
+    `recipe` is as this machine can carry it out, with a `note` where that differs from the request.
+    `measures` are the ids of the measurements by evaluator, `statistics` the ids of statistics that
+    it may share with others. `shortage` says that there are few tokens, where there are.
+    """
+
+    request: RunRequest
+    recipe: Recipe
+    note: str
+    run: Run
+    measures: Mapping[str, str]
+    statistics: tuple[str, ...] = ()
+    shortage: str = ""
+
+
+class Missing(NamedTuple):
+    """What the store lacks of one request.
+
+    That is its record, unless it is `recorded`, and what these evaluators measure.
+    """
+
+    recorded: bool
+    measures: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return not self.recorded or bool(self.measures)
+
+
+class Driver:
+    """Answers what `store` lacks of a workload.
+
+    It is number `place` of `count` drivers that begin with different calibration sets, and then
+    help each other; token batches are shared in the folder `shared`, if there is one. What failed
+    before isn't tried again, except for the failures in `forgiven`.
+    """
+
+    def __init__(
+        self,
+        store: Store | RemoteStore,
+        work: Workload,
+        report: Report,
+        forgiven: Mapping[str, Mapping[str, Any]],
+        shared: Path | None = None,
+        place: int = 0,
+        count: int = 1,
+    ) -> None:
+        self._store = store
+        self._work = work
+        self._report = report
+        self._forgiven = forgiven
+        self._shared = shared
+        self._left = set(range(len(work.requests)))
+        self._later = set[int]()
+        self._sets = [repr((request.model, request.calibration)) for request in work.requests]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self._sets))}
+        self._begun_by_others = [numbers[name] % count != place for name in self._sets]
+        self._alone = count == 1
+        self._resolved = dict[int, Resolved]()
+        self._model = ""
+        self._loaded: LoadedModel | None = None
+        self._elsewhere = Elsewhere(store)
+        self._clock = Clock()
+
+    def run(self) -> None:
+        """Answer every request.
+
+        Raises `OutputError` on a full disk and, for a study of one model, why that can't be opened.
+        """
+        while self._left:
+            index = min(self._left, key=self._turn)
+            if self._visit(index):
+                self._left.discard(index)
+                self._report(["done", index])
+            else:
+                self._later.add(index)
+            self._trim()
+            self._report(["spent", dict(self._clock.seconds), peak_memory()])
+            self._clock.seconds.clear()
+
+    def _turn(self, index: int) -> tuple[bool, bool, bool, int]:
+        """What the order of the requests goes by.
+
+        Those of the open model come first; then what nobody else was at work on; then this driver's
+        own sets.
+        """
+        elsewhere = self._work.requests[index].model != self._model
+        return elsewhere, index in self._later, self._begun_by_others[index], index
+
+    def _visit(self, index: int) -> bool:
+        """Whether a request is done with.
+
+        It isn't if another is at work on it, unless that was waited for.
+        """
+        request = self._work.requests[index]
+        if self._failed(request.provisional) or not self._open(index):
+            return True
+        self._report(["doing", request.label, request.provisional, index, ""])
+        resolved = self._attempt(partial(self._resolve, request), request.provisional, request)
+        if resolved is None:
+            return True
+        self._resolved[index] = resolved
+        run_id = resolved.run.id
+        with ExitStack() as claims:
+            lacking = bool(self._missing(index, resolved))
+            if not lacking and not any(map(len, self._ended_journals(resolved))):
+                return True
+            if not self._claim(claims, run_id, index):
+                return not lacking
+            # Looked at again: another driver may have finished it between the look and the claim.
+            missing = self._missing(index, resolved)
+            for journal in self._ended_journals(resolved):
+                journal.remove()
+            return not missing or self._answer(index, resolved, missing)
+
+    def _answer(self, index: int, resolved: Resolved, missing: Missing) -> bool:
+        """Make what is missing of a request whose run is claimed.
+
+        False if another is at work on statistics that it needs.
+        """
+        request, run_id = resolved.request, resolved.run.id
+        state = self._store.state(run_id) if missing.recorded else None
+        with ExitStack() as gathering:
+            # Always in the same order, or two that need the same parts of mixes could wait for each
+            # other.
+            needed = sorted(resolved.statistics) if state is None else []
+            if not all(self._claim(gathering, name, index) for name in needed):
+                return False
+            self._report(["doing", request.label, run_id, index, ""])
+            make = partial(self._make, resolved, missing.recorded, state)
+            if not self._attempt(make, run_id, request):
+                return True
+        # The model is compressed; what follows only measures.
+        for text in missing.measures:
+            label = f"{request.label}, measured by {text}"
+            measure_id = resolved.measures[text]
+            self._report(["doing", label, measure_id, index, text])
+            self._attempt(partial(self._measure, resolved, text), measure_id, request, text)
+        return True
+
+    def _open(self, index: int) -> bool:
+        """Whether the model of a request is open.
+
+        One that can't be is a failure of all its requests; where it is the only one, it is the
+        study's.
+        """
+        model = self._work.requests[index].model
+        if self._model == model:
+            return True
+        # Two models may be more than there is room for.
+        self._model = ""
+        self._loaded = None
+        self._report(["doing", f"opening {model}", "", index, ""])
+        try:
+            with self._clock.phase("open"):
+                opened = open_model(model, self._work.dtype, self._work.device)
+                self._loaded = LoadedModel(opened)
+        except InputError as error:
+            if len(self._work.models) == 1:
+                raise
+            for other in self._work.about(model):
+                request = self._work.requests[other]
+                self._store.add_failure(request.provisional, failure(request, error))
+            return False
+        self._model = model
+        return True
+
+    def _resolve(self, request: RunRequest) -> Resolved:
+        """Make the request's tokens, and with them its ids."""
+        loaded = self._current
+        with self._clock.phase("tokenize"):
+            batch = self._tokens(request)
+        recipe, note = loaded.fitting(request.recipe, batch)
+        run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
+        calibration = request.calibration
+        if calibration is not None and batch is not None and not self._store.has_record(run.id):
+            stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
+            run = stand_in or run
+        measures = self._measures_of(run.id)
+        shared: tuple[str, ...] = ()
+        if request.shares and batch is not None:
+            shared = statistics_ids(loaded.opened, batch)
+        shortage = loaded.shortage_of(batch)
+        if shortage:
+            self._report(["few_tokens", request.model, request.cell.data, shortage])
+        return Resolved(request, recipe, note, run, measures, shared, shortage)
+
+    def _measures_of(self, run_id: str) -> dict[str, str]:
+        """The ids of a run's measurements by evaluator."""
+        work = self._work
+        return {text: measurement_id(run_id, *work.measures(text)) for text in work.evaluators}
+
+    def _tokens(self, request: RunRequest) -> TokenBatch | None:
+        """The token batch of a request, made by one driver for all.
+
+        A set whose rows are chosen with the model's help is resolved by each.
+        """
+        calibration, loaded = request.calibration, self._current
+        if calibration is None or self._shared is None or calibration.per_draw:
+            return loaded.tokens(calibration)
+        if loaded.has_tokens(calibration):
+            return loaded.tokens(calibration)
+        name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
+        path = self._shared / f"{name}.tokens"
+        with self._store.claim(path.name, wait=True):
+            if path.exists():
+                return loaded.use_tokens(calibration, TOKENS.unpack(path.read_bytes()))
+            batch = loaded.tokens(calibration)
+            put(path, TOKENS.pack(batch))
+            return batch
+
+    def _missing(self, index: int, resolved: Resolved) -> Missing:
+        """What is to be made for a request: nothing for one that wasn't chosen."""
+        run_id, wanted, store = resolved.run.id, resolved.measures, self._store
+        store.clear_failure(resolved.request.provisional)
+        recorded = store.has_record(run_id)
+        measured = store.measured(run_id)
+        missing = [text for text, measure_id in wanted.items() if measure_id not in measured]
+        there = [run_id] if recorded else []
+        there += [measure_id for measure_id in wanted.values() if measure_id in measured]
+        self._report(["cell", index, run_id, dict(wanted), there])
+        if index not in self._work.chosen or self._failed(run_id):
+            return Missing(recorded=True, measures=())
+        return Missing(recorded, [text for text in missing if not self._failed(wanted[text])])
+
+    def _ended_journals(self, resolved: Resolved) -> Iterator[Journal]:
+        """The journals of what the store has of a request.
+
+        A kill between a finished measurement, or search, and the end of its journal leaves it.
+        """
+        run_id, store = resolved.run.id, self._store
+        measured = store.measured(run_id)
+        for text, measure_id in resolved.measures.items():
+            if measure_id in measured:
+                yield store.journal(run_id, *self._work.measures(text))
+        if store.has_record(run_id):
+            yield store.trials(run_id)
+
+    def _make(self, resolved: Resolved, recorded: bool, state: bytes | None) -> bool:
+        """Put the model into the run's state.
+
+        That is from what the store has of it, or by compressing it, of which a record is written.
+        """
+        request, loaded = resolved.request, self._current
+        if state is not None:
+            transforms = resolved.recipe.transforms
+            looking = any(transform.observes for transform in transforms)
+            loaded.apply(state, transforms, self._tokens(request) if looking else None)
+            return True
+
+        def progress(what: str, done: int, total: int) -> None:
+            del what  # the request's label says more than the method's name
+            self._report(["progress", request.label, done, total])
+
+        with self._clock.phase("tokenize"):
+            batch = self._tokens(request)
+        clock, cell = Clock(), request.cell
+        journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
+        shared = self._store.folder.absolute() / STATISTICS if request.shares else None
+        with clock.phase("compress"), self._clock.phase("compress"):
+            loaded.restore()
+            record = compress(
+                loaded.opened,
+                loaded.view,
+                batch,
+                resolved.recipe,
+                data=cell.data,
+                seed=cell.seed,
+                progress=progress,
+                statistics=shared,
+                kinds=self._work.statistics_wanted(request),
+                keep=loaded.remember,
+                journal=journal,
+            )
+        data_facts = dict(record.data_facts)
+        if cell.data in self._work.leaked:
+            data_facts["leaked"] = dict(self._work.leaked[cell.data])
+        about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
+        record = replace(record, data_facts=data_facts, provenance=about)
+        with self._clock.phase("store"):
+            if recorded:
+                self._store.put_back(record.run.id, self._files(resolved))
+            else:
+                self._store.add_record(record, self._files(resolved))
+        if not recorded:
+            self._report(["made", record.run.id])
+        journal.remove()
+        return True
+
+    def _files(self, resolved: Resolved) -> dict[str, bytes]:
+        """What is stored beside a record.
+
+        That is a mask or edits to make the model from again, and the profile of the calibration
+        set.
+        """
+        loaded, work = self._current, self._work
+        if not resolved.recipe.looks:  # made again sooner than read
+            return {}
+        mask = loaded.mask() if work.masks and not resolved.recipe.transforms else None
+        edits = loaded.edits() if work.masks and mask is None else None
+        if edits is not None:
+            whole = self._store.bytes_of(EDITS) + len(edits)
+            if whole > work.edits_gb * 1e9:
+                edits = None  # the run is compressed again if need be
+        profile = loaded.profile(resolved.request.calibration, work.quotes)
+        contents = {MASK: mask, EDITS: edits, PROFILE: profile}
+        return {name: content for name, content in contents.items() if content is not None}
+
+    def _measure(self, resolved: Resolved, text: str) -> None:
+        """Measure the model as it is now, and write the measurement."""
+        evaluators = self._work.evaluators
+        evaluator = evaluators[text]
+        label = f"measuring {resolved.request.label}"
+        place = list(evaluators).index(text)
+        count = len(evaluators)
+        self._report(["progress", label, place, count])
+        form, digest = self._work.measures(text)
+        journal = self._store.journal(resolved.run.id, form, digest)
+        with self._clock.phase("measure"):
+            reference = self._current.reference() if evaluator.compares else None
+            measurement = timed(evaluator, self._current.opened, silent, reference, journal)
+            if evaluator.digest() != digest:
+                journal.remove()
+                said = f"what {text} measures has changed since the study began; run it again"
+                raise DataError(said, subject=text)
+        self._report(["progress", label, place + 1, count])
+        with self._clock.phase("store"):
+            self._store.add_measurement(resolved.run.id, form, measurement, digest)
+            journal.remove()
+        self._report(["made", resolved.measures[text]])
+
+    @property
+    def _current(self) -> LoadedModel:
+        assert self._loaded is not None
+        return self._loaded
+
+    def _attempt(
+        self,
+        act: Callable[[], Made],
+        failed_id: str,
+        request: RunRequest,
+        measured: str = "",
+    ) -> Made | None:
+        """Return what `act` returns, or None where it fails, which is recorded.
+
+        One failure must not cost the other runs.
+        """
+        try:
+            return act()
+        except Exception as error:
+            # A place that can't be written to can't take the record of a failure either; and it is
+            # not the request's fault.
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or isinstance(error, OutputError):
+                raise
+            self._store.add_failure(failed_id, failure(request, error, measured))
+            return None
+
+    def _failed(self, failed_id: str) -> bool:
+        """Whether this failed, here or in another process, and isn't to be tried again."""
+        reason = self._store.failure(failed_id)
+        return reason is not None and reason != self._forgiven.get(failed_id)
+
+    def _claim(self, claims: ExitStack, name: str, index: int) -> bool:
+        """Whether `name` is this driver's while `claims` is open.
+
+        For a request that was passed over before, this waits.
+        """
+        claim = self._store.claim(name, wait=index in self._later)
+        if claim is not None:
+            claims.enter_context(claim)
+        return claim is not None
+
+    def _trim(self) -> None:
+        """Delete statistics whose last use is over, until the rest fits the limit.
+
+        The earliest go first.
+        """
+        root = self._store.folder / STATISTICS
+        if not root.is_dir():
+            return
+        sizes: dict[str, int] = {}
+        for path in root.iterdir():
+            sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
+        names: dict[str, tuple[str, ...]] = {}
+        for index, resolved in self._resolved.items():
+            if resolved.statistics:
+                names[self._sets[index]] = resolved.statistics
+        needed = set[str]()
+        for index in self._left:
+            needed.update(names.get(self._sets[index], ()))
+        used = dict.fromkeys(chain.from_iterable(names.values()))
+        # What this driver hasn't used is of an older study, or, until all sets are known, of
+        # another driver's.
+        unused: list[str] = []
+        if self._alone or len(self._resolved) == len(self._sets):
+            unused = [name for name in sizes if name not in used]
+        over = [name for name in (*unused, *used) if name not in needed]
+        for name in surplus(sizes, over, int(self._work.limit_gb * 1e9)):
+            claim = self._store.claim(name)
+            if claim is not None:
+                with claim:
+                    Statistics(root, name).remove()
+
+
+def failure(request: RunRequest, error: BaseException, measured: str = "") -> dict[str, Any]:
+    """Return what is recorded of a failure, with the labels of the cell that is empty for it."""
+    cell = request.cell
+    return {
+        "what": f"{request.label}, measured by {measured}" if measured else request.label,
+        "cell": [cell.model, cell.data, cell.method, cell.target, cell.seed],
+        "error": f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exception(error),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

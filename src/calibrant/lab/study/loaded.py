@@ -1,0 +1,223 @@
+"""An open model with everything that is made of it once: the dense model's numbers, the last
+token batch, a copy to compare with.
+"""
+
+import copy
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
+from calibrant.compress.shortage import shortage_of
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.inspect import profile
+from calibrant.data.select import resolved
+from calibrant.edits import Edit, Replace, read_edit
+from calibrant.edits.file import from_bytes, to_bytes
+from calibrant.errors import DataError
+from calibrant.evaluators import keep_predictions
+from calibrant.models import Opened, Snapshot, check_finite, view, will_change
+from calibrant.system.durable import text_of_json
+from calibrant.transforms import Transform
+
+ROOM: Final = 0.5
+"""The share of the machine's memory that activations may fill: of all there is, not of what is
+free, so that a second run resolves alike.
+"""
+
+ZIP: Final = b"PK"
+"""How a mask's file begins, and no other."""
+
+HEAD: Final = 256
+"""Bytes at most that NumPy writes before an array."""
+
+
+def room() -> int:
+    """The bytes that activations may fill."""
+    return int(psutil.virtual_memory().total * ROOM)
+
+
+class LoadedModel:
+    """An open model, what it was before anything was done to it, and its last token batch."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.view = opened, view(opened.model)
+        check_finite(self.view)
+        self._pristine, self._whole = Snapshot.of(self.view), self.view.weights
+        self._edits: list[Edit] = []
+        self._tokens: tuple[str, TokenBatch] | None = None
+        self._profile: tuple[str, bytes] | None = None
+        self._reference: PreTrainedModel | None = None
+
+    def tokens(self, calibration: CalibrationSet | None) -> TokenBatch | None:
+        """Return the set as tokens; the last one is remembered."""
+        if calibration is None:
+            return None
+        if self._tokens is None or self._tokens[0] != repr(calibration):
+            if calibration.per_draw:
+                self.restore()  # a selector looks at the dense model
+            self._tokens = (
+                repr(calibration),
+                resolved(calibration, self.opened).tokens(self.opened.tokenizer),
+            )
+        return self._tokens[1]
+
+    def has_tokens(self, calibration: CalibrationSet) -> bool:
+        """Whether the last token batch is of this set."""
+        return self._tokens is not None and self._tokens[0] == repr(calibration)
+
+    def use_tokens(self, calibration: CalibrationSet, batch: TokenBatch) -> TokenBatch:
+        """Use, and return, a token batch of `calibration` that was made elsewhere."""
+        self._tokens = repr(calibration), batch
+        return batch
+
+    def profile(self, calibration: CalibrationSet | None, quotes: bool = True) -> bytes | None:
+        """Return what the set's windows say, as a store keeps it, with or without `quotes`; the
+        last one is remembered.
+        """
+        batch = self.tokens(calibration)
+        if calibration is None or batch is None:
+            return None
+        if self._profile is None or self._profile[0] != repr(calibration):
+            self._profile = (
+                repr(calibration),
+                text_of_json(profile(calibration, batch, self.opened.tokenizer, quotes)).encode(),
+            )
+        return self._profile[1]
+
+    def fitting(self, recipe: Recipe, batch: TokenBatch | None) -> tuple[Recipe, str]:
+        """Return `recipe` as this machine can carry it out, and a sentence where that is
+        something else.
+        """
+        fits, note = fitting(
+            recipe.propagate,
+            self.view,
+            batch,
+            self.opened.dtype,
+            room(),
+            recipe.method.propagations,
+        )
+        return replace(recipe, propagate=fits), note
+
+    def shortage_of(self, batch: TokenBatch | None) -> str:
+        """Return that a batch has fewer tokens than the model has inputs, in a sentence; empty
+        where it hasn't.
+        """
+        return shortage_of(self.view, batch)
+
+    def restore(self) -> None:
+        """Make the model dense again."""
+        self._edits.clear()
+        self._pristine.restore()
+
+    def reference(self) -> PreTrainedModel:
+        """Return a copy of the dense model, for evaluators that compare with it; made when it is
+        first needed.
+        """
+        if self._reference is None:
+            with self._pristine.as_it_was():
+                self._reference = copy.deepcopy(self.opened.model)
+                keep_predictions(self._reference)
+        return self._reference
+
+    def remember(self, edit: Edit) -> None:
+        """Remember an edit that was made, for `edits`."""
+        self._edits.append(edit)
+
+    def edits(self) -> bytes | None:
+        """Return the edits since the model was dense, to be applied again; None if there are
+        none.
+        """
+        return to_bytes([edit.stored() for edit in self._edits]) if self._edits else None
+
+    def mask(self) -> bytes | None:
+        """Return the nonzero weights as bits; None if some nonzero weight isn't the dense
+        model's, so that bits can't bring it back.
+        """
+        if self.view.weights != self._whole or not all(
+            isinstance(edit, Replace) for edit in self._edits
+        ):
+            return None
+        bits: dict[str, np.ndarray] = {}
+        for index, weight in enumerate(self.view.weights):
+            nonzero, pristine = weight.stored != 0, self._pristine.original(weight)
+            if not torch.equal(
+                torch.where(nonzero, pristine, torch.zeros_like(pristine)), weight.stored
+            ):
+                return None
+            bits[str(index)] = np.packbits(nonzero.cpu().numpy())
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **bits)
+        return file.getvalue()
+
+    def apply(
+        self, state: bytes, before: Sequence[Transform] = (), batch: TokenBatch | None = None
+    ) -> None:
+        """Put the model into the state that `mask` or `edits` gave, after the transforms `before`,
+        if there were any, which may look at `batch`.
+
+        `DataError` for what is of another model.
+        """
+        if state.startswith(ZIP):
+            self._apply_mask(state)
+            return
+        edits = from_bytes(state)
+        self.restore()
+        for _ in transformed(UntouchedModel(self.opened, self.view, batch), before):
+            pass
+        with torch.no_grad():
+            for edit in edits:
+                read_edit(edit, self.view).apply(self.view)
+
+    def _apply_mask(self, mask: bytes) -> None:
+        """`DataError` for what is no mask of this model; then nothing is changed."""
+        try:
+            packed = self._packed(mask)
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            EOFError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise DataError(
+                f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); delete mask.npz in its folder to prune it again",
+                subject=self.opened.name,
+            ) from error
+        self.restore()
+        for weight, bits in zip(self.view.weights, packed, strict=True):
+            nonzero = (
+                np.unpackbits(bits, count=weight.stored.numel())
+                .astype(bool)
+                .reshape(tuple(weight.stored.shape))
+            )
+            will_change(weight.stored)
+            weight.stored.masked_fill_(~torch.from_numpy(nonzero).to(weight.stored.device), 0)
+
+    def _packed(self, mask: bytes) -> list[np.ndarray]:
+        """The bits of every matrix. `ValueError` where they are of another model, told before
+        anything is unpacked.
+        """
+        sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._whole]
+        with zipfile.ZipFile(io.BytesIO(mask)) as members:
+            if sum(member.file_size for member in members.infolist()) > sum(sizes) + HEAD * len(
+                sizes
+            ):
+                raise ValueError("it holds more than the model has weights")
+        with np.load(io.BytesIO(mask), allow_pickle=False) as bits:
+            packed = [bits[str(index)] for index in range(len(sizes))]
+        if any(
+            one.dtype != np.uint8 or one.shape != (size,)
+            for one, size in zip(packed, sizes, strict=True)
+        ):
+            raise ValueError("its matrices have other shapes than the model's")
+        return packed

@@ -1,0 +1,437 @@
+"""What a study would do: how many runs, what they share, what the store has already, and how long
+the rest may take."""
+
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.data import CalibrationSet
+from calibrant.data.hub import offline
+from calibrant.errors import DataError, ModelError
+from calibrant.evaluators import Evaluator
+from calibrant.lab.study.cells import propagation
+from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of
+from calibrant.lab.study.study import Study
+from calibrant.lab.study.supply import Supply, budget_of, supply_of
+from calibrant.lab.study.timing import Unfinished, duration, kinds, measure_pieces, passes
+from calibrant.methods import MatrixMethod, Method
+from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
+from calibrant.results import Record, Store, measurement_id
+from calibrant.spec import canonical, identity
+from calibrant.system.notebook import card, listing
+from calibrant.system.progress import Progress, silent
+
+EXACT: Final = 400_000
+"""Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint.
+
+Beyond, it is estimated from a small draw."""
+_FITTED: Final = "and fitted to inputs that no longer come they do harm"
+UPDATES: Final = f"it changes the weights it keeps, {_FITTED}"
+AS_IT_IS: Final = "it looks at the model as it is"
+SCORES: Final = "it only scores, so one pass over the dense model serves every target"
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of something the study wants (`asked`), and how many the store has (`done`)."""
+
+    asked: int
+    done: int
+
+    @property
+    def left(self) -> int:
+        """How many the store lacks."""
+        return self.asked - self.done
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model of a study: its runs, and what is known of it; `why` says why nothing is.
+
+    `inputs` are its distinct inputs, `statistics` the bytes of what they give for one set and draw,
+    by kind, and `statistics_bytes` for all of them. `seconds` are estimated, by phase. `instead` is
+    what a propagation becomes on this machine, `fails` what can't be done.
+    """
+
+    model: str
+    runs: Count
+    measurements: Count
+    why: str = ""
+    note: str = ""
+    dtype: str = ""
+    blocks: int = 0
+    matrices: int = 0
+    inputs: int = 0
+    statistics: Mapping[str, int] = field(default_factory=dict[str, int])
+    statistics_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    instead: Mapping[str, str] = field(default_factory=dict[str, str])
+    fails: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do.
+
+    `methods` are (method, propagation, why); `shared` counts what is made once; `supplies` say how
+    far the sets last. `seconds` is the estimate for one worker, None if no part of it could be
+    measured. `load` is how busy each processor was meanwhile, 1 and more where something else was
+    at work too. `unknown` is what can't be known on this machine, `warnings` what should be looked
+    at before the study is run.
+    """
+
+    models: tuple[ModelPlan, ...]
+    sets: tuple[str, ...]
+    draws: tuple[int, ...]
+    targets: tuple[str, ...]
+    evaluators: tuple[str, ...]
+    methods: tuple[tuple[str, str, str], ...]
+    contrasts: int
+    shared: Mapping[str, int]
+    failed: int
+    limit_bytes: int
+    supplies: tuple[Supply, ...] = ()
+    seconds: float | None = None
+    load: float | None = None
+    unknown: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> Count:
+        """Runs of all models."""
+        return _total(model.runs for model in self.models)
+
+    @property
+    def measurements(self) -> Count:
+        """Measurements of all models."""
+        return _total(model.measurements for model in self.models)
+
+    def _repr_html_(self) -> str:
+        minutes = "" if self.seconds is None else f"{self.seconds / 60:.0f} minutes"
+        facts = {
+            "runs": f"{self.runs.asked:,}, of which {self.runs.done:,} are done",
+            "measurements": f"{self.measurements.asked:,}",
+            "calibration sets": ", ".join(self.sets),
+            "targets": ", ".join(self.targets),
+            "primary contrasts": self.contrasts,
+            "one worker takes about": minutes,
+        }
+        sentences = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
+        known = listing(("to know before it begins",), sentences) if sentences else ""
+        return card("Plan of a study", facts, inside=known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain data, with the sums."""
+        sums: dict[str, Any] = {}
+        for name, count in (("runs", self.runs), ("measurements", self.measurements)):
+            sums[name] = {**asdict(count), "left": count.left}
+        return {**sums, **asdict(self)}
+
+
+def _total(counts: Iterable[Count]) -> Count:
+    each = list(counts)
+    return Count(sum(count.asked for count in each), sum(count.done for count in each))
+
+
+def plan(
+    study: Study,
+    folder: str | Path,
+    *,
+    probed: bool = True,
+    progress: Progress = silent,
+    groups: Sequence[str] = (),
+) -> Plan:
+    """Return what `study`, or some of its `groups`, would do with the store in `folder`.
+
+    Nothing is written, and nothing is downloaded. With `probed`, each model that is on this machine
+    is opened and the pieces of the work are timed on it, and the sets are looked at: rows of them
+    that are measured are a warning. Raises `OutputError` for a folder that isn't ours, and
+    `SpecError` for a group that the study doesn't have.
+    """
+    chosen = study.chosen(groups)
+    with offline():
+        measured, failed = _in_store(study, Path(folder))
+        every = enumerate(study.requests())
+        requests = [request for number, request in every if number in chosen]
+        supplies = _supplies(requests, progress) if probed else ()
+        models: list[ModelPlan] = []
+        for model in dict.fromkeys(request.model for request in requests):
+            of_model = [request for request in requests if request.model == model]
+            models.append(_model_plan(study, of_model, measured, supplies, probed, progress))
+        warnings = list(_warned(models, supplies))
+        if probed:
+            warnings += _stopped(study)
+    looking = [request.labels for request in requests if request.labels.data]
+    compressed = [request.labels for request in requests if request.labels.method != DENSE]
+    seconds = [sum(model.seconds.values()) for model in models if model.seconds]
+    return Plan(
+        models=tuple(models),
+        sets=tuple(dict.fromkeys(labels.data for labels in looking)),
+        draws=tuple(sorted({labels.seed for labels in looking})),
+        targets=tuple(sorted({labels.target for labels in compressed})),
+        evaluators=tuple(study.evaluators()),
+        methods=tuple(_propagated(study, requests)),
+        contrasts=len(study.for_reading()["primary"]),
+        shared=_shared(requests),
+        failed=failed,
+        limit_bytes=int(study.statistics_gb * 1e9),
+        supplies=supplies,
+        seconds=sum(seconds) if seconds else None,
+        load=_load() if seconds else None,
+        unknown=tuple(_unknown(models, supplies, bool(looking), probed)),
+        warnings=tuple(warnings),
+    )
+
+
+def _load() -> float | None:
+    """How busy each processor is, where the system says it."""
+    try:
+        load, *_ = os.getloadavg()
+    except (AttributeError, OSError):
+        return None
+    return load / (os.cpu_count() or 1)
+
+
+def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
+    """The evaluators that have measured each cell that the store has a record of, by what the
+    records say; and how many failures it holds."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if empty or not folder.exists():
+        return {}, 0
+    with Store(folder, create=False) as store:
+        return _measured(study, store), len(store.failures())
+
+
+def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
+    """The evaluators that have measured each cell that the store has a record of."""
+    requests = {request.labels: request for request in study.requests()}
+    texts: dict[str, str] = {}
+    for request in requests.values():
+        for part in (request.recipe.method, request.recipe.allocation):
+            texts[identity(part)] = str(part)
+    forms = _measurement_forms(study.evaluators())
+    records = {record.run.id: record for record in store.records(whole=False)}
+    # Where two runs have a cell's labels, such as of two processors, the index decides: it comes
+    # last. Two draws of a set that is always the same are one run: its record tells one draw, and
+    # the index the other too.
+    draws = [(name, record.run.data, record.run.seed) for name, record in records.items()]
+    draws += sorted({(cell.run, cell.data, cell.seed) for cell in store.cells()})
+    measured: dict[Labels, tuple[str, ...]] = {}
+    for name, data, seed in draws:
+        if name not in records:
+            continue
+        run = records[name].run
+        labels = Labels(
+            model=run.model_name,
+            data=data,
+            seed=seed,
+            method=texts.get(identity(run.method), ""),
+            target=run.target,
+            propagate=run.propagate,
+            allocation=texts.get(identity(run.allocation), ""),
+        )
+        if labels in requests and _same(records[name], requests[labels], study):
+            there = set(store.measured(name))
+            ids = {text: measurement_id(name, *form) for text, form in forms.items()}
+            measured[labels] = tuple(text for text, measure in ids.items() if measure in there)
+    return measured
+
+
+def _measurement_forms(
+    evaluators: Mapping[str, Evaluator],
+) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """What identifies the measurements of each evaluator beside their runs."""
+    digests = digests_of(evaluators)
+    forms: dict[str, tuple[Mapping[str, Any], str]] = {}
+    for text, evaluator in evaluators.items():
+        forms[text] = canonical(evaluator), digests.get(text, "")
+    return forms
+
+
+def _same(record: Record, request: RunRequest, study: Study) -> bool:
+    """Whether a record with a cell's labels answers its request.
+
+    That is told as far as it can be without the model: by type, allocation and budget.
+    """
+    run, facts = record.run, record.data_facts
+    calibration, recipe = request.calibration, request.recipe
+    dtype = str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
+    same_parts = run.allocation == canonical(recipe.allocation)
+    same_parts = same_parts and list(run.transforms) == canonical(recipe.transforms)
+    if not same_parts or run.dtype != dtype:
+        return False
+    if calibration is None:
+        return True
+    sets = len(calibration.mixed) or 1
+    if calibration.budget is None:
+        enough = facts.get("windows") == calibration.samples * sets
+    else:
+        enough = facts.get("tokens") in (calibration.budget, calibration.budget * sets)
+    return enough and facts.get("length") == calibration.length
+
+
+def _model_plan(
+    study: Study,
+    requests: Sequence[RunRequest],
+    measured: Mapping[Labels, Collection[str]],
+    supplies: Sequence[Supply],
+    probed: bool,
+    progress: Progress,
+) -> ModelPlan:
+    """The plan for the model of these requests, with what can be measured of it here."""
+    evaluators = study.evaluators()
+    done = [measured[request.labels] for request in requests if request.labels in measured]
+    planned = ModelPlan(
+        model=requests[0].model,
+        runs=Count(len(requests), len(done)),
+        measurements=Count(len(requests) * len(evaluators), sum(map(len, done))),
+    )
+    try:
+        path = located(planned.model)
+        if not probed:
+            return planned
+        began = time.perf_counter()
+        opened = open_model(str(path), study.dtype, study.device)
+        opening = time.perf_counter() - began
+    except ModelError as error:
+        return replace(planned, why=str(error))
+    gathered = kinds(requests)
+    timings = measure_pieces(opened, opening, requests, evaluators, gathered, progress)
+    unfinished: list[Unfinished] = []
+    for request in requests:
+        there = measured.get(request.labels, ())
+        lacking = [text for text in evaluators if text not in there]
+        recorded = request.labels in measured
+        if lacking or not recorded:
+            unfinished.append(Unfinished(request, lacking, recorded))
+    each = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
+    supplied = {supply.data: supply for supply in supplies}
+    return replace(
+        planned,
+        note=timings.note,
+        dtype=timings.dtype,
+        blocks=timings.blocks,
+        matrices=timings.matrices,
+        inputs=timings.inputs,
+        statistics=each,
+        statistics_bytes=len(passes(requests)) * sum(each.values()),
+        seconds=duration(timings, unfinished, supplied),
+        instead=dict(timings.propagates),
+        fails=timings.why_not,
+    )
+
+
+def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Supply, ...]:
+    """How far each set lasts; nothing where there is no tokenizer on this machine.
+
+    It is that of the first model that is here, else that of smollm2.
+    """
+    tokenizer = _any_tokenizer([*(request.model for request in requests), "smollm2"])
+    sets: dict[str, CalibrationSet] = {}
+    draws: dict[str, int] = {}
+    for request in requests:
+        labels = request.labels
+        if request.calibration is not None:
+            sets[labels.data] = request.calibration
+            draws[labels.data] = max(draws.get(labels.data, 0), labels.seed + 1)
+    tokens = sum(draws[data] * budget_of(calibration) for data, calibration in sets.items())
+    supplies: list[Supply] = []
+    for number, (data, calibration) in enumerate(sets.items()):
+        progress("looking at the sets", number, len(sets))
+        if tokenizer is not None:
+            supplies.append(supply_of(calibration, draws[data], tokenizer, tokens <= EXACT))
+    progress("looking at the sets", len(sets), len(sets))
+    return tuple(supplies)
+
+
+def _any_tokenizer(models: Iterable[str]) -> Any:
+    for model in dict.fromkeys(models):
+        try:
+            tokenizer, _ = open_tokenizer(str(located(model)))
+        except ModelError:
+            continue
+        return tokenizer
+    return None
+
+
+def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
+    """How often what is made once is used."""
+    looking = [request for request in requests if request.calibration is not None]
+    walked = 0
+    for model in dict.fromkeys(request.model for request in requests):
+        walked += len(passes(request for request in requests if request.model == model))
+    return {
+        "drawn": len({repr(request.calibration) for request in looking}),
+        "looking": len(looking),
+        "passes": walked,
+        "from_passes": sum(request.shares for request in requests),
+        "baselines": len(requests) - len(looking),
+    }
+
+
+def _propagated(study: Study, requests: Sequence[RunRequest]) -> Iterator[tuple[str, str, str]]:
+    """The propagation of each method of a run with data, and why it is that one."""
+    ways: dict[tuple[str, str], Method] = {}
+    for request in requests:
+        labels = request.labels
+        # A method that looks at no data has none, also where its allocation does.
+        if labels.propagate:
+            ways.setdefault((labels.method, labels.propagate), request.recipe.method)
+    for (text, seen), method in ways.items():
+        usual = propagation(method, None) or ""
+        if study.propagate is not None or seen != usual:
+            yield text, seen, "the study says so"
+        elif not isinstance(method, MatrixMethod):
+            yield text, seen, AS_IT_IS
+        else:
+            yield text, seen, UPDATES if method.updates else SCORES
+
+
+def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator[str]:
+    for model in models:
+        for sentence in (*model.instead.values(), *model.fails):
+            yield f"{model.model}: {sentence}"
+    for supply in supplies:
+        if supply.held is None:
+            continue
+        number = f"{supply.held:.0f}" if supply.exact else f"about {supply.held:.1f}"
+        if supply.why:
+            yield f"{supply.data}: {supply.why}"
+        elif supply.held < 1:
+            few = f"{supply.data} holds {number} draws of this size, too little for one"
+            yield f"{few}: its runs will fail; take fewer samples or tokens"
+        elif not supply.lasts:
+            few = f"{supply.data} holds {number} disjoint draws of this size"
+            many = f"the study has {supply.draws}"
+            yield f"{few}, and {many}: later ones repeat rows of earlier ones"
+
+
+def _stopped(study: Study) -> Iterator[str]:
+    """What would stop the study at once: rows of a user's file that are also measured."""
+    try:
+        study.workload()
+    except DataError as error:
+        yield str(error)
+
+
+def _unknown(
+    models: Sequence[ModelPlan],
+    supplies: Sequence[Supply],
+    looking: bool,
+    probed: bool,
+) -> Iterator[str]:
+    """What can't be known on this machine; of draws where something is `looking` at data."""
+    for model in models:
+        if model.why:
+            lost = "its time, the size of its statistics, and whether the targets fit it"
+            yield f"{model.model}: {model.why}; so {lost} aren't known"
+    for supply in supplies:
+        if supply.why and supply.held is None:
+            yield f"{supply.data}: {supply.why}"
+    if not probed:
+        yield "times, sizes and draws: nothing was measured (--quick)"
+    elif looking and not supplies:
+        yield "draws: there is no tokenizer on this machine to read the sets with"

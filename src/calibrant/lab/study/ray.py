@@ -1,0 +1,303 @@
+"""Workers of a Ray cluster: a local one that is started for the study and listens on this machine
+alone, or the one at an address.
+
+An actor is a driver with a model of its own. It sends its results to the process that started it,
+which alone writes (`desk`). So the store lies on that process's machine, and the nodes need share
+no folder. What a worker hadn't sent when it died is lost, and nothing else.
+"""
+
+import functools
+import os
+import queue
+import re
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, Final
+
+import msgspec
+
+from calibrant.errors import SpecError, WorkerError
+from calibrant.lab.study.desk import Desk, RemoteStore
+from calibrant.lab.study.driver import Message
+from calibrant.lab.study.workers import (
+    FORGIVEN,
+    THREADS,
+    WORK,
+    Worker,
+    environment,
+    received,
+    shared_threads,
+    work,
+)
+
+PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
+"""Beginnings of the variables that workers get from this process; not those that hold a secret,
+which a cluster shows to who looks at it."""
+SECRETS: Final = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
+"""Words in the name of a variable that holds a secret."""
+OF_THIS_MACHINE: Final = frozenset({"XDG_RUNTIME_DIR", "XDG_SESSION_ID"})
+"""Variables that mean nothing on another machine."""
+
+TOKENS: Final = frozenset({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"})
+"""Variables by which a user gives Ray a token."""
+
+PATIENCE: Final = 10.0
+"""Seconds that a cluster has to answer."""
+
+_ROUNDING: Final = 1e-6
+"""What the quotient of two numbers of GPUs may lack."""
+_PLACE: Final = re.compile(r"\bpid[:=] ?(\d+).*?\bip[:=] ?([0-9A-Fa-f.:]+)", re.DOTALL)
+
+RAY_SETTINGS: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""Variables that Ray is started with: it tells nobody of its use, and hides GPUs from workers that
+asked for none."""
+
+
+@contextmanager
+def ray_workers(
+    workers: int, address: str | None, gpus: float
+) -> Iterator[Callable[[Mapping[str, Any]], Worker]]:
+    """Yield a function that starts an actor on a job, one of `workers`, each with `gpus` of a GPU.
+
+    Raises `SpecError` where there is no such cluster, or it hasn't got so much.
+    """
+    with _cluster(address) as ray:
+        cpus, threads = _shares(ray, workers, gpus, address)
+        options = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "max_concurrency": 2,  # messages go out while answers come in
+            "runtime_env": {"env_vars": _variables(threads)},
+        }
+        shared = {"threads": threads, "working_folder": str(Path.cwd())}
+        yield lambda job: RayWorker(ray, options, {**job, **shared})
+
+
+class Actor:
+    """What runs on a worker: a driver in a thread of its own, so that its messages can be read
+    meanwhile. A message is a list in msgpack. `ask` is one of them: a question and what is given
+    with it; the answer comes by `answered`.
+    """
+
+    def __init__(self, job: bytes) -> None:
+        self._job: dict[str, Any] = msgspec.msgpack.decode(job)
+        self._messages = queue.Queue[bytes | None]()
+        self._answers = queue.Queue[bytes]()
+        folder = self._job["working_folder"]
+        if Path(folder).is_dir():  # files of the user's are named as there
+            os.chdir(folder)
+
+    def messages(self) -> Iterator[bytes]:
+        """Do the job, and yield messages as they come."""
+        with ThreadPoolExecutor(1) as thread:
+            done = thread.submit(self._work)
+            while (message := self._messages.get()) is not None:
+                yield message
+                self._messages.task_done()
+            done.result()
+
+    def answered(self, answer: bytes) -> None:
+        """Take the answer to the last question."""
+        self._answers.put(answer)
+
+    def _work(self) -> None:
+        try:
+            with TemporaryDirectory(prefix="calibrant-") as own:
+                (Path(own) / WORK).write_bytes(self._job["work"])
+                (Path(own) / FORGIVEN).write_text(self._job["forgiven"])
+                store = RemoteStore(self._asked, Path(own))
+                work({**self._job, "shared": own}, self._report, store)
+        finally:
+            self._messages.put(None)
+
+    def _report(self, message: Message) -> None:
+        self._messages.put(msgspec.msgpack.encode(message))
+        if message[0] != "progress":
+            # Until Ray has it: a worker that runs ahead of its messages may die with results that
+            # nobody counts.
+            self._messages.join()
+
+    def _asked(self, asked: str, given: bytes) -> bytes:
+        self._messages.put(msgspec.msgpack.encode(["ask", asked, given]))
+        return self._answers.get()
+
+
+class RayWorker(Worker):
+    """An actor as the process that started it knows it."""
+
+    def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        self._ray, self._ended = ray, threading.Event()
+        self._folder = job["folder"]
+        shared = Path(job["shared"])
+        task = {"work": (shared / WORK).read_bytes(), "forgiven": (shared / FORGIVEN).read_text()}
+        message = msgspec.msgpack.encode({**job, **task})
+        self._actor = ray.remote(**options)(Actor).remote(message)
+
+    def messages(self) -> Iterator[Message]:
+        desk = Desk(self._folder)
+        try:
+            for piece in self._actor.messages.options(num_returns="streaming").remote():
+                message = msgspec.msgpack.decode(self._ray.get(piece), type=Message)
+                if message[0] == "ask":
+                    _, asked, given = message
+                    self._actor.answered.remote(desk.answer(asked, given))
+                else:
+                    yield received(message)
+        except self._ray.exceptions.RayActorError as death:
+            name, why = _obituary(str(death))
+            raise WorkerError(f"{name} died ({why})", subject=name) from None
+        finally:
+            desk.close()
+
+    def end(self) -> None:
+        if not self._ended.is_set() and self._ray.is_initialized():
+            self._ended.set()
+            self._ray.kill(self._actor)
+
+
+def _obituary(text: str) -> tuple[str, str]:
+    """Which process of which node died, and why, in Ray's words: it knows both however soon that
+    was.
+    """
+    place = _PLACE.search(text)
+    name = (
+        f"process {place[1]} on node {place[2]}"
+        if place
+        else "a worker whose process Ray doesn't name"
+    )
+    rest = (
+        text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
+    )  # an error of its own stands in the last line
+    return name, " ".join(rest.split())[:300] or "its node may be gone"
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[ModuleType]:
+    """Ray, connected; where it was connected before, it stays so."""
+    access = _with_token() if address else _private()
+    with ExitStack() as after:
+        with _environment({**RAY_SETTINGS, **access}):
+            import ray
+
+            if not ray.is_initialized():
+                after.callback(ray.shutdown)
+                _connect(ray, address)
+        yield ray
+
+
+def _connect(ray: ModuleType, address: str | None) -> None:
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    try:
+        if address:
+            _try_address(address)
+        ray.init(**options, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SpecError(
+            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
+            "start one with 'ray start --head' and give its HOST:PORT, or leave the address out to have one started here",
+            subject=address or "ray",
+        ) from error
+
+
+def _try_address(address: str) -> None:
+    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would try for minutes.
+    `ValueError` for an address of another kind.
+    """
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not (colon and port.isdecimal()) or "/" in host:
+        raise ValueError("neither HOST:PORT nor auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+
+
+def _with_token() -> dict[str, str]:
+    """What makes Ray use the user's token for clusters that want one; the others don't mind."""
+    named = not TOKENS.isdisjoint(os.environ)
+    if named or (Path.home() / ".ray" / "auth_token").exists():
+        return {"RAY_AUTH_MODE": "token"}
+    return {}
+
+
+@functools.cache
+def _private() -> dict[str, str]:
+    """What makes local clusters private: the same for all that this process starts, since Ray reads
+    it when it is imported. Where Ray was imported before, or the user has a token, it is nothing:
+    then the user sets this up.
+
+    By its name the first variable is for other systems; its effect is that Ray listens on no
+    network but this machine's own. With the others only those can give orders who know a token that
+    is made up here.
+    """
+    imported = "ray" in sys.modules
+    if imported or "RAY_AUTH_MODE" in os.environ or not TOKENS.isdisjoint(os.environ):
+        return {}
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that Ray reads while it starts; those that the user has set stay as they
+    are.
+    """
+    with ExitStack() as after:
+        for name in variables.keys() - os.environ.keys():
+            os.environ[name] = variables[name]
+            after.callback(os.environ.pop, name, None)
+        yield
+
+
+def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
+    """CPUs and threads for each worker. `SpecError` where the cluster's nodes, which a worker can't
+    span, haven't got GPUs for all."""
+    has = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus:
+        places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
+        if places < workers:
+            found = f"the cluster's nodes have {has.get('GPU', 0.0):g} in all, enough for {places}"
+            message = f"{workers} workers need {gpus:g} GPUs each, and {found}; take fewer"
+            raise SpecError(message, subject="gpus")
+    if address is None:
+        share = has.get("CPU", 1.0) / workers
+        return float(int(share)) or share, shared_threads(
+            workers
+        )  # above 1, Ray counts in whole ones
+    largest = max(node.get("CPU", 0.0) for node in nodes)
+    share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
+    return float(share), share
+
+
+def _variables(threads: int) -> dict[str, str]:
+    passed = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
+    own = environment(threads)
+    for name in (*THREADS, "CALIBRANT_DATA"):
+        if name in own:
+            passed[name] = own[name]
+    return passed
+
+
+def _is_passed_on(name: str) -> bool:
+    """Whether workers get a variable of this process."""
+    secret = any(word in name.removeprefix("TOKENIZERS_") for word in SECRETS)
+    return name.startswith(PASSED_ON) and not secret and name not in OF_THIS_MACHINE
+
+
+def _places_for(has: float, gpus: float) -> int:
+    """How many workers with so many GPUs fit a node: one GPU is shared by whole shares of it."""
+    if gpus < 1:
+        return int(has) * int(1 / gpus + _ROUNDING)
+    return int(has / gpus + _ROUNDING)

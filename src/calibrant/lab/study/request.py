@@ -1,0 +1,277 @@
+"""What a study is to make, run by run, and what came of it."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from calibrant.activations import Statistic
+from calibrant.compress import Recipe
+from calibrant.data import CalibrationSet
+from calibrant.errors import InputError
+from calibrant.evaluators import Evaluator
+from calibrant.results import Cell, revisions
+from calibrant.spec import Spec, canonical, identity
+from calibrant.spec.grammar import SetLabel
+from calibrant.system.notebook import card, listing
+
+DENSE: Final = "none"
+"""The method that leaves the model as it is: the dense model is always among the runs."""
+EQUAL: Final = "uniform"
+"""The allocation that gives every matrix the same target."""
+
+
+class Labels(NamedTuple):
+    """What a cell of the grid is called, in canonical texts.
+
+    For what looks at no data, `data` and `propagate` are empty and `seed` is 0.
+    """
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    target: str
+    propagate: str
+    allocation: str = EQUAL
+
+    @property
+    def way(self) -> str:
+        """What a table calls the method with its allocation: `wanda`, or `wanda + owl`."""
+        if self.allocation == EQUAL:
+            return self.method
+        return f"{self.method} + {self.allocation}"
+
+    def among(self, values: Mapping[str, Collection[str | int]]) -> bool:
+        """Return whether each label is one of the `values` of its kind.
+
+        What looks at no data never matches data, draw or propagation.
+        """
+        for kind, allowed in values.items():
+            if kind in ("data", "seed", "propagate") and not self.data:
+                return False
+            if getattr(self, kind) not in allowed:
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run that is to be made and measured.
+
+    `calibration` is the draw of a set; it is None for what looks at no data.
+    """
+
+    model: str
+    calibration: CalibrationSet | None
+    recipe: Recipe
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What the cell of the grid is called that the run is for."""
+        calibration, recipe = self.calibration, self.recipe
+        looks = calibration is not None and recipe.method.looks
+        return Labels(
+            model=self.model,
+            data="" if calibration is None else str(calibration),
+            seed=0 if calibration is None else calibration.seed,
+            method=str(recipe.method),
+            target=str(recipe.target),
+            propagate=recipe.propagate if looks else "",
+            allocation=str(recipe.allocation),
+        )
+
+    @property
+    def cell(self) -> Cell:
+        """The cell of the grid that the run is for, with its labels and without ids."""
+        labels = self.labels
+        return Cell(
+            model=labels.model,
+            data=labels.data,
+            method=labels.way,
+            target=labels.target,
+            seed=labels.seed,
+            run="",
+            propagate=labels.propagate,
+        )
+
+    @property
+    def label(self) -> str:
+        """What progress and failures call it."""
+        labels = self.labels
+        dense = labels.way == DENSE
+        name = "the dense model" if dense else f"{labels.way} {labels.target}"
+        if labels.data:
+            name += f" on {labels.data}"
+        if labels.seed:
+            name += f", draw {labels.seed}"
+        return name
+
+    @property
+    def provisional(self) -> str:
+        """An id for failures that come before the run's own id is known."""
+        labels, recipe = self.labels, self.recipe
+        parts = [self.model, repr(self.calibration), recipe.method, labels.target]
+        if labels.allocation != EQUAL:
+            parts.append(recipe.allocation)
+        return identity(parts)
+
+    @property
+    def sets(self) -> frozenset[str]:
+        """The calibration set, and those that it mixes."""
+        if self.calibration is None:
+            return frozenset()
+        return frozenset(map(repr, (self.calibration, *self.calibration.mixed)))
+
+    @property
+    def shares(self) -> bool:
+        """Whether it looks at statistics of the dense model, which others may share."""
+        return self.calibration is not None and bool(self.recipe.shared)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """All requests of a study, of which the `chosen` ones, by number, are to be answered now.
+
+    `evaluators` are by their text, and so are the `digests` of the data that they measure on when
+    the work begins. `leaked` counts the rows of each calibration set that are also measured.
+    `limit_gb` is for statistics on disk, `edits_gb` for edits of runs that no mask brings back.
+    `reading` is what a reader of the results needs of the study: its baseline, pools and primary
+    contrasts.
+    """
+
+    requests: tuple[RunRequest, ...]
+    chosen: frozenset[int]
+    evaluators: Mapping[str, Evaluator]
+    dtype: str = "auto"
+    device: str = "auto"
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
+    masks: bool = True
+    quotes: bool = True
+    leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    limit_gb: float = 8.0
+    edits_gb: float = 8.0
+    reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def specs(self) -> Iterator[Spec]:
+        """Yield every object that a class of somebody's own may be behind."""
+        yield from self.evaluators.values()
+        for recipe in self.recipes:
+            yield recipe.method
+            yield recipe.allocation
+            yield from recipe.transforms
+        for calibration in self.calibrations.values():
+            for term in calibration.parts:
+                yield term.source
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The recipes, each once."""
+        return list(dict.fromkeys(request.recipe for request in self.requests))
+
+    @property
+    def calibrations(self) -> dict[str, CalibrationSet]:
+        """The calibration sets, draw by draw, each once, by what they print as."""
+        sets = [request.calibration for request in self.requests]
+        return {repr(calibration): calibration for calibration in sets if calibration is not None}
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order of their requests."""
+        return list(dict.fromkeys(request.model for request in self.requests))
+
+    @property
+    def sets(self) -> list[SetLabel]:
+        """The labels of the calibration sets, each once."""
+        first_draws: dict[str, CalibrationSet] = {}
+        for calibration in self.calibrations.values():
+            first_draws.setdefault(str(calibration), calibration)
+        return [calibration.label for calibration in first_draws.values()]
+
+    def about(self, model: str) -> list[int]:
+        """Return the numbers of the requests about `model`."""
+        every = enumerate(self.requests)
+        return [number for number, request in every if request.model == model]
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of every method, allocation, transform and evaluator in it.
+
+        What the store holds of lower ones is stale.
+        """
+        newest: dict[str, int] = {}
+        for recipe in self.recipes:
+            newest |= revisions("method", canonical(recipe.method))
+            newest |= revisions("allocation", canonical(recipe.allocation))
+            newest |= revisions("transform", canonical(recipe.transforms))
+        for evaluator in self.evaluators.values():
+            newest |= revisions("evaluator", canonical(evaluator))
+        return newest
+
+    def measures(self, text: str) -> tuple[Mapping[str, Any], str]:
+        """Return what identifies a measurement beside its run.
+
+        That is the canonical evaluator, and the digest of the data.
+        """
+        return canonical(self.evaluators[text]), self.digests.get(text, "")
+
+    def statistics_wanted(self, request: RunRequest) -> tuple[type[Statistic], ...]:
+        """Return the statistics to gather in one pass over the set of `request`.
+
+        They are all that requests for the same set, or for one mixed in it, will want.
+        """
+        wanted: dict[type[Statistic], None] = {}
+        for other in self.requests:
+            if other.shares and other.model == request.model and other.sets & request.sets:
+                wanted |= dict.fromkeys(other.recipe.shared)
+        return tuple(wanted)
+
+
+def digests_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
+    """Return the digest of the data behind each evaluator.
+
+    There is none where the data can't be read, which its measurement will say.
+    """
+    digests: dict[str, str] = {}
+    for text, evaluator in evaluators.items():
+        try:
+            digest = evaluator.digest()
+        except InputError:
+            continue
+        if digest:
+            digests[text] = digest
+    return digests
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study came to: its cells with their ids, what was computed, and what was found there.
+
+    `seconds` are by phase. `died` has a sentence for each worker that was lost, and what became of
+    its work, `few_tokens` one for each calibration set with fewer tokens than a model has inputs.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    computed: int
+    found: int
+    failures: Mapping[str, Mapping[str, Any]]
+    seconds: Mapping[str, float]
+    peak_memory_bytes: int
+    died: tuple[str, ...] = ()
+    few_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "results": self.folder,
+            "computed": self.computed,
+            "found there": self.found,
+            "cells": len(self.cells),
+        }
+        if not self.failures:
+            advice = "calibrant.lab.report.report(…) of it shows the results."
+            return card("Study, finished", facts, advice)
+        told = self.failures.values()
+        reasons = [(failure.get("what"), failure.get("error")) for failure in told]
+        return card("Study, finished", facts, inside=listing(("what failed", "why"), reasons))

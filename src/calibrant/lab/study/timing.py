@@ -1,0 +1,429 @@
+"""How long a study takes on this machine: each piece of the work is done once, small, and timed,
+and a plan adds them up.
+
+The pieces are a block's forward on one micro-batch, the compression of one block by each method to
+each target, and a few items of each evaluator. The tokens are random ones: how long a product takes
+doesn't depend on what is in it. Nothing is written, and the model stays as it was.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
+from calibrant.compress import Recipe, fitting
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import CalibrantError
+from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
+from calibrant.lab.study.loaded import room
+from calibrant.lab.study.request import RunRequest
+from calibrant.lab.study.supply import Supply, budget_of
+from calibrant.methods import MatrixMethod
+from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.system.progress import Progress, silent
+from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
+from calibrant.walk.statistics import packed_bytes
+
+ITEMS: Final[Mapping[str, tuple[int, int]]] = {"tokens": (512, 1024), "limit": (4, 8)}
+"""Two budgets that an evaluator is tried with, by what its budget is called: what doesn't grow with
+it shows in the difference."""
+MOST_ROWS: Final = 100_000
+"""Rows that are counted at most, where an evaluator's budget is all of them."""
+PATIENCE: Final = 4.0
+"""Seconds after which an evaluator isn't tried with more."""
+
+Kinds = tuple[type[Statistic], ...]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long the pieces take on one model.
+
+    Seconds: `forward` for a token through a block, by the statistics gathered; `block` for the
+    compression of one, by method and target; `measure` for a whole measurement. `statistics` are
+    bytes for one set and draw, by kind; `why_not` says what would fail.
+    """
+
+    model: str
+    note: str
+    dtype: str
+    blocks: int
+    matrices: int
+    inputs: int
+    opened: float
+    forward: Mapping[Kinds, float] = field(default_factory=dict[Kinds, float])
+    block: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    measure: Mapping[str, float] = field(default_factory=dict[str, float])
+    statistics: Mapping[Kinds, int] = field(default_factory=dict[Kinds, int])
+    propagates: Mapping[str, str] = field(default_factory=dict[str, str])
+    why_not: tuple[str, ...] = ()
+
+
+def measure_pieces(
+    opened: Opened,
+    seconds: float,
+    requests: Sequence[RunRequest],
+    evaluators: Mapping[str, Evaluator],
+    kinds: Kinds,
+    progress: Progress = silent,
+) -> Timings:
+    """Time the pieces of `requests` on an open model, which took `seconds` to open.
+
+    `kinds` are gathered together in `dense`.
+    """
+    model, pieces = view(opened.model), _Pieces()
+    asked = list(dict.fromkeys(request.recipe for request in requests))
+    looking = [recipe for recipe in asked if recipe.method.observes]
+    recipes: dict[tuple[str, str], Recipe] = {}
+    for recipe in (*asked, *map(_judging, asked)):
+        recipes[_piece(recipe)] = recipe
+    gatherings: dict[Kinds, None] = {(FeatureNorms,): None}
+    for gathered in (kinds, *(recipe.method.observes for recipe in recipes.values())):
+        if gathered:
+            gatherings[gathered] = None
+    calibration = next((q.calibration for q in requests if q.calibration is not None), None)
+    total = len(gatherings) + len(recipes) + len(evaluators)
+    steps = iter(range(total))
+    seen: dict[Kinds, dict[Weight, Seen]] = {}
+    if calibration is not None:
+        batch = _micro_batch(calibration, opened)
+        for gathered in gatherings:
+            progress("probe", next(steps), total)
+            seen[gathered] = pieces.time_walk(model, batch, gathered)
+    for recipe in recipes.values():
+        progress("probe", next(steps), total)
+        pieces.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
+    for text, evaluator in evaluators.items():
+        progress("probe", next(steps), total)
+        pieces.time_measurement(text, evaluator, opened)
+    progress("probe", total, total)
+    widths = _input_widths(model, seen.get((FeatureNorms,), {}))
+    statistics: dict[Kinds, int] = {}
+    for gathered in gatherings:
+        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
+        statistics[gathered] = sum(each)
+    return Timings(
+        model=opened.name,
+        note=opened.note,
+        dtype=str(opened.dtype).removeprefix("torch."),
+        blocks=len(model.blocks),
+        matrices=len(model.weights),
+        inputs=len(widths),
+        opened=seconds,
+        forward=pieces.forward,
+        block=pieces.block,
+        measure=pieces.measure,
+        statistics=statistics,
+        propagates={} if calibration is None else _fitting(looking, model, calibration, opened),
+        why_not=tuple(dict.fromkeys(pieces.why_not)),
+    )
+
+
+def _judging(recipe: Recipe) -> Recipe:
+    """The recipe with the method that its allocation judges by."""
+    method, _ = recipe.allocation.judges_by(recipe.method, recipe.target)
+    return replace(recipe, method=method)
+
+
+def _piece(recipe: Recipe) -> tuple[str, str]:
+    """What a block's compression is called."""
+    return str(recipe.method), str(recipe.target)
+
+
+class _Pieces:
+    """The pieces as they are timed."""
+
+    def __init__(self) -> None:
+        self.forward: dict[Kinds, float] = {}
+        self.block: dict[tuple[str, str], float] = {}
+        self.measure: dict[str, float] = {}
+        self.why_not: list[str] = []
+
+    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+        """Time a walk, and return the statistics of the first block's matrices."""
+        # The first try warms caches; of the others the shorter counts.
+        tries = [_first_block(model, batch, kinds) for _ in range(3)]
+        seen, _ = tries[-1]
+        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
+        return seen
+
+    def time_compression(
+        self,
+        recipe: Recipe,
+        model: ModelView,
+        seen: Mapping[Weight, Seen],
+    ) -> None:
+        """Time one block's compression."""
+        method, target = recipe.method, recipe.target
+        weights = model.blocks[0].weights
+        with self._noting_errors(f"{method} {target}"):
+            method.check_model(model, target, {weight.name: target for weight in model.weights})
+            if isinstance(method, MatrixMethod):
+                # The first try, of one matrix, warms caches.
+                _compress(method, recipe, weights[:1], seen)
+                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
+                self.block[_piece(recipe)] = min(tries)
+
+    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
+        """Time a whole measurement, from two small ones."""
+
+        def measure(small: Evaluator) -> None:
+            small.measure(Subject(opened.model, opened.tokenizer, opened.model))
+
+        def timed(small: Evaluator) -> float:
+            seconds = _timed(lambda: measure(small))
+            if small.compares and seconds <= PATIENCE:
+                # What has to be known of the dense model, such as the noise floor, a study finds
+                # out once: the second time it is known.
+                return _timed(lambda: measure(small))
+            return seconds
+
+        keep_predictions(opened.model)
+        with self._noting_errors(text):
+            self.measure[text] = _whole(evaluator, timed)
+        forget_predictions(opened.model)
+
+    @contextmanager
+    def _noting_errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except CalibrantError as error:
+            self.why_not.append(f"{name}: {error}")
+
+
+def _compress(
+    method: MatrixMethod,
+    recipe: Recipe,
+    weights: Sequence[Weight],
+    seen: Mapping[Weight, Seen],
+) -> float:
+    """The seconds that some matrices take."""
+    # Copies of the statistics, so that no factorisation is cached already. Those that matrices
+    # share are shared again.
+    fresh: dict[int, Seen] = {}
+    for statistics in seen.values():
+        copied = {kind: statistic * 1.0 for kind, statistic in statistics.items()}
+        fresh[id(statistics)] = Seen(copied)
+    began = time.perf_counter()
+    for weight in weights:
+        if weight in seen:
+            method.compress(weight.get(), fresh[id(seen[weight])], recipe.target)
+        elif not method.observes:
+            method.compress(weight.get(), Seen({}), recipe.target)
+    return time.perf_counter() - began
+
+
+def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
+    """Return the seconds of a whole measurement. A budget of None is that of all rows."""
+    name = _budget_name(evaluator)
+    if name is None:
+        return timed(evaluator)
+    few, more = ITEMS[name]
+    budget = getattr(evaluator, name)
+    if budget is None:
+        budget = sum(1 for _ in islice(evaluator.rows(), MOST_ROWS))
+    if budget <= more:
+        return timed(evaluator)
+    least = 1 if name == "limit" else few // 2
+    for items in (least, few):
+        first = timed(evaluator.limited(items))
+        if first > PATIENCE:
+            return first * budget / items
+    second = timed(evaluator.limited(more))
+    # What the second took in all, spread over its budget, is the most that an item can cost, and a
+    # fifth of it about the least.
+    most = second / more
+    each = min(max((second - first) / (more - few), most / 5), most)
+    return second + each * (budget - more)
+
+
+def _budget_name(evaluator: Evaluator) -> str | None:
+    """What an evaluator's budget is called, if it has one."""
+    for name, (few, _) in ITEMS.items():
+        if getattr(evaluator.limited(few), name, None) == few:
+            return name
+    return None
+
+
+def _first_block(
+    model: ModelView,
+    batch: TokenBatch,
+    kinds: Kinds,
+) -> tuple[dict[Weight, Seen], float]:
+    """Return the statistics of the first block's matrices, and the seconds that its forward took.
+
+    What is of a whole block has none of these.
+    """
+    first: dict[Weight, Seen] = {}
+    if not all(issubclass(kind, InputStatistic) for kind in kinds):
+        return first, _timed(lambda: next(walk_blocks(model, batch, kinds)))
+    arrivals = walk(model, batch, kinds, "dense")
+    began = time.perf_counter()
+    seconds = 0.0
+    for weight, seen in arrivals:
+        seconds = seconds or time.perf_counter() - began
+        if weight.block:
+            break
+        first[weight] = seen
+    return first, seconds
+
+
+def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
+    """Return random tokens in windows of the study's length, about as many as go through a block at
+    once."""
+    longest = opened.model.config.get_text_config().max_position_embeddings
+    length = min(calibration.length, longest or calibration.length)
+    tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
+    return CalibrationSet("random_tokens", tokens=tokens, length=length).tokens(opened.tokenizer)
+
+
+def _input_widths(model: ModelView, seen: Mapping[Weight, Seen]) -> list[int]:
+    """Return the width of every distinct input.
+
+    Matrices that share one in the first block do so in the others.
+    """
+    inputs = {_relative(weight, model): id(statistics) for weight, statistics in seen.items()}
+    widths: list[int] = []
+    for block in model.blocks:
+        distinct: dict[object, int] = {}
+        for weight in block.weights:
+            name = _relative(weight, model)
+            distinct[inputs.get(name, name)] = weight.shape[1]
+        widths += distinct.values()
+    return widths
+
+
+def _relative(weight: Weight, model: ModelView) -> str:
+    return weight.name.removeprefix(f"{model.blocks[weight.block].name}.")
+
+
+def _fitting(
+    recipes: Iterable[Recipe],
+    model: ModelView,
+    calibration: CalibrationSet,
+    opened: Opened,
+) -> dict[str, str]:
+    """Return the reason for each propagation that becomes another on this machine."""
+    windows = max(1, budget_of(calibration) // calibration.length)
+    mask = torch.ones(windows, calibration.length, dtype=torch.bool)
+    like = TokenBatch(mask.long(), mask, mask.float(), "", {})
+    reasons: dict[str, str] = {}
+    for recipe in recipes:
+        after, note = fitting(recipe.propagate, model, like, opened.dtype, room())
+        if after != recipe.propagate:
+            reasons[recipe.propagate] = note
+    return reasons
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+class Unfinished(NamedTuple):
+    """A request with what the store lacks.
+
+    These are its measurements by these evaluators and, unless it is `recorded`, its record.
+    """
+
+    request: RunRequest
+    measures: Sequence[str]
+    recorded: bool
+
+
+def kinds(requests: Iterable[RunRequest]) -> Kinds:
+    """Return the statistics of the dense model that these requests share."""
+    shared: dict[type[Statistic], None] = {}
+    for request in requests:
+        if request.shares:
+            shared |= dict.fromkeys(request.recipe.shared)
+    return tuple(shared)
+
+
+def passes(requests: Iterable[RunRequest]) -> list[CalibrationSet]:
+    """Return the sets, draw by draw, of which the dense model's statistics are gathered.
+
+    Each is there once; those of a mix are its parts'.
+    """
+    gathered: dict[str, CalibrationSet] = {}
+    for request in requests:
+        calibration = request.calibration
+        if calibration is not None and request.shares:
+            for part in calibration.mixed or (calibration,):
+                gathered[repr(part)] = part
+    return list(gathered.values())
+
+
+def duration(
+    timings: Timings,
+    unfinished: Sequence[Unfinished],
+    supplies: Mapping[str, Supply],
+) -> dict[str, float]:
+    """Return the seconds by phase that one worker needs.
+
+    A set whose supply isn't known is taken to fill its budget.
+    """
+    compressed: list[RunRequest] = []
+    sets: dict[str, CalibrationSet] = {}
+    measure = 0.0
+    for request, measures, recorded in unfinished:
+        # No mask brings back what a method made of weights that it changes.
+        if not recorded or request.recipe.method.updates:
+            compressed.append(request)
+        if request.calibration is not None:
+            sets[repr(request.calibration)] = request.calibration
+        measure += sum(timings.measure.get(text, 0) for text in measures)
+    tokenize = 0.0
+    for calibration in sets.values():
+        supply = supplies.get(str(calibration))
+        if supply is not None:
+            tokenize += supply.seconds * (calibration.seed + 1)
+    together = timings.forward.get(kinds(compressed), 0.0)
+    forward = sum(together * _tokens(part, supplies) for part in passes(compressed))
+    forward += sum(_own_forward(timings, request, supplies) for request in compressed)
+    compress = sum(_own_compression(timings, request.recipe) for request in compressed)
+    return {
+        "open": timings.opened if unfinished else 0.0,
+        "tokenize": tokenize,
+        "forward": forward * timings.blocks,
+        "compress": compress * timings.blocks,
+        "measure": measure,
+    }
+
+
+def _tokens(calibration: CalibrationSet, supplies: Mapping[str, Supply]) -> int:
+    supply = supplies.get(str(calibration))
+    if supply is not None:
+        return supply.tokens
+    return budget_of(calibration) * (len(calibration.mixed) or 1)
+
+
+def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, Supply]) -> float:
+    """The seconds that a request's own forwards of a block take, beside those that are shared."""
+    recipe, method, allocation = request.recipe, request.recipe.method, request.recipe.allocation
+    plain = timings.forward.get((FeatureNorms,), 0.0)
+    observing = timings.forward.get(method.observes, 0.0)
+    seconds = plain * method.tried(timings.blocks, recipe.target)
+    seconds += plain * allocation.tried(timings.blocks, recipe.target)
+    if request.calibration is None:
+        return seconds
+    tokens = _tokens(request.calibration, supplies)
+    if recipe.propagate != "dense":
+        again = plain if recipe.propagate == "reference" else 0.0
+        seconds += (observing + again) * tokens
+    if allocation.tries:  # it walks once through the untouched model for itself
+        seconds += observing * tokens
+    return seconds
+
+
+def _own_compression(timings: Timings, recipe: Recipe) -> float:
+    """The seconds that a block's compression takes, and what its allocation tries before."""
+    judge, times = recipe.allocation.judges_by(recipe.method, recipe.target)
+    judged = times * timings.block.get((str(judge), str(recipe.target)), 0.0)
+    return judged + timings.block.get(_piece(recipe), 0.0)

@@ -1,0 +1,544 @@
+"""Workers of a study: one driver in this process, or several, each in a process of its own
+(`--workers N`) or in an actor of Ray.
+
+Processes of this machine write their results themselves; an actor of Ray sends them here (`desk`).
+All tell this process in messages what they do (`calibrant.lab.study.driver.Message`). Here the
+messages are added up, progress is shown, the grid is written, and a worker that dies is replaced;
+what it was at, another takes over through the claims.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from io import BufferedWriter
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import torch
+
+from calibrant.compress.costs import peak_memory
+from calibrant.data import mirror
+from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
+from calibrant.lab.study.desk import RemoteStore
+from calibrant.lab.study.driver import Driver, Message, Report, failure
+from calibrant.lab.study.request import StudyResult, Workload
+from calibrant.lab.study.sending import packed, unpacked
+from calibrant.results import STUDY, Cell, Store
+from calibrant.spec.foreign import brief, did_you_mean
+from calibrant.system.progress import Progress, silent
+from calibrant.system.wire import kind_of, raised
+
+ENGINES: Final = ("local", "ray")
+DEATHS_ALLOWED: Final = 2
+"""How often a worker may die at the same thing before that is taken for its fault."""
+GRACE: Final = 5.0
+"""Seconds that threads have to notice that their workers are gone."""
+WAKE: Final = 0.5
+"""Seconds after which a wait is begun anew.
+
+An interrupt that comes in the instant before a wait doesn't end it, so no wait may be long.
+"""
+THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Where libraries read, when they are loaded, how many threads they may take."""
+BEGINNING: Final = "from calibrant.system.process import own_process; own_process()"
+"""What a worker's process does before it is a worker."""
+
+WORK: Final = "work.msgpack"
+FORGIVEN: Final = "forgiven.json"
+"""What workers read in the folder that they share: what there is to do, and which failures are to
+be tried again."""
+
+Job = Mapping[str, Any]
+
+
+def check(engine: str, workers: int = 1, address: str | None = None, gpus: float = 0.0) -> None:
+    """Raise `SpecError` for what can't be run.
+
+    That is an engine that doesn't exist or isn't installed, or options that it doesn't have.
+    """
+    if engine not in ENGINES:
+        known = ", ".join(ENGINES)
+        near = did_you_mean(engine, ENGINES)
+        message = f"there is no engine called {engine!r}{near} (known: {known})"
+        raise SpecError(message, subject=engine)
+    if workers < 1:
+        message = f"{workers} workers can't do anything; give at least 1"
+        raise SpecError(message, subject="workers")
+    if gpus < 0:
+        raise SpecError(f"a worker can't have {gpus} GPUs; give 0 or more", subject="gpus")
+    if engine == "local" and (address is not None or gpus):
+        option = f"gpus={gpus}" if address is None else f"the address {address!r}"
+        message = f"{option} is for the engine ray, and this study runs with local; "
+        raise SpecError(message + "give --engine ray, or leave it out", subject="engine")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        message = "the engine ray needs the package ray, which isn't installed; "
+        raise SpecError(message + "run pip install 'calibrant[ray]'", subject="ray")
+
+
+class Worker(ABC):
+    """A driver somewhere else, as this process knows it."""
+
+    @abstractmethod
+    def messages(self) -> Iterator[Message]:
+        """Yield its messages as they come, until its work is done.
+
+        Raises `WorkerError` if it dies, or is ended, before that.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """Stop it at once, whatever it is doing; more than once does no harm."""
+
+
+class Summary:
+    """The messages of all drivers, added up.
+
+    `known` are cells that the index has of the same study already, until a driver comes to them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        work: Workload,
+        progress: Progress,
+        known: Sequence[Cell] = (),
+    ) -> None:
+        self.store = store
+        self.work = work
+        self.died = list[str]()
+        self._progress = progress
+        before = {cell.labels: cell for cell in known}
+        cells = [request.cell for request in work.requests]
+        self._cells = [before.get(cell.labels, cell) for cell in cells]
+        self._there = dict[int, list[str]]()
+        self._computed = list[str]()
+        self._done = set[int]()
+        self._seconds = Counter[str]()
+        self._peak = 0
+        self._begun = False
+        self._shortages = dict[tuple[str, str], str]()
+
+    def add(self, message: Message) -> None:
+        """Add one message, and show it or write the index if that is called for."""
+        match message:
+            case ["progress", label, done, total]:
+                self._progress(label, done, total)
+            case ["doing", *_]:
+                if not self._begun:
+                    self._progress("study", 0, len(self._cells))
+                self._begun = True
+            case ["cell", index, run_id, measures, there]:
+                cell = self.work.requests[index].cell
+                self._cells[index] = replace(cell, run=run_id, measures=measures)
+                self._there[index] = there
+            case ["made", made_id]:
+                self._computed.append(made_id)
+            case ["done", index]:
+                self._done.add(index)
+                self._progress("study", len(self._done), len(self._cells))
+                self.write_index()
+            case ["few_tokens", model, data, sentence]:
+                self._shortages.setdefault((model, data), sentence)
+            case ["spent", seconds, peak]:
+                self._seconds.update(seconds)
+                self._peak = max(self._peak, peak)
+            case _:
+                said = f"{brief(message)} is no message of a worker; start the study again"
+                raise DataError(said)
+
+    def write_index(self) -> None:
+        """Write into the store which grid it answers, as far as it is known."""
+        work = self.work
+        self.store.write_cells(self._cells, work.reading, work.revisions, work.sets)
+
+    def result(self) -> StudyResult:
+        """Return what the study came to."""
+        self._progress("study", len(self._cells), len(self._cells))
+        self.write_index()
+        computed = set(self._computed)
+        several = len(self.work.models) > 1
+        shortages: dict[str, str] = {}
+        for (model, data), sentence in self._shortages.items():
+            name = f"{data} for {model}" if several else data
+            shortages[name] = sentence
+        return StudyResult(
+            folder=self.store.folder,
+            cells=tuple(self._cells),
+            computed=len(self._computed),
+            found=sum(len(set(there) - computed) for there in self._there.values()),
+            failures=self.store.failures(),
+            seconds=dict(self._seconds),
+            peak_memory_bytes=max(self._peak, peak_memory()),
+            died=tuple(self.died),
+            few_tokens=shortages,
+        )
+
+
+def answer(
+    store: Store,
+    work: Workload,
+    study: str,
+    progress: Progress = silent,
+    *,
+    retry: bool = False,
+    workers: int = 1,
+    start: Callable[[Job], Worker] | None = None,
+) -> StudyResult:
+    """Answer what `store` lacks of a study, whose file's text is `study`.
+
+    What failed before is tried again only with `retry`. One worker is this process, several are
+    processes of their own, unless `start` starts them. Raises `OutputError` on a full disk and, for
+    a study of one model, why that can't be opened.
+    """
+    summary = Summary(store, work, progress, known_cells(store, study))
+    forgiven = store.failures() if retry else {}
+    store.write_text(STUDY, study)
+    if workers == 1 and start is None:
+        Driver(store, work, summary.add, forgiven).run()
+        return summary.result()
+    count = min(workers, len(work.requests))
+    begin = Process if start is None else start
+    with tempfile.TemporaryDirectory(prefix="calibrant-") as shared:
+        (Path(shared) / WORK).write_bytes(packed(work))
+        (Path(shared) / FORGIVEN).write_text(json.dumps(forgiven, allow_nan=False))
+        job: Job = {
+            "folder": str(store.folder.absolute()),
+            "shared": shared,
+            "count": count,
+            "threads": shared_threads(count),
+        }
+        starts = [partial(begin, {**job, "place": place}) for place in range(count)]
+        return supervise(summary, starts)
+
+
+def known_cells(store: Store, study: str) -> list[Cell]:
+    """Return the cells in the store's index if `study`, a file's text, is what it was last for.
+
+    Else, or for a damaged index, there are none.
+    """
+    try:
+        return store.cells() if store.study_text() == study else []
+    except DataError:
+        return []
+
+
+STARTING: Final[Message] = ["doing", "starting", "", -1, ""]
+"""What a worker is doing before it has said anything."""
+
+
+def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> StudyResult:
+    """Have workers answer everything; one that dies is replaced.
+
+    Whatever ends this, no worker is left behind. Each worker has a thread that waits for its
+    messages; all that is done about them is done in this one.
+    """
+    inbox: queue.SimpleQueue[tuple[int, Message | BaseException | None]] = queue.SimpleQueue()
+    workers = dict[int, Worker]()
+    threads = list[threading.Thread]()
+    doing = dict[int, Message]()
+    deaths = Counter[str]()
+
+    def listen(place: int, worker: Worker) -> None:
+        try:
+            for message in worker.messages():
+                inbox.put((place, message))
+            inbox.put((place, None))
+        except BaseException as error:  # noqa: BLE001  # raised again where this was started
+            inbox.put((place, error))
+
+    def start(place: int) -> None:
+        with uninterrupted():  # between its beginning and its entry here nobody would end it
+            workers[place] = starts[place]()
+        doing[place] = STARTING
+        thread = threading.Thread(target=listen, args=(place, workers[place]), daemon=True)
+        threads.append(thread)
+        thread.start()
+
+    try:
+        for place in range(len(starts)):
+            start(place)
+        while workers:
+            place, message = next_of(inbox)
+            match message:
+                case None:
+                    workers.pop(place).end()
+                case WorkerError():
+                    workers.pop(place).end()
+                    cause = _cause(doing[place])
+                    deaths[cause] += 1
+                    _give_up(summary, doing[place], message, deaths[cause])
+                    start(place)
+                case BaseException():
+                    raise message
+                case _:
+                    if message[0] == "doing":
+                        if doing[place] is STARTING:
+                            deaths.pop(_cause(STARTING), None)
+                        doing[place] = message
+                    summary.add(message)
+    finally:
+        for worker in workers.values():
+            worker.end()
+        until = time.monotonic() + GRACE
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+    return summary.result()
+
+
+def _cause(doing: Message) -> str:
+    """What deaths are counted by: an id where there is one, since labels don't say everything."""
+    _, what, failed_id, *_ = doing
+    return failed_id or what
+
+
+def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) -> None:
+    """Note what a worker died at.
+
+    Where that has happened before, record it as failed, so that no other worker tries it.
+    """
+    _, what, failed_id, index, measured = doing
+    happened = f"{death} while at work on {what}"
+    if deaths < DEATHS_ALLOWED:
+        summary.died.append(f"{happened}; it was tried again")
+        return
+    summary.died.append(f"{happened}; it was given up")
+    twice = f"{happened}, and so did one before it"
+    store, requests = summary.store, summary.work.requests
+    if failed_id:
+        error = WorkerError(twice, subject=death.subject)
+        store.add_failure(failed_id, failure(requests[index], error, measured))
+        return
+    model = requests[max(0, index)].model
+    refused = ModelError(f"{twice}; give workers more memory, or take fewer", subject=model)
+    if index < 0 or len(summary.work.models) == 1:
+        raise refused
+    for other in summary.work.about(model):
+        request = requests[other]
+        store.add_failure(request.provisional, failure(request, refused))
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interrupt (Ctrl-C) that comes meanwhile have its effect afterwards.
+
+    Only the main thread gets any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    installed = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    before = signal.SIG_DFL if installed is None else installed
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(*came[0])
+        elif came and before == signal.SIG_DFL:
+            signal.raise_signal(signal.SIGINT)
+
+
+def next_of(inbox: "queue.SimpleQueue[Any]") -> Any:
+    """Return the next item, after waits that are never long."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return inbox.get(timeout=WAKE)
+
+
+def shared_threads(workers: int) -> int:
+    """Return how many threads each of several workers takes.
+
+    Together they are no more than this process would take.
+    """
+    return max(1, torch.get_num_threads() // workers)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return what a worker's environment must say beyond this process's own.
+
+    That is threads, where modules are, and the mirror of data sets.
+    """
+    variables = dict[str, str](dict.fromkeys(THREADS, str(threads)))
+    places = [path or str(Path.cwd()) for path in sys.path]
+    variables["PYTHONPATH"] = os.pathsep.join(places)
+    data = mirror()
+    if data is not None:
+        variables["CALIBRANT_DATA"] = str(data)
+    return variables
+
+
+class Process(Worker):
+    """A process of its own: it reads its job from a pipe and writes messages into another.
+
+    A message is a line of JSON. The process hears no Ctrl-C; it ends when this process ends it, or
+    ends itself.
+    """
+
+    def __init__(self, job: Job) -> None:
+        program = f"{BEGINNING}; from calibrant.lab.study.workers import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment(job["threads"])},
+            start_new_session=True,
+        )
+        self.number = self._process.pid
+        line = json.dumps(job, allow_nan=False).encode() + b"\n"
+        with contextlib.suppress(OSError):  # it died at once, as its messages will show
+            assert self._process.stdin is not None
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def messages(self) -> Iterator[Message]:
+        """Yield its messages. Raises the error that ended its work, `WorkerError` if it died."""
+        while line := self._line():
+            message = self._decoded(line)
+            if message == ["end"]:
+                return
+            yield received(message)
+        raise WorkerError(f"process {self.number} {self._ending()}", subject=str(self.number))
+
+    def end(self) -> None:
+        """Stop it and what it has started."""
+        if self._process.returncode is None:
+            # Its number is that of its group too, and nobody else's until it was waited for.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.number, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, AttributeError):
+                pipe.close()  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _line(self) -> bytes:
+        """The next whole line; none after the last, of a closed pipe, or if it died at writing."""
+        line = b""
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdout is not None
+            line = self._process.stdout.readline()
+        return line if line.endswith(b"\n") else b""
+
+    def _decoded(self, line: bytes) -> Message:
+        """The message in a line. Raises `WorkerError` where there is none."""
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = f"process {self.number} wrote what is no message ({error})"
+            raise WorkerError(said, subject=str(self.number)) from error
+        if not isinstance(message, list):
+            said = f"process {self.number} wrote what is no message ({brief(message)})"
+            raise WorkerError(said, subject=str(self.number))
+        return message
+
+    def _ending(self) -> str:
+        """How the process ended."""
+        code = self._process.wait()
+        if code >= 0:
+            return f"ended with exit code {code}"
+        if -code == signal.SIGKILL:
+            return "was ended by SIGKILL (where nobody did that: out of memory)"
+        return f"was ended by {_name_of_signal(-code)}"
+
+
+def _name_of_signal(number: int) -> str:
+    """What a signal is called; those of real time have numbers alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def received(message: Message) -> Message:
+    """Return a message, unless it is an error that ended a worker's work, which is raised here."""
+    match message:
+        case ["error", kind, text, subject, number, file]:
+            error = raised(kind, text, subject)
+            if error is None:
+                error = OSError(text) if number is None else OSError(number, text, file)
+            raise error
+        case _:
+            return message
+
+
+def work(job: Job, report: Report, store: Store | RemoteStore | None = None) -> None:
+    """Do a worker's share of a job. An error that ends it is reported as the last message.
+
+    Without a `store`, open the one in the job's folder.
+    """
+    torch.set_num_threads(job["threads"])
+    shared = Path(job["shared"])
+    try:
+        todo = unpacked((shared / WORK).read_bytes())
+        forgiven = json.loads((shared / FORGIVEN).read_text())
+        with contextlib.ExitStack() as opened:
+            if store is None:
+                store = opened.enter_context(Store(job["folder"]))
+            Driver(store, todo, report, forgiven, shared, job["place"], job["count"]).run()
+    except (CalibrantError, OSError) as error:
+        report(["error", kind_of(error), *_described(error)])
+
+
+def _described(error: CalibrantError | OSError) -> list[Any]:
+    """The text of an error, its subject and, of an error of the system, its number and file."""
+    if isinstance(error, CalibrantError):
+        return [str(error), error.subject, None, None]
+    if error.errno is None:
+        return [str(error), "", None, None]
+    file = None if error.filename is None else str(error.filename)
+    return [error.strerror or str(error), "", error.errno, file]
+
+
+def main() -> None:
+    """Be a worker process: the job on standard input, messages on standard output.
+
+    It is gone when the process that started it is gone.
+    """
+    messages = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get between the messages
+    report = reporting(messages)
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(job, report)
+    report(["end"])
+
+
+def reporting(pipe: BufferedWriter) -> Report:
+    """Return what writes messages into a pipe.
+
+    It ends this process where nobody reads them any more: that is no failure of a run.
+    """
+    lock = threading.Lock()
+
+    def report(message: Message) -> None:
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        try:
+            with lock:
+                pipe.write(line)
+                pipe.flush()
+        except BrokenPipeError:
+            os._exit(1)
+
+    return report
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one is gone, then end this one."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

@@ -1,0 +1,41 @@
+"""ShortGPT: whole blocks go that turn their input least (Men et al. 2024, arXiv 2403.03853)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from calibrant.activations import BlockChange, Seen, Statistic
+from calibrant.edits import DropBlocks, Edit
+from calibrant.job import Job
+from calibrant.methods._base import BlockMethod
+
+
+@dataclass(frozen=True, repr=False)
+class ShortGPT(BlockMethod):
+    """Removes the blocks with the smallest block influence, 1 − the mean cosine of a token's hidden
+    state before and after (equation 1).
+
+    All are scored in one pass through the untouched model and go at once, as in the paper (section
+    3.2); the record's `notes` have the scores. Differs from the paper in: tokens count by their
+    weight, and padding never.
+    """
+
+    observes: ClassVar[tuple[type[Statistic], ...]] = (BlockChange,)
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        if job.done:
+            return
+        scores = [influence(seen) for _, seen in job.blocks(self.observes)]
+        ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
+        yield DropBlocks(
+            tuple(sorted(ranked[: self.left_to_drop(job)])),
+            {"scores": [float(f"{score:.6g}") for score in scores]},
+        )
+
+
+def influence(seen: Seen) -> float:
+    """Return how far a block turned its input on average: 0 for one that turns nothing, 2 at
+    most.
+    """
+    change = seen[BlockChange]
+    return change.total / change.mass

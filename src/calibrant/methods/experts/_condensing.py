@@ -1,0 +1,354 @@
+"""What CD-MoE searches with: what a layer of experts and each of its experts did to some tokens,
+and how far a choice of experts is from that.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from calibrant.activations import Routing
+from calibrant.data import TokenBatch, micro_batches
+from calibrant.edits import Condense
+from calibrant.errors import ModelError, NumericsError, SpecError
+from calibrant.job import Job
+from calibrant.methods._searching import Choice
+from calibrant.methods.experts._tuning import train
+from calibrant.models import Condensed, ExpertLayer, ModelView, condensed, expert_layers
+from calibrant.models.condensing import alone, shared_of
+from calibrant.walk import TOKENS_PER_PASS
+from calibrant.walk.products import hidden_of, inputs_of
+from calibrant.walk.ranks import Ranks
+from calibrant.walk.variants import AS_IT_IS, Variant
+
+ROWS_AT_ONCE: Final = 256
+"""Tokens whose distributions are compared at a time."""
+GATED: Final = 0.05
+"""How much of what a layer gives beside its routed experts, as a share of its size, may be
+anything but the shared expert times a number.
+"""
+
+
+def divergence(
+    one: Float[Tensor, "token hidden"], other: Float[Tensor, "token hidden"]
+) -> Float[Tensor, "token"]:
+    """Return the Jensen–Shannon divergence of two hidden states as distributions over the features,
+    in nats: 0 for equal ones, log 2 at most.
+
+    A state is made a distribution by a softmax, as CD-MoE's code does. It is computed in float64:
+    states that are nearly equal differ in the square.
+
+    >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).tolist()
+    [0.0]
+    """
+    kind = torch.float64 if one.device.type != "mps" else torch.float32
+    found: list[Tensor] = []
+    for rows in zip(one.split(ROWS_AT_ONCE), other.split(ROWS_AT_ONCE), strict=True):
+        p, q = (states.to(kind).log_softmax(-1) for states in rows)
+        middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=kind, device=p.device))
+        found.append((0.5 * (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1)).clamp_min(0))
+    return torch.cat(found) if found else one.new_zeros(0, dtype=kind)
+
+
+@final
+@dataclass(frozen=True)
+class LayerSample:
+    """What a layer of experts did to the real tokens of one micro-batch.
+
+    `after` is what the block gave and `given` what the layer did; `beside` is what the layer gave
+    beside its routed experts, and `shared` what the shared expert gives without a gate (neither in
+    a layer without one). `weights` say how much each token counts: over all micro-batches they add
+    up to 1.
+    """
+
+    x: Float[Tensor, "token hidden"]
+    after: Float[Tensor, "token hidden"]
+    given: Float[Tensor, "token hidden"]
+    beside: Float[Tensor, "token hidden"] | None
+    shared: Float[Tensor, "token hidden"] | None
+    weights: Float[Tensor, "token"]
+
+    def gate_sum(self, layer: ExpertLayer) -> float:
+        """Return Σ w·g with the shared expert's gate g of each token, found as what its output was
+        multiplied with; 0 for a layer without one.
+
+        Raises `ModelError` where what the layer gives beside its routed experts isn't the shared
+        expert's output times a number.
+        """
+        if self.beside is None or self.shared is None:
+            return 0.0
+        beside, shared = self.beside.double(), self.shared.double()
+        sizes = shared.square().sum(-1)
+        gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
+        rest = (beside - gates[:, None] * shared).norm()
+        if not float(rest) <= GATED * float(beside.norm()):
+            message = f"{layer.name} adds more to its routed experts than a shared one times a gate, so it can't be condensed"
+            raise ModelError(message, subject=layer.name)
+        return float((gates * self.weights).sum())
+
+
+def layer_samples(
+    view: ModelView, layers: Sequence[ExpertLayer], batch: TokenBatch, ranks: Ranks
+) -> dict[int, list[LayerSample]]:
+    """Return what each layer of experts did to a batch, micro-batch by micro-batch of this rank,
+    in one forward of each. Of a mix, of every part.
+    """
+    parts, found = (
+        batch.mixed or ((1.0, batch),),
+        {layer.block: list[LayerSample]() for layer in layers},
+    )
+    whole, device = sum(share for share, _ in parts), next(view.model.parameters()).device
+    for share, part in parts:
+        mass = float((part.weights * part.mask).double().sum())
+        for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
+            counts = (weights.flatten() > 0).to(device)
+            shares = (weights.flatten().double() * (share / whole / mass)).to(device)[counts]
+            inputs = inputs_of(
+                view.base, ids.to(device), None if bool(mask.all()) else mask.to(device)
+            )
+            for block, one in _watched(view, layers, inputs).items():
+                found[block].append(one.sample(counts, shares))
+    return found
+
+
+def _watched(
+    view: ModelView, layers: Sequence[ExpertLayer], inputs: Mapping[str, Any]
+) -> dict[int, "_Caught"]:
+    caught = {layer.block: _Caught(view, layer) for layer in layers}
+    with ExitStack() as stack, torch.no_grad():
+        for one in caught.values():
+            stack.enter_context(one)
+        view.base(**inputs)
+    return caught
+
+
+@final
+class _Caught:
+    """Writes down what goes into and comes out of a layer of experts while a forward runs."""
+
+    def __init__(self, view: ModelView, layer: ExpertLayer) -> None:
+        self._layer, self._shared = layer, shared_of(layer)
+        self._block = view.blocks[layer.block].module
+        self._seen: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "_Caught":
+        if len(self._layer.holders) != 1:
+            raise ModelError(
+                f"the experts of {self._layer.name} are in several modules, so they can't be run one by one",
+                subject=self._layer.name,
+            )
+        modules = {
+            "after": self._block,
+            "given": self._layer.module,
+            "routed": self._layer.holders[0],
+        }
+        modules |= {} if self._shared is None else {"shared": self._shared}
+        self._handles = [
+            module.register_forward_hook(self._keeping(what)) for what, module in modules.items()
+        ]
+        self._handles.append(
+            self._layer.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep_input(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Copies, since what a module is given, or gives, may be written over by who comes next.
+        self._seen["x"] = hidden_of(args, kwargs).detach().clone()
+
+    def _keeping(self, what: str) -> Callable[[Any, Any, Any], None]:
+        def keep(module: Any, args: Any, output: Any) -> None:
+            self._seen[what] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
+
+        return keep
+
+    def sample(
+        self, counts: Bool[Tensor, "position"], weights: Float[Tensor, "token"]
+    ) -> LayerSample:
+        """Return it of the positions that count."""
+        expected = ("x", "after", "given", "routed", *(() if self._shared is None else ("shared",)))
+        if missing := [
+            what
+            for what in expected
+            if what not in self._seen or self._seen[what].shape[:-1].numel() != len(counts)
+        ]:
+            name = self._layer.name
+            raise ModelError(
+                f"what goes through {name} can't be followed ({missing[0]}), so its experts can't be condensed",
+                subject=name,
+            )
+        rows = {what: tensor.flatten(0, -2)[counts] for what, tensor in self._seen.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in rows.values()):
+            raise NumericsError(f"the activations of {self._layer.name} hold NaN or infinity; the model or its type can't be calibrated on",
+                                subject=self._layer.name)  # fmt: skip
+        beside = rows["given"] - rows["routed"] if "shared" in rows else None
+        return LayerSample(
+            rows["x"], rows["after"], rows["given"], beside, rows.get("shared"), weights
+        )
+
+
+@final
+class ExpertSearch:
+    """How far the output of a block is from what it was when its layer of experts is a choice of
+    them, each with a gate.
+
+    `gates` says which: the mean over the tokens that were `sent` to the expert, the mean over `all`
+    with 0 for the others, or what makes the squared error of the layer's output least for this very
+    choice (`fitted`). The shared expert has its mean over all tokens, or is fitted like the others.
+    An expert that no token was sent to has no mean gate, and is no `candidate`.
+    """
+
+    def __init__(
+        self,
+        layer: ExpertLayer,
+        samples: Sequence[LayerSample],
+        routing: Routing,
+        ranks: Ranks,
+        gates: str,
+    ) -> None:
+        self._samples, self._ranks = samples, ranks
+        self.candidates = [
+            expert for expert in range(layer.count) if float(routing.counts[expert]) > 0
+        ]
+        over = torch.full_like(routing.counts, routing.mass) if gates == "all" else routing.counts
+        self._means = [float(routing.gates[expert] / over[expert]) for expert in self.candidates]
+        self._shared = sum(ranks.gathered([sample.gate_sum(layer) for sample in samples]))
+        self._alone = [
+            [alone(layer, expert, sample.x) for expert in self.candidates] for sample in samples
+        ]
+        self._equations = self._summed_up() if gates == "fitted" else None
+
+    def kept(self, places: Sequence[int]) -> Condensed:
+        """Return what a layer of the candidates at these places would be."""
+        shared, gates = self._gates(places)
+        return Condensed(
+            {self.candidates[place]: gate for place, gate in zip(places, gates, strict=True)},
+            shared,
+        )
+
+    def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
+        """Return the mean divergence of each choice of candidates, which has a 1 for those that
+        are kept.
+        """
+        del tokens  # there is one stage
+        mine = [
+            [self._divergence(choice, number) for choice in choices]
+            for number in range(len(self._samples))
+        ]
+        return [
+            reduce(operator.add, column) for column in zip(*self._ranks.gathered(mine), strict=True)
+        ]
+
+    def _divergence(self, choice: Choice, number: int) -> float:
+        sample, kind = (
+            self._samples[number],
+            torch.promote_types(self._samples[number].x.dtype, torch.float32),
+        )
+        places = [place for place, level in enumerate(choice) if level]
+        shared, gates = self._gates(places)
+        now = (
+            torch.zeros_like(sample.after, dtype=kind)
+            if sample.shared is None
+            else shared * sample.shared.to(kind)
+        )
+        for place, gate in zip(places, gates, strict=True):
+            now = now + gate * self._alone[number][place].to(kind)
+        # What the block gave, and not what it added the layer's output to: so that a choice that
+        # gives the same differs by nothing at all.
+        moved = sample.after.to(kind) + (now - sample.given.to(kind))
+        return float((divergence(sample.after, moved) * sample.weights).sum())
+
+    def _gates(self, places: Sequence[int]) -> tuple[float, list[float]]:
+        """The shared expert's gate, and those of the candidates at these places."""
+        if self._equations is None:
+            return self._shared, [self._means[place] for place in places]
+        products, wanted = self._equations
+        has_shared = len(wanted) > len(self.candidates)
+        rows = [*([len(self.candidates)] if has_shared else []), *places]
+        # Two experts that give the same have the gates of least squares.
+        solved = (
+            np.linalg.lstsq(products[np.ix_(rows, rows)], wanted[rows], rcond=1e-9)[0].tolist()
+            if rows
+            else []
+        )
+        return (solved[0], solved[1:]) if has_shared else (0.0, solved)
+
+    def _summed_up(self) -> tuple[np.ndarray, np.ndarray]:
+        """Products of the outputs of all candidates, and of the shared expert behind them, with
+        each other and with what the layer gave.
+        """
+        mine: list[list[list[float]]] = []
+        for sample, outputs in zip(self._samples, self._alone, strict=True):
+            parts = [*outputs, *([] if sample.shared is None else [sample.shared]), sample.given]
+            weighted = torch.stack(
+                [
+                    (part.float() * sample.weights.sqrt().float()[:, None]).flatten()
+                    for part in parts
+                ]
+            )
+            mine.append((weighted @ weighted.T).double().tolist())
+        whole = np.sum(np.array(self._ranks.gathered(mine)), axis=0)
+        return whole[:-1, :-1], whole[:-1, -1]
+
+
+def tuned(job: Job, edit: Condense, steps: int, rate: float, seed: int) -> Mapping[str, Tensor]:
+    """Return the numbers that the networks of condensed layers come to by `steps` of training, by
+    the names of their parameters.
+
+    The model is left as it was. Raises `SpecError` where several processes share the work: each
+    would train on its own part.
+    """
+    if job.ranks.size > 1:
+        raise SpecError(
+            "training what is kept takes one process; start it without torchrun, or leave steps out",
+            subject="steps",
+        )
+    names = {layer.block: layer.name for layer in expert_layers(job.view)}
+    with job.trying(edit):
+        places = tuple(f"{names[block]}." for block in edit.layers)
+        parameters = {
+            name: parameter
+            for name, parameter in job.view.model.named_parameters()
+            if name.startswith(places)
+        }
+        train(job.view, job.tokens(), list(parameters.values()), steps, rate, seed)
+        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def plain_or_not(
+    view: ModelView, layers: Sequence[ExpertLayer], kept: Mapping[int, Condensed]
+) -> dict[int, tuple[Variant, Variant]]:
+    """Return each block with a layer of experts as it is, and condensed."""
+    networks = condensed(view, kept)
+    return {
+        layer.block: (AS_IT_IS, Variant(parts=((layer.module, networks[layer.name]),)))
+        for layer in layers
+    }
+
+
+def order_of(path: Sequence[Choice]) -> list[int]:
+    """Return the units in the order in which they were raised, from the choices at the end of each
+    step.
+
+    >>> order_of([(0, 1, 0), (1, 1, 0)])
+    [1, 0]
+    """
+    starts = [(0,) * len(path[0]), *path[:-1]] if path else []
+    return [
+        unit
+        for before, after in zip(starts, path, strict=True)
+        for unit, (then, now) in enumerate(zip(before, after, strict=True))
+        if now > then
+    ]

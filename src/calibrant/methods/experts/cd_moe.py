@@ -1,0 +1,219 @@
+"""CD-MoE: layers of experts become plain feed-forward networks of the experts that matter most
+(Cao et al. 2024, arXiv 2412.00069).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
+
+from calibrant.activations import Routing, Statistic
+from calibrant.data import TokenBatch, divided
+from calibrant.edits import Condense, Edit
+from calibrant.errors import SpecError, TargetError
+from calibrant.job import Job
+from calibrant.methods._base import MOST_PARTS, PartMethod, check_least, parts_of, share_of
+from calibrant.methods._searching import Choice, Space, Trials, eliminate
+from calibrant.methods.experts._condensing import (
+    ExpertSearch,
+    divergence,
+    layer_samples,
+    order_of,
+    plain_or_not,
+    tuned,
+)
+from calibrant.models import Condensed, ModelView, condensed, expert_layers
+from calibrant.spec import MOST_STEPS, check_most
+from calibrant.spec.foreign import LARGEST, brief
+from calibrant.targets import Parts, Target
+from calibrant.walk.variants import AS_IT_IS, Variants, loss
+
+GATES: Final = ("sent", "all", "fitted")
+"""What the gate of an expert becomes: its mean over the tokens that were sent to it, as in
+CD-MoE's code, or over all; or what errs least.
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class CDMoE(PartMethod):
+    """Condenses the layers of experts of a share of the blocks: shared experts and the best few
+    others stay, for every token, and no router.
+
+    Of each layer `experts` are kept, one after the other the one with which the block's output is
+    nearest to what it was: by the mean Jensen–Shannon divergence, each state being a softmax over
+    its features. A kept expert is multiplied with the mean gate of the tokens that were sent to it,
+    the shared one with its mean gate, where it has one. With `gates=all` the mean is over all
+    tokens, with 0 for those that weren't sent to it; with `gates=fitted` (ours) gates are those
+    with which the layer's output has the least squared error. Then layers are condensed, one after
+    the other the one with which the last block's output moves least. With `experts=0` the shared
+    experts alone stay.
+
+    All is searched on about `tokens` tokens, of which the shared gate's mean is too; means of the
+    other gates are of all tokens. The notes have the divergence after each step, and what the model
+    loses on these tokens and on as many others.
+
+    With `steps`, what was kept of the condensed layers is trained for so many steps of AdamW, on
+    the loss of one window after the other.
+
+    A target of 0.25 condenses a quarter of the blocks that have experts. Of architectures whose
+    configuration can't say that some blocks have no experts none is touched: a `ModelError` says
+    so.
+
+    Differs from CD-MoE's code in: padding never counts and tokens count by their weight, not text
+    by text; the states of the last block decide on layers, not those of the last layer of experts;
+    an expert that no token was sent to has no mean gate and isn't kept.
+    """
+
+    parts: ClassVar[Parts] = "blocks"
+    observes: ClassVar[tuple[type[Statistic], ...]] = (Routing,)
+    tries: ClassVar[bool] = True
+
+    experts: int = 6
+    gates: str = "sent"
+    tokens: int = 2048
+    steps: int = 0
+    rate: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, experts=0, tokens=2, steps=0)
+        if self.gates not in GATES:
+            raise SpecError(
+                f"cd_moe(gates={brief(self.gates)}) is not known; write {', '.join(GATES[:-1])} or {GATES[-1]}",
+                subject="gates",
+            )
+        if not self.rate > 0:
+            raise SpecError(f"cd_moe(rate={self.rate:g}): a rate is above 0", subject="rate")
+        check_most(self, experts=MOST_PARTS, steps=MOST_STEPS, rate=1, seed=LARGEST)
+
+    def tried(self, blocks: int, target: Target) -> int:
+        """Return what the search for layers measures; that for experts runs each expert once,
+        which is less than a forward of the model for each.
+        """
+        count = parts_of(target, self.parts).quota(blocks)
+        return self.tokens * (1 + sum(blocks - gone for gone in range(count)))
+
+    def left_to_drop(self, job: Job) -> int:
+        done = sum(len(edit.layers) for edit in job.done if isinstance(edit, Condense))
+        return share_of(len(expert_layers(job.view)) + done, job.target, self.parts) - done
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        super().check_model(view, target, targets)
+        layers = expert_layers(view)
+        if not layers:
+            raise TargetError(
+                f"{self} condenses experts, and {type(view.model).__name__} has none; choose a method for dense models",
+                subject=str(self),
+            )
+        if self.experts > (least := min(layer.count for layer in layers)):
+            raise SpecError(
+                f"cd_moe(experts={self.experts}): there are {least} experts in a layer; keep at most as many",
+                subject="experts",
+            )
+        share_of(len(layers), target, self.parts)
+        condensed(
+            view, {layers[0].block: Condensed(dict.fromkeys(range(self.experts), 1.0))}
+        )  # refused here, before anything is computed
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        if job.done or not (count := self.left_to_drop(job)):
+            return
+        few, other = divided(job.tokens(), self.tokens)
+        kept, notes = self._experts(job, few)
+        chosen, course = self._layers(job, few, kept, count)
+        edit = Condense({block: kept[block] for block in sorted(chosen)}, {})
+        numbers = tuned(job, edit, self.steps, self.rate, self.seed) if self.steps else {}
+        edit = replace(edit, tuned=numbers)
+        facts: dict[str, Any] = {
+            "tokens": int(few.mask.sum()),
+            "layers": chosen,
+            "course": course,
+            "experts": notes,
+            **self._losses(job, edit, few),
+        }
+        if other is not None:
+            same, _ = divided(other, self.tokens)
+            facts["held_out"] = {"tokens": int(same.mask.sum()), **self._losses(job, edit, same)}
+        yield replace(edit, notes=facts)
+
+    def _experts(self, job: Job, few: TokenBatch) -> tuple[dict[int, Condensed], dict[str, Any]]:
+        """Search every layer for the experts that it keeps."""
+        layers = expert_layers(job.view)
+        routing = {
+            block.index: seen[Routing]
+            for block, seen in job.blocks(self.observes)
+            if Routing in seen
+        }
+        samples, kept, notes = (
+            layer_samples(job.view, layers, few, job.ranks),
+            dict[int, Condensed](),
+            dict[str, Any](),
+        )
+        for number, layer in enumerate(layers):
+            search = ExpertSearch(
+                layer, samples.pop(layer.block), routing[layer.block], job.ranks, self.gates
+            )
+            space = Space.of(len(search.candidates), min(self.experts, len(search.candidates)))
+            trials = Trials(
+                space,
+                search.measure,
+                (self.tokens,),
+                job.journal,
+                name=f"experts of {layer.block} ",
+            )
+            (alone,) = trials.losses([(0,) * len(search.candidates)])
+            eliminate(trials, 1)
+            kept[layer.block] = search.kept(order_of(trials.path))
+            notes[str(layer.block)] = {
+                "order": list(kept[layer.block].gates),
+                "divergence": [_short(one) for one in (alone, *trials.course)],
+            }
+            job.progress(f"{self.spec_name()} {job.target}; experts", number + 1, len(layers))
+        return kept, notes
+
+    def _layers(
+        self, job: Job, few: TokenBatch, kept: Mapping[int, Condensed], count: int
+    ) -> tuple[list[int], list[float]]:
+        """Search for the layers that are condensed; give their blocks in the order in which they
+        were chosen, and the divergence after each.
+        """
+        layers = expert_layers(job.view)
+        ways = plain_or_not(job.view, layers, kept)
+        variants = Variants(
+            job.view, [ways.get(block.index, (AS_IT_IS,)) for block in job.view.blocks]
+        )
+
+        def measure(choices: Sequence[Choice], tokens: int) -> Sequence[float]:
+            del tokens  # there is one stage
+            chosen = [
+                {layer.block for layer, level in zip(layers, choice, strict=True) if level}
+                for choice in choices
+            ]
+            return variants.moved(
+                [[int(block.index in some) for block in job.view.blocks] for some in chosen],
+                few,
+                divergence,
+                job.ranks,
+            )
+
+        def tell(best: float, done: int, total: int) -> None:
+            job.progress(f"{self.spec_name()} {job.target}; best {best:.4g}", done, total)
+
+        trials = Trials(
+            Space.of(len(layers), count), measure, (self.tokens,), job.journal, tell, "layers "
+        )
+        eliminate(trials, 1)
+        return [layers[place].block for place in order_of(trials.path)], [
+            _short(one) for one in trials.course
+        ]
+
+    def _losses(self, job: Job, edit: Edit, batch: TokenBatch) -> dict[str, float]:
+        untouched = loss(job.view, batch, job.ranks)
+        with job.trying(edit):
+            return {
+                "untouched_loss": _short(untouched),
+                "loss": _short(loss(job.view, batch, job.ranks)),
+            }
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.6g}")

@@ -1,0 +1,1 @@
+"""Methods that store matrices as products of smaller ones, one file each."""

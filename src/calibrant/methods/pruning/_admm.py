@@ -1,0 +1,170 @@
+"""Alternating directions, which `alps` and `admm` share: weights that fit the outputs and weights
+that are sparse pull at each other.
+
+Inputs are scaled so that each has the same size, and weights with them: with H = Gram/mass and its
+diagonal D², G̃ = D⁻¹HD⁻¹ and W̃ = WD. Then a weight's size alone says how much it matters, so the
+closest sparse matrix is that of the largest weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.activations import PANEL, Gram
+from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
+from calibrant.methods.pruning._gradients import Masked, descend, masked
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A Gram whose diagonal is 1, by its eigenvalues and eigenvectors; `scale` is D, and 0 for
+    an input that was always zero.
+    """
+
+    scale: Float[Tensor, "in"]
+    values: Float[Tensor, "in"]
+    vectors: Float[Tensor, "in in"]
+
+    def response(self, rho: float) -> Float[Tensor, "in in"]:
+        """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
+        up for it.
+        """
+        half = self.vectors * (rho / (self.values + rho)).sqrt()
+        # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
+        whole = torch.empty_like(half)
+        for at in range(0, len(half), PANEL):
+            torch.mm(half[at : at + PANEL], half[at:].T, out=whole[at : at + PANEL, at:])
+            whole[at + PANEL :, at : at + PANEL] = whole[at : at + PANEL, at + PANEL :].T
+            square = whole[at : at + PANEL, at : at + PANEL]
+            square.copy_(
+                square.triu() + square.triu(1).T
+            )  # not every processor sums both sides of the diagonal in one order
+        return whole
+
+    def unscaled(
+        self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        """Return the weights whose scaled form this is; those of inputs that were always zero
+        are those of `dense`.
+        """
+        scale = self.scale.to(scaled.dtype)
+        return torch.where(scale > 0, scaled / scale, dense)
+
+
+def shared_scaled(gram: Gram, damp: float, alike: bool = False) -> Scaled:
+    """Return the scaled Gram, computed once for all matrices that share it and all methods that are
+    given it.
+
+    What is added to the diagonal is `damp` times its mean before it is scaled; with `alike`, `damp`
+    after it is scaled, the same for every input. Raises `NumericsError` for a Gram that isn't
+    finite.
+    """
+    return gram.cached(("scaled", damp, alike), lambda: _scaled(gram, damp, alike))
+
+
+def _scaled(gram: Gram, damp: float, alike: bool) -> Scaled:
+    diagonal = finite(gram.norms(), "the squared norms of the inputs")
+    dead = diagonal == 0
+    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
+    hessian = gram.symmetric() / gram.mass
+    hessian.diagonal().add_(0 if alike else mean * damp)
+    # An input that was always zero is tied to no other: with a diagonal of 1 it neither gives nor
+    # takes.
+    scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
+    hessian.div_(scale).div_(scale[:, None])
+    hessian.diagonal().add_(damp if alike else 0).masked_fill_(dead, 1)
+    values, vectors = torch.linalg.eigh(hessian)
+    # Rounding may leave an eigenvalue of few tokens below zero.
+    return Scaled(scale.masked_fill(dead, 0), values.clamp_min(0), vectors)
+
+
+class Directions:
+    """The state of the iteration: `pulled` is Z + U, the sparse weights where `keep` is true and
+    the scaled dual elsewhere.
+
+    A step is the paper's three in one: with P = ρ(G̃ + ρI)⁻¹ the weights that fit are W̃ + (Z - U -
+    W̃)P; Z is what is kept of these plus U; and U is the rest of that sum. So Z and U are never
+    different from zero in the same place, and one matrix holds both.
+    """
+
+    def __init__(
+        self,
+        dense: Float[Tensor, "out in"],
+        pulled: Float[Tensor, "out in"],
+        keep: Bool[Tensor, "out in"],
+    ) -> None:
+        self.dense, self.keep = dense, keep
+        self.pulled = pulled.clone()
+        self._rest, self._sparse = torch.empty_like(dense), torch.empty_like(dense)
+
+    def pull(self, response: Float[Tensor, "in in"]) -> None:
+        """Go on by one step, after which `keep` is to be chosen anew from `pulled`."""
+        # With S = W̃ + Z + U, the step is S - Z + 2(Z - S/2)P.
+        prepare = _in_rows if self.dense.device.type == "cpu" else _all_rows
+        prepare(self.pulled, self.dense, self.keep, self._rest, self._sparse)
+        self._rest.addmm_(self._sparse, response, alpha=2)
+        self.pulled, self._rest = self._rest, self.pulled
+
+    def rescale(self, factor: float) -> None:
+        """Multiply the dual by `factor`: what the old ρ is over the new one."""
+        self.pulled = torch.where(self.keep, self.pulled, self.pulled * factor)
+
+    def sparse(self) -> Float[Tensor, "out in"]:
+        """Return the sparse weights, scaled."""
+        return self.pulled.masked_fill(~self.keep, 0)
+
+
+def _in_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
+    """Set `rest` to S - Z and `sparse` to Z - S/2, on the CPU."""
+    arrays = [
+        t.numpy()
+        for t in (pulled, dense, keep, rest, sparse, torch.tensor([0, 0.5], dtype=pulled.dtype))
+    ]
+    kernel = _kernel()
+    by_rows(len(pulled), lambda first, last: kernel(*arrays, first, last))
+
+
+def _all_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
+    """Do the same on any device."""
+    torch.mul(pulled, keep, out=sparse)
+    torch.add(pulled, dense, out=rest)
+    sparse.sub_(rest, alpha=0.5)
+    rest.addcmul_(pulled, keep.to(pulled.dtype), value=-1)
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods.pruning._directions_kernel import prepare
+
+    return prepare
+
+
+def chosen(
+    dense: Float[Tensor, "out in"],
+    first: Bool[Tensor, "out in"],
+    found: Directions,
+    scaled: Scaled,
+    hessian: Float[Tensor, "in in"],
+    steps: int = 0,
+) -> Masked:
+    """Return the sparse weights that were `found`, fitted in up to `steps` steps; or the largest
+    ones, as they were, where those lose less.
+
+    They do where inputs hardly depend on each other: then the largest are the best, and a small ρ
+    moves away from them.
+    """
+    weights = descend(
+        masked(dense, scaled.unscaled(found.sparse(), dense), found.keep, hessian), hessian, steps
+    )
+    largest = masked(dense, dense, first, hessian)
+    return (
+        descend(largest, hessian, steps)
+        if float(largest.loss.sum()) <= float(weights.loss.sum())
+        else weights
+    )

@@ -1,0 +1,215 @@
+"""Conjugate gradients on a mask: the weights that are kept are fitted to the dense matrix's
+outputs, all rows at once.
+
+A row's loss is (w - v)ᵀH(w - v), where w is the dense row, v the pruned one, and H = Gram/mass +
+λI. Rows don't depend on each other: a step is one product of all rows with H, and each row takes
+the length that is best for it. Pulling towards the dense weights (λ on both sides) is what keeps
+inputs that never vary where they were.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.activations import Gram
+from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A pruned matrix with what its next change is judged by: which weights are kept, the pull
+    (w - v)H on each, and each row's loss.
+    """
+
+    weight: Float[Tensor, "out in"]
+    keep: Bool[Tensor, "out in"]
+    pull: Float[Tensor, "out in"]
+    loss: Float[Tensor, "out"]
+
+
+def fit_kept(
+    weight: Float[Tensor, "out in"],
+    keep: Bool[Tensor, "out in"],
+    gram: Gram,
+    steps: int,
+    damp: float,
+) -> Float[Tensor, "out in"]:
+    """Return weights, zero where they aren't kept, whose outputs are nearer to those of the dense
+    `weight`: the best ones after many steps.
+
+    H is `damped(gram, damp)`. The result has the type of `weight`; sums are float32, or float64 for
+    a float64 weight. Raises `NumericsError` for a Gram that isn't finite.
+
+    >>> gram = Gram(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), tokens=1, mass=1.0)
+    >>> fit_kept(torch.tensor([[1.0, 4.0]]), torch.tensor([[False, True]]), gram, steps=1, damp=0.0)
+    tensor([[0.0000, 4.5000]])
+    """
+    hessian = damped(gram, damp).to(torch.promote_types(weight.dtype, torch.float32))
+    dense = weight.detach().to(hessian.dtype)
+    return descend(masked(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
+
+
+def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
+    """Return H = gram/mass + λI, computed once for all matrices that share the Gram; λ is `damp`
+    times the mean diagonal of inputs that were used.
+
+    Raises `NumericsError` for a Gram that isn't finite.
+    """
+    return gram.cached(("damped", damp), lambda: _damped(gram, damp))
+
+
+def _damped(gram: Gram, damp: float) -> Tensor:
+    diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
+    hessian = gram.symmetric() / gram.mass
+    hessian.diagonal().add_(
+        damp * float(diagonal.sum()) / gram.mass / max(1, int(diagonal.count_nonzero()))
+    )
+    return finite(hessian, "the damped Gram of the inputs")
+
+
+def masked(
+    dense: Float[Tensor, "out in"],
+    start: Float[Tensor, "out in"],
+    keep: Bool[Tensor, "out in"],
+    hessian: Float[Tensor, "in in"],
+) -> Masked:
+    """Return `start` on the mask, beside the `dense` matrix that it is to be like. All have one
+    floating type.
+    """
+    weight = start.masked_fill(~keep, 0)
+    error = dense - weight
+    pull = error @ hessian
+    return Masked(weight, keep, pull, (error * pull).sum(1))
+
+
+TILE: Final = 192
+"""Rows that take their steps together: few enough for the cache, and enough for a product's full
+speed.
+"""
+
+Advance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Takes a step in place, as long as is best for each row, and turns the direction: (weight,
+pull, direction, direction·H, keep, scale [in], force [out], floor [out]) -> what it takes off
+each row's loss [out].
+"""
+
+
+def descend(
+    at: Masked,
+    hessian: Float[Tensor, "in in"],
+    steps: int,
+    tolerance: float = 0.0,
+    in_place: bool = False,
+    advance: Advance | None = None,
+) -> Masked:
+    """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off
+    less than `tolerance` of the loss that was there.
+
+    The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because
+    the Hessian isn't positive definite, stays where it is. On the CPU `TILE` rows at a time take
+    all their steps, and end together. `advance` overrides the device's own. `at` is left as it was,
+    or with `in_place` written over.
+    """
+    on_cpu = at.weight.device.type == "cpu"
+    advance = advance or (_in_rows if on_cpu else _all_rows)
+    weight, pull, loss = (
+        (at.weight, at.pull, at.loss)
+        if in_place
+        else (_copy(at.weight), _copy(at.pull), at.loss.clone())
+    )
+    tile = TILE if on_cpu else max(1, len(weight))
+    for first in range(0, len(weight), tile):
+        rows = slice(first, first + tile)
+        _descend(
+            weight[rows], pull[rows], at.keep[rows], loss[rows], hessian, steps, tolerance, advance
+        )
+    return Masked(weight, at.keep, pull, loss)
+
+
+def _descend(
+    weight: Tensor,
+    pull: Tensor,
+    keep: Tensor,
+    loss: Tensor,
+    hessian: Tensor,
+    steps: int,
+    tolerance: float,
+    advance: Advance,
+) -> None:
+    """Do so in place with a few rows, which then stay in the cache from one step to the next."""
+    diagonal = hessian.diagonal()
+    scale = (1 / diagonal).where(diagonal > 0, 1)
+    direction = (pull * scale).masked_fill_(~keep, 0)
+    force = (direction * pull).sum(1)
+    # A residual of nothing but rounding leads nowhere.
+    floor = force * torch.finfo(force.dtype).eps ** 2
+    bent, enough = torch.empty_like(direction), tolerance * float(loss.sum())
+    for _ in range(steps):
+        torch.mm(direction, hessian, out=bent)
+        gain = advance(weight, pull, direction, bent, keep, scale, force, floor)
+        loss -= gain
+        if not bool(gain.any()) or float(gain.sum()) < enough:
+            break
+
+
+def _copy(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
+def _in_rows(
+    weight: Tensor,
+    pull: Tensor,
+    direction: Tensor,
+    bent: Tensor,
+    keep: Tensor,
+    scale: Tensor,
+    force: Tensor,
+    floor: Tensor,
+) -> Float[Tensor, "out"]:
+    """Step on the CPU, row after row in a compiled kernel: an `Advance`."""
+    gain = torch.zeros_like(force)
+    arrays = [
+        t.numpy()
+        for t in (weight, pull, direction, bent, keep.contiguous(), scale, force, floor, gain)
+    ]
+    kernel = _kernel()
+    by_rows(len(weight), lambda first, last: kernel(*arrays, first, last))
+    return gain
+
+
+def _all_rows(
+    weight: Tensor,
+    pull: Tensor,
+    direction: Tensor,
+    bent: Tensor,
+    keep: Tensor,
+    scale: Tensor,
+    force: Tensor,
+    floor: Tensor,
+) -> Float[Tensor, "out"]:
+    """Step on any device, all rows at once: an `Advance`."""
+    curvature = (direction * bent).sum(1)
+    moving = (curvature > 0) & (force > floor)
+    along = (direction * pull).sum(1)
+    length = (along / curvature).where(moving, 0)
+    weight.addcmul_(length[:, None], direction)
+    pull.addcmul_(length[:, None], bent, value=-1)
+    residual = (pull * scale).masked_fill_(~keep, 0)
+    after = (residual * pull).sum(1)
+    direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
+    force.copy_(after)
+    return length * along
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods.pruning._gradients_kernel import step
+
+    return step

@@ -1,0 +1,38 @@
+"""Wanda: quick, changes no weight that stays, and needs few tokens: the least of size times
+input go (Sun et al. 2023, arXiv 2306.11695).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Seen, Statistic, wide
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune, removal
+from calibrant.targets import Target
+
+
+@dataclass(frozen=True, repr=False)
+class Wanda(MatrixMethod):
+    """Removes, in each output row, the weights with the smallest |W_oi|·‖x_i‖₂ (equation 1); the
+    others stay as they are.
+
+    Scores are float32, or float64 for a float64 weight. Differs from the paper's code in: norms are
+    plain sums over tokens, where the code keeps a running mean over samples, so that samples of
+    different lengths weigh as much as their tokens; padding never counts.
+    """
+
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises `NumericsError` for a weight or norms that aren't finite or if no token
+        arrived, `TargetError` if `target` doesn't fit.
+        """
+        length = finite(
+            observed(seen, FeatureNorms).norms(), "the squared norms of the inputs"
+        ).sqrt()
+        scores = finite(weight, "the weight").abs().to(wide(weight.dtype)) * length.to(
+            wide(weight.dtype)
+        )
+        return Compressed(prune(weight, removal(target).keep(scores, "row")))

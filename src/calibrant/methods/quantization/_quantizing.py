@@ -1,0 +1,210 @@
+"""GPTQ's elimination: columns are rounded from left to right, and those that follow corrected for
+the error that this makes in the outputs.
+
+The grid of each group is chosen beforehand, from the weights as they came (static groups), so
+columns may be taken in any order. With a target that also removes, weights are chosen as SparseGPT
+chooses them, and become the code of zero.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from calibrant.activations import Gram, wide
+from calibrant.errors import SpecError
+from calibrant.methods._base import Compressed, finite
+from calibrant.methods._elimination import Span, by_rows, choose, spans
+from calibrant.methods._factor import Factor, factorise, shared_factor
+from calibrant.methods.quantization._rounding import Scales, check_rule, scales_by
+from calibrant.packed import Codes
+from calibrant.targets import Grid, Removal, keep_highest
+
+BLOCK: Final = 128
+"""Columns between which corrections are made one by one; those behind them take them all in one
+product.
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A matrix on its way: rounded columns on the left, corrected ones on the right, and the
+    grid of every column's group.
+    """
+
+    weight: Float[Tensor, "out in"]
+    upper: Float[Tensor, "in in"]
+    saliency: Float[Tensor, "in"]
+    codes: Int[Tensor, "out in"]
+    scales: Float[Tensor, "group out"]
+    zeros: Float[Tensor, "group out"]
+    groups: Int[Tensor, "in"]
+    lowest: int
+    highest: int
+
+
+Step = Callable[[Work, Tensor, Span], Tensor]
+"""Rounds the columns of a span, in place: (work, removed [out, span], span) -> errors [out,
+span]. Fills `removed` where N of M are chosen.
+"""
+
+
+def check_updates(method: str, damp: float, order: str, scales: str) -> None:
+    """Raise `SpecError`, naming the method, for a parameter of `rounded` that can't be."""
+    if not (damp > 0 and math.isfinite(damp)):
+        raise SpecError(
+            f"{method}(damp={damp}): damp must be above 0; 0.01 is the paper's", subject="damp"
+        )
+    if order not in ("natural", "activation"):
+        raise SpecError(
+            f"{method}(order={order!r}): inputs are taken in natural order or by activation; write one",
+            subject="order",
+        )
+    check_rule(method, scales)
+
+
+def rounded(
+    weight: Float[Tensor, "out in"], gram: Gram, grid: Grid, damp: float, order: str, scales: str
+) -> Compressed:
+    """Return the weight on the grid, with scales by that rule, its errors in the outputs of
+    `gram`'s inputs corrected as far as they can be.
+
+    Raises `TargetError` for a grid that doesn't fit the shape, `NumericsError` for a weight or Gram
+    that isn't finite or a Gram beyond repair.
+    """
+    grid.check((weight.shape[0], weight.shape[1]), "the matrix")
+    sound = finite(weight, "the weight")
+    inputs, factor = (
+        by_activation(gram, damp) if order == "activation" else (None, shared_factor(gram, damp))
+    )
+    packed = quantize(sound, factor, scales_by(scales, sound, grid, gram.norms()), order=inputs)
+    return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
+
+
+def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
+    """Return the inputs by falling size, equal ones as they came, and the factor of the Gram in
+    that order; once for each Gram.
+    """
+
+    def compute() -> tuple[Tensor, Factor]:
+        order = gram.norms().argsort(descending=True, stable=True)
+        return order, factorise(Gram(gram.matrix[order][:, order], gram.tokens, gram.mass), damp)
+
+    return gram.cached(("factor", damp, "activation"), compute)
+
+
+def quantize(
+    weight: Float[Tensor, "out in"],
+    factor: Factor,
+    scales: Scales,
+    removal: Removal | None = None,
+    order: Int[Tensor, "in"] | None = None,
+    block: int = BLOCK,
+    step: Step | None = None,
+) -> Codes:
+    """Return the codes of `weight` on the grid of `scales`, each chosen when all before it are.
+    `factor` is that of the inputs in `order`.
+
+    `removal` says which weights become zero besides; N:M needs the inputs as they came. `step`
+    overrides the device's own.
+    """
+    step = step or (round_rows if weight.device.type == "cpu" else round_columns)
+    work = _work(weight, factor, scales, order)
+    for span in spans(weight.shape[1], removal, block):
+        columns = slice(span.start, span.stop)
+        here = work.weight[:, columns]
+        known = removal is not None and not span.group
+        removed = (
+            choose(here.abs() * work.saliency[columns], removal, span)
+            if known and removal
+            else torch.zeros_like(here, dtype=torch.bool)
+        )
+        errors = step(work, removed.contiguous(), span)
+        if span.stop < weight.shape[1]:
+            work.weight[:, span.stop :].addmm_(errors, work.upper[columns, span.stop :], alpha=-1)
+    codes = work.codes if order is None else work.codes[:, order.argsort()]
+    return Codes(scales.grid, codes, scales.scales, scales.zeros)
+
+
+def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) -> Work:
+    kind, (rows, columns) = wide(weight.dtype), weight.shape
+    count = scales.scales.shape[1]
+    groups = torch.arange(columns, device=weight.device) // (columns // count)
+    zeros = torch.zeros(rows, count, device=weight.device) if scales.zeros is None else scales.zeros
+    here = weight.detach() if order is None else weight.detach()[:, order]
+    return Work(
+        here.to(kind, copy=True).contiguous(),
+        factor.upper.to(kind).contiguous(),
+        factor.saliency.to(kind),
+        torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
+        scales.scales.T.to(kind).contiguous(),
+        zeros.T.to(kind).contiguous(),
+        groups if order is None else groups[order],
+        scales.grid.lowest,
+        scales.grid.highest,
+    )
+
+
+def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
+    """Round on the CPU, in float32 or float64: a `Step`."""
+    errors, kernel = torch.zeros(removed.shape, dtype=work.weight.dtype), _kernel()
+    parts = (
+        work.weight,
+        work.upper,
+        work.saliency,
+        removed,
+        errors,
+        work.codes,
+        work.scales,
+        work.zeros,
+        work.groups,
+    )
+    arrays = [part.numpy() for part in parts]
+    bounds = work.lowest, work.highest
+    by_rows(
+        len(removed),
+        lambda first, last: kernel(
+            *arrays, *bounds, first, last, span.start, span.stop, span.group, span.drop
+        ),
+    )
+    return errors
+
+
+def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
+    """Round on any device: a `Step`, each column takes the corrections of all before it at once."""
+    columns = slice(span.start, span.stop)
+    u, original = work.upper[columns, columns], work.weight[:, columns].clone()
+    errors = torch.zeros_like(original)
+    for i in range(original.shape[1]):
+        if span.group and i % span.group == 0:
+            members = slice(i, i + span.group)
+            scores = (original[:, members] - errors[:, :i] @ u[:i, members]).abs() * work.saliency[
+                columns
+            ][members]
+            removed[:, members] = ~keep_highest(scores, span.drop)
+        column, group = original[:, i] - errors[:, :i] @ u[:i, i], work.groups[span.start + i]
+        scale, zero = work.scales[group], work.zeros[group]
+        code = (
+            (column / scale + zero)
+            .round()
+            .clamp(work.lowest, work.highest)
+            .where(~removed[:, i], zero)
+        )
+        value = (code - zero) * scale
+        errors[:, i] = (column - value) / u[i, i]
+        work.weight[:, span.start + i] = value
+        work.codes[:, span.start + i] = code.to(torch.int8)
+    return errors
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods.quantization._rounding_kernel import round_columns
+
+    return round_columns

@@ -1,0 +1,221 @@
+"""Rounding weights to a grid: the scales of its groups, and the nearest code of each weight.
+
+The convention is that of the compressed-tensors format, so that what is chosen here can be stored
+as it is. Scales are rounded to the type of the weight before anything is chosen with them: codes
+that are right for a finer scale are the wrong ones for the scale that is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor
+
+from calibrant.activations import wide
+from calibrant.errors import SpecError
+from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
+from calibrant.packed import Codes
+from calibrant.targets import Grid
+
+RULES: Final = ("absmax", "mse", "importance")
+"""How scales can be chosen."""
+
+_CUBED: Final = 3.0
+"""The power of errors that llm-compressor's search has; that of GPTQ's code is 2.4."""
+
+_ROWS_PER_THREAD: Final = 128
+"""Rows whose search is worth another thread."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a grid is for the groups of one matrix: a scale each, in the weight's type, and
+    without symmetry a zero point.
+    """
+
+    grid: Grid
+    scales: Float[Tensor, "out group"]
+    zeros: Int8[Tensor, "out group"] | None
+
+    def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
+        """Return the nearest code of each weight; half way between two, the even one."""
+        exact = weight.to(wide(weight.dtype)).unflatten(
+            1, (self.scales.shape[1], -1)
+        ) / self.scales[:, :, None].to(wide(weight.dtype))
+        placed = exact.round() if self.zeros is None else (exact + self.zeros[:, :, None]).round()
+        codes = placed.clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
+        return Codes(self.grid, codes.flatten(1), self.scales, self.zeros)
+
+
+def scales_by(
+    how: str,
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    importance: Float[Tensor, "in"] | None = None,
+) -> Scales:
+    """Return the scales of each group by the rule `how`, one of `RULES`.
+
+    `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
+    and keep the one whose error is least, of equal ones the farthest: Σ |w - ŵ|^2.4 for p = 1, 0.99
+    … 0.21 of the reach (the search in the code of GPTQ), and Σ x²·|w - ŵ|³ for twenty steps from 1
+    down to 0.0975 (llm-compressor's search of that name), where x² is `importance`. Errors are
+    those of the scales as stored.
+
+    Raises `NumericsError` if a scale or the importance isn't finite.
+    """
+    if how == "mse":
+        return _searched(weight, grid, [1 - i / 100 for i in range(80)], 2.4, None)
+    if how == "importance":
+        if importance is None:
+            raise SpecError(
+                "scales=importance needs the sizes of the inputs, and nothing was observed",
+                subject="scales",
+            )
+        return _searched(
+            weight,
+            grid,
+            [1 - 0.95 * i / 20 for i in range(20)],
+            _CUBED,
+            finite(importance, "the squared norms of the inputs"),
+        )
+    return absmax(weight, grid)
+
+
+def check_rule(method: str, how: str) -> None:
+    """Raise `SpecError` if a method is asked for scales by a rule that there isn't."""
+    if how not in RULES:
+        raise SpecError(
+            f"{method}(scales={how!r}): scales are chosen by {', '.join(RULES)}; write one of these",
+            subject="scales",
+        )
+
+
+def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
+    """Return the scales whose grid reaches as far as the weights of each group do.
+
+    Symmetric: max |w| over half of the span of the codes, 7.5 for 4 bits. Otherwise the range from
+    the least to the largest weight, widened to hold zero, over the span, and the zero point the
+    code at which zero comes to lie. A group whose scale would be zero, because its weights are or
+    are too small for their type, gets that type's epsilon, and is zero throughout.
+
+    Raises `NumericsError` if a scale isn't finite.
+    """
+    return reaching(*within(weight, grid), grid, weight.dtype)
+
+
+def within(
+    weight: Float[Tensor, "out in"], grid: Grid
+) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
+    """Return the least and the largest weight of each group, widened to hold zero."""
+    grouped = weight.to(wide(weight.dtype)).unflatten(1, (-1, grid.width(weight.shape[1])))
+    return grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
+
+
+def reaching(
+    least: Float[Tensor, "out group"],
+    most: Float[Tensor, "out group"],
+    grid: Grid,
+    dtype: torch.dtype,
+) -> Scales:
+    """Return the scales of a grid that reaches from `least` to `most`. Raises `NumericsError` if
+    one isn't finite.
+    """
+    span = grid.highest - grid.lowest
+    # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though the
+    # highest code is 7.
+    raw = torch.maximum(most, -least) / (span / 2) if grid.symmetric else (most - least) / span
+    scales = finite(raw.to(dtype), "the scale of a group")
+    scales = scales.where(scales != 0, torch.finfo(dtype).eps)
+    if grid.symmetric:
+        return Scales(grid, scales, None)
+    zeros = (grid.lowest - least / scales.to(least.dtype)).clamp(grid.lowest, grid.highest).round()
+    return Scales(grid, scales, zeros.to(torch.int8))
+
+
+def _searched(
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    shares: Sequence[float],
+    power: float,
+    importance: Tensor | None,
+) -> Scales:
+    """For each group the best of the grids that reach these shares as far as its weights do."""
+    least, most = within(weight, grid)
+    reaching(least, most, grid, weight.dtype)  # Refuses what isn't finite.
+    kind = least.dtype
+    counts = (
+        torch.ones_like(weight[0], dtype=kind)
+        if importance is None
+        else importance / importance.mean().clamp_min(torch.finfo(kind).tiny)
+    )
+    fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    best = (_best_compiled if fast else _best)(
+        weight, least, most, grid, shares, power, counts.to(kind)
+    )
+    reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
+    return reaching(least * reach, most * reach, grid, weight.dtype)
+
+
+def _best_compiled(
+    weight: Tensor,
+    least: Tensor,
+    most: Tensor,
+    grid: Grid,
+    shares: Sequence[float],
+    power: float,
+    counts: Tensor,
+) -> Int[Tensor, "out group"]:
+    """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
+    best, kernel = torch.zeros(least.shape, dtype=torch.int32), _kernel()
+    arrays = [
+        part.detach().float().contiguous().numpy()
+        for part in (weight, least, most, torch.tensor(shares), counts)
+    ]
+    epsilon = np.float32(torch.finfo(weight.dtype).eps)
+    rule = (
+        power == _CUBED,
+        grid.symmetric,
+        grid.lowest,
+        grid.highest,
+        weight.dtype == torch.bfloat16,
+        epsilon,
+        best.numpy(),
+    )
+    by_rows(
+        len(weight), lambda first, last: kernel(*arrays, *rule, first, last), least=_ROWS_PER_THREAD
+    )
+    return best.long()
+
+
+def _best(
+    weight: Tensor,
+    least: Tensor,
+    most: Tensor,
+    grid: Grid,
+    shares: Sequence[float],
+    power: float,
+    counts: Tensor,
+) -> Int[Tensor, "out group"]:
+    """Return which share each group does best with, on any device and of any type."""
+    lowest = torch.full_like(least, torch.inf)
+    best = torch.zeros_like(least, dtype=torch.long)
+    for at, share in enumerate(shares):
+        tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
+        errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
+        error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
+        better = error < lowest
+        lowest, best = error.where(better, lowest), best.masked_fill(better, at)
+    return best
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods.quantization._reach_kernel import best_reach
+
+    return best_reach

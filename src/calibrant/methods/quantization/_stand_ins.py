@@ -1,0 +1,92 @@
+"""Methods that stand in for others where mixtures of calibration sets are predicted: matrix by
+matrix, from a sum of statistics.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
+from calibrant.errors import TargetError
+from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
+from calibrant.methods.quantization._rounding import absmax
+from calibrant.methods.quantization._scaling import clipped, effective, strength
+from calibrant.methods.quantization.ggml import Ggml
+from calibrant.targets import GgufRecipe, Grid, Target
+from calibrant.walk import Propagation
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class RecipeByMatrix(MatrixMethod):
+    """Rounds a matrix to the kind of blocks that most matrices of a recipe of llama.cpp's get, or
+    that which it takes where rows don't fit.
+
+    A recipe gives some matrices more bits, by their place in the model and by whether there is an
+    imatrix; that is left out here.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (GgufRecipe,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+    propagate: ClassVar[Propagation] = "dense"
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises `TargetError` for a target that is no recipe, or one whose kinds aren't made
+        matrix by matrix; else as `ggml` does.
+        """
+        kind = target.kind if isinstance(target, GgufRecipe) else None
+        if kind is None:
+            raise TargetError(
+                f"{target} is no recipe whose blocks are made matrix by matrix; ask for one such as Q4_K_M",
+                subject=str(target),
+            )
+        fitting = kind.fitting(weight.shape[1])
+        return (
+            Compressed(weight.detach().clone())
+            if fitting is None
+            else Ggml().compress(weight, seen, fitting)
+        )
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class ScaledAlone(MatrixMethod):
+    """Does what `awq` does to a matrix alone: columns times s, the best of `steps` powers of their
+    inputs' sizes, rounded, and divided by s again.
+
+    Sizes are root mean squares, which the Gram's diagonal has, where `awq` takes the mean of |x|;
+    errors are those of the matrix's own outputs. The result is what the matrix effectively is: no
+    scale has to be folded into what comes before it, so every input can have one.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+    observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    propagate: ClassVar[Propagation] = "dense"
+
+    steps: int = 20
+    clip: bool = True
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises as `awq` does."""
+        values = grid(target)
+        values.check((weight.shape[0], weight.shape[1]), "the matrix")
+        gram, sound = observed(seen, Gram), finite(weight, "the weight")
+        kind = wide(sound.dtype)
+        sizes = (
+            (finite(gram.norms(), "the squared norms of the inputs") / gram.mass).sqrt().to(kind)
+        )
+        exact, matrix = sound.to(kind), gram.matrix.to(kind)
+        lowest, best = torch.inf, torch.ones_like(sizes)
+        for step in range(self.steps):
+            s = strength(sizes, step / self.steps)
+            change = effective(sound, values, s) - exact
+            error = float(((change @ matrix) * change).sum())
+            if error < lowest:
+                lowest, best = error, s
+        scaled = (exact * best).to(sound.dtype)
+        seen_scaled = Gram(matrix / torch.outer(best, best), gram.tokens, gram.mass)
+        scales = clipped(scaled, values, seen_scaled) if self.clip else absmax(scaled, values)
+        return Compressed((scales.nearest(scaled).dense().to(kind) / best).to(sound.dtype))

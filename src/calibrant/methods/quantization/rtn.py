@@ -1,0 +1,52 @@
+"""Round to nearest: every weight becomes the nearest value of its group's grid. What all other
+quantizers are compared with.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
+from calibrant.methods.quantization._rounding import check_rule, scales_by
+from calibrant.spec import later
+from calibrant.targets import Grid, Target
+
+
+@dataclass(frozen=True, repr=False)
+class RoundToNearest(MatrixMethod):
+    """Rounds each weight to the nearest value of its group's grid; `scales` by absmax or mse use no
+    data, by importance the inputs' sizes.
+
+    Scales and zero points are those of the compressed-tensors format (`_rounding` has the
+    formulas), but in float32, or float64 for a float64 weight, until they are rounded to the
+    weight's type; codes are chosen against the rounded scale. `absmax` reaches as far as the
+    weights of a group, `mse` where their errors are least, and `importance` where the errors are
+    least that are weighted with Σx² of their inputs, as llm-compressor's `imatrix_mse` does.
+
+    >>> RoundToNearest("importance").observes
+    (<class 'calibrant.activations.FeatureNorms'>,)
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+
+    scales: str = later("absmax")
+
+    def __post_init__(self) -> None:
+        check_rule("rtn", self.scales)
+
+    @property
+    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        return (FeatureNorms,) if self.scales == "importance" else ()
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Raises `NumericsError` for a weight or norms that aren't finite, `TargetError` for a
+        target that is no grid or doesn't fit the shape.
+        """
+        grid(target).check((weight.shape[0], weight.shape[1]), "the matrix")
+        sound = finite(weight, "the weight")
+        importance = observed(seen, FeatureNorms).norms() if self.observes else None
+        packed = scales_by(self.scales, sound, grid(target), importance).nearest(sound)
+        return Compressed(packed.dense(), packed=packed)

@@ -1,0 +1,69 @@
+"""How far predictions are from those of another model: KL(old ‖ new) of each token, in nats."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def divergences(
+    old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
+) -> Float[Tensor, "token"]:
+    """Return KL(old ‖ new) of each row of logits, as float64 on the processor; NaN where a logit of
+    the row isn't finite.
+
+    Σp(log p - log q) is a small difference of large terms. With Σ(q - p), which is zero but for
+    rounding, each summand is p(e^d - 1 - d) with d = log q - log p: at least zero, and exact for
+    the small d that decide a small divergence. For large d it is written so that it can't overflow.
+    Logits of two bytes are computed with in float32, others in their own type.
+
+    Examples
+    --------
+    >>> divergences(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))  # log((1 + e) / 2) - 1/2
+    tensor([0.1201], dtype=torch.float64)
+    """
+    old, new = _wide(old), _wide(new).to(old.device)
+    lost = ~(
+        old.sum(-1) + new.sum(-1)
+    ).isfinite()  # One NaN or infinity makes the sum so; looking at each is slow.
+    found = (
+        _compiled(old, new)
+        if old.dtype == new.dtype == torch.float32 and old.device.type == "cpu"
+        else _in_torch(old, new)
+    )
+    return found.masked_fill_(lost.cpu(), torch.nan)
+
+
+def top(logits: Float[Tensor, "token word"]) -> Int[Tensor, "token"]:
+    """Return each token's most probable word, of equal ones the first. On the processor numpy
+    finds it in a tenth of torch's time.
+    """
+    return (
+        torch.from_numpy(logits.numpy().argmax(-1))
+        if logits.device.type == "cpu"
+        else logits.argmax(-1)
+    )
+
+
+def _compiled(
+    old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
+) -> Float[Tensor, "token"]:
+    from calibrant.models.divergence_kernel import nats
+
+    a, b = old.numpy(), new.numpy()
+    out = np.empty(len(a))
+    nats(a, b, np.stack([a.max(-1), b.max(-1)], 1), out)
+    return torch.from_numpy(out)
+
+
+def _in_torch(
+    old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
+) -> Float[Tensor, "token"]:
+    before, after = old.log_softmax(-1), new.log_softmax(-1)
+    p, apart = before.exp(), after - before
+    near, far = p * (apart.expm1() - apart), after.exp() - p - p * apart
+    return torch.where(apart.abs() < 1, near, far).sum(-1, dtype=torch.float64).cpu()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,248 @@
+"""Results in a database, where a study writes them: one SQLite file, and blobs beside it.
+
+Each column of a row is compared with its seal before it is believed, since SQLite doesn't notice
+that a byte of a file has changed.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.results.blobs import Blobs
+from calibrant.results.database import Database
+from calibrant.results.items import (
+    ItemNumbers,
+    from_bytes,
+    numbers_from_bytes,
+    to_bytes,
+    unzipped,
+)
+from calibrant.results.outcomes import JOURNAL_TABLE
+from calibrant.results.stored import StoredMeasurement, StoredResults, StoredRun, understood
+from calibrant.system.durable import LARGEST, compact_json, from_json, line_of_json
+from calibrant.system.seals import BrokenSealError, seal_of
+
+DATABASE: Final = "results.sqlite"
+VERSION: Final = 4
+"""Of the format. Formats 1 to 3 were folders and tables, which `tools/convert_store.py`
+converts.
+"""
+
+TABLES: Final = (
+    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL, seals TEXT NOT NULL, weights BLOB NOT NULL)",
+    "measurements (run TEXT NOT NULL, id TEXT NOT NULL, score TEXT NOT NULL,"
+    " provenance TEXT NOT NULL, seals TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
+    "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (run, name))",
+    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (kind, name))",
+    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, token TEXT NOT NULL)",
+    JOURNAL_TABLE,
+)
+_DIGITS: Final = 32
+"""Digits of a seal: 128 bits."""
+
+
+class LiveResults(StoredResults):
+    """The results in the database of the store in `folder`."""
+
+    def __init__(self, folder: Path, create: bool) -> None:
+        self.path = folder / DATABASE
+        self.database = Database(self.path, TABLES, VERSION, create)
+        self.blobs = Blobs(folder)
+
+    def runs(self) -> list[str]:
+        return [run for (run,) in self.database.rows("SELECT id FROM runs ORDER BY id")]
+
+    def has(self, run: str, measurement: str = "") -> bool:
+        if measurement:
+            query = "SELECT 1 FROM measurements WHERE run = ? AND id = ?"
+            return bool(self.database.rows(query, run, measurement))
+        return bool(self.database.rows("SELECT 1 FROM runs WHERE id = ?", run))
+
+    def measurements(self, run: str) -> list[str]:
+        query = "SELECT id FROM measurements WHERE run = ? ORDER BY id"
+        return [measurement for (measurement,) in self.database.rows(query, run)]
+
+    def measured(self) -> list[tuple[str, str]]:
+        """Return the ids of the run and of itself of every measurement."""
+        keys = self.database.rows("SELECT run, id FROM measurements ORDER BY run, id")
+        return [(run, measurement) for run, measurement in keys]
+
+    def record(self, run: str) -> Mapping[str, Any]:
+        return self._json(run, "", "record")
+
+    def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
+        content = self._column(run, "", "weights")
+        with understood(self.where(run)):
+            return from_json(unzipped(content, LARGEST).decode())
+
+    def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
+        return self._json(run, measurement, "provenance")
+
+    def score(self, run: str, measurement: str) -> Mapping[str, Any]:
+        return self._json(run, measurement, "score")
+
+    def scores(self, run: str) -> Mapping[str, Mapping[str, Any]]:
+        # All in one query: a report asks for those of every run.
+        query = "SELECT id, seals, score FROM measurements WHERE run = ? ORDER BY id"
+        scores = dict[str, Mapping[str, Any]]()
+        for measurement, seals, content in self.database.rows(query, run):
+            with understood(self.where(run, measurement)):
+                _check_seal([(seals,)], measurement, "score", content)
+                scores[measurement] = _object(content, "score")
+        return scores
+
+    def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
+        content = self._column(run, measurement, "items")
+        with understood(self.where(run, measurement)):
+            table = from_bytes(content)
+            return table if columns is None else table.select(list(columns))
+
+    def numbers(self, run: str, measurement: str) -> ItemNumbers:
+        content = self._column(run, measurement, "items")
+        with understood(self.where(run, measurement)):
+            return numbers_from_bytes(content)
+
+    def digests(self, run: str) -> Mapping[str, str]:
+        query = "SELECT name, digest FROM files WHERE run = ? ORDER BY name"
+        digests = dict(self.database.rows(query, run))
+        found = self.database.rows("SELECT seals FROM runs WHERE id = ?", run)
+        with understood(self.where(run)):
+            _check_seal(found, run, "files", compact_json(digests))
+        return digests
+
+    def file(self, run: str, name: str) -> bytes | None:
+        digest = self.digests(run).get(name)
+        return None if digest is None else self.blobs.get(digest)
+
+    def where(self, run: str, measurement: str = "") -> str:
+        return str(self.path / (measurement or run).rpartition(":")[2])
+
+    def add_run(self, row: StoredRun) -> None:
+        """Keep a run. One that is there already stays as it is. Raises `OSError`, and `OutputError`
+        as the database does."""
+        digests = {name: self.blobs.put(content) for name, content in row.files.items()}
+        weights = zlib.compress(compact_json(row.weights).encode())
+        record, provenance = compact_json(row.record), compact_json(row.provenance)
+        columns = {
+            "record": record,
+            "provenance": provenance,
+            "weights": weights,
+            "files": compact_json(digests),
+        }
+        seals = _row_seals(row.id, columns)
+        values = row.id, record, provenance, seals, weights
+        files = [(row.id, name, digest) for name, digest in digests.items()]
+        with self.database.writing("write a run") as connection:
+            done = connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?)", values)
+            if done.rowcount:
+                connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
+            connection.execute(
+                "DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,)
+            )
+
+    def add_measurement(self, row: StoredMeasurement) -> None:
+        """Keep a measurement. One that is there already stays as it is."""
+        items = to_bytes(row.items)
+        score, provenance = compact_json(row.score), compact_json(row.provenance)
+        seals = _row_seals(row.id, {"score": score, "provenance": provenance, "items": items})
+        values = row.run, row.id, score, provenance, seals, items
+        query = "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)"
+        with self.database.writing("write a measurement") as connection:
+            connection.execute(query, values)
+            connection.execute(
+                "DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,)
+            )
+
+    def remove(self, run: str, measurement: str = "") -> None:
+        """Forget a measurement, or a run with all that was measured on it."""
+        with self.database.writing("remove a result") as connection:
+            if measurement:
+                query = "DELETE FROM measurements WHERE run = ? AND id = ?"
+                connection.execute(query, (run, measurement))
+                return
+            connection.execute("DELETE FROM measurements WHERE run = ?", (run,))
+            connection.execute("DELETE FROM files WHERE run = ?", (run,))
+            connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+
+    # Documents: the index of the study's grid, and failures
+
+    def document(self, kind: str, name: str) -> Any:
+        """Return a document, or None if there is none."""
+        query = "SELECT content, seal FROM documents WHERE kind = ? AND name = ?"
+        found = self.database.rows(query, kind, name)
+        return self._document(kind, name, *found[0]) if found else None
+
+    def documents(self, kind: str) -> dict[str, Any]:
+        """Return every document of a kind, by name."""
+        query = "SELECT name, content, seal FROM documents WHERE kind = ? ORDER BY name"
+        found = self.database.rows(query, kind)
+        return {name: self._document(kind, name, content, seal) for name, content, seal in found}
+
+    def put_document(self, kind: str, name: str, value: Any) -> None:
+        """Keep a document in place of an older one of its name."""
+        content = line_of_json(value)  # the order of a mapping is a part of the grid
+        values = kind, name, content, row_seal(name, kind, content)
+        with self.database.writing(f"write the {kind}") as connection:
+            connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", values)
+
+    def remove_document(self, kind: str, name: str) -> None:
+        """Forget a document, if it is there."""
+        named = "FROM documents WHERE kind = ? AND name = ?"
+        if not self.database.rows(f"SELECT 1 {named}", kind, name):
+            return
+        with self.database.writing(f"remove the {kind}") as connection:
+            connection.execute(f"DELETE {named}", (kind, name))
+
+    def _document(self, kind: str, name: str, content: str, seal: str) -> Any:
+        with understood(self.path / f"{kind}-{name.rpartition(':')[2]}"):
+            if row_seal(name, kind, content) != seal:
+                raise BrokenSealError
+            return from_json(content)
+
+    def _json(self, run: str, measurement: str, column: str) -> Any:
+        content = self._column(run, measurement, column)
+        with understood(self.where(run, measurement)):
+            return _object(content, column)
+
+    def _column(self, run: str, measurement: str, column: str) -> Any:
+        """One column of a row, which is what was written."""
+        if measurement:
+            query = f"SELECT seals, {column} FROM measurements WHERE run = ? AND id = ?"
+            found = self.database.rows(query, run, measurement)
+        else:
+            found = self.database.rows(f"SELECT seals, {column} FROM runs WHERE id = ?", run)
+        content = found[0][1] if found else None
+        with understood(self.where(run, measurement)):
+            _check_seal(found, measurement or run, column, content)
+        return content
+
+
+def _object(content: str, column: str) -> dict[str, Any]:
+    """The JSON object in a column. Raises `ValueError` for anything else."""
+    fields = from_json(content)
+    if not isinstance(fields, dict):
+        raise ValueError(f"its {column} is no JSON object")
+    return fields
+
+
+def _check_seal(found: Sequence[tuple[Any, ...]], name: str, column: str, content: Any) -> None:
+    """Raise `ValueError` unless a row was `found`, and its seal of the column is that of the
+    content.
+    """
+    if not found:
+        raise ValueError("it isn't there")
+    if from_json(found[0][0])[column] != row_seal(name, column, content):
+        raise BrokenSealError
+
+
+def _row_seals(name: str, columns: Mapping[str, str | bytes]) -> str:
+    return compact_json(
+        {column: row_seal(name, column, content) for column, content in columns.items()}
+    )
+
+
+def row_seal(name: str, column: str, content: str | bytes) -> str:
+    """Return the seal of a column of the row that has this name."""
+    raw = content.encode() if isinstance(content, str) else content
+    return seal_of({"row": name, "column": column}, raw)[:_DIGITS]

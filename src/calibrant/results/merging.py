@@ -1,0 +1,222 @@
+"""Uniting stores, such as those of two machines that shared a study. What is already there stays;
+what is merged from is only read."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.errors import DataError, OutputError
+from calibrant.results.items import same_items
+from calibrant.results.records import Cell
+from calibrant.results.store import Store
+from calibrant.results.stored import StoredResults
+from calibrant.results.verifying import (
+    AGAIN,
+    StoreProblem,
+    ids_of_results,
+    problems_of_measurement,
+    problems_of_run,
+)
+from calibrant.system.durable import compact_json
+from calibrant.system.progress import Progress, silent
+
+PARTS: Final = ("sparsity", "dense", "edits")
+"""The fields of a record that are its result, beside its weights; the rest is the request, in words
+that may differ from machine to machine."""
+UNCHANGED: Final = "what this store holds was kept; to take the other, merge the other way round"
+UNUSABLE: Final = "it was not copied; restore it from a copy, or have it computed again"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was copied into a store, how much of it was there already (`kept`), and what could not
+    be united."""
+
+    folder: str
+    runs: int
+    measurements: int
+    kept: int
+    problems: tuple[StoreProblem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return asdict(self)
+
+
+def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = silent) -> Merged:
+    """Copy into a store, which is made if it isn't there, what it lacks of the others.
+
+    Where two hold the same run or measurement with other results, the one that is there stays, and
+    a problem says so; what is damaged isn't copied, and a problem says so too. The grids are
+    united; the study is that of `into`, or else of the first source that knows one. Failures of
+    what is there by then are dropped. Interrupted, it can be run again.
+
+    Raises `DataError` for a store whose index or failures can't be read, and `OutputError` for a
+    folder that is no store, that can't be written to, or that is to be merged into itself, and for
+    a full disk.
+    """
+    with ExitStack() as opened:
+        stores = [opened.enter_context(Store(source, create=False)) for source in sources]
+        return _merged(Path(into), stores, progress)
+
+
+def _merged(into: Path, stores: Sequence[Store], progress: Progress) -> Merged:
+    for store in stores:
+        if into.exists() and store.folder.samefile(into):
+            message = f"{str(into)!r} can't be merged into itself; name another store"
+            raise OutputError(message, subject=str(into))
+        # A store whose own documents can't be read is refused before one is made to take it.
+        store.index()
+        store.failures()
+    with Store(into) as target:
+        # The grid comes first: what an interrupted merge has copied by then isn't mistaken for one
+        # of this store's own.
+        _unite_grids(target, stores)
+        work = _Merging(target)
+        for store in stores:
+            work.take(store, progress)
+        _unite_failures(target, stores)
+    return Merged(str(into), work.runs, work.measurements, work.kept, tuple(work.problems))
+
+
+class _Merging:
+    """Copies what a store lacks, and counts."""
+
+    def __init__(self, target: Store) -> None:
+        self._target = target
+        self.runs = self.measurements = self.kept = 0
+        self.problems: list[StoreProblem] = []
+
+    def take(self, source: Store, progress: Progress) -> None:
+        """Copy everything that one store has and the target lacks."""
+        ids = source.ids()
+        for number, run in enumerate(ids):
+            progress(f"merging {source.folder}", number, len(ids))
+            self._take_run(source, run)
+        progress(f"merging {source.folder}", len(ids), len(ids))
+
+    def _take_run(self, source: Store, run: str) -> None:
+        results = source.results(run)
+        whole = self._is_whole(problems_of_run(results, run))
+        if self._target.has_record(run):
+            if whole:
+                self._keep(results, run, "")
+        elif whole:
+            self._target.adopt(results.run_row(run))
+            self.runs += 1
+        else:
+            return  # what was measured on it would have no run
+        there = self._target.measured(run)
+        for measurement in sorted(source.measured(run)):
+            results = source.results(run, measurement)
+            if not self._is_whole(problems_of_measurement(results, run, measurement)):
+                continue
+            if measurement in there:
+                self._keep(results, run, measurement)
+            else:
+                self._target.adopt_measurement(results.measurement_row(run, measurement))
+                self.measurements += 1
+
+    def _keep(self, theirs: StoredResults, run: str, measurement: str) -> None:
+        self.kept += 1
+        ours = self._target.results(run, measurement)
+        try:
+            difference = _difference(ours, theirs, run, measurement)
+        except DataError as error:
+            what = str(error).partition("; restore it")[0]
+            self.problems.append(StoreProblem(error.subject, what, AGAIN, run, measurement))
+            return
+        if difference:
+            where = theirs.where(run, measurement)
+            self.problems.append(StoreProblem(where, difference, UNCHANGED))
+
+    def _is_whole(self, problems: Iterable[StoreProblem]) -> bool:
+        unusable = [replace(problem, remedy=UNUSABLE) for problem in problems]
+        self.problems += unusable
+        return not unusable
+
+
+def _difference(ours: StoredResults, theirs: StoredResults, run: str, measurement: str) -> str:
+    """How the same result differs in two stores; empty if it doesn't."""
+    if measurement:
+        mine, other = ours.score(run, measurement), theirs.score(run, measurement)
+        if compact_json(mine["score"]) != compact_json(other["score"]):
+            values = f"{other['score']['value']!r} there, {mine['score']['value']!r} here"
+            return f"the same measurement with another score: {values}"
+        if compact_json(mine.get("beside")) != compact_json(other.get("beside")):
+            return "the same measurement with other scores beside it"
+        same = same_items(ours.items(run, measurement), theirs.items(run, measurement))
+        return "" if same else "the same measurement with other items"
+    mine, other = ours.record(run), theirs.record(run)
+    differing: list[str] = []
+    for part in PARTS:
+        if compact_json(mine.get(part)) != compact_json(other.get(part)):
+            differing.append(part)
+    if compact_json(ours.weights(run)) != compact_json(theirs.weights(run)):
+        differing.append("weights")
+    if differing:
+        return f"the same run with other results: {', '.join(differing)}"
+    here, there = ours.digests(run), theirs.digests(run)
+    for name in sorted(here.keys() & there.keys()):
+        if here[name] != there[name]:
+            return f"the same run with another {name}"
+    return ""
+
+
+def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
+    stores = [target, *sources]
+    indices = [store.index() for store in stores]
+    if not any(index.cells for index in indices):
+        return
+    study = next((index.study for index in indices if index.study), None)
+    revisions = dict[str, int]()
+    for index in indices:
+        for name, revision in index.revisions.items():
+            revisions[name] = max(revision, revisions.get(name, revision))
+    sets = {text: label for index in reversed(indices) for text, label in index.labels().items()}
+    cells = united([store.cells() for store in stores])
+    target.write_cells(cells, study, revisions, sets.values())
+
+
+def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
+    """Return the cells of all grids in the order of their labels' first appearance: one for each
+    labels and run.
+
+    A cell without a run is left out where another with its labels has one.
+    """
+    cells_by_run = dict[tuple[Any, ...], Cell]()
+    order = dict[tuple[Any, ...], int]()
+    for grid in grids:
+        for cell in grid:
+            order.setdefault(cell.labels, len(order))
+            which = cell.run or cell.propagate
+            key = *cell.labels[:-1], which
+            first = cells_by_run.setdefault(key, cell)
+            measures = dict(first.measures)
+            for evaluator, measurement in cell.measures.items():
+                measures.setdefault(evaluator, measurement)
+            propagate = first.propagate or cell.propagate
+            cells_by_run[key] = replace(first, measures=measures, propagate=propagate)
+    answered = set[tuple[Any, ...]]()
+    for cell in cells_by_run.values():
+        if cell.run:
+            answered |= {cell.labels, (*cell.labels[:-1], "")}
+    kept = [cell for cell in cells_by_run.values() if cell.run or cell.labels not in answered]
+    return sorted(kept, key=lambda cell: order[cell.labels])
+
+
+def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
+    finished, cells = ids_of_results(target), target.cells()
+    named = {name for cell in cells for name in (cell.run, *cell.measures.values())}
+    answered = {cell.labels[:-1] for cell in cells if cell.run in finished}
+    failures = target.failures()
+    for store in (target, *sources):
+        for failed_id, what in store.failures().items():
+            # What failed before its run was known has an id of its own, and is known by its labels.
+            of_answered = tuple(what.get("cell", ()))[:5] in answered
+            if failed_id in finished or (failed_id not in named and of_answered):
+                target.clear_failure(failed_id)
+            elif failed_id not in failures:
+                target.add_failure(failed_id, what)

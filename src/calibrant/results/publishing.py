@@ -1,0 +1,546 @@
+"""Publishing a store: its results as a few tables. Killed anywhere, it has lost nothing and can be
+run again.
+
+New tables are made in a folder of their own and moved to `.packed` by one rename; from then on they
+are read there. They take their places one by one, `packed.json` last. The database goes after that.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.errors import DataError, OutputError
+from calibrant.results.blobs import Blobs, digest_of_file
+from calibrant.results.card import CARD, card_of, is_ours
+from calibrant.results.claims import Claim
+from calibrant.results.items import leaf, same_items
+from calibrant.results.layouts import AS_IT_IS, PLACED, laid_out
+from calibrant.results.live import DATABASE
+from calibrant.results.published import (
+    CELLS,
+    ERROR,
+    HEXADECIMAL,
+    ITEMS,
+    MATRICES,
+    MATRIX_COLUMNS,
+    MOVING,
+    PACKED,
+    PACKED_PURPOSE,
+    RUNS,
+    SCORES,
+    PublishedResults,
+    row_of_matrix,
+    settle,
+)
+from calibrant.results.store import STATISTICS, STUDY, Store
+from calibrant.results.stored import PROFILE, StoredResults
+from calibrant.results.verifying import StoreProblem, problems_of_measurement, problems_of_run
+from calibrant.system.durable import (
+    UNFINISHED,
+    appearing,
+    compact_json,
+    flush,
+    reason,
+    sealed,
+    text_of_json,
+    write_bytes,
+)
+from calibrant.system.progress import Progress, silent
+
+MOST_ROWS: Final = 100_000
+"""Matrices, or items, in a row group at most, but for those of a single run or measurement."""
+MOST_TEXT: Final = 2**24
+"""Characters in a row group at most, but for a single row: to read one, all are unpacked."""
+
+PACKING: Final = "pack"
+"""The name of the claim of who packs a store."""
+
+Key = tuple[str, str]
+"""The ids of a run and of a measurement on it."""
+
+
+@dataclass(frozen=True)
+class PackedStore:
+    """What was packed: how many runs and measurements, and how many files and bytes the store had
+    before and has now."""
+
+    folder: str
+    runs: int
+    measurements: int
+    files_before: int
+    bytes_before: int
+    files: int
+    bytes: int
+
+
+def pack(
+    folder: str | Path, out: str | Path | None = None, progress: Progress = silent
+) -> PackedStore:
+    """Put every result of the store in `folder` into a few tables, there or in a new folder `out`,
+    and return the counts.
+
+    Every result is read back and compared before anything is removed. Raises `DataError` for a
+    damaged result, and `OutputError` for a folder that is no store or can't be written to, for one
+    in which a study is at work or isn't finished, and for an `out` that isn't new.
+    """
+    source = Path(folder)
+    target = source if out is None else Path(out)
+    with Store(source, create=False):  # or a folder that is none would be taken for a new one
+        before = _size(source)
+    try:
+        in_place = out is None
+        counts = (
+            _pack_in_place(source, progress)
+            if in_place
+            else _pack_elsewhere(source, target, progress)
+        )
+    except OSError as error:
+        message = f"can't pack into {str(target)!r}: {reason(error)}"
+        raise OutputError(message, subject=str(target)) from error
+    return PackedStore(str(target), *counts, *before, *_size(target))
+
+
+def _check_finished(store: Store) -> None:
+    """Raise `OutputError` for a store that has a journal, which no table has a place for."""
+    where = str(store.folder)
+    if store.live.database.rows("SELECT 1 FROM journal LIMIT 1"):
+        what = f"a study isn't finished in {where!r}, and what it found so far would be lost"
+        raise OutputError(f"{what}; finish it, or pack it into another folder", subject=where)
+
+
+def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
+    only_published = not (folder / DATABASE).exists()
+    with Store(folder) as store:
+        if store.at_work():
+            what = f"a study is at work in {str(folder)!r}; wait until it is done"
+            raise OutputError(f"{what}, or pack it into another folder", subject=str(folder))
+        claim = store.claim(PACKING)
+        if claim is None:
+            message = f"{str(folder)!r} is being packed already; wait until that is done"
+            raise OutputError(message, subject=str(folder))
+        with ExitStack() as failing:
+            failing.callback(_give_up, store, claim, only_published)
+            _check_finished(store)
+            before = store.blobs.listed()  # what a later study adds stays
+            counts = _move_in_tables(store, progress)
+            store.remove_database(*counts)
+            failing.pop_all()  # the claim went with the database
+        lasting = _lasting(store)
+        for name in before:
+            if name not in lasting:
+                (store.blobs.folder / name).unlink(missing_ok=True)
+    return counts
+
+
+def _give_up(store: Store, claim: Claim, only_published: bool) -> None:
+    """Free the claim, and remove the database if it was made for that alone."""
+    claim.free()
+    if only_published:
+        with suppress(OutputError):  # somebody has it open, or put something into it
+            store.live.database.remove(partial(_check_empty, store))
+
+
+def _check_empty(store: Store) -> None:
+    """Raise `OutputError` for a store with anything in its database."""
+    for table in ("runs", "measurements", "documents", "journal", "claims"):
+        if store.live.database.rows(f"SELECT 1 FROM {table} LIMIT 1"):
+            raise OutputError(f"there are {table} in {str(store.folder)!r}")
+
+
+def _move_in_tables(store: Store, progress: Progress) -> tuple[int, int]:
+    """Write the tables, let them take their places, and see that they are there."""
+    folder = store.folder
+    half = folder / f"{UNFINISHED}-tables"
+    with appearing(folder / MOVING, half):
+        counts = _write_tables(store, half, progress)
+        if (folder / CARD).exists() and not is_ours(folder / CARD):
+            (half / CARD).unlink()  # the user's own page stays
+        flush(half)
+    settle(folder)
+    published = PublishedResults.of(folder)
+    if published is None or any(published.changed()):
+        message = f"the tables in {str(folder)!r} aren't those that were just written"
+        raise OutputError(f"{message}; the database stays, pack it again", subject=str(folder))
+    return counts
+
+
+def _pack_elsewhere(source: Path, target: Path, progress: Progress) -> tuple[int, int]:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        message = f"{str(target)!r} exists already; name a folder that isn't there yet"
+        raise OutputError(message, subject=str(target))
+    half = target.with_name(f"{UNFINISHED}-{target.name}")
+    with Store(source, create=False) as store, appearing(target, half):
+        counts = _write_tables(store, half, progress)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(store.folder / STUDY, half / STUDY)
+        kept = Blobs(half)
+        for digest in _lasting(store):
+            content = store.blobs.get(digest)
+            if content is not None:
+                kept.put(content)
+    return counts
+
+
+def _lasting(store: Store) -> set[str]:
+    """The digests of the files that a published store keeps: profiles are in its tables."""
+    lasting = set[str]()
+    for run in store.ids():
+        digests = store.results(run).digests(run)
+        lasting.update(digest for name, digest in digests.items() if name != PROFILE)
+    return lasting
+
+
+def _write_tables(store: Store, folder: Path, progress: Progress) -> tuple[int, int]:
+    """Write the tables of a store into a folder, `packed.json` last, and compare them."""
+    tables = _Tables(store, folder, progress)
+    tables.write()
+    _check_same(store, PublishedResults(folder), tables.runs, tables.keys)
+    return len(tables.runs), len(tables.keys)
+
+
+class _Tables:
+    """Writes the tables of a store, row group by row group."""
+
+    def __init__(self, store: Store, folder: Path, progress: Progress) -> None:
+        self._store, self._folder, self._progress = store, folder, progress
+        self.runs = sorted(store.ids(), key=self._place_of_run)
+        self.keys: list[Key] = []
+        self._columns = dict[tuple[str, str], str]()
+        self._kinds = dict[str, Any]()
+        self._models = dict[str, None]()
+        self._sizes = dict[Key, int]()
+        self._items = 0
+
+    def write(self) -> None:
+        """Write all of them."""
+        groups = self._grouped()
+        self.keys = [key for group in groups for key in group]
+        self._write_items(groups)
+        self._write_scores()
+        self._write_runs()
+        self._write_matrices()
+        self._write_cells()
+        self._write_manifest()
+
+    def _place_of_run(self, run: str) -> tuple[Any, ...]:
+        """Runs of one set and draw stand together: their matrices see the same inputs."""
+        asked = self._store.run(run)
+        method = compact_json(asked.method)
+        return asked.model_name, asked.data, asked.seed, asked.propagate, method, asked.target, run
+
+    def _grouped(self) -> list[list[Key]]:
+        """The measurements that one evaluator made, group by group: the same items, so that they
+        take the least room together. Checks everything on the way."""
+        groups = dict[str, list[Key]]()
+        for number, run in enumerate(self.runs):
+            self._progress("packing", number, len(self.runs))
+            results = self._store.results(run)
+            _check_whole(next(problems_of_run(results, run), None))
+            for measurement in sorted(self._store.measured(run)):
+                results = self._store.results(run, measurement)
+                _check_whole(next(problems_of_measurement(results, run, measurement), None))
+                table = results.items(run, measurement)
+                self._sizes[run, measurement] = len(table)
+                layout, arrays = laid_out(table)
+                for name, array in arrays.items():
+                    self._add_column(name, array.type)
+                evaluator = compact_json(results.score(run, measurement)["evaluator"])
+                groups.setdefault(f"{evaluator} {layout}", []).append((run, measurement))
+        self._progress("packing", len(self.runs), len(self.runs))
+        return [groups[name] for name in sorted(groups)]
+
+    def _add_column(self, name: str, kind: Any) -> None:
+        """Two evaluators may call things of different types by one name: then the type is part of
+        the column's name."""
+        key = name, str(kind)
+        if key in self._columns:
+            return
+        taken = name in self._kinds or name == "layout"
+        column = f"{name} ({kind})" if taken else name
+        self._columns[key] = column
+        self._kinds[column] = kind
+
+    def _write_items(self, groups: Sequence[Sequence[Key]]) -> None:
+        import pyarrow as pa
+
+        columns: list[tuple[str, Any]] = [("layout", pa.string())]
+        for name, kind in self._kinds.items():
+            columns.append((name, pa.list_(kind)))
+        schema = pa.schema(columns)
+        with self._writer(ITEMS, schema) as writer:
+            for group in groups:
+                for keys in self._within(group):
+                    writer.write_table(self._table_of_items(keys, schema))
+
+    def _within(self, group: Sequence[Key]) -> Iterator[list[Key]]:
+        """Yield the measurements of a group in row groups."""
+        keys, count = list[Key](), 0
+        for key in group:
+            items = self._sizes[key]
+            if keys and count + items > MOST_ROWS:
+                yield keys
+                keys, count = [], 0
+            keys.append(key)
+            count += items
+            self._items += items
+        yield keys
+
+    def _table_of_items(self, keys: Sequence[Key], schema: Any) -> Any:
+        """A row for each measurement, with a list of all its items gave in each column."""
+        import pyarrow as pa
+
+        rows = [self._items_of(key) for key in keys]
+        arrays = [pa.array([row["layout"] for row in rows], pa.string())]
+        for name, kind in self._kinds.items():
+            arrays.append(_list_array([row.get(name) for row in rows], kind))
+        return pa.table(arrays, schema=schema)
+
+    def _items_of(self, key: Key) -> dict[str, Any]:
+        """The row of a measurement: its layout, and its arrays by the columns of the table."""
+        layout, arrays = laid_out(self._store.results(*key).items(*key))
+        row = dict[str, Any]()
+        columns = dict[str, str]()
+        for name, array in arrays.items():
+            columns[name] = self._columns[name, str(array.type)]
+            row[columns[name]] = array
+        placed: list[list[str]] = []
+        for name, rule, *sources in layout:
+            if rule in (AS_IT_IS, PLACED):
+                sources = [columns[source] for source in sources]
+            placed.append([name, rule, *sources])
+        row["layout"] = compact_json(placed)
+        return row
+
+    def _write_scores(self) -> None:
+        import pyarrow as pa
+
+        texts = ("run", "measurement", "evaluator", "measured", "metric", "unit", "better")
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
+        columns.append(("n", pa.int64()))
+        columns += [(name, pa.float64()) for name in ("value", "stderr", "chance")]
+        columns += [(name, pa.large_string()) for name in ("score", "provenance")]
+        self._write_rows(SCORES, pa.schema(columns), map(self._row_of_score, self.keys))
+
+    def _row_of_score(self, key: Key) -> dict[str, Any]:
+        results = self._store.results(*key)
+        entry = dict(results.score(*key))
+        score = dict(entry["score"])
+        row: dict[str, Any] = {"run": entry.pop("run"), "measurement": entry.pop("id")}
+        row["evaluator"] = str(entry["evaluator"].get("spec", ""))
+        for name in ("measured", "metric", "unit", "better", "n", "chance"):
+            row[name] = score.get(name)
+        for name in ("value", "stderr"):  # which stand nowhere else
+            row[name] = score.pop(name)
+        row["score"] = compact_json({**entry, "score": score})
+        row["provenance"] = compact_json(results.provenance(*key))
+        return row
+
+    def _write_runs(self) -> None:
+        import pyarrow as pa
+
+        texts = ("run", "model", "data", "method", "target", "allocation", "propagation", "dtype")
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in (*texts, "tokens")]
+        columns += [("draw", pa.int64()), ("sparsity", pa.float64()), ("matrices", pa.int64())]
+        documents = ("record", "provenance", "profile", "files")
+        columns += [(name, pa.large_string()) for name in documents]
+        self._write_rows(RUNS, pa.schema(columns), map(self._row_of_run, self.runs))
+
+    def _write_matrices(self) -> None:
+        import pyarrow as pa
+
+        plain = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+        columns: list[tuple[str, Any]] = []
+        columns += [(name, plain[kind]) for name, kind in MATRIX_COLUMNS.items()]
+        columns += [(ERROR, pa.float32())]
+        columns += [(name, pa.binary(width)) for name, width in HEXADECIMAL.items()]
+        columns += [("rows", pa.int64()), ("columns", pa.int64())]
+        columns += [("notes", pa.large_string()), ("more", pa.large_string())]
+        self._write_rows(MATRICES, pa.schema(columns), self._rows_of_matrices())
+
+    def _row_of_run(self, run: str) -> dict[str, Any]:
+        results = self._store.results(run)
+        record = dict(results.record(run))
+        del record["id"]
+        asked = record["run"]
+        self._models[asked["model_name"]] = None
+        row: dict[str, Any] = {
+            "run": run,
+            "model": asked["model_name"],
+            "draw": asked.get("seed", 0),
+            "propagation": asked["propagate"],
+            "sparsity": record["sparsity"],
+            "matrices": len(results.weights(run)),
+        }
+        for name in ("data", "target", "dtype", "tokens"):
+            row[name] = asked[name]
+        for name in ("method", "allocation"):
+            row[name] = str(asked[name].get("spec", ""))
+        digests = dict(results.digests(run))
+        profile = results.file(run, PROFILE)
+        if profile is not None:  # whose digest is made of it again
+            row["profile"] = profile.decode()
+            del digests[PROFILE]
+        row["files"] = compact_json(digests)
+        row["record"] = compact_json(record)
+        row["provenance"] = compact_json(results.provenance(run))
+        return row
+
+    def _rows_of_matrices(self) -> Iterator[dict[str, Any]]:
+        for run in self.runs:
+            for facts in self._store.results(run).weights(run):
+                yield row_of_matrix(facts)
+
+    def _write_cells(self) -> None:
+        import pyarrow as pa
+
+        measure = pa.struct({"evaluator": pa.string(), "row": pa.int32(), "id": pa.string()})
+        texts = ("model", "data", "method", "target", "run", "propagate")
+        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
+        columns += [("seed", pa.int64()), ("run_row", pa.int32()), ("measures", pa.list_(measure))]
+        self._write_rows(CELLS, pa.schema(columns), self._rows_of_cells())
+
+    def _rows_of_cells(self) -> Iterator[dict[str, Any]]:
+        """Yield the cells of the grid; results that are there are named by their rows."""
+        runs = {run: row for row, run in enumerate(self.runs)}
+        scores = {key: row for row, key in enumerate(self.keys)}
+        for cell in self._store.index().cells:
+            measures: list[dict[str, Any]] = []
+            for evaluator, measurement in cell.measures.items():
+                measure: dict[str, Any] = {"evaluator": evaluator}
+                if (cell.run, measurement) in scores:
+                    measure["row"] = scores[cell.run, measurement]
+                else:
+                    measure["id"] = measurement
+                measures.append(measure)
+            row = {**asdict(cell), "measures": measures}
+            if cell.run in runs:
+                row["run_row"] = runs[cell.run]
+                del row["run"]
+            yield row
+
+    def _write_manifest(self) -> None:
+        counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": self._items}
+        card = card_of(**counts, models=list(self._models))
+        sums = dict[str, str]()
+        for path in sorted(self._folder.glob("*.parquet")):
+            flush(path)
+            sums[path.name] = digest_of_file(path)
+        write_bytes(self._folder / CARD, card.encode())
+        index = self._store.index().plain()
+        del index["cells"]
+        manifest = {
+            **counts,
+            "files": sums,
+            "index": index,
+            "failures": self._store.failures(),
+        }
+        text = text_of_json(sealed(manifest, PACKED_PURPOSE), ordered=True)
+        write_bytes(self._folder / PACKED, text.encode())
+
+    def _write_rows(self, table: str, schema: Any, rows: Iterator[Mapping[str, Any]]) -> None:
+        """Write rows into a table, as many into a row group as may be read for one."""
+        import pyarrow as pa
+
+        texts = [column.name for column in schema if column.type == pa.large_string()]
+        with self._writer(table, schema) as writer:
+            waiting, size = list[Mapping[str, Any]](), 0
+            for row in rows:
+                more = sum(len(row.get(name) or "") for name in texts)
+                if waiting and (size + more > MOST_TEXT or len(waiting) == MOST_ROWS):
+                    writer.write_table(pa.Table.from_pylist(waiting, schema))
+                    waiting, size = [], 0
+                waiting.append(row)
+                size += more
+            writer.write_table(pa.Table.from_pylist(waiting, schema))
+
+    @contextmanager
+    def _writer(self, table: str, schema: Any) -> Iterator[Any]:
+        """Open a table for writing. What repeats has a dictionary; the bytes of what doesn't lie
+        apart, since those of the same place are alike."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        apart = dict[str, str]()
+        repeated: Any = []  # names of columns, which the types of pyarrow don't know of
+        for column in schema:
+            path, kind = leaf(column)
+            number = pa.types.is_floating(kind) and path != "weight.list.element"
+            if number or column.name == "inputs":
+                apart[path] = "BYTE_STREAM_SPLIT"
+            elif kind not in (pa.large_string(), pa.binary(32)):
+                repeated.append(path)
+        with pq.ParquetWriter(
+            self._folder / table,
+            schema,
+            compression="zstd",
+            compression_level=19,
+            data_page_size=2**26,  # what repeats is found however far apart it is
+            write_statistics=False,
+            use_dictionary=repeated,
+            column_encoding=apart,
+        ) as writer:
+            yield writer
+
+
+def _check_whole(problem: StoreProblem | None) -> None:
+    if problem is not None:
+        raise DataError(f"{problem}; only what is whole is packed", subject=problem.where)
+
+
+def _check_same(
+    store: Store, tables: PublishedResults, runs: Sequence[str], keys: Sequence[Key]
+) -> None:
+    """Raise `OutputError` unless every result comes back as it is."""
+    for run in runs:
+        if _parts_of_run(store.results(run), run) != _parts_of_run(tables, run):
+            raise _changed(tables.where(run))
+    for key in keys:
+        results = store.results(*key)
+        same = _parts_of_score(results, key) == _parts_of_score(tables, key)
+        if not same or not same_items(results.items(*key), tables.items(*key)):
+            raise _changed(tables.where(*key))
+
+
+def _parts_of_run(results: StoredResults, run: str) -> list[str]:
+    parts = results.record(run), results.weights(run), results.provenance(run), results.digests(run)
+    return [compact_json(part) for part in parts]
+
+
+def _parts_of_score(results: StoredResults, key: Key) -> list[str]:
+    return [compact_json(results.score(*key)), compact_json(results.provenance(*key))]
+
+
+def _changed(where: str) -> OutputError:
+    message = f"{where!r} would not come back as it is; nothing was changed"
+    return OutputError(f"{message}, and this is a defect of calibrant", subject=where)
+
+
+def _list_array(parts: Sequence[Any], kind: Any) -> Any:
+    """One list for each part, null where there is none."""
+    import pyarrow as pa
+
+    offsets, missing = [0], list[bool]()
+    for part in parts:
+        length = 0 if part is None else len(part)
+        offsets.append(offsets[-1] + length)
+        missing.append(part is None)
+    there = [part for part in parts if part is not None]
+    values = pa.concat_arrays(there) if there else pa.array([], kind)
+    mask = pa.array(missing, pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=mask)
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """How many files a store has, and of how many bytes, without what can be made again."""
+    sizes: list[int] = []
+    for path in folder.rglob("*"):
+        if STATISTICS in path.relative_to(folder).parts:
+            continue
+        with suppress(FileNotFoundError):  # SQLite's may go at any time
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+    return len(sizes), sum(sizes)

@@ -1,0 +1,348 @@
+"""The values in a store: the run that was requested, its record, and the cells of a study's
+grid.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgspec
+
+from calibrant.results.facts import (
+    DataFacts,
+    EditFacts,
+    Identity,
+    MatrixFacts,
+    Profile,
+    Provenance,
+    SpecForm,
+    StudyParts,
+)
+from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
+from calibrant.spec import identity
+from calibrant.spec.families import known_family
+from calibrant.spec.grammar import SetLabel
+from calibrant.system.durable import from_json
+from calibrant.system.notebook import card
+
+
+@dataclass(frozen=True)
+class Run:
+    """The request for a run, resolved; plain JSON data only.
+
+    `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method
+    doesn't. `model_name`, `data` and `seed` are labels: the model's digest and the tokens'
+    fingerprint already cover what they name. `starved` says what experts with few tokens are
+    calibrated on, empty where it is those.
+    """
+
+    model: str
+    model_name: str
+    data: str
+    tokens: str
+    method: Mapping[str, Any]
+    target: str
+    allocation: Mapping[str, Any]
+    propagate: str
+    dtype: str
+    seed: Count = 0
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    starved: str = ""
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Run":
+        """Return the run whose plain data this is. Raises `ValueError` for anything else."""
+        run = msgspec.convert(fields, cls)
+        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        return run
+
+    @property
+    def id(self) -> str:
+        """The identity of what decides the outcome: the same on every machine."""
+        decides: dict[str, Any] = {
+            "model": self.model,
+            "tokens": self.tokens,
+            "method": self.method,
+            "target": self.target,
+            "allocation": self.allocation,
+            "propagate": self.propagate,
+            "dtype": self.dtype,
+        }
+        # Left out where there is nothing, as in ids of before.
+        if self.transforms:
+            decides["transforms"] = list(self.transforms)
+        if self.starved:
+            decides["starved"] = self.starved
+        return identity(decides)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of a run.
+
+    `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and
+    notes each, and may have the relative `error` of the matrix's output with `error_from` ("gram"
+    or "norms"); where it is stored as dense numbers `bits`, 256 bits of the mask chosen by hash, as
+    64 hexadecimal digits, else `bits_a_weight` and `bytes`, scales and all; `inputs`, the sizes of
+    32 input features chosen so, as 128; and of an expert's matrix `tokens`, how many reached it.
+    `dense` has the matrices left alone, with the reason; `edits` what else was done: transforms,
+    and what removed whole parts, which then count in `sparsity`. `provenance` (seconds per phase,
+    peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1") is no
+    part of the result and isn't compared.
+    """
+
+    run: Run
+    sparsity: Size
+    weights: tuple[Mapping[str, Any], ...] = ()
+    dense: tuple[Mapping[str, Any], ...] = ()
+    data_facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
+    edits: tuple[Mapping[str, Any], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the record as plain data, without the fields it leaves empty: `read` makes it
+        again.
+        """
+        fields = asdict(self)
+        if not self.edits:
+            del fields["edits"]
+        for later in ("transforms", "starved"):
+            if not fields["run"][later]:
+                del fields["run"][later]
+        return fields
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Record":
+        """Return the record whose plain data this is. Raises `ValueError` for anything else."""
+        record = msgspec.convert(fields, cls)
+        run = record.run
+        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        msgspec.convert([*record.weights, *record.dense], list[MatrixFacts])
+        msgspec.convert(record.edits, tuple[EditFacts, ...])
+        msgspec.convert(record.data_facts, DataFacts)
+        read_provenance(record.provenance)
+        return record
+
+    def _repr_html_(self) -> str:
+        run = self.run
+        draw = run.seed if run.data else ""
+        facts = {
+            "model": run.model_name,
+            "calibrated on": run.data,
+            "draw": draw,
+            "method": run.method.get("spec"),
+            "target": run.target,
+            "propagation": run.propagate,
+            "numbers": run.dtype,
+        }
+        stored = stored_bits(self.weights)
+        if stored is None:
+            facts["achieved sparsity"] = f"{self.sparsity:.4f}"
+        else:
+            facts["bits a weight"] = f"{stored:.3f}"
+        facts["matrices compressed"] = len(self.weights)
+        facts["left dense"] = len(self.dense)
+        facts["note"] = self.provenance.get("model_note")
+        return card(f"Run {run.id.rpartition(':')[2][:12]}", facts)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a study's grid, and where its results are.
+
+    The labels are the study's: two cells may share a run (a source that gives the same tokens for
+    every seed, a method that looks at no data). `run` is empty where the run's identity isn't known
+    because something failed; `measures` maps the evaluator's text to its id. `propagate` is empty
+    where no data is looked at, and in older stores.
+    """
+
+    model: str
+    data: str
+    method: str
+    target: str
+    seed: Count
+    run: Identity
+    measures: Mapping[str, Identity] = field(default_factory=dict[str, str])
+    propagate: str = ""
+
+    @property
+    def labels(self) -> tuple[str, str, str, str, int, str]:
+        """What distinguishes the cells of a grid: everything but the results."""
+        return self.model, self.data, self.method, self.target, self.seed, self.propagate
+
+
+@dataclass(frozen=True)
+class ScoreEntry:
+    """What is stored of a measurement beside its items: what was measured on which run, and what
+    came of it. `evaluator` is the canonical form, `data` the digest of what it measured on, if it
+    has one."""
+
+    id: str
+    run: str
+    evaluator: Mapping[str, Any]
+    score: Score
+    data: str = ""
+    beside: tuple[Score, ...] = ()
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "ScoreEntry":
+        """Return the entry whose plain data this is. Raises `ValueError` for anything else."""
+        entry = msgspec.convert(fields, cls)
+        msgspec.convert(entry.evaluator, SpecForm)
+        for score in (entry.score, *entry.beside):
+            msgspec.convert(score.facts, ScoreFacts)
+        return entry
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, without scores beside where there are none."""
+        fields = asdict(self)
+        if not self.beside:
+            del fields["beside"]
+        return fields
+
+
+@dataclass(frozen=True)
+class StudyIndex:
+    """The grid of a store's last study: its cells, its calibration `sets` by their texts, what else
+    reading needs of the `study`, and the `revisions` of everything that it names."""
+
+    cells: tuple[Cell, ...] = ()
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    study: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    revisions: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "StudyIndex":
+        """Return the index whose plain data this is. Raises `ValueError` for anything else."""
+        index = msgspec.convert(fields, cls)
+        msgspec.convert(index.study, StudyParts)
+        index.labels()
+        return index
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain data, without the parts that are empty."""
+        fields: dict[str, Any] = {"cells": [asdict(cell) for cell in self.cells]}
+        for name in ("sets", "study", "revisions"):
+            part = getattr(self, name)
+            if part:
+                fields[name] = dict(part)
+        return fields
+
+    def labels(self) -> dict[str, SetLabel]:
+        """Return what each calibration set is called, by its text."""
+        labels = dict[str, SetLabel]()
+        for text, parts in self.sets.items():
+            family = known_family(str(parts.get("family")))
+            labels[text] = msgspec.convert({**parts, "text": text, "family": family}, SetLabel)
+        return labels
+
+
+def read_provenance(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what is known beside a result, as it is. Raises `ValueError` for anything else."""
+    msgspec.convert(fields, Provenance)
+    return fields
+
+
+def read_profile(content: bytes) -> Mapping[str, Any]:
+    """Return what is known of a calibration set. Raises `ValueError` for anything else."""
+    return msgspec.convert(from_json(content.decode()), Profile)
+
+
+def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return how many bits a weight takes on average in these matrices of a record, scales and all.
+
+    None where there are none, or where one is stored as dense numbers or without its shape.
+    """
+    bits: list[float] = []
+    counts: list[int] = []
+    for weight in weights:
+        if "bits_a_weight" not in weight or "shape" not in weight:
+            return None
+        rows, columns = weight["shape"]
+        bits.append(rows * columns * weight["bits_a_weight"])
+        counts.append(rows * columns)
+    count = sum(counts)
+    return sum(bits) / count if count else None
+
+
+def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
+    """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of
+    what it measures on, if it has one."""
+    decides = [run_id, evaluator]
+    if data:
+        decides.append(data)
+    return identity(decides)
+
+
+def revisions(kind: str, form: Any) -> dict[str, int]:
+    """Return the revision of everything in a canonical form, by kind and name: `{"method wanda":
+    1}`.
+
+    `kind` is `method`, `allocation` or `evaluator`. What stands twice in the form counts with its
+    lowest revision.
+    """
+    lowest: dict[str, int] = {}
+    for name, revision in _revised(form):
+        label = f"{kind} {name}"
+        lowest[label] = min(revision, lowest.get(label, revision))
+    return lowest
+
+
+def revisions_of(run: Run) -> dict[str, int]:
+    """Return the revision of everything that a run was made with, by kind and name."""
+    asked = revisions("method", run.method) | revisions("allocation", run.allocation)
+    return asked | revisions("transform", run.transforms)
+
+
+def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
+    """Return whether one of a result's `own` revisions is lower than the `current` one of the
+    same name.
+    """
+    return any(revision < current.get(label, revision) for label, revision in own.items())
+
+
+def revision_order(form: Any) -> tuple[int, ...]:
+    """Return the revisions in a canonical form, in its order: of two forms that differ in
+    nothing else, the newer has the greater.
+    """
+    return tuple(revision for _, revision in _revised(form))
+
+
+def identity_without_revisions(run: Run) -> str:
+    """Return the identity that two runs share which differ in nothing but revisions, their
+    labels included.
+    """
+    return identity(_without_revisions(asdict(run)))
+
+
+def identity_without_tokens(run: Run) -> str:
+    """Return the identity that two runs of a set and a draw share which differ in nothing but
+    their tokens, and what the model is called.
+    """
+    fields = asdict(run)
+    del fields["tokens"], fields["model_name"]
+    return identity(fields)
+
+
+def _without_revisions(form: Any) -> Any:
+    if isinstance(form, Mapping):
+        return {name: _without_revisions(part) for name, part in form.items() if name != "revision"}
+    if isinstance(form, list | tuple):
+        return [_without_revisions(part) for part in form]
+    return form
+
+
+def _revised(form: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(form, Mapping):
+        if "spec" in form and isinstance(form.get("revision"), int):
+            name = str(form["spec"])
+            if "class" in form:
+                # Two packages may have a class of the same name, whose revisions say nothing of
+                # each other.
+                name = f"{name} ({form['class']})"
+            yield name, form["revision"]
+        for name in sorted(form):
+            yield from _revised(form[name])
+    elif isinstance(form, list | tuple):
+        for part in form:
+            yield from _revised(part)

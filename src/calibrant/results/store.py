@@ -1,0 +1,669 @@
+"""The store: a folder with the results of runs, and the index of the study's grid."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, overload
+
+import msgspec
+
+from calibrant.errors import DataError, OutputError
+from calibrant.results.blobs import Blobs
+from calibrant.results.claims import Claim, any_claim_lives, take_claim
+from calibrant.results.facts import Failure
+from calibrant.results.items import ItemNumbers, outcomes_of, table_of
+from calibrant.results.live import DATABASE, VERSION, LiveResults
+from calibrant.results.outcomes import Journal, Measurement, Outcome
+from calibrant.results.published import MOVING, PACKED, PublishedResults, settle
+from calibrant.results.records import (
+    Cell,
+    Record,
+    Run,
+    ScoreEntry,
+    StudyIndex,
+    identity_without_revisions,
+    is_older,
+    measurement_id,
+    read_provenance,
+    revision_order,
+    revisions,
+    revisions_of,
+)
+from calibrant.results.stored import (
+    EDITS,
+    MASK,
+    StoredMeasurement,
+    StoredResults,
+    StoredRun,
+    understood,
+)
+from calibrant.spec import Call, canonical, parameters, text_of
+from calibrant.spec.foreign import brief
+from calibrant.spec.grammar import SetLabel
+from calibrant.system.durable import LARGEST, content, reason, replacing, short
+from calibrant.system.seals import Purpose, tell_made_again
+
+STUDY: Final = "study.yaml"
+"""The store's last study, as a file that runs it again."""
+STATISTICS: Final = "statistics"
+"""The folder of the dense model's statistics; it may be there before anything else is."""
+OLD_MARKER: Final = "calibrant-store.json"
+"""What made a folder a store before format 4."""
+_CLUSTERS: Final = {"afs", "beegfs", "ceph", "glusterfs", "fuse.glusterfs", "gpfs", "lustre"}
+NETWORKS: Final = frozenset({*_CLUSTERS, "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
+"""File systems of other machines, on which SQLite's locks don't hold."""
+
+_NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
+"""How the entries of a folder of statistics that is ours are called."""
+_INDEX: Final = "index"
+_FAILURE: Final = "failure"
+
+
+class Store:
+    """The folder of results. Opening it for writing makes it; `create=False` only reads.
+
+    Where the store is published, or was when a study went on in it, results are in its tables, and
+    newer ones in a database beside them.
+
+    Raises `OutputError` for a folder that isn't ours, that can't be written to, or on a full disk;
+    nothing half-written stays behind. Raises `DataError` for a file in it that can't be read.
+    """
+
+    def __init__(self, folder: str | Path, create: bool = True) -> None:
+        self.folder = Path(folder)
+        self.blobs = Blobs(self.folder)
+        self._writes = create
+        with self._writing("open the store"):
+            self._check_ours(create)
+            if create:
+                self._check_local()
+                settle(self.folder)
+            self._published = PublishedResults.of(self.folder)
+        self._live = self._opened(create)
+
+    def _opened(self, create: bool) -> LiveResults | None:
+        """The database, made if it is to be written; None where there is nothing in it."""
+        if not create and not (self.folder / DATABASE).exists():
+            return None
+        live = LiveResults(self.folder, create)
+        version = live.database.version()
+        if version == VERSION:
+            return live
+        live.database.close()
+        if version == 0:  # its writer was killed before there was anything
+            return None
+        where = str(self.folder)
+        message = (
+            f"{where!r} was written in format {brief(version)}, this calibrant reads {VERSION}"
+        )
+        raise OutputError(f"{message}; use the version that wrote it", subject=where)
+
+    def _check_ours(self, create: bool) -> None:
+        where = str(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            message = f"{where!r} is a file; results need a folder of their own, name another"
+            raise OutputError(message, subject=where)
+        names = (
+            {path.name for path in self.folder.iterdir()} if self.folder.exists() else set[str]()
+        )
+        if _is_old(names):
+            message = f"{where!r} holds results of an older format"
+            advice = "convert them with tools/convert_store.py of calibrant's repository"
+            raise OutputError(f"{message}; {advice}", subject=where)
+        if is_store(self.folder):
+            return
+        if not create:
+            message = f"{where!r} holds no results of calibrant (no {DATABASE} in it)"
+            raise OutputError(
+                f"{message}; name the folder that a study or demo wrote", subject=where
+            )
+        if not names <= self._allowed_before_results(names):
+            message = f"{where!r} exists, isn't empty and isn't ours (no {DATABASE} in it)"
+            raise OutputError(f"{message}; name a new or empty folder", subject=where)
+
+    def _allowed_before_results(self, names: set[str]) -> set[str]:
+        """What a store may hold before there is a result in it."""
+        statistics = self.folder / STATISTICS
+        listed = os.listdir(statistics) if statistics.is_dir() else ()
+        allowed = {name for name in names if name.startswith(DATABASE)}
+        if all(_NAMED.fullmatch(name) for name in listed):
+            allowed |= {STATISTICS}
+        return allowed
+
+    def _check_local(self) -> None:
+        """Raise `OutputError` for a folder on a file system of another machine."""
+        import psutil  # which who reads doesn't need
+
+        path = self.folder.resolve()
+        mounted = Path("/")
+        system = ""
+        for disk in psutil.disk_partitions(all=True):
+            place = Path(disk.mountpoint)
+            if path.is_relative_to(place) and place.is_relative_to(mounted):
+                mounted, system = place, disk.fstype
+        if system in NETWORKS:
+            message = (
+                f"{str(self.folder)!r} is on a network file system ({system}), where two machines"
+            )
+            advice = "can spoil a database; give a folder of this machine, and unite several with store merge"
+            raise OutputError(f"{message} {advice}", subject=str(self.folder))
+
+    # Runs
+
+    def results(self, run_id: str, measure_id: str = "") -> StoredResults:
+        """Return where a run, or a measurement on it, lies. Raises `DataError` if it is nowhere."""
+        results = self._found(run_id, measure_id)
+        if results is not None:
+            return results
+        where = str(self.folder / (measure_id or run_id).rpartition(":")[2])
+        raise DataError(f"{short(Path(where))!r} can't be read (it isn't there)", subject=where)
+
+    def ids(self) -> list[str]:
+        """Return the id of every run, in order."""
+        runs = set[str]()
+        for results in self._places():
+            runs.update(results.runs())
+        return sorted(runs)
+
+    def has_record(self, run_id: str) -> bool:
+        """Return whether the run is in the store."""
+        return self._found(run_id) is not None
+
+    def record(self, run_id: str, whole: bool = True) -> Record | None:
+        """Return a run's record, or None if the store lacks it. Not `whole`, it comes without
+        `weights` and provenance, and many times sooner."""
+        results = self._found(run_id)
+        if results is None:
+            return None
+        with understood(results.where(run_id)):
+            fields = dict(results.record(run_id))
+            if whole:
+                fields["weights"] = results.weights(run_id)
+                fields["provenance"] = results.provenance(run_id)
+            return Record.read(fields)
+
+    def records(self, whole: bool = True) -> list[Record]:
+        """Return every record, in the order of their ids; `whole` as in `record`."""
+        found = [self.record(run_id, whole) for run_id in self.ids()]
+        return [record for record in found if record is not None]
+
+    def run(self, run_id: str) -> Run:
+        """Return what was requested of a run that is there."""
+        results = self.results(run_id)
+        with understood(results.where(run_id)):
+            return Run.read(results.record(run_id)["run"])
+
+    def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+        """Store `record` and return its run's id. One that is there already stays as it is: the
+        same request has the same result.
+
+        `files` are kept with it under their names, for example the mask.
+        """
+        run_id = record.run.id
+        fields = {"id": run_id, **record.plain()}
+        provenance, weights = fields.pop("provenance"), fields.pop("weights")
+        self.adopt(StoredRun(run_id, fields, weights, provenance, files))
+        return run_id
+
+    def adopt(self, row: StoredRun) -> None:
+        """Store a run as another store has it. One that is in this store already stays."""
+        if self._published is None or not self._published.has(row.id):
+            with self._writing("write a run"):
+                self.live.add_run(row)
+        self.clear_failure(row.id)
+
+    def file(self, run_id: str, name: str) -> bytes | None:
+        """Return a file that was kept with a record, or None if there is none."""
+        results = self._found(run_id)
+        return None if results is None else results.file(run_id, name)
+
+    def state(self, run_id: str) -> bytes | None:
+        """Return what the compressed model of a recorded run can be made from again: its mask or
+        its edits.
+
+        None where nothing was kept, and where it isn't what was written, which a line then says:
+        the run is to be compressed again.
+        """
+        for name in (MASK, EDITS):
+            try:
+                kept = self.file(run_id, name)
+            except DataError as error:
+                tell_made_again("the mask or the edits of a run", error.subject)
+                continue
+            if kept is not None:
+                return kept
+        return None
+
+    def put_back(self, run_id: str, contents: Mapping[str, bytes]) -> None:
+        """Write a run's mask or edits anew where they are damaged and `contents` are what was
+        written once; what was deleted stays deleted."""
+        digests = self.results(run_id).digests(run_id)
+        for name in (MASK, EDITS):
+            kept = contents.get(name)
+            if kept is None or name not in digests or not self.blobs.path(digests[name]).exists():
+                continue
+            with self._writing("write a mask"):
+                self.blobs.mend(digests[name], kept)
+
+    def _path_of_file(self, run_id: str, name: str) -> Path | None:
+        """Where a file of a run is, or would be; None if none was written. It may be deleted."""
+        results = self.results(run_id)
+        with understood(results.where(run_id)):
+            digest = results.digests(run_id).get(name)
+            return None if digest is None else self.blobs.path(digest)
+
+    def bytes_of(self, name: str) -> int:
+        """Return how much room the files of this name take beside all records together."""
+        sizes = dict[Path, int]()
+        for run_id in self.ids():
+            try:
+                path = self._path_of_file(run_id, name)
+            except DataError:
+                continue  # whoever asks for the run itself is told
+            if path is not None and path.is_file():
+                sizes[path] = path.stat().st_size
+        return sum(sizes.values())
+
+    # Measurements
+
+    def measured(self, run_id: str) -> set[str]:
+        """Return the ids of everything measured on a run."""
+        measured = set[str]()
+        for results in self._places():
+            measured.update(results.measurements(run_id))
+        return measured
+
+    def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
+        """Return what was measured, with its items, or None if the store lacks it."""
+        if self._found(run_id, measure_id) is None:
+            return None
+        entry, outcomes = self.entry(run_id, measure_id), self.items(run_id, measure_id)
+        provenance = self.provenance(run_id, measure_id)
+        return Measurement(entry.score, outcomes, provenance, entry.beside)
+
+    def measurements(self, run_id: str) -> dict[str, Measurement]:
+        """Return everything measured on a run, by measurement id."""
+        measurements = dict[str, Measurement]()
+        for measure_id in sorted(self.measured(run_id)):
+            measured = self.measurement(run_id, measure_id)
+            if measured is not None:
+                measurements[measure_id] = measured
+        return measurements
+
+    def scores(self, run_id: str) -> dict[str, Measurement]:
+        """Return everything measured on a run without its items and provenance, by measurement
+        id."""
+        scores = dict[str, Measurement]()
+        for measure_id, entry in self._entries(run_id).items():
+            scores[measure_id] = Measurement(entry.score, beside=entry.beside)
+        return scores
+
+    def _entries(self, run_id: str) -> dict[str, ScoreEntry]:
+        """What is stored of everything measured on a run beside its items, by measurement id."""
+        entries = dict[str, ScoreEntry]()
+        for results in reversed(self._places()):  # what was written last replaces the others
+            for measure_id, fields in results.scores(run_id).items():
+                with understood(results.where(run_id, measure_id)):
+                    entries[measure_id] = ScoreEntry.read(fields)
+        return dict(sorted(entries.items()))
+
+    def entry(self, run_id: str, measure_id: str) -> ScoreEntry:
+        """Return what is stored of a measurement beside its items; `DataError` if it isn't
+        there."""
+        results = self.results(run_id, measure_id)
+        with understood(results.where(run_id, measure_id)):
+            return ScoreEntry.read(results.score(run_id, measure_id))
+
+    def items(self, run_id: str, measure_id: str) -> tuple[Outcome, ...]:
+        """Return the outcome of every item of a measurement; `DataError` if the store lacks it."""
+        results = self.results(run_id, measure_id)
+        table = results.items(run_id, measure_id)
+        with understood(results.where(run_id, measure_id)):
+            return outcomes_of(table)
+
+    def numbers(self, measurements: Sequence[tuple[str, str]]) -> Iterator[ItemNumbers]:
+        """Yield the items' names, values and weights of each of these measurements, ids of a run
+        and its own. Raises `DataError` for one that can't be read.
+        """
+        for key in measurements:
+            yield self.results(*key).numbers(*key)
+
+    def provenance(self, run_id: str, measure_id: str = "") -> Mapping[str, Any]:
+        """Return what is known beside a record or a measurement: seconds, versions, machine. It is
+        no part of the result."""
+        results = self.results(run_id, measure_id)
+        with understood(results.where(run_id, measure_id)):
+            return read_provenance(results.provenance(run_id, measure_id))
+
+    def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:
+        """Return the canonical evaluator behind each measurement of a run, by measurement id."""
+        entries = self._entries(run_id)
+        return {measure_id: entry.evaluator for measure_id, entry in entries.items()}
+
+    def add_measurement(
+        self,
+        run_id: str,
+        evaluator: Mapping[str, Any],
+        measurement: Measurement,
+        data: str = "",
+    ) -> str:
+        """Store what `evaluator` (its canonical form) measured on a recorded run and return its id;
+        one that is there already stays.
+
+        `data` is the digest of what it measured on, if it has one.
+        """
+        measure_id = measurement_id(run_id, evaluator, data)
+        form = canonical(evaluator)
+        entry = ScoreEntry(measure_id, run_id, form, measurement.score, data, measurement.beside)
+        table = table_of(measurement.outcomes)
+        provenance = measurement.provenance
+        self.adopt_measurement(
+            StoredMeasurement(run_id, measure_id, entry.plain(), table, provenance)
+        )
+        return measure_id
+
+    def adopt_measurement(self, row: StoredMeasurement) -> None:
+        """Store a measurement as another store has it, on a run that is in this one. One that is in
+        this store already stays."""
+        if not self.has_record(row.run):
+            message = f"there is no record of run {row.run} in {str(self.folder)!r}"
+            advice = "add the record before what was measured on it"
+            raise OutputError(f"{message}; {advice}", subject=row.run)
+        if self._published is None or not self._published.has(row.run, row.id):
+            self.live.add_measurement(row)
+        self.clear_failure(row.id)
+
+    def remove(self, run_id: str, measure_id: str = "") -> bool:
+        """Forget a measurement, or a run with all that was measured on it, so that it is computed
+        again. Return whether it was in the database: what is published stays."""
+        there = self._live is not None and self._live.has(run_id, measure_id)
+        if there:
+            self.live.remove(run_id, measure_id)
+        return there
+
+    def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
+        """Return the journal of a measurement that isn't finished: its items, so that a killed one
+        goes on."""
+        return Journal.within(self.live.database, measurement_id(run_id, evaluator, data))
+
+    def trials(self, run_id: str) -> Journal:
+        """Return the journal of a run that isn't finished: what its method tried, so that a killed
+        search goes on."""
+        return Journal.within(self.live.database, run_id)
+
+    # The grid
+
+    def index(self) -> StudyIndex:
+        """Return the grid of the store's last study, empty where none is known."""
+        written, where = None, ""
+        if self._live is not None:
+            written, where = self._live.document(_INDEX, ""), str(self._live.path)
+        if written is None and self._published is not None:
+            written, where = self._published.index(), str(self._published.path(PACKED))
+        if written is None:
+            return StudyIndex()
+        with understood(where):
+            return StudyIndex.read(written)
+
+    def cells(self) -> list[Cell]:
+        """Return the grid of the store's last study; without one (a copied store), every record is
+        a cell of its own.
+
+        Of records and measurements with the same labels that differ in a revision, such cells hold
+        the newest.
+        """
+        cells = self.index().cells
+        return list(cells) if cells else self._cells_of_records()
+
+    def _cells_of_records(self) -> list[Cell]:
+        newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
+        for record in self.records(whole=False):
+            run = record.run
+            method, measures = str(run.method.get("spec")), self._measurements_by_text(run.id)
+            labels = run.model_name, run.data, method, run.target, run.seed
+            cell = Cell(*labels, run.id, measures, run.propagate)
+            revision = revision_order([run.method, run.allocation, *run.transforms])
+            same = identity_without_revisions(run)
+            if same not in newest or revision >= newest[same][0]:
+                newest[same] = revision, cell
+        return [cell for _, cell in newest.values()]
+
+    def write_cells(
+        self,
+        cells: Sequence[Cell],
+        study: Mapping[str, Any] | None = None,
+        revisions: Mapping[str, int] | None = None,
+        sets: Iterable[SetLabel] = (),
+    ) -> None:
+        """Write the grid whose results this store has, and what is known of its calibration `sets`.
+
+        `study` is what else a reader of it needs: `baseline`, `pools`, `primary`. `revisions` are
+        those of everything that it names, as the function `revisions` returns them: what was
+        computed with a lower one is stale.
+        """
+        labels = dict[str, dict[str, Any]]()
+        for label in sets:
+            parts = asdict(label)
+            labels[parts.pop("text")] = parts
+        known = dict(sorted((revisions or {}).items()))
+        index = StudyIndex(tuple(cells), labels, study or {}, known)
+        self.live.put_document(_INDEX, "", index.plain())
+
+    def sets(self) -> dict[str, SetLabel]:
+        """Return the calibration sets of the grid by their texts, as the study read them; a
+        store of an older version has none.
+        """
+        return self.index().labels()
+
+    def study_text(self) -> str:
+        """Return the store's last study, as a file that runs it again; empty if it isn't known."""
+        path = self.folder / STUDY
+        with understood(path):
+            return content(path, LARGEST).decode() if path.exists() else ""
+
+    def study(self) -> Mapping[str, Any]:
+        """Return the parts of the study that reading needs: `baseline` (a set or None), `pools`
+        (sets by name), `primary`; empty if unknown."""
+        return self.index().study
+
+    def revisions(self) -> Mapping[str, int]:
+        """Return the revisions with which the study was last run, by kind and name; empty if they
+        aren't known."""
+        return self.index().revisions
+
+    def stale(self, records: Iterable[Record] | None = None) -> set[str]:
+        """Return the ids of runs, and of measurements, that something of a lower revision than the
+        study's had a part in.
+
+        They stay, and no measurement is stale because its run is. `records` are those that were
+        read already; else all are.
+        """
+        current = self.revisions()
+        stale = set[str]()
+        if not current:
+            return stale
+        for record in self.records(whole=False) if records is None else records:
+            run_id = record.run.id
+            if is_older(revisions_of(record.run), current):
+                stale.add(run_id)
+            for measure_id, form in self.evaluators(run_id).items():
+                if is_older(revisions("evaluator", form), current):
+                    stale.add(measure_id)
+        return stale
+
+    # Failures
+
+    def failures(self) -> dict[str, Mapping[str, Any]]:
+        """Return what went wrong, by the id of the run or measurement that isn't there because of
+        it."""
+        failures = dict[str, Mapping[str, Any]]()
+        if self._published is not None:
+            failures |= self._published.failures()
+        if self._live is not None:
+            failures |= self._live.documents(_FAILURE)
+        with understood(self.folder):
+            msgspec.convert(list(failures.values()), list[Failure])
+        return {name: what for name, what in failures.items() if what}
+
+    def failure(self, failed_id: str) -> Mapping[str, Any] | None:
+        """Return why a run or measurement isn't there, or None if nothing is known to have
+        failed."""
+        written = None if self._live is None else self._live.document(_FAILURE, failed_id)
+        if written is None and self._published is not None:
+            written = self._published.failures().get(failed_id)
+        return written or None
+
+    def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
+        """Record why a run or measurement isn't there; a later failure of the same replaces it, a
+        success clears it."""
+        self.live.put_document(_FAILURE, failed_id, {"id": failed_id, **what})
+
+    def clear_failure(self, failed_id: str) -> None:
+        """Forget a failure: it was tried again and went well."""
+        if self._published is not None and failed_id in self._published.failures():
+            self.live.put_document(_FAILURE, failed_id, {})  # stands before the published one
+        else:
+            self.live.remove_document(_FAILURE, failed_id)
+
+    # The folder
+
+    @overload
+    def claim(self, name: str, wait: Literal[True]) -> Claim: ...
+    @overload
+    def claim(self, name: str, wait: bool = False) -> Claim | None: ...
+    def claim(self, name: str, wait: bool = False) -> Claim | None:
+        """Return the right to work on `name`, any text, alone: None while another holds it (also
+        within this process), unless this is to `wait`.
+
+        It is freed by `with`, by `free()`, or by the end of the process, however it ends.
+        """
+        return take_claim(self.live.database, name, wait)
+
+    def at_work(self) -> bool:
+        """Return whether a process is at work on something in the store."""
+        return self._live is not None and any_claim_lives(self._live.database)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one file of the store (`study.yaml`, `report.html`), whole or not at all; an older
+        one is replaced."""
+        path = self.folder / name
+        with self._writing(f"write {name}"), replacing(path) as half:
+            half.write_bytes(text.encode())
+        return path
+
+    def changed_tables(self) -> list[tuple[Path, str]]:
+        """Return the path of each table that isn't as it was published, and what is wrong."""
+        return [] if self._published is None else list(self._published.changed())
+
+    def database_problem(self) -> tuple[Path, str]:
+        """Return the path of the database and what SQLite finds wrong with it, which may be
+        nothing."""
+        path = self.folder / DATABASE
+        return path, "" if self._live is None else self._live.database.problem()
+
+    def measurements_without_run(self) -> list[tuple[str, str]]:
+        """Return the ids of measurements in the database whose run isn't there, with its id."""
+        if self._live is None:
+            return []
+        return [key for key in self._live.measured() if not self.has_record(key[0])]
+
+    def remove_database(self, runs: int, measurements: int) -> None:
+        """Delete the database: what it holds is published, at most so many runs and measurements.
+
+        Raises `OutputError`, and deletes nothing, where it holds something else or more by now, and
+        where somebody else has it open.
+        """
+        published = PublishedResults.of(self.folder)
+        live = self._live
+        if live is not None and published is not None:
+            live.database.remove(lambda: self._check_published(live, published, runs, measurements))
+            self._live = None
+        self._published = published
+
+    def _check_published(
+        self, live: LiveResults, published: PublishedResults, runs: int, measurements: int
+    ) -> None:
+        kept = live.runs()
+        # What was measured on a run that is nowhere is never published.
+        keys = [key for key in live.measured() if published.has(key[0])]
+        whole = all(published.has(run) for run in kept) and all(published.has(*key) for key in keys)
+        if not whole or len(kept) > runs or len(keys) > measurements:
+            where = str(self.folder)
+            message = f"something came into {where!r} while it was packed"
+            raise OutputError(f"{message}; nothing is lost, pack it again", subject=where)
+
+    @property
+    def live(self) -> LiveResults:
+        """The database. Raises `OutputError` where there is none, since the store was opened to be
+        read."""
+        if self._live is None or not self._writes:
+            message = f"{str(self.folder)!r} was opened to be read; open it to write"
+            raise OutputError(message, subject=str(self.folder))
+        return self._live
+
+    def close(self) -> None:
+        """Close the database; done at the latest when the process ends."""
+        if self._live is not None:
+            self._live.database.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _found(self, run_id: str, measure_id: str = "") -> StoredResults | None:
+        """Where a run, or a measurement on it, lies, if it is anywhere."""
+        for results in self._places():
+            if results.has(run_id, measure_id):
+                return results
+        return None
+
+    def _places(self) -> list[StoredResults]:
+        """Where results lie: what was written last comes first."""
+        places: list[StoredResults | None] = [self._live, self._published]
+        return [place for place in places if place is not None]
+
+    def _measurements_by_text(self, run_id: str) -> dict[str, str]:
+        """The measurements of a run by their evaluator's text; of two with the same text the newer
+        revision."""
+        aged: list[tuple[tuple[int, ...], str, str]] = []
+        for measure_id, form in self.evaluators(run_id).items():
+            text = text_of(Call(str(form.get("spec")), parameters(form)))
+            aged.append((revision_order(form), measure_id, text))
+        return {text: measure_id for _, measure_id, text in sorted(aged)}
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Raise `OutputError`, naming what was being done, for any error of the disk."""
+        try:
+            yield
+        except OSError as error:
+            message = f"can't {what} in {str(self.folder)!r}: {reason(error)}"
+            raise OutputError(message, subject=str(self.folder)) from error
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a folder holds results."""
+    return any((folder / name).exists() for name in (DATABASE, PACKED, MOVING))
+
+
+def _is_old(names: set[str]) -> bool:
+    """Return whether a folder with these names in it holds results as they were written before
+    format 4."""
+    if OLD_MARKER in names:
+        return True
+    # Without its marker it is known by these, which beside results of today are somebody's own.
+    return {STUDY, "runs"} <= names and not names & {DATABASE, PACKED}
+
+
+def statistics_purpose(name: str, folder: str, block: int) -> Purpose:
+    """Return what a file of statistics is sealed for: those of this name, of one kind, which has
+    its `folder`, and of one block.
+    """
+    digits = name.rpartition(":")[2]
+    return {"kind": "statistics", "statistics": digits, "folder": folder, "block": block}

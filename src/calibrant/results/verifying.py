@@ -1,0 +1,300 @@
+"""Verifying a store: every hash is derived again from what is stored."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.errors import DataError
+from calibrant.results.database import HALF_SUFFIX
+from calibrant.results.items import outcomes_of
+from calibrant.results.live import DATABASE
+from calibrant.results.outcomes import Outcome, Score
+from calibrant.results.published import MOVING
+from calibrant.results.records import Record, ScoreEntry, measurement_id, read_provenance
+from calibrant.results.store import STATISTICS, Store, statistics_purpose
+from calibrant.results.stored import StoredResults, understood
+from calibrant.spec import identity
+from calibrant.system.durable import UNFINISHED
+from calibrant.system.progress import Progress, silent
+from calibrant.system.seals import NoSealError
+
+AGAIN: Final = "restore it from a copy, or remove it with --drop and ask for the study again"
+LEFTOVER: Final = "harmless; delete it, or leave it to the study"
+STATISTIC: Final = "harmless; the study makes it again"
+
+
+@dataclass(frozen=True)
+class StoreProblem:
+    """Something in a store that isn't as it should be: `where` in the store; `what` is wrong; and
+    the `remedy`. `run` and `measurement` are the ids of a result that is damaged."""
+
+    where: str
+    what: str
+    remedy: str
+    run: str = ""
+    measurement: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A store counted and checked. `dropped` counts the damaged results that were removed."""
+
+    folder: str
+    runs: int
+    measurements: int
+    problems: tuple[StoreProblem, ...]
+    dropped: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every hash agrees and nothing is missing."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {**asdict(self), "whole": self.whole}
+
+
+def verify(folder: str | Path) -> list[StoreProblem]:
+    """Return what is wrong in a store; empty if it is whole. Nothing is changed. Raises
+    `OutputError` for a folder that is no store."""
+    return list(audit(folder).problems)
+
+
+def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -> Audit:
+    """Check a store, and count. Reads everything in it.
+
+    With `drop`, damaged results are removed from its database, so that the same study computes them
+    again. Raises `OutputError` for a folder that is no store, and `DataError` for a database that
+    can't be read at all.
+    """
+    with Store(folder, create=False) as store:
+        runs = list[str]()
+        problems = [*_of_tables(store), *_of_database(store)]
+        if not problems:  # what is in damaged tables says nothing
+            runs = store.ids()
+            problems = list(_of_results(store, progress))
+            problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
+        problems += [*_of_statistics(store), *_unfinished(store)]
+        found = tuple(_relative(problem, store.folder) for problem in problems)
+        measurements = sum(len(store.measured(run)) for run in runs)
+    dropped = _dropped(folder, found) if drop else 0
+    return Audit(str(folder), len(runs), measurements, found, dropped)
+
+
+def _relative(problem: StoreProblem, folder: Path) -> StoreProblem:
+    path = Path(problem.where)
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return replace(problem, where=str(inside))
+
+
+def _dropped(folder: str | Path, problems: tuple[StoreProblem, ...]) -> int:
+    """Remove the results that are damaged, and return how many."""
+    damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
+    if not damaged or not (Path(folder) / DATABASE).exists():
+        return 0  # what is published stays
+    with Store(folder) as store:
+        removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
+    return sum(removed)
+
+
+def _of_tables(store: Store) -> Iterator[StoreProblem]:
+    for path, what in store.changed_tables():
+        yield StoreProblem(str(path), what, "restore it from a copy")
+
+
+def _of_database(store: Store) -> Iterator[StoreProblem]:
+    path, what = store.database_problem()
+    if what:
+        yield StoreProblem(str(path), what, "restore it from a copy")
+
+
+def _of_results(store: Store, progress: Progress) -> Iterator[StoreProblem]:
+    runs = store.ids()
+    for number, run in enumerate(runs):
+        progress("verifying", number, len(runs))
+        yield from problems_of_run(store.results(run), run)
+        for measurement in sorted(store.measured(run)):
+            results = store.results(run, measurement)
+            yield from problems_of_measurement(results, run, measurement)
+    yield from _without_run(store)
+    progress("verifying", len(runs), len(runs))
+
+
+def _without_run(store: Store) -> Iterator[StoreProblem]:
+    for run, measurement in store.measurements_without_run():
+        where = str(store.folder / measurement.rpartition(":")[2])
+        yield StoreProblem(where, "a measurement without a record", AGAIN, run, measurement)
+
+
+def problems_of_run(results: StoredResults, run: str) -> Iterator[StoreProblem]:
+    """Yield what is wrong with a run, what was measured on it left aside."""
+    where = results.where(run)
+    try:
+        with understood(where):
+            fields = {**results.record(run), "weights": results.weights(run)}
+            record = Record.read({**fields, "provenance": results.provenance(run)})
+            stated = str(fields["id"])
+        yield from _of_ids(where, run, stated, record.run.id, run, "")
+    except DataError as error:
+        yield _damaged(error, run, "")
+    try:
+        for name in results.digests(run):
+            results.file(run, name)
+    except DataError as error:
+        yield _damaged(error, run, "")
+
+
+def problems_of_measurement(
+    results: StoredResults, run: str, measurement: str
+) -> Iterator[StoreProblem]:
+    """Yield what is wrong with a measurement."""
+    where = results.where(run, measurement)
+    try:
+        with understood(where):
+            entry = ScoreEntry.read(results.score(run, measurement))
+            derived = measurement_id(run, entry.evaluator, entry.data)
+        yield from _of_ids(where, measurement, entry.id, derived, run, measurement)
+        if entry.run != run:
+            what = f"measured on {entry.run}, and kept with another run"
+            yield StoreProblem(where, what, AGAIN, run, measurement)
+        items = results.items(run, measurement)
+        with understood(where):
+            read_provenance(results.provenance(run, measurement))
+            contradictions = list(_contradictions(entry.score, outcomes_of(items)))
+        for what in contradictions:
+            yield StoreProblem(where, what, AGAIN, run, measurement)
+    except DataError as error:
+        yield _damaged(error, run, measurement)
+
+
+def _of_ids(
+    where: str, place: str, stated: str, derived: str, run: str, measurement: str
+) -> Iterator[StoreProblem]:
+    if not stated == derived == place:
+        what = f"is kept as {place}, says that it is {stated}, and what was asked has {derived}"
+        yield StoreProblem(where, what, AGAIN, run, measurement)
+
+
+def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
+    """Yield where a score and its items contradict each other; a measurement may come without
+    items."""
+    if not items:
+        return
+    if score.n != len(items):
+        yield f"has {len(items)} items, and the score is over {score.n}"
+    total = math.fsum(item.weight for item in items)
+    value = math.fsum(item.value for item in items) / total if total else math.nan
+    # What wrote the score may have added in another order.
+    near = math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9)
+    if not near and not (math.isnan(value) and math.isnan(score.value)):
+        yield f"its items give {value!r}, and the score is {score.value!r}"
+    digest = score.facts.get("items")
+    weighed = identity([[item.item, item.weight] for item in items])
+    if digest is not None and digest not in (weighed, identity([item.item for item in items])):
+        yield f"holds other items than the score is over: {digest}"
+
+
+def _of_the_index(store: Store) -> Iterator[StoreProblem]:
+    again = "ask for the study again to have it computed"
+    try:
+        cells = store.index().cells
+    except DataError as error:
+        yield replace(_damaged(error), remedy="restore it from a copy, or ask for the study again")
+        return
+    try:
+        failed = store.failures().keys()
+    except DataError:
+        return  # `_of_failures` names it
+    for cell in cells:
+        if not cell.run or cell.run in failed:
+            continue
+        missing: list[str] = []
+        if not store.has_record(cell.run):
+            missing.append(f"run {cell.run}")
+        else:
+            measured = store.measured(cell.run)
+            for evaluator, measurement in cell.measures.items():
+                if measurement not in measured and measurement not in failed:
+                    missing.append(f"{evaluator} {measurement}")
+        data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
+        label = f"the cell {cell.method} {cell.target}{data} of {cell.model}"
+        for name in missing:
+            yield StoreProblem("the grid", f"{label} points to {name}, which isn't there", again)
+
+
+def _of_failures(store: Store) -> Iterator[StoreProblem]:
+    try:
+        failures = store.failures()
+    except DataError as error:
+        yield replace(_damaged(error), remedy="ask for the study again with --retry")
+        return
+    there = ids_of_results(store) if failures else set[str]()
+    for failed_id in failures:
+        if failed_id in there:
+            where = f"failure {failed_id}"
+            yield StoreProblem(where, "a failure of something that is there", LEFTOVER)
+
+
+def _of_statistics(store: Store) -> Iterator[StoreProblem]:
+    """Yield the files of what an untouched model's matrices saw that aren't what was written."""
+    paths = sorted((store.folder / STATISTICS).glob("*/*/*.safetensors"))
+    if not paths:
+        return
+    from calibrant.system import sealed_tensors  # which needs torch, as reading results doesn't
+
+    for path in paths:
+        if path.name.startswith(UNFINISHED):
+            yield StoreProblem(str(path), "is half written", LEFTOVER)
+            continue
+        name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
+        try:
+            sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))
+        except (FileNotFoundError, NoSealError):
+            continue  # a study that is at work deletes what it no longer needs
+        except ValueError:
+            yield StoreProblem(str(path), "isn't what was written there", STATISTIC)
+        except OSError as error:
+            yield StoreProblem(str(path), f"can't be read ({error.strerror})", STATISTIC)
+
+
+def _leftovers(store: Store) -> Iterator[StoreProblem]:
+    """Yield what killed writers left, which nothing points to."""
+    needed = set[str]()
+    for run in store.ids():
+        try:
+            needed.update(store.results(run).digests(run).values())
+        except DataError:
+            return  # a damaged run, which was named, may need any of them
+    for name in store.blobs.listed():
+        if name not in needed:
+            path = store.blobs.folder / name
+            yield StoreProblem(str(path), "belongs to no run", LEFTOVER)
+
+
+def _unfinished(store: Store) -> Iterator[StoreProblem]:
+    """Yield what killed writers had begun."""
+    for path in sorted(store.folder.glob(f"{DATABASE}{HALF_SUFFIX}*")):
+        yield StoreProblem(str(path), "left by a process that was killed", LEFTOVER)
+    for name in (MOVING, f"{UNFINISHED}-tables"):
+        if (store.folder / name).exists():
+            what = "left by a pack that was killed"
+            yield StoreProblem(str(store.folder / name), what, "harmless; pack it again")
+
+
+def ids_of_results(store: Store) -> set[str]:
+    """Return the ids of all runs and measurements in the store."""
+    ids = set(store.ids())
+    for run in list(ids):
+        ids |= store.measured(run)
+    return ids
+
+
+def _damaged(error: DataError, run: str = "", measurement: str = "") -> StoreProblem:
+    what = str(error).partition("; restore it")[0]
+    return StoreProblem(error.subject, what, AGAIN, run, measurement)

@@ -1,0 +1,73 @@
+"""Whose class it is, and what it is called: a class of another package has the name of its entry point."""
+
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, distributions
+from operator import attrgetter
+from typing import Any, Final
+
+NAMING_PACKAGES: Final = set[str]()
+"""The packages whose files are names, ours and others'. Each registry adds its own."""
+
+
+def is_foreign(cls: type[Any]) -> bool:
+    """Whether a class belongs to another package."""
+    return cls.__module__.partition(".")[0] != "calibrant"
+
+
+def qualified(cls: type[Any]) -> str:
+    """Return what tells a class apart from every other: `mymethod:WandaPow`, as an entry point writes it."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def foreign_name(cls: type[Any]) -> str:
+    """Return what a class of another package is called.
+
+    That is what its entry point says, else the name of its file where a registry has that file,
+    else its own name.
+    """
+    entries = _entries()
+    written = entries.get(qualified(cls))
+    if written is not None:
+        return written.name
+    for entry in entries.values():
+        if entry.module in sys.modules and _loaded(entry) is cls:
+            return entry.name
+    folder, _, file = cls.__module__.rpartition(".")
+    return file if folder in NAMING_PACKAGES else cls.__name__
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    """Every entry point for Calibrant, by what it points to.
+
+    Of several names for one class the first of the alphabet stays, since it comes last.
+    """
+    found = list[EntryPoint]()
+    for package in distributions():
+        ours = [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
+        found += [entry for entry in ours if _names_a_class(entry)]
+    found.sort(key=attrgetter("name", "group"), reverse=True)
+    entries = dict[str, EntryPoint]()
+    for entry in found:
+        entries[entry.value.replace(" ", "")] = entry
+    return entries
+
+
+def _names_a_class(entry: EntryPoint) -> bool:
+    """Whether an entry point is written as `module:class`; others fail where they are used."""
+    try:
+        return bool(entry.module and entry.attr)
+    except AttributeError:
+        return False
+
+
+def _loaded(entry: EntryPoint) -> object:
+    """What an entry point names in a module that is loaded, which may have it from elsewhere.
+
+    None while the module is still being read.
+    """
+    try:
+        return attrgetter(entry.attr)(sys.modules[entry.module])
+    except AttributeError:
+        return None

@@ -1,0 +1,279 @@
+"""Input from outside, made safe to read: texts that can't steer a terminal, values in a line, paths
+and numbers.
+
+Everything that is shown passes through `visible` or one of its kin, and what a message repeats of a
+value through `brief`; every path that a user gives becomes a `Path` in `user_path`, every
+expression and spec passes through `user_text`, and digits become numbers in `whole_number` and
+`decimal_number`. No torch here.
+"""
+
+import difflib
+import errno
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, Final
+
+from calibrant.errors import InputError
+
+SHOWN: Final = 80
+"""Characters of a value that a message repeats at most."""
+
+LONGEST_PATH: Final = 4096
+"""Characters of a path at most: no system takes more."""
+
+DEEPEST_PATH: Final = 256
+"""Folders of a path at most: making them goes down a few calls for each."""
+
+TRUST_REMOTE_CODE: Final = "CALIBRANT_TRUST_REMOTE_CODE"
+"""The variable that lets code beside a model be run; without it, none from outside ever is."""
+
+_ACTING: Final = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing
+    "\u2028\u2029"  # ends of lines that only some programs know
+    "\u200b\u2060\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what no font draws
+    "\ud800-\udfff\ufffe\uffff"  # what is no character, and no file may hold
+)
+_IN_LINES: Final = re.compile(f"[{_ACTING}]")
+_IN_ONE: Final = re.compile(f"[\t\n{_ACTING}]")
+
+LONGEST_TEXT: Final = 65_536
+"""Characters of an expression or a spec at most."""
+
+LARGEST: Final = 10**15
+"""Whole numbers may be this far from 0: no budget is larger, and all of them are exact as floats
+too.
+"""
+
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,16}")
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+"""In ASCII: what Python reads besides is an underscore, or a digit of another script, which a
+reader would take for something else.
+"""
+
+
+class _Short(Repr):
+    """Python writes no whole number of more than 4,300 digits, and refuses with an error."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """As it is, or by how long it is."""
+        return (
+            super().repr_int(x, level)
+            if x.bit_length() < 10_000
+            else f"a number of about {x.bit_length() * 3 // 10:,} digits"
+        )
+
+
+_SHORT: Final = _Short()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
+
+
+def visible(text: str) -> str:
+    r"""Return `text` with every character that would act on a terminal, or hide, written as its
+    escape.
+
+    Tabs and line feeds stay. What is left can be printed, put into a CSV file or a page: it is only
+    read.
+
+    >>> visible("red \x1b[31m, then \u202eback")
+    'red \\x1b[31m, then \\u202eback'
+    """
+    return _IN_LINES.sub(_escaped, text)
+
+
+def visible_name(text: str) -> str:
+    r"""Return `text` as `visible` does, and in one line: for what stands in a table's cell or a
+    sentence.
+
+    >>> visible_name("two\nlines")
+    'two\\nlines'
+    """
+    return _IN_ONE.sub(_escaped, text)
+
+
+def visible_data(data: Any) -> Any:
+    r"""Return plain data (mappings, lists, texts, numbers) with `visible` done to every text in it,
+    keys too.
+
+    >>> visible_data({"\x07bell": ["\x1b[2J", 1]})
+    {'\\x07bell': ['\\x1b[2J', 1]}
+    """
+    if isinstance(data, str):
+        return visible(data)
+    if isinstance(data, Mapping):
+        return {visible_data(key): visible_data(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [visible_data(value) for value in data]
+    return data
+
+
+def visible_json(text: str) -> str:
+    r"""Return JSON that says the same, its acting characters written as JSON writes them: nothing
+    in it acts, and a program reads what was there.
+
+    >>> visible_json('["\u202e"]')
+    '["\\u202e"]'
+    """
+    return _IN_LINES.sub(lambda match: json.dumps(match[0], allow_nan=False)[1:-1], text)
+
+
+def brief(value: Any) -> str:
+    """Return what a message repeats of a value that was given: its `repr`, of at most a line, and
+    never more than a few levels deep.
+
+    >>> brief("wanda")
+    "'wanda'"
+    >>> len(brief("9" * 100_000)) < 100
+    True
+    """
+    text = visible(_SHORT.repr(value))
+    return text if len(text) <= SHOWN + 3 else text[:SHOWN] + "…"
+
+
+def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Path:
+    """Return the path that a user gave, with `~` as their home folder.
+
+    Raises `error` for what no file can be called: a user whose home isn't known, a name or path too
+    long for the system, a NUL or half a surrogate in it. Whether something is there is the caller's
+    question.
+
+    >>> user_path("data/rows.jsonl").name
+    'rows.jsonl'
+    """
+    text = str(path_text)
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as problem:
+        raise error(
+            f"{brief(text)} names a user whose home folder isn't known; write the whole path",
+            subject=text,
+        ) from problem
+    if len(path.parts) > DEEPEST_PATH:
+        raise error(
+            f"{brief(text)} is {len(path.parts):,} folders deep, and {DEEPEST_PATH} are the most; give a shorter path",
+            subject=text,
+        )
+    try:
+        if len(text) > LONGEST_PATH:
+            raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        path.lstat()  # asks the system whether it could be called so
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except ValueError as problem:
+        why = "a NUL" if "\0" in text else "a character that no file name has"
+        raise error(
+            f"{brief(text)} can't be a path: {why} is in it; give another", subject=text
+        ) from problem
+    except OSError as problem:
+        if problem.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            return path  # there, and not ours to look at: whoever opens it says so
+        raise error(
+            f"{brief(text)} can't be a path ({problem.strerror}); give another", subject=text
+        ) from problem
+    return path
+
+
+def user_text(text: str, error: type[InputError] = InputError) -> str:
+    """Return a text that a user gave, as it is. Raises `error` for one of more than 65,536
+    characters, or with half a surrogate in it.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise error(
+            f"{brief(text)} has {len(text):,} characters, and {LONGEST_TEXT:,} are the most; write less in one text",
+            subject=text[:SHOWN],
+        )
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        raise error(
+            f"{brief(text)} holds {visible(half[0])}, which is half a character; write the text in UTF-8",
+            subject=text[:SHOWN],
+        )
+    return text
+
+
+def user_lines(content: bytes, name: str, error: type[InputError] = InputError) -> list[str]:
+    """Return the lines of a small text file of a user, by what it is called. Raises `error` for what is no UTF-8.
+
+    >>> user_lines(b"good\\r\\nbad", "moods.txt")
+    ['good', 'bad']
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content[: problem.start].count(b"\n") + 1
+        raise error(
+            f"line {line} of {brief(name)} isn't UTF-8; save the file in UTF-8", subject=name
+        ) from problem
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def whole_number(digits: str) -> int | None:
+    """Return the whole number that a text is, in decimal ASCII digits and up to 10¹⁵ either way;
+    None for anything else.
+
+    >>> whole_number(" 128 "), whole_number("-0"), whole_number("1_000"), whole_number("9" * 5000)
+    (128, 0, None, None)
+    """
+    text = digits.strip()
+    number = int(text) if len(text) <= SHOWN and _WHOLE.fullmatch(text) else LARGEST + 1
+    return number if abs(number) <= LARGEST else None
+
+
+def decimal_number(digits: str) -> float | None:
+    """Return the finite number that a text is, in ASCII and of a line at most; None for anything
+    else.
+
+    >>> decimal_number("0.5"), decimal_number("5e-1"), decimal_number("nan"), decimal_number("1e999")
+    (0.5, 0.5, None, None)
+    """
+    text = digits.strip()
+    number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf
+    return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
+
+
+def share_number(digits: str) -> float | None:
+    """Return the number that a share's text is, `0.6` or `60%`, which is the same to the last bit;
+    None for anything else.
+
+    >>> share_number("60%"), share_number("0.29"), share_number("29 %"), share_number("%")
+    (0.6, 0.29, 0.29, None)
+    """
+    text = digits.strip()
+    if not text.endswith("%"):
+        return decimal_number(text)
+    percent = text[:-1].strip()
+    return None if decimal_number(percent) is None else float(Decimal(percent) / 100) + 0.0
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code in (9, 10):
+        return "\\t" if code == 9 else "\\n"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+_MISSPELT: Final = 500
+_REMEMBERED: Final = 2_000
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return `", did you mean 'wanda'?"` for a near miss, else nothing.
+
+    Nobody misspells a text of many lines, or remembers thousands of names.
+    """
+    known = list(names)
+    if len(name) > _MISSPELT or len(known) > _REMEMBERED:
+        return ""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,335 @@
+"""Files that appear whole or not at all, and locks that die with their holder. No torch here.
+
+A kill, a full disk or a lost connection leaves either the old state or the new one: everything is
+written under a name that says it is unfinished, flushed, and renamed.
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import IO, Any, Final
+
+from calibrant.errors import QUOTED, DataError
+from calibrant.spec.foreign import brief
+from calibrant.system.seals import SEAL, BrokenSealError, Purpose, seal_of
+
+UNFINISHED: Final = ".unfinished"
+"""What the name of anything half-written begins with."""
+
+LARGEST: Final = 2**26
+"""Bytes of a file of JSON at most, unpacked: a record of fifty thousand matrices has half of
+that.
+"""
+DEEPEST: Final = 64
+"""Levels of lists and mappings at most in a file of JSON: what is written has ten."""
+
+_ID: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{16})[0-9a-f]{48}(?![0-9a-f])")
+_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def reason(error: OSError) -> str:
+    """Return why something could not be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run the same command again"
+    return f"{error.strerror or error}; is it yours to write to?"
+
+
+def take(file: IO[str], wait: bool = False) -> bool:
+    """Lock an open file for this process, until it is closed or the process ends however it
+    ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: a file that is open can't be deleted there, which protects a living writer's corner as well
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def text_of_json(value: Any, ordered: bool = False) -> str:
+    """Return indented JSON, its keys sorted unless they are `ordered`; floats come back to the
+    last bit, and infinities come back too.
+    """
+    return (
+        json.dumps(
+            plain_data(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
+
+
+def line_of_json(value: Any) -> str:
+    """Return the same as one line, without its end."""
+    return json.dumps(plain_data(value), allow_nan=False)
+
+
+def compact_json(value: Any) -> str:
+    """Return the shortest JSON, its keys sorted: the same text whenever it is written."""
+    plain = plain_data(value)
+    options: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, **options)
+
+
+def sealed(document: Mapping[str, Any], purpose: Purpose) -> dict[str, Any]:
+    """Return a JSON object with its seal, which `unsealed` compares."""
+    return {**document, SEAL: seal_of(purpose, text_of_json(document).encode())}
+
+
+def unsealed(document: Any, purpose: Purpose, required: bool = False) -> Any:
+    """Return what `sealed` was given. Raises `BrokenSealError` for anything else.
+
+    One without a seal was written before there were seals, and is returned as it is unless a seal
+    is `required`.
+    """
+    if not isinstance(document, dict) or SEAL not in document:
+        if required:
+            raise BrokenSealError
+        return document
+    content = {name: value for name, value in document.items() if name != SEAL}
+    if document[SEAL] != seal_of(purpose, text_of_json(content).encode()):
+        raise BrokenSealError
+    return content
+
+
+def plain_data(value: Any) -> Any:
+    """Return plain data without infinities and NaN, which JSON lacks: each is an object with one
+    key, `float`.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain_data(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def opened(path: Path) -> BufferedReader:
+    """Open a file to read. Raises `OSError` for what is no file: a pipe would be waited for, and
+    a device may have no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "it is no file", str(path))
+    return path.open("rb")
+
+
+def content(path: Path, most: int) -> bytes:
+    """Return all of a file. Raises `OSError` as `opened` does, and `ValueError` for a file of
+    more than so many bytes.
+    """
+    with opened(path) as file:
+        return _whole(file.read, most)
+
+
+def _whole(read: Callable[[int], bytes], most: int) -> bytes:
+    content_ = read(most + 1)
+    if len(content_) > most:
+        raise ValueError(f"it holds more than {most // 2**20} MiB")
+    return content_
+
+
+def read_json(path: Path, purpose: Purpose | None = None, required: bool = False) -> Any:
+    """Return what `text_of_json` wrote. With a purpose the seal is compared; a file without one is
+    accepted unless it is `required`.
+
+    Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have
+    written.
+    """
+    try:
+        value = from_json(content(path, LARGEST).decode())
+        return value if purpose is None else unsealed(value, purpose, required)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error for a damaged file; a folder that is called by a hash holds one result,
+    which is made again as a whole.
+    """
+    what = (
+        str(error)
+        if isinstance(error, OSError | ValueError)
+        else f"not what is written there: {error!r}"
+    )
+    gone = "its folder" if len(path.parent.name) == 64 else "it"
+    return DataError(
+        f"{short(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again",
+        subject=str(path),
+    )
+
+
+def short(path: Path) -> str:
+    """Return a path as a message repeats it: of ids the beginning says which they are, and of a
+    path its end.
+    """
+    text = _ID.sub(r"\1…", str(path))
+    return text if len(text) < QUOTED else f"{text[:20]}…{text[22 - QUOTED :]}"
+
+
+def from_json(text: str) -> Any:
+    """Return the value that `text_of_json` made `text` of. Raises `ValueError` for anything
+    else, also where it is JSON.
+    """
+    # Looking at every object takes as long again as reading it.
+    hook = _float if '"float"' in text else None
+    try:
+        value = json.loads(text, object_hook=hook, parse_constant=_no_json)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(value)
+    if _HALF.search(text):
+        json.dumps(
+            plain_data(value), ensure_ascii=False, allow_nan=False
+        ).encode()  # half a surrogate is no text, and can't be written again
+    return value
+
+
+def _float(pairs: dict[str, Any]) -> Any:
+    if pairs.keys() != {"float"}:
+        return pairs
+    if not isinstance(pairs["float"], str):
+        raise ValueError(f"{brief(pairs['float'])} is no number")
+    return float(pairs["float"])
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for one in level
+            if isinstance(one, list | dict)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and see it to the disk; the caller renames."""
+    path.write_bytes(content)
+    flush(path)
+
+
+def put(path: Path, content: bytes) -> Path:
+    """Write one file, whole or not at all, and return its path; an older one is replaced. Raises
+    `OSError`, also where its folder isn't there.
+    """
+    path.parent.stat()  # a misspelt folder is the user's to correct, and isn't made
+    with replacing(path, flushed=False) as half:
+        write_bytes(half, content)
+    return path
+
+
+@contextmanager
+def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the place of `path` at the end, whole or not
+    at all.
+
+    It is `half`, on the same file system, or else a file beside `path`. On any failure it goes, and
+    so do the folders that were made for it. What isn't `flushed` survives a kill but not a power
+    failure.
+    """
+    half = path.with_name(f"{UNFINISHED}-{path.name}") if half is None else half
+    try:
+        with undoing(path.parent, half):
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield half
+            if flushed:
+                flush(half)
+            half.replace(path)
+            if flushed:
+                flush(path.parent)
+    finally:
+        with suppress(OSError):
+            half.unlink()
+
+
+@contextmanager
+def appearing(folder: Path, half: Path) -> Iterator[Path]:
+    """Yield an empty folder `half` to fill, which becomes `folder` at the end by one rename; on any
+    failure it goes, with the parents made for it.
+
+    The name of `half` is the same each time, so that what a killed process left is cleared by the
+    next one. An empty `folder` is replaced.
+    """
+    with undoing(half.parent):
+        try:
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+            yield half
+            if folder.exists():
+                folder.rmdir()
+            half.rename(folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+
+
+@contextmanager
+def undoing(folder: Path, *files: Path) -> Iterator[None]:
+    """Where what is done within fails, remove `folder` and those of its parents that weren't
+    there before and hold nothing, with `files` in them.
+    """
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    with (
+        ExitStack() as undo
+    ):  # calls the last one first: files, then their folder, then its parents
+        for path in reversed(lacking):
+            undo.callback(remove_empty, path)
+        for file in files:
+            if file.parent in lacking:
+                undo.callback(_remove_file, file)
+        yield
+        undo.pop_all()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder, if it is there and nobody has put something into it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _remove_file(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
+
+
+@contextmanager
+def usual_rights(path: Path) -> Iterator[None]:
+    """Give a file that a library writes meanwhile the rights that the umask gives to new files:
+    safetensors gives its owner all, and others none.
+    """
+    path.touch()
+    rights = path.stat().st_mode
+    yield
+    path.chmod(rights)
+
+
+def flush(path: Path) -> None:
+    """See a file, or the names in a folder, to the disk. Windows can do neither to what isn't
+    open for writing, and is left to itself.
+    """
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,114 @@
+"""What a time buys, by costs that are made up and a clock that a test moves."""
+
+from pathlib import Path
+
+import pytest
+
+from calibrant.lab.choose import racing
+from calibrant.lab.choose.budget import (
+    COSTS,
+    LEAST,
+    MARGIN,
+    Purse,
+    StepCosts,
+    TimePlan,
+    continued,
+    kept,
+    kept_plan,
+    least_with_sibling,
+    planned,
+)
+from calibrant.lab.choose.goal import parse_goal
+from calibrant.lab.choose.racing import Race
+from calibrant.lab.study import Study
+from calibrant.lab.study.request import StudyResult
+from calibrant.system.progress import Progress
+
+from tests.choose.clock import Clock
+from tests.trained import trained_folder
+
+CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("seconds", [60.0, 120.0, 480.0, 3000.0])
+def test_a_plan_that_fits_ends_in_time_with_something_to_spare(
+    seconds: float, halves: bool
+) -> None:
+    plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=halves)
+    assert plan.fits == (plan.seconds * MARGIN <= seconds)
+    assert plan.fits or (plan.arms, plan.rounds, plan.halves) == (LEAST, 1, False), (
+        "nothing smaller is left"
+    )
+
+
+def test_the_time_that_a_sibling_takes_is_known() -> None:
+    enough = least_with_sibling(CHEAP, 9, 2, 8192)
+    assert planned(CHEAP, enough, sources=9, least=2, tokens=8192, halves=True, fixed=True).halves
+    assert not planned(
+        CHEAP, 0.9 * enough, sources=9, least=2, tokens=8192, halves=True, fixed=True
+    ).halves
+
+
+def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> None:
+    CHEAP.keep(tmp_path, "one")
+    assert kept(tmp_path, "one") == CHEAP
+    assert kept(tmp_path, "two") is None
+    (tmp_path / COSTS).write_text('{"question": "one", "opened": -1}')
+    assert kept(tmp_path, "one") is None
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100.0, 50.0)
+    plan.keep(tmp_path, "one", minutes=4.0, done=1)
+    earlier = kept_plan(tmp_path, "one", minutes=5.0)
+    assert earlier is not None
+    assert (earlier.tokens, earlier.share, earlier.done) == (2048, 0.5, 1)
+    assert kept_plan(tmp_path, "one", minutes=60.0) is None, (
+        "with so much more time a larger plan is worth beginning anew"
+    )
+    more = continued(earlier, CHEAP, seconds=200.0, rounds=5)
+    assert more.rounds > 1
+    assert "1 of the draws" in more.sentence(5.0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "rounds"),
+    [
+        (3.2, 2),
+        pytest.param(2.0, 1, marks=pytest.mark.slow),
+        pytest.param(60.0, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_no_round_begins_that_cannot_end_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, rounds: int
+) -> None:
+    """Every run takes 20 seconds; three sets, and in the first round the dense model too."""
+    clock = Clock()
+    real = Study.run
+
+    def slow(self: Study, folder: Path, progress: Progress) -> StudyResult:
+        finished = real(self, folder, progress)
+        clock.seconds += 20 * finished.computed / 2  # a run is a record and a measurement
+        return finished
+
+    monkeypatch.setattr(Study, "run", slow)
+    monkeypatch.setattr(racing, "MATTERS", -1.0)  # no end but that of time or draws
+    goal = parse_goal(["loss(source=python_docs, tokens=128, length=64)"], 200, 20, 64)
+    template = Study(
+        models=(str(trained_folder()),),
+        data=("python_docs",),
+        methods=("wanda",),
+        sparsities=(0.5,),
+        evaluate=tuple(str(measure) for _, measure in goal.measures),
+        tokens=256,
+        length=64,
+        dtype="float32",
+        device="cpu",
+    )
+    costs = StepCosts(0.0, 0.0, 0.0, 0.0, 10.0, 10.0)
+    race = Race(
+        template, goal, ["python_code", "arithmetic:cot"], "python_docs", tmp_path, costs, rounds=3
+    )
+    purse = Purse(minutes, clock)
+    result = race.run(purse)
+    assert result.rounds == rounds
+    assert purse.spent <= purse.seconds
+    assert race.costs.compress + race.costs.measure == pytest.approx(20, rel=0.4)

@@ -1,0 +1,135 @@
+"""From candidates to advice, on a small trained model: predicted, raced, left out, continued."""
+
+from dataclasses import replace
+
+import pytest
+
+from calibrant.data import CalibrationSet
+from calibrant.errors import DataError, SpecError
+from calibrant.lab.choose import Recommendation, recommend
+from calibrant.lab.choose.goal import parse_goal
+from calibrant.lab.choose.racing import ROUNDS, RaceResult, Standing, common_unit
+from calibrant.lab.choose.recommending import advice
+from calibrant.lab.mixtures import Effort
+from calibrant.lab.stats import Estimate
+from calibrant.results.outcomes import Score
+
+from tests.trained import trained_folder
+
+SOURCES = ("python_docs", "arithmetic:cot", "random_tokens")
+GOAL = "loss(source=python_docs, tokens=1024, length=128)"
+
+
+@pytest.fixture(scope="module")
+def asked(
+    tmp_path_factory: pytest.TempPathFactory, effort: Effort
+) -> tuple[Recommendation, Recommendation]:
+    """Recipe with no time but for a first round, and again with enough."""
+    folder = tmp_path_factory.mktemp("recommendation")
+    told = {
+        "method": "wanda",
+        "sparsity": 0.6,
+        "tokens": 1024,
+        "length": 128,
+        "folder": folder,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    model = str(trained_folder())
+    return recommend(model, GOAL, SOURCES, minutes=1e-6, **told), recommend(
+        model, GOAL, SOURCES, minutes=10.0, **told
+    )
+
+
+def test_without_time_there_is_one_round_and_it_says_so(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    first, _ = asked
+    assert (first.why, first.rounds) == ("time", 1)
+    assert "1 of 5 rounds" in first.text
+    assert all(one.draws == 1 for one in first.candidates if one.status != "not raced")
+    assert not any(one.status == "behind" for one in first.candidates)
+
+
+def test_what_is_clearly_behind_is_left_out_and_the_best_is_said(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    _, found = asked
+    by_data = {one.data: one for one in found.candidates}
+    assert found.candidates[0].status == "best"
+    assert found.expr == found.candidates[0].data
+    assert by_data["random_tokens"].status in ("behind", "not raced")
+    assert found.why in ("clear", "alike", "draws")
+    assert found.rounds >= 2
+    assert CalibrationSet(found.expr, tokens=1024, length=128)
+    assert found.baseline == "python_docs"
+    best = by_data[found.expr]
+    assert best.draws >= 2
+    assert best.increase is not None
+    assert best.increase["over_draws"]
+    assert f"calibrate on {found.expr}, with 1,024 tokens" in found.text
+
+
+def test_candidates_are_predicted_and_the_mixtures_are_among_them(
+    asked: tuple[Recommendation, Recommendation],
+) -> None:
+    _, found = asked
+    predicted = {one.data: one.predicted for one in found.candidates}
+    assert {*SOURCES} <= {*predicted}
+    assert all(value is not None and 0 < value < 1 for value in predicted.values())
+    assert predicted["random_tokens"] == max(
+        value for value in predicted.values() if value is not None
+    )
+    assert found.mixture.expr in predicted
+
+
+def test_what_cannot_be_raced_is_refused() -> None:
+    loss, hits = (
+        Score("a", "loss", 1.0, 0.1, 10, "nats/token", "lower"),
+        Score("b", "acc", 0.5, 0.1, 10, "share", "higher"),
+    )
+    assert common_unit([loss, replace(loss, measured="c")]) == "nats/token"
+    with pytest.raises(DataError, match="acc in share"):
+        common_unit([loss, hits])
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0])
+def test_no_time_at_all_is_refused(minutes: float) -> None:
+    with pytest.raises(SpecError) as caught:
+        recommend("there is no such model", "python_docs", minutes=minutes)
+    assert caught.value.subject == "budget"
+
+
+def runner(data: str, value: float, left: int | None = None, over_draws: bool = True) -> Standing:
+    estimate = Estimate(value, 0.01, 20.0, 50, over_draws)
+    return Standing(
+        data,
+        estimate,
+        None if data == "c4" else replace(estimate, value=value - 0.5),
+        None,
+        3,
+        left,
+    )
+
+
+@pytest.mark.parametrize(
+    ("runners", "said"),
+    [
+        ([runner("pile", 0.4), runner("c4", 0.5)], "-0.100 (-0.121 to -0.079): significant at 95%"),
+        ([runner("pile", 0.499), runner("c4", 0.5)], ": not significant."),
+        ([runner("c4", 0.5), runner("pile", 0.6, left=2)], "Clearly behind: pile."),
+        ([runner("pile", 0.4, over_draws=False), runner("c4", 0.5)], "by one draw"),
+        (
+            [runner("mix(a=pile, b=c4, weight=0.5)", 0.4), runner("c4", 0.5)],
+            "1,024 tokens of each part",
+        ),
+    ],
+)
+def test_the_advice_says_no_more_than_is_known(
+    asked: tuple[Recommendation, Recommendation], runners: list[Standing], said: str
+) -> None:
+    goal = parse_goal(["python_docs"], 1000, 20, 64)
+    told = advice(
+        asked[1].mixture, goal, "c4", RaceResult("draws", tuple(runners), ROUNDS, "nats/token")
+    )
+    assert said in told
