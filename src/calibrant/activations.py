@@ -47,28 +47,32 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class Statistic(ABC):
-    """A sum over tokens: additive, and scaled by a number. `tokens` is how many arrived, `mass`
-    the sum of their weights.
+    """A sum over tokens: two are added, and one is scaled by a number.
+
+    `tokens` is how many arrived, `mass` the sum of their weights. A subclass is made of the numbers
+    that it holds under public names, all of them sums.
     """
 
     tokens: int
     mass: float
 
-    @abstractmethod
-    def __add__(self: Own, other: Any) -> Own: ...
+    def __add__(self: Own, other: Any) -> Own:
+        theirs = other.held()
+        sums = {name: number + theirs[name] for name, number in self.held().items()}
+        return type(self)(**sums)
 
-    @abstractmethod
-    def __mul__(self: Own, factor: float) -> Own: ...
+    def __mul__(self: Own, factor: float) -> Own:
+        scaled = {name: number * factor for name, number in self.held().items()}
+        scaled["tokens"] = self.tokens
+        return type(self)(**scaled)
 
     def held(self) -> dict[str, Any]:
-        """Return what its class makes an equal one of, by name: what it holds under a public
-        name.
-        """
+        """Return what its class makes an equal one of, by name."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def finite(self) -> bool:
-        """False where a NaN or an infinity arrived, or a sum became one."""
-        numbers = (value for value in self.held().values() if isinstance(value, Tensor | float))
+        """Return False where a NaN or an infinity arrived, or a sum became one."""
+        numbers = [value for value in self.held().values() if isinstance(value, Tensor | float)]
         return all(bool(torch.as_tensor(number).isfinite().all()) for number in numbers)
 
 
@@ -103,7 +107,9 @@ class FeatureNorms(InputStatistic):
     """
 
     def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
-        self.squares, self.tokens, self.mass = squares, tokens, mass
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
 
     @classmethod
     def of(
@@ -111,25 +117,14 @@ class FeatureNorms(InputStatistic):
     ) -> "FeatureNorms":
         # Partial sums of a chunk are in the wide type, their total in float64: the order of many
         # additions then decides no mask.
-        total = torch.zeros(
-            x.shape[1],
-            dtype=torch.float64 if x.device.type != "mps" else torch.float32,
-            device=x.device,
-        )
+        total = torch.zeros(x.shape[1], dtype=_exact(x.device), device=x.device)
         for rows, w in _chunks(x, weights):
-            squares = (
-                rows.square() if rows.dtype == x.dtype else rows.square_()
-            )  # promoted rows are a copy
-            total += (squares if w is None else squares.mul_(w[:, None])).sum(0)
+            # Promoted rows are a copy already, which may be changed in place.
+            squares = rows.square() if rows.dtype == x.dtype else rows.square_()
+            if w is not None:
+                squares.mul_(w[:, None])
+            total += squares.sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
-
-    def __add__(self, other: "FeatureNorms") -> "FeatureNorms":
-        return FeatureNorms(
-            self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass
-        )
-
-    def __mul__(self, factor: float) -> "FeatureNorms":
-        return FeatureNorms(self.squares * factor, self.tokens, self.mass * factor)
 
     def norms(self) -> Float[Tensor, "in"]:
         return self.squares
@@ -145,7 +140,10 @@ class FeatureSizes(InputStatistic):
     def __init__(
         self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
-        self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
+        self.sums = sums
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
 
     @classmethod
     def of(
@@ -155,21 +153,10 @@ class FeatureSizes(InputStatistic):
         sums = torch.zeros_like(norms.squares)
         for rows, w in _chunks(x, weights):
             sizes = rows.abs()
-            sums += (sizes if w is None else sizes.mul_(w[:, None])).sum(0)
+            if w is not None:
+                sizes.mul_(w[:, None])
+            sums += sizes.sum(0)
         return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
-
-    def __add__(self, other: "FeatureSizes") -> "FeatureSizes":
-        return FeatureSizes(
-            self.sums + other.sums,
-            self.squares + other.squares,
-            self.tokens + other.tokens,
-            self.mass + other.mass,
-        )
-
-    def __mul__(self, factor: float) -> "FeatureSizes":
-        return FeatureSizes(
-            self.sums * factor, self.squares * factor, self.tokens, self.mass * factor
-        )
 
     def norms(self) -> Float[Tensor, "in"]:
         return self.squares
@@ -190,7 +177,10 @@ class FeatureMoments(InputStatistic):
     def __init__(
         self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float
     ) -> None:
-        self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
+        self.sums = sums
+        self.squares = squares
+        self.tokens = tokens
+        self.mass = mass
 
     @classmethod
     def of(
@@ -199,21 +189,9 @@ class FeatureMoments(InputStatistic):
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
         for rows, w in _chunks(x, weights):
-            sums += (rows if w is None else rows * w[:, None]).sum(0)
+            weighted = rows if w is None else rows * w[:, None]
+            sums += weighted.sum(0)
         return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
-
-    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
-        return FeatureMoments(
-            self.sums + other.sums,
-            self.squares + other.squares,
-            self.tokens + other.tokens,
-            self.mass + other.mass,
-        )
-
-    def __mul__(self, factor: float) -> "FeatureMoments":
-        return FeatureMoments(
-            self.sums * factor, self.squares * factor, self.tokens, self.mass * factor
-        )
 
     def norms(self) -> Float[Tensor, "in"]:
         return self.squares
@@ -235,48 +213,58 @@ class Gram(InputStatistic):
     def __init__(
         self, matrix: Float[Tensor, "in in"], tokens: int, mass: float, panel: int = 0
     ) -> None:
-        self._numbers, self.tokens, self.mass = matrix, tokens, mass
-        self._panel = (
-            panel  # unless 0, what lies left of each panel of so many rows isn't there yet
-        )
+        self._numbers = matrix
+        self.tokens = tokens
+        self.mass = mass
+        # Unless 0, what lies left of each panel of so many rows isn't there yet.
+        self._panel = panel
         self._cache: dict[Any, Any] = {}
 
     @property
     def matrix(self) -> Float[Tensor, "in in"]:
-        """The whole matrix. What lies left of a panel is the mirror image of what lies above it,
-        and is made once all parts of a sum are added.
+        """The whole matrix.
+
+        What lies left of a panel is the mirror image of what lies above it. It is made once, when
+        all parts of a sum are added.
         """
-        for at in range(self._panel, len(self._numbers) if self._panel else 0, self._panel or 1):
-            self._numbers[at : at + self._panel, :at] = self._numbers[:at, at : at + self._panel].T
-        self._panel = 0
+        if self._panel:
+            for start in range(self._panel, len(self._numbers), self._panel):
+                end = start + self._panel
+                self._numbers[start:end, :start] = self._numbers[:start, start:end].T
+            self._panel = 0
         return self._numbers
 
     @classmethod
     def of(
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "Gram":
-        width, exact = (
-            x.shape[1],
+        width = x.shape[1]
+        in_tiles = (
             x.dtype == torch.bfloat16
             and weights is None
             and x.device.type == "cpu"
-            and _has_tiles(),
+            and _has_tiles()
         )
-        panel = 2 * PANEL if exact else PANEL
+        panel = 2 * PANEL if in_tiles else PANEL
+        chunk = EXACT_CHUNK if in_tiles else CHUNK
         # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product
         # with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
-        for rows, w in _chunks(x, weights, EXACT_CHUNK if exact else CHUNK):
-            weighted = rows if w is None else rows * w[:, None]
-            with _rounding_factors() if exact else nullcontext():
-                for at in range(0, width, panel):
-                    total[at : at + panel, at:].addmm_(rows[:, at : at + panel].T, weighted[:, at:])
+        with _rounding_factors() if in_tiles else nullcontext():
+            for rows, w in _chunks(x, weights, chunk):
+                weighted = rows if w is None else rows * w[:, None]
+                for start in range(0, width, panel):
+                    end = start + panel
+                    total[start:end, start:].addmm_(rows[:, start:end].T, weighted[:, start:])
         return Gram(total, x.shape[0], _mass(x, weights), panel)
 
     def __add__(self, other: "Gram") -> "Gram":
-        panel = self._panel if self._panel == other._panel else 0
-        mine, theirs = (self._numbers, other._numbers) if panel else (self.matrix, other.matrix)
-        return Gram(mine + theirs, self.tokens + other.tokens, self.mass + other.mass, panel)
+        tokens = self.tokens + other.tokens
+        mass = self.mass + other.mass
+        if self._panel and self._panel == other._panel:
+            # Both lack the same half, which is made once, of the sum.
+            return Gram(self._numbers + other._numbers, tokens, mass, self._panel)
+        return Gram(self.matrix + other.matrix, tokens, mass)
 
     def __mul__(self, factor: float) -> "Gram":
         return Gram(self._numbers * factor, self.tokens, self.mass * factor, self._panel)
@@ -300,9 +288,8 @@ class Gram(InputStatistic):
     @classmethod
     def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
         """Return the Gram whose upper triangle `packed` is, mirrored."""
-        width = (
-            math.isqrt(8 * len(packed) + 1) - 1
-        ) // 2  # a triangle of n rows has n(n + 1)/2 numbers
+        # A triangle of n rows has n(n + 1)/2 numbers.
+        width = (math.isqrt(8 * len(packed) + 1) - 1) // 2
         matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
         matrix[_upper(width, packed.device)] = packed
         return Gram(Gram(matrix, tokens, mass).symmetric(), tokens, mass)
@@ -322,7 +309,9 @@ class BlockChange(Statistic):
     """
 
     def __init__(self, total: float, tokens: int, mass: float) -> None:
-        self.total, self.tokens, self.mass = total, tokens, mass
+        self.total = total
+        self.tokens = tokens
+        self.mass = mass
 
     @classmethod
     def of(
@@ -332,20 +321,12 @@ class BlockChange(Statistic):
         weights: Float[Tensor, "token"] | None = None,
     ) -> "BlockChange":
         """Return the change that these rows underwent."""
-        cosines = torch.nn.functional.cosine_similarity(
-            before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1
-        )
+        before = before.to(wide(before.dtype))
+        cosines = torch.nn.functional.cosine_similarity(before, after.to(wide(after.dtype)), dim=-1)
         turned = (1 - cosines).double()
-        total = turned.sum() if weights is None else (turned * weights).sum()
-        return BlockChange(float(total), before.shape[0], _mass(before, weights))
-
-    def __add__(self, other: "BlockChange") -> "BlockChange":
-        return BlockChange(
-            self.total + other.total, self.tokens + other.tokens, self.mass + other.mass
-        )
-
-    def __mul__(self, factor: float) -> "BlockChange":
-        return BlockChange(self.total * factor, self.tokens, self.mass * factor)
+        if weights is not None:
+            turned = turned * weights
+        return BlockChange(float(turned.sum()), before.shape[0], _mass(before, weights))
 
 
 class Routing(Statistic):
@@ -365,13 +346,11 @@ class Routing(Statistic):
         tokens: int,
         mass: float,
     ) -> None:
-        self.counts, self.gates, self.together, self.tokens, self.mass = (
-            counts,
-            gates,
-            together,
-            tokens,
-            mass,
-        )
+        self.counts = counts
+        self.gates = gates
+        self.together = together
+        self.tokens = tokens
+        self.mass = mass
 
     @classmethod
     def of(
@@ -384,33 +363,24 @@ class Routing(Statistic):
         """Return the routing of these tokens alone, among so many `experts`; a number that is no
         expert's says that a choice was left out.
         """
-        kind = torch.float64 if gates.device.type != "mps" else torch.float32
+        dtype = _exact(gates.device)
         real = (chosen >= 0) & (chosen < experts)
         # A column more than there are experts takes what was left out.
-        at = torch.where(real, chosen, experts).long()
-        sent = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_(
-            1, at, 1.0
-        )[:, :experts]
-        gates_of = torch.zeros(
-            len(chosen), experts + 1, dtype=kind, device=gates.device
-        ).scatter_add_(1, at, gates.to(kind))[:, :experts]
-        weighted = sent if weights is None else sent * weights.to(kind)[:, None]
-        sums = gates_of if weights is None else gates_of * weights.to(kind)[:, None]
+        columns = torch.where(real, chosen, experts).long()
+        nothing = torch.zeros(len(chosen), experts + 1, dtype=dtype, device=gates.device)
+        sent = nothing.scatter(1, columns, 1.0)[:, :experts]
+        given = nothing.scatter_add(1, columns, gates.to(dtype))[:, :experts]
+        weighted = sent
+        if weights is not None:
+            each = weights.to(dtype)[:, None]
+            weighted = sent * each
+            given = given * each
         return Routing(
-            weighted.sum(0), sums.sum(0), sent.T @ weighted, len(chosen), _mass(chosen, weights)
-        )
-
-    def __add__(self, other: "Routing") -> "Routing":
-        sums = self.counts + other.counts, self.gates + other.gates, self.together + other.together
-        return Routing(*sums, self.tokens + other.tokens, self.mass + other.mass)
-
-    def __mul__(self, factor: float) -> "Routing":
-        return Routing(
-            self.counts * factor,
-            self.gates * factor,
-            self.together * factor,
-            self.tokens,
-            self.mass * factor,
+            weighted.sum(0),
+            given.sum(0),
+            together=sent.T @ weighted,
+            tokens=len(chosen),
+            mass=_mass(chosen, weights),
         )
 
     def mean_gates(self) -> Float[Tensor, "expert"]:
@@ -462,18 +432,26 @@ class Seen(Mapping[type[Statistic], Statistic]):
     @property
     def tokens(self) -> int:
         """Real tokens that arrived; 0 where nothing is observed."""
-        return max((s.tokens for s in self._statistics.values()), default=0)
+        return max((statistic.tokens for statistic in self._statistics.values()), default=0)
 
 
 def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
     return torch.ones(width, width, dtype=torch.bool, device=device).triu()
 
 
-def _chunks(x: Tensor, weights: Tensor | None, size: int = CHUNK):
+def _exact(device: torch.device) -> torch.dtype:
+    """The type of sums over all tokens: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _chunks(
+    x: Tensor, weights: Tensor | None, size: int = CHUNK
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Chunks of so many rows of `x` in the wide type, with their weights."""
     for start in range(0, x.shape[0], size):
         rows = x[start : start + size].to(wide(x.dtype))
-        yield rows, None if weights is None else weights[start : start + size].to(rows.dtype)
+        chunk = None if weights is None else weights[start : start + size].to(rows.dtype)
+        yield rows, chunk
 
 
 @contextmanager

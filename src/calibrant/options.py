@@ -100,12 +100,14 @@ SEED: Final = OnCommandLine(
     "Number of the draw: draws share no row until the source is used up.", "N"
 )
 CANDIDATE_METHOD: Final = OnCommandLine(
-    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
+    "wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's "
+    "quantizers for its kinds and recipes]",
     "SPEC",
     offers="methods",
 )
 CANDIDATE_TARGET: Final = OnCommandLine(
-    "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe (Q4_K_M) of llama.cpp. [default: 0.6]",
+    "A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe "
+    "(Q4_K_M) of llama.cpp. [default: 0.6]",
     "TARGET",
     flags=("--target", "--sparsity"),
 )
@@ -145,7 +147,8 @@ class RecipeOptions:
 
     _: KW_ONLY
     propagate: str | None = option(
-        "Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
+        "Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the "
+        "method's own, mostly arrival]",
         "WAY",
         offers=("arrival", "reference", "dense"),
         default=None,
@@ -164,7 +167,8 @@ class RecipeOptions:
         default=(),
     )
     starved: str = option(
-        "What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
+        "What experts that get fewer tokens than they have inputs are calibrated on: as_seen "
+        "(those), dense (nothing), all_tokens or shared.",
         "WAY",
         offers=("as_seen", "dense", "all_tokens", "shared"),
         default="as_seen",
@@ -201,7 +205,8 @@ class MemoryOptions(MachineOptions):
 
     _: KW_ONLY
     memory: float | None = option(
-        "What the process may hold; blocks of a larger model stay on disk. [default: all of the model]",
+        "What the process may hold; blocks of a larger model stay on disk. [default: all of the "
+        "model]",
         "GB",
         default=None,
     )
@@ -234,7 +239,8 @@ class PruneOptions(SharedOptions):
         default="wanda",
     )
     target: "float | str | Target | None" = option(
-        "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. [default: 0.5]",
+        "The share of weights (or blocks, experts) to remove, or N:M with N kept of every M. "
+        "[default: 0.5]",
         "TARGET",
         flags=("--target", "--sparsity"),
         default=None,
@@ -296,13 +302,15 @@ class InspectOptions(MachineOptions):
         argument=True,
     )
     model: "str | Opened | None" = option(
-        "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
+        "Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. "
+        "[default: the tokenizer of smollm2 alone]",
         "MODEL",
         default=None,
     )
     _: KW_ONLY
     against: Sequence[str] = option(
-        "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+        "Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: "
+        "with another one.",
         "SOURCE",
         offers="sources",
         several=True,
@@ -376,7 +384,8 @@ class ExplainCommand(MachineOptions):
         "Whose words. [default: wikitext]", "SOURCE", offers="sources", default=None
     )
     groups: str | None = option(
-        "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a group. [default: words]",
+        "words, lemmas, clusters, or a file with a word in each line, in which [name] begins a "
+        "group. [default: words]",
         "KIND",
         default=None,
     )
@@ -419,7 +428,8 @@ class RecommendCommand(MachineOptions):
 
     model: str = option(like=MODEL)
     target: str | Sequence[str] = option(
-        "A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race.",
+        "A source, a file of your own, a measure such as task(name=race), or general; with a "
+        "weight: 0.3*race.",
         "TARGET",
         flags=("--for",),
         several=True,

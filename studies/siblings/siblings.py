@@ -22,8 +22,7 @@ from studies.siblings.targets import TEMPLATES, write
 from calibrant import Study
 from calibrant.data.expression import parse_source
 from calibrant.data.user_file import UserFile
-from calibrant.lab.choose.halves import Halves, halves_of
-from calibrant.lab.choose.siblings import held_out_side
+from calibrant.lab.choose.halves import Halves, halves_of, held_out_side
 from calibrant.lab.stats import read
 from calibrant.lab.stats.crossed import Side, combination
 from calibrant.lab.stats.results import DENSE, GroupResults, grouped
@@ -68,7 +67,7 @@ def loss(file: str) -> str:
 def own_sets(file: str, halves: Halves) -> dict[str, tuple[str, str]]:
     """The set that is the file, with its twins of either half."""
     own = f"{file}:icl"
-    return {own: (halves.of(own, 0), halves.of(own, 1))}
+    return {own: (halves.replaced_in(own, 0), halves.replaced_in(own, 1))}
 
 
 class Results:

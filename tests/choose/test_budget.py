@@ -9,11 +9,11 @@ from calibrant.lab.choose.budget import (
     COSTS,
     LEAST,
     MARGIN,
-    Purse,
     StepCosts,
+    TimeBudget,
     TimePlan,
     continued,
-    kept,
+    kept_costs,
     kept_plan,
     least_with_sibling,
     planned,
@@ -37,7 +37,7 @@ def test_a_plan_that_fits_ends_in_time_with_something_to_spare(
 ) -> None:
     plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=halves)
     assert plan.fits == (plan.seconds * MARGIN <= seconds)
-    assert plan.fits or (plan.arms, plan.rounds, plan.halves) == (LEAST, 1, False), (
+    assert plan.fits or (plan.sets, plan.rounds, plan.halves) == (LEAST, 1, False), (
         "nothing smaller is left"
     )
 
@@ -52,10 +52,10 @@ def test_the_time_that_a_sibling_takes_is_known() -> None:
 
 def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> None:
     CHEAP.keep(tmp_path, "one")
-    assert kept(tmp_path, "one") == CHEAP
-    assert kept(tmp_path, "two") is None
+    assert kept_costs(tmp_path, "one") == CHEAP
+    assert kept_costs(tmp_path, "two") is None
     (tmp_path / COSTS).write_text('{"question": "one", "opened": -1}')
-    assert kept(tmp_path, "one") is None
+    assert kept_costs(tmp_path, "one") is None
     plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100.0, 50.0)
     plan.keep(tmp_path, "one", minutes=4.0, done=1)
     earlier = kept_plan(tmp_path, "one", minutes=5.0)
@@ -107,8 +107,8 @@ def test_no_round_begins_that_cannot_end_in_time(
     race = Race(
         template, goal, ["python_code", "arithmetic:cot"], "python_docs", tmp_path, costs, rounds=3
     )
-    purse = Purse(minutes, clock)
-    result = race.run(purse)
+    budget = TimeBudget(minutes, clock)
+    result = race.run(budget)
     assert result.rounds == rounds
-    assert purse.spent <= purse.seconds
+    assert budget.spent <= budget.seconds
     assert race.costs.compress + race.costs.measure == pytest.approx(20, rel=0.4)

@@ -43,8 +43,8 @@ def test_a_small_file_lowers_the_budgets_and_every_draw_can_be_had(
     assert 256 <= fitted.tokens < 8192
     for each in (
         "mine.jsonl:icl",
-        halves[0].of("mine.jsonl:icl", 0),
-        halves[0].of("mine.jsonl:icl", 1),
+        halves[0].replaced_in("mine.jsonl:icl", 0),
+        halves[0].replaced_in("mine.jsonl:icl", 1),
         "python_docs",
     ):
         for draw in range(fitted.rounds):
@@ -54,7 +54,7 @@ def test_a_small_file_lowers_the_budgets_and_every_draw_can_be_had(
                 .facts["tokens"]
                 == fitted.tokens
             )
-    for each in (goal.judge, halves[0].of(goal.judge, 0)):
+    for each in (goal.judge, halves[0].replaced_in(goal.judge, 0)):
         judged = (
             CalibrationSet(each, tokens=fitted.judge_tokens, length=fitted.length, seed=1)
             .held_out()

@@ -11,8 +11,7 @@ from studies.siblings.targets import TEMPLATES, rows
 from calibrant.data import CalibrationSet
 from calibrant.data.expression import parse_source
 from calibrant.data.user_file import UserFile
-from calibrant.lab.choose.halves import Halves, divide, halves_of, in_common, record
-from calibrant.lab.choose.siblings import crossed
+from calibrant.lab.choose.halves import Halves, crossed, divide, halves_of, in_common, record
 from calibrant.lab.stats.crossed import ItemValues
 from calibrant.results.outcomes import Score
 
@@ -101,14 +100,14 @@ def test_conversations_and_choices_read_back_too(written: Written) -> None:
 def test_a_half_stands_wherever_the_file_stands(written: Written) -> None:
     halves = halves_of(written([{**row} for row in rows("support", 0)]), Path("halves"))
     assert isinstance(halves, Halves)
-    assert halves.of("mine.jsonl:icl", 0) == "halves/half-1:icl"
+    assert halves.replaced_in("mine.jsonl:icl", 0) == "halves/half-1:icl"
     assert (
-        halves.of("0.25*mine.jsonl:single + 0.75*python_docs", 1)
+        halves.replaced_in("0.25*mine.jsonl:single + 0.75*python_docs", 1)
         == "0.25*halves/half-2:single + 0.75*python_docs"
     )
-    mixed = halves.of("mix(own=mine.jsonl, docs=python_docs, weight=0.98)", 0)
+    mixed = halves.replaced_in("mix(own=mine.jsonl, docs=python_docs, weight=0.98)", 0)
     assert mixed == str(CalibrationSet("mix(own=halves/half-1:icl, docs=python_docs, weight=0.98)"))
-    assert halves.of("python_docs", 1) == "python_docs"
+    assert halves.replaced_in("python_docs", 1) == "python_docs"
     reason = halves_of(
         written([{**row} for row in rows("support", 0, count=30)], "few.jsonl"), Path("halves")
     )

@@ -62,7 +62,8 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.",
+        help="A local mirror of data sets, looked at before the hub; else the folder in "
+        "CALIBRANT_DATA.",
         show_default=False,
     ),
 ]
@@ -223,7 +224,10 @@ def _unusable(error: OSError) -> str:
         return "the disk is full; free some space and run the same command again"
     if not isinstance(error.filename, str | bytes | os.PathLike):
         raise error
-    return f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its permissions, or give another"
+    return (
+        f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its "
+        "permissions, or give another"
+    )
 
 
 def _check_texts(values: Iterable[object]) -> None:
@@ -491,6 +495,7 @@ def fault(kind: type[BaseException], error: BaseException, trace: TracebackType 
         return
     what = visible(fitted(" ".join(str(error).split()))) or "no message"
     _complain(
-        f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.",
+        f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows "
+        "where it happened.",
         error,
     )

@@ -24,7 +24,8 @@ from calibrant.options import MixCommand, RecommendCommand
 @command(
     "mix",
     "calibrant mix smollm2 --sources c4 --sources pile --sources gsm8k:cot --objective worst",
-    "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --objective target=notes.jsonl --out mixture.json",
+    "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --objective target=notes.jsonl --out "
+    "mixture.json",
     "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --target Q4_K_M --imatrix mixed.gguf",
 )
 @with_options(MixCommand)

@@ -44,7 +44,8 @@ def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
 
     if len(against) > 1:
         raise SpecError(
-            f"an imatrix is compared with one other, and {len(against)} were given; give --against once",
+            f"an imatrix is compared with one other, and {len(against)} were given; give "
+            "--against once",
             subject=against[1],
         )
     return compared(read_imatrix(path), *map(read_imatrix, against)).to_json()
@@ -100,7 +101,8 @@ def catalogue(
         str,
         typer.Argument(
             metavar="KIND",
-            help="models, sources, formats, packings, methods, targets, allocations, transforms, exports, selectors or tasks; all names without it.",
+            help="models, sources, formats, packings, methods, targets, allocations, transforms, "
+            "exports, selectors or tasks; all names without it.",
             autocompletion=completing.kind,
             show_default=False,
         ),

@@ -49,7 +49,8 @@ def demo(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for results and report; what it already holds isn't computed again. [default: calibrant-demo]",
+            help="Folder for results and report; what it already holds isn't computed again. "
+            "[default: calibrant-demo]",
             show_default=False,
         ),
     ] = None,
@@ -158,7 +159,8 @@ def export(
     "evaluate",
     "calibrant evaluate pruned --task \"loss(source='gsm8k')\"",
     "calibrant evaluate small/model.gguf --task agreement --engine llama_cpp",
-    "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" --out scores.json",
+    "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" "
+    "--out scores.json",
 )
 @with_options(EvaluateCommand)
 def evaluate(

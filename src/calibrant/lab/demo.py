@@ -1,9 +1,9 @@
 """A small study on real input that needs no internet: which of six calibration sets keeps
 SmolLM2-135M-Instruct best?
 
-Prose (Python's own help topics), code (its standard library) and generated arithmetic problems,
-once as problem and answer, once with the worked solution; beside them two controls without content.
-The models are measured on held-out parts of the same three sources.
+The sets are prose (Python's own help topics), code (its standard library) and generated arithmetic
+problems, once as problem and answer, once with the worked solution. Beside them are two controls
+without content. The models are measured on held-out parts of the same three sources.
 """
 
 import time
@@ -61,30 +61,28 @@ class DemoResult:
         from rich.text import Text
 
         yield from self.report.lines(width)
-        yield from (
-            Text(f"Failed: {f['what']}: {f['error']}", style="bold red")
-            for f in self.finished.failures.values()
-        )
+        for failure in self.finished.failures.values():
+            yield Text(f"Failed: {failure['what']}: {failure['error']}", style="bold red")
         yield ""
         yield Text(self.spent())
         yield Text(f"The same with its uncertainty drawn: {self.page}")
 
     def spent(self) -> str:
         """Return where the time went, in one line."""
-        phases = sorted(self.finished.seconds.items(), key=lambda item: -item[1])
-        each = ", ".join(
-            f"{PHASES.get(name, name)} {seconds:.1f} s"
-            for name, seconds in phases
-            if seconds >= 0.05
-        )
-        ways = dict.fromkeys(
-            (cell.method, cell.propagate) for cell in self.finished.cells if cell.data
-        )
-        used = ", ".join(f"{method}: {propagate}" for method, propagate in ways)
-        return (
-            f"Took {self.seconds:.0f} s ({each}); {self.finished.computed} runs and measurements computed, {self.finished.found} found in the store; "
-            f"peak memory {self.finished.peak_memory_bytes / 1e9:.1f} GB; propagation {used}."
-        )
+        finished = self.finished
+        phases: list[str] = []
+        for name, seconds in sorted(finished.seconds.items(), key=lambda item: -item[1]):
+            if seconds >= 0.05:
+                phases.append(f"{PHASES.get(name, name)} {seconds:.1f} s")
+        ways: list[str] = []
+        for cell in finished.cells:
+            way = f"{cell.method}: {cell.propagate}"
+            if cell.data and way not in ways:
+                ways.append(way)
+        time_spent = f"Took {self.seconds:.0f} s ({', '.join(phases)})"
+        counts = f"{finished.computed} runs and measurements computed, {finished.found} found"
+        memory = f"peak memory {finished.peak_memory_bytes / 1e9:.1f} GB"
+        return f"{time_spent}; {counts} in the store; {memory}; propagation {', '.join(ways)}."
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""

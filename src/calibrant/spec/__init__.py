@@ -1,4 +1,5 @@
-"""How everything is named: text, object and identity of a spec, the grammar of calibration data, and registries.
+"""How everything is named: specs with their texts and identities, the grammar of calibration data,
+and registries.
 
 `spec` has the specs themselves, `classes` says what a class is called, `registry` finds it by its
 name, and `grammar` reads what is more than one spec: sums, mixes, formats, packings and targets.

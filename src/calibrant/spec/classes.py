@@ -1,4 +1,4 @@
-"""Whose class it is, and what it is called: a class of another package has the name of its entry point."""
+"""Whose class it is, and what it is called: that of another package as its entry point says."""
 
 import sys
 from functools import cache
@@ -16,7 +16,10 @@ def is_foreign(cls: type[Any]) -> bool:
 
 
 def qualified(cls: type[Any]) -> str:
-    """Return what tells a class apart from every other: `mymethod:WandaPow`, as an entry point writes it."""
+    """Return what tells a class apart from every other: `mymethod:WandaPow`.
+
+    An entry point writes it so too.
+    """
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

@@ -61,12 +61,11 @@ class _Short(Repr):
     """Python writes no whole number of more than 4,300 digits, and refuses with an error."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """As it is, or by how long it is."""
-        return (
-            super().repr_int(x, level)
-            if x.bit_length() < 10_000
-            else f"a number of about {x.bit_length() * 3 // 10:,} digits"
-        )
+        """Return a whole number as it is, or by how long it is."""
+        bits = x.bit_length()
+        if bits < 10_000:
+            return super().repr_int(x, level)
+        return f"a number of about {bits * 3 // 10:,} digits"
 
 
 _SHORT: Final = _Short()
@@ -155,7 +154,8 @@ def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Pa
         ) from problem
     if len(path.parts) > DEEPEST_PATH:
         raise error(
-            f"{brief(text)} is {len(path.parts):,} folders deep, and {DEEPEST_PATH} are the most; give a shorter path",
+            f"{brief(text)} is {len(path.parts):,} folders deep, and {DEEPEST_PATH} are the most; "
+            "give a shorter path",
             subject=text,
         )
     try:
@@ -184,20 +184,24 @@ def user_text(text: str, error: type[InputError] = InputError) -> str:
     """
     if len(text) > LONGEST_TEXT:
         raise error(
-            f"{brief(text)} has {len(text):,} characters, and {LONGEST_TEXT:,} are the most; write less in one text",
+            f"{brief(text)} has {len(text):,} characters, and {LONGEST_TEXT:,} are the most; "
+            "write less in one text",
             subject=text[:SHOWN],
         )
     half = re.search("[\ud800-\udfff]", text)
     if half:
         raise error(
-            f"{brief(text)} holds {visible(half[0])}, which is half a character; write the text in UTF-8",
+            f"{brief(text)} holds {visible(half[0])}, which is half a character; write the text "
+            "in UTF-8",
             subject=text[:SHOWN],
         )
     return text
 
 
 def user_lines(content: bytes, name: str, error: type[InputError] = InputError) -> list[str]:
-    """Return the lines of a small text file of a user, by what it is called. Raises `error` for what is no UTF-8.
+    """Return the lines of a small text file of a user, which is called `name`.
+
+    Raises `error` for what is no UTF-8.
 
     >>> user_lines(b"good\\r\\nbad", "moods.txt")
     ['good', 'bad']
@@ -228,8 +232,8 @@ def decimal_number(digits: str) -> float | None:
     """Return the finite number that a text is, in ASCII and of a line at most; None for anything
     else.
 
-    >>> decimal_number("0.5"), decimal_number("5e-1"), decimal_number("nan"), decimal_number("1e999")
-    (0.5, 0.5, None, None)
+    >>> [decimal_number(text) for text in ("0.5", "5e-1", "nan", "1e999")]
+    [0.5, 0.5, None, None]
     """
     text = digits.strip()
     number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf

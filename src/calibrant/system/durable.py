@@ -48,7 +48,8 @@ def take(file: IO[str], wait: bool = False) -> bool:
     """
     try:
         import fcntl
-    except ImportError:  # Windows: a file that is open can't be deleted there, which protects a living writer's corner as well
+    except ImportError:
+        # On Windows an open file can't be deleted, which protects a living writer's corner as well.
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -61,12 +62,9 @@ def text_of_json(value: Any, ordered: bool = False) -> str:
     """Return indented JSON, its keys sorted unless they are `ordered`; floats come back to the
     last bit, and infinities come back too.
     """
-    return (
-        json.dumps(
-            plain_data(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False
-        )
-        + "\n"
-    )
+    plain = plain_data(value)
+    text = json.dumps(plain, sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
 
 
 def line_of_json(value: Any) -> str:
@@ -107,9 +105,9 @@ def plain_data(value: Any) -> Any:
     key, `float`.
     """
     if isinstance(value, Mapping):
-        return {str(k): plain_data(v) for k, v in value.items()}
+        return {str(name): plain_data(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_data(v) for v in value]
+        return [plain_data(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     return value
@@ -157,16 +155,12 @@ def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error for a damaged file; a folder that is called by a hash holds one result,
     which is made again as a whole.
     """
-    what = (
-        str(error)
-        if isinstance(error, OSError | ValueError)
-        else f"not what is written there: {error!r}"
-    )
+    why = f"not what is written there: {error!r}"
+    if isinstance(error, OSError | ValueError):
+        why = str(error)
     gone = "its folder" if len(path.parent.name) == 64 else "it"
-    return DataError(
-        f"{short(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again",
-        subject=str(path),
-    )
+    remedy = f"restore it from a copy, or delete {gone} to have it computed again"
+    return DataError(f"{short(path)!r} can't be read ({why}); {remedy}", subject=str(path))
 
 
 def short(path: Path) -> str:
@@ -190,9 +184,8 @@ def from_json(text: str) -> Any:
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value)
     if _HALF.search(text):
-        json.dumps(
-            plain_data(value), ensure_ascii=False, allow_nan=False
-        ).encode()  # half a surrogate is no text, and can't be written again
+        # Half a surrogate is no text, and can't be written again: encoding it raises.
+        json.dumps(plain_data(value), ensure_ascii=False, allow_nan=False).encode()
     return value
 
 
@@ -211,14 +204,15 @@ def _no_json(word: str) -> None:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(DEEPEST):
-        level = [
-            part
-            for one in level
-            if isinstance(one, list | dict)
-            for part in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
+        inner: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                inner += part.values()
+            elif isinstance(part, list):
+                inner += part
+        if not inner:
             return
+        level = inner
     raise ValueError(f"it is nested deeper than {DEEPEST} levels")
 
 
@@ -247,7 +241,8 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
     so do the folders that were made for it. What isn't `flushed` survives a kill but not a power
     failure.
     """
-    half = path.with_name(f"{UNFINISHED}-{path.name}") if half is None else half
+    if half is None:
+        half = path.with_name(f"{UNFINISHED}-{path.name}")
     try:
         with undoing(path.parent, half):
             if not path.parent.exists():
@@ -289,9 +284,8 @@ def undoing(folder: Path, *files: Path) -> Iterator[None]:
     there before and hold nothing, with `files` in them.
     """
     lacking = [path for path in (folder, *folder.parents) if not path.exists()]
-    with (
-        ExitStack() as undo
-    ):  # calls the last one first: files, then their folder, then its parents
+    # The stack calls the last one first: files, then their folder, then its parents.
+    with ExitStack() as undo:
         for path in reversed(lacking):
             undo.callback(remove_empty, path)
         for file in files:

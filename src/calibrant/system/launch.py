@@ -57,7 +57,8 @@ def number(name: str, least: int, most: int) -> int:
         and least <= int(text) <= most
     ):
         raise InputError(
-            f"{name} is {brief(text)}, and must be a whole number from {least} to {most}; {_REMEDY}",
+            f"{name} is {brief(text)}, and must be a whole number from {least} to {most}; "
+            f"{_REMEDY}",
             subject=name,
         )
     return int(text)

@@ -16,7 +16,8 @@ def card(title: str, facts: Mapping[str, object], note: str = "", inside: str = 
         (name, str(value)) for name, value in facts.items() if value not in (None, "", (), [])
     ]
     rows = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        f'<tr><th style="text-align:left">{escape(name)}</th><td '
+        f'style="text-align:left">{escape(value)}</td></tr>'
         for name, value in filled
     )
     parts = [

@@ -64,8 +64,10 @@ class ProgressLines:
     def __init__(
         self, say: Callable[[str], None], now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._say, self._now = say, now
-        self._began = self._last = now()
+        self._say = say
+        self._now = now
+        self._began = now()
+        self._last = self._began
         self._stages: dict[str, Stage] = {}
         self._before = ""
         self._lock = threading.Lock()
@@ -77,7 +79,9 @@ class ProgressLines:
             if name not in self._stages:
                 self._stages[name] = Stage(self._now(), done, total)
             stage = self._stages[name]
-            stage.done, stage.total, stage.stands = done, total, what.removeprefix(name)
+            stage.done = done
+            stage.total = total
+            stage.stands = what.removeprefix(name)
             if done >= total:
                 del self._stages[name]
                 self._before = name
@@ -98,10 +102,10 @@ class ProgressLines:
 
     def _state(self) -> str:
         if self._stages:
-            return ", ".join(
-                f"{what} {stage.done:,}/{stage.total:,}{stage.stands}"
-                for what, stage in self._stages.items()
-            )
+            told: list[str] = []
+            for name, stage in self._stages.items():
+                told.append(f"{name} {stage.done:,}/{stage.total:,}{stage.stands}")
+            return ", ".join(told)
         return f"still at work, after {self._before}" if self._before else "still at work"
 
     @contextmanager

@@ -27,6 +27,15 @@ from calibrant.errors import CalibrantError, DataError, StudyError
 from calibrant.spec.foreign import brief
 
 _TEXT: Final = "text"
+_UNREADABLE: Final = (
+    SafetensorError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+"""What reading bytes that are no message may raise."""
 _TAGS: Final = ("tensor", "bytes", "float", "path", "tuple", "set", "map")
 
 
@@ -43,16 +52,18 @@ class Kind:
 
 
 def fields_of(kind: type[Any], without: Collection[str] = ()) -> Kind:
-    """Return how a dataclass is sent: its fields by name, but for those `without` which it
-    arrives.
+    """Return how a dataclass is sent: its fields by name, but for those that it arrives
+    `without`.
     """
-    names = [f.name for f in dataclasses.fields(kind) if f.name not in without]
-    return Kind(
-        kind.__name__,
-        kind,
-        lambda value: {name: getattr(value, name) for name in names},
-        lambda fields: kind(**fields),
-    )
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in without]
+
+    def write(value: Any) -> dict[str, Any]:
+        return {name: getattr(value, name) for name in names}
+
+    def read(values: Mapping[str, Any]) -> Any:
+        return kind(**values)
+
+    return Kind(kind.__name__, kind, write, read)
 
 
 class Language:
@@ -70,35 +81,21 @@ class Language:
         tensors: list[Tensor] = []
         try:
             text = json.dumps(self._written(value, tensors), allow_nan=False)
-            return save(
-                {
-                    _TEXT: _tensor(text.encode()),
-                    **{str(number): tensor for number, tensor in enumerate(tensors)},
-                }
-            )
+            numbered = {str(number): tensor for number, tensor in enumerate(tensors)}
+            return save({_TEXT: _tensor(text.encode()), **numbered})
         except (TypeError, ValueError, RecursionError) as error:
-            raise DataError(
-                f"{brief(value)} can't be sent to another process ({error}); results are made of plain data"
-            ) from error
+            message = f"{brief(value)} can't be sent to another process ({error})"
+            raise DataError(f"{message}; results are made of plain data") from error
 
     def unpack(self, message: bytes) -> Any:
         """Return the value that `pack` made `message` of."""
         try:
             tensors = load(message)
-            return self._read(
-                json.loads(_bytes(tensors.pop(_TEXT)), parse_constant=_refused), tensors
-            )
-        except (
-            SafetensorError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise DataError(
-                f"{brief(message)} is no message of a process of this job ({error}); start all processes anew"
-            ) from error
+            text = _bytes(tensors.pop(_TEXT))
+            return self._read(json.loads(text, parse_constant=_refused), tensors)
+        except _UNREADABLE as error:
+            told = f"{brief(message)} is no message of a process of this job ({error})"
+            raise DataError(f"{told}; start all processes anew") from error
 
     def _written(self, value: Any, tensors: list[Tensor]) -> Any:
         match value:
@@ -108,19 +105,18 @@ class Language:
                 return float(value) if math.isfinite(value) else {"float": repr(float(value))}
             case list():
                 return [self._written(item, tensors) for item in value]
-            case tuple() | set() | frozenset():
-                return {
-                    "tuple" if isinstance(value, tuple) else "set": [
-                        self._written(item, tensors) for item in value
-                    ]
-                }
-            case bytes() | Tensor():
-                tensors.append(
-                    _tensor(value)
-                    if isinstance(value, bytes)
-                    else value.detach().cpu().clone(memory_format=torch.contiguous_format)
-                )
-                return {"bytes" if isinstance(value, bytes) else "tensor": str(len(tensors) - 1)}
+            case tuple():
+                return {"tuple": [self._written(item, tensors) for item in value]}
+            case set() | frozenset():
+                return {"set": [self._written(item, tensors) for item in value]}
+            case bytes():
+                tensors.append(_tensor(value))
+                return {"bytes": str(len(tensors) - 1)}
+            case Tensor():
+                # A copy: a view would be sent with all that it is a view of.
+                copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                tensors.append(copy)
+                return {"tensor": str(len(tensors) - 1)}
             case Path():
                 return {"path": str(value)}
             case _:
@@ -131,9 +127,10 @@ class Language:
             if isinstance(value, kind.type):
                 return {kind.name: self._written(kind.write(value), tensors)}
         if isinstance(value, Mapping):
-            return {
-                "map": [[self._written(part, tensors) for part in pair] for pair in value.items()]
-            }
+            pairs: list[list[Any]] = []
+            for key, inner in value.items():
+                pairs.append([self._written(key, tensors), self._written(inner, tensors)])
+            return {"map": pairs}
         raise TypeError(f"{type(value).__name__} is none of what can be")
 
     def _read(self, value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -171,11 +168,10 @@ def kind_of(error: BaseException) -> str:
     """Return what an exception is called in a message: the nearest of its classes that every
     process knows.
     """
-    return next(
-        k.__name__
-        for k in type(error).__mro__
-        if k in _RAISED.values() or k.__module__ == "builtins"
-    )
+    for kind in type(error).__mro__:
+        if kind in _RAISED.values() or kind.__module__ == "builtins":
+            return kind.__name__
+    raise AssertionError("every exception is an `object`")
 
 
 def raised(kind: str, text: str, subject: str = "") -> CalibrantError | None:
@@ -183,20 +179,23 @@ def raised(kind: str, text: str, subject: str = "") -> CalibrantError | None:
     return _RAISED[kind](text, subject=subject) if kind in _RAISED else None
 
 
-_RAISED: Final[dict[str, type[CalibrantError]]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, CalibrantError) and kind is not StudyError
-}
+def _errors_of_ours() -> dict[str, type[CalibrantError]]:
+    found: dict[str, type[CalibrantError]] = {}
+    for name, kind in vars(errors).items():
+        # A `StudyError` carries more than its message.
+        if isinstance(kind, type) and issubclass(kind, CalibrantError) and kind is not StudyError:
+            found[name] = kind
+    return found
+
+
+_RAISED: Final = _errors_of_ours()
 """What can be made again of its message alone."""
 
 
 def _tensor(content: bytes) -> Tensor:
-    return (
-        torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        if content
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    if not content:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -68,7 +68,8 @@ def _check_accounting(seen: ModelView) -> None:
         handed_out = covered[parameter.data_ptr()]
         if (name in dense) == bool(handed_out) or (handed_out and handed_out != parameter.numel()):
             raise ModelError(
-                f"{name}: {handed_out} of its {parameter.numel()} numbers are in matrices; it is {'' if name in dense else 'not '}listed as dense",
+                f"{name}: {handed_out} of its {parameter.numel()} numbers are in matrices; it is "
+                f"{'' if name in dense else 'not '}listed as dense",
                 subject=name,
             )
 
@@ -87,12 +88,14 @@ def _check_orientation(weight: Weight, products: "_Products", left: bool) -> boo
     for name, x, matrix, result in products_seen:
         if tuple(matrix.shape) != weight.shape or not torch.equal(matrix, weight.get()):
             raise ModelError(
-                f"{weight.name}: {name} multiplies with {list(matrix.shape)}, the view shows {list(weight.shape)}",
+                f"{weight.name}: {name} multiplies with {list(matrix.shape)}, the view shows "
+                f"{list(weight.shape)}",
                 subject=weight.name,
             )
         if x.shape[-1] != weight.shape[1] or result.shape[-1] != weight.shape[0]:
             raise ModelError(
-                f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the view says {list(weight.shape)}",
+                f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the "
+                f"view says {list(weight.shape)}",
                 subject=weight.name,
             )
     if not products_seen and weight.expert is None and not left:

@@ -22,26 +22,10 @@ from calibrant.targets import (
 )
 from calibrant.testing.naming import mistaken, untyped
 
-TARGETS: Final = tuple(
-    parse_target(t)
-    for t in (
-        "0.0",
-        "0.3",
-        "0.5",
-        "2:4",
-        "1:4",
-        "3:4",
-        "4:8",
-        "w4g8",
-        "w3g16a",
-        "w2",
-        "w8",
-        "w8a",
-        "2:4+w4g8",
-        "0.3+w3g16a",
-        "q4_0",
-    )
-)
+_SHARES: Final = ("0.0", "0.3", "0.5")
+_PATTERNS: Final = ("2:4", "1:4", "3:4", "4:8")
+_GRIDS: Final = ("w4g8", "w3g16a", "w2", "w8", "w8a", "2:4+w4g8", "0.3+w3g16a", "q4_0")
+TARGETS: Final = tuple(map(parse_target, (*_SHARES, *_PATTERNS, *_GRIDS)))
 """What is asked of a method, as far as it accepts it."""
 
 SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
@@ -53,49 +37,42 @@ DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 def check_method(
     method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu"
 ) -> None:
-    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each
-    of `targets`; without any, for all of `TARGETS` that it accepts.
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices.
 
-    Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a
-    grid, a group has no more values than there are codes, and zeros stay zero; a packed form gives
-    the weight back bit for bit. The weight and the statistics stay as they were; the same arguments
-    give the same result; shape, type and device are kept; inputs that were always zero, and fewer
-    tokens than inputs, give finite numbers; rows permuted are results permuted, and a transposed
-    view is the same matrix; a method that says it doesn't update leaves kept weights alone. The
-    text of the method gives it back, as `methods.build` reads it, and its identity is no other
-    method's: so a class of another package needs its entry point in the group `calibrant.methods`.
-    That is looked at last.
+    That is done for each of `targets`; without any, for all of `TARGETS` that it accepts.
+
+    - Where weights are removed, the count is exact, over rows or over the whole matrix.
+    - Rounded to a grid, a group has no more values than there are codes, and zeros stay zero.
+    - A packed form gives the weight back bit for bit.
+    - The weight and the statistics stay as they were, and the same arguments give the same result.
+    - Shape, type and device are kept.
+    - Inputs that were always zero, and fewer tokens than inputs, give finite numbers.
+    - Rows permuted are results permuted, and a transposed view is the same matrix.
+    - A method that says it doesn't update leaves kept weights alone.
+    - The text of the method gives it back, as `methods.build` reads it, and its identity is no
+      other method's. So a class of another package needs its entry point in the group
+      `calibrant.methods`. That is looked at last.
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
     contract.
     """
-    chosen = (
-        [target for target in TARGETS if isinstance(target, method.accepts)]
-        if targets is None
-        else targets
-    )
-    if not chosen:
-        raise CalibrantError(
-            f"{method} accepts none of {', '.join(map(str, TARGETS))}; say which targets to check it with",
-            subject=repr(method),
-        )
-    for target in chosen:
+    if targets is None:
+        targets = [target for target in TARGETS if isinstance(target, method.accepts)]
+    if not targets:
+        known = ", ".join(map(str, TARGETS))
+        message = f"{method} accepts none of {known}; say which targets to check it with"
+        raise CalibrantError(message, subject=repr(method))
+    for target in targets:
         method.check(target)
         for shape in _fitting(target, SHAPES[:2]):
-            for check in (
-                _check_purity,
-                _check_dead_inputs,
-                _check_dead_rows,
-                _check_few_tokens,
-                _check_permutation,
-                _check_view,
-            ):
+            for check in _CHECKS:
                 check(_Case(method, target, shape, device))
         for shape in _fitting(target, SHAPES):
             _check_result(_Case(method, target, shape, device))
         for dtype in DTYPES:
             _check_result(_Case(method, target, SHAPES[0], device, dtype))
-    if broken := untyped(method, methods) or mistaken(method, methods):
+    broken = untyped(method, methods) or mistaken(method, methods)
+    if broken:
         raise CalibrantError(broken, subject=repr(method))
 
 
@@ -117,26 +94,19 @@ class _Case:
         device: str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.method, self.target, self.shape, self.device, self.dtype = (
-            method,
-            target,
-            shape,
-            device,
-            dtype,
-        )
+        self.method = method
+        self.target = target
+        self.shape = shape
+        self.device = device
+        self.dtype = dtype
         self._generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
 
     def exact(self) -> "_Case":
         """Return the same in float64, where a product whose sums depend on a row's place moves
         no near tie.
         """
-        return _Case(
-            self.method,
-            self.target,
-            self.shape,
-            self.device,
-            torch.float64 if self.device != "mps" else torch.float32,
-        )
+        dtype = torch.float32 if self.device == "mps" else torch.float64
+        return _Case(self.method, self.target, self.shape, self.device, dtype)
 
     def weight(self) -> Float[Tensor, "out in"]:
         """Normal numbers, none of them zero."""
@@ -146,74 +116,66 @@ class _Case:
     def inputs(self, tokens: int) -> Float[Tensor, "token in"]:
         """Correlated features of different sizes."""
         features = self.shape[1]
-        mixed = self._normal(tokens, features) @ (
-            torch.eye(features) + self._normal(features, features) / features**0.5
-        )
-        return (mixed * (0.1 + torch.rand(features, generator=self._generator))).to(
-            self.device, self.dtype
-        )
+        normal = self._normal(tokens, features)
+        mixing = torch.eye(features) + self._normal(features, features) / features**0.5
+        sizes = 0.1 + torch.rand(features, generator=self._generator)
+        return (normal @ mixing * sizes).to(self.device, self.dtype)
 
     def seen(self, x: Float[Tensor, "token in"]) -> Seen:
         """Return what a matrix sees of `x`, by the kinds that the method observes."""
-        return Seen(
-            {kind: kind.of(x) for kind in self.method.observes if issubclass(kind, InputStatistic)}
-        )
+        kinds = [kind for kind in self.method.observes if issubclass(kind, InputStatistic)]
+        return Seen({kind: kind.of(x) for kind in kinds})
 
     def compress(self, weight: Tensor, x: Tensor) -> Tensor:
         """Return the compressed weight; shape, type and device are those of `weight`."""
         compressed = self.method.compress(weight, self.seen(x), self.target)
         result = compressed.weight
-        if compressed.packed is not None:
-            self.require(
-                _equal(compressed.packed.dense(), result),
-                "the packed form stands for another matrix than the weight",
-            )
-            self.require(
-                compressed.packed.weights == result.numel(),
-                f"the packed form says that it has {compressed.packed.weights} weights",
-            )
-        for what, expected, actual in (
-            ("shape", weight.shape, result.shape),
-            ("type", weight.dtype, result.dtype),
-            ("device", weight.device, result.device),
-        ):
-            self.require(expected == actual, f"the {what} became {actual}, and was {expected}")
+        packed = compressed.packed
+        if packed is not None:
+            same = _equal(packed.dense(), result)
+            self.require(same, "the packed form stands for another matrix than the weight")
+            count = f"the packed form says that it has {packed.weights} weights"
+            self.require(packed.weights == result.numel(), count)
+        self._require_same("shape", weight.shape, result.shape)
+        self._require_same("type", weight.dtype, result.dtype)
+        self._require_same("device", weight.device, result.device)
         return result
 
+    def _require_same(self, noun: str, expected: object, actual: object) -> None:
+        self.require(expected == actual, f"the {noun} became {actual}, and was {expected}")
+
     def require(self, holds: bool, broken: str) -> None:
+        """Raise `CalibrantError` that says what is `broken` unless something `holds`."""
         if not holds:
-            what = (
-                f"{self.target} of {list(self.shape)} in {str(self.dtype).removeprefix('torch.')}"
-            )
-            raise CalibrantError(
-                f"{self.method}, asked for {what}: {broken}", subject=str(self.method)
-            )
+            dtype = str(self.dtype).removeprefix("torch.")
+            asked = f"{self.target} of {list(self.shape)} in {dtype}"
+            message = f"{self.method}, asked for {asked}: {broken}"
+            raise CalibrantError(message, subject=str(self.method))
 
     def require_sound(self, before: Tensor, result: Tensor) -> None:
-        """Finite, and as many zeros as were asked for."""
+        """Require finite numbers, and as many zeros as were asked for."""
         self.require(bool(result.isfinite().all()), "the result holds NaN or infinity")
-        if (grid := _grid(self.target)) is not None and self.method.prunes:
-            grouped = result.reshape(-1, grid.width(self.shape[1]))
-            values, codes = max(len(group.unique()) for group in grouped), 2**grid.bits
-            self.require(
-                values <= codes, f"a group has {values} values, and there are {codes} codes"
-            )
-        if isinstance(self.target, SparseGrid) and self.method.prunes:
-            zeros, least = (
-                int((result == 0).sum()),
-                min(_allowed_zeros(self.target.removal, self.shape)),
-            )
+        if not self.method.prunes:
+            return
+        target = self.target
+        zeros = int((result == 0).sum())
+        grid = _grid(target)
+        if grid is not None:
+            groups = result.reshape(-1, grid.width(self.shape[1]))
+            values = max(len(group.unique()) for group in groups)
+            codes = 2**grid.bits
+            many = f"a group has {values} values, and there are {codes} codes"
+            self.require(values <= codes, many)
+        if isinstance(target, SparseGrid):
+            least = min(_allowed_zeros(target.removal, self.shape))
             self.require(zeros >= least, f"{zeros} weights are zero, asked were {least}")
-        if isinstance(self.target, Removal) and self.method.prunes:
-            zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
-            self.require(
-                zeros in allowed,
-                f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}",
-            )
+        if isinstance(target, Removal):
+            allowed = _allowed_zeros(target, self.shape)
+            asked = " or ".join(map(str, sorted(allowed)))
+            self.require(zeros in allowed, f"{zeros} weights are zero, asked were {asked}")
             same = self.method.updates or torch.equal(result[result != 0], before[result != 0])
-            self.require(
-                same, "kept weights changed, though the method says that it doesn't update"
-            )
+            moved = "kept weights changed, though the method says that it doesn't update"
+            self.require(same, moved)
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
@@ -221,13 +183,9 @@ class _Case:
 
 def _grid(target: Target) -> Grid | None:
     """The grid that remaining weights are rounded to; None where they aren't."""
-    return (
-        target.grid
-        if isinstance(target, SparseGrid)
-        else target
-        if isinstance(target, Grid)
-        else None
-    )
+    if isinstance(target, SparseGrid):
+        return target.grid
+    return target if isinstance(target, Grid) else None
 
 
 def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
@@ -251,24 +209,24 @@ def _check_purity(case: _Case) -> None:
     """Arguments untouched, and nothing remembered: once more with the same arguments, and once
     with fresh ones.
     """
-    weight, x = case.weight(), case.inputs(2 * case.shape[1])
-    untouched, seen = weight.clone(), case.seen(x)
-    before = _tensors(seen)
+    weight = case.weight()
+    x = case.inputs(2 * case.shape[1])
+    untouched = weight.clone()
+    seen = case.seen(x)
+    before = [numbers.clone() for numbers in _tensors(seen)]
     first = case.method.compress(weight, seen, case.target).weight
     case.require(torch.equal(weight, untouched), "the weight that was given changed")
-    case.require(
-        all(map(torch.equal, before, _tensors(seen, copy=False))),
-        "the statistics that were given changed",
-    )
-    for again in (
-        case.method.compress(weight, seen, case.target).weight,
-        case.compress(untouched, x),
-    ):
-        case.require(torch.equal(first, again), "the same arguments gave another result")
+    kept = all(map(torch.equal, before, _tensors(seen)))
+    case.require(kept, "the statistics that were given changed")
+    second = case.method.compress(weight, seen, case.target).weight
+    third = case.compress(untouched, x)
+    same = torch.equal(first, second) and torch.equal(first, third)
+    case.require(same, "the same arguments gave another result")
 
 
 def _check_dead_inputs(case: _Case) -> None:
-    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    weight = case.weight()
+    x = case.inputs(2 * case.shape[1])
     x[:, ::3] = 0
     case.require_sound(weight, case.compress(weight, x))
 
@@ -276,7 +234,8 @@ def _check_dead_inputs(case: _Case) -> None:
 def _check_dead_rows(case: _Case) -> None:
     """A group of zeros has no scale of its own, and stays zero."""
     if _grid(case.target) is not None:
-        weight, x = case.weight(), case.inputs(2 * case.shape[1])
+        weight = case.weight()
+        x = case.inputs(2 * case.shape[1])
         weight[1] = 0
         result = case.compress(weight, x)
         case.require_sound(weight, result)
@@ -284,28 +243,29 @@ def _check_dead_rows(case: _Case) -> None:
 
 
 def _check_few_tokens(case: _Case) -> None:
-    weight, x = case.weight(), case.inputs(max(1, case.shape[1] // 4))
+    weight = case.weight()
+    x = case.inputs(max(1, case.shape[1] // 4))
     case.require_sound(weight, case.compress(weight, x))
 
 
 def _check_permutation(case: _Case) -> None:
     case = case.exact()
-    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    weight = case.weight()
+    x = case.inputs(2 * case.shape[1])
     order = torch.arange(case.shape[0] - 1, -1, -1, device=weight.device)
-    case.require(
-        _same(case.compress(weight, x)[order], case.compress(weight[order], x)),
-        "permuted rows gave another result than the permuted result",
-    )
+    permuted = case.compress(weight, x)[order]
+    same = _same(permuted, case.compress(weight[order], x))
+    case.require(same, "permuted rows gave another result than the permuted result")
 
 
 def _check_view(case: _Case) -> None:
     """Some models keep matrices as `[in, out]`; a method gets a transposed view of them."""
     case = case.exact()
-    weight, x = case.weight(), case.inputs(2 * case.shape[1])
-    case.require(
-        _same(case.compress(weight, x), case.compress(weight.T.contiguous().T, x)),
-        "a transposed view gave another result",
-    )
+    weight = case.weight()
+    x = case.inputs(2 * case.shape[1])
+    transposed = weight.T.contiguous().T
+    same = _same(case.compress(weight, x), case.compress(transposed, x))
+    case.require(same, "a transposed view gave another result")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -316,11 +276,20 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a == 0, b == 0) and torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-def _tensors(seen: Seen, copy: bool = True) -> list[Tensor]:
+def _tensors(seen: Seen) -> list[Tensor]:
     """The numbers of the statistics; what is cached on them is theirs to change."""
-    return [
-        value.clone() if copy else value
-        for s in seen.values()
-        for value in vars(s).values()
-        if isinstance(value, Tensor)
-    ]
+    found: list[Tensor] = []
+    for statistic in seen.values():
+        found += [value for value in vars(statistic).values() if isinstance(value, Tensor)]
+    return found
+
+
+_CHECKS: Final = (
+    _check_purity,
+    _check_dead_inputs,
+    _check_dead_rows,
+    _check_few_tokens,
+    _check_permutation,
+    _check_view,
+)
+"""What is checked for each target and shape, beside the result itself."""

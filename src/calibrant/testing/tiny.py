@@ -15,7 +15,10 @@ from calibrant.spec.foreign import did_you_mean
 
 SPECIAL: Final = ("<pad>", "<bos>", "<eos>")
 VOCABULARY: Final = len(SPECIAL) + 256
-TEMPLATE: Final = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+TEMPLATE: Final = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% "
+    "endfor %}"
+)
 
 _TOKENS: Final = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _PLAIN: Final = {
@@ -62,7 +65,8 @@ def tiny_model(
     """
     if family not in _FAMILIES:
         raise ModelError(
-            f"there is no tiny model of {family!r}{did_you_mean(family, FAMILIES)} (known: {', '.join(FAMILIES)})",
+            f"there is no tiny model of {family!r}{did_you_mean(family, FAMILIES)} (known: "
+            f"{', '.join(FAMILIES)})",
             subject=family,
         )
     config = AutoConfig.for_model(

@@ -17,9 +17,16 @@ from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
 from calibrant.exports import exports
-from calibrant.lab.choose.budget import Purse, StepCosts, TimePlan, continued, kept_plan, planned
+from calibrant.lab.choose.budget import (
+    StepCosts,
+    TimeBudget,
+    TimePlan,
+    continued,
+    kept_plan,
+    planned,
+)
 from calibrant.lab.choose.fitting import Fitted, fit, own_files
-from calibrant.lab.choose.goal import Goal, default_sources, parse_goal
+from calibrant.lab.choose.goal import Goal, budget_of, default_sources, parse_goal
 from calibrant.lab.choose.halves import Halves, halves_of
 from calibrant.lab.choose.predicting import Prediction, of_mixture, with_siblings
 from calibrant.lab.choose.timing import measured_costs
@@ -29,6 +36,7 @@ from calibrant.lab.mixtures.mixture import BEST, UNIFORM
 from calibrant.lab.study import Study
 from calibrant.methods import Method, StandIn
 from calibrant.models import Opened, open_model, view
+from calibrant.options import RecommendCommand
 from calibrant.spec import identity
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import GgmlKind, GgufRecipe, Target
@@ -68,14 +76,14 @@ FIRST: Final = (
 @final
 @dataclass(frozen=True)
 class Prepared:
-    """What was asked, as it can be had: `names` are the candidates, `needed` those that stay
-    however short the time, `own` those of the target.
+    """What was asked, as it can be had.
 
-    `standing` predicts the method; `export` is the form in which the result is deployed, where that
-    isn't the folder. `template` is the study that the race is, without its rounds; `fixed` says
-    that the tokens were given. `identity` is the same for a later call that asks the same,
-    `no_sibling` says why the target has none, and `opening` is how many seconds it took to open the
-    model.
+    `names` are the candidates, `needed` those that stay however short the time, `own` those of the
+    target, and `base` is what others are compared with. `standing` predicts the method. `export` is
+    the form in which the result is deployed, where that isn't the folder. `template` is the study
+    that the race is, without its rounds. `fixed` says that the tokens were given. `identity` is the
+    same for a later call that asks the same. `no_sibling` says why the target has none. `opening`
+    is how many seconds it took to open the model.
     """
 
     opened: Opened
@@ -102,42 +110,43 @@ class Prepared:
 
     def costs(self, progress: Progress = silent) -> StepCosts:
         """Measure what the pieces cost."""
-        effort = effort_of(self.standing.method)
         return measured_costs(
             self.opened,
             self.template,
             self.standing,
-            effort,
+            effort_of(self.standing.method),
             len(self.names),
             self.opening,
             progress,
         )
 
-    def plan(self, costs: StepCosts, purse: Purse, minutes: float) -> TimePlan:
+    def plan(self, costs: StepCosts, budget: TimeBudget, minutes: float) -> TimePlan:
         """Return what the time will buy: the plan of an earlier call, gone on with, or a new
         one.
         """
-        if earlier := kept_plan(self.folder, self.identity, minutes):
-            return continued(earlier, costs, purse.left, self.fitted.rounds)
-        size = len(self.names), len(self.needed), self.fitted.tokens, bool(self.fitted.halves)
-        return planned(costs, purse.left, *size, fixed=self.fixed, rounds=self.fitted.rounds)
+        earlier = kept_plan(self.folder, self.identity, minutes)
+        if earlier is not None:
+            return continued(earlier, costs, budget.left, self.fitted.rounds)
+        return planned(
+            costs,
+            budget.left,
+            sources=len(self.names),
+            least=len(self.needed),
+            tokens=self.fitted.tokens,
+            halves=bool(self.fitted.halves),
+            fixed=self.fixed,
+            rounds=self.fitted.rounds,
+        )
 
     def within(self, plan: TimePlan) -> "Prepared":
         """Return the same with the budgets of a plan."""
         goal = self.fitted.goal.limited(lambda measure: _part(measure, plan.share))
-        evaluate = _evaluated(goal, self.target, self.opened)
         length = min(self.fitted.length, plan.tokens)
-        fitted = replace(
-            self.fitted,
-            goal=goal,
-            judge_tokens=min(plan.tokens, self.fitted.judge_tokens),
-            length=length,
-        )
-        return replace(
-            self,
-            fitted=fitted,
-            template=replace(self.template, evaluate=evaluate, tokens=plan.tokens, length=length),
-        )
+        judge_tokens = min(plan.tokens, self.fitted.judge_tokens)
+        fitted = replace(self.fitted, goal=goal, judge_tokens=judge_tokens, length=length)
+        evaluate = _measures(goal, self.target, self.opened)
+        template = replace(self.template, evaluate=evaluate, tokens=plan.tokens, length=length)
+        return replace(self, fitted=fitted, template=template)
 
     def without_sibling(self, reason: str) -> "Prepared":
         """Return the same without a held-out sibling of the target."""
@@ -149,13 +158,11 @@ class Prepared:
         """Return the best mixture of as many candidates as are planned, and what is predicted of
         every candidate and every mixture.
         """
-        chosen = list(dict.fromkeys([*self.needed, *sorted(self.names, key=_place)]))[
-            : max(plan.sources, 2)
-        ]
-        goal, halves = self.fitted.goal, self.fitted.halves
+        goal = self.fitted.goal
+        wanted = list(dict.fromkeys([*self.needed, *sorted(self.names, key=_place)]))
         mixture = mix(
             self.opened,
-            chosen,
+            wanted[: max(plan.sources, 2)],
             method=self.method,
             target=self.target,
             objective=f"target={goal.judge}",
@@ -166,142 +173,143 @@ class Prepared:
             alone=True,
             progress=progress,
         )
-        if not halves:
-            names = {
-                UNIFORM: expression(list(mixture.weights), uniform(len(mixture.weights))),
-                BEST: mixture.expr,
-            }
+        if not self.fitted.halves:
+            evenly = uniform(len(mixture.weights))
+            names = {UNIFORM: expression(list(mixture.weights), evenly), BEST: mixture.expr}
             return mixture, of_mixture(mixture, str(CalibrationSet(goal.judge)), names)
-        settings = (
+        return mixture, with_siblings(
+            mixture,
+            self.standing,
+            goal.judge,
+            self.fitted.halves,
             self.opened,
             effort_of(self.standing.method),
             self.place,
             self.fitted.judge_tokens,
             progress,
         )
-        return mixture, with_siblings(mixture, self.standing, goal.judge, halves, *settings)
 
 
-def asked(
-    model: str,
-    targets: Sequence[str],
-    sources: Sequence[str],
-    method: str | None,
-    sparsity: float | str | Target | None,
-    tokens: int | None,
-    length: int,
-    baseline: str,
-    folder: Path,
-    dtype: str,
-    device: str,
-    sibling: bool,
-    purse: Purse,
-) -> Prepared:
-    """Read what is asked, open the model, divide the target's files and fit the budgets. An
-    `InputError` for what can't be used.
+def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
+    """Read what is asked, open the model, divide the target's files and fit the budgets.
+
+    Raises an `InputError` for what can't be used.
     """
-    built, aimed = aim_of(method, sparsity)
-    standing = stand_in_of(built, aimed)
-    goal = parse_goal(targets, TOKENS, ITEMS, length)
-    names = list(
-        dict.fromkeys(str(CalibrationSet(text)) for text in (sources or default_sources(goal)))
-    )
-    base = (
-        str(CalibrationSet(baseline)) if baseline else BASELINE if BASELINE in names else names[0]
-    )
-    names, own = (
-        list(dict.fromkeys([*names, base])),
-        [str(CalibrationSet(text)) for text in goal.sources],
-    )
-    began = purse.spent
-    opened = open_model(model, dtype, device)
-    opening = purse.spent - began
-    seen_by = view(opened.model)
-    built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
-    export = _deployed(built, aimed, opened)
-    halves, why_not = _halves(goal, folder / "halves") if sibling else ((), "it was not asked for")
-    fitted = fit(names, goal, halves, tokens or TOKENS, length, opened.tokenizer)
+    method, target = aim_of(options.method, options.sparsity)
+    standing = stand_in_of(method, target)
+    wanted = [options.target] if isinstance(options.target, str) else options.target
+    goal = parse_goal(wanted, TOKENS, ITEMS, options.length)
+    own = _canonical(goal.sources)
+    names = _canonical(options.sources or default_sources(goal))
+    if options.baseline:
+        base = str(CalibrationSet(options.baseline))
+    elif BASELINE in names:
+        base = BASELINE
+    else:
+        base = names[0]
+    names = list(dict.fromkeys([*names, base]))
+    began = budget.spent
+    opened = open_model(options.model, options.dtype, options.device)
+    opening = budget.spent - began
+    model_view = view(opened.model)
+    method.check_model(model_view, target, dict.fromkeys(model_view.named, target))
+    export = _deployed(method, target, opened)
+    folder = Path(options.folder)
+    if options.sibling:
+        halves, no_sibling = _halves(goal, folder / "halves")
+    else:
+        halves, no_sibling = (), "it was not asked for"
+    tokens = options.tokens or TOKENS
+    fitted = fit(names, goal, halves, tokens, options.length, opened.tokenizer)
+    if fitted.halves:
+        no_sibling = ""
+    elif not no_sibling:
+        no_sibling = "its halves hold too little to be calibrated on"
     template = Study(
-        models=(model,),
+        models=(options.model,),
         data=(base,),
-        evaluate=_evaluated(fitted.goal, aimed, opened),
-        methods=(str(built),),
-        sparsities=(str(aimed),),
+        evaluate=_measures(fitted.goal, target, opened),
+        methods=(method,),
+        sparsities=(target,),
         tokens=fitted.tokens,
         length=fitted.length,
-        dtype=dtype,
-        device=device,
-        allow_leak=True,  # rows of the target's file that are alike are what the sibling is for; records keep their number
+        dtype=options.dtype,
+        device=options.device,
+        # Rows of the target's file that are alike are what the sibling is for; records keep their
+        # number.
+        allow_leak=True,
     )
-    needed = tuple(names if sources else dict.fromkeys([*own, base]))
-    same = identity(
-        [
-            opened.digest,
-            str(built),
-            str(aimed),
-            goal.text,
-            names,
-            fitted.tokens,
-            length,
-            base,
-            str(opened.dtype),
-            device,
-            sibling,
-        ]
-    )
-    why_not = "" if fitted.halves else why_not or "its halves hold too little to be calibrated on"
-    read = (
-        opened,
-        built,
-        aimed,
-        standing,
-        export,
-        tuple(names),
-        needed,
-        tuple(own),
+    needed = names if options.sources else list(dict.fromkeys([*own, base]))
+    question = [
+        opened.digest,
+        str(method),
+        str(target),
+        goal.text,
+        names,
+        fitted.tokens,
+        options.length,
         base,
-        fitted,
-        template,
-        folder,
+        str(opened.dtype),
+        options.device,
+        options.sibling,
+    ]
+    return Prepared(
+        opened=opened,
+        method=method,
+        target=target,
+        standing=standing,
+        export=export,
+        names=tuple(names),
+        needed=tuple(needed),
+        own=tuple(own),
+        base=base,
+        fitted=fitted,
+        template=template,
+        folder=folder,
+        identity=identity(question),
+        fixed=options.tokens is not None,
+        no_sibling=no_sibling,
+        opening=opening,
     )
-    return Prepared(*read, same, tokens is not None, why_not, opening)
 
 
-def _evaluated(goal: Goal, target: Target, opened: Opened) -> tuple[str, ...]:
-    """Return what is measured on each run: the goal's measures and, of a model that is rounded, its
+def _canonical(texts: Sequence[str]) -> list[str]:
+    """Calibration sets as they are written, each once."""
+    return list(dict.fromkeys(str(CalibrationSet(text)) for text in texts))
+
+
+def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ...]:
+    """What is measured on each run: the goal's measures and, of a model that is rounded, its
     divergence from the dense one on like text.
 
     The divergence decides nothing. It is left out where no loss is measured, or a copy of the dense
     model would be large for this machine.
     """
-    texts = [str(evaluator) for _, evaluator in goal.measures]
-    size = sum(
+    measures = [measure for _, measure in goal.measures]
+    heaviest: Loss | None = None
+    most = -1.0
+    for weight, measure in goal.measures:
+        if isinstance(measure, Loss) and weight > most:
+            heaviest = measure
+            most = weight
+    if heaviest is None or not isinstance(target, TARGETS_OF["quantize"]):
+        return tuple(measures)
+    copy = sum(
         parameter.numel() * parameter.element_size() for parameter in opened.model.parameters()
     )
-    losses = [(weight, measure) for weight, measure in goal.measures if isinstance(measure, Loss)]
-    if (
-        losses
-        and isinstance(target, TARGETS_OF["quantize"])
-        and size <= COPY * psutil.virtual_memory().total
-    ):
-        _, measure = max(losses, key=lambda loss: loss[0])
-        tokens = min(measure.tokens, max(LEAST_DIVERGENCE, measure.tokens // DIVERGENCE))
-        texts.append(
-            str(
-                Agreement(
-                    source=measure.source,
-                    format=measure.format,
-                    tokens=tokens,
-                    length=measure.length,
-                )
-            )
-        )
-    return tuple(texts)
+    if copy > COPY * psutil.virtual_memory().total:
+        return tuple(measures)
+    tokens = min(heaviest.tokens, max(LEAST_DIVERGENCE, heaviest.tokens // DIVERGENCE))
+    divergence = Agreement(
+        source=heaviest.source, format=heaviest.format, tokens=tokens, length=heaviest.length
+    )
+    return (*measures, divergence)
 
 
 def _deployed(method: Method, target: Target, opened: Opened) -> str:
-    """Return the export in which llama.cpp's blocks are kept, nothing for other targets; an
-    `InputError` where a whole file can't be made.
+    """The export in which llama.cpp's blocks are kept, nothing for other targets.
+
+    Raises an `InputError` where a whole file can't be made.
     """
     if not isinstance(target, GgmlKind | GgufRecipe):
         return ""
@@ -317,38 +325,35 @@ def _deployed(method: Method, target: Target, opened: Opened) -> str:
 
 
 def _halves(goal: Goal, place: Path) -> tuple[tuple[Halves, ...], str]:
-    """Divide each of the user's files that the goal names; or return why that can't be done: of
-    all, or of none.
+    """The halves of each of the user's files that the goal names.
+
+    Where one can't be divided, there are none, and the reason is said.
     """
-    divided = [
-        halves_of(file, place / str(number))
-        for number, file in enumerate(own_files(goal.sources), 1)
-    ]
-    reasons = [each for each in divided if isinstance(each, str)]
-    if reasons or not divided:
-        return (
-            (),
-            "; ".join(reasons)
-            or "the target is no file of your own: what it measures on was published apart from what it calibrates on",
-        )
-    return tuple(each for each in divided if not isinstance(each, str)), ""
+    divided: list[Halves] = []
+    reasons: list[str] = []
+    for number, file in enumerate(own_files(goal.sources), 1):
+        halves = halves_of(file, place / str(number))
+        if isinstance(halves, str):
+            reasons.append(halves)
+        else:
+            divided.append(halves)
+    if reasons:
+        return (), "; ".join(reasons)
+    if not divided:
+        apart = "what it measures on was published apart from what it calibrates on"
+        return (), f"the target is no file of your own: {apart}"
+    return tuple(divided), ""
 
 
 def _part(measure: Evaluator, share: float) -> int:
-    """Return how many tokens or items are measured where the time allows for a share of them."""
-    budget = (
-        measure.tokens
-        if isinstance(measure, Loss)
-        else measure.limit
-        if isinstance(measure, Task)
-        else None
-    )
+    """How many tokens or items are measured where the time allows for a share of them."""
+    budget = budget_of(measure)
     least = LEAST_ITEMS if isinstance(measure, Task) else LEAST_TOKENS
-    return (
-        budget or 1
-        if share == 1 or budget is None or budget <= least
-        else max(least, int(budget * share))
-    )
+    if budget is None:
+        return 1
+    if share == 1 or budget <= least:
+        return budget or 1
+    return max(least, int(budget * share))
 
 
 def _place(data: str) -> int:

@@ -1,10 +1,9 @@
-"""What a time buys: costs that are measured, a plan made of them before anything begins, and a
-purse that says what is left.
+"""What a time buys: measured costs, a plan made of them before anything begins, and what is left.
 
-The promise is kept in three steps. Before the work the pieces are timed small (`study.timing`), or
-were measured by an earlier call in the same folder, and the largest plan that fits is chosen: fewer
-candidates, fewer sets, fewer tokens, and last a single draw. The costs are corrected by what each
-step really took. And no round, and no set of a round, is begun that can't end in time, but for the
+The promise is kept in three steps. First the pieces are timed small (`lab.choose.timing`), or were
+by an earlier call in the same folder. Then the largest plan that fits is chosen: fewer candidates,
+fewer sets, fewer tokens, and last a single draw. The costs are corrected by what each step really
+took. And no round, and no set of a round, is begun that can't end in time. The exception are the
 first sets of the first round, without which there would be no answer.
 """
 
@@ -35,11 +34,13 @@ PLAN: Final = "plan.json"
 
 
 @final
-class Purse:
+class TimeBudget:
     """The time of one call. `now` is a clock in seconds."""
 
     def __init__(self, minutes: float, now: Callable[[], float] = time.perf_counter) -> None:
-        self.seconds, self._now, self._began = 60 * minutes, now, now()
+        self.seconds = 60 * minutes
+        self._now = now
+        self._began = now()
 
     @property
     def spent(self) -> float:
@@ -55,12 +56,12 @@ class Purse:
 @final
 @dataclass(frozen=True)
 class StepCosts:
-    """Seconds on this machine, for one question: `opened` to open the model, `walk` and `judge` for
-    a token of which statistics are gathered, `search` for a search of mixtures, `compress` for a
-    run whose statistics are there, `measure` for all measurements of one run.
+    """What each step takes on this machine, for one question, in seconds.
 
-    `again` is for a token of a run that sees its inputs itself, as methods do that update
-    weights; 0 for those that read what was gathered, which is done once for a set and draw.
+    `opened` opens the model. `walk` and `judge` are for a token of which statistics are gathered.
+    `search` is a search of mixtures, `compress` a run whose statistics are there, and `measure` all
+    measurements of one run. `again` is for a token of a run that sees its inputs itself, as methods
+    do that update weights. It is 0 for methods that read what was gathered for a set and draw.
     """
 
     opened: float
@@ -72,32 +73,28 @@ class StepCosts:
     again: float = 0.0
 
     def predicting(self, sources: int, judges: int, tokens: int) -> float:
-        """Seconds until all candidates are predicted: a walk for each source, and for each
+        """Return the seconds until all candidates are predicted: a walk for each source and
         judge.
         """
-        return tokens * (sources * self.walk + judges * self.judge) + judges * self.search
+        walking = sources * self.walk + judges * self.judge
+        return tokens * walking + judges * self.search
 
     def round(self, runs: int, walks: int, parts: int, tokens: int, share: float = 1.0) -> float:
-        """Seconds of a round of so many runs, on a `share` of the items.
+        """Return the seconds of a round of so many runs, on a `share` of the items.
 
-        The statistics of `walks` sets have to be gathered; where runs see their inputs themselves,
+        The statistics of `walks` sets have to be gathered. Where runs see their inputs themselves,
         they walk through `parts` sets in all.
         """
         walking = parts * self.again if self.again else walks * self.walk
         return self.opened + runs * (self.compress + share * self.measure) + tokens * walking
 
     def scaled(self, predicting: float = 1.0, racing: float = 1.0) -> "StepCosts":
-        """Return the costs where the two parts of the work took so many times as long as these
-        say.
-        """
-        gathered = replace(
-            self,
+        """Return the costs where the two parts of the work took so many times as long."""
+        return StepCosts(
+            opened=self.opened,
             walk=self.walk * predicting,
             judge=self.judge * predicting,
             search=self.search * predicting,
-        )
-        return replace(
-            gathered,
             compress=self.compress * racing,
             measure=self.measure * racing,
             again=self.again * racing,
@@ -105,21 +102,26 @@ class StepCosts:
 
     def keep(self, folder: Path, question: str) -> None:
         """Write them into the folder for the next call."""
-        folder.mkdir(parents=True, exist_ok=True)
-        _put(folder / COSTS, {"question": question, **asdict(self)})
+        _put(folder, COSTS, {"question": question, **asdict(self)})
 
 
-def kept(folder: Path, question: str) -> StepCosts | None:
+def kept_costs(folder: Path, question: str) -> StepCosts | None:
     """Return what an earlier call for the same question measured, if it did."""
-    stored: Any = _stored(folder / COSTS, question)
-    names = [each.name for each in fields(StepCosts)]
-    values: list[Any] = [stored.get(name) for name in names] if stored else [None]
-    if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in values):
+    stored = _stored(folder / COSTS, question)
+    if stored is None:
         return None
-    return StepCosts(*map(float, values))
+    values: dict[str, float] = {}
+    for field in fields(StepCosts):
+        value = stored.get(field.name)
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            return None
+        values[field.name] = float(value)
+    return StepCosts(**values)
 
 
-def _put(path: Path, document: dict[str, Any]) -> None:
+def _put(folder: Path, name: str, document: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
     put(path, text_of_json(sealed(document, _purpose(path))).encode())
 
 
@@ -127,9 +129,10 @@ def _purpose(path: Path) -> Purpose:
     return {"kind": "advice", "file": path.name}
 
 
-def _stored(path: Path, question: str) -> Any:
-    """What an earlier call kept of the same question; None for another's, and for what is
-    damaged: it is measured again.
+def _stored(path: Path, question: str) -> dict[str, Any] | None:
+    """What an earlier call kept of the same question.
+
+    None for another question's, and for what is damaged: it is measured again.
     """
     if not path.is_file():
         return None
@@ -138,22 +141,25 @@ def _stored(path: Path, question: str) -> Any:
     except DataError:
         tell_made_again("what an earlier call measured", short(path))
         return None
-    return stored if isinstance(stored, dict) and stored.get("question") == question else None
+    if isinstance(stored, dict) and stored.get("question") == question:
+        return stored
+    return None
 
 
 @final
 @dataclass(frozen=True)
 class TimePlan:
-    """What the time will buy: so many candidates predicted, so many sets measured, `rounds` draws
-    of each, with `tokens` each, in `seconds`.
+    """What the time will buy.
 
-    Of what is measured by, `share` is used; `halves` says whether a held-out sibling is judged by
-    too. `another` are the seconds of one draw more. `fits` says whether even this is within the
-    time: there is nothing smaller. `done` are draws that an earlier call made.
+    So many `sources` are predicted as candidates, and so many `sets` are measured, in `rounds`
+    draws of `tokens` each. That takes `seconds`, and one draw more takes `another`. Of what is
+    measured by, `share` is used. `halves` says whether a held-out sibling is judged by too. `fits`
+    says whether even this is within the time: there is nothing smaller. `done` are draws that an
+    earlier call made.
     """
 
     sources: int
-    arms: int
+    sets: int
     rounds: int
     tokens: int
     share: float
@@ -165,56 +171,57 @@ class TimePlan:
 
     def sentence(self, minutes: float) -> str:
         """Say it, before it begins."""
-        each = (
-            "one draw only: no interval over draws"
-            if self.rounds == 1
-            else f"{self.rounds} draws each"
-        )
-        what = f"{self.sources} candidates predicted, {self.arms} sets measured, {each}, with {self.tokens:,} tokens a set"
-        what += f", on {self.share:.0%} of the held-out items" if self.share < 1 else ""
-        if not self.fits:
-            head = f"{minutes:g} minutes are too few: the least takes about {duration(self.seconds)} ({what})"
+        draws = f"{self.rounds} draws each"
+        if self.rounds == 1:
+            draws = "one draw only: no interval over draws"
+        work = f"{self.sources} candidates predicted, {self.sets} sets measured, {draws}"
+        work += f", with {self.tokens:,} tokens a set"
+        if self.share < 1:
+            work += f", on {self.share:.0%} of the held-out items"
+        takes = f"about {duration(self.seconds)}"
+        if self.fits:
+            text = f"{minutes:g} minutes buy: {work} ({takes})"
         else:
-            head = f"{minutes:g} minutes buy: {what} (about {duration(self.seconds)})"
+            text = f"{minutes:g} minutes are too few: the least takes {takes} ({work})"
         if self.done:
-            head += f"; {self.done} of the draws are there from an earlier call"
+            text += f"; {self.done} of the draws are there from an earlier call"
+        if self.rounds >= ROUNDS:
+            return text
         more = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
-        needed = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
-        return head + (
-            f"; {more} would take about {duration(self.another)} more (--budget {needed:g})"
-            if self.rounds < ROUNDS
-            else ""
-        )
+        enough = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
+        takes = f"about {duration(self.another)} more"
+        return f"{text}; {more} would take {takes} (--budget {enough:g})"
 
     def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
         """Write it into the folder, so that a later call goes on with the same sets, tokens and
         items.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        _put(
-            folder / PLAN, {"question": question, "minutes": minutes, **asdict(self), "done": done}
-        )
+        document = {"question": question, "minutes": minutes, **asdict(self), "done": done}
+        _put(folder, PLAN, document)
 
 
 def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:
-    """Return the plan of an earlier call for the same question, unless there is so much more
-    time now that a larger one is worth beginning anew.
+    """Return the plan of an earlier call for the same question.
+
+    None too where there is so much more time now that a larger plan is worth beginning anew.
     """
-    stored: Any = _stored(folder / PLAN, question)
-    if not isinstance(stored, dict) or not minutes < 3 * float(stored.get("minutes", 0)):
+    stored = _stored(folder / PLAN, question)
+    if stored is None or not minutes < 3 * float(stored.get("minutes", 0)):
         return None
     try:
-        return TimePlan(**{each.name: stored[each.name] for each in fields(TimePlan)})
+        return TimePlan(**{field.name: stored[field.name] for field in fields(TimePlan)})
     except KeyError:
         return None
 
 
 def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> TimePlan:
     """Return a kept plan with the draws that `seconds` buy beside those that are there."""
-    runs = runs_of(plan.arms, plan.halves)
+    runs = runs_of(plan.sets, plan.halves)
     another = costs.round(runs, runs, _parts(runs, plan.sources), plan.tokens, plan.share)
-    begun = 2 * costs.opened + costs.search * (3 if plan.halves else 1)
-    more = max(0, min(rounds - plan.done, int((seconds / MARGIN - begun) / another)))
+    searches = 3 if plan.halves else 1
+    begun = 2 * costs.opened + costs.search * searches
+    affordable = int((seconds / MARGIN - begun) / another)
+    more = max(0, min(rounds - plan.done, affordable))
     return replace(
         plan,
         rounds=max(1, plan.done + more),
@@ -233,28 +240,27 @@ def planned(
     halves: bool,
     *,
     fixed: bool = False,
-    smaller: bool = True,
     rounds: int = ROUNDS,
 ) -> TimePlan:
-    """Return the largest plan that ends within `seconds`, for `sources` candidates, of which
-    `least` must stay; `halves` for a held-out sibling.
+    """Return the largest plan that ends within `seconds`.
 
-    Two draws of fewer sets come before one draw of more, fewer candidates before fewer items (not
-    unless `smaller`) and fewer tokens (not where they are `fixed`), and the sibling goes last.
-    `rounds` is the most.
+    It is for `sources` candidates, of which `least` must stay; `halves` asks for a held-out
+    sibling. Two draws of fewer sets come before one draw of more, and fewer candidates before fewer
+    items and fewer tokens, which stay where they are `fixed`. The sibling goes last. `rounds` is
+    the most.
     """
-    plans = [
-        _plan(costs, *shape)
-        for shape in _shapes(sources, least, tokens, halves, fixed, smaller, min(2, rounds))
-    ]
-    chosen = next((plan for plan in plans if plan.seconds * MARGIN <= seconds), plans[-1])
-    fits = chosen.seconds * MARGIN <= seconds
-    more = (
-        int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
-        if fits and chosen.rounds > 1
-        else 0
-    )
-    more = min(more, rounds - chosen.rounds)
+    chosen: TimePlan | None = None
+    fits = False
+    for shape in _shapes(sources, least, tokens, halves, fixed, min(2, rounds)):
+        chosen = _plan(costs, shape)
+        fits = chosen.seconds * MARGIN <= seconds
+        if fits:
+            break
+    assert chosen is not None, "there is always a smallest plan"
+    more = 0
+    if fits and chosen.rounds > 1:
+        more = int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
+        more = min(more, rounds - chosen.rounds)
     return replace(
         chosen,
         rounds=chosen.rounds + more,
@@ -265,59 +271,73 @@ def planned(
 
 def least_with_sibling(costs: StepCosts, sources: int, least: int, tokens: int) -> float:
     """Return the seconds of the smallest plan that has a held-out sibling."""
-    *_, smallest = (
-        shape for shape in _shapes(sources, least, tokens, True, True, True, 1) if shape[-1]
-    )
-    return MARGIN * _plan(costs, *smallest).seconds
+    shapes = _shapes(sources, least, tokens, halves=True, fixed=True, rounds=1)
+    with_sibling = [shape for shape in shapes if shape.halves]
+    return MARGIN * _plan(costs, with_sibling[-1]).seconds
 
 
-def runs_of(arms: int, halves: bool) -> int:
-    """Return about how many runs a draw of so many sets takes: of those that hold the target's
-    file, each half is a run too.
+def runs_of(sets: int, halves: bool) -> int:
+    """Return about how many runs a draw of so many sets takes.
+
+    Of those that hold the target's file, each half is a run too.
     """
-    return arms + (2 * (1 if arms <= LEAST else 2) if halves else 0)
+    if not halves:
+        return sets
+    holding = 1 if sets <= LEAST else 2
+    return sets + 2 * holding
 
 
 def _parts(runs: int, sources: int) -> int:
-    """Return through about how many sets runs walk that see their inputs themselves: one each,
-    but for a mixture of all sources.
+    """Through about how many sets runs walk that see their inputs themselves: one each, but for a
+    mixture of all sources.
     """
     return runs + sources - 1
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """How large a plan is, in the words of `TimePlan`."""
+
+    sources: int
+    sets: int
+    rounds: int
+    tokens: int
+    share: float
+    halves: bool
+
+
 def _shapes(
-    sources: int, least: int, tokens: int, halves: bool, fixed: bool, smaller: bool, rounds: int
-) -> Iterator[tuple[int, int, int, int, float, bool]]:
-    """Sources, sets, rounds, tokens, share of the items, sibling; the most wanted first."""
-    budgets = [
-        tokens,
-        *(each for each in (tokens // 2, tokens // 4) if each >= TOKENS and not fixed),
-    ]
-    shares = (1.0, 0.5, 0.25) if smaller else (1.0,)
-    some = [max(least, min(sources, count)) for count in (sources, (sources + 1) // 2, LEAST)]
-    sizes = [(RACED, some[0]), (4, some[0]), (4, some[1]), (LEAST, some[1]), (LEAST, some[2])]
+    sources: int, least: int, tokens: int, halves: bool, fixed: bool, rounds: int
+) -> Iterator[_Shape]:
+    """The sizes that a plan may have, the most wanted first."""
+    budgets = [tokens]
+    for smaller in (tokens // 2, tokens // 4):
+        if smaller >= TOKENS and not fixed:
+            budgets.append(smaller)
+    everything = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
+    everything.sort(key=lambda pair: -pair[0] / tokens * pair[1])
+    every = max(least, sources)
+    half = max(least, min(sources, (sources + 1) // 2))
+    few = max(least, min(sources, LEAST))
+    sizes = [(RACED, every), (4, every), (4, half), (LEAST, half), (LEAST, few)]
     for sibling in dict.fromkeys((halves, False)):
         for draws in dict.fromkeys((rounds, 1)):
-            for budget, share in sorted(
-                itertools.product(budgets, shares), key=lambda one: -one[0] / tokens * one[1]
-            ):
-                yield from (
-                    (count, min(arms, count + 2), draws, budget, share, sibling)
-                    for arms, count in sizes
-                )
+            for budget, share in everything:
+                for sets, count in sizes:
+                    yield _Shape(count, min(sets, count + 2), draws, budget, share, sibling)
 
 
-def _plan(
-    costs: StepCosts, sources: int, arms: int, rounds: int, tokens: int, share: float, halves: bool
-) -> TimePlan:
-    runs = runs_of(arms, halves)
-    predicting = costs.predicting(sources + 2 * halves, 1 + 2 * halves, tokens)
-    parts = _parts(runs, sources)
-    another = costs.round(runs, runs, parts, tokens, share)
-    racing = (
-        costs.round(runs + 1, 0, parts, tokens, share) + (rounds - 1) * another
-    )  # the dense model is measured in the first
-    return TimePlan(sources, arms, rounds, tokens, share, halves, predicting + racing, another)
+def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
+    runs = runs_of(shape.sets, shape.halves)
+    parts = _parts(runs, shape.sources)
+    # With a sibling, the halves are two sources more and two judges more.
+    extra = 2 if shape.halves else 0
+    predicting = costs.predicting(shape.sources + extra, 1 + extra, shape.tokens)
+    another = costs.round(runs, runs, parts, shape.tokens, shape.share)
+    # The first round finds the statistics of the prediction, and measures the dense model too.
+    first = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
+    racing = first + (shape.rounds - 1) * another
+    return TimePlan(**asdict(shape), seconds=predicting + racing, another=another)
 
 
 def duration(seconds: float) -> str:

@@ -16,8 +16,7 @@ from calibrant.evaluators import Evaluator
 from calibrant.evaluators.loss import Loss
 from calibrant.lab.choose.budget import ROUNDS
 from calibrant.lab.choose.goal import Goal
-from calibrant.lab.choose.halves import Halves
-from calibrant.lab.choose.predicting import swapped
+from calibrant.lab.choose.halves import Halves, swapped
 
 LEAST: Final = 256
 """Tokens of a set below which nothing is to be learnt from it; a half of a file that holds fewer
@@ -29,10 +28,11 @@ ENOUGH: Final = 2048
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a set, a judge and a window may hold, how many draws of the target's own file share no
-    row, and, where that was lowered, a sentence.
+    """Budgets that fit the files.
 
-    `goal` measures as much as there is.
+    `tokens` is what a set holds, `judge_tokens` what is judged by, and `length` a window. `rounds`
+    draws of the target's own file share no row. `goal` measures as much as there is. `said` is a
+    sentence where something was lowered, else empty.
     """
 
     tokens: int
@@ -52,106 +52,117 @@ def fit(
     length: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Fitted:
-    """Lower the budgets to what there is. `DataError` for a candidate or a judge that holds next
-    to nothing, or a window without room for text.
+    """Lower the budgets to what there is.
+
+    Raises `DataError` for a candidate or a judge that holds next to nothing, or a window without
+    room for text.
     """
-
-    def holds(data: str, most: int) -> int:
-        return CalibrationSet(data, length=length).most_tokens(tokenizer, most)
-
-    requested, judge, said = tokens, goal.judge, list[str]()
-    sides = [swapped(one, halves, side) for one in candidates if _own(one) for side in (0, 1)]
-    in_half = min((holds(side, 2 * tokens) for side in dict.fromkeys(sides)), default=2 * tokens)
-    if halves and in_half < LEAST:
-        halves, in_half = (), 2 * tokens
-    supplies = {one: holds(one, 2 * tokens if _own(one) else tokens) for one in candidates}
-    for one, supply in supplies.items():
-        if supply < LEAST:
-            raise DataError(
-                f"{one} holds {supply} tokens to calibrate on, and {LEAST} are the least; add rows, or leave it out",
-                subject=one,
-            )
-    # Of the target's own file two draws that share no row are wanted, and of its halves too, but no
-    # set of less than a few thousand tokens for it.
-    wanted = [
-        tokens,
-        *(max(n // 2, min(n, ENOUGH)) if _own(one) else n for one, n in supplies.items()),
-        max(in_half // 2, min(in_half, ENOUGH)),
-    ]
-    tokens = min(wanted)
-    tokens = tokens if tokens == requested else _rounded(tokens)
-    length = min(length, tokens)
-    judges = [judge, *(swapped(judge, halves, side) for side in (0, 1) if halves)]
-    judge_tokens = min(
-        CalibrationSet(each, length=length, tokens=tokens).held_out().most_tokens(tokenizer, tokens)
-        for each in judges
-    )
+    supply = _Supply(tokenizer, length)
+    own = [name for name in candidates if _names_a_file(name)]
+    in_half = 2 * tokens
+    if halves and own:
+        in_half = min(supply.tokens(name, 2 * tokens) for name in _in_halves(own, halves))
+        if in_half < LEAST:
+            halves = ()
+            in_half = 2 * tokens
+    wanted = [tokens, _for_two_draws(in_half)]
+    supplies: dict[str, int] = {}
+    for name in candidates:
+        is_own = name in own
+        held = supply.tokens(name, 2 * tokens if is_own else tokens)
+        if held < LEAST:
+            enough = f"and {LEAST} are the least; add rows, or leave it out"
+            message = f"{name} holds {held} tokens to calibrate on, {enough}"
+            raise DataError(message, subject=name)
+        supplies[name] = held
+        wanted.append(_for_two_draws(held) if is_own else held)
+    fitted = min(wanted)
+    if fitted < tokens:
+        fitted = _rounded(fitted)
+    length = min(length, fitted)
+    supply = _Supply(tokenizer, length)
+    judges = [goal.judge]
+    if halves:
+        judges += _in_halves([goal.judge], halves)
+    judge_tokens = min(supply.held_out(judge, fitted) for judge in judges)
     if judge_tokens < 2:
-        raise DataError(f"{judge} holds out nothing to judge by; add rows", subject=judge)
-    own = [one for one in candidates if _own(one)]
-    drawn = [swapped(one, halves, side) for one in own for side in (0, 1)] if halves else own
-    draws = min(
-        (
-            CalibrationSet(one, length=length, tokens=tokens).disjoint_draws(tokenizer, ROUNDS)
-            or ROUNDS
-            for one in drawn
-        ),
-        default=ROUNDS,
-    )
-    if tokens < requested:
-        small = min(own or supplies, key=lambda one: supplies[one])
-        said.append(
-            f"{small} holds {_amount(supplies[small], 2 * requested if _own(small) else requested)} tokens to calibrate on"
-        )
-    if judge_tokens < tokens:
-        said.append(
-            f"{judge} holds out {judge_tokens:,} tokens"
-            + (" in the smaller of its halves" if halves else "")
-        )
-    sentence = (
-        "; ".join(said)
-        + f": sets of {tokens:,} tokens (not {requested:,}), judged on {judge_tokens:,}, in windows of {length:,}, at most {_draws(draws)}"
-    )
+        raise DataError(f"{goal.judge} holds out nothing to judge by; add rows", subject=goal.judge)
+    draws = ROUNDS
+    for name in _in_halves(own, halves) if halves else own:
+        drawn = CalibrationSet(name, length=length, tokens=fitted)
+        draws = min(draws, drawn.disjoint_draws(tokenizer, ROUNDS) or ROUNDS)
+    reasons: list[str] = []
+    if fitted < tokens:
+        least = min(own or supplies, key=supplies.__getitem__)
+        held = f"{supplies[least]:,}"
+        if supplies[least] == (2 * tokens if least in own else tokens):
+            held += " or more"
+        reasons.append(f"{least} holds {held} tokens to calibrate on")
+    if judge_tokens < fitted:
+        where = " in the smaller of its halves" if halves else ""
+        reasons.append(f"{goal.judge} holds out {judge_tokens:,} tokens{where}")
+    sentence = ""
+    if reasons:
+        sets = f"sets of {fitted:,} tokens (not {tokens:,}), judged on {judge_tokens:,}"
+        most = "one draw" if draws == 1 else f"{draws} draws that share no row"
+        sentence = f"{'; '.join(reasons)}: {sets}, in windows of {length:,}, at most {most}"
+    limited = goal.limited(supply.measured) if own else goal
+    return Fitted(fitted, judge_tokens, length, draws, tuple(halves), limited, sentence)
 
-    def held_out(measure: Evaluator) -> int:
+
+@dataclass(frozen=True)
+class _Supply:
+    """How much sets hold, in windows of `length` tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    length: int
+
+    def tokens(self, name: str, most: int) -> int:
+        """Tokens to calibrate on, counted up to `most`."""
+        return CalibrationSet(name, length=self.length).most_tokens(self.tokenizer, most)
+
+    def held_out(self, name: str, most: int) -> int:
+        """Tokens that no calibration set may hold, counted up to `most`."""
+        data = CalibrationSet(name, length=self.length, tokens=most)
+        return data.held_out().most_tokens(self.tokenizer, most)
+
+    def measured(self, measure: Evaluator) -> int:
+        """What a measure can use: tokens of a loss, or items."""
         if not isinstance(measure, Loss):
             return sum(1 for _ in measure.rows())
-        return (
-            CalibrationSet(f"{measure.source}:{measure.format}", length=length)
-            .held_out()
-            .most_tokens(tokenizer, measure.tokens)
-            or 1
-        )
-
-    limited = goal.limited(held_out) if own else goal
-    return Fitted(
-        tokens, judge_tokens, length, draws, tuple(halves), limited, sentence if said else ""
-    )
+        data = CalibrationSet(f"{measure.source}:{measure.format}", length=self.length)
+        return data.held_out().most_tokens(self.tokenizer, measure.tokens) or 1
 
 
-def own_files(texts: Sequence[str]) -> Iterator[UserFile]:
-    """Yield the user's files that expressions name, each once."""
-    yield from dict.fromkeys(
-        term.source
-        for text in texts
-        for term in parse_expression(text)
-        if isinstance(term.source, UserFile)
-    )
+def own_files(names: Sequence[str]) -> list[UserFile]:
+    """Return the user's files that expressions name, each once."""
+    found: list[UserFile] = []
+    for name in names:
+        for term in parse_expression(name):
+            if isinstance(term.source, UserFile) and term.source not in found:
+                found.append(term.source)
+    return found
 
 
-def _own(data: str) -> bool:
-    return any(isinstance(term.source, UserFile) for term in CalibrationSet(data).parts)
+def _names_a_file(name: str) -> bool:
+    return any(isinstance(term.source, UserFile) for term in CalibrationSet(name).parts)
+
+
+def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> Iterator[str]:
+    """Each set with the first half of the target's files in their place, and with the second."""
+    for name in names:
+        for side in (0, 1):
+            yield swapped(name, halves, side)
+
+
+def _for_two_draws(held: int) -> int:
+    """The budget of a file's set: two draws that share no row are wanted, but no set of less than
+    a few thousand tokens for it.
+    """
+    return max(held // 2, min(held, ENOUGH))
 
 
 def _rounded(tokens: int) -> int:
     """Down to two digits that count."""
     unit = 100 if tokens >= 1000 else 10
     return tokens // unit * unit
-
-
-def _amount(tokens: int, most: int) -> str:
-    return f"{tokens:,}" + (" or more" if tokens == most else "")
-
-
-def _draws(draws: int) -> str:
-    return "one draw" if draws == 1 else f"{draws} draws that share no row"

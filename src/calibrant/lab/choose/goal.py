@@ -1,5 +1,5 @@
-"""What a compressed model is for: what is measured on it, and the text that stands for it before
-anything is measured.
+"""What a compressed model is for: what measures that, and which text stands for it before anything
+is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,10 @@ OFFLINE: Final = ("python_docs", "python_code", "arithmetic:cot")
 DEFAULT: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
 """What is tried where no sources are named."""
 
-_EXAMPLE: Final = "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), or general, each perhaps with a weight: 0.3*race"
+_EXAMPLE: Final = (
+    "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), "
+    "or general, each perhaps with a weight: 0.3*race"
+)
 
 
 @final
@@ -33,9 +36,9 @@ _EXAMPLE: Final = "write a source such as gsm8k:cot, a file of your own, a measu
 class Goal:
     """What a compressed model is to be good at.
 
-    `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose
-    held-out part is like it. `sources` are those that it names: a candidate is drawn from each,
-    too. `given` are the texts of measures that the user wrote, whose budgets stay.
+    `measures` are evaluators with their weights, which sum to one. `judge` is an expression whose
+    held-out part is like it. `sources` are those that it names: each is a candidate too. `given`
+    are the texts of measures that the user wrote, whose budgets stay.
     """
 
     text: str
@@ -44,32 +47,39 @@ class Goal:
     sources: tuple[str, ...]
     given: frozenset[str] = frozenset()
 
-    def limited(self, most: Callable[[Evaluator], int]) -> "Goal":
-        """Return the same with budgets of at most `most(measure)`: tokens of a loss, items of a
-        task.
-        """
-        measures = tuple(
-            (weight, self._limited(measure, most)) for weight, measure in self.measures
-        )
-        return replace(self, measures=measures)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The measures as texts, with their weights where there are several."""
+        if len(self.measures) == 1:
+            return (str(self.measures[0][1]),)
+        return tuple(f"{weight:.3g}*{measure}" for weight, measure in self.measures)
 
-    def _limited(self, measure: Evaluator, most: Callable[[Evaluator], int]) -> Evaluator:
-        if str(measure) in self.given:
-            return measure
-        budget = (
-            measure.tokens
-            if isinstance(measure, Loss)
-            else measure.limit
-            if isinstance(measure, Task)
-            else None
-        )
-        return measure if budget is None else measure.limited(max(1, min(budget, most(measure))))
+    def limited(self, most: Callable[[Evaluator], int]) -> "Goal":
+        """Return the same with budgets of at most `most(measure)`; those that were given stay."""
+        measures: list[tuple[float, Evaluator]] = []
+        for weight, measure in self.measures:
+            budget = budget_of(measure)
+            if budget is None or str(measure) in self.given:
+                measures.append((weight, measure))
+            else:
+                fewer = max(1, min(budget, most(measure)))
+                measures.append((weight, measure.limited(fewer)))
+        return replace(self, measures=tuple(measures))
+
+
+def budget_of(measure: Evaluator) -> int | None:
+    """Return on how much a measure measures: tokens of a loss, items of a task, None of others."""
+    if isinstance(measure, Loss):
+        return measure.tokens
+    if isinstance(measure, Task):
+        return measure.limit
+    return None
 
 
 def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
-    """Read what the model is for. A loss is measured on `tokens` tokens in windows of `length`, a
-    task on `items` items.
+    """Read what the model is for.
 
+    A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items. Raises
     `SpecError` for what can't be read, `DataError` for what can't be had here.
     """
     if not targets:
@@ -81,14 +91,15 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     shares: dict[str, Fraction] = {}
     given: set[str] = set()
     for text in targets:
-        weight, part = _read_target(text)
+        weight, part = _weighted_part(text)
         parts = _general_parts() if part == Part(Call(GENERAL)) else [part]
         for single in parts:
             evaluator, term = _measure(single, tokens, items, length)
             measures.setdefault(str(evaluator), evaluator)
             terms.setdefault(str(term), term)
-            _add(weights, str(evaluator), weight / len(parts))
-            _add(shares, str(term), weight / len(parts))
+            share = weight / len(parts)
+            weights[str(evaluator)] = weights.get(str(evaluator), Fraction(0)) + share
+            shares[str(term)] = shares.get(str(term), Fraction(0)) + share
             if _is_measure(single):
                 given.add(str(evaluator))
     whole = sum(weights.values())
@@ -102,18 +113,17 @@ def default_sources(goal: Goal) -> list[str]:
     """Return the sources to try where none are named: those of the goal, and the default ones
     that can be read here.
     """
-    sources = list(goal.sources)
-    # A mirror and the hub's cache are read without the hub; where it doesn't answer, each set would
+    # A mirror and the hub's cache are read without the hub. Where it doesn't answer, each set would
     # wait for it.
     with nullcontext() if hub.answers() else hub.offline():
-        sources += [str(term) for term in _readable(DEFAULT)]
-    return list(dict.fromkeys(sources))
+        found = [str(term) for term in _readable(DEFAULT)]
+    return list(dict.fromkeys([*goal.sources, *found]))
 
 
 def readable(source: Source) -> bool:
-    """Whether its rows are here, without fetching any."""
+    """Return whether a source's rows are here, without fetching any."""
     try:
-        return next(iter(source.rows("calibrate")), None) is not None
+        return any(True for _ in source.rows("calibrate"))
     except DataError:
         return False
 
@@ -126,11 +136,11 @@ def _readable(texts: Sequence[str]) -> list[Term]:
 def _general_parts() -> list[Part]:
     """What `general` is here."""
     names = [str(term) for term in _readable(CORPORA)] or OFFLINE
-    return [_read_target(name)[1] for name in names]
+    return [_weighted_part(name)[1] for name in names]
 
 
-def _read_target(text: str) -> tuple[Fraction, Part]:
-    """A target and its weight."""
+def _weighted_part(text: str) -> tuple[Fraction, Part]:
+    """The weight of a target, and what it names."""
     terms = read_weighted(text)
     if len(terms) != 1:
         message = "is a sum; give each part as a target of its own, with a weight"
@@ -148,7 +158,7 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
             message = "measures no source that could be calibrated on or predicted from"
             raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
         measure.check()
-        return measure, term_of(_read_target(source)[1])
+        return measure, term_of(_weighted_part(source)[1])
     term = term_of(part)
     if "choices" in {*term.source.fields, *term.source.sometimes}:
         return Task(name=str(term.source), limit=items), term
@@ -160,7 +170,3 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
 def _is_measure(part: Part) -> bool:
     """Whether a target is written as a measure, such as `task(name=race)`."""
     return isinstance(part.source, Call) and part.source.name in evaluators.names()
-
-
-def _add(shares: dict[str, Fraction], name: str, share: Fraction) -> None:
-    shares[name] = shares.get(name, Fraction(0)) + share

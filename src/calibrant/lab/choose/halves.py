@@ -1,22 +1,21 @@
-"""A held-out sibling of a user's file: its rows in two halves that have as few templates in common
-as can be.
+"""A held-out sibling of a user's file: its rows in two halves with few templates in common.
 
-A set that was drawn from the file on which it is judged knows more than the kind of text: it knows
+A set that was drawn from the file on which it is judged knows more than the kind of text. It knows
 the file's templates, its names, its way of putting things. What it would be on other text of the
-same kind can be seen where the file is divided not by chance but by template: calibrated on one
-half and judged by the other, and the other way round.
+same kind shows where the file is divided not by chance but by template: calibrated on one half and
+judged by the other, and the other way round.
 
-Rows are compared by runs of three words in which numbers are masked, or by words where the rows
-have hardly a run in common. Rows that are alike are put into clusters (k-means with the cosine,
-begun from the rows that are farthest from one another), and of all ways to deal the clusters onto
-two halves of similar size, that with the smallest likeness between the halves is taken. Nothing is
+Rows are compared by runs of three words, in which numbers are masked, or by words where the rows
+have hardly a run in common. Rows that are alike are put into clusters: k-means with the cosine,
+begun from the rows that are farthest from one another. Of all ways to deal the clusters onto two
+halves of similar size, that with the smallest likeness between the halves is taken. Nothing is
 random.
 """
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,9 @@ from calibrant.data import CalibrationSet, Row, Source
 from calibrant.data._words import words
 from calibrant.data.expression import Term, parse_source, written
 from calibrant.data.user_file import UserFile
+from calibrant.lab.stats.crossed import ItemValues, Side
+from calibrant.lab.stats.results import GroupResults, Results
+from calibrant.results import Cell
 from calibrant.spec.grammar import written_mix, written_path
 from calibrant.system.durable import put
 
@@ -44,14 +46,17 @@ _LEAST_SHARE: Final = 0.35
 """Of the tokens, in the smaller half."""
 _TURNS: Final = 20
 
+WordRun = tuple[str, ...]
+"""Neighbouring words of a text, with numbers masked."""
+
 
 @dataclass(frozen=True)
 class Halves:
-    """The halves of `source`: a folder each, with a train file to calibrate on and a test file to
-    judge by, and the names of the measured rows.
+    """The two halves of the file `source`.
 
-    `inside` is how much of a measured row, in runs of five words with masked numbers, stands in
-    what its own half calibrates on; `across`, how much of it stands in the other half.
+    Each has a folder, with a train file to calibrate on and a test file to judge by. `items` are
+    the names of each half's measured rows. `inside` is how much of a measured row, in runs of five
+    words, stands in what its own half calibrates on; `across`, how much stands in the other half.
     """
 
     source: UserFile
@@ -60,97 +65,106 @@ class Halves:
     inside: float
     across: float
 
-    def of(self, data: str, side: int) -> str:
-        """Return the expression with the rows of half `side` (0 or 1) in the place of the
-        file's.
-        """
+    def replaced_in(self, data: str, side: int) -> str:
+        """Return an expression with the rows of half `side` (0 or 1) in the place of the file's."""
         return self._halved(CalibrationSet(data), parse_source(self.folders[side]))
 
     def _halved(self, data: CalibrationSet, half: Source) -> str:
         if data.mixed:
             texts = [self._halved(part, half) for part in data.mixed]
             return written_mix(data.names, texts, data.shares)
-        return written(
-            [replace(term, source=half) if self.holds(term) else term for term in data.parts]
-        )
+        terms: list[Term] = []
+        for term in data.parts:
+            is_of_the_file = term.source == self.source
+            terms.append(replace(term, source=half) if is_of_the_file else term)
+        return written(terms)
 
-    def holds(self, term: Term) -> bool:
-        """Whether a part of a set is of the file."""
-        return term.source == self.source
+
+def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
+    """Return an expression with half `side` of each file in the place of that file."""
+    for each in halves:
+        data = each.replaced_in(data, side)
+    return data
 
 
 def halves_of(source: UserFile, place: Path) -> Halves | str:
     """Divide a file and write its halves into folders of `place`; or say why that can't be done."""
-    parts = source.part("calibrate").rows, source.part("measure").rows
-    if min(map(len, parts)) < 2 * FEWEST:
-        return f"{source} has {len(parts[0])} rows to calibrate on and {len(parts[1])} to measure, too few to be divided"
-    texts = [text_of(row) for part in parts for row in part]
-    sides = divide(texts)
-    calibrating, measuring = sides[: len(parts[0])], sides[len(parts[0]) :]
-    rows = [
-        [
-            [row for row, of in zip(part, on, strict=True) if of == side]
-            for part, on in zip(parts, (calibrating, measuring), strict=True)
-        ]
-        for side in (0, 1)
-    ]
-    if min(len(part) for half in rows for part in half) < FEWEST:
+    calibrating = source.part("calibrate").rows
+    measuring = source.part("measure").rows
+    if min(len(calibrating), len(measuring)) < 2 * FEWEST:
+        counts = f"{len(calibrating)} rows to calibrate on and {len(measuring)} to measure"
+        return f"{source} has {counts}, too few to be divided"
+    sides = divide([whole_text(row) for row in (*calibrating, *measuring)])
+    trains = _dealt(calibrating, sides[: len(calibrating)])
+    tests = _dealt(measuring, sides[len(calibrating) :])
+    if min(len(part) for part in (*trains, *tests)) < FEWEST:
         return f"the rows of {source} are so alike that no two halves of them are different"
     folders: list[str] = []
-    for number, (train, test) in enumerate(rows, 1):
+    for number, (train, test) in enumerate(zip(trains, tests, strict=True), 1):
         folder = place / f"half-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, part in (("train", train), ("test", test)):
-            records = map(record, part)
-            lines = [json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in records]
-            put(folder / f"{name}.jsonl", "".join(lines).encode())
+        _write(folder / "train.jsonl", train)
+        _write(folder / "test.jsonl", test)
         folders.append(written_path(str(folder)))
-    seen = [runs_of(map(text_of, half[0])) for half in rows]
-    inside, across = (
-        float(
-            np.mean(
-                [
-                    held(text_of(row), seen[side if own else 1 - side])
-                    for side in (0, 1)
-                    for row in rows[side][1]
-                ]
-            )
-        )
-        for own in (True, False)
+    first, second = (word_runs(map(whole_text, train)) for train in trains)
+    return Halves(
+        source,
+        folders=(folders[0], folders[1]),
+        items=(_names(tests[0]), _names(tests[1])),
+        inside=_held_share(tests, (first, second)),
+        across=_held_share(tests, (second, first)),
     )
-    names = frozenset(row.name for row in rows[0][1]), frozenset(row.name for row in rows[1][1])
-    return Halves(source, (folders[0], folders[1]), names, inside, across)
+
+
+def _dealt(rows: Sequence[Row], sides: Int[np.ndarray, " row"]) -> tuple[list[Row], list[Row]]:
+    """The rows of each half."""
+    halves: tuple[list[Row], list[Row]] = ([], [])
+    for row, side in zip(rows, sides, strict=True):
+        halves[side].append(row)
+    return halves
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    lines: list[str] = []
+    for row in rows:
+        lines.append(json.dumps(record(row), ensure_ascii=False, allow_nan=False) + "\n")
+    put(path, "".join(lines).encode())
+
+
+def _names(rows: Sequence[Row]) -> frozenset[str]:
+    return frozenset(row.name for row in rows)
+
+
+def _held_share(tests: Sequence[Sequence[Row]], known: Sequence[frozenset[WordRun]]) -> float:
+    """The mean share of a measured row's runs that stand in what is `known` for its half."""
+    shares: list[float] = []
+    for rows, runs in zip(tests, known, strict=True):
+        shares += [held(whole_text(row), runs) for row in rows]
+    return float(np.mean(shares))
 
 
 def in_common(source: UserFile) -> float:
-    """Return how much of the rows that a file measures on stands in what it calibrates on, in
-    runs of five words with masked numbers: 0 to 1.
+    """Return how much of a file's measured rows stands in what it calibrates on, 0 to 1.
+
+    It is counted in runs of five words with masked numbers.
     """
-    seen = runs_of(map(text_of, source.part("calibrate").rows))
-    return float(np.mean([held(text_of(row), seen) for row in source.part("measure").rows]))
+    calibrating = word_runs(map(whole_text, source.part("calibrate").rows))
+    return _held_share([source.part("measure").rows], [calibrating])
 
 
-def text_of(row: Row) -> str:
+def whole_text(row: Row) -> str:
     """Return all that a row says."""
-    return "\n".join(
-        filter(
-            None,
-            (
-                row.text,
-                row.question,
-                row.rationale,
-                row.answer,
-                *(content for _, content in row.turns),
-            ),
-        )
-    )
+    texts = [row.text, row.question, row.rationale, row.answer]
+    texts += [content for _, content in row.turns]
+    return "\n".join(filter(None, texts))
 
 
 def record(row: Row) -> dict[str, Any]:
     """Return a row as a file has it that reads back as the same row."""
     values = {name: getattr(row, name) for name in row.present if name != "turns"}
-    turns = [{"role": role, "content": content} for role, content in row.turns]
-    return {**values, **({"turns": turns} if turns else {})}
+    if row.turns:
+        values["turns"] = [{"role": role, "content": content} for role, content in row.turns]
+    return values
 
 
 def masked(text: str) -> list[str]:
@@ -159,82 +173,159 @@ def masked(text: str) -> list[str]:
     >>> masked("Ana has 12 pens.")
     ['ana', 'has', '0', 'pens']
     """
-    return ["0" if any(map(str.isdigit, word)) else word for word in words(text)]
+    found: list[str] = []
+    for word in words(text):
+        is_number = any(map(str.isdigit, word))
+        found.append("0" if is_number else word)
+    return found
 
 
-def runs_of(texts: Iterable[str], length: int = 5) -> frozenset[tuple[str, ...]]:
+def word_runs(texts: Iterable[str], length: int = 5) -> frozenset[WordRun]:
     """Return all runs of `length` masked words."""
-    return frozenset(run for text in texts for run in _runs(masked(text), length))
+    runs: set[WordRun] = set()
+    for text in texts:
+        runs.update(_runs(masked(text), length))
+    return frozenset(runs)
 
 
-def held(text: str, seen: frozenset[tuple[str, ...]], length: int = 5) -> float:
-    """Return the share of a text's runs that are among those seen; 0 for a text without."""
-    own = {*_runs(masked(text), length)}
-    return len(own & seen) / len(own) if own else 0.0
+def held(text: str, known: frozenset[WordRun], length: int = 5) -> float:
+    """Return the share of a text's runs that are among those known; 0 for a text without runs."""
+    runs = set(_runs(masked(text), length))
+    if not runs:
+        return 0.0
+    return len(runs & known) / len(runs)
 
 
 def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
     """Return for each text the half, 0 or 1, that it belongs to."""
     features = _features(texts)
     clusters = _clustered(features)
-    sizes = np.bincount(clusters, weights=[len(text) for text in texts])
-    sums = np.stack([features[clusters == cluster].sum(0) for cluster in range(len(sizes))])
-    likeness = sums @ sums.T
+    letters = np.bincount(clusters, weights=[len(text) for text in texts])
     rows = np.bincount(clusters)
-    best, chosen = (np.inf, np.inf), np.zeros(len(sizes), dtype=np.int64)
-    for rest in itertools.product((0, 1), repeat=len(sizes) - 1):
-        side = np.array((0, *rest))
-        share = sizes[side == 1].sum() / sizes.sum()
-        if 0 < share < 1:
-            # What one large cluster leaves too little for is divided as evenly as can be.
-            lacking = max(0.0, _LEAST_SHARE - min(share, 1 - share))
-            across = likeness[side == 0][:, side == 1].sum() / (
-                rows[side == 0].sum() * rows[side == 1].sum()
-            )
-            if (lacking, across) < best:
-                best, chosen = (lacking, across), side
-    return chosen[clusters]
+    sums = np.stack([features[clusters == cluster].sum(0) for cluster in range(len(rows))])
+    likeness = sums @ sums.T
+    least = (np.inf, np.inf)
+    best = np.zeros(len(rows), dtype=np.int64)
+    # Which half is called 0 makes no difference, so the first cluster is always in it.
+    for others in itertools.product((0, 1), repeat=len(rows) - 1):
+        half = np.array((0, *others))
+        first = half == 0
+        second = half == 1
+        share = letters[second].sum() / letters.sum()
+        if not 0 < share < 1:
+            continue
+        # What one large cluster leaves too little for is divided as evenly as can be.
+        lacking = max(0.0, _LEAST_SHARE - min(share, 1 - share))
+        across = likeness[first][:, second].sum() / (rows[first].sum() * rows[second].sum())
+        if (lacking, across) < least:
+            least = (lacking, across)
+            best = half
+    return best[clusters]
 
 
 def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
-    """Return which of the usual runs of three words each text has, as vectors of length one."""
+    """Which of the usual runs of three words each text has, as vectors of length one."""
     spoken = [masked(text) for text in texts]
-    kinds: list[set[tuple[str, ...]]] = [{*_runs(each, 3)} for each in spoken]
-    counts = Counter(run for each in kinds for run in each)
-    if sum(count for count in counts.values() if count > 2) < 3 * len(
-        texts
-    ):  # hardly a run that recurs: divided by words
+    kinds = [set(_runs(each, 3)) for each in spoken]
+    counts = _counted(kinds)
+    recurring = sum(count for count in counts.values() if count > 2)
+    if recurring < 3 * len(texts):
+        # Hardly a run recurs, so texts are compared by words.
         kinds = [{(word,) for word in each} for each in spoken]
-        counts = Counter(run for each in kinds for run in each)
-    # What nearly all have tells nothing apart, and what one has links it to no other.
-    usual = sorted(
-        (run for run, count in counts.items() if 2 < count < 0.9 * len(texts)),
-        key=lambda run: (-counts[run], run),
-    )[:_FEATURES]
-    places = {run: place for place, run in enumerate(usual)}
-    features = np.zeros((len(texts), max(1, len(usual))), dtype=np.float32)
-    for number, each in enumerate(kinds):
-        features[number, [places[run] for run in each if run in places]] = 1
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1)
+        counts = _counted(kinds)
+    # What nearly all texts have tells none apart, and what one or two have links them to no other.
+    usual = [run for run, count in counts.items() if 2 < count < 0.9 * len(texts)]
+    usual.sort(key=lambda run: (-counts[run], run))
+    places = {run: place for place, run in enumerate(usual[:_FEATURES])}
+    features = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
+    for number, kind in enumerate(kinds):
+        features[number, [places[run] for run in kind if run in places]] = 1
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(lengths, 1)
+
+
+def _counted(kinds: Sequence[set[WordRun]]) -> Counter[WordRun]:
+    """In how many texts each run occurs."""
+    counts = Counter[WordRun]()
+    for kind in kinds:
+        counts.update(kind)
+    return counts
 
 
 def _clustered(features: Float[np.ndarray, "text feature"]) -> Int[np.ndarray, " text"]:
-    """Return the cluster of each text, numbered without gaps."""
-    looked_at = features[:: 1 + (len(features) - 1) // MOST_ROWS]
-    centres = looked_at[:1]
-    while len(centres) < min(CLUSTERS, len(looked_at)):
-        nearest = (looked_at @ centres.T).max(1)
-        centres = np.concatenate([centres, looked_at[[int(nearest.argmin())]]])
+    """The cluster of each text, numbered without gaps."""
+    sample = features[:: 1 + (len(features) - 1) // MOST_ROWS]
+    centres = sample[:1]
+    while len(centres) < min(CLUSTERS, len(sample)):
+        nearest = (sample @ centres.T).max(1)
+        farthest = int(nearest.argmin())
+        centres = np.concatenate([centres, sample[[farthest]]])
     for _ in range(_TURNS):
-        own = (looked_at @ centres.T).argmax(1)
-        sums = np.stack([looked_at[own == number].sum(0) for number in range(len(centres))])
-        centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+        chosen = (sample @ centres.T).argmax(1)
+        sums = np.stack([sample[chosen == number].sum(0) for number in range(len(centres))])
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = sums / np.maximum(lengths, 1e-9)
     return np.unique((features @ centres.T).argmax(1), return_inverse=True)[1]
 
 
-def _runs(spoken: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
-    return (
-        zip(*(spoken[begin:] for begin in range(length)), strict=False)
-        if len(spoken) >= length
-        else [tuple(spoken)] * bool(spoken)
-    )
+def _runs(spoken: Sequence[str], length: int) -> Iterable[WordRun]:
+    """The runs of a text; a text that is shorter than one is a run itself."""
+    if len(spoken) >= length:
+        return zip(*(spoken[begin:] for begin in range(length)), strict=False)
+    return [tuple(spoken)] if spoken else []
+
+
+def held_out_side(
+    cells: Sequence[Cell],
+    results: Results,
+    group: GroupResults,
+    half_runs: tuple[str, str],
+    halves: Sequence[Halves],
+) -> dict[str, Side] | None:
+    """Return what was measured of a set on the held-out sibling, by measure; None if a half lacks.
+
+    `half_runs` are the set calibrated on the first and on the second half of the file. Draw by
+    draw, rows of the first half are taken from the second run, and rows of the second half from
+    the first. Rows of neither, such as those of another target, are the mean of both.
+    """
+    if not group.sides.keys() >= set(half_runs):
+        return None
+    first, second = (_cells_by_draw(cells, group, name) for name in half_runs)
+    owned = []
+    for side in (0, 1):
+        owned.append(frozenset().union(*(each.items[side] for each in halves)))
+    is_overlapping = any(name in group.overlapping for name in half_runs)
+    independence = "overlapping" if is_overlapping else "independent"
+    sides: dict[str, Side] = {}
+    for text, name in group.names.items():
+        draws: list[ItemValues] = []
+        for seed in sorted(first.keys() & second.keys()):
+            one, other = first[seed], second[seed]
+            values = results.items[one.run][one.measures[text]]
+            opposite = results.items[other.run][other.measures[text]]
+            draws.append(crossed(values, opposite, owned))
+        if not draws:
+            return None
+        sides[name] = Side.of(draws, independence)
+    return sides
+
+
+def _cells_by_draw(cells: Sequence[Cell], group: GroupResults, name: str) -> Mapping[int, Cell]:
+    """The cells of a set whose runs are whole, by the number of the draw."""
+    found: dict[int, Cell] = {}
+    for cell in cells:
+        if cell.data == name and cell.run in group.runs[name]:
+            found[cell.seed] = cell
+    return found
+
+
+def crossed(first: ItemValues, second: ItemValues, owned: Sequence[frozenset[str]]) -> ItemValues:
+    """Return one measurement of two, each on the rows that it wasn't calibrated on.
+
+    `first` was calibrated on the rows `owned[0]`, so it gives the values of those in `owned[1]`.
+    """
+    in_first = np.array([item in owned[0] for item in first.items])
+    in_second = np.array([item in owned[1] for item in first.items])
+    mean = (first.values + second.values) / 2
+    values = np.where(in_first, second.values, np.where(in_second, first.values, mean))
+    return replace(first, values=values)

@@ -2,21 +2,23 @@
 sibling where there is one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import numpy as np
+from jaxtyping import Float
 
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
-from calibrant.lab.choose.halves import Halves
+from calibrant.lab.choose.halves import Halves, swapped
 from calibrant.lab.mixtures import (
     Effort,
     Errors,
     Mixture,
+    MixtureStatistics,
     Sample,
     Search,
     Shares,
@@ -36,9 +38,10 @@ _NOTHING: Final = Sample(0, 0)
 @final
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted error of a set: `own` under what the target holds out; `sibling` where it is
-    calibrated on one half of the target's file and judged by the other, both ways, None where
-    there is no sibling.
+    """The predicted error of a set.
+
+    `own` is that under what the target holds out. `sibling` is that where it is calibrated on one
+    half of the target's file and judged by the other, both ways; None where there is no sibling.
     """
 
     own: float | None
@@ -47,20 +50,9 @@ class Prediction:
     @property
     def value(self) -> float:
         """What decides: the sibling's figure, if there is one."""
-        return (
-            self.sibling
-            if self.sibling is not None
-            else self.own
-            if self.own is not None
-            else float("inf")
-        )
-
-
-def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
-    """Return the expression with half `side` of each file in the place of that file."""
-    for each in halves:
-        data = each.of(data, side)
-    return data
+        if self.sibling is not None:
+            return self.sibling
+        return float("inf") if self.own is None else self.own
 
 
 def with_siblings(
@@ -74,83 +66,85 @@ def with_siblings(
     judge_tokens: int,
     progress: Progress = silent,
 ) -> dict[str, Prediction]:
-    """Return the predictions for each source of a mixture alone, for all of them alike, for the
-    mixture, and for the best mixture under the sibling.
+    """Return the predictions for sets, with and without a held-out sibling.
 
-    `standing` predicts the method, `judge` is the target as an expression. All errors are on the
-    sample `effort.final`; statistics that are in `root` already aren't gathered again.
+    The sets are each source of a mixture alone, all of them alike, the mixture, and the best
+    mixture under the sibling. `standing` predicts the method, `judge` is the target as an
+    expression. All errors are on the sample `effort.final`. Statistics that are in `root` already
+    aren't gathered again.
     """
     sources = list(mixture.weights)
-    budget = {"length": mixture.length, "tokens": mixture.tokens}
-    # The file as it is; its first half, judged by the second; and its second, judged by the first.
-    ways = [
-        (sources, judge),
-        *(
-            ([swapped(one, halves, side) for one in sources], swapped(judge, halves, 1 - side))
-            for side in (0, 1)
-        ),
-    ]
-    gathered = []
-    for names, by in ways:
-        sets = [(name, CalibrationSet(name, **budget)) for name in names]
-        judging = CalibrationSet(by, seed=1, length=mixture.length, tokens=judge_tokens).held_out()
-        batches = [
-            (name, resolved(one, opened, progress).tokens(opened.tokenizer)) for name, one in sets
-        ]
-        judged = [(by, judging.tokens(opened.tokenizer))]
-        gathered.append(
-            gather_statistics(
-                opened,
-                view(opened.model),
-                standing.method,
-                batches,
-                judged,
-                root / STATISTICS,
-                _NOTHING,
-                progress,
-            )
+    model_view = view(opened.model)
+
+    def gathered(names: Sequence[str], by: str) -> MixtureStatistics:
+        """What the model's matrices see of sets, and of what judges them."""
+        batches: list[tuple[str, TokenBatch]] = []
+        for name in names:
+            data = CalibrationSet(name, length=mixture.length, tokens=mixture.tokens)
+            data = resolved(data, opened, progress)
+            batches.append((name, data.tokens(opened.tokenizer)))
+        judging = CalibrationSet(by, seed=1, length=mixture.length, tokens=judge_tokens)
+        judged = judging.held_out().tokens(opened.tokenizer)
+        return gather_statistics(
+            opened,
+            model_view,
+            standing.method,
+            batches,
+            [(by, judged)],
+            root / STATISTICS,
+            _NOTHING,
+            progress,
         )
 
-    def errors(sample: Sample, which: slice) -> Any:
-        each = [
-            Errors(list(of.inputs(sample)), standing.method, standing.target, of.masses)
-            for of in gathered[which]
-        ]
-        return lambda mixtures: np.concatenate([one(mixtures) for one in each], axis=1)
+    # The file as it is; its first half, judged by the second; and its second, judged by the first.
+    whole = gathered(sources, judge)
+    crossed: list[MixtureStatistics] = []
+    for side in (0, 1):
+        names = [swapped(source, halves, side) for source in sources]
+        crossed.append(gathered(names, swapped(judge, halves, 1 - side)))
 
     search = Search(
-        errors(effort.search, slice(1, None)),
+        _errors(crossed, standing, effort.search),
         lambda found: found.mean(1),
         len(sources),
         effort.evaluations,
     )
     search.begin()
     search.descend()
-    whole: Shares = tuple(
-        Fraction(str(mixture.weights[source])).limit_denominator(100) for source in sources
-    )
-    shares = list(
-        dict.fromkeys(
-            [
-                *(only(place, len(sources)) for place in range(len(sources))),
-                uniform(len(sources)),
-                whole,
-                search.ranked[0],
-            ]
-        )
-    )
-    figures = errors(effort.final, slice(None))(shares)
-    return {
-        expression(sources, one): Prediction(float(row[0]), float(row[1:].mean()))
-        for one, row in zip(shares, figures, strict=True)
-    }
+    mixed: list[Fraction] = []
+    for source in sources:
+        mixed.append(Fraction(str(mixture.weights[source])).limit_denominator(100))
+    alone = [only(place, len(sources)) for place in range(len(sources))]
+    shares = list(dict.fromkeys([*alone, uniform(len(sources)), tuple(mixed), search.ranked[0]]))
+    figures = _errors([whole, *crossed], standing, effort.final)(shares)
+    predictions: dict[str, Prediction] = {}
+    for weights, row in zip(shares, figures, strict=True):
+        name = expression(sources, weights)
+        predictions[name] = Prediction(float(row[0]), sibling=float(row[1:].mean()))
+    return predictions
+
+
+def _errors(
+    statistics: Sequence[MixtureStatistics], standing: StandIn, sample: Sample
+) -> Callable[[Sequence[Shares]], Float[np.ndarray, "mixture judge"]]:
+    """What gives the errors of mixtures on a sample, a column for each of the statistics."""
+    each: list[Errors] = []
+    for gathered in statistics:
+        inputs = list(gathered.inputs(sample))
+        each.append(Errors(inputs, standing.method, standing.target, gathered.masses))
+
+    def errors(mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
+        return np.concatenate([of_one(mixtures) for of_one in each], axis=1)
+
+    return errors
 
 
 def of_mixture(mixture: Mixture, judge: str, names: Mapping[str, str]) -> dict[str, Prediction]:
     """Return the predictions that a mixture's own table has; `names` are the expressions of rows
     that are called otherwise there.
     """
-    return {
-        names.get(row.calibrated_on, row.calibrated_on): Prediction(row.errors[judge])
-        for row in mixture.rows
-    }
+    predictions: dict[str, Prediction] = {}
+    for row in mixture.rows:
+        name = names.get(row.calibrated_on, row.calibrated_on)
+        predictions[name] = Prediction(row.errors[judge])
+    return predictions

@@ -1,9 +1,9 @@
-"""A race of calibration sets: pruned with, measured, and left out once they are clearly behind.
+"""A race of calibration sets: each compresses the model and is measured, until one is clearly best.
 
-A round draws every set that is still in once more, prunes, and measures: one more group of a study,
-so all of it lies in the study's store, and a race that was stopped, or is asked to go on for
-longer, begins where it ended. After each round from the second one on, sets that are worse than the
-leader are left out, by an interval over items and draws (`compare.crossed`) that holds jointly for
+A round draws every set that is still in the race once more, compresses, and measures. It is one
+more group of a study, so everything lies in the study's store, and a race that was stopped begins
+where it ended. From the second round on, sets that are clearly worse than the leader are left out.
+That is decided by an interval over items and draws (`lab.stats.crossed`) which holds jointly for
 all sets and all rounds. So the field isn't halved by rank (successive halving, Jamieson and
 Talwalkar 2016): what cannot be distinguished stays, and that is an answer too.
 """
@@ -15,16 +15,14 @@ from typing import Any, Final, final
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError
-from calibrant.lab.choose.budget import LEAST, MARGIN, ROUNDS, Purse, StepCosts
+from calibrant.lab.choose.budget import LEAST, MARGIN, ROUNDS, StepCosts, TimeBudget
 from calibrant.lab.choose.goal import Goal
-from calibrant.lab.choose.halves import Halves
-from calibrant.lab.choose.predicting import swapped
-from calibrant.lab.choose.siblings import held_out_side
+from calibrant.lab.choose.halves import Halves, held_out_side, swapped
 from calibrant.lab.stats import LEVEL, Estimate, read
 from calibrant.lab.stats.crossed import Side, combination
-from calibrant.lab.stats.results import DENSE, GroupResults, grouped
+from calibrant.lab.stats.results import DENSE, GroupResults, Results, grouped
 from calibrant.lab.study import Study
-from calibrant.results import Store
+from calibrant.results import Cell, Store
 from calibrant.results.outcomes import Score
 from calibrant.system.progress import Progress, silent
 
@@ -39,14 +37,16 @@ race is over.
 @final
 @dataclass(frozen=True)
 class Standing:
-    """What is known of one set: its `increase` over the dense model, and how much worse it is than
-    the baseline and than the leader.
+    """What is known of one set.
+
+    `increase` is its loss over that of the dense model; then follows how much worse it is than the
+    baseline and than the leader. `draws` is how often it was drawn. `dropped` is the round after
+    which it was left out as clearly behind, None if it wasn't.
 
     `sibling` is the increase on the target's held-out sibling, None where there is none. Where
-    there is one, the comparisons are made with it; for a set that holds nothing of the target's
-    file the two are the same. `dropped` is the round after which it was left out as clearly behind,
-    None if it wasn't. `draws` is how often it was drawn. `divergence` is from the dense model, KL
-    in nats a token, None where that isn't measured.
+    there is one, the comparisons are made with it. For a set that holds nothing of the target's
+    file the two are the same. `divergence` is that from the dense model (KL, nats a token), None
+    where it isn't measured.
     """
 
     data: str
@@ -67,9 +67,11 @@ class Standing:
 @final
 @dataclass(frozen=True)
 class RaceResult:
-    """How a race ended: `why` is `clear`, `alike`, `draws` or `time`; `standings` the best
-    first, `rounds` how many were begun; `sibling` whether the target's held-out sibling decided;
-    `bits` how many a weight takes as it is stored, None where it isn't stored as codes.
+    """How a race ended: `why` is `clear`, `alike`, `draws` or `time`.
+
+    `standings` are the best first, and `rounds` is how many were begun. `sibling` says whether the
+    target's held-out sibling decided. `bits` is how many a weight takes as it is stored, None
+    where it isn't stored as codes.
     """
 
     why: str
@@ -83,18 +85,18 @@ class RaceResult:
 
 @final
 class Race:
-    """A race of the sets `arms` in the store `folder`; `template` is a study without sets, draws
-    and groups. `baseline` is always in it.
+    """A race of calibration sets, whose results lie in the store `folder`.
 
-    `costs` say how long runs take, on a `share` of the items; `halves` are of the target's files
-    that could be divided. `rounds` is the most, and `done` of them were run before.
+    `template` is a study without sets, draws and groups. `baseline` is always in the race. `costs`
+    say how long runs take, on a `share` of the items. `halves` are of the target's files that could
+    be divided. `rounds` is the most; `done` of them were run by an earlier call.
     """
 
     def __init__(
         self,
         template: Study,
         goal: Goal,
-        arms: Sequence[str],
+        candidates: Sequence[str],
         baseline: str,
         folder: Path,
         costs: StepCosts,
@@ -104,224 +106,317 @@ class Race:
         done: int = 0,
         progress: Progress = silent,
     ) -> None:
-        self._template, self._folder, self._progress = template, folder, progress
-        self._halves, self._most, self._share, self._done = tuple(halves), rounds, share, done
-        # The best by prediction and the baseline first: where the time ends in the first round,
-        # these are there.
-        self._arms, self._baseline = list(dict.fromkeys([*arms[:1], baseline, *arms[1:]])), baseline
-        pairs = (
-            {arm: (swapped(arm, halves, 0), swapped(arm, halves, 1)) for arm in self._arms}
-            if halves
-            else {}
-        )
-        self._twins = {arm: pair for arm, pair in pairs.items() if pair != (arm, arm)}
+        self.costs = costs
+        self._template = template
+        self._folder = folder
+        self._baseline = baseline
+        self._halves = tuple(halves)
+        self._most_rounds = rounds
+        self._share = share
+        self._done = done
+        self._progress = progress
+        # The best by prediction and the baseline come first: where the time ends in the first
+        # round, these two are there.
+        self._names = list(dict.fromkeys([*candidates[:1], baseline, *candidates[1:]]))
+        self._half_runs = _half_runs(self._names, self._halves)
+        self._sets: dict[str, CalibrationSet] = {}
+        for name in self._runs(self._names):
+            self._sets[name] = CalibrationSet(name)
         self._rounds: list[list[str]] = []
         self._dropped: dict[str, int] = {}
-        self._weights = {str(evaluator): weight for weight, evaluator in goal.measures}
+        self._weights: dict[str, float] = {}
+        for weight, evaluator in goal.measures:
+            self._weights[str(evaluator)] = weight
         self._bits: float | None = None
-        self.costs = costs
 
-    def run(self, purse: Purse) -> RaceResult:
-        """Race until the leader is clear, no difference is large enough to matter, every set was
-        drawn as often as may be, or the time is up.
+    def run(self, budget: TimeBudget) -> RaceResult:
+        """Race until one of four things: the leader is clear, no difference is large enough to
+        matter, every set was drawn as often as may be, or the time is up.
 
-        The first sets of a first round are run whatever the time. `DataError` if no set could be
-        measured, or on scales that can't be averaged.
+        The first sets of a first round are run whatever the time. Raises `DataError` if no set
+        could be measured, or on scales that can't be averaged.
         """
         while True:
-            failures, whole = self._one_round(purse)
+            failures, is_whole = self._run_round(budget)
             standings, unit = self._standings()
-            late = not whole or self._seconds(self._alive()) * MARGIN > purse.left
-            if why := self._over(standings, late):
+            next_round = self._seconds(self._racing(), len(self._rounds))
+            is_late = not is_whole or next_round * MARGIN > budget.left
+            why = self._why_over(standings, is_late)
+            if why:
                 return RaceResult(
                     why,
                     tuple(standings),
-                    len(self._rounds),
-                    unit,
-                    failures,
-                    bool(self._halves),
-                    self._bits,
+                    rounds=len(self._rounds),
+                    unit=unit,
+                    failures=failures,
+                    sibling=bool(self._halves),
+                    bits=self._bits,
                 )
 
-    def another(self) -> float:
+    def another_draw(self) -> float:
         """Return the seconds that one more draw of all sets that are still in would take."""
-        return self._seconds(self._alive(), at=ROUNDS)
+        return self._seconds(self._racing(), ROUNDS)
 
-    def _alive(self) -> list[str]:
-        return [arm for arm in self._arms if arm not in self._dropped or arm == self._baseline]
+    def _racing(self) -> list[str]:
+        """The sets that are still in; the baseline always is."""
+        return [name for name in self._names if name not in self._dropped or name == self._baseline]
 
-    def _runs(self, arms: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(run for arm in arms for run in (arm, *self._twins.get(arm, ()))))
-
-    def _seconds(self, arms: Sequence[str], at: int | None = None) -> float:
-        """How long round `at` (the next) of these sets takes; the first finds the statistics,
-        and measures the dense model too.
+    def _runs(self, names: Sequence[str]) -> list[str]:
+        """What a draw of these sets compresses with: they themselves, and what is calibrated on
+        each half of the target's file.
         """
-        at = len(self._rounds) if at is None else at
-        if at < self._done:
+        runs: list[str] = []
+        for name in names:
+            runs += [name, *self._half_runs.get(name, ())]
+        return list(dict.fromkeys(runs))
+
+    def _seconds(self, names: Sequence[str], number: int) -> float:
+        """How long round `number` (from 0) of these sets takes.
+
+        The first one finds the statistics of the prediction, and measures the dense model too.
+        """
+        if number < self._done:
             return self.costs.opened
-        runs = self._runs(arms)
-        parts = [str(part) for each in map(CalibrationSet, runs) for part in each.mixed or (each,)]
-        walks = len({*parts}) if at else 0
-        return self.costs.round(
-            len(runs) + (at == 0), walks, len(parts), self._template.tokens or 0, self._share
-        )
+        runs = self._runs(names)
+        parts: list[str] = []
+        for run in runs:
+            data = self._sets[run]
+            parts += [str(part) for part in data.mixed or (data,)]
+        if number == 0:
+            compressed = len(runs) + 1
+            gathered = 0
+        else:
+            compressed = len(runs)
+            gathered = len(set(parts))
+        tokens = self._template.tokens or 0
+        return self.costs.round(compressed, gathered, len(parts), tokens, self._share)
 
-    def _one_round(self, purse: Purse) -> tuple[tuple[str, ...], bool]:
-        """Run a round, or as many of its sets as can end in time; return what failed, and
-        whether the round is whole.
+    def _run_round(self, budget: TimeBudget) -> tuple[tuple[str, ...], bool]:
+        """Run a round, or as many of its sets as can end in time.
+
+        Returns what failed, and whether the round is whole.
         """
-        at, arms = len(self._rounds), self._alive()
-        # Where the time is short the sets are run one by one, though that opens the model anew for
-        # each.
-        lots = (
-            [arms]
-            if self._seconds(arms, at) * MARGIN**2 <= purse.left or at < self._done
-            else [[arm] for arm in arms]
-        )
+        number = len(self._rounds)
+        names = self._racing()
+        lots = [names]
+        is_known = number < self._done
+        if not is_known and self._seconds(names, number) * MARGIN**2 > budget.left:
+            # The time is short: one by one, though each set opens the model anew.
+            lots = [[name] for name in names]
         self._rounds.append([])
         failures: tuple[str, ...] = ()
         for lot in lots:
-            needed = self._seconds(lot, at)
-            if needed > purse.left and (at or len(self._rounds[-1]) >= LEAST):
+            needed = self._seconds(lot, number)
+            may_stop = number > 0 or len(self._rounds[-1]) >= LEAST
+            if needed > budget.left and may_stop:
                 return failures, False
             self._rounds[-1] += lot
-            began = purse.spent
+            began = budget.spent
             finished = self._study().run(self._folder, self._progress)
-            if finished.computed and at >= self._done:  # what was found says nothing about the next
-                self.costs = self.costs.scaled(racing=(purse.spent - began) / needed)
-            failures = tuple(
-                f"{failure['what']}: {failure['error']}" for failure in finished.failures.values()
-            )
+            if finished.computed and not is_known:
+                # What was found in the store says nothing about how long the next run takes.
+                self.costs = self.costs.scaled(racing=(budget.spent - began) / needed)
+            told = [f"{each['what']}: {each['error']}" for each in finished.failures.values()]
+            failures = tuple(told)
         return failures, True
 
     def _study(self) -> Study:
         """All rounds as a study, as far as they were begun."""
-        groups = {
-            f"round {n + 1}": {"data": tuple(self._runs(arms)), "seeds": (n,)}
-            for n, arms in enumerate(self._rounds)
-        }
-        every = tuple(self._runs([*dict.fromkeys(arm for arms in self._rounds for arm in arms)]))
-        baseline = self._baseline if self._baseline in every else every[0]
-        return replace(self._template, data=every, seeds=(0,), groups=groups, baseline=baseline)
+        groups: dict[str, Any] = {}
+        begun: list[str] = []
+        for number, names in enumerate(self._rounds):
+            groups[f"round {number + 1}"] = {"data": tuple(self._runs(names)), "seeds": (number,)}
+            begun += names
+        runs = tuple(self._runs(begun))
+        baseline = self._baseline if self._baseline in runs else runs[0]
+        return replace(self._template, data=runs, seeds=(0,), groups=groups, baseline=baseline)
 
     def _standings(self) -> tuple[list[Standing], str]:
-        """Return where every set stands now, the best first; those that fell clearly behind in
-        this round are marked.
+        """Where every set stands now, the best first, and the unit of the figures.
+
+        Sets that fell clearly behind in this round are marked.
         """
         results = read(Store(self._folder, create=False))
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
-        self._bits = next(iter(results.bits.values()), None)
-        measured = [arm for arm in self._arms if arm in group.sides]
+        for bits in results.bits.values():
+            self._bits = bits
+            break
+        measured = [name for name in self._names if name in group.sides]
         if not measured or DENSE not in group.sides:
-            reasons = "; ".join(dict.fromkeys(str(f["error"]) for f in results.failures.values()))
-            raise DataError(
-                f"nothing could be measured: {reasons or 'no set has all of its measurements'}",
-                subject=", ".join(self._arms),
-            )
+            errors = dict.fromkeys(str(failure["error"]) for failure in results.failures.values())
+            reasons = "; ".join(errors) or "no set has all of its measurements"
+            names = ", ".join(self._names)
+            raise DataError(f"nothing could be measured: {reasons}", subject=names)
         beside = [name for text, name in group.names.items() if text not in self._weights]
-        unit = common_unit(
-            [side.score for name, side in group.sides[measured[0]].items() if name not in beside]
-        )
-        sides: dict[str, Mapping[str, Side]] = {arm: group.sides[arm] for arm in (*measured, DENSE)}
-        for arm in [arm for arm in measured if arm in self._twins]:
-            crossed = held_out_side(cells, results, group, self._twins[arm], self._halves)
-            if crossed is None:  # without its sibling's figure it can't be compared with the others
-                measured.remove(arm)
-            else:
-                sides[arm] = crossed
-        if not measured:
-            raise DataError(
-                "no set has the measurements of both halves; look at the failures in the folder",
-                subject=", ".join(self._arms),
-            )
-        siblings = {arm: self._difference(group, sides[arm], sides[DENSE]) for arm in measured}
-        increases = {
-            arm: self._difference(group, group.sides[arm], sides[DENSE]) for arm in measured
-        }
-        leader = min(
-            (arm for arm in measured if arm not in self._dropped),
-            key=lambda arm: siblings[arm].value,
-            default=measured[0],
-        )
-        behind = {
-            arm: self._difference(group, sides[arm], sides[leader])
-            for arm in measured
-            if arm != leader
-        }
-        comparisons = max(
-            1, (len(self._arms) - 1) * ROUNDS
-        )  # every set with the leader, in every round that there may be
-        for arm, worse in behind.items():
-            if (
-                arm not in self._dropped
-                and worse.over_draws
-                and worse.value > 0
-                and worse.significant(LEVEL, comparisons)
-            ):
-                self._dropped[arm] = len(self._rounds)
-        against: dict[str, Estimate] = {}
-        if self._baseline in measured:
-            against = {
-                arm: self._difference(group, sides[arm], sides[self._baseline])
-                for arm in measured
-                if arm != self._baseline
-            }
-        standings = [
-            Standing(
-                arm,
-                increases[arm],
-                against.get(arm),
-                behind.get(arm),
-                group.draws(arm),
-                self._dropped.get(arm),
-                siblings[arm] if self._halves else None,
-                combination([(group.sides[arm], dict.fromkeys(beside, 1.0))]) if beside else None,
-            )
-            for arm in measured
-        ]
-        return sorted(
-            standings, key=lambda standing: (standing.dropped is not None, standing.deciding.value)
-        ), unit
+        scores: list[Score] = []
+        for name, side in group.sides[measured[0]].items():
+            if name not in beside:
+                scores.append(side.score)
+        unit = common_unit(scores)
+        deciding = self._deciding_sides(cells, results, group, measured)
+        compared = _Compared(deciding, self._coefficients(group))
+        leader = self._leader(compared)
+        self._drop_behind(compared, leader)
+        standings: list[Standing] = []
+        for name in deciding:
+            if name != DENSE:
+                standing = self._standing(name, compared, leader, group, beside)
+                standings.append(standing)
+        standings.sort(key=_order)
+        return standings, unit
 
-    def _difference(
-        self, group: GroupResults, sides: Mapping[str, Side], other: Mapping[str, Side]
-    ) -> Estimate:
-        """How much worse one set is than another, over the goal's measures with their weights."""
-        coefs = {
-            name: self._weights[text] * sides[name].worse
-            for text, name in group.names.items()
-            if text in self._weights
-        }
-        return combination([(sides, coefs), (other, {name: -c for name, c in coefs.items()})])
+    def _deciding_sides(
+        self,
+        cells: Sequence[Cell],
+        results: Results,
+        group: GroupResults,
+        measured: Sequence[str],
+    ) -> dict[str, Mapping[str, Side]]:
+        """By set and measure, the values that decide: those on the held-out sibling, where the set
+        holds the target's file. Those of the dense model are among them.
+        """
+        sides: dict[str, Mapping[str, Side]] = {DENSE: group.sides[DENSE]}
+        for name in measured:
+            if name not in self._half_runs:
+                sides[name] = group.sides[name]
+                continue
+            held_out = held_out_side(cells, results, group, self._half_runs[name], self._halves)
+            # Without its sibling's figure a set can't be compared with the others.
+            if held_out is not None:
+                sides[name] = held_out
+        if len(sides) == 1:
+            message = (
+                "no set has the measurements of both halves; look at the failures in the folder"
+            )
+            raise DataError(message, subject=", ".join(self._names))
+        return sides
 
-    def _over(self, standings: Sequence[Standing], late: bool) -> str:
-        """Why the race is over, or nothing; `late` where another round would take it beyond its
-        time.
+    def _coefficients(self, group: GroupResults) -> dict[str, float]:
+        """The weight of each measure of the goal, positive where more is worse."""
+        coefficients: dict[str, float] = {}
+        for text, name in group.names.items():
+            if text in self._weights:
+                coefficients[name] = self._weights[text] * group.sides[DENSE][name].worse
+        return coefficients
+
+    def _leader(self, compared: "_Compared") -> str:
+        """The best of the sets that are still in."""
+        names = [name for name in compared.sides if name != DENSE]
+        racing = [name for name in names if name not in self._dropped]
+        if not racing:
+            return names[0]
+        increases = {name: compared.worse(name, DENSE).value for name in racing}
+        return min(racing, key=increases.__getitem__)
+
+    def _drop_behind(self, compared: "_Compared", leader: str) -> None:
+        """Leave out the sets that are clearly worse than the leader."""
+        # Every set is compared with the leader in every round that there may be.
+        comparisons = max(1, (len(self._names) - 1) * ROUNDS)
+        for name in compared.sides:
+            if name in (DENSE, leader) or name in self._dropped:
+                continue
+            behind = compared.worse(name, leader)
+            is_clear = behind.over_draws and behind.significant(LEVEL, comparisons)
+            if is_clear and behind.value > 0:
+                self._dropped[name] = len(self._rounds)
+
+    def _standing(
+        self,
+        name: str,
+        compared: "_Compared",
+        leader: str,
+        group: GroupResults,
+        beside: Sequence[str],
+    ) -> Standing:
+        """What is known of one set; `beside` are measures that decide nothing."""
+        own = _Compared({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
+        against_baseline: Estimate | None = None
+        if self._baseline in compared.sides and name != self._baseline:
+            against_baseline = compared.worse(name, self._baseline)
+        against_leader = compared.worse(name, leader) if name != leader else None
+        sibling = compared.worse(name, DENSE) if self._halves else None
+        divergence: Estimate | None = None
+        if beside:
+            divergence = combination([(group.sides[name], dict.fromkeys(beside, 1.0))])
+        return Standing(
+            name,
+            own.worse(name, DENSE),
+            against_baseline,
+            against_leader,
+            draws=group.draws(name),
+            dropped=self._dropped.get(name),
+            sibling=sibling,
+            divergence=divergence,
+        )
+
+    def _why_over(self, standings: Sequence[Standing], is_late: bool) -> str:
+        """Why the race is over, empty where it isn't.
+
+        `is_late` says that another round would take it beyond its time.
         """
         racing = [standing for standing in standings if standing.dropped is None]
         if len(racing) == 1 and len(self._rounds) > 1:
             return "clear"
-        estimates = [standing.against_leader for standing in racing if standing.against_leader]
-        intervals = [estimate.interval() if estimate.over_draws else None for estimate in estimates]
-        if len(self._rounds) >= ENOUGH and all(
-            interval and (interval[1] - interval[0]) / 2 < MATTERS for interval in intervals
-        ):
+        if len(self._rounds) >= ENOUGH and _are_alike(racing):
             return "alike"
-        return "draws" if len(self._rounds) == self._most else "time" if late else ""
+        if len(self._rounds) == self._most_rounds:
+            return "draws"
+        return "time" if is_late else ""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Sets by what was measured on each (`sides`), compared over measures with `weights`."""
+
+    sides: Mapping[str, Mapping[str, Side]]
+    weights: Mapping[str, float]
+
+    def worse(self, name: str, other: str) -> Estimate:
+        """Return how much worse one set is than another."""
+        opposite = {measure: -weight for measure, weight in self.weights.items()}
+        return combination([(self.sides[name], self.weights), (self.sides[other], opposite)])
+
+
+def _half_runs(names: Sequence[str], halves: Sequence[Halves]) -> dict[str, tuple[str, str]]:
+    """For each set that holds the target's file, the set with its first half in its place, and
+    the one with its second half.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for name in names:
+        pair = (swapped(name, halves, 0), swapped(name, halves, 1))
+        if pair != (name, name):
+            found[name] = pair
+    return found
+
+
+def _order(standing: Standing) -> tuple[bool, float]:
+    """The best first, and those that were left out last."""
+    return standing.dropped is not None, standing.deciding.value
+
+
+def _are_alike(standings: Sequence[Standing]) -> bool:
+    """Whether every difference to the leader is known, and too small to matter."""
+    for standing in standings:
+        estimate = standing.against_leader
+        if estimate is None:
+            continue
+        interval = estimate.interval() if estimate.over_draws else None
+        if interval is None:
+            return False
+        low, high = interval
+        if (high - low) / 2 >= MATTERS:
+            return False
+    return True
 
 
 def common_unit(scores: Sequence[Score]) -> str:
-    """Return the unit of all of them. `DataError` where they are on scales that can't be
-    averaged.
-    """
+    """Return the unit of all scores. Raises `DataError` for scales that can't be averaged."""
     scales = dict.fromkeys(f"{score.metric} in {score.unit}" for score in scores)
+    listed = ", ".join(scales)
     if len(scales) > 1:
-        raise DataError(
-            f"what is measured can't be averaged: {', '.join(scales)}; give targets of one kind",
-            subject=", ".join(scales),
-        )
+        message = f"what is measured can't be averaged: {listed}; give targets of one kind"
+        raise DataError(message, subject=listed)
     return scores[0].unit
 
 
@@ -329,8 +424,9 @@ def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | N
     """Return an estimate as plain data, with its interval."""
     if estimate is None:
         return None
+    bounds = estimate.interval(level)
     interval: Mapping[str, float] | None = None
-    if bounds := estimate.interval(level):
+    if bounds is not None:
         interval = {"low": bounds[0], "high": bounds[1]}
     return {
         "value": estimate.value,

@@ -6,15 +6,21 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
-from pathlib import Path
 from typing import Any, final
 
 from calibrant.errors import SpecError
 from calibrant.lab.choose.advising import advice, command, short, verb_of, with_interval
-from calibrant.lab.choose.asking import asked
-from calibrant.lab.choose.budget import LEAST, Purse, TimePlan, kept, least_with_sibling
-from calibrant.lab.choose.halves import Halves
-from calibrant.lab.choose.predicting import Prediction, swapped
+from calibrant.lab.choose.asking import Prepared, asked
+from calibrant.lab.choose.budget import (
+    LEAST,
+    StepCosts,
+    TimeBudget,
+    TimePlan,
+    kept_costs,
+    least_with_sibling,
+)
+from calibrant.lab.choose.halves import Halves, swapped
+from calibrant.lab.choose.predicting import Prediction
 from calibrant.lab.choose.racing import Race, RaceResult, plain
 from calibrant.lab.mixtures import Mixture
 from calibrant.options import RecommendCommand, declaration, with_fields_of
@@ -27,14 +33,13 @@ def unsaid(sentence: str) -> None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate: its predicted error, and what a race made of it. The differences are how much
-    *worse* it is, with their intervals.
+    """One candidate: its predicted error, and what a race made of it.
 
-    Where the target has a held-out sibling, `predicted_sibling` and `sibling` are the figures on
-    it, and the differences are of those. `divergence` is that of its predictions from the dense
-    model's (KL, nats a token), where a model is rounded and a loss is measured. `status` is `best`,
-    `not significant` (its difference to the best), `behind` (left out after round `dropped`) or
-    `not raced`.
+    The differences are how much *worse* it is, with their intervals. Where the target has a
+    held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences
+    are of those. `divergence` is that of its predictions from the dense model's (KL, nats a token);
+    it is measured where a model is rounded. `status` is `best`, `not significant` (its difference
+    to the best), `behind` (left out after round `dropped`) or `not raced`.
     """
 
     data: str
@@ -57,19 +62,21 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Recommendation:
-    """What to calibrate on: `expr` is what `--data` takes, `text` the advice in a paragraph,
-    `command` does with it what was measured.
+    """What to calibrate on, and how that was found.
 
-    `verb` is what it does, `prune` or `quantize`, `sparsity` the target of whatever kind, `bits`
-    how many a weight takes where it is stored as codes. `predicted_by` says by what a method was
-    predicted that reads more than sums of statistics.
+    `expr` is what `--data` takes, `text` the advice in a paragraph, and `command` does what was
+    measured. `verb` is what it does, `prune` or `quantize`. `sparsity` is the target, of whatever
+    kind. `bits` is how many a weight takes where it is stored as codes. `predicted_by` says by what
+    a method was predicted that reads more than sums of statistics.
 
-    `candidates` are the best first. `baseline` is the set that others are compared with. `why` says
-    how the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and
-    predicted, `folder` has the store of all that was measured. `plan` is what the `minutes` were to
-    buy, `another_draw` the seconds of one draw more, `fitted` what was lowered for small files.
-    `siblings` are the halves of the target's files, and how much of a row stands in what its own
-    half (`inside`) and the other (`across`) calibrate on; `no_sibling` says why there are none.
+    `candidates` are the best first, and `baseline` is what they are compared with. `why` says how
+    the race ended: `clear`, `alike`, `draws` or `time`. `mixture` is what was searched for and
+    predicted, and `folder` has the store of all that was measured.
+
+    `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted`
+    what was lowered for small files. `siblings` are the halves of the target's files: how much of a
+    row stands in what its own half (`inside`) and the other (`across`) calibrate on. `no_sibling`
+    says why there are none.
     """
 
     expr: str
@@ -105,23 +112,21 @@ class Recommendation:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as dicts, lists and numbers."""
-        candidates = [{**asdict(one), "name": one.name} for one in self.candidates]
+        candidates = [{**asdict(each), "name": each.name} for each in self.candidates]
         return {**asdict(self), "candidates": candidates}
 
     def __repr__(self) -> str:
         return f"Recommendation({self.expr!r}, for {self.goal!r})"
 
     def _repr_html_(self) -> str:
-        lines = [
-            (
-                one.name,
-                "" if one.predicted is None else f"{one.predicted:.2%}",
-                with_interval(one.against_baseline),
-                one.draws or "",
-                one.status,
-            )
-            for one in self.candidates
-        ]
+        lines: list[tuple[Any, ...]] = []
+        for candidate in self.candidates:
+            predicted = ""
+            if candidate.predicted is not None:
+                predicted = f"{candidate.predicted:.2%}"
+            against = with_interval(candidate.against_baseline)
+            draws = candidate.draws or ""
+            lines.append((candidate.name, predicted, against, draws, candidate.status))
         heads = ("calibrated on", "predicted error", f"worse than {self.baseline}", "draws", "")
         return card(
             f"Calibrate {self.model} on {short(self.expr)}",
@@ -170,98 +175,69 @@ def recommend(options: RecommendOptions) -> Recommendation:
 
     Raises an `InputError` for what can't be used.
 
-    >>> found = recommend("smollm2", "mine.jsonl", ["gsm8k:cot", "c4"], minutes=10)  # doctest: +SKIP
     >>> recommend("smollm2", "gsm8k", minutes=0.0)
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
-    minutes = options.minutes
-    say = options.say
-    progress = options.progress
-    if not minutes > 0:
-        raise SpecError(
-            f"a budget of {minutes:g} minutes leaves no time; give some above 0", subject="budget"
-        )
-    purse = Purse(minutes, options.now)
-    targets = options.target
-    if isinstance(targets, str):
-        targets = [targets]
-    settings = (
-        options.method,
-        options.sparsity,
-        options.tokens,
-        options.length,
-        options.baseline,
-        Path(options.folder),
-        options.dtype,
-        options.device,
-        options.sibling,
-    )
-    question = asked(options.model, targets, options.sources, *settings, purse)
+    if not options.minutes > 0:
+        message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
+        raise SpecError(message, subject="budget")
+    budget = TimeBudget(options.minutes, options.now)
+    question = asked(options, budget)
     if question.fitted.said:
-        say(question.fitted.said)
-    costs = kept(question.folder, question.identity) or question.costs(progress)
-    plan = question.plan(costs, purse, minutes)
-    say(plan.sentence(minutes))
+        options.say(question.fitted.said)
+    costs = kept_costs(question.folder, question.identity) or question.costs(options.progress)
+    plan = question.plan(costs, budget, options.minutes)
+    options.say(plan.sentence(options.minutes))
     question = question.within(plan)
     if question.fitted.halves and not plan.halves:
-        enough = (
-            least_with_sibling(costs, len(question.names), len(question.needed), plan.tokens)
-            + purse.spent
-        )
-        question = question.without_sibling(
-            f"the time is too short for one; --budget {math.ceil(enough / 6) / 10:g} is enough"
-        )
-        say(f"no held-out sibling: {question.no_sibling}")
-    began = purse.spent
-    mixture, predicted = question.predicted(plan, progress)
-    spent, halves, goal = purse.spent, question.fitted.halves, question.fitted.goal
+        reason = _too_short(question, costs, plan, budget)
+        question = question.without_sibling(reason)
+        options.say(f"no held-out sibling: {reason}")
+    began = budget.spent
+    mixture, predicted = question.predicted(plan, options.progress)
+    predicting = budget.spent
+    fitted = question.fitted
     if mixture.reused < mixture.gathered:
-        before = costs.predicting(
-            len(mixture.weights) + 2 * bool(halves), 1 + 2 * bool(halves), plan.tokens
-        )
-        costs = costs.scaled(predicting=max(0.1, (spent - began) / before))
-    arms, rounds = (
-        _arms(predicted, question.own, question.base, halves, plan.arms),
-        question.fitted.rounds,
-    )
+        # What was read again says nothing about what gathering costs.
+        extra = 2 if fitted.halves else 0
+        expected = costs.predicting(len(mixture.weights) + extra, 1 + extra, plan.tokens)
+        costs = costs.scaled(predicting=max(0.1, (predicting - began) / expected))
     race = Race(
         question.template,
-        goal,
-        arms,
+        fitted.goal,
+        _raced(predicted, question, plan.sets),
         question.base,
         question.place,
         costs,
-        halves,
-        rounds,
+        fitted.halves,
+        fitted.rounds,
         plan.share,
         plan.done,
-        progress,
+        options.progress,
     )
-    result = race.run(purse)
+    result = race.run(budget)
     race.costs.keep(question.folder, question.identity)
-    plan.keep(question.folder, question.identity, minutes, result.rounds)
-    best = result.standings[0]
+    plan.keep(question.folder, question.identity, options.minutes, result.rounds)
+    best = result.standings[0].data
+    propagate = question.template.propagation(question.method)
     return Recommendation(
-        expr=best.data,
-        text=advice(mixture, goal, question.base, result, rounds, halves),
+        expr=best,
+        text=advice(mixture, fitted.goal, question.base, result, fitted.rounds, fitted.halves),
         command=command(
             options.model,
-            best.data,
+            best,
             mixture,
-            question.template.propagation(question.method),
+            propagate,
             options.dtype,
             options.device,
             question.export,
         ),
         model=mixture.model,
         note=mixture.note,
-        goal=goal.text,
-        judge=goal.judge,
-        measures=tuple(
-            f"{weight:.3g}*{evaluator}" if len(goal.measures) > 1 else str(evaluator)
-            for weight, evaluator in goal.measures
-        ),
+        goal=fitted.goal.text,
+        judge=fitted.goal.judge,
+        measures=fitted.goal.texts,
         baseline=question.base,
         method=mixture.method,
         sparsity=mixture.sparsity,
@@ -273,21 +249,13 @@ def recommend(options: RecommendOptions) -> Recommendation:
         candidates=_candidates(result, predicted),
         mixture=mixture,
         failures=result.failures,
-        seconds={"predicting": spent, "racing": purse.spent - spent},
+        seconds={"predicting": predicting, "racing": budget.spent - predicting},
         folder=str(options.folder),
-        minutes=minutes,
+        minutes=options.minutes,
         plan=plan,
-        another_draw=race.another(),
-        fitted=question.fitted.said,
-        siblings=tuple(
-            {
-                "source": str(each.source),
-                "folders": each.folders,
-                "inside": each.inside,
-                "across": each.across,
-            }
-            for each in halves
-        ),
+        another_draw=race.another_draw(),
+        fitted=fitted.said,
+        siblings=tuple(_sibling_facts(halves) for halves in fitted.halves),
         no_sibling=question.no_sibling,
         verb=verb_of(question.target),
         bits=result.bits,
@@ -295,69 +263,77 @@ def recommend(options: RecommendOptions) -> Recommendation:
     )
 
 
-def _arms(
-    predicted: Mapping[str, Prediction],
-    own: Sequence[str],
-    base: str,
-    halves: Sequence[Halves],
-    count: int,
-) -> list[str]:
-    """Return the `count` sets to race, the baseline last and the others the best by prediction
-    first.
+def _too_short(question: Prepared, costs: StepCosts, plan: TimePlan, budget: TimeBudget) -> str:
+    """Why there is no sibling, and which budget is enough for one."""
+    least = least_with_sibling(costs, len(question.names), len(question.needed), plan.tokens)
+    minutes = math.ceil((least + budget.spent) / 6) / 10
+    return f"the time is too short for one; --budget {minutes:g} is enough"
+
+
+def _sibling_facts(halves: Halves) -> dict[str, Any]:
+    return {
+        "source": str(halves.source),
+        "folders": halves.folders,
+        "inside": halves.inside,
+        "across": halves.across,
+    }
+
+
+def _raced(predicted: Mapping[str, Prediction], question: Prepared, count: int) -> list[str]:
+    """The `count` sets to race: the best by prediction first, and the baseline last.
 
     Of those that hold the target's file, which cost three runs, there are two at most.
     """
-    ranked = sorted(
-        (data for data in predicted if data != base), key=lambda data: predicted[data].value
-    )
+    halves = question.fitted.halves
+    others = [data for data in predicted if data != question.base]
+    ranked = _by_prediction(others, predicted)
     if not halves:
-        return [*ranked[: count - 1], base]
+        return [*ranked[: count - 1], question.base]
     holding = [data for data in ranked if swapped(data, halves, 0) != data]
-    alone = [data for data in own if data in holding][:1]
-    allowed = {
-        *alone,
-        *[data for data in holding if data not in alone][: 1 if count > LEAST else 0],
-    }
-    raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
     # The file itself is what its owner wants to know about.
-    return [*(raced if not alone or alone[0] in raced else [*raced[: count - 2], *alone]), base]
+    own = [data for data in question.own if data in holding][:1]
+    second = [data for data in holding if data not in own]
+    allowed = [*own, *second[: 1 if count > LEAST else 0]]
+    raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
+    if own and own[0] not in raced:
+        raced = [*raced[: count - 2], *own]
+    return [*raced, question.base]
+
+
+def _by_prediction(names: Sequence[str], predicted: Mapping[str, Prediction]) -> list[str]:
+    return sorted(names, key=lambda data: predicted[data].value)
 
 
 def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[Candidate, ...]:
-    """Return what is known of every candidate: those of the race first, the best before the
-    others, then the rest by what was predicted.
+    """What is known of every candidate: those of the race first, the best before the others, then
+    the rest by what was predicted.
     """
     candidates: list[Candidate] = []
     for place, standing in enumerate(race.standings):
-        status = (
-            "best"
-            if place == 0
-            else "behind"
-            if standing.dropped is not None
-            else "not significant"
+        if place == 0:
+            status = "best"
+        elif standing.dropped is not None:
+            status = "behind"
+        else:
+            status = "not significant"
+        prediction = predicted.get(standing.data, Prediction(None))
+        candidate = Candidate(
+            standing.data,
+            prediction.own,
+            status,
+            increase=plain(standing.increase),
+            against_baseline=plain(standing.against_baseline),
+            against_best=plain(standing.against_leader),
+            draws=standing.draws,
+            dropped=standing.dropped,
+            predicted_sibling=prediction.sibling,
+            sibling=plain(standing.sibling),
+            divergence=plain(standing.divergence),
         )
-        increase, against_base, against_best = map(
-            plain, (standing.increase, standing.against_baseline, standing.against_leader)
-        )
-        known = predicted.get(standing.data, Prediction(None))
-        compared = (
-            standing.draws,
-            standing.dropped,
-            known.sibling,
-            plain(standing.sibling),
-            plain(standing.divergence),
-        )
-        candidates.append(
-            Candidate(
-                standing.data, known.own, status, increase, against_base, against_best, *compared
-            )
-        )
+        candidates.append(candidate)
     raced = {standing.data for standing in race.standings}
-    rest = sorted(
-        (data for data in predicted if data not in raced), key=lambda data: predicted[data].value
-    )
-    left = (
-        Candidate(data, predicted[data].own, "not raced", predicted_sibling=predicted[data].sibling)
-        for data in rest
-    )
-    return (*candidates, *left)
+    for data in _by_prediction([data for data in predicted if data not in raced], predicted):
+        prediction = predicted[data]
+        rest = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
+        candidates.append(rest)
+    return tuple(candidates)

@@ -55,67 +55,72 @@ def aim_of(
     `TargetError` for a target that isn't, that the method doesn't accept, or for which there is
     nothing to choose data by.
 
-    >>> aim_of(None, "w4g64"), aim_of("rtn(scales=importance)", None)
-    ((gptq, Grid(bits=4, group=64, symmetric=True)), (rtn(scales='importance'), Grid(bits=4, group=64, symmetric=True)))
+    >>> aim_of(None, "w4g64")
+    (gptq, Grid(bits=4, group=64, symmetric=True))
     """
-    read = (
-        None if target is None else target if isinstance(target, Target) else parse_target(target)
-    )
+    if target is not None and not isinstance(target, Target):
+        target = parse_target(target)
     if method is None:
-        name = "wanda" if read is None else _by_kind(USUAL, read)
-        if name is None:
-            raise TargetError(
-                f"{read} is no target that data is chosen for; ask for {accepted(tuple(USUAL))}",
-                subject=str(read),
-            )
-        method = name
+        method = _usual_method(target)
     built: Method = methods.build(method)
-    if read is None:
-        # Of the kinds that it accepts the first is its own; what removes has its usual share.
-        first = built.accepts[0]
-        read = parse_target(
-            SPARSITY if issubclass(Removal, first) or issubclass(first, Removal) else first.example
-        )
-    return built, built.aim(read)
+    if target is None:
+        target = _usual_target(built)
+    return built, built.aim(target)
+
+
+def _usual_method(target: Target | None) -> str:
+    if target is None:
+        return "wanda"
+    name = _by_kind(USUAL, target)
+    if name is None:
+        kinds = accepted(tuple(USUAL))
+        message = f"{target} is no target that data is chosen for; ask for {kinds}"
+        raise TargetError(message, subject=str(target))
+    return name
+
+
+def _usual_target(method: Method) -> Target:
+    # Of the kinds that a method accepts the first is its own; what removes has its usual share.
+    first = method.accepts[0]
+    removes = issubclass(Removal, first) or issubclass(first, Removal)
+    return parse_target(SPARSITY if removes else first.example)
 
 
 def stand_in_of(method: Method, target: Target) -> StandIn:
-    """Return what predicts `method`. `SpecError` where data makes no difference, or nothing can
-    be predicted from sums of statistics.
+    """Return what predicts `method`.
+
+    Raises `SpecError` where data makes no difference, or nothing can be predicted from sums of
+    statistics.
     """
     if not method.looks:
-        instead = _by_kind(LOOKING, target)
-        raise SpecError(
-            f"{method} looks at no data, so every text gives the same weights; choose {instead or 'another method'}",
-            subject=str(method),
-        )
+        other = _by_kind(LOOKING, target) or "another method"
+        message = f"{method} looks at no data, so every text gives the same weights; choose {other}"
+        raise SpecError(message, subject=str(method))
     if not method.heeds(target):
-        raise SpecError(
-            f"{method} rounds to {target} without regard to data, so any text will do: there is nothing to choose",
-            subject=str(target),
-        )
+        message = f"{method} rounds to {target} without regard to data, so any text will do"
+        raise SpecError(f"{message}: there is nothing to choose", subject=str(target))
     found = method.stand_in(target)
     if found is None:
-        raise SpecError(
-            f"what {method} does with {target} can't be predicted from statistics of texts; {_instead(target)}",
-            subject=str(method),
-        )
+        message = f"what {method} does with {target} can't be predicted from statistics of texts"
+        raise SpecError(f"{message}; {_instead(target)}", subject=str(method))
     statistic_of(found.method)
     return found
 
 
 def statistic_of(method: MatrixMethod) -> type[InputStatistic]:
-    """Return the one statistic that the method reads of a matrix's inputs. `SpecError` for a
-    method that can't be used with mixtures.
+    """Return the one statistic that the method reads of a matrix's inputs.
+
+    Raises `SpecError` for a method that can't be used with mixtures.
     """
-    kinds = [kind for kind in KINDS if kind in method.observes]
-    if len(kinds) != 1 or len(method.observes) != 1:
-        raise SpecError(
-            f"{method} looks at {', '.join(k.__name__ for k in method.observes) or 'the loss'}; statistics of a mixture are added up for methods "
-            "that look at FeatureNorms or at a Gram alone, such as wanda and sparsegpt",
-            subject=str(method),
-        )
-    return kinds[0]
+    for kind in KINDS:
+        if method.observes == (kind,):
+            return kind
+    seen = ", ".join(kind.__name__ for kind in method.observes) or "the loss"
+    message = (
+        f"{method} looks at {seen}; statistics of a mixture are added up for methods that look at "
+        "FeatureNorms or at a Gram alone, such as wanda and sparsegpt"
+    )
+    raise SpecError(message, subject=str(method))
 
 
 def _instead(target: Target) -> str:
@@ -124,4 +129,7 @@ def _instead(target: Target) -> str:
 
 
 def _by_kind(names: Mapping[type[Target], str], target: Target) -> str | None:
-    return next((name for kind, name in names.items() if isinstance(target, kind)), None)
+    for kind, name in names.items():
+        if isinstance(target, kind):
+            return name
+    return None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
 from calibrant.methods import MatrixMethod
+from calibrant.models import Weight
 from calibrant.numerics import not_finite
 from calibrant.targets import Target
 from calibrant.walk.statistics import Dense
@@ -98,7 +99,7 @@ Shares = tuple[Fraction, ...]
 
 def only(place: int, count: int) -> Shares:
     """Return the mixture of `count` sources that is the source at `place` alone."""
-    return tuple(Fraction(int(i == place)) for i in range(count))
+    return tuple(Fraction(int(number == place)) for number in range(count))
 
 
 def uniform(count: int) -> Shares:
@@ -108,8 +109,9 @@ def uniform(count: int) -> Shares:
 
 def without(place: int, shares: Shares) -> Shares:
     """Return the mixture without its part at `place`, the others as they stand to one another."""
-    left = 1 - shares[place]
-    return tuple(Fraction(0) if i == place else share / left for i, share in enumerate(shares))
+    others = [share / (1 - shares[place]) for share in shares]
+    others[place] = Fraction(0)
+    return tuple(others)
 
 
 def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]) -> Seen | None:
@@ -153,12 +155,11 @@ class SharedInput:
         """
         if seen is None:
             return torch.zeros_like(self._stacked)
-        return self._stacked - torch.cat(
-            [
-                method.compress(rows, seen, target).weight.to(self._stacked.dtype)
-                for rows in self.rows
-            ]
-        )
+        compressed: list[Tensor] = []
+        for rows in self.rows:
+            weight = method.compress(rows, seen, target).weight
+            compressed.append(weight.to(self._stacked.dtype))
+        return self._stacked - torch.cat(compressed)
 
     def damages(
         self, changes: Float[Tensor, "mixture row in"]
@@ -196,14 +197,13 @@ class SharedInput:
     @cached_property
     def _energy(self) -> np.ndarray:
         """tr(W G Wᵀ), [matrix, judge]; zero where the judge has no Gram."""
-        nothing = np.zeros(len(self.rows))
-        return np.stack(
-            [
-                nothing if gram is None else self._energies(self._stacked[None], gram)[0]
-                for gram in self.judges
-            ],
-            axis=1,
-        )
+        energies: list[np.ndarray] = []
+        for gram in self.judges:
+            if gram is None:
+                energies.append(np.zeros(len(self.rows)))
+            else:
+                energies.append(self._energies(self._stacked[None], gram)[0])
+        return np.stack(energies, axis=1)
 
     def typical(self) -> np.ndarray:
         """Return the logarithm of tr(W G Wᵀ) for a judge's token, [matrix, judge]; NaN where
@@ -229,25 +229,25 @@ class Errors:
         target: Target,
         masses: Sequence[float],
     ) -> None:
-        self.inputs, self.method, self.target, self.masses = inputs, method, target, tuple(masses)
+        self.inputs = inputs
+        self.method = method
+        self.target = target
+        self.masses = tuple(masses)
 
     @torch.no_grad()
     def __call__(self, mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
         """One row for each mixture; NaN under a judge that reached no matrix."""
-        total, count = 0.0, 0.0
+        total = np.zeros(())
+        count = np.zeros(())
         for shared in self.inputs:
-            changes = [
-                shared.changes(self.method, self.target, blended(shared.seen, shares, self.masses))
-                for shares in mixtures
-            ]
+            changes: list[Tensor] = []
+            for shares in mixtures:
+                seen = blended(shared.seen, shares, self.masses)
+                changes.append(shared.changes(self.method, self.target, seen))
             damages = shared.damages(torch.stack(changes))
-            total, count = (
-                total + np.nansum(damages, axis=1),
-                count + (~np.isnan(damages)).sum(axis=1),
-            )
-        return np.divide(
-            total, count, out=np.full(np.shape(count), np.nan), where=np.asarray(count) > 0
-        )
+            total = total + np.nansum(damages, axis=1)
+            count = count + (~np.isnan(damages)).sum(axis=1)
+        return _ratio(total, count, nothing=np.nan)
 
 
 def shared_inputs(
@@ -265,16 +265,20 @@ def shared_inputs(
     for places in by_input.values():
         weights = [block.weights[place] for place in places]
         seen = tuple(statistics.get(weights[0]) for _, statistics in sources)
-        grams = tuple(
-            statistics[weights[0]][Gram] if weights[0] in statistics else None
-            for _, statistics in judges
-        )
+        grams: list[Gram | None] = []
+        for _, statistics in judges:
+            judged = statistics.get(weights[0])
+            grams.append(None if judged is None else judged[Gram])
         if any(gram is not None for gram in grams):
-            rows = tuple(
-                w.get()[torch.tensor(sample.of_rows(w.shape[0]), device=w.stored.device)]
-                for w in weights
-            )
-            yield SharedInput(tuple(w.name for w in weights), rows, seen, grams)
+            names = tuple(weight.name for weight in weights)
+            rows = tuple(sampled_rows(weight, sample) for weight in weights)
+            yield SharedInput(names, rows, seen, tuple(grams))
+
+
+def sampled_rows(weight: Weight, sample: Sample) -> Float[Tensor, "row in"]:
+    """Return the sampled rows of a matrix."""
+    rows = sample.of_rows(weight.shape[0])
+    return weight.get()[torch.tensor(rows, device=weight.stored.device)]
 
 
 def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
@@ -283,9 +287,9 @@ def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
     """
     each = np.concatenate([shared.typical() for shared in inputs])
     known = ~np.isnan(each)
-    return np.divide(
-        np.where(known, each, 0).sum(0),
-        known.sum(0),
-        out=np.zeros(each.shape[1]),
-        where=known.any(0),
-    )
+    return _ratio(np.where(known, each, 0).sum(0), known.sum(0), nothing=0.0)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray, nothing: float) -> np.ndarray:
+    """A mean where something was counted, and `nothing` elsewhere."""
+    return np.divide(total, count, out=np.full(np.shape(count), nothing), where=count > 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import Seen
-from calibrant.lab.mixtures.algebra import Sample
+from calibrant.lab.mixtures.algebra import Sample, sampled_rows
 from calibrant.methods import MatrixMethod
 from calibrant.models import Block, Weight
 from calibrant.targets import Target
@@ -38,11 +38,11 @@ class CurvePoint:
 @final
 @dataclass(frozen=True)
 class TokenCurve:
-    """The curve of one set. `enough` by the rule of `PLATEAU`, None where fewer than two points
-    leave it open; `gain` is the last doubling's.
+    """The curve of one set.
 
-    `needed` is at how many tokens the rule holds: measured where it does hold, else foretold from
-    how fast disagreement falls, None where it doesn't.
+    `enough` follows the rule of `PLATEAU`; None where there are fewer than two points. `gain` is
+    the last doubling's. `needed` is at how many tokens the rule holds: measured where it does hold,
+    else foretold from how fast disagreement falls, None where it doesn't fall.
     """
 
     data: str
@@ -57,13 +57,15 @@ def read_curve(data: str, points: Sequence[CurvePoint]) -> TokenCurve:
     gains = [after.agreement - before.agreement for before, after in pairwise(points)]
     if not gains:
         return TokenCurve(data, tuple(points), None, None, None)
-    reached = next(
-        (place for place in range(len(gains)) if all(gain < PLATEAU for gain in gains[place:])),
-        None,
-    )
-    if reached is not None:
-        return TokenCurve(data, tuple(points), True, gains[-1], points[reached + 1].tokens)
-    return TokenCurve(data, tuple(points), False, gains[-1], _foretold(points))
+    if gains[-1] >= PLATEAU:
+        return TokenCurve(data, tuple(points), False, gains[-1], _foretold(points))
+    # The first point from which on every doubling gained little.
+    enough = points[-1].tokens
+    for gain, point in zip(reversed(gains), reversed(points[1:]), strict=True):
+        if gain >= PLATEAU:
+            break
+        enough = point.tokens
+    return TokenCurve(data, tuple(points), True, gains[-1], enough)
 
 
 def _foretold(points: Sequence[CurvePoint]) -> int | None:
@@ -71,12 +73,15 @@ def _foretold(points: Sequence[CurvePoint]) -> int | None:
     the same factor each time.
     """
     # Disagreement falls about geometrically with each doubling; the last factor is carried on.
-    before, last = (1 - point.agreement for point in points[-2:])
-    factor, tokens = last / before, points[-1].tokens
+    before = 1 - points[-2].agreement
+    last = 1 - points[-1].agreement
+    factor = last / before
     if not 0 < factor < 1:
         return None
+    tokens = points[-1].tokens
     while last * (1 - factor) >= PLATEAU:
-        last, tokens = last * factor, 2 * tokens
+        last *= factor
+        tokens *= 2
     return 2 * tokens
 
 
@@ -93,92 +98,88 @@ class TokenMeter:
         sample: Sample,
         sets: Sequence[tuple[str, Sequence[float]]],
     ) -> None:
-        self._method, self._target, self._sample, self._sets = method, target, sample, sets
-        self._sums: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        self._method = method
+        self._target = target
+        self._sample = sample
+        self._sets = sets
+        self._agreements: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     @torch.no_grad()
     def add(self, block: Block, sources: Sequence[Sequence[Dense]]) -> None:
         """Look at one block, of which `sources` has the pieces of each source."""
-        together: dict[
-            tuple[int, ...], list[Weight]
-        ] = {}  # matrices that read one input have one factorisation
+        # Matrices that read one input have one factorisation.
+        together: dict[tuple[int, ...], list[Weight]] = {}
         for weight in block.weights:
-            together.setdefault(
-                tuple(id(seen.get(weight)) for source in sources for _, seen in source), []
-            ).append(weight)
+            inputs: list[int] = []
+            for source in sources:
+                inputs += [id(seen.get(weight)) for _, seen in source]
+            together.setdefault(tuple(inputs), []).append(weight)
         for weights in together.values():
-            pieces = [
-                [seen[weights[0]] for _, seen in source if weights[0] in seen] for source in sources
-            ]
-            rows = [
-                w.get()[torch.tensor(self._sample.of_rows(w.shape[0]), device=w.stored.device)]
-                for w in weights
-            ]
+            first = weights[0]
+            pieces = [[seen[first] for _, seen in source if first in seen] for source in sources]
+            rows = [sampled_rows(weight, self._sample) for weight in weights]
             for number, (_, shares) in enumerate(self._sets):
-                self._compare(
-                    number,
-                    [(own, share) for own, share in zip(pieces, shares, strict=True) if share],
-                    rows,
-                )
+                parts = [part for part in zip(pieces, shares, strict=True) if part[1]]
+                self._compare(number, parts, rows)
 
     def _compare(
         self, number: int, parts: Sequence[tuple[Sequence[Seen], float]], rows: Sequence[Tensor]
     ) -> None:
-        """Halves of one, two, four, … pieces of each part, as far as they last."""
-        # Pieces come in pairs, two of each micro-batch: places 0, 1, 4, 5, … are one half and 2, 3,
-        # 6, 7, … the other.
-        sides = [
-            ([piece for place, piece in enumerate(own) if place // 2 % 2 == side], share)
-            for side in (0, 1)
-            for own, share in parts
-        ]
+        """Compare halves of one, two, four, … pieces of each part, as far as they last."""
+        first = [(_side(pieces, 0), share) for pieces, share in parts]
+        second = [(_side(pieces, 1), share) for pieces, share in parts]
+        most = min((len(pieces) for pieces, _ in (*first, *second)), default=0)
         size = 1
-        while sides and all(len(own) >= size for own, _ in sides):
-            halves = [
-                _half([(own[:size], share) for own, share in side])
-                for side in (sides[: len(parts)], sides[len(parts) :])
-            ]
-            tokens = sum(tokens for _, tokens in halves) / 2
+        while size <= most:
+            one, tokens = _half(first, size)
+            other, other_tokens = _half(second, size)
+            mean_tokens = (tokens + other_tokens) / 2
             for matrix in rows:
-                one, other = (
-                    self._method.compress(matrix, half, self._target).weight != 0
-                    for half, _ in halves
-                )
-                self._sums.setdefault((number, size), []).append(
-                    (tokens, float((one == other).double().mean()))
-                )
+                kept = self._method.compress(matrix, one, self._target).weight != 0
+                kept_by_other = self._method.compress(matrix, other, self._target).weight != 0
+                agreement = float((kept == kept_by_other).double().mean())
+                found = self._agreements.setdefault((number, size), [])
+                found.append((mean_tokens, agreement))
             size *= 2
 
     def curves(self) -> list[TokenCurve]:
         """Return one curve for each set."""
         curves: list[TokenCurve] = []
         for number, (data, _) in enumerate(self._sets):
-            several = [
-                values for (which, _), values in sorted(self._sums.items()) if which == number
-            ]
-            points = [
-                CurvePoint(round(_mean([t for t, _ in values])), _mean([a for _, a in values]))
-                for values in several
-            ]
+            points: list[CurvePoint] = []
+            for (which, _), values in sorted(self._agreements.items()):
+                if which == number:
+                    tokens = _mean([tokens for tokens, _ in values])
+                    agreement = _mean([agreement for _, agreement in values])
+                    points.append(CurvePoint(round(tokens), agreement))
             curves.append(read_curve(data, points))
         return curves
 
 
-def _half(parts: Sequence[tuple[Sequence[Seen], float]]) -> tuple[Seen, int]:
-    """The mixture of these pieces, each source divided by its own mass, and how many tokens are
-    in it.
+def _side(pieces: Sequence[Seen], side: int) -> list[Seen]:
+    """The pieces of one half.
+
+    Pieces come in pairs, two of each micro-batch: places 0, 1, 4, 5, … are one half and 2, 3, 6,
+    7, … the other.
     """
+    return [piece for place, piece in enumerate(pieces) if place // 2 % 2 == side]
+
+
+def _half(parts: Sequence[tuple[Sequence[Seen], float]], size: int) -> tuple[Seen, int]:
+    """The mixture of `size` pieces of each source, and how many tokens are in it."""
     total: Seen | None = None
     tokens = 0
     for pieces, share in parts:
         whole = pieces[0]
-        for piece in pieces[1:]:
+        for piece in pieces[1:size]:
             whole = whole + piece
         tokens += whole.tokens
-        # Each source is divided by its own mass, as in a mixture's statistics; one source alone
-        # needs no scale, masks don't see it.
-        mass = max(getattr(statistic, "mass", 0.0) for statistic in whole.values())
-        part = whole if len(parts) == 1 else whole * (share / mass)
+        part = whole
+        if len(parts) > 1:
+            # Each source is divided by its own mass, as in a mixture's statistics. One source alone
+            # needs no scale: masks don't see it.
+            mass = max(getattr(statistic, "mass", 0.0) for statistic in whole.values())
+            part = whole * (share / mass)
         total = part if total is None else total + part
     assert total is not None
     return total, tokens

@@ -8,6 +8,7 @@ from calibrant.activations import FeatureNorms, InputStatistic, Seen
 from calibrant.lab.mixtures.algebra import Shares
 from calibrant.lab.mixtures.mixture import expression
 from calibrant.lab.mixtures.statistics import MixtureStatistics
+from calibrant.models import Weight
 from calibrant.models.imatrix import Imatrix, importance_of
 
 
@@ -20,21 +21,21 @@ def imatrix_of(
     Each source's sums count by its share, a token; the count of a tensor is the number of all
     tokens that reached it.
     """
-    seen = {
-        weight: Seen({FeatureNorms: _norms(there[statistics.kind])})
-        for weight, there in statistics.mixed(shares)
-    }
-    used = [source for source, share in zip(statistics.sources, shares, strict=True) if share]
-    windows = sum(int(source.batch.facts.get("windows", len(source.batch.ids))) for source in used)
-    described = (
-        f"{expression([source.data for source in statistics.sources], shares)}; {windows}×{length}"
-    )
+    seen: dict[Weight, Seen] = {}
+    for weight, mixed in statistics.mixed(shares):
+        seen[weight] = Seen({FeatureNorms: _norms(mixed[statistics.kind])})
+    windows = 0
+    for source, share in zip(statistics.sources, shares, strict=True):
+        if share:
+            windows += int(source.batch.facts.get("windows", len(source.batch.ids)))
+    data = expression([source.data for source in statistics.sources], shares)
     tensors = {matrix: tuple(several) for matrix, several in names.items()}
-    return Imatrix(importance_of(statistics.seen_by, seen, tensors), (described,), windows, length)
+    importance = importance_of(statistics.view, seen, tensors)
+    return Imatrix(importance, (f"{data}; {windows}×{length}",), windows, length)
 
 
 def _norms(statistic: InputStatistic) -> FeatureNorms:
     """The sums of squares, which are a Gram's diagonal too."""
-    return FeatureNorms(
-        statistic.norms().double().clone(), statistic.tokens, statistic.mass
-    )  # no view that keeps a whole Gram in memory
+    # A copy, since a view would keep the whole Gram in memory.
+    norms = statistic.norms().double().clone()
+    return FeatureNorms(norms, statistic.tokens, statistic.mass)

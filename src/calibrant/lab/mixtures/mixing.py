@@ -1,6 +1,6 @@
 """From sources to the mixture of them that does least damage; the whole job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.mixtures.aims import aim_of, stand_in_of
@@ -17,6 +17,7 @@ from calibrant.lab.mixtures.algebra import (
     Effort,
     Errors,
     Sample,
+    SharedInput,
     Shares,
     effort_of,
     only,
@@ -98,7 +99,9 @@ def mix(options: MixOptions) -> Mixture:
     mixture. Raises an `InputError` for anything that can't be used.
 
     >>> from calibrant.testing import tiny_folder
-    >>> found = mix(str(tiny_folder("tiny")), ["python_docs", "python_code"], tokens=512, length=64, folder=Path("mixing"))
+    >>> sources = ["python_docs", "python_code"]
+    >>> settings = {"tokens": 512, "length": 64, "folder": Path("mixing")}
+    >>> found = mix(str(tiny_folder("tiny")), sources, **settings)
     >>> sorted(found.weights), len(found.rows)
     (['python_code', 'python_docs'], 4)
     """
@@ -112,87 +115,83 @@ def mix(options: MixOptions) -> Mixture:
     if options.imatrix is not None:
         check_imatrix_path(options.imatrix)
     clock = Clock()
-    tokens, length, seed = options.tokens, options.length, options.seed
-    sets = [
-        CalibrationSet(source, length=length, tokens=tokens, seed=seed)
-        for source in options.sources
-    ]
-    judges, goal = _judges(sets, goal, length, tokens, seed)
+    drawn = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
+    sets = [CalibrationSet(source, **drawn) for source in options.sources]
+    _check_sources(sets)
+    judges = [str(data) for data in sets]
+    if goal.target:
+        target_set = CalibrationSet(goal.target, **drawn)
+        if target_set.mixed:
+            name = str(target_set)
+            message = f"the target {name!r} is a mix; give one source or one file to be good at"
+            raise SpecError(message, subject=name)
+        goal = Objective("target", str(target_set))
+        judges = [*judges, goal.target]
     if options.alone:
         if not goal.target:
-            raise SpecError(
-                f"alone=True is for a target; with the objective {goal} the sources judge, leave it out",
-                subject="alone",
-            )
-        judges = [judge for judge in judges if judge == goal.target]
+            message = f"alone=True is for a target; with the objective {goal} the sources judge"
+            raise SpecError(f"{message}, leave it out", subject="alone")
+        judges = [goal.target]
     with clock.phase("open"):
         opened = options.model
         if not isinstance(opened, Opened):
             opened = open_model(opened, options.dtype, options.device)
-        seen_by = view(opened.model)
-        built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
-        names = {} if options.imatrix is None else tensor_names(seen_by)
+        model_view = view(opened.model)
+        built.check_model(model_view, aimed, dict.fromkeys(model_view.named, aimed))
+        names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
-        held_out = [
-            CalibrationSet(
-                judge, length=length, tokens=options.judge_tokens or tokens, seed=seed + 1
-            ).held_out()
-            for judge in judges
-        ]
-        batches, judging = (
-            [
-                (str(one), resolved(one, opened, options.progress).tokens(opened.tokenizer))
-                for one in of
-            ]
-            for of in (sets, held_out)
-        )
+        batches = [_tokenized(data, opened, options.progress) for data in sets]
+        # The next draw, so that a loss that confirms the choice measures other texts.
+        judge_tokens = options.judge_tokens or options.tokens
+        judging: list[tuple[str, TokenBatch]] = []
+        for judge in dict.fromkeys(judges):
+            data = CalibrationSet(
+                judge, length=options.length, tokens=judge_tokens, seed=options.seed + 1
+            )
+            judging.append(_tokenized(data.held_out(), opened, options.progress))
     with clock.phase("statistics"):
-        root = (options.folder or cache_folder()) / STATISTICS
         statistics = gather_statistics(
-            opened, seen_by, standing.method, batches, judging, root, effort.meter, options.progress
+            opened,
+            model_view,
+            standing.method,
+            batches,
+            judging,
+            (options.folder or cache_folder()) / STATISTICS,
+            effort.meter,
+            options.progress,
         )
-    with _threads(max(weight.shape[1] for weight in seen_by.weights)):
+    with _threads(max(weight.shape[1] for weight in model_view.weights)):
         search = _MixtureSearch(
             statistics, built, aimed, standing, goal, effort, clock, options.progress
         )
-        found, shares = search.mixture(opened, tokens, length, seed)
+        found, shares = search.mixture(opened, options.tokens, options.length, options.seed)
     if options.imatrix is not None:
-        imatrix_of(statistics, shares, names, length).write(options.imatrix)
+        imatrix_of(statistics, shares, names, options.length).write(options.imatrix)
     return found
 
 
-def _judges(
-    sets: Sequence[CalibrationSet], goal: Objective, length: int, tokens: int, seed: int
-) -> tuple[list[str], Objective]:
-    """Return the names of the judges (the sources, and a target that is none of them), and the
-    objective with its target's canonical name.
+def _tokenized(data: CalibrationSet, opened: Opened, progress: Progress) -> tuple[str, TokenBatch]:
+    return str(data), resolved(data, opened, progress).tokens(opened.tokenizer)
+
+
+def _check_sources(sets: Sequence[CalibrationSet]) -> None:
+    """Raise an `InputError` for fewer than two sources, for a mix, and for one that is given
+    twice.
     """
-    names = [str(one) for one in sets]
+    names = [str(data) for data in sets]
     if len(sets) < 2:
-        raise SpecError(
-            f"a mixture needs two sources or more, and was given {len(sets)} ({', '.join(names) or 'none'})",
-            subject=", ".join(names),
-        )
-    for one in sets:
-        if one.mixed:
-            raise SpecError(
-                f"{str(one)!r} is a mix already and can't be a source; give each of its parts as a source",
-                subject=str(one),
+        given = ", ".join(names) or "none"
+        message = f"a mixture needs two sources or more, and was given {len(sets)} ({given})"
+        raise SpecError(message, subject=", ".join(names))
+    for data, name in zip(sets, names, strict=True):
+        if data.mixed:
+            message = f"{name!r} is a mix already and can't be a source"
+            raise SpecError(f"{message}; give each of its parts as a source", subject=name)
+        if names.count(name) > 1:
+            message = (
+                f"the source {name!r} is given twice; give it once, its weight is searched for"
             )
-        if names.count(str(one)) > 1:
-            raise DataError(
-                f"the source {str(one)!r} is given twice; give it once, its weight is searched for",
-                subject=str(one),
-            )
-    if not goal.target:
-        return names, goal
-    target = CalibrationSet(goal.target, length=length, tokens=tokens, seed=seed)
-    if target.mixed:
-        raise SpecError(
-            f"the target {str(target)!r} is a mix; give one source or one file to be good at",
-            subject=str(target),
-        )
-    return list(dict.fromkeys([*names, str(target)])), Objective("target", str(target))
+            raise DataError(message, subject=name)
 
 
 @final
@@ -226,16 +225,15 @@ class _MixtureSearch:
     def mixture(
         self, opened: Opened, tokens: int, length: int, seed: int
     ) -> tuple[Mixture, Shares]:
-        """Search, judge the best on the larger sample, and put together what is known of it;
-        beside it the exact shares of the sources.
+        """Search, judge the best on the larger sample, and put together what is known of it.
+
+        Beside it are the exact shares of the sources.
         """
         with self.clock.phase("search"):
-            inputs = list(
-                self.statistics.inputs(self.effort.search, self.progress, "reading statistics")
+            sampled = self.statistics.inputs(
+                self.effort.search, self.progress, "reading statistics"
             )
-            small = Errors(
-                inputs, self.standing.method, self.standing.target, self.statistics.masses
-            )
+            small = self._errors(list(sampled))
             search = self.search(small)
         with self.clock.phase("figures"):
             chosen, rows = self.figures(search.ranked)
@@ -243,19 +241,18 @@ class _MixtureSearch:
             influence = self.influence(small, chosen)
         with self.clock.phase("tokens"):
             enough = self.enough(chosen)
-        blocks = len(self.statistics.seen_by.blocks)
-        everything = (*self.statistics.sources, *self.statistics.judges)
-        differs = self.standing.differs
-        predicted = (
-            (f"{self.method} is predicted by what comes near: {differs}",) if differs else ()
-        )
+        best = np.array([[rows[-1].errors[judge] for judge in self.judges]])
+        gathered = (*self.statistics.sources, *self.statistics.judges)
+        notes = list(rows_in_common(self.statistics))
+        if self.standing.differs:
+            near = f"{self.method} is predicted by what comes near: {self.standing.differs}"
+            notes = [near, *notes]
+        count = len(self.statistics.view.blocks)
         found = Mixture(
             expr=expression(self.names, chosen),
-            weights={name: float(share) for name, share in zip(self.names, chosen, strict=True)},
+            weights=dict(zip(self.names, map(float, chosen), strict=True)),
             objective=str(self.objective),
-            value=float(
-                self.values(np.array([[rows[-1].errors[judge] for judge in self.judges]]))[0]
-            ),
+            value=float(self.values(best)[0]),
             model=opened.name,
             note=opened.note,
             method=str(self.method),
@@ -270,92 +267,96 @@ class _MixtureSearch:
             enough=tuple(enough),
             evaluations=len(search.known),
             samples={
-                name: getattr(self.effort, name).to_json(blocks)
-                for name in ("search", "final", "meter")
+                "search": self.effort.search.to_json(count),
+                "final": self.effort.final.to_json(count),
+                "meter": self.effort.meter.to_json(count),
             },
             seconds=dict(self.clock.seconds),
             folder=str(self.statistics.root),
-            gathered=len(everything),
-            reused=sum(one.ready for one in everything),
-            notes=(*predicted, *rows_in_common(self.statistics)),
+            gathered=len(gathered),
+            reused=sum(statistics.ready for statistics in gathered),
+            notes=tuple(notes),
         )
         return found, chosen
 
+    def _errors(self, inputs: Iterable[SharedInput]) -> Errors:
+        standing = self.standing
+        return Errors(inputs, standing.method, standing.target, self.statistics.masses)
+
     def search(self, errors: Errors) -> Search:
         """Search among all mixtures, on the small sample."""
+        most = self.effort.evaluations
 
         def judged(mixtures: Sequence[Shares]) -> Any:
-            self.progress(
-                "mixtures", min(len(search.known), self.effort.evaluations), self.effort.evaluations
-            )
+            self.progress("mixtures", min(len(search.known), most), most)
             return errors(mixtures)
 
-        search = Search(judged, self.values, len(self.names), self.effort.evaluations)
+        search = Search(judged, self.values, len(self.names), most)
         search.begin()
         if self.objective.kind != "target":
-            search.play(
-                typical(errors.inputs)[: len(self.names)], moves=self.objective.kind == "worst"
-            )
+            sizes = typical(errors.inputs)[: len(self.names)]
+            search.play(sizes, moves=self.objective.kind == "worst")
         search.descend()
-        self.progress("mixtures", self.effort.evaluations, self.effort.evaluations)
+        self.progress("mixtures", most, most)
         return search
 
     def figures(self, ranked: Sequence[Shares]) -> tuple[Shares, tuple[ErrorRow, ...]]:
-        """Return the best of the finalists, the sources and the uniform mixture on the larger
-        sample; and the table.
+        """Return the best mixture on the larger sample, and the table of errors.
+
+        The search's sample is small and was searched on, so the finalists are judged again, beside
+        the sources and the uniform mixture.
         """
         count = len(self.names)
         # Each source alone, and all of them alike: what a mixture must not be worse than.
         simple = [*(only(place, count) for place in range(count)), uniform(count)]
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
         inputs = self.statistics.inputs(self.effort.final, self.progress, "figures")
-        errors = Errors(inputs, self.standing.method, self.standing.target, self.statistics.masses)(
-            candidates
-        )
-        # The search's sample is small and was searched on, so the finalists are judged again on a
-        # larger one.
+        errors = self._errors(inputs)(candidates)
         chosen = candidates[int(np.argmin(self.values(errors)))]
         rows: list[ErrorRow] = []
         for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):
-            own = errors[candidates.index(shares)]
-            by_judge = dict(zip(self.judges, map(float, own), strict=True))
-            rows.append(
-                ErrorRow(name, by_judge, float(own[:count].mean()), float(own[:count].max()))
-            )
+            row = errors[candidates.index(shares)]
+            by_judge = dict(zip(self.judges, map(float, row), strict=True))
+            own = row[:count]
+            rows.append(ErrorRow(name, by_judge, float(own.mean()), float(own.max())))
         return chosen, tuple(rows)
 
     def influence(self, errors: Errors, chosen: Shares) -> tuple[Influence, ...]:
-        """Return what leaving out each part does, on the small sample: to the mixture, or to the
-        uniform one where one source alone is best.
+        """Return what leaving out each part does, on the small sample.
+
+        The parts are those of the mixture, or of the uniform one where one source alone is best.
         """
         count = len(self.names)
-        name, shares = (BEST, chosen) if max(chosen) < 1 else (UNIFORM, uniform(count))
+        name = BEST
+        shares = chosen
+        if max(chosen) == 1:
+            name = UNIFORM
+            shares = uniform(count)
         places = [place for place, share in enumerate(shares) if share]
         whole, *others = errors([shares, *(without(place, shares) for place in places)])
         changes: list[Influence] = []
         for place, less in zip(places, others, strict=True):
-            mean, worst = (
-                less[:count].mean() - whole[:count].mean(),
-                less[:count].max() - whole[:count].max(),
-            )
-            value = self.values(less[None])[0] - self.values(whole[None])[0]
-            changes.append(
-                Influence(name, self.names[place], float(mean), float(worst), float(value))
-            )
+            mean = float(less[:count].mean() - whole[:count].mean())
+            worst = float(less[:count].max() - whole[:count].max())
+            value = float(self.values(less[None])[0] - self.values(whole[None])[0])
+            changes.append(Influence(name, self.names[place], mean, worst, value))
         return tuple(changes)
 
     def enough(self, chosen: Shares) -> list[TokenCurve]:
-        """Return the curve of each source and of the mixture; nothing for a target that rounds,
-        since no mask says how alike two results are.
+        """Return the curve of each source and of the mixture.
+
+        There is none for a target that rounds, since no mask says how alike two results are.
         """
-        if not isinstance(self.standing.target, Removal):
+        standing = self.standing
+        if not isinstance(standing.target, Removal):
             return []
         count = len(self.names)
-        sets = [
-            (name, list(map(float, only(place, count)))) for place, name in enumerate(self.names)
-        ]
-        sets += [(BEST, list(map(float, chosen)))] if max(chosen) < 1 else []
-        meter = TokenMeter(self.standing.method, self.standing.target, self.effort.meter, sets)
+        sets: list[tuple[str, Sequence[float]]] = []
+        for place, name in enumerate(self.names):
+            sets.append((name, list(map(float, only(place, count)))))
+        if max(chosen) < 1:
+            sets.append((BEST, list(map(float, chosen))))
+        meter = TokenMeter(standing.method, standing.target, self.effort.meter, sets)
         for block, pieces in self.statistics.pieces():
             meter.add(block, pieces)
         return meter.curves()

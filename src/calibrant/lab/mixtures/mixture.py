@@ -87,26 +87,20 @@ class Mixture:
         """Return what the same request always gives, as plain data: all but how long it took,
         and what was stored where.
         """
-        return {
-            name: value
-            for name, value in self.to_json().items()
-            if name not in ("seconds", "folder", "gathered", "reused")
-        }
+        answer = self.to_json()
+        for name in ("seconds", "folder", "gathered", "reused"):
+            del answer[name]
+        return answer
 
     def __repr__(self) -> str:
         return f"Mixture({self.expr!r}, objective={self.objective!r}, value={self.value:.4g})"
 
     def _repr_html_(self) -> str:
         heads = ("calibrated on", *self.judges, "mean", "worst")
-        lines = [
-            (
-                row.calibrated_on,
-                *(f"{row.errors[j]:.4f}" for j in self.judges),
-                f"{row.mean:.4f}",
-                f"{row.worst:.4f}",
-            )
-            for row in self.rows
-        ]
+        lines: list[tuple[str, ...]] = []
+        for row in self.rows:
+            errors = [*(row.errors[judge] for judge in self.judges), row.mean, row.worst]
+            lines.append((row.calibrated_on, *(f"{error:.4f}" for error in errors)))
         facts = {
             "expression": self.expr,
             "objective": self.objective,
@@ -129,8 +123,8 @@ def expression(sources: Sequence[str], shares: Shares) -> str:
     >>> expression(["c4", "gsm8k:cot", "pile"], (Fraction(1, 4), Fraction(3, 4), Fraction(0)))
     'mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.25)'
     """
-    parts = [(source, share) for source, share in zip(sources, shares, strict=True) if share]
-    if len(parts) == 1:
-        return parts[0][0]
-    texts, counted = zip(*parts, strict=True)
+    texts = [source for source, share in zip(sources, shares, strict=True) if share]
+    if len(texts) == 1:
+        return texts[0]
+    counted = [share for share in shares if share]
     return written_mix(names_of(texts), texts, counted)

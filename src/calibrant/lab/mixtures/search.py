@@ -29,7 +29,10 @@ from jaxtyping import Float
 from calibrant.errors import SpecError
 from calibrant.lab.mixtures.algebra import Shares, only, uniform
 
-_ALLOWED = "write mean, worst, or target=EXPR with a source or a file of your own, such as target=gsm8k:cot"
+_ALLOWED: Final = (
+    "write mean, worst, or target=EXPR with a source or a file of your own, "
+    "such as target=gsm8k:cot"
+)
 
 
 @final
@@ -51,7 +54,8 @@ class Objective:
         """
         if self.target:
             return errors[:, list(judges).index(self.target)]
-        return errors[:, :sources].mean(1) if self.kind == "mean" else errors[:, :sources].max(1)
+        own = errors[:, :sources]
+        return own.mean(1) if self.kind == "mean" else own.max(1)
 
 
 def parse_objective(text: str) -> Objective:
@@ -88,8 +92,10 @@ class Search:
         count: int,
         evaluations: int,
     ) -> None:
-        self.count, self.evaluations = count, evaluations
-        self._errors, self._value = errors, value
+        self.count = count
+        self.evaluations = evaluations
+        self._errors = errors
+        self._value = value
         self.known: dict[Shares, tuple[float, Any]] = {}
 
     @property
@@ -101,33 +107,40 @@ class Search:
 
     def ask(self, mixtures: Sequence[Shares]) -> None:
         """Judge what isn't judged yet, as far as the evaluations last."""
-        new = [shares for shares in dict.fromkeys(mixtures) if shares not in self.known][
-            : max(0, self.evaluations - len(self.known))
-        ]
-        if new:
-            errors = self._errors(new)
-            self.known |= dict(
-                zip(new, zip(map(float, self._value(errors)), errors, strict=True), strict=True)
-            )
+        left = max(0, self.evaluations - len(self.known))
+        new = [shares for shares in dict.fromkeys(mixtures) if shares not in self.known][:left]
+        if not new:
+            return
+        errors = self._errors(new)
+        values = self._value(errors)
+        for shares, value, row in zip(new, values, errors, strict=True):
+            self.known[shares] = (float(value), row)
 
     def begin(self) -> None:
-        """Every source alone, and the uniform mixture."""
-        self.ask([*(only(place, self.count) for place in range(self.count)), uniform(self.count)])
+        """Judge every source alone, and the uniform mixture."""
+        alone = [only(place, self.count) for place in range(self.count)]
+        self.ask([*alone, uniform(self.count)])
 
     def play(self, typical: np.ndarray, moves: bool = True) -> None:
-        """The game against the judges, who are the sources in their order; `typical` is each
-        judge's ln tr(W G Wᵀ) a token.
+        """Play the game against the judges, who are the sources in their order.
+
+        `typical` is each judge's ln tr(W G Wᵀ) a token.
 
         Without `moves` only the first mixture is judged, the answer to equal weights: what is in
         closed form for the mean.
         """
-        rounds = (
-            min(_ROUNDS, self.evaluations // 3) if moves else 1
-        )  # the other two thirds are for the descent
-        weights, last = np.ones(self.count), min(self.evaluations, len(self.known) + rounds)
-        turn = 0
-        while len(self.known) < last and turn < (4 * _ROUNDS if moves else 1):
-            turn += 1
+        rounds = 1
+        turns = 1
+        if moves:
+            # The other two thirds of the evaluations are for the descent. A turn whose answer is
+            # known already costs none, so turns have a limit of their own.
+            rounds = min(_ROUNDS, self.evaluations // 3)
+            turns = 4 * _ROUNDS
+        last = min(self.evaluations, len(self.known) + rounds)
+        weights = np.ones(self.count)
+        for turn in range(1, turns + 1):
+            if len(self.known) >= last:
+                break
             # The judges' energies differ by orders of magnitude: each is divided by its own, on a
             # scale that doesn't overflow.
             answer = rounded(weights * np.exp(typical.min() - typical))
@@ -140,23 +153,23 @@ class Search:
             weights /= weights.sum()
 
     def descend(self) -> None:
-        """From the best so far along measured slopes, until the steps are too small to be
+        """Go from the best so far along measured slopes, until the steps are too small to be
         written down or the evaluations are used up.
         """
         step = _STEP
         while step * GRAIN >= 1 and len(self.known) < self.evaluations:
             best = self.ranked[0]
-            at = np.array(best, dtype=float)
+            start = np.array(best, dtype=float)
             # The slope along a source is the real error a step towards it.
-            towards = [
-                rounded((1 - step) * at + step * np.eye(self.count)[place])
-                for place in range(self.count)
-            ]
+            towards: list[Shares] = []
+            for source in np.eye(self.count):
+                towards.append(rounded((1 - step) * start + step * source))
             self.ask(towards)
-            if any(shares not in self.known for shares in towards):
-                break
-            slopes = np.array([self.known[shares][0] - self.known[best][0] for shares in towards])
-            self.ask([rounded(proposal) for proposal in _proposals(at, slopes, step)])
+            if not self.known.keys() >= set(towards):
+                break  # the evaluations are used up
+            errors = np.array([self.known[shares][0] for shares in towards])
+            slopes = errors - self.known[best][0]
+            self.ask([rounded(proposal) for proposal in _proposals(start, slopes, step)])
             if self.ranked[0] == best:
                 step /= 2
 
@@ -172,23 +185,26 @@ def rounded(weights: np.ndarray) -> Shares:
     return tuple(Fraction(int(share), GRAIN) for share in whole)
 
 
-def _proposals(at: np.ndarray, slopes: np.ndarray, step: float) -> list[np.ndarray]:
+def _proposals(shares: np.ndarray, slopes: np.ndarray, step: float) -> list[np.ndarray]:
     """Where the slopes point: shares times an exponential, soft and hard; and what one source
     gives to another.
     """
     spread = float(np.ptp(slopes)) or 1.0
-    mild = at + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
+    mild = shares + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
     # Exponentials keep shares positive and their order of size; twice, because how far a slope
     # holds isn't known.
-    proposals = [
-        mild * np.exp(-factor * step * (slopes - slopes.min()) / spread) for factor in (2.0, 8.0)
-    ]
-    inside = np.flatnonzero(at > 0)
+    proposals: list[np.ndarray] = []
+    for factor in (2.0, 8.0):
+        proposals.append(mild * np.exp(-factor * step * (slopes - slopes.min()) / spread))
+    taker = int(np.argmin(slopes))
+    givers = sorted(np.flatnonzero(shares > 0), key=lambda place: -slopes[place])
     # Beside the exponentials: the two sources that cost most each hand a step of their share to the
     # one that costs least.
-    for giver in sorted(inside, key=lambda place: -slopes[place])[:2]:
-        moved, amount, taker = at.copy(), min(step, at[giver]), int(np.argmin(slopes))
-        moved[giver], moved[taker] = moved[giver] - amount, moved[taker] + amount
+    for giver in givers[:2]:
         if giver != taker:
+            moved = shares.copy()
+            amount = min(step, moved[giver])
+            moved[giver] -= amount
+            moved[taker] += amount
             proposals.append(moved)
     return proposals

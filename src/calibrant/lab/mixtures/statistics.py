@@ -43,11 +43,10 @@ class Pieces(InputStatistic, ABC):
     most: ClassVar[int]
 
     def __init__(self, parts: Sequence[InputStatistic], dealt: int) -> None:
-        self.parts, self.dealt = tuple(parts), dealt
-        self.tokens, self.mass = (
-            sum(part.tokens for part in parts),
-            sum(part.mass for part in parts),
-        )
+        self.parts = tuple(parts)
+        self.dealt = dealt
+        self.tokens = sum(part.tokens for part in parts)
+        self.mass = sum(part.mass for part in parts)
 
     @staticmethod
     @abstractmethod
@@ -58,12 +57,15 @@ class Pieces(InputStatistic, ABC):
     def of(
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "Pieces":
-        """Two pieces, or one of a single token."""
+        """Return two pieces, or one of a single token."""
         cut = (len(x) + 1) // 2
-        halves = [slice(0, cut), slice(cut, len(x))] if len(x) > 1 else [slice(0, len(x))]
-        parts = [
-            cls.kind().of(x[half], None if weights is None else weights[half]) for half in halves
-        ]
+        halves = [slice(0, cut), slice(cut, len(x))]
+        if len(x) <= 1:
+            halves = [slice(0, len(x))]
+        parts: list[InputStatistic] = []
+        for half in halves:
+            part_weights = None if weights is None else weights[half]
+            parts.append(cls.kind().of(x[half], part_weights))
         return cls(parts, len(parts))
 
     def __add__(self, other: "Pieces") -> "Pieces":
@@ -118,27 +120,30 @@ class StoredPieces:
     """The pieces of one batch on disk. `name` is the identity of the whole's statistics."""
 
     def __init__(self, root: Path, name: str, kind: type[InputStatistic]) -> None:
-        self._root, self._name, self._kind, self._pieces = root, name, kind, PIECES[kind]
+        self._root = root
+        self._name = name
+        self._kind = kind
 
     def holds(self, block: Block) -> bool:
-        """Whether all of the block's pieces are stored."""
+        """Return whether all of the block's pieces are stored."""
         count = self._part(0).pieces(self._kind, block)
-        return count > 0 and all(
-            self._part(place).stored_blocks(self._kind, [block]) for place in range(1, count)
-        )
+        others = [self._part(place) for place in range(1, count)]
+        return count > 0 and all(part.stored_blocks(self._kind, [block]) for part in others)
 
     def add(self, block: Block, seen: Mapping[Weight, Seen]) -> None:
         """Store the pieces of a walk."""
-        by_weight: dict[Weight, Any] = {weight: of[self._pieces] for weight, of in seen.items()}
-        count = max((len(pieces.parts) for pieces in by_weight.values()), default=1)
+        pieces: dict[Weight, Any] = {}
+        count = 1
+        for weight, statistics in seen.items():
+            pieces[weight] = statistics[PIECES[self._kind]].parts
+            count = max(count, len(pieces[weight]))
         # The first piece is written last: it says how many there are.
         for place in reversed(range(count)):
-            parts = {
-                weight: Seen({self._kind: pieces.parts[place]})
-                for weight, pieces in by_weight.items()
-                if place < len(pieces.parts)
-            }
-            self._part(place).add(self._kind, block, parts, count)
+            part: dict[Weight, Seen] = {}
+            for weight, parts in pieces.items():
+                if place < len(parts):
+                    part[weight] = Seen({self._kind: parts[place]})
+            self._part(place).add(self._kind, block, part, count)
 
     def read(self, block: Block) -> list[Dense]:
         """Return what the block's matrices saw in each piece."""
@@ -150,7 +155,7 @@ class StoredPieces:
 
 
 def gather_with_pieces(
-    seen_by: ModelView,
+    view: ModelView,
     batch: TokenBatch,
     kind: type[InputStatistic],
     stored: Statistics,
@@ -158,23 +163,26 @@ def gather_with_pieces(
     sampled: Sequence[int],
     progress: Progress = silent,
 ) -> None:
-    """Walk through the untouched model once and store what is missing: of all blocks the whole,
-    of those `sampled` the pieces too.
+    """Walk through the untouched model once and store what is missing.
+
+    Of all blocks that is the whole, and of those `sampled` the pieces too.
     """
-    blocks = seen_by.blocks
+    blocks = view.blocks
     whole = stored.stored_blocks(kind, blocks)
-    first = next((place for place in sampled if not pieces.holds(blocks[place])), len(blocks))
-    if first == len(blocks):
-        gather(seen_by, batch, (kind,), stored, progress)
+    lacking = [place for place in sampled if not pieces.holds(blocks[place])]
+    if not lacking:
+        gather(view, batch, (kind,), stored, progress)
         return
-    kinds = (kind, PIECES[kind]) if whole < len(blocks) else (PIECES[kind],)
+    first = lacking[0]
+    kinds: tuple[type[InputStatistic], ...] = (PIECES[kind],)
+    if whole < len(blocks):
+        kinds = (kind, PIECES[kind])
     # A killed walk may have stored the whole of more blocks than pieces, or the other way round: it
     # goes on where either is missing.
     start = min(whole, first)
     with torch.no_grad():
-        for block, seen in by_block(
-            blocks[start:], walk(seen_by, batch, kinds, "dense", start=start)
-        ):
+        walked = walk(view, batch, kinds, "dense", start=start)
+        for block, seen in by_block(blocks[start:], walked):
             if block.index >= whole:
                 stored.add(kind, block, seen)
             if block.index in sampled and block.index >= first:
@@ -185,8 +193,9 @@ def gather_with_pieces(
 @final
 @dataclass(frozen=True)
 class SetStatistics:
-    """One set's tokens, and where what the matrices see of them is stored; `ready` if all of it
-    was there already.
+    """One set's tokens, and where what the matrices see of them is stored.
+
+    `ready` says that all of it was there already.
     """
 
     data: str
@@ -203,14 +212,13 @@ class SetStatistics:
 @final
 @dataclass(frozen=True)
 class MixtureStatistics:
-    """All statistics that mixtures of `sources` for `method` need; `judges` have theirs from the
-    part that is measured on.
+    """All statistics that mixtures of `sources` for `method` need.
 
-    Of the sources there is the method's own kind of statistic, and of the judges a Gram.
-    `meter_blocks` are those with pieces.
+    Of the sources there is the method's own kind of statistic. Of the judges there is a Gram, from
+    the part that is measured on. `meter_blocks` are those with pieces.
     """
 
-    seen_by: ModelView
+    view: ModelView
     method: MatrixMethod
     kind: type[InputStatistic]
     root: Path
@@ -227,44 +235,40 @@ class MixtureStatistics:
         self, sample: Sample, progress: Progress = silent, what: str = "mixtures"
     ) -> Iterator[SharedInput]:
         """Yield the inputs of the sampled blocks, each read when its turn comes."""
-        chosen = sample.of_blocks(len(self.seen_by.blocks))
+        chosen = sample.of_blocks(len(self.view.blocks))
         for done, place in enumerate(chosen):
             progress(what, done, len(chosen))
-            block = self.seen_by.blocks[place]
+            block = self.view.blocks[place]
             sources = [source.stored.read([self.kind], block) for source in self.sources]
-            yield from shared_inputs(
-                sources, [judge.stored.read([Gram], block) for judge in self.judges], sample
-            )
+            judges = [judge.stored.read([Gram], block) for judge in self.judges]
+            yield from shared_inputs(sources, judges, sample)
         progress(what, len(chosen), len(chosen))
 
     def mixed(self, shares: Shares) -> Iterator[tuple[Weight, Seen]]:
         """Yield what every matrix of the model sees of a mixture, from the disk; one that no
         token of it reached isn't yielded.
         """
-        for block in self.seen_by.blocks:
+        for block in self.view.blocks:
             parts = [source.stored.read([self.kind], block)[1] for source in self.sources]
             for weight in block.weights:
-                if (
-                    there := blended([part.get(weight) for part in parts], shares, self.masses)
-                ) is not None:
-                    yield weight, there
+                seen = blended([part.get(weight) for part in parts], shares, self.masses)
+                if seen is not None:
+                    yield weight, seen
 
     def pieces(self) -> Iterator[tuple[Block, list[list[Dense]]]]:
         """Yield the blocks that have pieces, with those of each source."""
         for place in self.meter_blocks:
-            block = self.seen_by.blocks[place]
-            yield (
-                block,
-                [
-                    StoredPieces(self.root, source.stored.name, self.kind).read(block)
-                    for source in self.sources
-                ],
-            )
+            block = self.view.blocks[place]
+            pieces: list[list[Dense]] = []
+            for source in self.sources:
+                stored = StoredPieces(self.root, source.stored.name, self.kind)
+                pieces.append(stored.read(block))
+            yield block, pieces
 
 
 def gather_statistics(
     opened: Opened,
-    seen_by: ModelView,
+    view: ModelView,
     method: MatrixMethod,
     sources: Sequence[tuple[str, TokenBatch]],
     judges: Sequence[tuple[str, TokenBatch]],
@@ -275,38 +279,36 @@ def gather_statistics(
     """Walk through the untouched model once for each source and each judge whose statistics aren't
     in `root` yet.
 
-    A walk that was killed goes on from its last whole block. `SpecError` for a method that looks at
-    what can't be kept.
+    A walk that was killed goes on from its last whole block. Raises `SpecError` for a method that
+    looks at what can't be kept.
     """
     kind = statistic_of(method)
-    blocks = seen_by.blocks
+    blocks = view.blocks
     meter_blocks = tuple(meter.of_blocks(len(blocks)))
-
-    def about(what: str) -> Progress:
-        return lambda _, done, total: progress(what, done, total)
-
-    def source(data: str, batch: TokenBatch) -> SetStatistics:
+    gathered: list[SetStatistics] = []
+    for data, batch in sources:
         stored = Statistics(root, statistics_id(opened, batch))
         pieces = StoredPieces(root, stored.name, kind)
-        ready = stored.stored_blocks(kind, blocks) == len(blocks) and all(
-            pieces.holds(blocks[place]) for place in meter_blocks
-        )
-        gather_with_pieces(
-            seen_by, batch, kind, stored, pieces, meter_blocks, about(f"statistics of {data}")
-        )
-        return SetStatistics(data, batch, stored, ready)
-
-    def judge(data: str, batch: TokenBatch) -> SetStatistics:
+        ready = stored.stored_blocks(kind, blocks) == len(blocks)
+        for place in meter_blocks:
+            ready = ready and pieces.holds(blocks[place])
+        told = _called(progress, f"statistics of {data}")
+        gather_with_pieces(view, batch, kind, stored, pieces, meter_blocks, told)
+        gathered.append(SetStatistics(data, batch, stored, ready))
+    judging: list[SetStatistics] = []
+    for data, batch in judges:
         stored = Statistics(root, statistics_id(opened, batch))
         ready = stored.stored_blocks(Gram, blocks) == len(blocks)
-        gather(seen_by, batch, (Gram,), stored, about(f"statistics of {data}, held out"))
-        return SetStatistics(data, batch, stored, ready)
-
-    seen, judged = (
-        tuple(itertools.starmap(source, sources)),
-        tuple(itertools.starmap(judge, judges)),
+        gather(view, batch, (Gram,), stored, _called(progress, f"statistics of {data}, held out"))
+        judging.append(SetStatistics(data, batch, stored, ready))
+    return MixtureStatistics(
+        view, method, kind, root, tuple(gathered), tuple(judging), meter_blocks
     )
-    return MixtureStatistics(seen_by, method, kind, root, seen, judged, meter_blocks)
+
+
+def _called(progress: Progress, stage: str) -> Progress:
+    """Progress of a stage that is called otherwise where it is made."""
+    return lambda _, done, total: progress(stage, done, total)
 
 
 def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
@@ -317,14 +319,18 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
     """
     sentences: list[str] = []
     for one, other in itertools.combinations(statistics.judges, 2):
-        if same := {*one.batch.examples} & {*other.batch.examples}:
+        same = _same_rows(one, other)
+        if same:
             fewest = min(len(one.batch.examples), len(other.batch.examples))
-            sentences.append(
-                f"{one.data} and {other.data} judge with the same rows: {len(same)} of {fewest}, which so count twice in mean"
-            )
+            pair = f"{one.data} and {other.data} judge with the same rows"
+            sentences.append(f"{pair}: {same} of {fewest}, which so count twice in mean")
     for source, judge in itertools.product(statistics.sources, statistics.judges):
-        if same := {*source.batch.examples} & {*judge.batch.examples}:
-            sentences.append(
-                f"{len(same)} rows that {judge.data} judges with are in what {source.data} calibrates on: its error there is too good"
-            )
+        same = _same_rows(source, judge)
+        if same:
+            rows = f"{same} rows that {judge.data} judges with are in what {source.data}"
+            sentences.append(f"{rows} calibrates on: its error there is too good")
     return tuple(sentences)
+
+
+def _same_rows(one: SetStatistics, other: SetStatistics) -> int:
+    return len(set(one.batch.examples) & set(other.batch.examples))
