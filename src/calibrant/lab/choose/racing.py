@@ -255,7 +255,7 @@ class Race:
                 scores.append(side.score)
         unit = common_unit(scores)
         deciding = self._deciding_sides(cells, results, group, measured)
-        compared = _Compared(deciding, self._coefficients(group))
+        compared = _Sides(deciding, self._coefficients(group))
         leader = self._leader(compared)
         self._drop_behind(compared, leader)
         standings: list[Standing] = []
@@ -300,7 +300,7 @@ class Race:
                 coefficients[name] = self._weights[text] * group.sides[DENSE][name].worse
         return coefficients
 
-    def _leader(self, compared: "_Compared") -> str:
+    def _leader(self, compared: "_Sides") -> str:
         """The best of the sets that are still in."""
         names = [name for name in compared.sides if name != DENSE]
         racing = [name for name in names if name not in self._dropped]
@@ -309,7 +309,7 @@ class Race:
         increases = {name: compared.worse(name, DENSE).value for name in racing}
         return min(racing, key=increases.__getitem__)
 
-    def _drop_behind(self, compared: "_Compared", leader: str) -> None:
+    def _drop_behind(self, compared: "_Sides", leader: str) -> None:
         """Leave out the sets that are clearly worse than the leader."""
         # Every set is compared with the leader in every round that there may be.
         comparisons = max(1, (len(self._names) - 1) * ROUNDS)
@@ -324,13 +324,13 @@ class Race:
     def _standing(
         self,
         name: str,
-        compared: "_Compared",
+        compared: "_Sides",
         leader: str,
         group: GroupResults,
         beside: Sequence[str],
     ) -> Standing:
         """What is known of one set; `beside` are measures that decide nothing."""
-        own = _Compared({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
+        own = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
         against_baseline: Estimate | None = None
         if self._baseline in compared.sides and name != self._baseline:
             against_baseline = compared.worse(name, self._baseline)
@@ -366,7 +366,7 @@ class Race:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _Sides:
     """Sets by what was measured on each (`sides`), compared over measures with `weights`."""
 
     sides: Mapping[str, Mapping[str, Side]]
