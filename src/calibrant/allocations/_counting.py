@@ -1,6 +1,4 @@
-"""Shares of many matrices as counts of weights: what they come to together is what was asked
-for, to the last weight.
-"""
+"""Shares of many matrices as counts of weights, which sum to what was asked, to the last weight."""
 
 import math
 from collections.abc import Mapping
@@ -21,42 +19,46 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each
     must be from 0 up to (not including) 1.
     """
-    if all(
-        math.isclose(share, target.fraction, rel_tol=0, abs_tol=1e-12) for share in wanted.values()
-    ):
+    shares = wanted.values()
+    if all(math.isclose(share, target.fraction, rel_tol=0, abs_tol=1e-12) for share in shares):
         return {weight.name: target for weight in wanted}
     exact = {weight: weight.shape[1] * share for weight, share in wanted.items()}
-    columns = {
-        weight: min(math.floor(count + 1e-9), weight.shape[1] - 1)
-        for weight, count in exact.items()
-    }
-    left = target.quota(sum(_size(weight) for weight in wanted)) - sum(
-        weight.shape[0] * count for weight, count in columns.items()
-    )
-    order = sorted(
-        wanted, key=lambda weight: columns[weight] - exact[weight]
-    )  # first those that rounding down took most of; equals as they came
-    while left < 0:  # by an error of rounding, at most
-        weight = next(weight for weight in reversed(order) if columns[weight])
-        columns[weight], left = columns[weight] - 1, left + weight.shape[0]
-    raised = True
-    while raised:
-        raised = False
+    columns: dict[Weight, int] = {}
+    left = target.quota(sum(_size(weight) for weight in wanted))
+    for weight, count in exact.items():
+        # A count that lies just below a whole number by rounding means that number.
+        columns[weight] = min(math.floor(count + 1e-9), weight.shape[1] - 1)
+        left -= weight.shape[0] * columns[weight]
+    # First those that rounding down took most of; equals as they came.
+    order = sorted(wanted, key=lambda weight: columns[weight] - exact[weight])
+    while left < 0:
+        # By an error of rounding, at most.
+        for weight in reversed(order):
+            if columns[weight]:
+                columns[weight] -= 1
+                left += weight.shape[0]
+                break
+    was_raised = True
+    while was_raised:
+        was_raised = False
         for weight in order:
             if weight.shape[0] <= left and columns[weight] < weight.shape[1] - 1:
-                columns[weight], left, raised = columns[weight] + 1, left - weight.shape[0], True
+                columns[weight] += 1
+                left -= weight.shape[0]
+                was_raised = True
     counts = {weight: weight.shape[0] * count for weight, count in columns.items()}
-    room = [weight for weight in wanted if columns[weight] < weight.shape[1] - 1]
-    if (
-        left and room
-    ):  # fewer than the rows of any of these, else each row of one could give another weight
-        counts[max(room, key=lambda weight: weight.shape[0])] += left
+    open_ones = [weight for weight in wanted if columns[weight] < weight.shape[1] - 1]
+    if left and open_ones:
+        # Fewer than the rows of any of these, else each row of one could give another weight.
+        tallest = max(open_ones, key=lambda weight: weight.shape[0])
+        counts[tallest] += left
     return {weight.name: _sparsity(counts[weight], _size(weight)) for weight in wanted}
 
 
 def _sparsity(count: int, size: int) -> Sparsity:
-    """The sparsity by which `count` of `size` weights go: it is read as the decimal that it is
-    written as, which may lie just below the quotient.
+    """The sparsity by which `count` of `size` weights go.
+
+    It is read as the decimal that it is written as, which may lie just below the quotient.
     """
     fraction = count / size
     while Sparsity(fraction).quota(size) < count:

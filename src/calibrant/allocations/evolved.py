@@ -3,8 +3,7 @@ al. 2024, arXiv 2410.14649).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import ClassVar, Final, final
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from calibrant.activations import Seen
 from calibrant.allocations._base import Allocation
+from calibrant.allocations._menu import menu
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
@@ -70,19 +70,15 @@ class Evolved(Allocation):
         check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         for name in ("levels", "offspring", "survivors", "generations", "patience"):
             if getattr(self, name) < 1:
-                raise SpecError(
-                    f"evolved({name}={getattr(self, name)}): {name} must be at least 1",
-                    subject=name,
-                )
+                given = f"evolved({name}={getattr(self, name)})"
+                raise SpecError(f"{given}: {name} must be at least 1", subject=name)
         if not 0 < self.step < 1:
-            raise SpecError(
-                f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1",
-                subject="step",
-            )
+            message = "a step is a share of the weights, above 0 and below 1"
+            raise SpecError(f"evolved(step={self.step:g}): {message}", subject="step")
         tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
-        whole = bool(tokens) and all(type(one) is int for one in tokens)
-        if not whole or list(tokens) != sorted({*tokens}) or tokens[0] < 2:
+        is_whole = bool(tokens) and all(type(count) is int for count in tokens)
+        if not is_whole or list(tokens) != sorted(set(tokens)) or tokens[0] < 2:
             given = f"evolved(tokens={brief(list(tokens))})"
             advice = "write numbers of tokens that grow, as in tokens=[512, 2048]"
             raise SpecError(f"{given}: {advice}", subject="tokens")
@@ -95,30 +91,34 @@ class Evolved(Allocation):
         self, matrices: Mapping[Weight, Seen], job: Job, method: Method
     ) -> Mapping[str, Target]:
         if not isinstance(method, MatrixMethod):
-            message = f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; leave the allocation out"
-            raise TargetError(message, subject=str(self))
-        menu = self.menu(job.target)
-        blocks, middle = job.view.blocks, menu.index(job.target)
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight in block.weights) for block in blocks
-        ]
-        groups = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+            message = f"{self} shares a target among matrices, and {method} doesn't go so"
+            raise TargetError(f"{message}; leave the allocation out", subject=str(self))
+        levels = self.menu(job.target)
+        middle = levels.index(job.target)
+        blocks = job.view.blocks
+        sizes: list[int] = []
+        for block in blocks:
+            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight in block.weights))
+        # Blocks of one size exchange steps with each other, so the mean stays what was asked.
+        groups = list(dict.fromkeys(sizes))
         space = Space(
-            tuple(groups[size] for size in sizes),
+            tuple(groups.index(size) for size in sizes),
             tuple(middle * sizes.count(size) for size in groups),
-            len(menu) - 1,
+            len(levels) - 1,
         )
-        candidates = _Candidates(job, method, menu)
+        candidates = _Candidates(job, method, levels)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
-        how = {
-            "drawn": 0,
-            "offspring": self.offspring,
-            "survivors": self.survivors,
-            "generations": self.generations,
-            "patience": self.patience,
-        }
-        best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
-        course = [float(f"{one:.6g}") for one in trials.course]
+        best = climb(
+            trials,
+            [(middle,) * len(blocks)],
+            Random(self.seed),
+            drawn=0,
+            offspring=self.offspring,
+            survivors=self.survivors,
+            generations=self.generations,
+            patience=self.patience,
+        )
+        course = [float(f"{distance:.6g}") for distance in trials.course]
         job.notes.update(
             by="divergence",
             best=course[-1],
@@ -126,33 +126,30 @@ class Evolved(Allocation):
             measured=trials.count,
             tokens=list(self._stages),
         )
-        return {
-            weight.name: menu[best[block.index]] for block in blocks for weight in block.weights
-        }
+        targets: dict[str, Target] = {}
+        for block in blocks:
+            for weight in block.weights:
+                targets[weight.name] = levels[best[block.index]]
+        return targets
 
     def tried(self, blocks: int, target: Target) -> int:
-        many, few = self.offspring * self.generations, self.survivors * self.generations + 1
-        return many * self._stages[0] + few * sum(self._stages[1:])
+        every = self.offspring * self.generations
+        surviving = self.survivors * self.generations + 1
+        return every * self._stages[0] + surviving * sum(self._stages[1:])
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return method, 2 * self.levels + 1
 
     def menu(self, target: Target) -> list[Target]:
-        """Return what a block may give, from the least to the most; `TargetError` for a target
-        of another kind.
+        """Return what a block may give, from the least to the most.
+
+        Raises `TargetError` for a target of another kind.
         """
-        steps = range(-self.levels, self.levels + 1)
-        if isinstance(target, Sparsity):
-            shares = [Fraction(str(target.fraction)) + n * Fraction(str(self.step)) for n in steps]
-            return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
-        if isinstance(target, Grid):
-            return [
-                replace(target, bits=target.bits + n) for n in steps if 2 <= target.bits + n <= 8
-            ]
-        raise TargetError(
-            f"{self} can't share {target}: it takes a sparsity, such as 0.5, or a grid, such as w4g64",
-            subject=str(target),
-        )
+        if not isinstance(target, Sparsity | Grid):
+            message = f"{self} can't share {target}"
+            allowed = "it takes a sparsity, such as 0.5, or a grid, such as w4g64"
+            raise TargetError(f"{message}: {allowed}", subject=str(target))
+        return list(menu(target, self.step, self.levels).values())
 
 
 @final
@@ -162,14 +159,15 @@ class _Candidates:
     """
 
     def __init__(self, job: Job, method: MatrixMethod, menu: Sequence[Target]) -> None:
-        self._job, self._method, self._menu = job, method, menu
+        self._job = job
+        self._method = method
+        self._menu = menu
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return how far each candidate's predictions are from the untouched model's."""
         few, _ = divided(self._job.tokens(), tokens)
-        ways = [
-            tuple(level + 1 for level in choice) for choice in choices
-        ]  # 0 is the untouched block
+        # Way 0 of a block is the untouched one, which isn't among the levels.
+        ways = [tuple(level + 1 for level in choice) for choice in choices]
         return self._variants.losses(ways, few, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:
@@ -178,23 +176,34 @@ class _Candidates:
 
     @cached_property
     def _variants(self) -> Variants:
-        blocks, menu = self._job.view.blocks, self._menu
-        needed = len(menu) * sum(
-            w.stored.numel() * w.stored.element_size() for block in blocks for w in block.weights
-        )
-        if needed > (free := psutil.virtual_memory().available):
-            message = f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower evolved(levels=…)"
-            raise SpecError(message, subject="levels")
-        numbers = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
+        blocks = self._job.view.blocks
+        self._check_room()
+        numbers: list[list[dict[nn.Parameter, Tensor]]] = []
+        for _ in blocks:
+            numbers.append([{} for _ in self._menu])
         for weight, seen in self._job.walk(self._method.observes):
-            for changed, target in zip(numbers[weight.block], menu, strict=True):
-                _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
+            for changed, target in zip(numbers[weight.block], self._menu, strict=True):
+                compressed = self._method.compress(weight.get(), seen, target)
+                _put(changed, weight, compressed.weight)
             self._job.progress("compressing to each level", weight.block + 1, len(blocks))
-        ways = [
-            (AS_IT_IS, *(Variant(numbers=tuple(changed.items())) for changed in levels))
-            for levels in numbers
-        ]
+        ways: list[tuple[Variant, ...]] = []
+        for levels in numbers:
+            variants = [Variant(numbers=tuple(changed.items())) for changed in levels]
+            ways.append((AS_IT_IS, *variants))
         return Variants(self._job.view, ways)
+
+    def _check_room(self) -> None:
+        """Raise `SpecError` where a copy of all blocks for each level doesn't fit into memory."""
+        copy = 0
+        for block in self._job.view.blocks:
+            for weight in block.weights:
+                copy += weight.stored.numel() * weight.stored.element_size()
+        needed = len(self._menu) * copy / 1e9
+        free = psutil.virtual_memory().available / 1e9
+        if needed > free:
+            message = f"blocks compressed to {len(self._menu)} levels take {needed:.1f} GB"
+            remedy = f"and {free:.1f} GB are free; lower evolved(levels=…)"
+            raise SpecError(f"{message}, {remedy}", subject="levels")
 
 
 def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
@@ -202,4 +211,6 @@ def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) ->
     parameter: nn.Parameter = getattr(weight.owner, weight.key)
     whole = numbers.setdefault(parameter, parameter.detach().clone())
     place = whole if weight.expert is None else whole[weight.expert]
-    (place.T if weight.transposed else place).copy_(matrix)
+    if weight.transposed:
+        place = place.T
+    place.copy_(matrix)

@@ -12,8 +12,7 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
 from calibrant.allocations._counting import to_the_weight
-from calibrant.allocations._menu import cheapest
-from calibrant.allocations._targets import menu
+from calibrant.allocations._menu import cheapest, menu
 from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
@@ -51,67 +50,57 @@ class LeastError(Allocation):
     errors: str = "relative"
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "method", None if self.method is None else methods.build(self.method)
-        )
-        if self.method is not None and not (
-            isinstance(self.method, MatrixMethod)
-            and {FeatureNorms, Gram} >= set(self.method.observes)
-        ):
-            message = f"least_error(method={self.method}): errors are those of a method that looks at feature norms or a Gram, such as wanda"
-            raise SpecError(message, subject=str(self.method))
+        if self.method is not None:
+            method = methods.build(self.method)
+            object.__setattr__(self, "method", method)
+            is_matrix_method = isinstance(method, MatrixMethod)
+            if not is_matrix_method or not {FeatureNorms, Gram} >= set(method.observes):
+                given = f"least_error(method={method})"
+                allowed = "a method that looks at feature norms or a Gram, such as wanda"
+                raise SpecError(f"{given}: errors are those of {allowed}", subject=str(method))
         if not 0 < self.step < 1:
-            raise SpecError(
-                f"least_error(step={self.step}): a step is above 0 and below 1, such as 0.05",
-                subject="step",
-            )
+            message = "a step is above 0 and below 1, such as 0.05"
+            raise SpecError(f"least_error(step={self.step}): {message}", subject="step")
         if not 1 <= self.reach <= 20:
-            raise SpecError(
-                f"least_error(reach={self.reach}): from 1 to 20 steps to either side are tried, such as 3",
-                subject="reach",
-            )
-        for name, value, known in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
+            message = "from 1 to 20 steps to either side are tried, such as 3"
+            raise SpecError(f"least_error(reach={self.reach}): {message}", subject="reach")
+        for name, known in (("per", PARTS), ("errors", ERRORS)):
+            value = getattr(self, name)
             if value not in known:
-                raise SpecError(
-                    f"least_error({name}={value}): choose {' or '.join(known)}", subject=name
-                )
+                message = f"choose {' or '.join(known)}"
+                raise SpecError(f"least_error({name}={value}): {message}", subject=name)
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets. Raises `TargetError` for a target that has no steps, or that the
-        method doesn't accept.
+        """Return the targets.
+
+        Raises `TargetError` for a target that has no steps, or that the method doesn't accept.
         """
-        steps, method = menu(target, self.step, self.reach), self._judge(target)
+        steps = menu(target, self.step, self.reach)
+        method = self._judge(target)
         method.check(target)
-        costs = {
-            weight: self._errors(method, weight, seen[Gram], steps)
-            for weight, seen in matrices.items()
-            if Gram in seen and seen[Gram].mass > 0
-        }
-        parts = dict[str | int, list[Weight]]()
-        for weight in matrices:
-            parts.setdefault(weight.block if self.per == "block" else weight.name, []).append(
-                weight
-            )
+        errors: dict[Weight, np.ndarray] = {}
+        parts: dict[str | int, list[Weight]] = {}
+        for weight, seen in matrices.items():
+            part = weight.block if self.per == "block" else weight.name
+            parts.setdefault(part, []).append(weight)
+            if Gram in seen and seen[Gram].mass > 0:
+                errors[weight] = self._errors(method, weight, seen[Gram], steps)
         # Of a part that no token reached nothing is known, and it gets what was asked.
         unknown = np.array([0.0 if step == 0 else np.inf for step in steps])
-        known = [[costs[weight] for weight in part if weight in costs] for part in parts.values()]
-        sums = np.stack([np.sum(errors, axis=0) if errors else unknown for errors in known])
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight in part) for part in parts.values()
-        ]
-        chosen = cheapest(sums, list(steps), sizes, self._advice)
+        costs: list[np.ndarray] = []
+        sizes: list[int] = []
+        for part in parts.values():
+            known = [errors[weight] for weight in part if weight in errors]
+            costs.append(np.sum(known, axis=0) if known else unknown)
+            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight in part))
+        chosen = cheapest(np.stack(costs), list(steps), sizes, self._advice)
         targets = list(steps.values())
-        shared = {
-            weight: targets[choice]
-            for part, choice in zip(parts.values(), chosen, strict=True)
-            for weight in part
-        }
+        shared: dict[Weight, Target] = {}
+        for part, choice in zip(parts.values(), chosen, strict=True):
+            shared.update(dict.fromkeys(part, targets[choice]))
         if isinstance(target, Sparsity):
-            return dict(
-                to_the_weight(
-                    {weight: float(shared[weight].amount or 0) for weight in matrices}, target
-                )
-            )
+            wanted = {weight: float(shared[weight].amount or 0) for weight in matrices}
+            return dict(to_the_weight(wanted, target))
         return {weight.name: shared[weight] for weight in matrices}
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:

@@ -43,79 +43,71 @@ class OWL(Allocation):
     def __post_init__(self) -> None:
         check_most(self, times=MOST_TIMES)
         if not self.times > 0:
-            raise SpecError(
-                f"owl(times={self.times}): an outlier is above so many times the mean; give a number above 0, such as 5",
-                subject="times",
-            )
+            message = "an outlier is above so many times the mean; give a number above 0, such as 5"
+            raise SpecError(f"owl(times={self.times}): {message}", subject="times")
         if not 0 <= self.spread < 0.5:
-            raise SpecError(
-                f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; 0.08 is the paper's",
-                subject="spread",
-            )
+            message = "spread is from 0 up to (not including) 0.5; 0.08 is the paper's"
+            raise SpecError(f"owl(spread={self.spread}): {message}", subject="spread")
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets. Raises `TargetError` for a target that is neither a sparsity nor N:M,
-        and where a block would lose less than nothing or all of its weights.
+        """Return the targets.
+
+        Raises `TargetError` for a target that is neither a sparsity nor N:M, and where a block
+        would lose less than nothing or all of its weights.
         """
         if not isinstance(target, Sparsity | NofM):
-            raise TargetError(
-                f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; leave the allocation out",
-                subject=str(target),
-            )
-        blocks = dict[int, list[tuple[Weight, Seen]]]()
+            message = f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}"
+            raise TargetError(f"{message}; leave the allocation out", subject=str(target))
+        blocks: dict[int, list[tuple[Weight, Seen]]] = {}
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight, _ in block)
-            for block in blocks.values()
-        ]
-        above = self._above(list(blocks.values()), sizes)
+        sizes: list[int] = []
+        for block in blocks.values():
+            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight, _ in block))
+        more = self._kept_above_mean(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
-            lowest, highest = target.fraction - max(above), target.fraction - min(above)
+            lowest = target.fraction - max(more)
+            highest = target.fraction - min(more)
             if not 0 <= lowest <= highest < 1:
-                message = f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in blocks, to give {target}; choose a smaller spread"
-                raise TargetError(message, subject=str(target))
-            wanted = {
-                weight: target.fraction - more
-                for block, more in zip(blocks.values(), above, strict=True)
-                for weight, _ in block
-            }
-            return to_the_weight({weight: wanted[weight] for weight in matrices}, target)
+                shares = f"sparsities from {lowest:.3g} to {highest:.3g} in blocks"
+                message = f"{self} would ask for {shares}, to give {target}"
+                raise TargetError(f"{message}; choose a smaller spread", subject=str(target))
+            above = dict(zip(blocks, more, strict=True))
+            wanted = {weight: target.fraction - above[weight.block] for weight in matrices}
+            return to_the_weight(wanted, target)
         # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
-        steps = [target.n - n for n in range(1, target.m)]
-        far = np.array(
-            [
-                [size * (more * target.m + step) ** 2 for step in steps]
-                for size, more in zip(sizes, above, strict=True)
-            ]
-        )
+        steps = [target.n - kept for kept in range(1, target.m)]
+        far: list[list[float]] = []
+        for size, share in zip(sizes, more, strict=True):
+            far.append([size * (share * target.m + step) ** 2 for step in steps])
         advice = "choose a pattern with a smaller M, or leave the allocation out"
-        chosen = cheapest(far, steps, sizes, advice)
-        kept = {
-            index: NofM(target.n - steps[choice], target.m)
-            for index, choice in zip(blocks, chosen, strict=True)
-        }
-        return {weight.name: kept[weight.block] for weight in matrices}
+        chosen = cheapest(np.array(far), steps, sizes, advice)
+        patterns: dict[int, Target] = {}
+        for index, choice in zip(blocks, chosen, strict=True):
+            patterns[index] = NofM(target.n - steps[choice], target.m)
+        return {weight.name: patterns[weight.block] for weight in matrices}
 
-    def _above(
+    def _kept_above_mean(
         self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]
     ) -> list[float]:
-        """How much more of its weights each block keeps than the mean."""
-        known = [outliers(block, self.times) for block in blocks]
-        there = np.array([share for share in known if share is not None])
-        if not len(there) or there.max() == there.min():
+        """How much more of its weights each block keeps than the mean of all."""
+        shares = np.full(len(blocks), np.nan)
+        for place, block in enumerate(blocks):
+            share = outliers(block, self.times)
+            if share is not None:
+                shares[place] = share
+        known = ~np.isnan(shares)
+        if not known.any() or shares[known].max() == shares[known].min():
             return [0.0] * len(blocks)
-        scaled = np.array(
-            [
-                np.nan
-                if share is None
-                else (share - there.min()) / (there.max() - there.min()) * 2 * self.spread
-                for share in known
-            ]
-        )
-        counted = np.array(sizes) * ~np.isnan(scaled)
+        least = shares[known].min()
+        scaled = (shares - least) / (shares[known].max() - least) * 2 * self.spread
+        counted = np.array(sizes) * known
         mean = float((np.nan_to_num(scaled) * counted).sum() / counted.sum())
-        return [0.0 if np.isnan(one) else float(one) - mean for one in scaled]
+        # A block that no token reached gets the mean.
+        return [
+            float(each) - mean if reached else 0.0
+            for each, reached in zip(scaled, known, strict=True)
+        ]
 
 
 def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None:
