@@ -57,7 +57,8 @@ def ggml() -> tuple[Any, Any]:
     path = next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))), None)
     if path is None:
         raise OutputError(
-            "llama-cpp-py-sync has no ggml-base library here; install it anew: pip install 'calibrant[ggml]'",
+            "llama-cpp-py-sync has no ggml-base library here; install it anew: pip install "
+            "'calibrant[ggml]'",
             subject="ggml-base",
         )
     return ffi, ffi.dlopen(str(path))

@@ -58,7 +58,8 @@ def quantize_matrix(
     )
     if written != blocks.nbytes:
         raise OutputError(
-            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; another version of llama-cpp-py-sync may help",
+            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; another version of "
+            "llama-cpp-py-sync may help",
             subject=kind,
         )
     return blocks
@@ -114,7 +115,9 @@ def quantize_file(
     paths = [ffi.new("char[]", str(path).encode()) for path in (source, target)]
     if (code := library.llama_model_quantize(*paths, ffi.addressof(settings))) != 0:
         raise OutputError(
-            f"llama.cpp couldn't quantize the model to {recipe}{last_error() or f' (code {code})'}; some recipes need calibration data that reaches "
+            "llama.cpp couldn't quantize the model to "
+            f"{recipe}{last_error() or f' (code {code})'}; some recipes need calibration data that "
+            "reaches "
             "every matrix",
             subject=recipe,
         )

@@ -31,7 +31,8 @@ class LlamaModel:
         self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if self._model == self._ffi.NULL:
             raise ModelError(
-                f"llama.cpp can't open {path}{last_error()}; is it a GGUF file of a model, of an architecture that it knows?",
+                f"llama.cpp can't open {path}{last_error()}; is it a GGUF file of a model, of an "
+                "architecture that it knows?",
                 subject=str(path),
             )
         context = self._library.llama_context_default_params()
@@ -61,7 +62,8 @@ class LlamaModel:
         ffi, library = self._ffi, self._library
         if not 0 < len(ids) <= self.length:
             raise ModelError(
-                f"{len(ids):,} tokens were given, and there is room for 1 to {self.length:,}; use shorter windows",
+                f"{len(ids):,} tokens were given, and there is room for 1 to {self.length:,}; use "
+                "shorter windows",
                 subject=str(len(ids)),
             )
         library.llama_memory_clear(library.llama_get_memory(self._context), True)
@@ -78,7 +80,8 @@ class LlamaModel:
                 batch.seq_id[at][0] = 0
             if (code := library.llama_decode(self._context, batch)) != 0:
                 raise ModelError(
-                    f"llama.cpp couldn't run {len(ids):,} tokens (code {code}); use shorter windows",
+                    f"llama.cpp couldn't run {len(ids):,} tokens (code {code}); use shorter "
+                    "windows",
                     subject=str(code),
                 )
             found = library.llama_get_logits(self._context)

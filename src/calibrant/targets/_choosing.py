@@ -45,5 +45,6 @@ def refuse_nan(scores: Tensor) -> None:
     # time.
     if bool(scores.sum().isnan()) and (nan := int(scores.isnan().count_nonzero())):
         raise NumericsError(
-            f"{nan} of {scores.numel()} scores are NaN, so no weight can be chosen; look for NaN or infinity in the weight and its inputs"
+            f"{nan} of {scores.numel()} scores are NaN, so no weight can be chosen; look for NaN "
+            "or infinity in the weight and its inputs"
         )

@@ -55,7 +55,8 @@ class GgmlKind(Target):
     def __post_init__(self) -> None:
         if self.name not in KINDS:
             raise TargetError(
-                f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of {', '.join(KINDS)}",
+                f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of "
+                f"{', '.join(KINDS)}",
                 subject=str(self.name),
             )
 

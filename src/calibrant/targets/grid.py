@@ -44,10 +44,16 @@ class Grid(Target):
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not FEWEST <= self.bits <= MOST:
-            message = f"{self} has codes of {brief(self.bits)} bits, and {FEWEST} to {MOST} are possible; {allowed((Grid,))}"
+            message = (
+                f"{self} has codes of {brief(self.bits)} bits, and {FEWEST} to {MOST} are "
+                f"possible; {allowed((Grid,))}"
+            )
             raise TargetError(message, subject=str(self))
         if self.group is not None and (type(self.group) is not int or self.group < 2):
-            message = f"{self} has groups of {brief(self.group)} inputs, and a group has at least 2; {allowed((Grid,))}, or w{self.bits} for a whole row"
+            message = (
+                f"{self} has groups of {brief(self.group)} inputs, and a group has at least 2; "
+                f"{allowed((Grid,))}, or w{self.bits} for a whole row"
+            )
             raise TargetError(message, subject=str(self))
 
     @classmethod
@@ -58,7 +64,10 @@ class Grid(Target):
         return None if label.bits is None else cls(label.bits, label.group, not label.zeros)
 
     def __str__(self) -> str:
-        return f"w{brief(self.bits)}{'' if self.group is None else f'g{brief(self.group)}'}{'' if self.symmetric else 'a'}"
+        text = f"w{brief(self.bits)}"
+        if self.group is not None:
+            text += f"g{brief(self.group)}"
+        return text if self.symmetric else f"{text}a"
 
     @property
     def amount(self) -> float:
@@ -86,7 +95,10 @@ class Grid(Target):
             ]
             row = f"{Grid(self.bits, None, self.symmetric)} with a scale for each row"
             choices = f"{', '.join(near)}, or {row}" if near else row
-            message = f"{name} has {shape[1]} inputs, which groups of {self.group} don't divide; choose {choices}"
+            message = (
+                f"{name} has {shape[1]} inputs, which groups of {self.group} don't divide; choose "
+                f"{choices}"
+            )
             raise TargetError(message, subject=name)
 
 
@@ -95,9 +107,7 @@ def _near(inputs: int, group: int) -> list[int]:
     of two, which is what fast kernels are made for.
     """
     fitting = [size for size in range(SMALLEST, inputs) if inputs % size == 0]
-    smaller, larger = (
-        [size for size in fitting if size < group],
-        [size for size in fitting if size > group],
-    )
+    smaller = [size for size in fitting if size < group]
+    larger = [size for size in fitting if size > group]
     powers = [size for size in smaller if size & (size - 1) == 0]
     return sorted({*smaller[-1:], *larger[:1], *powers[-1:]})

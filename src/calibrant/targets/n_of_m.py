@@ -52,7 +52,10 @@ class NofM(Removal):
 
     def check(self, shape: tuple[int, int], name: str) -> None:
         if shape[1] % self.m:
-            message = f"{name} has {shape[1]} inputs, and {self} needs a multiple of {self.m}; choose an M that divides it, or a sparsity such as 0.5"
+            message = (
+                f"{name} has {shape[1]} inputs, and {self} needs a multiple of {self.m}; choose an "
+                "M that divides it, or a sparsity such as 0.5"
+            )
             raise TargetError(message, subject=name)
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:

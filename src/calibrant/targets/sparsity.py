@@ -33,7 +33,8 @@ class Sparsity(Removal):
             or not 0 <= self.fraction < 1
         ):
             raise TargetError(
-                f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; {allowed((Removal,))}",
+                f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; "
+                f"{allowed((Removal,))}",
                 subject=brief(self.fraction),
             )
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two

@@ -46,21 +46,21 @@ def assigned(
         from scipy.optimize import linear_sum_assignment
     groups = order.reshape(-1, m).clone()
     for place in range(m):
-        others = groups[:, [other for other in range(m) if other != place]]
+        others = torch.cat([groups[:, :place], groups[:, place + 1 :]], dim=1)
         bars = scores[:, others].topk(n, dim=2).values[:, :, -1]
         standing = scores[:, groups[:, place]]
-        gains = torch.stack(
-            [(standing - bar[:, None]).clamp_min(0).sum(0) for bar in bars.unbind(1)]
-        )
-        _, best = linear_sum_assignment(gains.cpu().double().numpy(), maximize=True)
+        gains: list[Tensor] = []
+        for bar in bars.unbind(1):
+            gains.append((standing - bar[:, None]).clamp_min(0).sum(0))
+        table = torch.stack(gains).cpu().double().numpy()
+        _, best = linear_sum_assignment(table, maximize=True)
         groups[:, place] = groups[torch.from_numpy(best).to(groups.device), place]
     return groups.flatten()
 
 
 def spread(scores: Float[Tensor, "out in"], n: int, m: int) -> Int[Tensor, "in"]:
-    """Return the order that was found: that in which the inputs stand already, where it isn't
-    bettered.
-    """
+    """Return the best order that was found, or the one in which the inputs stand already."""
     standing = torch.arange(scores.shape[1], device=scores.device)
     found = assigned(scores, dealt(scores, m), n, m)
-    return found if kept(scores, found, n, m) > kept(scores, standing, n, m) else standing
+    is_better = kept(scores, found, n, m) > kept(scores, standing, n, m)
+    return found if is_better else standing

@@ -18,10 +18,8 @@ def orthogonal(size: int, chance: torch.Generator) -> tuple[Float[Tensor, "size 
     if known is not None:
         return signs[:, None] * known / math.sqrt(size), "hadamard"
     q, r = torch.linalg.qr(torch.randn(size, size, generator=chance, dtype=torch.float64))
-    return (
-        q * r.diagonal().sign(),
-        "random",
-    )  # with the signs of R the matrix is uniformly distributed
+    # With the signs of R the matrix is uniformly distributed.
+    return q * r.diagonal().sign(), "random"
 
 
 def hadamard(size: int) -> Float[Tensor, "size size"] | None:
@@ -37,11 +35,10 @@ def hadamard(size: int) -> Float[Tensor, "size size"] | None:
     if paley is not None:
         return paley
     half = hadamard(size // 2) if size % 2 == 0 else None
-    return (
-        None
-        if half is None
-        else torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), half)
-    )
+    if half is None:
+        return None
+    doubling = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    return torch.kron(doubling, half)
 
 
 def _paley(size: int) -> Tensor | None:
@@ -50,14 +47,12 @@ def _paley(size: int) -> Tensor | None:
     """
     if size % 4 == 0 and _is_prime(size - 1):
         return torch.eye(size, dtype=torch.float64) + _conference(size - 1, -1)
-    if size % 4 == 0 and (size // 2 - 1) % 4 == 1 and _is_prime(size // 2 - 1):
-        crossed, straight = (
-            torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double(),
-            torch.tensor([[1.0, -1.0], [-1.0, -1.0]]).double(),
-        )
-        return torch.kron(_conference(size // 2 - 1, 1), crossed) + torch.kron(
-            torch.eye(size // 2).double(), straight
-        )
+    prime = size // 2 - 1
+    if size % 4 == 0 and prime % 4 == 1 and _is_prime(prime):
+        crossed = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+        straight = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+        diagonal = torch.eye(size // 2, dtype=torch.float64)
+        return torch.kron(_conference(prime, 1), crossed) + torch.kron(diagonal, straight)
     return None
 
 
@@ -65,14 +60,15 @@ def _conference(prime: int, sign: int) -> Tensor:
     """The quadratic characters of all differences of two residues, bordered with ones: zeros on
     the diagonal, else ±1, orthogonal rows.
     """
-    squares = {i * i % prime for i in range(1, prime)}
-    character = torch.tensor(
-        [0.0, *(1.0 if i in squares else -1.0 for i in range(1, prime))], dtype=torch.float64
-    )
+    residues = torch.arange(1, prime)
+    character = torch.full((prime,), -1.0, dtype=torch.float64)
+    character[residues.square() % prime] = 1.0
+    character[0] = 0.0
     places = torch.arange(prime)
     bordered = torch.zeros(prime + 1, prime + 1, dtype=torch.float64)
     bordered[1:, 1:] = character[(places[:, None] - places[None, :]) % prime]
-    bordered[0, 1:], bordered[1:, 0] = 1, sign
+    bordered[0, 1:] = 1
+    bordered[1:, 0] = sign
     return bordered
 
 

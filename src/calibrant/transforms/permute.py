@@ -45,17 +45,19 @@ class Permute(Transform):
     def __post_init__(self) -> None:
         check_most(self, m=MOST_GROUPED)
         if not 1 <= self.n < self.m:
-            raise SpecError(
-                f"permute(n={self.n}, m={self.m}): n of m stay, so 1 <= n < m; write those of the target, as 2 and 4",
-                subject="n",
-            )
+            message = "n of m stay, so 1 <= n < m; write those of the target, as 2 and 4"
+            raise SpecError(f"permute(n={self.n}, m={self.m}): {message}", subject="n")
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Notes: how many `networks` and groups of `heads` that share values were permuted, and
-        which share of the scores of their matrices N:M keeps, `before` and `after`. Raises
-        `MissingPackageError` without SciPy.
+        """Permute, and note how many `networks` and groups of `heads` that share values were.
+
+        Also noted is which share of the scores of their matrices N:M keeps, `before` and `after`.
+        Raises `MissingPackageError` without SciPy.
         """
-        counts, before, after, whole = Counter[str](), 0.0, 0.0, 0.0
+        counts = Counter[str]()
+        before = 0.0
+        after = 0.0
+        whole = 0.0
         for kind, scores, permute in self._places(view, seen):
             order = spread(scores, self.n, self.m)
             permute(order)
@@ -64,32 +66,31 @@ class Permute(Transform):
             after += kept(scores, order, self.n, self.m)
             whole += float(scores.double().sum())
         if not counts:
-            raise ModelError(
-                f"no inputs of a {type(view.model).__name__} can be permuted in groups of {self.m}; leave the transform out, or choose another m"
-            )
-        shares = (
-            {"before": float(f"{before / whole:.6g}"), "after": float(f"{after / whole:.6g}")}
-            if whole
-            else {}
-        )
-        return {"networks": counts["networks"], "heads": counts["heads"], **shares}
+            kind = type(view.model).__name__
+            message = f"no inputs of a {kind} can be permuted in groups of {self.m}"
+            raise ModelError(f"{message}; leave the transform out, or choose another m")
+        notes: dict[str, Any] = {"networks": counts["networks"], "heads": counts["heads"]}
+        if whole:
+            notes["before"] = float(f"{before / whole:.6g}")
+            notes["after"] = float(f"{after / whole:.6g}")
+        return notes
 
     def _places(
         self, view: ModelView, seen: Mapping[str, Seen]
     ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
         """Yield what can be permuted: its kind, the scores by which, and what permutes it."""
-        for one in Stream.of(view).hidden:
-            if one.down.name in seen and one.units % self.m == 0:
-                yield "networks", _scores(one.down, seen), one.permute
-        for one in Heads.of(view).values() if self.heads else ():
-            if one.output.name in seen and one.width % self.m == 0:
-                every = _scores(one.output, seen).unflatten(1, (-1, one.width))
-                for place, sharing in one.sharing().items():
-                    yield (
-                        "heads",
-                        torch.cat([every[:, head] for head in sharing]),
-                        partial(one.permute, place),
-                    )
+        for network in Stream.of(view).hidden:
+            if network.down.name in seen and network.units % self.m == 0:
+                yield "networks", _scores(network.down, seen), network.permute
+        if not self.heads:
+            return
+        for heads in Heads.of(view).values():
+            if heads.output.name in seen and heads.width % self.m == 0:
+                by_head = _scores(heads.output, seen).unflatten(1, (-1, heads.width))
+                # Heads that share values have one order.
+                for place, sharing in heads.sharing().items():
+                    scores = torch.cat([by_head[:, head] for head in sharing])
+                    yield "heads", scores, partial(heads.permute, place)
 
 
 def _scores(weight: Weight, seen: Mapping[str, Seen]) -> Float[Tensor, "out in"]:

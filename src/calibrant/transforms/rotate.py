@@ -46,12 +46,14 @@ class Rotate(Transform):
             raise SpecError(f"rotate(seed={self.seed}): seed must be 0 or more", subject="seed")
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Notes: the `kind` and `size` of the rotation, whether the head was `untied`, and in
-        how many blocks `heads` were rotated.
+        """Rotate, and note the `kind` and `size` of the rotation.
+
+        Also noted are whether the head was `untied`, and in how many blocks `heads` were rotated.
         """
         _check(Stream.of(view), view)
         untied = view.untie()
-        stream, chance = Stream.of(view), torch.Generator().manual_seed(self.seed)
+        stream = Stream.of(view)
+        chance = torch.Generator().manual_seed(self.seed)
         for norm in stream.norms:
             scale = norm.scale
             if scale is not None:
@@ -63,12 +65,11 @@ class Rotate(Transform):
         q = q.to(stream.readers[0].weight.stored.device)
         for weight in _distinct(stream.readers):
             weight.set(weight.get().double() @ q)
-        embeddings = {
-            id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
-        }
         for weight in _distinct(stream.writers):
             numbers = weight.get().double()
-            weight.set(numbers @ q if id(weight.owner) in embeddings else q.T @ numbers)
+            # A row of an embedding is a vector of the stream; so is a column of any other matrix.
+            in_rows = isinstance(weight.owner, torch.nn.Embedding)
+            weight.set(numbers @ q if in_rows else q.T @ numbers)
         for _, vector in stream.vectors:
             overwrite(vector, vector.detach().double() @ q)
         return {
@@ -79,10 +80,13 @@ class Rotate(Transform):
         }
 
     def _rotate_heads(self, view: ModelView, chance: torch.Generator, like: Tensor) -> int:
-        found = Heads.of(view).values() if self.heads else ()
-        for one in found:
-            one.multiply(orthogonal(one.width, chance)[0].to(like.device))
-        return len(found)
+        if not self.heads:
+            return 0
+        blocks = Heads.of(view).values()
+        for heads in blocks:
+            rotation, _ = orthogonal(heads.width, chance)
+            heads.multiply(rotation.to(like.device))
+        return len(blocks)
 
 
 def _distinct(roles: tuple[Reader, ...] | tuple[Writer, ...]) -> Any:
@@ -95,19 +99,15 @@ def _check(stream: Stream, view: ModelView) -> None:
     kind = type(view.model).__name__
     for norm in stream.norms:
         if norm.centres:
-            raise ModelError(
-                f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated; choose a model of RMSNorms",
-                subject=norm.name,
-            )
+            message = f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated"
+            raise ModelError(f"{message}; choose a model of RMSNorms", subject=norm.name)
         if norm.others:
-            raise ModelError(
-                f"what {norm.name} gives also goes into {norm.others[0]}, so its gain can't be moved into matrices",
-                subject=norm.name,
-            )
+            message = f"what {norm.name} gives also goes into {norm.others[0]}"
+            remedy = "so its gain can't be moved into matrices"
+            raise ModelError(f"{message}, {remedy}", subject=norm.name)
     for writer in stream.writers:
         if writer.norm is not None:
-            raise ModelError(
-                f"{writer.norm.name} of a {kind} stands between {writer.weight.name} and the stream, and no rotation passes through it; "
-                "choose a model whose matrices write to the stream themselves",
-                subject=writer.norm.name,
-            )
+            place = f"stands between {writer.weight.name} and the stream"
+            message = f"{writer.norm.name} of a {kind} {place}, and no rotation passes through it"
+            remedy = "choose a model whose matrices write to the stream themselves"
+            raise ModelError(f"{message}; {remedy}", subject=writer.norm.name)
