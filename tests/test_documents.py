@@ -18,6 +18,8 @@ PROJECT = Path(__file__).parents[1]
 ROOT = Path(calibrant.__file__).parent
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+HISTORY = {PROJECT / "docs/log", PROJECT / "docs/findings"}
+"""Folders of pages that say how things were when something was measured."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -42,6 +44,24 @@ def test_commands_exist_with_these_options():
         command.make_parser(command.context_class(command)).parse_args(
             words
         )  # which raises for an option that there isn't
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        if page.parent in HISTORY:
+            continue
+        for name in re.findall(r"`(?:src/)?(calibrant/[\w/]+\.py)`", page.read_text()):
+            assert (ROOT.parent / name).is_file(), f"{page.name} names {name}"
+
+
+def test_each_row_of_where_do_i_change_names_one_file_that_exists():
+    rows = re.findall(
+        r"^\| (.*?) \| (.*?) \|", (PROJECT / "docs/where.md").read_text(), re.MULTILINE
+    )
+    places = {what: place for what, place in rows if "`" in place}
+    assert len(places) >= 15
+    for what, place in places.items():
+        assert (PROJECT / place.strip("`")).is_file(), f"{what}: {place}"
 
 
 SMALLER = {
