@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tools import imports
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -60,6 +61,18 @@ def test_each_row_of_where_do_i_change_names_one_file_that_exists():
     assert len(places) >= 15
     for what, place in places.items():
         assert (PROJECT / place.strip("`")).is_file(), f"{what}: {place}"
+
+
+def test_the_picture_of_imports_shows_every_room_and_no_line_that_follows_from_others():
+    drawn = imports.picture()
+    for name in imports.rooms_and_imports():
+        assert f">{name.removeprefix('lab.')}</text>" in drawn
+    graph = {"top": {"middle", "ground"}, "middle": {"ground"}, "ground": set[str]()}
+    assert imports.without_shortcuts(graph) == {
+        "top": {"middle"},
+        "middle": {"ground"},
+        "ground": set(),
+    }
 
 
 SMALLER = {
