@@ -11,11 +11,11 @@ from xml.sax.saxutils import escape
 from tests.test_floors import FLOOR, imports, modules, room, room_of
 
 PICTURE: Final = Path(__file__).parents[1] / "docs/images/imports.svg"
-BOX_WIDTH: Final = 134
+BOX_WIDTH: Final = 148
 BOX_HEIGHT: Final = 30
 ROW_HEIGHT: Final = 62
-CORE_WIDTH: Final = 720
-LAB_WIDTH: Final = 300
+CORE_WIDTH: Final = 800
+LAB_WIDTH: Final = 330
 STYLE: Final = """
 .box { fill: #ffffff; stroke: #4c566a; }
 .line { fill: none; stroke: #8c96a8; stroke-width: 1.2; }
