@@ -27,7 +27,7 @@ help:
 	@echo 'make slow    run all tests that are not in make test: before a large change is done'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make generate  write the catalogue of names and the tables of the docs from the folders, and freeze what is new'
+	@echo 'make generate  write the catalogue of names, the tables of the docs and the picture of the imports, and freeze what is new'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make docs    build the documentation into site/'
 
@@ -52,7 +52,7 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 format: .venv/ready-dev
 	$(BIN)/ruff format .

@@ -1,7 +1,8 @@
-"""The tables of docs/speed.md, made of the records beside this file: python benchmarks/table.py
+"""The tables of docs/speed.md and docs/reference/growth.md, made of the records beside this file:
+python benchmarks/table.py
 
 `peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do
-`evaluation.py` and `growth.py`. In the page a table stands between `<!-- peers -->` and `<!-- end
+`evaluation.py` and `growth.py`. In a page a table stands between `<!-- peers -->` and `<!-- end
 of peers -->`; all else there is written by hand.
 """
 
@@ -18,7 +19,8 @@ from benchmarks import machine
 from benchmarks.peers import difference
 
 RECORDS: Final = Path(__file__).resolve().parent / "records"
-PAGE: Final = RECORDS.parents[1] / "docs" / "speed.md"
+DOCS: Final = RECORDS.parents[1] / "docs"
+PAGES: Final = (DOCS / "speed.md", DOCS / "reference/growth.md")
 LACKING: Final = "No record is kept yet."
 NAMES: Final = {"llmcompressor": "llm-compressor", "literal": "the literal loop"}
 
@@ -303,8 +305,10 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
 
 
 def page(text: str, records: Path = RECORDS) -> str:
-    """The page `text` with its tables made anew."""
+    """The page `text` with those tables made anew that it has a place for."""
     for name, table in TABLES.items():
+        if f"<!-- {name} -->" not in text:
+            continue
         kept = records / f"{name}.json"
         made = table(json.loads(kept.read_text("utf-8"))) if kept.is_file() else LACKING
         between = f"<!-- {name} -->\n\n{made}\n\n<!-- end of {name} -->"
@@ -319,4 +323,5 @@ def page(text: str, records: Path = RECORDS) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text("utf-8")), encoding="utf-8")

@@ -1,18 +1,18 @@
 """The arithmetic of the benchmarks, and that the page about speed says what their records say."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks import growth, machine, peers, table
 
-PROJECT = Path(__file__).parents[1]
 
-
-def test_the_page_about_speed_is_made_of_the_records():
-    text = (PROJECT / "docs/speed.md").read_text()
-    assert table.page(text) == text
+def test_the_pages_about_speed_are_made_of_the_records():
+    texts = [path.read_text() for path in table.PAGES]
+    for name in table.TABLES:
+        assert "".join(texts).count(f"<!-- {name} -->") == 1, name
+    for text in texts:
+        assert table.page(text) == text
 
 
 def test_a_difference_has_an_error_where_there_are_draws():

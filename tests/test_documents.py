@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tools import imports
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -18,6 +19,8 @@ PROJECT = Path(__file__).parents[1]
 ROOT = Path(calibrant.__file__).parent
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+HISTORY = {PROJECT / "docs/log", PROJECT / "docs/findings"}
+"""Folders of pages that say how things were when something was measured."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -26,12 +29,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def test_commands_exist_with_these_options():
-    lines = {
-        line
-        for page in PAGES
-        for line in page.read_text().splitlines()
-        if line.startswith("$ calibrant")
-    }
+    lines = set[str]()
+    for page in PAGES:
+        whole_lines = page.read_text().replace("\\\n", " ")
+        lines.update(re.findall(r"^\$ calibrant.*$", whole_lines, re.MULTILINE))
     assert lines
     for line in sorted(lines):
         command, words = get_command(app), shlex.split(line, comments=True)[2:]
@@ -42,6 +43,36 @@ def test_commands_exist_with_these_options():
         command.make_parser(command.context_class(command)).parse_args(
             words
         )  # which raises for an option that there isn't
+
+
+def test_files_that_pages_name_exist():
+    for page in PAGES:
+        if page.parent in HISTORY:
+            continue
+        for name in re.findall(r"`(?:src/)?(calibrant/[\w/]+\.py)`", page.read_text()):
+            assert (ROOT.parent / name).is_file(), f"{page.name} names {name}"
+
+
+def test_each_row_of_where_do_i_change_names_one_file_that_exists():
+    rows = re.findall(
+        r"^\| (.*?) \| (.*?) \|", (PROJECT / "docs/where.md").read_text(), re.MULTILINE
+    )
+    places = {what: place for what, place in rows if "`" in place}
+    assert len(places) >= 15
+    for what, place in places.items():
+        assert (PROJECT / place.strip("`")).is_file(), f"{what}: {place}"
+
+
+def test_the_picture_of_imports_shows_every_room_and_no_line_that_follows_from_others():
+    drawn = imports.picture()
+    for name in imports.rooms_and_imports():
+        assert f">{name.removeprefix('lab.')}</text>" in drawn
+    graph = {"top": {"middle", "ground"}, "middle": {"ground"}, "ground": set[str]()}
+    assert imports.without_shortcuts(graph) == {
+        "top": {"middle"},
+        "middle": {"ground"},
+        "ground": set(),
+    }
 
 
 SMALLER = {

@@ -132,7 +132,7 @@ def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(
         )
         assert copied.label("chemistry:icl").family == "reading"
         assert families == ["reading"]
-        assert [page.name for page in generator.stale()] == ["README.md", "data.md"]
+        assert [page.name for page in generator.stale()] == ["README.md", "data.md", "sources.md"]
         assert generator.lacking() == ["chemistry"]
         assert generator.stale_catalogue()
         written = json.loads(generator.catalogue())

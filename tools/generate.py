@@ -1,5 +1,6 @@
 """Writes what is made from the folders: the catalogue of names inside the package, the tables and
-counts of the README and the docs, and what is frozen of new names: python -m tools.generate
+counts of the README and the docs, the picture of what imports what, and what is frozen of new
+names: python -m tools.generate
 
 Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the
 other folders; `<!-- count of sources -->` has their number behind it. With `--survey` sources that
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tools import freeze
+from tools import freeze, imports
 
 from calibrant.data.inspect.surveying import FORMATS, as_markdown
 from calibrant.data.select import Picking, selectors
@@ -69,6 +70,12 @@ def catalogue() -> str:
 def stale_catalogue() -> bool:
     """Whether the file of the catalogue says something else than the classes do."""
     return not CATALOGUE.exists() or CATALOGUE.read_text("utf-8") != catalogue()
+
+
+def stale_picture() -> bool:
+    """Whether the picture of the imports shows something else than the files import."""
+    picture = imports.PICTURE
+    return not picture.exists() or picture.read_text("utf-8") != imports.picture()
 
 
 def ours(kind: str) -> list[Named]:
@@ -167,6 +174,8 @@ def complaints() -> list[str]:
     found = [f"{page.relative_to(PROJECT)} is stale: make generate" for page in stale()]
     if stale_catalogue():
         found.append(f"src/calibrant/{CATALOGUE.name} is stale: make generate")
+    if stale_picture():
+        found.append(f"docs/images/{imports.PICTURE.name} is stale: make generate")
     if stale_masks():
         found.append(f"tests/frozen/{MASKS} is stale: make generate")
     if missing := lacking():
@@ -192,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _survey()
     if stale_catalogue():
         CATALOGUE.write_text(catalogue(), "utf-8")
+    if stale_picture():
+        imports.PICTURE.write_text(imports.picture(), "utf-8")
     freeze.add()
     for page in stale():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")

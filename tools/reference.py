@@ -127,7 +127,8 @@ def _plain(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return _plain(" ".join(text.split())).replace("<", "&lt;")
+    plain = _plain(" ".join(text.split())).replace("<", "&lt;")
+    return plain.replace("][", "]\\[")  # two brackets side by side would be a link
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,7 @@
-"""Signatures in the reference of functions that take declared options. An extension of griffe.
+"""What griffe, which reads the source for the reference of Python, doesn't see by itself.
 
-Griffe reads the source and runs nothing, so of `prune` it sees one parameter, `options`.
+It runs nothing, so of `prune` it sees one parameter, `options`, in the place of those that the
+options declare. And it takes the examples of a docstring for text.
 """
 
 import importlib
@@ -30,6 +31,32 @@ class DeclaredSignatures(griffe.Extension):
                 place = func.resolve(name)
                 room = importlib.import_module(place.removesuffix(f".{name}"))
                 func.parameters = parameters_of(getattr(room, name), loader)
+
+
+class ExamplesAsCode(griffe.Extension):
+    """Shows the examples in docstrings as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Look at whatever griffe has read."""
+        if obj.docstring is not None:
+            obj.docstring.value = with_fences(obj.docstring.value)
+
+
+def with_fences(text: str) -> str:
+    """Return a docstring with each example, up to the empty line behind it, as a block of code."""
+    lines: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith(">>> ") and not inside:
+            lines.append("```pycon")
+            inside = True
+        elif inside and not line.strip():
+            lines.append("```")
+            inside = False
+        lines.append(line)
+    if inside:
+        lines.append("```")
+    return "\n".join(lines)
 
 
 def parameters_of(declared: type[Any], loader: griffe.GriffeLoader) -> griffe.Parameters:

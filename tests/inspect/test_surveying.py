@@ -70,7 +70,7 @@ def record() -> list[dict[str, object]]:
 
 
 def test_the_docs_show_the_record(record: list[dict[str, object]]):
-    page = (PROJECT / "docs/data.md").read_text()
+    page = (PROJECT / "docs/reference/sources.md").read_text()
     assert page.partition("<!-- survey -->\n")[2].partition("<!-- /survey -->")[0] == as_markdown(
         record
     )
