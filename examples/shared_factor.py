@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calibrant.edits import Edit, Replace
 from calibrant.job import Job
-from calibrant.methods import Compressed, Method
+from calibrant.methods import Compressed, ModelMethod
 from calibrant.packed import Packed
 from calibrant.targets import Sparsity, Target
 
@@ -47,7 +47,7 @@ class Product(Packed):
 
 
 @dataclass(frozen=True, repr=False)
-class SharedFactor(Method):
+class SharedFactor(ModelMethod):
     """Keeps the strongest directions of all such matrices together, as many as the share of
     numbers that may stay has room for.
     """

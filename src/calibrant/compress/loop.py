@@ -13,6 +13,7 @@ import torch
 
 from calibrant.activations import Seen, Statistic
 from calibrant.compress.checkpoint import Checkpoint, FinishedStep
+from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
@@ -78,7 +79,7 @@ def compress(
     if on_disk and checkpoint is None:
         message = f"the blocks of {opened.name} are on disk, and what becomes of them has to be kept there too; give a checkpoint, or open it whole"
         raise SpecError(message, subject=opened.name)
-    recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
+    check_model(recipe.method, seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
     untouched_model = UntouchedModel(
         opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks
     )
@@ -91,7 +92,7 @@ def compress(
         if notes
         else []
     )
-    recipe.method.check_model(seen_by, recipe.target, targets)
+    check_model(recipe.method, seen_by, recipe.target, targets)
     hungry = (
         starving(opened, seen_by, batch, ranks)
         if batch is not None and recipe.starved != AS_SEEN
@@ -173,7 +174,7 @@ class _Step:
 def _steps(job: Job, method: Method) -> Iterator[_Step]:
     """Make the method's edits, each before the next is asked for, and hand them on step by step."""
     step = _Step([], [])
-    for edit in method.edits(job):
+    for edit in edits_of(method, job):
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
             yield step
             step = _Step([], [])

@@ -15,7 +15,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
-from calibrant.methods import MatrixMethod, Method
+from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.models import ModelView, Opened, outlined
 from calibrant.walk import LONG_PASS, Propagation, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
@@ -183,7 +183,7 @@ def left_on_disk(
 
 def goes_by_matrix(method: Method) -> bool:
     """Whether a method does nothing but compress one matrix after the other."""
-    return type(method).edits is MatrixMethod.edits
+    return not isinstance(method, ModelMethod)
 
 
 def gathered_on_disk(

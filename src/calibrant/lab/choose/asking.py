@@ -9,6 +9,7 @@ from typing import Final, final
 
 import psutil
 
+from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet
 from calibrant.errors import InputError
@@ -217,7 +218,7 @@ def asked(
     opened = open_model(model, dtype, device)
     opening = purse.spent - began
     seen_by = view(opened.model)
-    built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
+    check_model(built, seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
     export = _deployed(built, aimed, opened)
     halves, why_not = _halves(goal, folder / "halves") if sibling else ((), "it was not asked for")
     fitted = fit(names, goal, halves, tokens or TOKENS, length, opened.tokenizer)

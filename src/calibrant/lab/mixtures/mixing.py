@@ -9,6 +9,7 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 
+from calibrant.compress import check_model
 from calibrant.data import CalibrationSet
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
@@ -130,7 +131,7 @@ def mix(options: MixOptions) -> Mixture:
         if not isinstance(opened, Opened):
             opened = open_model(opened, options.dtype, options.device)
         seen_by = view(opened.model)
-        built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
+        check_model(built, seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
         names = {} if options.imatrix is None else tensor_names(seen_by)
     with clock.phase("tokenize"):
         held_out = [

@@ -24,7 +24,7 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import BlockMethod, PartMethod, parts_of
+from calibrant.methods._model_method import BlockMethod, PartMethod, parts_of
 from calibrant.methods._searching import Choice, Space, Trials
 from calibrant.methods.blocks.short_gpt import influence
 from calibrant.models import ModelView, Stream, Weight
@@ -90,12 +90,11 @@ class BlockSearch(BlockMethod, ABC):
         and is None where parts of blocks go.
         """
 
-    def drops_parts(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, blocks: int, target: Target) -> bool:
         if not self.apart:
-            return super().drops_parts(view, target)
+            return super().drops_parts(blocks, target)
         # Where no more halves go than there are blocks, the search may leave one half of each, and
         # then no block goes whole.
-        blocks = len(view.blocks)
         return parts_of(target, self.parts).quota(2 * blocks) > blocks
 
     def left_to_drop(self, job: Job) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from calibrant.activations import BlockChange, Seen, Statistic
 from calibrant.edits import DropBlocks, Edit
 from calibrant.job import Job
-from calibrant.methods._base import BlockMethod
+from calibrant.methods._model_method import BlockMethod
 
 
 @dataclass(frozen=True, repr=False)

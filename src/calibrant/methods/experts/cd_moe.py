@@ -11,7 +11,8 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import Condense, Edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MOST_PARTS, PartMethod, check_least, parts_of, share_of
+from calibrant.methods._base import MOST_PARTS, check_least
+from calibrant.methods._model_method import PartMethod, parts_of, share_of
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
 from calibrant.methods.experts._condensing import (
     ExpertSearch,

@@ -12,7 +12,8 @@ from calibrant.activations import Routing, Seen, Statistic
 from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import ExpertMethod, check_least, finite
+from calibrant.methods._base import check_least, finite
+from calibrant.methods._model_method import ExpertMethod
 from calibrant.methods.experts._expert_gradients import expert_gradients
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,

@@ -21,7 +21,8 @@ from calibrant.activations import Gram, Seen, wide
 from calibrant.edits import Edit, Replace
 from calibrant.errors import CalibrantError, ModelError, NumericsError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MOST_DAMP, Method, finite, observed, parts_of
+from calibrant.methods._base import MOST_DAMP, finite, observed
+from calibrant.methods._model_method import ModelMethod, parts_of
 from calibrant.methods.factors._factors import Factored, Member
 from calibrant.methods.pruning._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
@@ -200,7 +201,7 @@ class Budget:
 
 
 @dataclass(frozen=True, repr=False)
-class Sharing(Method, ABC):
+class Sharing(ModelMethod, ABC):
     """Puts products of factors in the place of the matrices of feed-forward networks; a subclass
     says which share a factor, and makes them.
 

@@ -47,16 +47,12 @@ class ADMM(MatrixMethod):
     def __post_init__(self) -> None:
         for name, value, usual in (("rho", self.rho, 1.0), ("damp", self.damp, 0.1)):
             if not (value > 0 and math.isfinite(value)):
-                raise SpecError(
-                    f"admm({name}={value}): {name} must be above 0; {usual} is the paper's",
-                    subject=name,
-                )
+                message = f"admm({name}={value}): {name} must be above 0; {usual} is the paper's"
+                raise SpecError(message, subject=name)
         if not 1 <= self.ramp <= self.iterations:
             text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
-            raise SpecError(
-                f"{text}: the ramp has at least 1 of the iterations and at most all; 15 of 20 are the paper's",
-                subject="ramp",
-            )
+            allowed = "the ramp has at least 1 of the iterations and at most all"
+            raise SpecError(f"{text}: {allowed}; 15 of 20 are the paper's", subject="ramp")
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
@@ -75,9 +71,9 @@ class ADMM(MatrixMethod):
             if step > 1:
                 state.pull(response)
             if step <= self.ramp:
-                state.keep = _ramped(
-                    state.pulled.abs(), removal(target), 1 - (1 - Fraction(step, self.ramp)) ** 3
-                )
+                # A fraction, so that the last step removes what is asked to the weight.
+                share = 1 - (1 - Fraction(step, self.ramp)) ** 3
+                state.keep = _ramped(state.pulled.abs(), removal(target), share)
         largest = removal(target).keep(dense.abs(), "matrix")
         result = chosen(sound, largest, state, scaled, damped(gram, 0.0).to(sound.dtype)).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"))
@@ -91,6 +87,5 @@ def _ramped(
     """
     keep = removal.keep(sizes, "matrix")
     count = int(share * int((~keep).count_nonzero()))
-    return keep_highest(sizes.masked_fill(keep, torch.inf).reshape(1, -1), count).reshape(
-        keep.shape
-    )
+    leaving = sizes.masked_fill(keep, torch.inf)
+    return keep_highest(leaving.reshape(1, -1), count).reshape(keep.shape)

@@ -25,8 +25,11 @@ from calibrant.targets import Grid
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
+_PAPERS: Final = 2.4
+"""The power of errors that the search in GPTQ's code has."""
+
 _CUBED: Final = 3.0
-"""The power of errors that llm-compressor's search has; that of GPTQ's code is 2.4."""
+"""That of llm-compressor's search."""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -44,11 +47,12 @@ class Scales:
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
         """Return the nearest code of each weight; half way between two, the even one."""
-        exact = weight.to(wide(weight.dtype)).unflatten(
-            1, (self.scales.shape[1], -1)
-        ) / self.scales[:, :, None].to(wide(weight.dtype))
-        placed = exact.round() if self.zeros is None else (exact + self.zeros[:, :, None]).round()
-        codes = placed.clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
+        kind = wide(weight.dtype)
+        grouped = weight.to(kind).unflatten(1, (self.scales.shape[1], -1))
+        placed = grouped / self.scales[:, :, None].to(kind)
+        if self.zeros is not None:
+            placed = placed + self.zeros[:, :, None]
+        codes = placed.round().clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
         return Codes(self.grid, codes.flatten(1), self.scales, self.zeros)
 
 
@@ -69,30 +73,22 @@ def scales_by(
     Raises `NumericsError` if a scale or the importance isn't finite.
     """
     if how == "mse":
-        return _searched(weight, grid, [1 - i / 100 for i in range(80)], 2.4, None)
+        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _PAPERS)
     if how == "importance":
         if importance is None:
-            raise SpecError(
-                "scales=importance needs the sizes of the inputs, and nothing was observed",
-                subject="scales",
-            )
-        return _searched(
-            weight,
-            grid,
-            [1 - 0.95 * i / 20 for i in range(20)],
-            _CUBED,
-            finite(importance, "the squared norms of the inputs"),
-        )
+            needs = "the sizes of the inputs, and nothing was observed"
+            raise SpecError(f"scales=importance needs {needs}", subject="scales")
+        squares = finite(importance, "the squared norms of the inputs")
+        shares = [1 - 0.95 * step / 20 for step in range(20)]
+        return _searched(weight, grid, shares, _CUBED, squares)
     return absmax(weight, grid)
 
 
 def check_rule(method: str, how: str) -> None:
     """Raise `SpecError` if a method is asked for scales by a rule that there isn't."""
     if how not in RULES:
-        raise SpecError(
-            f"{method}(scales={how!r}): scales are chosen by {', '.join(RULES)}; write one of these",
-            subject="scales",
-        )
+        allowed = f"scales are chosen by {', '.join(RULES)}; write one of these"
+        raise SpecError(f"{method}(scales={how!r}): {allowed}", subject="scales")
 
 
 def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
@@ -126,9 +122,11 @@ def reaching(
     one isn't finite.
     """
     span = grid.highest - grid.lowest
-    # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though the
-    # highest code is 7.
-    raw = torch.maximum(most, -least) / (span / 2) if grid.symmetric else (most - least) / span
+    raw = (most - least) / span
+    if grid.symmetric:
+        # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though
+        # the highest code is 7.
+        raw = torch.maximum(most, -least) / (span / 2)
     scales = finite(raw.to(dtype), "the scale of a group")
     scales = scales.where(scales != 0, torch.finfo(dtype).eps)
     if grid.symmetric:
@@ -142,21 +140,19 @@ def _searched(
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    importance: Tensor | None,
+    importance: Tensor | None = None,
 ) -> Scales:
     """For each group the best of the grids that reach these shares as far as its weights do."""
     least, most = within(weight, grid)
-    reaching(least, most, grid, weight.dtype)  # Refuses what isn't finite.
+    reaching(least, most, grid, weight.dtype)  # which refuses what isn't finite
     kind = least.dtype
-    counts = (
-        torch.ones_like(weight[0], dtype=kind)
-        if importance is None
-        else importance / importance.mean().clamp_min(torch.finfo(kind).tiny)
-    )
+    counts = torch.ones_like(weight[0], dtype=kind)
+    if importance is not None:
+        # Shares of their mean, so that a float32 sum of errors neither over- nor underflows.
+        counts = (importance / importance.mean().clamp_min(torch.finfo(kind).tiny)).to(kind)
     fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    best = (_best_compiled if fast else _best)(
-        weight, least, most, grid, shares, power, counts.to(kind)
-    )
+    search = _best_compiled if fast else _best
+    best = search(weight, least, most, grid, shares, power, counts)
     reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
     return reaching(least * reach, most * reach, grid, weight.dtype)
 
@@ -171,24 +167,28 @@ def _best_compiled(
     counts: Tensor,
 ) -> Int[Tensor, "out group"]:
     """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
-    best, kernel = torch.zeros(least.shape, dtype=torch.int32), _kernel()
-    arrays = [
-        part.detach().float().contiguous().numpy()
-        for part in (weight, least, most, torch.tensor(shares), counts)
-    ]
+    best = torch.zeros(least.shape, dtype=torch.int32)
+    parts = (weight, least, most, torch.tensor(shares), counts)
+    arrays = [part.detach().float().contiguous().numpy() for part in parts]
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    rule = (
-        power == _CUBED,
-        grid.symmetric,
-        grid.lowest,
-        grid.highest,
-        weight.dtype == torch.bfloat16,
-        epsilon,
-        best.numpy(),
-    )
-    by_rows(
-        len(weight), lambda first, last: kernel(*arrays, *rule, first, last), least=_ROWS_PER_THREAD
-    )
+    short = weight.dtype == torch.bfloat16
+    kernel = _kernel()
+
+    def run(first: int, last: int) -> None:
+        kernel(
+            *arrays,
+            power == _CUBED,
+            grid.symmetric,
+            grid.lowest,
+            grid.highest,
+            short,
+            epsilon,
+            best.numpy(),
+            first,
+            last,
+        )
+
+    by_rows(len(weight), run, _ROWS_PER_THREAD)
     return best.long()
 
 
@@ -204,18 +204,19 @@ def _best(
     """Return which share each group does best with, on any device and of any type."""
     lowest = torch.full_like(least, torch.inf)
     best = torch.zeros_like(least, dtype=torch.long)
-    for at, share in enumerate(shares):
+    for number, share in enumerate(shares):
         tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
         errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
         error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
         better = error < lowest
-        lowest, best = error.where(better, lowest), best.masked_fill(better, at)
+        lowest = error.where(better, lowest)
+        best = best.masked_fill(better, number)
     return best
 
 
 @cache
 def _kernel() -> Callable[..., None]:
     """Imported at the first use: numba takes longer to import than listing methods may."""
-    from calibrant.methods.quantization._reach_kernel import best_reach
+    from calibrant.methods.quantization._rounding_kernel import best_reach
 
     return best_reach

@@ -2,8 +2,7 @@
 Yoon, Bansal 2025, arXiv 2503.01820).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import torch
@@ -11,16 +10,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
-from calibrant.job import Job
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, StandIn, grid, observed
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    StandIn,
+    TokenUse,
+    grid,
+    observed,
+)
 from calibrant.methods.quantization._quantizing import check_updates, rounded
 from calibrant.methods.quantization.gptq import GPTQ
-from calibrant.models import Weight
 from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
-from calibrant.walk.attention import BlockCall, attention_received
 
 MOST_TURNS: Final = 1_000
 """Each is the whole calibration set once more."""
@@ -57,20 +60,15 @@ class RSQ(MatrixMethod):
     def __post_init__(self) -> None:
         check_updates("rsq", self.damp, self.order, self.scales)
         if self.importance not in ("attention", "equal"):
-            raise SpecError(
-                f"rsq(importance={self.importance!r}): tokens count by attention, or all alike (equal); write one",
-                subject="importance",
-            )
+            allowed = "tokens count by attention, or all alike (equal); write one"
+            message = f"rsq(importance={self.importance!r}): {allowed}"
+            raise SpecError(message, subject="importance")
         if not 0 <= self.least <= 1:
-            raise SpecError(
-                f"rsq(least={self.least}): the least important token counts from 0 to 1; 0.005 is the paper's",
-                subject="least",
-            )
+            allowed = "the least important token counts from 0 to 1; 0.005 is the paper's"
+            raise SpecError(f"rsq(least={self.least}): {allowed}", subject="least")
         if self.expand < 1:
-            raise SpecError(
-                f"rsq(expand={self.expand}): a sequence is shown in 1 turn or more; 8 is the paper's",
-                subject="expand",
-            )
+            allowed = "a sequence is shown in 1 turn or more; 8 is the paper's"
+            raise SpecError(f"rsq(expand={self.expand}): {allowed}", subject="expand")
         check_most(self, expand=MOST_TURNS, damp=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn:
@@ -80,23 +78,20 @@ class RSQ(MatrixMethod):
             "all tokens count alike, not by the attention that they get",
         )
 
-    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
-        # What others keep on disk is of these sequences as they are.
-        shown = (
-            job
-            if self.expand == 1 or job.batch is None
-            else replace(job, batch=turned(job.batch, self.expand), statistics=None)
-        )
-        return shown.walk(self.observes, self._weigh if self.importance == "attention" else None)
+    @property
+    def token_use(self) -> TokenUse:
+        return TokenUse(turns=self.expand, by_attention=self.importance == "attention")
+
+    def token_weights(
+        self, attention: Float[Tensor, "sample position"], real: Bool[Tensor, "sample position"]
+    ) -> Float[Tensor, "sample position"]:
+        return spread(attention, real, self.least)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes and errors are those of `gptq`."""
         return rounded(
             weight, observed(seen, Gram), grid(target), self.damp, self.order, self.scales
         )
-
-    def _weigh(self, call: BlockCall) -> Float[Tensor, "sample position"]:
-        return spread(attention_received(call), call.real, self.least)
 
 
 def spread(
@@ -113,35 +108,6 @@ def spread(
     # Of a sequence of one token, or of equal ones, none counts more than another.
     shares = ((received - low) / (high - low)).where(high > low, 1.0)
     weights = (least + shares * (1 - least)).masked_fill(~real, 0)
-    return (
-        weights
-        * real.sum(1, keepdim=True)
-        / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    )
-
-
-def turned(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return the sequences `times` over, the real tokens of each moved on by another `times`-th
-    part of it, those at the end to its beginning.
-    """
-    lengths = batch.mask.sum(1, keepdim=True)
-    front = (~batch.mask).long().argsort(dim=1, stable=True)  # real tokens first
-    places = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
-
-    def all_turns(numbers: Tensor) -> Tensor:
-        numbers, turns = numbers.gather(1, front), list[Tensor]()
-        for turn in range(times):
-            back = (places - turn * lengths // times) % lengths.clamp_min(1)
-            turns.append(numbers.gather(1, back.where(places < lengths, places)))
-        return torch.cat(turns)
-
-    pads = None if batch.pads is None else all_turns(batch.pads)
-    mixed = tuple((factor / times, turned(part, times)) for factor, part in batch.mixed)
-    return replace(
-        batch,
-        ids=all_turns(batch.ids),
-        mask=all_turns(batch.mask),
-        weights=all_turns(batch.weights),
-        pads=pads,
-        mixed=mixed,
-    )
+    # Where all of a sequence's weights are zero, so is what is divided by their sum.
+    total = weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return weights * real.sum(1, keepdim=True) / total
