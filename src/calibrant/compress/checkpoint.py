@@ -81,7 +81,8 @@ class Checkpoint:
         try:
             return self._read(index).edits
         except (FileNotFoundError, BrokenSealError) as error:
-            message = f"step {index} in {str(self.folder)!r} was kept and can't be read again; run the same command again"
+            problem = f"step {index} in {str(self.folder)!r} was kept and can't be read again"
+            message = f"{problem}; run the same command again"
             raise OutputError(message, subject=str(self.folder)) from error
 
     def journal(self) -> Journal:
@@ -101,10 +102,8 @@ class Checkpoint:
         try:
             sealed_tensors.write(self._path(index), self._purpose(index), facts, tensors)
         except OSError as error:
-            raise OutputError(
-                f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}",
-                subject=str(self.folder),
-            ) from error
+            message = f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}"
+            raise OutputError(message, subject=str(self.folder)) from error
         self._names[index] = _matrix_names(edits)
 
     @contextmanager
@@ -117,10 +116,9 @@ class Checkpoint:
         except OutputError as error:
             if not self.folder.is_dir():
                 raise
-            stay = (
-                f"the finished blocks stay in {self.folder}, and the same command goes on from them"
-            )
-            raise OutputError(f"{error}; {stay}", subject=error.subject) from error
+            stay = f"the finished blocks stay in {self.folder}"
+            message = f"{error}; {stay}, and the same command goes on from them"
+            raise OutputError(message, subject=error.subject) from error
 
     def remove(self) -> None:
         """The model is saved: nothing is left to continue."""

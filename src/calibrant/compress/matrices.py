@@ -62,15 +62,15 @@ def check_model(
 
 def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
     """Return the matrices with what they saw, the tokens being shown as the method wants it."""
-    use = method.token_use
-    if use.one_process:
+    token_use = method.token_use
+    if token_use.one_process:
         check_one_process(method, job)
-    if use.sources_apart:
+    if token_use.sources_apart:
         return _sources_apart(method, job)
-    if use.turns > 1 and job.batch is not None:
+    if token_use.turns > 1 and job.batch is not None:
         # What others keep on disk is of these sequences as they are.
-        job = replace(job, batch=turned(job.batch, use.turns), statistics=None)
-    weigh = _by_attention(method) if use.by_attention else None
+        job = replace(job, batch=turned(job.batch, token_use.turns), statistics=None)
+    weigh = _by_attention(method) if token_use.by_attention else None
     return job.walk(method.observes, weigh)
 
 

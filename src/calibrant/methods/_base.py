@@ -4,6 +4,7 @@ matrix at a time and knows tensors alone.
 How matrices come to a method is written in `compress/matrices.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from calibrant.activations import Gram, Seen, Statistic
 from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
+from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Removal, Target, accepted
 
 S = TypeVar("S", bound=Statistic)
@@ -204,6 +206,27 @@ def check_least(method: Method, **least: int) -> None:
             raise SpecError(message, subject=name)
 
 
+def check_positive(method: Method, **hints: str) -> None:
+    """Raise `SpecError` for the first of these parameters that isn't above 0 and finite; the
+    `hints` say what is usual.
+    """
+    for name, hint in hints.items():
+        value = getattr(method, name)
+        if not (value > 0 and math.isfinite(value)):
+            message = f"{method.spec_name()}({name}={value}): {name} must be above 0; {hint}"
+            raise SpecError(message, subject=name)
+
+
+def check_choice(method: Method, **choices: Sequence[str]) -> None:
+    """Raise `SpecError` for the first of these parameters that is none of its choices."""
+    for name, allowed in choices.items():
+        value = getattr(method, name)
+        if value not in allowed:
+            advice = f"write {', '.join(allowed[:-1])} or {allowed[-1]}"
+            message = f"{method.spec_name()}({name}={brief(value)}) is not known; {advice}"
+            raise SpecError(message, subject=name)
+
+
 def removal(target: Target) -> Removal:
     """Return `target`, which must say which weights go; a `TargetError` if it doesn't."""
     if not isinstance(target, Removal):
@@ -222,16 +245,16 @@ def grid(target: Target) -> Grid:
     return target
 
 
-def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:
-    """Return `numbers`, detached; a `NumericsError` that says `what` they are if one is NaN or
+def finite(numbers: Shaped[Tensor, "..."], name: str) -> Shaped[Tensor, "..."]:
+    """Return `numbers`, detached; a `NumericsError` that says their `name` if one is NaN or
     infinite. The caller adds which matrix it was.
     """
     numbers = numbers.detach()
     # The extremes show NaN and infinity, and are computed ten times as fast as a count.
     if numbers.numel() and not all(bool(extreme.isfinite()) for extreme in numbers.aminmax()):
         bad = numbers.numel() - int(numbers.isfinite().count_nonzero())
-        problem = f"{what} holds NaN or infinity ({bad} of {numbers.numel()} numbers)"
-        raise NumericsError(f"{problem}; look at the model's file and at its dtype", subject=what)
+        problem = f"{name} holds NaN or infinity ({bad} of {numbers.numel()} numbers)"
+        raise NumericsError(f"{problem}; look at the model's file and at its dtype", subject=name)
     return numbers
 
 

@@ -53,13 +53,15 @@ def check_one_process(method: Method, job: Job) -> None:
 
 
 @contextmanager
-def failing_at(method: Method, place: str) -> Iterator[None]:
-    """While it lasts, errors say which method failed at which matrix."""
+def failing_at(method: Method, place: str, subject: str = "") -> Iterator[None]:
+    """While it lasts, errors say which method failed at which matrix, or the `subject` at a
+    `place` of several.
+    """
     try:
         yield
     except CalibrantError as error:
         message = f"{method.spec_name()} failed at {place}: {error}"
-        raise type(error)(message, subject=place) from error
+        raise type(error)(message, subject=subject or place) from error
 
 
 class PartMethod(ModelMethod, ABC):

@@ -112,7 +112,7 @@ class Space:
         """Return a child of two choices: each unit has the level of one of them, whichever, and
         then the sums are repaired.
         """
-        levels = [chance.choice(both) for both in zip(mother, father, strict=True)]
+        levels = [chance.choice(pair) for pair in zip(mother, father, strict=True)]
         return self.repaired(levels, chance)
 
     def _surplus(self, levels: Sequence[int], group: int) -> int:
@@ -351,12 +351,10 @@ def _new(make: Callable[[], Choice], count: int, seen: set[Choice]) -> list[Choi
 
 def _child(space: Space, people: Sequence[Choice], chance: Random) -> Choice:
     """Of ranked people: the lower of two random places is the better parent."""
-    parents: list[Choice] = []
-    for _ in range(2):
-        place = min(chance.randrange(len(people)), chance.randrange(len(people)))
-        parents.append(people[place])
-    child = space.crossed(*parents, chance)
-    if child in parents or chance.random() < 0.5:
+    mother = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
+    father = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
+    child = space.crossed(mother, father, chance)
+    if child in (mother, father) or chance.random() < 0.5:
         return space.exchanged(child, chance)
     return child
 

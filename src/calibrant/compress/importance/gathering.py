@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from calibrant.activations import FeatureNorms, Seen
+from calibrant.compress.costs import shortage_of
 from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
-from calibrant.compress.shortage import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import ModelError, SpecError
@@ -52,41 +52,40 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     absent = ""
     if isinstance(model, Opened):
         if promised is not None:
-            message = (
-                f"memory={options.memory:g} says how a model is opened, and {model.name} is open"
-            )
-            raise SpecError(f"{message}; give its name, or leave memory out", subject="memory")
+            problem = f"memory={options.memory:g} says how a model is opened"
+            message = f"{problem}, and {model.name} is open; give its name, or leave memory out"
+            raise SpecError(message, subject="memory")
         opened = model
     else:
         if promised is not None:
             where = options.dtype, options.device
             absent = gathered_on_disk(model, calibration, *where, promised)
         opened = open_model(model, options.dtype, options.device, on_disk=bool(absent))
-    seen_by = view(opened.model, opened.residence)
-    names = tensor_names(seen_by)
+    model_view = view(opened.model, opened.residence)
+    names = tensor_names(model_view)
     _check_names(opened, names)
-    check_finite(seen_by)
+    check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
     parted = ""
     if promised is not None:
         here = out is not None and opened.model.device.type == "cpu"
-        left = room_for_activations(promised, opened, seen_by)
-        parted = offloading(left, "dense", None, seen_by, batch, opened.dtype, here)
+        left = room_for_activations(promised, opened, model_view)
+        parted = offloading(left, "dense", None, model_view, batch, opened.dtype, here)
         if parted and out is not None:
-            seen_by.offload = Path(out).absolute().parent
+            model_view.offload = Path(out).absolute().parent
     seen: dict[Weight, Seen] = {}
     with torch.no_grad():
-        for weight, there in untouched(opened, seen_by, batch, (FeatureNorms,)):
+        for weight, there in untouched(opened, model_view, batch, (FeatureNorms,)):
             seen[weight] = there
-            options.progress("imatrix", weight.block + 1, len(seen_by.blocks))
+            options.progress("imatrix", weight.block + 1, len(model_view.blocks))
     made = Imatrix(
-        importance_of(seen_by, seen, names),
+        importance_of(model_view, seen, names),
         (_described(calibration, batch),),
         int(batch.facts.get("windows", len(batch.ids))),
         calibration.length,
-        _left_out(seen_by, seen),
+        _left_out(model_view, seen),
         "; ".join(filter(None, (absent, parted))),
-        shortage_of(seen_by, batch),
+        shortage_of(model_view, batch),
     )
     if out is not None:
         made.write(out)
@@ -97,16 +96,15 @@ def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:
     """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: quantizers
     pass over what they don't know in silence.
     """
-    if (path := gguf_of(opened.name)) is None:
+    path = gguf_of(opened.name)
+    if path is None:
         return
     there = read_header(path).tensors
     for weight, several in names.items():
         for name in several:
             if name not in there:
-                raise ModelError(
-                    f"{weight} would be {name} in an imatrix, and {path} has no such tensor; tell us of it",
-                    subject=weight,
-                )
+                problem = f"{weight} would be {name} in an imatrix, and {path} has no such tensor"
+                raise ModelError(f"{problem}; tell us of it", subject=weight)
 
 
 def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
@@ -115,14 +113,14 @@ def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
     return f"{chosen}; {windows}×{chosen.length}; draw {chosen.seed}"
 
 
-def _left_out(seen_by: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, str]:
-    lacking = [weight for weight in seen_by.weights if weight not in seen]
-    reasons = rehearse(seen_by).left("dense") if lacking else {}
-    unreached = "no token was routed to this expert"
-    return {
-        w.name: reasons.get(
-            w.name,
-            unreached if w.expert is not None else "no product with it was seen in the forward",
-        )
-        for w in lacking
-    }
+def _left_out(model_view: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, str]:
+    """Why matrices have no entry, by name."""
+    lacking = [weight for weight in model_view.weights if weight not in seen]
+    known = rehearse(model_view).left("dense") if lacking else {}
+    reasons: dict[str, str] = {}
+    for weight in lacking:
+        reason = "no product with it was seen in the forward"
+        if weight.expert is not None:
+            reason = "no token was routed to this expert"
+        reasons[weight.name] = known.get(weight.name, reason)
+    return reasons

@@ -2,7 +2,6 @@
 leaves (Boža 2024, arXiv 2401.02938).
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -13,7 +12,15 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    check_positive,
+    finite,
+    observed,
+    removal,
+)
 from calibrant.methods.pruning._admm import Directions, chosen, shared_scaled
 from calibrant.methods.pruning._gradients import damped
 from calibrant.spec import MOST_STEPS, check_most
@@ -45,10 +52,7 @@ class ADMM(MatrixMethod):
     damp: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, value, usual in (("rho", self.rho, 1.0), ("damp", self.damp, 0.1)):
-            if not (value > 0 and math.isfinite(value)):
-                message = f"admm({name}={value}): {name} must be above 0; {usual} is the paper's"
-                raise SpecError(message, subject=name)
+        check_positive(self, rho="1.0 is the paper's", damp="0.1 is the paper's")
         if not 1 <= self.ramp <= self.iterations:
             text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
             allowed = "the ramp has at least 1 of the iterations and at most all"

@@ -2,7 +2,6 @@
 arXiv 2406.07831).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, get_args
 
@@ -10,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.errors import SpecError
 from calibrant.methods._base import (
     MOST_DAMP,
     Compressed,
     MatrixMethod,
+    check_choice,
+    check_least,
+    check_positive,
     finite,
     observed,
     removal,
@@ -23,7 +24,6 @@ from calibrant.methods._base import (
 from calibrant.methods.pruning._admm import Directions, Scaled, chosen, shared_scaled
 from calibrant.methods.pruning._gradients import damped
 from calibrant.spec import MOST_STEPS, check_most, later
-from calibrant.spec.foreign import brief
 from calibrant.targets import Group, Removal, Target
 
 EVERY: Final = 3
@@ -79,20 +79,9 @@ class ALPS(MatrixMethod):
     per: str = later("matrix")
 
     def __post_init__(self) -> None:
-        for name, value, usual in (("rho", self.rho, 0.1), ("damp", self.damp, 0.01)):
-            if not (value > 0 and math.isfinite(value)):
-                message = f"alps({name}={value}): {name} must be above 0; {usual} is the paper's"
-                raise SpecError(message, subject=name)
-        if self.iterations < 1:
-            allowed = "at least 1 iteration is made; 300 is the paper's"
-            message = f"alps(iterations={self.iterations}): {allowed}"
-            raise SpecError(message, subject="iterations")
-        if self.steps < 0:
-            message = f"alps(steps={self.steps}): steps must be 0 or more; 10 is the paper's"
-            raise SpecError(message, subject="steps")
-        if self.per not in get_args(Group):
-            allowed = "weights are chosen per matrix, as in the paper, or per row; write one"
-            raise SpecError(f"alps(per={brief(self.per)}): {allowed}", subject="per")
+        check_positive(self, rho="0.1 is the paper's", damp="0.01 is the paper's")
+        check_least(self, iterations=1, steps=0)
+        check_choice(self, per=get_args(Group))
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS, steps=MOST_STEPS)
 
     @property

@@ -17,6 +17,7 @@ from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     StandIn,
+    check_least,
     finite,
     observed,
     prune,
@@ -62,9 +63,7 @@ class DSnoT(MatrixMethod):
             needs = "it starts from a mask that needs no more than the sizes of inputs"
             message = f"dsnot(start={text_of(start)}): {needs}; write wanda, ria or magnitude"
             raise SpecError(message, subject="start")
-        if self.swaps < 0:
-            message = f"dsnot(swaps={self.swaps}): swaps must be 0 or more; 50 is the paper's"
-            raise SpecError(message, subject="swaps")
+        check_least(self, swaps=0)
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
             allowed = "tolerance must be 0 or more; 5e-5 is the paper's"
             raise SpecError(f"dsnot(tolerance={self.tolerance}): {allowed}", subject="tolerance")

@@ -16,7 +16,14 @@ from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
 from calibrant.edits import Edit, Replace, StoredEdit
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MatrixMethod, Propagation, StandIn, six_digits, standing_in
+from calibrant.methods._base import (
+    MatrixMethod,
+    Propagation,
+    StandIn,
+    check_least,
+    six_digits,
+    standing_in,
+)
 from calibrant.methods._model_method import (
     ModelMethod,
     check_matrices,
@@ -68,9 +75,7 @@ class Reconstructed(ModelMethod):
         if not isinstance(method, MatrixMethod) or not {FeatureNorms, Gram} >= set(method.observes):
             needs = "it needs a method that looks at feature norms or a Gram at most, such as wanda"
             raise SpecError(f"reconstructed(method={method}): {needs}", subject=str(method))
-        if self.steps < 1:
-            message = f"reconstructed(steps={self.steps}): at least 1 step is taken; 32 are usual"
-            raise SpecError(message, subject="steps")
+        check_least(self, steps=1)
         if not 0 < self.rate <= 1:
             allowed = "a step is above 0 and at most 1 times the size of a weight, such as 0.01"
             raise SpecError(f"reconstructed(rate={self.rate}): {allowed}", subject="rate")

@@ -2,7 +2,6 @@
 (SparseSwaps, arXiv 2512.10922).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,6 +17,8 @@ from calibrant.methods._base import (
     MatrixMethod,
     StandIn,
     TokenUse,
+    check_least,
+    check_positive,
     finite,
     observed,
     six_digits,
@@ -66,17 +67,8 @@ class Refined(MatrixMethod):
             needs = "start is a method that removes weights matrix by matrix"
             message = f"{name}(start={text_of(self.start)}): {needs}"
             raise SpecError(f"{message}; write wanda, sparsegpt or magnitude", subject="start")
-        for parameter in ("swaps", "steps"):
-            value = getattr(self, parameter)
-            if value < 0:
-                allowed = f"{parameter} must be 0 or more; 0 leaves that part out"
-                raise SpecError(f"{name}({parameter}={value}): {allowed}", subject=parameter)
-        if self.rounds < 1:
-            message = f"{name}(rounds={self.rounds}): rounds must be 1 or more"
-            raise SpecError(message, subject="rounds")
-        if not (self.damp > 0 and math.isfinite(self.damp)):
-            message = f"{name}(damp={self.damp}): damp must be above 0; 0.01 is usual"
-            raise SpecError(message, subject="damp")
+        check_least(self, swaps=0, steps=0, rounds=1)
+        check_positive(self, damp="0.01 is usual")
         if not 0 <= self.tolerance < 1:
             allowed = "tolerance is a share of the loss, from 0 up to 1; 0 never ends early"
             message = f"{name}(tolerance={self.tolerance}): {allowed}"

@@ -2,7 +2,6 @@
 (Frantar, Alistarh 2023, arXiv 2301.00774).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -11,11 +10,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.errors import SpecError, TargetError
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
+from calibrant.errors import TargetError
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    check_choice,
+    check_least,
+    check_positive,
+    finite,
+    observed,
+    removal,
+)
 from calibrant.methods._elimination import choose, eliminate, shared_factor, spans
 from calibrant.methods.quantization._quantizing import quantize
-from calibrant.methods.quantization._rounding import check_rule, scales_by
+from calibrant.methods.quantization._rounding import RULES, scales_by
 from calibrant.spec import check_most, later
 from calibrant.targets import NofM, Removal, SparseGrid, Target
 
@@ -68,16 +77,9 @@ class SparseGPT(MatrixMethod):
     order: str = later("natural")
 
     def __post_init__(self) -> None:
-        if not (self.damp > 0 and math.isfinite(self.damp)):
-            message = f"sparsegpt(damp={self.damp}): damp must be above 0; 0.01 is the paper's"
-            raise SpecError(message, subject="damp")
-        if self.block < 1:
-            allowed = "block must be at least 1 column; 128 is the paper's"
-            raise SpecError(f"sparsegpt(block={self.block}): {allowed}", subject="block")
-        check_rule("sparsegpt", self.scales)
-        if self.order not in ("natural", "loss"):
-            allowed = "columns are taken in natural order or by loss; write one"
-            raise SpecError(f"sparsegpt(order={self.order!r}): {allowed}", subject="order")
+        check_positive(self, damp="0.01 is the paper's")
+        check_least(self, block=1)
+        check_choice(self, scales=RULES, order=("natural", "loss"))
         check_most(self, damp=MOST_DAMP, block=MOST_COLUMNS)
 
     def check(self, target: Target) -> None:

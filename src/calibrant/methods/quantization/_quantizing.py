@@ -6,7 +6,6 @@ columns may be taken in any order. With a target that also removes, weights are 
 chooses them, and become the code of zero.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
-from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, finite
+from calibrant.methods._base import Compressed, Method, check_choice, check_positive, finite
 from calibrant.methods._elimination import (
     Factor,
     Span,
@@ -28,7 +26,7 @@ from calibrant.methods._elimination import (
     shared_factor,
     spans,
 )
-from calibrant.methods.quantization._rounding import Scales, check_rule, scales_by
+from calibrant.methods.quantization._rounding import RULES, Scales, scales_by
 from calibrant.packed import Codes
 from calibrant.targets import Grid, Removal, keep_highest
 
@@ -61,15 +59,10 @@ span]. Fills `removed` where N of M are chosen.
 """
 
 
-def check_updates(method: str, damp: float, order: str, scales: str) -> None:
-    """Raise `SpecError`, naming the method, for a parameter of `rounded` that can't be."""
-    if not (damp > 0 and math.isfinite(damp)):
-        message = f"{method}(damp={damp}): damp must be above 0; 0.01 is the paper's"
-        raise SpecError(message, subject="damp")
-    if order not in ("natural", "activation"):
-        allowed = "inputs are taken in natural order or by activation; write one"
-        raise SpecError(f"{method}(order={order!r}): {allowed}", subject="order")
-    check_rule(method, scales)
+def check_updates(method: Method) -> None:
+    """Raise `SpecError` for a `damp`, an `order` or `scales` that `rounded` doesn't know."""
+    check_positive(method, damp="0.01 is the paper's")
+    check_choice(method, order=("natural", "activation"), scales=RULES)
 
 
 def rounded(

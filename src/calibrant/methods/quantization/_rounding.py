@@ -57,12 +57,12 @@ class Scales:
 
 
 def scales_by(
-    how: str,
+    rule: str,
     weight: Float[Tensor, "out in"],
     grid: Grid,
     importance: Float[Tensor, "in"] | None = None,
 ) -> Scales:
-    """Return the scales of each group by the rule `how`, one of `RULES`.
+    """Return the scales of each group by a `rule`, one of `RULES`.
 
     `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
     and keep the one whose error is least, of equal ones the farthest: Σ |w - ŵ|^2.4 for p = 1, 0.99
@@ -72,9 +72,9 @@ def scales_by(
 
     Raises `NumericsError` if a scale or the importance isn't finite.
     """
-    if how == "mse":
+    if rule == "mse":
         return _searched(weight, grid, [1 - step / 100 for step in range(80)], _PAPERS)
-    if how == "importance":
+    if rule == "importance":
         if importance is None:
             needs = "the sizes of the inputs, and nothing was observed"
             raise SpecError(f"scales=importance needs {needs}", subject="scales")
@@ -82,13 +82,6 @@ def scales_by(
         shares = [1 - 0.95 * step / 20 for step in range(20)]
         return _searched(weight, grid, shares, _CUBED, squares)
     return absmax(weight, grid)
-
-
-def check_rule(method: str, how: str) -> None:
-    """Raise `SpecError` if a method is asked for scales by a rule that there isn't."""
-    if how not in RULES:
-        allowed = f"scales are chosen by {', '.join(RULES)}; write one of these"
-        raise SpecError(f"{method}(scales={how!r}): {allowed}", subject="scales")
 
 
 def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:

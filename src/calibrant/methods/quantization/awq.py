@@ -16,13 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import FeatureSizes, Gram, Seen, Statistic, wide
 from calibrant.edits import Edit, Fold, Replace
-from calibrant.errors import SpecError
 from calibrant.job import Job
 from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     Propagation,
     StandIn,
+    check_least,
     finite,
     grid,
     observed,
@@ -83,9 +83,7 @@ class AWQ(ModelMethod, MatrixMethod):
 
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STRENGTHS)
-        if self.steps < 1:
-            message = f"awq(steps={self.steps}): at least 1 strength is tried, 0; 20 is the paper's"
-            raise SpecError(message, subject="steps")
+        check_least(self, steps=1)
 
     def stand_in(self, target: Target) -> StandIn:
         differs = (

@@ -40,7 +40,7 @@ from calibrant.walk.observing import untouched
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
-class Rows(NamedTuple):
+class FileTensor(NamedTuple):
     """A tensor of a file: its type, and its rows as that type has them."""
 
     kind: GGMLQuantizationType
@@ -138,7 +138,7 @@ class LlamaQuantize(ModelMethod):
 
     def _quantized(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
-    ) -> dict[str, Rows]:
+    ) -> dict[str, FileTensor]:
         """Every tensor of the file that llama.cpp makes, by its name; of experts those of all."""
         source = folder / "dense.gguf"
         target = folder / "quantized.gguf"
@@ -156,10 +156,10 @@ class LlamaQuantize(ModelMethod):
                 mean = (norms.double() / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
-        made: dict[str, Rows] = {}
+        made: dict[str, FileTensor] = {}
         for tensor in gguf.GGUFReader(target).tensors:
             rows = torch.from_numpy(np.array(tensor.data))
-            made[str(tensor.name)] = Rows(tensor.tensor_type, rows)
+            made[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
         return made
 
 
@@ -167,7 +167,9 @@ def _as_float32(part: GgufPart) -> Any:
     return plain(part, GGMLQuantizationType.F32)
 
 
-def _in_own_order(view: ModelView, made: Mapping[str, Rows]) -> Iterator[tuple[str, Rows]]:
+def _in_own_order(
+    view: ModelView, made: Mapping[str, FileTensor]
+) -> Iterator[tuple[str, FileTensor]]:
     """What became of each matrix of the view, and of every other parameter, by its name: rows in
     the model's own order.
 
@@ -182,7 +184,7 @@ def _in_own_order(view: ModelView, made: Mapping[str, Rows]) -> Iterator[tuple[s
         kind, numbers = made[part.name]
         if part.order is not None:
             numbers = torch.empty_like(numbers).index_copy_(0, part.order, numbers)
-        yield part.matrix or part.parameter, Rows(kind, numbers)
+        yield part.matrix or part.parameter, FileTensor(kind, numbers)
     for parts in experts.values():
         kinds = [made[part.name].kind for part in parts]
         if len(set(kinds)) > 1:
@@ -192,10 +194,10 @@ def _in_own_order(view: ModelView, made: Mapping[str, Rows]) -> Iterator[tuple[s
             raise TargetError(f"{problem}; {advice}", subject=parts[0].name)
         together = torch.cat([made[part.name].numbers for part in parts], dim=1)
         for name, numbers in zip(parts[0].experts, together, strict=True):
-            yield name, Rows(kinds[0], numbers)
+            yield name, FileTensor(kinds[0], numbers)
 
 
-def _compressed(rows: Rows, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
+def _compressed(rows: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
     """The matrix that its rows are, with its packed form, which what is plain numbers there
     doesn't have.
     """
@@ -206,7 +208,7 @@ def _compressed(rows: Rows, before: torch.Tensor, dtype: torch.dtype) -> Compres
     return Compressed(torch.from_numpy(numbers).to(before))
 
 
-def _packed(rows: Rows, device: torch.device, dtype: torch.dtype) -> Packed | None:
+def _packed(rows: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
     if rows.kind in NUMBERS:
         return None
     return GgmlBlocks(rows.kind.name.lower(), rows.numbers.to(device), dtype)

@@ -17,6 +17,8 @@ from calibrant.methods._base import (
     MatrixMethod,
     StandIn,
     TokenUse,
+    check_choice,
+    check_least,
     grid,
     observed,
 )
@@ -58,17 +60,12 @@ class RSQ(MatrixMethod):
     scales: str = "absmax"
 
     def __post_init__(self) -> None:
-        check_updates("rsq", self.damp, self.order, self.scales)
-        if self.importance not in ("attention", "equal"):
-            allowed = "tokens count by attention, or all alike (equal); write one"
-            message = f"rsq(importance={self.importance!r}): {allowed}"
-            raise SpecError(message, subject="importance")
+        check_updates(self)
+        check_choice(self, importance=("attention", "equal"))
+        check_least(self, expand=1)
         if not 0 <= self.least <= 1:
             allowed = "the least important token counts from 0 to 1; 0.005 is the paper's"
             raise SpecError(f"rsq(least={self.least}): {allowed}", subject="least")
-        if self.expand < 1:
-            allowed = "a sequence is shown in 1 turn or more; 8 is the paper's"
-            raise SpecError(f"rsq(expand={self.expand}): {allowed}", subject="expand")
         check_most(self, expand=MOST_TURNS, damp=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn:
