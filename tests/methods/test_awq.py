@@ -18,7 +18,7 @@ from calibrant.edits import Fold, Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods.quantization._scaling import clipped
+from calibrant.methods.quantization._rounding import clipped
 from calibrant.methods.quantization._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target

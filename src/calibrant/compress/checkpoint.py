@@ -56,6 +56,7 @@ class Checkpoint:
         edits' tensors are on the meta device, and `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
+        # Numbers may be missing in between: a row ends at the first gap.
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
             path = self._path(index)
             try:

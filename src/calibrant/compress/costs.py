@@ -54,6 +54,7 @@ class Costs:
         shape of matrix.
         """
         parts = dict(clock.parts)
+        # What isn't a named part of compressing is the model's own forward.
         forward = clock.seconds.get("compress", 0.0) - sum(parts.values())
         shapes = Counter(weight.shape for weight in view.weights)
         dtype = view.weights[0].stored.dtype

@@ -55,6 +55,7 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     form: Export = exports.build(to)
     check_output(out)
     place = located(str(model))
+    # In the type of the files, so that no number is rounded on the way.
     dtype = saved_dtype(place) if place.is_dir() else "auto"
     opened = open_model(str(model), dtype)
     home = manifest_folder(place)

@@ -93,11 +93,13 @@ def compress(
     if notes:
         allocation = str(recipe.allocation)
         reports.append({"edit": "allocation", "allocation": allocation, "notes": notes})
+    # Once more: by now each matrix has a target of its own.
     check_model(recipe.method, view, recipe.target, targets)
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
         few_tokens = starving(opened, view, batch, ranks)
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
+    # All ranks must go on from the same block.
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
     late: list[Edit] = []
     if on_disk:

@@ -14,7 +14,7 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
-from calibrant.errors import TargetError
+from calibrant.errors import SpecError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
 from calibrant.methods._base import Sources
@@ -57,6 +57,7 @@ def check_model(
     if isinstance(method, ModelMethod):
         method.check_model(view, target, targets)
     else:
+        _matrix_method(method)
         check_matrices(view, targets)
 
 
@@ -105,6 +106,8 @@ def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
     each: list[Seen] = []
     for there, share in zip(seen, shares, strict=True):
         if there is not None:
+            # By the mass that arrived, so that a source counts by its share, however many its
+            # tokens.
             each.append(there * (share / there[Gram].mass))
     total = reduce(add, each)
     return Seen({**total, Sources: Sources([there[Gram] for there in each])})
@@ -115,6 +118,7 @@ def turned(batch: TokenBatch, times: int) -> TokenBatch:
     part of it, those at the end to its beginning.
     """
     lengths = batch.mask.sum(1, keepdim=True)
+    # Stable, so that real tokens keep their order.
     front = (~batch.mask).long().argsort(dim=1, stable=True)  # real tokens first
     places = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
 
@@ -139,7 +143,7 @@ def turned(batch: TokenBatch, times: int) -> TokenBatch:
 def _matrix_method(method: Method) -> MatrixMethod:
     if not isinstance(method, MatrixMethod):
         problem = f"{method} is neither a MatrixMethod nor a ModelMethod"
-        raise TargetError(f"{problem}; let its class inherit one of them", subject=str(method))
+        raise SpecError(f"{problem}; let its class inherit one of them", subject=str(method))
     return method
 
 

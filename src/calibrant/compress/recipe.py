@@ -103,6 +103,7 @@ class Recipe:
         observes = self.allocation.observes
         if self.propagate == "dense":
             observes = (*self.method.observes, *observes)
+        # Each kind once, in the order in which they were asked for.
         return tuple(kind for kind in dict.fromkeys(observes) if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:

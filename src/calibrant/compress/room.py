@@ -278,6 +278,7 @@ def fitting(
     needs = Needs.of(view, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
     needed = needs.activations("arrival")
     if limit is None:
+        # A fifth is left for what isn't counted, and for other processes.
         limit = int(psutil.virtual_memory().available * 0.8)
     if needed <= limit:
         return propagate, ""

@@ -7,8 +7,8 @@ torch has; then one matrix product corrects everything right of the block. Other
 same steps column by column in torch (run on the CPU in the tests; no other device was at hand).
 """
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -60,6 +60,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
     """
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
+    # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
     mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
     ladder = [(torch.float64, times) for times in LADDER]
     if gram.matrix.dtype != torch.float64:
@@ -107,8 +108,8 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
     upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
     del flipped
     invert_upper(upper)
-    finite_extremes = [bool(extreme.isfinite()) for extreme in upper.aminmax()]
-    return upper if all(finite_extremes) else None
+    sound = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
+    return upper if sound else None
 
 
 def invert_upper(upper: Float[Tensor, "in in"]) -> None:
@@ -165,6 +166,7 @@ def eliminate(
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
     work = weight.detach().clone(memory_format=torch.contiguous_format)
+    # The factor has the Gram's type; the elimination is in the type of the weights.
     upper = factor.upper.to(work.dtype)
     saliency = factor.saliency.to(work.dtype)
     for span in spans(work.shape[1], target, block):
@@ -213,24 +215,27 @@ def eliminate_rows(
     """Eliminate on the CPU, in float32 or float64: a `Step`."""
     errors = torch.zeros(removed.shape, dtype=weight.dtype)
     arrays = [part.numpy() for part in (weight, upper, saliency, removed, errors)]
-    kernel = _kernel()
-
-    def run(first: int, last: int) -> None:
-        kernel(*arrays, first, last, span.start, span.stop, span.group, span.drop)
-
-    by_rows(weight.shape[0], run)
+    by_rows(_kernel(), len(weight), [*arrays, span.start, span.stop, span.group, span.drop])
     return errors
 
 
-def by_rows(rows: int, run: Callable[[int, int], None], least: int = ROWS_PER_THREAD) -> None:
-    """Call `run(first, last)` for shares of the rows, `least` or more, on as many threads as
-    torch has; it lets go of Python's lock.
+def by_rows(
+    kernel: Callable[..., None],
+    rows: int,
+    arguments: Sequence[Any],
+    least: int = ROWS_PER_THREAD,
+) -> None:
+    """Call `kernel(*arguments, first, last)` for shares of the rows, `least` or more, on as many
+    threads as torch has; a kernel lets go of Python's lock.
     """
     threads = torch.get_num_threads()
     share = max(-(-rows // threads), least)
-    starts = range(share, rows, share)
-    others = [_threads(threads).submit(run, start, min(start + share, rows)) for start in starts]
-    run(0, min(share, rows))
+    others: list[Future[None]] = []
+    for first in range(share, rows, share):
+        last = min(first + share, rows)
+        others.append(_threads(threads).submit(kernel, *arguments, first, last))
+    # This thread does the first share itself.
+    kernel(*arguments, 0, min(share, rows))
     for other in others:
         other.result()
 
@@ -252,6 +257,7 @@ def eliminate_columns(
             current = original[:, members] - errors[:, :i] @ upper[:i, members]
             scores = current.abs() * saliency[columns][members]
             removed[:, members] = ~keep_highest(scores, span.drop)
+        # All corrections at once, which on a device is one product instead of many small steps.
         column = original[:, i] - errors[:, :i] @ upper[:i, i]
         errors[:, i] = (column / upper[i, i]).where(removed[:, i], 0)
         block[:, i] = column.masked_fill(removed[:, i], 0)

@@ -83,12 +83,12 @@ def eliminate(
     saliency: Any,
     removed: Any,
     errors: Any,
-    first: int,
-    last: int,
     start: int,
     stop: int,
     group: int,
     drop: int,
+    first: int,
+    last: int,
 ) -> None:
     """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are
     C-contiguous. See `_elimination.Step`.

@@ -125,6 +125,7 @@ class ExpertMethod(PartMethod, ABC):
         if not layers:
             problem = f"{self} drops experts, and {type(view.model).__name__} has none"
             raise TargetError(f"{problem}; choose a method for dense models", subject=str(self))
+        # A router must be left as many experts as it picks.
         fraction = parts_of(target, self.parts).fraction
         for layer in layers:
             remaining = layer.count - share_of(layer.count, target, self.parts)

@@ -227,6 +227,7 @@ class Trials:
         earlier = len(self.stages) - 1
         for stage in range(earlier):
             if len(left) > keep:
+                # Each stage leaves the same share, whose product over all stages is keep / count.
                 share = (max(keep, 1) / count) ** ((stage + 1) / earlier)
                 left = self.ranked(left, stage)[: max(keep, round(count * share))]
         return left
@@ -339,6 +340,7 @@ def eliminate(trials: Trials, finalists: int) -> Choice:
 def _new(make: Callable[[], Choice], count: int, seen: set[Choice]) -> list[Choice]:
     """Up to `count` choices that weren't there before, and now are."""
     found: list[Choice] = []
+    # A space may hold fewer new choices than are asked for.
     for _ in range(TRIES * count):
         if len(found) == count:
             break
@@ -360,6 +362,7 @@ def _child(space: Space, people: Sequence[Choice], chance: Random) -> Choice:
 
 
 def _moved(space: Space, choice: Choice, chance: Random) -> Choice:
+    # The smaller of two draws: fewer exchanges are more likely.
     for _ in range(min(chance.randint(1, 3), chance.randint(1, 3))):
         choice = space.exchanged(choice, chance)
     return choice

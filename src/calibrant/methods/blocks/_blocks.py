@@ -201,6 +201,7 @@ class _Halves(_Whole):
                     "leave apart=true out to drop whole blocks"
                 )
                 raise ModelError(message, subject=block.name)
+            # A bias would still be added where a half is all zeros.
             biases = [name for name, _ in stream.vectors if name.startswith(f"{block.name}.")]
             if biases:
                 bias = min(biases)

@@ -43,5 +43,6 @@ def least_influence(scores: Sequence[float], count: int) -> tuple[int, ...]:
     """Return the `count` blocks with the least scores, in the order of the model; of equal ones
     the first.
     """
+    # Sorting is stable, so of equal scores the first block comes first.
     ranked = sorted(range(len(scores)), key=scores.__getitem__)
     return tuple(sorted(ranked[:count]))

@@ -92,6 +92,7 @@ class LayerSample:
         beside = self.beside.double()
         shared = self.shared.double()
         sizes = shared.square().sum(-1)
+        # Least squares of one number: the gate of a token whose shared output isn't zero.
         gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
         rest = (beside - gates[:, None] * shared).norm()
         if not float(rest) <= GATED * float(beside.norm()):
@@ -292,6 +293,7 @@ class ExpertSearch:
             roots = sample.weights.sqrt().float()[:, None]
             weighted = torch.stack([(part.float() * roots).flatten() for part in parts])
             mine.append((weighted @ weighted.T).double().tolist())
+        # In the order of the micro-batches, whatever rank had them.
         whole = np.sum(np.array(self._ranks.gathered(mine)), axis=0)
         return whole[:-1, :-1], whole[:-1, -1]
 

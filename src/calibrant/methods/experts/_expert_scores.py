@@ -81,6 +81,7 @@ def alike(matrices: Matrices) -> Float[Tensor, "expert"]:
     for same in zip(*matrices, strict=True):
         for start in range(0, len(same[0]), ROWS):
             some = [matrix[start : start + ROWS].flatten() for matrix in same]
+            # In float64: millions of products are added.
             rows = torch.stack(some).double()
             gram += rows @ rows.T
     return _cosines(gram)
@@ -132,6 +133,7 @@ def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
 
     def count(expert: Sequence[Tensor]) -> float:
         entries = sum(matrix.numel() for matrix in expert)
+        # Of all numbers of the expert together, not of each matrix.
         mean = sum(float(matrix.double().sum()) for matrix in expert) / entries
         squares = sum(float((matrix.double() - mean).square().sum()) for matrix in expert)
         far = DEVIATIONS * (squares / entries) ** 0.5
@@ -244,6 +246,7 @@ def first_of_pairs(
 
 def _cosines(gram: Float[Tensor, "expert expert"]) -> Float[Tensor, "expert"]:
     """The sum of each one's cosines with the others, from the products of all with all."""
+    # Rounding may leave a length of nothing below zero.
     lengths = gram.diagonal().clamp_min(0).sqrt()
     scale = torch.where(lengths > 0, 1 / lengths, 0)
     cosines = gram * scale[:, None] * scale
@@ -314,6 +317,7 @@ def _add(
     """Add the gradients of what is lost on a part, in nats a token, times its share."""
     device = next(job.view.model.parameters()).device
     several = list(micro_batches(part, TOKENS_PER_PASS))
+    # Of the whole part before any gradient, so that a micro-batch counts by its tokens.
     total = sum(float(_counted(mask, weights).double().sum()) for _, mask, weights in several)
     for number, (ids, mask, weights) in enumerate(several, 1):
         ids = ids.to(device)

@@ -42,6 +42,7 @@ def train(
     gradients. The parameters must be new, or announced by `will_change`.
     """
     windows = _windows(batch)
+    # Steps are far smaller than what bfloat16 rounds to, so they are added up in float32.
     masters = [parameter.detach().float().clone().requires_grad_() for parameter in parameters]
     needed = {parameter: parameter.requires_grad for parameter in view.model.parameters()}
     chance = torch.Generator().manual_seed(seed)
@@ -109,6 +110,7 @@ def _nats(view: ModelView, window: _Window) -> Float[Tensor, ""]:
     if not bool(mask.all()):
         padding["attention_mask"] = mask.long()
     logits = view.model(input_ids=ids, use_cache=False, **padding).logits
+    # A prediction counts by the weight of the token that is predicted, from a real one.
     counted = (weights[:, 1:] * mask[:, :-1]).flatten().float()
     predicted = logits[:, :-1].flatten(0, 1).float()
     nats = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")

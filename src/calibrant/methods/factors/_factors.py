@@ -253,6 +253,7 @@ def alternated(
         shared, coefficients = _balanced(
             of_shared(members, coefficients).descended(shared, steps), coefficients
         )
+    # The own factors are fitted once more to the numbers that are stored.
     shared = _stored(shared, dtype)
     for i, member in enumerate(members):
         fitted = _fitted(
@@ -291,6 +292,7 @@ def _stored(shared: Tensor, dtype: torch.dtype) -> Tensor:
 def _balanced(shared: Tensor, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The same products, with columns of length 1 in the shared factor."""
     length = shared.norm(dim=0)
+    # Only where the scale lies changes: it keeps the two factors' steps alike.
     length = length.where(length > 0, 1)
     return shared / length, [each * length[:, None] for each in coefficients]
 
@@ -303,5 +305,6 @@ def _top(parts: Sequence[Tensor], rank: int) -> Tensor:
     """The eigenvectors of the sum of symmetric matrices with the largest eigenvalues, largest
     first.
     """
+    # Made symmetric, since products may round the two triangles differently.
     total = torch.stack(list(parts)).sum(0)
     return torch.linalg.eigh((total + total.T) / 2).eigenvectors.flip(1)[:, :rank]

@@ -34,6 +34,7 @@ class Scaled:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
+        # A square root on either side, so that the whole is symmetric to the last bit.
         half = self.vectors * (rho / (self.values + rho)).sqrt()
         # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
         whole = torch.empty_like(half)
@@ -78,6 +79,7 @@ def _scaled(gram: Gram, damp: float, alike: bool) -> Scaled:
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
     hessian.div_(scale).div_(scale[:, None])
     hessian.diagonal().add_(damp if alike else 0).masked_fill_(dead, 1)
+    # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
     values, vectors = torch.linalg.eigh(hessian)
     # Rounding may leave an eigenvalue of few tokens below zero.
     return Scaled(scale.masked_fill(dead, 0), values.clamp_min(0), vectors)
@@ -124,13 +126,8 @@ class Directions:
 def _in_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
     """Set `rest` to S - Z and `sparse` to Z - S/2, on the CPU."""
     halves = torch.tensor([0, 0.5], dtype=pulled.dtype)
-    arrays = [part.numpy() for part in (pulled, dense, keep, rest, sparse, halves)]
-    kernel = _kernel()
-
-    def run(first: int, last: int) -> None:
-        kernel(*arrays, first, last)
-
-    by_rows(len(pulled), run)
+    parts = (pulled, dense, keep, rest, sparse, halves)
+    by_rows(_kernel(), len(pulled), [part.numpy() for part in parts])
 
 
 def _all_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:

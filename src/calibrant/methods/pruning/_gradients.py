@@ -33,28 +33,6 @@ class Masked:
     loss: Float[Tensor, "out"]
 
 
-def fit_kept(
-    weight: Float[Tensor, "out in"],
-    keep: Bool[Tensor, "out in"],
-    gram: Gram,
-    steps: int,
-    damp: float,
-) -> Float[Tensor, "out in"]:
-    """Return weights, zero where they aren't kept, whose outputs are nearer to those of the dense
-    `weight`: the best ones after many steps.
-
-    H is `damped(gram, damp)`. The result has the type of `weight`; sums are float32, or float64 for
-    a float64 weight. Raises `NumericsError` for a Gram that isn't finite.
-
-    >>> gram = Gram(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), tokens=1, mass=1.0)
-    >>> fit_kept(torch.tensor([[1.0, 4.0]]), torch.tensor([[False, True]]), gram, steps=1, damp=0.0)
-    tensor([[0.0000, 4.5000]])
-    """
-    hessian = damped(gram, damp).to(torch.promote_types(weight.dtype, torch.float32))
-    dense = weight.detach().to(hessian.dtype)
-    return descend(masked(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
-
-
 def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
     """Return H = gram/mass + λI, computed once for all matrices that share the Gram; λ is `damp`
     times the mean diagonal of inputs that were used.
@@ -66,6 +44,7 @@ def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
 
 def _damped(gram: Gram, damp: float) -> Tensor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
+    # By the upper triangle alone, which is what is kept on disk: so both give the same bits.
     hessian = gram.symmetric() / gram.mass
     used = max(1, int(diagonal.count_nonzero()))
     hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / used)
@@ -137,6 +116,7 @@ def _descend(
 ) -> None:
     """Do so in place with a few rows, which then stay in the cache from one step to the next."""
     diagonal = hessian.diagonal()
+    # An input that was never used has no curvature, and no pull either.
     scale = (1 / diagonal).where(diagonal > 0, 1)
     direction = (state.pull * scale).masked_fill_(~state.keep, 0)
     force = (direction * state.pull).sum(1)
@@ -163,13 +143,7 @@ def _in_rows(
     gain = torch.zeros_like(force)
     keep = state.keep.contiguous()
     parts = (state.weight, state.pull, direction, bent, keep, scale, force, floor, gain)
-    arrays = [part.numpy() for part in parts]
-    kernel = _kernel()
-
-    def run(first: int, last: int) -> None:
-        kernel(*arrays, first, last)
-
-    by_rows(len(gain), run)
+    by_rows(_kernel(), len(gain), [part.numpy() for part in parts])
     return gain
 
 
@@ -179,6 +153,7 @@ def _all_rows(
     """Step on any device, all rows at once: an `Advance`."""
     curvature = (direction * bent).sum(1)
     moving = (curvature > 0) & (force > floor)
+    # In exact arithmetic this is `force`; of rounded sums it is what the step really takes off.
     along = (direction * state.pull).sum(1)
     length = (along / curvature).where(moving, 0)
     state.weight.addcmul_(length[:, None], direction)

@@ -56,6 +56,7 @@ def swap(
     if not in_place:
         weight = weight.clone()
         pull = pull.clone()
+    # Always a copy: a mask of the caller's mustn't change.
     keep = state.keep.clone(memory_format=torch.contiguous_format)
     # Below this the claimed change is as large as its rounding.
     rounding = 8 * torch.finfo(state.loss.dtype).eps
@@ -86,13 +87,9 @@ def _in_rows(
     kernel, lanes = _kernel()
     if len(hessian) % lanes:
         hessian = torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes))
-    arrays = [part.numpy() for part in (weight, pull, keep, hessian, inverse, near)]
-    results = [part.numpy() for part in (least, gained, counts)]
-
-    def run(first: int, last: int) -> None:
-        kernel(*arrays, group, *results, most, TURNS, first, last)
-
-    by_rows(len(weight), run, ROWS_PER_THREAD)
+    parts = (weight, pull, keep, hessian, inverse, near, least, gained, counts)
+    arrays = [part.numpy() for part in parts]
+    by_rows(kernel, len(weight), [*arrays, group, most, TURNS], ROWS_PER_THREAD)
     return gained.to(least.dtype), counts
 
 
@@ -122,6 +119,7 @@ def _all_rows(
         r = better.nonzero()[:, 0]
         k = k[better]
         p = p[better]
+        # The best value once k is gone, where the paper takes the dense one.
         value = (pull[r, p] + weight[r, k] * hessian[p, k]) * inverse[p]
         pull[r] += weight[r, k, None] * hessian[k] - value[:, None] * hessian[p]
         weight[r, k] = 0
@@ -199,6 +197,7 @@ def _group_pairs(
 
 def _inverse(hessian: Tensor) -> Tensor:
     diagonal = hessian.diagonal()
+    # Zero for inputs that were never used: they would come back for nothing.
     return (1 / diagonal).where(diagonal > 0, 0).contiguous()
 
 

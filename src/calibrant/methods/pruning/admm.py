@@ -68,6 +68,7 @@ class ADMM(MatrixMethod):
         gram = observed(seen, Gram)
         scaled = shared_scaled(gram, self.damp, alike=True)
         sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
+        # ρ stays what it is, so one inverse serves all iterations.
         response = scaled.response(self.rho).to(sound.dtype)
         dense = sound * scaled.scale.to(sound.dtype)
         state = Directions(dense, dense, torch.ones_like(dense, dtype=torch.bool))

@@ -133,6 +133,7 @@ class ALPS(MatrixMethod):
                 done += 1
             changing = int((state.keep ^ last).count_nonzero()) / max(kept, 1)
             last = state.keep
+            # The first ρ held the weights where they started: begin again with a smaller one.
             if not grown and changing <= RESTING and rho > LOWEST and done < self.iterations:
                 rho /= LOWER
                 state = Directions(dense, start, first)
@@ -142,6 +143,7 @@ class ALPS(MatrixMethod):
                 break
             grown = True
             faster = _faster(changing)
+            # The dual is kept scaled by ρ, and so is rescaled with it.
             rho *= faster
             state.rescale(1 / faster)
         notes = {"iterations": done, "rho": six_digits(rho), "changing": six_digits(changing)}

@@ -84,6 +84,7 @@ class DSnoT(MatrixMethod):
         kind = wide(weight.dtype)
         moments = observed(seen, FeatureMoments)
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
+        # In float32 or better: means of products cancel each other.
         sound = finite(weight, "the weight").to(kind).contiguous()
         keep = self.start.compress(weight, seen, target).weight != 0
         means = sound * moments.means().to(kind)
@@ -178,6 +179,7 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
             dropped, free = _least_of_group(effects.scores, stays, grown, group)
         else:
             dropped, free = _either(above, gone_above, gone_below)
+        # Followed swap by swap, not summed anew: what a row lost changes by two weights.
         after = lost + _at(means, dropped) - _at(means, grown)
         ends = ~(there & free)
         if group:

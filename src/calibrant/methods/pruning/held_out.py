@@ -164,6 +164,7 @@ class HeldOut(MatrixMethod):
         if halves.measured is None or not halves.measured.mass > 0:
             return self.method.compress(weight, whole, target)
         dtype = wide(weight.dtype)
+        # The error is measured on the half that nothing was fitted to.
         energy = gram_energy(halves.measured, dtype)
         dense = weight.detach().to(dtype)
         fitted = Seen.of_gram(halves.fitted)

@@ -317,6 +317,7 @@ class _Leaf:
 
     def numbers(self) -> Float[Tensor, "row column"]:
         """Return its numbers in the model's type; what was removed stays zero."""
+        # The product keeps gradients of removed weights at zero too.
         return (self.free * self.kept).to(self.weight.stored.dtype)
 
 
@@ -337,6 +338,7 @@ class _Outputs(TorchFunctionMode):
 
     def __enter__(self) -> "_Outputs":
         super().__enter__()
+        # Blocks are run without gradients by whoever runs them.
         torch.set_grad_enabled(self._gradients)  # blocks are run without them
         return self
 

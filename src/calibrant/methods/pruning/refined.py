@@ -146,6 +146,7 @@ def refine(
     fitted = 0.0
     swapped = 0.0
     count = 0.0
+    # Gradients come first and last: swaps are judged by fitted weights.
     for turn in range(turns + 1):
         before = _total(state)
         some = share_of_round(steps, turns + 1, turn)

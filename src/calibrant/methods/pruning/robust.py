@@ -80,6 +80,7 @@ class Robust(Refined):
         least = float("inf")
         for number in range(self.rounds):
             shares = [count / size for count, size in zip(counted, sizes, strict=True)]
+            # A source counts relative to what the dense matrix gives on it, as its error does.
             hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
             done, _ = refine(
                 masked(dense, current, keep, hessian),
@@ -104,6 +105,8 @@ class Robust(Refined):
                     "errors": rounded,
                     "counted": [six_digits(count) for count in counted],
                 }
+            # By the square of an error, so that after a few rounds the worst source has most of the
+            # say.
             pressing = [count * error**2 for count, error in zip(counted, errors, strict=True)]
             total = sum(pressing)
             if total > 0:

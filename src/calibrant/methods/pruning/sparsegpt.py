@@ -118,6 +118,7 @@ class SparseGPT(MatrixMethod):
             factor = shared_factor(gram, self.damp)
             pruned = eliminate(sound, factor, target, self.block)
         else:
+            # A Gram of its own, since factors are cached on the Gram that they are of.
             turned = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
             factor = shared_factor(turned, self.damp)
             pruned = eliminate(sound[:, order], factor, target, self.block)[:, order.argsort()]

@@ -29,6 +29,7 @@ class Wanda(MatrixMethod):
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token
         arrived, `TargetError` if `target` doesn't fit.
         """
+        # Sums over tokens are float64; the root is taken before they become float32.
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
         scores = sizes * norms.sqrt().to(sizes.dtype)

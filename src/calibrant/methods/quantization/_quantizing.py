@@ -92,6 +92,7 @@ def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
     """
 
     def compute() -> tuple[Tensor, Factor]:
+        # Stable, so that ties don't depend on the device.
         order = gram.norms().argsort(descending=True, stable=True)
         return order, factorise(Gram(gram.matrix[order][:, order], gram.tokens, gram.mass), damp)
 
@@ -142,10 +143,12 @@ def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) 
     if zeros is None:
         zeros = torch.zeros(rows, count, device=weight.device)
     return Work(
+        # A copy, since it is rounded in place.
         current.to(kind, copy=True).contiguous(),
         factor.upper.to(kind).contiguous(),
         factor.saliency.to(kind),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
+        # Group by group, so that the scales of a column lie side by side.
         scales.scales.T.to(kind).contiguous(),
         zeros.T.to(kind).contiguous(),
         groups,
@@ -160,22 +163,8 @@ def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
     inputs = (work.weight, work.upper, work.saliency, removed, errors)
     grids = (work.codes, work.scales, work.zeros, work.groups)
     arrays = [part.numpy() for part in (*inputs, *grids)]
-    kernel = _kernel()
-
-    def run(first: int, last: int) -> None:
-        kernel(
-            *arrays,
-            work.lowest,
-            work.highest,
-            first,
-            last,
-            span.start,
-            span.stop,
-            span.group,
-            span.drop,
-        )
-
-    by_rows(len(removed), run)
+    columns = (span.start, span.stop, span.group, span.drop)
+    by_rows(_kernel(), len(removed), [*arrays, work.lowest, work.highest, *columns])
     return errors
 
 

@@ -1,4 +1,5 @@
-"""Rounding weights to a grid: the scales of its groups, and the nearest code of each weight.
+"""Rounding weights to a grid: the scales of its groups, by several rules and by what AWQ tries, and
+the nearest code of each weight.
 
 The convention is that of the compressed-tensors format, so that what is chosen here can be stored
 as it is. Scales are rounded to the type of the weight before anything is chosen with them: codes
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-from calibrant.activations import wide
+from calibrant.activations import Gram, wide
 from calibrant.errors import SpecError
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
@@ -30,6 +31,14 @@ _PAPERS: Final = 2.4
 
 _CUBED: Final = 3.0
 """That of llm-compressor's search."""
+
+SHARES: Final = tuple(1 - step / 20 for step in range(10))
+"""How much of its reach a group's grid may keep, as in the paper's code: from all of it down to
+0.55.
+"""
+
+LEAST: Final = 1e-4
+"""The least power of an input's size: the paper's code divides by no less."""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -48,6 +57,7 @@ class Scales:
     def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
         """Return the nearest code of each weight; half way between two, the even one."""
         kind = wide(weight.dtype)
+        # In float32 or better: the quotient of two bfloat16 numbers would miss codes.
         grouped = weight.to(kind).unflatten(1, (self.scales.shape[1], -1))
         placed = grouped / self.scales[:, :, None].to(kind)
         if self.zeros is not None:
@@ -121,11 +131,67 @@ def reaching(
         # the highest code is 7.
         raw = torch.maximum(most, -least) / (span / 2)
     scales = finite(raw.to(dtype), "the scale of a group")
+    # A group of zeros has no scale of its own, and stays zero with any.
     scales = scales.where(scales != 0, torch.finfo(dtype).eps)
     if grid.symmetric:
         return Scales(grid, scales, None)
+    # By the scale that is stored, which may differ from the one that was computed.
     zeros = (grid.lowest - least / scales.to(least.dtype)).clamp(grid.lowest, grid.highest).round()
     return Scales(grid, scales, zeros.to(torch.int8))
+
+
+def strength(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
+    """Return s = m^α, between its extremes' geometric mean and that again; 1 for an input that
+    was always zero.
+    """
+    alive = sizes > 0
+    if alpha == 0 or not bool(alive.any()):
+        return torch.ones_like(sizes)
+    # Divided by the geometric mean of the extremes below, s stays around 1 and in range.
+    raw = sizes.pow(alpha).clamp_min(LEAST)
+    middle = (raw[alive].max() * raw[alive].min()).sqrt()
+    return (raw / middle).where(alive, 1.0)
+
+
+def effective(
+    weight: Float[Tensor, "out in"], grid: Grid, s: Float[Tensor, "in"]
+) -> Float[Tensor, "out in"]:
+    """Return what a matrix effectively is when its columns are multiplied by `s`, rounded, and
+    divided again.
+    """
+    kind = wide(weight.dtype)
+    scaled = (weight.to(kind) * s.to(kind)).to(weight.dtype)
+    return absmax(scaled, grid).nearest(scaled).dense().to(kind) / s.to(kind)
+
+
+def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
+    """Return for each group the scales of the reach, of `SHARES` of the largest weight, whose
+    error in the group's outputs is least.
+    """
+    least, most = within(weight, grid)
+    largest = torch.maximum(most, -least)
+    width = grid.width(weight.shape[1])
+    whole = gram.symmetric().to(least.dtype)
+    starts = range(0, weight.shape[1], width)
+    grams = torch.stack([whole[start : start + width, start : start + width] for start in starts])
+    exact = weight.to(least.dtype)
+    best = absmax(weight, grid)
+    scales = best.scales
+    zeros = best.zeros
+    lowest = torch.full_like(least, torch.inf)
+    for share in SHARES:
+        bottom = torch.maximum(least, -largest * share)
+        top = torch.minimum(most, largest * share)
+        tried = reaching(bottom, top, grid, weight.dtype)
+        change = (tried.nearest(weight).dense().to(least.dtype) - exact).unflatten(1, (-1, width))
+        error = (torch.einsum("ogi,gij->ogj", change, grams) * change).sum(2)
+        # Of equally good reaches the first, which is the farthest, stays.
+        better = error < lowest
+        lowest = error.where(better, lowest)
+        scales = tried.scales.where(better, scales)
+        if zeros is not None and tried.zeros is not None:
+            zeros = tried.zeros.where(better, zeros)
+    return Scales(grid, scales, zeros)
 
 
 def _searched(
@@ -163,25 +229,11 @@ def _best_compiled(
     best = torch.zeros(least.shape, dtype=torch.int32)
     parts = (weight, least, most, torch.tensor(shares), counts)
     arrays = [part.detach().float().contiguous().numpy() for part in parts]
-    epsilon = np.float32(torch.finfo(weight.dtype).eps)
+    rule = (power == _CUBED, grid.symmetric, grid.lowest, grid.highest)
     short = weight.dtype == torch.bfloat16
-    kernel = _kernel()
-
-    def run(first: int, last: int) -> None:
-        kernel(
-            *arrays,
-            power == _CUBED,
-            grid.symmetric,
-            grid.lowest,
-            grid.highest,
-            short,
-            epsilon,
-            best.numpy(),
-            first,
-            last,
-        )
-
-    by_rows(len(weight), run, _ROWS_PER_THREAD)
+    epsilon = np.float32(torch.finfo(weight.dtype).eps)
+    arguments = [*arrays, *rule, short, epsilon, best.numpy()]
+    by_rows(_kernel(), len(weight), arguments, _ROWS_PER_THREAD)
     return best.long()
 
 

@@ -53,12 +53,12 @@ def round_columns(
     groups: Any,
     lowest: int,
     highest: int,
-    first: int,
-    last: int,
     start: int,
     stop: int,
     group: int,
     drop: int,
+    first: int,
+    last: int,
 ) -> None:
     """Round columns `start` to `stop` of rows `first` to `last`, in place; what is `removed` gets
     the code of zero. See `_quantizing.Step`.

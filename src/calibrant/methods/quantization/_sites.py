@@ -224,4 +224,5 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
         watching.remove()
     if len(seen) != 2 or seen[0].shape != seen[1].shape:
         return False
+    # Within what a bfloat16 forward rounds; what isn't proportional is far off.
     return bool(torch.allclose(seen[1], 2 * seen[0], rtol=1e-2, atol=1e-6))

@@ -19,8 +19,7 @@ from calibrant.methods._base import (
     grid,
     observed,
 )
-from calibrant.methods.quantization._rounding import absmax
-from calibrant.methods.quantization._scaling import clipped, effective, strength
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
 from calibrant.methods.quantization.ggml import Ggml
 from calibrant.targets import GgufRecipe, Grid, Target
 
@@ -88,6 +87,7 @@ class ScaledAlone(MatrixMethod):
             s = strength(sizes, step / self.steps)
             change = effective(sound, values, s) - exact
             error = float(((change @ matrix) * change).sum())
+            # The first of equals, as in `awq`.
             if error < lowest:
                 lowest = error
                 best = s

@@ -29,8 +29,7 @@ from calibrant.methods._base import (
     six_digits,
 )
 from calibrant.methods._model_method import ModelMethod, check_matrices
-from calibrant.methods.quantization._rounding import absmax
-from calibrant.methods.quantization._scaling import clipped, effective, strength
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
@@ -166,6 +165,7 @@ class AWQ(ModelMethod, MatrixMethod):
     def _rounded(self, weight: Tensor, gram: Gram, target: Grid, clip: bool) -> Compressed:
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         sound = finite(weight, "the weight")
+        # If the norms are finite, so are all other numbers of a Gram.
         finite(gram.norms(), "the squared norms of the inputs")
         scales = clipped(sound, target, gram) if clip else absmax(sound, target)
         packed = scales.nearest(sound)
@@ -194,6 +194,7 @@ def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
     distinct: dict[int, FeatureSizes] = {}
     for there in seen:
         distinct[id(there[FeatureSizes])] = there[FeatureSizes]
+    # Matrices that share an input share the statistic, which must count once.
     return reduce(add, distinct.values()).means()
 
 
@@ -285,5 +286,6 @@ class _Output(TorchFunctionMode):
         tensors = [argument for argument in args if isinstance(argument, Tensor)]
         if any(tensor.data_ptr() == self._address for tensor in tensors):
             self.output = result.detach().clone()
+            # What comes behind it in the block would be computed for nothing.
             raise _Reached
         return result

@@ -85,6 +85,7 @@ class LlamaQuantize(ModelMethod):
         return StandIn(RecipeByMatrix(), aim, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
+        # One file is made at once, so nothing can arrive from matrices that are rounded already.
         if job.propagate != "dense":
             problem = f"{self} looks at the dense model alone"
             message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
@@ -143,6 +144,7 @@ class LlamaQuantize(ModelMethod):
         source = folder / "dense.gguf"
         target = folder / "quantized.gguf"
         names = tensor_names(job.view)
+        # As float32, so that llama.cpp rounds once.
         write_gguf(job.view, template, source, _as_float32, {})
         means: dict[str, np.ndarray] = {}
         # All experts of a layer are one entry, as in an imatrix.

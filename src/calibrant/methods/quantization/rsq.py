@@ -100,6 +100,7 @@ def spread(
     >>> spread(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([[True, True, False]]), 0.5)
     tensor([[1.3333, 0.6667, 0.0000]])
     """
+    # Padding is neither the least nor the most that a token gets.
     low = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     high = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     # Of a sequence of one token, or of equal ones, none counts more than another.
