@@ -45,8 +45,8 @@ class Checkpoint:
         out = out.absolute()
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
-        self._names = dict[int, tuple[str, ...]]()
-        self._told = set[Path]()
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._reported: set[Path] = set()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
         """Return the unbroken row of steps from the first one on; empty if nothing was begun, or
@@ -64,9 +64,9 @@ class Checkpoint:
             except FileNotFoundError:
                 break
             except BrokenSealError:
-                if path not in self._told:
+                if path not in self._reported:
                     tell_made_again("a finished step", short(path))
-                self._told.add(path)
+                self._reported.add(path)
                 break
             steps.append(step if numbers else step.without_numbers())
         return steps

@@ -1,5 +1,5 @@
-"""What is said of how a result came about: where the seconds went, beside the floor of one forward's
-matrix products; on which machine; and that there were few tokens, where there were.
+"""What is said of how a result came about: where the seconds went, beside the floor of one
+forward's matrix products; on which machine; and that there were few tokens, where there were.
 """
 
 import os

@@ -62,7 +62,7 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         check_imatrix_path(out)
     calibration = options.drawn_from(options.data)
     promised = in_bytes(options.memory)
-    absent = ""
+    notes: list[str] = []
     if isinstance(model, Opened):
         if promised is not None:
             problem = f"memory={options.memory:g} says how a model is opened"
@@ -71,20 +71,21 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         opened = model
     else:
         if promised is not None:
-            where = options.dtype, options.device
-            absent = gathered_on_disk(model, calibration, *where, promised)
-        opened = open_model(model, options.dtype, options.device, on_disk=bool(absent))
+            reason = gathered_on_disk(model, calibration, options.dtype, options.device, promised)
+            notes.append(reason)
+        opened = open_model(model, options.dtype, options.device, on_disk=any(notes))
     model_view = view(opened.model, opened.residence)
     names = tensor_names(model_view)
     _check_names(opened, names)
     check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
-    parted = ""
     if promised is not None:
-        here = out is not None and opened.model.device.type == "cpu"
+        # Beside the file that is written; and on a device, activations aren't in this memory.
+        possible = out is not None and opened.model.device.type == "cpu"
         left = room_for_activations(promised, opened, model_view)
-        parted = offloading(left, "dense", None, model_view, batch, opened.dtype, here)
-        if parted and out is not None:
+        reason = offloading(left, "dense", None, model_view, batch, opened.dtype, possible)
+        notes.append(reason)
+        if reason and out is not None:
             model_view.offload = Path(out).absolute().parent
     seen: dict[Weight, Seen] = {}
     with torch.no_grad():
@@ -97,7 +98,7 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         int(batch.facts.get("windows", len(batch.ids))),
         calibration.length,
         _left_out(model_view, seen),
-        "; ".join(filter(None, (absent, parted))),
+        "; ".join(filter(None, notes)),
         shortage_of(model_view, batch),
     )
     if out is not None:

@@ -265,51 +265,61 @@ class _Job:
         ranks: Ranks,
     ) -> "_Job":
         """Open and draw, once it is clear that the folder can be written."""
-        room = in_bytes(options.memory)
+        memory = in_bytes(options.memory)
         forms = _forms(options)
         clock = Clock()
-        folder = None
-        # Where the result is in a folder, the memory that is given is for all of the job.
+        device = ranks.device(options.device)
+        looking = calibration if recipe.looks else None
+        # Where the result is in a folder, the memory that is given is for all of the job, else
+        # for activations alone.
         promised = None
         if options.out is not None:
-            folder = Path(options.out)
-            promised = room
-            if read_manifest(folder) is None:
-                check_output(folder)
-        device = ranks.device(options.device)
+            promised = memory
+            if read_manifest(Path(options.out)) is None:
+                check_output(Path(options.out))
+        notes: list[str] = []
         with clock.phase("open"):
-            absent = ""
             if promised is not None:
-                job = options.model, recipe, calibration, forms
-                absent = left_on_disk(*job, options.dtype, device, promised, ranks)
-            opened = open_model(options.model, options.dtype, device, on_disk=bool(absent))
+                reason = left_on_disk(
+                    options.model,
+                    recipe,
+                    calibration,
+                    forms,
+                    options.dtype,
+                    device,
+                    promised,
+                    ranks,
+                )
+                notes.append(reason)
+            opened = open_model(options.model, options.dtype, device, on_disk=any(notes))
             model_view = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, model_view)
             check_finite(model_view)
         batch = None
-        looking = None
         with clock.phase("tokenize"):
-            if calibration is not None and recipe.looks:
-                looking = calibration
+            if looking is not None:
                 drawn = resolved(looking, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
         asked = recipe.run(opened, batch, **_named(calibration))
         ranks.agree("the run that is asked for", asked.id)
-        left = room
+        left = memory
         if promised is not None:
             left = room_for_activations(promised, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
         fit = fitting(recipe.propagate, model_view, batch, opened.dtype, left, ways)
-        propagate, short = _fit_of_all(ranks.gathered([fit]))
-        parted = ""
-        if promised is not None and left is not None:
+        # Where memory is short for one rank, none can go on as asked.
+        propagate, reason = _fit_of_all(ranks.gathered([fit]))
+        notes.append(reason)
+        if options.out is not None and promised is not None and left is not None:
             # On a device, activations aren't in the memory that was promised.
-            here = opened.model.device.type == "cpu"
-            walked = recipe.method, model_view, batch, opened.dtype
-            parted = offloading(left, propagate, *walked, here)
-        if parted and folder is not None:
-            model_view.offload = folder.absolute().parent
+            on_cpu = opened.model.device.type == "cpu"
+            reason = offloading(
+                left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
+            )
+            notes.append(reason)
+            if reason:
+                model_view.offload = Path(options.out).absolute().parent
         return cls(
             options=options,
             recipe=replace(recipe, propagate=propagate),
@@ -319,7 +329,7 @@ class _Job:
             model_view=model_view,
             batch=batch,
             clock=clock,
-            note="; ".join(filter(None, (absent, short, parted))),
+            note="; ".join(filter(None, notes)),
             ranks=ranks,
         )
 
@@ -478,10 +488,10 @@ class _Job:
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
-    """What all ranks do: where memory is short for one, none can go on as asked."""
-    for fit in fits:
-        if fit[1]:
-            return fit
+    """The first fit that has a reason not to go on as asked, else that of all."""
+    for propagate, reason in fits:
+        if reason:
+            return propagate, reason
     return fits[0]
 
 

@@ -28,7 +28,7 @@ Propagation = Literal["arrival", "reference", "dense"]
 MOST_DAMP: Final = 1_000_000
 """The largest damping or pull. Above it nothing changes."""
 MOST_CANDIDATES: Final = 10_000
-"""Candidates at a time."""
+"""Candidates at most that a search measures at a time."""
 MOST_PARTS: Final = 10_000
 """Blocks or experts that a method takes together: no model has as many."""
 

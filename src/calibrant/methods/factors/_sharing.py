@@ -75,8 +75,8 @@ class Budget:
     """How many numbers may remain of a set of matrices, all as wide as the stream: `shapes` are
     [stream, unit].
 
-    `bits` are those of a number. With `indices` the places of numbers count too. Errors call the set
-    by its `name`, and advise larger groups only if the method `can_group_more`.
+    `bits` are those of a number. With `indices` the places of numbers count too. Errors call the
+    set by its `name`, and advise larger groups only if the method `can_group_more`.
     """
 
     shapes: tuple[tuple[int, int], ...]

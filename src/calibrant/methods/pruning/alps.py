@@ -40,7 +40,11 @@ started, and is lowered.
 """
 
 LOWER: Final = 5.0
+"""What such a first ρ is divided by."""
+
 LOWEST: Final = 1e-4
+"""A ρ that isn't lowered any more."""
+
 PATIENCE: Final = 30
 CALM: Final = 3e-4
 """After so many iterations, so small a change of the support ends them."""

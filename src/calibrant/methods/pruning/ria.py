@@ -16,7 +16,7 @@ from calibrant.spec import check_most
 from calibrant.targets import Target
 
 MOST_POWER: Final = 10
-"""Of the size of an input: of higher ones float32 has no numbers."""
+"""The largest power of an input's size; of higher ones float32 has no numbers."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -46,7 +46,7 @@ Judge = Callable[[Mapping[Weight, Tensor]], float]
 """Says how far outputs are off where matrices are replaced by these."""
 
 MOST_STRENGTHS: Final = 10_000
-"""That are tried for each place: finer ones round alike."""
+"""Strengths at most that are tried for each place; finer ones round alike."""
 
 _PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
 """Functions that multiply with a matrix."""

@@ -28,7 +28,7 @@ from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
 
 MOST_TURNS: Final = 1_000
-"""Each is the whole calibration set once more."""
+"""Turns at most; each shows the whole calibration set once more."""
 
 
 @dataclass(frozen=True, repr=False)
