@@ -248,8 +248,11 @@ class Factors(Packed):
     def bits(self) -> int:
         number = self.own.element_size() * 8
         places = self.own.numel()
-        own = min(places * number, int(self.own.count_nonzero()) * number + places)
-        return own - (-self.shared.numel() * number // self.sharing)
+        # Zeros may be left out, with a bit for each place that says where they are.
+        stored = min(places * number, int(self.own.count_nonzero()) * number + places)
+        # This matrix's part of the shared factor, rounded up.
+        part = -(-self.shared.numel() * number // self.sharing)
+        return stored + part
 
 
 def exact_factor(

@@ -482,9 +482,9 @@ class _Job:
     def rows_calibrated_on(self) -> RowFingerprints:
         """Return the hashes of the rows, so that nobody measures on them unawares."""
         parts = () if self.calibration is None else self.calibration.parts
-        own = any(any(files_behind(part.source)) for part in parts)
+        from_files = any(any(files_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, own)
+        return RowFingerprints.of(rows, from_files)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
