@@ -23,18 +23,13 @@ class LeastUsedExperts(ExpertMethod):
     def edits(self, job: Job) -> Iterator[Edit]:
         if job.done:
             return
-        counts = {
-            block.index: seen[Routing].counts.tolist()
-            for block, seen in job.blocks(self.observes)
-            if Routing in seen
-        }
-        ranked = {
-            block: sorted(range(len(each)), key=each.__getitem__) for block, each in counts.items()
-        }
-        yield DropExperts(
-            {
-                block: tuple(sorted(order[: self.left_to_drop(job)]))
-                for block, order in ranked.items()
-            },
-            {"counts": counts},
-        )
+        drop = self.left_to_drop(job)
+        counts: dict[int, list[float]] = {}
+        experts: dict[int, tuple[int, ...]] = {}
+        for block, seen in job.blocks(self.observes):
+            if Routing in seen:
+                sent = seen[Routing].counts.tolist()
+                ranked = sorted(range(len(sent)), key=sent.__getitem__)
+                counts[block.index] = sent
+                experts[block.index] = tuple(sorted(ranked[:drop]))
+        yield DropExperts(experts, {"counts": counts})

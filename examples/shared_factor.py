@@ -11,7 +11,8 @@ from torch import Tensor
 
 from calibrant.edits import Edit, Replace
 from calibrant.job import Job
-from calibrant.methods import Compressed, Method
+from calibrant.methods import Compressed, ModelMethod
+from calibrant.models import Weight
 from calibrant.packed import Packed
 from calibrant.targets import Sparsity, Target
 
@@ -47,7 +48,7 @@ class Product(Packed):
 
 
 @dataclass(frozen=True, repr=False)
-class SharedFactor(Method):
+class SharedFactor(ModelMethod):
     """Keeps the strongest directions of all such matrices together, as many as the share of
     numbers that may stay has room for.
     """
@@ -55,16 +56,16 @@ class SharedFactor(Method):
     accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
 
     def edits(self, job: Job) -> Iterator[Edit]:
+        stays = 1 - (job.target.amount or 0)
         for block in job.view.blocks[job.start :]:
-            for width in {weight.shape[1]: None for weight in block.weights}:
-                weights = [weight for weight in block.weights if weight.shape[1] == width]
+            by_width: dict[int, list[Weight]] = {}
+            for weight in block.weights:
+                by_width.setdefault(weight.shape[1], []).append(weight)
+            for weights in by_width.values():
                 stacked = torch.cat([weight.get() for weight in weights])
-                rank = int((1 - (job.target.amount or 0)) * stacked.numel() / sum(stacked.shape))
-                common = (
-                    torch.linalg.svd(stacked.float(), full_matrices=False)
-                    .Vh[:rank]
-                    .to(stacked.dtype)
-                )
+                rank = int(stays * stacked.numel() / sum(stacked.shape))
+                directions = torch.linalg.svd(stacked.float(), full_matrices=False).Vh
+                common = directions[:rank].to(stacked.dtype)
                 for weight in weights:
                     product = Product(weight.get() @ common.T, common, len(weights))
                     yield Replace(weight, Compressed(product.dense(), {"rank": rank}, product))

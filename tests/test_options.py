@@ -280,7 +280,7 @@ def test_the_reference_has_the_whole_signature():
     package = griffe.load("calibrant", search_paths=[SOURCES], extensions=extensions)
     rooms = {
         "prune": "compress.prune_quantize",
-        "imatrix": "compress.importance.gathering",
+        "imatrix": "compress.importance",
         "inspect": "data.inspect.inspecting",
         "evaluate": "evaluators._measuring",
         "explain": "evaluators._explaining",

@@ -60,7 +60,8 @@ class Job:
     @property
     def start(self) -> int:
         """The first block of which no matrix was replaced before an interruption."""
-        return max((edit.block for edit in self.done if edit.block is not None), default=-1) + 1
+        blocks = [edit.block for edit in self.done if edit.block is not None]
+        return max(blocks, default=-1) + 1
 
     def walk(
         self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None
@@ -71,43 +72,32 @@ class Job:
         A matrix that no token reached isn't yielded. An edit of the matrix is applied before the
         next one is asked for. Raises `WalkError` and `NumericsError` as `calibrant.walk.walk` does.
         """
-        return fed(
-            self.view,
-            partial(self._walk, observes, weigh),
-            self.starved,
-            self.starving if observes else {},
-            self.start,
-        )
+        arrivals = partial(self._walk, observes, weigh)
+        starving = self.starving if observes else {}
+        return fed(self.view, arrivals, self.starved, starving, self.start)
 
     def _walk(
         self, observes: tuple[type[Statistic], ...], weigh: Weigh | None
     ) -> Iterator[tuple[Weight, Seen]]:
-        if (
-            self.propagate == "dense"
-            and self.batch is not None
-            and observes
-            and (self.statistics or self.batch.mixed)
-        ):
-            # What is kept there is of the model with all its parts, and of experts that get the
-            # tokens that their router sends them.
-            root = (
-                self.statistics
-                if set(self.applied_kinds) <= {Replace.kind}
-                and not (self.starving and self.starved == "all_tokens")
-                else None
+        batch = self.batch
+        untouched_model = self.propagate == "dense" and observes
+        # A walk can't add up the parts of a mix, each of which has a share of its own.
+        if untouched_model and batch is not None and (self.statistics or batch.mixed):
+            return untouched(
+                self.opened,
+                self.view,
+                batch,
+                observes,
+                start=self.start,
+                root=self._stored_statistics(),
+                kinds=self.kinds,
+                progress=self.progress,
+                ranks=self.ranks,
+                weigh=weigh,
             )
-            how = {
-                "start": self.start,
-                "root": root,
-                "kinds": self.kinds,
-                "progress": self.progress,
-                "ranks": self.ranks,
-                "weigh": weigh,
-            }
-            return untouched(self.opened, self.view, self.batch, observes, **how)
         return walk(
             self.view,
-            self.batch,
+            batch,
             observes,
             self.propagate,
             start=self.start,
@@ -115,16 +105,28 @@ class Job:
             weigh=weigh,
         )
 
+    def _stored_statistics(self) -> Path | None:
+        """The folder of what matrices saw, where that is what they see in this job.
+
+        What is kept there is of the model with all its parts, and of experts that get the tokens
+        that their router sends them.
+        """
+        if any(kind != Replace.kind for kind in self.applied_kinds):
+            return None
+        if self.starving and self.starved == "all_tokens":
+            return None
+        return self.statistics
+
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
         """Yield each block of the model as it is now, with what it did to its input and whom its
         router picked; of a mix the sum.
         """
-        root = (
-            None if self.applied_kinds else self.statistics
-        )  # what is kept there is of the untouched model
-        for block, seen in blocks_seen(
+        # What is kept there is of the untouched model.
+        root = None if self.applied_kinds else self.statistics
+        seen_by_block = blocks_seen(
             self.opened, self.view, self.tokens(), observes, root=root, ranks=self.ranks
-        ):
+        )
+        for block, seen in seen_by_block:
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
             yield block, seen
 

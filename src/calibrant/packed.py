@@ -1,12 +1,11 @@
-"""A compressed matrix: its new numbers, and perhaps the form in which it is stored, such as codes
-with their scales.
+"""A compressed matrix: its new numbers, the form in which it is stored, such as codes with their
+scales, and how large what comes out of it is.
 
-Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for
-bit.
+Whatever the form, `dense()` gives the numbers that were measured, bit for bit.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -15,11 +14,15 @@ import torch
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
+from calibrant.activations import Gram
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid
 
 _FORMS: Final = dict[str, type["Packed"]]()
 """Every form that is defined in this process, by its word."""
+
+_ROWS: Final = 256
+"""Rows of a Gram that are multiplied at a time."""
 
 
 class Packed(ABC):
@@ -79,7 +82,8 @@ class Codes(Packed):
     compressed-tensors format do it. `zeros` are None on a symmetric grid.
 
     >>> import torch
-    >>> packed = Codes(Grid.read("w4g2"), torch.tensor([[7, -8, 1, 0]], dtype=torch.int8), torch.tensor([[0.5, 2.0]]))
+    >>> codes = torch.tensor([[7, -8, 1, 0]], dtype=torch.int8)
+    >>> packed = Codes(Grid.read("w4g2"), codes, torch.tensor([[0.5, 2.0]]))
     >>> packed.dense()
     tensor([[ 3.5000, -4.0000,  2.0000,  0.0000]])
     >>> packed.facts()
@@ -95,34 +99,29 @@ class Codes(Packed):
 
     def dense(self) -> Float[Tensor, "out in"]:
         grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(self.scales.dtype)
-        shifted = (
-            grouped
-            if self.zeros is None
-            else grouped - self.zeros[:, :, None].to(self.scales.dtype)
-        )
-        return (shifted * self.scales[:, :, None]).flatten(1)
+        if self.zeros is not None:
+            grouped = grouped - self.zeros[:, :, None].to(self.scales.dtype)
+        return (grouped * self.scales[:, :, None]).flatten(1)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        zeros = {} if self.zeros is None else {"zeros": self.zeros}
-        return {"grid": str(self.grid)}, {"codes": self.codes, "scales": self.scales, **zeros}
+        tensors = {"codes": self.codes, "scales": self.scales}
+        if self.zeros is not None:
+            tensors["zeros"] = self.zeros
+        return {"grid": str(self.grid)}, tensors
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Codes":
         grid = Grid.read(facts["grid"])
         if grid is None:
             raise ValueError(f"{brief(facts['grid'])} is no grid")
-        codes, scales, zeros = tensors["codes"], tensors["scales"], tensors.get("zeros")
+        codes = tensors["codes"]
+        scales = tensors["scales"]
+        zeros = tensors.get("zeros")
         rows, groups = scales.shape
-        if (
-            codes.dim() != 2
-            or rows != len(codes)
-            or not groups
-            or codes.shape[1] % groups
-            or (zeros is not None and zeros.shape != scales.shape)
-        ):
-            raise ValueError(
-                f"codes {list(codes.shape)} and scales {list(scales.shape)} don't fit each other"
-            )
+        grouped = codes.dim() == 2 and rows == len(codes) and groups and not codes.shape[1] % groups
+        if not grouped or (zeros is not None and zeros.shape != scales.shape):
+            shapes = f"codes {list(codes.shape)} and scales {list(scales.shape)}"
+            raise ValueError(f"{shapes} don't fit each other")
         return cls(grid, codes, scales, zeros)
 
     @property
@@ -131,10 +130,10 @@ class Codes(Packed):
 
     @property
     def bits(self) -> int:
-        zeros = 0 if self.zeros is None else self.zeros.numel()
-        return (
-            self.codes.numel() + zeros
-        ) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+        codes = self.codes.numel()
+        if self.zeros is not None:
+            codes += self.zeros.numel()
+        return codes * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
 
 
 @dataclass(frozen=True)
@@ -150,17 +149,12 @@ class GgmlBlocks(Packed):
     dtype: torch.dtype
 
     def dense(self) -> Float[Tensor, "out in"]:
-        kind = gguf.GGMLQuantizationType[self.kind.upper()]
-        return (
-            torch.from_numpy(gguf.dequantize(self.blocks.cpu().numpy(), kind))
-            .to(self.dtype)
-            .to(self.blocks.device)
-        )
+        numbers = gguf.dequantize(self.blocks.cpu().numpy(), self._type)
+        return torch.from_numpy(numbers).to(self.dtype).to(self.blocks.device)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}, {
-            "blocks": self.blocks
-        }
+        facts = {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}
+        return facts, {"blocks": self.blocks}
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "GgmlBlocks":
@@ -170,12 +164,16 @@ class GgmlBlocks(Packed):
 
     @property
     def weights(self) -> int:
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind.upper()]]
+        block, size = gguf.GGML_QUANT_SIZES[self._type]
         return self.blocks.numel() // size * block
 
     @property
     def bits(self) -> int:
         return self.blocks.numel() * 8
+
+    @property
+    def _type(self) -> gguf.GGMLQuantizationType:
+        return gguf.GGMLQuantizationType[self.kind.upper()]
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,9 @@ class Factors(Packed):
     float32, and to the type of the factors.
 
     >>> import torch
-    >>> packed = Factors("mlp", torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]), sharing=2, turned=False)
+    >>> shared = torch.tensor([[1.0, 2.0]])
+    >>> own = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> packed = Factors("mlp", shared, own, sharing=2, turned=False)
     >>> packed.dense()
     tensor([[3., 2.]])
     >>> packed.bits == 2 * 32 // 2 + 2 * 32 + 4
@@ -208,10 +208,15 @@ class Factors(Packed):
     turned: bool
 
     def dense(self) -> Float[Tensor, "out in"]:
-        device = "cpu" if self.own.device.type == "mps" else self.own.device  # which has no float64
-        product = self.shared.to(device).double() @ self.own.to(device).double()
-        product = product if self.own.dtype == torch.float64 else product.float().to(self.own.dtype)
-        return (product.T.contiguous() if self.turned else product).to(self.own.device)
+        device = self.own.device
+        # Sums of products are exact in float64, which Apple's GPUs don't have.
+        able = torch.device("cpu") if device.type == "mps" else device
+        product = self.shared.to(able).double() @ self.own.to(able).double()
+        if self.own.dtype != torch.float64:
+            product = product.float().to(self.own.dtype)
+        if self.turned:
+            product = product.T.contiguous()
+        return product.to(device)
 
     def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         facts = {"shared": self.name, "sharing": self.sharing, "turned": self.turned}
@@ -219,26 +224,20 @@ class Factors(Packed):
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Factors":
-        name, sharing, turned = facts["shared"], facts["sharing"], facts["turned"]
-        if (
-            not isinstance(name, str)
-            or type(sharing) is not int
-            or sharing < 1
-            or not isinstance(turned, bool)
-        ):
-            raise ValueError(
-                f"{brief(name)}, {brief(sharing)}, {brief(turned)} don't say which factor how many matrices share, and how it is used"
-            )
-        shared, own = tensors["shared"], tensors["own"]
-        if (
-            shared.dim() != 2
-            or own.dim() != 2
-            or shared.shape[1] != own.shape[0]
-            or shared.dtype != own.dtype
-        ):
-            raise ValueError(
-                f"factors of {list(shared.shape)} and {list(own.shape)} have no product"
-            )
+        name = facts["shared"]
+        sharing = facts["sharing"]
+        turned = facts["turned"]
+        counted = type(sharing) is int and sharing >= 1
+        if not isinstance(name, str) or not counted or not isinstance(turned, bool):
+            given = f"{brief(name)}, {brief(sharing)}, {brief(turned)}"
+            needs = "which factor how many matrices share, and how it is used"
+            raise ValueError(f"{given} don't say {needs}")
+        shared = tensors["shared"]
+        own = tensors["own"]
+        matrices = shared.dim() == own.dim() == 2 and shared.dtype == own.dtype
+        if not matrices or shared.shape[1] != own.shape[0]:
+            shapes = f"{list(shared.shape)} and {list(own.shape)}"
+            raise ValueError(f"factors of {shapes} have no product")
         return cls(name, shared, own, sharing, turned)
 
     @property
@@ -248,10 +247,12 @@ class Factors(Packed):
     @property
     def bits(self) -> int:
         number = self.own.element_size() * 8
-        own = min(
-            self.own.numel() * number, int(self.own.count_nonzero()) * number + self.own.numel()
-        )
-        return own - (-self.shared.numel() * number // self.sharing)
+        places = self.own.numel()
+        # Zeros may be left out, with a bit for each place that says where they are.
+        stored = min(places * number, int(self.own.count_nonzero()) * number + places)
+        # This matrix's part of the shared factor, rounded up.
+        part = -(-self.shared.numel() * number // self.sharing)
+        return stored + part
 
 
 def exact_factor(
@@ -267,9 +268,8 @@ def exact_factor(
     rounded = numbers.to(dtype).double()
     digits = (53 - max(rank - 1, 0).bit_length()) // 2
     largest = rounded.abs().amax(dim, keepdim=True)
-    power = (largest / largest.frexp().mantissa).where(
-        largest > 0, 1.0
-    )  # the next power of two above, exactly, as pow needn't be
+    # The next power of two above, by its mantissa: that is exact, as `pow` needn't be.
+    power = (largest / largest.frexp().mantissa).where(largest > 0, 1.0)
     unit = power * 2.0**-digits
     return ((rounded / unit).round() * unit).to(dtype)
 
@@ -299,3 +299,24 @@ class Compressed:
     weight: Float[Tensor, "out in"]
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packed: Packed | None = None
+
+
+def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
+    """Return what gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: what comes out of it,
+    squared and summed over tokens.
+    """
+    matrix = gram.matrix
+
+    def energy(weight: Float[Tensor, "out in"]) -> float:
+        total = 0.0
+        for start in range(0, len(matrix), _ROWS):
+            rows = slice(start, start + _ROWS)
+            # From the upper triangle alone, which is half of the work, and all that is kept on
+            # disk. So the diagonal counts half, and the sum twice.
+            upper = matrix[rows, start:].to(dtype).triu()
+            upper.diagonal().mul_(0.5)
+            products = (weight[:, rows] @ upper) * weight[:, start:]
+            total += float(products.sum(1).cpu().double().sum())
+        return 2 * total
+
+    return energy

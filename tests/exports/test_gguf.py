@@ -217,7 +217,7 @@ def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(
     job goes on from what it did.
     """
     dropping = "calibrant.methods.blocks.short_gpt.ShortGPT.drops_parts"
-    monkeypatch.setattr(dropping, lambda self, view, target: False)
+    monkeypatch.setattr(dropping, lambda self, blocks, target: False)
     job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
     assert (
         refusal_of(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == "drop_blocks"

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import calibrant
 from calibrant.cli import app
-from calibrant.compress import room
-from calibrant.compress.importance import gathering, read_imatrix
+from calibrant.compress import importance, room
+from calibrant.compress.importance import read_imatrix
 from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import ModelView, open_model, outlined, view
@@ -94,7 +94,7 @@ def test_the_names_are_those_of_a_files_own_tensors(
     assert entries.keys() <= {tensor.name for tensor in gguf.GGUFReader(path).tensors}
     assert len(entries) == 21
     monkeypatch.setattr(
-        "calibrant.compress.importance.gathering.tensor_names",
+        "calibrant.compress.importance.tensor_names",
         lambda view: {w.name: ("blk.0.other.weight",) for w in view.weights},
     )
     said = refusal_of(calibrant.imatrix, str(path), "python_docs", **SMALL)
@@ -193,7 +193,7 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(
     folder, texts, needs = deep
     calibrant.imatrix(folder, texts, tmp_path / "whole.gguf", **MANY)
     went = list[ModelView]()
-    monkeypatch.setattr(gathering, "view", lambda *given: went.append(view(*given)) or went[-1])
+    monkeypatch.setattr(importance, "view", lambda *given: went.append(view(*given)) or went[-1])
     for name, memory, on_disk, offloads in (
         ("plenty", needs.in_memory("dense"), False, False),
         ("parted", needs.on_disk("dense"), True, False),

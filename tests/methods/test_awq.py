@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import calibrant
 from calibrant.activations import Gram
+from calibrant.compress import edits_of
 from calibrant.data import TokenBatch
 from calibrant.edits import Fold, Replace
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods.quantization._scaling import clipped
+from calibrant.methods.quantization._rounding import clipped
 from calibrant.methods.quantization._sites import Sites
 from calibrant.models import Opened, view
 from calibrant.targets import Grid, parse_target
@@ -65,7 +66,7 @@ def done(
     method: str, model: PreTrainedModel, target: str = "w3g16", *, only: type[Any] | None = None
 ) -> list[Any]:
     job, edits = job_of(model, target), list[Any]()
-    for edit in methods.build(method).edits(job):
+    for edit in edits_of(methods.build(method), job):
         if only is None or isinstance(edit, only):
             edit.apply(job.view)
         edits.append(edit)
@@ -227,7 +228,7 @@ def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(
     job = job_of(model, "w3g16a", mask)
     found = [
         e.notes
-        for e in methods.build("awq").edits(job)
+        for e in edits_of(methods.build("awq"), job)
         if isinstance(e, Fold) and e.index == 0 and e.notes["site"].endswith(norm)
     ]
     assert [note["alpha"] for note in found] == ([best / 20] if best else [])

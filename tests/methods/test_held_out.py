@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen
-from calibrant.methods.pruning._halves import HalvedGram
-from calibrant.methods.pruning.held_out import HeldOut
+from calibrant.methods.pruning.held_out import HalvedGram, HeldOut
 from calibrant.methods.pruning.sparsegpt import SparseGPT
 from calibrant.targets import NofM, Sparsity, Target
 

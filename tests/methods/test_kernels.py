@@ -15,8 +15,7 @@ from torch import Tensor
 import calibrant
 from calibrant.activations import Gram
 from calibrant.methods import MatrixMethod, methods
-from calibrant.methods._elimination import eliminate, eliminate_columns, eliminate_rows
-from calibrant.methods._factor import factorise
+from calibrant.methods._elimination import eliminate, eliminate_columns, eliminate_rows, factorise
 from calibrant.methods.pruning import _admm, _gradients, _swaps
 from calibrant.methods.pruning._gradients import damped, descend, masked
 from calibrant.methods.quantization import _rounding
@@ -199,7 +198,7 @@ assert "numba" not in sys.modules, "naming a method imports no compiler"
 import torch
 from calibrant.methods import _kernel
 from calibrant.methods._elimination import eliminate
-from calibrant.methods._factor import Factor
+from calibrant.methods._elimination import Factor
 from calibrant.targets import NofM
 print(type(_kernel.eliminate._cache).__name__, eliminate(torch.ones(1, 4), Factor(torch.eye(4), torch.ones(4), {}), NofM(1, 4), 4).tolist())
 """

@@ -18,8 +18,13 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods.experts._expert_gradients import expert_gradients
-from calibrant.methods.experts._expert_scores import CRITERIA, LookedAt, first, first_of_pairs
+from calibrant.methods.experts._expert_scores import (
+    CRITERIA,
+    LookedAt,
+    expert_gradients,
+    first,
+    first_of_pairs,
+)
 from calibrant.methods.experts.mc_suite import MCSuite
 from calibrant.models import Opened, expert_layers, view
 from calibrant.results import Record
@@ -140,7 +145,7 @@ def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weight
             got[layer.block], parts, slopes, router, VOCABULARY, weighs_inputs=kind == "llama4_text"
         )
         for name, expected in want.items():
-            found = CRITERIA[name].of(looked)
+            found = CRITERIA[name].score(looked)
             if name in ("eao", "ego"):  # a number that lies at a border may be on either side of it
                 low, high = expected
                 assert all(

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from calibrant.activations import Gram
+from calibrant.compress.matrices import edits_of, turned
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.job import Job
 from calibrant.methods import methods
-from calibrant.methods.quantization.rsq import spread, turned
+from calibrant.methods.quantization.rsq import spread
 from calibrant.models import ModelView, Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing.tiny import tiny_model
@@ -46,7 +47,7 @@ def codes(
 ) -> list[Tensor]:
     """What a method makes of each matrix of a tiny model."""
     job, found = job_of(tiny_model(family), batch, propagate), list[Tensor]()
-    for edit in methods.build(method).edits(job):
+    for edit in edits_of(methods.build(method), job):
         edit.apply(job.view)
         found.append(edit.compressed.packed.codes)
     assert found
@@ -185,7 +186,7 @@ def test_attention_is_that_of_a_block_that_is_still_whole_behind_rounded_ones(
 
     monkeypatch.setattr("calibrant.methods.quantization.rsq.spread", noted)
     job = job_of(tiny_model("llama"), batch, propagate)
-    for edit in methods.build("rsq").edits(job):
+    for edit in edits_of(methods.build("rsq"), job):
         if edit.block is not None and edit.block not in checked:
             checked.append(edit.block)
             expected = maps(job.view.model, batch.ids, batch.mask, edit.block).sum((1, 2))

@@ -4,6 +4,7 @@ the loop that they and studies share.
 
 from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed
+from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.prune_quantize import Pruned, prune, quantize
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.compress.room import fitting
@@ -14,7 +15,9 @@ __all__ = [
     "Pruned",
     "Recipe",
     "UntouchedModel",
+    "check_model",
     "compress",
+    "edits_of",
     "export",
     "fitting",
     "prune",

@@ -45,8 +45,8 @@ class Checkpoint:
         out = out.absolute()
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
-        self._names = dict[int, tuple[str, ...]]()
-        self._told = set[Path]()
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._reported: set[Path] = set()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
         """Return the unbroken row of steps from the first one on; empty if nothing was begun, or
@@ -56,6 +56,7 @@ class Checkpoint:
         edits' tensors are on the meta device, and `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
+        # Numbers may be missing in between: a row ends at the first gap.
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
             path = self._path(index)
             try:
@@ -63,9 +64,9 @@ class Checkpoint:
             except FileNotFoundError:
                 break
             except BrokenSealError:
-                if path not in self._told:
+                if path not in self._reported:
                     tell_made_again("a finished step", short(path))
-                self._told.add(path)
+                self._reported.add(path)
                 break
             steps.append(step if numbers else step.without_numbers())
         return steps
@@ -81,7 +82,8 @@ class Checkpoint:
         try:
             return self._read(index).edits
         except (FileNotFoundError, BrokenSealError) as error:
-            message = f"step {index} in {str(self.folder)!r} was kept and can't be read again; run the same command again"
+            problem = f"step {index} in {str(self.folder)!r} was kept and can't be read again"
+            message = f"{problem}; run the same command again"
             raise OutputError(message, subject=str(self.folder)) from error
 
     def journal(self) -> Journal:
@@ -101,10 +103,8 @@ class Checkpoint:
         try:
             sealed_tensors.write(self._path(index), self._purpose(index), facts, tensors)
         except OSError as error:
-            raise OutputError(
-                f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}",
-                subject=str(self.folder),
-            ) from error
+            message = f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}"
+            raise OutputError(message, subject=str(self.folder)) from error
         self._names[index] = _matrix_names(edits)
 
     @contextmanager
@@ -117,10 +117,9 @@ class Checkpoint:
         except OutputError as error:
             if not self.folder.is_dir():
                 raise
-            stay = (
-                f"the finished blocks stay in {self.folder}, and the same command goes on from them"
-            )
-            raise OutputError(f"{error}; {stay}", subject=error.subject) from error
+            stay = f"the finished blocks stay in {self.folder}"
+            message = f"{error}; {stay}, and the same command goes on from them"
+            raise OutputError(message, subject=error.subject) from error
 
     def remove(self) -> None:
         """The model is saved: nothing is left to continue."""

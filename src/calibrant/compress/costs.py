@@ -1,5 +1,5 @@
-"""What a job cost, beside what its arithmetic costs at least: where the seconds went, and the
-floor of one forward's matrix products.
+"""What is said of how a result came about: where the seconds went, beside the floor of one
+forward's matrix products; on which machine; and that there were few tokens, where there were.
 """
 
 import os
@@ -16,10 +16,14 @@ from typing import Any, Final
 
 import torch
 
-from calibrant.compress.shortage import FEW_TOKENS
+from calibrant.data import TokenBatch
 from calibrant.models import ModelView, Opened
 from calibrant.system.clock import Clock
 
+FEW_TOKENS: Final = "few_tokens"
+"""The entry of a record's provenance that says so, which is outside every identity. Nothing is
+refused, since studies compare small sets on purpose.
+"""
 ROWS: Final = 4096
 """Rows of a product that is timed: enough to fill the cores."""
 _ROUNDING: Final = ("avx512_bf16", "amx_bf16")
@@ -45,30 +49,29 @@ class Costs:
     dtype: str
 
     @classmethod
-    def of(cls, clock: Clock, seen_by: ModelView, tokens: int) -> "Costs":
+    def of(cls, clock: Clock, view: ModelView, tokens: int) -> "Costs":
         """Return what `clock` counted, with the floor measured now, in half a second for each
         shape of matrix.
         """
-        inside = dict(clock.parts)
-        forward = clock.seconds.get("compress", 0.0) - sum(inside.values())
-        shapes = Counter(weight.shape for weight in seen_by.weights) if tokens else Counter[Shape]()
-        dtype = seen_by.weights[0].stored.dtype
-        seconds = sum(
-            (
-                count * operations(shape, tokens) / peak(shape, dtype, seen_by.device)
-                for shape, count in shapes.items()
-            ),
-            0.0,
-        )
-        whole = sum(count * operations(shape, tokens) for shape, count in shapes.items())
-        kind = str(dtype).removeprefix("torch.")
+        parts = dict(clock.parts)
+        # What isn't a named part of compressing is the model's own forward.
+        forward = clock.seconds.get("compress", 0.0) - sum(parts.values())
+        shapes = Counter(weight.shape for weight in view.weights)
+        dtype = view.weights[0].stored.dtype
+        seconds = 0.0
+        whole = 0.0
+        if tokens:
+            for shape, count in shapes.items():
+                work = count * operations(shape, tokens)
+                whole += work
+                seconds += work / peak(shape, dtype, view.device)
         return cls(
-            dict(clock.seconds),
-            {"forward": forward, **inside},
-            seconds,
-            whole / seconds if seconds else 0.0,
-            tokens,
-            kind,
+            phases=dict(clock.seconds),
+            parts={"forward": forward, **parts},
+            floor=seconds,
+            peak=whole / seconds if seconds else 0.0,
+            tokens=tokens,
+            dtype=str(dtype).removeprefix("torch."),
         )
 
 
@@ -83,18 +86,22 @@ def peak(
     """Operations a second of the best product with a matrix `shape` [out, in] within `seconds`,
     its result's memory being there.
     """
-    inputs, matrix = (
-        torch.ones(rows, shape[1], dtype=dtype, device=device) for rows in (ROWS, shape[0])
-    )
+    inputs = torch.ones(ROWS, shape[1], dtype=dtype, device=device)
+    matrix = torch.ones(shape, dtype=dtype, device=device)
     result = inputs.new_empty(ROWS, shape[0])
-    wait = torch.cuda.synchronize if inputs.is_cuda else lambda: None
-    torch.mm(inputs, matrix.T, out=result)
-    best, ends = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < ends:
-        wait()
-        began = time.perf_counter()
+
+    def product() -> None:
         torch.mm(inputs, matrix.T, out=result)
-        wait()
+        # A device works on its own: the product is done when it says so.
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+    product()
+    best = float("inf")
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        product()
         best = min(best, time.perf_counter() - began)
     return operations(shape, ROWS) / best
 
@@ -103,18 +110,20 @@ def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "")
     """Return how a result came about, a `shortage` of tokens included if there is one: outside
     every identity.
     """
-    about = {
+    versions = {name: version(name) for name in ("calibrant", "torch", "transformers")}
+    about: dict[str, Any] = {
         "seconds": dict(clock.seconds),
         "peak_memory_bytes": peak_memory(),
-        "versions": {name: version(name) for name in ("calibrant", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        "versions": {**versions, "python": platform.python_version()},
         "device": str(opened.model.device),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "model_note": opened.note,
         "note": note,
     }
-    return {**about, FEW_TOKENS: shortage} if shortage else about
+    if shortage:
+        about[FEW_TOKENS] = shortage
+    return about
 
 
 def processor() -> str:
@@ -122,13 +131,16 @@ def processor() -> str:
     bfloat16: two that differ here may round otherwise.
     """
     about = Path("/proc/cpuinfo")
-    lines = (
-        [line.partition(":") for line in about.read_text().splitlines()] if about.is_file() else []
-    )
-    known = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    known: dict[str, str] = {}
+    if about.is_file():
+        for line in about.read_text().splitlines():
+            name, _, value = line.partition(":")
+            # All cores are alike: the first one tells.
+            known.setdefault(name.strip(), value.strip())
     name = known.get("model name") or platform.processor() or platform.machine()
-    able = " and ".join(one for one in _ROUNDING if one in known.get("flags", "").split())
-    return f"{name} with {able}" if able else name
+    flags = known.get("flags", "").split()
+    able = [instruction for instruction in _ROUNDING if instruction in flags]
+    return f"{name} with {' and '.join(able)}" if able else name
 
 
 def peak_memory() -> int:
@@ -138,15 +150,33 @@ def peak_memory() -> int:
     if os.name != "posix":
         return 0
     status = Path("/proc/self/status")
-    match = (
-        re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-        if status.is_file()
-        else None
-    )
-    if match:  # on Linux `ru_maxrss` begins with what the process that started this one held
-        return int(match[1]) * 1024
+    if status.is_file():
+        match = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+        if match:
+            return int(match[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
+    # On Linux `ru_maxrss` begins with what the process that started this one held. It is in
+    # bytes on macOS, and in units of 1,024 bytes elsewhere.
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
+
+
+def shortage_of(view: ModelView, batch: TokenBatch | None) -> str:
+    """Return, in a sentence, that a batch has fewer tokens than the widest matrix has inputs;
+    empty for one with enough, and for none.
+    """
+    if batch is None or not view.weights:
+        return ""
+    count = int(batch.mask.sum())
+    widest = max(view.weights, key=lambda weight: weight.shape[1])
+    inputs = widest.shape[1]
+    if count >= inputs:
+        return ""
+    tokens = "1 token" if count == 1 else f"{count:,} tokens"
+    # A Gram of fewer tokens than inputs is singular.
+    problem = (
+        f"{tokens} of calibration data can't tell the {inputs:,} inputs of {widest.name} apart"
     )
+    advice = f"raise samples, length or tokens: {inputs:,} are the least, many more are better"
+    return f"{problem}; {advice}"

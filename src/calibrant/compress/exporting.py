@@ -2,7 +2,6 @@
 and back.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,14 +34,12 @@ class Exported:
     after: int
 
     def _repr_html_(self) -> str:
-        return card(
-            f"{self.model} as {self.form}",
-            {
-                "saved in": self.out,
-                "bytes before": f"{self.before:,}",
-                "bytes after": f"{self.after:,}",
-            },
-        )
+        facts = {
+            "saved in": self.out,
+            "bytes before": f"{self.before:,}",
+            "bytes after": f"{self.after:,}",
+        }
+        return card(f"{self.model} as {self.form}", facts)
 
 
 def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Exported:
@@ -58,18 +55,21 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     form: Export = exports.build(to)
     check_output(out)
     place = located(str(model))
-    opened = open_model(str(model), saved_dtype(place) if place.is_dir() else "auto")
+    # In the type of the files, so that no number is rounded on the way.
+    dtype = saved_dtype(place) if place.is_dir() else "auto"
+    opened = open_model(str(model), dtype)
     home = manifest_folder(place)
-    beside = {
-        name: (home / name).read_bytes()
-        for name in (CARD, RUNS_FILE)
-        if read_manifest(home) is not None and (home / name).is_file()
-    }
-    manifest: Mapping[str, Any] = read_manifest(home) or {"calibrant": version("calibrant")}
-    told = {name: value for name, value in manifest.items() if name != "sizes"} | {
-        "exports": [str(form)]
-    }
-    with saved(opened, out, told, beside) as temporary:
+    known = read_manifest(home)
+    beside: dict[str, bytes] = {}
+    manifest: dict[str, Any] = {"calibrant": version("calibrant")}
+    if known:
+        manifest = dict(known)
+        for name in (CARD, RUNS_FILE):
+            if (home / name).is_file():
+                beside[name] = (home / name).read_bytes()
+    manifest.pop("sizes", None)  # which are those of other files
+    manifest["exports"] = [str(form)]
+    with saved(opened, out, manifest, beside) as temporary:
         form.convert(opened, temporary)
     return Exported(str(model), Path(out), str(form), file_bytes(place), file_bytes(Path(out)))
 
@@ -78,5 +78,7 @@ def file_bytes(place: Path, inside: bool = False) -> int:
     """Return how many bytes the files in a folder take, with those in folders `inside` it too;
     of a file, how many it has.
     """
-    files = [place] if place.is_file() else place.rglob("*") if inside else place.iterdir()
+    if place.is_file():
+        return place.stat().st_size
+    files = place.rglob("*") if inside else place.iterdir()
     return sum(file.stat().st_size for file in files if file.is_file())

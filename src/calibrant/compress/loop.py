@@ -13,12 +13,13 @@ import torch
 
 from calibrant.activations import Seen, Statistic
 from calibrant.compress.checkpoint import Checkpoint, FinishedStep
+from calibrant.compress.matrices import check_model, edits_of
 from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods import Compressed, MatrixMethod, Method
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.models import ModelView, Opened, Weight
 from calibrant.numerics import check_report
 from calibrant.results import Record, Run
@@ -40,7 +41,7 @@ MEAN_WITHIN = 1e-3
 
 def compress(
     opened: Opened,
-    seen_by: ModelView,
+    view: ModelView,
     batch: TokenBatch | None,
     recipe: Recipe,
     *,
@@ -54,7 +55,7 @@ def compress(
     ranks: Ranks = ALONE,
     journal: Journal | None = None,
 ) -> Record:
-    """Compress the model behind `seen_by` in place, and say what was done to it, edit by edit.
+    """Compress the model behind `view` in place, and say what was done to it, edit by edit.
 
     In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is
     there is read, what is lacking is gathered in one pass, and with it the `kinds` that others will
@@ -70,92 +71,94 @@ def compress(
     `NumericsError` or `WalkError` naming the matrix.
     """
     if recipe.looks and batch is None:
-        raise SpecError(
-            f"{recipe.looking} looks at activations and needs calibration data; give --data",
-            subject=recipe.looking,
-        )
-    on_disk = seen_by.residence.on_disk
+        problem = f"{recipe.looking} looks at activations and needs calibration data"
+        raise SpecError(f"{problem}; give --data", subject=recipe.looking)
+    on_disk = view.residence.on_disk
     if on_disk and checkpoint is None:
-        message = f"the blocks of {opened.name} are on disk, and what becomes of them has to be kept there too; give a checkpoint, or open it whole"
-        raise SpecError(message, subject=opened.name)
-    recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
-    untouched_model = UntouchedModel(
-        opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks
-    )
-    whole, reports = seen_by.weights, list(transformed(untouched_model, recipe.transforms))
-    tried = _same_journal(journal, checkpoint, ranks)
-    notes = dict[str, Any]()
-    targets = allocated(untouched_model, recipe, tried, notes)
-    reports += (
-        [{"edit": "allocation", "allocation": str(recipe.allocation), "notes": notes}]
-        if notes
-        else []
-    )
-    recipe.method.check_model(seen_by, recipe.target, targets)
-    hungry = (
-        starving(opened, seen_by, batch, ranks)
-        if batch is not None and recipe.starved != AS_SEEN
-        else {}
-    )
-    finished = checkpoint.load(numbers=not seen_by.residence.on_disk) if checkpoint else []
-    ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    if on_disk:
-        done, late = absent(seen_by, finished), list[Edit]()
-    else:
-        done, late = put_back(
-            seen_by, (stored for step in finished for stored in step.edits), recipe.propagate
+        problem = f"the blocks of {opened.name} are on disk"
+        message = (
+            f"{problem}, and what becomes of them has to be kept there too; "
+            "give a checkpoint, or open it whole"
         )
-    if checkpoint and on_disk and recipe.propagate != "dense":
-        change_when_read(seen_by, checkpoint, range(len(finished)))
-    edits, reports = (
-        list(done),
-        [*reports, *(report for step in finished for report in step.reports)],
-    )
+        raise SpecError(message, subject=opened.name)
+    check_model(recipe.method, view, recipe.target, dict.fromkeys(view.named, recipe.target))
+    if recipe.transforms:
+        statistics = None  # which are of a model that isn't transformed
+    untouched_model = UntouchedModel(opened, view, batch, statistics, progress, ranks)
+    matrices = view.weights
+    reports = list(transformed(untouched_model, recipe.transforms))
+    journal = _same_journal(journal, checkpoint, ranks)
+    notes: dict[str, Any] = {}
+    targets = allocated(untouched_model, recipe, journal, notes)
+    if notes:
+        allocation = str(recipe.allocation)
+        reports.append({"edit": "allocation", "allocation": allocation, "notes": notes})
+    # Once more: by now each matrix has a target of its own.
+    check_model(recipe.method, view, recipe.target, targets)
+    few_tokens: Mapping[str, float] = {}
+    if batch is not None and recipe.starved != AS_SEEN:
+        few_tokens = starving(opened, view, batch, ranks)
+    finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
+    # All ranks must go on from the same block.
+    ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
+    late: list[Edit] = []
+    if on_disk:
+        done = absent(view, finished)
+    else:
+        stored = [edit for step in finished for edit in step.edits]
+        done, late = put_back(view, stored, recipe.propagate)
+    if checkpoint and recipe.propagate != "dense":
+        change_when_read(view, checkpoint, range(len(finished)))
+    edits = list(done)
+    for step in finished:
+        reports += step.reports
     job = Job(
         opened,
-        seen_by,
+        view,
         batch,
         recipe.target,
         targets,
         recipe.propagate,
         done,
-        statistics=untouched_model.statistics,
+        statistics=statistics,
         kinds=kinds,
         progress=progress,
         ranks=ranks,
-        journal=tried,
+        journal=journal,
         applied_kinds=[edit.kind for edit in done],
         starved=recipe.starved,
-        starving=hungry,
+        starving=few_tokens,
     )
     # On disk the model is too large, so what is free is given back at once.
     with torch.no_grad(), nullcontext() if on_disk else freed_memory_kept():
-        for index, step in enumerate(_steps(job, recipe.method), len(finished)):
+        for index, step in enumerate(_steps(job, recipe), len(finished)):
             _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
-            edits += step.edits if keep else ()
-            del step  # and with it the numbers of a block on disk, before the next one is worked on
-    for (
-        edit
-    ) in late:  # matrices of before an interruption, in `dense`: its walk needed them as they were
-        edit.apply(seen_by)
-    if checkpoint and on_disk and recipe.propagate == "dense":
-        change_when_read(seen_by, checkpoint, range(len(finished)))
+            if keep:
+                edits += step.edits
+            # With it go the numbers of a block on disk, before the next one is worked on.
+            del step
+    # Matrices of before an interruption, in `dense`: its walk needed them as they were.
+    for edit in late:
+        edit.apply(view)
+    if checkpoint and recipe.propagate == "dense":
+        change_when_read(view, checkpoint, range(len(finished)))
     if keep:
         for edit in edits:
             keep(edit.applied())
-    return _record(
-        recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports, hungry
-    )
+    run = recipe.run(opened, batch, data, seed)
+    return _record(recipe, run, view, matrices, batch, reports, few_tokens)
 
 
 def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:
     """The journal that is given, else the checkpoint's; the first rank alone writes, and the
     others know what it knows.
     """
-    journal = given
-    if journal is None or not ranks.first:
-        journal = checkpoint.journal() if checkpoint and ranks.first else Journal()
+    journal = Journal()
+    if ranks.first and given is not None:
+        journal = given
+    elif ranks.first and checkpoint is not None:
+        journal = checkpoint.journal()
     for known in ranks.gathered([journal.known] if ranks.first else []):
         if not ranks.first:
             journal.add(known)
@@ -170,22 +173,23 @@ class _Step:
     reports: list[dict[str, Any]]
 
 
-def _steps(job: Job, method: Method) -> Iterator[_Step]:
+def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
     """Make the method's edits, each before the next is asked for, and hand them on step by step."""
     step = _Step([], [])
-    for edit in method.edits(job):
+    for edit in edits_of(recipe.method, job):
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
             yield step
             step = _Step([], [])
         with spent_on("record"):
+            # Before it is applied: a report compares the matrix that was with the one that comes.
             report = edit.report(job.view)
-            subject = report.get("name", method.spec_name())
-            check_report(report, subject)
+            check_report(report, report.get("name", recipe.method.spec_name()))
             step.reports.append(report)
             edit.apply(job.view)
         job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
-        del edit  # and with it what it was judged by, before the next one is looked for
+        # With it goes what it was judged by, before the next one is looked for.
+        del edit
     if step.edits:
         yield step
 
@@ -198,12 +202,12 @@ def _settle(
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
             checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
-            change_when_read(job.view, checkpoint, (index,))
+            change_when_read(job.view, checkpoint, [index])
     give_back(always=job.view.residence.on_disk)
-    if (block := step.edits[-1].block) is not None:
-        job.progress(
-            f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(job.view.blocks)
-        )
+    block = step.edits[-1].block
+    if block is not None:
+        doing = f"{recipe.method.spec_name()} {recipe.target}"
+        job.progress(doing, block + 1, len(job.view.blocks))
 
 
 @dataclass(frozen=True)
@@ -223,13 +227,6 @@ class UntouchedModel:
         """Return a job in which the untouched model can be tried; what is to be said of it goes
         into `notes`.
         """
-        also = {
-            "statistics": self.statistics,
-            "progress": self.progress,
-            "ranks": self.ranks,
-            "journal": journal,
-            "notes": notes,
-        }
         return Job(
             self.opened,
             self.view,
@@ -237,7 +234,11 @@ class UntouchedModel:
             target,
             dict.fromkeys(self.view.named, target),
             "dense",
-            **also,
+            statistics=self.statistics,
+            progress=self.progress,
+            ranks=self.ranks,
+            journal=journal,
+            notes=notes,
         )
 
     def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
@@ -266,11 +267,10 @@ def transformed(
     each.
     """
     for transform in before:
-        seen = {
-            weight.name: there
-            for weight, there in untouched_model.seen(transform.observes).items()
-            if there
-        }
+        seen: dict[str, Seen] = {}
+        for weight, there in untouched_model.seen(transform.observes).items():
+            if there:
+                seen[weight.name] = there
         with torch.no_grad(), spent_on("transforms"):
             notes = transform.apply(untouched_model.view, seen)
         check_report(notes, str(transform))
@@ -288,40 +288,39 @@ def allocated(
 
     `TargetError` for an allocation that leaves one out or whose mean isn't what was asked.
     """
-    allocation, target, weights = recipe.allocation, recipe.target, untouched_model.view.weights
+    allocation = recipe.allocation
+    target = recipe.target
+    weights = untouched_model.view.weights
     with torch.no_grad():
         job = untouched_model.job(target, journal, {} if notes is None else notes)
         targets = allocation.targets(untouched_model.seen(allocation.observes), job, recipe.method)
     check_report(job.notes, str(allocation))
-    if missing := {weight.name for weight in weights} - set(targets):
-        raise TargetError(
-            f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target",
-            subject=str(allocation),
-        )
+    missing = {weight.name for weight in weights} - set(targets)
+    if missing:
+        problem = f"{allocation} asks nothing of {min(missing)}"
+        message = f"{problem}; it must give every matrix a target"
+        raise TargetError(message, subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):
         return targets
-    sizes, amounts = (
-        [weight.shape[0] * weight.shape[1] for weight in weights],
-        [targets[weight.name].amount for weight in weights],
-    )
-    mean = sum(
-        size * amount for size, amount in zip(sizes, amounts, strict=True) if amount is not None
-    ) / sum(sizes)
-    if (
-        target.amount is None
-        or None in amounts
-        or abs(mean - target.amount) > MEAN_WITHIN * abs(target.amount)
-    ):
-        result = (
-            f"the mean over all weights is {mean:.6g}"
-            if target.amount is not None
-            else "it asks for something else"
-        )
-        raise TargetError(
-            f"{allocation} shares {target} so that {result}; it must be what was asked",
-            subject=str(allocation),
-        )
-    return targets
+    total = 0.0
+    size = 0
+    comparable = target.amount is not None
+    for weight in weights:
+        amount = targets[weight.name].amount
+        count = weight.shape[0] * weight.shape[1]
+        size += count
+        if amount is None:
+            comparable = False
+        else:
+            total += count * amount
+    result = "it asks for something else"
+    if target.amount is not None:
+        mean = total / size
+        if comparable and abs(mean - target.amount) <= MEAN_WITHIN * abs(target.amount):
+            return targets
+        result = f"the mean over all weights is {mean:.6g}"
+    message = f"{allocation} shares {target} so that {result}; it must be what was asked"
+    raise TargetError(message, subject=str(allocation))
 
 
 def put_back(
@@ -332,8 +331,10 @@ def put_back(
 
     Those are matrices, and scales that moved, in `dense`: its walk is through the untouched model.
     """
-    done, late = list[Edit](), list[Edit]()
-    for edit in (read_edit(one, view) for one in stored):
+    done: list[Edit] = []
+    late: list[Edit] = []
+    for kept in stored:
+        edit = read_edit(kept, view)
         done.append(edit)
         if propagate == "dense" and isinstance(edit, Replace | Fold):
             late.append(edit)
@@ -346,22 +347,26 @@ def absent(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
     """Give the edits of before an interruption, matrices without their numbers, which are read
     when their block is.
     """
-    names = (stored.facts["name"] for step in finished for stored in step.edits)
-    return [
-        Replace(weight, Compressed(weight.get())) for weight in map(view.named.__getitem__, names)
-    ]
+    edits: list[Edit] = []
+    for step in finished:
+        for stored in step.edits:
+            weight = view.named[stored.facts["name"]]
+            edits.append(Replace(weight, Compressed(weight.get())))
+    return edits
 
 
 def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[int]) -> None:
     """Have the edits of these finished steps made again whenever the numbers of their block are
-    read from disk.
+    read from disk; nothing for a model in memory.
     """
+    if not view.residence.on_disk:
+        return
 
     def again(step: int) -> None:
         for stored in checkpoint.edits(step):
             read_edit(stored, view).apply(view)
 
-    for step in steps if view.residence.on_disk else ():
+    for step in steps:
         block = view.named[checkpoint.names(step)[0]].block
         view.residence.changed(block, partial(again, step))
 
@@ -369,66 +374,56 @@ def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[in
 def _record(
     recipe: Recipe,
     run: Run,
-    seen_by: ModelView,
-    whole: Sequence[Weight],
+    view: ModelView,
+    matrices: Sequence[Weight],
     batch: TokenBatch | None,
     reports: Sequence[Mapping[str, Any]],
-    hungry: Mapping[str, float],
+    few_tokens: Mapping[str, float],
 ) -> Record:
-    """What is kept of it. Of a structural edit, `sparsity` is its share of all matrices that the
-    untouched model had (`whole`).
+    """What is kept of it. Of a structural edit, `sparsity` is its share of all `matrices` that the
+    untouched model had.
     """
-    matrices = tuple(report for report in reports if "edit" not in report)
+    replaced = tuple(report for report in reports if "edit" not in report)
     others = tuple(report for report in reports if "edit" in report)
-    reached, removed = (
-        {report["name"] for report in matrices},
-        sum(report.get("removed", 0) for report in others),
-    )
-    dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
-    left = [weight for weight in seen_by.weights if weight.name not in reached]
-    whys = _why_dense(recipe.method, seen_by, left, run, hungry)
-    dense += [
-        {"name": weight.name, "shape": list(weight.shape), "reason": why}
-        for weight, why in zip(left, whys, strict=True)
-    ]
-    structural = any("removed" in report for report in others)
-    total = (
-        _size(weight.shape for weight in whole)
-        if structural
-        else _size(m["shape"] for m in matrices)
-    )
-    achieved = (sum(m["zeros"] for m in matrices) + removed) / total if total else 0.0
+    dense: list[Mapping[str, Any]] = []
+    for matrix in view.dense:
+        dense.append({"name": matrix.name, "shape": list(matrix.shape), "reason": matrix.reason})
+    reached = {report["name"] for report in replaced}
+    left = [weight for weight in view.weights if weight.name not in reached]
+    reasons = _reasons_left(recipe, view, left, run, few_tokens)
+    for weight, reason in zip(left, reasons, strict=True):
+        dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
+    shapes = [report["shape"] for report in replaced]
+    if any("removed" in report for report in others):
+        shapes = [weight.shape for weight in matrices]
+    total = sum(shape[0] * shape[1] for shape in shapes)
+    gone = sum(report["zeros"] for report in replaced)
+    gone += sum(report.get("removed", 0) for report in others)
+    sparsity = gone / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
-    return Record(run, achieved, matrices, tuple(dense), facts, edits=others)
+    return Record(run, sparsity, replaced, tuple(dense), facts, edits=others)
 
 
-def _size(shapes: Any) -> int:
-    return sum(shape[0] * shape[1] for shape in shapes)
-
-
-def _why_dense(
-    method: Method,
+def _reasons_left(
+    recipe: Recipe,
     view: ModelView,
     weights: Sequence[Weight],
     run: Run,
-    hungry: Mapping[str, float],
+    few_tokens: Mapping[str, float],
 ) -> list[str]:
     """Why each of these matrices was left as it is."""
-    if not isinstance(method, MatrixMethod):
-        return [f"{method.spec_name()} left it as it is"] * len(weights)
+    if not isinstance(recipe.method, MatrixMethod):
+        return [f"{recipe.method.spec_name()} left it as it is"] * len(weights)
     left = rehearse(view).left(run.propagate) if weights and run.tokens else {}
-    routed = "no calibration token was routed to this expert"
-    few = {
-        name: "fewer calibration tokens were routed to this expert than it has inputs"
-        for name, tokens in hungry.items()
-        if tokens > 0
-    }
-    return [
-        left.get(w.name)
-        or (
-            "no product with it was seen in the forward"
-            if w.expert is None
-            else few.get(w.name, routed)
-        )
-        for w in weights
-    ]
+    reasons: list[str] = []
+    for weight in weights:
+        if left.get(weight.name):
+            reason = left[weight.name]
+        elif weight.expert is None:
+            reason = "no product with it was seen in the forward"
+        elif few_tokens.get(weight.name, 0) > 0:
+            reason = "fewer calibration tokens were routed to this expert than it has inputs"
+        else:
+            reason = "no calibration token was routed to this expert"
+        reasons.append(reason)
+    return reasons

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.compress.costs import Costs, provenance
+from calibrant.compress.costs import FEW_TOKENS, Costs, provenance, shortage_of
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
@@ -22,7 +22,6 @@ from calibrant.compress.room import (
     offloading,
     room_for_activations,
 )
-from calibrant.compress.shortage import FEW_TOKENS, shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.inspect.leaks import RowFingerprints
 from calibrant.data.select import resolved
@@ -251,7 +250,7 @@ class _Job:
     calibration: CalibrationSet | None
     forms: tuple[Export, ...]
     opened: Opened
-    seen_by: ModelView
+    model_view: ModelView
     batch: TokenBatch | None
     clock: Clock
     note: str
@@ -266,61 +265,71 @@ class _Job:
         ranks: Ranks,
     ) -> "_Job":
         """Open and draw, once it is clear that the folder can be written."""
-        room = in_bytes(options.memory)
+        memory = in_bytes(options.memory)
         forms = _forms(options)
         clock = Clock()
-        folder = None
-        # Where the result is in a folder, the memory that is given is for all of the job.
+        device = ranks.device(options.device)
+        looking = calibration if recipe.looks else None
+        # Where the result is in a folder, the memory that is given is for all of the job, else
+        # for activations alone.
         promised = None
         if options.out is not None:
-            folder = Path(options.out)
-            promised = room
-            if read_manifest(folder) is None:
-                check_output(folder)
-        device = ranks.device(options.device)
+            promised = memory
+            if read_manifest(Path(options.out)) is None:
+                check_output(Path(options.out))
+        notes: list[str] = []
         with clock.phase("open"):
-            absent = ""
             if promised is not None:
-                job = options.model, recipe, calibration, forms
-                absent = left_on_disk(*job, options.dtype, device, promised, ranks)
-            opened = open_model(options.model, options.dtype, device, on_disk=bool(absent))
-            seen_by = view(opened.model, opened.residence)
+                reason = left_on_disk(
+                    options.model,
+                    recipe,
+                    calibration,
+                    forms,
+                    options.dtype,
+                    device,
+                    promised,
+                    ranks,
+                )
+                notes.append(reason)
+            opened = open_model(options.model, options.dtype, device, on_disk=any(notes))
+            model_view = view(opened.model, opened.residence)
             for form in forms:
-                form.check(recipe.method, recipe.target, opened, seen_by)
-            check_finite(seen_by)
+                form.check(recipe.method, recipe.target, opened, model_view)
+            check_finite(model_view)
         batch = None
-        looking = None
         with clock.phase("tokenize"):
-            if calibration is not None and recipe.looks:
-                looking = calibration
+            if looking is not None:
                 drawn = resolved(looking, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
         asked = recipe.run(opened, batch, **_named(calibration))
         ranks.agree("the run that is asked for", asked.id)
-        left = room
+        left = memory
         if promised is not None:
-            left = room_for_activations(promised, opened, seen_by, recipe.method, looking)
+            left = room_for_activations(promised, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
-        fit = fitting(recipe.propagate, seen_by, batch, opened.dtype, left, ways)
-        propagate, short = _fit_of_all(ranks.gathered([fit]))
-        parted = ""
-        if promised is not None and left is not None:
+        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, left, ways)
+        # Where memory is short for one rank, none can go on as asked.
+        propagate, reason = _fit_of_all(ranks.gathered([fit]))
+        notes.append(reason)
+        if options.out is not None and promised is not None and left is not None:
             # On a device, activations aren't in the memory that was promised.
-            here = opened.model.device.type == "cpu"
-            walked = recipe.method, seen_by, batch, opened.dtype
-            parted = offloading(left, propagate, *walked, here)
-        if parted and folder is not None:
-            seen_by.offload = folder.absolute().parent
+            on_cpu = opened.model.device.type == "cpu"
+            reason = offloading(
+                left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
+            )
+            notes.append(reason)
+            if reason:
+                model_view.offload = Path(options.out).absolute().parent
         return cls(
             options=options,
             recipe=replace(recipe, propagate=propagate),
             calibration=calibration,
             forms=forms,
             opened=opened,
-            seen_by=seen_by,
+            model_view=model_view,
             batch=batch,
             clock=clock,
-            note="; ".join(filter(None, (absent, short, parted))),
+            note="; ".join(filter(None, notes)),
             ranks=ranks,
         )
 
@@ -339,7 +348,7 @@ class _Job:
         with self.clock.phase("compress"):
             return compress(
                 self.opened,
-                self.seen_by,
+                self.model_view,
                 self.batch,
                 self.recipe,
                 **_named(self.calibration),
@@ -354,11 +363,11 @@ class _Job:
         tokens = 0
         if self.batch is not None:
             tokens = int(self.batch.mask.sum())
-        return Costs.of(self.clock, self.seen_by, tokens)
+        return Costs.of(self.clock, self.model_view, tokens)
 
     def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
-        shortage = shortage_of(self.seen_by, self.batch)
+        shortage = shortage_of(self.model_view, self.batch)
         about = provenance(self.opened, self.clock, self.note, shortage)
         return replace(record, provenance=about | {"ranks": self.ranks.size})
 
@@ -381,7 +390,7 @@ class _Job:
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
                 finished = self.with_provenance(record)
-                compressed = CompressedModel(self.opened, self.seen_by, finished, edits)
+                compressed = CompressedModel(self.opened, self.model_view, finished, edits)
                 sizes = self.save(compressed, folder)
             checkpoint.remove()
         done = self.done(record, folder)
@@ -406,7 +415,7 @@ class _Job:
                 advice = "name another folder, or delete this one first"
                 raise OutputError(f"{message}; {advice}", subject=str(folder))
         device = self.ranks.device(self.options.device)
-        on_disk = self.seen_by.residence.on_disk
+        on_disk = self.model_view.residence.on_disk
         opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
         if self.ranks.first:
             Checkpoint(folder, run.id).remove()  # which is there still if the last call was killed
@@ -473,16 +482,16 @@ class _Job:
     def rows_calibrated_on(self) -> RowFingerprints:
         """Return the hashes of the rows, so that nobody measures on them unawares."""
         parts = () if self.calibration is None else self.calibration.parts
-        own = any(any(files_behind(part.source)) for part in parts)
+        from_files = any(any(files_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
-        return RowFingerprints.of(rows, own)
+        return RowFingerprints.of(rows, from_files)
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
-    """What all ranks do: where memory is short for one, none can go on as asked."""
-    for fit in fits:
-        if fit[1]:
-            return fit
+    """The first fit that has a reason not to go on as asked, else that of all."""
+    for propagate, reason in fits:
+        if reason:
+            return propagate, reason
     return fits[0]
 
 

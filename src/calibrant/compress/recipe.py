@@ -51,28 +51,24 @@ class Recipe:
         tokens are calibrated on.
         """
         if propagate is not None and propagate not in PROPAGATIONS:
-            raise SpecError(
-                f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}",
-                subject=propagate,
-            )
+            known = ", ".join(PROPAGATIONS)
+            message = f"propagate={propagate!r} is not known; choose one of {known}"
+            raise SpecError(message, subject=propagate)
         built: Method = methods.build(method)
-        if propagate is not None:
+        if propagate is None:
+            propagate = built.propagate
+        else:
             check_propagation(built, propagate)
         aimed = target if isinstance(target, Target) else parse_target(target)
-        before = tuple(
-            map(
-                transforms.build,
-                (transform,) if isinstance(transform, str | Transform) else transform,
-            )
-        )
-        how = propagate or built.propagate
+        if isinstance(transform, str | Transform):
+            transform = (transform,)
         return cls(
             built,
             built.aim(aimed),
             allocations.build(allocation),
-            how,
-            before,
-            _starved(starved, built, how),
+            propagate,
+            tuple(map(transforms.build, transform)),
+            _starved(starved, built, propagate),
         )
 
     @property
@@ -90,12 +86,12 @@ class Recipe:
     @property
     def looking(self) -> str:
         """What in it looks at calibration data, by name; empty where nothing does."""
-        first = (
-            self.method
-            if self.method.looks
-            else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
-        )
-        return str(first or (self.allocation if self.allocation.tries else ""))
+        if self.method.looks:
+            return str(self.method)
+        for part in (self.allocation, *self.transforms):
+            if part.observes:
+                return str(part)
+        return str(self.allocation) if self.allocation.tries else ""
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
@@ -104,13 +100,11 @@ class Recipe:
         """
         if self.transforms:
             return ()
-        observes = dict.fromkeys(
-            (
-                *(self.method.observes if self.propagate == "dense" else ()),
-                *self.allocation.observes,
-            )
-        )
-        return tuple(kind for kind in observes if kind in KINDS)
+        observes = self.allocation.observes
+        if self.propagate == "dense":
+            observes = (*self.method.observes, *observes)
+        # Each kind once, in the order in which they were asked for.
+        return tuple(kind for kind in dict.fromkeys(observes) if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
         """Return the identity-bearing description of doing this to `opened`, calibrated on
@@ -136,28 +130,22 @@ def check_propagation(method: Method, propagate: str) -> None:
     """Raise `SpecError` for a propagation that the method can't be used with."""
     if propagate not in method.propagations:
         allowed = " or ".join(method.propagations)
-        message = (
-            f"{method} can't be done in {propagate}; leave --propagate out, or write {allowed}"
-        )
-        raise SpecError(message, subject=propagate)
+        advice = f"leave --propagate out, or write {allowed}"
+        raise SpecError(f"{method} can't be done in {propagate}; {advice}", subject=propagate)
 
 
 def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
     """The way as one that is known, and that `method` can go."""
     ways = get_args(Starved)
     if way not in ways:
-        raise SpecError(
-            f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}",
-            subject=way,
-        )
+        problem = f"starved={way!r} is no way to calibrate experts with few tokens"
+        raise SpecError(f"{problem}; choose one of {', '.join(ways)}", subject=way)
     if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
-        raise SpecError(
-            f"{method} calibrates no experts, so none of them is starved; leave --starved out",
-            subject=way,
-        )
+        problem = f"{method} calibrates no experts, so none of them is starved"
+        raise SpecError(f"{problem}; leave --starved out", subject=way)
     if way == "shared" and propagate != "dense":
-        raise SpecError(
-            "what experts saw can be shared only where all of it is there before any is changed; add --propagate dense",
-            subject=way,
+        problem = (
+            "what experts saw can be shared only where all of it is there before any is changed"
         )
+        raise SpecError(f"{problem}; add --propagate dense", subject=way)
     return way  # pyright: ignore[reportReturnType]  # one of them

@@ -15,7 +15,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
 from calibrant.errors import SpecError
 from calibrant.exports import Export
-from calibrant.methods import MatrixMethod, Method
+from calibrant.methods import MatrixMethod, Method, ModelMethod
 from calibrant.models import ModelView, Opened, outlined
 from calibrant.walk import LONG_PASS, Propagation, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
@@ -57,7 +57,7 @@ class Needs:
     @classmethod
     def of(
         cls,
-        seen_by: ModelView,
+        view: ModelView,
         tokens: int,
         dtype: torch.dtype,
         method: Method | None = None,
@@ -67,40 +67,42 @@ class Needs:
         """Estimate what a job needs that shows the model so many tokens of so many sources, in
         windows of a length; shapes are enough.
         """
-        whole = {id(p): p.numel() * dtype.itemsize for p in seen_by.model.parameters()}
-        blocks = [
-            {id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks
-        ]
-        inside = sum({key: size for block in blocks for key, size in block.items()}.values())
-        shapes = [weight.shape for weight in seen_by.weights]
-        at_once, work = max(min(tokens, LONG_PASS), length), 0
+        sizes: dict[int, int] = {}
+        for parameter in view.model.parameters():
+            sizes[id(parameter)] = parameter.numel() * dtype.itemsize
+        inside: dict[int, int] = {}
+        largest = 0
+        for block in view.blocks:
+            # By their identity: blocks may share parameters.
+            held = {id(p): sizes[id(p)] for p in block.module.parameters()}
+            largest = max(largest, sum(held.values()))
+            inside |= held
+        shapes = [weight.shape for weight in view.weights]
+        in_a_pass = max(min(tokens, LONG_PASS), length)
+        work = 0
         if isinstance(method, MatrixMethod):
-            widest, gram = (
-                max(inputs for _, inputs in shapes),
-                any(issubclass(kind, Gram) for kind in method.observes),
-            )
-            rows = min(
-                at_once, EXACT_CHUNK if gram else CHUNK
-            )  # what statistics are summed from, in float32
-            squares = method.squares(sources) if gram else 0
-            work = 4 * (
-                method.copies * max(out * inputs for out, inputs in shapes)
-                + squares * widest**2
-                + rows * widest
-            )
-        width, hidden = (
-            _width(seen_by),
-            seen_by.model.config.get_text_config(decoder=True).hidden_size,
-        )
+            widest = max(inputs for _, inputs in shapes)
+            # What statistics are summed from is made float32 so many rows at a time.
+            rows = min(in_a_pass, CHUNK)
+            squares = 0
+            if any(issubclass(kind, Gram) for kind in method.observes):
+                rows = min(in_a_pass, EXACT_CHUNK)
+                squares = method.squares(sources)
+            copies = method.copies * max(outputs * inputs for outputs, inputs in shapes)
+            work = 4 * (copies + squares * widest**2 + rows * widest)
+        within = _width(view) * dtype.itemsize
+        hidden = view.model.config.get_text_config(decoder=True).hidden_size
+        model = sum(sizes.values())
         return cls(
-            held_now(),
-            sum(whole.values()),
-            sum(whole.values()) - inside,
-            max(sum(block.values()) for block in blocks),
-            tokens * width * dtype.itemsize,
-            tokens * 2 * hidden * dtype.itemsize,
-            at_once * width * dtype.itemsize,
-            work,
+            process=held_now(),
+            model=model,
+            outside=model - sum(inside.values()),
+            block=largest,
+            arrival=tokens * within,
+            # The input of the block, and that of the next one.
+            between=tokens * 2 * hidden * dtype.itemsize,
+            in_a_pass=in_a_pass * within,
+            work=work,
         )
 
     def in_memory(self, propagate: Propagation) -> int:
@@ -111,11 +113,11 @@ class Needs:
         """Activations that are in memory at once; with `offload`, blocks' inputs are on disk
         where the propagation lets them.
         """
-        if (
-            propagate == "arrival"
-        ):  # all tokens wait within a block, while one micro-batch goes on to where the others are
+        if propagate == "arrival":
+            # All tokens wait within a block, while one micro-batch goes on to where the others are.
             return self.arrival + self.in_a_pass
-        return self.in_a_pass + (self.between // HANDED_ALONG if offload else self.between)
+        between = self.between // HANDED_ALONG if offload else self.between
+        return self.in_a_pass + between
 
     def on_disk(self, propagate: Propagation, offload: bool = False) -> int:
         """With its blocks on disk."""
@@ -127,12 +129,13 @@ def in_bytes(memory: float | None) -> int | None:
     """Return a promise in bytes that is given in GB; None where none is given. Raises
     `SpecError` for what is no room at all.
     """
-    if memory is not None and not 0 < memory <= MOST_GB:
-        raise SpecError(
-            f"memory={memory:g} is no room to work in; give GB above 0 and up to {MOST_GB:,}, or leave it out",
-            subject=str(memory),
-        )
-    return None if memory is None else int(memory * 1e9)
+    if memory is None:
+        return None
+    if not 0 < memory <= MOST_GB:
+        advice = f"give GB above 0 and up to {MOST_GB:,}, or leave it out"
+        message = f"memory={memory:g} is no room to work in; {advice}"
+        raise SpecError(message, subject=str(memory))
+    return int(memory * 1e9)
 
 
 def held_now() -> int:
@@ -156,17 +159,12 @@ def left_on_disk(
     Raises `SpecError` where it can't be kept: for a recipe or a model that needs the whole model in
     memory, and for less memory than is needed with the blocks on disk.
     """
-    seen_by, kind = outlined(model, dtype, device)
-    if seen_by is None:
+    view, kind = outlined(model, dtype, device)
+    if view is None:
         return ""
-    needs = Needs.of(
-        seen_by,
-        _tokens(calibration) if recipe.looks else 0,
-        kind,
-        recipe.method,
-        _sources(calibration),
-        calibration.length if calibration else 0,
-    )
+    tokens = _tokens(calibration) if recipe.looks else 0
+    length = calibration.length if calibration else 0
+    needs = Needs.of(view, tokens, kind, recipe.method, _sources(calibration), length)
     ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
     # One that goes its own way may hold more of a block at once than its propagation says.
     asked: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
@@ -183,7 +181,7 @@ def left_on_disk(
 
 def goes_by_matrix(method: Method) -> bool:
     """Whether a method does nothing but compress one matrix after the other."""
-    return type(method).edits is MatrixMethod.edits
+    return not isinstance(method, ModelMethod)
 
 
 def gathered_on_disk(
@@ -192,13 +190,12 @@ def gathered_on_disk(
     """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
     `left_on_disk` does, and raise as it does.
     """
-    seen_by, kind = outlined(model, dtype, device)
-    if seen_by is None:
+    view, kind = outlined(model, dtype, device)
+    if view is None:
         return ""
-    needs = Needs.of(seen_by, _tokens(calibration), kind, length=calibration.length)
-    sums = 16 * sum(
-        weight.shape[1] for weight in seen_by.weights
-    )  # in float64, and as they are written
+    needs = Needs.of(view, _tokens(calibration), kind, length=calibration.length)
+    # Eight bytes of a sum in float64, and eight as it is written.
+    sums = 16 * sum(weight.shape[1] for weight in view.weights)
     return _why_on_disk(
         f"{model} and its importance matrix",
         model,
@@ -227,16 +224,13 @@ def _why_on_disk(
         return ""
     about = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if all_of_it:
-        raise SpecError(
-            f"{about}; its blocks can't be left on disk, since {all_of_it}; allow more memory",
-            subject=model,
-        )
+        problem = f"its blocks can't be left on disk, since {all_of_it}"
+        raise SpecError(f"{about}; {problem}; allow more memory", subject=model)
     least = min(needs.on_disk(way, offload=True) for way in ways)
     if least > promised:
-        raise SpecError(
-            f"{about}; with its blocks on disk it needs about {least / 1e9:.1f} GB; allow so much, or calibrate on fewer tokens",
-            subject=model,
-        )
+        problem = f"with its blocks on disk it needs about {least / 1e9:.1f} GB"
+        advice = "allow so much, or calibrate on fewer tokens"
+        raise SpecError(f"{about}; {problem}; {advice}", subject=model)
     return f"{about}: its blocks stayed on disk"
 
 
@@ -246,27 +240,27 @@ def needs_all_of_it(
     """Return what in a job needs the whole model in memory, as a part of a sentence; empty if
     nothing does.
     """
+    if recipe.transforms:
+        return "transforms change the whole model"
+    if recipe.tries:
+        return f"{recipe.looking} measures the whole model"
+    if recipe.allocation.observes:
+        return f"the allocation {recipe.allocation} compares all matrices"
+    if not goes_by_matrix(recipe.method):
+        return f"{recipe.method} does more than compress matrix by matrix"
+    if recipe.starved != AS_SEEN:
+        return f"starved={recipe.starved} looks at all experts first"
     selects = _selects(calibration) if calibration and recipe.looks else ""
-    reasons = {
-        "transforms change the whole model": bool(recipe.transforms),
-        f"{recipe.looking} measures the whole model": recipe.tries,
-        f"the allocation {recipe.allocation} compares all matrices": bool(
-            recipe.allocation.observes
-        ),
-        f"{recipe.method} does more than compress matrix by matrix": not goes_by_matrix(
-            recipe.method
-        ),
-        f"starved={recipe.starved} looks at all experts first": recipe.starved != AS_SEEN,
-        selects: bool(selects),
-        f"the export {forms[-1]} is made of the whole model": len(forms) > 1,
-        "several processes share the work": ranks.size > 1,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    if selects:
+        return selects
+    if len(forms) > 1:
+        return f"the export {forms[-1]} is made of the whole model"
+    return "several processes share the work" if ranks.size > 1 else ""
 
 
 def fitting(
     propagate: Propagation,
-    seen_by: ModelView,
+    view: ModelView,
     batch: TokenBatch | None,
     dtype: torch.dtype,
     limit: int | None = None,
@@ -281,23 +275,23 @@ def fitting(
     """
     if propagate != "arrival" or "reference" not in possible or batch is None:
         return propagate, ""
-    needed = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1]).activations(
-        "arrival"
-    )
-    allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
-    if needed <= allowed:
+    needs = Needs.of(view, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
+    needed = needs.activations("arrival")
+    if limit is None:
+        # A fifth is left for what isn't counted, and for other processes.
+        limit = int(psutil.virtual_memory().available * 0.8)
+    if needed <= limit:
         return propagate, ""
-    return (
-        "reference",
-        f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference",
-    )
+    would = f"arrival would hold about {needed / 1e9:.1f} GB of activations"
+    may = f"may hold {limit / 1e9:.1f} GB"
+    return "reference", f"{would} and {may}; went on with reference"
 
 
 def offloading(
     left: int,
     propagate: Propagation,
     method: Method | None,
-    seen_by: ModelView,
+    view: ModelView,
     batch: TokenBatch | None,
     dtype: torch.dtype,
     possible: bool = True,
@@ -310,31 +304,28 @@ def offloading(
     """
     if batch is None:
         return ""
-    needs = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
+    needs = Needs.of(view, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
     taken = needs.activations(propagate)
     if taken <= left:
         return ""
     least = taken
-    if (
-        possible
-        and propagate != "arrival"
-        and (method is None or goes_by_matrix(method))
-        and not rehearse(seen_by).changes_input
-    ):
-        least = needs.in_a_pass + held_between_blocks(
-            seen_by, batch, tokens_per_pass=tokens_per_pass_of(propagate)
-        )
+    by_block = propagate != "arrival" and (method is None or goes_by_matrix(method))
+    if possible and by_block and not rehearse(view).changes_input:
+        tokens = tokens_per_pass_of(propagate)
+        least = needs.in_a_pass + held_between_blocks(view, batch, tokens_per_pass=tokens)
     if least > left:
         job = "imatrix" if method is None else str(method)
-        message = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations, and {left / 1e9:.1f} GB are left for them"
+        holds = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations"
+        message = f"{holds}, and {left / 1e9:.1f} GB are left for them"
         raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=job)
-    return f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB: they were on disk between two blocks"
+    may = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
+    return f"{may}: they were on disk between two blocks"
 
 
 def room_for_activations(
     promised: int,
     opened: Opened,
-    seen_by: ModelView,
+    view: ModelView,
     method: Method | None = None,
     calibration: CalibrationSet | None = None,
 ) -> int:
@@ -344,9 +335,9 @@ def room_for_activations(
     check_kept(promised, opened)
     length = 0 if calibration is None else calibration.length
     needs = Needs.of(
-        seen_by, _tokens(calibration), opened.dtype, method, _sources(calibration), length
+        view, _tokens(calibration), opened.dtype, method, _sources(calibration), length
     )
-    held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
+    held = BLOCKS_HELD * needs.block if view.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 
 
@@ -356,31 +347,26 @@ def check_kept(promised: int, opened: Opened) -> None:
     """
     held = held_now()
     if held > promised and opened.model.device.type == "cpu":
-        message = f"with {opened.name} open {held / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
-        raise SpecError(
-            f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory",
-            subject=opened.name,
-        )
+        holds = f"with {opened.name} open {held / 1e9:.1f} GB are held"
+        message = f"{holds}, and memory is {promised / 1e9:.1f}"
+        advice = "only blocks of a folder of safetensors can be left on disk, so allow more memory"
+        raise SpecError(f"{message}; {advice}", subject=opened.name)
 
 
 def _selects(calibration: CalibrationSet) -> str:
     """What in a calibration set needs the whole model, as a part of a sentence; empty if nothing
     does.
     """
-    return next(
-        (
-            f"{part.source} may run the whole model"
-            for part in calibration.parts
-            if isinstance(part.source, Selector)
-        ),
-        "",
-    )
+    for part in calibration.parts:
+        if isinstance(part.source, Selector):
+            return f"{part.source} may run the whole model"
+    return ""
 
 
-def _width(seen_by: ModelView) -> int:
+def _width(view: ModelView) -> int:
     """Numbers that a token takes within a block."""
-    inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
-    outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]
+    inputs = [weight.shape[1] for weight in view.blocks[0].weights]
+    outputs = [weight.shape[0] for weight in view.blocks[0].weights]
     return 3 * min(inputs) + max(inputs) + max(outputs)
 
 
@@ -392,8 +378,7 @@ def _tokens(calibration: CalibrationSet | None) -> int:
     """The tokens of a budget, of all sets of a mix."""
     if calibration is None:
         return 0
-    return max(1, len(calibration.mixed)) * (
-        calibration.samples * calibration.length
-        if calibration.budget is None
-        else calibration.budget
-    )
+    budget = calibration.budget
+    if budget is None:
+        budget = calibration.samples * calibration.length
+    return max(1, len(calibration.mixed)) * budget

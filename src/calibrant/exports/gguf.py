@@ -60,7 +60,7 @@ class Gguf(Export):
             )
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        if method.drops_parts(view, target):
+        if method.drops_parts(len(view.blocks), target):
             raise self._reshaped(
                 f"{method} to {target} leaves fewer blocks or experts", str(method)
             )

@@ -1,16 +1,19 @@
-"""Compression methods, one file each; the list of names is the list of files."""
+"""Compression methods, one file each; the list of names is the list of files.
 
-from calibrant.methods._base import (
-    BlockMethod,
-    ExpertMethod,
-    MatrixMethod,
-    Method,
-    StandIn,
-    grid,
-    removal,
-)
+What compresses one matrix at a time inherits `MatrixMethod`, and knows tensors alone. What makes
+edits of other kinds inherits `ModelMethod`, or `BlockMethod` or `ExpertMethod`; these bring models
+and the walk, and so are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from calibrant.methods._base import MatrixMethod, Method, StandIn, TokenUse, grid, removal
 from calibrant.packed import Compressed
 from calibrant.spec.registry import Registry
+
+if TYPE_CHECKING:
+    from calibrant.methods._model_method import BlockMethod, ExpertMethod, ModelMethod
 
 methods = Registry(__name__, "method")
 
@@ -20,8 +23,16 @@ __all__ = [
     "ExpertMethod",
     "MatrixMethod",
     "Method",
+    "ModelMethod",
     "StandIn",
+    "TokenUse",
     "grid",
     "methods",
     "removal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("calibrant.methods._model_method"), name)

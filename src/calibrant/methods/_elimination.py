@@ -1,23 +1,133 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-Rows don't depend on each other, so on the CPU a block of columns is one call of a compiled kernel,
-many rows shared among as many threads as torch has; then one matrix product corrects everything
-right of the block. Other devices take the same steps column by column in torch (run on the CPU in
-the tests; no other device was at hand).
+What a column's removal costs the others is told by the factor of the inverse Hessian, H⁻¹ = UᵀU
+with U upper, by one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
+CPU a block of columns is one call of a compiled kernel, many rows shared among as many threads as
+torch has; then one matrix product corrects everything right of the block. Other devices take the
+same steps column by column in torch (run on the CPU in the tests; no other device was at hand).
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrant.methods._factor import Factor
+from calibrant.activations import Gram
+from calibrant.errors import NumericsError
+from calibrant.methods._base import finite
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
+
+LADDER: Final = (1, 10, 100, 1000)
+"""What the damping that was asked for is multiplied by, in float64, until the Hessian is positive
+definite.
+"""
+
+HALVED_ABOVE: Final = 128
+"""Width above which a triangular matrix is inverted by halves."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """`upper` is U; `saliency` is what |W_oi| is multiplied with to give a score, 1/U_ii, and 0
+    for an input that was always zero.
+    """
+
+    upper: Float[Tensor, "in in"]
+    saliency: Float[Tensor, "in"]
+    notes: Mapping[str, Any]
+
+
+def shared_factor(gram: Gram, damp: float) -> Factor:
+    """Return `factorise(gram, damp)`, computed once for all matrices that share the Gram and all
+    methods that are given it.
+    """
+    return gram.cached(("factor", damp), lambda: factorise(gram, damp))
+
+
+def factorise(gram: Gram, damp: float) -> Factor:
+    """Factor H⁻¹ for H = gram/mass + λI, λ = `damp` · mean diagonal over the inputs that were ever
+    used.
+
+    Inputs that were always zero get a diagonal of 1: they are tied to no other input, so they
+    neither give nor take corrections. A Hessian that isn't positive definite climbs `LADDER`;
+    `notes` say which step held. Raises `NumericsError` if none does, and for a Gram that isn't
+    finite.
+    """
+    diagonal = finite(gram.norms(), "the squared norms of the inputs")
+    dead = diagonal == 0
+    # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
+    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
+    ladder = [(torch.float64, times) for times in LADDER]
+    if gram.matrix.dtype != torch.float64:
+        # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
+        # precision, which changes only rounding, and only then more damping.
+        ladder.insert(0, (gram.matrix.dtype, 1))
+    for dtype, times in ladder:
+        upper = _inverse_factor(gram, dead, mean * damp * times, dtype)
+        if upper is not None:
+            saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
+            notes = {
+                "damp": damp * times,
+                "precision": str(dtype).removeprefix("torch."),
+                "dead_inputs": int(dead.count_nonzero()),
+            }
+            upper = upper.to(gram.matrix.device, gram.matrix.dtype)
+            return Factor(upper, saliency.to(gram.matrix.device, gram.matrix.dtype), notes)
+    lowest = float(diagonal.min())
+    highest = float(diagonal.max())
+    raise NumericsError(
+        "the Gram of the inputs isn't positive definite, not even in float64 with "
+        f"damp={damp * LADDER[-1]:g}; its diagonal reaches from {lowest:g} to {highest:g}, "
+        f"look at the activations, or give a damp above {damp:g}"
+    )
+
+
+def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
+    LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹.
+    """
+    device = gram.matrix.device
+    if device.type == "mps" and dtype == torch.float64:
+        device = torch.device("cpu")
+    # One copy after the other: of the widest matrices of a large model each takes hundreds of
+    # megabytes.
+    hessian = gram.matrix.flip(0, 1).to(device, dtype)
+    hessian /= gram.mass
+    hessian.diagonal().add_(dead.flip(0).to(device, dtype)).add_(damping)
+    lower, info = torch.linalg.cholesky_ex(hessian)
+    del hessian
+    if int(info) != 0:
+        return None
+    flipped = lower.flip(0, 1)
+    del lower
+    upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
+    del flipped
+    invert_upper(upper)
+    sound = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
+    return upper if sound else None
+
+
+def invert_upper(upper: Float[Tensor, "in in"]) -> None:
+    """Put the inverse of an upper triangular matrix in its place, again upper, by halving: a
+    third of the work of solving for a whole identity.
+    """
+    width = len(upper)
+    if width <= HALVED_ABOVE:
+        identity = torch.eye(width, dtype=upper.dtype, device=upper.device)
+        upper.copy_(torch.linalg.solve_triangular(upper, identity, upper=True))
+        return
+    # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
+    left = slice(0, width // 2)
+    right = slice(width // 2, width)
+    invert_upper(upper[left, left])
+    invert_upper(upper[right, right])
+    corner = upper[left, left] @ upper[left, right] @ upper[right, right]
+    upper[left, right] = corner.neg_()
 
 
 @dataclass(frozen=True)
@@ -53,16 +163,17 @@ def eliminate(
     """Return a copy of `weight`, pruned to `target` and corrected. Removed weights are exactly
     zero. `step` overrides the device's own.
     """
-    step = step or (eliminate_rows if weight.device.type == "cpu" else eliminate_columns)
+    if step is None:
+        step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
     work = weight.detach().clone(memory_format=torch.contiguous_format)
-    upper, saliency = factor.upper.to(work.dtype), factor.saliency.to(work.dtype)
+    # The factor has the Gram's type; the elimination is in the type of the weights.
+    upper = factor.upper.to(work.dtype)
+    saliency = factor.saliency.to(work.dtype)
     for span in spans(work.shape[1], target, block):
         columns = slice(span.start, span.stop)
-        removed = (
-            torch.zeros_like(work[:, columns], dtype=torch.bool)
-            if span.group
-            else choose(work[:, columns].abs() * saliency[columns], target, span)
-        )
+        removed = torch.zeros_like(work[:, columns], dtype=torch.bool)
+        if not span.group:  # those of a group are chosen when its turn comes
+            removed = choose(work[:, columns].abs() * saliency[columns], target, span)
         # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one
         # product with all the span's errors.
         errors = step(work, upper, saliency, removed.contiguous(), span)
@@ -73,8 +184,13 @@ def eliminate(
 
 def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
     """Return blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
-    group, drop = (target.m, target.m - target.n) if isinstance(target, NofM) else (0, 0)
-    width = max(block - block % group, group) if group else block
+    width = block
+    group = 0
+    drop = 0
+    if isinstance(target, NofM):
+        group = target.m
+        drop = target.m - target.n
+        width = max(block - block % group, group)
     return [
         Span(start, min(start + width, columns), group, drop) for start in range(0, columns, width)
     ]
@@ -98,28 +214,28 @@ def eliminate_rows(
 ) -> Tensor:
     """Eliminate on the CPU, in float32 or float64: a `Step`."""
     errors = torch.zeros(removed.shape, dtype=weight.dtype)
-    arrays = [t.numpy() for t in (weight, upper, saliency, removed, errors)]
-    kernel = _kernel()
-    by_rows(
-        weight.shape[0],
-        lambda first, last: kernel(
-            *arrays, first, last, span.start, span.stop, span.group, span.drop
-        ),
-    )
+    arrays = [part.numpy() for part in (weight, upper, saliency, removed, errors)]
+    by_rows(_kernel(), len(weight), [*arrays, span.start, span.stop, span.group, span.drop])
     return errors
 
 
-def by_rows(rows: int, run: Callable[[int, int], None], least: int = ROWS_PER_THREAD) -> None:
-    """Call `run(first, last)` for shares of the rows, `least` or more, on as many threads as
-    torch has; it lets go of Python's lock.
+def by_rows(
+    kernel: Callable[..., None],
+    rows: int,
+    arguments: Sequence[Any],
+    least: int = ROWS_PER_THREAD,
+) -> None:
+    """Call `kernel(*arguments, first, last)` for shares of the rows, `least` or more, on as many
+    threads as torch has; a kernel lets go of Python's lock.
     """
     threads = torch.get_num_threads()
     share = max(-(-rows // threads), least)
-    others = [
-        _threads(threads).submit(run, first, min(first + share, rows))
-        for first in range(share, rows, share)
-    ]
-    run(0, min(share, rows))
+    others: list[Future[None]] = []
+    for first in range(share, rows, share):
+        last = min(first + share, rows)
+        others.append(_threads(threads).submit(kernel, *arguments, first, last))
+    # This thread does the first share itself.
+    kernel(*arguments, 0, min(share, rows))
     for other in others:
         other.result()
 
@@ -130,19 +246,20 @@ def eliminate_columns(
     """Eliminate on any device: a `Step`, left-looking, each column takes the corrections of all
     before it at once.
     """
-    block, u = (
-        weight[:, span.start : span.stop],
-        upper[span.start : span.stop, span.start : span.stop],
-    )
-    s, original = saliency[span.start : span.stop], block.clone()
+    columns = slice(span.start, span.stop)
+    block = weight[:, columns]
+    upper = upper[columns, columns]
+    original = block.clone()
     errors = torch.zeros_like(block)
     for i in range(block.shape[1]):
         if span.group and i % span.group == 0:
             members = slice(i, i + span.group)
-            scores = (original[:, members] - errors[:, :i] @ u[:i, members]).abs() * s[members]
+            current = original[:, members] - errors[:, :i] @ upper[:i, members]
+            scores = current.abs() * saliency[columns][members]
             removed[:, members] = ~keep_highest(scores, span.drop)
-        column = original[:, i] - errors[:, :i] @ u[:i, i]
-        errors[:, i] = (column / u[i, i]).where(removed[:, i], 0)
+        # All corrections at once, which on a device is one product instead of many small steps.
+        column = original[:, i] - errors[:, :i] @ upper[:i, i]
+        errors[:, i] = (column / upper[i, i]).where(removed[:, i], 0)
         block[:, i] = column.masked_fill(removed[:, i], 0)
     return errors
 

@@ -26,20 +26,22 @@ def correct(
     # the order of one after the other, to the last bit.
     p = done
     while p + 4 <= until:
-        a, b, c, d = (
-            upper[start + p, start + j],
-            upper[start + p + 1, start + j],
-            upper[start + p + 2, start + j],
-            upper[start + p + 3, start + j],
-        )
-        ea, eb, ec, ed = errors[p], errors[p + 1], errors[p + 2], errors[p + 3]
+        u0 = upper[start + p, start + j]
+        u1 = upper[start + p + 1, start + j]
+        u2 = upper[start + p + 2, start + j]
+        u3 = upper[start + p + 3, start + j]
+        e0 = errors[p]
+        e1 = errors[p + 1]
+        e2 = errors[p + 2]
+        e3 = errors[p + 3]
         for r in range(TILE):
-            column[r] = (((column[r] - ea[r] * a) - eb[r] * b) - ec[r] * c) - ed[r] * d
+            column[r] = (((column[r] - e0[r] * u0) - e1[r] * u1) - e2[r] * u2) - e3[r] * u3
         p += 4
     while p < until:
-        a, ea = upper[start + p, start + j], errors[p]
+        u0 = upper[start + p, start + j]
+        e0 = errors[p]
         for r in range(TILE):
-            column[r] -= ea[r] * a
+            column[r] -= e0[r] * u0
         p += 1
 
 
@@ -54,9 +56,11 @@ def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, d
     for a in range(i, i + group):
         before[:] = 0
         for b in range(i, i + group):
-            mine, other = saliency[start + a], saliency[start + b]
+            mine = saliency[start + a]
+            other = saliency[start + b]
             for r in range(TILE):
-                x, y = abs(tile[a, r]) * mine, abs(tile[b, r]) * other
+                x = abs(tile[a, r]) * mine
+                y = abs(tile[b, r]) * other
                 before[r] += (y < x) | ((y == x) & (b < a))
         for r in range(TILE):
             out[a, r] = before[r] < drop
@@ -79,26 +83,24 @@ def eliminate(
     saliency: Any,
     removed: Any,
     errors: Any,
-    first: int,
-    last: int,
     start: int,
     stop: int,
     group: int,
     drop: int,
+    first: int,
+    last: int,
 ) -> None:
     """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are
     C-contiguous. See `_elimination.Step`.
     """
-    n, width = stop - start, max(group, 1)
-    tile, lost, out = (
-        np.zeros((n, TILE), weight.dtype),
-        np.zeros((n, TILE), weight.dtype),
-        np.zeros((n, TILE), np.bool_),
-    )
+    n = stop - start
+    width = max(group, 1)
+    tile = np.zeros((n, TILE), weight.dtype)
+    lost = np.zeros((n, TILE), weight.dtype)
+    out = np.zeros((n, TILE), np.bool_)
     for top in range(first, last, TILE):
-        rows = min(
-            TILE, last - top
-        )  # of the last tile the rest is computed too, from numbers of before, and thrown away
+        # Of the last tile the rest is computed too, from numbers of before, and thrown away.
+        rows = min(TILE, last - top)
         for i in range(n):
             for r in range(rows):
                 tile[i, r] = weight[top + r, start + i]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from calibrant.compress import Recipe, compress, put_back
+from calibrant.compress import Recipe, compress, edits_of, put_back
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Edit, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
@@ -48,7 +48,7 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     _require(bool(json.dumps(record.plain(), allow_nan=False)), f"{what}: the record is no JSON")
 
     again = _fresh(model, batch, method, target)
-    for edit in method.edits(again):
+    for edit in edits_of(method, again):
         before = _state(again.opened)
         undo = edit.undo(again.view)
         edit.report(again.view)
@@ -78,7 +78,7 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
         done, late = put_back(
             resumed.view, [edit.stored() for edit in edits[:first]], method.propagate
         )
-        for edit in method.edits(replace(resumed, done=done)):
+        for edit in edits_of(method, replace(resumed, done=done)):
             edit.apply(resumed.view)
         for edit in late:
             edit.apply(resumed.view)

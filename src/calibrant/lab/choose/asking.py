@@ -9,6 +9,7 @@ from typing import Final, final
 
 import psutil
 
+from calibrant.compress import check_model
 from calibrant.compress.prune_quantize import TARGETS_OF
 from calibrant.data import CalibrationSet
 from calibrant.errors import InputError
@@ -212,7 +213,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     opened = open_model(options.model, options.dtype, options.device)
     opening = budget.spent - began
     model_view = view(opened.model)
-    method.check_model(model_view, target, dict.fromkeys(model_view.named, target))
+    check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     export = _deployed(method, target, opened)
     folder = Path(options.folder)
     if options.sibling:

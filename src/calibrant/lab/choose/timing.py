@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from calibrant.activations import Gram, Seen
+from calibrant.compress import edits_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Replace
 from calibrant.job import Job
@@ -17,7 +18,7 @@ from calibrant.lab.mixtures import Effort, statistic_of
 from calibrant.lab.mixtures.mixing import FINALISTS
 from calibrant.lab.study import Study
 from calibrant.lab.study.timing import measure_pieces
-from calibrant.methods import MatrixMethod, StandIn
+from calibrant.methods import MatrixMethod, ModelMethod, StandIn, TokenUse
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.system.progress import Progress, silent
 from calibrant.targets import Removal
@@ -75,7 +76,7 @@ def measured_costs(
         )
         whole = _first_block(job, method)
         beyond = max(0.0, whole - compress - forward * int(batch.mask.sum()))
-        by_token = type(method).edits is MatrixMethod.edits
+        by_token = not isinstance(method, ModelMethod)
         compress, again = (
             compress + (0.0 if by_token else beyond),
             again + (beyond / int(batch.mask.sum()) if by_token else 0.0),
@@ -92,10 +93,7 @@ def measured_costs(
 
 
 def _walks_its_own_way(method: MatrixMethod) -> bool:
-    return (
-        type(method).edits is not MatrixMethod.edits
-        or type(method).arrivals is not MatrixMethod.arrivals
-    )
+    return isinstance(method, ModelMethod) or method.token_use != TokenUse()
 
 
 def _first_seen(seen_by: ModelView, batch: TokenBatch, standing: StandIn) -> dict[Weight, Seen]:
@@ -177,7 +175,7 @@ def _first_block(job: Job, method: MatrixMethod) -> float:
     )
 
     def work() -> None:
-        for edit in method.edits(job):
+        for edit in edits_of(method, job):
             if edit.block:
                 return
             undone.append(edit.undo(job.view))

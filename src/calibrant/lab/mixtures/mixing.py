@@ -9,6 +9,7 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 
+from calibrant.compress import check_model
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import resolved
 from calibrant.errors import DataError, SpecError
@@ -137,7 +138,7 @@ def mix(options: MixOptions) -> Mixture:
         if not isinstance(opened, Opened):
             opened = open_model(opened, options.dtype, options.device)
         model_view = view(opened.model)
-        built.check_model(model_view, aimed, dict.fromkeys(model_view.named, aimed))
+        check_model(built, model_view, aimed, dict.fromkeys(model_view.named, aimed))
         names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
         batches = [_tokenized(data, opened, options.progress) for data in sets]

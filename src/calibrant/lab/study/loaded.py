@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
-from calibrant.compress.shortage import shortage_of
+from calibrant.compress.costs import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.inspect import profile
 from calibrant.data.select import resolved

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
-from calibrant.compress import Recipe, fitting
+from calibrant.compress import Recipe, check_model, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError
 from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
@@ -162,7 +162,7 @@ class _Pieces:
         method, target = recipe.method, recipe.target
         weights = model.blocks[0].weights
         with self._noting_errors(f"{method} {target}"):
-            method.check_model(model, target, {weight.name: target for weight in model.weights})
+            check_model(method, model, target, {weight.name: target for weight in model.weights})
             if isinstance(method, MatrixMethod):
                 # The first try, of one matrix, warms caches.
                 _compress(method, recipe, weights[:1], seen)

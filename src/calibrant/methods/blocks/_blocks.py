@@ -12,8 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from functools import cached_property, partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -24,9 +23,10 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import BlockMethod, PartMethod, parts_of
+from calibrant.methods._base import six_digits
+from calibrant.methods._model_method import BlockMethod, PartMethod, least_share, parts_of
 from calibrant.methods._searching import Choice, Space, Trials
-from calibrant.methods.blocks.short_gpt import influence
+from calibrant.methods.blocks.short_gpt import influence, least_influence
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.numerics import finite_number
 from calibrant.packed import Compressed
@@ -58,20 +58,20 @@ class BlockSearch(BlockMethod, ABC):
     apart: bool = False
 
     def __post_init__(self) -> None:
-        given = self.stages
-        if (
-            not given
-            or any(type(one) is not int or one < 2 for one in given)
-            or any(one >= other for one, other in pairwise(given))
-        ):
-            message = f"{self.spec_name()}(tokens={brief(self.tokens)}): write numbers of tokens that grow, from 2, as in tokens=[512, 2048]"
+        stages = self.stages
+        sound = bool(stages) and all(type(tokens) is int and tokens >= 2 for tokens in stages)
+        if not sound or list(stages) != sorted(set(stages)):
+            allowed = "write numbers of tokens that grow, from 2, as in tokens=[512, 2048]"
+            message = f"{self.spec_name()}(tokens={brief(self.tokens)}): {allowed}"
             raise SpecError(message, subject="tokens")
-        object.__setattr__(self, "tokens", given)
+        object.__setattr__(self, "tokens", stages)
 
     @property
     def stages(self) -> tuple[int, ...]:
         """The numbers of tokens that candidates are measured on, one after the other."""
-        return tuple(self.tokens) if isinstance(self.tokens, list | tuple) else (self.tokens,)
+        if isinstance(self.tokens, list | tuple):
+            return tuple(self.tokens)
+        return (self.tokens,)
 
     @abstractmethod
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
@@ -90,20 +90,17 @@ class BlockSearch(BlockMethod, ABC):
         and is None where parts of blocks go.
         """
 
-    def drops_parts(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, blocks: int, target: Target) -> bool:
         if not self.apart:
-            return super().drops_parts(view, target)
+            return super().drops_parts(blocks, target)
         # Where no more halves go than there are blocks, the search may leave one half of each, and
         # then no block goes whole.
-        blocks = len(view.blocks)
         return parts_of(target, self.parts).quota(2 * blocks) > blocks
 
     def left_to_drop(self, job: Job) -> int:
-        return (
-            self._count(len(job.view.blocks), job.target)
-            if self.apart
-            else super().left_to_drop(job)
-        )
+        if not self.apart:
+            return super().left_to_drop(job)
+        return self._count(len(job.view.blocks), job.target)
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         if not self.apart:
@@ -111,12 +108,12 @@ class BlockSearch(BlockMethod, ABC):
             return
         PartMethod.check_model(self, view, target, targets)
         self._count(len(view.blocks), target)
-        _halves(view)
+        _Halves(view)  # which refuses what has no halves
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if any(isinstance(edit, DropBlocks) for edit in job.done):
             return
-        units = _Units(job.view, _halves(job.view) if self.apart else None)
+        units = _Halves(job.view) if self.apart else _Whole(job.view)
         space = Space.of(units.count, self.left_to_drop(job))
         notes: dict[str, Any] = {}
         choice = (0,) * units.count
@@ -125,107 +122,160 @@ class BlockSearch(BlockMethod, ABC):
             if not len(job.journal):  # a search that goes on had a sound model
                 search.check_untouched()
             trials = Trials(space, search.measure, search.stages, job.journal, search.tell)
-            choice = self.best(
-                trials, None if self.apart else partial(search.similar, space.sums[0])
-            )
+            similar = None if self.apart else partial(search.similar, space.sums[0])
+            choice = self.best(trials, similar)
             notes = search.notes(choice, trials)
-        yield from units.edits(choice, notes, job)
+        yield from units.zeros(choice, job.start)
+        yield DropBlocks(units.dropped(choice), notes)
 
     def _count(self, blocks: int, target: Target) -> int:
-        share, halves = parts_of(target, self.parts), 2 * blocks
+        """How many halves of blocks go."""
+        share = parts_of(target, self.parts)
+        halves = 2 * blocks
         count = share.quota(halves)
         if count == 0 and share.fraction > 0:
-            least = f"{math.ceil(1000 / halves) / 1000:g}"
-            message = f"{share.fraction} of {halves} attention and feed-forward networks is less than one; ask for at least {least}"
-            raise TargetError(message, subject=str(target))
+            problem = f"{share.fraction} of {halves} attention and feed-forward networks"
+            advice = f"ask for at least {least_share(halves)}"
+            raise TargetError(f"{problem} is less than one; {advice}", subject=str(target))
         return count
 
 
-@final
-@dataclass(frozen=True)
-class _Halves:
-    """The matrices of a block's attention and of its feed-forward network, and those of them
-    that write to the residual stream.
-    """
+class _Whole:
+    """What may go: whole blocks."""
 
-    attention: tuple[Weight, ...]
-    network: tuple[Weight, ...]
-    writers: tuple[tuple[Weight, ...], tuple[Weight, ...]]
+    def __init__(self, view: ModelView) -> None:
+        self.count = len(view.blocks)
 
-
-@final
-class _Units:
-    """What may go: blocks, or halves of blocks, attention first."""
-
-    def __init__(self, view: ModelView, halves: Sequence[_Halves] | None) -> None:
-        self._blocks, self._halves = len(view.blocks), halves
-        self.count = self._blocks if halves is None else 2 * self._blocks
-        zeros = [
-            [tuple(map(_as_zeros, several)) for several in half.writers] for half in halves or ()
-        ]
-        self.ways = [(AS_IT_IS, SKIPPED)] * self._blocks if halves is None else [
-            (AS_IT_IS, Variant(numbers=network), Variant(numbers=attention), SKIPPED) for attention, network in zeros
-        ]  # fmt: skip
+    @cached_property
+    def ways(self) -> Sequence[Sequence[Variant]]:
+        """What each block can be."""
+        return [(AS_IT_IS, SKIPPED)] * self.count
 
     def way(self, choice: Choice) -> tuple[int, ...]:
         """Return which of its `ways` each block is."""
-        return (
-            choice
-            if self._halves is None
-            else tuple(
-                2 * attention + network
-                for attention, network in zip(choice[::2], choice[1::2], strict=True)
-            )
-        )
+        return choice
 
     def dropped(self, choice: Choice) -> tuple[int, ...]:
         """Return the blocks of which nothing is left."""
-        return tuple(
-            index for index, way in enumerate(self.way(choice)) if self.ways[index][way].skipped
-        )
+        dropped: list[int] = []
+        for index, way in enumerate(self.way(choice)):
+            if self.ways[index][way].skipped:
+                dropped.append(index)
+        return tuple(dropped)
 
-    def edits(self, choice: Choice, notes: Mapping[str, Any], job: Job) -> Iterator[Edit]:
-        """Yield what makes the model that a choice says: zeros first, block by block, since
-        dropping blocks numbers them anew.
+    def zeros(self, choice: Choice, start: int) -> Iterator[Edit]:
+        """Yield what makes zeros of halves of blocks, from the block `start` on: before blocks are
+        dropped, which numbers them anew.
         """
+        return iter(())
+
+
+@final
+class _Halves(_Whole):
+    """What may go: halves of blocks, of each its attention and then its feed-forward network.
+
+    Raises `ModelError`, by name, where they can't be told, or where more than matrices write to
+    the residual stream.
+    """
+
+    def __init__(self, view: ModelView) -> None:
+        stream = Stream.of(view)
+        writing = {writer.weight.name for writer in stream.writers}
+        in_networks: set[str] = set()
+        for hidden in stream.hidden:
+            in_networks |= {weight.name for weight in (*hidden.up, hidden.down)}
+        self.count = 2 * len(view.blocks)
+        self._parts: list[tuple[list[Weight], list[Weight]]] = []
+        self._writers: list[tuple[list[Weight], list[Weight]]] = []
+        for block in view.blocks:
+            attention = [weight for weight in block.weights if weight.name not in in_networks]
+            network = [weight for weight in block.weights if weight.name in in_networks]
+            writers = (
+                [weight for weight in attention if weight.name in writing],
+                [weight for weight in network if weight.name in writing],
+            )
+            if not all(writers):
+                problem = f"{block.name} has no attention and feed-forward network"
+                message = (
+                    f"{problem} that both add to the residual stream, so they can't go apart; "
+                    "leave apart=true out to drop whole blocks"
+                )
+                raise ModelError(message, subject=block.name)
+            # A bias would still be added where a half is all zeros.
+            biases = [name for name, _ in stream.vectors if name.startswith(f"{block.name}.")]
+            if biases:
+                bias = min(biases)
+                problem = f"{bias} is added to the residual stream beside the matrices' outputs"
+                message = f"{problem}; drop whole blocks of this model"
+                raise ModelError(message, subject=bias)
+            self._parts.append((attention, network))
+            self._writers.append(writers)
+
+    @cached_property
+    def ways(self) -> Sequence[Sequence[Variant]]:
+        ways: list[Sequence[Variant]] = []
+        for attention, network in self._writers:
+            ways.append((AS_IT_IS, _silent(network), _silent(attention), SKIPPED))
+        return ways
+
+    def way(self, choice: Choice) -> tuple[int, ...]:
+        """Return which of its `ways` each block is."""
+        halves = zip(choice[::2], choice[1::2], strict=True)
+        return tuple(2 * attention + network for attention, network in halves)
+
+    def zeros(self, choice: Choice, start: int) -> Iterator[Edit]:
         ways = self.way(choice)
-        for index, half in enumerate(self._halves or ()):
-            if index >= job.start and ways[index] in (1, 2):
-                for weight in half.network if ways[index] == 1 else half.attention:
-                    yield Replace(
-                        weight,
-                        Compressed(
-                            torch.zeros_like(weight.get()),
-                            {"part": "feed_forward" if ways[index] == 1 else "attention"},
-                        ),
-                    )
-        yield DropBlocks(self.dropped(choice), notes)
+        for index, (attention, network) in enumerate(self._parts):
+            if index < start:
+                continue
+            weights: list[Weight] = []
+            part = ""
+            if ways[index] == 1:
+                weights = network
+                part = "feed_forward"
+            elif ways[index] == 2:
+                weights = attention
+                part = "attention"
+            for weight in weights:
+                yield Replace(weight, Compressed(torch.zeros_like(weight.get()), {"part": part}))
+
+
+def _silent(writers: Sequence[Weight]) -> Variant:
+    """A block in which these matrices write nothing to the stream."""
+    numbers: list[tuple[nn.Parameter, torch.Tensor]] = []
+    for weight in writers:
+        parameter = getattr(weight.owner, weight.key)
+        numbers.append((parameter, torch.zeros_like(parameter.data)))
+    return Variant(numbers=tuple(numbers))
 
 
 @final
 class _Search:
     """The job of a search: how a choice is measured, and what is said of the best one."""
 
-    def __init__(self, method: BlockSearch, job: Job, units: _Units) -> None:
-        self._method, self._job, self._units = method, job, units
-        batches = {tokens: divided(job.tokens(), tokens)[0] for tokens in method.stages}
-        sizes = {tokens: int(batch.mask.sum()) for tokens, batch in batches.items()}
-        # Of stages that the calibration set has no more tokens for than the last one gets, the last
-        # is enough.
-        self.stages = [
-            tokens
-            for tokens in batches
-            if sizes[tokens] < sizes[method.stages[-1]] or tokens == method.stages[-1]
-        ]
-        self._batches = {tokens: batches[tokens] for tokens in self.stages}
-        self._other = divided(job.tokens(), method.stages[-1])[1]
-        self._why = ""
+    def __init__(self, method: BlockSearch, job: Job, units: _Whole) -> None:
+        self._method = method
+        self._job = job
+        self._units = units
+        last, self._other = divided(job.tokens(), method.stages[-1])
+        self._batches: dict[int, TokenBatch] = {}
+        for tokens in method.stages[:-1]:
+            batch, _ = divided(job.tokens(), tokens)
+            # A stage that has as many tokens as the last one narrows nothing down.
+            if int(batch.mask.sum()) < int(last.mask.sum()):
+                self._batches[tokens] = batch
+        self._batches[method.stages[-1]] = last
+        self.stages = list(self._batches)
+        self._last = last
+        self._untouched = (0,) * units.count
+        self._variants: Variants | None = None
+        self._why_one_by_one = ""
         try:
             self._variants = Variants(job.view, units.ways)
         except ModelError as error:
             if method.apart or method.divergence:
                 raise
-            self._variants, self._why = None, str(error)
+            self._why_one_by_one = str(error)
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return what each choice loses on about so many tokens."""
@@ -236,16 +286,13 @@ class _Search:
     ) -> list[float]:
         if self._variants is None:
             return [self._without(choice, batch) for choice in choices]
-        return self._variants.losses(
-            [self._units.way(choice) for choice in choices],
-            batch,
-            divergence=divergence,
-            ranks=self._job.ranks,
-        )
+        ways = [self._units.way(choice) for choice in choices]
+        return self._variants.losses(ways, batch, divergence=divergence, ranks=self._job.ranks)
 
     def _without(self, choice: Choice, batch: TokenBatch) -> float:
         """The slow way: the blocks are dropped. A choice that leaves no model loses all."""
-        job, dropped = self._job, self._units.dropped(choice)
+        job = self._job
+        dropped = self._units.dropped(choice)
         try:
             with job.trying(DropBlocks(dropped)):
                 return loss(job.view, batch, job.ranks)
@@ -257,98 +304,44 @@ class _Search:
 
     def check_untouched(self) -> None:
         """Raise `NumericsError` for a loss that isn't finite: a search would hide its cause."""
-        few = self._batches[self.stages[-1]]
-        (untouched,) = self._measured([(0,) * self._units.count], few)
+        (untouched,) = self._measured([self._untouched], self._last)
         name = self._job.opened.name
         finite_number(untouched, f"the loss of {name}, untouched,", name)
 
     def similar(self, count: int) -> Choice:
         """Return what ShortGPT would drop, by the tokens that decide."""
-        job, few = self._job, self._batches[self._method.stages[-1]]
-        scores = [
-            influence(seen)
-            for _, seen in blocks_seen(job.opened, job.view, few, (BlockChange,), ranks=job.ranks)
-        ]
-        dropped = sorted(range(len(scores)), key=lambda index: (scores[index], index))[:count]
-        return tuple(int(index in dropped) for index in range(len(scores)))
+        job = self._job
+        blocks = blocks_seen(job.opened, job.view, self._last, (BlockChange,), ranks=job.ranks)
+        dropped = least_influence([influence(seen) for _, seen in blocks], count)
+        return tuple(int(index in dropped) for index in range(self._units.count))
 
     def tell(self, best: float, done: int, total: int) -> None:
         """Report progress, with the best so far."""
-        self._job.progress(
-            f"{self._method.spec_name()} {self._job.target}; best {best:.4f}", done, total
-        )
+        doing = f"{self._method.spec_name()} {self._job.target}; best {best:.4f}"
+        self._job.progress(doing, done, total)
 
     def notes(self, choice: Choice, trials: Trials) -> dict[str, Any]:
         """Return what the record says: by what it was chosen, what it and the untouched model
         lose, there and on tokens that weren't searched on.
         """
-        last, untouched = self._batches[trials.stages[-1]], (0,) * self._units.count
-        lost = self._measured([untouched, choice], last)
+        lost = self._losses(choice, self._last)
         (best,) = trials.losses([choice])
-        notes = {
+        notes: dict[str, Any] = {
             "by": "divergence" if self._method.divergence else "loss",
-            "best": _short(best),
-            "course": [_short(one) for one in trials.course],
+            "best": six_digits(best),
+            "course": [six_digits(settled) for settled in trials.course],
             "measured": trials.count,
             "tokens": [int(batch.mask.sum()) for batch in self._batches.values()],
-            **_losses(lost),
+            **lost,
         }
         if self._other is not None:
             other, _ = divided(self._other, trials.stages[-1])
-            notes["held_out"] = {
-                "tokens": int(other.mask.sum()),
-                **_losses(self._measured([untouched, choice], other)),
-            }
-        return {**notes, **({"one_by_one": self._why} if self._why else {})}
+            tokens = int(other.mask.sum())
+            notes["held_out"] = {"tokens": tokens, **self._losses(choice, other)}
+        if self._why_one_by_one:
+            notes["one_by_one"] = self._why_one_by_one
+        return notes
 
-
-def _losses(measured: Sequence[float]) -> dict[str, float]:
-    return {"untouched_loss": _short(measured[0]), "loss": _short(measured[1])}
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.6g}")
-
-
-def _as_zeros(weight: Weight) -> tuple[nn.Parameter, torch.Tensor]:
-    parameter = getattr(weight.owner, weight.key)
-    return parameter, torch.zeros_like(parameter.data)
-
-
-def _halves(view: ModelView) -> list[_Halves]:
-    """The halves of every block. `ModelError`, by name, where they can't be told, or where more
-    than matrices write to the stream.
-    """
-    stream = Stream.of(view)
-    writing = {writer.weight.name for writer in stream.writers}
-    biases = {name for name, _ in stream.vectors}
-    return [_halves_of(view, index, writing, biases, stream) for index in range(len(view.blocks))]
-
-
-def _halves_of(
-    view: ModelView, index: int, writing: set[str], biases: set[str], stream: Stream
-) -> _Halves:
-    block = view.blocks[index]
-    of_network = {
-        weight.name
-        for hidden in stream.hidden
-        if hidden.block == index
-        for weight in (*hidden.up, hidden.down)
-    }
-    attention, network = (
-        tuple(w for w in block.weights if (w.name in of_network) is inside)
-        for inside in (False, True)
-    )
-    writers = tuple(tuple(w for w in half if w.name in writing) for half in (attention, network))
-    if not all(writers):
-        what = f"{block.name} has no attention and feed-forward network that both add to the residual stream"
-        raise ModelError(
-            f"{what}, so they can't go apart; leave apart=true out to drop whole blocks",
-            subject=block.name,
-        )
-    if own := sorted(name for name in biases if name.startswith(f"{block.name}.")):
-        raise ModelError(
-            f"{own[0]} is added to the residual stream beside the matrices' outputs; drop whole blocks of this model",
-            subject=own[0],
-        )
-    return _Halves(attention, network, (writers[0], writers[1]))
+    def _losses(self, choice: Choice, batch: TokenBatch) -> dict[str, float]:
+        untouched, lost = self._measured([self._untouched, choice], batch)
+        return {"untouched_loss": six_digits(untouched), "loss": six_digits(lost)}

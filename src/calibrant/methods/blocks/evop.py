@@ -46,27 +46,31 @@ class EvoP(BlockSearch):
         check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         check_least(self, population=2, children=1, elites=1, generations=1, patience=1, seed=0)
         if self.elites >= self.population:
-            message = f"evop(elites={self.elites}): a population of {self.population} keeps {self.population - 1} elites at most, so that some are new"
+            most = self.population - 1
+            allowed = f"a population of {self.population} keeps {most} elites at most"
+            message = f"evop(elites={self.elites}): {allowed}, so that some are new"
             raise SpecError(message, subject="elites")
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
-        start = sum(units - gone for gone in range(taken)) if self.greedy else 0
-        return (
-            start + 2 * self.population + self.generations * self.children,
-            self.population + self.generations * (self.population - self.elites),
-        )
+        few = 2 * self.population + self.generations * self.children
+        if self.greedy:
+            few += sum(units - gone for gone in range(taken))
+        replaced = self.population - self.elites
+        return few, self.population + self.generations * replaced
 
     def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
-        start = [
-            *([similar()] if similar else []),
-            *([eliminate(trials.aside(trials.stages[:1]), 1)] if self.greedy else []),
-        ]
-        how = {"population": self.population, "children": self.children, "elites": self.elites}
+        start: list[Choice] = []
+        if similar is not None:
+            start.append(similar())
+        if self.greedy:
+            start.append(eliminate(trials.aside(trials.stages[:1]), 1))
         return evolve(
             trials,
             start,
             Random(self.seed),
-            **how,
+            population=self.population,
+            children=self.children,
+            elites=self.elites,
             generations=self.generations,
             patience=self.patience,
         )

@@ -49,20 +49,23 @@ class EvoPress(BlockSearch):
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         generations = self._generations(units, taken)
-        return self.drawn + generations * (self.offspring + 1), 1 + generations * (
-            self.survivors + 1
-        )  # the untouched model each time too
+        # The untouched model each time too.
+        few = self.drawn + generations * (self.offspring + 1)
+        return few, 1 + generations * (self.survivors + 1)
 
     def _generations(self, units: int, taken: int) -> int:
-        return (
-            max(1, int(taken * (units - taken) / 1.5))
-            if self.generations is None
-            else self.generations
-        )
+        if self.generations is not None:
+            return self.generations
+        return max(1, int(taken * (units - taken) / 1.5))
 
     def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
-        generations = self._generations(len(trials.space.groups), sum(trials.space.sums))
-        how = {"drawn": self.drawn, "offspring": self.offspring, "survivors": self.survivors}
         return climb(
-            trials, (), Random(self.seed), **how, generations=generations, patience=self.patience
+            trials,
+            (),
+            Random(self.seed),
+            drawn=self.drawn,
+            offspring=self.offspring,
+            survivors=self.survivors,
+            generations=self._generations(len(trials.space.groups), sum(trials.space.sums)),
+            patience=self.patience,
         )

@@ -5,8 +5,7 @@ again (SLEB, Song et al. 2024, arXiv 2402.09025).
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_CANDIDATES
+from calibrant.methods._base import MOST_CANDIDATES, check_least
 from calibrant.methods._searching import Choice, Trials, eliminate
 from calibrant.methods.blocks._blocks import BlockSearch
 from calibrant.spec import check_most
@@ -30,11 +29,7 @@ class Greedy(BlockSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_most(self, finalists=MOST_CANDIDATES)
-        if self.finalists < 1:
-            raise SpecError(
-                f"greedy(finalists={self.finalists}): at least 1 must be measured on the tokens that decide",
-                subject="finalists",
-            )
+        check_least(self, finalists=1)
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         return sum(units - gone for gone in range(taken)), self.finalists * taken

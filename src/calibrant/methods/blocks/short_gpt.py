@@ -1,13 +1,14 @@
 """ShortGPT: whole blocks go that turn their input least (Men et al. 2024, arXiv 2403.03853)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from calibrant.activations import BlockChange, Seen, Statistic
 from calibrant.edits import DropBlocks, Edit
 from calibrant.job import Job
-from calibrant.methods._base import BlockMethod
+from calibrant.methods._base import six_digits
+from calibrant.methods._model_method import BlockMethod
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,11 +27,8 @@ class ShortGPT(BlockMethod):
         if job.done:
             return
         scores = [influence(seen) for _, seen in job.blocks(self.observes)]
-        ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-        yield DropBlocks(
-            tuple(sorted(ranked[: self.left_to_drop(job)])),
-            {"scores": [float(f"{score:.6g}") for score in scores]},
-        )
+        dropped = least_influence(scores, self.left_to_drop(job))
+        yield DropBlocks(dropped, {"scores": [six_digits(score) for score in scores]})
 
 
 def influence(seen: Seen) -> float:
@@ -39,3 +37,12 @@ def influence(seen: Seen) -> float:
     """
     change = seen[BlockChange]
     return change.total / change.mass
+
+
+def least_influence(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """Return the `count` blocks with the least scores, in the order of the model; of equal ones
+    the first.
+    """
+    # Sorting is stable, so of equal scores the first block comes first.
+    ranked = sorted(range(len(scores)), key=scores.__getitem__)
+    return tuple(sorted(ranked[:count]))

@@ -2,17 +2,17 @@
 and how far a choice of experts is from that.
 """
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
+from operator import add
 from typing import Any, Final, final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from calibrant.activations import Routing
@@ -21,7 +21,7 @@ from calibrant.edits import Condense
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.job import Job
 from calibrant.methods._searching import Choice
-from calibrant.methods.experts._tuning import train
+from calibrant.methods.experts._training import train
 from calibrant.models import Condensed, ExpertLayer, ModelView, condensed, expert_layers
 from calibrant.models.condensing import alone, shared_of
 from calibrant.walk import TOKENS_PER_PASS
@@ -38,7 +38,7 @@ anything but the shared expert times a number.
 
 
 def divergence(
-    one: Float[Tensor, "token hidden"], other: Float[Tensor, "token hidden"]
+    before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"]
 ) -> Float[Tensor, "token"]:
     """Return the Jensen–Shannon divergence of two hidden states as distributions over the features,
     in nats: 0 for equal ones, log 2 at most.
@@ -49,13 +49,17 @@ def divergence(
     >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).tolist()
     [0.0]
     """
-    kind = torch.float64 if one.device.type != "mps" else torch.float32
+    kind = torch.float64 if before.device.type != "mps" else torch.float32
+    half = torch.log(torch.tensor(2.0, dtype=kind, device=before.device))
     found: list[Tensor] = []
-    for rows in zip(one.split(ROWS_AT_ONCE), other.split(ROWS_AT_ONCE), strict=True):
-        p, q = (states.to(kind).log_softmax(-1) for states in rows)
-        middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=kind, device=p.device))
-        found.append((0.5 * (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1)).clamp_min(0))
-    return torch.cat(found) if found else one.new_zeros(0, dtype=kind)
+    for rows, others in zip(before.split(ROWS_AT_ONCE), after.split(ROWS_AT_ONCE), strict=True):
+        p = rows.to(kind).log_softmax(-1)
+        q = others.to(kind).log_softmax(-1)
+        middle = torch.logaddexp(p, q) - half
+        both = 0.5 * (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1)
+        # Rounding may leave it a little below zero.
+        found.append(both.clamp_min(0))
+    return torch.cat(found) if found else before.new_zeros(0, dtype=kind)
 
 
 @final
@@ -85,13 +89,15 @@ class LayerSample:
         """
         if self.beside is None or self.shared is None:
             return 0.0
-        beside, shared = self.beside.double(), self.shared.double()
+        beside = self.beside.double()
+        shared = self.shared.double()
         sizes = shared.square().sum(-1)
+        # Least squares of one number: the gate of a token whose shared output isn't zero.
         gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
         rest = (beside - gates[:, None] * shared).norm()
         if not float(rest) <= GATED * float(beside.norm()):
-            message = f"{layer.name} adds more to its routed experts than a shared one times a gate, so it can't be condensed"
-            raise ModelError(message, subject=layer.name)
+            problem = f"{layer.name} adds more to its routed experts than a shared one times a gate"
+            raise ModelError(f"{problem}, so it can't be condensed", subject=layer.name)
         return float((gates * self.weights).sum())
 
 
@@ -101,31 +107,30 @@ def layer_samples(
     """Return what each layer of experts did to a batch, micro-batch by micro-batch of this rank,
     in one forward of each. Of a mix, of every part.
     """
-    parts, found = (
-        batch.mixed or ((1.0, batch),),
-        {layer.block: list[LayerSample]() for layer in layers},
-    )
-    whole, device = sum(share for share, _ in parts), next(view.model.parameters()).device
+    parts = batch.mixed or ((1.0, batch),)
+    whole = sum(share for share, _ in parts)
+    found: dict[int, list[LayerSample]] = {layer.block: [] for layer in layers}
+    device = next(view.model.parameters()).device
     for share, part in parts:
         mass = float((part.weights * part.mask).double().sum())
         for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
             counts = (weights.flatten() > 0).to(device)
             shares = (weights.flatten().double() * (share / whole / mass)).to(device)[counts]
-            inputs = inputs_of(
-                view.base, ids.to(device), None if bool(mask.all()) else mask.to(device)
-            )
-            for block, one in _watched(view, layers, inputs).items():
-                found[block].append(one.sample(counts, shares))
+            padding = None if bool(mask.all()) else mask.to(device)
+            inputs = inputs_of(view.base, ids.to(device), padding)
+            for block, caught in _watched(view, layers, inputs).items():
+                found[block].append(caught.sample(counts, shares))
     return found
 
 
 def _watched(
     view: ModelView, layers: Sequence[ExpertLayer], inputs: Mapping[str, Any]
 ) -> dict[int, "_Caught"]:
+    """What layers did in a forward, by their blocks."""
     caught = {layer.block: _Caught(view, layer) for layer in layers}
     with ExitStack() as stack, torch.no_grad():
-        for one in caught.values():
-            stack.enter_context(one)
+        for watch in caught.values():
+            stack.enter_context(watch)
         view.base(**inputs)
     return caught
 
@@ -135,29 +140,29 @@ class _Caught:
     """Writes down what goes into and comes out of a layer of experts while a forward runs."""
 
     def __init__(self, view: ModelView, layer: ExpertLayer) -> None:
-        self._layer, self._shared = layer, shared_of(layer)
-        self._block = view.blocks[layer.block].module
+        if len(layer.holders) != 1:
+            name = layer.name
+            message = (
+                f"the experts of {name} are in several modules, so they can't be run one by one"
+            )
+            raise ModelError(message, subject=name)
+        self._layer = layer
+        self._modules: dict[str, nn.Module] = {
+            "after": view.blocks[layer.block].module,
+            "given": layer.module,
+            "routed": layer.holders[0],
+        }
+        shared = shared_of(layer)
+        if shared is not None:
+            self._modules["shared"] = shared
         self._seen: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> "_Caught":
-        if len(self._layer.holders) != 1:
-            raise ModelError(
-                f"the experts of {self._layer.name} are in several modules, so they can't be run one by one",
-                subject=self._layer.name,
-            )
-        modules = {
-            "after": self._block,
-            "given": self._layer.module,
-            "routed": self._layer.holders[0],
-        }
-        modules |= {} if self._shared is None else {"shared": self._shared}
-        self._handles = [
-            module.register_forward_hook(self._keeping(what)) for what, module in modules.items()
-        ]
-        self._handles.append(
-            self._layer.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
-        )
+        for part, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._keeping(part)))
+        watching = self._layer.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        self._handles.append(watching)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,9 +173,9 @@ class _Caught:
         # Copies, since what a module is given, or gives, may be written over by who comes next.
         self._seen["x"] = hidden_of(args, kwargs).detach().clone()
 
-    def _keeping(self, what: str) -> Callable[[Any, Any, Any], None]:
+    def _keeping(self, part: str) -> Callable[[Any, Any, Any], None]:
         def keep(module: Any, args: Any, output: Any) -> None:
-            self._seen[what] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
+            self._seen[part] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
 
         return keep
 
@@ -178,25 +183,21 @@ class _Caught:
         self, counts: Bool[Tensor, "position"], weights: Float[Tensor, "token"]
     ) -> LayerSample:
         """Return it of the positions that count."""
-        expected = ("x", "after", "given", "routed", *(() if self._shared is None else ("shared",)))
-        if missing := [
-            what
-            for what in expected
-            if what not in self._seen or self._seen[what].shape[:-1].numel() != len(counts)
-        ]:
-            name = self._layer.name
-            raise ModelError(
-                f"what goes through {name} can't be followed ({missing[0]}), so its experts can't be condensed",
-                subject=name,
-            )
-        rows = {what: tensor.flatten(0, -2)[counts] for what, tensor in self._seen.items()}
-        if not all(bool(tensor.isfinite().all()) for tensor in rows.values()):
-            raise NumericsError(f"the activations of {self._layer.name} hold NaN or infinity; the model or its type can't be calibrated on",
-                                subject=self._layer.name)  # fmt: skip
-        beside = rows["given"] - rows["routed"] if "shared" in rows else None
-        return LayerSample(
-            rows["x"], rows["after"], rows["given"], beside, rows.get("shared"), weights
-        )
+        name = self._layer.name
+        rows: dict[str, Tensor] = {}
+        for part in ("x", *self._modules):
+            tensor = self._seen.get(part)
+            if tensor is None or tensor.shape[:-1].numel() != len(counts):
+                problem = f"what goes through {name} can't be followed ({part})"
+                raise ModelError(f"{problem}, so its experts can't be condensed", subject=name)
+            rows[part] = tensor.flatten(0, -2)[counts]
+            if not bool(rows[part].isfinite().all()):
+                problem = f"the activations of {name} hold NaN or infinity"
+                advice = "the model or its type can't be calibrated on"
+                raise NumericsError(f"{problem}; {advice}", subject=name)
+        shared = rows.get("shared")
+        beside = None if shared is None else rows["given"] - rows["routed"]
+        return LayerSample(rows["x"], rows["after"], rows["given"], beside, shared, weights)
 
 
 @final
@@ -218,56 +219,49 @@ class ExpertSearch:
         ranks: Ranks,
         gates: str,
     ) -> None:
-        self._samples, self._ranks = samples, ranks
-        self.candidates = [
-            expert for expert in range(layer.count) if float(routing.counts[expert]) > 0
-        ]
-        over = torch.full_like(routing.counts, routing.mass) if gates == "all" else routing.counts
-        self._means = [float(routing.gates[expert] / over[expert]) for expert in self.candidates]
+        self._samples = samples
+        self._ranks = ranks
+        sent = routing.counts.tolist()
+        self.candidates = [expert for expert in range(layer.count) if sent[expert] > 0]
+        tokens = torch.full_like(routing.counts, routing.mass) if gates == "all" else routing.counts
+        self._means = [float(routing.gates[expert] / tokens[expert]) for expert in self.candidates]
         self._shared = sum(ranks.gathered([sample.gate_sum(layer) for sample in samples]))
-        self._alone = [
-            [alone(layer, expert, sample.x) for expert in self.candidates] for sample in samples
-        ]
+        self._alone: list[list[Tensor]] = []
+        for sample in samples:
+            self._alone.append([alone(layer, expert, sample.x) for expert in self.candidates])
         self._equations = self._summed_up() if gates == "fitted" else None
 
     def kept(self, places: Sequence[int]) -> Condensed:
         """Return what a layer of the candidates at these places would be."""
         shared, gates = self._gates(places)
-        return Condensed(
-            {self.candidates[place]: gate for place, gate in zip(places, gates, strict=True)},
-            shared,
-        )
+        experts = [self.candidates[place] for place in places]
+        return Condensed(dict(zip(experts, gates, strict=True)), shared)
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return the mean divergence of each choice of candidates, which has a 1 for those that
         are kept.
         """
         del tokens  # there is one stage
-        mine = [
-            [self._divergence(choice, number) for choice in choices]
-            for number in range(len(self._samples))
-        ]
-        return [
-            reduce(operator.add, column) for column in zip(*self._ranks.gathered(mine), strict=True)
-        ]
+        mine: list[list[float]] = []
+        for number in range(len(self._samples)):
+            mine.append([self._divergence(choice, number) for choice in choices])
+        # Added in the order of the micro-batches, whatever rank had them.
+        every = self._ranks.gathered(mine)
+        return [reduce(add, column) for column in zip(*every, strict=True)]
 
     def _divergence(self, choice: Choice, number: int) -> float:
-        sample, kind = (
-            self._samples[number],
-            torch.promote_types(self._samples[number].x.dtype, torch.float32),
-        )
+        sample = self._samples[number]
+        kind = torch.promote_types(sample.x.dtype, torch.float32)
         places = [place for place, level in enumerate(choice) if level]
         shared, gates = self._gates(places)
-        now = (
-            torch.zeros_like(sample.after, dtype=kind)
-            if sample.shared is None
-            else shared * sample.shared.to(kind)
-        )
+        output = torch.zeros_like(sample.after, dtype=kind)
+        if sample.shared is not None:
+            output = shared * sample.shared.to(kind)
         for place, gate in zip(places, gates, strict=True):
-            now = now + gate * self._alone[number][place].to(kind)
+            output = output + gate * self._alone[number][place].to(kind)
         # What the block gave, and not what it added the layer's output to: so that a choice that
         # gives the same differs by nothing at all.
-        moved = sample.after.to(kind) + (now - sample.given.to(kind))
+        moved = sample.after.to(kind) + (output - sample.given.to(kind))
         return float((divergence(sample.after, moved) * sample.weights).sum())
 
     def _gates(self, places: Sequence[int]) -> tuple[float, list[float]]:
@@ -276,13 +270,14 @@ class ExpertSearch:
             return self._shared, [self._means[place] for place in places]
         products, wanted = self._equations
         has_shared = len(wanted) > len(self.candidates)
-        rows = [*([len(self.candidates)] if has_shared else []), *places]
+        rows = list(places)
+        if has_shared:
+            rows.insert(0, len(self.candidates))
+        if not rows:
+            return 0.0, []
         # Two experts that give the same have the gates of least squares.
-        solved = (
-            np.linalg.lstsq(products[np.ix_(rows, rows)], wanted[rows], rcond=1e-9)[0].tolist()
-            if rows
-            else []
-        )
+        square = products[np.ix_(rows, rows)]
+        solved = np.linalg.lstsq(square, wanted[rows], rcond=1e-9)[0].tolist()
         return (solved[0], solved[1:]) if has_shared else (0.0, solved)
 
     def _summed_up(self) -> tuple[np.ndarray, np.ndarray]:
@@ -291,14 +286,14 @@ class ExpertSearch:
         """
         mine: list[list[list[float]]] = []
         for sample, outputs in zip(self._samples, self._alone, strict=True):
-            parts = [*outputs, *([] if sample.shared is None else [sample.shared]), sample.given]
-            weighted = torch.stack(
-                [
-                    (part.float() * sample.weights.sqrt().float()[:, None]).flatten()
-                    for part in parts
-                ]
-            )
+            parts = list(outputs)
+            if sample.shared is not None:
+                parts.append(sample.shared)
+            parts.append(sample.given)
+            roots = sample.weights.sqrt().float()[:, None]
+            weighted = torch.stack([(part.float() * roots).flatten() for part in parts])
             mine.append((weighted @ weighted.T).double().tolist())
+        # In the order of the micro-batches, whatever rank had them.
         whole = np.sum(np.array(self._ranks.gathered(mine)), axis=0)
         return whole[:-1, :-1], whole[:-1, -1]
 
@@ -311,18 +306,16 @@ def tuned(job: Job, edit: Condense, steps: int, rate: float, seed: int) -> Mappi
     would train on its own part.
     """
     if job.ranks.size > 1:
-        raise SpecError(
-            "training what is kept takes one process; start it without torchrun, or leave steps out",
-            subject="steps",
-        )
+        problem = "training what is kept takes one process"
+        message = f"{problem}; start it without torchrun, or leave steps out"
+        raise SpecError(message, subject="steps")
     names = {layer.block: layer.name for layer in expert_layers(job.view)}
     with job.trying(edit):
         places = tuple(f"{names[block]}." for block in edit.layers)
-        parameters = {
-            name: parameter
-            for name, parameter in job.view.model.named_parameters()
-            if name.startswith(places)
-        }
+        parameters: dict[str, nn.Parameter] = {}
+        for name, parameter in job.view.model.named_parameters():
+            if name.startswith(places):
+                parameters[name] = parameter
         train(job.view, job.tokens(), list(parameters.values()), steps, rate, seed)
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
@@ -332,10 +325,11 @@ def plain_or_not(
 ) -> dict[int, tuple[Variant, Variant]]:
     """Return each block with a layer of experts as it is, and condensed."""
     networks = condensed(view, kept)
-    return {
-        layer.block: (AS_IT_IS, Variant(parts=((layer.module, networks[layer.name]),)))
-        for layer in layers
-    }
+    ways: dict[int, tuple[Variant, Variant]] = {}
+    for layer in layers:
+        exchanged = ((layer.module, networks[layer.name]),)
+        ways[layer.block] = (AS_IT_IS, Variant(parts=exchanged))
+    return ways
 
 
 def order_of(path: Sequence[Choice]) -> list[int]:
@@ -345,10 +339,11 @@ def order_of(path: Sequence[Choice]) -> list[int]:
     >>> order_of([(0, 1, 0), (1, 1, 0)])
     [1, 0]
     """
-    starts = [(0,) * len(path[0]), *path[:-1]] if path else []
-    return [
-        unit
-        for before, after in zip(starts, path, strict=True)
-        for unit, (then, now) in enumerate(zip(before, after, strict=True))
-        if now > then
-    ]
+    order: list[int] = []
+    before: Choice = ()
+    for choice in path:
+        for unit, level in enumerate(choice):
+            if level > (before[unit] if before else 0):
+                order.append(unit)
+        before = choice
+    return order

@@ -11,7 +11,14 @@ from calibrant.data import TokenBatch, divided
 from calibrant.edits import Condense, Edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MOST_PARTS, PartMethod, check_least, parts_of, share_of
+from calibrant.methods._base import (
+    MOST_PARTS,
+    check_choice,
+    check_least,
+    check_positive,
+    six_digits,
+)
+from calibrant.methods._model_method import PartMethod, parts_of, share_of
 from calibrant.methods._searching import Choice, Space, Trials, eliminate
 from calibrant.methods.experts._condensing import (
     ExpertSearch,
@@ -23,7 +30,7 @@ from calibrant.methods.experts._condensing import (
 )
 from calibrant.models import Condensed, ModelView, condensed, expert_layers
 from calibrant.spec import MOST_STEPS, check_most
-from calibrant.spec.foreign import LARGEST, brief
+from calibrant.spec.foreign import LARGEST
 from calibrant.targets import Parts, Target
 from calibrant.walk.variants import AS_IT_IS, Variants, loss
 
@@ -76,13 +83,8 @@ class CDMoE(PartMethod):
 
     def __post_init__(self) -> None:
         check_least(self, experts=0, tokens=2, steps=0)
-        if self.gates not in GATES:
-            raise SpecError(
-                f"cd_moe(gates={brief(self.gates)}) is not known; write {', '.join(GATES[:-1])} or {GATES[-1]}",
-                subject="gates",
-            )
-        if not self.rate > 0:
-            raise SpecError(f"cd_moe(rate={self.rate:g}): a rate is above 0", subject="rate")
+        check_choice(self, gates=GATES)
+        check_positive(self, rate="1e-5 is usual")
         check_most(self, experts=MOST_PARTS, steps=MOST_STEPS, rate=1, seed=LARGEST)
 
     def tried(self, blocks: int, target: Target) -> int:
@@ -100,72 +102,68 @@ class CDMoE(PartMethod):
         super().check_model(view, target, targets)
         layers = expert_layers(view)
         if not layers:
-            raise TargetError(
-                f"{self} condenses experts, and {type(view.model).__name__} has none; choose a method for dense models",
-                subject=str(self),
-            )
-        if self.experts > (least := min(layer.count for layer in layers)):
-            raise SpecError(
-                f"cd_moe(experts={self.experts}): there are {least} experts in a layer; keep at most as many",
-                subject="experts",
-            )
+            problem = f"{self} condenses experts, and {type(view.model).__name__} has none"
+            raise TargetError(f"{problem}; choose a method for dense models", subject=str(self))
+        least = min(layer.count for layer in layers)
+        if self.experts > least:
+            allowed = f"there are {least} experts in a layer; keep at most as many"
+            raise SpecError(f"cd_moe(experts={self.experts}): {allowed}", subject="experts")
         share_of(len(layers), target, self.parts)
-        condensed(
-            view, {layers[0].block: Condensed(dict.fromkeys(range(self.experts), 1.0))}
-        )  # refused here, before anything is computed
+        # A model that can't be condensed is refused here, before anything is computed.
+        condensed(view, {layers[0].block: Condensed(dict.fromkeys(range(self.experts), 1.0))})
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        if job.done or not (count := self.left_to_drop(job)):
+        if job.done:
+            return
+        count = self.left_to_drop(job)
+        if not count:
             return
         few, other = divided(job.tokens(), self.tokens)
-        kept, notes = self._experts(job, few)
+        kept, experts = self._experts(job, few)
         chosen, course = self._layers(job, few, kept, count)
         edit = Condense({block: kept[block] for block in sorted(chosen)}, {})
-        numbers = tuned(job, edit, self.steps, self.rate, self.seed) if self.steps else {}
-        edit = replace(edit, tuned=numbers)
-        facts: dict[str, Any] = {
+        if self.steps:
+            edit = replace(edit, tuned=tuned(job, edit, self.steps, self.rate, self.seed))
+        notes: dict[str, Any] = {
             "tokens": int(few.mask.sum()),
             "layers": chosen,
             "course": course,
-            "experts": notes,
+            "experts": experts,
             **self._losses(job, edit, few),
         }
         if other is not None:
             same, _ = divided(other, self.tokens)
-            facts["held_out"] = {"tokens": int(same.mask.sum()), **self._losses(job, edit, same)}
-        yield replace(edit, notes=facts)
+            notes["held_out"] = {"tokens": int(same.mask.sum()), **self._losses(job, edit, same)}
+        yield replace(edit, notes=notes)
 
     def _experts(self, job: Job, few: TokenBatch) -> tuple[dict[int, Condensed], dict[str, Any]]:
         """Search every layer for the experts that it keeps."""
         layers = expert_layers(job.view)
-        routing = {
-            block.index: seen[Routing]
-            for block, seen in job.blocks(self.observes)
-            if Routing in seen
-        }
-        samples, kept, notes = (
-            layer_samples(job.view, layers, few, job.ranks),
-            dict[int, Condensed](),
-            dict[str, Any](),
-        )
+        routing: dict[int, Routing] = {}
+        for block, seen in job.blocks(self.observes):
+            if Routing in seen:
+                routing[block.index] = seen[Routing]
+        samples = layer_samples(job.view, layers, few, job.ranks)
+        kept: dict[int, Condensed] = {}
+        notes: dict[str, Any] = {}
         for number, layer in enumerate(layers):
-            search = ExpertSearch(
-                layer, samples.pop(layer.block), routing[layer.block], job.ranks, self.gates
-            )
-            space = Space.of(len(search.candidates), min(self.experts, len(search.candidates)))
+            # Taken out, so that a layer's samples are gone when its search is.
+            sample = samples.pop(layer.block)
+            search = ExpertSearch(layer, sample, routing[layer.block], job.ranks, self.gates)
+            count = len(search.candidates)
             trials = Trials(
-                space,
+                Space.of(count, min(self.experts, count)),
                 search.measure,
                 (self.tokens,),
                 job.journal,
                 name=f"experts of {layer.block} ",
             )
-            (alone,) = trials.losses([(0,) * len(search.candidates)])
+            (alone,) = trials.losses([(0,) * count])
             eliminate(trials, 1)
             kept[layer.block] = search.kept(order_of(trials.path))
             notes[str(layer.block)] = {
                 "order": list(kept[layer.block].gates),
-                "divergence": [_short(one) for one in (alone, *trials.course)],
+                "divergence": [six_digits(lost) for lost in (alone, *trials.course)],
             }
             job.progress(f"{self.spec_name()} {job.target}; experts", number + 1, len(layers))
         return kept, notes
@@ -178,42 +176,30 @@ class CDMoE(PartMethod):
         """
         layers = expert_layers(job.view)
         ways = plain_or_not(job.view, layers, kept)
-        variants = Variants(
-            job.view, [ways.get(block.index, (AS_IT_IS,)) for block in job.view.blocks]
-        )
+        blocks = job.view.blocks
+        variants = Variants(job.view, [ways.get(block.index, (AS_IT_IS,)) for block in blocks])
 
         def measure(choices: Sequence[Choice], tokens: int) -> Sequence[float]:
             del tokens  # there is one stage
-            chosen = [
-                {layer.block for layer, level in zip(layers, choice, strict=True) if level}
-                for choice in choices
-            ]
-            return variants.moved(
-                [[int(block.index in some) for block in job.view.blocks] for some in chosen],
-                few,
-                divergence,
-                job.ranks,
-            )
+            tried: list[list[int]] = []
+            for choice in choices:
+                levels = [0] * len(blocks)
+                for layer, level in zip(layers, choice, strict=True):
+                    levels[layer.block] = level
+                tried.append(levels)
+            return variants.moved(tried, few, divergence, job.ranks)
 
         def tell(best: float, done: int, total: int) -> None:
             job.progress(f"{self.spec_name()} {job.target}; best {best:.4g}", done, total)
 
-        trials = Trials(
-            Space.of(len(layers), count), measure, (self.tokens,), job.journal, tell, "layers "
-        )
+        space = Space.of(len(layers), count)
+        trials = Trials(space, measure, (self.tokens,), job.journal, tell, "layers ")
         eliminate(trials, 1)
-        return [layers[place].block for place in order_of(trials.path)], [
-            _short(one) for one in trials.course
-        ]
+        chosen = [layers[place].block for place in order_of(trials.path)]
+        return chosen, [six_digits(lost) for lost in trials.course]
 
     def _losses(self, job: Job, edit: Edit, batch: TokenBatch) -> dict[str, float]:
         untouched = loss(job.view, batch, job.ranks)
         with job.trying(edit):
-            return {
-                "untouched_loss": _short(untouched),
-                "loss": _short(loss(job.view, batch, job.ranks)),
-            }
-
-
-def _short(number: float) -> float:
-    return float(f"{number:.6g}")
+            lost = loss(job.view, batch, job.ranks)
+        return {"untouched_loss": six_digits(untouched), "loss": six_digits(lost)}

@@ -2,9 +2,9 @@
 each (Jaiswal et al. 2025, arXiv 2504.05586).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
@@ -12,22 +12,22 @@ from calibrant.activations import Routing, Seen, Statistic
 from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import ExpertMethod, check_least, finite
-from calibrant.methods.experts._expert_gradients import expert_gradients
+from calibrant.methods._base import check_choice, check_least, finite, six_digits
+from calibrant.methods._model_method import ExpertMethod
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,
     Criterion,
     LookedAt,
+    Matrices,
+    expert_gradients,
     first,
     first_of_pairs,
 )
-from calibrant.methods.experts._lottery import Tuned, tuned
+from calibrant.methods.experts._training import Tuned, trained
 from calibrant.models import expert_layers
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean
 from calibrant.walk.expert_statistics import ExpertOutputs, coverage
-
-ENDS: Final = ("min", "max")
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,29 +63,22 @@ class MCSuite(ExpertMethod):
         check_most(self, rounds=MOST_STEPS, steps=MOST_STEPS, seed=LARGEST)
         if self.criterion not in CRITERIA:
             near = did_you_mean(self.criterion, CRITERIA)
-            message = f"mc_suite(criterion={brief(self.criterion)}): there is no such criterion{near}; choose one of {', '.join(CRITERIA)}"
+            problem = f"there is no such criterion{near}; choose one of {', '.join(CRITERIA)}"
+            message = f"mc_suite(criterion={brief(self.criterion)}): {problem}"
             raise SpecError(message, subject="criterion")
-        if self.drop not in ENDS:
-            raise SpecError(
-                f"mc_suite(drop={brief(self.drop)}): experts with the smallest or largest numbers go; write min or max",
-                subject="drop",
-            )
+        check_choice(self, drop=("min", "max"))
         check_least(self, rounds=1, steps=0, seed=0)
         if not 0 < self.rate <= 1:
-            raise SpecError(
-                f"mc_suite(rate={self.rate:g}): a rate of training is above 0 and at most 1, such as 1e-6",
-                subject="rate",
-            )
+            allowed = "a rate of training is above 0 and at most 1, such as 1e-6"
+            raise SpecError(f"mc_suite(rate={self.rate:g}): {allowed}", subject="rate")
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
-        return (
-            (Routing, ExpertOutputs) if self.criterion == "ean" else self._observed
-        )  # so that lists can read the default without torch
-
-    @property
-    def _observed(self) -> tuple[type[Statistic], ...]:
-        return self._criterion.observes or ((Routing,) if self.steps else ())
+        if self.criterion == "ean":  # so that lists can read the default without torch
+            return (Routing, ExpertOutputs)
+        if self._criterion.observes or not self.steps:
+            return self._criterion.observes
+        return (Routing,)
 
     @property
     def _criterion(self) -> Criterion:
@@ -93,69 +86,64 @@ class MCSuite(ExpertMethod):
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if self.steps and job.ranks.size > 1:
-            raise SpecError(
-                "training after each round takes one process; start it without torchrun, or leave steps out",
-                subject="steps",
-            )
-        dropped = sum(isinstance(edit, DropExperts) for edit in job.done)
-        trained = sum(isinstance(edit, Tuned) for edit in job.done)
-        gone = sum(
-            max(map(len, edit.experts.values()), default=0)
-            for edit in job.done
-            if isinstance(edit, DropExperts)
-        )
-        total = gone + self.left_to_drop(job)
+            problem = "training after each round takes one process"
+            message = f"{problem}; start it without torchrun, or leave steps out"
+            raise SpecError(message, subject="steps")
+        rounds_done = sum(isinstance(edit, DropExperts) for edit in job.done)
+        trainings_done = sum(isinstance(edit, Tuned) for edit in job.done)
+        total = self.dropped(job) + self.left_to_drop(job)
         rounds = min(self.rounds, total)
         for number in range(rounds):
-            if number >= dropped:
-                yield self._round(
-                    job, number, rounds, total * (number + 1) // rounds - total * number // rounds
-                )
-            if self.steps and number >= trained:
-                yield tuned(job, self.steps, self.rate, self.seed + number)
+            if number >= rounds_done:
+                count = total * (number + 1) // rounds - total * number // rounds
+                yield self._round(job, number, rounds, count)
+            if self.steps and number >= trainings_done:
+                yield trained(job, self.steps, self.rate, self.seed + number)
 
     def _round(self, job: Job, number: int, rounds: int, count: int) -> DropExperts:
         """Return the experts that go now, with what was seen of all that were there."""
-        layers = {layer.block: layer for layer in expert_layers(job.view)}
-        gradients = (
-            expert_gradients(job, list(layers.values())) if self._criterion.gradients else {}
-        )
-        seen = (
-            {block.index: there for block, there in job.blocks(self.observes)}
-            if self.observes
-            else {}
-        )
+        layers = expert_layers(job.view)
+        gradients: Mapping[int, Matrices] = {}
+        if self._criterion.gradients:
+            gradients = expert_gradients(job, layers)
+        seen: dict[int, Seen] = {}
+        if self.observes:
+            seen = {block.index: there for block, there in job.blocks(self.observes)}
         words = job.view.model.config.get_text_config(decoder=True).vocab_size
         experts: dict[int, tuple[int, ...]] = {}
+        scored: dict[str, Any] = {}
+        routed: dict[str, Any] = {}
+        for layer in layers:
+            # A number of its own for each seed, round and block.
+            chance = (self.seed * 1_000_003 + number) * 1_000_003 + layer.block
+            there = seen.get(layer.block, Seen({}))
+            looked = LookedAt(layer, there, gradients.get(layer.block, ()), words, chance)
+            name = f"{self.criterion} of {layer.name}"
+            scores = finite(self._criterion.score(looked), name)
+            experts[layer.block] = tuple(sorted(self._chosen(scores, looked, count)))
+            scored[str(layer.block)] = _rounded(scores)
+            if Routing in there:
+                routed[str(layer.block)] = coverage(there[Routing], layer.matrix.shape[1])
         notes: dict[str, Any] = {
             "criterion": self.criterion,
             "drop": self.drop,
             "round": number + 1,
             "of": rounds,
+            "scores": scored,
         }
-        for block, layer in layers.items():
-            chance = (self.seed * 1_000_003 + number) * 1_000_003 + block
-            looked = LookedAt(
-                layer, seen.get(block, Seen({})), gradients.get(block, ()), words, chance
-            )
-            scores = finite(self._criterion.of(looked), f"{self.criterion} of {layer.name}")
-            chosen = self._chosen(scores, looked, count)
-            experts[block] = tuple(sorted(chosen))
-            notes.setdefault("scores", {})[str(block)] = _short(scores.tolist())
-            if Routing in looked.seen:
-                notes.setdefault("routing", {})[str(block)] = coverage(
-                    looked.seen[Routing], layer.matrix.shape[1]
-                )
+        if routed:
+            notes["routing"] = routed
         return DropExperts(experts, notes)
 
     def _chosen(self, scores: Tensor, looked: LookedAt, count: int) -> tuple[int, ...]:
         largest = self.drop == "max"
-        return (
-            first_of_pairs(scores, looked.seen[Routing].counts, count, largest)
-            if self._criterion.pairs
-            else first(scores, count, largest)
-        )
+        if self._criterion.pairs:
+            return first_of_pairs(scores, looked.seen[Routing].counts, count, largest)
+        return first(scores, count, largest)
 
 
-def _short(numbers: Any) -> Any:
-    return list(map(_short, numbers)) if isinstance(numbers, list) else float(f"{numbers:.6g}")
+def _rounded(scores: Tensor) -> Any:
+    """The scores of experts, or of every two of them, as notes have them."""
+    if scores.dim() > 1:
+        return [_rounded(row) for row in scores]
+    return [six_digits(score) for score in scores.tolist()]

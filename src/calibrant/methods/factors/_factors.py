@@ -9,6 +9,8 @@ either is quadratic in the other.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import add
 from typing import Final, NamedTuple, final
 
 import torch
@@ -51,7 +53,9 @@ class Member:
         reads: bool,
         relative: bool = False,
     ) -> None:
-        self.weight, self.hessian, self.reads = weight, hessian, reads
+        self.weight = weight
+        self.hessian = hessian
+        self.reads = reads
         self.pulled = self.through(weight)
         energy = float((weight * self.pulled).sum())
         self.share = 1 / energy if relative and energy > 0 else 1.0
@@ -87,13 +91,15 @@ class Quadratic(NamedTuple):
         diagonal; what isn't kept stays as it is.
         """
         scale = (1 / self.diagonal).where(self.diagonal > 0, 0)
-        scale = scale if keep is None else scale.masked_fill(~keep, 0)
-        at, pull = start, self.linear - self.times(start)
-        direction = scaled = pull * scale
+        if keep is not None:
+            scale = scale.masked_fill(~keep, 0)
+        found = start
+        pull = self.linear - self.times(start)
+        scaled = pull * scale
+        direction = scaled
         force = (pull * scaled).sum(self.together, keepdim=True)
-        floor = (
-            force * torch.finfo(force.dtype).eps ** 2
-        )  # what is left below is rounding, and leads nowhere
+        # What is left below is rounding, and leads nowhere.
+        floor = force * torch.finfo(force.dtype).eps ** 2
         for _ in range(steps):
             bent = self.times(direction)
             curvature = (direction * bent).sum(self.together, keepdim=True)
@@ -101,21 +107,22 @@ class Quadratic(NamedTuple):
             if not bool(moving.any()):
                 break
             length = (force / curvature).where(moving, 0)
-            at, pull = at + length * direction, pull - length * bent
+            found = found + length * direction
+            pull = pull - length * bent
             scaled = pull * scale
             after = (pull * scaled).sum(self.together, keepdim=True)
-            direction, force = scaled + (after / force).where(moving, 0) * direction, after
-        return at
+            direction = scaled + (after / force).where(moving, 0) * direction
+            force = after
+        return found
 
-    def worth(self, at: Tensor) -> Tensor:
-        """Return how much each entry of `at` is worth: what the form would gain by it alone if it
+    def worth(self, entries: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+        """Return how much each of `entries` is worth: what the form would gain by it alone if it
         were zero and all others stayed.
 
         Of an entry that isn't zero that is what is lost without it, of a zero what it would bring.
         """
-        best = at + (self.linear - self.times(at)) / self.diagonal.clamp_min(
-            torch.finfo(at.dtype).tiny
-        )
+        tiny = torch.finfo(entries.dtype).tiny
+        best = entries + (self.linear - self.times(entries)) / self.diagonal.clamp_min(tiny)
         return best.square() * self.diagonal
 
 
@@ -124,42 +131,47 @@ def of_own(member: Member, shared: Float[Tensor, "stream rank"]) -> Quadratic:
     other where it reads.
     """
     hessian = member.hessian
+    linear = shared.T @ member.pulled
     if member.reads or hessian is None:
         left = shared.T @ (shared if hessian is None else hessian @ shared)
         diagonal = left.diagonal()[:, None].expand(-1, member.weight.shape[1])
-        return Quadratic(lambda own: left @ own, shared.T @ member.pulled, diagonal, (0,))
+        return Quadratic(partial(torch.matmul, left), linear, diagonal, (0,))
     left = shared.T @ shared
-    return Quadratic(
-        lambda own: left @ (own @ hessian),
-        shared.T @ member.pulled,
-        torch.outer(left.diagonal(), hessian.diagonal()),
-    )
+
+    def times(coefficients: Tensor) -> Tensor:
+        return left @ (coefficients @ hessian)
+
+    return Quadratic(times, linear, torch.outer(left.diagonal(), hessian.diagonal()))
 
 
-def of_shared(members: Sequence[Member], own: Sequence[Float[Tensor, "rank _unit"]]) -> Quadratic:
+def of_shared(
+    members: Sequence[Member], coefficients: Sequence[Float[Tensor, "rank _unit"]]
+) -> Quadratic:
     """Return the sum of the errors of all matrices as a form of the factor that they share."""
-    linear = sum(
-        member.share * (member.pulled @ v.T) for member, v in zip(members, own, strict=True)
-    )
-    assert isinstance(linear, Tensor)
+    rank = len(coefficients[0])
+    linear = coefficients[0].new_zeros(len(members[0].weight), rank)
+    right = coefficients[0].new_zeros(rank, rank)
     # Those that see the same inputs are one term: Σ H U (Σ VVᵀ) + U (Σ VHVᵀ).
-    nothing = own[0].new_zeros(len(own[0]), len(own[0]))
-    right, by_input = nothing, dict[int, tuple[Tensor, Tensor]]()
-    for member, v in zip(members, own, strict=True):
-        if member.reads and member.hessian is not None:
-            _, before = by_input.get(id(member.hessian), (member.hessian, nothing))
-            by_input[id(member.hessian)] = member.hessian, before + member.share * (v @ v.T)
+    by_input: dict[int, tuple[Tensor, Tensor]] = {}
+    for member, each in zip(members, coefficients, strict=True):
+        linear = linear + member.share * (member.pulled @ each.T)
+        hessian = member.hessian
+        if hessian is None:
+            right = right + member.share * (each @ each.T)
+        elif not member.reads:
+            right = right + member.share * ((each @ hessian) @ each.T)
         else:
-            right = right + member.share * (
-                (v if member.hessian is None else v @ member.hessian) @ v.T
-            )
-    diagonal = sum(
-        (torch.outer(h.diagonal(), s.diagonal()) for h, s in by_input.values()),
-        right.diagonal()[None].expand(len(linear), -1),
-    )
+            _, before = by_input.get(id(hessian), (hessian, torch.zeros_like(right)))
+            by_input[id(hessian)] = (hessian, before + member.share * (each @ each.T))
+    diagonal = right.diagonal()[None].expand(len(linear), -1)
+    for hessian, squares in by_input.values():
+        diagonal = diagonal + torch.outer(hessian.diagonal(), squares.diagonal())
 
     def times(shared: Tensor) -> Tensor:
-        return sum((h @ (shared @ s) for h, s in by_input.values()), shared @ right)
+        product = shared @ right
+        for hessian, squares in by_input.values():
+            product = product + hessian @ (shared @ squares)
+        return product
 
     return Quadratic(times, linear, diagonal)
 
@@ -172,14 +184,18 @@ def leading(members: Sequence[Member], rank: int, aware: bool) -> Float[Tensor, 
     matrices that all write; and of such as all read where they see the same inputs: for others
     their Grams are summed. Of matrices of both kinds it is that of the W.
     """
-    if aware and all(not member.reads for member in members):
-        return _top([member.weight.double() @ member.pulled.double().T for member in members], rank)
-    if not aware or not all(member.reads and member.hessian is not None for member in members):
-        return _top([member.weight.double() @ member.weight.double().T for member in members], rank)
-    hessian = sum(member.hessian.double() for member in members if member.hessian is not None)
-    assert isinstance(hessian, Tensor)
-    root = torch.linalg.cholesky(hessian)
-    whitened = [root.T @ member.weight.double() for member in members]
+    # In float64: eigenvectors of nearly equal eigenvalues would depend on the order of sums.
+    weights = [member.weight.double() for member in members]
+    if aware and not any(member.reads for member in members):
+        pulled = [member.pulled.double() for member in members]
+        products = zip(weights, pulled, strict=True)
+        return _top([weight @ pull.T for weight, pull in products], rank)
+    hessians = [member.hessian for member in members if member.reads]
+    seen = [hessian.double() for hessian in hessians if hessian is not None]
+    if not aware or len(seen) < len(members):
+        return _top([weight @ weight.T for weight in weights], rank)
+    root = torch.linalg.cholesky(reduce(add, seen))
+    whitened = [root.T @ weight for weight in weights]
     top = _top([white @ white.T for white in whitened], rank)
     return _unit(torch.linalg.solve_triangular(root.T, top, upper=True))
 
@@ -188,11 +204,12 @@ def best_own(member: Member, shared: Float[Tensor, "stream rank"]) -> Float[Tens
     """Return the dense own factor that errs least with this shared one; its columns must be
     independent.
     """
-    wide, weighed = shared.double(), member.reads and member.hessian is not None
-    left = member.hessian.double() @ wide if weighed and member.hessian is not None else wide
-    return torch.linalg.solve(wide.T @ left, left.T @ member.weight.double()).to(
-        member.weight.dtype
-    )
+    columns = shared.double()
+    left = columns
+    if member.reads and member.hessian is not None:
+        left = member.hessian.double() @ columns
+    best = torch.linalg.solve(columns.T @ left, left.T @ member.weight.double())
+    return best.to(member.weight.dtype)
 
 
 def truncated(members: Sequence[Member], rank: int, aware: bool, dtype: torch.dtype) -> Factored:
@@ -200,10 +217,10 @@ def truncated(members: Sequence[Member], rank: int, aware: bool, dtype: torch.dt
     best with the shared one as it is stored.
     """
     shared = _stored(leading(members, rank, aware).to(members[0].weight.dtype), dtype)
-    return Factored(
-        shared.to(dtype),
-        tuple(exact_factor(best_own(member, shared), 0, rank, dtype) for member in members),
+    coefficients = tuple(
+        exact_factor(best_own(member, shared), 0, rank, dtype) for member in members
     )
+    return Factored(shared.to(dtype), coefficients)
 
 
 def alternated(
@@ -222,36 +239,47 @@ def alternated(
     is worth, so that one that went may come back.
     """
     shared = leading(members, rank, aware=False).to(members[0].weight.dtype)
-    own = [best_own(member, shared) for member in members]
+    coefficients = [best_own(member, shared) for member in members]
     keep: list[Tensor | None] = [None] * len(members)
     sparse = max(1, rounds - SETTLED)
     for done in range(1, rounds + 1):
         for i, member in enumerate(members):
-            form, size = of_own(member, shared), own[i].numel()
+            form = of_own(member, shared)
+            size = coefficients[i].numel()
             if kept[i] < size and done <= sparse:
-                keep[i] = _chosen(
-                    form, own[i], kept[i] + int((size - kept[i]) * (1 - done / sparse) ** 3)
-                )
-            own[i] = _fitted(member, form, shared, own[i], keep[i], steps)
-        shared, own = _balanced(of_shared(members, own).descended(shared, steps), own)
+                more = int((size - kept[i]) * (1 - done / sparse) ** 3)
+                keep[i] = _chosen(form, coefficients[i], kept[i] + more)
+            coefficients[i] = _fitted(member, form, shared, coefficients[i], keep[i], steps)
+        shared, coefficients = _balanced(
+            of_shared(members, coefficients).descended(shared, steps), coefficients
+        )
+    # The own factors are fitted once more to the numbers that are stored.
     shared = _stored(shared, dtype)
     for i, member in enumerate(members):
-        fitted = _fitted(member, of_own(member, shared), shared, own[i], keep[i], LAST * steps)
-        own[i] = exact_factor(fitted, 0, rank, dtype)
-    return Factored(shared.to(dtype), tuple(own))
+        fitted = _fitted(
+            member, of_own(member, shared), shared, coefficients[i], keep[i], LAST * steps
+        )
+        coefficients[i] = exact_factor(fitted, 0, rank, dtype)
+    return Factored(shared.to(dtype), tuple(coefficients))
 
 
-def _chosen(form: Quadratic, own: Tensor, count: int) -> Tensor:
+def _chosen(form: Quadratic, coefficients: Tensor, count: int) -> Tensor:
     """Which `count` numbers are worth most."""
-    return keep_highest(form.worth(own).reshape(1, -1), own.numel() - count).reshape(own.shape)
+    worth = form.worth(coefficients).reshape(1, -1)
+    return keep_highest(worth, coefficients.numel() - count).reshape(coefficients.shape)
 
 
 def _fitted(
-    member: Member, form: Quadratic, shared: Tensor, own: Tensor, keep: Tensor | None, steps: int
+    member: Member,
+    form: Quadratic,
+    shared: Tensor,
+    coefficients: Tensor,
+    keep: Tensor | None,
+    steps: int,
 ) -> Tensor:
     if keep is None:
         return best_own(member, shared)
-    return form.descended(own.masked_fill(~keep, 0), steps, keep)
+    return form.descended(coefficients.masked_fill(~keep, 0), steps, keep)
 
 
 def _stored(shared: Tensor, dtype: torch.dtype) -> Tensor:
@@ -261,11 +289,12 @@ def _stored(shared: Tensor, dtype: torch.dtype) -> Tensor:
     return exact_factor(shared, 1, shared.shape[1], dtype).to(shared.dtype)
 
 
-def _balanced(shared: Tensor, own: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _balanced(shared: Tensor, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The same products, with columns of length 1 in the shared factor."""
     length = shared.norm(dim=0)
+    # Only where the scale lies changes: it keeps the two factors' steps alike.
     length = length.where(length > 0, 1)
-    return shared / length, [each * length[:, None] for each in own]
+    return shared / length, [each * length[:, None] for each in coefficients]
 
 
 def _unit(matrix: Tensor) -> Tensor:
@@ -276,5 +305,6 @@ def _top(parts: Sequence[Tensor], rank: int) -> Tensor:
     """The eigenvectors of the sum of symmetric matrices with the largest eigenvalues, largest
     first.
     """
+    # Made symmetric, since products may round the two triangles differently.
     total = torch.stack(list(parts)).sum(0)
     return torch.linalg.eigh((total + total.T) / 2).eigenvectors.flip(1)[:, :rank]

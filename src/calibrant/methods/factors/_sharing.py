@@ -10,7 +10,7 @@ counted, and a method may be asked to count them.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar, NamedTuple, final
@@ -19,9 +19,17 @@ import torch
 
 from calibrant.activations import Gram, Seen, wide
 from calibrant.edits import Edit, Replace
-from calibrant.errors import CalibrantError, ModelError, NumericsError, SpecError, TargetError
+from calibrant.errors import ModelError, NumericsError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import MOST_DAMP, Method, finite, observed, parts_of
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Propagation,
+    check_positive,
+    finite,
+    observed,
+    six_digits,
+)
+from calibrant.methods._model_method import ModelMethod, failing_at, parts_of
 from calibrant.methods.factors._factors import Factored, Member
 from calibrant.methods.pruning._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
@@ -30,7 +38,6 @@ from calibrant.spec import check_most
 from calibrant.spec.foreign import brief
 from calibrant.system.clock import spent_on
 from calibrant.targets import Share, Sparsity, Target
-from calibrant.walk import Propagation
 from calibrant.walk.statistics import by_block
 
 
@@ -68,15 +75,15 @@ class Budget:
     """How many numbers may remain of a set of matrices, all as wide as the stream: `shapes` are
     [stream, unit].
 
-    `bits` are those of a number. With `indices` the places of numbers count too. `what` names the
-    set in errors. They advise larger groups only if the method `can_group_more`.
+    `bits` are those of a number. With `indices` the places of numbers count too. Errors call the
+    set by its `name`, and advise larger groups only if the method `can_group_more`.
     """
 
     shapes: tuple[tuple[int, int], ...]
     target: Share
     bits: int
     indices: bool
-    what: str
+    name: str
     can_group_more: bool = True
 
     @property
@@ -108,78 +115,74 @@ class Budget:
         """Return what remains with this rank, the largest one if None: the own factors get what
         the shared one leaves, each as many a unit.
         """
-        rank = self.width if rank is None else rank
+        if rank is None:
+            rank = self.width
         if rank > self.width:
-            raise self._refused(
-                f"rank={rank} is above the width of {self.width}; choose at most that"
-            )
-        left, places = self._left(rank), rank * self.units
+            problem = f"rank={rank} is above the width of {self.width}"
+            raise self._refused(f"{problem}; choose at most that")
+        left = self._left(rank)
         if left < self.units:
             most = self._largest_rank()
-            ways = [f"a rank of at most {most}"] if most else []
-            advice = self._advice(*ways)
-            fits = f"a shared factor of rank {rank} takes {self.stream * rank:,} of the {self.allowed:,} numbers that may remain"
-            left_over = "which leaves the own ones less than one a unit"
-            raise self._refused(f"{fits}, {left_over}; {advice}")
-        if left >= places:
-            remain = self.stream * rank + places
+            advice = self._advice(f"a rank of at most {most}") if most else self._advice()
             raise self._refused(
-                f"factors of rank {rank} have {remain:,} numbers at most, and {self.allowed:,} may remain; choose a larger rank"
+                f"a shared factor of rank {rank} takes {self.stream * rank:,} of the "
+                f"{self.allowed:,} numbers that may remain, which leaves the own ones less than "
+                f"one a unit; {advice}"
             )
+        remain = (self.stream + self.units) * rank
+        if left >= rank * self.units:
+            problem = f"factors of rank {rank} have {remain:,} numbers at most"
+            raise self._refused(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
         return self._plan(rank, tuple(left * units // self.units for _, units in self.shapes))
 
     def with_density(self, density: float) -> FactorSizes:
         """Return what remains with the largest rank for which the own factors can keep so large
         a share of their numbers.
         """
+        # A fraction, so that 0.1 is a tenth and counts are exact.
         share = Fraction(str(density))
         sparse = self.indices and share < 1
-        each = self.stream + share * self.units + (Fraction(self.units, self.bits) if sparse else 0)
+        each = self.stream + share * self.units
+        if sparse:
+            each += Fraction(self.units, self.bits)
         rank = int(self.allowed / each)
-        while (
-            rank > 0 and self._taken(rank, share, sparse) > self.allowed
-        ):  # indices are rounded up
+        # Indices are rounded up.
+        while rank > 0 and self._taken(rank, share, sparse) > self.allowed:
             rank -= 1
         if rank < 1:
             taken = self._taken(1, share, sparse)
             fits = f"factors of rank 1 have {taken:,} numbers, and {self.allowed:,} may remain"
             raise self._refused(f"{fits}; {self._advice()}")
         if rank > self.width:
-            least = (
-                math.ceil(
-                    Fraction(
-                        10_000 * (self.allowed - self.stream * self.width), self.units * self.width
-                    )
-                )
-                / 10_000
-            )
-            raise self._refused(
-                f"density={density:g} needs a rank of {rank}, above the width of {self.width}; choose a density of at least {least:g}"
-            )
+            coefficients = 10_000 * (self.allowed - self.stream * self.width)
+            least = math.ceil(Fraction(coefficients, self.units * self.width)) / 10_000
+            problem = f"density={density:g} needs a rank of {rank}, above the width of {self.width}"
+            raise self._refused(f"{problem}; choose a density of at least {least:g}")
         return self._plan(rank, tuple(int(share * rank * units) for _, units in self.shapes))
 
     def _plan(self, rank: int, kept: tuple[int, ...]) -> FactorSizes:
         numbers = self.stream * rank + sum(kept)
-        places = sum(
-            rank * units
-            for (_, units), few in zip(self.shapes, kept, strict=True)
-            if few < rank * units
-        )
-        return FactorSizes(
-            rank, kept, _six(numbers / self.all), _six((numbers + places / self.bits) / self.all)
-        )
+        places = 0
+        for (_, units), count in zip(self.shapes, kept, strict=True):
+            if count < rank * units:
+                places += rank * units
+        with_indices = six_digits((numbers + places / self.bits) / self.all)
+        return FactorSizes(rank, kept, six_digits(numbers / self.all), with_indices)
 
     def _taken(self, rank: int, share: Fraction, sparse: bool) -> int:
-        own = sum(int(share * rank * units) for _, units in self.shapes)
-        return self.stream * rank + own + (-(-rank * self.units // self.bits) if sparse else 0)
+        """The numbers of factors whose own ones keep such a share, indices included."""
+        coefficients = sum(int(share * rank * units) for _, units in self.shapes)
+        indices = self._indices(rank) if sparse else 0
+        return self.stream * rank + coefficients + indices
 
     def _left(self, rank: int) -> int:
         """The numbers that a shared factor of this rank leaves for the own ones."""
-        return (
-            self.allowed
-            - self.stream * rank
-            - (-(-rank * self.units // self.bits) if self.indices else 0)
-        )
+        indices = self._indices(rank) if self.indices else 0
+        return self.allowed - self.stream * rank - indices
+
+    def _indices(self, rank: int) -> int:
+        """How many numbers take as much room as a bit for each place of the own factors."""
+        return -(-rank * self.units // self.bits)
 
     def _largest_rank(self) -> int:
         """The largest rank that leaves the own factors one number a unit; 0 if none does."""
@@ -190,17 +193,19 @@ class Budget:
 
     def _advice(self, *ways: str) -> str:
         """What can be done about a budget that is too small: `ways` are the method's own."""
-        ways = (*ways, "larger groups") if self.can_group_more else ways
-        return f"choose {', '.join(ways)}, or ask for less to go" if ways else "ask for less to go"
+        if self.can_group_more:
+            ways = (*ways, "larger groups")
+        if not ways:
+            return "ask for less to go"
+        return f"choose {', '.join(ways)}, or ask for less to go"
 
-    def _refused(self, why: str) -> TargetError:
-        return TargetError(
-            f"{self.target} of {self.what} can't be kept to: {why}", subject=str(self.target)
-        )
+    def _refused(self, reason: str) -> TargetError:
+        message = f"{self.target} of {self.name} can't be kept to: {reason}"
+        return TargetError(message, subject=str(self.target))
 
 
 @dataclass(frozen=True, repr=False)
-class Sharing(Method, ABC):
+class Sharing(ModelMethod, ABC):
     """Puts products of factors in the place of the matrices of feed-forward networks; a subclass
     says which share a factor, and makes them.
 
@@ -218,11 +223,7 @@ class Sharing(Method, ABC):
     damp: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (self.damp > 0 and math.isfinite(self.damp)):
-            raise SpecError(
-                f"{self.spec_name()}(damp={brief(self.damp)}): damp must be above 0; 0.01 is usual",
-                subject="damp",
-            )
+        check_positive(self, damp="0.01 is usual")
         check_most(self, damp=MOST_DAMP)
 
     @abstractmethod
@@ -243,7 +244,6 @@ class Sharing(Method, ABC):
 
     def can_group_more(self, view: ModelView) -> bool:
         """Return whether more matrices of this model could share a factor."""
-        del view
         return False
 
     @property
@@ -261,157 +261,144 @@ class Sharing(Method, ABC):
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
-        for one in self.sets(view):
-            self._planned(one, target, self.can_group_more(view))
+        for sharers in self.sets(view):
+            self._planned(sharers, target, self.can_group_more(view))
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if parts_of(job.target, "numbers").fraction == 0:
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
-        left = [
-            one
-            for one in self.sets(job.view)
-            if any(sharer.weight.name not in done for sharer in one)
-        ]
+        left: list[Sequence[Sharer]] = []
+        for sharers in self.sets(job.view):
+            if any(sharer.weight.name not in done for sharer in sharers):
+                left.append(sharers)
         if not left:
             return
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
-        first = min(sharer.weight.block for one in left for sharer in one)
-        rest = replace(
-            job, done=[edit for edit in job.done if edit.block is not None and edit.block < first]
-        )
+        first = min(min(_blocks(sharers)) for sharers in left)
+        earlier = [edit for edit in job.done if edit.block is not None and edit.block < first]
+        job = replace(job, done=earlier)
         place = {weight.name: number for number, weight in enumerate(job.view.weights)}
         more = self.can_group_more(job.view)
         seen: dict[str, Seen] = {}
-        for block, there in by_block(job.view.blocks[rest.start :], rest.walk(self.observes)):
-            seen |= {weight.name: one for weight, one in there.items()}
-            ready = [
-                one for one in left if max(sharer.weight.block for sharer in one) == block.index
-            ]
-            with spent_on("method"):
-                made: list[Replace] = []
-                for one in ready:
-                    made += self._replaced(one, seen, job.target, more)
-            yield from (
-                edit
-                for edit in sorted(made, key=lambda edit: place[edit.weight.name])
-                if edit.weight.name not in done
-            )
-            for sharer in (sharer for one in ready for sharer in one):
-                seen.pop(sharer.weight.name, None)
+        for block, arrived in by_block(job.view.blocks[job.start :], job.walk(self.observes)):
+            seen |= {weight.name: there for weight, there in arrived.items()}
+            made: dict[int, Replace] = {}
+            for sharers in left:
+                if max(_blocks(sharers)) == block.index:
+                    with spent_on("method"):
+                        for edit in self._replaced(sharers, seen, job.target, more):
+                            made[place[edit.weight.name]] = edit
+                    for sharer in sharers:
+                        seen.pop(sharer.weight.name, None)
+            # In the order of the model, whatever set a matrix belongs to.
+            for number in sorted(made):
+                if made[number].weight.name not in done:
+                    yield made[number]
 
     def _replaced(
         self,
-        one: Sequence[Sharer],
+        sharers: Sequence[Sharer],
         seen: Mapping[str, Seen],
         target: Target,
         can_group_more: bool,
     ) -> Iterator[Replace]:
-        """The edits of one set."""
-        reached = [sharer for sharer in one if sharer.weight.name in seen]
+        """The edits of a set, of whose matrices all that were reached are seen."""
+        reached = [sharer for sharer in sharers if sharer.weight.name in seen]
         if not reached:
             return
         plan = self._planned(reached, target, can_group_more)
-        dtype, name = reached[0].weight.get().dtype, reached[0].weight.name
-        try:
-            factors = self.factored(
-                [self._member(sharer, seen[sharer.weight.name]) for sharer in reached], plan, dtype
-            )
-        except CalibrantError as error:
-            raise type(error)(
-                f"{self.spec_name()} failed at {name} and those that share with it: {error}",
-                subject=name,
-            ) from error
-        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            what = f"{self.spec_name()} failed at {name} and those that share with it"
-            why = "their inputs are too large or too few to solve for factors"
-            advice = f"look at the activations, or give a damp above {self.damp:g}"
-            raise NumericsError(f"{what}: {why}; {advice}", subject=name) from error
-        for sharer, own in zip(reached, factors.own, strict=True):
-            packed = Factors(name, factors.shared, own, len(reached), sharer.reads)
+        name = reached[0].weight.name
+        dtype = reached[0].weight.stored.dtype
+        with failing_at(self, f"{name} and those that share with it", name):
+            members = [self._member(sharer, seen[sharer.weight.name]) for sharer in reached]
+            try:
+                factors = self.factored(members, plan, dtype)
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+                problem = "their inputs are too large or too few to solve for factors"
+                advice = f"look at the activations, or give a damp above {self.damp:g}"
+                raise NumericsError(f"{problem}; {advice}", subject=name) from error
+        for sharer, coefficients in zip(reached, factors.own, strict=True):
+            packed = Factors(name, factors.shared, coefficients, len(reached), sharer.reads)
             notes = {
                 "rank": plan.rank,
-                "density": _six(int(own.count_nonzero()) / own.numel()),
+                "density": six_digits(int(coefficients.count_nonzero()) / coefficients.numel()),
                 "shared_by": len(reached),
                 "left": plan.left,
                 "left_with_indices": plan.with_indices,
             }
-            yield Replace(
-                sharer.weight,
-                Compressed(finite(packed.dense(), "the product of the factors"), notes, packed),
-                seen[sharer.weight.name],
-            )
+            product = finite(packed.dense(), "the product of the factors")
+            compressed = Compressed(product, notes, packed)
+            yield Replace(sharer.weight, compressed, seen[sharer.weight.name])
 
     def _member(self, sharer: Sharer, seen: Seen) -> Member:
-        weight = finite(sharer.weight.get(), f"the weight of {sharer.weight.name}").to(
-            wide(sharer.weight.get().dtype)
-        )
-        hessian = damped(observed(seen, Gram), self.damp).to(weight.dtype) if Gram in seen else None
-        return Member(
-            weight.T.contiguous() if sharer.reads else weight, hessian, sharer.reads, self.relative
-        )
+        weight = finite(sharer.weight.get(), f"the weight of {sharer.weight.name}")
+        matrix = weight.to(wide(weight.dtype))
+        hessian = None
+        if Gram in seen:
+            hessian = damped(observed(seen, Gram), self.damp).to(matrix.dtype)
+        if sharer.reads:
+            matrix = matrix.T.contiguous()
+        return Member(matrix, hessian, sharer.reads, self.relative)
 
     def _planned(
-        self,
-        one: Sequence[Sharer],
-        target: Target,
-        can_group_more: bool,
+        self, sharers: Sequence[Sharer], target: Target, can_group_more: bool
     ) -> FactorSizes:
-        share, bits = parts_of(target, "numbers"), one[0].weight.stored.element_size() * 8
-        what = (
-            f"{one[0].weight.name}"
-            if len(one) == 1
-            else f"the {len(one)} matrices that share with {one[0].weight.name}"
-        )
-        shapes = tuple(sharer.shape for sharer in one)
+        share = parts_of(target, "numbers")
+        weight = sharers[0].weight
+        name = weight.name
+        if len(sharers) > 1:
+            name = f"the {len(sharers)} matrices that share with {weight.name}"
+        shapes = tuple(sharer.shape for sharer in sharers)
         if len({stream for stream, _ in shapes}) > 1:
-            raise ModelError(
-                f"{what} are of different widths, so they can't share a factor",
-                subject=one[0].weight.name,
-            )
+            message = f"{name} are of different widths, so they can't share a factor"
+            raise ModelError(message, subject=weight.name)
         if share.fraction == 0:
             return FactorSizes(0, (), 1.0, 1.0)
-        return self.plan(Budget(shapes, share, bits, self.indices_count, what, can_group_more))
+        bits = weight.stored.element_size() * 8
+        return self.plan(Budget(shapes, share, bits, self.indices_count, name, can_group_more))
 
 
-def networks(view: ModelView) -> dict[int, list[Sharer]]:
+def _blocks(sharers: Sequence[Sharer]) -> list[int]:
+    return [sharer.weight.block for sharer in sharers]
+
+
+def networks(view: ModelView) -> list[Sharer]:
     """Return the matrices of every block's feed-forward networks, in the order of the model.
     `ModelError` where the stream isn't understood.
     """
-    hidden, names = Stream.of(view).hidden, view.named
-    reading = {up.name for one in hidden for up in one.up}
-    writing = {one.down.name for one in hidden}
-    found: dict[int, list[Sharer]] = {}
-    for name, weight in names.items():
-        if name in reading | writing:
-            found.setdefault(weight.block, []).append(Sharer(weight, name in reading))
-    if not found:
-        message = f"{type(view.model).__name__} has no feed-forward networks between a residual stream and itself; choose a method that needs none"
-        raise ModelError(message, subject=type(view.model).__name__)
-    return found
+    reading: set[str] = set()
+    writing: set[str] = set()
+    for hidden in Stream.of(view).hidden:
+        reading.update(up.name for up in hidden.up)
+        writing.add(hidden.down.name)
+    sharers: list[Sharer] = []
+    for name, weight in view.named.items():
+        if name in reading or name in writing:
+            sharers.append(Sharer(weight, name in reading))
+    if not sharers:
+        model = type(view.model).__name__
+        problem = f"{model} has no feed-forward networks between a residual stream and itself"
+        raise ModelError(f"{problem}; choose a method that needs none", subject=model)
+    return sharers
 
 
-def grouped(blocks: Iterable[int], group: int, distant: bool, spec: str) -> list[tuple[int, ...]]:
-    """Return groups of so many blocks: neighbours, or, if `distant`, such as lie as far apart as
-    they can. `SpecError` if they can't be divided so.
+def grouped(blocks: int, group: int, method: str, distant: bool = False) -> list[range]:
+    """Return groups of so many of the `blocks`: neighbours, or, if `distant`, such as lie as far
+    apart as they can. `SpecError` if they can't be divided so.
 
-    >>> grouped(range(6), 2, False, "fips"), grouped(range(6), 2, True, "fips")
-    ([(0, 1), (2, 3), (4, 5)], [(0, 3), (1, 4), (2, 5)])
+    >>> grouped(6, 2, "fips"), grouped(6, 2, "fips", distant=True)
+    ([range(0, 2), range(2, 4), range(4, 6)], [range(0, 6, 3), range(1, 6, 3), range(2, 6, 3)])
     """
-    indices = list(blocks)
-    if len(indices) % group:
-        fitting = [str(size) for size in range(1, len(indices) + 1) if len(indices) % size == 0]
-        choice = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if fitting[1:] else fitting[0]
-        count = "1 block" if len(indices) == 1 else f"{len(indices)} blocks"
-        message = f"{spec}: {count} can't be divided into groups of {brief(group)}; choose {choice}"
-        raise SpecError(message, subject="group")
-    count = len(indices) // group
-    return [
-        tuple(indices[n::count]) if distant else tuple(indices[n * group : (n + 1) * group])
-        for n in range(count)
-    ]
-
-
-def _six(number: float) -> float:
-    return float(f"{number:.6g}")
+    if blocks % group:
+        fitting = [str(size) for size in range(1, blocks + 1) if blocks % size == 0]
+        choice = fitting[0]
+        if len(fitting) > 1:
+            choice = f"{', '.join(fitting[:-1])} or {fitting[-1]}"
+        count = "1 block" if blocks == 1 else f"{blocks} blocks"
+        problem = f"{method}(group={group}): {count} can't be divided into groups of {brief(group)}"
+        raise SpecError(f"{problem}; choose {choice}", subject="group")
+    if distant:
+        return [range(start, blocks, blocks // group) for start in range(blocks // group)]
+    return [range(start, start + group) for start in range(0, blocks, group)]

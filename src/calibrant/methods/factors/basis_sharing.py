@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 
 from calibrant.activations import Gram, Statistic
-from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_PARTS
+from calibrant.methods._base import MOST_PARTS, check_least
 from calibrant.methods.factors._factors import Factored, Member, truncated
 from calibrant.methods.factors._sharing import (
     Budget,
@@ -22,7 +21,6 @@ from calibrant.methods.factors._sharing import (
 )
 from calibrant.models import ModelView
 from calibrant.spec import check_most
-from calibrant.spec.foreign import brief
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,22 +46,19 @@ class BasisSharing(Sharing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.group) is not int or self.group < 1:
-            raise SpecError(
-                f"basis_sharing(group={brief(self.group)}): at least one block has a basis; 2 are usual",
-                subject="group",
-            )
+        check_least(self, group=1)
         check_most(self, group=MOST_PARTS)
 
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
-        by_block, sets = networks(view), list[list[Sharer]]()
-        for group in grouped(
-            range(len(view.blocks)), self.group, False, f"basis_sharing(group={self.group})"
-        ):
+        sharers = networks(view)
+        sets: list[list[Sharer]] = []
+        for blocks in grouped(len(view.blocks), self.group, "basis_sharing"):
             kinds: dict[tuple[str, tuple[int, int]], list[Sharer]] = {}
-            for sharer in (sharer for index in group for sharer in by_block.get(index, ())):
-                kind = sharer.weight.name.removeprefix(f"{view.blocks[sharer.weight.block].name}.")
-                kinds.setdefault((kind, sharer.shape), []).append(sharer)
+            for sharer in sharers:
+                if sharer.weight.block in blocks:
+                    block = view.blocks[sharer.weight.block]
+                    kind = sharer.weight.name.removeprefix(f"{block.name}.")
+                    kinds.setdefault((kind, sharer.shape), []).append(sharer)
             sets += kinds.values()
         return sets
 

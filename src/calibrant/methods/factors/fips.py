@@ -10,7 +10,7 @@ import torch
 
 from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_PARTS
+from calibrant.methods._base import MOST_PARTS, check_least
 from calibrant.methods.factors._factors import Factored, Member, alternated
 from calibrant.methods.factors._sharing import (
     Budget,
@@ -66,21 +66,15 @@ class FiPS(Sharing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, why in (
-            ("group", self.group, "at least one block has a factor of its own; 2 are usual"),
-            ("rank", self.rank, "a shared factor has a rank of at least 1"),
-            ("rounds", self.rounds, "at least 1 round is made; 8 are usual"),
-            ("steps", self.steps, "at least 1 step is made in each round; 3 are usual"),
-        ):
-            if value is not None and (type(value) is not int or value < 1):
-                raise SpecError(f"fips({name}={brief(value)}): {why}", subject=name)
+        check_least(self, group=1, rank=1, rounds=1, steps=1)
         if self.density is not None and not 0 < self.density <= 1:
-            raise SpecError(
-                f"fips(density={brief(self.density)}): a share above 0 and at most 1 of each own factor stays",
-                subject="density",
-            )
+            allowed = "a share above 0 and at most 1 of each own factor stays"
+            message = f"fips(density={brief(self.density)}): {allowed}"
+            raise SpecError(message, subject="density")
         if self.rank is not None and self.density is not None:
-            message = f"fips(rank={self.rank}, density={self.density}): the budget decides one of them; leave rank or density out"
+            given = f"fips(rank={self.rank}, density={self.density})"
+            advice = "leave rank or density out"
+            message = f"{given}: the budget decides one of them; {advice}"
             raise SpecError(message, subject="density")
         check_most(self, group=MOST_PARTS, rank=MOST_RANK, rounds=MOST_STEPS, steps=MOST_STEPS)
 
@@ -93,24 +87,21 @@ class FiPS(Sharing):
         return self.indices
 
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
-        by_block = networks(view)
-        groups = grouped(
-            range(len(view.blocks)), self.group, self.distant, f"fips(group={self.group})"
-        )
-        sets = [
-            [sharer for index in group for sharer in by_block.get(index, ())] for group in groups
-        ]
-        return [one for one in sets if one]
+        sharers = networks(view)
+        sets: list[list[Sharer]] = []
+        for blocks in grouped(len(view.blocks), self.group, "fips", self.distant):
+            inside = [sharer for sharer in sharers if sharer.weight.block in blocks]
+            if inside:
+                sets.append(inside)
+        return sets
 
     def can_group_more(self, view: ModelView) -> bool:
         return self.group < len(view.blocks)
 
     def plan(self, budget: Budget) -> FactorSizes:
-        return (
-            budget.with_rank(self.rank)
-            if self.density is None
-            else budget.with_density(self.density)
-        )
+        if self.density is None:
+            return budget.with_rank(self.rank)
+        return budget.with_density(self.density)
 
     def factored(
         self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype

@@ -36,7 +36,7 @@ class SVD(Sharing):
         return (Gram,) if self.aware else ()
 
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
-        return [[sharer] for sharers in networks(view).values() for sharer in sharers]
+        return [[sharer] for sharer in networks(view)]
 
     def plan(self, budget: Budget) -> FactorSizes:
         return budget.with_density(1.0)

@@ -34,16 +34,17 @@ class Scaled:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
+        # A square root on either side, so that the whole is symmetric to the last bit.
         half = self.vectors * (rho / (self.values + rho)).sqrt()
         # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
         whole = torch.empty_like(half)
-        for at in range(0, len(half), PANEL):
-            torch.mm(half[at : at + PANEL], half[at:].T, out=whole[at : at + PANEL, at:])
-            whole[at + PANEL :, at : at + PANEL] = whole[at : at + PANEL, at + PANEL :].T
-            square = whole[at : at + PANEL, at : at + PANEL]
-            square.copy_(
-                square.triu() + square.triu(1).T
-            )  # not every processor sums both sides of the diagonal in one order
+        for start in range(0, len(half), PANEL):
+            panel = slice(start, start + PANEL)
+            torch.mm(half[panel], half[start:].T, out=whole[panel, start:])
+            whole[start + PANEL :, panel] = whole[panel, start + PANEL :].T
+            # Not every processor sums both sides of the diagonal in one order.
+            square = whole[panel, panel]
+            square.copy_(square.triu() + square.triu(1).T)
         return whole
 
     def unscaled(
@@ -78,6 +79,7 @@ def _scaled(gram: Gram, damp: float, alike: bool) -> Scaled:
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
     hessian.div_(scale).div_(scale[:, None])
     hessian.diagonal().add_(damp if alike else 0).masked_fill_(dead, 1)
+    # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
     values, vectors = torch.linalg.eigh(hessian)
     # Rounding may leave an eigenvalue of few tokens below zero.
     return Scaled(scale.masked_fill(dead, 0), values.clamp_min(0), vectors)
@@ -98,14 +100,16 @@ class Directions:
         pulled: Float[Tensor, "out in"],
         keep: Bool[Tensor, "out in"],
     ) -> None:
-        self.dense, self.keep = dense, keep
+        self.dense = dense
+        self.keep = keep
         self.pulled = pulled.clone()
-        self._rest, self._sparse = torch.empty_like(dense), torch.empty_like(dense)
+        self._rest = torch.empty_like(dense)
+        self._sparse = torch.empty_like(dense)
 
     def pull(self, response: Float[Tensor, "in in"]) -> None:
         """Go on by one step, after which `keep` is to be chosen anew from `pulled`."""
-        # With S = W̃ + Z + U, the step is S - Z + 2(Z - S/2)P.
         prepare = _in_rows if self.dense.device.type == "cpu" else _all_rows
+        # With S = W̃ + Z + U, the step is S - Z + 2(Z - S/2)P.
         prepare(self.pulled, self.dense, self.keep, self._rest, self._sparse)
         self._rest.addmm_(self._sparse, response, alpha=2)
         self.pulled, self._rest = self._rest, self.pulled
@@ -121,12 +125,9 @@ class Directions:
 
 def _in_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
     """Set `rest` to S - Z and `sparse` to Z - S/2, on the CPU."""
-    arrays = [
-        t.numpy()
-        for t in (pulled, dense, keep, rest, sparse, torch.tensor([0, 0.5], dtype=pulled.dtype))
-    ]
-    kernel = _kernel()
-    by_rows(len(pulled), lambda first, last: kernel(*arrays, first, last))
+    halves = torch.tensor([0, 0.5], dtype=pulled.dtype)
+    parts = (pulled, dense, keep, rest, sparse, halves)
+    by_rows(_kernel(), len(pulled), [part.numpy() for part in parts])
 
 
 def _all_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
@@ -140,7 +141,7 @@ def _all_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse:
 @cache
 def _kernel() -> Callable[..., None]:
     """Imported at the first use: numba takes longer to import than listing methods may."""
-    from calibrant.methods.pruning._directions_kernel import prepare
+    from calibrant.methods.pruning._gradients_kernel import prepare
 
     return prepare
 
@@ -159,12 +160,9 @@ def chosen(
     They do where inputs hardly depend on each other: then the largest are the best, and a small ρ
     moves away from them.
     """
-    weights = descend(
-        masked(dense, scaled.unscaled(found.sparse(), dense), found.keep, hessian), hessian, steps
-    )
+    sparse = masked(dense, scaled.unscaled(found.sparse(), dense), found.keep, hessian)
+    fitted = descend(sparse, hessian, steps)
     largest = masked(dense, dense, first, hessian)
-    return (
-        descend(largest, hessian, steps)
-        if float(largest.loss.sum()) <= float(weights.loss.sum())
-        else weights
-    )
+    if float(largest.loss.sum()) <= float(fitted.loss.sum()):
+        return descend(largest, hessian, steps)
+    return fitted

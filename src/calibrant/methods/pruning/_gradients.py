@@ -33,28 +33,6 @@ class Masked:
     loss: Float[Tensor, "out"]
 
 
-def fit_kept(
-    weight: Float[Tensor, "out in"],
-    keep: Bool[Tensor, "out in"],
-    gram: Gram,
-    steps: int,
-    damp: float,
-) -> Float[Tensor, "out in"]:
-    """Return weights, zero where they aren't kept, whose outputs are nearer to those of the dense
-    `weight`: the best ones after many steps.
-
-    H is `damped(gram, damp)`. The result has the type of `weight`; sums are float32, or float64 for
-    a float64 weight. Raises `NumericsError` for a Gram that isn't finite.
-
-    >>> gram = Gram(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), tokens=1, mass=1.0)
-    >>> fit_kept(torch.tensor([[1.0, 4.0]]), torch.tensor([[False, True]]), gram, steps=1, damp=0.0)
-    tensor([[0.0000, 4.5000]])
-    """
-    hessian = damped(gram, damp).to(torch.promote_types(weight.dtype, torch.float32))
-    dense = weight.detach().to(hessian.dtype)
-    return descend(masked(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
-
-
 def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
     """Return H = gram/mass + λI, computed once for all matrices that share the Gram; λ is `damp`
     times the mean diagonal of inputs that were used.
@@ -66,10 +44,10 @@ def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
 
 def _damped(gram: Gram, damp: float) -> Tensor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
+    # By the upper triangle alone, which is what is kept on disk: so both give the same bits.
     hessian = gram.symmetric() / gram.mass
-    hessian.diagonal().add_(
-        damp * float(diagonal.sum()) / gram.mass / max(1, int(diagonal.count_nonzero()))
-    )
+    used = max(1, int(diagonal.count_nonzero()))
+    hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / used)
     return finite(hessian, "the damped Gram of the inputs")
 
 
@@ -93,15 +71,15 @@ TILE: Final = 192
 speed.
 """
 
-Advance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Takes a step in place, as long as is best for each row, and turns the direction: (weight,
-pull, direction, direction·H, keep, scale [in], force [out], floor [out]) -> what it takes off
-each row's loss [out].
+Advance = Callable[[Masked, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Takes a step in place, as long as is best for each row, and turns the direction: (state,
+direction, direction·H, scale [in], force [out], floor [out]) -> what it takes off each row's loss
+[out].
 """
 
 
 def descend(
-    at: Masked,
+    state: Masked,
     hessian: Float[Tensor, "in in"],
     steps: int,
     tolerance: float = 0.0,
@@ -113,47 +91,43 @@ def descend(
 
     The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because
     the Hessian isn't positive definite, stays where it is. On the CPU `TILE` rows at a time take
-    all their steps, and end together. `advance` overrides the device's own. `at` is left as it was,
-    or with `in_place` written over.
+    all their steps, and end together. `advance` overrides the device's own. `state` is left as it
+    was, or with `in_place` written over.
     """
-    on_cpu = at.weight.device.type == "cpu"
-    advance = advance or (_in_rows if on_cpu else _all_rows)
-    weight, pull, loss = (
-        (at.weight, at.pull, at.loss)
-        if in_place
-        else (_copy(at.weight), _copy(at.pull), at.loss.clone())
-    )
-    tile = TILE if on_cpu else max(1, len(weight))
-    for first in range(0, len(weight), tile):
+    on_cpu = state.weight.device.type == "cpu"
+    if advance is None:
+        advance = _in_rows if on_cpu else _all_rows
+    if not in_place:
+        state = Masked(_copy(state.weight), state.keep, _copy(state.pull), state.loss.clone())
+    tile = TILE if on_cpu else max(1, len(state.weight))
+    for first in range(0, len(state.weight), tile):
         rows = slice(first, first + tile)
-        _descend(
-            weight[rows], pull[rows], at.keep[rows], loss[rows], hessian, steps, tolerance, advance
-        )
-    return Masked(weight, at.keep, pull, loss)
+        part = Masked(state.weight[rows], state.keep[rows], state.pull[rows], state.loss[rows])
+        _descend(part, hessian, steps, tolerance, advance)
+    return state
 
 
 def _descend(
-    weight: Tensor,
-    pull: Tensor,
-    keep: Tensor,
-    loss: Tensor,
-    hessian: Tensor,
+    state: Masked,
+    hessian: Float[Tensor, "in in"],
     steps: int,
     tolerance: float,
     advance: Advance,
 ) -> None:
     """Do so in place with a few rows, which then stay in the cache from one step to the next."""
     diagonal = hessian.diagonal()
+    # An input that was never used has no curvature, and no pull either.
     scale = (1 / diagonal).where(diagonal > 0, 1)
-    direction = (pull * scale).masked_fill_(~keep, 0)
-    force = (direction * pull).sum(1)
+    direction = (state.pull * scale).masked_fill_(~state.keep, 0)
+    force = (direction * state.pull).sum(1)
     # A residual of nothing but rounding leads nowhere.
     floor = force * torch.finfo(force.dtype).eps ** 2
-    bent, enough = torch.empty_like(direction), tolerance * float(loss.sum())
+    bent = torch.empty_like(direction)
+    enough = tolerance * float(state.loss.sum())
     for _ in range(steps):
         torch.mm(direction, hessian, out=bent)
-        gain = advance(weight, pull, direction, bent, keep, scale, force, floor)
-        loss -= gain
+        gain = advance(state, direction, bent, scale, force, floor)
+        state.loss.sub_(gain)
         if not bool(gain.any()) or float(gain.sum()) < enough:
             break
 
@@ -163,45 +137,29 @@ def _copy(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 def _in_rows(
-    weight: Tensor,
-    pull: Tensor,
-    direction: Tensor,
-    bent: Tensor,
-    keep: Tensor,
-    scale: Tensor,
-    force: Tensor,
-    floor: Tensor,
+    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
 ) -> Float[Tensor, "out"]:
     """Step on the CPU, row after row in a compiled kernel: an `Advance`."""
     gain = torch.zeros_like(force)
-    arrays = [
-        t.numpy()
-        for t in (weight, pull, direction, bent, keep.contiguous(), scale, force, floor, gain)
-    ]
-    kernel = _kernel()
-    by_rows(len(weight), lambda first, last: kernel(*arrays, first, last))
+    keep = state.keep.contiguous()
+    parts = (state.weight, state.pull, direction, bent, keep, scale, force, floor, gain)
+    by_rows(_kernel(), len(gain), [part.numpy() for part in parts])
     return gain
 
 
 def _all_rows(
-    weight: Tensor,
-    pull: Tensor,
-    direction: Tensor,
-    bent: Tensor,
-    keep: Tensor,
-    scale: Tensor,
-    force: Tensor,
-    floor: Tensor,
+    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
 ) -> Float[Tensor, "out"]:
     """Step on any device, all rows at once: an `Advance`."""
     curvature = (direction * bent).sum(1)
     moving = (curvature > 0) & (force > floor)
-    along = (direction * pull).sum(1)
+    # In exact arithmetic this is `force`; of rounded sums it is what the step really takes off.
+    along = (direction * state.pull).sum(1)
     length = (along / curvature).where(moving, 0)
-    weight.addcmul_(length[:, None], direction)
-    pull.addcmul_(length[:, None], bent, value=-1)
-    residual = (pull * scale).masked_fill_(~keep, 0)
-    after = (residual * pull).sum(1)
+    state.weight.addcmul_(length[:, None], direction)
+    state.pull.addcmul_(length[:, None], bent, value=-1)
+    residual = (state.pull * scale).masked_fill_(~state.keep, 0)
+    after = (residual * state.pull).sum(1)
     direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
     force.copy_(after)
     return length * along

@@ -1,8 +1,11 @@
-"""A step of conjugate gradients on a mask, compiled: what follows the product with the Hessian, row
-by row. Importing this imports numba.
+"""What surrounds the products with a Hessian, compiled: a step of conjugate gradients on a mask
+(`step`), and one of alternating directions (`prepare`). Importing this imports numba.
 
 In torch each of the dozen sums and products of a step goes through memory; a row fits the nearest
 cache, where all of them cost less than one.
+
+Factors are handed over as numbers of an array: a number alone would be float64, and make the sums
+so.
 """
 
 from typing import Any, Final
@@ -21,9 +24,9 @@ def dot(a: Any, b: Any, sums: Any) -> float:
     whole = len(a) // LANES * LANES
     for lane in range(LANES):
         sums[lane] = 0
-    for at in range(0, whole, LANES):
+    for start in range(0, whole, LANES):
         for lane in range(LANES):
-            sums[lane] += a[at + lane] * b[at + lane]
+            sums[lane] += a[start + lane] * b[start + lane]
     for j in range(whole, len(a)):
         sums[0] += a[j] * b[j]
     total = 0.0
@@ -33,30 +36,27 @@ def dot(a: Any, b: Any, sums: Any) -> float:
 
 
 @compiled
-def add(to: Any, by: Any, along: Any) -> None:
-    """Add `by[0]` times `along`: a number of an array, because a number alone would be float64
-    and make the sums so.
-    """
-    length = by[0]
+def add(total: Any, length: Any, along: Any) -> None:
+    """Add `length[0]` times `along`."""
+    factor = length[0]
     for j in range(len(along)):
-        to[j] += length * along[j]
+        total[j] += factor * along[j]
 
 
 @compiled
-def turn(direction: Any, by: Any, residual: Any) -> None:
-    length = by[0]
+def turn(direction: Any, length: Any, residual: Any) -> None:
+    """Multiply the direction by `length[0]`, and add the residual."""
+    factor = length[0]
     for j in range(len(residual)):
-        direction[j] = direction[j] * length + residual[j]
+        direction[j] = direction[j] * factor + residual[j]
 
 
 @compiled
-def precondition(pull: Any, scale: Any, kept: Any, none: Any, out: Any) -> None:
-    """Set `out` to pull·scale where a weight is kept, and to zero elsewhere; `none` holds a
-    zero.
-    """
-    zero = none[0]
+def precondition(pull: Any, scale: Any, kept: Any, zeros: Any, residual: Any) -> None:
+    """Set `residual` to pull·scale where a weight is kept, and to zero elsewhere."""
+    zero = zeros[0]
     for j in range(len(pull)):
-        out[j] = pull[j] * scale[j] if kept[j] else zero
+        residual[j] = pull[j] * scale[j] if kept[j] else zero
 
 
 @compiled
@@ -76,13 +76,11 @@ def step(
     """Take a step in rows `first` to `last`, in place, and turn their directions; `bent` is
     direction·H. See `_gradients.Advance`.
     """
-    dtype, n = pull.dtype, pull.shape[1]
-    sums, residual, by, none = (
-        np.zeros(LANES, dtype),
-        np.zeros(n, dtype),
-        np.zeros(1, dtype),
-        np.zeros(1, dtype),
-    )
+    dtype = pull.dtype
+    sums = np.zeros(LANES, dtype)
+    residual = np.zeros(pull.shape[1], dtype)
+    length = np.zeros(1, dtype)
+    zeros = np.zeros(1, dtype)
     for r in range(first, last):
         curvature = dot(direction[r], bent[r], sums)
         moving = curvature > 0 and force[r] > floor[r]
@@ -90,12 +88,31 @@ def step(
         if moving:
             along = dot(pull[r], direction[r], sums)
             gain[r] = along * along / curvature
-            by[0] = along / curvature
-            add(weight[r], by, direction[r])
-            by[0] = -along / curvature
-            add(pull[r], by, bent[r])
-        precondition(pull[r], scale, keep[r], none, residual)
+            length[0] = along / curvature
+            add(weight[r], length, direction[r])
+            length[0] = -along / curvature
+            add(pull[r], length, bent[r])
+        precondition(pull[r], scale, keep[r], zeros, residual)
         after = dot(pull[r], residual, sums)
-        by[0] = after / force[r] if moving else 0
-        turn(direction[r], by, residual)
+        length[0] = 0
+        if moving:
+            length[0] = after / force[r]
+        turn(direction[r], length, residual)
         force[r] = after
+
+
+@compiled
+def prepare(
+    pulled: Any, dense: Any, keep: Any, rest: Any, sparse: Any, halves: Any, first: int, last: int
+) -> None:
+    """With S = W̃ + Z + U, set `rest` to S - Z and `sparse` to Z - S/2 in rows `first` to `last`;
+    `halves` holds 0 and 1/2.
+    """
+    zero = halves[0]
+    half = halves[1]
+    for r in range(first, last):
+        for j in range(pulled.shape[1]):
+            stays = pulled[r, j] if keep[r, j] else zero
+            total = pulled[r, j] + dense[r, j]
+            rest[r, j] = total - stays
+            sparse[r, j] = stays - total * half

@@ -27,7 +27,6 @@ ROWS_PER_THREAD: Final = 64
 TURNS: Final = 4
 """How often a better partner is sought, for one weight of a pair and then for the other."""
 
-
 Search = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
 """Swaps in place: (weight, pull, keep, hessian, least [out], most, group) -> (gained [out],
 counts [out]).
@@ -35,7 +34,7 @@ counts [out]).
 
 
 def swap(
-    at: Masked,
+    state: Masked,
     hessian: Float[Tensor, "in in"],
     most: int,
     tolerance: float,
@@ -48,18 +47,22 @@ def swap(
 
     Rows keep as many weights as they have; with a `group` of columns (N:M) so does each group.
     `search` overrides the device's own. Returned are the matrix after it, and how many swaps each
-    row had; `at` is left as it was, or with `in_place` its weights and pull are written over.
+    row had. `state` is left as it was, or with `in_place` its weights and pull are written over.
     """
-    search = search or (_in_rows if at.weight.device.type == "cpu" else _all_rows)
-    weight, pull, keep = (
-        t.contiguous() if in_place else t.clone(memory_format=torch.contiguous_format)
-        for t in (at.weight, at.pull, at.keep)
-    )
-    keep = keep.clone() if in_place else keep
+    if search is None:
+        search = _in_rows if state.weight.device.type == "cpu" else _all_rows
+    weight = state.weight.contiguous()
+    pull = state.pull.contiguous()
+    if not in_place:
+        weight = weight.clone()
+        pull = pull.clone()
+    # Always a copy: a mask of the caller's mustn't change.
+    keep = state.keep.clone(memory_format=torch.contiguous_format)
     # Below this the claimed change is as large as its rounding.
-    least = at.loss.clamp_min(0) * max(tolerance, 8 * torch.finfo(at.loss.dtype).eps)
+    rounding = 8 * torch.finfo(state.loss.dtype).eps
+    least = state.loss.clamp_min(0) * max(tolerance, rounding)
     gained, counts = search(weight, pull, keep, hessian.contiguous(), least, most, group)
-    return Masked(weight, keep, pull, at.loss - gained), counts
+    return Masked(weight, keep, pull, state.loss - gained), counts
 
 
 def _in_rows(
@@ -72,28 +75,21 @@ def _in_rows(
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on the CPU, in float32 or float64, row after row in a compiled kernel: a `Search`."""
-    gained, counts = (
-        torch.zeros_like(least, dtype=torch.float64),
-        torch.zeros(len(weight), dtype=torch.int64),
-    )
+    # What many swaps take off is added up in float64.
+    gained = torch.zeros_like(least, dtype=torch.float64)
+    counts = torch.zeros(len(weight), dtype=torch.int64)
     inverse = _inverse(hessian)
     near = hessian.new_zeros(1, 1)
     if group:
         columns = torch.arange(len(hessian))
-        near = hessian[columns[:, None], (columns - columns % group)[:, None] + torch.arange(group)]
+        members = (columns - columns % group)[:, None] + torch.arange(group)
+        near = hessian[columns[:, None], members].contiguous()
     kernel, lanes = _kernel()
-    padded = (
-        torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes))
-        if len(hessian) % lanes
-        else hessian
-    )
-    arrays = [t.numpy() for t in (weight, pull, keep, padded, inverse, near.contiguous())]
-    results = [t.numpy() for t in (least, gained, counts)]
-    by_rows(
-        len(weight),
-        lambda first, last: kernel(*arrays, group, *results, most, TURNS, first, last),
-        ROWS_PER_THREAD,
-    )
+    if len(hessian) % lanes:
+        hessian = torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes))
+    parts = (weight, pull, keep, hessian, inverse, near, least, gained, counts)
+    arrays = [part.numpy() for part in parts]
+    by_rows(kernel, len(weight), [*arrays, group, most, TURNS], ROWS_PER_THREAD)
     return gained.to(least.dtype), counts
 
 
@@ -109,25 +105,27 @@ def _all_rows(
     """Search on any device, one swap of all rows at a time: a `Search`. It compares the same
     pairs as the kernel, to the last turn.
     """
-    gained, counts = (
-        torch.zeros_like(least),
-        torch.zeros(len(weight), dtype=torch.int64, device=weight.device),
-    )
-    rows, inverse = torch.arange(len(weight), device=weight.device), _inverse(hessian)
+    gained = torch.zeros_like(least)
+    counts = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+    inverse = _inverse(hessian)
     for _ in range(most):
-        k, p, change = (
-            _group_pairs(weight, pull, keep, hessian, inverse, group)
-            if group
-            else _pairs(weight, pull, keep, hessian, inverse)
-        )
+        if group:
+            k, p, change = _group_pairs(weight, pull, keep, hessian, inverse, group)
+        else:
+            k, p, change = _pairs(weight, pull, keep, hessian, inverse)
         better = change < -least
         if not bool(better.any()):
             break
-        r, k, p = rows[better], k[better], p[better]
+        r = better.nonzero()[:, 0]
+        k = k[better]
+        p = p[better]
+        # The best value once k is gone, where the paper takes the dense one.
         value = (pull[r, p] + weight[r, k] * hessian[p, k]) * inverse[p]
         pull[r] += weight[r, k, None] * hessian[k] - value[:, None] * hessian[p]
-        weight[r, k], weight[r, p] = 0, value
-        keep[r, k], keep[r, p] = False, True
+        weight[r, k] = 0
+        weight[r, p] = value
+        keep[r, k] = False
+        keep[r, p] = True
         gained[r] -= change[better]
         counts[r] += 1
     return gained, counts
@@ -149,26 +147,30 @@ def _pairs(
         return cost.gather(1, k[:, None])[:, 0] + change, p
 
     def for_p(p: Tensor) -> tuple[Tensor, Tensor]:
-        changes = (
-            cost - (pull.gather(1, p[:, None]) + weight * hessian[p]).square() * inverse[p, None]
-        )
-        change, k = changes.min(1)
+        force = pull.gather(1, p[:, None]) + weight * hessian[p]
+        change, k = (cost - force.square() * inverse[p, None]).min(1)
         return change, k
 
     k = cost.argmin(1)
     best, p = for_k(k)
     exists = best.isfinite()  # of a row of which all or nothing is kept there is no pair
     other = (-pull.square() * inverse).masked_fill(shut, torch.inf).argmin(1)
-    found, at = for_p(other)
+    found, partner = for_p(other)
     first = found < best
-    k, p, best = at.where(first, k), other.where(first, p), found.where(first, best)
-    going, next_is_k = torch.ones_like(first), ~first
+    k = partner.where(first, k)
+    p = other.where(first, p)
+    best = found.where(first, best)
+    going = torch.ones_like(first)
+    next_is_k = ~first
     for _ in range(TURNS):
-        (by_k, p_of_k), (by_p, k_of_p) = for_k(k), for_p(p)
+        by_k, p_of_k = for_k(k)
+        by_p, k_of_p = for_p(p)
         found = by_p.where(next_is_k, by_k)
         going = going & (found < best)
-        k, p = k_of_p.where(going & next_is_k, k), p_of_k.where(going & ~next_is_k, p)
-        best, next_is_k = found.where(going, best), ~next_is_k
+        k = k_of_p.where(going & next_is_k, k)
+        p = p_of_k.where(going & ~next_is_k, p)
+        best = found.where(going, best)
+        next_is_k = ~next_is_k
     return k, p, best.where(exists, 0)
 
 
@@ -178,24 +180,24 @@ def _group_pairs(
     """The same within groups of columns: all pairs are compared, those of a distance at a time."""
     columns = torch.arange(len(hessian), device=hessian.device)
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
-    best, k, p = (
-        torch.zeros_like(cost[:, 0]),
-        *torch.zeros(2, len(cost), dtype=torch.int64, device=cost.device),
-    )
+    best = torch.zeros_like(cost[:, 0])
+    k = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
+    p = torch.zeros_like(k)
     for distance in range(1, group):
         partner = columns - columns % group + (columns + distance) % group
-        changes = (
-            cost
-            - (pull[:, partner] + weight * hessian[columns, partner]).square() * inverse[partner]
-        )
-        found, at = changes.masked_fill(keep[:, partner], torch.inf).min(1)
+        force = pull[:, partner] + weight * hessian[columns, partner]
+        changes = cost - force.square() * inverse[partner]
+        found, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)
         better = found < best
-        best, k, p = found.where(better, best), at.where(better, k), partner[at].where(better, p)
+        best = found.where(better, best)
+        k = column.where(better, k)
+        p = partner[column].where(better, p)
     return k, p, best
 
 
 def _inverse(hessian: Tensor) -> Tensor:
     diagonal = hessian.diagonal()
+    # Zero for inputs that were never used: they would come back for nothing.
     return (1 / diagonal).where(diagonal > 0, 0).contiguous()
 
 

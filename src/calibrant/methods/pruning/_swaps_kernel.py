@@ -39,6 +39,7 @@ def place(column: int) -> int:
 
 @compiled
 def forget(low: Any) -> None:
+    """Begin a search: no lane has found anything."""
     for lane in range(LANES):
         low[lane] = NEVER
         low[LANES + lane] = 0
@@ -50,11 +51,13 @@ def fold(low: Any, width: int) -> None:
     so far behind it; of equal ones the first column's.
     """
     for lane in range(width):
-        value, column = low[lane], low[LANES + lane]
-        other, there = low[lane + width], low[LANES + lane + width]
-        lower = (other < value) | ((other == value) & (there < column))
+        value = low[lane]
+        column = low[LANES + lane]
+        other = low[lane + width]
+        other_column = low[LANES + lane + width]
+        lower = (other < value) | ((other == value) & (other_column < column))
         low[lane] = other if lower else value
-        low[LANES + lane] = there if lower else column
+        low[LANES + lane] = other_column if lower else column
 
 
 @compiled
@@ -69,32 +72,31 @@ def lowest(low: Any) -> Any:
     fold(low, LANES // 8)
     best = 0
     for lane in range(1, LANES // 8):
-        if low[lane] < low[best] or (
-            low[lane] == low[best] and low[LANES + lane] < low[LANES + best]
-        ):
+        equal = low[lane] == low[best] and low[LANES + lane] < low[LANES + best]
+        if equal or low[lane] < low[best]:
             best = lane
     return int(low[LANES + best]), low[best]
 
 
 @compiled
-def move(row: Any, by: Any, across_k: Any, across_p: Any) -> None:
-    """Add `by[0]`·`across_k` + `by[1]`·`across_p` to the pull, and find out what it costs to remove
-    each weight.
+def move(row: Any, factors: Any, across_k: Any, across_p: Any) -> None:
+    """Add `factors[0]`·`across_k` + `factors[1]`·`across_p` to the pull, and find out what it costs
+    to remove each weight.
 
     Numbers that are not of arrays would be float64, and make the sums so.
     """
-    by_k, by_p = by[0], by[1]
+    by_k = factors[0]
+    by_p = factors[1]
     for block in range(len(across_k) // LANES):
-        at, first = block * BLOCK, block * LANES
+        base = block * BLOCK
+        first = block * LANES
         for lane in range(LANES):
-            pull = (
-                row[at + Q + lane] + by_k * across_k[first + lane] + by_p * across_p[first + lane]
-            )
-            row[at + Q + lane] = pull
-            weight = row[at + W + lane]
-            row[at + COST + lane] = (
-                weight * (pull + pull + weight * row[at + H + lane]) + row[at + GONE + lane]
-            )
+            here = base + lane
+            column = first + lane
+            pull = row[here + Q] + by_k * across_k[column] + by_p * across_p[column]
+            row[here + Q] = pull
+            weight = row[here + W]
+            row[here + COST] = weight * (pull + pull + weight * row[here + H]) + row[here + GONE]
 
 
 @compiled
@@ -102,9 +104,10 @@ def cheapest(row: Any, starts: Any, low: Any) -> Any:
     """Return which weight it costs least to remove, and that cost."""
     forget(low)
     for block in range(len(starts)):
-        start, at = starts[block], block * BLOCK
+        start = starts[block]
+        base = block * BLOCK
         for lane in range(LANES):
-            cost = row[at + COST + lane]
+            cost = row[base + COST + lane]
             lower = cost < low[lane]
             low[lane] = cost if lower else low[lane]
             low[LANES + lane] = start if lower else low[LANES + lane]
@@ -118,10 +121,12 @@ def best_return(row: Any, removed: Any, across: Any, starts: Any, low: Any) -> A
     """
     forget(low)
     for block in range(len(starts)):
-        start, at, first = starts[block], block * BLOCK, block * LANES
+        start = starts[block]
+        base = block * BLOCK
+        first = block * LANES
         for lane in range(LANES):
-            to = row[at + Q + lane] + removed * across[first + lane]
-            change = row[at + STAYS + lane] - to * to * row[at + INVERSE + lane]
+            force = row[base + Q + lane] + removed * across[first + lane]
+            change = row[base + STAYS + lane] - force * force * row[base + INVERSE + lane]
             lower = change < low[lane]
             low[lane] = change if lower else low[lane]
             low[LANES + lane] = start if lower else low[LANES + lane]
@@ -135,10 +140,12 @@ def best_removal(row: Any, pull: Any, inverse: Any, across: Any, starts: Any, lo
     """
     forget(low)
     for block in range(len(starts)):
-        start, at, first = starts[block], block * BLOCK, block * LANES
+        start = starts[block]
+        base = block * BLOCK
+        first = block * LANES
         for lane in range(LANES):
-            to = pull + row[at + W + lane] * across[first + lane]
-            change = row[at + COST + lane] - to * to * inverse
+            force = pull + row[base + W + lane] * across[first + lane]
+            change = row[base + COST + lane] - force * force * inverse
             lower = change < low[lane]
             low[lane] = change if lower else low[lane]
             low[LANES + lane] = start if lower else low[LANES + lane]
@@ -146,41 +153,46 @@ def best_removal(row: Any, pull: Any, inverse: Any, across: Any, starts: Any, lo
 
 
 @compiled
-def best_pair(row: Any, hessian: Any, turns: int, none: Any, starts: Any, low: Any) -> Any:
+def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, low: Any) -> Any:
     """Return which weight should go, which should come back, and how much that changes the loss.
 
     Of all pairs only these are compared: the cheapest weight to remove with every one that may come
     back, the best one to come back with every one that may go, and from the better of the two on,
     in `turns`, a better partner for either. So the change is exact, and the pair nearly the best.
-    `none` holds a zero.
+    `zeros` holds a zero.
     """
     k, cost = cheapest(row, starts, low)
     p, change = best_return(row, row[place(k) + W], hessian[k], starts, low)
     best = cost + change
     if not best < NEVER / 2:
         return k, p, best  # all or nothing is kept
-    other, _ = best_return(row, none[0], hessian[k], starts, low)
-    at, found = best_removal(
-        row, row[place(other) + Q], row[place(other) + INVERSE], hessian[other], starts, low
+    other, _ = best_return(row, zeros[0], hessian[k], starts, low)
+    here = place(other)
+    partner, found = best_removal(
+        row, row[here + Q], row[here + INVERSE], hessian[other], starts, low
     )
     next_is_k = not found < best
     if not next_is_k:
-        k, p, best = at, other, found
+        k = partner
+        p = other
+        best = found
     for _ in range(turns):
         if next_is_k:
-            at, found = best_removal(
-                row, row[place(p) + Q], row[place(p) + INVERSE], hessian[p], starts, low
+            here = place(p)
+            partner, found = best_removal(
+                row, row[here + Q], row[here + INVERSE], hessian[p], starts, low
             )
         else:
-            at, change = best_return(row, row[place(k) + W], hessian[k], starts, low)
-            found = row[place(k) + COST] + change
+            here = place(k)
+            partner, change = best_return(row, row[here + W], hessian[k], starts, low)
+            found = row[here + COST] + change
         if not found < best:
             break
         best = found
         if next_is_k:
-            k = at
+            k = partner
         else:
-            p = at
+            p = partner
         next_is_k = not next_is_k
     return k, p, best
 
@@ -190,17 +202,22 @@ def best_in_a_group(row: Any, kept: Any, near: Any, group: int) -> Any:
     """Return the same for N:M, of all pairs within a group of `group` columns; `near[j, b]` is H
     of column j and the b-th one of its group.
     """
-    k, p, best = 0, 0, 0.0
+    k = 0
+    p = 0
+    best = 0.0
     for j in range(len(kept)):
         if not kept[j]:
             continue
-        start, at = j - j % group, place(j)
+        start = j - j % group
+        here = place(j)
         for b in range(group):
             partner = place(start + b)
-            to = row[partner + Q] + row[at + W] * near[j, b]
-            change = row[at + COST] - to * to * row[partner + INVERSE]
+            force = row[partner + Q] + row[here + W] * near[j, b]
+            change = row[here + COST] - force * force * row[partner + INVERSE]
             if not kept[start + b] and change < best:
-                k, p, best = j, start + b, change
+                k = j
+                p = start + b
+                best = change
     return k, p, best
 
 
@@ -212,10 +229,10 @@ def swap(
     hessian: Any,
     inverse: Any,
     near: Any,
-    group: int,
     least: Any,
     gained: Any,
     counts: Any,
+    group: int,
     most: int,
     turns: int,
     first: int,
@@ -229,49 +246,51 @@ def swap(
     `counts` get what was taken off and how many swaps it took. Inputs with an `inverse` of zero
     never come back.
     """
-    n, blocks, dtype = len(hessian), hessian.shape[1] // LANES, weight.dtype
-    row, low, by, none = (
-        np.zeros(blocks * BLOCK, dtype),
-        np.zeros(2 * LANES, dtype),
-        np.zeros(2, dtype),
-        np.zeros(1, dtype),
-    )
+    width = len(hessian)
+    blocks = hessian.shape[1] // LANES
+    dtype = weight.dtype
+    row = np.zeros(blocks * BLOCK, dtype)
+    low = np.zeros(2 * LANES, dtype)
+    factors = np.zeros(2, dtype)
+    zeros = np.zeros(1, dtype)
     starts = (np.arange(blocks) * LANES).astype(dtype)
+    # Columns that are there for the padding alone never go and never come back.
     for j in range(blocks * LANES):
-        row[place(j) + GONE], row[place(j) + STAYS] = NEVER, NEVER
+        row[place(j) + GONE] = NEVER
+        row[place(j) + STAYS] = NEVER
     for r in range(first, last):
-        for j in range(n):
-            at = place(j)
-            row[at + W], row[at + Q], row[at + H], row[at + INVERSE] = (
-                weight[r, j],
-                pull[r, j],
-                hessian[j, j],
-                inverse[j],
-            )
-            row[at + GONE] = 0 if kept[r, j] else NEVER
-            row[at + STAYS] = NEVER if kept[r, j] or inverse[j] == 0 else 0
-        by[:] = 0
-        move(row, by, hessian[0], hessian[0])
+        for j in range(width):
+            here = place(j)
+            row[here + W] = weight[r, j]
+            row[here + Q] = pull[r, j]
+            row[here + H] = hessian[j, j]
+            row[here + INVERSE] = inverse[j]
+            row[here + GONE] = 0 if kept[r, j] else NEVER
+            row[here + STAYS] = NEVER if kept[r, j] or inverse[j] == 0 else 0
+        factors[:] = 0
+        move(row, factors, hessian[0], hessian[0])
         while counts[r] < most:
             if group > 0:
                 k, p, change = best_in_a_group(row, kept[r], near, group)
             else:
-                k, p, change = best_pair(row, hessian, turns, none, starts, low)
+                k, p, change = best_pair(row, hessian, turns, zeros, starts, low)
             if not change < -least[r]:
                 break
-            out, back = place(k), place(p)
-            by[0] = row[out + W]
-            by[1] = -(row[back + Q] + row[out + W] * hessian[p, k]) * row[back + INVERSE]
-            row[out + W], row[back + W] = 0, -by[1]
-            row[out + GONE], row[out + STAYS], row[back + GONE], row[back + STAYS] = (
-                NEVER,
-                (NEVER if inverse[k] == 0 else 0),
-                0,
-                NEVER,
-            )
-            kept[r, k], kept[r, p] = False, True
-            move(row, by, hessian[k], hessian[p])
+            gone = place(k)
+            back = place(p)
+            factors[0] = row[gone + W]
+            factors[1] = -(row[back + Q] + row[gone + W] * hessian[p, k]) * row[back + INVERSE]
+            row[gone + W] = 0
+            row[back + W] = -factors[1]
+            row[gone + GONE] = NEVER
+            row[gone + STAYS] = NEVER if inverse[k] == 0 else 0
+            row[back + GONE] = 0
+            row[back + STAYS] = NEVER
+            kept[r, k] = False
+            kept[r, p] = True
+            move(row, factors, hessian[k], hessian[p])
             gained[r] -= change
             counts[r] += 1
-        for j in range(n):
-            weight[r, j], pull[r, j] = row[place(j) + W], row[place(j) + Q]
+        for j in range(width):
+            weight[r, j] = row[place(j) + W]
+            pull[r, j] = row[place(j) + Q]

@@ -2,7 +2,6 @@
 leaves (Boža 2024, arXiv 2401.02938).
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -13,7 +12,15 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    check_positive,
+    finite,
+    observed,
+    removal,
+)
 from calibrant.methods.pruning._admm import Directions, chosen, shared_scaled
 from calibrant.methods.pruning._gradients import damped
 from calibrant.spec import MOST_STEPS, check_most
@@ -45,18 +52,11 @@ class ADMM(MatrixMethod):
     damp: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, value, usual in (("rho", self.rho, 1.0), ("damp", self.damp, 0.1)):
-            if not (value > 0 and math.isfinite(value)):
-                raise SpecError(
-                    f"admm({name}={value}): {name} must be above 0; {usual} is the paper's",
-                    subject=name,
-                )
+        check_positive(self, rho="1.0 is the paper's", damp="0.1 is the paper's")
         if not 1 <= self.ramp <= self.iterations:
             text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
-            raise SpecError(
-                f"{text}: the ramp has at least 1 of the iterations and at most all; 15 of 20 are the paper's",
-                subject="ramp",
-            )
+            allowed = "the ramp has at least 1 of the iterations and at most all"
+            raise SpecError(f"{text}: {allowed}; 15 of 20 are the paper's", subject="ramp")
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
@@ -68,6 +68,7 @@ class ADMM(MatrixMethod):
         gram = observed(seen, Gram)
         scaled = shared_scaled(gram, self.damp, alike=True)
         sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
+        # ρ stays what it is, so one inverse serves all iterations.
         response = scaled.response(self.rho).to(sound.dtype)
         dense = sound * scaled.scale.to(sound.dtype)
         state = Directions(dense, dense, torch.ones_like(dense, dtype=torch.bool))
@@ -75,9 +76,9 @@ class ADMM(MatrixMethod):
             if step > 1:
                 state.pull(response)
             if step <= self.ramp:
-                state.keep = _ramped(
-                    state.pulled.abs(), removal(target), 1 - (1 - Fraction(step, self.ramp)) ** 3
-                )
+                # A fraction, so that the last step removes what is asked to the weight.
+                share = 1 - (1 - Fraction(step, self.ramp)) ** 3
+                state.keep = _ramped(state.pulled.abs(), removal(target), share)
         largest = removal(target).keep(dense.abs(), "matrix")
         result = chosen(sound, largest, state, scaled, damped(gram, 0.0).to(sound.dtype)).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"))
@@ -91,6 +92,5 @@ def _ramped(
     """
     keep = removal.keep(sizes, "matrix")
     count = int(share * int((~keep).count_nonzero()))
-    return keep_highest(sizes.masked_fill(keep, torch.inf).reshape(1, -1), count).reshape(
-        keep.shape
-    )
+    leaving = sizes.masked_fill(keep, torch.inf)
+    return keep_highest(leaving.reshape(1, -1), count).reshape(keep.shape)

@@ -2,7 +2,6 @@
 arXiv 2406.07831).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, get_args
 
@@ -10,12 +9,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.errors import SpecError
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    check_choice,
+    check_least,
+    check_positive,
+    finite,
+    observed,
+    removal,
+    six_digits,
+)
 from calibrant.methods.pruning._admm import Directions, Scaled, chosen, shared_scaled
 from calibrant.methods.pruning._gradients import damped
 from calibrant.spec import MOST_STEPS, check_most, later
-from calibrant.spec.foreign import brief
 from calibrant.targets import Group, Removal, Target
 
 EVERY: Final = 3
@@ -32,7 +40,11 @@ started, and is lowered.
 """
 
 LOWER: Final = 5.0
+"""What such a first ρ is divided by."""
+
 LOWEST: Final = 1e-4
+"""A ρ that isn't lowered any more."""
+
 PATIENCE: Final = 30
 CALM: Final = 3e-4
 """After so many iterations, so small a change of the support ends them."""
@@ -71,25 +83,9 @@ class ALPS(MatrixMethod):
     per: str = later("matrix")
 
     def __post_init__(self) -> None:
-        for name, value, usual in (("rho", self.rho, 0.1), ("damp", self.damp, 0.01)):
-            if not (value > 0 and math.isfinite(value)):
-                raise SpecError(
-                    f"alps({name}={value}): {name} must be above 0; {usual} is the paper's",
-                    subject=name,
-                )
-        if self.iterations < 1:
-            raise SpecError(
-                f"alps(iterations={self.iterations}): at least 1 iteration is made; 300 is the paper's",
-                subject="iterations",
-            )
-        if self.steps < 0:
-            raise SpecError(
-                f"alps(steps={self.steps}): steps must be 0 or more; 10 is the paper's",
-                subject="steps",
-            )
-        if self.per not in get_args(Group):
-            message = f"alps(per={brief(self.per)}): weights are chosen per matrix, as in the paper, or per row; write one"
-            raise SpecError(message, subject="per")
+        check_positive(self, rho="0.1 is the paper's", damp="0.01 is the paper's")
+        check_least(self, iterations=1, steps=0)
+        check_choice(self, per=get_args(Group))
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS, steps=MOST_STEPS)
 
     @property
@@ -110,13 +106,13 @@ class ALPS(MatrixMethod):
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
         sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
-        scaled, hessian = shared_scaled(gram, self.damp), damped(gram, self.damp).to(sound.dtype)
+        scaled = shared_scaled(gram, self.damp)
+        hessian = damped(gram, self.damp).to(sound.dtype)
         dense = sound * scaled.scale.to(sound.dtype)
         largest = removal(target).keep(dense.abs(), self._group)
         if bool(largest.all()):
-            return Compressed(
-                weight.detach().clone(), {"iterations": 0, "rho": self.rho, "changing": 0.0}
-            )
+            notes = {"iterations": 0, "rho": self.rho, "changing": 0.0}
+            return Compressed(weight.detach().clone(), notes)
         found, notes = self._directions(dense, largest, scaled, removal(target))
         result = chosen(sound, largest, found, scaled, hessian, self.steps).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"), notes)
@@ -125,12 +121,14 @@ class ALPS(MatrixMethod):
         self, dense: Tensor, first: Tensor, scaled: Scaled, removal: Removal
     ) -> tuple[Directions, dict[str, Any]]:
         """Iterate until the support settles."""
-
-        def begun() -> Directions:
-            return Directions(dense, dense.masked_fill(~first, 0), first)
-
-        state, kept, rho, grown = begun(), int(first.count_nonzero()), self.rho, False
-        last, changing, done = first, 1.0, 0
+        start = dense.masked_fill(~first, 0)
+        state = Directions(dense, start, first)
+        kept = int(first.count_nonzero())
+        rho = self.rho
+        grown = False
+        last = first
+        changing = 1.0
+        done = 0
         while done < self.iterations:
             response = scaled.response(rho).to(dense.dtype)
             for _ in range(min(EVERY, self.iterations - done)):
@@ -139,16 +137,26 @@ class ALPS(MatrixMethod):
                 done += 1
             changing = int((state.keep ^ last).count_nonzero()) / max(kept, 1)
             last = state.keep
+            # The first ρ held the weights where they started: begin again with a smaller one.
             if not grown and changing <= RESTING and rho > LOWEST and done < self.iterations:
-                rho, state, last = rho / LOWER, begun(), first
+                rho /= LOWER
+                state = Directions(dense, start, first)
+                last = first
                 continue
             if changing == 0 or (done > PATIENCE and changing < CALM):
                 break
-            grown, faster = True, next(factor for share, factor in FASTER if changing > share)
+            grown = True
+            faster = _faster(changing)
+            # The dual is kept scaled by ρ, and so is rescaled with it.
             rho *= faster
             state.rescale(1 / faster)
-        return state, {
-            "iterations": done,
-            "rho": float(f"{rho:.6g}"),
-            "changing": float(f"{changing:.6g}"),
-        }
+        notes = {"iterations": done, "rho": six_digits(rho), "changing": six_digits(changing)}
+        return state, notes
+
+
+def _faster(changing: float) -> float:
+    """What ρ is multiplied by, where such a share of the support has changed."""
+    for share, factor in FASTER[:-1]:
+        if changing > share:
+            return factor
+    return FASTER[-1][1]

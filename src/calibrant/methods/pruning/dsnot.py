@@ -4,9 +4,10 @@ matrices (Zhang et al. 2023, arXiv 2310.08915).
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calibrant.activations import FeatureMoments, FeatureNorms, Seen, Statistic, wide
@@ -16,15 +17,19 @@ from calibrant.methods._base import (
     Compressed,
     MatrixMethod,
     StandIn,
+    check_least,
     finite,
     observed,
     prune,
+    six_digits,
     standing_in,
 )
-from calibrant.methods.pruning._mean_swaps import Effects, swapped
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
+
+ROWS: Final = 512
+"""Rows that are ordered at a time: an order takes eight bytes a weight, and there are four."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,35 +52,27 @@ class DSnoT(MatrixMethod):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms, FeatureMoments)
 
-    start: Any = Wanda()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
     swaps: int = 50
     tolerance: float = 5e-5
 
     def __post_init__(self) -> None:
         start = self.start
-        known = isinstance(start, MatrixMethod) and start.prunes and Removal in start.accepts
-        if not known or start.updates or set(start.observes) - {FeatureNorms}:
-            text = f"dsnot(start={text_of(start)})"
+        removes = isinstance(start, MatrixMethod) and start.prunes and Removal in start.accepts
+        if not removes or start.updates or not {FeatureNorms} >= set(start.observes):
             needs = "it starts from a mask that needs no more than the sizes of inputs"
-            raise SpecError(f"{text}: {needs}; write wanda, ria or magnitude", subject="start")
-        if self.swaps < 0:
-            raise SpecError(
-                f"dsnot(swaps={self.swaps}): swaps must be 0 or more; 50 is the paper's",
-                subject="swaps",
-            )
+            message = f"dsnot(start={text_of(start)}): {needs}; write wanda, ria or magnitude"
+            raise SpecError(message, subject="start")
+        check_least(self, swaps=0)
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
-            raise SpecError(
-                f"dsnot(tolerance={self.tolerance}): tolerance must be 0 or more; 5e-5 is the paper's",
-                subject="tolerance",
-            )
+            allowed = "tolerance must be 0 or more; 5e-5 is the paper's"
+            raise SpecError(f"dsnot(tolerance={self.tolerance}): {allowed}", subject="tolerance")
         check_most(self, swaps=MOST_STEPS, tolerance=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn | None:
-        return (
-            standing_in(self.start, target, f"{self.start}, without the swaps")
-            if self.start.looks
-            else None
-        )
+        if not self.start.looks:
+            return None
+        return standing_in(self.start, target, f"{self.start}, without the swaps")
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: how many `swaps` there were a row, and the mean |ε| `before` and `after` them.
@@ -84,14 +81,15 @@ class DSnoT(MatrixMethod):
         `TargetError` if `target` doesn't fit.
         """
         self.check(target)
-        kind, moments = wide(weight.dtype), observed(seen, FeatureMoments)
+        kind = wide(weight.dtype)
+        moments = observed(seen, FeatureMoments)
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
+        # In float32 or better: means of products cancel each other.
         sound = finite(weight, "the weight").to(kind).contiguous()
         keep = self.start.compress(weight, seen, target).weight != 0
         means = sound * moments.means().to(kind)
-        effects = Effects(
-            means, means / moments.variances().to(kind), sound.abs() * norms.sqrt().to(kind)
-        )
+        gains = means / moments.variances().to(kind)
+        effects = Effects(means, gains, sound.abs() * norms.sqrt().to(kind))
         group = target.m if isinstance(target, NofM) else 0
         mask, counts = swapped(effects, keep, self.swaps, self.tolerance, group)
         notes = {"swaps": _mean(counts), "before": _lost(means, keep), "after": _lost(means, mask)}
@@ -104,4 +102,128 @@ def _lost(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float
 
 
 def _mean(numbers: Tensor) -> float:
-    return float(f"{float(numbers.double().mean()):.6g}")
+    return six_digits(float(numbers.double().mean()))
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Of each weight: `means` is W·μ, what its output loses on average without it; `gains` W·μ/v,
+    by which removed ones come back; `scores`, by which kept ones go, the lowest first.
+    """
+
+    means: Float[Tensor, "out in"]
+    gains: Float[Tensor, "out in"]
+    scores: Float[Tensor, "out in"]
+
+
+@dataclass
+class _Queue:
+    """Weights of each row in the order in which their turn comes, and whose turn it is."""
+
+    order: Int[Tensor, "row turn"]
+    length: Int[Tensor, "row"]
+    turn: Int[Tensor, "row"]
+
+    @classmethod
+    def of(cls, keys: Tensor, candidates: Tensor, most: int) -> "_Queue":
+        """The candidates with the lowest keys first, as many as can be needed."""
+        order = keys.where(candidates, torch.inf).argsort(dim=1, stable=True)[:, :most]
+        length = candidates.sum(1).clamp_max(order.shape[1])
+        return cls(order, length, torch.zeros_like(length))
+
+    def next(self) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
+        """Return whose turn it is in each row, and whether there is anyone."""
+        turn = self.turn.clamp_max(self.order.shape[1] - 1)
+        return _at(self.order, turn), self.turn < self.length
+
+
+def swapped(
+    effects: Effects, keep: Bool[Tensor, "out in"], swaps: int, tolerance: float, group: int = 0
+) -> tuple[Bool[Tensor, "out in"], Int[Tensor, "out"]]:
+    """Return the mask after at most `swaps` swaps a row, and how many each row took; `group` is
+    M of N:M, whose groups keep their counts.
+    """
+    mask = keep.clone()
+    counts = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
+    if not swaps:
+        return mask, counts
+    for top in range(0, len(keep), ROWS):
+        rows = slice(top, top + ROWS)
+        part = Effects(effects.means[rows], effects.gains[rows], effects.scores[rows])
+        counts[rows] = _swap(part, mask[rows], swaps, tolerance, group)
+    return mask, counts
+
+
+def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: int) -> Tensor:
+    """Swap in place in these rows, and return how often."""
+    means = effects.means
+    losing = means > 0
+    gaining = means < 0
+    # While a row has lost too much, a removed weight that was losing comes back, and a kept one
+    # that is gaining goes; the other way round where it has lost too little.
+    back_above = _Queue.of(-effects.gains, ~mask & losing, swaps)
+    back_below = _Queue.of(effects.gains, ~mask & gaining, swaps)
+    gone_above = _Queue.of(effects.scores, mask & gaining, swaps)
+    gone_below = _Queue.of(effects.scores, mask & losing, swaps)
+    stays = mask.clone()
+    lost = means.masked_fill(mask, 0).sum(1)
+    alive = torch.ones_like(lost, dtype=torch.bool)
+    counts = torch.zeros_like(lost, dtype=torch.int64)
+    for _ in range(swaps):
+        above = lost > 0
+        alive &= lost.abs() > tolerance
+        if not bool(alive.any()):
+            break
+        grown, there = _either(above, back_above, back_below)
+        if group:
+            dropped, free = _least_of_group(effects.scores, stays, grown, group)
+        else:
+            dropped, free = _either(above, gone_above, gone_below)
+        # Followed swap by swap, not summed anew: what a row lost changes by two weights.
+        after = lost + _at(means, dropped) - _at(means, grown)
+        ends = ~(there & free)
+        if group:
+            # A group without a free weight is passed over; a change of sign ends the row.
+            ends = ~there | (free & (after * lost <= 0))
+        swap = alive & there & free & ~ends
+        _put(mask, grown, swap, True)
+        _put(mask, dropped, swap, False)
+        _put(stays, dropped, swap, False)
+        lost = after.where(swap, lost)
+        counts += swap
+        back_above.turn += above
+        back_below.turn += ~above
+        gone_above.turn += above
+        gone_below.turn += ~above
+        alive &= ~ends
+    return counts
+
+
+def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor]:
+    """Whose turn it is: in the rows of `first` in `queue`, in all others in the `other`."""
+    index, there = queue.next()
+    other_index, other_there = other.next()
+    return index.where(first, other_index), there.where(first, other_there)
+
+
+def _least_of_group(
+    scores: Tensor, stays: Tensor, index: Tensor, group: int
+) -> tuple[Tensor, Tensor]:
+    """The weight of the lowest score in the group of `index` that hasn't been swapped, and
+    whether there is one.
+    """
+    members = (index // group * group)[:, None] + torch.arange(group, device=index.device)
+    free = stays.gather(1, members)
+    least = scores.gather(1, members).where(free, torch.inf).argsort(dim=1, stable=True)[:, 0]
+    return _at(members, least), free.any(1)
+
+
+def _at(numbers: Tensor, index: Tensor) -> Tensor:
+    """The number of each row that `index` names."""
+    return numbers.gather(1, index[:, None])[:, 0]
+
+
+def _put(mask: Tensor, index: Tensor, rows: Tensor, value: bool) -> None:
+    """Set one weight of each of these rows."""
+    places = index[:, None]
+    mask.scatter_(1, places, mask.gather(1, places).masked_fill(rows[:, None], value))

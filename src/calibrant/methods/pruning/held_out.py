@@ -2,23 +2,98 @@
 half that they weren't fitted to (ours).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
-from calibrant.edits.changes import gram_energy
+from calibrant.activations import (
+    FeatureNorms,
+    Gram,
+    InputStatistic,
+    Seen,
+    Statistic,
+    wide,
+)
 from calibrant.errors import SpecError
-from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, StandIn, observed, standing_in
-from calibrant.methods.pruning._halves import HalvedGram
+from calibrant.methods._base import (
+    Compressed,
+    MatrixMethod,
+    StandIn,
+    TokenUse,
+    observed,
+    six_digits,
+    standing_in,
+)
 from calibrant.methods.pruning.sparsegpt import SparseGPT
-from calibrant.models import Weight
+from calibrant.packed import gram_energy
 from calibrant.spec import text_of, with_parameters
 from calibrant.targets import Removal, Target
+
+
+@final
+class HalvedGram(InputStatistic):
+    """Two Grams of different texts: each micro-batch, which is made of whole windows, is counted in
+    one of them in turn.
+
+    A single micro-batch is divided in the middle of its rows; there is no second half of a single
+    row.
+    """
+
+    def __init__(self, fitted: Gram, measured: Gram | None, batches: int = 1) -> None:
+        self.fitted = fitted
+        self.measured = measured
+        self.batches = batches
+        self.tokens = fitted.tokens
+        self.mass = fitted.mass
+        if measured:
+            self.tokens += measured.tokens
+            self.mass += measured.mass
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> "HalvedGram":
+        middle = (len(x) + 1) // 2
+        if weights is None:
+            fitted = Gram.of(x[:middle])
+            measured = Gram.of(x[middle:])
+        else:
+            fitted = Gram.of(x[:middle], weights[:middle])
+            measured = Gram.of(x[middle:], weights[middle:])
+        return cls(fitted, measured if len(x) > 1 else None)
+
+    def __add__(self, other: "HalvedGram") -> "HalvedGram":
+        batches = self.batches + other.batches
+        divided = self.batches > 1 and other.batches > 1
+        if divided and self.measured and other.measured:
+            # Several sets: both are divided by micro-batches already.
+            measured = self.measured + other.measured
+            return HalvedGram(self.fitted + other.fitted, measured, batches)
+        if self.batches == 1:
+            # Beside another micro-batch the first one goes into one half, undivided.
+            return HalvedGram(self.whole, other.whole, batches)
+        if self.batches % 2 == 0:
+            return HalvedGram(self.fitted + other.whole, self.measured, batches)
+        measured = self.measured + other.whole if self.measured else other.whole
+        return HalvedGram(self.fitted, measured, batches)
+
+    def __mul__(self, factor: float) -> "HalvedGram":
+        measured = self.measured * factor if self.measured else None
+        return HalvedGram(self.fitted * factor, measured, self.batches)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        norms = self.fitted.norms()
+        if self.measured:
+            norms = norms + self.measured.norms()
+        return norms
+
+    @cached_property
+    def whole(self) -> Gram:
+        """The Gram of all."""
+        return self.fitted + self.measured if self.measured else self.fitted
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,83 +115,76 @@ class HeldOut(MatrixMethod):
     observes: ClassVar[tuple[type[Statistic], ...]] = (HalvedGram,)
     updates: ClassVar[bool] = True
 
-    method: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    method: Any = SparseGPT()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
     damps: tuple[Any, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     refit: bool = True
 
     def __post_init__(self) -> None:
         damps = self.damps if isinstance(self.damps, tuple) else (self.damps,)
-        if (
-            not damps
-            or any(isinstance(damp, bool) or not isinstance(damp, int | float) for damp in damps)
-            or len({*damps}) < len(damps)
-        ):
-            raise SpecError(
-                f"held_out(damps={damps}): give dampings to choose from, each once, such as [0.01, 0.1, 1.0]",
-                subject="damps",
-            )
+        numbers = [damp for damp in damps if type(damp) in (int, float)]
+        if not damps or len(numbers) < len(damps) or len(set(damps)) < len(damps):
+            advice = "give dampings to choose from, each once, such as [0.01, 0.1, 1.0]"
+            raise SpecError(f"held_out(damps={damps}): {advice}", subject="damps")
         object.__setattr__(self, "damps", tuple(map(float, damps)))
         method = self.method
-        fits = (
-            isinstance(method, MatrixMethod)
-            and method.updates
-            and {Gram, FeatureNorms} >= set(method.observes)
-        )
-        if not fits or any(with_parameters(method, damp=damp) is None for damp in self.damps):
-            message = f"held_out(method={text_of(method)}): it needs a method that fits weights to a Gram and has a damp, such as sparsegpt"
-            raise SpecError(message, subject=text_of(method))
+        fits = isinstance(method, MatrixMethod) and method.updates
+        if (
+            not fits
+            or not {Gram, FeatureNorms} >= set(method.observes)
+            or any(with_parameters(method, damp=damp) is None for damp in self.damps)
+        ):
+            needs = (
+                "it needs a method that fits weights to a Gram and has a damp, such as sparsegpt"
+            )
+            text = text_of(method)
+            raise SpecError(f"held_out(method={text}): {needs}", subject=text)
 
     def check(self, target: Target) -> None:
         super().check(target)
         self.method.check(target)
 
     def stand_in(self, target: Target) -> StandIn | None:
-        return standing_in(
-            self.method,
-            target,
-            f"{self.method} with its own damping, not one that is chosen on a half of the data",
-        )
+        differs = "with its own damping, not one that is chosen on a half of the data"
+        return standing_in(self.method, target, f"{self.method} {differs}")
 
-    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
-        if job.ranks.size > 1:
-            raise SpecError(
-                "held_out divides data among fitting and measuring in one process; start it without torchrun",
-                subject=str(self),
-            )
-        # The whole Gram too, for the record's errors.
-        return (
-            (weight, Seen({**seen, Gram: seen[HalvedGram].whole}))
-            for weight, seen in job.walk(self.observes)
-        )
+    @property
+    def token_use(self) -> TokenUse:
+        # Which half a micro-batch belongs to depends on how many came before it.
+        return TokenUse(one_process=True)
+
+    def judged_by(self, seen: Seen) -> Seen:
+        return Seen({**seen, Gram: seen[HalvedGram].whole})
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: `held_out` has the relative error on the other half for each damping. Raises as
         `method` does.
         """
         halves = observed(seen, HalvedGram)
+        whole = Seen.of_gram(halves.whole)
         if halves.measured is None or not halves.measured.mass > 0:
-            return self.method.compress(weight, Seen.of_gram(halves.whole), target)
+            return self.method.compress(weight, whole, target)
         dtype = wide(weight.dtype)
-        energy, dense = gram_energy(halves.measured, dtype), weight.detach().to(dtype)
-        errors, best, fitted = dict[float, float](), self.damps[0], Compressed(weight)
+        # The error is measured on the half that nothing was fitted to.
+        energy = gram_energy(halves.measured, dtype)
+        dense = weight.detach().to(dtype)
+        fitted = Seen.of_gram(halves.fitted)
+        errors: dict[float, float] = {}
+        best = self.damps[0]
+        done = Compressed(weight)
         for damp in self.damps:
-            tried = self._damped(damp).compress(weight, Seen.of_gram(halves.fitted), target)
+            tried = self._damped(damp).compress(weight, fitted, target)
             errors[damp] = energy(dense - tried.weight.to(dtype))
             if damp == self.damps[0] or errors[damp] < errors[best]:
-                best, fitted = damp, tried
-        done = (
-            self._damped(best).compress(weight, Seen.of_gram(halves.whole), target)
-            if self.refit
-            else fitted
-        )
-        whole = energy(dense)
-        shares = {
-            f"{damp:g}": float(f"{error / whole:.6g}") if whole > 0 else 0.0
-            for damp, error in errors.items()
-        }
-        return Compressed(
-            done.weight, {**done.notes, "held_out": shares, "chosen_damp": best}, done.packed
-        )
+                best = damp
+                done = tried
+        if self.refit:
+            done = self._damped(best).compress(weight, whole, target)
+        size = energy(dense)
+        shares = dict.fromkeys((f"{damp:g}" for damp in errors), 0.0)
+        if size > 0:
+            shares = {f"{damp:g}": six_digits(error / size) for damp, error in errors.items()}
+        notes = {**done.notes, "held_out": shares, "chosen_damp": best}
+        return Compressed(done.weight, notes, done.packed)
 
     def _damped(self, damp: float) -> MatrixMethod:
         damped: MatrixMethod | None = with_parameters(self.method, damp=damp)

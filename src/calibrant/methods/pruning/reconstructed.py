@@ -2,28 +2,48 @@
 forward; slow (after arXiv 2510.14444).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
-from calibrant.edits import Edit, Replace
-from calibrant.errors import CalibrantError, SpecError, TargetError
+from calibrant.edits import Edit, Replace, StoredEdit
+from calibrant.errors import ModelError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, Method, StandIn, standing_in
-from calibrant.methods.pruning._refitting import BlockSample, refit
+from calibrant.methods._base import (
+    MatrixMethod,
+    Propagation,
+    StandIn,
+    check_least,
+    six_digits,
+    standing_in,
+)
+from calibrant.methods._model_method import (
+    ModelMethod,
+    check_matrices,
+    check_one_process,
+    failing_at,
+)
 from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Removal, Target
-from calibrant.walk import Propagation
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.rehearsal import rehearse
 
+_PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
+"""Functions that multiply with a matrix."""
+
 
 @dataclass(frozen=True, repr=False)
-class Reconstructed(Method):
+class Reconstructed(ModelMethod):
     """Prunes a block with `method`, and then takes `steps` of Adam so that attention and
     feed-forward network give what they gave before.
 
@@ -45,28 +65,20 @@ class Reconstructed(Method):
     propagate: ClassVar[Propagation] = "reference"
     propagations: ClassVar[tuple[Propagation, ...]] = ("reference",)
 
-    method: Any = Wanda()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    method: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
     steps: int = 32
     rate: float = 0.01
 
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STEPS)
-        if not (
-            isinstance(self.method, MatrixMethod)
-            and {FeatureNorms, Gram} >= set(self.method.observes)
-        ):
-            message = f"reconstructed(method={self.method}): it needs a method that looks at feature norms or a Gram at most, such as wanda"
-            raise SpecError(message, subject=str(self.method))
-        if self.steps < 1:
-            raise SpecError(
-                f"reconstructed(steps={self.steps}): at least 1 step is taken; 32 are usual",
-                subject="steps",
-            )
+        method = self.method
+        if not isinstance(method, MatrixMethod) or not {FeatureNorms, Gram} >= set(method.observes):
+            needs = "it needs a method that looks at feature norms or a Gram at most, such as wanda"
+            raise SpecError(f"reconstructed(method={method}): {needs}", subject=str(method))
+        check_least(self, steps=1)
         if not 0 < self.rate <= 1:
-            raise SpecError(
-                f"reconstructed(rate={self.rate}): a step is above 0 and at most 1 times the size of a weight, such as 0.01",
-                subject="rate",
-            )
+            allowed = "a step is above 0 and at most 1 times the size of a weight, such as 0.01"
+            raise SpecError(f"reconstructed(rate={self.rate}): {allowed}", subject="rate")
 
     def check(self, target: Target) -> None:
         super().check(target)
@@ -76,62 +88,287 @@ class Reconstructed(Method):
         return standing_in(self.method, target, f"{self.method}, without the fitting afterwards")
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        self.method.check_model(view, target, targets)
-        if expert := next(
-            (weight.name for weight in view.weights if weight.expert is not None), ""
-        ):
-            raise TargetError(
-                f"{self.spec_name()} follows blocks without experts, and {expert} is one; use the method alone",
-                subject=expert,
-            )
-        Stream.of(view)
+        check_matrices(view, targets)
+        for weight in view.weights:
+            if weight.expert is not None:
+                problem = (
+                    f"{self.spec_name()} follows blocks without experts, and {weight.name} is one"
+                )
+                raise TargetError(f"{problem}; use the method alone", subject=weight.name)
+        Stream.of(view)  # which refuses a model whose stream isn't understood
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        if job.ranks.size > 1:
-            raise SpecError(
-                "reconstructed works in one process; start it without torchrun", subject=str(self)
-            )
+        check_one_process(self, job)
         left = rehearse(job.view).left(job.propagate)
-        followed = {
-            block.index: [weight for weight in block.weights if weight.name not in left]
-            for block in job.view.blocks
-        }
-        writers = [writer.weight for writer in Stream.of(job.view).writers]
-        samples, done = list[BlockSample](), list[Weight]()
+        writers: dict[int, list[Weight]] = defaultdict(list)
+        for writer in Stream.of(job.view).writers:
+            writers[writer.weight.block].append(writer.weight)
+        samples: list[BlockSample] = []
+        done: list[Weight] = []
 
         def keep(call: BlockCall) -> None:
-            samples.append(
-                BlockSample.of(
-                    call, [writer for writer in writers if writer.block == call.block.index]
-                )
-            )
+            samples.append(BlockSample.of(call, writers[call.block.index]))
 
         for weight, seen in job.walk(self.observes, keep):
-            yield Replace(weight, self._compressed(weight, seen, job), seen)
+            with failing_at(self, weight.name), spent_on("method"):
+                inputs = Seen.of_gram(seen[Gram])
+                target = job.targets[weight.name]
+                compressed = self.method.compress(weight.get(), inputs, target)
+            yield Replace(weight, compressed, seen)
             done.append(weight)
-            # Before the walk is asked for more: then the block runs with what was made of it.
-            if len(done) == len(followed[weight.block]):
+            block = job.view.blocks[weight.block]
+            followed = [member for member in block.weights if member.name not in left]
+            # The block is fitted before the walk is asked for more: then it runs with what was
+            # made of it.
+            if len(done) == len(followed):
                 with spent_on("method"):
                     edit = refit(
-                        weight.block,
-                        done,
-                        [w for w in writers if w.block == weight.block],
-                        samples,
-                        self.steps,
-                        self.rate,
+                        weight.block, done, writers[weight.block], samples, self.steps, self.rate
                     )
                 if edit is not None:
                     yield edit
                 samples.clear()
                 done.clear()
 
-    def _compressed(self, weight: Weight, seen: Seen, job: Job) -> Compressed:
-        try:
-            with spent_on("method"):
-                return self.method.compress(
-                    weight.get(), Seen.of_gram(seen[Gram]), job.targets[weight.name]
-                )
-        except CalibrantError as error:
-            raise type(error)(
-                f"{self.spec_name()} failed at {weight.name}: {error}", subject=weight.name
-            ) from error
+
+@dataclass(frozen=True)
+class Refit(Edit):
+    """The weights that stay in the matrices of one block get other values. `notes` say what that
+    did to the block's outputs.
+    """
+
+    kind: ClassVar[str] = "refit"
+
+    index: int
+    matrices: Mapping[Weight, Float[Tensor, "out in"]] = field(repr=False)
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def block(self) -> int | None:
+        return self.index
+
+    def apply(self, view: ModelView) -> None:
+        for weight, matrix in self.matrices.items():
+            weight.set(matrix)
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        before = {weight: weight.get().clone() for weight in self.matrices}
+
+        def put_back() -> None:
+            for weight, matrix in before.items():
+                weight.set(matrix)
+
+        return put_back
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        return {
+            "edit": self.kind,
+            "block": self.index,
+            "matrices": self._names(),
+            "notes": dict(self.notes),
+        }
+
+    def applied(self) -> "Refit":
+        # The model's own numbers by now, not copies.
+        matrices = {weight: weight.get() for weight in self.matrices}
+        return Refit(self.index, matrices, self.notes)
+
+    def stored(self) -> StoredEdit:
+        facts = {"block": self.index, "matrices": self._names(), "notes": dict(self.notes)}
+        # Clones: the edits that replaced these matrices hold the model's own numbers too, and no
+        # file may hold one tensor twice.
+        tensors: dict[str, Tensor] = {}
+        for number, matrix in enumerate(self.matrices.values()):
+            tensors[str(number)] = matrix.clone()
+        return StoredEdit(self.kind, facts, tensors)
+
+    @classmethod
+    def read(cls, stored: StoredEdit, view: ModelView) -> "Refit":
+        matrices: dict[Weight, Tensor] = {}
+        for number, name in enumerate(stored.facts["matrices"]):
+            weight = view.named[name]
+            matrices[weight] = stored.tensors[str(number)].to(weight.stored.device)
+        return cls(stored.facts["block"], matrices, stored.facts["notes"])
+
+    def _names(self) -> list[str]:
+        return [weight.name for weight in self.matrices]
+
+
+@dataclass(frozen=True)
+class BlockSample:
+    """A micro-batch at the door of a block: a way to run the block on it, which tokens are real,
+    and what its `writers` gave when it was whole.
+    """
+
+    run: Callable[[TorchFunctionMode], None]
+    real: Bool[Tensor, "sample position"]
+    whole: Mapping[str, Float[Tensor, "token out"]]
+
+    @classmethod
+    def of(cls, call: BlockCall, writers: Sequence[Weight]) -> "BlockSample":
+        """Run the block that is about to run, as it is now, and keep what comes out.
+        `ModelError` for a writer whose product isn't seen.
+        """
+        outputs = _Outputs(writers, {})
+        call.aside(outputs)
+        whole = {name: rows.detach() for name, rows in outputs.rows(call.real)}
+        return cls(call.kept(), call.real, whole)
+
+    def errors(
+        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the squared error of what each writer gives of the real tokens, with other
+        numbers `instead` of parameters, by their `id`.
+        """
+        outputs = _Outputs(writers, instead, gradients)
+        self.run(outputs)
+        errors: dict[str, Tensor] = {}
+        for name, rows in outputs.rows(self.real):
+            errors[name] = (rows.float() - self.whole[name].float()).square().sum()
+        return errors
+
+
+def refit(
+    index: int,
+    weights: Sequence[Weight],
+    writers: Sequence[Weight],
+    samples: Sequence[BlockSample],
+    steps: int,
+    rate: float,
+) -> Refit | None:
+    """Return the edit that brings what the block's `writers` give nearer to what they gave; None
+    where no step did.
+
+    The error is the sum over writers of the relative squared error of their outputs. Adam takes
+    `steps` steps on one micro-batch each in turn; the first is `rate` times the root mean square of
+    a matrix's kept weights, the last near 0. Zeros stay zero. The result is kept only if the error
+    over all micro-batches is smaller than it was.
+    """
+    sizes: dict[str, float] = {}
+    for writer in writers:
+        squares = [float(sample.whole[writer.name].float().square().sum()) for sample in samples]
+        # What gives nothing has no relative error: then any error counts as very large.
+        sizes[writer.name] = max(sum(squares), 1e-30)
+    leaves = [_Leaf.of(weight) for weight in weights]
+
+    def instead() -> dict[int, Tensor]:
+        return {leaf.place: leaf.numbers() for leaf in leaves}
+
+    def error() -> float:
+        total = 0.0
+        for sample in samples:
+            errors = sample.errors(writers, instead())
+            for name, size in sizes.items():
+                total += float(errors[name]) / size
+        return total
+
+    with torch.no_grad():
+        before = error()
+    optimizer = torch.optim.Adam(
+        [{"params": [leaf.free], "lr": rate * leaf.size} for leaf in leaves]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    with torch.enable_grad():
+        for step in range(steps):
+            errors = samples[step % len(samples)].errors(writers, instead(), gradients=True)
+            relative = torch.stack([errors[name] / size for name, size in sizes.items()])
+            # One micro-batch stands for all of them.
+            loss = relative.sum() * len(samples)
+            optimizer.zero_grad()
+            free = [leaf.free for leaf in leaves]
+            gradients = torch.autograd.grad(loss, free, allow_unused=True)
+            for parameter, gradient in zip(free, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        after = error()
+    if not after < before:
+        return None
+    matrices: dict[Weight, Tensor] = {}
+    for leaf in leaves:
+        numbers = leaf.numbers().detach()
+        matrices[leaf.weight] = numbers.T if leaf.weight.transposed else numbers
+    notes = {"steps": steps, "before": six_digits(before), "after": six_digits(after)}
+    return Refit(index, matrices, notes)
+
+
+@final
+@dataclass(frozen=True)
+class _Leaf:
+    """A matrix that is fitted: its numbers in float32, as the model stores them; which of them are
+    kept; the root mean square of those; and the `id` of its parameter.
+    """
+
+    weight: Weight
+    free: Float[Tensor, "row column"]
+    kept: Bool[Tensor, "row column"]
+    size: float
+    place: int
+
+    @classmethod
+    def of(cls, weight: Weight) -> "_Leaf":
+        free = weight.stored.float().clone().requires_grad_()
+        kept = weight.stored != 0
+        size = 0.0
+        if bool(kept.any()):
+            size = float(free.detach()[kept].square().mean().sqrt())
+        return cls(weight, free, kept, size, id(getattr(weight.owner, weight.key)))
+
+    def numbers(self) -> Float[Tensor, "row column"]:
+        """Return its numbers in the model's type; what was removed stays zero."""
+        # The product keeps gradients of removed weights at zero too.
+        return (self.free * self.kept).to(self.weight.stored.dtype)
+
+
+@final
+class _Outputs(TorchFunctionMode):
+    """Puts other numbers in the place of parameters, and keeps what products with the writers
+    give.
+    """
+
+    def __init__(
+        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+    ) -> None:
+        super().__init__()
+        self._names = {id(getattr(writer.owner, writer.key)): writer.name for writer in writers}
+        self._instead = instead
+        self._gradients = gradients
+        self._outputs: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "_Outputs":
+        super().__enter__()
+        # Blocks are run without gradients by whoever runs them.
+        torch.set_grad_enabled(self._gradients)  # blocks are run without them
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_grad_enabled(False)
+        super().__exit__(*error)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = [self._instead.get(id(argument), argument) for argument in args]
+        named = {key: self._instead.get(id(value), value) for key, value in (kwargs or {}).items()}
+        result = func(*given, **named)
+        if getattr(func, "__name__", "") in _PRODUCTS:
+            for argument in args:
+                if id(argument) in self._names:
+                    self._outputs[self._names[id(argument)]] = result
+        return result
+
+    def rows(
+        self, real: Bool[Tensor, "sample position"]
+    ) -> Iterator[tuple[str, Float[Tensor, "token out"]]]:
+        """Yield what each writer gave of the real tokens."""
+        for name in self._names.values():
+            output = self._outputs.get(name)
+            if output is None or output.shape[:-1].numel() != real.numel():
+                problem = f"what {name} gives can't be followed in its block"
+                raise ModelError(f"{problem}; leave reconstructed out", subject=name)
+            yield name, output.flatten(0, -2)[real.flatten()]

@@ -2,20 +2,36 @@
 (SparseSwaps, arXiv 2512.10922).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen, wide
-from calibrant.methods._base import Compressed, finite, observed
-from calibrant.methods.pruning._gradients import damped, masked
-from calibrant.methods.pruning._refining import Refining, refine
-from calibrant.targets import Target
+from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
+from calibrant.errors import SpecError
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    StandIn,
+    TokenUse,
+    check_least,
+    check_positive,
+    finite,
+    observed,
+    six_digits,
+)
+from calibrant.methods.pruning._gradients import Masked, damped, descend, masked
+from calibrant.methods.pruning._swaps import swap
+from calibrant.methods.pruning.wanda import Wanda
+from calibrant.spec import MOST_STEPS, check_most, text_of
+from calibrant.targets import NofM, Removal, Target
 
 
 @dataclass(frozen=True, repr=False)
-class Refined(Refining):
+class Refined(MatrixMethod):
     """Takes another method's mask, swaps weights where that brings the outputs nearer to the dense
     ones, and fits those that are kept.
 
@@ -36,6 +52,58 @@ class Refined(Refining):
     refined(swaps=25)
     """
 
+    updates: ClassVar[bool] = True
+
+    start: Any = Wanda()  # noqa: RUF009  # frozen; `__post_init__` refuses what is no MatrixMethod
+    swaps: int = 50
+    steps: int = 10
+    rounds: int = 2
+    damp: float = 0.01
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        name = self.spec_name()
+        if not _removes(self.start):
+            needs = "start is a method that removes weights matrix by matrix"
+            message = f"{name}(start={text_of(self.start)}): {needs}"
+            raise SpecError(f"{message}; write wanda, sparsegpt or magnitude", subject="start")
+        check_least(self, swaps=0, steps=0, rounds=1)
+        check_positive(self, damp="0.01 is usual")
+        if not 0 <= self.tolerance < 1:
+            allowed = "tolerance is a share of the loss, from 0 up to 1; 0 never ends early"
+            message = f"{name}(tolerance={self.tolerance}): {allowed}"
+            raise SpecError(message, subject="tolerance")
+        check_most(self, swaps=MOST_STEPS, steps=MOST_STEPS, rounds=MOST_STEPS, damp=MOST_DAMP)
+
+    @property
+    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        # The default comes first, as a comparison that lists can read without importing torch.
+        if self.start == Wanda() or self._of_gram:
+            return (Gram,)
+        return tuple(dict.fromkeys((*self.start.observes, Gram)))
+
+    @property
+    def _of_gram(self) -> bool:
+        """Whether the Gram tells `start` all that it looks at: norms are its diagonal."""
+        return {Gram, FeatureNorms} >= set(self.start.observes)
+
+    def stand_in(self, target: Target) -> StandIn | None:
+        # For mixtures statistics of one kind are added.
+        if self._of_gram:
+            return StandIn(self, target)
+        differs = f"it starts from the mask of wanda, not of {self.start}"
+        return StandIn(replace(self, start=Wanda()), target, differs)
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        self.start.check(target)
+
+    def begun(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Return what `start` makes of the matrix."""
+        if self._of_gram:
+            seen = Seen.of_gram(observed(seen, Gram))
+        return self.start.compress(dense, seen, target)
+
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: those of `start`, and the shares of its loss that gradients (`fitted`) and swaps
         (`swapped`) took off; `swaps` of the mean row.
@@ -48,10 +116,73 @@ class Refined(Refining):
         dense = finite(weight, "the weight").to(wide(weight.dtype))
         begun = self.begun(dense, seen, target)
         hessian = damped(gram, self.damp).to(dense.dtype)
-        start = masked(dense, begun.weight, begun.weight != 0, hessian)
+        state = masked(dense, begun.weight, begun.weight != 0, hessian)
         done, notes = refine(
-            start, hessian, target, self.swaps, self.steps, self.rounds, self.tolerance
+            state, hessian, target, self.swaps, self.steps, self.rounds, self.tolerance
         )
-        return Compressed(
-            finite(done.weight.to(weight.dtype), "the refined weight"), {**begun.notes, **notes}
-        )
+        fitted = finite(done.weight.to(weight.dtype), "the refined weight")
+        return Compressed(fitted, {**begun.notes, **notes})
+
+
+def refine(
+    state: Masked,
+    hessian: Float[Tensor, "in in"],
+    target: Target,
+    swaps: int,
+    steps: int,
+    rounds: int,
+    tolerance: float,
+) -> tuple[Masked, Mapping[str, float]]:
+    """Fit what is kept and swap, `rounds` times by turns, and fit again: `swaps` of each row and
+    `steps` of all are divided among the rounds.
+
+    As many weights stay in each row, and for N:M in each group. With the matrix go the shares of
+    its loss that steps (`fitted`) and swaps (`swapped`) took off, and how many `swaps` there were
+    in the mean row.
+    """
+    group = target.m if isinstance(target, NofM) else 0
+    turns = min(rounds, swaps)
+    whole = _total(state)
+    fitted = 0.0
+    swapped = 0.0
+    count = 0.0
+    # Gradients come first and last: swaps are judged by fitted weights.
+    for turn in range(turns + 1):
+        before = _total(state)
+        some = share_of_round(steps, turns + 1, turn)
+        # Only the first call must leave the caller's matrices alone.
+        state = descend(state, hessian, some, tolerance, in_place=turn > 0)
+        between = _total(state)
+        fitted += before - between
+        if turn < turns:
+            some = share_of_round(swaps, turns, turn)
+            state, counts = swap(state, hessian, some, tolerance, group, in_place=True)
+            swapped = swapped + between - _total(state)
+            count += float(counts.double().mean())
+    notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(count, 2)}
+    if whole > 0:
+        notes["fitted"] = six_digits(fitted / whole)
+        notes["swapped"] = six_digits(swapped / whole)
+    return state, notes
+
+
+def share_of_round(count: int, parts: int, number: int) -> int:
+    """Return how much of `count` the part `number` (from 0) gets of so many: as equal as can be.
+
+    >>> [share_of_round(10, 4, number) for number in range(4)]
+    [2, 3, 2, 3]
+    """
+    return count * (number + 1) // parts - count * number // parts
+
+
+def _total(state: Masked) -> float:
+    return float(state.loss.double().sum())
+
+
+def _removes(start: object) -> bool:
+    """Whether it is a method that removes weights, matrix by matrix, and asks no more of the walk
+    than others.
+    """
+    if not isinstance(start, MatrixMethod) or not start.prunes or start.token_use != TokenUse():
+        return False
+    return any(issubclass(kind, Removal) for kind in start.accepts)

@@ -16,7 +16,7 @@ from calibrant.spec import check_most
 from calibrant.targets import Target
 
 MOST_POWER: Final = 10
-"""Of the size of an input: of higher ones float32 has no numbers."""
+"""The largest power of an input's size; of higher ones float32 has no numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,21 +40,17 @@ class RIA(MatrixMethod):
 
     def __post_init__(self) -> None:
         if not (self.power >= 0 and math.isfinite(self.power)):
-            raise SpecError(
-                f"ria(power={self.power}): the power of the inputs' size must be 0 or more; 0.5 is the paper's",
-                subject="power",
-            )
+            allowed = "the power of the inputs' size must be 0 or more; 0.5 is the paper's"
+            raise SpecError(f"ria(power={self.power}): {allowed}", subject="power")
         check_most(self, power=MOST_POWER)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token
         arrived, `TargetError` if `target` doesn't fit.
         """
-        length = finite(
-            observed(seen, FeatureNorms).norms(), "the squared norms of the inputs"
-        ).sqrt()
+        norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
-        scores = relative(sizes) * length.to(sizes.dtype) ** self.power
+        scores = relative(sizes) * norms.sqrt().to(sizes.dtype) ** self.power
         keep = removal(target).keep(finite(scores, "the scores of the weights"), "matrix")
         return Compressed(prune(weight, keep))
 
@@ -67,5 +63,6 @@ def relative(sizes: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     >>> relative(torch.tensor([[1.0, 3.0], [1.0, 0.0]])).tolist()
     [[0.75, 1.75], [1.5, 0.0]]
     """
-    columns, rows = sizes.sum(0, keepdim=True), sizes.sum(1, keepdim=True)
+    columns = sizes.sum(0, keepdim=True)
+    rows = sizes.sum(1, keepdim=True)
     return sizes / columns.where(columns > 0, 1) + sizes / rows.where(rows > 0, 1)

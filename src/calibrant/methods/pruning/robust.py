@@ -1,28 +1,32 @@
 """Robust: refined, for several sources at once, so that none of them suffers more than it must."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
-from calibrant.edits.changes import gram_energy
-from calibrant.job import Job
-from calibrant.methods._base import Compressed, StandIn, finite, observed, standing_in
+from calibrant.methods._base import (
+    Compressed,
+    Propagation,
+    Sources,
+    StandIn,
+    TokenUse,
+    finite,
+    observed,
+    six_digits,
+    standing_in,
+)
 from calibrant.methods.pruning._gradients import damped, masked
-from calibrant.methods.pruning._refining import Refining, refine, share_of_round
-from calibrant.methods.pruning._sources import Sources, joined, parts_of, weighed
-from calibrant.methods.pruning.refined import Refined
-from calibrant.models import Weight
+from calibrant.methods.pruning.refined import Refined, refine, share_of_round
+from calibrant.packed import gram_energy
 from calibrant.targets import Target
-from calibrant.walk import Propagation
-from calibrant.walk.together import together
 
 
 @dataclass(frozen=True, repr=False)
-class Robust(Refining):
+class Robust(Refined):
     """Refines a mask for the source whose outputs suffer most: `refined`, on all sources of a sum
     or a mix, each with a Gram of its own.
 
@@ -41,6 +45,10 @@ class Robust(Refining):
     steps: int = 20
     rounds: int = 4
 
+    @property
+    def token_use(self) -> TokenUse:
+        return TokenUse(sources_apart=True)
+
     def squares(self, sources: int) -> int:
         return 4 * sources + 3
 
@@ -49,18 +57,6 @@ class Robust(Refining):
             self.start, self.swaps, self.steps, damp=self.damp, tolerance=self.tolerance
         )
         return standing_in(alike, target, "refined on the sum of what all sources gave")
-
-    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
-        parts = parts_of(job.batch) if job.batch is not None else ()
-        walks = [replace(job, batch=part, statistics=None).walk(self.observes) for _, part in parts]
-        last: tuple[list[Seen | None], Seen] | None = None
-        for weight, seen in together(job.view, walks):
-            # Matrices that share their inputs share what is made of them too.
-            if last is None or any(
-                one is not other for one, other in zip(seen, last[0], strict=True)
-            ):
-                last = seen, joined(seen, [share for share, _ in parts])
-            yield weight, last[1]
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the best `round`, from 1, with each source's `errors` after it, and how much each
@@ -71,51 +67,54 @@ class Robust(Refining):
         self.check(target)
         whole = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        grams = [
-            gram for gram in (seen[Sources].each if Sources in seen else (whole,)) if gram.mass > 0
-        ]
+        each = seen[Sources].each if Sources in seen else (whole,)
+        grams = [gram for gram in each if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
-        sizes = [
-            energy(dense) or 1.0 for energy in energies
-        ]  # a source that makes nothing of the matrix loses nothing by it
+        # A source that makes nothing of the matrix loses nothing by it.
+        sizes = [energy(dense) or 1.0 for energy in energies]
         counted = [gram.mass / whole.mass for gram in grams]
         current = self.begun(dense, seen, target).weight
-        keep, rounds = current != 0, list[tuple[Tensor, dict[str, Any]]]()
+        keep = current != 0
+        best = current
+        notes: Mapping[str, Any] = {}
+        least = float("inf")
         for number in range(self.rounds):
             shares = [count / size for count, size in zip(counted, sizes, strict=True)]
+            # A source counts relative to what the dense matrix gives on it, as its error does.
             hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
-            steps, swaps = (
-                share_of_round(count, self.rounds, number) for count in (self.steps, self.swaps)
-            )
             done, _ = refine(
                 masked(dense, current, keep, hessian),
                 hessian,
                 target,
-                swaps,
-                steps,
-                1,
-                self.tolerance,
+                swaps=share_of_round(self.swaps, self.rounds, number),
+                steps=share_of_round(self.steps, self.rounds, number),
+                rounds=1,
+                tolerance=self.tolerance,
             )
-            current, keep = done.weight, done.keep
-            errors = [
-                energy(dense - current) / size for energy, size in zip(energies, sizes, strict=True)
-            ]
-            rounds.append(
-                (
-                    current,
-                    {
-                        "round": number + 1,
-                        "errors": six_digits(errors),
-                        "counted": six_digits(counted),
-                    },
-                )
-            )
+            current = done.weight
+            keep = done.keep
+            lost = [energy(dense - current) for energy in energies]
+            errors = [loss / size for loss, size in zip(lost, sizes, strict=True)]
+            rounded = [six_digits(error) for error in errors]
+            # Of equally good rounds the first counts.
+            if number == 0 or max(rounded) < least:
+                least = max(rounded)
+                best = current
+                notes = {
+                    "round": number + 1,
+                    "errors": rounded,
+                    "counted": [six_digits(count) for count in counted],
+                }
+            # By the square of an error, so that after a few rounds the worst source has most of the
+            # say.
             pressing = [count * error**2 for count, error in zip(counted, errors, strict=True)]
-            counted = [one / sum(pressing) for one in pressing] if sum(pressing) > 0 else counted
-        best, notes = min(rounds, key=lambda found: max(found[1]["errors"]))
+            total = sum(pressing)
+            if total > 0:
+                counted = [pressure / total for pressure in pressing]
         return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
 
 
-def six_digits(numbers: Sequence[float]) -> list[float]:
-    """Return the numbers as notes have them."""
-    return [float(f"{number:.6g}") for number in numbers]
+def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
+    """Return the sum of Grams, each times its factor, as of inputs of mass 1."""
+    matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
+    return Gram(sum(matrices[1:], matrices[0]), sum(gram.tokens for gram in grams), 1.0)

@@ -2,27 +2,39 @@
 (Frantar, Alistarh 2023, arXiv 2301.00774).
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.errors import SpecError, TargetError
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
-from calibrant.methods._elimination import eliminate
-from calibrant.methods._factor import shared_factor
-from calibrant.methods.pruning._ordering import by_loss
+from calibrant.errors import TargetError
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    check_choice,
+    check_least,
+    check_positive,
+    finite,
+    observed,
+    removal,
+)
+from calibrant.methods._elimination import choose, eliminate, shared_factor, spans
 from calibrant.methods.quantization._quantizing import quantize
-from calibrant.methods.quantization._rounding import check_rule, scales_by
+from calibrant.methods.quantization._rounding import RULES, scales_by
 from calibrant.spec import check_most, later
-from calibrant.targets import Removal, SparseGrid, Target
+from calibrant.targets import NofM, Removal, SparseGrid, Target
 
 MOST_COLUMNS: Final = 1_000_000
 """No matrix is as wide."""
+
+UNEVEN: Final = 0.5
+"""Blocks are reordered where the largest loss of one and the smallest are further apart than
+this share of the largest.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,31 +77,17 @@ class SparseGPT(MatrixMethod):
     order: str = later("natural")
 
     def __post_init__(self) -> None:
-        if not (self.damp > 0 and math.isfinite(self.damp)):
-            raise SpecError(
-                f"sparsegpt(damp={self.damp}): damp must be above 0; 0.01 is the paper's",
-                subject="damp",
-            )
-        if self.block < 1:
-            raise SpecError(
-                f"sparsegpt(block={self.block}): block must be at least 1 column; 128 is the paper's",
-                subject="block",
-            )
-        check_rule("sparsegpt", self.scales)
-        if self.order not in ("natural", "loss"):
-            raise SpecError(
-                f"sparsegpt(order={self.order!r}): columns are taken in natural order or by loss; write one",
-                subject="order",
-            )
+        check_positive(self, damp="0.01 is the paper's")
+        check_least(self, block=1)
+        check_choice(self, scales=RULES, order=("natural", "loss"))
         check_most(self, damp=MOST_DAMP, block=MOST_COLUMNS)
 
     def check(self, target: Target) -> None:
         super().check(target)
         if self.order != "natural" and isinstance(target, SparseGrid):
-            raise TargetError(
-                f"{self} can't be asked for {target}: with a grid columns are taken in natural order",
-                subject=str(target),
-            )
+            reason = "with a grid columns are taken in natural order"
+            message = f"{self} can't be asked for {target}: {reason}"
+            raise TargetError(message, subject=str(target))
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the `damp` and the `precision` that the factorisation took, and how many
@@ -106,13 +104,8 @@ class SparseGPT(MatrixMethod):
         factor = shared_factor(gram, self.damp)
         sound = finite(weight, "the weight")
         if isinstance(target, SparseGrid):
-            packed = quantize(
-                sound,
-                factor,
-                scales_by(self.scales, sound, target.grid, gram.norms()),
-                target.removal,
-                block=self.block,
-            )
+            scales = scales_by(self.scales, sound, target.grid, gram.norms())
+            packed = quantize(sound, factor, scales, target.removal, block=self.block)
             return Compressed(finite(packed.dense(), "the corrected weight"), factor.notes, packed)
         pruned = eliminate(sound.to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)
@@ -121,11 +114,42 @@ class SparseGPT(MatrixMethod):
         sound = finite(weight, "the weight").to(wide(weight.dtype))
         norms = finite(gram.norms(), "the squared norms of the inputs").sqrt()
         order = by_loss(sound.abs() * norms.to(sound.dtype), target, self.block)
-        inputs = torch.arange(weight.shape[1], device=weight.device) if order is None else order
-        turned = (
-            gram if order is None else Gram(gram.matrix[inputs][:, inputs], gram.tokens, gram.mass)
-        )
-        factor = shared_factor(turned, self.damp)
-        pruned = eliminate(sound[:, inputs], factor, target, self.block)[:, inputs.argsort()]
+        if order is None:
+            factor = shared_factor(gram, self.damp)
+            pruned = eliminate(sound, factor, target, self.block)
+        else:
+            # A Gram of its own, since factors are cached on the Gram that they are of.
+            turned = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
+            factor = shared_factor(turned, self.damp)
+            pruned = eliminate(sound[:, order], factor, target, self.block)[:, order.argsort()]
         notes = {**factor.notes, "reordered": order is not None}
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), notes)
+
+
+def by_loss(
+    scores: Float[Tensor, "out in"], target: Removal, block: int
+) -> Int[Tensor, "in"] | None:
+    """Return the inputs in the order of what they will lose, those that lose most first, while
+    many others can still make up for it; None where blocks lose about alike.
+
+    What an input will lose is the sum of its scores that are the lowest of its block of columns, as
+    many as the target removes there. Blocks come by falling loss, and so do the inputs of a block.
+    For N:M a block is a group, which stays as it is. Equal ones stay in order.
+    """
+    if isinstance(target, NofM):
+        block = target.m
+    lost: list[Tensor] = []
+    orders: list[Tensor] = []
+    for span in spans(scores.shape[1], target, block):
+        inside = scores[:, span.start : span.stop]
+        losses = inside.where(choose(inside, target, span), 0).sum(0)
+        columns = torch.arange(span.start, span.stop, device=scores.device)
+        if not span.group:
+            columns = columns[losses.argsort(descending=True, stable=True)]
+        lost.append(losses.sum())
+        orders.append(columns)
+    each = torch.stack(lost)
+    if not float(each.max() - each.min()) > UNEVEN * float(each.max()):
+        return None
+    order = each.argsort(descending=True, stable=True).tolist()
+    return torch.cat([orders[place] for place in order])

@@ -29,10 +29,8 @@ class Wanda(MatrixMethod):
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token
         arrived, `TargetError` if `target` doesn't fit.
         """
-        length = finite(
-            observed(seen, FeatureNorms).norms(), "the squared norms of the inputs"
-        ).sqrt()
-        scores = finite(weight, "the weight").abs().to(wide(weight.dtype)) * length.to(
-            wide(weight.dtype)
-        )
+        # Sums over tokens are float64; the root is taken before they become float32.
+        norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
+        sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
+        scores = sizes * norms.sqrt().to(sizes.dtype)
         return Compressed(prune(weight, removal(target).keep(scores, "row")))

@@ -6,7 +6,6 @@ columns may be taken in any order. With a target that also removes, weights are 
 chooses them, and become the code of zero.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,11 +16,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
-from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, finite
-from calibrant.methods._elimination import Span, by_rows, choose, spans
-from calibrant.methods._factor import Factor, factorise, shared_factor
-from calibrant.methods.quantization._rounding import Scales, check_rule, scales_by
+from calibrant.methods._base import Compressed, Method, check_choice, check_positive, finite
+from calibrant.methods._elimination import (
+    Factor,
+    Span,
+    by_rows,
+    choose,
+    factorise,
+    shared_factor,
+    spans,
+)
+from calibrant.methods.quantization._rounding import RULES, Scales, scales_by
 from calibrant.packed import Codes
 from calibrant.targets import Grid, Removal, keep_highest
 
@@ -54,18 +59,10 @@ span]. Fills `removed` where N of M are chosen.
 """
 
 
-def check_updates(method: str, damp: float, order: str, scales: str) -> None:
-    """Raise `SpecError`, naming the method, for a parameter of `rounded` that can't be."""
-    if not (damp > 0 and math.isfinite(damp)):
-        raise SpecError(
-            f"{method}(damp={damp}): damp must be above 0; 0.01 is the paper's", subject="damp"
-        )
-    if order not in ("natural", "activation"):
-        raise SpecError(
-            f"{method}(order={order!r}): inputs are taken in natural order or by activation; write one",
-            subject="order",
-        )
-    check_rule(method, scales)
+def check_updates(method: Method) -> None:
+    """Raise `SpecError` for a `damp`, an `order` or `scales` that `rounded` doesn't know."""
+    check_positive(method, damp="0.01 is the paper's")
+    check_choice(method, order=("natural", "activation"), scales=RULES)
 
 
 def rounded(
@@ -79,10 +76,13 @@ def rounded(
     """
     grid.check((weight.shape[0], weight.shape[1]), "the matrix")
     sound = finite(weight, "the weight")
-    inputs, factor = (
-        by_activation(gram, damp) if order == "activation" else (None, shared_factor(gram, damp))
-    )
-    packed = quantize(sound, factor, scales_by(scales, sound, grid, gram.norms()), order=inputs)
+    chosen = scales_by(scales, sound, grid, gram.norms())
+    if order == "activation":
+        inputs, factor = by_activation(gram, damp)
+        packed = quantize(sound, factor, chosen, order=inputs)
+    else:
+        factor = shared_factor(gram, damp)
+        packed = quantize(sound, factor, chosen)
     return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
 
 
@@ -92,6 +92,7 @@ def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
     """
 
     def compute() -> tuple[Tensor, Factor]:
+        # Stable, so that ties don't depend on the device.
         order = gram.norms().argsort(descending=True, stable=True)
         return order, factorise(Gram(gram.matrix[order][:, order], gram.tokens, gram.mass), damp)
 
@@ -113,17 +114,15 @@ def quantize(
     `removal` says which weights become zero besides; N:M needs the inputs as they came. `step`
     overrides the device's own.
     """
-    step = step or (round_rows if weight.device.type == "cpu" else round_columns)
+    if step is None:
+        step = round_rows if weight.device.type == "cpu" else round_columns
     work = _work(weight, factor, scales, order)
     for span in spans(weight.shape[1], removal, block):
         columns = slice(span.start, span.stop)
-        here = work.weight[:, columns]
-        known = removal is not None and not span.group
-        removed = (
-            choose(here.abs() * work.saliency[columns], removal, span)
-            if known and removal
-            else torch.zeros_like(here, dtype=torch.bool)
-        )
+        current = work.weight[:, columns]
+        removed = torch.zeros_like(current, dtype=torch.bool)
+        if removal is not None and not span.group:
+            removed = choose(current.abs() * work.saliency[columns], removal, span)
         errors = step(work, removed.contiguous(), span)
         if span.stop < weight.shape[1]:
             work.weight[:, span.stop :].addmm_(errors, work.upper[columns, span.stop :], alpha=-1)
@@ -132,19 +131,27 @@ def quantize(
 
 
 def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) -> Work:
-    kind, (rows, columns) = wide(weight.dtype), weight.shape
+    kind = wide(weight.dtype)
+    rows, columns = weight.shape
     count = scales.scales.shape[1]
     groups = torch.arange(columns, device=weight.device) // (columns // count)
-    zeros = torch.zeros(rows, count, device=weight.device) if scales.zeros is None else scales.zeros
-    here = weight.detach() if order is None else weight.detach()[:, order]
+    current = weight.detach()
+    if order is not None:
+        groups = groups[order]
+        current = current[:, order]
+    zeros = scales.zeros
+    if zeros is None:
+        zeros = torch.zeros(rows, count, device=weight.device)
     return Work(
-        here.to(kind, copy=True).contiguous(),
+        # A copy, since it is rounded in place.
+        current.to(kind, copy=True).contiguous(),
         factor.upper.to(kind).contiguous(),
         factor.saliency.to(kind),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
+        # Group by group, so that the scales of a column lie side by side.
         scales.scales.T.to(kind).contiguous(),
         zeros.T.to(kind).contiguous(),
-        groups if order is None else groups[order],
+        groups,
         scales.grid.lowest,
         scales.grid.highest,
     )
@@ -152,51 +159,35 @@ def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) 
 
 def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
     """Round on the CPU, in float32 or float64: a `Step`."""
-    errors, kernel = torch.zeros(removed.shape, dtype=work.weight.dtype), _kernel()
-    parts = (
-        work.weight,
-        work.upper,
-        work.saliency,
-        removed,
-        errors,
-        work.codes,
-        work.scales,
-        work.zeros,
-        work.groups,
-    )
-    arrays = [part.numpy() for part in parts]
-    bounds = work.lowest, work.highest
-    by_rows(
-        len(removed),
-        lambda first, last: kernel(
-            *arrays, *bounds, first, last, span.start, span.stop, span.group, span.drop
-        ),
-    )
+    errors = torch.zeros(removed.shape, dtype=work.weight.dtype)
+    inputs = (work.weight, work.upper, work.saliency, removed, errors)
+    grids = (work.codes, work.scales, work.zeros, work.groups)
+    arrays = [part.numpy() for part in (*inputs, *grids)]
+    columns = (span.start, span.stop, span.group, span.drop)
+    by_rows(_kernel(), len(removed), [*arrays, work.lowest, work.highest, *columns])
     return errors
 
 
 def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
     """Round on any device: a `Step`, each column takes the corrections of all before it at once."""
     columns = slice(span.start, span.stop)
-    u, original = work.upper[columns, columns], work.weight[:, columns].clone()
+    upper = work.upper[columns, columns]
+    saliency = work.saliency[columns]
+    original = work.weight[:, columns].clone()
     errors = torch.zeros_like(original)
     for i in range(original.shape[1]):
         if span.group and i % span.group == 0:
             members = slice(i, i + span.group)
-            scores = (original[:, members] - errors[:, :i] @ u[:i, members]).abs() * work.saliency[
-                columns
-            ][members]
-            removed[:, members] = ~keep_highest(scores, span.drop)
-        column, group = original[:, i] - errors[:, :i] @ u[:i, i], work.groups[span.start + i]
-        scale, zero = work.scales[group], work.zeros[group]
-        code = (
-            (column / scale + zero)
-            .round()
-            .clamp(work.lowest, work.highest)
-            .where(~removed[:, i], zero)
-        )
+            current = original[:, members] - errors[:, :i] @ upper[:i, members]
+            removed[:, members] = ~keep_highest(current.abs() * saliency[members], span.drop)
+        column = original[:, i] - errors[:, :i] @ upper[:i, i]
+        group = work.groups[span.start + i]
+        scale = work.scales[group]
+        zero = work.zeros[group]
+        code = (column / scale + zero).round().clamp(work.lowest, work.highest)
+        code = code.where(~removed[:, i], zero)
         value = (code - zero) * scale
-        errors[:, i] = (column - value) / u[i, i]
+        errors[:, i] = (column - value) / upper[i, i]
         work.weight[:, span.start + i] = value
         work.codes[:, span.start + i] = code.to(torch.int8)
     return errors

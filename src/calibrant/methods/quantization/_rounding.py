@@ -1,4 +1,5 @@
-"""Rounding weights to a grid: the scales of its groups, and the nearest code of each weight.
+"""Rounding weights to a grid: the scales of its groups, by several rules and by what AWQ tries, and
+the nearest code of each weight.
 
 The convention is that of the compressed-tensors format, so that what is chosen here can be stored
 as it is. Scales are rounded to the type of the weight before anything is chosen with them: codes
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-from calibrant.activations import wide
+from calibrant.activations import Gram, wide
 from calibrant.errors import SpecError
 from calibrant.methods._base import finite
 from calibrant.methods._elimination import by_rows
@@ -25,8 +26,19 @@ from calibrant.targets import Grid
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
+_PAPERS: Final = 2.4
+"""The power of errors that the search in GPTQ's code has."""
+
 _CUBED: Final = 3.0
-"""The power of errors that llm-compressor's search has; that of GPTQ's code is 2.4."""
+"""That of llm-compressor's search."""
+
+SHARES: Final = tuple(1 - step / 20 for step in range(10))
+"""How much of its reach a group's grid may keep, as in the paper's code: from all of it down to
+0.55.
+"""
+
+LEAST: Final = 1e-4
+"""The least power of an input's size: the paper's code divides by no less."""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -44,21 +56,23 @@ class Scales:
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
         """Return the nearest code of each weight; half way between two, the even one."""
-        exact = weight.to(wide(weight.dtype)).unflatten(
-            1, (self.scales.shape[1], -1)
-        ) / self.scales[:, :, None].to(wide(weight.dtype))
-        placed = exact.round() if self.zeros is None else (exact + self.zeros[:, :, None]).round()
-        codes = placed.clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
+        kind = wide(weight.dtype)
+        # In float32 or better: the quotient of two bfloat16 numbers would miss codes.
+        grouped = weight.to(kind).unflatten(1, (self.scales.shape[1], -1))
+        placed = grouped / self.scales[:, :, None].to(kind)
+        if self.zeros is not None:
+            placed = placed + self.zeros[:, :, None]
+        codes = placed.round().clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
         return Codes(self.grid, codes.flatten(1), self.scales, self.zeros)
 
 
 def scales_by(
-    how: str,
+    rule: str,
     weight: Float[Tensor, "out in"],
     grid: Grid,
     importance: Float[Tensor, "in"] | None = None,
 ) -> Scales:
-    """Return the scales of each group by the rule `how`, one of `RULES`.
+    """Return the scales of each group by a `rule`, one of `RULES`.
 
     `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
     and keep the one whose error is least, of equal ones the farthest: Σ |w - ŵ|^2.4 for p = 1, 0.99
@@ -68,31 +82,16 @@ def scales_by(
 
     Raises `NumericsError` if a scale or the importance isn't finite.
     """
-    if how == "mse":
-        return _searched(weight, grid, [1 - i / 100 for i in range(80)], 2.4, None)
-    if how == "importance":
+    if rule == "mse":
+        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _PAPERS)
+    if rule == "importance":
         if importance is None:
-            raise SpecError(
-                "scales=importance needs the sizes of the inputs, and nothing was observed",
-                subject="scales",
-            )
-        return _searched(
-            weight,
-            grid,
-            [1 - 0.95 * i / 20 for i in range(20)],
-            _CUBED,
-            finite(importance, "the squared norms of the inputs"),
-        )
+            needs = "the sizes of the inputs, and nothing was observed"
+            raise SpecError(f"scales=importance needs {needs}", subject="scales")
+        squares = finite(importance, "the squared norms of the inputs")
+        shares = [1 - 0.95 * step / 20 for step in range(20)]
+        return _searched(weight, grid, shares, _CUBED, squares)
     return absmax(weight, grid)
-
-
-def check_rule(method: str, how: str) -> None:
-    """Raise `SpecError` if a method is asked for scales by a rule that there isn't."""
-    if how not in RULES:
-        raise SpecError(
-            f"{method}(scales={how!r}): scales are chosen by {', '.join(RULES)}; write one of these",
-            subject="scales",
-        )
 
 
 def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
@@ -126,15 +125,73 @@ def reaching(
     one isn't finite.
     """
     span = grid.highest - grid.lowest
-    # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though the
-    # highest code is 7.
-    raw = torch.maximum(most, -least) / (span / 2) if grid.symmetric else (most - least) / span
+    raw = (most - least) / span
+    if grid.symmetric:
+        # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though
+        # the highest code is 7.
+        raw = torch.maximum(most, -least) / (span / 2)
     scales = finite(raw.to(dtype), "the scale of a group")
+    # A group of zeros has no scale of its own, and stays zero with any.
     scales = scales.where(scales != 0, torch.finfo(dtype).eps)
     if grid.symmetric:
         return Scales(grid, scales, None)
+    # By the scale that is stored, which may differ from the one that was computed.
     zeros = (grid.lowest - least / scales.to(least.dtype)).clamp(grid.lowest, grid.highest).round()
     return Scales(grid, scales, zeros.to(torch.int8))
+
+
+def strength(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
+    """Return s = m^α, between its extremes' geometric mean and that again; 1 for an input that
+    was always zero.
+    """
+    alive = sizes > 0
+    if alpha == 0 or not bool(alive.any()):
+        return torch.ones_like(sizes)
+    # Divided by the geometric mean of the extremes below, s stays around 1 and in range.
+    raw = sizes.pow(alpha).clamp_min(LEAST)
+    middle = (raw[alive].max() * raw[alive].min()).sqrt()
+    return (raw / middle).where(alive, 1.0)
+
+
+def effective(
+    weight: Float[Tensor, "out in"], grid: Grid, s: Float[Tensor, "in"]
+) -> Float[Tensor, "out in"]:
+    """Return what a matrix effectively is when its columns are multiplied by `s`, rounded, and
+    divided again.
+    """
+    kind = wide(weight.dtype)
+    scaled = (weight.to(kind) * s.to(kind)).to(weight.dtype)
+    return absmax(scaled, grid).nearest(scaled).dense().to(kind) / s.to(kind)
+
+
+def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
+    """Return for each group the scales of the reach, of `SHARES` of the largest weight, whose
+    error in the group's outputs is least.
+    """
+    least, most = within(weight, grid)
+    largest = torch.maximum(most, -least)
+    width = grid.width(weight.shape[1])
+    whole = gram.symmetric().to(least.dtype)
+    starts = range(0, weight.shape[1], width)
+    grams = torch.stack([whole[start : start + width, start : start + width] for start in starts])
+    exact = weight.to(least.dtype)
+    best = absmax(weight, grid)
+    scales = best.scales
+    zeros = best.zeros
+    lowest = torch.full_like(least, torch.inf)
+    for share in SHARES:
+        bottom = torch.maximum(least, -largest * share)
+        top = torch.minimum(most, largest * share)
+        tried = reaching(bottom, top, grid, weight.dtype)
+        change = (tried.nearest(weight).dense().to(least.dtype) - exact).unflatten(1, (-1, width))
+        error = (torch.einsum("ogi,gij->ogj", change, grams) * change).sum(2)
+        # Of equally good reaches the first, which is the farthest, stays.
+        better = error < lowest
+        lowest = error.where(better, lowest)
+        scales = tried.scales.where(better, scales)
+        if zeros is not None and tried.zeros is not None:
+            zeros = tried.zeros.where(better, zeros)
+    return Scales(grid, scales, zeros)
 
 
 def _searched(
@@ -142,21 +199,19 @@ def _searched(
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    importance: Tensor | None,
+    importance: Tensor | None = None,
 ) -> Scales:
     """For each group the best of the grids that reach these shares as far as its weights do."""
     least, most = within(weight, grid)
-    reaching(least, most, grid, weight.dtype)  # Refuses what isn't finite.
+    reaching(least, most, grid, weight.dtype)  # which refuses what isn't finite
     kind = least.dtype
-    counts = (
-        torch.ones_like(weight[0], dtype=kind)
-        if importance is None
-        else importance / importance.mean().clamp_min(torch.finfo(kind).tiny)
-    )
+    counts = torch.ones_like(weight[0], dtype=kind)
+    if importance is not None:
+        # Shares of their mean, so that a float32 sum of errors neither over- nor underflows.
+        counts = (importance / importance.mean().clamp_min(torch.finfo(kind).tiny)).to(kind)
     fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    best = (_best_compiled if fast else _best)(
-        weight, least, most, grid, shares, power, counts.to(kind)
-    )
+    search = _best_compiled if fast else _best
+    best = search(weight, least, most, grid, shares, power, counts)
     reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
     return reaching(least * reach, most * reach, grid, weight.dtype)
 
@@ -171,24 +226,14 @@ def _best_compiled(
     counts: Tensor,
 ) -> Int[Tensor, "out group"]:
     """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
-    best, kernel = torch.zeros(least.shape, dtype=torch.int32), _kernel()
-    arrays = [
-        part.detach().float().contiguous().numpy()
-        for part in (weight, least, most, torch.tensor(shares), counts)
-    ]
+    best = torch.zeros(least.shape, dtype=torch.int32)
+    parts = (weight, least, most, torch.tensor(shares), counts)
+    arrays = [part.detach().float().contiguous().numpy() for part in parts]
+    rule = (power == _CUBED, grid.symmetric, grid.lowest, grid.highest)
+    short = weight.dtype == torch.bfloat16
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    rule = (
-        power == _CUBED,
-        grid.symmetric,
-        grid.lowest,
-        grid.highest,
-        weight.dtype == torch.bfloat16,
-        epsilon,
-        best.numpy(),
-    )
-    by_rows(
-        len(weight), lambda first, last: kernel(*arrays, *rule, first, last), least=_ROWS_PER_THREAD
-    )
+    arguments = [*arrays, *rule, short, epsilon, best.numpy()]
+    by_rows(_kernel(), len(weight), arguments, _ROWS_PER_THREAD)
     return best.long()
 
 
@@ -204,18 +249,19 @@ def _best(
     """Return which share each group does best with, on any device and of any type."""
     lowest = torch.full_like(least, torch.inf)
     best = torch.zeros_like(least, dtype=torch.long)
-    for at, share in enumerate(shares):
+    for number, share in enumerate(shares):
         tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
         errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
         error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
         better = error < lowest
-        lowest, best = error.where(better, lowest), best.masked_fill(better, at)
+        lowest = error.where(better, lowest)
+        best = best.masked_fill(better, number)
     return best
 
 
 @cache
 def _kernel() -> Callable[..., None]:
     """Imported at the first use: numba takes longer to import than listing methods may."""
-    from calibrant.methods.quantization._reach_kernel import best_reach
+    from calibrant.methods.quantization._rounding_kernel import best_reach
 
     return best_reach

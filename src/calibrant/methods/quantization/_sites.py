@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibrant.edits import Scaling
 from calibrant.models import Heads, ModelView, Stream, Weight
@@ -48,27 +48,34 @@ class Sites:
     @classmethod
     def of(cls, view: ModelView) -> "Sites":
         """Find them. Raises `ModelError` where the stream isn't understood."""
-        stream, heads, places = Stream.of(view), Heads.of(view), _Places(view)
-        hidden = [one for one in stream.hidden if one.down.name in view.named]
-        dense = {one.block: one for one in hidden if one.down.expert is None}
+        stream = Stream.of(view)
+        heads = Heads.of(view)
+        places = _Places(view)
+        hidden = [layer for layer in stream.hidden if layer.down.name in view.named]
+        # Of experts' networks, of which a block has many, the last matrices aren't scaled.
+        networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
         by_block: dict[int, tuple[Site, ...]] = {}
         for block in view.blocks:
-            index, found = block.index, list[Site]()
+            attention = heads.get(block.index)
+            network = networks.get(block.index)
+            found: list[Site] = []
             for norm in stream.norms:
-                found += _at_norm(
-                    norm, stream, view, places, heads.get(index), dense.get(index), index
-                )
-            found += _at_values(heads[index], places) if index in heads else []
-            found += _at_hidden(view, dense[index], places) if index in dense else []
-            by_block[index] = tuple(found)
-        values = [
-            one.values.name
-            for one in heads.values()
-            if one.values.shape[0] == len(set(one.first)) * one.width
-        ]  # and no queries or keys
-        networks = [name for one in hidden for name in (*(up.name for up in one.up), one.down.name)]
-        outputs = [one.output.name for one in heads.values()]
-        return cls(by_block, frozenset([*networks, *outputs, *values]))
+                found += _at_norm(norm, stream, view, places, attention, network, block.index)
+            if attention is not None:
+                found += _at_values(attention, places)
+            if network is not None:
+                found += _at_hidden(view, network, places)
+            by_block[block.index] = tuple(found)
+        clippable: list[str] = []
+        for layer in hidden:
+            clippable += [up.name for up in layer.up]
+            clippable.append(layer.down.name)
+        for attention in heads.values():
+            clippable.append(attention.output.name)
+            # A matrix of values alone has no rows of queries or keys.
+            if attention.values.shape[0] == len(set(attention.first)) * attention.width:
+                clippable.append(attention.values.name)
+        return cls(by_block, frozenset(clippable))
 
 
 class _Places:
@@ -77,28 +84,26 @@ class _Places:
     """
 
     def __init__(self, view: ModelView) -> None:
-        self._names = {id(parameter): name for name, parameter in view.model.named_parameters()}
-        self._by_address = {
-            parameter.data_ptr(): (name, parameter.dim())
-            for name, parameter in view.model.named_parameters()
-        }
+        self._names: dict[int, str] = {}
+        self._by_address: dict[int, tuple[str, int]] = {}
+        for name, parameter in view.model.named_parameters():
+            self._names[id(parameter)] = name
+            self._by_address[parameter.data_ptr()] = (name, parameter.dim())
         self._turned = {weight.address for weight in view.weights if weight.transposed}
 
-    def columns(self, weight: Weight, factors: Tensor) -> Scaling:
-        return Scaling(
-            self._names[id(getattr(weight.owner, weight.key))],
-            -2 if weight.transposed else -1,
-            factors,
-        )
+    def columns(self, weight: Weight, factors: Float[Tensor, "in"]) -> Scaling:
+        """Scale the columns of a matrix."""
+        axis = -2 if weight.transposed else -1
+        return Scaling(self._names[id(getattr(weight.owner, weight.key))], axis, factors)
 
-    def rows(self, stored: Tensor, factors: Tensor) -> Scaling:
-        """`stored` is a matrix as `[out, in]`, or a bias."""
+    def rows(self, stored: Tensor, factors: Float[Tensor, "out"]) -> Scaling:
+        """Scale the rows of what is `stored`: a matrix as `[out, in]`, or a bias."""
         name, dimensions = self._by_address[stored.data_ptr()]
-        return Scaling(
-            name, -1 if dimensions == 1 or stored.data_ptr() in self._turned else -2, factors
-        )
+        last = dimensions == 1 or stored.data_ptr() in self._turned
+        return Scaling(name, -1 if last else -2, factors)
 
-    def norm(self, norm: Norm, factors: Tensor) -> Iterator[Scaling]:
+    def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
+        """Scale what a norm gives."""
         module: Any = norm.module
         yield Scaling(self._names[id(module.weight)], -1, factors, norm.offset)
         if isinstance(getattr(module, "bias", None), Tensor):
@@ -116,35 +121,28 @@ def _at_norm(
 ) -> Iterator[Site]:
     """The site of a norm that nothing but matrices of this block read."""
     readers = [reader.weight for reader in stream.readers_of(norm)]
-    if (
-        {weight.block for weight in readers} != {block}
-        or block == OUTSIDE
-        or norm.others
-        or norm.scale is None
-    ):
+    elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
+    if elsewhere or norm.others or norm.scale is None:
         return
-    distinct = {
-        id(getattr(weight.owner, weight.key)): weight for weight in readers
-    }.values()  # experts of one tensor are scaled together
+    # Experts of one tensor are scaled together.
+    distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
 
     def scalings(s: Tensor) -> tuple[Scaling, ...]:
-        return (*places.norm(norm, 1 / s), *(places.columns(weight, s) for weight in distinct))
+        columns = [places.columns(weight, s) for weight in distinct]
+        return (*places.norm(norm, 1 / s), *columns)
 
     compressed = tuple(weight for weight in readers if weight.name in view.named)
+    if not compressed:
+        return
     names = {weight.name for weight in compressed}
-    attends, feeds = (
-        heads is not None and heads.values.name in names,
-        hidden is not None and any(up.name in names for up in hidden.up),
-    )
-    writer = (
-        heads.output
-        if heads and attends and not feeds
-        else hidden.down
-        if hidden and feeds and not attends
-        else None
-    )
-    if compressed:
-        yield Site(norm.name, block, compressed, writer, scalings)
+    attends = heads is not None and heads.values.name in names
+    feeds = hidden is not None and any(up.name in names for up in hidden.up)
+    writer = None
+    if heads is not None and attends and not feeds:
+        writer = heads.output
+    elif hidden is not None and feeds and not attends:
+        writer = hidden.down
+    yield Site(norm.name, block, compressed, writer, scalings)
 
 
 def _at_values(heads: Heads, places: _Places) -> Iterator[Site]:
@@ -156,8 +154,10 @@ def _at_values(heads: Heads, places: _Places) -> Iterator[Site]:
         rows = torch.ones(heads.values.shape[0])
         for place, part in zip(heads.first, s.unflatten(0, (-1, heads.width)), strict=True):
             rows[place : place + heads.width] = 1 / part
-        bias = () if heads.bias is None else (places.rows(heads.bias, rows),)
-        return (places.rows(heads.values.get(), rows), *bias, places.columns(heads.output, s))
+        scaled = [places.rows(heads.values.get(), rows)]
+        if heads.bias is not None:
+            scaled.append(places.rows(heads.bias, rows))
+        return (*scaled, places.columns(heads.output, s))
 
     yield Site(heads.values.name, heads.block, (heads.output,), None, scalings)
 
@@ -169,26 +169,27 @@ def _at_hidden(view: ModelView, hidden: Hidden, places: _Places) -> Iterator[Sit
     for up in hidden.up:
         for stored, first, step in hidden.rows:
             if stored.data_ptr() == up.address and _proportional(view, hidden, up, first, step):
-                at = torch.arange(hidden.units) * step + first
-                biases = [
-                    tensor
-                    for tensor, start, _ in hidden.rows
-                    if tensor.dim() == 1 and start == first and tensor is not stored
-                ]
-                own = [tensor for tensor in biases if tensor.data_ptr() == _address_of_bias(up)]
-
-                def scalings(
-                    s: Tensor, stored: Tensor = stored, at: Tensor = at, own: list[Tensor] = own
-                ) -> tuple[Scaling, ...]:
-                    rows = torch.ones(len(stored)).index_put((at,), 1 / s)
-                    return (
-                        places.rows(stored, rows),
-                        *(places.rows(bias, rows) for bias in own),
-                        places.columns(hidden.down, s),
-                    )
-
-                yield Site(up.name, hidden.block, (hidden.down,), None, scalings)
+                yield _hidden_site(hidden, up, places, stored, first, step)
                 return
+
+
+def _hidden_site(
+    hidden: Hidden, up: Weight, places: _Places, stored: Tensor, first: int, step: int
+) -> Site:
+    """The site of hidden units that are proportional to every `step`-th row of `stored`."""
+    units = torch.arange(hidden.units) * step + first
+    scaled = [stored]
+    for tensor, start, _ in hidden.rows:
+        other = tensor.dim() == 1 and start == first and tensor is not stored
+        if other and tensor.data_ptr() == _address_of_bias(up):
+            scaled.append(tensor)
+
+    def scalings(s: Tensor) -> tuple[Scaling, ...]:
+        rows = torch.ones(len(stored)).index_put((units,), 1 / s)
+        divided = [places.rows(tensor, rows) for tensor in scaled]
+        return (*divided, places.columns(hidden.down, s))
+
+    return Site(up.name, hidden.block, (hidden.down,), None, scalings)
 
 
 def _address_of_bias(weight: Weight) -> int:
@@ -198,25 +199,30 @@ def _address_of_bias(weight: Weight) -> int:
 
 def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step: int) -> bool:
     """Whether hidden units double when these rows of what makes them do."""
-    seen, factors = list[Tensor](), torch.ones(up.shape[0])
+    seen: list[Tensor] = []
+    factors = torch.ones(up.shape[0])
     factors[torch.arange(hidden.units) * step + first] = 2
-    down = hidden.down.owner.register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].detach().clone())
-    )
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach().clone())
+
+    def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output * factors.to(output)
+
     device = next(view.model.parameters()).device
     ids = torch.arange(PROBE, device=device)[None]
+    watching = hidden.down.owner.register_forward_pre_hook(keep)
     try:
         with torch.no_grad():
             view.base(input_ids=ids)
-            doubling = up.owner.register_forward_hook(lambda _, __, out: out * factors.to(out))
+            doubling = up.owner.register_forward_hook(double)
             try:
                 view.base(input_ids=ids)
             finally:
                 doubling.remove()
     finally:
-        down.remove()
-    return (
-        len(seen) == 2
-        and seen[0].shape == seen[1].shape
-        and bool(torch.allclose(seen[1], 2 * seen[0], rtol=1e-2, atol=1e-6))
-    )
+        watching.remove()
+    if len(seen) != 2 or seen[0].shape != seen[1].shape:
+        return False
+    # Within what a bfloat16 forward rounds; what isn't proportional is far off.
+    return bool(torch.allclose(seen[1], 2 * seen[0], rtol=1e-2, atol=1e-6))

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.errors import TargetError
-from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
-from calibrant.methods.quantization._rounding import absmax
-from calibrant.methods.quantization._scaling import clipped, effective, strength
+from calibrant.methods._base import (
+    Compressed,
+    MatrixMethod,
+    Propagation,
+    finite,
+    grid,
+    observed,
+)
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
 from calibrant.methods.quantization.ggml import Ggml
 from calibrant.targets import GgufRecipe, Grid, Target
-from calibrant.walk import Propagation
 
 
 @final
@@ -39,16 +44,12 @@ class RecipeByMatrix(MatrixMethod):
         """
         kind = target.kind if isinstance(target, GgufRecipe) else None
         if kind is None:
-            raise TargetError(
-                f"{target} is no recipe whose blocks are made matrix by matrix; ask for one such as Q4_K_M",
-                subject=str(target),
-            )
+            problem = f"{target} is no recipe whose blocks are made matrix by matrix"
+            raise TargetError(f"{problem}; ask for one such as Q4_K_M", subject=str(target))
         fitting = kind.fitting(weight.shape[1])
-        return (
-            Compressed(weight.detach().clone())
-            if fitting is None
-            else Ggml().compress(weight, seen, fitting)
-        )
+        if fitting is None:
+            return Compressed(weight.detach().clone())
+        return Ggml().compress(weight, seen, fitting)
 
 
 @final
@@ -73,20 +74,27 @@ class ScaledAlone(MatrixMethod):
         """Raises as `awq` does."""
         values = grid(target)
         values.check((weight.shape[0], weight.shape[1]), "the matrix")
-        gram, sound = observed(seen, Gram), finite(weight, "the weight")
+        gram = observed(seen, Gram)
+        sound = finite(weight, "the weight")
         kind = wide(sound.dtype)
-        sizes = (
-            (finite(gram.norms(), "the squared norms of the inputs") / gram.mass).sqrt().to(kind)
-        )
-        exact, matrix = sound.to(kind), gram.matrix.to(kind)
-        lowest, best = torch.inf, torch.ones_like(sizes)
+        squares = finite(gram.norms(), "the squared norms of the inputs") / gram.mass
+        sizes = squares.sqrt().to(kind)
+        exact = sound.to(kind)
+        matrix = gram.matrix.to(kind)
+        lowest = torch.inf
+        best = torch.ones_like(sizes)
         for step in range(self.steps):
             s = strength(sizes, step / self.steps)
             change = effective(sound, values, s) - exact
             error = float(((change @ matrix) * change).sum())
+            # The first of equals, as in `awq`.
             if error < lowest:
-                lowest, best = error, s
+                lowest = error
+                best = s
         scaled = (exact * best).to(sound.dtype)
-        seen_scaled = Gram(matrix / torch.outer(best, best), gram.tokens, gram.mass)
-        scales = clipped(scaled, values, seen_scaled) if self.clip else absmax(scaled, values)
+        scales = absmax(scaled, values)
+        if self.clip:
+            # The inputs are divided by what the columns were multiplied with.
+            seen_scaled = Gram(matrix / torch.outer(best, best), gram.tokens, gram.mass)
+            scales = clipped(scaled, values, seen_scaled)
         return Compressed((scales.nearest(scaled).dense().to(kind) / best).to(sound.dtype))

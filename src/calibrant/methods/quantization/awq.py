@@ -2,47 +2,58 @@
 arXiv 2306.00978).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from functools import reduce
+from operator import add
+from typing import Any, ClassVar, Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from calibrant.activations import FeatureSizes, Gram, Seen, Statistic
+from calibrant.activations import FeatureSizes, Gram, Seen, Statistic, wide
 from calibrant.edits import Edit, Fold, Replace
-from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, StandIn, finite, grid, observed
-from calibrant.methods.quantization._rounding import absmax
-from calibrant.methods.quantization._scaling import (
-    best_strength,
-    clipped,
-    linear,
-    module_output,
-    sizes_of,
+from calibrant.methods._base import (
+    Compressed,
+    MatrixMethod,
+    Propagation,
+    StandIn,
+    check_least,
+    finite,
+    grid,
+    observed,
+    six_digits,
 )
+from calibrant.methods._model_method import ModelMethod, check_matrices
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.spec import check_most
 from calibrant.system.clock import spent_on
 from calibrant.targets import Grid, Target
-from calibrant.walk import Propagation
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.statistics import by_block
 
 Sample = tuple[Callable[[TorchFunctionMode], None], Tensor]
 """A way to run a block on a micro-batch, and which of its tokens are real."""
 
+Judge = Callable[[Mapping[Weight, Tensor]], float]
+"""Says how far outputs are off where matrices are replaced by these."""
+
 MOST_STRENGTHS: Final = 10_000
-"""That are tried for each place: finer ones round alike."""
+"""Strengths at most that are tried for each place; finer ones round alike."""
+
+_PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
+"""Functions that multiply with a matrix."""
 
 
 @dataclass(frozen=True, repr=False)
-class AWQ(MatrixMethod):
+class AWQ(ModelMethod, MatrixMethod):
     """Multiplies columns by s = m^α, m the mean |x| of their inputs, folds 1/s into what makes
     these inputs, clips, and rounds to nearest.
 
@@ -71,18 +82,17 @@ class AWQ(MatrixMethod):
 
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STRENGTHS)
-        if self.steps < 1:
-            raise SpecError(
-                f"awq(steps={self.steps}): at least 1 strength is tried, 0; 20 is the paper's",
-                subject="steps",
-            )
+        check_least(self, steps=1)
 
     def stand_in(self, target: Target) -> StandIn:
-        differs = "every matrix has scales of its own, by the root mean square of its inputs, and is judged by its own outputs"
+        differs = (
+            "every matrix has scales of its own, by the root mean square of its inputs, "
+            "and is judged by its own outputs"
+        )
         return StandIn(ScaledAlone(self.steps, self.clip), target, differs)
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        super().check_model(view, target, targets)
+        check_matrices(view, targets)
         Stream.of(view)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
@@ -92,28 +102,28 @@ class AWQ(MatrixMethod):
         return self._rounded(weight, observed(seen, Gram), grid(target), self.clip)
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        sites, samples = Sites.of(job.view), dict[int, Sample]()
+        sites = Sites.of(job.view)
+        samples: dict[int, Sample] = {}
 
         def keep(call: BlockCall) -> None:
+            # One micro-batch judges; several ranks would each have another.
             if job.ranks.size == 1 and call.block.index not in samples:
-                samples[call.block.index] = call.kept(), call.real
+                samples[call.block.index] = (call.kept(), call.real)
 
         for block, seen in by_block(job.view.blocks[job.start :], job.walk(self.observes, keep)):
-            sample, scaled = samples.pop(block.index, None), dict(seen)
+            sample = samples.pop(block.index, None)
+            scaled = dict(seen)
             for site in sites.by_block[block.index]:
                 with spent_on("method"):
                     fold = self._fold(site, scaled, job, sample)
                 if fold is not None:
                     yield fold
             for weight, statistics in scaled.items():
+                clip = self.clip and weight.name in sites.clippable
+                target = grid(job.targets[weight.name])
                 with spent_on("method"):
-                    clip = self.clip and weight.name in sites.clippable
-                    compressed = self._rounded(
-                        weight.get(),
-                        observed(statistics, Gram),
-                        grid(job.targets[weight.name]),
-                        clip,
-                    )
+                    gram = observed(statistics, Gram)
+                    compressed = self._rounded(weight.get(), gram, target, clip)
                 yield Replace(weight, compressed, statistics)
 
     def _fold(
@@ -122,50 +132,160 @@ class AWQ(MatrixMethod):
         """The best scales of a site; what its readers see becomes, in `seen`, what they will
         see. None where 1 is best, or no token came.
         """
-        readers = {
-            weight: grid(job.targets[weight.name]) for weight in site.readers if weight in seen
-        }
+        readers: dict[Weight, Grid] = {}
+        for weight in site.readers:
+            if weight in seen:
+                readers[weight] = grid(job.targets[weight.name])
         if not readers or self.steps == 1:
             return None
         sizes = sizes_of([seen[weight] for weight in readers])
-        module = site.writer is not None and sample is not None
-        judge = (
-            module_output(site.writer, *sample)
-            if site.writer is not None and sample is not None
-            else linear(seen)
-        )
+        judge = linear(seen)
+        objective = "linear"
+        if site.writer is not None and sample is not None:
+            judge = module_output(site.writer, *sample)
+            objective = "module"
         alpha, s, errors = best_strength(readers, sizes, self.steps, judge)
         if alpha == 0:
             return None
         shared: dict[int, Seen] = {}
         for weight in readers:
+            # Matrices that share their inputs share what becomes of them, and its factorisation.
             before = seen[weight]
-            seen[weight] = shared.setdefault(id(before), _divided(before, s))
+            if id(before) not in shared:
+                shared[id(before)] = _divided(before, s)
+            seen[weight] = shared[id(before)]
         notes = {
             "site": site.name,
             "alpha": alpha,
-            "objective": "module" if module else "linear",
-            "error": float(f"{errors[1] / errors[0]:.6g}"),
+            "objective": objective,
+            "error": six_digits(errors[1] / errors[0]),
         }
         return Fold(site.block, site.scalings(s.float().cpu()), notes)
 
     def _rounded(self, weight: Tensor, gram: Gram, target: Grid, clip: bool) -> Compressed:
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         sound = finite(weight, "the weight")
+        # If the norms are finite, so are all other numbers of a Gram.
         finite(gram.norms(), "the squared norms of the inputs")
-        packed = (clipped(sound, target, gram) if clip else absmax(sound, target)).nearest(sound)
+        scales = clipped(sound, target, gram) if clip else absmax(sound, target)
+        packed = scales.nearest(sound)
         return Compressed(packed.dense(), packed=packed)
 
 
 def _divided(seen: Seen, s: Tensor) -> Seen:
     """What matrices see of inputs that are divided by `s`."""
-    sizes, gram = seen[FeatureSizes], seen[Gram]
+    sizes = seen[FeatureSizes]
+    gram = seen[Gram]
     factors = s.to(gram.matrix.dtype)
+    matrix = gram.matrix / torch.outer(factors, factors)
+    squares = sizes.squares / s.square()
     return Seen(
         {
-            FeatureSizes: FeatureSizes(
-                sizes.sums / s, sizes.squares / s.square(), sizes.tokens, sizes.mass
-            ),
-            Gram: Gram(gram.matrix / torch.outer(factors, factors), gram.tokens, gram.mass),
+            FeatureSizes: FeatureSizes(sizes.sums / s, squares, sizes.tokens, sizes.mass),
+            Gram: Gram(matrix, gram.tokens, gram.mass),
         }
     )
+
+
+def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
+    """Return the mean |x| of the inputs that matrices share, or, of experts, of all that they
+    get together.
+    """
+    distinct: dict[int, FeatureSizes] = {}
+    for there in seen:
+        distinct[id(there[FeatureSizes])] = there[FeatureSizes]
+    # Matrices that share an input share the statistic, which must count once.
+    return reduce(add, distinct.values()).means()
+
+
+def best_strength(
+    matrices: Mapping[Weight, Grid], sizes: Float[Tensor, "in"], steps: int, judge: Judge
+) -> tuple[float, Float[Tensor, "in"], tuple[float, float]]:
+    """Return the α of 0, 1/`steps` … whose scales make the least error, its scales, and the
+    errors without and with them.
+    """
+    errors: list[float] = []
+    for step in range(steps):
+        s = strength(sizes, step / steps)
+        candidates: dict[Weight, Tensor] = {}
+        for weight, values in matrices.items():
+            candidates[weight] = effective(weight.get(), values, s)
+        errors.append(judge(candidates))
+    best = errors.index(min(errors))
+    return best / steps, strength(sizes, best / steps), (errors[0], errors[best])
+
+
+def linear(seen: Mapping[Weight, Seen]) -> Judge:
+    """Judge by the matrices' own outputs: Σ tr(ΔW G ΔWᵀ)."""
+
+    def judge(candidates: Mapping[Weight, Tensor]) -> float:
+        total = 0.0
+        for weight, candidate in candidates.items():
+            change = candidate - weight.get().to(candidate.dtype)
+            gram = seen[weight][Gram].matrix.to(change.dtype)
+            total += float(((change @ gram) * change).sum())
+        return total
+
+    return judge
+
+
+def module_output(
+    writer: Weight,
+    aside: Callable[[TorchFunctionMode], None],
+    real: Bool[Tensor, "sample position"],
+) -> Judge:
+    """Judge by what `writer`, the last matrix of an attention or a feed-forward network, gives
+    for the `real` tokens of a micro-batch.
+    """
+
+    def run() -> Tensor:
+        watch = _Output(writer.address)
+        with suppress(_Reached):
+            aside(watch)
+        assert watch.output is not None, f"{writer.name} was not reached"
+        return watch.output.flatten(0, -2)[real.flatten()].to(wide(watch.output.dtype))
+
+    whole = run()
+
+    def judge(candidates: Mapping[Weight, Tensor]) -> float:
+        before = {weight: weight.get().clone() for weight in candidates}
+        try:
+            for weight, candidate in candidates.items():
+                weight.set(candidate)
+            return float((run() - whole).square().mean())
+        finally:
+            for weight, numbers in before.items():
+                weight.set(numbers)
+
+    return judge
+
+
+class _Reached(BaseException):
+    """The output is there, and the rest of the block needn't run."""
+
+
+@final
+class _Output(TorchFunctionMode):
+    """Takes the output of the product with the matrix at an address, and ends the forward there."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__()
+        self._address = address
+        self.output: Tensor | None = None
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") not in _PRODUCTS:
+            return result
+        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        if any(tensor.data_ptr() == self._address for tensor in tensors):
+            self.output = result.detach().clone()
+            # What comes behind it in the block would be computed for nothing.
+            raise _Reached
+        return result

@@ -12,11 +12,10 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import TargetError
 from calibrant.llama_cpp.quantizing import needs_importance, quantize_matrix
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
+from calibrant.methods._base import Compressed, MatrixMethod, Propagation, finite, observed
 from calibrant.packed import GgmlBlocks
 from calibrant.targets import GgmlKind, Target, accepted
 from calibrant.targets.ggml_kind import UNWEIGHTED
-from calibrant.walk import Propagation
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,10 +40,8 @@ class Ggml(MatrixMethod):
     def check(self, target: Target) -> None:
         super().check(target)
         if not self.importance and isinstance(target, GgmlKind) and needs_importance(target.name):
-            raise TargetError(
-                f"{target} can't be chosen without knowing which inputs matter; leave importance=false out",
-                subject=str(target),
-            )
+            problem = f"{target} can't be chosen without knowing which inputs matter"
+            raise TargetError(f"{problem}; leave importance=false out", subject=str(target))
 
     def heeds(self, target: Target) -> bool:
         return self.importance and not (isinstance(target, GgmlKind) and target.name in UNWEIGHTED)
@@ -54,21 +51,15 @@ class Ggml(MatrixMethod):
         is no kind or doesn't fit the shape.
         """
         if not isinstance(target, GgmlKind):
-            raise TargetError(
-                f"the target {target} is no kind of llama.cpp's blocks; ask for {accepted((GgmlKind,))}",
-                subject=str(target),
-            )
+            problem = f"the target {target} is no kind of llama.cpp's blocks"
+            raise TargetError(f"{problem}; ask for {accepted((GgmlKind,))}", subject=str(target))
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         numbers = finite(weight, "the weight").float().cpu().contiguous().numpy()
         means = None
         if self.importance:
-            norms = observed(seen, FeatureNorms)
-            means = (
-                (finite(norms.norms(), "the norms of its inputs").double() / norms.mass)
-                .float()
-                .cpu()
-                .numpy()
-            )
+            statistic = observed(seen, FeatureNorms)
+            norms = finite(statistic.norms(), "the norms of its inputs")
+            means = (norms.double() / statistic.mass).float().cpu().numpy()
         blocks = torch.from_numpy(quantize_matrix(numbers, target.name, means)).to(weight.device)
         packed = GgmlBlocks(target.name, blocks, weight.dtype)
         return Compressed(packed.dense(), packed=packed)

@@ -43,7 +43,7 @@ class GPTQ(MatrixMethod):
     scales: str = "absmax"
 
     def __post_init__(self) -> None:
-        check_updates("gptq", self.damp, self.order, self.scales)
+        check_updates(self)
         check_most(self, damp=MOST_DAMP)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:

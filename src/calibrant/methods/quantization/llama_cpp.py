@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import gguf
 import numpy as np
@@ -18,7 +18,8 @@ from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import TargetError
 from calibrant.job import Job
 from calibrant.llama_cpp import quantize_file
-from calibrant.methods._base import Compressed, Method, StandIn, finite
+from calibrant.methods._base import Compressed, Propagation, StandIn, finite
+from calibrant.methods._model_method import ModelMethod
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_names import tensor_names
@@ -31,20 +32,23 @@ from calibrant.models.gguf_writing import (
     write_gguf,
 )
 from calibrant.models.imatrix import importance_of
-from calibrant.packed import GgmlBlocks
+from calibrant.packed import GgmlBlocks, Packed
 from calibrant.system.clock import spent_on
 from calibrant.targets import GgmlKind, GgufRecipe, Target
-from calibrant.walk import Propagation
 from calibrant.walk.observing import untouched
 
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
-Made = Mapping[str, tuple[GGMLQuantizationType, np.ndarray]]
-"""Every tensor of a file: its type and its rows, of experts those of each."""
+
+class FileTensor(NamedTuple):
+    """A tensor of a file: its type, and its rows as that type has them."""
+
+    kind: GGMLQuantizationType
+    numbers: torch.Tensor
 
 
 @dataclass(frozen=True, repr=False)
-class LlamaQuantize(Method):
+class LlamaQuantize(ModelMethod):
     """Has the real llama.cpp quantize the model by a recipe, embedding and head too; the export
     `gguf` writes the file that llama-quantize would.
 
@@ -65,7 +69,9 @@ class LlamaQuantize(Method):
 
     def aim(self, target: Target) -> Target:
         self.check(target)
-        return GgufRecipe(target.name.upper()) if isinstance(target, GgmlKind) else target
+        if isinstance(target, GgmlKind):
+            return GgufRecipe(target.name.upper())
+        return target
 
     def heeds(self, target: Target) -> bool:
         aim = self.aim(target)
@@ -73,60 +79,59 @@ class LlamaQuantize(Method):
 
     def stand_in(self, target: Target) -> StandIn | None:
         aim = self.aim(target)
-        known = isinstance(aim, GgufRecipe) and aim.kind is not None
-        return (
-            StandIn(
-                RecipeByMatrix(), aim, "every matrix gets the kind that most of the recipe's get"
-            )
-            if known
-            else None
-        )
+        if not isinstance(aim, GgufRecipe) or aim.kind is None:
+            return None
+        differs = "every matrix gets the kind that most of the recipe's get"
+        return StandIn(RecipeByMatrix(), aim, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
+        # One file is made at once, so nothing can arrive from matrices that are rounded already.
         if job.propagate != "dense":
-            raise TargetError(
-                f"{self} looks at the dense model alone, and propagate={job.propagate} was asked for; leave it out",
-                subject=job.propagate,
-            )
+            problem = f"{self} looks at the dense model alone"
+            message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
+            raise TargetError(message, subject=job.propagate)
         if any(isinstance(edit, ReplaceParameters) for edit in job.done):
             return
-        template, done = (
-            self._template(job),
-            {edit.weight.name for edit in job.done if isinstance(edit, Replace)},
-        )
-        how = {"root": job.statistics, "progress": job.progress, "ranks": job.ranks}
-        seen = (
-            dict(untouched(job.opened, job.view, job.batch, self.observes, **how))
-            if self.observes and job.batch is not None
-            else {}
-        )
+        template = self._template(job)
+        done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
+        seen: dict[Weight, Seen] = {}
+        if self.observes and job.batch is not None:
+            seen = dict(
+                untouched(
+                    job.opened,
+                    job.view,
+                    job.batch,
+                    self.observes,
+                    root=job.statistics,
+                    progress=job.progress,
+                    ranks=job.ranks,
+                )
+            )
         with spent_on("method"), TemporaryDirectory() as folder:
             made = self._quantized(job, template, Path(folder), seen)
-        rows, device = dict(_in_own_order(job.view, made)), next(job.view.model.parameters()).device
+        made = dict(_in_own_order(job.view, made))
+        dtype = job.opened.dtype
         for weight in job.view.weights:
-            kind, content = rows.pop(weight.name)
+            rows = made.pop(weight.name)
             if weight.name not in done:
-                yield Replace(
-                    weight,
-                    _compressed(kind, content, weight.get(), job.opened.dtype),
-                    seen.get(weight, Seen({})),
-                )
-        others = {
-            name: _packed(kind, content.to(device), job.opened.dtype)
-            for name, (kind, content) in rows.items()
-        }
-        yield ReplaceParameters(
-            {name: packed for name, packed in others.items() if packed is not None}
-        )
+                compressed = _compressed(rows, weight.get(), dtype)
+                yield Replace(weight, compressed, seen.get(weight, Seen({})))
+        # What is left are parameters that are no matrices of blocks; plain numbers stay.
+        device = next(job.view.model.parameters()).device
+        others: dict[str, Packed] = {}
+        for name, rows in made.items():
+            packed = _packed(rows, device, dtype)
+            if packed is not None:
+                others[name] = packed
+        yield ReplaceParameters(others)
 
     def _template(self, job: Job) -> Path:
-        found = gguf_of(self.like or job.opened.name)
+        name = self.like or job.opened.name
+        found = gguf_of(name)
         if found is None:
-            message = f"{self.like or job.opened.name} is no GGUF file, whose metadata {self.spec_name()} needs"
-            raise TargetError(
-                f"{message}; name one of the same model, {self.spec_name()}(like='FILE.gguf')",
-                subject=self.like,
-            )
+            problem = f"{name} is no GGUF file, whose metadata {self.spec_name()} needs"
+            advice = f"name one of the same model, {self.spec_name()}(like='FILE.gguf')"
+            raise TargetError(f"{problem}; {advice}", subject=self.like)
         check_template(job.view, found)
         if self.like:
             check_vocabulary(job.opened, found)
@@ -134,94 +139,78 @@ class LlamaQuantize(Method):
 
     def _quantized(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
-    ) -> Made:
-        """Every tensor of the file that llama.cpp makes, its type and its rows."""
-        source, target, names = (
-            folder / "dense.gguf",
-            folder / "quantized.gguf",
-            tensor_names(job.view),
-        )
-        write_gguf(
-            job.view, template, source, lambda part: plain(part, GGMLQuantizationType.F32), {}
-        )
-        # All experts of a layer are one entry, as in an imatrix; of other matrices the means aren't
-        # rounded to an imatrix's sums first.
-        means = {
-            name: entry.importance.ravel()
-            for name, entry in importance_of(job.view, seen, names).items()
-        }
+    ) -> dict[str, FileTensor]:
+        """Every tensor of the file that llama.cpp makes, by its name; of experts those of all."""
+        source = folder / "dense.gguf"
+        target = folder / "quantized.gguf"
+        names = tensor_names(job.view)
+        # As float32, so that llama.cpp rounds once.
+        write_gguf(job.view, template, source, _as_float32, {})
+        means: dict[str, np.ndarray] = {}
+        # All experts of a layer are one entry, as in an imatrix.
+        for name, entry in importance_of(job.view, seen, names).items():
+            means[name] = entry.importance.ravel()
+        # Of other matrices the means aren't rounded to an imatrix's sums first.
         for weight, there in seen.items():
-            norms = there[FeatureNorms]
-            mean = (
-                (
-                    finite(norms.norms(), f"the norms of the inputs of {weight.name}").double()
-                    / norms.mass
-                )
-                .float()
-                .cpu()
-                .numpy()
-            )
-            means |= {} if weight.expert is not None else dict.fromkeys(names[weight.name], mean)
+            statistic = there[FeatureNorms]
+            norms = finite(statistic.norms(), f"the norms of the inputs of {weight.name}")
+            if weight.expert is None:
+                mean = (norms.double() / statistic.mass).float().cpu().numpy()
+                means |= dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
-        return {
-            str(t.name): (t.tensor_type, np.array(t.data)) for t in gguf.GGUFReader(target).tensors
-        }
+        made: dict[str, FileTensor] = {}
+        for tensor in gguf.GGUFReader(target).tensors:
+            rows = torch.from_numpy(np.array(tensor.data))
+            made[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
+        return made
+
+
+def _as_float32(part: GgufPart) -> Any:
+    return plain(part, GGMLQuantizationType.F32)
 
 
 def _in_own_order(
-    view: ModelView, made: Made
-) -> Iterator[tuple[str, tuple[GGMLQuantizationType, torch.Tensor]]]:
-    """What became of each matrix of the view, and of every other parameter: its type, and its rows
-    in the model's own order.
+    view: ModelView, made: Mapping[str, FileTensor]
+) -> Iterator[tuple[str, FileTensor]]:
+    """What became of each matrix of the view, and of every other parameter, by its name: rows in
+    the model's own order.
 
     Raises `TargetError` where gate and up of experts, which are one matrix here, became of two
     types.
     """
-    experts = dict[str, list[GgufPart]]()
+    experts: dict[str, list[GgufPart]] = {}
     for part in parts_of(view):
         if part.rows is not None:
             experts.setdefault(part.parameter, []).append(part)
             continue
-        kind, content = made[part.name]
-        rows = torch.from_numpy(content)
-        yield (
-            part.matrix or part.parameter,
-            (
-                kind,
-                rows
-                if part.order is None
-                else torch.empty_like(rows).index_copy_(0, part.order, rows),
-            ),
-        )
+        kind, numbers = made[part.name]
+        if part.order is not None:
+            numbers = torch.empty_like(numbers).index_copy_(0, part.order, numbers)
+        yield part.matrix or part.parameter, FileTensor(kind, numbers)
     for parts in experts.values():
-        kinds = [made[part.name][0] for part in parts]
+        kinds = [made[part.name].kind for part in parts]
         if len(set(kinds)) > 1:
-            names = " and ".join(
-                f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True)
-            )
-            raise TargetError(
-                f"llama.cpp made {names}, and they are one matrix here; use calibrant imatrix and llama-quantize",
-                subject=parts[0].name,
-            )
-        together = torch.from_numpy(np.concatenate([made[part.name][1] for part in parts], axis=1))
-        yield from (
-            (name, (kinds[0], rows)) for name, rows in zip(parts[0].experts, together, strict=True)
-        )
+            became = [f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True)]
+            problem = f"llama.cpp made {' and '.join(became)}, and they are one matrix here"
+            advice = "use calibrant imatrix and llama-quantize"
+            raise TargetError(f"{problem}; {advice}", subject=parts[0].name)
+        together = torch.cat([made[part.name].numbers for part in parts], dim=1)
+        for name, numbers in zip(parts[0].experts, together, strict=True):
+            yield name, FileTensor(kinds[0], numbers)
 
 
-def _compressed(
-    kind: GGMLQuantizationType, rows: torch.Tensor, before: torch.Tensor, dtype: torch.dtype
-) -> Compressed:
+def _compressed(rows: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
     """The matrix that its rows are, with its packed form, which what is plain numbers there
     doesn't have.
     """
-    packed = _packed(kind, rows.to(before.device), dtype)
+    packed = _packed(rows, before.device, dtype)
     if packed is not None:
         return Compressed(packed.dense(), packed=packed)
-    return Compressed(torch.from_numpy(gguf.dequantize(rows.numpy(), kind)).to(before))
+    numbers = gguf.dequantize(rows.numbers.numpy(), rows.kind)
+    return Compressed(torch.from_numpy(numbers).to(before))
 
 
-def _packed(
-    kind: GGMLQuantizationType, rows: torch.Tensor, dtype: torch.dtype
-) -> GgmlBlocks | None:
-    return None if kind in NUMBERS else GgmlBlocks(kind.name.lower(), rows, dtype)
+def _packed(rows: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
+    if rows.kind in NUMBERS:
+        return None
+    return GgmlBlocks(rows.kind.name.lower(), rows.numbers.to(device), dtype)

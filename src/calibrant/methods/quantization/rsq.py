@@ -2,8 +2,7 @@
 Yoon, Bansal 2025, arXiv 2503.01820).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import torch
@@ -11,19 +10,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
-from calibrant.job import Job
-from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, StandIn, grid, observed
+from calibrant.methods._base import (
+    MOST_DAMP,
+    Compressed,
+    MatrixMethod,
+    StandIn,
+    TokenUse,
+    check_choice,
+    check_least,
+    grid,
+    observed,
+)
 from calibrant.methods.quantization._quantizing import check_updates, rounded
 from calibrant.methods.quantization.gptq import GPTQ
-from calibrant.models import Weight
 from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
-from calibrant.walk.attention import BlockCall, attention_received
 
 MOST_TURNS: Final = 1_000
-"""Each is the whole calibration set once more."""
+"""Turns at most; each shows the whole calibration set once more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,22 +60,12 @@ class RSQ(MatrixMethod):
     scales: str = "absmax"
 
     def __post_init__(self) -> None:
-        check_updates("rsq", self.damp, self.order, self.scales)
-        if self.importance not in ("attention", "equal"):
-            raise SpecError(
-                f"rsq(importance={self.importance!r}): tokens count by attention, or all alike (equal); write one",
-                subject="importance",
-            )
+        check_updates(self)
+        check_choice(self, importance=("attention", "equal"))
+        check_least(self, expand=1)
         if not 0 <= self.least <= 1:
-            raise SpecError(
-                f"rsq(least={self.least}): the least important token counts from 0 to 1; 0.005 is the paper's",
-                subject="least",
-            )
-        if self.expand < 1:
-            raise SpecError(
-                f"rsq(expand={self.expand}): a sequence is shown in 1 turn or more; 8 is the paper's",
-                subject="expand",
-            )
+            allowed = "the least important token counts from 0 to 1; 0.005 is the paper's"
+            raise SpecError(f"rsq(least={self.least}): {allowed}", subject="least")
         check_most(self, expand=MOST_TURNS, damp=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn:
@@ -80,23 +75,20 @@ class RSQ(MatrixMethod):
             "all tokens count alike, not by the attention that they get",
         )
 
-    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
-        # What others keep on disk is of these sequences as they are.
-        shown = (
-            job
-            if self.expand == 1 or job.batch is None
-            else replace(job, batch=turned(job.batch, self.expand), statistics=None)
-        )
-        return shown.walk(self.observes, self._weigh if self.importance == "attention" else None)
+    @property
+    def token_use(self) -> TokenUse:
+        return TokenUse(turns=self.expand, by_attention=self.importance == "attention")
+
+    def token_weights(
+        self, attention: Float[Tensor, "sample position"], real: Bool[Tensor, "sample position"]
+    ) -> Float[Tensor, "sample position"]:
+        return spread(attention, real, self.least)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes and errors are those of `gptq`."""
         return rounded(
             weight, observed(seen, Gram), grid(target), self.damp, self.order, self.scales
         )
-
-    def _weigh(self, call: BlockCall) -> Float[Tensor, "sample position"]:
-        return spread(attention_received(call), call.real, self.least)
 
 
 def spread(
@@ -108,40 +100,12 @@ def spread(
     >>> spread(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([[True, True, False]]), 0.5)
     tensor([[1.3333, 0.6667, 0.0000]])
     """
+    # Padding is neither the least nor the most that a token gets.
     low = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     high = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     # Of a sequence of one token, or of equal ones, none counts more than another.
     shares = ((received - low) / (high - low)).where(high > low, 1.0)
     weights = (least + shares * (1 - least)).masked_fill(~real, 0)
-    return (
-        weights
-        * real.sum(1, keepdim=True)
-        / weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    )
-
-
-def turned(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return the sequences `times` over, the real tokens of each moved on by another `times`-th
-    part of it, those at the end to its beginning.
-    """
-    lengths = batch.mask.sum(1, keepdim=True)
-    front = (~batch.mask).long().argsort(dim=1, stable=True)  # real tokens first
-    places = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
-
-    def all_turns(numbers: Tensor) -> Tensor:
-        numbers, turns = numbers.gather(1, front), list[Tensor]()
-        for turn in range(times):
-            back = (places - turn * lengths // times) % lengths.clamp_min(1)
-            turns.append(numbers.gather(1, back.where(places < lengths, places)))
-        return torch.cat(turns)
-
-    pads = None if batch.pads is None else all_turns(batch.pads)
-    mixed = tuple((factor / times, turned(part, times)) for factor, part in batch.mixed)
-    return replace(
-        batch,
-        ids=all_turns(batch.ids),
-        mask=all_turns(batch.mask),
-        weights=all_turns(batch.weights),
-        pads=pads,
-        mixed=mixed,
-    )
+    # Where all of a sequence's weights are zero, so is what is divided by their sum.
+    total = weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return weights * real.sum(1, keepdim=True) / total

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
-from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
-from calibrant.methods.quantization._rounding import check_rule, scales_by
+from calibrant.methods._base import Compressed, MatrixMethod, check_choice, finite, grid, observed
+from calibrant.methods.quantization._rounding import RULES, scales_by
 from calibrant.spec import later
 from calibrant.targets import Grid, Target
 
@@ -35,7 +35,7 @@ class RoundToNearest(MatrixMethod):
     scales: str = later("absmax")
 
     def __post_init__(self) -> None:
-        check_rule("rtn", self.scales)
+        check_choice(self, scales=RULES)
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides

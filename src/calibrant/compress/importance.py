@@ -1,0 +1,236 @@
+"""Importance matrices of llama.cpp: gathered in one pass over the dense model, which sums what each
+matrix is multiplied with; and compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+
+from calibrant.activations import FeatureNorms, Seen
+from calibrant.compress.costs import shortage_of
+from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.select import resolved
+from calibrant.errors import DataError, ModelError, SpecError
+from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
+from calibrant.models.gguf_file import read_header
+from calibrant.models.gguf_names import tensor_names
+from calibrant.models.imatrix import (
+    Imatrix,
+    ImatrixEntry,
+    check_imatrix_path,
+    importance_of,
+    read_imatrix,
+)
+from calibrant.options import ImatrixOptions, with_fields_of
+from calibrant.system.process import freed_memory_kept
+from calibrant.walk.observing import untouched
+from calibrant.walk.rehearsal import rehearse
+
+__all__ = ["Imatrix", "ImatrixEntry", "ImatrixSummary", "compared", "imatrix", "read_imatrix"]
+
+FEW: Final = 16
+"""Tokens below which an expert's importance is mostly chance."""
+
+
+@with_fields_of(ImatrixOptions)
+@freed_memory_kept()
+def imatrix(options: ImatrixOptions) -> Imatrix:
+    """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that
+    to `out` for llama.cpp's quantizers.
+
+    `out` ends with `.gguf` (llama.cpp) or `.dat` (ik_llama.cpp). `data` in the packing `imatrix`,
+    such as `"wikitext@imatrix"`, is cut as llama.cpp cuts it; in any other it is cut as elsewhere,
+    and the file says how. Embeddings and the head have no entry, in llama.cpp as here. Of an expert
+    that no token reached the count is 0, and llama.cpp quantizes it unweighted.
+
+    `memory` is how many GB the process may hold. Where the model doesn't fit, its blocks stay on
+    disk, and where what passes between them is too much as well, it is on disk meanwhile, beside
+    `out`; the numbers are the same, and `note` in the result says so. It is about opening a model,
+    so it goes with a model's name.
+
+    Raises an `InputError` for anything that can't be used, before any work: an architecture that
+    llama.cpp has no names for too.
+    """
+    model = options.model
+    out = options.out
+    if out is not None:
+        check_imatrix_path(out)
+    calibration = options.drawn_from(options.data)
+    promised = in_bytes(options.memory)
+    notes: list[str] = []
+    if isinstance(model, Opened):
+        if promised is not None:
+            problem = f"memory={options.memory:g} says how a model is opened"
+            message = f"{problem}, and {model.name} is open; give its name, or leave memory out"
+            raise SpecError(message, subject="memory")
+        opened = model
+    else:
+        if promised is not None:
+            reason = gathered_on_disk(model, calibration, options.dtype, options.device, promised)
+            notes.append(reason)
+        opened = open_model(model, options.dtype, options.device, on_disk=any(notes))
+    model_view = view(opened.model, opened.residence)
+    names = tensor_names(model_view)
+    _check_names(opened, names)
+    check_finite(model_view)
+    batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
+    if promised is not None:
+        # Beside the file that is written; and on a device, activations aren't in this memory.
+        possible = out is not None and opened.model.device.type == "cpu"
+        left = room_for_activations(promised, opened, model_view)
+        reason = offloading(left, "dense", None, model_view, batch, opened.dtype, possible)
+        notes.append(reason)
+        if reason and out is not None:
+            model_view.offload = Path(out).absolute().parent
+    seen: dict[Weight, Seen] = {}
+    with torch.no_grad():
+        for weight, there in untouched(opened, model_view, batch, (FeatureNorms,)):
+            seen[weight] = there
+            options.progress("imatrix", weight.block + 1, len(model_view.blocks))
+    made = Imatrix(
+        importance_of(model_view, seen, names),
+        (_described(calibration, batch),),
+        int(batch.facts.get("windows", len(batch.ids))),
+        calibration.length,
+        _left_out(model_view, seen),
+        "; ".join(filter(None, notes)),
+        shortage_of(model_view, batch),
+    )
+    if out is not None:
+        made.write(out)
+    return made
+
+
+def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: quantizers
+    pass over what they don't know in silence.
+    """
+    path = gguf_of(opened.name)
+    if path is None:
+        return
+    there = read_header(path).tensors
+    for weight, several in names.items():
+        for name in several:
+            if name not in there:
+                problem = f"{weight} would be {name} in an imatrix, and {path} has no such tensor"
+                raise ModelError(f"{problem}; tell us of it", subject=weight)
+
+
+def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
+    """What the file says it is of: the set, how it was cut, and which draw it is."""
+    windows: Any = batch.facts.get("windows", len(batch.ids))
+    return f"{chosen}; {windows}×{chosen.length}; draw {chosen.seed}"
+
+
+def _left_out(model_view: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, str]:
+    """Why matrices have no entry, by name."""
+    lacking = [weight for weight in model_view.weights if weight not in seen]
+    known = rehearse(model_view).left("dense") if lacking else {}
+    reasons: dict[str, str] = {}
+    for weight in lacking:
+        reason = "no product with it was seen in the forward"
+        if weight.expert is not None:
+            reason = "no token was routed to this expert"
+        reasons[weight.name] = known.get(weight.name, reason)
+    return reasons
+
+
+@final
+@dataclass(frozen=True)
+class ImatrixSummary:
+    """What one importance matrix covers, and how far another is from it.
+
+    `alike` is, for each tensor of both, the correlation of the logarithms of their columns'
+    importance: 1 where they ask the same of a quantizer. A factor that all columns share makes no
+    difference to one. `unseen` and `rare` count the experts that no token, or fewer than 16,
+    reached.
+    """
+
+    tensors: int
+    experts: int
+    unseen: int
+    rare: int
+    datasets: tuple[str, ...]
+    chunks: int
+    chunk_size: int
+    only_here: tuple[str, ...] = ()
+    only_there: tuple[str, ...] = ()
+    alike: Mapping[str, float] | None = None
+
+    @property
+    def median(self) -> float | None:
+        """The median correlation; None without another imatrix."""
+        if not self.alike:
+            return None
+        return float(np.median(list(self.alike.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {**asdict(self), "median": self.median}
+
+
+def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
+    """Return what `imatrix` covers and, with `other`, how alike the two are. Raises `DataError` for
+    two of different models.
+
+    >>> entry = ImatrixEntry(np.array([[1.0, 2.0, 3.0]]), np.array([4]))
+    >>> imatrix = Imatrix({"blk.0.attn_q.weight": entry}, ("text",), 1, 4)
+    >>> compared(imatrix, imatrix).median
+    1.0
+    """
+    experts = [entry.counts for entry in imatrix.entries.values() if len(entry.counts) > 1]
+    counts = np.concatenate(experts) if experts else np.zeros(0)
+    summary = ImatrixSummary(
+        tensors=len(imatrix.entries),
+        experts=len(counts),
+        unseen=int((counts == 0).sum()),
+        rare=int(((counts > 0) & (counts < FEW)).sum()),
+        datasets=imatrix.datasets,
+        chunks=imatrix.chunks,
+        chunk_size=imatrix.chunk_size,
+    )
+    if other is None:
+        return summary
+    mine = imatrix.entries
+    theirs = other.entries
+    both = [name for name in mine if name in theirs]
+    problem = "the two imatrices are of different models"
+    if not both:
+        names = f"{min(mine)} is in one and {min(theirs)} in the other, none in both"
+        raise DataError(f"{problem}: {names}")
+    alike: dict[str, float] = {}
+    for name in both:
+        columns = mine[name].sums.size
+        others = theirs[name].sums.size
+        if columns != others:
+            sizes = f"{columns} columns in one and {others} in the other"
+            raise DataError(f"{problem}: {name} has {sizes}", subject=name)
+        alike[name] = _alike(mine[name], theirs[name])
+    return replace(
+        summary,
+        only_here=tuple(sorted(set(mine) - set(theirs))),
+        only_there=tuple(sorted(set(theirs) - set(mine))),
+        alike=alike,
+    )
+
+
+def _alike(entry: ImatrixEntry, other: ImatrixEntry) -> float:
+    """The correlation of the logarithms of two tensors' importance."""
+    mine = _logarithms(entry)
+    theirs = _logarithms(other)
+    if np.ptp(mine - theirs) < 1e-9:
+        return 1.0
+    # Where all columns of one count alike there is no correlation.
+    if min(np.ptp(mine), np.ptp(theirs)) == 0:
+        return 0.0
+    return float(np.corrcoef(mine, theirs)[0, 1])
+
+
+def _logarithms(entry: ImatrixEntry) -> np.ndarray:
+    # An input that was always zero has no logarithm.
+    return np.log(np.maximum(entry.importance.astype(np.float64).ravel(), 1e-30))

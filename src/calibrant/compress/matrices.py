@@ -1,0 +1,171 @@
+"""The loop over the matrices of a model: what a method that knows tensors alone is shown of each,
+and the edit that comes of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import add
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import Gram, Seen
+from calibrant.data import TokenBatch
+from calibrant.edits import Edit, Replace
+from calibrant.errors import SpecError
+from calibrant.job import Job
+from calibrant.methods import MatrixMethod, Method
+from calibrant.methods._base import Sources
+from calibrant.methods._model_method import (
+    ModelMethod,
+    check_matrices,
+    check_one_process,
+    failing_at,
+)
+from calibrant.models import ModelView, Weight
+from calibrant.system.clock import spent_on
+from calibrant.targets import Target
+from calibrant.walk.attention import BlockCall, Weigh, attention_received
+from calibrant.walk.together import together
+
+
+def edits_of(method: Method, job: Job) -> Iterator[Edit]:
+    """Yield the edits of a method of either kind; each is applied before the next is asked for.
+
+    Errors name the method and the matrix.
+    """
+    if isinstance(method, ModelMethod):
+        yield from method.edits(job)
+        return
+    method = _matrix_method(method)
+    for weight, seen in arrivals(method, job):
+        with failing_at(method, weight.name), spent_on("method"):
+            compressed = method.compress(weight.get(), seen, job.targets[weight.name])
+        yield Replace(weight, compressed, method.judged_by(seen))
+        # A Gram is large, and that of another matrix may be gathered now.
+        del compressed, seen
+
+
+def check_model(
+    method: Method, view: ModelView, target: Target, targets: Mapping[str, Target]
+) -> None:
+    """Raise `TargetError`, before anything is touched, if a method can't be used with this model;
+    `targets` are those of its matrices, by name.
+    """
+    if isinstance(method, ModelMethod):
+        method.check_model(view, target, targets)
+    else:
+        _matrix_method(method)
+        check_matrices(view, targets)
+
+
+def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
+    """Return the matrices with what they saw, the tokens being shown as the method wants it."""
+    token_use = method.token_use
+    if token_use.one_process:
+        check_one_process(method, job)
+    if token_use.sources_apart:
+        return _sources_apart(method, job)
+    if token_use.turns > 1 and job.batch is not None:
+        # What others keep on disk is of these sequences as they are.
+        job = replace(job, batch=turned(job.batch, token_use.turns), statistics=None)
+    weigh = _by_attention(method) if token_use.by_attention else None
+    return job.walk(method.observes, weigh)
+
+
+def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
+    """Return each source's tokens and its share of the mixture; a batch of one source is its
+    only part.
+    """
+    parts: list[tuple[float, TokenBatch]] = []
+    if batch.mixed:
+        for facts, (_, part) in zip(batch.facts["mix"], batch.mixed, strict=True):
+            parts.append((facts["weight"], part))
+        return parts
+    start = 0
+    for facts in batch.facts["parts"]:
+        rows = slice(start, start + facts["sequences"])
+        part = replace(
+            batch,
+            ids=batch.ids[rows],
+            mask=batch.mask[rows],
+            weights=batch.weights[rows],
+            pads=None,
+        )
+        parts.append((facts["share"], part))
+        start = rows.stop
+    return parts
+
+
+def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
+    """Return what all sources together let a matrix see, each by its share, and what each did;
+    of one that didn't reach it, nothing.
+    """
+    each: list[Seen] = []
+    for there, share in zip(seen, shares, strict=True):
+        if there is not None:
+            # By the mass that arrived, so that a source counts by its share, however many its
+            # tokens.
+            each.append(there * (share / there[Gram].mass))
+    total = reduce(add, each)
+    return Seen({**total, Sources: Sources([there[Gram] for there in each])})
+
+
+def turned(batch: TokenBatch, times: int) -> TokenBatch:
+    """Return the sequences `times` over, the real tokens of each moved on by another `times`-th
+    part of it, those at the end to its beginning.
+    """
+    lengths = batch.mask.sum(1, keepdim=True)
+    # Stable, so that real tokens keep their order.
+    front = (~batch.mask).long().argsort(dim=1, stable=True)  # real tokens first
+    places = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
+
+    def all_turns(numbers: Tensor) -> Tensor:
+        numbers = numbers.gather(1, front)
+        turns: list[Tensor] = []
+        for turn in range(times):
+            back = (places - turn * lengths // times) % lengths.clamp_min(1)
+            turns.append(numbers.gather(1, back.where(places < lengths, places)))
+        return torch.cat(turns)
+
+    return replace(
+        batch,
+        ids=all_turns(batch.ids),
+        mask=all_turns(batch.mask),
+        weights=all_turns(batch.weights),
+        pads=None if batch.pads is None else all_turns(batch.pads),
+        mixed=tuple((factor / times, turned(part, times)) for factor, part in batch.mixed),
+    )
+
+
+def _matrix_method(method: Method) -> MatrixMethod:
+    if not isinstance(method, MatrixMethod):
+        problem = f"{method} is neither a MatrixMethod nor a ModelMethod"
+        raise SpecError(f"{problem}; let its class inherit one of them", subject=str(method))
+    return method
+
+
+def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
+    """Walk each source through the model by itself, all in step: the weights of the block before
+    are the same for all.
+    """
+    parts = parts_of(job.batch) if job.batch is not None else []
+    shares = [share for share, _ in parts]
+    walks = [replace(job, batch=part, statistics=None).walk(method.observes) for _, part in parts]
+    last: list[Seen | None] = []
+    whole = Seen({})
+    for weight, each in together(job.view, walks):
+        # Matrices that share their inputs share what is made of them too.
+        if list(map(id, each)) != list(map(id, last)):
+            last = each
+            whole = joined(each, shares)
+        yield weight, whole
+
+
+def _by_attention(method: MatrixMethod) -> Weigh:
+    def weigh(call: BlockCall) -> Float[Tensor, "sample position"]:
+        return method.token_weights(attention_received(call), call.real)
+
+    return weigh
