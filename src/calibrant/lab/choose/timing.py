@@ -15,6 +15,7 @@ from calibrant.edits import Replace
 from calibrant.job import Job
 from calibrant.lab.choose.budget import StepCosts
 from calibrant.lab.mixtures import Effort, statistic_of
+from calibrant.lab.mixtures.algebra import sampled_rows
 from calibrant.lab.mixtures.mixing import FINALISTS
 from calibrant.lab.study import Study
 from calibrant.lab.study.timing import measure_pieces
@@ -47,40 +48,34 @@ def measured_costs(
     `seconds` opened the model, `standing` predicts the method with an `effort`, for so many
     `sources`. The model stays as it was.
     """
-    kind, seen_by = statistic_of(standing.method), view(opened.model)
-    recipe = next(
-        request.recipe for request in template.requests() if request.calibration is not None
-    )
-    method, propagate = recipe.method, recipe.propagate
+    kind = statistic_of(standing.method)
+    model = view(opened.model)
+    requests = [request for request in template.requests() if request.calibration is not None]
+    recipe = requests[0].recipe
+    method = recipe.method
     timings = measure_pieces(
         opened, seconds, template.requests(), template.evaluators(), (Gram,), progress
     )
-    batch = CalibrationSet(
-        "random_tokens", tokens=TOKENS_PER_PASS, length=min(template.length, TOKENS_PER_PASS)
-    ).tokens(opened.tokenizer)
-    first = _first_seen(seen_by, batch, standing)
+    length = min(template.length, TOKENS_PER_PASS)
+    data = CalibrationSet("random_tokens", tokens=TOKENS_PER_PASS, length=length)
+    batch = data.tokens(opened.tokenizer)
+    first = _first_seen(model, batch, standing)
     # What the forward of a block costs, a token, with the statistic that the method reads.
     forward = timings.forward[(kind,)]
-    compress, again = sum(timings.block.values()), forward if propagate != "dense" else 0.0
+    compress = sum(timings.block.values())
+    again = 0.0 if recipe.propagate == "dense" else forward
     if not isinstance(method, MatrixMethod):
-        compress = _whole_file(opened, seen_by, first, standing) / timings.blocks
-    elif _walks_its_own_way(method):
+        compress = _whole_file(opened, first, standing) / timings.blocks
+    elif isinstance(method, ModelMethod) or method.token_use != TokenUse():
+        targets = dict.fromkeys(model.named, recipe.target)
+        job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
+        tokens = int(batch.mask.sum())
+        beyond = max(0.0, _first_block(job, method) - compress - forward * tokens)
         # Weights of tokens cost by the token, and what is tried in a block costs by the block.
-        job = Job(
-            opened,
-            seen_by,
-            batch,
-            recipe.target,
-            dict.fromkeys(seen_by.named, recipe.target),
-            propagate,
-        )
-        whole = _first_block(job, method)
-        beyond = max(0.0, whole - compress - forward * int(batch.mask.sum()))
-        by_token = not isinstance(method, ModelMethod)
-        compress, again = (
-            compress + (0.0 if by_token else beyond),
-            again + (beyond / int(batch.mask.sum()) if by_token else 0.0),
-        )
+        if isinstance(method, ModelMethod):
+            compress += beyond
+        else:
+            again += beyond / tokens
     return StepCosts(
         opened=seconds,
         walk=_PIECES * timings.blocks * forward,
@@ -92,15 +87,11 @@ def measured_costs(
     )
 
 
-def _walks_its_own_way(method: MatrixMethod) -> bool:
-    return isinstance(method, ModelMethod) or method.token_use != TokenUse()
-
-
-def _first_seen(seen_by: ModelView, batch: TokenBatch, standing: StandIn) -> dict[Weight, Seen]:
+def _first_seen(model: ModelView, batch: TokenBatch, standing: StandIn) -> dict[Weight, Seen]:
     """What the first block's matrices see of random tokens."""
     first: dict[Weight, Seen] = {}
     with torch.no_grad():
-        for weight, seen in walk(seen_by, batch, (statistic_of(standing.method),), "dense"):
+        for weight, seen in walk(model, batch, (statistic_of(standing.method),), "dense"):
             if weight.block:
                 break
             first[weight] = seen
@@ -111,43 +102,32 @@ def _search(first: Mapping[Weight, Seen], standing: StandIn, effort: Effort, sou
     """Return the seconds of a search of mixtures, from one mixture's compression of the first
     block's sampled rows.
     """
-    sampled = {
-        weight: weight.get()[
-            torch.tensor(effort.final.of_rows(weight.shape[0]), device=weight.stored.device)
-        ]
-        for weight in first
-    }
-    tries = [
-        _timed(lambda: _compressed(sampled, first, standing)) for _ in range(2)
-    ]  # the first warms caches
+    sampled = {weight: sampled_rows(weight, effort.final) for weight in first}
+    _timed(lambda: _compressed(sampled, first, standing))  # the first time warms caches
+    seconds = _timed(lambda: _compressed(sampled, first, standing))
     searched = effort.search.blocks * (effort.evaluations + sources + 1)
     judged = effort.final.blocks * (sources + 1 + FINALISTS)
-    metered = (
-        effort.meter.blocks * (sources + 1) * _HALVES if isinstance(standing.target, Removal) else 0
-    )
-    return tries[-1] * (searched + judged + metered)
+    metered = 0
+    if isinstance(standing.target, Removal):
+        metered = effort.meter.blocks * (sources + 1) * _HALVES
+    return seconds * (searched + judged + metered)
 
 
-def _whole_file(
-    opened: Opened, seen_by: ModelView, first: Mapping[Weight, Seen], standing: StandIn
-) -> float:
+def _whole_file(opened: Opened, first: Mapping[Weight, Seen], standing: StandIn) -> float:
     """Return the seconds that a whole file takes: its numbers are written, read, and rounded,
     embedding and head too.
     """
     rows = {weight: weight.get() for weight in first}
-    block, whole = (
-        sum(part.numel() for part in rows.values()),
-        sum(parameter.numel() for parameter in opened.model.parameters()),
-    )
+    block = sum(part.numel() for part in rows.values())
+    whole = sum(parameter.numel() for parameter in opened.model.parameters())
     rounding = _timed(lambda: _compressed(rows, first, standing))
-    with TemporaryDirectory() as folder:
-        writing = _timed(
-            lambda: [
+
+    def write() -> None:
+        with TemporaryDirectory() as folder:
+            for part in rows.values():
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
-                for part in rows.values()
-            ]
-        )
-    return whole / max(1, block) * (rounding + 2 * writing)
+
+    return whole / max(1, block) * (rounding + 2 * _timed(write))
 
 
 @torch.no_grad()
@@ -157,10 +137,9 @@ def _compressed(
     """Compress these rows on copies of the statistics, so that no factorisation is cached
     already; those that share an input share the copy.
     """
-    fresh = {
-        id(seen): Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
-        for seen in first.values()
-    }
+    fresh: dict[int, Seen] = {}
+    for seen in first.values():
+        fresh[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
     for weight, part in rows.items():
         standing.method.compress(part, fresh[id(first[weight])], standing.target)
 
@@ -169,10 +148,8 @@ def _first_block(job: Job, method: MatrixMethod) -> float:
     """Return the seconds until the first block's matrices are compressed, walk and all;
     afterwards the model is what it was.
     """
-    waiting, undone = (
-        {weight.name for weight in job.view.blocks[0].weights},
-        list[Callable[[], None]](),
-    )
+    waiting = {weight.name for weight in job.view.blocks[0].weights}
+    undone: list[Callable[[], None]] = []
 
     def work() -> None:
         for edit in edits_of(method, job):
@@ -180,7 +157,8 @@ def _first_block(job: Job, method: MatrixMethod) -> float:
                 return
             undone.append(edit.undo(job.view))
             edit.apply(job.view)
-            waiting.discard(edit.weight.name if isinstance(edit, Replace) else "")
+            if isinstance(edit, Replace):
+                waiting.discard(edit.weight.name)
             if not waiting:
                 return
 
