@@ -60,6 +60,21 @@ class Subject:
         return self.reference
 
 
+@dataclass
+class Steps:
+    """Says to a progress how much of a total is done."""
+
+    progress: Progress
+    doing: str
+    total: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Say that so much more is done."""
+        self.done += count
+        self.progress(self.doing, self.done, self.total)
+
+
 class Evaluator(Spec, ABC):
     """Measures a model on rows that no calibration set can hold: a source's `measure` part."""
 
@@ -128,6 +143,19 @@ class SourceEvaluator(Evaluator, ABC):
         return digest_of(self.held_out()[0])
 
 
+def check_least(spec: Spec, **least: int) -> None:
+    """Raise `SpecError` for the first of these parameters that is below its least. One that is None
+    is left out.
+    """
+    for name, lowest in least.items():
+        value = getattr(spec, name)
+        if value is not None and value < lowest:
+            raise SpecError(
+                f"{spec.spec_name()}({name}={value}): {name} must be at least {lowest}",
+                subject=name,
+            )
+
+
 def digest_of(source: Source) -> str:
     """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as
     exemplars; nothing for Calibrant's own sources.
@@ -158,9 +186,16 @@ def ratio(values: Sequence[float], weights: Sequence[float]) -> tuple[float, flo
     return mean, math.sqrt(squares * count / (count - 1)) / total
 
 
-def mean_of(outcomes: Sequence[Outcome]) -> tuple[float, float | None]:
-    """Return the `ratio` of the outcomes' values and weights."""
-    return ratio([item.value for item in outcomes], [item.weight for item in outcomes])
+def mean_of(
+    outcomes: Sequence[Outcome], value: str | None = None, weight: str | None = None
+) -> tuple[float, float | None]:
+    """Return the `ratio` of the outcomes' values and weights, or of the facts that are named."""
+    values: list[float] = []
+    weights: list[float] = []
+    for outcome in outcomes:
+        values.append(outcome.value if value is None else float(outcome.facts[value]))
+        weights.append(outcome.weight if weight is None else float(outcome.facts[weight]))
+    return ratio(values, weights)
 
 
 def items_of(outcomes: Sequence[Outcome]) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.errors import DataError
-from calibrant.evaluators._base import items_of, mean_of, ratio
+from calibrant.evaluators._base import items_of, mean_of
 from calibrant.evaluators._responses import Pattern, Reading, Shown
 from calibrant.evaluators._word_groups import Groups
 from calibrant.results.outcomes import Measurement, Outcome, Score
@@ -106,6 +106,16 @@ class Forgotten:
         return [ours - theirs for ours, theirs in pairs]
 
     @cached_property
+    def raised_by_document(self) -> dict[str, tuple[float, int]]:
+        """By how many nats the loss of each document rose in all, and over how many tokens."""
+        raised: dict[str, tuple[float, int]] = {}
+        for document, windows in self.dense.documents.items():
+            nats = sum(float(self.raised[window].sum()) for window in windows)
+            tokens = sum(len(self.raised[window]) for window in windows)
+            raised[document] = (nats, tokens)
+        return raised
+
+    @cached_property
     def lost_by_block(self) -> Float[Tensor, "block group"]:
         """How much of each group's whole response each block lost: of a group they add up to its
         damage. NaN where no neuron responds.
@@ -117,14 +127,13 @@ class Forgotten:
         """Return the score, the outcomes, and what is stored of the groups."""
         outcomes = self._outcomes()
         count = len(outcomes)
-        tokens = [float(outcome.facts["tokens"]) for outcome in outcomes]
         facts: dict[str, Any] = {
-            "tokens": int(sum(tokens)),
+            "tokens": sum(int(outcome.facts["tokens"]) for outcome in outcomes),
             "documents": count,
             "length": self.length,
             "items": items_of(outcomes),
         }
-        raised = ratio([float(outcome.facts["raised"]) for outcome in outcomes], tokens)
+        raised = mean_of(outcomes, "raised", "tokens")
         beside = Score(self.measured, "raised", *raised, count, "nats/token", "lower", facts=facts)
         facts = {
             **facts,
@@ -171,13 +180,9 @@ class Forgotten:
         weights = dense.by_document(weight)[:, dense.known].sum(1)
         words = dense.by_document(counts)[:, dense.known].sum(1)
         outcomes: list[Outcome] = []
-        for number, (document, windows) in enumerate(dense.documents.items()):
+        for number, (document, (raised, tokens)) in enumerate(self.raised_by_document.items()):
             if words[number]:
-                facts = {
-                    "raised": sum(float(self.raised[window].sum()) for window in windows),
-                    "tokens": sum(len(self.raised[window]) for window in windows),
-                    "words": int(words[number]),
-                }
+                facts = {"raised": raised, "tokens": tokens, "words": int(words[number])}
                 outcome = Outcome(document, float(values[number]), float(weights[number]), facts)
                 outcomes.append(outcome)
         return outcomes
@@ -220,15 +225,8 @@ class Forgotten:
     def _of_documents(self) -> "_Losses":
         """The losses of the documents that hold a group."""
         holds = (self.dense.by_document(self.dense.counts.double()) > 0).double()
-        raised: list[float] = []
-        tokens: list[int] = []
-        for windows in self.dense.documents.values():
-            raised.append(sum(float(self.raised[window].sum()) for window in windows))
-            tokens.append(sum(len(self.raised[window]) for window in windows))
-        return _Losses(
-            holds * torch.tensor(raised, dtype=torch.float64)[:, None],
-            holds * torch.tensor(tokens, dtype=torch.float64)[:, None],
-        )
+        sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
+        return _Losses(holds * sums[:, :1], holds * sums[:, 1:])
 
     @cached_property
     def _of_next(self) -> "_Losses":

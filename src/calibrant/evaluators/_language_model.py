@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import templated
 from calibrant.errors import DataError, SpecError
+from calibrant.evaluators._base import Steps
 from calibrant.evaluators._decoding import Decoder
-from calibrant.evaluators._scoring import Request, Scored, score
+from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.models import open_model
 from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress, silent
@@ -239,7 +240,8 @@ class Answering:
         for prompt in prompts:
             distinct.setdefault(prompt.ending, {})[prompt.name] = prompt
         names = {prompt.name for prompt in prompts}
-        done = sum(name in self._journal for name in names)
+        known = sum(name in self._journal for name in names)
+        steps = Steps(self._progress, "generating", len(names), known)
         for ending, by_name in distinct.items():
             alike = list(by_name.values())
             ids = [prompt.ids for prompt in alike]
@@ -253,8 +255,7 @@ class Answering:
                 # wasn't.
                 written = dict(zip(batch, decoder.run(batch), strict=True))
                 self._journal.add({alike[place].name: list(written[place].ids) for place in new})
-                done += len(new)
-                self._progress("generating", done, len(names))
+                steps.add(len(new))
         return [self._text(self._journal[prompt.name], prompt.ending) for prompt in prompts]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -303,33 +304,18 @@ class Answering:
             yield Request(tuple(before), tuple(ids[begin:end]))
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
-        """Return what the engine says of each. The same request is scored once, and what the
-        journal knows only if it shares a pass with something new.
-        """
-        names = [_name("score", request.context, request.continuation) for request in requests]
-        distinct = dict(zip(names, requests, strict=True))
-        order = list(distinct)
-        known: dict[int, Scored] = {}
-        for place, name in enumerate(order):
-            if name in self._journal:
-                known[place] = Scored(*self._journal[name])
-        done = len(known)
-
-        def keep(results: Mapping[int, Scored]) -> None:
-            nonlocal done
-            self._journal.add({order[place]: found.entry() for place, found in results.items()})
-            done += len(results)
-            self._progress("scoring", done, len(order))
-
-        score(
+        """Return what the engine says of each; the same request is scored once."""
+        names = [_name("likelihood", request.context, request.continuation) for request in requests]
+        distinct = {name: [request] for name, request in zip(names, requests, strict=True)}
+        scored = score_named(
             self.model,
-            list(distinct.values()),
+            distinct,
+            self._journal,
+            steps=Steps(self._progress, "scoring", len(distinct)),
             tokens_per_pass=self._budget,
-            on_results=keep,
-            known=known,
             measured=self._measured,
         )
-        return [Scored(*self._journal[name]) for name in names]
+        return [scored[name][0] for name in names]
 
     def _ending(self, options: Mapping[str, Any]) -> Ending:
         """Return what the options of a generation ask for; all ways of writing its length are
@@ -386,16 +372,14 @@ class Answering:
         """
         generation = getattr(self.model, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
-        ends = {self.eot_token_id}
+        ends: set[Any] = {self.eot_token_id}
         ends.update(configured if isinstance(configured, list) else [configured])
         # A text can be written in other tokens than the tokenizer's, so two more are looked at, as
         # the harness does.
         sizes = {text: len(self._ids(text, False)) + 2 for text in ending.until}
         return partial(self._is_whole, ends, sizes)
 
-    def _is_whole(
-        self, ends: set[int | None], sizes: Mapping[str, int], ids: Sequence[int]
-    ) -> bool:
+    def _is_whole(self, ends: set[Any], sizes: Mapping[str, int], ids: Sequence[int]) -> bool:
         if ids[-1] in ends:
             return True
         decode = self.tokenizer.decode

@@ -41,7 +41,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data.formats._question import question_text
 from calibrant.evaluators._scoring import Request
-from calibrant.evaluators._windows import common_length
+from calibrant.evaluators._windows import common_length, token_ids
 
 STYLES: Final = ("cloze", "letters")
 BETWEEN: Final = "\n\n"
@@ -165,8 +165,7 @@ class TokenizedTexts:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         if text not in self._known:
-            encoded = self._tokenizer(text, add_special_tokens=False, verbose=False)
-            self._known[text] = tuple(encoded["input_ids"])
+            self._known[text] = tuple(token_ids(self._tokenizer, text))
         return self._known[text]
 
 

@@ -30,6 +30,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators._base import Steps
 from calibrant.evaluators._windows import ScoredWindow, accepted, common_length, predictions, wide
 from calibrant.results.outcomes import Journal
 
@@ -139,12 +140,12 @@ def score_named(
     requests: Mapping[str, Sequence[Request]],
     journal: Journal,
     *,
+    steps: Steps,
     tokens_per_pass: int = 512,
-    on_count: Callable[[int], None] | None = None,
     measured: str = "a request",
 ) -> dict[str, list[Scored]]:
     """Return the scores of the requests of each name. They go into `journal` under that name once
-    all of them are known; `on_count` hears how many came.
+    all of them are known; `steps` hears how many came.
 
     What the journal has isn't scored again, unless it shares a pass with something that is: so a
     run that was killed ends as one that wasn't.
@@ -169,11 +170,9 @@ def score_named(
             if all(index in results for index in spans[name]):
                 entries[name] = [results[index].entry() for index in spans[name]]
         journal.add(entries)
-        if on_count:
-            on_count(len(new))
+        steps.add(len(new))
 
-    if on_count:
-        on_count(len(results))
+    steps.done += len(results)
     scored = score(
         model,
         every,

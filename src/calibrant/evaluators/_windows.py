@@ -15,9 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
-from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, SourceEvaluator, Subject
-from calibrant.results.outcomes import MOST, Outcome
+from calibrant.errors import DataError
+from calibrant.evaluators._base import (
+    LONGEST_WINDOW,
+    MOST_TOKENS,
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+)
+from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
 
 
@@ -64,7 +71,7 @@ class TextEvaluator(SourceEvaluator, ABC):
 
     def __post_init__(self) -> None:
         check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW, limit=MOST)
-        check_budget(self.spec_name(), self.tokens, self.length, self.limit)
+        check_least(self, tokens=1, length=2, limit=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.source, self.format)
@@ -87,22 +94,6 @@ class TextEvaluator(SourceEvaluator, ABC):
         rows = itertools.islice(self.rows(), self.limit)
         documents = (cut(row, format, tokenizer, self.length) for row in rows)
         return within(source, in_turn(documents), self.tokens)
-
-
-def check_budget(name: str, tokens: int, length: int, limit: int | None) -> None:
-    """Raise `SpecError` for a budget that leaves nothing to measure."""
-    if limit is not None and limit < 1:
-        raise SpecError(
-            f"{name}(limit={limit}): limit must be at least 1; "
-            f"leave it out to measure all that the tokens pay for",
-            subject="limit",
-        )
-    if tokens < 1 or length < 2:
-        raise SpecError(
-            f"{name}(tokens={tokens}, length={length}): "
-            f"tokens must be at least 1 and length at least 2",
-            subject=name,
-        )
 
 
 def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:
@@ -130,9 +121,7 @@ def cut(
     """Yield the windows of one document, lazily: most documents give only their first."""
     text = format.render(row, tokenizer)
     start = start_tokens(tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = encoded["input_ids"]
-    offsets = encoded["offset_mapping"]
+    ids, offsets = token_offsets(tokenizer, text)
     room = length - len(start)
     # Without a start token the first token has nothing that it could be predicted from.
     unscored = len(start) or 1
@@ -143,6 +132,19 @@ def cut(
             last = min(begin + room, len(ids)) - 1
             size = bytes_of(text, offsets, first, last)
             yield ScoredWindow(row.name, begin, shown, unscored, size)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text, without special ones around it."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def token_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens of a text, and at which letters each begins and ends."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def bytes_of(text: str, offsets: Sequence[tuple[int, int]], first: int, last: int) -> int:
@@ -181,16 +183,19 @@ def score_windows(
     journal: another one where what is kept of a window has another form than it had.
     """
     journal = subject.journal
-    total = sum(window.scored for window in windows)
-    done = 0
+    steps = Steps(subject.progress, f"measuring {name}", scored_tokens(windows))
     for places in by_length([len(window.ids) for window in windows], tokens_per_batch):
         batch = [windows[place] for place in places]
         entries = [entry.format(window.name) for window in batch]
         if not all(name in journal for name in entries):
             journal.add(dict(zip(entries, score(batch), strict=True)))
-        done += sum(window.scored for window in batch)
-        subject.progress(f"measuring {name}", done, total)
+        steps.add(scored_tokens(batch))
     return {window.name: journal[entry.format(window.name)] for window in windows}
+
+
+def scored_tokens(windows: Iterable[ScoredWindow]) -> int:
+    """Return how many tokens of the windows are scored."""
+    return sum(window.scored for window in windows)
 
 
 def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]]:
@@ -199,20 +204,6 @@ def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]
     for window in windows:
         documents.setdefault(window.document, []).append(window)
     return {document: documents[document] for document in sorted(documents)}
-
-
-def summed_outcomes(
-    items: Mapping[str, Sequence[ScoredWindow]], nats: Mapping[str, float]
-) -> tuple[Outcome, ...]:
-    """Return an outcome an item: `value` the summed nats of its windows, `weight` their scored
-    tokens. `nats` are by the window's name.
-    """
-    outcomes: list[Outcome] = []
-    for item, windows in items.items():
-        value = sum(nats[window.name] for window in windows)
-        tokens = sum(window.scored for window in windows)
-        outcomes.append(Outcome(item, value, float(tokens)))
-    return tuple(outcomes)
 
 
 def predictions(

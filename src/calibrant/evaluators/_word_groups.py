@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Format, Row, start_tokens
 from calibrant.data._words import spans, words
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._windows import ScoredWindow
+from calibrant.evaluators._windows import ScoredWindow, token_ids, token_offsets
 from calibrant.spec.foreign import brief, did_you_mean, user_lines, user_path
 from calibrant.system.durable import content, unreadable
 
@@ -103,8 +103,7 @@ def _inside(window: ScoredWindow, ends: Sequence[tuple[int, int, str]], start: i
 
 def _ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, str]]:
     """Return the first and the last token of each word of a text, and the word."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets: Sequence[tuple[int, int]] = encoded["offset_mapping"]
+    _, offsets = token_offsets(tokenizer, text)
     ends: list[tuple[int, int, str]] = []
     first = 0
     for begin, end, word in spans(text):
@@ -277,9 +276,9 @@ def _clusters(
     means: list[Tensor] = []
     for word in frequent:
         # With a space before it, as it stands in a text.
-        encoded = tokenizer(f" {word}", add_special_tokens=False, verbose=False)
+        ids = token_ids(tokenizer, f" {word}")
         # In float64: the points differ little, and the nearest is taken.
-        means.append(table[encoded["input_ids"]].double().mean(0))
+        means.append(table[ids].double().mean(0))
     points = torch.stack(means).cpu()
     labels = spherical(points - points.mean(0), CLUSTERS)
     members: dict[int, list[str]] = {}

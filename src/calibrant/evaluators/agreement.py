@@ -39,7 +39,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import ROLES, Chat, Role, Row, Stretch, start_tokens
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.evaluators._base import Subject, items_of, mean_of, ratio
+from calibrant.evaluators._base import Subject, items_of, mean_of
 from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
 from calibrant.evaluators._windows import (
     ScoredWindow,
@@ -48,6 +48,8 @@ from calibrant.evaluators._windows import (
     nats_by_token,
     predictions,
     score_windows,
+    scored_tokens,
+    token_offsets,
     wide,
 )
 from calibrant.models.divergence import divergences, top
@@ -165,9 +167,8 @@ class Agreement(TextEvaluator):
         compared = {name: _Compared(*found) for name, found in scored.items()}
         outcomes: list[Outcome] = []
         for document, shown in by_document(windows).items():
-            tokens = sum(window.scored for window in shown)
             parts = [compared[window.name] for window in shown]
-            outcomes.append(self._outcome(document, tokens, parts))
+            outcomes.append(self._outcome(document, scored_tokens(shown), parts))
         floor = noise_floor(
             subject.model, reference, windows, partial(_compared, measured=measured)
         )
@@ -204,25 +205,23 @@ class Agreement(TextEvaluator):
         measured: str,
         floor: NoiseFloor | None,
     ) -> Measurement:
-        weights = [outcome.weight for outcome in outcomes]
         count = len(outcomes)
         facts: dict[str, Any] = {
-            "tokens": int(sum(weights)),
+            "tokens": int(sum(outcome.weight for outcome in outcomes)),
             "documents": count,
             "length": self.length,
             "items": items_of(outcomes),
         }
-        alike = ratio([float(outcome.facts["agreed"]) for outcome in outcomes], weights)
+        alike = mean_of(outcomes, "agreed")
         unit = "share of tokens"
         beside = [Score(measured, "top1_agreement", *alike, count, unit, "higher", facts=facts)]
-        levels = np.percentile(by_token, PERCENTILES)
+        levels = np.percentile(by_token, PERCENTILES).tolist()
         for percent, level in zip(PERCENTILES, levels, strict=True):
             # No error: tokens of a document aren't independent, and a percentile is no mean of
             # documents.
             name = f"kl_p{percent}"
-            high = Score(measured, name, float(level), None, count, "nats", "lower", facts=facts)
-            beside.append(high)
-        nats = ratio([outcome.facts["nats"] for outcome in outcomes], weights)
+            beside.append(Score(measured, name, level, None, count, "nats", "lower", facts=facts))
+        nats = mean_of(outcomes, "nats")
         beside.append(Score(measured, "loss", *nats, count, "nats/token", "lower", facts=facts))
         if self.roles:
             beside += _by_role(outcomes, measured, facts)
@@ -238,15 +237,15 @@ def _by_role(
 ) -> Iterator[Score]:
     """Yield the scores of each role that has a token, over its own tokens and their documents."""
     for role in ROLES:
+        tokens = f"tokens_{role}"
         # A document without a token of the role says nothing of it, and would lessen the error.
-        having = [outcome for outcome in outcomes if outcome.facts[f"tokens_{role}"]]
+        having = [outcome for outcome in outcomes if outcome.facts[tokens]]
         if not having:
             continue
-        weights = [float(outcome.facts[f"tokens_{role}"]) for outcome in having]
         count = len(having)
-        known = {**facts, "tokens": int(sum(weights))}
+        known = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
         for metric, fact, unit, better in ROLE_METRICS:
-            mean = ratio([float(outcome.facts[f"{fact}_{role}"]) for outcome in having], weights)
+            mean = mean_of(having, f"{fact}_{role}", tokens)
             yield Score(measured, f"{metric}_{role}", *mean, count, unit, better, facts=known)
 
 
@@ -377,10 +376,10 @@ def window_roles(
 def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list[Role]:
     """Return the role of each token of a row's conversation: that of most of its letters."""
     text, stretches = form.stretches(row, tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    _, offsets = token_offsets(tokenizer, text)
     roles: list[Role] = []
     first = 0
-    for begin, end in encoded["offset_mapping"]:
+    for begin, end in offsets:
         while first + 1 < len(stretches) and stretches[first].end <= begin:
             first += 1
         roles.append(_role(begin, end, stretches[first:]))

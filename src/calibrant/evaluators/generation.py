@@ -29,17 +29,20 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.data.formats._question import question_text
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import (
     MOST_SHOTS,
     MOST_WRITTEN,
     SourceEvaluator,
+    Steps,
     Subject,
+    check_least,
     mean_of,
 )
 from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
+from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 
@@ -65,12 +68,7 @@ class Generation(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, shots=MOST_SHOTS, limit=MOST, max_tokens=MOST_WRITTEN)
-        for name, least in (("shots", 0), ("limit", 1), ("max_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SpecError(
-                    f"generation({name}={value}): {name} must be at least {least}", subject=name
-                )
+        check_least(self, shots=0, limit=1, max_tokens=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -103,7 +101,7 @@ class Generation(SourceEvaluator):
         most = self.max_tokens or reader.most()
         prompts = self._prompts(exemplars, rows, subject.tokenizer)
         decoder = Decoder(subject.model, prompts, most, reader.ended, f"generation of {source}")
-        done = 0
+        steps = Steps(subject.progress, f"measuring {self}", len(rows))
         for batch in decoder.batches():
             # A batch of which only a part is kept is decoded again as a whole, so that a run that
             # was killed ends as one that wasn't.
@@ -112,8 +110,7 @@ class Generation(SourceEvaluator):
                 for number, answer in zip(batch, decoder.run(batch), strict=True):
                     entries[rows[number].name] = reader.read(rows[number], answer)
                 journal.add(entries)
-            done += len(batch)
-            subject.progress(f"measuring {self}", done, len(rows))
+            steps.add(len(batch))
         outcomes: list[Outcome] = []
         for row in rows:
             result = journal[row.name]
@@ -156,8 +153,7 @@ class Generation(SourceEvaluator):
         prompts: list[list[int]] = []
         for row in rows:
             text = BETWEEN.join([*examples, question_text(row)])
-            encoded = tokenizer(text, add_special_tokens=False, verbose=False)
-            prompts.append([*start, *encoded["input_ids"]])
+            prompts.append([*start, *token_ids(tokenizer, text)])
         return prompts
 
     def _score(
@@ -207,15 +203,12 @@ class _AnswerReader:
         """Return how many tokens an answer may have."""
         if self.cot:
             return TOKENS_OF_REASONING
-        texts: set[str] = set()
+        answers: set[str] = set()
         for row in self.rows:
-            texts.add(row.answer or "")
+            answers.add(row.answer or "")
             if not row.labels:
-                texts.update(row.choices)
-        longest = 0
-        for text in texts:
-            encoded = self.tokenizer(f" {text}", add_special_tokens=False, verbose=False)
-            longest = max(longest, len(encoded["input_ids"]))
+                answers.update(row.choices)
+        longest = max(len(token_ids(self.tokenizer, f" {answer}")) for answer in answers)
         return max(TOKENS_OF_ANSWER, longest + TO_SPARE)
 
     def ended(self, ids: Sequence[int]) -> bool:

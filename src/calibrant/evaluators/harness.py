@@ -36,7 +36,7 @@ from yaml import YAMLError
 
 from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
-from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject, ratio
+from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject, check_least, ratio
 from calibrant.evaluators._language_model import Answering
 from calibrant.models.quiet import quiet, quoted
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
@@ -74,15 +74,7 @@ class Harness(Evaluator):
 
     def __post_init__(self) -> None:
         check_most(self, num_fewshot=MOST_SHOTS, limit=MOST)
-        if self.limit is not None and self.limit < 1:
-            raise SpecError(
-                f"harness(limit={self.limit}): limit must be at least 1", subject="limit"
-            )
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise SpecError(
-                f"harness(num_fewshot={self.num_fewshot}): num_fewshot can't be negative",
-                subject="num_fewshot",
-            )
+        check_least(self, num_fewshot=0, limit=1)
 
     def rows(self) -> Iterator[Row]:
         """Yield the task's documents: each of their texts that is long enough to be known again."""

@@ -24,8 +24,15 @@ from transformers import PreTrainedModel
 
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.data._words import spans
-from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import SourceEvaluator, Subject, items_of, mean_of
+from calibrant.errors import DataError
+from calibrant.evaluators._base import (
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+    items_of,
+    mean_of,
+)
 from calibrant.evaluators._prompts import Item, TokenizedTexts, put_all, put_for
 from calibrant.evaluators._scoring import Request, score_named
 from calibrant.results.outcomes import MOST as MOST_ITEMS
@@ -62,10 +69,7 @@ class LeftOutWords(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, limit=MOST_ITEMS)
-        if self.limit < 1:
-            raise SpecError(
-                f"influence(limit={self.limit}): limit must be at least 1", subject="limit"
-            )
+        check_least(self, limit=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -134,14 +138,8 @@ class LeftOutWords(SourceEvaluator):
         for name, question in questions.items():
             requests[f"{name} {kind}"] = [question.whole, *question.without.values()]
         total = sum(map(len, requests.values()))
-        done = 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            subject.progress(f"leaving out words for {self} ({kind})", done, total)
-
-        scored = score_named(model, requests, subject.journal, on_count=count, measured=self.name)
+        steps = Steps(subject.progress, f"leaving out words for {self} ({kind})", total)
+        scored = score_named(model, requests, subject.journal, steps=steps, measured=self.name)
         influences: dict[str, dict[str, float]] = {}
         for name, question in questions.items():
             whole, *without = scored[f"{name} {kind}"]

@@ -13,23 +13,27 @@ different lengths must not be compared.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Final
 
 from calibrant.errors import NumericsError
-from calibrant.evaluators._base import Subject, items_of, mean_of
+from calibrant.evaluators._base import Evaluator, Subject, items_of, mean_of
 from calibrant.evaluators._windows import (
+    ScoredWindow,
     TextEvaluator,
     by_document,
     score_windows,
+    scored_tokens,
     summed_nats,
-    summed_outcomes,
 )
 from calibrant.results.outcomes import Measurement, Outcome, Score
 
-TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH: Final = 2048
 """Tokens whose logits are held at once; the result doesn't depend on it beyond rounding."""
+LARGEST: Final = 700
+"""The largest loss whose exponential is a float."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,35 +47,55 @@ class Loss(TextEvaluator):
         scored tokens.
         """
         windows = self.windows(subject.tokenizer)
-        score = partial(summed_nats, subject.model)
-        nats = score_windows(windows, TOKENS_PER_BATCH, score, subject, str(self))
-        outcomes = summed_outcomes(by_document(windows), nats)
-        size = sum(window.size for window in windows)
-        return Measurement(self._score(outcomes, size, self.measured), outcomes)
+        items = by_document(windows)
+        facts = {"documents": len(items), "length": self.length}
+        return measure_loss(self, subject, windows, items, self.measured, facts)
 
-    def _score(self, outcomes: Sequence[Outcome], size: int, measured: str) -> Score:
-        loss, error = mean_of(outcomes)
-        if not math.isfinite(loss):
-            raise NumericsError(
-                f"the loss on {measured} is {loss}: the model's outputs aren't finite",
-                subject=measured,
-            )
-        nats = sum(outcome.value for outcome in outcomes)
-        count = len(outcomes)
-        facts = {
-            "perplexity": perplexity_of(loss),
-            "bits_per_byte": nats / math.log(2) / size,
-            "tokens": int(sum(outcome.weight for outcome in outcomes)),
+
+def measure_loss(
+    evaluator: Evaluator,
+    subject: Subject,
+    windows: Sequence[ScoredWindow],
+    items: Mapping[str, Sequence[ScoredWindow]],
+    measured: str,
+    facts: Mapping[str, Any],
+) -> Measurement:
+    """Return the loss on `windows`, which belong to `items`: an outcome an item, `value` the summed
+    nats of its windows, `weight` their scored tokens. `NumericsError` if it isn't finite.
+
+    `facts` are more of them for the score.
+    """
+    score = partial(summed_nats, subject.model)
+    nats = score_windows(windows, TOKENS_PER_BATCH, score, subject, str(evaluator))
+    outcomes: list[Outcome] = []
+    for item, shown in items.items():
+        value = sum(nats[window.name] for window in shown)
+        outcomes.append(Outcome(item, value, float(scored_tokens(shown))))
+    loss, error = mean_of(outcomes)
+    if not math.isfinite(loss):
+        raise NumericsError(
+            f"the loss on {measured} is {loss}: the model's outputs aren't finite",
+            subject=measured,
+        )
+    size = sum(window.size for window in windows)
+    bits_per_byte = math.nan
+    if size:
+        bits_per_byte = sum(outcome.value for outcome in outcomes) / math.log(2) / size
+    whole = Score(
+        measured=measured,
+        metric="loss",
+        value=loss,
+        stderr=error,
+        n=len(outcomes),
+        unit="nats/token",
+        better="lower",
+        facts={
+            "perplexity": math.exp(loss) if loss < LARGEST else math.inf,
+            "bits_per_byte": bits_per_byte,
+            "tokens": scored_tokens(windows),
             "bytes": size,
-            "documents": count,
-            "length": self.length,
+            **facts,
             "items": items_of(outcomes),
-        }
-        return Score(measured, "loss", loss, error, count, "nats/token", "lower", facts=facts)
-
-
-def perplexity_of(loss: float) -> float:
-    """Return the exponential of a loss; infinity where no float is as large."""
-    if loss >= 700:
-        return math.inf
-    return math.exp(loss)
+        },
+    )
+    return Measurement(whole, tuple(outcomes))

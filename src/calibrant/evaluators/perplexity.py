@@ -27,10 +27,8 @@ independent and the error is, if anything, too small. Over documents, with `join
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate, islice
 from typing import Final
 
@@ -39,32 +37,27 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.data.hub import records
 from calibrant.data.sources.wikitext import HUB, WikiText
-from calibrant.errors import NumericsError, SpecError
+from calibrant.errors import SpecError
 from calibrant.evaluators._base import (
     LONGEST_WINDOW,
     MOST_TOKENS,
     SourceEvaluator,
     Subject,
-    items_of,
-    mean_of,
+    check_least,
 )
 from calibrant.evaluators._windows import (
     ScoredWindow,
     by_document,
     bytes_of,
-    check_budget,
     in_turn,
-    score_windows,
-    summed_nats,
-    summed_outcomes,
+    token_ids,
+    token_offsets,
     within,
 )
-from calibrant.evaluators.loss import perplexity_of
-from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
+from calibrant.evaluators.loss import measure_loss
+from calibrant.results.outcomes import MOST, Measurement
 from calibrant.spec import check_most, later
 
-TOKENS_PER_BATCH: Final = 2048
-"""Tokens whose logits are held at once; the result doesn't depend on it beyond rounding."""
 JOINT: Final = "\n\n"
 LETTERS_PER_TOKEN: Final = 8
 """Letters of text that are tokenised at first for each token that is wanted; if they give too few
@@ -87,7 +80,7 @@ class Perplexity(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW, limit=MOST)
-        check_budget("perplexity", self.tokens, self.length, self.limit)
+        check_least(self, tokens=1, length=2, limit=1)
         if self.stride is not None and not 1 <= self.stride <= self.length:
             raise SpecError(
                 f"perplexity(length={self.length}, stride={self.stride}): "
@@ -116,48 +109,22 @@ class Perplexity(SourceEvaluator):
         else:
             cut = in_turn(self._documents(format, subject.tokenizer))
         windows = within(source, cut, self.tokens)
-        score = partial(summed_nats, subject.model)
-        nats = score_windows(windows, TOKENS_PER_BATCH, score, subject, str(self))
-        if self.joined:
-            items = {f"{window.begin:09d} {window.document}": [window] for window in windows}
-            measured = f"{source}:{format.spec_name()}, joined"
-        else:
-            items = by_document(windows)
-            measured = f"{source}:{format.spec_name()}, document by document"
-        outcomes = summed_outcomes(items, nats)
-        whole = self._score(outcomes, windows, measured)
-        if self.joined:
-            whole = replace(whole, facts={**whole.facts, **_rows(source, pieces, windows)})
-        return Measurement(whole, outcomes)
-
-    def _score(
-        self, outcomes: Sequence[Outcome], windows: Sequence[ScoredWindow], measured: str
-    ) -> Score:
-        loss, error = mean_of(outcomes)
-        if not math.isfinite(loss):
-            raise NumericsError(
-                f"the perplexity on {measured} comes from a loss of {loss}: "
-                f"the model's outputs aren't finite",
-                subject=measured,
-            )
-        size = sum(window.size for window in windows)
-        bits_per_byte = math.nan
-        if size:
-            nats = sum(outcome.value for outcome in outcomes)
-            bits_per_byte = nats / math.log(2) / size
         facts = {
-            "perplexity": perplexity_of(loss),
-            "bits_per_byte": bits_per_byte,
-            "tokens": sum(window.scored for window in windows),
-            "bytes": size,
             "windows": len(windows),
             "length": self.length,
             "stride": self.stride or self.length,
             "error_over": "windows" if self.joined else "documents",
-            "items": items_of(outcomes),
         }
-        count = len(outcomes)
-        return Score(measured, "loss", loss, error, count, "nats/token", "lower", facts=facts)
+        measured = f"{source}:{format.spec_name()}"
+        if not self.joined:
+            measured += ", document by document"
+            return measure_loss(self, subject, windows, by_document(windows), measured, facts)
+        measured += ", joined"
+        items = {f"{window.begin:09d} {window.document}": [window] for window in windows}
+        whole = measure_loss(self, subject, windows, items, measured, facts)
+        rows = _rows(source, pieces, windows)
+        score = replace(whole.score, facts={**whole.score.facts, **rows})
+        return replace(whole, score=score)
 
     def _documents(
         self, format: Format, tokenizer: PreTrainedTokenizerBase
@@ -171,11 +138,8 @@ class Perplexity(SourceEvaluator):
     ) -> Iterator[ScoredWindow]:
         """Yield the windows of a document's text or, without a name, of the joined one."""
         start = start_tokens(tokenizer)
-        encoded = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        ids = [*start, *encoded["input_ids"]]
-        offsets = encoded["offset_mapping"]
+        tokens, offsets = token_offsets(tokenizer, text)
+        ids = [*start, *tokens]
         short = bool(document) or self.stride is not None
         for begin, first, end in stretches(len(ids), self.length, self.stride, short):
             shown = ids[begin:end]
@@ -234,10 +198,7 @@ def joined_rows(
             size += len(JOINT) + len(piece)
             if size >= letters:
                 break
-        if len(taken) == before:
-            return taken
-        encoded = tokenizer(JOINT.join(taken), add_special_tokens=False, verbose=False)
-        if len(encoded["input_ids"]) >= tokens:
+        if len(taken) == before or len(token_ids(tokenizer, JOINT.join(taken))) >= tokens:
             return taken
         letters *= 2
 

@@ -33,7 +33,14 @@ import torch
 
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import MOST_SHOTS, SourceEvaluator, Subject, ratio
+from calibrant.evaluators._base import (
+    MOST_SHOTS,
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+    ratio,
+)
 from calibrant.evaluators._prompts import (
     BETWEEN,
     STYLES,
@@ -78,12 +85,7 @@ class Task(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, shots=MOST_SHOTS, limit=MOST)
-        if self.shots < 0 or (self.limit is not None and self.limit < 1):
-            raise SpecError(
-                f"task(shots={self.shots}, limit={self.limit}): "
-                f"shots must be at least 0 and limit at least 1",
-                subject="task",
-            )
+        check_least(self, shots=0, limit=1)
         if self.style is not None:
             _check_choice("style", self.style, STYLES)
         _check_choice("metric", self.metric, METRICS)
@@ -125,13 +127,7 @@ class Task(SourceEvaluator):
                     tokens.request(option.bare, option.continuation) for option in item.options
                 ]
         total = sum(map(len, asked.values())) + sum(map(len, bare.values()))
-        done = 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            subject.progress(f"measuring {self}", done, total)
-
+        steps = Steps(subject.progress, f"measuring {self}", total)
         results: dict[str, list[Scored]] = {}
         # Not in one call: what is asked bare doesn't begin with the exemplars.
         for requests in (asked, bare):
@@ -140,7 +136,7 @@ class Task(SourceEvaluator):
                 requests,
                 subject.journal,
                 tokens_per_pass=TOKENS_PER_PASS,
-                on_count=count,
+                steps=steps,
                 measured=self._measured,
             )
         answered: list[_Answered] = []

@@ -30,8 +30,7 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
-from calibrant.errors import SpecError
-from calibrant.evaluators._base import Subject
+from calibrant.evaluators._base import Subject, check_least
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
 from calibrant.evaluators._responses import check_alike, neurons_of, pattern, shown
@@ -65,13 +64,7 @@ class Words(TextEvaluator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_most(self, least=MOST, most=MOST, shuffles=MOST_SHUFFLES)
-        for name, value in (
-            ("least", self.least),
-            ("most", self.most),
-            ("shuffles", self.shuffles),
-        ):
-            if value < 1:
-                raise SpecError(f"words({name}={value}): {name} must be at least 1", subject=name)
+        check_least(self, least=1, most=1, shuffles=1)
 
     def check(self) -> None:
         super().check()
