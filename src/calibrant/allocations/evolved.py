@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from calibrant.activations import Seen
 from calibrant.allocations._base import Allocation
+from calibrant.allocations._sharing import size_of
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
@@ -24,10 +25,11 @@ from calibrant.models import Weight
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Sparsity, Target
+from calibrant.targets.grid import FEWEST, MOST
 from calibrant.walk.variants import AS_IT_IS, Variant, Variants
 
 MOST_LEVELS: Final = 100
-"""To either side: each is a copy of all blocks."""
+"""The most levels to either side: each is a copy of all blocks."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,16 +78,19 @@ class Evolved(Allocation):
                 )
         if not 0 < self.step < 1:
             raise SpecError(
-                f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1",
+                f"evolved(step={self.step:g}): "
+                f"a step is a share of the weights, above 0 and below 1",
                 subject="step",
             )
         tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
-        whole = bool(tokens) and all(type(one) is int for one in tokens)
-        if not whole or list(tokens) != sorted({*tokens}) or tokens[0] < 2:
-            given = f"evolved(tokens={brief(list(tokens))})"
-            advice = "write numbers of tokens that grow, as in tokens=[512, 2048]"
-            raise SpecError(f"{given}: {advice}", subject="tokens")
+        whole = all(type(number) is int for number in tokens)
+        if not tokens or not whole or list(tokens) != sorted(set(tokens)) or tokens[0] < 2:
+            raise SpecError(
+                f"evolved(tokens={brief(list(tokens))}): "
+                f"write numbers of tokens that grow, as in tokens=[512, 2048]",
+                subject="tokens",
+            )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return where the search begins: every matrix gives what was asked for."""
@@ -95,30 +100,37 @@ class Evolved(Allocation):
         self, matrices: Mapping[Weight, Seen], job: Job, method: Method
     ) -> Mapping[str, Target]:
         if not isinstance(method, MatrixMethod):
-            message = f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; leave the allocation out"
-            raise TargetError(message, subject=str(self))
+            raise TargetError(
+                f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; "
+                f"leave the allocation out",
+                subject=str(self),
+            )
         menu = self.menu(job.target)
-        blocks, middle = job.view.blocks, menu.index(job.target)
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight in block.weights) for block in blocks
-        ]
-        groups = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
-        space = Space(
-            tuple(groups[size] for size in sizes),
-            tuple(middle * sizes.count(size) for size in groups),
-            len(menu) - 1,
-        )
+        middle = menu.index(job.target)
+        blocks = job.view.blocks
+        # Only blocks of the same size exchange steps, so that the mean stays.
+        members: dict[int, list[int]] = {}
+        for place, block in enumerate(blocks):
+            members.setdefault(size_of(block.weights), []).append(place)
+        groups = [0] * len(blocks)
+        for number, places in enumerate(members.values()):
+            for place in places:
+                groups[place] = number
+        sums = [middle * len(places) for places in members.values()]
+        space = Space(tuple(groups), tuple(sums), len(menu) - 1)
         candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
-        how = {
-            "drawn": 0,
-            "offspring": self.offspring,
-            "survivors": self.survivors,
-            "generations": self.generations,
-            "patience": self.patience,
-        }
-        best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
-        course = [float(f"{one:.6g}") for one in trials.course]
+        best = climb(
+            trials,
+            [(middle,) * len(blocks)],
+            Random(self.seed),
+            drawn=0,
+            offspring=self.offspring,
+            survivors=self.survivors,
+            generations=self.generations,
+            patience=self.patience,
+        )
+        course = [float(f"{divergence:.6g}") for divergence in trials.course]
         job.notes.update(
             by="divergence",
             best=course[-1],
@@ -126,13 +138,17 @@ class Evolved(Allocation):
             measured=trials.count,
             tokens=list(self._stages),
         )
-        return {
-            weight.name: menu[best[block.index]] for block in blocks for weight in block.weights
-        }
+        targets: dict[str, Target] = {}
+        for block in blocks:
+            for weight in block.weights:
+                targets[weight.name] = menu[best[block.index]]
+        return targets
 
     def tried(self, blocks: int, target: Target) -> int:
-        many, few = self.offspring * self.generations, self.survivors * self.generations + 1
-        return many * self._stages[0] + few * sum(self._stages[1:])
+        first, *others = self._stages
+        everyone = self.offspring * self.generations
+        survivors = self.survivors * self.generations + 1
+        return everyone * first + survivors * sum(others)
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return method, 2 * self.levels + 1
@@ -143,14 +159,16 @@ class Evolved(Allocation):
         """
         steps = range(-self.levels, self.levels + 1)
         if isinstance(target, Sparsity):
-            shares = [Fraction(str(target.fraction)) + n * Fraction(str(self.step)) for n in steps]
+            # Fractions: sums of decimals stay decimals.
+            fraction = Fraction(str(target.fraction))
+            shares = [fraction + number * Fraction(str(self.step)) for number in steps]
             return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
         if isinstance(target, Grid):
-            return [
-                replace(target, bits=target.bits + n) for n in steps if 2 <= target.bits + n <= 8
-            ]
+            widths = [target.bits + number for number in steps]
+            return [replace(target, bits=bits) for bits in widths if FEWEST <= bits <= MOST]
         raise TargetError(
-            f"{self} can't share {target}: it takes a sparsity, such as 0.5, or a grid, such as w4g64",
+            f"{self} can't share {target}: it takes a sparsity, such as 0.5, "
+            f"or a grid, such as w4g64",
             subject=str(target),
         )
 
@@ -162,15 +180,16 @@ class _Candidates:
     """
 
     def __init__(self, job: Job, method: MatrixMethod, menu: Sequence[Target]) -> None:
-        self._job, self._method, self._menu = job, method, menu
+        self._job = job
+        self._method = method
+        self._menu = menu
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return how far each candidate's predictions are from the untouched model's."""
         few, _ = divided(self._job.tokens(), tokens)
-        ways = [
-            tuple(level + 1 for level in choice) for choice in choices
-        ]  # 0 is the untouched block
-        return self._variants.losses(ways, few, divergence=True, ranks=self._job.ranks)
+        # The variant 0 is the untouched block.
+        variants = [tuple(level + 1 for level in choice) for choice in choices]
+        return self._variants.losses(variants, few, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:
         """Report progress, with the best so far."""
@@ -178,28 +197,38 @@ class _Candidates:
 
     @cached_property
     def _variants(self) -> Variants:
-        blocks, menu = self._job.view.blocks, self._menu
-        needed = len(menu) * sum(
-            w.stored.numel() * w.stored.element_size() for block in blocks for w in block.weights
-        )
-        if needed > (free := psutil.virtual_memory().available):
-            message = f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower evolved(levels=…)"
-            raise SpecError(message, subject="levels")
+        blocks = self._job.view.blocks
+        menu = self._menu
+        needed = 0
+        for block in blocks:
+            needed += len(menu) * sum(weight.stored.nbytes for weight in block.weights)
+        free = psutil.virtual_memory().available
+        if needed > free:
+            raise SpecError(
+                f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, "
+                f"and {free / 1e9:.1f} GB are free; lower evolved(levels=…)",
+                subject="levels",
+            )
         numbers = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
         for weight, seen in self._job.walk(self._method.observes):
             for changed, target in zip(numbers[weight.block], menu, strict=True):
                 _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
             self._job.progress("compressing to each level", weight.block + 1, len(blocks))
-        ways = [
-            (AS_IT_IS, *(Variant(numbers=tuple(changed.items())) for changed in levels))
-            for levels in numbers
-        ]
-        return Variants(self._job.view, ways)
+        variants: list[tuple[Variant, ...]] = []
+        for levels in numbers:
+            made = [Variant(numbers=tuple(changed.items())) for changed in levels]
+            variants.append((AS_IT_IS, *made))
+        return Variants(self._job.view, variants)
 
 
 def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
     """Put a matrix where the model keeps it: into a copy of its parameter."""
     parameter: nn.Parameter = getattr(weight.owner, weight.key)
-    whole = numbers.setdefault(parameter, parameter.detach().clone())
-    place = whole if weight.expert is None else whole[weight.expert]
-    (place.T if weight.transposed else place).copy_(matrix)
+    if parameter not in numbers:
+        numbers[parameter] = parameter.detach().clone()
+    place = numbers[parameter]
+    if weight.expert is not None:
+        place = place[weight.expert]
+    if weight.transposed:
+        place = place.T
+    place.copy_(matrix)

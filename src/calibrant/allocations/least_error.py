@@ -11,9 +11,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
-from calibrant.allocations._counting import to_the_weight
-from calibrant.allocations._menu import cheapest
-from calibrant.allocations._targets import menu
+from calibrant.allocations._sharing import cheapest, menu, size_of, to_the_weight
 from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
@@ -44,22 +42,23 @@ class LeastError(Allocation):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
-    method: Any = None  # a MatrixMethod, or None; anything else is refused in a sentence
+    # A MatrixMethod, or None; anything else is refused in a sentence.
+    method: Any = None
     step: float = 0.05
     reach: int = 3
     per: str = "matrix"
     errors: str = "relative"
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "method", None if self.method is None else methods.build(self.method)
-        )
-        if self.method is not None and not (
-            isinstance(self.method, MatrixMethod)
-            and {FeatureNorms, Gram} >= set(self.method.observes)
-        ):
-            message = f"least_error(method={self.method}): errors are those of a method that looks at feature norms or a Gram, such as wanda"
-            raise SpecError(message, subject=str(self.method))
+        if self.method is not None:
+            object.__setattr__(self, "method", methods.build(self.method))
+            known = {FeatureNorms, Gram}
+            if not isinstance(self.method, MatrixMethod) or not known >= set(self.method.observes):
+                raise SpecError(
+                    f"least_error(method={self.method}): errors are those of a method that looks "
+                    f"at feature norms or a Gram, such as wanda",
+                    subject=str(self.method),
+                )
         if not 0 < self.step < 1:
             raise SpecError(
                 f"least_error(step={self.step}): a step is above 0 and below 1, such as 0.05",
@@ -67,7 +66,8 @@ class LeastError(Allocation):
             )
         if not 1 <= self.reach <= 20:
             raise SpecError(
-                f"least_error(reach={self.reach}): from 1 to 20 steps to either side are tried, such as 3",
+                f"least_error(reach={self.reach}): "
+                f"from 1 to 20 steps to either side are tried, such as 3",
                 subject="reach",
             )
         for name, value, known in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
@@ -80,38 +80,33 @@ class LeastError(Allocation):
         """Return the targets. Raises `TargetError` for a target that has no steps, or that the
         method doesn't accept.
         """
-        steps, method = menu(target, self.step, self.reach), self._judge(target)
+        steps = menu(target, self.step, self.reach)
+        method = self._judge(target)
         method.check(target)
-        costs = {
-            weight: self._errors(method, weight, seen[Gram], steps)
-            for weight, seen in matrices.items()
-            if Gram in seen and seen[Gram].mass > 0
-        }
-        parts = dict[str | int, list[Weight]]()
+        costs: dict[Weight, np.ndarray] = {}
+        for weight, seen in matrices.items():
+            if Gram in seen and seen[Gram].mass > 0:
+                costs[weight] = self._errors(method, weight, seen[Gram], steps)
+        parts: dict[str | int, list[Weight]] = {}
         for weight in matrices:
-            parts.setdefault(weight.block if self.per == "block" else weight.name, []).append(
-                weight
-            )
+            key = weight.block if self.per == "block" else weight.name
+            parts.setdefault(key, []).append(weight)
         # Of a part that no token reached nothing is known, and it gets what was asked.
-        unknown = np.array([0.0 if step == 0 else np.inf for step in steps])
-        known = [[costs[weight] for weight in part if weight in costs] for part in parts.values()]
-        sums = np.stack([np.sum(errors, axis=0) if errors else unknown for errors in known])
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight in part) for part in parts.values()
-        ]
-        chosen = cheapest(sums, list(steps), sizes, self._advice)
+        unknown = np.full(len(steps), np.inf)
+        unknown[list(steps).index(0)] = 0.0
+        sums: list[np.ndarray] = []
+        for part in parts.values():
+            known = [costs[weight] for weight in part if weight in costs]
+            sums.append(np.sum(known, axis=0) if known else unknown)
+        sizes = [size_of(part) for part in parts.values()]
+        chosen = cheapest(np.stack(sums), list(steps), sizes, self._advice)
         targets = list(steps.values())
-        shared = {
-            weight: targets[choice]
-            for part, choice in zip(parts.values(), chosen, strict=True)
-            for weight in part
-        }
+        shared: dict[Weight, Target] = {}
+        for part, choice in zip(parts.values(), chosen, strict=True):
+            shared |= dict.fromkeys(part, targets[choice])
         if isinstance(target, Sparsity):
-            return dict(
-                to_the_weight(
-                    {weight: float(shared[weight].amount or 0) for weight in matrices}, target
-                )
-            )
+            wanted = {weight: float(shared[weight].amount or 0) for weight in matrices}
+            return dict(to_the_weight(wanted, target))
         return {weight.name: shared[weight] for weight in matrices}
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
@@ -120,18 +115,21 @@ class LeastError(Allocation):
     @property
     def _advice(self) -> str:
         """How there would be fewer sums to search through."""
-        ways = [] if self.per == "block" else ["per=block"]
+        choices: list[str] = []
+        if self.per != "block":
+            choices.append("per=block")
         if self.reach > 1:
-            ways.append("a smaller reach")
-        return f"choose {' or '.join(ways)}" if ways else "leave the allocation out"
+            choices.append("a smaller reach")
+        return f"choose {' or '.join(choices)}" if choices else "leave the allocation out"
 
     def _judge(self, target: Target) -> MatrixMethod:
-        return self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
+        usual = "wanda" if isinstance(target, Removal) else "rtn"
+        return self.method or methods.build(usual)
 
     def _errors(
         self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]
     ) -> np.ndarray:
-        """The error at each step."""
+        """Return the error at each step."""
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
         whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass

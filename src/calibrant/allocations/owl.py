@@ -9,8 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
-from calibrant.allocations._counting import to_the_weight
-from calibrant.allocations._menu import cheapest
+from calibrant.allocations._sharing import cheapest, size_of, to_the_weight
 from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import finite
 from calibrant.models import Weight
@@ -18,7 +17,7 @@ from calibrant.spec import check_most
 from calibrant.targets import NofM, Sparsity, Target
 
 MOST_TIMES: Final = 10**12
-"""Times the mean: no score of float32 is further above it."""
+"""The largest `times`: no score of float32 is further above the mean."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,12 +43,14 @@ class OWL(Allocation):
         check_most(self, times=MOST_TIMES)
         if not self.times > 0:
             raise SpecError(
-                f"owl(times={self.times}): an outlier is above so many times the mean; give a number above 0, such as 5",
+                f"owl(times={self.times}): an outlier is above so many times the mean; "
+                f"give a number above 0, such as 5",
                 subject="times",
             )
         if not 0 <= self.spread < 0.5:
             raise SpecError(
-                f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; 0.08 is the paper's",
+                f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; "
+                f"0.08 is the paper's",
                 subject="spread",
             )
 
@@ -59,63 +60,59 @@ class OWL(Allocation):
         """
         if not isinstance(target, Sparsity | NofM):
             raise TargetError(
-                f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; leave the allocation out",
+                f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; "
+                f"leave the allocation out",
                 subject=str(target),
             )
-        blocks = dict[int, list[tuple[Weight, Seen]]]()
+        blocks: dict[int, list[tuple[Weight, Seen]]] = {}
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
-        sizes = [
-            sum(weight.shape[0] * weight.shape[1] for weight, _ in block)
-            for block in blocks.values()
-        ]
+        sizes = [size_of(weight for weight, _ in block) for block in blocks.values()]
         above = self._above(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
-            lowest, highest = target.fraction - max(above), target.fraction - min(above)
+            lowest = target.fraction - max(above)
+            highest = target.fraction - min(above)
             if not 0 <= lowest <= highest < 1:
-                message = f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in blocks, to give {target}; choose a smaller spread"
-                raise TargetError(message, subject=str(target))
-            wanted = {
-                weight: target.fraction - more
-                for block, more in zip(blocks.values(), above, strict=True)
-                for weight, _ in block
-            }
-            return to_the_weight({weight: wanted[weight] for weight in matrices}, target)
+                raise TargetError(
+                    f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in "
+                    f"blocks, to give {target}; choose a smaller spread",
+                    subject=str(target),
+                )
+            more = dict(zip(blocks, above, strict=True))
+            wanted = {weight: target.fraction - more[weight.block] for weight in matrices}
+            return to_the_weight(wanted, target)
         # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
-        steps = [target.n - n for n in range(1, target.m)]
-        far = np.array(
-            [
-                [size * (more * target.m + step) ** 2 for step in steps]
-                for size, more in zip(sizes, above, strict=True)
-            ]
-        )
+        steps = [target.n - number for number in range(1, target.m)]
+        distances = [
+            [size * (more * target.m + step) ** 2 for step in steps]
+            for size, more in zip(sizes, above, strict=True)
+        ]
         advice = "choose a pattern with a smaller M, or leave the allocation out"
-        chosen = cheapest(far, steps, sizes, advice)
-        kept = {
-            index: NofM(target.n - steps[choice], target.m)
-            for index, choice in zip(blocks, chosen, strict=True)
-        }
-        return {weight.name: kept[weight.block] for weight in matrices}
+        chosen = cheapest(np.array(distances), steps, sizes, advice)
+        patterns: dict[int, NofM] = {}
+        for index, choice in zip(blocks, chosen, strict=True):
+            patterns[index] = NofM(target.n - steps[choice], target.m)
+        return {weight.name: patterns[weight.block] for weight in matrices}
 
     def _above(
         self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]
     ) -> list[float]:
-        """How much more of its weights each block keeps than the mean."""
-        known = [outliers(block, self.times) for block in blocks]
-        there = np.array([share for share in known if share is not None])
-        if not len(there) or there.max() == there.min():
+        """Return how much more of its weights each block keeps than the mean."""
+        shares = [outliers(block, self.times) for block in blocks]
+        known = [share for share in shares if share is not None]
+        if not known or max(known) == min(known):
             return [0.0] * len(blocks)
-        scaled = np.array(
-            [
-                np.nan
-                if share is None
-                else (share - there.min()) / (there.max() - there.min()) * 2 * self.spread
-                for share in known
-            ]
-        )
-        counted = np.array(sizes) * ~np.isnan(scaled)
-        mean = float((np.nan_to_num(scaled) * counted).sum() / counted.sum())
-        return [0.0 if np.isnan(one) else float(one) - mean for one in scaled]
+        lowest = min(known)
+        width = max(known) - lowest
+        scaled = np.zeros(len(blocks))
+        counted = np.zeros(len(blocks))
+        for place, share in enumerate(shares):
+            # A block that no token reached counts in no mean, and gets it.
+            if share is not None:
+                scaled[place] = (share - lowest) / width * 2 * self.spread
+                counted[place] = sizes[place]
+        mean = float((scaled * counted).sum() / counted.sum())
+        return np.where(counted > 0, scaled - mean, 0.0).tolist()
 
 
 def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None:
