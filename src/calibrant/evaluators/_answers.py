@@ -14,6 +14,7 @@ TOLERANCE: Final = Fraction(1, 10**6)
 2/3 is 0.6666667.
 """
 
+# A sign, a currency, then a mixed number, a fraction, or digits with decimals and a power of ten.
 _DIGITS: Final = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER: Final = re.compile(
     rf"(?P<sign>(?<![\w.)\]%])[-−–])?(?:[$€£¥](?P<minus>[-−–])?)?"

@@ -166,7 +166,9 @@ class Decoder:
         """
         columns = torch.arange(width, device=ids.device)
         mask = (columns >= shifts[:, None]).long()
-        positions = (columns - shifts[:, None]).clamp(min=0)[:, width - ids.shape[1] :]
+        # What is left out has no position, and is masked; its number must only be a valid one.
+        positions = (columns - shifts[:, None]).clamp(min=0)
+        positions = positions[:, width - ids.shape[1] :]
         more = accepted(self.model, position_ids=positions, logits_to_keep=1)
         output = self.model(input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more)
         return output.logits[:, -1]
@@ -177,6 +179,7 @@ class Decoder:
         """
         written: list[int] = []
         limit = accepted(self.model, logits_to_keep=1)
+        # `ended` looks at the last token, so there must be one.
         while not written or not self._over(written):
             ids = torch.tensor([prompt + written], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=False, **limit).logits[:, -1]

@@ -188,6 +188,7 @@ def _measured(
         exact, between = _exact(run)
         if exact is None:
             return None
+        # The same numbers on the same windows, so any divergence is rounding.
         for places in by_length([len(window.ids) for window in windows], TOKENS):
             compared = compare(run, exact, [windows[place] for place in places])
             nats += sum(found[0] for found in compared)

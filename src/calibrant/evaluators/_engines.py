@@ -117,6 +117,7 @@ class RunByLlamaCpp(PreTrainedModel):
 
     def _open(self, length: int) -> LlamaModel:
         """Return the model with a context of at least so many tokens."""
+        # A context takes memory by its length, so it grows only when it must.
         if self._model is None or self._model.length < length:
             if self._model is not None:
                 self._model.close()

@@ -133,8 +133,17 @@ class Forgotten:
             "length": self.length,
             "items": items_of(outcomes),
         }
-        raised = mean_of(outcomes, "raised", "tokens")
-        beside = Score(self.measured, "raised", *raised, count, "nats/token", "lower", facts=facts)
+        raised, error = mean_of(outcomes, "raised", "tokens")
+        beside = Score(
+            measured=self.measured,
+            metric="raised",
+            value=raised,
+            stderr=error,
+            n=count,
+            unit="nats/token",
+            better="lower",
+            facts=facts,
+        )
         facts = {
             **facts,
             **self._neurons(),
@@ -142,8 +151,18 @@ class Forgotten:
             **self._relation(self._of_next).facts("rank_next", self.seed),
             "words": self.table(),
         }
-        mean = mean_of(outcomes)
-        score = Score(self.measured, "kept", *mean, count, "share", "higher", 0.0, facts)
+        kept, error = mean_of(outcomes)
+        score = Score(
+            measured=self.measured,
+            metric="kept",
+            value=kept,
+            stderr=error,
+            n=count,
+            unit="share",
+            better="higher",
+            chance=0.0,
+            facts=facts,
+        )
         return Measurement(score, tuple(outcomes), beside=(beside,))
 
     def table(self) -> dict[str, list[Any]]:
@@ -154,6 +173,7 @@ class Forgotten:
         known = self.dense.known
         pattern = self.dense.pattern
         holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
+        # Of a group without responses every block is NaN; any will do, since it isn't shown.
         lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
         of_documents = self._of_documents.by_token()
         of_next = self._of_next.by_token()
@@ -171,6 +191,7 @@ class Forgotten:
     def _outcomes(self) -> list[Outcome]:
         dense = self.dense
         counts = dense.counts.double()
+        # A word of a group that stands n times weighs 1/n.
         weight = counts / counts.sum(0)
         total = dense.shown.by_window.sum(0)
         # What was lost is taken from 1, word by word, so that the dense model's own outcomes are
@@ -235,6 +256,8 @@ class Forgotten:
         tokens = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
         for number, (words, labels) in enumerate(self.dense.readings):
             nats = self.raised[number]
+            # A word is read at its last token; the next one's loss stands one place further on,
+            # among the scored tokens.
             behind = torch.tensor(words.places, dtype=torch.long) + 1 - words.window.unscored
             inside = (labels >= 0) & (behind >= 0) & (behind < len(nats))
             groups = labels[inside]
@@ -285,6 +308,7 @@ class Relation:
         drawn: list[float] = []
         # A single document says nothing of others.
         for _ in range(RESAMPLES if documents > 1 else 0):
+            # A resample of the documents: how often each was drawn.
             weights = chance.multinomial(documents, every / documents).astype(np.float64)
             again, _ = self._correlations(weights)
             if again is not None:

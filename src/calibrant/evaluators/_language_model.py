@@ -285,6 +285,7 @@ class Answering:
         """Return a request with as much of the context as there is room for; the last token is
         predicted and not shown.
         """
+        # The last token of the continuation isn't shown, so there is room for one more.
         room = self.max_length + 1 - len(continuation)
         if not continuation or not context or room < 1:
             raise DataError(
@@ -298,6 +299,7 @@ class Answering:
     def _windows(self, ids: list[int]) -> Iterator[Request]:
         before = [self.prefix_token_id]
         for begin in range(0, len(ids), self.max_length):
+            # A short last window is filled with what stands before it.
             end = min(begin + self.max_length, len(ids))
             if begin:
                 before = ids[max(0, end - self.max_length - 1) : begin]

@@ -194,6 +194,7 @@ def within_budget(
     """
     chosen = list(tasks)
     if limit is not None:
+        # A task without a limit has a budget in another unit.
         chosen = [with_parameters(task, limit=limit) or task.limited(limit) for task in chosen]
     if tokens is not None:
         budgeted = [with_parameters(task, tokens=tokens) for task in chosen]
@@ -310,6 +311,7 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     """Return where this measurement keeps its items until all is done: in the user's cache, under
     the hash of what is measured.
     """
+    # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
     about = [opened.digest, canonical(task), str(opened.dtype), compared]
     digest = task.digest()

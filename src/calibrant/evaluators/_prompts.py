@@ -277,6 +277,7 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
         return by_hash(key, text)
 
     chosen: list[str] = []
+    # Shared by the kinds: what one of them tried, the next doesn't try again.
     rest = _further(value)
     for kind in (_near(value), _slips(answer, value), _operations(numbers)):
         fitting = [_as(candidate, decimals) for candidate in kind if passes(candidate)]

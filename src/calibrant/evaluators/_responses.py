@@ -24,7 +24,7 @@ than 0. The damage D(g) is 1 less that.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final, final
@@ -184,6 +184,7 @@ def pattern(
             sums.add(block, rows, order)
 
     for number, (window, labels) in enumerate(readings, start=1):
+        # The labels as they are, and a shuffle for each of the sums by chance.
         orders = [labels]
         for _ in shuffled:
             places = chance.permutation(len(labels))
@@ -203,6 +204,7 @@ def pattern(
     responses: list[Tensor] = []
     for block, scores in enumerate(_scores(real, deviations, spread)):
         sums = real.sums[block]
+        # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
         kept = scores.abs() >= least.to(scores)[:, None]
         means = sums / counts.to(sums)[:, None]
         responses.append((_per(means, deviations[block]) * kept).float())
@@ -293,19 +295,15 @@ def _listening(
             )
         called.add(number)
         rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(_precision(inputs.device))
+        # The mean of no rows would be NaN.
         if len(rows):
             rows = rows - rows.mean(0, keepdim=True)
         hear(number, rows)
 
-    handles = [
-        weight.owner.register_forward_pre_hook(partial(arrive, number))
-        for number, weight in enumerate(neurons)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for number, weight in enumerate(neurons):
+            hooks.enter_context(weight.owner.register_forward_pre_hook(partial(arrive, number)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     for number, weight in enumerate(neurons):
         if number not in called:
             raise ModelError(
@@ -407,6 +405,7 @@ def _histograms(
     """Return how many |z| of each class lie in each step."""
     kinds = torch.tensor(classes)
     last = STEPS * HIGHEST
+    # Counted by steps and not sorted: all z of a large model together take too much memory.
     histograms = {kind: torch.zeros(last + 1, dtype=torch.long) for kind in set(classes)}
     for block in scores:
         steps = (block.abs() * STEPS).clamp(max=last).long().cpu()

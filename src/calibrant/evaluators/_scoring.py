@@ -150,6 +150,7 @@ def score_named(
     What the journal has isn't scored again, unless it shares a pass with something that is: so a
     run that was killed ends as one that wasn't.
     """
+    # All requests in one row; `owners` and `spans` say which belong to which name.
     every: list[Request] = []
     owners: list[str] = []
     spans: dict[str, range] = {}
@@ -296,6 +297,7 @@ class _Trees:
         def tokens(index: int) -> tuple[tuple[int, ...], ...]:
             return context(index), self._requests[index].continuation
 
+        # Neighbours in this order share the most.
         order = sorted(range(len(self._requests)), key=tokens)
         packs: list[list[int]] = []
         load = _Load()
@@ -332,6 +334,7 @@ class _Trees:
         last = () if after is None else self._requests[after].inputs
         for index in members:
             request = self._requests[index]
+            # A token behind the shared ones predicts, and so does the last of those.
             new = len(request.inputs) - max(common_length(last, request.inputs), self._begin)
             load += _Load(new, min(len(request.continuation), new + 1))
             last = request.inputs

@@ -129,6 +129,7 @@ def cut(
         shown = [*start, *ids[begin : begin + room]]
         if len(shown) > unscored:
             first = begin + unscored - len(start)
+            # Places among the document's own tokens, without the start token.
             last = min(begin + room, len(ids)) - 1
             size = bytes_of(text, offsets, first, last)
             yield ScoredWindow(row.name, begin, shown, unscored, size)

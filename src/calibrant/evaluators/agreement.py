@@ -27,7 +27,7 @@ score, as it is for a loss.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -212,23 +212,47 @@ class Agreement(TextEvaluator):
             "length": self.length,
             "items": items_of(outcomes),
         }
-        alike = mean_of(outcomes, "agreed")
-        unit = "share of tokens"
-        beside = [Score(measured, "top1_agreement", *alike, count, unit, "higher", facts=facts)]
+        alike, error = mean_of(outcomes, "agreed")
+        top1 = Score(
+            measured=measured,
+            metric="top1_agreement",
+            value=alike,
+            stderr=error,
+            n=count,
+            unit="share of tokens",
+            better="higher",
+            facts=facts,
+        )
+        beside = [top1]
         levels = np.percentile(by_token, PERCENTILES).tolist()
         for percent, level in zip(PERCENTILES, levels, strict=True):
             # No error: tokens of a document aren't independent, and a percentile is no mean of
             # documents.
-            name = f"kl_p{percent}"
-            beside.append(Score(measured, name, level, None, count, "nats", "lower", facts=facts))
-        nats = mean_of(outcomes, "nats")
-        beside.append(Score(measured, "loss", *nats, count, "nats/token", "lower", facts=facts))
+            high = replace(
+                top1,
+                metric=f"kl_p{percent}",
+                value=level,
+                stderr=None,
+                unit="nats",
+                better="lower",
+            )
+            beside.append(high)
+        loss, error = mean_of(outcomes, "nats")
+        nats = replace(
+            top1,
+            metric="loss",
+            value=loss,
+            stderr=error,
+            unit="nats/token",
+            better="lower",
+        )
+        beside.append(nats)
         if self.roles:
             beside += _by_role(outcomes, measured, facts)
         if floor is not None:
             facts = facts | floor.facts()
-        divergence = mean_of(outcomes)
-        whole = Score(measured, "kl", *divergence, count, "nats/token", "lower", facts=facts)
+        divergence, error = mean_of(outcomes)
+        whole = replace(nats, metric="kl", value=divergence, stderr=error, facts=facts)
         return Measurement(whole, outcomes, beside=tuple(beside))
 
 
@@ -245,8 +269,17 @@ def _by_role(
         count = len(having)
         known = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
         for metric, fact, unit, better in ROLE_METRICS:
-            mean = mean_of(having, f"{fact}_{role}", tokens)
-            yield Score(measured, f"{metric}_{role}", *mean, count, unit, better, facts=known)
+            mean, error = mean_of(having, f"{fact}_{role}", tokens)
+            yield Score(
+                measured=measured,
+                metric=f"{metric}_{role}",
+                value=mean,
+                stderr=error,
+                n=count,
+                unit=unit,
+                better=better,
+                facts=known,
+            )
 
 
 @torch.no_grad()
@@ -310,6 +343,7 @@ def _chunk(
     """Return KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same,
     and the nats of the text, each summed, and for each token.
     """
+    # bfloat16 has too few digits for differences of logarithms.
     old = wide(reference)
     new = wide(ours.to(reference.device))
     divergence = divergences(old, new)
@@ -365,6 +399,7 @@ def window_roles(
             by_row[row.name] = token_roles(row, form, tokenizer)
         if not waiting:
             break
+    # A window begins with start tokens, which have no place in the document.
     starts = len(start_tokens(tokenizer))
     by_window: dict[str, list[Role]] = {}
     for window in windows:
@@ -380,6 +415,7 @@ def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> lis
     roles: list[Role] = []
     first = 0
     for begin, end in offsets:
+        # Tokens come in order, so stretches that ended are over for good.
         while first + 1 < len(stretches) and stretches[first].end <= begin:
             first += 1
         roles.append(_role(begin, end, stretches[first:]))

@@ -147,6 +147,7 @@ class Generation(SourceEvaluator):
     def _prompts(
         self, exemplars: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[int]]:
+        # Without exemplars nothing shows the model how to reason.
         form = self._form(self.cot and len(exemplars) > 0)
         examples = [form.render(example) for example in exemplars]
         start = start_tokens(tokenizer)
@@ -180,9 +181,18 @@ class Generation(SourceEvaluator):
         measured = f"{source}, {self.shots}-shot"
         if self.cot:
             measured += ", cot"
-        mean = mean_of(outcomes)
-        unit = "share of questions"
-        return Score(measured, "exact_match", *mean, count, unit, "higher", chance, facts)
+        right, error = mean_of(outcomes)
+        return Score(
+            measured=measured,
+            metric="exact_match",
+            value=right,
+            stderr=error,
+            n=count,
+            unit="share of questions",
+            better="higher",
+            chance=chance,
+            facts=facts,
+        )
 
 
 class _AnswerReader:
@@ -230,6 +240,7 @@ class _AnswerReader:
 
     def _text(self, ids: Sequence[int]) -> str:
         last = ids[:-1] if ids[-1] in self.special else ids
+        # Not cleaned up, which would move spaces: the end is looked for by letters.
         text = self.tokenizer.decode(
             list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

@@ -114,6 +114,7 @@ class LeftOutWords(SourceEvaluator):
         put = put_for(source.spec_name(), None, choices, False)
         items = list(islice(put_all(self.rows(), put), self.limit))
         places = [_places(item.right.context) for item in items]
+        # Of a single question every word would stand in every question.
         everywhere: set[str] = set()
         if len(items) > 1:
             everywhere = set.intersection(*map(set, places))
@@ -153,10 +154,10 @@ class LeftOutWords(SourceEvaluator):
         outcomes: list[Outcome] = []
         for name, before in sorted(dense.items()):
             now = ours[name]
-            kept = sum(nats * now[word] for word, nats in before.items())
+            both = sum(nats * now[word] for word, nats in before.items())
             whole = sum(nats * nats for nats in before.values())
             if whole > 0:
-                outcomes.append(Outcome(name, kept, whole, {"words": len(before)}))
+                outcomes.append(Outcome(name, both, whole, {"words": len(before)}))
         if not outcomes:
             raise DataError(
                 f"no word of {self.name} has any influence on an answer of the untouched model",
@@ -169,8 +170,18 @@ class LeftOutWords(SourceEvaluator):
             "influences": _table(dense, ours),
         }
         measured = str(self.held_out()[0])
-        mean = mean_of(outcomes)
-        score = Score(measured, "influence_kept", *mean, count, "share", "higher", 0.0, facts)
+        kept, error = mean_of(outcomes)
+        score = Score(
+            measured=measured,
+            metric="influence_kept",
+            value=kept,
+            stderr=error,
+            n=count,
+            unit="share",
+            better="higher",
+            chance=0.0,
+            facts=facts,
+        )
         return Measurement(score, tuple(outcomes))
 
 

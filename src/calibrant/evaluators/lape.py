@@ -19,7 +19,7 @@ another, on the same windows, and not with 1.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Final
@@ -151,9 +151,17 @@ class LanguageNeurons(Evaluator):
             "neurons": sum(dense.sizes),
             "languages": languages,
         }
-        measured = "language-specific neurons"
-        mean = mean_of(outcomes)
-        score = Score(measured, "staying", *mean, len(outcomes), "share", "higher", facts=facts)
+        staying_share, error = mean_of(outcomes)
+        score = Score(
+            measured="language-specific neurons",
+            metric="staying",
+            value=staying_share,
+            stderr=error,
+            n=len(outcomes),
+            unit="share",
+            better="higher",
+            facts=facts,
+        )
         return Measurement(score, tuple(outcomes))
 
 
@@ -216,6 +224,7 @@ class Lape:
         """
         above = self.probability > self.threshold
         candidates = self.entropy.masked_fill(~above.any(0), math.inf)
+        # The share is of all neurons, also of those that no language activates often.
         chosen = candidates.argsort(stable=True)[: round(self.lowest * len(candidates))]
         marked = torch.zeros_like(above)
         marked[:, chosen] = above[:, chosen]
@@ -376,6 +385,7 @@ def read_languages(
     `journal` isn't read again. Raises its `ModelError`.
     """
     seen = view(model)
+    # Shares go through a journal as lists, so that a language that was read is as it was.
     known = Journal() if journal is None else journal
     modules = [_activation(block) for block in seen.blocks]
     sizes: tuple[int, ...] = ()
@@ -469,11 +479,7 @@ def _summed(
         called.add(number)
         sums[number] = sums.get(number, 0.0) + weights @ (rows > 0).double().cpu()
 
-    handles = [
-        module.register_forward_hook(partial(add, number)) for number, module in enumerate(modules)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for number, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_hook(partial(add, number)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -140,6 +140,7 @@ class Perplexity(SourceEvaluator):
         start = start_tokens(tokenizer)
         tokens, offsets = token_offsets(tokenizer, text)
         ids = [*start, *tokens]
+        # Of the joined text without a stride the short end is left out, as the papers do.
         short = bool(document) or self.stride is not None
         for begin, first, end in stretches(len(ids), self.length, self.stride, short):
             shown = ids[begin:end]
@@ -167,6 +168,7 @@ def stretches(
         end = min(begin + length, count)
         if begin and end - begin < length and not short:
             return
+        # The first token of a window has nothing to be predicted from.
         first = max(behind, begin + 1)
         if first < end:
             yield begin, first, end
@@ -188,6 +190,7 @@ def joined_rows(
     pieces = (format.render(row, tokenizer) for row in rows)
     if isinstance(source, WikiText):
         pieces = wikitext_lines()
+    # The first piece has no joint before it.
     taken = [next(pieces, "")]
     size = len(taken[0])
     letters = LETTERS_PER_TOKEN * tokens

@@ -122,9 +122,11 @@ class Task(SourceEvaluator):
         asked = {item.name: _asked(item, shots, tokens) for item in items}
         bare: dict[str, list[Request]] = {}
         for item in items:
+            # A single option isn't ranked, and needs no likelihood without its question.
             if len(item.options) > 1:
+                options = item.options
                 bare[f"{item.name} bare"] = [
-                    tokens.request(option.bare, option.continuation) for option in item.options
+                    tokens.request(option.bare, option.continuation) for option in options
                 ]
         total = sum(map(len, asked.values())) + sum(map(len, bare.values()))
         steps = Steps(subject.progress, f"measuring {self}", total)
@@ -225,22 +227,33 @@ class Task(SourceEvaluator):
             answer.item.name: answer.result(metric) for answer in answered if answer.has(metric)
         }
         weights = [weight for _, weight in results.values()]
-        mean = ratio([value for value, _ in results.values()], weights)
-        count = len(results)
+        mean, error = ratio([value for value, _ in results.values()], weights)
         items = [[name, weight] for name, (_, weight) in results.items()]
         facts = {**facts, "items": identity(items)}
+        unit = "share"
+        chance = None
         if metric not in RANKED:
-            facts["tokens"] = int(sum(weights))
             unit = "nats/token"
-            return Score(self._measured, metric, *mean, count, unit, "lower", facts=facts)
-        if metric.startswith("offered"):
+            facts["tokens"] = int(sum(weights))
+        elif metric.startswith("offered"):
             unit = "nats/question"
-            return Score(self._measured, metric, *mean, count, unit, "lower", facts=facts)
-        chance = sum(1 / len(answer.item.options) for answer in answered) / len(answered)
-        if metric != "acc_prior":
-            hits = sum(answer.hit(metric, blind=True) for answer in answered)
-            facts["blind"] = hits / len(answered)
-        return Score(self._measured, metric, *mean, count, "share", "higher", chance, facts)
+        else:
+            chance = sum(1 / len(answer.item.options) for answer in answered) / len(answered)
+            # `acc_prior` takes off what is likely without the question, so that says nothing.
+            if metric != "acc_prior":
+                hits = sum(answer.hit(metric, blind=True) for answer in answered)
+                facts["blind"] = hits / len(answered)
+        return Score(
+            measured=self._measured,
+            metric=metric,
+            value=mean,
+            stderr=error,
+            n=len(results),
+            unit=unit,
+            better="higher" if unit == "share" else "lower",
+            chance=chance,
+            facts=facts,
+        )
 
 
 def _check_choice(field: str, value: str, allowed: Sequence[str]) -> None:
