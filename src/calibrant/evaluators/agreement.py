@@ -27,7 +27,7 @@ score, as it is for a loss.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
@@ -212,13 +212,12 @@ class Agreement(TextEvaluator):
             "length": self.length,
             "items": items_of(outcomes),
         }
+        score = partial(Score, measured=measured, n=count)
         alike, error = mean_of(outcomes, "agreed")
-        top1 = Score(
-            measured=measured,
+        top1 = score(
             metric="top1_agreement",
             value=alike,
             stderr=error,
-            n=count,
             unit="share of tokens",
             better="higher",
             facts=facts,
@@ -228,31 +227,24 @@ class Agreement(TextEvaluator):
         for percent, level in zip(PERCENTILES, levels, strict=True):
             # No error: tokens of a document aren't independent, and a percentile is no mean of
             # documents.
-            high = replace(
-                top1,
+            high = score(
                 metric=f"kl_p{percent}",
                 value=level,
                 stderr=None,
                 unit="nats",
                 better="lower",
+                facts=facts,
             )
             beside.append(high)
-        loss, error = mean_of(outcomes, "nats")
-        nats = replace(
-            top1,
-            metric="loss",
-            value=loss,
-            stderr=error,
-            unit="nats/token",
-            better="lower",
-        )
-        beside.append(nats)
+        per_token = partial(score, unit="nats/token", better="lower")
+        nats, error = mean_of(outcomes, "nats")
+        beside.append(per_token(metric="loss", value=nats, stderr=error, facts=facts))
         if self.roles:
             beside += _by_role(outcomes, measured, facts)
         if floor is not None:
             facts = facts | floor.facts()
         divergence, error = mean_of(outcomes)
-        whole = replace(nats, metric="kl", value=divergence, stderr=error, facts=facts)
+        whole = per_token(metric="kl", value=divergence, stderr=error, facts=facts)
         return Measurement(whole, outcomes, beside=tuple(beside))
 
 
