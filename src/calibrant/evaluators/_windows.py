@@ -266,9 +266,7 @@ def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens both begin with."""
-    length = 0
-    for token, other in zip(first, second, strict=False):
+    for place, (token, other) in enumerate(zip(first, second, strict=False)):
         if token != other:
-            break
-        length += 1
-    return length
+            return place
+    return min(len(first), len(second))
