@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from calibrant.evaluators._estimates import ratio
+from calibrant.evaluators._base import ratio
 
 
 def test_equal_weights_give_the_mean_and_its_textbook_error() -> None:

@@ -16,7 +16,7 @@ from calibrant import CalibrationSet
 from calibrant.compress import Recipe, compress
 from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.evaluators import Subject
-from calibrant.evaluators._languages import Lape, lape
+from calibrant.evaluators.lape import Lape, lape
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened, view
 from calibrant.testing import FAMILIES, tiny_model, tiny_tokenizer

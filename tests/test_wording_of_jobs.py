@@ -12,7 +12,7 @@ from calibrant.edits import read_edit
 from calibrant.edits.file import from_bytes
 from calibrant.edits.kinds import StoredEdit
 from calibrant.errors import InputError
-from calibrant.evaluators._languages import Lape
+from calibrant.evaluators.lape import Lape
 from calibrant.models import view
 from calibrant.spec.grammar import read_set
 from calibrant.system.launch import number

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from calibrant.activations import Gram, Seen
 from calibrant.allocations import allocations
-from calibrant.allocations._menu import cheapest
+from calibrant.allocations._sharing import cheapest
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
 from calibrant.errors import TargetError
@@ -64,7 +64,7 @@ def test_the_search_finds_what_trying_everything_finds(sizes: list[int], reach: 
 def test_of_a_search_that_would_take_too_long_it_is_advised_what_can_be_done(
     monkeypatch: pytest.MonkeyPatch, spec: str, target: str, advised: set[str]
 ):
-    monkeypatch.setattr("calibrant.allocations._menu.MOST", 0)
+    monkeypatch.setattr("calibrant.allocations._sharing.MOST_COMPARISONS", 0)
     with pytest.raises(TargetError) as refused:
         allocations.build(spec).share(matrices(), parse_target(target))
     known = ("per=block", "reach", "smaller M", "leave the allocation out")

@@ -19,7 +19,7 @@ from calibrant import evaluate
 from calibrant.compress import prune, room
 from calibrant.errors import SpecError
 from calibrant.evaluators import _measuring, evaluators
-from calibrant.evaluators._room import left_on_disk
+from calibrant.evaluators._measuring import left_on_disk
 from calibrant.models import outlined
 from calibrant.results.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder

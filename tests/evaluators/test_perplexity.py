@@ -173,7 +173,7 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
 def test_a_killed_one_goes_on(
     opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 64)
+    monkeypatch.setattr("calibrant.evaluators.loss.TOKENS_PER_BATCH", 64)
     perplexity, path = (
         Perplexity(source=str(texts), length=16, tokens=10**6),
         tmp_path / "journal.jsonl",

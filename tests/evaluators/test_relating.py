@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calibrant.evaluators._relating import Relation, correlation, ranks
+from calibrant.evaluators._forgotten import Relation, correlation, ranks
 
 
 def test_ranks_and_their_correlation_are_scipy_s() -> None:

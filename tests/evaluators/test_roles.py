@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Chat, Row, held_out, start_tokens
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Subject, evaluators
-from calibrant.evaluators._roles import token_roles
-from calibrant.evaluators.agreement import Agreement
+from calibrant.evaluators.agreement import Agreement, token_roles
 from calibrant.models import Opened
 from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
 from calibrant.results.outcomes import Journal, Measurement

@@ -20,9 +20,8 @@ from calibrant.data import Row
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import Subject
 from calibrant.evaluators import task as module
-from calibrant.evaluators._prompts import TokenizedTexts, put_for
+from calibrant.evaluators._prompts import TokenizedTexts, is_number, put_for, wrong_numbers
 from calibrant.evaluators._scoring import Request
-from calibrant.evaluators._wrong import is_number, wrong_numbers
 from calibrant.evaluators.task import Task
 from calibrant.models import Opened
 from calibrant.results.outcomes import Journal, Measurement, Score

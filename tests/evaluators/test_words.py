@@ -14,8 +14,7 @@ from calibrant.data import held_out
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
 from calibrant.evaluators import Subject
 from calibrant.evaluators._forgotten import Forgotten
-from calibrant.evaluators._neurons import neurons_of
-from calibrant.evaluators._responses import STEPS, pattern
+from calibrant.evaluators._responses import STEPS, neurons_of, pattern
 from calibrant.evaluators._word_groups import grouped, lemma, read_list, spherical, words_of
 from calibrant.evaluators.words import Words
 from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
@@ -312,8 +311,8 @@ def test_lemmas_clusters_and_lists(tmp_path: Path, texts: Path, dense: PreTraine
         "moods": sum(word in ("bala", "bano") for word in said),
     }
     clusters = grouped("clusters", windows, 1, 300, dense, planted.tokenizer())
-    assert set(clusters.of) == set(planted.WORDS), "fewer words than clusters: each is its own"
-    assert len(set(clusters.of.values())) == len(planted.WORDS)
+    assert set(clusters.numbers) == set(planted.WORDS), "fewer words than clusters: each is its own"
+    assert len(set(clusters.numbers.values())) == len(planted.WORDS)
     points = torch.tensor(
         [[1.0, 0.0], [0.99, 0.1], [0.0, 1.0], [0.1, 0.9], [-1.0, 0.0]], dtype=torch.float64
     )

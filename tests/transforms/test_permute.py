@@ -14,7 +14,7 @@ from calibrant.models import ModelView, Snapshot, view
 from calibrant.targets import NofM
 from calibrant.testing.tiny import tiny_folder, tiny_model
 from calibrant.transforms import transforms
-from calibrant.transforms._dealing import assigned, dealt, kept, spread
+from calibrant.transforms.permute import assigned, dealt, kept, spread
 
 from tests.transforms.test_rotate import logits, uneven
 from tests.usual import usually

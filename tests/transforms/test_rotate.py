@@ -15,7 +15,7 @@ from calibrant.errors import ModelError, SpecError
 from calibrant.models import Heads, ModelView, Snapshot, open_model, view
 from calibrant.testing.tiny import tiny_folder, tiny_model
 from calibrant.transforms import transforms
-from calibrant.transforms._orthogonal import hadamard, orthogonal
+from calibrant.transforms.rotate import hadamard, orthogonal
 
 from tests.usual import usually
 

@@ -3,7 +3,8 @@ al. 2024, arXiv 2410.14649).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from random import Random
 from typing import ClassVar, Final, final
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from calibrant.activations import Seen
 from calibrant.allocations._base import Allocation
-from calibrant.allocations._menu import menu
+from calibrant.allocations._sharing import size_of
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
@@ -24,10 +25,11 @@ from calibrant.models import Weight
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import brief
 from calibrant.targets import Grid, Sparsity, Target
+from calibrant.targets.grid import FEWEST, MOST
 from calibrant.walk.variants import AS_IT_IS, Variant, Variants
 
 MOST_LEVELS: Final = 100
-"""To either side: each is a copy of all blocks."""
+"""The most levels to either side: each is a copy of all blocks."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,18 +72,25 @@ class Evolved(Allocation):
         check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         for name in ("levels", "offspring", "survivors", "generations", "patience"):
             if getattr(self, name) < 1:
-                given = f"evolved({name}={getattr(self, name)})"
-                raise SpecError(f"{given}: {name} must be at least 1", subject=name)
+                raise SpecError(
+                    f"evolved({name}={getattr(self, name)}): {name} must be at least 1",
+                    subject=name,
+                )
         if not 0 < self.step < 1:
-            message = "a step is a share of the weights, above 0 and below 1"
-            raise SpecError(f"evolved(step={self.step:g}): {message}", subject="step")
+            raise SpecError(
+                f"evolved(step={self.step:g}): "
+                f"a step is a share of the weights, above 0 and below 1",
+                subject="step",
+            )
         tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
-        is_whole = bool(tokens) and all(type(count) is int for count in tokens)
-        if not is_whole or list(tokens) != sorted(set(tokens)) or tokens[0] < 2:
-            given = f"evolved(tokens={brief(list(tokens))})"
-            advice = "write numbers of tokens that grow, as in tokens=[512, 2048]"
-            raise SpecError(f"{given}: {advice}", subject="tokens")
+        whole = all(type(number) is int for number in tokens)
+        if not tokens or not whole or list(tokens) != sorted(set(tokens)) or tokens[0] < 2:
+            raise SpecError(
+                f"evolved(tokens={brief(list(tokens))}): "
+                f"write numbers of tokens that grow, as in tokens=[512, 2048]",
+                subject="tokens",
+            )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return where the search begins: every matrix gives what was asked for."""
@@ -91,22 +100,25 @@ class Evolved(Allocation):
         self, matrices: Mapping[Weight, Seen], job: Job, method: Method
     ) -> Mapping[str, Target]:
         if not isinstance(method, MatrixMethod):
-            message = f"{self} shares a target among matrices, and {method} doesn't go so"
-            raise TargetError(f"{message}; leave the allocation out", subject=str(self))
-        levels = self.menu(job.target)
-        middle = levels.index(job.target)
+            raise TargetError(
+                f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; "
+                f"leave the allocation out",
+                subject=str(self),
+            )
+        menu = self.menu(job.target)
+        middle = menu.index(job.target)
         blocks = job.view.blocks
-        sizes: list[int] = []
-        for block in blocks:
-            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight in block.weights))
-        # Blocks of one size exchange steps with each other, so the mean stays what was asked.
-        groups = list(dict.fromkeys(sizes))
-        space = Space(
-            tuple(groups.index(size) for size in sizes),
-            tuple(middle * sizes.count(size) for size in groups),
-            len(levels) - 1,
-        )
-        candidates = _Candidates(job, method, levels)
+        # Only blocks of the same size exchange steps, so that the mean stays.
+        members: dict[int, list[int]] = {}
+        for place, block in enumerate(blocks):
+            members.setdefault(size_of(block.weights), []).append(place)
+        groups = [0] * len(blocks)
+        for number, places in enumerate(members.values()):
+            for place in places:
+                groups[place] = number
+        sums = [middle * len(places) for places in members.values()]
+        space = Space(tuple(groups), tuple(sums), len(menu) - 1)
+        candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
         best = climb(
             trials,
@@ -118,7 +130,7 @@ class Evolved(Allocation):
             generations=self.generations,
             patience=self.patience,
         )
-        course = [float(f"{distance:.6g}") for distance in trials.course]
+        course = [float(f"{divergence:.6g}") for divergence in trials.course]
         job.notes.update(
             by="divergence",
             best=course[-1],
@@ -129,27 +141,36 @@ class Evolved(Allocation):
         targets: dict[str, Target] = {}
         for block in blocks:
             for weight in block.weights:
-                targets[weight.name] = levels[best[block.index]]
+                targets[weight.name] = menu[best[block.index]]
         return targets
 
     def tried(self, blocks: int, target: Target) -> int:
-        every = self.offspring * self.generations
-        surviving = self.survivors * self.generations + 1
-        return every * self._stages[0] + surviving * sum(self._stages[1:])
+        first, *others = self._stages
+        everyone = self.offspring * self.generations
+        survivors = self.survivors * self.generations + 1
+        return everyone * first + survivors * sum(others)
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return method, 2 * self.levels + 1
 
     def menu(self, target: Target) -> list[Target]:
-        """Return what a block may give, from the least to the most.
-
-        Raises `TargetError` for a target of another kind.
+        """Return what a block may give, from the least to the most; `TargetError` for a target
+        of another kind.
         """
-        if not isinstance(target, Sparsity | Grid):
-            message = f"{self} can't share {target}"
-            allowed = "it takes a sparsity, such as 0.5, or a grid, such as w4g64"
-            raise TargetError(f"{message}: {allowed}", subject=str(target))
-        return list(menu(target, self.step, self.levels).values())
+        steps = range(-self.levels, self.levels + 1)
+        if isinstance(target, Sparsity):
+            # Fractions: sums of decimals stay decimals.
+            fraction = Fraction(str(target.fraction))
+            shares = [fraction + number * Fraction(str(self.step)) for number in steps]
+            return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
+        if isinstance(target, Grid):
+            widths = [target.bits + number for number in steps]
+            return [replace(target, bits=bits) for bits in widths if FEWEST <= bits <= MOST]
+        raise TargetError(
+            f"{self} can't share {target}: it takes a sparsity, such as 0.5, "
+            f"or a grid, such as w4g64",
+            subject=str(target),
+        )
 
 
 @final
@@ -166,9 +187,9 @@ class _Candidates:
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return how far each candidate's predictions are from the untouched model's."""
         few, _ = divided(self._job.tokens(), tokens)
-        # Way 0 of a block is the untouched one, which isn't among the levels.
-        ways = [tuple(level + 1 for level in choice) for choice in choices]
-        return self._variants.losses(ways, few, divergence=True, ranks=self._job.ranks)
+        # The variant 0 is the untouched block.
+        variants = [tuple(level + 1 for level in choice) for choice in choices]
+        return self._variants.losses(variants, few, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:
         """Report progress, with the best so far."""
@@ -177,40 +198,37 @@ class _Candidates:
     @cached_property
     def _variants(self) -> Variants:
         blocks = self._job.view.blocks
-        self._check_room()
-        numbers: list[list[dict[nn.Parameter, Tensor]]] = []
-        for _ in blocks:
-            numbers.append([{} for _ in self._menu])
-        for weight, seen in self._job.walk(self._method.observes):
-            for changed, target in zip(numbers[weight.block], self._menu, strict=True):
-                compressed = self._method.compress(weight.get(), seen, target)
-                _put(changed, weight, compressed.weight)
-            self._job.progress("compressing to each level", weight.block + 1, len(blocks))
-        ways: list[tuple[Variant, ...]] = []
-        for levels in numbers:
-            variants = [Variant(numbers=tuple(changed.items())) for changed in levels]
-            ways.append((AS_IT_IS, *variants))
-        return Variants(self._job.view, ways)
-
-    def _check_room(self) -> None:
-        """Raise `SpecError` where a copy of all blocks for each level doesn't fit into memory."""
-        copy = 0
-        for block in self._job.view.blocks:
-            for weight in block.weights:
-                copy += weight.stored.numel() * weight.stored.element_size()
-        needed = len(self._menu) * copy / 1e9
-        free = psutil.virtual_memory().available / 1e9
+        menu = self._menu
+        needed = 0
+        for block in blocks:
+            needed += len(menu) * sum(weight.stored.nbytes for weight in block.weights)
+        free = psutil.virtual_memory().available
         if needed > free:
-            message = f"blocks compressed to {len(self._menu)} levels take {needed:.1f} GB"
-            remedy = f"and {free:.1f} GB are free; lower evolved(levels=…)"
-            raise SpecError(f"{message}, {remedy}", subject="levels")
+            raise SpecError(
+                f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, "
+                f"and {free / 1e9:.1f} GB are free; lower evolved(levels=…)",
+                subject="levels",
+            )
+        numbers = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
+        for weight, seen in self._job.walk(self._method.observes):
+            for changed, target in zip(numbers[weight.block], menu, strict=True):
+                _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
+            self._job.progress("compressing to each level", weight.block + 1, len(blocks))
+        variants: list[tuple[Variant, ...]] = []
+        for levels in numbers:
+            made = [Variant(numbers=tuple(changed.items())) for changed in levels]
+            variants.append((AS_IT_IS, *made))
+        return Variants(self._job.view, variants)
 
 
 def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
     """Put a matrix where the model keeps it: into a copy of its parameter."""
     parameter: nn.Parameter = getattr(weight.owner, weight.key)
-    whole = numbers.setdefault(parameter, parameter.detach().clone())
-    place = whole if weight.expert is None else whole[weight.expert]
+    if parameter not in numbers:
+        numbers[parameter] = parameter.detach().clone()
+    place = numbers[parameter]
+    if weight.expert is not None:
+        place = place[weight.expert]
     if weight.transposed:
         place = place.T
     place.copy_(matrix)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
-from calibrant.allocations._counting import to_the_weight
-from calibrant.allocations._menu import cheapest, menu
+from calibrant.allocations._sharing import cheapest, menu, size_of, to_the_weight
 from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
@@ -43,7 +42,8 @@ class LeastError(Allocation):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
-    method: Any = None  # a MatrixMethod, or None; anything else is refused in a sentence
+    # A MatrixMethod, or None; anything else is refused in a sentence.
+    method: Any = None
     step: float = 0.05
     reach: int = 3
     per: str = "matrix"
@@ -51,53 +51,59 @@ class LeastError(Allocation):
 
     def __post_init__(self) -> None:
         if self.method is not None:
-            method = methods.build(self.method)
-            object.__setattr__(self, "method", method)
-            is_matrix_method = isinstance(method, MatrixMethod)
-            if not is_matrix_method or not {FeatureNorms, Gram} >= set(method.observes):
-                given = f"least_error(method={method})"
-                allowed = "a method that looks at feature norms or a Gram, such as wanda"
-                raise SpecError(f"{given}: errors are those of {allowed}", subject=str(method))
+            object.__setattr__(self, "method", methods.build(self.method))
+            known = {FeatureNorms, Gram}
+            if not isinstance(self.method, MatrixMethod) or not known >= set(self.method.observes):
+                raise SpecError(
+                    f"least_error(method={self.method}): errors are those of a method that looks "
+                    f"at feature norms or a Gram, such as wanda",
+                    subject=str(self.method),
+                )
         if not 0 < self.step < 1:
-            message = "a step is above 0 and below 1, such as 0.05"
-            raise SpecError(f"least_error(step={self.step}): {message}", subject="step")
+            raise SpecError(
+                f"least_error(step={self.step}): a step is above 0 and below 1, such as 0.05",
+                subject="step",
+            )
         if not 1 <= self.reach <= 20:
-            message = "from 1 to 20 steps to either side are tried, such as 3"
-            raise SpecError(f"least_error(reach={self.reach}): {message}", subject="reach")
-        for name, known in (("per", PARTS), ("errors", ERRORS)):
-            value = getattr(self, name)
+            raise SpecError(
+                f"least_error(reach={self.reach}): "
+                f"from 1 to 20 steps to either side are tried, such as 3",
+                subject="reach",
+            )
+        for name, value, known in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
             if value not in known:
-                message = f"choose {' or '.join(known)}"
-                raise SpecError(f"least_error({name}={value}): {message}", subject=name)
+                raise SpecError(
+                    f"least_error({name}={value}): choose {' or '.join(known)}", subject=name
+                )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets.
-
-        Raises `TargetError` for a target that has no steps, or that the method doesn't accept.
+        """Return the targets. Raises `TargetError` for a target that has no steps, or that the
+        method doesn't accept.
         """
         steps = menu(target, self.step, self.reach)
         method = self._judge(target)
         method.check(target)
-        errors: dict[Weight, np.ndarray] = {}
-        parts: dict[str | int, list[Weight]] = {}
+        costs: dict[Weight, np.ndarray] = {}
         for weight, seen in matrices.items():
-            part = weight.block if self.per == "block" else weight.name
-            parts.setdefault(part, []).append(weight)
             if Gram in seen and seen[Gram].mass > 0:
-                errors[weight] = self._errors(method, weight, seen[Gram], steps)
+                costs[weight] = self._errors(method, weight, seen[Gram], steps)
+        parts: dict[str | int, list[Weight]] = {}
+        for weight in matrices:
+            key = weight.block if self.per == "block" else weight.name
+            parts.setdefault(key, []).append(weight)
         # Of a part that no token reached nothing is known, and it gets what was asked.
-        unknown = np.array([0.0 if step == 0 else np.inf for step in steps])
-        costs: list[np.ndarray] = []
-        sizes: list[int] = []
+        unknown = np.full(len(steps), np.inf)
+        unknown[list(steps).index(0)] = 0.0
+        sums: list[np.ndarray] = []
         for part in parts.values():
-            known = [errors[weight] for weight in part if weight in errors]
-            costs.append(np.sum(known, axis=0) if known else unknown)
-            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight in part))
-        chosen = cheapest(np.stack(costs), list(steps), sizes, self._advice)
+            known = [costs[weight] for weight in part if weight in costs]
+            sums.append(np.sum(known, axis=0) if known else unknown)
+        sizes = [size_of(part) for part in parts.values()]
+        chosen = cheapest(np.stack(sums), list(steps), sizes, self._advice)
         targets = list(steps.values())
         shared: dict[Weight, Target] = {}
         for part, choice in zip(parts.values(), chosen, strict=True):
-            shared.update(dict.fromkeys(part, targets[choice]))
+            shared |= dict.fromkeys(part, targets[choice])
         if isinstance(target, Sparsity):
             wanted = {weight: float(shared[weight].amount or 0) for weight in matrices}
             return dict(to_the_weight(wanted, target))
@@ -109,18 +115,21 @@ class LeastError(Allocation):
     @property
     def _advice(self) -> str:
         """How there would be fewer sums to search through."""
-        ways = [] if self.per == "block" else ["per=block"]
+        choices: list[str] = []
+        if self.per != "block":
+            choices.append("per=block")
         if self.reach > 1:
-            ways.append("a smaller reach")
-        return f"choose {' or '.join(ways)}" if ways else "leave the allocation out"
+            choices.append("a smaller reach")
+        return f"choose {' or '.join(choices)}" if choices else "leave the allocation out"
 
     def _judge(self, target: Target) -> MatrixMethod:
-        return self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
+        usual = "wanda" if isinstance(target, Removal) else "rtn"
+        return self.method or methods.build(usual)
 
     def _errors(
         self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]
     ) -> np.ndarray:
-        """The error at each step."""
+        """Return the error at each step."""
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
         whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
-from calibrant.allocations._counting import to_the_weight
-from calibrant.allocations._menu import cheapest
+from calibrant.allocations._sharing import cheapest, size_of, to_the_weight
 from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import finite
 from calibrant.models import Weight
@@ -18,7 +17,7 @@ from calibrant.spec import check_most
 from calibrant.targets import NofM, Sparsity, Target
 
 MOST_TIMES: Final = 10**12
-"""Times the mean: no score of float32 is further above it."""
+"""The largest `times`: no score of float32 is further above the mean."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,71 +42,77 @@ class OWL(Allocation):
     def __post_init__(self) -> None:
         check_most(self, times=MOST_TIMES)
         if not self.times > 0:
-            message = "an outlier is above so many times the mean; give a number above 0, such as 5"
-            raise SpecError(f"owl(times={self.times}): {message}", subject="times")
+            raise SpecError(
+                f"owl(times={self.times}): an outlier is above so many times the mean; "
+                f"give a number above 0, such as 5",
+                subject="times",
+            )
         if not 0 <= self.spread < 0.5:
-            message = "spread is from 0 up to (not including) 0.5; 0.08 is the paper's"
-            raise SpecError(f"owl(spread={self.spread}): {message}", subject="spread")
+            raise SpecError(
+                f"owl(spread={self.spread}): spread is from 0 up to (not including) 0.5; "
+                f"0.08 is the paper's",
+                subject="spread",
+            )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """Return the targets.
-
-        Raises `TargetError` for a target that is neither a sparsity nor N:M, and where a block
-        would lose less than nothing or all of its weights.
+        """Return the targets. Raises `TargetError` for a target that is neither a sparsity nor N:M,
+        and where a block would lose less than nothing or all of its weights.
         """
         if not isinstance(target, Sparsity | NofM):
-            message = f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}"
-            raise TargetError(f"{message}; leave the allocation out", subject=str(target))
+            raise TargetError(
+                f"{self} shares a sparsity such as 0.6 or N:M such as 4:8, not {target}; "
+                f"leave the allocation out",
+                subject=str(target),
+            )
         blocks: dict[int, list[tuple[Weight, Seen]]] = {}
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
-        sizes: list[int] = []
-        for block in blocks.values():
-            sizes.append(sum(weight.shape[0] * weight.shape[1] for weight, _ in block))
-        more = self._kept_above_mean(list(blocks.values()), sizes)
+        sizes = [size_of(weight for weight, _ in block) for block in blocks.values()]
+        above = self._above(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
-            lowest = target.fraction - max(more)
-            highest = target.fraction - min(more)
+            lowest = target.fraction - max(above)
+            highest = target.fraction - min(above)
             if not 0 <= lowest <= highest < 1:
-                shares = f"sparsities from {lowest:.3g} to {highest:.3g} in blocks"
-                message = f"{self} would ask for {shares}, to give {target}"
-                raise TargetError(f"{message}; choose a smaller spread", subject=str(target))
-            above = dict(zip(blocks, more, strict=True))
-            wanted = {weight: target.fraction - above[weight.block] for weight in matrices}
+                raise TargetError(
+                    f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in "
+                    f"blocks, to give {target}; choose a smaller spread",
+                    subject=str(target),
+                )
+            more = dict(zip(blocks, above, strict=True))
+            wanted = {weight: target.fraction - more[weight.block] for weight in matrices}
             return to_the_weight(wanted, target)
         # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
-        steps = [target.n - kept for kept in range(1, target.m)]
-        far: list[list[float]] = []
-        for size, share in zip(sizes, more, strict=True):
-            far.append([size * (share * target.m + step) ** 2 for step in steps])
+        steps = [target.n - number for number in range(1, target.m)]
+        distances = [
+            [size * (more * target.m + step) ** 2 for step in steps]
+            for size, more in zip(sizes, above, strict=True)
+        ]
         advice = "choose a pattern with a smaller M, or leave the allocation out"
-        chosen = cheapest(np.array(far), steps, sizes, advice)
-        patterns: dict[int, Target] = {}
+        chosen = cheapest(np.array(distances), steps, sizes, advice)
+        patterns: dict[int, NofM] = {}
         for index, choice in zip(blocks, chosen, strict=True):
             patterns[index] = NofM(target.n - steps[choice], target.m)
         return {weight.name: patterns[weight.block] for weight in matrices}
 
-    def _kept_above_mean(
+    def _above(
         self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]
     ) -> list[float]:
-        """How much more of its weights each block keeps than the mean of all."""
-        shares = np.full(len(blocks), np.nan)
-        for place, block in enumerate(blocks):
-            share = outliers(block, self.times)
-            if share is not None:
-                shares[place] = share
-        known = ~np.isnan(shares)
-        if not known.any() or shares[known].max() == shares[known].min():
+        """Return how much more of its weights each block keeps than the mean."""
+        shares = [outliers(block, self.times) for block in blocks]
+        known = [share for share in shares if share is not None]
+        if not known or max(known) == min(known):
             return [0.0] * len(blocks)
-        least = shares[known].min()
-        scaled = (shares - least) / (shares[known].max() - least) * 2 * self.spread
-        counted = np.array(sizes) * known
-        mean = float((np.nan_to_num(scaled) * counted).sum() / counted.sum())
-        # A block that no token reached gets the mean.
-        return [
-            float(each) - mean if reached else 0.0
-            for each, reached in zip(scaled, known, strict=True)
-        ]
+        lowest = min(known)
+        width = max(known) - lowest
+        scaled = np.zeros(len(blocks))
+        counted = np.zeros(len(blocks))
+        for place, share in enumerate(shares):
+            # A block that no token reached counts in no mean, and gets it.
+            if share is not None:
+                scaled[place] = (share - lowest) / width * 2 * self.spread
+                counted[place] = sizes[place]
+        mean = float((scaled * counted).sum() / counted.sum())
+        return np.where(counted > 0, scaled - mean, 0.0).tolist()
 
 
 def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None:

@@ -118,7 +118,7 @@ def lape(
     """Say which neurons of MODEL answer to one language and not to others, and how many of them
     a compressed model keeps.
     """
-    from calibrant.evaluators._languages import lape as read
+    from calibrant.evaluators.lape import lape as read
     from calibrant.models import open_model
 
     look_in(data_dir)

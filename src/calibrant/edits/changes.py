@@ -4,7 +4,7 @@ samples of its mask and of what it saw.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.numerics import finite_number
-from calibrant.packed import gram_energy
 
 SAMPLED: Final = 256
 """Weights of a matrix whose keeping a record says: the overlap of two masks is known from them
@@ -28,7 +27,7 @@ known from some hundreds.
 """
 
 SILENT: Final = -20.0
-"""What stands for the logarithm of nothing: a feature that was always zero."""
+"""The logarithm that stands for nothing: a feature that was always zero."""
 
 _ROWS: Final = 256
 """Rows of a matrix that are done at a time."""
@@ -40,8 +39,8 @@ def output_error(
     seen: Seen,
     name: str = "the matrix",
 ) -> Mapping[str, Any]:
-    """`error`, ‖(W−Ŵ)X‖²/‖WX‖², to the six digits that are sure; and `error_from`, what it was told
-    from.
+    """Return `error`, ‖(W−Ŵ)X‖²/‖WX‖², to the six digits that are sure, and `error_from`, the
+    statistic that it follows from.
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be
     uncorrelated. Nothing where neither was seen, or where the outputs were all zero. Raises
@@ -49,15 +48,20 @@ def output_error(
     """
     dtype = wide(before.dtype)
     if Gram in seen:
-        energy, source = gram_energy(seen[Gram], dtype), "gram"
+        source = "gram"
+        energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
-        whole, lost = energy(untouched), energy(untouched - after.to(dtype))
+        whole = energy(untouched)
+        lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
-        squares, source = seen[FeatureNorms].squares.cpu().double(), "norms"
-        whole, lost = (float(summed @ squares) for summed in _squared(before, after, dtype))
+        source = "norms"
+        squares = seen[FeatureNorms].squares.cpu().double()
+        whole_by_input, lost_by_input = _squared(before, after, dtype)
+        whole = float(whole_by_input @ squares)
+        lost = float(lost_by_input @ squares)
     else:
         return {}
-    # Whatever was lost is nothing of an infinity.
+    # Any loss would be nothing of an infinity.
     finite_number(whole, f"the size of the outputs of {name}", name)
     if whole <= 0:
         return {}
@@ -66,9 +70,8 @@ def output_error(
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
     """Return how many of its numbers are zero."""
-    return matrix.numel() - int(
-        (matrix != 0).sum()
-    )  # torch counts a bfloat16 tensor's numbers one by one, and a mask's many at a time
+    # Torch counts a bfloat16 tensor's numbers one by one, and a mask's many at a time.
+    return matrix.numel() - int((matrix != 0).sum())
 
 
 def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
@@ -79,41 +82,66 @@ def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
     which their masks agree.
     """
     places = _places(name, matrix.numel(), SAMPLED)
-    rows, columns = (
-        torch.from_numpy(at).to(matrix.device) for at in np.divmod(places, matrix.shape[1])
-    )
-    nonzero = (matrix[rows, columns] != 0).cpu().numpy()
+    rows, columns = np.divmod(places, matrix.shape[1])
+    sample = matrix[
+        torch.from_numpy(rows).to(matrix.device), torch.from_numpy(columns).to(matrix.device)
+    ]
+    nonzero = (sample != 0).cpu().numpy()
     return np.packbits(nonzero).tobytes().hex()
 
 
 def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:
-    """`inputs`: how large 32 of the matrix's input features were, ln √(Σw·x²/Σw) of each, as
-    little-endian float16 in 128 hexadecimal digits.
+    """Return `inputs`: how large 32 of the matrix's input features were, ln √(Σw·x²/Σw) of each,
+    as little-endian float16 in 128 hexadecimal digits.
 
     The features are chosen by a hash of the name, as the places of `mask_bits` are, so two runs of
     a model can be compared feature by feature. Nothing where no inputs were seen.
     """
-    statistic = next((seen[kind] for kind in (FeatureNorms, Gram) if kind in seen), None)
-    if statistic is None or statistic.mass <= 0:
+    if FeatureNorms in seen:
+        statistic = seen[FeatureNorms]
+    elif Gram in seen:
+        statistic = seen[Gram]
+    else:
+        return {}
+    if statistic.mass <= 0:
         return {}
     norms = statistic.norms()
-    chosen = (
-        norms[torch.from_numpy(_places(f"{name} inputs", len(norms), FEATURES)).to(norms.device)]
-        .cpu()
-        .double()
-    )
+    places = torch.from_numpy(_places(f"{name} inputs", len(norms), FEATURES))
+    chosen = norms[places.to(norms.device)].cpu().double()
+    # The norms are squared: half of their logarithm is that of their roots.
     sizes = (chosen / statistic.mass).clamp_min(math.exp(2 * SILENT)).log() / 2
     return {"inputs": sizes.numpy().astype("<f2").tobytes().hex()}
 
 
-def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """For each input the squared numbers of a matrix, summed over its outputs in float64, and
-    those of what was changed.
+def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
+    """Return the function that gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: its outputs,
+    squared and summed over tokens.
     """
-    whole, lost = (torch.zeros(before.shape[1], dtype=torch.float64) for _ in range(2))
-    rows = (
-        _ROWS if before.device.type == "cpu" else len(before)
-    )  # what is made of few rows stays in a processor's cache
+    matrix = gram.matrix
+
+    def energy(weight: Tensor) -> float:
+        total = 0.0
+        for begin in range(0, len(matrix), _ROWS):
+            rows = slice(begin, begin + _ROWS)
+            # From the upper triangle alone, which is half of the work, and all that is kept on
+            # disk. The diagonal counts half, since the whole is doubled.
+            upper = matrix[rows, begin:].to(dtype).triu()
+            upper.diagonal().mul_(0.5)
+            outputs = (weight[:, rows] @ upper) * weight[:, begin:]
+            total += float(outputs.sum(1).cpu().double().sum())
+        return 2 * total
+
+    return energy
+
+
+def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return for each input the squared numbers of a matrix, summed over its outputs in float64,
+    and those of what was changed.
+    """
+    whole = torch.zeros(before.shape[1], dtype=torch.float64)
+    lost = torch.zeros(before.shape[1], dtype=torch.float64)
+    # What is made of few rows stays in a processor's cache.
+    rows = _ROWS if before.device.type == "cpu" else len(before)
     for untouched, changed in zip(before.split(rows), after.split(rows), strict=True):
         untouched = untouched.to(dtype)
         whole += untouched.square().sum(0).cpu()
@@ -123,6 +151,6 @@ def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 
 @lru_cache(maxsize=4096)
 def _places(name: str, size: int, count: int) -> np.ndarray:
-    """`count` numbers below `size`, with repetition: what follows the name in an endless hash."""
+    """Return `count` numbers below `size`, with repetition, from an endless hash of the name."""
     stream = hashlib.shake_256(name.encode()).digest(8 * count)
     return (np.frombuffer(stream, dtype="<u8") % size).astype(np.int64)

@@ -38,52 +38,53 @@ class Condense(Edit):
         of all that is saved.
         """
         undo = self.undo(view)
-        before = _matrices(view), _bytes(view.model)
+        matrices = _matrices(view)
+        size = _bytes(view.model)
         condense(view, self.layers)
-        after = _matrices(view), _bytes(view.model)
+        removed = matrices - _matrices(view)
+        smaller = size - _bytes(view.model)
         undo()
-        count = next((layer.count for layer in expert_layers(view)), 0)
-        removed, smaller = (there - here for there, here in zip(before, after, strict=True))
-        entries = {str(block): dict(entry) for block, entry in self._entries()}
-        return {"edit": self.kind, "layers": entries, "of": count, "removed": removed, "bytes": smaller, "tuned": len(self.tuned),
-                "notes": dict(self.notes)}  # fmt: skip
+        layers = expert_layers(view)
+        return {
+            "edit": self.kind,
+            "layers": {str(block): entry for block, entry in self._entries()},
+            "of": layers[0].count if layers else 0,
+            "removed": removed,
+            "bytes": smaller,
+            "tuned": len(self.tuned),
+            "notes": dict(self.notes),
+        }
 
     def stored(self) -> StoredEdit:
         layers = [{"block": block, **entry} for block, entry in self._entries()]
-        return StoredEdit(
-            self.kind,
-            {"layers": layers, "notes": dict(self.notes)},
-            {name: one.clone() for name, one in self.tuned.items()},
-        )
+        facts = {"layers": layers, "notes": dict(self.notes)}
+        tensors = {name: numbers.clone() for name, numbers in self.tuned.items()}
+        return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Condense":
-        layers = {
-            int(one["block"]): Condensed(
-                dict(zip(map(int, one["experts"]), map(float, one["gates"]), strict=True)),
-                float(one["shared"]),
-            )
-            for one in stored.facts["layers"]
-        }
-        if strangers := set(layers) - {layer.block for layer in expert_layers(view)}:
-            raise ValueError(f"block {min(strangers)} has no layer of experts")
+        known = {layer.block for layer in expert_layers(view)}
+        layers: dict[int, Condensed] = {}
+        for entry in stored.facts["layers"]:
+            block = int(entry["block"])
+            if block not in known:
+                raise ValueError(f"block {block} has no layer of experts")
+            experts = map(int, entry["experts"])
+            gates = dict(zip(experts, map(float, entry["gates"]), strict=True))
+            layers[block] = Condensed(gates, float(entry["shared"]))
         device = next(view.model.parameters()).device
-        return cls(
-            layers,
-            stored.facts["notes"],
-            {name: one.to(device) for name, one in stored.tensors.items()},
-        )
+        tuned = {name: numbers.to(device) for name, numbers in stored.tensors.items()}
+        return cls(layers, stored.facts["notes"], tuned)
 
     def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield what a record and a file say of each layer, by block."""
         for block, kept in self.layers.items():
-            yield (
-                block,
-                {
-                    "experts": list(kept.gates),
-                    "gates": list(kept.gates.values()),
-                    "shared": kept.shared,
-                },
-            )
+            entry = {
+                "experts": list(kept.gates),
+                "gates": list(kept.gates.values()),
+                "shared": kept.shared,
+            }
+            yield block, entry
 
 
 def _matrices(view: ModelView) -> int:
@@ -91,6 +92,6 @@ def _matrices(view: ModelView) -> int:
 
 
 def _bytes(model: nn.Module) -> int:
-    """The numbers that are saved; of tensors that share them, once."""
+    """Return the bytes that are saved; of tensors that share them, once."""
     tensors = {(tensor.data_ptr(), tensor.shape): tensor for tensor in model.state_dict().values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -27,14 +27,14 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
     entries: list[dict[str, Any]] = []
     known: dict[Any, dict[str, Any]] = {}
     for number, edit in enumerate(edits):
+        forms: dict[str, Any] = {}
         for name, tensor in edit.tensors.items():
-            if (
-                memory := memory_of(tensor)
-            ) not in known:  # a tensor that edits share is there once
-                known[memory] = _without_zeros(
-                    f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors
-                )
-        forms = {name: known[memory_of(tensor)] for name, tensor in edit.tensors.items()}
+            memory = memory_of(tensor)
+            # A tensor that edits share is there once.
+            if memory not in known:
+                plain = tensor.detach().contiguous().cpu()
+                known[memory] = _without_zeros(f"{number}.{name}", plain, tensors)
+            forms[name] = known[memory]
         entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
     text = line_of_json(entries).encode()
     return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
@@ -42,21 +42,19 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
 
 def from_bytes(content: bytes) -> list[StoredEdit]:
     """Return the edits again. `DataError` for what is no such file."""
+    edits: list[StoredEdit] = []
     try:
         tensors = load(content)
-        entries = from_json(tensors.pop(ENTRIES).numpy().tobytes().decode())
-        return [
-            StoredEdit(
-                str(e["kind"]),
-                e["facts"],
-                {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()},
-            )
-            for e in entries
-        ]
+        for entry in from_json(tensors.pop(ENTRIES).numpy().tobytes().decode()):
+            forms = entry["tensors"].items()
+            held = {name: _with_zeros(form, tensors) for name, form in forms}
+            edits.append(StoredEdit(str(entry["kind"]), entry["facts"], held))
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
-            f"the edits that are kept of a run can't be read ({error}); delete edits.safetensors in its folder to compress it again"
+            f"the edits that are kept of a run can't be read ({error}); "
+            f"delete edits.safetensors in its folder to compress it again"
         ) from error
+    return edits
 
 
 def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -67,7 +65,8 @@ def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dic
     # A bit for each number says whether it is zero: worth it where the zeros would take more than
     # those n bits.
     nonzero = flat != 0
-    if (len(flat) - int(nonzero.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
+    zeros = len(flat) - int(nonzero.count_nonzero())
+    if zeros * tensor.element_size() * 8 <= len(flat):
         tensors[name] = tensor
         return {"name": name}
     tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(nonzero.numpy()))
@@ -78,11 +77,9 @@ def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dic
 def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     if "shape" not in form:
         return tensors[form["name"]]
-    bits, values, shape = (
-        tensors[f"{form['name']}.bits"],
-        tensors[f"{form['name']}.values"],
-        tuple(form["shape"]),
-    )
+    bits = tensors[f"{form['name']}.bits"]
+    values = tensors[f"{form['name']}.values"]
+    shape = tuple(form["shape"])
     size = int(np.prod(shape, dtype=np.int64))
     if size > 8 * len(bits):
         raise ValueError("its tensors are larger than what is there of them")

@@ -26,13 +26,12 @@ class Scaling:
     factors: Float[Tensor, "slice"] = field(repr=False, compare=False)
     offset: float = 0.0
 
-    def of(self, parameter: Tensor) -> Tensor:
+    def scaled(self, parameter: Tensor) -> Tensor:
         """Return what becomes of the parameter, in float32 or wider."""
         kind = wide(parameter.dtype)
-        shape = [-1, *[1] * (-1 - self.axis)]
-        return (parameter.detach().to(kind) + self.offset) * self.factors.to(
-            parameter.device, kind
-        ).reshape(shape) - self.offset
+        behind = [1] * (-1 - self.axis)
+        factors = self.factors.to(parameter.device, kind).reshape([-1, *behind])
+        return (parameter.detach().to(kind) + self.offset) * factors - self.offset
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Fold(Edit):
     def apply(self, view: ModelView) -> None:
         for scaling in self.scalings:
             parameter = view.model.get_parameter(scaling.name)
-            overwrite(parameter, scaling.of(parameter))
+            overwrite(parameter, scaling.scaled(parameter))
 
     def undo(self, view: ModelView) -> Callable[[], None]:
         before: dict[nn.Parameter, Tensor] = {}
@@ -77,31 +76,25 @@ class Fold(Edit):
         }
 
     def stored(self) -> StoredEdit:
-        scalings = [
-            {"name": one.name, "axis": one.axis, "offset": one.offset} for one in self.scalings
-        ]
-        tensors = {
-            str(number): one.factors.clone() for number, one in enumerate(self.scalings)
-        }  # several may be one tensor, which no file may hold
-        return StoredEdit(
-            self.kind,
-            {"block": self.index, "scalings": scalings, "notes": dict(self.notes)},
-            tensors,
-        )
+        scalings: list[dict[str, Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for number, scaling in enumerate(self.scalings):
+            scalings.append({"name": scaling.name, "axis": scaling.axis, "offset": scaling.offset})
+            # Cloned: several may be one tensor, which no file may hold.
+            tensors[str(number)] = scaling.factors.clone()
+        facts = {"block": self.index, "scalings": scalings, "notes": dict(self.notes)}
+        return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Fold":
-        parts = enumerate(stored.facts["scalings"])
-        scalings = tuple(
-            Scaling(one["name"], one["axis"], stored.tensors[str(number)], one["offset"])
-            for number, one in parts
-        )
         known = dict(view.model.named_parameters())
-        for one in scalings:
-            if known[one.name].shape[one.axis] != len(
-                one.factors
-            ):  # KeyError for a name that there isn't
-                raise ValueError(
-                    f"{one.name} has {known[one.name].shape[one.axis]} slices, not {len(one.factors)}"
-                )
-        return cls(stored.facts["block"], scalings, stored.facts["notes"])
+        scalings: list[Scaling] = []
+        for number, facts in enumerate(stored.facts["scalings"]):
+            factors = stored.tensors[str(number)]
+            scaling = Scaling(facts["name"], facts["axis"], factors, facts["offset"])
+            # `KeyError` for a name that there isn't.
+            slices = known[scaling.name].shape[scaling.axis]
+            if slices != len(factors):
+                raise ValueError(f"{scaling.name} has {slices} slices, not {len(factors)}")
+            scalings.append(scaling)
+        return cls(stored.facts["block"], tuple(scalings), stored.facts["notes"])

@@ -8,7 +8,7 @@ its own defines a subclass beside itself; its `kind` must be a word that no othe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
@@ -26,7 +26,7 @@ names of one word.
 """
 
 _KINDS: Final = dict[str, type["Edit"]]()
-"""Every kind of edit that is defined in this process, by the word that a kept one says."""
+"""Every kind of edit that is defined in this process, by the word that a stored edit says."""
 
 
 @dataclass(frozen=True)
@@ -115,75 +115,79 @@ class Replace(Edit):
 
     def report(self, view: ModelView) -> dict[str, Any]:
         """Return the matrix's line in the record."""
-        weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
-        error = output_error(weight.get(), after, self.seen, weight.name)
+        name = self.weight.name
+        after = self.compressed.weight
+        packed = self.compressed.packed
         zeros = zeros_of(after)
-        return {
-            "name": weight.name,
-            "shape": list(weight.shape),
+        line: dict[str, Any] = {
+            "name": name,
+            "shape": list(self.weight.shape),
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
-            **error,
-            **({"bits": mask_bits(weight.name, after)} if packed is None else packed.facts()),
-            **input_sizes(weight.name, self.seen),
-            **({"tokens": self.seen.tokens} if weight.expert is not None and self.seen else {}),
-            "notes": dict(self.compressed.notes),
         }
+        line |= output_error(self.weight.get(), after, self.seen, name)
+        if packed is None:
+            line["bits"] = mask_bits(name, after)
+        else:
+            line |= packed.facts()
+        line |= input_sizes(name, self.seen)
+        if self.weight.expert is not None and self.seen:
+            line["tokens"] = self.seen.tokens
+        line["notes"] = dict(self.compressed.notes)
+        return line
 
     def applied(self) -> "Replace":
-        own = replace(
-            self.compressed, weight=self.weight.get()
-        )  # the model's numbers by now, not a copy
-        return Replace(self.weight, own, _sizes(self.seen))
+        # With the model's numbers by now, not a copy.
+        compressed = replace(self.compressed, weight=self.weight.get())
+        return Replace(self.weight, compressed, _sizes(self.seen))
 
     def stored(self) -> StoredEdit:
         facts: dict[str, Any] = {"name": self.weight.name, "notes": dict(self.compressed.notes)}
-        packed, sizes, seen = self.compressed.packed, dict[str, Tensor](), _sizes(self.seen)
+        tensors = {"weight": self.compressed.weight}
+        form = None
+        if self.compressed.packed is not None:
+            form, tensors = to_stored(self.compressed.packed)
+        seen = _sizes(self.seen)
         if FeatureNorms in seen:
             norms = seen[FeatureNorms]
-            facts["norms"], sizes = (
-                {"tokens": norms.tokens, "mass": norms.mass},
-                {NORMS: norms.squares},
-            )
-        if packed is None:
-            return StoredEdit(self.kind, facts, {"weight": self.compressed.weight, **sizes})
-        form, tensors = to_stored(packed)
-        return StoredEdit(self.kind, {**facts, "packed": form}, {**tensors, **sizes})
+            facts["norms"] = {"tokens": norms.tokens, "mass": norms.mass}
+            tensors = {**tensors, NORMS: norms.squares}
+        if form is not None:
+            facts["packed"] = form
+        return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Replace":
-        weight = view.named[stored.facts["name"]]
+        facts = stored.facts
+        weight = view.named[facts["name"]]
         tensors = {name: tensor.to(weight.stored.device) for name, tensor in stored.tensors.items()}
-        packed = from_stored(stored.facts["packed"], tensors) if "packed" in stored.facts else None
-        norms = stored.facts.get("norms")
-        seen = Seen(
-            {}
-            if norms is None
-            else {FeatureNorms: FeatureNorms(tensors[NORMS], norms["tokens"], norms["mass"])}
-        )
-        return cls(
-            weight,
-            Compressed(
-                tensors["weight"] if packed is None else packed.dense(),
-                stored.facts["notes"],
-                packed,
-            ),
-            seen,
-        )
+        if "packed" in facts:
+            packed = from_stored(facts["packed"], tensors)
+            numbers = packed.dense()
+        else:
+            packed = None
+            numbers = tensors["weight"]
+        norms = facts.get("norms")
+        seen = Seen({})
+        if norms is not None:
+            sizes = FeatureNorms(tensors[NORMS], norms["tokens"], norms["mass"])
+            seen = Seen({FeatureNorms: sizes})
+        return cls(weight, Compressed(numbers, facts["notes"], packed), seen)
 
 
 def _sizes(seen: Seen) -> Seen:
-    """What is kept of what a matrix saw: how large its inputs were. A copy, since several
+    """Return what is kept of what a matrix saw: how large its inputs were. A copy, since several
     matrices may share one statistic, and a Gram is large.
     """
-    found = next(
-        (statistic for statistic in seen.values() if isinstance(statistic, InputStatistic)), None
-    )
-    return Seen(
-        {}
-        if found is None
-        else {FeatureNorms: FeatureNorms(found.norms().clone(), found.tokens, found.mass)}
-    )
+    for statistic in seen.values():
+        if isinstance(statistic, InputStatistic):
+            norms = statistic.norms().clone()
+            return Seen({FeatureNorms: FeatureNorms(norms, statistic.tokens, statistic.mass)})
+    return Seen({})
+
+
+def _size(weights: Iterable[Weight]) -> int:
+    return sum(weight.shape[0] * weight.shape[1] for weight in weights)
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,7 @@ class DropBlocks(Edit):
         return view.remembered()
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        blocks = [view.blocks[i] for i in self.indices]
-        removed = sum(w.shape[0] * w.shape[1] for block in blocks for w in block.weights)
+        removed = sum(_size(view.blocks[index].weights) for index in self.indices)
         return {
             "edit": self.kind,
             "blocks": list(self.indices),
@@ -239,17 +242,14 @@ class DropExperts(Edit):
 
     def report(self, view: ModelView) -> dict[str, Any]:
         layers = {layer.block: layer for layer in expert_layers(view)}
-        dropped = [
-            layers[block].experts[expert]
-            for block, experts in self.experts.items()
-            for expert in experts
-        ]
-        removed = sum(w.shape[0] * w.shape[1] for matrices in dropped for w in matrices)
-        count = next((layer.count for layer in layers.values()), 0)
+        removed = 0
+        for block, experts in self.experts.items():
+            removed += sum(_size(layers[block].experts[expert]) for expert in experts)
+        counts = [layer.count for layer in layers.values()]
         return {
             "edit": self.kind,
             "experts": self._listed(),
-            "of": count,
+            "of": counts[0] if counts else 0,
             "removed": removed,
             "notes": dict(self.notes),
         }
@@ -259,10 +259,9 @@ class DropExperts(Edit):
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "DropExperts":
-        return cls(
-            {int(block): tuple(experts) for block, experts in stored.facts["experts"].items()},
-            stored.facts["notes"],
-        )
+        listed = stored.facts["experts"].items()
+        experts = {int(block): tuple(numbers) for block, numbers in listed}
+        return cls(experts, stored.facts["notes"])
 
     def _listed(self) -> dict[str, list[int]]:
         return {str(block): list(experts) for block, experts in self.experts.items()}
@@ -298,27 +297,23 @@ class ReplaceParameters(Edit):
         }
 
     def stored(self) -> StoredEdit:
-        forms = {name: to_stored(form) for name, form in self.packed.items()}
-        tensors = {
-            f"{number}.{key}": tensor
-            for number, (_, own) in enumerate(forms.values())
-            for key, tensor in own.items()
-        }
-        return StoredEdit(
-            self.kind,
-            {"parameters": [[name, facts, list(own)] for name, (facts, own) in forms.items()]},
-            tensors,
-        )
+        parameters: list[list[Any]] = []
+        tensors: dict[str, Tensor] = {}
+        for number, (name, form) in enumerate(self.packed.items()):
+            facts, parts = to_stored(form)
+            parameters.append([name, facts, list(parts)])
+            for key, tensor in parts.items():
+                tensors[f"{number}.{key}"] = tensor
+        return StoredEdit(self.kind, {"parameters": parameters}, tensors)
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "ReplaceParameters":
         device = next(view.model.parameters()).device
-        entries = enumerate(stored.facts["parameters"])
-        forms = {
-            name: from_stored(facts, {key: stored.tensors[f"{n}.{key}"].to(device) for key in keys})
-            for n, (name, facts, keys) in entries
-        }
-        return cls(forms)
+        packed: dict[str, Packed] = {}
+        for number, (name, facts, keys) in enumerate(stored.facts["parameters"]):
+            parts = {key: stored.tensors[f"{number}.{key}"].to(device) for key in keys}
+            packed[name] = from_stored(facts, parts)
+        return cls(packed)
 
 
 def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
@@ -327,7 +322,8 @@ def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
     """
     if stored.kind not in _KINDS:
         raise DataError(
-            f"an edit of the kind {stored.kind!r} can't be read; install the package of the method that made it",
+            f"an edit of the kind {stored.kind!r} can't be read; "
+            f"install the package of the method that made it",
             subject=stored.kind,
         )
     try:
@@ -340,31 +336,31 @@ def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
 
 
 def as_tensors(edits: Sequence[StoredEdit]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Edits as a safetensors file holds them: their tensors under names of their own, and the rest
-    as plain JSON data.
+    """Return edits as a safetensors file holds them: their tensors under names of their own, and
+    the rest as plain JSON data.
 
     A tensor that several edits share is there once; the others say under which name (`same`).
     """
-    tensors, entries, places = dict[str, Tensor](), list[dict[str, Any]](), dict[Any, str]()
+    tensors: dict[str, Tensor] = {}
+    entries: list[dict[str, Any]] = []
+    places: dict[Any, str] = {}
     for number, stored in enumerate(edits):
-        named = {
-            name: places.setdefault(memory_of(tensor), f"{number}.{name}")
-            for name, tensor in stored.tensors.items()
+        same: dict[str, str] = {}
+        for name, tensor in stored.tensors.items():
+            memory = memory_of(tensor)
+            if memory in places:
+                same[name] = places[memory]
+                continue
+            places[memory] = f"{number}.{name}"
+            tensors[f"{number}.{name}"] = tensor
+        entry: dict[str, Any] = {
+            "kind": stored.kind,
+            "facts": dict(stored.facts),
+            "tensors": list(stored.tensors),
         }
-        tensors |= {
-            place: stored.tensors[name]
-            for name, place in named.items()
-            if place == f"{number}.{name}"
-        }
-        same = {name: place for name, place in named.items() if place != f"{number}.{name}"}
-        entries.append(
-            {
-                "kind": stored.kind,
-                "facts": dict(stored.facts),
-                "tensors": list(stored.tensors),
-                **({"same": same} if same else {}),
-            }
-        )
+        if same:
+            entry["same"] = same
+        entries.append(entry)
     return tensors, entries
 
 
@@ -381,14 +377,9 @@ def from_tensors(
     """Return the edits again. `KeyError` or `TypeError` where something isn't what `as_tensors`
     gave.
     """
-    found: list[StoredEdit] = []
+    edits: list[StoredEdit] = []
     for number, entry in enumerate(entries):
         same = entry.get("same", {})
-        found.append(
-            StoredEdit(
-                entry["kind"],
-                entry["facts"],
-                {name: tensors[same.get(name, f"{number}.{name}")] for name in entry["tensors"]},
-            )
-        )
-    return found
+        held = {name: tensors[same.get(name, f"{number}.{name}")] for name in entry["tensors"]}
+        edits.append(StoredEdit(entry["kind"], entry["facts"], held))
+    return edits

@@ -1,5 +1,5 @@
-"""What a text says the answer is: numbers read as numbers, choices by their label or their
-words. Nothing is ever executed.
+"""Reads out of a text what it says the answer is: numbers as numbers, choices by their label or
+their words. Nothing is ever executed.
 """
 
 import re
@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import Final
 
 LONGEST: Final = 40
-"""Characters of a number; what is longer is no answer."""
+"""Characters of a number; a longer one is no answer."""
 TOLERANCE: Final = Fraction(1, 10**6)
 """How far, relatively, two numbers that aren't both whole may be apart and still be the same:
 2/3 is 0.6666667.
 """
 
+# A sign, a currency, then a mixed number, a fraction, or digits with decimals and a power of ten.
 _DIGITS: Final = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER: Final = re.compile(
     rf"(?P<sign>(?<![\w.)\]%])[-−–])?(?:[$€£¥](?P<minus>[-−–])?)?"
@@ -39,11 +40,10 @@ class Number:
         """As short as it is exact: a whole number, or one with its decimals, else a fraction."""
         if self.value.denominator == 1:
             return str(self.value.numerator)
-        return (
-            f"{float(self.value):.{self.decimals}f}"
-            if self.decimals is not None and self.decimals <= 12
-            else str(self.value)
-        )
+        # A float is exact for so few decimals alone.
+        if self.decimals is not None and self.decimals <= 12:
+            return f"{float(self.value):.{self.decimals}f}"
+        return str(self.value)
 
 
 def numbers(text: str) -> list[Number]:
@@ -56,54 +56,64 @@ def numbers(text: str) -> list[Number]:
     >>> [str(number) for number in numbers("From $1,200 to 3/4 of it, or -3.50.")]
     ['1200', '3/4', '-3.50']
     """
-    results: list[Number] = []
+    found: list[Number] = []
     for match in _NUMBER.finditer(text):
-        if len(match[0]) > LONGEST:
-            continue
         number = _number(match)
         if number is not None:
-            negative = match["sign"] or match["minus"]
-            results.append(Number(-number.value, number.decimals) if negative else number)
-    return results
+            found.append(number)
+    return found
 
 
 def _number(match: re.Match[str]) -> Number | None:
+    if len(match[0]) > LONGEST:
+        return None
+    decimals = None
     if match["plain"]:
         digits = match["plain"].replace(",", "")
         value = Fraction(digits) * Fraction(10) ** int(match["power"] or 0)
-        return Number(value, None if match["power"] else len(digits.partition(".")[2]))
-    above, _, below = (match["part"] or match["over"]).partition("/")
-    return (
-        Number(int(match["whole"] or 0) + Fraction(int(above), int(below))) if int(below) else None
-    )
+        if not match["power"]:
+            decimals = len(digits.partition(".")[2])
+    else:
+        above, _, below = (match["part"] or match["over"]).partition("/")
+        if int(below) == 0:
+            return None
+        value = int(match["whole"] or 0) + Fraction(int(above), int(below))
+    if match["sign"] or match["minus"]:
+        value = -value
+    return Number(value, decimals)
 
 
 def number_of(text: str) -> Number | None:
     """Return the number that a whole text is, with a unit of currency or a per cent sign at
-    most; none if it is anything else.
+    most; None if it is anything else.
     """
     match = _NUMBER.fullmatch(text.strip().removesuffix("%"))
-    return numbers(match[0])[0] if match and numbers(match[0]) else None
+    return _number(match) if match else None
 
 
 def same(answer: Number, gold: Number) -> bool:
     """Return whether they are the same number: whole ones exactly, others but for a millionth.
 
-    One that breaks off after two decimals or more is the same as one with more than four of which
-    it is the rounding: 0.67 is two thirds as a set has them, 0.6666666666666666. It isn't 0.675.
+    An answer that breaks off after two decimals or more is the same as a right one with more than
+    four of which it is the rounding: 0.67 is two thirds as a set has them, 0.6666666666666666. It
+    isn't 0.675.
     """
     apart = abs(answer.value - gold.value)
-    if not apart or answer.value.denominator == gold.value.denominator == 1:
-        return not apart
+    if apart == 0:
+        return True
+    if answer.value.denominator == gold.value.denominator == 1:
+        return False
     if apart <= TOLERANCE * max(1, abs(gold.value)):
         return True
-    rounded = (answer.decimals or 0) >= 2 and (gold.decimals or 0) > 4
-    return rounded and apart <= Fraction(1, 2 * 10 ** (answer.decimals or 0))
+    decimals = answer.decimals or 0
+    if decimals < 2 or (gold.decimals or 0) <= 4:
+        return False
+    return apart <= Fraction(1, 2 * 10**decimals)
 
 
 def concluded(text: str) -> str | None:
-    """Return what stands after the last "answer is", up to the end of its sentence; none if no
-    such thing is said.
+    """Return what stands after the last "answer is", up to the end of its sentence; None if
+    nothing of the kind is said.
     """
     matches = list(_CONCLUSION.finditer(text))
     if not matches:
@@ -114,17 +124,20 @@ def concluded(text: str) -> str | None:
 
 
 def read_number(text: str) -> Number | None:
-    """Return the number that a text says the answer is, else the last in it; of a conclusion `6
-    * 3 = 18` what stands behind the sign of equality.
+    """Return the number that a text says the answer is, else the last in it. Of a conclusion `6
+    * 3 = 18` it is the one behind the sign of equality.
     """
-    conclusion = concluded(text)
-    within = numbers((conclusion or "").rpartition("=")[2])
-    return within[0] if within else next(iter(numbers(text)[::-1]), None)
+    conclusion = concluded(text) or ""
+    stated = numbers(conclusion.rpartition("=")[2])
+    if stated:
+        return stated[0]
+    anywhere = numbers(text)
+    return anywhere[-1] if anywhere else None
 
 
 def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = ()) -> int | None:
     """Return which choice a text names, in its conclusion or else at its beginning: `B`, `(b)`, `B.
-    the words` or the words; none if it names none.
+    the words` or the words; None if it names none.
 
     Case, punctuation and the space around words don't matter. A label is one where nothing else is
     written, where a bracket, a full stop, a colon or a comma is put behind it, or the words of its
@@ -141,8 +154,12 @@ def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = (
         marked = re.match(rf"\s*[(\[]?{re.escape(label)}\s*[).:,\]](?!\d)", answer, re.IGNORECASE)
         if marked or plain == normalised(f"{label} {choices[number]}"):
             return number
+
+    def length(number: int) -> int:
+        return len(choices[number])
+
     # The longest first: what begins with "no answer" begins with "no" too.
-    for number in sorted(range(len(choices)), key=lambda i: -len(choices[i])):
+    for number in sorted(range(len(choices)), key=length, reverse=True):
         name = normalised(choices[number])
         if name and f"{plain} ".startswith(f"{name} "):
             return number

@@ -1,7 +1,10 @@
-"""What an evaluator is: a frozen dataclass that measures a model and names what it measured."""
+"""What an evaluator is: a frozen dataclass that measures a model and names what it measured.
+Also the mean over items that nearly every score is.
+"""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
@@ -9,31 +12,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, PerDraw, Row, Source
 from calibrant.data.user_file import UserFile
-from calibrant.results.outcomes import Journal, Measurement
+from calibrant.errors import SpecError
+from calibrant.results.outcomes import Journal, Measurement, Outcome
 from calibrant.spec import Spec, identity
 from calibrant.system.progress import Progress, silent
 
 MOST_TOKENS: Final = 10**9
-"""That are measured on: more than the part of any source that is held out."""
+"""The largest budget of tokens: more than the held-out part of any source has."""
 LONGEST_WINDOW: Final = 10**7
-"""In tokens: no model reads as many at once."""
+"""The longest window, in tokens: no model reads as many at once."""
 MOST_SHOTS: Final = 10_000
-"""Exemplars before a question: no model reads as many at once."""
+"""The most exemplars before a question: no model reads as many at once."""
 MOST_WRITTEN: Final = 1_000_000
-"""Tokens of an answer."""
+"""The most tokens of an answer."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """The model that is measured, and what goes with it.
 
-    `reference` is the untouched model, for evaluators that compare with it. `progress` is told how
-    far the measurement is. What is scored goes into `journal` as it comes, and what is there
-    already isn't scored again.
+    `reference` is the untouched model, for evaluators that compare with it. `progress` hears how
+    far the measurement is. Scores go into `journal` as they come; what the journal has already
+    isn't scored again.
 
     >>> from calibrant.evaluators.loss import Loss
     >>> from calibrant.testing import tiny_model, tiny_tokenizer
-    >>> measured = Loss(source="python_docs", tokens=200, length=64).measure(Subject(tiny_model("llama"), tiny_tokenizer()))
+    >>> subject = Subject(tiny_model("llama"), tiny_tokenizer())
+    >>> measured = Loss(source="python_docs", tokens=200, length=64).measure(subject)
     >>> measured.score.metric, measured.score.unit
     ('loss', 'nats/token')
     """
@@ -44,6 +49,31 @@ class Subject:
     progress: Progress = silent
     journal: Journal = field(default_factory=Journal)
 
+    def untouched(self, evaluator: "Evaluator") -> PreTrainedModel:
+        """Return the reference that `evaluator` compares with. `SpecError` if none was given."""
+        if self.reference is None:
+            raise SpecError(
+                f"{evaluator} compares a model with the untouched one, and none was given; "
+                f"give --reference, or Subject(…, reference=model)",
+                subject=str(evaluator),
+            )
+        return self.reference
+
+
+@dataclass
+class Steps:
+    """Says to a progress how much of a total is done."""
+
+    progress: Progress
+    doing: str
+    total: int
+    done: int = 0
+
+    def add(self, count: int) -> None:
+        """Say that so much more is done."""
+        self.done += count
+        self.progress(self.doing, self.done, self.total)
+
 
 class Evaluator(Spec, ABC):
     """Measures a model on rows that no calibration set can hold: a source's `measure` part."""
@@ -51,8 +81,8 @@ class Evaluator(Spec, ABC):
     compares: ClassVar[bool] = False
     """Whether it needs the untouched model as a reference."""
     looks_inside: ClassVar[bool] = False
-    """Whether it reads weights, watches parts or takes gradients of the model: then it needs all
-    of it in memory, and not only to run it.
+    """Whether it reads weights, watches parts or takes gradients of the model. Then the whole
+    model must be in memory.
     """
 
     @abstractmethod
@@ -61,26 +91,26 @@ class Evaluator(Spec, ABC):
 
     @abstractmethod
     def rows(self) -> Iterable[Row]:
-        """Return the rows that may be measured on, whatever the budget: what no calibration set
-        may hold.
+        """Return all rows that may be measured, whatever the budget. No calibration set may hold
+        any of them.
         """
 
     def reads(self) -> Source | None:
-        """Return the source whose measured part this reads; None where there is no such thing,
-        as of a task of the harness.
+        """Return the source whose measured part this reads. None where there is no source, as of
+        a task of the harness.
         """
         return None
 
     def check(self) -> None:
-        """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far
-        as it is known without reading any data.
+        """Raise the `InputError` of a source, set or format that `measure` couldn't use. Reads no
+        data.
         """
 
     def digest(self) -> str:
-        """Return the tagged SHA-256 of what is measured where that can change under the same name,
-        as a user's own file can; else nothing.
+        """Return the tagged SHA-256 of data that can change under the same name, such as a user's
+        own file; else nothing.
 
-        A measurement's identity has it, so that an edited file is measured anew.
+        It is a part of a measurement's identity, so that an edited file is measured anew.
         """
         return ""
 
@@ -92,15 +122,11 @@ class Evaluator(Spec, ABC):
 
 
 class SourceEvaluator(Evaluator, ABC):
-    """An evaluator of one source's measured part, as one format renders it: all else about its
-    rows follows from these two.
-    """
+    """An evaluator of one source's measured part, as one format renders it."""
 
     @abstractmethod
     def held_out(self) -> tuple[Source, Format]:
-        """Return the source and the format. Raises an `InputError` where there is none of that
-        name.
-        """
+        """Return the source and the format. `InputError` for names that are none."""
 
     def rows(self) -> Iterator[Row]:
         """Return the rows of the source's measured part that the format can render."""
@@ -117,14 +143,63 @@ class SourceEvaluator(Evaluator, ABC):
         return digest_of(self.held_out()[0])
 
 
+def check_least(spec: Spec, **least: int) -> None:
+    """Raise `SpecError` for the first of these parameters that is below its least. One that is None
+    is left out.
+    """
+    for name, lowest in least.items():
+        value = getattr(spec, name)
+        if value is not None and value < lowest:
+            raise SpecError(
+                f"{spec.spec_name()}({name}={value}): {name} must be at least {lowest}",
+                subject=name,
+            )
+
+
 def digest_of(source: Source) -> str:
     """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as
     exemplars; nothing for Calibrant's own sources.
     """
     if isinstance(source, PerDraw):
         return digest_of(source.measured())
-    return (
-        identity([source.part(part).digest for part in ("measure", "exemplars")])
-        if isinstance(source, UserFile)
-        else ""
-    )
+    if not isinstance(source, UserFile):
+        return ""
+    return identity([source.part("measure").digest, source.part("exemplars").digest])
+
+
+def ratio(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
+    """Return Σ values / Σ weights over independent items, and its standard error; None for a
+    single item.
+
+    The error is that of a ratio of two sums, linearised: the residual of item i is `value - mean *
+    weight`. So long documents count for what they hold, and the item, not the token, is the unit.
+    """
+    # `fsum` is exact, so the order of the items doesn't matter.
+    total = math.fsum(weights)
+    mean = math.fsum(values) / total
+    count = len(values)
+    if count < 2:
+        return mean, None
+    residuals = [value - mean * weight for value, weight in zip(values, weights, strict=True)]
+    squares = math.fsum(residual**2 for residual in residuals)
+    # n - 1 degrees of freedom: the mean is estimated from the same items.
+    return mean, math.sqrt(squares * count / (count - 1)) / total
+
+
+def mean_of(
+    outcomes: Sequence[Outcome], value: str | None = None, weight: str | None = None
+) -> tuple[float, float | None]:
+    """Return the `ratio` of the outcomes' values and weights, or of the facts that are named."""
+    values: list[float] = []
+    weights: list[float] = []
+    for outcome in outcomes:
+        values.append(outcome.value if value is None else float(outcome.facts[value]))
+        weights.append(outcome.weight if weight is None else float(outcome.facts[weight]))
+    return ratio(values, weights)
+
+
+def items_of(outcomes: Sequence[Outcome]) -> str:
+    """Return the hash of which items were measured, each with its weight: measurements of one
+    hash can be compared item by item.
+    """
+    return identity([[item.item, item.weight] for item in outcomes])

@@ -6,8 +6,8 @@ of it is the same in every batch. Then the memories of a batch are aligned on th
 shorter prompt lacks is left out before it, never in the middle. What a new token sees, and how far
 away it is, is what it would be alone, windows of attention included.
 
-Always the most probable token, whatever the model's own generation settings say: no sampling, no
-penalties.
+The most probable token is always taken, whatever the model's own generation settings say: no
+sampling, no penalties.
 
 Why not transformers' `generate`: it computes the common beginning anew for each prompt, and pads
 prompts, so that what is scored would depend on the batch. For 8 prompts of 290 tokens, 20 to be
@@ -20,12 +20,13 @@ from functools import cached_property
 from typing import Any, Final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators._windows import accepted
+from calibrant.evaluators._windows import accepted, common_length
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on
@@ -35,7 +36,7 @@ REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that remember keys and values, a pair a token, and nothing else."""
 
 Ended = Callable[[Sequence[int]], bool]
-"""Whether these tokens, the last of them new, are a whole answer."""
+"""Says whether these tokens, the last of them new, are a whole answer."""
 
 
 @dataclass(frozen=True)
@@ -66,72 +67,69 @@ class Decoder:
         ended: Ended,
         measured: str,
     ) -> None:
-        self.model, self.prompts, self.most, self.ended, self.measured = (
-            model,
-            [list(p) for p in prompts],
-            most,
-            ended,
-            measured,
-        )
-        longest, room = (
-            max(map(len, self.prompts)),
-            getattr(model.config.get_text_config(), "max_position_embeddings", None),
-        )
+        self.model = model
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.most = most
+        self.ended = ended
+        self.measured = measured
+        self.remembers = remembers(model)
+        longest = max(map(len, self.prompts))
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if isinstance(room, int) and longest + most > room:
             raise DataError(
-                f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into the model's {room:,} positions; take fewer shots",
+                f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into "
+                f"the model's {room:,} positions; take fewer shots",
                 subject=measured,
             )
-        # At least one token of each prompt is shown in its batch: what it says comes next is the
-        # first answer.
-        self.shared = (
-            min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
-        )
+        self.shared = 0
+        if self.remembers:
+            # At least one token of each prompt is shown in its batch: what it says comes next is
+            # the first answer.
+            self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1)
 
     def batches(self) -> Iterator[list[int]]:
         """Yield the numbers of the prompts that are decoded together: those of like length, the
         longest first. The same for the same prompts.
         """
+        lengths = [len(prompt) + self.most for prompt in self.prompts]
         # A model that remembers more takes one prompt at a time, since two of them wouldn't fit.
-        yield from by_length(
-            [len(prompt) + self.most for prompt in self.prompts],
-            TOKENS_PER_BATCH if remembers(self.model) else 1,
-        )
+        return by_length(lengths, TOKENS_PER_BATCH if self.remembers else 1)
 
+    @torch.no_grad()
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """Return what the model writes after each of these prompts."""
-        with torch.no_grad():
-            return (
-                self._together(batch)
-                if remembers(self.model)
-                else [self._anew(number) for number in batch]
-            )
-
-    def _together(self, batch: Sequence[int]) -> list[Generated]:
         prompts = [self.prompts[number] for number in batch]
+        if self.remembers:
+            return self._together(prompts)
+        return [self._anew(prompt) for prompt in prompts]
+
+    def _together(self, prompts: Sequence[list[int]]) -> list[Generated]:
         width = max(map(len, prompts))
         chosen, cache = self._read(prompts, width)
-        shifts = torch.tensor([width - len(p) for p in prompts], device=self.model.device)
-        written, going = [list[int]() for _ in prompts], list(range(len(prompts)))
+        lacking = [width - len(prompt) for prompt in prompts]
+        shifts = torch.tensor(lacking, device=self.model.device)
+        written: list[list[int]] = [[] for _ in prompts]
+        going = list(range(len(prompts)))
         while True:
             for number, token in zip(going, chosen.tolist(), strict=True):
                 written[number].append(token)
-            on = [place for place, number in enumerate(going) if not self._over(written[number])]
-            if not on:
+            rows = [row for row, number in enumerate(going) if not self._over(written[number])]
+            if not rows:
                 return [self._generated(ids) for ids in written]
-            if len(on) < len(going):
-                places = torch.tensor(on, device=chosen.device)
-                cache.batch_select_indices(places)
-                shifts, chosen, going = (
-                    shifts[places],
-                    chosen[places],
-                    [going[place] for place in on],
-                )
+            if len(rows) < len(going):
+                # Finished answers leave the batch; what they remembered goes with them.
+                kept = torch.tensor(rows, device=chosen.device)
+                cache.batch_select_indices(kept)
+                shifts = shifts[kept]
+                chosen = chosen[kept]
+                going = [going[row] for row in rows]
             width += 1
             chosen = self._next(self._forward(chosen[:, None], width, shifts, cache))
 
-    def _read(self, prompts: Sequence[list[int]], width: int) -> tuple[Tensor, DynamicCache]:
-        """The first token after each prompt, and what is remembered of them, aligned on the
+    def _read(
+        self, prompts: Sequence[list[int]], width: int
+    ) -> tuple[Int[Tensor, " prompt"], DynamicCache]:
+        """Return the first token after each prompt, and what is remembered of them, aligned on the
         right in `width` columns.
         """
         first: list[Tensor] = []
@@ -141,51 +139,59 @@ class Decoder:
             for layer, (keys, values) in enumerate(self._beginning):
                 alone.update(keys, values, layer)
             ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
-            none = torch.zeros(1, dtype=torch.long, device=ids.device)
-            first.append(self._next(self._forward(ids, len(prompt), none, alone)))
+            no_shift = torch.zeros(1, dtype=torch.long, device=ids.device)
+            first.append(self._next(self._forward(ids, len(prompt), no_shift, alone)))
             pairs = _pairs(alone)
             if not layers:
-                layers = [
-                    [x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair]
-                    for pair in pairs
-                ]
+                layers = [[_columns(part, len(prompts), width) for part in pair] for pair in pairs]
             for aligned, pair in zip(layers, pairs, strict=True):
-                for whole, own in zip(aligned, pair, strict=True):
-                    whole[row, :, width - own.shape[2] :] = own[0]
+                for whole, part in zip(aligned, pair, strict=True):
+                    whole[row, :, width - part.shape[2] :] = part[0]
         cache = DynamicCache()
         for layer, pair in enumerate(layers):
             cache.update(pair[0], pair[1], layer)
+            # The cache has a copy: two of all layers would take twice the memory.
             pair.clear()
         return torch.cat(first), cache
 
-    def _forward(self, ids: Tensor, width: int, shifts: Tensor, cache: DynamicCache) -> Tensor:
-        """The logits after the last column of `ids`, which stand at the end of `width` columns
-        of which each row leaves `shifts` out.
+    def _forward(
+        self,
+        ids: Int[Tensor, "row token"],
+        width: int,
+        shifts: Int[Tensor, " row"],
+        cache: DynamicCache,
+    ) -> Float[Tensor, "row word"]:
+        """Return the logits after the last column of `ids`, which stand at the end of `width`
+        columns of which each row leaves `shifts` out.
         """
         columns = torch.arange(width, device=ids.device)
         mask = (columns >= shifts[:, None]).long()
-        positions = (columns - shifts[:, None]).clamp(min=0)[:, width - ids.shape[1] :]
+        # What is left out has no position, and is masked; its number must only be a valid one.
+        positions = (columns - shifts[:, None]).clamp(min=0)
+        positions = positions[:, width - ids.shape[1] :]
         more = accepted(self.model, position_ids=positions, logits_to_keep=1)
-        return self.model(
-            input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more
-        ).logits[:, -1]
+        output = self.model(input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more)
+        return output.logits[:, -1]
 
-    def _anew(self, number: int) -> Generated:
-        """One prompt without a memory: every token is predicted from all before it, shown again."""
+    def _anew(self, prompt: list[int]) -> Generated:
+        """Continue one prompt without a memory: every token is predicted from all before it, shown
+        again.
+        """
         written: list[int] = []
-        keep = accepted(self.model, logits_to_keep=1)
+        limit = accepted(self.model, logits_to_keep=1)
+        # `ended` looks at the last token, so there must be one.
         while not written or not self._over(written):
-            ids = torch.tensor([self.prompts[number] + written], device=self.model.device)
-            written.append(
-                int(self._next(self.model(input_ids=ids, use_cache=False, **keep).logits[:, -1]))
-            )
+            ids = torch.tensor([prompt + written], device=self.model.device)
+            logits = self.model(input_ids=ids, use_cache=False, **limit).logits[:, -1]
+            written.append(int(self._next(logits)))
         return self._generated(written)
 
-    def _next(self, logits: Tensor) -> Tensor:
-        top, chosen = logits.max(-1)
-        if not bool(top.isfinite().all()):
+    def _next(self, logits: Float[Tensor, "row word"]) -> Int[Tensor, " row"]:
+        highest, chosen = logits.max(-1)
+        if not bool(highest.isfinite().all()):
             raise NumericsError(
-                f"{self.measured}: the model's outputs aren't finite, so there is no most probable token",
+                f"{self.measured}: the model's outputs aren't finite, "
+                f"so there is no most probable token",
                 subject=self.measured,
             )
         return chosen
@@ -205,9 +211,8 @@ class Decoder:
             return []
         cache = DynamicCache()
         ids = torch.tensor([self.prompts[0][: self.shared]], device=self.model.device)
-        self.model(
-            input_ids=ids, cache=cache, use_cache=True, **accepted(self.model, logits_to_keep=1)
-        )
+        limit = accepted(self.model, logits_to_keep=1)
+        self.model(input_ids=ids, cache=cache, use_cache=True, **limit)
         return _pairs(cache)
 
 
@@ -215,25 +220,29 @@ def remembers(model: PreTrainedModel) -> bool:
     """Return whether all that a model keeps of what it has read are keys and values, a pair a
     token and layer.
     """
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    return (
-        not getattr(model, "_is_stateful", False)
-        and set(kinds) <= REMEMBERED
-        and bool(accepted(model, cache=None))
-    )
+    if getattr(model, "_is_stateful", False) or not accepted(model, cache=None):
+        return False
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return set(kinds) <= REMEMBERED
 
 
 def common(prompts: Sequence[list[int]]) -> int:
     """Return how many tokens all prompts begin with: as many as the first and the last in
     alphabetical order do.
     """
-    pairs = zip(min(prompts), max(prompts), strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, prompts)))
+    return common_length(min(prompts), max(prompts))
 
 
 def _pairs(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of each layer. All of them are kept, also where a layer has a window: the
-    mask says which of them are seen.
+    """Return keys and values of each layer. All of them are kept, also where a layer has a window:
+    the mask says which of them are seen.
     """
     layers: list[Any] = list(cache.layers)
     return [(layer.keys, layer.values) for layer in layers]
+
+
+def _columns(
+    part: Float[Tensor, "1 head token feature"], rows: int, width: int
+) -> Float[Tensor, "row head column feature"]:
+    """Return zeros of the same kind, for as many prompts and columns."""
+    return part.new_zeros(rows, part.shape[1], width, part.shape[3])

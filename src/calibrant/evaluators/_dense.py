@@ -1,77 +1,228 @@
-"""What is known of the dense model already: a study compares hundreds of models with one, and
-keeps what that predicts where there is room.
+"""What is known of the dense model that others are compared with: its predictions, where they are
+kept, what else was found of it, and the noise floor of KL.
+
+The noise floor is how far apart two computations of the same numbers are. Whatever runs a model
+rounds in a way of its own: bfloat16 keeps eight bits of every activation, llama.cpp rounds
+activations to 8 bits before it multiplies them with quantized weights. The next version of a
+runtime, or another machine, rounds otherwise. So if the divergences of two models from the dense
+one differ by less than what rounding alone does, the models can't be distinguished where they run.
+
+The floor is the divergence KL(exact ‖ as it runs) per token, over the first windows of what is
+measured. In torch the numbers are the dense model's, computed in its own type and in one twice as
+wide. In llama.cpp they are those of the file, since its arithmetic depends on how the file is
+quantized, computed there and by torch in float32. Where there is no second computation (no wider
+type, no room for it in memory, blocks on disk, a file that transformers can't open), there is no
+floor, and nothing is claimed.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+import psutil
+import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrant.evaluators._room import room
+from calibrant.data import by_length
+from calibrant.errors import NumericsError
+from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._engines import RunByLlamaCpp
 from calibrant.evaluators._windows import ScoredWindow, predictions
-from calibrant.spec import identity
+from calibrant.spec import canonical, identity
 
 SHARE: Final = 4
-"""Predictions may take one part in so many of the room for a second model, as it is when they
+"""Predictions may take one part in so many of the room for a second model, as that is when they
 are made.
+"""
+ROOM: Final = 0.5
+"""The share of the free memory that a second copy of a model may take."""
+TOKENS: Final = 512
+"""Tokens that the floor is measured on: it is wanted to one digit."""
+WIDER: Final = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float64,
+}
+
+Found = TypeVar("Found")
+Compare = Callable[[PreTrainedModel, PreTrainedModel, list[ScoredWindow]], Sequence[Sequence[Any]]]
+"""Compares a model with a reference. What it gives of each window begins with the summed nats of
+divergence.
 """
 
 
 @dataclass
 class _Kept:
-    """The logits of the dense model in the state `of`, by batch of windows, and how many bytes
-    they take.
-    """
+    """The logits of a dense model in one `state`, by batch of windows, and the bytes they take."""
 
-    of: Any
+    state: list[Any]
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
     taken: int = 0
 
 
-_KNOWN: Final = WeakKeyDictionary[PreTrainedModel, _Kept]()
+# All by the model, weakly: what is known of it goes when it goes.
+_KEPT: Final = WeakKeyDictionary[PreTrainedModel, _Kept]()
+_FOUND: Final = WeakKeyDictionary[PreTrainedModel, dict[str, tuple[str, Any]]]()
+_FLOORS: Final = WeakKeyDictionary[PreTrainedModel, dict[str, "NoiseFloor | None"]]()
 
 
 def state(model: PreTrainedModel) -> list[Any]:
     """Return where a model's numbers are and how often they were written to; a write through
     `.data` isn't seen.
     """
-    return [
-        [p.data_ptr(), str(p.dtype), 0 if p.is_inference() else p._version]
-        for p in (*model.parameters(), *model.buffers())
-    ]
+    found: list[Any] = []
+    for tensor in (*model.parameters(), *model.buffers()):
+        # A tensor that was made in inference mode has no version.
+        version = 0 if tensor.is_inference() else tensor._version
+        found.append([tensor.data_ptr(), str(tensor.dtype), version])
+    return found
 
 
 def keep_predictions(model: PreTrainedModel) -> None:
-    """From now on keep what a model predicts, as long as it lives: other models will be compared
+    """Keep what a model predicts from now on, as long as it lives: other models will be compared
     with it on the same windows.
     """
-    _KNOWN[model] = _Kept(state(model))
+    _KEPT[model] = _Kept(state(model))
 
 
 def forget_predictions(model: PreTrainedModel) -> None:
-    """Keep nothing more of it."""
-    _KNOWN.pop(model, None)
+    """Keep no predictions of the model any more."""
+    _KEPT.pop(model, None)
 
 
-def dense_predictions(reference: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[Tensor]:
-    """For each window the dense model's logits `[scored token, vocabulary]`, as `predictions`
-    has them, without a forward where they were kept.
+def dense_predictions(
+    reference: PreTrainedModel, batch: Sequence[ScoredWindow]
+) -> list[Float[Tensor, "token word"]]:
+    """Return for each window the dense model's logits, as `predictions` does, without a forward
+    where they were kept.
     """
-    if (kept := _KNOWN.get(reference)) is None:
+    kept = _KEPT.get(reference)
+    if kept is None:
         return list(predictions(reference, batch))
-    if kept.of != (now := state(reference)):
-        _KNOWN[reference] = kept = _Kept(now)
+    now = state(reference)
+    if kept.state != now:
+        kept = _Kept(now)
+        _KEPT[reference] = kept
     name = identity([[window.unscored, *window.ids] for window in batch])
     if name not in kept.logits:
-        logits = [
-            row.clone() for row in predictions(reference, batch)
-        ]  # without what else the batch had
+        # Cloned, or a view would keep the logits of unscored tokens and of padding too.
+        logits = [row.clone() for row in predictions(reference, batch)]
         size = sum(row.nbytes for row in logits)
         if kept.taken + size > room(reference.device) // SHARE:
             return logits
         kept.logits[name] = logits
         kept.taken += size
     return kept.logits[name]
+
+
+def found_once(
+    model: PreTrainedModel, evaluator: Evaluator, data: list[Any], find: Callable[[], Found]
+) -> Found:
+    """Return what `find` finds of a dense model, without finding it again for the last evaluator of
+    its kind that asked: a study compares hundreds of models with one.
+
+    `data` says what is read.
+    """
+    question = identity([state(model), canonical(evaluator), evaluator.digest(), data])
+    by_kind = _FOUND.setdefault(model, {})
+    kind = evaluator.spec_name()
+    if kind not in by_kind or by_kind[kind][0] != question:
+        by_kind[kind] = (question, find())
+    return by_kind[kind][1]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """A divergence in nats per token, the number of tokens, and between which two computations of
+    the same numbers it is.
+    """
+
+    nats: float
+    tokens: int
+    between: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as facts of a score."""
+        return {"floor": self.nats, "floor_tokens": self.tokens, "floor_between": self.between}
+
+
+def noise_floor(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    windows: Sequence[ScoredWindow],
+    compare: Compare,
+) -> NoiseFloor | None:
+    """Return the floor of whatever runs `model`, whose divergence from the dense `reference` is
+    measured on `windows`; None where none can be had.
+    """
+    run = model if isinstance(model, RunByLlamaCpp) else reference
+    first = _first(windows)
+    shown = [[window.name, window.unscored, *window.ids] for window in first]
+    question = identity([state(run), *shown])
+    known = _FLOORS.setdefault(run, {})
+    if question not in known:
+        known[question] = _measured(run, first, compare)
+    return known[question]
+
+
+def _first(windows: Sequence[ScoredWindow]) -> list[ScoredWindow]:
+    chosen: list[ScoredWindow] = []
+    scored = 0
+    for window in windows:
+        chosen.append(window)
+        scored += window.scored
+        if scored >= TOKENS:
+            break
+    return chosen
+
+
+def _measured(
+    run: PreTrainedModel, windows: Sequence[ScoredWindow], compare: Compare
+) -> NoiseFloor | None:
+    nats = 0.0
+    try:
+        exact, between = _exact(run)
+        if exact is None:
+            return None
+        # The same numbers on the same windows, so any divergence is rounding.
+        for places in by_length([len(window.ids) for window in windows], TOKENS):
+            compared = compare(run, exact, [windows[place] for place in places])
+            nats += sum(found[0] for found in compared)
+    except (RuntimeError, NumericsError):
+        # A model that insists on its type, or too little memory after all.
+        return None
+    tokens = sum(window.scored for window in windows)
+    return NoiseFloor(nats / tokens, tokens, between)
+
+
+def _exact(run: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
+    """Return a model that computes the same numbers more exactly, and between which computations
+    a difference is then.
+    """
+    if isinstance(run, RunByLlamaCpp):
+        return run.in_torch(room("cpu")), "llama.cpp and torch in float32"
+    wider = WIDER.get(run.dtype)
+    on_disk = any(parameter.is_meta for parameter in run.parameters())
+    # Metal has no float64.
+    if wider is None or on_disk or run.device.type == "mps":
+        return None, ""
+    size = sum(parameter.numel() for parameter in run.parameters())
+    if size * wider.itemsize > room(run.device):
+        return None, ""
+    narrow_name = str(run.dtype).removeprefix("torch.")
+    wide_name = str(wider).removeprefix("torch.")
+    exact = copy.deepcopy(run).to(wider)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    return exact, f"torch in {narrow_name} and in {wide_name}"
+
+
+def room(device: torch.device | str) -> int:
+    """Return the bytes that a second copy of a model may take on a device."""
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    return int(ROOM * free)

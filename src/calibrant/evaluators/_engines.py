@@ -1,14 +1,15 @@
-"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that what
-is measured is what will run.
+"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that the
+model is measured as it will run.
 """
 
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, Literal, cast, final, get_args
+from typing import Any, Final, Literal, final, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -31,18 +32,17 @@ def check_engine(engine: str, tasks: list[Evaluator]) -> None:
     """Raise `SpecError` for an engine that there isn't, or a task that it can't measure."""
     if engine not in ENGINES:
         raise SpecError(
-            f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose one of {', '.join(ENGINES)}",
+            f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}; "
+            f"choose one of {', '.join(ENGINES)}",
             subject=engine,
         )
-    if (
-        engine == "llama_cpp"
-        and (other := next((task for task in tasks if task.spec_name() not in MEASURED), None))
-        is not None
-    ):
-        raise SpecError(
-            f"{other} can't be measured with llama_cpp, which measures {' and '.join(MEASURED)}; leave --engine out",
-            subject=str(other),
-        )
+    for task in tasks:
+        if engine == "llama_cpp" and task.spec_name() not in MEASURED:
+            raise SpecError(
+                f"{task} can't be measured with llama_cpp, which measures "
+                f"{' and '.join(MEASURED)}; leave --engine out",
+                subject=str(task),
+            )
 
 
 def opened_by_llama_cpp(ref: str) -> Opened:
@@ -52,11 +52,14 @@ def opened_by_llama_cpp(ref: str) -> Opened:
     path = gguf_of(ref)
     if path is None:
         raise ModelError(
-            f"{ref} is no GGUF file, and llama.cpp runs nothing else; leave --engine out, or give the file",
+            f"{ref} is no GGUF file, and llama.cpp runs nothing else; "
+            f"leave --engine out, or give the file",
             subject=ref,
         )
-    tokenizer, digest = gguf_tokenizer(path), file_digest(path)
-    LlamaModel(path, 8).close()  # what can't be opened is said now, and not while it is measured
+    tokenizer = gguf_tokenizer(path)
+    digest = file_digest(path)
+    # A file that can't be opened is refused now, and not while it is measured.
+    LlamaModel(path, 8).close()
     engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
     return Opened(
         RunByLlamaCpp(path),
@@ -70,11 +73,12 @@ def opened_by_llama_cpp(ref: str) -> Opened:
 
 @final
 class RunByLlamaCpp(PreTrainedModel):
-    """Answers as a model of transformers does that is asked for logits. It has no parameters."""
+    """Gives logits as a model of transformers does. It has no parameters."""
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(PretrainedConfig())
-        self._path, self._model = path, cast("LlamaModel | None", None)
+        self._path = path
+        self._model: LlamaModel | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,25 +94,21 @@ class RunByLlamaCpp(PreTrainedModel):
         gets none and is zero.
         """
         del use_cache
-        lengths = (
-            [input_ids.shape[1]] * len(input_ids)
-            if attention_mask is None
-            else attention_mask.sum(1).tolist()
-        )
-        rows = [
-            torch.from_numpy(self._open(max(lengths)).logits(ids[:length].tolist()))
-            for ids, length in zip(input_ids, lengths, strict=True)
-        ]
-        logits: Float[Tensor, "sample position vocabulary"] = nn.utils.rnn.pad_sequence(
-            rows, batch_first=True
-        )
-        return SimpleNamespace(logits=logits)
+        lengths = [input_ids.shape[1]] * len(input_ids)
+        if attention_mask is not None:
+            lengths = attention_mask.sum(1).tolist()
+        model = self._open(max(lengths))
+        rows: list[Tensor] = []
+        for ids, length in zip(input_ids, lengths, strict=True):
+            rows.append(torch.from_numpy(model.logits(ids[:length].tolist())))
+        return SimpleNamespace(logits=nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
     def in_torch(self, room: int) -> PreTrainedModel | None:
         """Return a model of torch with the file's numbers, in float32; None where it would take
         more than `room` bytes or can't be opened.
         """
-        if 4 * sum(prod(shape) for shape in read_header(self._path).tensors.values()) > room:
+        numbers = sum(prod(shape) for shape in read_header(self._path).tensors.values())
+        if 4 * numbers > room:
             return None
         try:
             return open_model(str(self._path), "float32", "cpu").model
@@ -116,6 +116,8 @@ class RunByLlamaCpp(PreTrainedModel):
             return None
 
     def _open(self, length: int) -> LlamaModel:
+        """Return the model with a context of at least so many tokens."""
+        # A context takes memory by its length, so it grows only when it must.
         if self._model is None or self._model.length < length:
             if self._model is not None:
                 self._model.close()

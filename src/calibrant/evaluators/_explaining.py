@@ -4,7 +4,7 @@ and passages in which they were needed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,8 +23,10 @@ STRONGEST: Final = 3
 """Neurons that are shown of a word, those whose responses carry most of it."""
 PASSAGES: Final = 2
 """Passages that are quoted of a word."""
-BEFORE, BEHIND = 16, 6
-"""Tokens of a passage before a word, and behind it."""
+BEFORE: Final = 16
+"""Tokens of a passage before a word."""
+BEHIND: Final = 6
+"""Tokens of a passage behind a word."""
 SOURCE: Final = "wikitext"
 
 
@@ -49,13 +51,14 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
         facts = {key: value for key, value in self.score["facts"].items() if key != "words"}
-        head = {
+        return {
             "model": self.model,
             "reference": self.reference,
             "task": self.task,
             "score": {**self.score, "facts": facts},
+            "words": [dict(word) for word in self.words],
+            "unquoted": self.unquoted,
         }
-        return {**head, "words": [dict(word) for word in self.words], "unquoted": self.unquoted}
 
 
 @final
@@ -76,114 +79,109 @@ def explain(options: ExplainOptions) -> Explanation:
     the errors of `evaluate`, and `SpecError` for a task that isn't one of words, or one beside a
     source.
     """
-    asked = _asked(options.task, options.source, options.groups, options.tokens)
-    asked.check()
-    _, manifest = refuse_leaks(options.model, [asked], options.allow_leak)
+    task = _task(options)
+    task.check()
+    _, manifest = refuse_leaks(options.model, [task], options.allow_leak)
     opened = options.model
     if not isinstance(opened, Opened):
         opened = open_model(opened, options.dtype, options.device)
     dense = reference_of(options.against, manifest, opened, options.device, "--against")
     with freed_memory_kept():
-        forgotten = asked.read(
-            Subject(opened.model, opened.tokenizer, dense.model, options.progress), whole=True
-        )
+        subject = Subject(opened.model, opened.tokenizer, dense.model, options.progress)
+        forgotten = task.read(subject, whole=True)
         score = forgotten.measurement().score
-    licence = asked.held_out()[0].licence
-    quotes = may_be_quoted(licence)
-    words = _words(forgotten, opened.tokenizer if quotes else None)
-    unquoted = (
-        ""
-        if quotes
-        else f"{forgotten.measured} isn't quoted: {licence or 'its licence is not known'}"
-    )
-    return Explanation(opened.name, dense.name, str(asked), _plain(score), words, unquoted)
+    licence = task.held_out()[0].licence
+    tokenizer = None
+    unquoted = f"{forgotten.measured} isn't quoted: {licence or 'its licence is not known'}"
+    if may_be_quoted(licence):
+        tokenizer = opened.tokenizer
+        unquoted = ""
+    words = _words(forgotten, tokenizer)
+    shown = ("measured", "metric", "value", "stderr", "n", "unit", "facts")
+    plain = {name: getattr(score, name) for name in shown}
+    return Explanation(opened.name, dense.name, str(task), plain, words, unquoted)
 
 
-def _asked(
-    task: str | Words | None, source: str | None, groups: str | None, tokens: int | None
-) -> Words:
-    if task is None:
+def _task(options: ExplainOptions) -> Words:
+    """Return the task that is given, or the one of a source and groups."""
+    tokens = options.tokens
+    if options.task is None:
         return Words(
-            source=source or SOURCE,
-            groups=groups or "words",
+            source=options.source or SOURCE,
+            groups=options.groups or "words",
             tokens=Words.tokens if tokens is None else tokens,
         )
-    built = evaluators.build(task)
-    if not isinstance(built, Words):
+    task = evaluators.build(options.task)
+    if not isinstance(task, Words):
         raise SpecError(
-            f"{built} isn't about words; give words(source=…), or --source alone", subject=str(task)
+            f"{task} isn't about words; give words(source=…), or --source alone",
+            subject=str(options.task),
         )
-    for name, beside in (("source", source), ("groups", groups)):
+    for name, beside in (("source", options.source), ("groups", options.groups)):
         if beside is not None:
             raise SpecError(
-                f"{built} names its own {name}, and {beside!r} was given beside it; give one of both",
+                f"{task} names its own {name}, and {beside!r} was given beside it; "
+                f"give one of both",
                 subject=beside,
             )
-    return built if tokens is None else built.limited(tokens)  # pyright: ignore[reportReturnType]  # the same class
-
-
-def _plain(score: Any) -> dict[str, Any]:
-    return {
-        name: getattr(score, name)
-        for name in ("measured", "metric", "value", "stderr", "n", "unit", "facts")
-    }
+    return task if tokens is None else cast(Words, task.limited(tokens))
 
 
 def _words(forgotten: Forgotten, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Any]]:
-    """What is known of each group, the one that lost most first; with a `tokenizer` passages are
-    quoted.
+    """Return what is known of each group, the one that lost most first; with a `tokenizer`
+    passages are quoted.
     """
     table = forgotten.table()
     rows: list[dict[str, Any]] = []
-    for at, group in enumerate(forgotten.dense.known):
-        row = {name: column[at] for name, column in table.items()}
-        damage = 1 - row["kept"]
-        passages = [] if tokenizer is None else _passages(forgotten, group, tokenizer)
-        rows.append(
-            {
-                **row,
-                "damage": round(damage, 5),
-                "strongest": _strongest(forgotten, group),
-                "passages": passages,
-            }
-        )
-    return sorted(rows, key=lambda row: (-row["damage"], row["word"]))
+    for number, group in enumerate(forgotten.dense.known):
+        row = {name: column[number] for name, column in table.items()}
+        row["damage"] = round(1 - row["kept"], 5)
+        row["strongest"] = _strongest(forgotten, group)
+        row["passages"] = []
+        if tokenizer is not None:
+            row["passages"] = _passages(forgotten, group, tokenizer)
+        rows.append(row)
+
+    def place(row: dict[str, Any]) -> tuple[float, str]:
+        return -row["damage"], row["word"]
+
+    return sorted(rows, key=place)
 
 
 def _strongest(forgotten: Forgotten, group: int) -> list[dict[str, Any]]:
-    """The neurons that carry most of a group's pattern, and what they respond in both models."""
+    """Return the neurons that carry most of a group's pattern, and what they respond in both
+    models.
+    """
+    pattern = forgotten.dense.pattern.responses
     found: list[tuple[float, int, int]] = []
-    for block, responses in enumerate(forgotten.dense.pattern.responses):
+    for block, responses in enumerate(pattern):
         sizes, neurons = responses[group].abs().topk(min(STRONGEST, responses.shape[1]))
-        found += [
-            (float(size), block, int(neuron))
-            for size, neuron in zip(sizes, neurons, strict=True)
-            if size > 0
-        ]
-    strongest = sorted(found, key=lambda one: (-one[0], one[1:]))[:STRONGEST]
-    return [
-        {
-            "block": block,
-            "neuron": neuron,
-            "dense": round(float(forgotten.dense.pattern.responses[block][group, neuron]), 3),
-            "now": round(float(forgotten.shown.responses[block][group, neuron]), 3),
-        }
-        for _, block, neuron in strongest
-    ]
+        for size, neuron in zip(sizes.tolist(), neurons.tolist(), strict=True):
+            if size > 0:
+                # Negative, so that the strongest come first and of equals the first in the model.
+                found.append((-size, block, neuron))
+    strongest: list[dict[str, Any]] = []
+    for _, block, neuron in sorted(found)[:STRONGEST]:
+        dense = float(pattern[block][group, neuron])
+        now = float(forgotten.shown.responses[block][group, neuron])
+        strongest.append(
+            {"block": block, "neuron": neuron, "dense": round(dense, 3), "now": round(now, 3)}
+        )
+    return strongest
 
 
 def _passages(forgotten: Forgotten, group: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Where most of a group was lost: the surroundings of its first word in each of those
-    windows.
+    """Return passages where most of a group was lost: the surroundings of its first word in each
+    of those windows.
     """
     lost = (forgotten.dense.shown.by_window - forgotten.shown.by_window)[:, group]
     passages: list[str] = []
-    most = [at for at in torch.argsort(lost, descending=True, stable=True).tolist() if lost[at] > 0]
-    for at in most[:PASSAGES]:
-        words, labels = forgotten.dense.readings[at]
-        here = (labels == group).nonzero().flatten().tolist()
-        if here:
-            place = words.places[here[0]]
+    # Stable, so that of windows that lost as much the first is quoted.
+    for number in torch.argsort(lost, descending=True, stable=True).tolist()[:PASSAGES]:
+        words, labels = forgotten.dense.readings[number]
+        places = (labels == group).nonzero().flatten().tolist()
+        if lost[number] > 0 and places:
+            place = words.places[places[0]]
             ids = words.window.ids[max(0, place - BEFORE) : place + 1 + BEHIND]
             passages.append(" ".join(str(tokenizer.decode(ids, skip_special_tokens=True)).split()))
     return passages

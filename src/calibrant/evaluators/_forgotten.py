@@ -1,5 +1,8 @@
 """What a compressed model kept of a dense one's responses to words: by group, by block, by
 document, and beside the loss.
+
+How the damage of word groups goes with the loss is Spearman's rank correlation over groups, with an
+interval over documents.
 """
 
 from dataclasses import dataclass
@@ -12,22 +15,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.errors import DataError
-from calibrant.evaluators._estimates import ratio
-from calibrant.evaluators._relating import Relation
+from calibrant.evaluators._base import items_of, mean_of
 from calibrant.evaluators._responses import Pattern, Reading, Shown
 from calibrant.evaluators._word_groups import Groups
 from calibrant.results.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity
 
 DIGITS: Final = 5
-"""Of the numbers that are stored of each group."""
+"""Digits of the numbers that are stored of each group."""
+RESAMPLES: Final = 400
+"""Resamples of the documents, for an interval."""
+LEVEL: Final = 0.95
+FEWEST: Final = 8
+"""Groups that a correlation is stated of at least."""
+
+Table = Float[np.ndarray, "document group"]
+"""Sums over the words of a group in a document."""
+Column = Float[np.ndarray, " group"]
 
 
 @final
 @dataclass(frozen=True)
 class DenseWords:
-    """What a dense model showed on some windows: its neurons by block, the groups, the windows
-    with them, the pattern, and what it shows of it.
+    """What a dense model showed on some windows: the number of neurons of each block, the groups,
+    the windows with them, the pattern, and what the model itself shows of it.
     """
 
     widths: tuple[int, ...]
@@ -42,7 +52,8 @@ class DenseWords:
         known = self.pattern.known
         if not known:
             raise DataError(
-                f"no neuron responds to any of {len(self.groups.names)} groups of words more than to shuffled ones; measure more tokens",
+                f"no neuron responds to any of {len(self.groups.names)} groups of words more than "
+                f"to shuffled ones; measure more tokens",
                 subject="groups",
             )
         return known
@@ -50,18 +61,24 @@ class DenseWords:
     @cached_property
     def documents(self) -> dict[str, list[int]]:
         """The windows of each document, the documents in the order of their keys."""
-        found: dict[str, list[int]] = {}
-        for at, (words, _) in enumerate(self.readings):
-            found.setdefault(words.window.document, []).append(at)
-        return {document: found[document] for document in sorted(found)}
+        documents: dict[str, list[int]] = {}
+        for number, (words, _) in enumerate(self.readings):
+            documents.setdefault(words.window.document, []).append(number)
+        return {document: documents[document] for document in sorted(documents)}
 
     @cached_property
     def counts(self) -> Int[Tensor, "window group"]:
         """How many words of each group a window has."""
         size = len(self.groups.names)
-        return torch.stack(
-            [torch.bincount(labels[labels >= 0], minlength=size) for _, labels in self.readings]
-        )
+        rows = [torch.bincount(labels[labels >= 0], minlength=size) for _, labels in self.readings]
+        return torch.stack(rows)
+
+    def by_document(
+        self, by_window: Float[Tensor, "window group"]
+    ) -> Float[Tensor, "document group"]:
+        """Return the sums over the windows of each document."""
+        rows = [by_window[windows].sum(0) for windows in self.documents.values()]
+        return torch.stack(rows)
 
 
 @final
@@ -85,52 +102,68 @@ class Forgotten:
     @cached_property
     def raised(self) -> list[Float[Tensor, " _"]]:
         """By how many nats the loss of each scored token rose, window by window."""
-        return [
-            ours - theirs
-            for ours, theirs in zip(self.shown.nats, self.dense.shown.nats, strict=True)
-        ]
+        pairs = zip(self.shown.nats, self.dense.shown.nats, strict=True)
+        return [ours - theirs for ours, theirs in pairs]
+
+    @cached_property
+    def raised_by_document(self) -> dict[str, tuple[float, int]]:
+        """By how many nats the loss of each document rose in all, and over how many tokens."""
+        raised: dict[str, tuple[float, int]] = {}
+        for document, windows in self.dense.documents.items():
+            nats = sum(float(self.raised[window].sum()) for window in windows)
+            tokens = sum(len(self.raised[window]) for window in windows)
+            raised[document] = (nats, tokens)
+        return raised
 
     @cached_property
     def lost_by_block(self) -> Float[Tensor, "block group"]:
         """How much of each group's whole response each block lost: of a group they add up to its
         damage. NaN where no neuron responds.
         """
-        return (self.dense.shown.by_block - self.shown.by_block) / self.dense.shown.by_block.sum(0)
+        dense = self.dense.shown.by_block
+        return (dense - self.shown.by_block) / dense.sum(0)
 
     def measurement(self) -> Measurement:
         """Return the score, the outcomes, and what is stored of the groups."""
-        outcomes = tuple(self._outcomes())
-        weights, n = [o.weight for o in outcomes], len(outcomes)
-        kept = ratio([o.value for o in outcomes], weights)
-        tokens = [float(o.facts["tokens"]) for o in outcomes]
-        increase = ratio([float(o.facts["raised"]) for o in outcomes], tokens)
-        facts = {
-            "tokens": int(sum(tokens)),
-            "documents": n,
+        outcomes = self._outcomes()
+        count = len(outcomes)
+        facts: dict[str, Any] = {
+            "tokens": sum(int(outcome.facts["tokens"]) for outcome in outcomes),
+            "documents": count,
             "length": self.length,
-            "items": identity([[o.item, o.weight] for o in outcomes]),
+            "items": items_of(outcomes),
         }
-        beside = Score(self.measured, "raised", *increase, n, "nats/token", "lower", facts=facts)
-        known = (
-            facts
-            | self._found()
-            | self.relation("documents").facts("rank_documents", self.seed)
-            | self.relation("next").facts("rank_next", self.seed)
+        raised, error = mean_of(outcomes, "raised", "tokens")
+        beside = Score(
+            measured=self.measured,
+            metric="raised",
+            value=raised,
+            stderr=error,
+            n=count,
+            unit="nats/token",
+            better="lower",
+            facts=facts,
         )
-        return Measurement(
-            Score(
-                self.measured,
-                "kept",
-                *kept,
-                n,
-                "share",
-                "higher",
-                0.0,
-                known | {"words": self.table()},
-            ),
-            outcomes,
-            beside=(beside,),
+        facts = {
+            **facts,
+            **self._neurons(),
+            **self._relation(self._of_documents).facts("rank_documents", self.seed),
+            **self._relation(self._of_next).facts("rank_next", self.seed),
+            "words": self.table(),
+        }
+        kept, error = mean_of(outcomes)
+        score = Score(
+            measured=self.measured,
+            metric="kept",
+            value=kept,
+            stderr=error,
+            n=count,
+            unit="share",
+            better="higher",
+            chance=0.0,
+            facts=facts,
         )
+        return Measurement(score, tuple(outcomes), beside=(beside,))
 
     def table(self) -> dict[str, list[Any]]:
         """Return what is known of each group as columns: its name, words, documents and neurons,
@@ -138,126 +171,216 @@ class Forgotten:
         of the tokens behind it rose, and the block that lost most of it.
         """
         known = self.dense.known
-        holding_it, after = (self._raised(which) for which in ("documents", "next"))
+        pattern = self.dense.pattern
+        holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
+        # Of a group without responses every block is NaN; any will do, since it isn't shown.
         lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
-        holding = (self._by_document(self.dense.counts.double()) > 0).sum(0)
-        columns: dict[str, list[Any]] = {
-            "word": [self.dense.groups.names[g] for g in known],
-            "count": [int(self.dense.pattern.counts[g]) for g in known],
-            "documents": [int(holding[g]) for g in known],
-            "neurons": [int(self.dense.pattern.sizes[:, g].sum()) for g in known],
-            "kept": [round(float(self.kept[g]), DIGITS) for g in known],
-            "raised_documents": [_rounded(holding_it[g]) for g in known],
-            "raised_next": [_rounded(after[g]) for g in known],
-            "block": [int(lost[g]) for g in known],
+        of_documents = self._of_documents.by_token()
+        of_next = self._of_next.by_token()
+        return {
+            "word": [self.dense.groups.names[group] for group in known],
+            "count": [int(pattern.counts[group]) for group in known],
+            "documents": [int(holding[group]) for group in known],
+            "neurons": [int(pattern.sizes[:, group].sum()) for group in known],
+            "kept": [round(float(self.kept[group]), DIGITS) for group in known],
+            "raised_documents": [_rounded(of_documents[group]) for group in known],
+            "raised_next": [_rounded(of_next[group]) for group in known],
+            "block": [int(lost[group]) for group in known],
         }
-        return columns
-
-    def relation(self, which: str) -> Relation:
-        """Return what damage has to do with the loss of the documents that hold a group
-        (`documents`), or of the tokens behind it (`next`).
-        """
-        known = self.dense.known
-        dense, own = (self._by_document(one.by_window) for one in (self.dense.shown, self.shown))
-        raised, tokens = self._of_documents if which == "documents" else self._of_next
-        return Relation(*(table[:, known].numpy() for table in (dense, own, raised, tokens)))
 
     def _outcomes(self) -> list[Outcome]:
-        known, counts = self.dense.known, self.dense.counts.double()
-        total, of_all = self.dense.shown.by_window.sum(0), counts.sum(0)
+        dense = self.dense
+        counts = dense.counts.double()
+        # A word of a group that stands n times weighs 1/n.
+        weight = counts / counts.sum(0)
+        total = dense.shown.by_window.sum(0)
         # What was lost is taken from 1, word by word, so that the dense model's own outcomes are
         # exactly their weights.
-        value = counts / of_all - (self.dense.shown.by_window - self.shown.by_window) / total
-        values, weights = (
-            self._by_document(each)[:, known].sum(1) for each in (value, counts / of_all)
-        )
-        words = self._by_document(counts)[:, known].sum(1)
-        found: list[Outcome] = []
-        for at, (document, windows) in enumerate(self.dense.documents.items()):
-            raised, tokens = (
-                sum(float(one) for one in each)
-                for each in zip(
-                    *((self.raised[w].sum(), len(self.raised[w])) for w in windows), strict=True
-                )
-            )
-            if words[at]:
-                facts = {"raised": raised, "tokens": int(tokens), "words": int(words[at])}
-                found.append(Outcome(document, float(values[at]), float(weights[at]), facts))
-        return found
+        value = weight - (dense.shown.by_window - self.shown.by_window) / total
+        values = dense.by_document(value)[:, dense.known].sum(1)
+        weights = dense.by_document(weight)[:, dense.known].sum(1)
+        words = dense.by_document(counts)[:, dense.known].sum(1)
+        outcomes: list[Outcome] = []
+        for number, (document, (raised, tokens)) in enumerate(self.raised_by_document.items()):
+            if words[number]:
+                facts = {"raised": raised, "tokens": tokens, "words": int(words[number])}
+                outcome = Outcome(document, float(values[number]), float(weights[number]), facts)
+                outcomes.append(outcome)
+        return outcomes
 
-    def _found(self) -> dict[str, Any]:
-        """What is stored of the neurons and the blocks."""
-        known, of = self.dense.known, self.dense.pattern
-        whole = self.dense.shown.by_block[:, known] / self.dense.shown.by_block[:, known].sum(0)
-        lost = self.lost_by_block[:, known]
+    def _neurons(self) -> dict[str, Any]:
+        """Return what is stored of the neurons and the blocks."""
+        known = self.dense.known
+        pattern = self.dense.pattern
+        thresholds: dict[str, float | None] = {}
+        for kind, least in sorted(pattern.thresholds.items()):
+            thresholds[f"{2 ** (kind - 1)} to {2**kind - 1} words"] = _rounded(least)
+        dense = self.dense.shown.by_block[:, known]
+        whole = (dense / dense.sum(0)).sum(1).tolist()
+        lost = self.lost_by_block[:, known].sum(1).tolist()
+        kept: list[float | None] = []
+        for block, share in zip(lost, whole, strict=True):
+            kept.append(_rounded(1 - block / share) if share else None)
+        groups = self.dense.groups
         return {
             "groups": len(known),
-            "groups_left_out": self.dense.groups.left_out
-            + len(self.dense.groups.names)
-            - len(known),
+            "groups_left_out": groups.left_out + len(groups.names) - len(known),
             "neurons": sum(self.dense.widths),
-            "responses": of.found,
-            "responses_tested": of.tested,
-            "thresholds": {
-                f"{2 ** (one - 1)} to {2**one - 1} words": _rounded(z)
-                for one, z in sorted(of.thresholds.items())
-            },
-            "kept_by_block": [
-                _rounded(1 - float(a) / float(b)) if b else None
-                for a, b in zip(lost.sum(1), whole.sum(1), strict=True)
-            ],
+            "responses": pattern.found,
+            "responses_tested": pattern.tested,
+            "thresholds": thresholds,
+            "kept_by_block": kept,
         }
 
-    def _by_document(
-        self, by_window: Float[Tensor, "window group"]
-    ) -> Float[Tensor, "document group"]:
-        return torch.stack([by_window[windows].sum(0) for windows in self.dense.documents.values()])
-
-    def _raised(self, which: str) -> np.ndarray:
-        raised, tokens = self._of_documents if which == "documents" else self._of_next
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return raised.sum(0).numpy() / tokens.sum(0).numpy()
-
-    @cached_property
-    def _of_documents(
-        self,
-    ) -> tuple[Float[Tensor, "document group"], Float[Tensor, "document group"]]:
-        """By how many nats the loss of each document rose, and its tokens, where it holds a
-        group; else 0.
-        """
-        holds = (self._by_document(self.dense.counts.double()) > 0).double()
-        raised = torch.tensor(
-            [
-                sum(float(self.raised[w].sum()) for w in windows)
-                for windows in self.dense.documents.values()
-            ],
-            dtype=torch.float64,
+    def _relation(self, losses: "_Losses") -> "Relation":
+        known = self.dense.known
+        tables = (
+            self.dense.by_document(self.dense.shown.by_window),
+            self.dense.by_document(self.shown.by_window),
+            losses.raised,
+            losses.tokens,
         )
-        tokens = torch.tensor(
-            [
-                sum(len(self.raised[w]) for w in windows)
-                for windows in self.dense.documents.values()
-            ],
-            dtype=torch.float64,
-        )
-        return holds * raised[:, None], holds * tokens[:, None]
+        return Relation(*(table[:, known].numpy() for table in tables))
 
     @cached_property
-    def _of_next(self) -> tuple[Float[Tensor, "document group"], Float[Tensor, "document group"]]:
-        """By how many nats the losses of the tokens behind a group's words rose, and how many
-        those are.
-        """
-        raised, tokens = (
-            torch.zeros(self.dense.counts.shape, dtype=torch.float64) for _ in range(2)
-        )
-        for at, (words, labels) in enumerate(self.dense.readings):
+    def _of_documents(self) -> "_Losses":
+        """The losses of the documents that hold a group."""
+        holds = (self.dense.by_document(self.dense.counts.double()) > 0).double()
+        sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
+        return _Losses(holds * sums[:, :1], holds * sums[:, 1:])
+
+    @cached_property
+    def _of_next(self) -> "_Losses":
+        """The losses of the tokens behind a group's words."""
+        raised = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
+        tokens = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
+        for number, (words, labels) in enumerate(self.dense.readings):
+            nats = self.raised[number]
+            # A word is read at its last token; the next one's loss stands one place further on,
+            # among the scored tokens.
             behind = torch.tensor(words.places, dtype=torch.long) + 1 - words.window.unscored
-            inside = (labels >= 0) & (behind >= 0) & (behind < len(self.raised[at]))
-            raised[at].index_add_(0, labels[inside], self.raised[at][behind[inside]])
-            tokens[at].index_add_(
-                0, labels[inside], torch.ones(int(inside.sum()), dtype=torch.float64)
-            )
-        return self._by_document(raised), self._by_document(tokens)
+            inside = (labels >= 0) & (behind >= 0) & (behind < len(nats))
+            groups = labels[inside]
+            raised[number].index_add_(0, groups, nats[behind[inside]])
+            tokens[number].index_add_(0, groups, torch.ones(len(groups), dtype=torch.float64))
+        return _Losses(self.dense.by_document(raised), self.dense.by_document(tokens))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """By how many nats the losses of what belongs to a group rose in each document, and over how
+    many tokens.
+    """
+
+    raised: Float[Tensor, "document group"]
+    tokens: Float[Tensor, "document group"]
+
+    def by_token(self) -> Column:
+        """Return the nats a token of each group; not finite where there are no tokens."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.raised.sum(0).numpy() / self.tokens.sum(0).numpy()
+
+
+@final
+@dataclass(frozen=True)
+class Relation:
+    """Sums by document and group that the damage and the loss of each group follow from.
+
+    `dense` and `shown` are the dense model's and the compressed one's part in the pattern; `raised`
+    is by how many nats the losses of what belongs to a group rose, of `tokens` tokens.
+    """
+
+    dense: Table
+    shown: Table
+    raised: Table
+    tokens: Table
+
+    def facts(self, name: str, seed: int) -> dict[str, float | None]:
+        """Return the correlation under `name`, its interval, and the correlation at equal
+        frequency of the groups; nothing for few groups.
+        """
+        documents = len(self.dense)
+        every = np.ones(documents)
+        value, partial = self._correlations(every)
+        if value is None:
+            return {}
+        chance = np.random.default_rng(seed)
+        drawn: list[float] = []
+        # A single document says nothing of others.
+        for _ in range(RESAMPLES if documents > 1 else 0):
+            # A resample of the documents: how often each was drawn.
+            weights = chance.multinomial(documents, every / documents).astype(np.float64)
+            again, _ = self._correlations(weights)
+            if again is not None:
+                drawn.append(again)
+        low = high = None
+        if drawn:
+            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        facts: dict[str, float | None] = {
+            name: value,
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_at_equal_frequency": partial,
+        }
+        for key, number in facts.items():
+            if number is not None:
+                facts[key] = round(float(number), 6)
+        return facts
+
+    def columns(self, weights: Float[np.ndarray, " document"]) -> tuple[Column, Column, Column]:
+        """Return damage, nats a token and frequency of each group, its documents counted as
+        often as `weights` says; NaN where there is nothing.
+        """
+        dense = weights @ self.dense
+        shown = weights @ self.shown
+        raised = weights @ self.raised
+        tokens = weights @ self.tokens
+        with np.errstate(divide="ignore", invalid="ignore"):
+            damage = np.where(dense > 0, 1 - shown / dense, np.nan)
+            loss = np.where(tokens > 0, raised / tokens, np.nan)
+        return damage, loss, tokens
+
+    def _correlations(
+        self, weights: Float[np.ndarray, " document"]
+    ) -> tuple[float | None, float | None]:
+        """Return the rank correlation of damage and loss, and that at equal frequency."""
+        damage, loss, frequency = self.columns(weights)
+        known = np.isfinite(damage) & np.isfinite(loss)
+        if known.sum() < FEWEST:
+            return None, None
+        damage = ranks(damage[known])
+        loss = ranks(loss[known])
+        frequency = ranks(frequency[known])
+        partial = correlation(_without(damage, frequency), _without(loss, frequency))
+        return correlation(damage, loss), partial
+
+
+def ranks(values: Column) -> Column:
+    """Return the rank of each value from 0 on; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends - 1) / 2)[places]
+
+
+def correlation(first: Column, second: Column) -> float | None:
+    """Return Pearson's correlation; None where one of the two doesn't vary."""
+    first = first - first.mean()
+    second = second - second.mean()
+    size = float(np.sqrt((first @ first) * (second @ second)))
+    # Of constant ranks rounding leaves a little more than zero.
+    if size > 1e-12 * len(first):
+        return float(first @ second) / size
+    return None
+
+
+def _without(values: Column, other: Column) -> Column:
+    """Return what is left of ranks once their straight line over others is taken off."""
+    centred = values - values.mean()
+    other = other - other.mean()
+    size = float(other @ other)
+    if size == 0:
+        return centred
+    return centred - other * float(other @ values) / size
 
 
 def _rounded(value: float) -> float | None:

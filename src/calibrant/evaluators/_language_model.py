@@ -1,16 +1,17 @@
 """What lm-evaluation-harness asks of a model, answered by the engine. Texts become token ids
 exactly as in the harness's own `hf` model.
 
-Where a context ends in spaces, they belong to the continuation; the split is that of the ids of
-both together; an empty context is the start token, or the end token where there is none; what is
-too long loses its beginning. The harness itself isn't imported here: `calibrant.evaluators.harness`
-mixes `Answering` into its `LM`.
+Spaces at the end of a context belong to the continuation; the ids of both together are split; an
+empty context is the start token, or the end token where there is none; what is too long loses its
+beginning. The harness itself isn't imported here: `calibrant.evaluators.harness` mixes `Answering`
+into its `LM`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -18,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import templated
 from calibrant.errors import DataError, SpecError
+from calibrant.evaluators._base import Steps
 from calibrant.evaluators._decoding import Decoder
-from calibrant.evaluators._scoring import Request, Scored, score
+from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.models import open_model
 from calibrant.results.outcomes import Journal
 from calibrant.system.progress import Progress, silent
@@ -28,16 +30,14 @@ LONGEST: Final = 2048
 """The context of a model whose configuration and tokenizer don't say how long it is, as the
 harness has it.
 """
-
 NEW_TOKENS: Final = 256
-"""How much is generated where a task doesn't say, as the harness has it."""
-
+"""Tokens that are generated where a task doesn't say, as the harness has it."""
 TOKENS_PER_PASS: Final = 512
 """Tokens whose states are held at once; the result doesn't depend on it beyond rounding."""
 
 _LENGTHS: Final = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _HARMLESS: Final = {"until", "do_sample", "temperature", "top_p", "top_k", *_LENGTHS}
-"""What may be asked of a greedy generation without changing what it gives."""
+"""Options that may be asked of a greedy generation without changing what it gives."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Ending:
 
     until: tuple[str, ...]
     room: int
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What a generation begins with and how it ends; `name` is its name in the journal."""
+
+    name: str
+    ids: tuple[int, ...]
+    ending: Ending
 
 
 class Answering:
@@ -78,47 +87,50 @@ class Answering:
         if isinstance(pretrained, str):
             # The harness's command line says cuda:0 where nobody said anything, and its own model
             # takes what there is.
-            available = device is not None and (
-                not device.startswith("cuda") or torch.cuda.is_available()
-            )
-            opened = open_model(pretrained, dtype, str(device) if available else "auto")
-            pretrained, tokenizer = opened.model, tokenizer or opened.tokenizer
+            missing = str(device).startswith("cuda") and not torch.cuda.is_available()
+            if device is None or missing:
+                device = "auto"
+            opened = open_model(pretrained, dtype, str(device))
+            pretrained = opened.model
+            tokenizer = tokenizer or opened.tokenizer
         if tokenizer is None:
             raise SpecError(
-                f"a model that is open already ({type(pretrained).__name__}) needs its tokenizer beside it",
+                f"a model that is open already ({type(pretrained).__name__}) needs its tokenizer "
+                f"beside it",
                 subject="tokenizer",
             )
-        self.model, self.tokenizer = pretrained, tokenizer
+        self.model = pretrained
+        self.tokenizer = tokenizer
+        # The harness's `LM` reads it.
         self._device = pretrained.device
-        self._length, self._adds, self._prefix = max_length, add_bos_token, prefix_token_id
-        self._budget, self._progress, self._measured = (
-            tokens_per_pass or TOKENS_PER_PASS,
-            progress,
-            measured,
-        )
+        self._length = max_length
+        self._adds = add_bos_token
+        self._prefix = prefix_token_id
+        self._budget = tokens_per_pass or TOKENS_PER_PASS
+        self._progress = progress
+        self._measured = measured
         self._journal = Journal() if journal is None else journal
         self._last: tuple[str | None, list[int]] = (None, [])
 
     @property
     def max_length(self) -> int:
         """The longest sequence of tokens that the model is shown."""
+        if self._length:
+            return int(self._length)
         config = getattr(self.model.config, "text_config", None) or self.model.config
-        lengths = [
-            getattr(config, name, None)
-            for name in ("n_positions", "max_position_embeddings", "n_ctx")
-        ]
+        for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+            length = getattr(config, name, None)
+            if length:
+                return int(length)
         limit = getattr(self.tokenizer, "model_max_length", None)
         # A tokenizer that knows no limit says 10³⁰.
-        return int(
-            next(
-                (n for n in (self._length, *lengths) if n),
-                limit if limit and limit < 10**9 else LONGEST,
-            )
-        )
+        if limit and limit < 10**9:
+            return int(limit)
+        return LONGEST
 
     @property
     def max_gen_toks(self) -> int:
-        """How many tokens are generated where a task doesn't say."""
+        """The tokens that are generated where a task doesn't say."""
         return NEW_TOKENS
 
     @property
@@ -127,22 +139,23 @@ class Answering:
         token = self.tokenizer.eos_token_id
         if not isinstance(token, int):
             raise DataError(
-                f"the tokenizer {self.tokenizer_name!r} has no eos_token_id, and the harness needs one",
+                f"the tokenizer {self.tokenizer_name!r} has no eos_token_id, "
+                f"and the harness needs one",
                 subject="eos_token_id",
             )
         return token
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it: the start token, or the end
-        token where there is none.
+        """The token before a text that has nothing before it: the start token, or the end token
+        where there is none.
         """
-        token = self._prefix if self._prefix is not None else self.tokenizer.bos_token_id
+        token = self.tokenizer.bos_token_id if self._prefix is None else self._prefix
         return int(token) if isinstance(token, int) else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which the harness keeps prompts that were put into this tokenizer's chat
+        """The name under which the harness keeps prompts that were put into this tokenizer's chat
         template.
         """
         return str(self.tokenizer.name_or_path).replace("/", "__")
@@ -154,14 +167,17 @@ class Answering:
         if chat_template is False or chat_template is None:
             return None
         known = self.tokenizer.chat_template
+        if known and not isinstance(known, dict):
+            return known
         name = chat_template if isinstance(chat_template, str) else "default"
-        if not known or (isinstance(known, dict) and name not in known):
-            names = f"only {', '.join(known)}" if isinstance(known, dict) and known else "none"
-            raise SpecError(
-                f"there is no chat template {name!r}: the tokenizer {self.tokenizer_name!r} has {names}",
-                subject=name,
-            )
-        return known[name] if isinstance(known, dict) else known
+        if known and name in known:
+            return known[name]
+        names = f"only {', '.join(known)}" if known else "none"
+        raise SpecError(
+            f"there is no chat template {name!r}: "
+            f"the tokenizer {self.tokenizer_name!r} has {names}",
+            subject=name,
+        )
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -183,171 +199,141 @@ class Answering:
         """Return the ids of a text, with what the tokenizer puts around it unless the text
         begins with the start token already.
         """
-        special = self._adds if add_special_tokens is None else add_special_tokens
-        if add_special_tokens is None and string.startswith(
-            str(self.tokenizer.decode(self.prefix_token_id))
-        ):
-            special = False
-        return self._ids(string, special)
+        if add_special_tokens is not None:
+            return self._ids(string, add_special_tokens)
+        start = str(self.tokenizer.decode(self.prefix_token_id))
+        return self._ids(string, False if string.startswith(start) else self._adds)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log likelihood of each continuation after its context, and whether greedy decoding
-        would give it.
+        """Return the log likelihood of each continuation after its context, and whether greedy
+        decoding would give it.
         """
-        pairs = [self.pair(*request.args) for request in requests]
-        return [
-            (-scored.nats, scored.greedy)
-            for scored in self._scored([self._cut(*pair) for pair in pairs])
-        ]
+        wanted: list[Request] = []
+        for request in requests:
+            context, continuation = self.pair(*request.args)
+            wanted.append(self._cut(context, continuation))
+        return [(-scored.nats, scored.greedy) for scored in self._scored(wanted)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log likelihood of each whole text, every token predicted once; texts too long for the
-        model in windows that see all they can.
+        """Return the log likelihood of each whole text, every token predicted once; of texts too
+        long for the model in windows that see all they can.
         """
-        windows = [list(self._windows(self.tok_encode(request.args[0]))) for request in requests]
-        scored = iter(self._scored([window for text in windows for window in text]))
-        return [-sum(next(scored).nats for _ in text) for text in windows]
+        windows: list[Request] = []
+        counts: list[int] = []
+        for request in requests:
+            before = len(windows)
+            windows += self._windows(self.tok_encode(request.args[0]))
+            counts.append(len(windows) - before)
+        scored = iter(self._scored(windows))
+        return [-sum(next(scored).nats for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return what greedy decoding gives after each prompt, up to the first text that ends
         it. `SpecError` for sampling.
         """
-        endings = [self._ending(request.args[1]) for request in requests]
-        prompts = [
-            self._prompt(request.args[0], ending)
-            for request, ending in zip(requests, endings, strict=True)
-        ]
-        names = [
-            _name("generate", prompt, ending.until, ending.room)
-            for prompt, ending in zip(prompts, endings, strict=True)
-        ]
-        requested = dict(zip(names, zip(prompts, endings, strict=True), strict=True))
-        left = sum(name not in self._journal for name in requested)
-        for ending in dict.fromkeys(endings):
-            alike = [name for name, (_, one) in requested.items() if one == ending]
-            decoder = Decoder(
-                self.model,
-                [requested[name][0] for name in alike],
-                ending.room,
-                self._ended(ending),
-                self._measured,
-            )
+        prompts = [self._prompt(*request.args) for request in requests]
+        distinct: dict[Ending, dict[str, _Prompt]] = {}
+        for prompt in prompts:
+            distinct.setdefault(prompt.ending, {})[prompt.name] = prompt
+        names = {prompt.name for prompt in prompts}
+        known = sum(name in self._journal for name in names)
+        steps = Steps(self._progress, "generating", len(names), known)
+        for ending, by_name in distinct.items():
+            alike = list(by_name.values())
+            ids = [prompt.ids for prompt in alike]
+            ended = self._ended(ending)
+            decoder = Decoder(self.model, ids, ending.room, ended, self._measured)
             for batch in decoder.batches():
-                new = [at for at in batch if alike[at] not in self._journal]
-                if new:  # in the same company as ever, so that a run that was killed ends as one that wasn't
-                    written = dict(zip(batch, decoder.run(batch), strict=True))
-                    self._journal.add({alike[at]: list(written[at].ids) for at in new})
-                    left -= len(new)
-                    self._progress("generating", len(requested) - left, len(requested))
-        return [
-            self._text(self._journal[name], ending)
-            for name, ending in zip(names, endings, strict=True)
-        ]
+                new = [place for place in batch if alike[place].name not in self._journal]
+                if not new:
+                    continue
+                # In the same company as ever, so that a run that was killed ends as one that
+                # wasn't.
+                written = dict(zip(batch, decoder.run(batch), strict=True))
+                self._journal.add({alike[place].name: list(written[place].ids) for place in new})
+                steps.add(len(new))
+        return [self._text(self._journal[prompt.name], prompt.ending) for prompt in prompts]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and of what is scored after it, split as the harness
         splits them.
         """
         if context == "":
+            prefix = [self.prefix_token_id]
             ids = self.tok_encode(continuation, add_special_tokens=False)
-            return (
-                ([self.prefix_token_id], ids)
-                if ids[:1] != [self.prefix_token_id]
-                else (ids[:1], ids[1:])
-            )
+            if ids[:1] == prefix:
+                return prefix, ids[1:]
+            return prefix, ids
         bare = context.rstrip()
         whole = self.tok_encode(context + continuation)
-        if bare != self._last[0]:  # the choices of an item follow one another
+        # The choices of an item follow one another, so its context is tokenized once.
+        if bare != self._last[0]:
             self._last = (bare, self.tok_encode(bare))
         before = self._last[1]
         return before, whole[len(before) :]
 
     def _ids(self, text: str, special: bool | None) -> list[int]:
-        options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
-        return list(self.tokenizer.encode(text, verbose=False, **options))
+        if special is None:
+            return list(self.tokenizer.encode(text, verbose=False))
+        return list(self.tokenizer.encode(text, verbose=False, add_special_tokens=special))
 
     def _cut(self, context: list[int], continuation: list[int]) -> Request:
-        """As much of the context as there is room for; the last token is predicted and not
-        shown.
+        """Return a request with as much of the context as there is room for; the last token is
+        predicted and not shown.
         """
+        # The last token of the continuation isn't shown, so there is room for one more.
         room = self.max_length + 1 - len(continuation)
         if not continuation or not context or room < 1:
             raise DataError(
-                f"a continuation of {len(continuation)} tokens after {len(context)} can't be scored: "
-                f"both need at least one, and the model is shown at most {self.max_length}",
+                f"a continuation of {len(continuation)} tokens after {len(context)} can't be "
+                f"scored: both need at least one, and the model is shown at most "
+                f"{self.max_length}",
                 subject="continuation",
             )
         return Request(tuple(context[-room:]), tuple(continuation))
 
     def _windows(self, ids: list[int]) -> Iterator[Request]:
+        before = [self.prefix_token_id]
         for begin in range(0, len(ids), self.max_length):
+            # A short last window is filled with what stands before it.
             end = min(begin + self.max_length, len(ids))
-            before = (
-                ids[max(0, end - self.max_length - 1) : begin] if begin else [self.prefix_token_id]
-            )
+            if begin:
+                before = ids[max(0, end - self.max_length - 1) : begin]
             yield Request(tuple(before), tuple(ids[begin:end]))
 
     def _scored(self, requests: Sequence[Request]) -> list[Scored]:
-        """What the engine says of each; the same request is scored once, and what the journal
-        knows only if it shares a pass with something new.
-        """
-        names = [_name("score", r.context, r.continuation) for r in requests]
-        distinct = dict(zip(names, requests, strict=True))
-        order = list(distinct)
-        known = {
-            at: Scored(*self._journal[name])
-            for at, name in enumerate(order)
-            if name in self._journal
-        }
-        left = len(order) - len(known)
-
-        def keep(results: Mapping[int, Scored]) -> None:
-            nonlocal left
-            self._journal.add(
-                {order[at]: [s.nats, s.tokens, s.greedy] for at, s in results.items()}
-            )
-            left -= len(results)
-            self._progress("scoring", len(order) - left, len(order))
-
-        score(
+        """Return what the engine says of each; the same request is scored once."""
+        names = [_name("likelihood", request.context, request.continuation) for request in requests]
+        distinct = {name: [request] for name, request in zip(names, requests, strict=True)}
+        scored = score_named(
             self.model,
-            list(distinct.values()),
+            distinct,
+            self._journal,
+            steps=Steps(self._progress, "scoring", len(distinct)),
             tokens_per_pass=self._budget,
-            on_results=keep,
-            known=known,
             measured=self._measured,
         )
-        return [Scored(*self._journal[name]) for name in names]
+        return [scored[name][0] for name in names]
 
     def _ending(self, options: Mapping[str, Any]) -> Ending:
-        """What the options of a generation ask for; all ways of writing its length are known to
-        the harness.
+        """Return what the options of a generation ask for; all ways of writing its length are
+        known to the harness.
         """
-        heat, sample = float(options.get("temperature") or 0), options.get("do_sample")
-        odd = [
-            f"{name}={value!r}"
-            for name, value in options.items()
-            if name not in _HARMLESS and value is not None
-        ]
-        if sample or (sample is None and heat > 0) or odd:
-            setting = ", ".join(odd) if odd else f"do_sample={sample}, temperature={heat}"
-            raise SpecError(
-                f"generation is greedy here, and {setting} asks for something else; take a task without it",
-                subject=setting,
-            )
+        self._check_greedy(options)
         until = options.get("until") or []
         texts = [until] if isinstance(until, str) else list(until)
-        texts += (
-            [end] if (end := str(self.tokenizer.decode(self.eot_token_id))) not in texts else []
-        )
-        room = next(
-            (int(options[name]) for name in _LENGTHS if options.get(name) is not None),
-            self.max_gen_toks,
-        )
+        end = str(self.tokenizer.decode(self.eot_token_id))
+        if end not in texts:
+            texts.append(end)
+        room = self.max_gen_toks
+        # Of several names for the length the first one counts.
+        for name in reversed(_LENGTHS):
+            if options.get(name) is not None:
+                room = int(options[name])
         if not 0 < room < self.max_length:
             raise DataError(
                 f"{room} new tokens don't fit: the model's whole context is {self.max_length}",
@@ -355,28 +341,51 @@ class Answering:
             )
         return Ending(tuple(text for text in texts if text), room)
 
-    def _prompt(self, text: str, ending: Ending) -> tuple[int, ...]:
-        """A prompt's ids, its beginning cut off where there would be no room for the answer."""
-        written = bool(self.tokenizer.bos_token) and text.startswith(str(self.tokenizer.bos_token))
+    def _check_greedy(self, options: Mapping[str, Any]) -> None:
+        """Raise `SpecError` for options that ask for anything but greedy decoding."""
+        temperature = float(options.get("temperature") or 0)
+        sample = options.get("do_sample")
+        others: list[str] = []
+        for name, value in options.items():
+            if name not in _HARMLESS and value is not None:
+                others.append(f"{name}={value!r}")
+        sampled = sample or (sample is None and temperature > 0)
+        if not sampled and not others:
+            return
+        setting = ", ".join(others) or f"do_sample={sample}, temperature={temperature}"
+        raise SpecError(
+            f"generation is greedy here, and {setting} asks for something else; "
+            f"take a task without it",
+            subject=setting,
+        )
+
+    def _prompt(self, text: str, options: Mapping[str, Any]) -> _Prompt:
+        """Return a prompt, its beginning cut off where there would be no room for the answer."""
+        ending = self._ending(options)
+        start = self.tokenizer.bos_token
+        written = bool(start) and text.startswith(str(start))
         ids = self._ids(text, False if written else self._adds) or [self.prefix_token_id]
-        return tuple(ids[-(self.max_length - ending.room) :])
+        shown = tuple(ids[-(self.max_length - ending.room) :])
+        return _Prompt(_name("generate", shown, ending.until, ending.room), shown, ending)
 
     def _ended(self, ending: Ending) -> Callable[[Sequence[int]], bool]:
-        """Whether an answer is whole: at a token that ends texts, or where one of the ending's
-        texts stands in its last tokens.
+        """Return what says whether an answer is whole: at a token that ends texts, or where one of
+        the ending's texts stands in its last tokens.
         """
-        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        ends = {self.eot_token_id, *(own if isinstance(own, list) else [own])}
+        generation = getattr(self.model, "generation_config", None)
+        configured = getattr(generation, "eos_token_id", None)
+        ends: set[Any] = {self.eot_token_id}
+        ends.update(configured if isinstance(configured, list) else [configured])
         # A text can be written in other tokens than the tokenizer's, so two more are looked at, as
         # the harness does.
         sizes = {text: len(self._ids(text, False)) + 2 for text in ending.until}
-        return lambda ids: (
-            ids[-1] in ends
-            or any(
-                text in str(self.tokenizer.decode(list(ids[-size:])))
-                for text, size in sizes.items()
-            )
-        )
+        return partial(self._is_whole, ends, sizes)
+
+    def _is_whole(self, ends: set[Any], sizes: Mapping[str, int], ids: Sequence[int]) -> bool:
+        if ids[-1] in ends:
+            return True
+        decode = self.tokenizer.decode
+        return any(text in str(decode(list(ids[-size:]))) for text, size in sizes.items())
 
     def _text(self, tokens: list[int], ending: Ending) -> str:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -386,5 +395,5 @@ class Answering:
 
 
 def _name(kind: str, *parts: Any) -> str:
-    """What a request is called in the journal: a hash, of ids and never of text."""
+    """Return what a request is called in the journal: a hash, of ids and never of text."""
     return hashlib.sha256(json.dumps([kind, *parts], allow_nan=False).encode()).hexdigest()[:32]

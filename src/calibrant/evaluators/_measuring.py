@@ -1,25 +1,30 @@
-"""`evaluate`: a model, some evaluators, their measurements; none on what the model was
+"""`evaluate`: a model, some evaluators, their measurements. None is made on what the model was
 calibrated on, unless somebody asks for exactly that.
 """
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.room import check_kept, in_bytes
+from calibrant.compress.room import Needs, check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.inspect.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
-from calibrant.evaluators._room import left_on_disk
-from calibrant.models import Opened, manifest_folder, open_model, read_manifest, read_when_run
+from calibrant.models import (
+    Opened,
+    manifest_folder,
+    open_model,
+    outlined,
+    read_manifest,
+    read_when_run,
+)
 from calibrant.models.cache import cache_folder
 from calibrant.options import EvaluateCommand, declaration, with_fields_of
 from calibrant.results.outcomes import Journal, Measurement, Score
@@ -29,6 +34,13 @@ from calibrant.system.process import freed_memory_kept
 from calibrant.system.progress import Progress, silent
 
 evaluators = Registry("calibrant.evaluators", "task")
+
+TOKENS: Final = 2048
+"""Tokens of the largest batch that a measure runs at once, unless a single window has more."""
+WIDE: Final = 12
+"""Bytes that a logit takes beside itself where its log-softmax is taken: three copies in
+float32, of one window at a time.
+"""
 
 
 @final
@@ -56,39 +68,22 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the
     same.
     """
-    model = options.model
-    engine = options.engine
-    reference = options.reference
-    where = options.dtype, options.device
     tasks = options.tasks
     if isinstance(tasks, str | Evaluator):
         tasks = [tasks]
     chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
     chosen = within_budget(chosen, options.limit, options.tokens)
-    check_engine(engine, chosen)
-    leaked, manifest = refuse_leaks(model, chosen, options.allow_leak)
+    check_engine(options.engine, chosen)
+    leaked, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
-    if promised is not None and (isinstance(model, Opened) or engine == "llama_cpp"):
-        message = "memory is for a model that is opened here, by torch"
-        advice = "leave it out, or give the model's name and no engine"
-        raise SpecError(f"{message}; {advice}", subject="memory")
     compares = any(task.compares for task in chosen)
-    if isinstance(model, Opened):
-        opened = model
-    elif engine == "llama_cpp":
-        opened = opened_by_llama_cpp(model)
-    else:
-        on_disk = False
-        if promised is not None:
-            names = [model]
-            dense_name = reference or _origin(manifest)
-            if compares and isinstance(dense_name, str):
-                names.append(dense_name)
-            on_disk = left_on_disk(names, chosen, *where, promised)
-        opened = _opened(model, *where, on_disk)
+    dense_name = None
+    if compares:
+        dense_name = options.reference or _origin(manifest)
+    opened = _open(options, chosen, dense_name, promised)
     dense = None
     if compares:
-        dense = reference_of(reference, manifest, opened, options.device)
+        dense = reference_of(options.reference, manifest, opened, options.device)
     if promised is not None:
         check_kept(promised, opened)
     journals = [_journal(task, opened, dense) for task in chosen]
@@ -97,12 +92,98 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         dense_model = None if dense is None else dense.model
         measurement = timed(task, opened, options.progress, dense_model, journal)
         if rows:
-            told = {**measurement.provenance, "leaked": rows.count}
-            measurement = replace(measurement, provenance=told)
+            provenance = {**measurement.provenance, "leaked": rows.count}
+            measurement = replace(measurement, provenance=provenance)
         measured.append(measurement)
     for journal in journals:
         journal.remove()
     return measured
+
+
+def _open(
+    options: EvaluateOptions,
+    tasks: Sequence[Evaluator],
+    dense: str | Opened | None,
+    promised: int | None,
+) -> Opened:
+    """Return the model that is measured, so that a promise of memory is kept; `dense` is the one
+    that it is compared with.
+    """
+    model = options.model
+    by_llama_cpp = options.engine == "llama_cpp"
+    if promised is not None and (isinstance(model, Opened) or by_llama_cpp):
+        raise SpecError(
+            "memory is for a model that is opened here, by torch; "
+            "leave it out, or give the model's name and no engine",
+            subject="memory",
+        )
+    if isinstance(model, Opened):
+        return model
+    if by_llama_cpp:
+        return opened_by_llama_cpp(model)
+    on_disk = False
+    if promised is not None:
+        names = [model]
+        if isinstance(dense, str):
+            names.append(dense)
+        on_disk = left_on_disk(names, tasks, options.dtype, options.device, promised)
+    return _opened(model, options.dtype, options.device, on_disk)
+
+
+def left_on_disk(
+    models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, device: str, promised: int
+) -> bool:
+    """Return whether the blocks of `models` stay on disk while `tasks` measure the first, so that a
+    promise of so many bytes is kept.
+
+    The others are what it is compared with. False where that can't be said beforehand, since one of
+    them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
+    for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
+    """
+    windows = [getattr(task, "length", TOKENS) for task in tasks]
+    tokens = max([TOKENS, *windows])
+    longest = max(windows, default=tokens)
+    needs: list[Needs] = []
+    logits = 0
+    for model in models:
+        view, kind = outlined(model, dtype, device)
+        if view is None:
+            return False
+        needs.append(Needs.of(view, tokens, kind))
+        vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
+        logits += vocabulary * (tokens * kind.itemsize + longest * WIDE)
+    # All models are held, and one runs after the other. All that is shown at once is one batch, so
+    # none goes on beside others that wait.
+    together = replace(
+        needs[0],
+        model=sum(need.model for need in needs),
+        outside=sum(need.outside for need in needs),
+        block=max(need.block for need in needs),
+        arrival=max(need.arrival for need in needs),
+        in_a_pass=0,
+        work=logits,
+    )
+    taken = together.in_memory("arrival")
+    if taken <= promised:
+        return False
+    about = (
+        f"measuring {models[0]} takes about {taken / 1e9:.1f} GB, "
+        f"and memory is {promised / 1e9:.1f}"
+    )
+    for task in tasks:
+        if task.looks_inside:
+            raise SpecError(
+                f"{about}; blocks can't be left on disk, since {task} looks into the whole model; "
+                f"allow more memory",
+                subject=models[0],
+            )
+    least = together.on_disk("arrival")
+    if least > promised:
+        raise SpecError(
+            f"{about}; with its blocks on disk it takes about {least / 1e9:.1f} GB; allow so much",
+            subject=models[0],
+        )
+    return True
 
 
 def within_budget(
@@ -113,14 +194,17 @@ def within_budget(
     """
     chosen = list(tasks)
     if limit is not None:
+        # A task without a limit has a budget in another unit.
         chosen = [with_parameters(task, limit=limit) or task.limited(limit) for task in chosen]
     if tokens is not None:
-        if not any(with_parameters(task, tokens=tokens) for task in chosen):
+        budgeted = [with_parameters(task, tokens=tokens) for task in chosen]
+        if not any(budgeted):
             raise SpecError(
-                f"no budget of {tokens} tokens fits {', '.join(map(str, chosen))}; use --limit for the number of items",
+                f"no budget of {tokens} tokens fits {', '.join(map(str, chosen))}; "
+                f"use --limit for the number of items",
                 subject="tokens",
             )
-        chosen = [with_parameters(task, tokens=tokens) or task for task in chosen]
+        chosen = [new or task for new, task in zip(budgeted, chosen, strict=True)]
     return chosen
 
 
@@ -131,45 +215,45 @@ def timed(
     reference: PreTrainedModel | None = None,
     journal: Journal | None = None,
 ) -> Measurement:
-    """Measure once: the scores say how many rows of how many they are over, and the provenance
+    """Measure once. The scores say how many rows of how many they are over, and the provenance
     the seconds it took.
     """
+    if journal is None:
+        journal = Journal()
     began = time.perf_counter()
     with freed_memory_kept():
-        measured = task.measure(
-            Subject(
-                opened.model,
-                opened.tokenizer,
-                reference,
-                progress,
-                Journal() if journal is None else journal,
-            )
-        )
-    about = {
+        subject = Subject(opened.model, opened.tokenizer, reference, progress, journal)
+        measured = task.measure(subject)
+    provenance: dict[str, Any] = {
+        "seconds": time.perf_counter() - began,
         "model": opened.name,
         "note": opened.note,
-        "dtype": str(opened.dtype).removeprefix("torch."),
+        "dtype": _name(opened),
     }
-    about |= {"blocks": "on disk"} if opened.residence.on_disk else {}
-    score, *beside = (_counted(task, score) for score in (measured.score, *measured.beside))
+    if opened.residence.on_disk:
+        provenance["blocks"] = "on disk"
     return replace(
         measured,
-        score=score,
-        beside=tuple(beside),
-        provenance={"seconds": time.perf_counter() - began, **about},
+        score=_counted(task, measured.score),
+        beside=tuple(_counted(task, score) for score in measured.beside),
+        provenance=provenance,
     )
 
 
 def _counted(task: Evaluator, score: Score) -> Score:
-    """The score with how many rows it is over and how many the source has in all its parts,
-    unless the task itself says so.
+    """Return the score with how many rows it is over and how many the source has in all its
+    parts, unless the task itself says so.
     """
+    known: dict[str, Any] = {"rows": score.n}
     source = task.reads()
-    known = {
-        "rows": score.n,
-        **({"rows_of": source.size()} if isinstance(source, StoredSource) else {}),
-    }
+    if isinstance(source, StoredSource):
+        known["rows_of"] = source.size()
     return replace(score, facts={**known, **score.facts})
+
+
+def _name(opened: Opened) -> str:
+    """Return the name of a model's type of numbers, such as bfloat16."""
+    return str(opened.dtype).removeprefix("torch.")
 
 
 def refuse_leaks(
@@ -181,10 +265,10 @@ def refuse_leaks(
     folder = str(manifest_folder(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
     leaked = [calibrated_on(manifest, folder, task) for task in tasks]
-    if any(leaked) and not allow_leak:
-        refuse(
-            {folder: {str(task): rows for task, rows in zip(tasks, leaked, strict=True) if rows}}
-        )
+    if not allow_leak:
+        for task, rows in zip(tasks, leaked, strict=True):
+            if rows:
+                raise _leak_error(folder, str(task), rows.count, f" ({rows})")
     return leaked, manifest
 
 
@@ -203,19 +287,20 @@ def reference_of(
     name = reference or _origin(manifest)
     if name is None:
         raise SpecError(
-            f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give {option}",
+            f"{opened.name!r} is to be compared with the untouched model, "
+            f"and which one that is isn't known; give {option}",
             subject=opened.name,
         )
-    return _opened(name, str(opened.dtype).removeprefix("torch."), device, opened.residence.on_disk)
+    return _opened(name, _name(opened), device, opened.residence.on_disk)
 
 
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:
-    """The name of the model that a compressed one was made from."""
+    """Return the name of the model that a compressed one was made from."""
     return (manifest or {}).get("record", {}).get("run", {}).get("model_name")
 
 
 def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:
-    """The model, with its blocks in memory or read from disk whenever they run."""
+    """Return the model, with its blocks in memory or read from disk whenever they run."""
     opened = open_model(ref, dtype, device, on_disk=on_disk)
     if on_disk:
         read_when_run(opened.model, opened.residence)
@@ -223,17 +308,16 @@ def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:
 
 
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
-    """Where this measurement keeps its items until all is done: in the user's cache, under the
-    hash of what is measured.
+    """Return where this measurement keeps its items until all is done: in the user's cache, under
+    the hash of what is measured.
     """
-    about = [
-        opened.digest,
-        canonical(task),
-        str(opened.dtype),
-        reference.digest if reference and task.compares else "",
-    ]
-    question = identity([*about, *filter(None, [task.digest()])])
-    return Journal(cache_folder() / "journals.sqlite", question)
+    # A journal belongs to all that its scores depend on.
+    compared = reference.digest if reference and task.compares else ""
+    about = [opened.digest, canonical(task), str(opened.dtype), compared]
+    digest = task.digest()
+    if digest:
+        about.append(digest)
+    return Journal(cache_folder() / "journals.sqlite", identity(about))
 
 
 def leaks(
@@ -245,59 +329,57 @@ def leaks(
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part
     is looked at, whatever the draw.
     """
+    files: dict[str, set[UserFile]] = {}
+    for chosen in sets:
+        behind = files.setdefault(str(chosen), set())
+        for part in chosen.parts:
+            behind.update(files_behind(part.source))
+    every = set[UserFile]().union(*files.values())
     by_name = {str(evaluator): evaluator for evaluator in evaluators}
-
-    @cache
-    def measured(evaluator: str) -> list[Row]:
-        return list(by_name[evaluator].rows())
-
-    @cache
-    def leaking(file: UserFile, evaluator: str) -> int:
-        return len(
-            {
-                leak.row
-                for leak in find_leaks(file.part("calibrate").rows, measured(evaluator))
-                if serious(leak)
-            }
-        )
-
-    files = {
-        str(chosen): {file for part in chosen.parts for file in files_behind(part.source)}
-        for chosen in sets
-    }
-    counts = {
-        name: {evaluator: sum(leaking(file, evaluator) for file in behind) for evaluator in by_name}
-        for name, behind in files.items()
-    }
-    leaked = {
-        name: {evaluator: rows for evaluator, rows in of.items() if rows}
-        for name, of in counts.items()
-    }
-    return {name: of for name, of in leaked.items() if of}
+    counts: dict[str, dict[UserFile, int]] = {}
+    # What is measured is read only where there is a file to look for.
+    if every:
+        for name, evaluator in by_name.items():
+            measured = list(evaluator.rows())
+            counts[name] = {file: _leaking(file, measured) for file in every}
+    leaked: dict[str, dict[str, int]] = {}
+    for chosen, behind in files.items():
+        for name, by_file in counts.items():
+            count = sum(by_file[file] for file in behind)
+            if count:
+                leaked.setdefault(chosen, {})[name] = count
+    return leaked
 
 
-def refuse(leaked_rows: Mapping[str, Mapping[str, int | LeakCount]]) -> None:
-    """`DataError` for the first calibration set, or compressed model, that has leaks."""
+def _leaking(file: UserFile, measured: Sequence[Row]) -> int:
+    """Return how many rows of a user's file are measured too."""
+    found = find_leaks(file.part("calibrate").rows, measured)
+    return len({leak.row for leak in found if serious(leak)})
+
+
+def refuse(leaked_rows: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise `DataError` for the first calibration set that has leaks, as `leaks` counts them."""
     for data, counts in leaked_rows.items():
-        evaluator, leaked = next(iter(counts.items()))
-        count, kinds = (
-            (leaked.count, f" ({leaked})") if isinstance(leaked, LeakCount) else (leaked, "")
-        )
-        raise DataError(
-            f"{count} rows of {data} are also measured by {evaluator}{kinds}; take them out or measure something else, "
-            f"or allow it with --allow-leak (in Python allow_leak=True), which the record keeps",
-            subject=data,
-        )
+        for evaluator, count in counts.items():
+            raise _leak_error(data, evaluator, count)
+
+
+def _leak_error(data: str, evaluator: str, count: int, kinds: str = "") -> DataError:
+    return DataError(
+        f"{count} rows of {data} are also measured by {evaluator}{kinds}; take them out or measure "
+        f"something else, or allow it with --allow-leak (in Python allow_leak=True), "
+        f"which the record keeps",
+        subject=data,
+    )
 
 
 def calibrated_on(
     manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator
 ) -> LeakCount:
-    """Which of the rows that `evaluator` measures the compressed model in `folder` was
+    """Return which of the rows that `evaluator` measures the compressed model in `folder` was
     calibrated on, by its manifest and the array beside it.
     """
     if manifest is None:
         return LeakCount()
-    return RowFingerprints.read(manifest, folder).leaks(
-        evaluator.rows(), isinstance(evaluator.reads(), UserFile)
-    )
+    own_file = isinstance(evaluator.reads(), UserFile)
+    return RowFingerprints.read(manifest, folder).leaks(evaluator.rows(), own_file)

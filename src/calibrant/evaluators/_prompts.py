@@ -13,11 +13,27 @@ what an exemplar of a few-shot prompt is.
 
 The likelihood of a choice without its question is that behind the bare `Answer:`. A WinoGrande
 sentence has none, and its rest is scored behind the name alone instead.
+
+A problem whose answer is a number gets three wrong numbers that could pass for an answer, one of
+each kind, which of them the hash of the problem says:
+
+- *near*: one more, or one less;
+- *slip*: ten times as much, a tenth if that has no more decimals, or two neighbouring digits
+  swapped;
+- *operation*: the sum, the difference or the product of two numbers of the question.
+
+Where a kind has none (the question has no two numbers), the next of two more, two less, three more,
+… takes its place. All are different, are written with the decimals of the answer and are at most
+ten times as large or as small. None is negative unless the answer is, and none stands in the
+question unless the answer does: a model that only copies would prefer it, and be worse than chance.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -25,16 +41,23 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data.formats._question import question_text
 from calibrant.evaluators._scoring import Request
-from calibrant.evaluators._wrong import by_hash, is_number, wrong_numbers
+from calibrant.evaluators._windows import common_length, token_ids
 
 STYLES: Final = ("cloze", "letters")
 BETWEEN: Final = "\n\n"
+
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
+_WITHIN: Final = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?![\w])", re.ASCII)
+_LONGEST: Final = 18
+"""Digits of a number; a longer one is a name."""
+_FIRST: Final = 8
+"""Numbers of a question that are combined."""
 
 
 @dataclass(frozen=True)
 class Option:
     """A choice as it is put: what is shown, what is scored, what is shown where only the choice
-    itself counts, and the choice's bytes.
+    itself counts, and the bytes of what is scored.
     """
 
     context: str
@@ -44,7 +67,7 @@ class Option:
 
     @property
     def written(self) -> str:
-        """All of it, as an exemplar has it."""
+        """The whole option, as an exemplar has it."""
         return self.context + self.continuation
 
 
@@ -66,7 +89,7 @@ class Item:
 
 
 Put = Callable[[Row], Item | None]
-"""A row as an item; none if it lacks what is needed."""
+"""Makes an item of a row; None of a row that lacks what is needed."""
 
 
 def put_for(source: str, style: str | None, choices: bool, numbers: bool) -> Put:
@@ -80,14 +103,12 @@ def put_for(source: str, style: str | None, choices: bool, numbers: bool) -> Put
     return {"winogrande": _gap, "hellaswag": _continued}.get(source, _cloze)
 
 
-def prompt(exemplars: Sequence[Item]) -> str:
-    """Return the text that stands before every question."""
-    return "".join(item.right.written + BETWEEN for item in exemplars)
-
-
-def exemplars(rows: Iterable[Row], put: Put, seed: int) -> list[Item]:
-    """Rows as items in the order in which `seed` draws them."""
-    return [item for item in map(put, draw_exemplars(rows, seed)) if item is not None]
+def put_all(rows: Iterable[Row], put: Put) -> Iterator[Item]:
+    """Yield the items of the rows that have what is needed."""
+    for row in rows:
+        item = put(row)
+        if item is not None:
+            yield item
 
 
 def draw_exemplars(pool: Iterable[Row], seed: int) -> list[Row]:
@@ -96,15 +117,18 @@ def draw_exemplars(pool: Iterable[Row], seed: int) -> list[Row]:
 
     So a few examples of a set with labels show each label, and more of them go on where fewer end.
     """
+
+    def place(row: Row) -> str:
+        return by_hash(str(seed), row.key)
+
+    rows = sorted(pool, key=place)
     seen: dict[str | None, int] = {}
-    ranked: list[tuple[int, str, Row]] = []
-    for place, row in sorted(
-        ((hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest(), row) for row in pool),
-        key=lambda pair: pair[0],
-    ):
-        ranked.append((seen.get(row.answer, 0), place, row))
-        seen[row.answer] = seen.get(row.answer, 0) + 1
-    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
+    rounds: dict[int, list[Row]] = {}
+    for row in rows:
+        number = seen.get(row.answer, 0)
+        seen[row.answer] = number + 1
+        rounds.setdefault(number, []).append(row)
+    return list(itertools.chain.from_iterable(rounds.values()))
 
 
 class TokenizedTexts:
@@ -113,7 +137,8 @@ class TokenizedTexts:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer, self._start = tokenizer, tuple(start_tokens(tokenizer))
+        self._tokenizer = tokenizer
+        self._start = tuple(start_tokens(tokenizer))
         self._known: dict[str, tuple[int, ...]] = {}
 
     def learn(self, texts: Iterable[str]) -> None:
@@ -131,36 +156,32 @@ class TokenizedTexts:
         """Return what is shown and what is scored, behind the start token where the tokenizer
         puts one.
         """
-        before, whole = self._ids(context), self._ids(context + continuation)
+        before = self._ids(context)
+        whole = self._ids(context + continuation)
         # A tokenizer may join the end of a context with what follows; then the token that holds
-        # both is scored, for every choice in the same way.
-        same = next(
-            (at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
-            min(len(before), len(whole) - 1),
-        )
-        return Request(self._start + whole[:same], whole[same:])
+        # both is scored, for every choice in the same way. At least one token is scored.
+        shared = min(common_length(before, whole), len(whole) - 1)
+        return Request(self._start + whole[:shared], whole[shared:])
 
     def _ids(self, text: str) -> tuple[int, ...]:
         if text not in self._known:
-            self._known[text] = tuple(
-                self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            )
+            self._known[text] = tuple(token_ids(self._tokenizer, text))
         return self._known[text]
 
 
 def _gold(row: Row) -> int | None:
-    """Which choice is right; none if no choice is."""
+    """Return which choice is right; None if no choice is."""
     names = row.labels or row.choices
-    return (
-        names.index(row.answer)
-        if len(row.choices) > 1 and row.answer in names and row.question
-        else None
-    )
+    if len(row.choices) < 2 or row.answer not in names or not row.question:
+        return None
+    return names.index(row.answer)
 
 
 def _cloze(row: Row) -> Item | None:
     gold = _gold(row)
-    return None if gold is None else _behind(replace(row, labels=()), row.choices, gold, row.name)
+    if gold is None:
+        return None
+    return _behind(replace(row, labels=()), row.choices, gold, row.name)
 
 
 def _letters(row: Row) -> Item | None:
@@ -172,57 +193,137 @@ def _letters(row: Row) -> Item | None:
 
 
 def _behind(row: Row, answers: Sequence[str], gold: int, name: str) -> Item:
-    """Each of the answers behind the question."""
-    context, bare = question_text(row), row.frame[1]
-    return Item(
-        name, tuple(Option(context, f" {answer}", bare, _bytes(answer)) for answer in answers), gold
-    )
+    """Return an item with each of the answers behind the question."""
+    return _item(name, question_text(row), answers, row.frame[1], gold)
+
+
+def _item(name: str, context: str, answers: Sequence[str], bare: str, gold: int) -> Item:
+    options = [Option(context, f" {answer}", bare, _bytes(answer)) for answer in answers]
+    return Item(name, tuple(options), gold)
 
 
 def _gap(row: Row) -> Item | None:
     gold = _gold(row)
     before, gap, after = row.need("question").partition("_")
-    if gold is None or not gap or not after.strip():
+    rest = after.rstrip()
+    if gold is None or not gap or not rest:
         return None
-    return Item(
-        row.name,
-        tuple(
-            Option(before + choice, after.rstrip(), choice, _bytes(after.rstrip()))
-            for choice in row.choices
-        ),
-        gold,
-    )
+    options = [Option(before + choice, rest, choice, _bytes(rest)) for choice in row.choices]
+    return Item(row.name, tuple(options), gold)
 
 
 def _continued(row: Row) -> Item | None:
     gold = _gold(row)
     if gold is None:
         return None
-    question, bare = row.need("question"), row.frame[1]
-    return Item(
-        row.name,
-        tuple(Option(question, f" {choice}", bare, _bytes(choice)) for choice in row.choices),
-        gold,
-    )
+    return _item(row.name, row.need("question"), row.choices, row.frame[1], gold)
 
 
 def _number(row: Row) -> Item | None:
     if row.question is None or not is_number(row.answer or ""):
         return None
-    answers = sorted(
-        [row.need("answer"), *wrong_numbers(row.question, row.need("answer"), row.key)],
-        key=lambda text: by_hash(f"place {row.key}", text),
-    )
-    return replace(
-        _behind(row, answers, answers.index(row.need("answer")), row.name), solution=row.rationale
-    )
+    answer = row.need("answer")
+
+    def place(text: str) -> str:
+        return by_hash(f"place {row.key}", text)
+
+    answers = sorted([answer, *wrong_numbers(row.question, answer, row.key)], key=place)
+    item = _behind(row, answers, answers.index(answer), row.name)
+    return replace(item, solution=row.rationale)
 
 
 def _free(row: Row) -> Item | None:
     if row.question is None or not (row.answer or "").strip():
         return None
-    return replace(_behind(row, [row.need("answer").strip()], 0, row.name), solution=row.rationale)
+    item = _behind(row, [row.need("answer").strip()], 0, row.name)
+    return replace(item, solution=row.rationale)
 
 
 def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+def is_number(text: str) -> bool:
+    """Return whether an answer is a plain number, such as -12 or 3.50."""
+    return bool(_NUMBER.fullmatch(text)) and len(text) <= _LONGEST
+
+
+def by_hash(key: str, text: str) -> str:
+    """Return where `text` stands among others that belong to `key`: an order that says nothing
+    about them.
+    """
+    return hashlib.sha256(f"{key} {text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
+    """Return three wrong numbers beside `answer`, by the rule above."""
+    value = Decimal(answer)
+    decimals = len(answer.partition(".")[2])
+    numbers = list(dict.fromkeys(_numbers(question)))
+    excluded = [value]
+    if value not in numbers:
+        excluded += numbers
+
+    def passes(candidate: Decimal) -> bool:
+        if candidate in excluded or candidate != round(candidate, decimals):
+            return False
+        if candidate < 0 <= value:
+            return False
+        too_small = abs(value) > 10 * max(abs(candidate), 1)
+        too_large = abs(candidate) > 10 * max(abs(value), 1)
+        return not too_small and not too_large
+
+    def place(text: str) -> str:
+        return by_hash(key, text)
+
+    chosen: list[str] = []
+    # Shared by the kinds: what one of them tried, the next doesn't try again.
+    rest = _further(value)
+    for kind in (_near(value), _slips(answer, value), _operations(numbers)):
+        fitting = [_as(candidate, decimals) for candidate in kind if passes(candidate)]
+        if not fitting:
+            fitting = [_as(next(filter(passes, rest)), decimals)]
+        wrong = min(fitting, key=place)
+        chosen.append(wrong)
+        excluded.append(Decimal(wrong))
+    return chosen[0], chosen[1], chosen[2]
+
+
+def _near(value: Decimal) -> Iterator[Decimal]:
+    yield value + 1
+    yield value - 1
+
+
+def _further(value: Decimal) -> Iterator[Decimal]:
+    for step in itertools.count(2):
+        yield value + step
+        yield value - step
+
+
+def _slips(answer: str, value: Decimal) -> Iterator[Decimal]:
+    yield value * 10
+    yield value / 10
+    for place in range(len(answer) - 1):
+        pair = answer[place : place + 2]
+        swapped = answer[:place] + pair[::-1] + answer[place + 2 :]
+        if pair.isdecimal() and not re.match(r"-?0\d", swapped):
+            yield Decimal(swapped)
+
+
+def _operations(numbers: Sequence[Decimal]) -> Iterator[Decimal]:
+    for first, second in itertools.combinations(numbers[:_FIRST], 2):
+        yield first + second
+        yield abs(first - second)
+        yield first * second
+
+
+def _numbers(question: str) -> Iterator[Decimal]:
+    """Yield the numbers of a question that are written in digits."""
+    for digits in _WITHIN.findall(question):
+        if len(digits) <= _LONGEST:
+            yield Decimal(digits.replace(",", ""))
+
+
+def _as(number: Decimal, decimals: int) -> str:
+    """Return a number with that many decimals."""
+    return f"{number:.{decimals}f}"

@@ -1,13 +1,17 @@
 """Which neurons respond to which groups of words, and what a compressed model's neurons still do
 there.
 
+A **neuron** is an input of the matrix that a feed-forward network ends with, its down projection:
+behind the activation function, and behind the product with the other branch where there is one.
+Which matrix that is follows from a trace of the model, not from names (`models.stream`).
+
 **The response** of a neuron to a group is its mean over the group's words, each less the mean over
 all words of its window: what a window is about moves all of its words alike, and falls away. It is
 divided by the neuron's standard deviation within windows, so neurons can be added up.
 
 **Which responses are real** is decided against shuffled labels: within each window the words change
 places, and everything is computed once more. With z, the response over its standard deviation under
-shuffling, every neuron of every group is a test; groups that are about equally frequent are tested
+shuffling, every neuron of every group is a test. Groups that are about equally frequent are tested
 together, since rare words have heavier tails. Benjamini and Hochberg's procedure (1995), with
 p-values from all shuffled z of such a class, gives the class its threshold on |z|, at a false
 discovery rate of `RATE`.
@@ -19,10 +23,11 @@ is 1 for the dense model, 0 where nothing of the pattern is left, and may be mor
 than 0. The damage D(g) is 1 less that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Final, final
+from functools import cached_property, partial
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -30,9 +35,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from calibrant.evaluators._neurons import GroupSums, read
+from calibrant.errors import ModelError, NumericsError
+from calibrant.evaluators._windows import nats_by_token, predictions
 from calibrant.evaluators._word_groups import Groups, WindowWords
-from calibrant.models import Weight
+from calibrant.models import Weight, view
+from calibrant.models.stream import Stream
 from calibrant.system.progress import Progress
 
 RATE: Final = 0.05
@@ -42,8 +49,12 @@ STEPS: Final = 50
 HIGHEST: Final = 400
 """The highest |z| that is distinguished."""
 
-Reading = tuple[WindowWords, Int[Tensor, " _"]]
+Reading = tuple[WindowWords, Int[Tensor, " word"]]
 """A window with the group of each of its words, -1 for one in none."""
+Hear = Callable[[int, Float[Tensor, "word neuron"]], None]
+"""Is given the number of a block and what each of its neurons is at each word of a window, less
+its mean over the window's words.
+"""
 
 
 @final
@@ -51,8 +62,8 @@ Reading = tuple[WindowWords, Int[Tensor, " _"]]
 class Pattern:
     """How the dense model's neurons respond to groups of words, as far as that is real.
 
-    `responses` are in standard deviations, zero where they aren't real, by block `[group, neuron]`;
-    `deviations` are those of the neurons; `tested` and `found` say how many responses were, and
+    `responses` are in standard deviations, zero where they aren't real, by block `[group, neuron]`.
+    `deviations` are those of the neurons. `tested` and `found` say how many responses were, and
     `thresholds` from which |z| on, by the class of a group's size.
     """
 
@@ -65,24 +76,28 @@ class Pattern:
 
     @cached_property
     def strengths(self) -> Float[Tensor, "block group"]:
-        """The squares of the responses, summed over each block's neurons."""
-        return torch.stack([one.double().square().sum(1).cpu() for one in self.responses])
+        """The squares of the responses, summed over each block's neurons, in float64."""
+        squares = [block.double().square().sum(1).cpu() for block in self.responses]
+        return torch.stack(squares)
 
     @cached_property
     def sizes(self) -> Int[Tensor, "block group"]:
         """How many neurons of each block respond to each group."""
-        return torch.stack([(one != 0).sum(1).cpu() for one in self.responses])
+        return torch.stack([(block != 0).sum(1).cpu() for block in self.responses])
 
     @property
     def known(self) -> list[int]:
         """The groups to which any neuron responds."""
         return self.strengths.sum(0).nonzero().flatten().tolist()
 
-    def of(self, block: int, sums: Float[Tensor, "group neuron"]) -> Float[Tensor, "group neuron"]:
+    def scaled(
+        self, block: int, sums: Float[Tensor, "group neuron"]
+    ) -> Float[Tensor, "group neuron"]:
         """Return responses from sums over the words of each group, in the same standard
         deviations.
         """
-        return _per(sums / self.counts.to(sums.device)[:, None], self.deviations[block])
+        means = sums / self.counts.to(sums.device)[:, None]
+        return _per(means, self.deviations[block])
 
 
 @final
@@ -101,121 +116,270 @@ class Shown:
     responses: tuple[Float[Tensor, "group _"], ...] = ()
 
 
+def neurons_of(model: PreTrainedModel) -> tuple[Weight, ...]:
+    """Return the matrix of each block whose inputs are its neurons, `[hidden, neuron]`.
+
+    Raises `ModelError`, by name, for a model whose feed-forward networks can't be read: experts,
+    whose neurons only some tokens reach; a block with none or with several; one that isn't
+    understood.
+    """
+    seen = view(model)
+    hidden = Stream.of(seen).hidden
+    neurons: list[Weight] = []
+    for block in seen.blocks:
+        matrices = [unit.down for unit in hidden if unit.block == block.index]
+        if any(matrix.expert is not None for matrix in matrices):
+            raise ModelError(
+                f"the feed-forward network of {block.name} is of routed experts, whose neurons "
+                f"only the tokens reach that are sent there; words reads models without experts",
+                subject=block.name,
+            )
+        if len(matrices) != 1:
+            found = "no feed-forward network that can be read"
+            if matrices:
+                names = ", ".join(matrix.name for matrix in matrices)
+                found = f"{len(matrices)} feed-forward networks ({names})"
+            raise ModelError(
+                f"{block.name} of a {type(model).__name__} has {found}; "
+                f"words reads blocks with exactly one",
+                subject=block.name,
+            )
+        neurons += matrices
+    return tuple(neurons)
+
+
+def check_alike(ours: Sequence[int], theirs: Sequence[int]) -> None:
+    """Raise `ModelError` for a model whose blocks have other numbers of neurons than the dense
+    one's: then they can't be compared one by one.
+    """
+    if list(ours) != list(theirs):
+        raise ModelError(
+            f"the model has {sum(ours):,} neurons in {len(ours)} blocks and the dense one "
+            f"{sum(theirs):,} in {len(theirs)}, so they can't be compared one by one; measure it "
+            f"with agreement, and with words models that kept all blocks and neurons",
+            subject="neurons",
+        )
+
+
 def pattern(
-    model: PreTrainedModel, neurons: Sequence[Weight], readings: Sequence[Reading], groups: Groups, shuffles: int, seed: int, measured: str,
+    model: PreTrainedModel,
+    neurons: Sequence[Weight],
+    readings: Sequence[Reading],
+    groups: Groups,
+    shuffles: int,
+    seed: int,
+    measured: str,
     progress: Progress,
-) -> Pattern:  # fmt: skip
+) -> Pattern:
     """Find the responses of a dense model's neurons; `shuffles` times the words of each window
     change places, by `seed`.
     """
     chance = np.random.default_rng(seed)
-    real, shuffled = (
-        GroupSums.of(len(groups.names), neurons),
-        [GroupSums.of(len(groups.names), neurons) for _ in range(shuffles)],
-    )
-    for at, (window, labels) in enumerate(readings):
-        orders = [
-            labels[torch.from_numpy(chance.permutation(len(labels)))] for _ in range(shuffles)
-        ]
+    size = len(groups.names)
+    real = _GroupSums(size, neurons)
+    shuffled = [_GroupSums(size, neurons) for _ in range(shuffles)]
 
-        def heard(block: int, rows: Tensor) -> None:
-            real.add(block, rows, labels)  # noqa: B023  # called before the loop goes on
-            for sums, order in zip(shuffled, orders, strict=True):  # noqa: B023
-                sums.add(block, rows, order)
+    def hear(labels: Sequence[Tensor], block: int, rows: Tensor) -> None:
+        for sums, order in zip((real, *shuffled), labels, strict=True):
+            sums.add(block, rows, order)
 
-        read(model, neurons, window, heard, measured)
-        progress("finding neurons", at + 1, len(readings))
-    counts, spread, freedom = _counted([labels for _, labels in readings], len(groups.names))
+    for number, (window, labels) in enumerate(readings, start=1):
+        # The labels as they are, and a shuffle for each of the sums by chance.
+        orders = [labels]
+        for _ in shuffled:
+            places = chance.permutation(len(labels))
+            orders.append(labels[torch.from_numpy(places)])
+        _read(model, neurons, window, partial(hear, orders), measured)
+        progress("finding neurons", number, len(readings))
+    counts, spread, freedom = _counted([labels for _, labels in readings], size)
     deviations = [(squares / freedom).sqrt() for squares in real.squares]
-    classes = [int(n).bit_length() for n in counts]
+    # Groups of 2ⁿ⁻¹ to 2ⁿ - 1 words are a class.
+    classes = [int(count).bit_length() for count in counts]
     thresholds, tested = _thresholds(
         _scores(real, deviations, spread),
-        [_scores(one, deviations, spread) for one in shuffled],
+        [_scores(sums, deviations, spread) for sums in shuffled],
         classes,
     )
-    least = torch.tensor([thresholds[one] for one in classes], dtype=torch.float64)
+    least = torch.tensor([thresholds[kind] for kind in classes], dtype=torch.float64)
     responses: list[Tensor] = []
-    for z, sums, deviation in zip(
-        _scores(real, deviations, spread), real.sums, deviations, strict=True
-    ):
-        kept = z.abs() >= least.to(z)[:, None]
-        responses.append((_per(sums / counts.to(sums)[:, None], deviation) * kept).float())
-    found = sum(int((one != 0).sum()) for one in responses)
+    for block, scores in enumerate(_scores(real, deviations, spread)):
+        sums = real.sums[block]
+        # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
+        kept = scores.abs() >= least.to(scores)[:, None]
+        means = sums / counts.to(sums)[:, None]
+        responses.append((_per(means, deviations[block]) * kept).float())
+    found = sum(int((block != 0).sum()) for block in responses)
     return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, found)
 
 
 def shown(
-    model: PreTrainedModel, neurons: Sequence[Weight], readings: Sequence[Reading], of: Pattern, measured: str, progress: Progress,
+    model: PreTrainedModel,
+    neurons: Sequence[Weight],
+    readings: Sequence[Reading],
+    dense: Pattern,
+    measured: str,
+    progress: Progress,
     whole: bool = False,
-) -> Shown:  # fmt: skip
+) -> Shown:
     """Read the windows with a model, and return what it shows of a pattern; `whole` keeps the
     responses of all neurons.
     """
-    groups = len(of.counts)
-    sums, by_window = (
-        GroupSums.of(groups, neurons),
-        torch.zeros(len(readings), groups, dtype=torch.float64),
-    )
+    sums = _GroupSums(len(dense.counts), neurons)
+    by_window = torch.zeros(len(readings), len(dense.counts), dtype=torch.float64)
     nats: list[Tensor] = []
-    for at, (window, labels) in enumerate(readings):
-        chosen = (labels >= 0).nonzero().flatten()
-        own = labels[chosen]
 
-        def heard(block: int, rows: Tensor) -> None:
-            sums.add(block, rows, labels)  # noqa: B023  # called before the loop goes on
-            here = _per(rows[chosen.to(rows.device)], of.deviations[block])  # noqa: B023
-            matched = (of.responses[block][own.to(rows.device)] * here).sum(1).double().cpu()  # noqa: B023
-            by_window[at].index_add_(0, own, matched)  # noqa: B023
+    def hear(labels: Tensor, matched: Tensor, block: int, rows: Tensor) -> None:
+        sums.add(block, rows, labels)
+        inside = (labels >= 0).nonzero().flatten()
+        groups = labels[inside]
+        scaled = _per(rows[inside.to(rows.device)], dense.deviations[block])
+        expected = dense.responses[block][groups.to(rows.device)]
+        matched.index_add_(0, groups, (expected * scaled).sum(1).double().cpu())
 
-        nats.append(read(model, neurons, window, heard, measured))
-        progress("reading words", at + 1, len(readings))
+    for number, (window, labels) in enumerate(readings, start=1):
+        matched = by_window[number - 1]
+        nats.append(_read(model, neurons, window, partial(hear, labels, matched), measured))
+        progress("reading words", number, len(readings))
     by_block: list[Tensor] = []
     responses: list[Tensor] = []
-    for block, expected in enumerate(of.responses):
-        own = of.of(block, sums.sums[block])
-        by_block.append((expected * own).sum(1).double().cpu())
-        responses += [own.float().cpu()] if whole else []
+    for block, expected in enumerate(dense.responses):
+        ours = dense.scaled(block, sums.sums[block])
+        by_block.append((expected * ours).sum(1).double().cpu())
+        if whole:
+            responses.append(ours.float().cpu())
     return Shown(torch.stack(by_block), by_window, tuple(nats), tuple(responses))
 
 
+@torch.no_grad()
+def _read(
+    model: PreTrainedModel,
+    neurons: Sequence[Weight],
+    window: WindowWords,
+    hear: Hear,
+    measured: str,
+) -> Float[Tensor, " scored"]:
+    """Run a window once: `hear` is given each block's neurons at its words. Return the nats of
+    each scored token, in float64, on the CPU.
+
+    Raises `ModelError` where the neurons can't be matched with tokens, `NumericsError` for outputs
+    that aren't finite.
+    """
+    places = torch.tensor(window.places, dtype=torch.long)
+    with _listening(neurons, places, len(window.window.ids), hear):
+        (logits,) = predictions(model, [window.window])
+    nats = nats_by_token(torch.tensor(window.window.targets), logits).cpu()
+    if not bool(nats.isfinite().all()):
+        raise NumericsError(
+            f"the words of {measured} can't be measured: the model's outputs aren't finite",
+            subject=measured,
+        )
+    return nats
+
+
+@contextmanager
+def _listening(
+    neurons: Sequence[Weight], places: Int[Tensor, " word"], tokens: int, hear: Hear
+) -> Iterator[None]:
+    """Give `hear`, while it lasts, what arrives at each of the matrices."""
+    called: set[int] = set()
+
+    def arrive(number: int, module: Any, args: tuple[Any, ...]) -> None:
+        inputs: Tensor = args[0]
+        count = inputs.shape[:-1].numel()
+        if number in called or count != tokens:
+            again = "a second time " if number in called else ""
+            raise ModelError(
+                f"{neurons[number].name} is called {again}with {count} rows where the forward has "
+                f"{tokens} tokens, so its neurons can't be matched with words",
+                subject=neurons[number].name,
+            )
+        called.add(number)
+        rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(_precision(inputs.device))
+        # The mean of no rows would be NaN.
+        if len(rows):
+            rows = rows - rows.mean(0, keepdim=True)
+        hear(number, rows)
+
+    with ExitStack() as hooks:
+        for number, weight in enumerate(neurons):
+            hooks.enter_context(weight.owner.register_forward_pre_hook(partial(arrive, number)))
+        yield
+    for number, weight in enumerate(neurons):
+        if number not in called:
+            raise ModelError(
+                f"{weight.name} isn't called as a module, so its neurons can't be read; "
+                f"words reads models whose matrices are",
+                subject=weight.name,
+            )
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Return the type that is summed in: float64, which Metal hasn't, since thousands of words are
+    added up and what they add up to is near zero.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+@final
+class _GroupSums:
+    """What each block's neurons sum up to over the words of each group, `[group, neuron]`, and
+    their squares over all words.
+    """
+
+    def __init__(self, groups: int, neurons: Sequence[Weight]) -> None:
+        self.sums: list[Tensor] = []
+        self.squares: list[Tensor] = []
+        for weight in neurons:
+            size = weight.shape[1]
+            device = weight.stored.device
+            kind = _precision(device)
+            self.sums.append(torch.zeros(groups, size, device=device, dtype=kind))
+            self.squares.append(torch.zeros(size, device=device, dtype=kind))
+
+    def add(
+        self, block: int, rows: Float[Tensor, "word neuron"], labels: Int[Tensor, " word"]
+    ) -> None:
+        """Add the rows of a window's words, those of words in no group to the squares alone."""
+        chosen = (labels >= 0).nonzero().flatten()
+        groups = labels[chosen].to(rows.device)
+        self.sums[block].index_add_(0, groups, rows[chosen.to(rows.device)])
+        self.squares[block] += rows.square().sum(0)
+
+
 def _per(
-    x: Float[Tensor, "row neuron"], deviation: Float[Tensor, " neuron"]
+    values: Float[Tensor, "row neuron"], deviation: Float[Tensor, " neuron"]
 ) -> Float[Tensor, "row neuron"]:
     """Divide by standard deviations; 0 of a neuron that never moves."""
-    return torch.where(
-        deviation > 0, x / deviation.clamp(min=torch.finfo(deviation.dtype).tiny), 0.0
-    )
+    divisor = deviation.clamp(min=torch.finfo(deviation.dtype).tiny)
+    return torch.where(deviation > 0, values / divisor, 0.0)
 
 
 def _counted(
-    labels: Sequence[Int[Tensor, " _"]], groups: int
+    labels: Sequence[Int[Tensor, " word"]], groups: int
 ) -> tuple[Int[Tensor, " group"], Float[Tensor, " group"], int]:
-    """How many words each group has; the variance of a group's sum under shuffling, of neurons
-    with variance 1; and the degrees of freedom.
+    """Return how many words each group has; the variance of a group's sum under shuffling, of
+    neurons with variance 1; and the degrees of freedom.
     """
-    counts, spread, freedom = (
-        torch.zeros(groups, dtype=torch.long),
-        torch.zeros(groups, dtype=torch.float64),
-        0,
-    )
-    for own in labels:
-        here = torch.bincount(own[own >= 0], minlength=groups)
-        counts += here
+    counts = torch.zeros(groups, dtype=torch.long)
+    spread = torch.zeros(groups, dtype=torch.float64)
+    freedom = 0
+    for window in labels:
+        inside = torch.bincount(window[window >= 0], minlength=groups)
+        counts += inside
         # A sum of k of n values that add up to 0, drawn without replacement.
-        spread += here * (1 - here / max(1, len(own)))
-        freedom += max(0, len(own) - 1)
+        spread += inside * (1 - inside / max(1, len(window)))
+        # One less a window: its mean is taken off.
+        freedom += max(0, len(window) - 1)
     return counts, spread, max(1, freedom)
 
 
 def _scores(
-    of: GroupSums, deviations: Sequence[Float[Tensor, " _"]], spread: Float[Tensor, " group"]
+    sums: _GroupSums, deviations: Sequence[Float[Tensor, " _"]], spread: Float[Tensor, " group"]
 ) -> Iterator[Float[Tensor, "group _"]]:
-    """The z of each block."""
-    for sums, deviation in zip(of.sums, deviations, strict=True):
-        yield (
-            _per(sums, deviation)
-            / spread.to(sums).clamp(min=torch.finfo(sums.dtype).tiny).sqrt()[:, None]
-        )
+    """Yield the z of each block."""
+    for block, deviation in zip(sums.sums, deviations, strict=True):
+        variance = spread.to(block).clamp(min=torch.finfo(block.dtype).tiny)
+        yield _per(block, deviation) / variance.sqrt()[:, None]
 
 
 def _thresholds(
@@ -227,25 +391,27 @@ def _thresholds(
     tested.
     """
     found = _histograms(real, classes)
-    by_chance = [_histograms(one, classes) for one in shuffled]
-    thresholds = dict[int, float]()
-    for size, counts in found.items():
-        shuffled_counts = torch.stack([each[size] for each in by_chance])
-        thresholds[size] = threshold(counts, shuffled_counts.sum(0))
-    return thresholds, int(sum(int(counts.sum()) for counts in found.values()))
+    by_chance = [_histograms(scores, classes) for scores in shuffled]
+    thresholds: dict[int, float] = {}
+    for kind, counts in found.items():
+        shuffled_counts = torch.stack([histograms[kind] for histograms in by_chance])
+        thresholds[kind] = threshold(counts, shuffled_counts.sum(0))
+    return thresholds, sum(int(counts.sum()) for counts in found.values())
 
 
 def _histograms(
     scores: Iterator[Float[Tensor, "group _"]], classes: Sequence[int]
 ) -> dict[int, Int[Tensor, " step"]]:
-    """How many |z| of each class lie in each step."""
+    """Return how many |z| of each class lie in each step."""
     kinds = torch.tensor(classes)
-    found = {one: torch.zeros(STEPS * HIGHEST + 1, dtype=torch.long) for one in set(classes)}
-    for z in scores:
-        steps = (z.abs() * STEPS).clamp(max=STEPS * HIGHEST).long().cpu()
-        for one, counts in found.items():
-            counts += torch.bincount(steps[kinds == one].flatten(), minlength=len(counts))
-    return found
+    last = STEPS * HIGHEST
+    # Counted by steps and not sorted: all z of a large model together take too much memory.
+    histograms = {kind: torch.zeros(last + 1, dtype=torch.long) for kind in set(classes)}
+    for block in scores:
+        steps = (block.abs() * STEPS).clamp(max=last).long().cpu()
+        for kind, counts in histograms.items():
+            counts += torch.bincount(steps[kinds == kind].flatten(), minlength=last + 1)
+    return histograms
 
 
 def threshold(found: Int[Tensor, " step"], by_chance: Int[Tensor, " step"]) -> float:
@@ -256,8 +422,16 @@ def threshold(found: Int[Tensor, " step"], by_chance: Int[Tensor, " step"]) -> f
     is Benjamini and Hochberg's step-up procedure on p-values (1 + shuffled z as large) / (1 +
     shuffled z): the lowest step is taken at which m·p is at most `RATE` times what was found.
     """
-    tested, shuffled = int(found.sum()), int(by_chance.sum())
-    above, chance = (counts.flip(0).cumsum(0).flip(0).double() for counts in (found, by_chance))
-    expected = tested * (1 + chance) / (1 + shuffled)
+    tested = int(found.sum())
+    shuffled = int(by_chance.sum())
+    above = _above(found)
+    expected = tested * (1 + _above(by_chance)) / (1 + shuffled)
     sound = ((expected <= RATE * above) & (above > 0)).nonzero().flatten()
-    return float(sound[0]) / STEPS if len(sound) else float("inf")
+    if len(sound) == 0:
+        return float("inf")
+    return float(sound[0]) / STEPS
+
+
+def _above(counts: Int[Tensor, " step"]) -> Float[Tensor, " step"]:
+    """Return how many lie in each step or a higher one."""
+    return counts.flip(0).cumsum(0).flip(0).double()

@@ -15,18 +15,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
-from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, SourceEvaluator, Subject
+from calibrant.errors import DataError
+from calibrant.evaluators._base import (
+    LONGEST_WINDOW,
+    MOST_TOKENS,
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+)
 from calibrant.results.outcomes import MOST
 from calibrant.spec import check_most, later
 
 
 @dataclass(frozen=True)
 class ScoredWindow:
-    """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes
-    of those that are.
+    """A stretch of a document: its token ids, how many of the first ones aren't scored, and the
+    bytes of those that are.
 
-    `until` is where it ends in a joined text, in letters.
+    `until` is the letter of a joined text at which it ends.
     """
 
     document: str
@@ -38,13 +45,18 @@ class ScoredWindow:
 
     @property
     def name(self) -> str:
-        """What a journal calls it."""
+        """Its name in a journal."""
         return f"{self.document} {self.begin}"
 
     @property
     def scored(self) -> int:
-        """How many of its tokens are scored."""
+        """The number of its tokens that are scored."""
         return len(self.ids) - self.unscored
+
+    @property
+    def targets(self) -> list[int]:
+        """The ids of the scored tokens."""
+        return self.ids[self.unscored :]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,13 +71,7 @@ class TextEvaluator(SourceEvaluator, ABC):
 
     def __post_init__(self) -> None:
         check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW, limit=MOST)
-        check_limit(self.spec_name(), self.limit)
-        if self.tokens < 1 or self.length < 2:
-            name = self.spec_name()
-            raise SpecError(
-                f"{name}(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2",
-                subject=name,
-            )
+        check_least(self, tokens=1, length=2, limit=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.source, self.format)
@@ -76,7 +82,7 @@ class TextEvaluator(SourceEvaluator, ABC):
 
     @property
     def measured(self) -> str:
-        """What is measured, as a score says it: `gsm8k:qa`."""
+        """What a score is of: `gsm8k:qa`."""
         source, format = self.held_out()
         return f"{source}:{format.spec_name()}"
 
@@ -86,18 +92,8 @@ class TextEvaluator(SourceEvaluator, ABC):
         """
         source, format = self.held_out()
         rows = itertools.islice(self.rows(), self.limit)
-        return within(
-            source, in_turn(cut(row, format, tokenizer, self.length) for row in rows), self.tokens
-        )
-
-
-def check_limit(name: str, limit: int | None) -> None:
-    """Raise `SpecError` for a limit that leaves nothing to measure."""
-    if limit is not None and limit < 1:
-        raise SpecError(
-            f"{name}(limit={limit}): limit must be at least 1; leave it out to measure all that the tokens pay for",
-            subject="limit",
-        )
+        documents = (cut(row, format, tokenizer, self.length) for row in rows)
+        return within(source, in_turn(documents), self.tokens)
 
 
 def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:
@@ -123,18 +119,40 @@ def cut(
     row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[ScoredWindow]:
     """Yield the windows of one document, lazily: most documents give only their first."""
-    text, start = format.render(row, tokenizer), start_tokens(tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    room, unscored = length - len(start), len(start) or 1
+    text = format.render(row, tokenizer)
+    start = start_tokens(tokenizer)
+    ids, offsets = token_offsets(tokenizer, text)
+    room = length - len(start)
+    # Without a start token the first token has nothing that it could be predicted from.
+    unscored = len(start) or 1
     for begin in range(0, len(ids), room):
-        stretch = [*start, *ids[begin : begin + room]]
-        if len(stretch) > unscored:
+        shown = [*start, *ids[begin : begin + room]]
+        if len(shown) > unscored:
             first = begin + unscored - len(start)
-            size = len(
-                text[offsets[first][0] : offsets[min(begin + room, len(ids)) - 1][1]].encode()
-            )
-            yield ScoredWindow(row.name, begin, stretch, unscored, size)
+            # Places among the document's own tokens, without the start token.
+            last = min(begin + room, len(ids)) - 1
+            size = bytes_of(text, offsets, first, last)
+            yield ScoredWindow(row.name, begin, shown, unscored, size)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text, without special ones around it."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def token_offsets(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the tokens of a text, and at which letters each begins and ends."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def bytes_of(text: str, offsets: Sequence[tuple[int, int]], first: int, last: int) -> int:
+    """Return how many bytes of a text its tokens `first` to `last` are; `offsets` say where each
+    token lies.
+    """
+    return len(text[offsets[first][0] : offsets[last][1]].encode())
 
 
 def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindow]:
@@ -154,31 +172,31 @@ def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindo
 def score_windows(
     windows: Sequence[ScoredWindow],
     tokens_per_batch: int,
-    scored: Callable[[list[ScoredWindow]], Sequence[Any]],
+    score: Callable[[list[ScoredWindow]], Sequence[Any]],
     subject: Subject,
     name: str,
     entry: str = "{}",
 ) -> Mapping[str, Any]:
-    """Return what `scored` gives for each window, by the window's name: what the subject's journal
-    has, and what it gets now.
+    """Return what `score` gives for each window, by the window's name.
 
-    A batch of which only a part is there is scored again as a whole, so that a run that was killed
-    gives bit for bit what one that wasn't gives. `entry` makes a window's name in the journal:
-    another one where what is kept of a window has another form than it had.
+    A batch of which the journal has only a part is scored again as a whole. So a run that was
+    killed gives bit for bit what one that wasn't gives. `entry` makes a window's name in the
+    journal: another one where what is kept of a window has another form than it had.
     """
-    total, done, journal = sum(w.scored for w in windows), 0, subject.journal
-    for places in by_length([len(w.ids) for w in windows], tokens_per_batch):
+    journal = subject.journal
+    steps = Steps(subject.progress, f"measuring {name}", scored_tokens(windows))
+    for places in by_length([len(window.ids) for window in windows], tokens_per_batch):
         batch = [windows[place] for place in places]
-        if not all(entry.format(w.name) in journal for w in batch):
-            journal.add(
-                {
-                    entry.format(w.name): result
-                    for w, result in zip(batch, scored(batch), strict=True)
-                }
-            )
-        done += sum(w.scored for w in batch)
-        subject.progress(f"measuring {name}", done, total)
-    return {w.name: journal[entry.format(w.name)] for w in windows}
+        entries = [entry.format(window.name) for window in batch]
+        if not all(name in journal for name in entries):
+            journal.add(dict(zip(entries, score(batch), strict=True)))
+        steps.add(scored_tokens(batch))
+    return {window.name: journal[entry.format(window.name)] for window in windows}
+
+
+def scored_tokens(windows: Iterable[ScoredWindow]) -> int:
+    """Return how many tokens of the windows are scored."""
+    return sum(window.scored for window in windows)
 
 
 def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]]:
@@ -189,41 +207,42 @@ def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]
     return {document: documents[document] for document in sorted(documents)}
 
 
-def predictions(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> Iterator[Tensor]:
-    """For each window the logits `[scored token, vocabulary]` from which its scored tokens are
-    predicted.
-    """
-    inputs = padded([w.ids for w in batch], model.device)
+def predictions(
+    model: PreTrainedModel, batch: Sequence[ScoredWindow]
+) -> Iterator[Float[Tensor, "token word"]]:
+    """Yield for each window the logits from which its scored tokens are predicted."""
+    inputs = padded([window.ids for window in batch], model.device)
     longest = inputs["input_ids"].shape[1]
     # The head is only applied from the first position on that somebody scores; usually that is all
     # of them.
-    left_out = min(w.unscored for w in batch) - 1
-    limit = accepted(model, logits_to_keep=longest - left_out) if left_out else {}
+    left_out = min(window.unscored for window in batch) - 1
+    limit: dict[str, Any] = {}
+    if left_out:
+        limit = accepted(model, logits_to_keep=longest - left_out)
     logits: Tensor = model(**inputs, use_cache=False, **limit).logits
     begin = longest - logits.shape[1]
     for window, row in zip(batch, logits, strict=True):
+        # The token before a scored one predicts it.
         yield row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Logits in the precision in which log-softmaxes are taken: float32, or float64 for a model
-    that is.
+    """Return logits in the precision in which log-softmaxes are taken: float32, or float64 for a
+    model that is.
     """
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    if logits.dtype == torch.float64:
+        return logits
+    return logits.to(torch.float32)
 
 
 @torch.no_grad()
 def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[float]:
-    """Summed negative log likelihood of each window's scored tokens, the log-softmax in float32."""
-    return [
-        nats_of(torch.tensor(window.ids[window.unscored :]), row)
-        for window, row in zip(batch, predictions(model, batch), strict=True)
-    ]
-
-
-def nats_of(ids: Int[Tensor, "token"], logits: Float[Tensor, "token word"]) -> float:
-    """Return the summed negative log likelihood of tokens, from the logits that predict them."""
-    return float(nats_by_token(ids, logits).sum())
+    """Return the summed negative log likelihood of each window's scored tokens."""
+    nats: list[float] = []
+    for window, logits in zip(batch, predictions(model, batch), strict=True):
+        by_token = nats_by_token(torch.tensor(window.targets), logits)
+        nats.append(float(by_token.sum()))
+    return nats
 
 
 def nats_by_token(
@@ -243,3 +262,11 @@ def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
     """
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
+    for place, (token, other) in enumerate(zip(first, second, strict=False)):
+        if token != other:
+            return place
+    return min(len(first), len(second))

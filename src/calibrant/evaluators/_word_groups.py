@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Format, Row, start_tokens
 from calibrant.data._words import spans, words
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._windows import ScoredWindow
+from calibrant.evaluators._windows import ScoredWindow, token_ids, token_offsets
 from calibrant.spec.foreign import brief, did_you_mean, user_lines, user_path
 from calibrant.system.durable import content, unreadable
 
@@ -27,6 +27,8 @@ ROUNDS: Final = 30
 LARGEST_LIST: Final = 2**20
 """Bytes of a list of words at most."""
 VOWELS: Final = frozenset("aeiouy")
+ENDINGS: Final = {"ies": "y", "ied": "y", "es": "", "s": "", "ing": "", "ed": "", "ly": ""}
+"""English endings, and what a word without one ends with instead."""
 WINDOWS: Final = 2
 """Windows in which a group must stand: what stands in one alone may be anybody's name, and says
 more of the window than of the group.
@@ -46,17 +48,18 @@ class WindowWords:
 @final
 @dataclass(frozen=True)
 class Groups:
-    """Groups of words by name, the most frequent first; `of` says in which one a word is.
-    `left_out` are those that stand too seldom.
+    """Groups of words by name, the most frequent first; `numbers` says in which one a word is.
+    `left_out` is how many stand too seldom.
     """
 
     names: tuple[str, ...]
-    of: Mapping[str, int]
+    numbers: Mapping[str, int]
     left_out: int = 0
 
     def labels(self, window: WindowWords) -> Int[Tensor, " word"]:
         """Return the group of each word of a window, -1 for a word in none."""
-        return torch.tensor([self.of.get(word, -1) for word in window.words], dtype=torch.long)
+        numbers = [self.numbers.get(word, -1) for word in window.words]
+        return torch.tensor(numbers, dtype=torch.long)
 
 
 def words_of(
@@ -68,55 +71,61 @@ def words_of(
     """Return the words of each window. `rows` are those that the windows were cut from, and may
     be more.
     """
-    cut: dict[str, list[ScoredWindow]] = {}
+    waiting: dict[str, list[ScoredWindow]] = {}
     for window in windows:
-        cut.setdefault(window.document, []).append(window)
-    start, found = len(start_tokens(tokenizer)), dict[str, WindowWords]()
+        waiting.setdefault(window.document, []).append(window)
+    start = len(start_tokens(tokenizer))
+    found: dict[str, WindowWords] = {}
     for row in rows:
-        own = cut.pop(row.name, [])
-        if own:
+        cut = waiting.pop(row.name, [])
+        if cut:
             ends = _ends(format.render(row, tokenizer), tokenizer)
-            for window in own:
-                shown = range(window.begin, window.begin + len(window.ids) - start)
-                inside = [
-                    (last - window.begin + start, word)
-                    for first, last, word in ends
-                    if first in shown and last in shown
-                ]
-                found[window.name] = WindowWords(
-                    window, tuple(place for place, _ in inside), tuple(word for _, word in inside)
-                )
-        if not cut:
+            for window in cut:
+                found[window.name] = _inside(window, ends, start)
+        if not waiting:
             break
     return [found[window.name] for window in windows]
 
 
+def _inside(window: ScoredWindow, ends: Sequence[tuple[int, int, str]], start: int) -> WindowWords:
+    """Return the words whose first and last token lie in a window, which begins with `start`
+    tokens of its own.
+    """
+    shown = range(window.begin, window.begin + len(window.ids) - start)
+    places: list[int] = []
+    inside: list[str] = []
+    for first, last, word in ends:
+        if first in shown and last in shown:
+            places.append(last - window.begin + start)
+            inside.append(word)
+    return WindowWords(window, tuple(places), tuple(inside))
+
+
 def _ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, str]]:
-    """The first and the last token of each word of a text, and the word."""
-    offsets: Sequence[tuple[int, int]] = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )["offset_mapping"]
+    """Return the first and the last token of each word of a text, and the word."""
+    _, offsets = token_offsets(tokenizer, text)
     ends: list[tuple[int, int, str]] = []
-    at = 0
+    first = 0
     for begin, end, word in spans(text):
-        while at < len(offsets) and offsets[at][1] <= begin:
-            at += 1
-        last = at
+        while first < len(offsets) and offsets[first][1] <= begin:
+            first += 1
+        last = first
         # Of a letter that is several tokens, each says that it is all of it.
         while last + 1 < len(offsets) and offsets[last + 1][0] < end:
             last += 1
         if last < len(offsets) and offsets[last][1] >= end:
-            ends.append((at, last, word))
+            ends.append((first, last, word))
     return ends
 
 
 def check_groups(groups: str) -> None:
-    """`SpecError` for groups that are neither a known kind nor a file."""
+    """Raise `SpecError` for groups that are neither a known kind nor a file."""
     path = user_path(groups, SpecError)
     if groups not in KINDS and not path.is_file():
         hint = did_you_mean(groups, KINDS)
         raise SpecError(
-            f"words(groups={brief(groups)}){hint}: groups is {', '.join(KINDS)}, or a file with a word in each line, and there is no such file",
+            f"words(groups={brief(groups)}){hint}: groups is {', '.join(KINDS)}, "
+            f"or a file with a word in each line, and there is no such file",
             subject=groups,
         )
 
@@ -132,43 +141,53 @@ def grouped(
     """Return the groups that stand `least` times in the windows, and in two of them, at most
     `most`. `DataError` if there are none.
     """
-    counts = Counter(word for window in windows for word in window.words)
-    apart = Counter(word for window in windows for word in set(window.words))
-    common = {
-        word: n for word, n in counts.items() if apart[word] >= WINDOWS
-    }  # what stands in fewer is never stored, so it names nothing
+    counts, spread = _counted([window.words for window in windows])
+    # A word of fewer windows is never stored, so it names nothing.
+    common = {word: count for word, count in counts.items() if spread[word] >= WINDOWS}
     match groups:
         case "words":
-            named = {word: word for word in counts}
+            names = {word: word for word in counts}
         case "lemmas":
-            named = {word: lemma(word, common) for word in counts}
+            names = {word: lemma(word, common) for word in counts}
         case "clusters":
-            frequent = sorted(common, key=lambda word: (-common[word], word))
-            named = _clusters(frequent, model, tokenizer)
+            names = _clusters(_by_frequency(common), model, tokenizer)
         case _:
-            named = {word: name for word, name in read_list(groups).items() if word in counts}
-    sizes, spread = Counter[str](), Counter[str]()
-    for window in windows:
-        here = [named[word] for word in window.words if word in named]
-        sizes.update(here)
-        spread.update(set(here))
+            names = {word: name for word, name in read_list(groups).items() if word in counts}
+    sizes, spread = _counted(
+        [[names[word] for word in window.words if word in names] for window in windows]
+    )
     kept = [
-        name
-        for name in sorted(sizes, key=lambda name: (-sizes[name], name))
-        if sizes[name] >= least and spread[name] >= WINDOWS
+        name for name in _by_frequency(sizes) if sizes[name] >= least and spread[name] >= WINDOWS
     ][:most]
     if not kept:
         raise DataError(
-            f"none of {len(sizes)} groups of words ({brief(groups)}) stands {least} times in the {len(windows)} windows, and in {WINDOWS} of them; "
+            f"none of {len(sizes)} groups of words ({brief(groups)}) stands {least} times in the "
+            f"{len(windows)} windows, and in {WINDOWS} of them; "
             f"measure more tokens, or lower least",
             subject=groups,
         )
-    numbers = {name: number for number, name in enumerate(kept)}
-    return Groups(
-        tuple(kept),
-        {word: numbers[name] for word, name in named.items() if name in numbers},
-        len(sizes) - len(kept),
-    )
+    places = {name: number for number, name in enumerate(kept)}
+    numbers = {word: places[name] for word, name in names.items() if name in places}
+    return Groups(tuple(kept), numbers, len(sizes) - len(kept))
+
+
+def _counted(windows: Iterable[Sequence[str]]) -> tuple[Counter[str], Counter[str]]:
+    """Return how often each name stands in the windows, and in how many of them."""
+    counts = Counter[str]()
+    spread = Counter[str]()
+    for names in windows:
+        counts.update(names)
+        spread.update(set(names))
+    return counts, spread
+
+
+def _by_frequency(counts: Mapping[str, int]) -> list[str]:
+    """Return the names, the most frequent first, of as many by the alphabet."""
+
+    def place(name: str) -> tuple[int, str]:
+        return -counts[name], name
+
+    return sorted(counts, key=place)
 
 
 def lemma(word: str, known: Mapping[str, int]) -> str:
@@ -182,28 +201,23 @@ def lemma(word: str, known: Mapping[str, int]) -> str:
     >>> known = dict.fromkeys(("run", "city", "make", "was"), 1)
     >>> [lemma(word, known) for word in ("running", "cities", "making", "was")]
     ['run', 'city', 'make', 'was']
-    >>> [lemma(word, dict.fromkeys(("the", "one", "she", "bee", "meet", "meeting"), 1)) for word in ("thing", "only", "shed", "being", "meetings")]
+    >>> known = dict.fromkeys(("the", "one", "she", "bee", "meet", "meeting"), 1)
+    >>> [lemma(word, known) for word in ("thing", "only", "shed", "being", "meetings")]
     ['thing', 'only', 'shed', 'being', 'meet']
     """
-    for ending, instead in (
-        ("ies", "y"),
-        ("ied", "y"),
-        ("es", ""),
-        ("s", ""),
-        ("ing", ""),
-        ("ed", ""),
-        ("ly", ""),
-    ):
+    for ending, instead in ENDINGS.items():
         stem = word.removesuffix(ending)
-        if (
-            stem == word
-            or len(stem) < (3 if ending == "ly" else 2)
-            or not VOWELS & set(stem + instead)
-        ):
+        shortest = 3 if ending == "ly" else 2
+        if stem == word or len(stem) < shortest or not VOWELS & set(stem + instead):
             continue
-        doubled = stem[:-1] if len(stem) > 3 and stem[-1] == stem[-2] else stem
-        with_e = stem + "e" if len(stem) > 2 or stem[0] in VOWELS else stem
-        for base in (stem + instead, with_e, doubled):
+        bases = [stem + instead]
+        if len(stem) > 2 or stem[0] in VOWELS:
+            bases.append(stem + "e")
+        if len(stem) > 3 and stem[-1] == stem[-2]:
+            bases.append(stem[:-1])
+        else:
+            bases.append(stem)
+        for base in bases:
             if 2 < len(base) < len(word) and base in known:
                 return lemma(base, known)
     return word
@@ -216,22 +230,24 @@ def read_list(groups: str) -> dict[str, str]:
     Words stand one or several a line. `[name]` in a line of its own begins a group; words before
     the first belong to one that is called like the file. What follows # is left out.
     """
-    path, named = user_path(groups, DataError), dict[str, str]()
-    name = path.stem
+    path = user_path(groups, DataError)
+    names: dict[str, str] = {}
+    group = path.stem
     for line in user_lines(list_content(groups), groups, DataError):
         stated = line.partition("#")[0].strip()
         if stated.startswith("[") and stated.endswith("]"):
-            name = stated[1:-1].strip() or path.stem
+            group = stated[1:-1].strip() or path.stem
             continue
         for word in words(stated):
-            if named.setdefault(word, name) != name:
+            if names.setdefault(word, group) != group:
                 raise DataError(
-                    f"{brief(groups)} has {brief(word)} in {brief(named[word])} and in {brief(name)}; leave it in one group",
+                    f"{brief(groups)} has {brief(word)} in {brief(names[word])} and in "
+                    f"{brief(group)}; leave it in one group",
                     subject=word,
                 )
-    if not named:
+    if not names:
         raise DataError(f"{brief(groups)} holds no words; write one a line", subject=groups)
-    return named
+    return names
 
 
 def list_content(groups: str) -> bytes:
@@ -250,43 +266,48 @@ def list_content(groups: str) -> bytes:
 def _clusters(
     frequent: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, str]:
-    """The cluster of each word, by the mean of its tokens' input embeddings; a cluster is called
-    by its three most frequent words.
+    """Return the cluster of each word, by the mean of its tokens' input embeddings; a cluster is
+    called by its three most frequent words.
     """
     if not frequent:
         return {}
-    # With a space before it, as it stands in a text.
-    ids: list[list[int]] = [
-        tokenizer(f" {word}", add_special_tokens=False, verbose=False)["input_ids"]
-        for word in frequent
-    ]
     embeddings: Any = model.get_input_embeddings()
     table: Tensor = embeddings.weight.detach()
-    points = torch.stack([table[one].double().mean(0) for one in ids]).cpu()
+    means: list[Tensor] = []
+    for word in frequent:
+        # With a space before it, as it stands in a text.
+        ids = token_ids(tokenizer, f" {word}")
+        # In float64: the points differ little, and the nearest is taken.
+        means.append(table[ids].double().mean(0))
+    points = torch.stack(means).cpu()
     labels = spherical(points - points.mean(0), CLUSTERS)
-    names: dict[int, list[str]] = {}
+    members: dict[int, list[str]] = {}
     for word, label in zip(frequent, labels, strict=True):
-        names.setdefault(label, []).append(word)
-    return {word: ", ".join(names[label][:3]) for word, label in zip(frequent, labels, strict=True)}
+        members.setdefault(label, []).append(word)
+    names = {label: ", ".join(cluster[:3]) for label, cluster in members.items()}
+    return {word: names[label] for word, label in zip(frequent, labels, strict=True)}
 
 
-def spherical(points: Float[Tensor, "point feature"], k: int) -> list[int]:
+def spherical(points: Float[Tensor, "point feature"], count: int) -> list[int]:
     """Return the cluster of each point by spherical k-means from the points that are farthest
     apart: the same for the same points.
     """
     unit = torch.nn.functional.normalize(points, dim=1)
-    chosen, near = [0], unit @ unit[0]
-    while len(chosen) < min(k, len(unit)) and float(near.min()) < 1 - 1e-9:
-        chosen.append(int(near.argmin()))
-        near = torch.maximum(near, unit @ unit[chosen[-1]])
+    chosen = [0]
+    nearest = unit @ unit[0]
+    # Two points of one direction would be centres of one cluster.
+    while len(chosen) < min(count, len(unit)) and float(nearest.min()) < 1 - 1e-9:
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, unit @ unit[chosen[-1]])
     centres = unit[chosen]
     labels = (unit @ centres.T).argmax(1)
     for _ in range(ROUNDS):
         sums = torch.zeros_like(centres).index_add_(0, labels, unit)
-        centres = torch.where(
-            sums.norm(dim=1, keepdim=True) > 0, torch.nn.functional.normalize(sums, dim=1), centres
-        )
-        before, labels = labels, (unit @ centres.T).argmax(1)
+        moved = torch.nn.functional.normalize(sums, dim=1)
+        # A centre whose points cancel out stays.
+        centres = torch.where(sums.norm(dim=1, keepdim=True) > 0, moved, centres)
+        before = labels
+        labels = (unit @ centres.T).argmax(1)
         if bool((before == labels).all()):
             break
     return labels.tolist()

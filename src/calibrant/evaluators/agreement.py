@@ -2,31 +2,33 @@
 is right.
 
 `agreement(source=wikitext, tokens=16384, length=512)` shows both models the same windows of
-held-out text, those of `loss`, and compares what they predict for each token that `loss` scores:
-the Kullback-Leibler divergence of the compressed model's distribution from the untouched one's,
-KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over tokens, and how often
-the most probable token is the same. They see every token's whole distribution, not one number of
-it, so they distinguish two compressed models on less text than a loss does; a model agrees with
-itself completely, with a divergence of exactly zero. They say nothing about whether what changed
-was any good: for that the compressed model's `loss` stands beside them, from the same forward, each
-document's summed nats among the facts of its outcome.
+held-out text, those of `loss`, and compares what they predict for each token that `loss` scores.
+It gives the Kullback-Leibler divergence of the compressed model's distribution from the untouched
+one's, KL(untouched ‖ compressed), in nats, its 95th and 99th percentile over tokens, and how often
+the most probable token is the same. A divergence sees every token's whole distribution, not one
+number of it, so it distinguishes two compressed models on less text than a loss does. A model
+agrees with itself completely, with a divergence of exactly zero. None of this says whether what
+changed was any good: for that the compressed model's `loss` stands beside it, from the same
+forward, with each document's summed nats among the facts of its outcome.
 
-Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two
+Beside the divergence stands the noise floor of what ran the models (`_dense`): how far apart two
 computations of the same numbers are there. A smaller difference between two models is none that a
 runtime would keep.
 
 With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it
-is told apart by what a token is: of the chat template, of a question, or of an answer. The same
-windows are shown, in one forward; each role has scores of its own beside the whole (`kl_template`,
-`top1_agreement_template`, `loss_template`, …), and its sums stand among the facts of each outcome.
+is also measured by the role of a token: of the chat template, of a question, or of an answer. The
+same windows are shown, in one forward. Each role has scores of its own beside the whole
+(`kl_template`, `top1_agreement_template`, `loss_template`, …), and its sums stand among the facts
+of each outcome.
 
 The distributions are float32, or float64 for models that are. The context length is part of the
 score, as it is for a loss.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -35,13 +37,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import ROLES, Chat
+from calibrant.data import ROLES, Chat, Role, Row, Stretch, start_tokens
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.evaluators._base import Subject
-from calibrant.evaluators._dense import dense_predictions
-from calibrant.evaluators._estimates import ratio
-from calibrant.evaluators._floor import NoiseFloor, noise_floor
-from calibrant.evaluators._roles import TokenDivergence, WindowRoles, facts_of, window_roles
+from calibrant.evaluators._base import Subject, items_of, mean_of
+from calibrant.evaluators._dense import NoiseFloor, dense_predictions, noise_floor
 from calibrant.evaluators._windows import (
     ScoredWindow,
     TextEvaluator,
@@ -49,11 +48,13 @@ from calibrant.evaluators._windows import (
     nats_by_token,
     predictions,
     score_windows,
+    scored_tokens,
+    token_offsets,
     wide,
 )
 from calibrant.models.divergence import divergences, top
 from calibrant.results.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity, later
+from calibrant.spec import later
 
 TOKENS_PER_BATCH: Final = 1024
 """Tokens whose logits of both models are held at once; the result doesn't depend on it beyond
@@ -73,6 +74,39 @@ ROLE_METRICS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]
     ("loss", "nats", "nats/token", "lower"),
 )
 """Of each role: what a score is called, of which sums it is made, its unit, and what is better."""
+
+WindowRoles = Mapping[str, Sequence[Role]]
+"""The role of each scored token of a window, by the window's name."""
+
+
+class TokenDivergence(NamedTuple):
+    """What is known of a token: its divergence in nats, whether both models predict the same, its
+    own nats.
+    """
+
+    divergence: float
+    agreed: bool
+    nats: float
+
+
+class RoleSums(NamedTuple):
+    """Sums over tokens of one role: their number, divergence, how many are predicted alike,
+    nats.
+    """
+
+    tokens: int = 0
+    divergence: float = 0.0
+    agreed: int = 0
+    nats: float = 0.0
+
+    def plus(self, tokens: int, divergence: float, agreed: int, nats: float) -> "RoleSums":
+        """Return the sums with those of other tokens."""
+        return RoleSums(
+            self.tokens + int(tokens),
+            self.divergence + float(divergence),
+            self.agreed + int(agreed),
+            self.nats + float(nats),
+        )
 
 
 class _Compared(NamedTuple):
@@ -119,83 +153,50 @@ class Agreement(TextEvaluator):
         `ModelError` for a reference with another vocabulary, `NumericsError` for outputs that
         aren't finite.
         """
-        reference = subject.reference
-        if reference is None:
-            raise SpecError(
-                f"{self} compares a model with the untouched one, and none was given; give --reference, or Subject(…, reference=model)",
-                subject=str(self),
-            )
-        windows, measured = self.windows(subject.tokenizer), self.measured
-        roles = self._roles(windows, subject.tokenizer)
-
-        def compare(batch: list[ScoredWindow]) -> list[_Compared]:
-            return _compared(subject.model, reference, batch, measured, roles)
-
+        reference = subject.untouched(self)
+        windows = self.windows(subject.tokenizer)
+        measured = self.measured
+        roles = None
+        if self.roles:
+            form = self._conversation()
+            roles = window_roles(windows, self.rows(), form, subject.tokenizer)
+        compare = partial(_compared, subject.model, reference, measured=measured, roles=roles)
         entry = "{} by role" if self.roles else "{} with its loss"
         scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
-        compared: dict[str, _Compared] = {}
-        for name, found in scored.items():
-            # Those of a journal are lists.
-            compared[name] = _Compared(*found)
+        # Entries of a journal are lists.
+        compared = {name: _Compared(*found) for name, found in scored.items()}
         outcomes: list[Outcome] = []
-        for document, own in by_document(windows).items():
-            parts = [compared[w.name] for w in own]
-            facts = {
-                "agreed": sum(part.agreed for part in parts),
-                "nats": math.fsum(part.nats for part in parts),
-            }
-            if self.roles:
-                facts |= facts_of([part.roles for part in parts if part.roles is not None])
-            divergence = sum(part.divergence for part in parts)
-            tokens = float(sum(w.scored for w in own))
-            outcomes.append(Outcome(document, divergence, tokens, facts))
+        for document, shown in by_document(windows).items():
+            parts = [compared[window.name] for window in shown]
+            outcomes.append(self._outcome(document, scored_tokens(shown), parts))
         floor = noise_floor(
-            subject.model,
-            reference,
-            windows,
-            lambda model, exact, batch: _compared(model, exact, batch, measured),
+            subject.model, reference, windows, partial(_compared, measured=measured)
         )
-        by_token = [nats for w in windows for nats in compared[w.name].by_token]
+        by_token: list[float] = []
+        for window in windows:
+            by_token += compared[window.name].by_token
         return self._measurement(tuple(outcomes), by_token, measured, floor)
 
     def _conversation(self) -> Chat:
-        """The format, which must be a conversation's: in other texts no token has a role."""
+        """Return the format, which must be a conversation's: in other texts no token has a role."""
         _, form = self.held_out()
         if not isinstance(form, Chat):
             raise SpecError(
-                f"{self}: roles are those of a conversation, and the format {str(form)!r} writes none; give format=chat, or leave roles out",
+                f"{self}: roles are those of a conversation, and the format {str(form)!r} writes "
+                f"none; give format=chat, or leave roles out",
                 subject=str(self),
             )
         return form
 
-    def _roles(
-        self,
-        windows: Sequence[ScoredWindow],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> WindowRoles | None:
-        if not self.roles:
-            return None
-        return window_roles(windows, self.rows(), self._conversation(), tokenizer)
-
-    def _by_role(
-        self,
-        outcomes: tuple[Outcome, ...],
-        measured: str,
-        facts: Mapping[str, Any],
-    ) -> Iterator[Score]:
-        """The scores of each role that has a token, over its own tokens and their documents."""
-        for role in ROLES:
-            # One without a token of the role says nothing of it, and would lessen the error.
-            having = [outcome for outcome in outcomes if outcome.facts[f"tokens_{role}"]]
-            if not having:
-                continue
-            weights = [float(outcome.facts[f"tokens_{role}"]) for outcome in having]
-            n = len(having)
-            own = {**facts, "tokens": int(sum(weights))}
-            for metric, fact, unit, better in ROLE_METRICS:
-                values = [float(outcome.facts[f"{fact}_{role}"]) for outcome in having]
-                value, error = ratio(values, weights)
-                yield Score(measured, f"{metric}_{role}", value, error, n, unit, better, facts=own)
+    def _outcome(self, document: str, tokens: int, parts: Sequence[_Compared]) -> Outcome:
+        divergence = sum(part.divergence for part in parts)
+        facts = {
+            "agreed": sum(part.agreed for part in parts),
+            "nats": math.fsum(part.nats for part in parts),
+        }
+        if self.roles:
+            facts |= facts_of([part.roles for part in parts if part.roles is not None])
+        return Outcome(document, divergence, float(tokens), facts)
 
     def _measurement(
         self,
@@ -204,41 +205,73 @@ class Agreement(TextEvaluator):
         measured: str,
         floor: NoiseFloor | None,
     ) -> Measurement:
-        weights = [o.weight for o in outcomes]
-        facts = {
-            "tokens": int(sum(weights)),
-            "documents": len(outcomes),
+        count = len(outcomes)
+        facts: dict[str, Any] = {
+            "tokens": int(sum(outcome.weight for outcome in outcomes)),
+            "documents": count,
             "length": self.length,
-            "items": identity([[o.item, o.weight] for o in outcomes]),
+            "items": items_of(outcomes),
         }
-        divergence, agreed = (
-            ratio([o.value for o in outcomes], weights),
-            ratio([float(o.facts["agreed"]) for o in outcomes], weights),
-        )
-        n = len(outcomes)
-        top = Score(
-            measured, "top1_agreement", *agreed, n, "share of tokens", "higher", facts=facts
-        )
-        levels = [float(level) for level in np.percentile(by_token, PERCENTILES)]
-        # No error: tokens of a document aren't independent, and a percentile is no mean of
-        # documents.
-        high = (
-            Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts)
-            for p, level in zip(PERCENTILES, levels, strict=True)
-        )
-        loss = Score(
-            measured,
-            "loss",
-            *ratio([o.facts["nats"] for o in outcomes], weights),
-            n,
-            "nats/token",
-            "lower",
+        score = partial(Score, measured=measured, n=count)
+        alike, error = mean_of(outcomes, "agreed")
+        top1 = score(
+            metric="top1_agreement",
+            value=alike,
+            stderr=error,
+            unit="share of tokens",
+            better="higher",
             facts=facts,
         )
-        known = facts if floor is None else facts | floor.facts()
-        whole = Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known)
-        by_role = self._by_role(outcomes, measured, facts) if self.roles else ()
-        return Measurement(whole, outcomes, beside=(top, *high, loss, *by_role))
+        beside = [top1]
+        levels = np.percentile(by_token, PERCENTILES).tolist()
+        for percent, level in zip(PERCENTILES, levels, strict=True):
+            # No error: tokens of a document aren't independent, and a percentile is no mean of
+            # documents.
+            high = score(
+                metric=f"kl_p{percent}",
+                value=level,
+                stderr=None,
+                unit="nats",
+                better="lower",
+                facts=facts,
+            )
+            beside.append(high)
+        per_token = partial(score, unit="nats/token", better="lower")
+        nats, error = mean_of(outcomes, "nats")
+        beside.append(per_token(metric="loss", value=nats, stderr=error, facts=facts))
+        if self.roles:
+            beside += _by_role(outcomes, measured, facts)
+        if floor is not None:
+            facts = facts | floor.facts()
+        divergence, error = mean_of(outcomes)
+        whole = per_token(metric="kl", value=divergence, stderr=error, facts=facts)
+        return Measurement(whole, outcomes, beside=tuple(beside))
+
+
+def _by_role(
+    outcomes: Sequence[Outcome], measured: str, facts: Mapping[str, Any]
+) -> Iterator[Score]:
+    """Yield the scores of each role that has a token, over its own tokens and their documents."""
+    for role in ROLES:
+        tokens = f"tokens_{role}"
+        # A document without a token of the role says nothing of it, and would lessen the error.
+        having = [outcome for outcome in outcomes if outcome.facts[tokens]]
+        if not having:
+            continue
+        count = len(having)
+        known = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
+        for metric, fact, unit, better in ROLE_METRICS:
+            mean, error = mean_of(having, f"{fact}_{role}", tokens)
+            yield Score(
+                measured=measured,
+                metric=f"{metric}_{role}",
+                value=mean,
+                stderr=error,
+                n=count,
+                unit=unit,
+                better=better,
+                facts=known,
+            )
 
 
 @torch.no_grad()
@@ -253,37 +286,44 @@ def _compared(
     for window, theirs, ours in zip(
         batch, dense_predictions(reference, batch), predictions(model, batch), strict=True
     ):
+        words = theirs.shape[-1]
         if theirs.shape != ours.shape:
             raise ModelError(
-                f"the reference predicts {theirs.shape[-1]} tokens and the model {ours.shape[-1]}: with another vocabulary they can't be compared; "
+                f"the reference predicts {words} tokens and the model {ours.shape[-1]}: "
+                f"with another vocabulary they can't be compared; "
                 f"give the model that this one was made from",
                 subject=measured,
             )
-        tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
-        scored = torch.tensor(window.ids[window.unscored :])
-        chunks = zip(theirs.split(tokens), ours.split(tokens), scored.split(tokens), strict=True)
-        parts = [_chunk(old, new, ids, measured) for old, new, ids in chunks]
-        compared.append(_whole(window, parts, roles))
+        size = max(1, NUMBERS_PER_CHUNK // words)
+        targets = torch.tensor(window.targets).split(size)
+        chunks: list[_Chunk] = []
+        for old, new, ids in zip(theirs.split(size), ours.split(size), targets, strict=True):
+            chunks.append(_chunk(old, new, ids, measured))
+        window_role = None if roles is None else roles[window.name]
+        compared.append(_whole(chunks, window_role))
     return compared
 
 
-def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles | None) -> _Compared:
-    tokens = [token for part in parts for token in part.tokens]
-    divergence = sum(part.divergence for part in parts)
-    agreed = sum(part.agreed for part in parts)
-    by_token = [float(np.float32(token.divergence)) for token in tokens]
-    nats = math.fsum(part.nats for part in parts)
-    sums = None if roles is None else roles.sums(window, tokens)
-    return _Compared(divergence, agreed, by_token, nats, sums)
-
-
 class _Chunk(NamedTuple):
-    """The sums of a few tokens, each made as a whole, and what each token gave."""
+    """The sums of a few tokens, each made as a whole, and what is known of each token."""
 
     divergence: float
     agreed: int
     nats: float
     tokens: list[TokenDivergence]
+
+
+def _whole(chunks: Sequence[_Chunk], roles: Sequence[Role] | None) -> _Compared:
+    tokens: list[TokenDivergence] = []
+    for chunk in chunks:
+        tokens += chunk.tokens
+    return _Compared(
+        divergence=sum(chunk.divergence for chunk in chunks),
+        agreed=sum(chunk.agreed for chunk in chunks),
+        by_token=[float(np.float32(token.divergence)) for token in tokens],
+        nats=math.fsum(chunk.nats for chunk in chunks),
+        roles=None if roles is None else role_sums(roles, tokens),
+    )
 
 
 def _chunk(
@@ -292,12 +332,12 @@ def _chunk(
     ids: Int[Tensor, "token"],
     measured: str,
 ) -> _Chunk:
-    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats
-    of the text.
-
-    Each summed, and for each token.
+    """Return KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same,
+    and the nats of the text, each summed, and for each token.
     """
-    old, new = wide(reference), wide(ours.to(reference.device))
+    # bfloat16 has too few digits for differences of logarithms.
+    old = wide(reference)
+    new = wide(ours.to(reference.device))
     divergence = divergences(old, new)
     if not bool(divergence.isfinite().all()):
         whose = "the model's" if bool(old.isfinite().all()) else "the reference's"
@@ -309,3 +349,82 @@ def _chunk(
     nats = nats_by_token(ids, ours)
     tokens = map(TokenDivergence, divergence.tolist(), agreed.tolist(), nats.tolist())
     return _Chunk(float(divergence.sum()), int(agreed.sum()), float(nats.sum()), list(tokens))
+
+
+def role_sums(roles: Sequence[Role], tokens: Sequence[TokenDivergence]) -> dict[str, RoleSums]:
+    """Return the sums of a window's scored tokens by their role."""
+    sums: dict[str, RoleSums] = {role: RoleSums() for role in ROLES}
+    for role, token in zip(roles, tokens, strict=True):
+        sums[role] = sums[role].plus(1, *token)
+    return sums
+
+
+def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, int | float]:
+    """Return the facts of a document's outcome: the sums over its windows, by role and by what is
+    summed. `windows` are `RoleSums` by role, or their lists from a journal.
+    """
+    total = {role: RoleSums() for role in ROLES}
+    for by_role in windows:
+        for role in ROLES:
+            total[role] = total[role].plus(*by_role[role])
+    facts: dict[str, int | float] = {}
+    for role, sums in total.items():
+        facts[f"tokens_{role}"] = sums.tokens
+        facts[f"kl_{role}"] = sums.divergence
+        facts[f"agreed_{role}"] = sums.agreed
+        facts[f"nats_{role}"] = sums.nats
+    return facts
+
+
+def window_roles(
+    windows: Sequence[ScoredWindow],
+    rows: Iterable[Row],
+    form: Chat,
+    tokenizer: PreTrainedTokenizerBase,
+) -> WindowRoles:
+    """Return the roles of the windows' tokens; `rows` hold the documents they were cut from."""
+    waiting = {window.document for window in windows}
+    by_row: dict[str, list[Role]] = {}
+    for row in rows:
+        if row.name in waiting:
+            waiting.remove(row.name)
+            by_row[row.name] = token_roles(row, form, tokenizer)
+        if not waiting:
+            break
+    # A window begins with start tokens, which have no place in the document.
+    starts = len(start_tokens(tokenizer))
+    by_window: dict[str, list[Role]] = {}
+    for window in windows:
+        end = window.begin + len(window.ids) - starts
+        by_window[window.name] = by_row[window.document][end - window.scored : end]
+    return by_window
+
+
+def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list[Role]:
+    """Return the role of each token of a row's conversation: that of most of its letters."""
+    text, stretches = form.stretches(row, tokenizer)
+    _, offsets = token_offsets(tokenizer, text)
+    roles: list[Role] = []
+    first = 0
+    for begin, end in offsets:
+        # Tokens come in order, so stretches that ended are over for good.
+        while first + 1 < len(stretches) and stretches[first].end <= begin:
+            first += 1
+        roles.append(_role(begin, end, stretches[first:]))
+    return roles
+
+
+def _role(begin: int, end: int, stretches: Sequence[Stretch]) -> Role:
+    """Return the role of most letters from `begin` to `end`; of as many, the first one's. The
+    first of the stretches goes beyond `begin`.
+    """
+    role: Role = stretches[0].role
+    most = 0
+    for stretch in stretches:
+        if stretch.begin >= end:
+            break
+        letters = min(end, stretch.end) - max(begin, stretch.begin)
+        if letters > most:
+            role = stretch.role
+            most = letters
+    return role

@@ -19,6 +19,7 @@ longest right answer fits with 8 to spare.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +29,23 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.data.formats._question import question_text
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
-from calibrant.evaluators._base import MOST_SHOTS, MOST_WRITTEN, SourceEvaluator, Subject
+from calibrant.evaluators._base import (
+    MOST_SHOTS,
+    MOST_WRITTEN,
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+    mean_of,
+)
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators._estimates import ratio
-from calibrant.evaluators._prompts import draw_exemplars
+from calibrant.evaluators._prompts import BETWEEN, draw_exemplars
+from calibrant.evaluators._windows import token_ids
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 
-BETWEEN: Final = "\n\n"
 TOKENS_OF_REASONING: Final = 256
 TOKENS_OF_ANSWER: Final = 20
 TO_SPARE: Final = 8
@@ -60,12 +68,7 @@ class Generation(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, shots=MOST_SHOTS, limit=MOST, max_tokens=MOST_WRITTEN)
-        for name, least in (("shots", 0), ("limit", 1), ("max_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SpecError(
-                    f"generation({name}={value}): {name} must be at least {least}", subject=name
-                )
+        check_least(self, shots=0, limit=1, max_tokens=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -87,106 +90,108 @@ class Generation(SourceEvaluator):
         other words; empty where nothing could be read.
         """
         source, _ = self.held_out()
-        tokenizer, journal = subject.tokenizer, subject.journal
-        rows = self._measured(source)
-        exemplars = self.exemplars(source)
-        reader = _AnswerReader(tokenizer, rows, self.cot)
-        most = self.max_tokens or reader.most()
-        decoder = Decoder(
-            subject.model,
-            self._prompts(exemplars, rows, tokenizer),
-            most,
-            reader.ended,
-            f"generation of {source}",
-        )
-        done = 0
-        for batch in decoder.batches():
-            # A batch of which only a part is kept is decoded again as a whole, so that a run that
-            # was killed ends as one that wasn't.
-            if not all(rows[number].name in journal for number in batch):
-                written = decoder.run(batch)
-                journal.add(
-                    {
-                        rows[n].name: reader.read(rows[n], answer)
-                        for n, answer in zip(batch, written, strict=True)
-                    }
-                )
-            done += len(batch)
-            subject.progress(f"measuring {self}", done, len(rows))
-        results = [journal[row.name] for row in rows]
-        outcomes = tuple(
-            Outcome(
-                row.name,
-                float(result["right"]),
-                1.0,
-                {fact: result[fact] for fact in ("extracted", "tokens", "cut")},
-            )
-            for row, result in zip(rows, results, strict=True)
-        )
-        return Measurement(self._score(source, rows, exemplars, outcomes, most), outcomes)
-
-    def exemplars(self, source: Source) -> tuple[Row, ...]:
-        """Return the rows that are shown before each question. `DataError` if the source has
-        fewer that can be.
-        """
-        form = held_out(self.name, "cot" if self.cot else "qa")[1] if self.shots else None
-        # An example with a blank line in its answer would show the model how to be stopped.
-        pool = [
-            row
-            for row in source.rows("exemplars")
-            if form and form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"
-        ]
-        if len(pool) < self.shots:
-            raise DataError(
-                f"{source} has {len(pool)} exemplars{' with a rationale' if self.cot else ''} and {self.shots} shots were asked for; take fewer",
-                subject=str(source),
-            )
-        return tuple(draw_exemplars(pool, self.seed)[: self.shots])
-
-    def _measured(self, source: Source) -> list[Row]:
-        rows = [row for row, _ in zip(self.rows(), range(self.limit), strict=False)]
+        journal = subject.journal
+        rows = list(itertools.islice(self.rows(), self.limit))
         if not rows:
             raise DataError(
                 f"{source} has no question with an answer to measure on", subject=str(source)
             )
-        return rows
+        exemplars = self.exemplars(source)
+        reader = _AnswerReader(subject.tokenizer, rows, self.cot)
+        most = self.max_tokens or reader.most()
+        prompts = self._prompts(exemplars, rows, subject.tokenizer)
+        decoder = Decoder(subject.model, prompts, most, reader.ended, f"generation of {source}")
+        steps = Steps(subject.progress, f"measuring {self}", len(rows))
+        for batch in decoder.batches():
+            # A batch of which only a part is kept is decoded again as a whole, so that a run that
+            # was killed ends as one that wasn't.
+            if not all(rows[number].name in journal for number in batch):
+                entries: dict[str, Any] = {}
+                for number, answer in zip(batch, decoder.run(batch), strict=True):
+                    entries[rows[number].name] = reader.read(rows[number], answer)
+                journal.add(entries)
+            steps.add(len(batch))
+        outcomes: list[Outcome] = []
+        for row in rows:
+            result = journal[row.name]
+            facts = {fact: result[fact] for fact in ("extracted", "tokens", "cut")}
+            outcomes.append(Outcome(row.name, float(result["right"]), 1.0, facts))
+        score = self._score(source, rows, exemplars, outcomes, most)
+        return Measurement(score, tuple(outcomes))
+
+    def exemplars(self, source: Source) -> Sequence[Row]:
+        """Return the rows that are shown before each question. `DataError` if the source has
+        fewer that can be.
+        """
+        if not self.shots:
+            return ()
+        form = self._form(self.cot)
+        # An example with a blank line in its answer would show the model how to be stopped.
+        pool = [
+            row
+            for row in source.rows("exemplars")
+            if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"
+        ]
+        if len(pool) < self.shots:
+            reasoned = " with a rationale" if self.cot else ""
+            raise DataError(
+                f"{source} has {len(pool)} exemplars{reasoned} and {self.shots} shots were asked "
+                f"for; take fewer",
+                subject=str(source),
+            )
+        return draw_exemplars(pool, self.seed)[: self.shots]
+
+    def _form(self, cot: bool) -> Format:
+        return held_out(self.name, "cot" if cot else "qa")[1]
 
     def _prompts(
         self, exemplars: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
     ) -> list[list[int]]:
-        form = held_out(self.name, "cot" if self.cot and exemplars else "qa")[1]
+        # Without exemplars nothing shows the model how to reason.
+        form = self._form(self.cot and len(exemplars) > 0)
         examples = [form.render(example) for example in exemplars]
-        texts = [BETWEEN.join([*examples, question_text(row)]) for row in rows]
-        return [
-            start_tokens(tokenizer)
-            + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            for text in texts
-        ]
+        start = start_tokens(tokenizer)
+        prompts: list[list[int]] = []
+        for row in rows:
+            text = BETWEEN.join([*examples, question_text(row)])
+            prompts.append([*start, *token_ids(tokenizer, text)])
+        return prompts
 
     def _score(
         self,
         source: Source,
         rows: Sequence[Row],
         exemplars: Sequence[Row],
-        outcomes: tuple[Outcome, ...],
+        outcomes: Sequence[Outcome],
         most: int,
     ) -> Score:
-        n = len(outcomes)
-        value, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
+        count = len(outcomes)
         facts = {
             "shots": self.shots,
             "cot": self.cot,
             "max_tokens": most,
             "exemplars": identity([row.key for row in exemplars]),
-            "answered": sum(bool(o.facts["extracted"]) for o in outcomes) / n,
-            "cut": sum(bool(o.facts["cut"]) for o in outcomes) / n,
-            "tokens": sum(int(o.facts["tokens"]) for o in outcomes),
-            "items": identity([o.item for o in outcomes]),
+            "answered": sum(bool(outcome.facts["extracted"]) for outcome in outcomes) / count,
+            "cut": sum(bool(outcome.facts["cut"]) for outcome in outcomes) / count,
+            "tokens": sum(int(outcome.facts["tokens"]) for outcome in outcomes),
+            "items": identity([outcome.item for outcome in outcomes]),
         }
-        chance = sum(1 / len(row.choices) if kind_of(row) == "choice" else 0.0 for row in rows) / n
-        measured = f"{source}, {self.shots}-shot{', cot' if self.cot else ''}"
+        # Nobody guesses a number or words.
+        chance = sum(1 / len(row.choices) for row in rows if kind_of(row) == "choice") / count
+        measured = f"{source}, {self.shots}-shot"
+        if self.cot:
+            measured += ", cot"
+        right, error = mean_of(outcomes)
         return Score(
-            measured, "exact_match", value, stderr, n, "share of questions", "higher", chance, facts
+            measured=measured,
+            metric="exact_match",
+            value=right,
+            stderr=error,
+            n=count,
+            unit="share of questions",
+            better="higher",
+            chance=chance,
+            facts=facts,
         )
 
 
@@ -194,32 +199,31 @@ class _AnswerReader:
     """Reads answers out of what a model wrote, and knows when there is nothing more to read."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], cot: bool) -> None:
-        self.tokenizer, self.rows, self.cot = tokenizer, rows, cot
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.cot = cot
+        added = tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
         self.special = frozenset({*tokenizer.all_special_ids, *special})
-        self.opening = re.compile(
-            "|".join(rf"(?:^|\n){re.escape(word)}" for word in sorted({*map(_opener, rows)}))
-        )
+        openers = sorted(set(map(_opener, rows)))
+        self.opening = re.compile("|".join(rf"(?:^|\n){re.escape(word)}" for word in openers))
         self.alike = len({row.choices for row in rows}) == 1
 
     def most(self) -> int:
         """Return how many tokens an answer may have."""
         if self.cot:
             return TOKENS_OF_REASONING
-        texts = {
-            f" {text}"
-            for row in self.rows
-            for text in (row.answer or "", *(() if row.labels else row.choices))
-        }
-        longest = max(
-            len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            for text in texts
-        )
+        answers: set[str] = set()
+        for row in self.rows:
+            answers.add(row.answer or "")
+            if not row.labels:
+                answers.update(row.choices)
+        longest = max(len(token_ids(self.tokenizer, f" {answer}")) for answer in answers)
         return max(TOKENS_OF_ANSWER, longest + TO_SPARE)
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Return whether these tokens hold a whole answer: a special token came, or what nobody
-        reads on behind.
+        """Return whether these tokens hold a whole answer: a special token came, or text that
+        nobody reads on behind.
         """
         return ids[-1] in self.special or self._end(self._text(ids)) is not None
 
@@ -236,42 +240,50 @@ class _AnswerReader:
 
     def _text(self, ids: Sequence[int]) -> str:
         last = ids[:-1] if ids[-1] in self.special else ids
-        return str(
-            self.tokenizer.decode(
-                list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+        # Not cleaned up, which would move spaces: the end is looked for by letters.
+        text = self.tokenizer.decode(
+            list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return str(text)
 
     def _end(self, text: str) -> int | None:
-        """Where what is read ends; none if more could come. Space before the first word is no
-        end.
+        """Return where the part that is read ends; None if more could come. Space before the first
+        word is no end.
         """
-        begin = len(text) - len(text.lstrip())
-        places = [text.find(BETWEEN if self.cot else "\n", begin)] if begin < len(text) else []
+        ends: list[int] = []
         opened = self.opening.search(text)
-        ends = [place for place in [*places, opened.start() if opened else -1] if place >= 0]
+        if opened:
+            ends.append(opened.start())
+        begin = len(text) - len(text.lstrip())
+        stop = text.find(BETWEEN if self.cot else "\n", begin)
+        if begin < len(text) and stop >= 0:
+            ends.append(stop)
         return min(ends, default=None)
 
     def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
-        """What was read, as a short word, and whether it is right."""
+        """Return what was read, as a short word, and whether it is right."""
         answer = row.need("answer")
-        if kind_of(row) == "number":
-            number, gold = read_number(text), number_of(answer)
-            return str(number or ""), number is not None and gold is not None and same(number, gold)
-        if kind_of(row) == "choice":
-            names = row.labels or (
-                row.choices if self.alike else tuple(map(str, range(1, len(row.choices) + 1)))
-            )
+        kind = kind_of(row)
+        if kind == "number":
+            number = read_number(text)
+            gold = number_of(answer)
+            if number is None or gold is None:
+                return str(number or ""), False
+            return str(number), same(number, gold)
+        if kind == "choice":
             chosen = read_choice(text, row.choices, row.labels)
-            return (
-                ("", False)
-                if chosen is None
-                else (names[chosen], chosen == (row.labels or row.choices).index(answer))
-            )
+            if chosen is None:
+                return "", False
+            names = row.labels or row.choices
+            right = chosen == names.index(answer)
+            if row.labels or self.alike:
+                return names[chosen], right
+            # The choice's own words would be text of the data set, so its number is kept.
+            return str(chosen + 1), right
         words = normalised(text)
-        return hashlib.sha256(words.encode()).hexdigest()[:16] * bool(words), bool(
-            words
-        ) and words == normalised(answer)
+        if not words:
+            return "", False
+        return hashlib.sha256(words.encode()).hexdigest()[:16], words == normalised(answer)
 
 
 def kind_of(row: Row) -> Kind:
@@ -284,6 +296,6 @@ def kind_of(row: Row) -> Kind:
 
 
 def _opener(row: Row) -> str:
-    """How a question of this kind begins, up to the colon, such as `Question:`."""
+    """Return how a question of this kind begins, up to the colon, such as `Question:`."""
     match = re.match(r"\w+:", question_text(row))
     return match[0] if match else "Question:"

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ from yaml import YAMLError
 
 from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
-from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject
-from calibrant.evaluators._estimates import ratio
+from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject, check_least, ratio
 from calibrant.evaluators._language_model import Answering
 from calibrant.models.quiet import quiet, quoted
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
@@ -48,14 +47,17 @@ NAME: Final = "calibrant"
 """What the model is called in the harness's registry."""
 
 SEEDS: Final = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
-"""What the harness's command line sets before a run: a task may draw from any of them, so its
-items are the same here and there.
+"""The seeds that the harness's command line sets before a run: a task may draw from any of them, so
+its items are the same here and there.
 """
 
 ACCURACIES: Final = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 UNITS: Final = {"bits_per_byte": "bits/byte"}
 WORDS: Final = 5
 """A field of a document with fewer words than this could be anybody's."""
+
+Summands = list[tuple[float, float]]
+"""Of each document the value and the weight with which it goes into a mean."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,26 +74,17 @@ class Harness(Evaluator):
 
     def __post_init__(self) -> None:
         check_most(self, num_fewshot=MOST_SHOTS, limit=MOST)
-        if self.limit is not None and self.limit < 1:
-            raise SpecError(
-                f"harness(limit={self.limit}): limit must be at least 1", subject="limit"
-            )
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise SpecError(
-                f"harness(num_fewshot={self.num_fewshot}): num_fewshot can't be negative",
-                subject="num_fewshot",
-            )
+        check_least(self, num_fewshot=0, limit=1)
 
     def rows(self) -> Iterator[Row]:
         """Yield the task's documents: each of their texts that is long enough to be known again."""
+        texts: dict[str, None] = {}
         with _undisturbed():
             task = self._task()
-            texts = dict.fromkeys(
-                text
-                for doc in task.eval_docs
-                for text in (*doc.values(), task.doc_to_text(doc))
-                if isinstance(text, str)
-            )
+            for document in task.eval_docs:
+                for text in (*document.values(), task.doc_to_text(document)):
+                    if isinstance(text, str):
+                        texts[text] = None
         return (Row(question=text) for text in texts if len(text.split()) >= WORDS)
 
     def digest(self) -> str:
@@ -111,13 +104,13 @@ class Harness(Evaluator):
         can't be told item by item stands beside only.
         """
 
-        def told(what: str, done: int, total: int) -> None:
-            subject.progress(f"{what} {self}", done, total)
+        def progress(doing: str, done: int, total: int) -> None:
+            subject.progress(f"{doing} {self}", done, total)
 
         answering = language_model()(
             subject.model,
             subject.tokenizer,
-            progress=told,
+            progress=progress,
             journal=subject.journal,
             measured=str(self),
         )
@@ -129,225 +122,231 @@ class Harness(Evaluator):
         return _HarnessResults(self, task, results).measurement()
 
     def _task(self) -> Any:
-        """The task as the harness's command line would set it up. `SpecError` for a name that is
-        none, `DataError` if its data can't be had.
+        """Return the task as the harness's command line would set it up. `SpecError` for a name
+        that is none, `DataError` if its data can't be had.
         """
         manager = self._manager()
-        from datasets.exceptions import (
-            DatasetsError,
-        )  # an optional package, which the harness brings
+        # The harness brings this package.
+        from datasets.exceptions import DatasetsError
 
+        mistakes = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
         try:
             loaded = manager.load([self.task])
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ImportError,
-            DatasetsError,
-            YAMLError,
-        ) as error:
+        except (*mistakes, DatasetsError, YAMLError) as error:
             raise DataError(
                 f"the harness's task {self.task!r} can't be loaded ({quoted(error)}); "
                 f"its data is read from the hub, or from the files that its YAML names",
                 subject=self.task,
             ) from error
         if loaded.get("groups") or set(loaded["tasks"]) != {self.task}:
-            named = ", ".join(sorted(loaded["tasks"])[:8])
+            names = ", ".join(sorted(loaded["tasks"])[:8])
             raise SpecError(
-                f"{self.task!r} is a group of {len(loaded['tasks'])} tasks; name one of them ({named}, …)",
+                f"{self.task!r} is a group of {len(loaded['tasks'])} tasks; "
+                f"name one of them ({names}, …)",
                 subject=self.task,
             )
         task = loaded["tasks"][self.task]
-        for word, why in (
-            ("UNSAFE_CODE", "runs code that a model has written"),
-            ("MULTIMODAL", "shows pictures or sound"),
-        ):
-            if getattr(task, word, False):
-                raise SpecError(
-                    f"the harness's task {self.task!r} {why}, which isn't done here; choose another",
-                    subject=self.task,
-                )
-        return self._with_exemplars(task)
+        self._check_kind(task, "UNSAFE_CODE", "runs code that a model has written")
+        self._check_kind(task, "MULTIMODAL", "shows pictures or sound")
+        self._set_exemplars(task)
+        return task
 
-    def _with_exemplars(self, task: Any) -> Any:
-        """The task with as many exemplars as are asked for, drawn as the harness draws them."""
+    def _check_kind(self, task: Any, mark: str, reason: str) -> None:
+        if getattr(task, mark, False):
+            raise SpecError(
+                f"the harness's task {self.task!r} {reason}, which isn't done here; choose another",
+                subject=self.task,
+            )
+
+    def _set_exemplars(self, task: Any) -> None:
+        """Let the task have as many exemplars as are asked for, drawn as the harness draws them."""
         usual = task.get_config("num_fewshot")
         if usual == 0 and self.num_fewshot:
             raise SpecError(
-                f"harness(task={self.task!r}, num_fewshot={self.num_fewshot}): the task is always put without exemplars",
+                f"harness(task={self.task!r}, num_fewshot={self.num_fewshot}): "
+                f"the task is always put without exemplars",
                 subject=self.task,
             )
-        task.set_config(
-            key="num_fewshot", value=(usual or 0) if self.num_fewshot is None else self.num_fewshot
-        )
+        shots = (usual or 0) if self.num_fewshot is None else self.num_fewshot
+        task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=SEEDS["fewshot"])
-        return task
 
     def _manager(self) -> Any:
-        """The list of tasks that holds this one: that of the folder given, or the harness's own,
-        which takes seconds to read.
+        """Return the list of tasks that holds this one: that of the folder given, or the harness's
+        own, which takes seconds to read.
         """
-        own = _tasks(self.include_path, False) if self.include_path else None
-        if own is not None and self.task in own.all_tasks:
-            return own
+        if self.include_path:
+            folder = _tasks(self.include_path, False)
+            if self.task in folder.all_tasks:
+                return folder
         manager = _tasks(self.include_path, True)
         if self.task not in manager.all_tasks:
+            hint = did_you_mean(self.task, manager.all_tasks)
             raise SpecError(
-                f"the harness has no task {self.task!r}{did_you_mean(self.task, manager.all_tasks)}; "
-                f"lm_eval ls tasks lists its {len(manager.all_tasks)}, and include_path adds a folder of yours",
+                f"the harness has no task {self.task!r}{hint}; lm_eval ls tasks lists its "
+                f"{len(manager.all_tasks)}, and include_path adds a folder of yours",
                 subject=self.task,
             )
         return manager
 
 
 class _HarnessResults:
-    """What the harness found, as one of our measurements."""
+    """The results of the harness, as one of our measurements."""
 
     def __init__(self, evaluator: Harness, task: Any, results: Mapping[str, Any]) -> None:
-        self._evaluator, self._task, self._results = evaluator, task, results
-        self._values: dict[str, float] = {
-            name: float(value)
-            for name, value in results["results"][evaluator.task].items()
-            if "," in name and "_stderr," not in name and _number(value)
-        }
-        self._samples = {
-            f: [s for s in self._of("samples") if s["filter"] == f]
-            for f in dict.fromkeys(s["filter"] for s in self._of("samples"))
-        }
-        self._parts = {name: self._summands(name) for name in self._values}
+        self._evaluator = evaluator
+        self._name = evaluator.task
+        self._task = task
+        self._results = results
+        self._values: dict[str, float] = {}
+        for metric, value in results["results"][self._name].items():
+            if "," in metric and "_stderr," not in metric and _is_number(value):
+                self._values[metric] = float(value)
+        self._samples: dict[str, list[dict[str, Any]]] = {}
+        for sample in self._part("samples"):
+            self._samples.setdefault(sample["filter"], []).append(sample)
+        self._summands = {metric: self._find_summands(metric) for metric in self._values}
 
     def measurement(self) -> Measurement:
+        """Return the measurement. `SpecError` for a metric that there isn't, or that is no mean
+        over items, `NumericsError` for one that isn't finite.
+        """
         primary = self._primary()
-        first = self._samples[primary.partition(",")[2]]
-        names = _distinct([sample["doc_hash"] for sample in first])
-        facts = self._facts(len(first))
-        outcomes = tuple(
-            Outcome(name, *part, facts={key: values[at] for key, values in facts.items()})
-            for at, (name, part) in enumerate(zip(names, self._parts[primary] or (), strict=True))
-        )
-        about = {
-            "version": self._of("versions"),
-            "shots": self._of("n-shot"),
-            "harness": _harness("lm_eval").__version__,
-            # Where the files lie on this machine is left out: what they hold is said by the items.
-            "config": identity(
-                {
-                    key: value
-                    for key, value in self._of("configs").items()
-                    if key != "dataset_kwargs"
-                }
-            ),
-            "items": identity(names),
-            **(
-                {"rows_of": len(documents)}
-                if isinstance(documents := self._task.eval_docs, Sized)
-                else {}
-            ),
-        }
-        scores = {name: self._score(name, len(first), about) for name in self._values}
-        if not math.isfinite(scores[primary].value):
-            raise NumericsError(
-                f"{primary} of {self._evaluator.task} is {scores[primary].value}",
-                subject=self._evaluator.task,
-            )
-        return Measurement(scores.pop(primary), outcomes, beside=tuple(scores.values()))
+        samples = self._samples[primary.partition(",")[2]]
+        names = _distinct([sample["doc_hash"] for sample in samples])
+        facts = self._facts(len(samples))
+        outcomes: list[Outcome] = []
+        summands = self._summands[primary] or ()
+        for number, (name, summand) in enumerate(zip(names, summands, strict=True)):
+            known = {key: values[number] for key, values in facts.items()}
+            outcomes.append(Outcome(name, *summand, facts=known))
+        about = self._about(names)
+        scores = {metric: self._score(metric, len(samples), about) for metric in self._values}
+        first = scores.pop(primary)
+        if not math.isfinite(first.value):
+            raise NumericsError(f"{primary} of {self._name} is {first.value}", subject=self._name)
+        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
 
-    def _of(self, key: str) -> Any:
-        return self._results[key][self._evaluator.task]
+    def _part(self, key: str) -> Any:
+        return self._results[key][self._name]
+
+    def _about(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the facts that all scores have."""
+        config = dict(self._part("configs"))
+        # Where the files lie on this machine is left out: the items say what they hold.
+        config.pop("dataset_kwargs", None)
+        about = {
+            "version": self._part("versions"),
+            "shots": self._part("n-shot"),
+            "harness": _harness("lm_eval").__version__,
+            "config": identity(config),
+            "items": identity(names),
+        }
+        documents = self._task.eval_docs
+        if isinstance(documents, Sized):
+            about["rows_of"] = len(documents)
+        return about
 
     def _primary(self) -> str:
-        """The metric asked for; else the first one that can be told item by item."""
-        requested, fit = (
-            self._evaluator.metric,
-            [name for name, parts in self._parts.items() if parts],
-        )
-        known = {
-            **{name.partition(",")[0]: name for name in reversed(self._values)},
-            **{name: name for name in self._values},
-        }
-        if requested is not None and requested not in known:
-            listed = ", ".join(sorted(self._values))
+        """Return the metric asked for; else the first one that is a mean over items."""
+        means = [metric for metric, summands in self._summands.items() if summands]
+        requested = self._evaluator.metric
+        chosen = means[0] if means else ""
+        if requested is not None:
+            chosen = self._full_name(requested)
+        if chosen not in means:
+            refused = requested or ", ".join(self._values)
             raise SpecError(
-                f"{self._evaluator.task} has no metric {requested!r}{did_you_mean(requested, known)} (known: {listed})",
-                subject=requested,
-            )
-        chosen = known[requested] if requested is not None else next(iter(fit), "")
-        if chosen not in fit:
-            named = requested or ", ".join(self._values)
-            raise SpecError(
-                f"{named} of {self._evaluator.task} is no mean over items; choose one that is ({', '.join(fit) or 'the task has none'})",
-                subject=named,
+                f"{refused} of {self._name} is no mean over items; "
+                f"choose one that is ({', '.join(means) or 'the task has none'})",
+                subject=refused,
             )
         return chosen
 
-    def _summands(self, name: str) -> list[tuple[float, float]] | None:
-        """What each document gives to a metric, as (value, weight) with Σ value / Σ weight the
-        metric itself; None if it isn't made like that.
+    def _full_name(self, requested: str) -> str:
+        """Return the name of a metric with its filter; without one the first filter's."""
+        known: dict[str, str] = {}
+        for metric in self._values:
+            known.setdefault(metric.partition(",")[0], metric)
+        for metric in self._values:
+            known[metric] = metric
+        if requested not in known:
+            raise SpecError(
+                f"{self._name} has no metric {requested!r}{did_you_mean(requested, known)} "
+                f"(known: {', '.join(sorted(self._values))})",
+                subject=requested,
+            )
+        return known[requested]
+
+    def _find_summands(self, name: str) -> Summands | None:
+        """Return what each document gives to a metric, so that Σ value / Σ weight is the metric
+        itself; None if it isn't made like that.
         """
         metric, _, chosen = name.partition(",")
-        values = [sample[metric] for sample in self._samples[chosen] if metric in sample]
-        ways: list[list[tuple[float, float]]] = []
-        if all(_number(value) for value in values):
-            ways.append([(float(value), 1.0) for value in values])
-        elif all(
-            isinstance(v, tuple | list) and len(v) == 2 and all(map(_number, v)) and v[1] > 0
-            for v in values
-        ):
-            ways.append([(-float(nats) / math.log(2), float(size)) for nats, size in values])
-        for parts in ways:
-            if not parts or len(parts) != len(self._samples[chosen]):
-                continue
-            if math.isclose(
-                ratio(*zip(*parts, strict=True))[0], self._values[name], rel_tol=1e-9, abs_tol=1e-12
-            ):
-                return parts
-        return None
+        samples = self._samples[chosen]
+        values = [sample[metric] for sample in samples if metric in sample]
+        if not values or len(values) < len(samples):
+            return None
+        if all(_is_number(value) for value in values):
+            summands = [(float(value), 1.0) for value in values]
+        elif all(_is_likelihood(value) for value in values):
+            # Bits per byte: the log likelihood of each text, and its bytes.
+            summands = [(-float(nats) / math.log(2), float(size)) for nats, size in values]
+        else:
+            return None
+        # The harness may add up in another order, so the last digits may differ.
+        mean, _ = _ratio(summands)
+        if not math.isclose(mean, self._values[name], rel_tol=1e-9, abs_tol=1e-12):
+            return None
+        return summands
 
-    def _score(self, name: str, n: int, about: Mapping[str, Any]) -> Score:
+    def _score(self, name: str, count: int, about: Mapping[str, Any]) -> Score:
         metric, _, chosen = name.partition(",")
-        parts = self._parts[name]
-        stderr = ratio(*zip(*parts, strict=True))[1] if parts else None
-        rises = self._of("higher_is_better").get(metric)
-        better: Literal["lower", "higher"] = "lower" if rises is False else "higher"
-        label = metric if chosen == "none" else f"{metric} ({chosen})"
-        measured = f"{self._evaluator.task}, {about['shots']}-shot (harness)"
-        chance = self._chance() if metric in ACCURACIES else None
+        summands = self._summands[name]
+        error = _ratio(summands)[1] if summands else None
+        rises = self._part("higher_is_better").get(metric)
         return Score(
-            measured,
-            label,
-            self._values[name],
-            stderr,
-            n,
-            UNITS.get(metric, ""),
-            better,
-            chance,
+            measured=f"{self._name}, {about['shots']}-shot (harness)",
+            metric=metric if chosen == "none" else f"{metric} ({chosen})",
+            value=self._values[name],
+            stderr=error,
+            n=count,
+            unit=UNITS.get(metric, ""),
+            better="lower" if rises is False else "higher",
+            chance=self._chance() if metric in ACCURACIES else None,
             facts={**about, "filter": chosen},
         )
 
     def _chance(self) -> float | None:
-        """What guessing gets: the mean share of right choices."""
+        """Return what guessing gets: the mean share of right choices."""
         if self._task.OUTPUT_TYPE != "multiple_choice":
             return None
         shares = [len(right) / count for right, count in self._keys]
         return math.fsum(shares) / len(shares)
 
-    def _facts(self, n: int) -> dict[str, list[Any]]:
-        """What else is known of each document: its place, its other metrics, and of choices
-        their nats and the right one.
+    def _facts(self, count: int) -> dict[str, list[Any]]:
+        """Return what else is known of each document: its place, its other metrics, and of
+        choices their nats and the right one.
         """
-        first = next(iter(self._samples.values()))
-        facts: dict[str, list[Any]] = {"document": [sample["doc_id"] for sample in first]}
-        for name, parts in self._parts.items():
-            if parts and all(weight == 1 for _, weight in parts) and len(parts) == n:
-                facts[name.removesuffix(",none").replace(",", " ")] = [value for value, _ in parts]
+        samples = self._first_samples
+        facts: dict[str, list[Any]] = {"document": [sample["doc_id"] for sample in samples]}
+        for name, summands in self._summands.items():
+            if not summands or len(summands) != count:
+                continue
+            if all(weight == 1 for _, weight in summands):
+                metric = name.removesuffix(",none").replace(",", " ")
+                facts[metric] = [value for value, _ in summands]
         if self._task.OUTPUT_TYPE == "multiple_choice":
-            facts["nats"] = [[-float(nats) for ((nats, _),) in sample["resps"]] for sample in first]
+            facts["nats"] = [_nats(sample["resps"]) for sample in samples]
             if all(len(right) == 1 for right, _ in self._keys):
-                facts["gold"] = [next(iter(right)) for right, _ in self._keys]
+                facts["gold"] = [min(right) for right, _ in self._keys]
         return facts
+
+    @property
+    def _first_samples(self) -> list[dict[str, Any]]:
+        """The samples of the first filter."""
+        first, *_ = self._samples.values()
+        return first
 
     @cached_property
     def _keys(self) -> list[tuple[set[int], int]]:
@@ -355,41 +354,39 @@ class _HarnessResults:
         name them by number or by text.
         """
         keys: list[tuple[set[int], int]] = []
-        for sample in next(iter(self._samples.values())):
-            doc = sample["doc"]
-            choices = self._task.doc_to_choice(doc)
-            answer = (
-                self._task.doc_to_text(doc)
-                if getattr(self._task, "multiple_input", 0)
-                else sample["target"]
-            )
-            each = answer if isinstance(answer, list) else [answer]
-            right = {
-                choices.index(one) if isinstance(one, str) else int(one)
-                for one in each
-                if not isinstance(one, str) or one in choices
-            }
+        for sample in self._first_samples:
+            document = sample["doc"]
+            choices = self._task.doc_to_choice(document)
+            # A task with several inputs has its answer where others have their question.
+            several = getattr(self._task, "multiple_input", 0)
+            answer = self._task.doc_to_text(document) if several else sample["target"]
+            answers = answer if isinstance(answer, list) else [answer]
+            right: set[int] = set()
+            for choice in answers:
+                if not isinstance(choice, str):
+                    right.add(int(choice))
+                elif choice in choices:
+                    right.add(choices.index(choice))
             keys.append((right, len(choices)))
         return keys
 
 
 @cache
 def language_model() -> type[Any]:
-    """Return the harness's `LM` over Calibrant's engine, registered with it as `calibrant`; what it
-    takes is said at `Answering`.
+    """Return the harness's `LM` over Calibrant's engine, registered with it as `calibrant`;
+    `Answering` says what it takes.
 
     `SpecError` if the harness isn't installed.
     """
-    _harness(
-        "lm_eval.models"
-    )  # first: the harness fills an empty registry only, and so would miss its own
+    # First: the harness fills an empty registry only, and so would miss its own models.
+    _harness("lm_eval.models")
     about = {"__module__": __name__, "__qualname__": "CalibrantLM", "__doc__": Answering.__doc__}
     model = type("CalibrantLM", (Answering, _harness("lm_eval.api.model").LM), about)
     return _harness("lm_eval.api.registry").register_model(NAME)(model)
 
 
 def main() -> None:
-    """The harness's own command line, with `calibrant` among its models."""
+    """Run the harness's own command line, with `calibrant` among its models."""
     try:
         language_model()
         _harness("lm_eval.__main__").cli_evaluate()
@@ -399,20 +396,21 @@ def main() -> None:
 
 
 def _harness(name: str) -> Any:
-    """A module of the harness. `SpecError` if it isn't installed."""
+    """Return a module of the harness. `SpecError` if it isn't installed."""
     try:
         with quiet():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise SpecError(
-            f"tasks of lm-evaluation-harness need the package lm_eval ({quoted(error)}); bring it with: pip install 'calibrant[harness]'",
+            f"tasks of lm-evaluation-harness need the package lm_eval ({quoted(error)}); "
+            f"bring it with: pip install 'calibrant[harness]'",
             subject="lm_eval",
         ) from error
 
 
 @cache
 def _tasks(include_path: str | None, defaults: bool) -> Any:
-    """The harness's list of tasks; read once in a process."""
+    """Return the harness's list of tasks; read once in a process."""
     return _harness("lm_eval.tasks").TaskManager(
         include_path=include_path, include_defaults=defaults
     )
@@ -420,23 +418,24 @@ def _tasks(include_path: str | None, defaults: bool) -> Any:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Silence, the random numbers that a run of the harness starts from, and everything as it
-    was afterwards.
+    """Set, while it lasts, the random numbers that a run of the harness starts from, and be
+    silent. Everything is as it was afterwards.
     """
-    log, building, templates = (
-        logging.getLogger("lm_eval"),
-        _harness("lm_eval.api.task"),
-        _harness("lm_eval.utils").env,
-    )
+    log = logging.getLogger("lm_eval")
+    building = _harness("lm_eval.api.task")
+    templates = _harness("lm_eval.utils").env
     datasets = _harness("datasets")
-    level, bars = log.level, not datasets.are_progress_bars_disabled()
-    states, tqdm = (random.getstate(), np.random.get_state()), building.tqdm  # noqa: NPY002  # the state that tasks draw from
+    level = log.level
+    bars = not datasets.are_progress_bars_disabled()
+    bar = building.tqdm
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  # the state that tasks draw from
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    building.tqdm = lambda items, **_: items  # the bar of building prompts can't be switched off
-    templates.from_string = cache(
-        templates.from_string
-    )  # a task's few templates are compiled anew for every text of every document
+    # The bar of building prompts can't be switched off.
+    building.tqdm = lambda items, **_: items
+    # A task's few templates are compiled anew for every text of every document.
+    templates.from_string = cache(templates.from_string)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             random.seed(SEEDS["random"])
@@ -445,10 +444,10 @@ def _undisturbed() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-        building.tqdm = tqdm
+        building.tqdm = bar
         del templates.from_string
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         if bars:
             datasets.enable_progress_bars()
 
@@ -458,17 +457,18 @@ def digest_of_folder(path: str) -> str:
     hidden ones aside. `DataError` for an unreadable one.
     """
     folder = user_path(path, DataError)
-    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    visible: list[str] = []
     try:
-        visible = sorted(
-            name.as_posix()
-            for name in names
-            if not any(step.startswith((".", "__pycache__")) for step in name.parts)
-        )
-        return identity([[name, _sha256(folder / name)] for name in visible])
+        for file in folder.rglob("*"):
+            name = file.relative_to(folder)
+            hidden = any(step.startswith((".", "__pycache__")) for step in name.parts)
+            if not hidden and file.is_file():
+                visible.append(name.as_posix())
+        return identity([[name, _sha256(folder / name)] for name in sorted(visible)])
     except OSError as error:
         raise DataError(
-            f"{str(folder)!r} can't be read ({error.strerror}); its files are part of what is measured",
+            f"{str(folder)!r} can't be read ({error.strerror}); "
+            f"its files are part of what is measured",
             subject=path,
         ) from error
 
@@ -478,17 +478,36 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _number(value: Any) -> bool:
+def _ratio(summands: Summands) -> tuple[float, float | None]:
+    return ratio([value for value, _ in summands], [weight for _, weight in summands])
+
+
+def _nats(responses: Sequence[Any]) -> list[float]:
+    """Return the nats of each choice: a response is the log likelihood, and whether it is the
+    model's own.
+    """
+    return [-float(likelihood) for ((likelihood, _),) in responses]
+
+
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number | np.bool_)
 
 
+def _is_likelihood(value: Any) -> bool:
+    """Return whether a document's value is a log likelihood and a number of bytes."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return _is_number(value[0]) and _is_number(value[1]) and value[1] > 0
+
+
 def _distinct(hashes: Sequence[str]) -> list[str]:
-    """Names of documents: their hashes, and a number behind those that have come before."""
-    seen: dict[str, int] = {}
+    """Return names of documents: their hashes, and a number behind those that have come before."""
+    counts: dict[str, int] = {}
     names: list[str] = []
-    for one in hashes:
-        seen[one] = seen.get(one, 0) + 1
-        names.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
+    for name in hashes:
+        count = counts.get(name, 0) + 1
+        counts[name] = count
+        names.append(name if count == 1 else f"{name}-{count}")
     return names
 
 

@@ -24,22 +24,36 @@ from transformers import PreTrainedModel
 
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.data._words import spans
-from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import SourceEvaluator, Subject
-from calibrant.evaluators._estimates import ratio
-from calibrant.evaluators._prompts import Item, TokenizedTexts, put_for
+from calibrant.errors import DataError
+from calibrant.evaluators._base import (
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+    items_of,
+    mean_of,
+)
+from calibrant.evaluators._prompts import Item, TokenizedTexts, put_all, put_for
 from calibrant.evaluators._scoring import Request, score_named
 from calibrant.results.outcomes import MOST as MOST_ITEMS
 from calibrant.results.outcomes import Measurement, Outcome, Score
-from calibrant.spec import check_most, identity
+from calibrant.spec import check_most
 
 MOST: Final = 200
 """Words of which the influence is stored, those that stand in most questions."""
 QUESTIONS: Final = 2
-"""Questions in which such a word stands at least: what stands in one alone is never stored."""
+"""Questions in which such a word stands at least: a word of one question alone is never stored."""
 
 Influences = Mapping[str, Mapping[str, float]]
-"""By question and word, in nats."""
+"""Nats by question and word."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The requests of a question: as it is, and without each of its words."""
+
+    whole: Request
+    without: Mapping[str, Request]
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,10 +69,7 @@ class LeftOutWords(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, limit=MOST_ITEMS)
-        if self.limit < 1:
-            raise SpecError(
-                f"influence(limit={self.limit}): limit must be at least 1", subject="limit"
-            )
+        check_least(self, limit=1)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -78,155 +89,146 @@ class LeftOutWords(SourceEvaluator):
         Raises `SpecError` without a reference, `DataError` where no question has words that can be
         left out.
         """
-        if subject.reference is None:
-            raise SpecError(
-                f"{self} compares a model with the untouched one, and none was given; give --reference, or Subject(…, reference=model)",
-                subject=str(self),
-            )
-        left_out = dict(self._left_out())
-        if not left_out:
+        reference = subject.untouched(self)
+        tokens = TokenizedTexts(subject.tokenizer)
+        questions: dict[str, _Question] = {}
+        for item, texts in self._left_out():
+            answer = item.right.continuation
+            whole = tokens.request(item.right.context, answer)
+            without = {word: tokens.request(text, answer) for word, text in texts.items()}
+            questions[item.name] = _Question(whole, without)
+        if not questions:
             raise DataError(
-                f"{self.name} has no question whose words can be left out; name a set of questions with answers",
+                f"{self.name} has no question whose words can be left out; "
+                f"name a set of questions with answers",
                 subject=self.name,
             )
-        tokens = TokenizedTexts(subject.tokenizer)
-        asked = {
-            item.name: (
-                tuple(without),
-                [
-                    tokens.request(context, item.right.continuation)
-                    for context in (item.right.context, *without.values())
-                ],
-            )
-            for item, without in left_out.items()
-        }
-        dense, ours = (
-            self._influences(model, kind, asked, subject)
-            for kind, model in (("dense", subject.reference), ("own", subject.model))
-        )
+        dense = self._influences(reference, "dense", questions, subject)
+        ours = self._influences(subject.model, "own", questions, subject)
         return self._measurement(dense, ours)
 
     def _left_out(self) -> Iterator[tuple[Item, dict[str, str]]]:
-        """Each question with its text without each of its words."""
+        """Yield each question with its text without each of its words."""
         source = self.held_out()[0]
-        put = put_for(
-            source.spec_name(), None, "choices" in {*source.fields, *source.sometimes}, False
-        )
-        items = list(
-            islice((item for item in map(put, self.rows()) if item is not None), self.limit)
-        )
-        spoken = [spans(item.right.context) for item in items]
-        everywhere = (
-            set.intersection(*({word for *_, word in found} for found in spoken))
-            if len(items) > 1
-            else set[str]()
-        )
-        for item, found in zip(items, spoken, strict=True):
-            words = dict.fromkeys(word for *_, word in found if word not in everywhere)
-            texts = {
-                word: _without(
-                    item.right.context, [(a, b) for a, b, other in found if other == word]
-                )
-                for word in words
-            }
-            without = {
-                word: text for word, text in texts.items() if text.strip()
-            }  # where nothing is left to show, nothing can be asked
-            if without:
-                yield item, without
+        choices = "choices" in {*source.fields, *source.sometimes}
+        put = put_for(source.spec_name(), None, choices, False)
+        items = list(islice(put_all(self.rows(), put), self.limit))
+        places = [_places(item.right.context) for item in items]
+        # Of a single question every word would stand in every question.
+        everywhere: set[str] = set()
+        if len(items) > 1:
+            everywhere = set.intersection(*map(set, places))
+        for item, by_word in zip(items, places, strict=True):
+            texts: dict[str, str] = {}
+            for word, stretches in by_word.items():
+                text = _without(item.right.context, stretches)
+                # Where nothing is left to show, nothing can be asked.
+                if word not in everywhere and text.strip():
+                    texts[word] = text
+            if texts:
+                yield item, texts
 
     def _influences(
         self,
         model: PreTrainedModel,
         kind: str,
-        asked: Mapping[str, tuple[tuple[str, ...], list[Request]]],
+        questions: Mapping[str, _Question],
         subject: Subject,
     ) -> Influences:
-        requests, total, done = (
-            {f"{name} {kind}": own for name, (_, own) in asked.items()},
-            sum(len(own) for _, own in asked.values()),
-            0,
-        )
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            subject.progress(f"leaving out words for {self} ({kind})", done, total)
-
-        scored = score_named(model, requests, subject.journal, on_count=count, measured=self.name)
-        found: dict[str, dict[str, float]] = {}
-        for name, (words, _) in asked.items():
-            whole, *without = (one.nats for one in scored[f"{name} {kind}"])
-            found[name] = {word: nats - whole for word, nats in zip(words, without, strict=True)}
-        return found
+        requests: dict[str, list[Request]] = {}
+        for name, question in questions.items():
+            requests[f"{name} {kind}"] = [question.whole, *question.without.values()]
+        total = sum(map(len, requests.values()))
+        steps = Steps(subject.progress, f"leaving out words for {self} ({kind})", total)
+        scored = score_named(model, requests, subject.journal, steps=steps, measured=self.name)
+        influences: dict[str, dict[str, float]] = {}
+        for name, question in questions.items():
+            whole, *without = scored[f"{name} {kind}"]
+            influences[name] = {
+                word: score.nats - whole.nats
+                for word, score in zip(question.without, without, strict=True)
+            }
+        return influences
 
     def _measurement(self, dense: Influences, ours: Influences) -> Measurement:
-        pairs = {
-            name: [(influence, ours[name][word]) for word, influence in own.items()]
-            for name, own in dense.items()
-        }
-        outcomes = tuple(
-            Outcome(
-                name, sum(a * b for a, b in own), sum(a * a for a, _ in own), {"words": len(own)}
-            )
-            for name, own in sorted(pairs.items())
-        )
-        outcomes = tuple(outcome for outcome in outcomes if outcome.weight > 0)
+        outcomes: list[Outcome] = []
+        for name, before in sorted(dense.items()):
+            now = ours[name]
+            both = sum(nats * now[word] for word, nats in before.items())
+            whole = sum(nats * nats for nats in before.values())
+            if whole > 0:
+                outcomes.append(Outcome(name, both, whole, {"words": len(before)}))
         if not outcomes:
             raise DataError(
                 f"no word of {self.name} has any influence on an answer of the untouched model",
                 subject=self.name,
             )
-        kept = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
+        count = len(outcomes)
         facts = {
-            "questions": len(outcomes),
-            "items": identity([[o.item, o.weight] for o in outcomes]),
+            "questions": count,
+            "items": items_of(outcomes),
             "influences": _table(dense, ours),
         }
-        return Measurement(
-            Score(
-                str(self.held_out()[0]),
-                "influence_kept",
-                *kept,
-                len(outcomes),
-                "share",
-                "higher",
-                0.0,
-                facts,
-            ),
-            outcomes,
+        measured = str(self.held_out()[0])
+        kept, error = mean_of(outcomes)
+        score = Score(
+            measured=measured,
+            metric="influence_kept",
+            value=kept,
+            stderr=error,
+            n=count,
+            unit="share",
+            better="higher",
+            chance=0.0,
+            facts=facts,
         )
+        return Measurement(score, tuple(outcomes))
+
+
+def _places(text: str) -> dict[str, list[tuple[int, int]]]:
+    """Return where each word of a text stands, by letters."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for begin, end, word in spans(text):
+        places.setdefault(word, []).append((begin, end))
+    return places
 
 
 def _without(text: str, places: Sequence[tuple[int, int]]) -> str:
-    """A text without what stands at some places, and without the space before it."""
-    kept, at = list[str](), 0
+    """Return a text without what stands at some places, and without the space before it."""
+    kept = ""
+    last = 0
     for begin, end in places:
-        kept.append(text[at:begin].removesuffix(" ") if begin else "")
-        at = end
-    return "".join([*kept, text[at:]])
+        kept += text[last:begin].removesuffix(" ")
+        last = end
+    return kept + text[last:]
 
 
 def _table(dense: Influences, ours: Influences) -> dict[str, list[Any]]:
-    """The mean influence of each word in both models, those first that count most in the
+    """Return the mean influence of each word in both models, those first that count most in the
     untouched one.
     """
     questions: dict[str, list[str]] = {}
-    for name, own in dense.items():
-        for word in own:
+    for name, influences in dense.items():
+        for word in influences:
             questions.setdefault(word, []).append(name)
     shared = {word: names for word, names in questions.items() if len(names) >= QUESTIONS}
-    chosen = sorted(shared, key=lambda word: (-len(shared[word]), word))[:MOST]
-    means = {
-        word: [
-            sum(of[name][word] for name in shared[word]) / len(shared[word]) for of in (dense, ours)
-        ]
-        for word in chosen
-    }
-    ordered = sorted(chosen, key=lambda word: (-means[word][0], word))
-    numbers = ([round(means[word][which], 5) for word in ordered] for which in (0, 1))
+
+    def by_spread(word: str) -> tuple[int, str]:
+        return -len(shared[word]), word
+
+    def mean(influences: Influences, word: str) -> float:
+        return sum(influences[name][word] for name in shared[word]) / len(shared[word])
+
+    chosen = sorted(shared, key=by_spread)[:MOST]
+    means = {word: mean(dense, word) for word in chosen}
+
+    def by_influence(word: str) -> tuple[float, str]:
+        return -means[word], word
+
+    words = sorted(chosen, key=by_influence)
     return {
-        "word": ordered,
-        "questions": [len(shared[word]) for word in ordered],
-        **dict(zip(("dense", "now"), numbers, strict=True)),
+        "word": words,
+        "questions": [len(shared[word]) for word in words],
+        "dense": [round(means[word], 5) for word in words],
+        "now": [round(mean(ours, word), 5) for word in words],
     }

@@ -16,37 +16,43 @@ Scores of one measurement, of which `metric` picks the first:
 - `solution`: the loss of the worked solution, where the measured rows have one.
 
 Beside `chance`, the facts of an accuracy say how often the right choice would come first without
-the question (`blind`): where right answers are likelier as such, or one label is the usual one,
+the question (`blind`). Where right answers are likelier as such, or one label is the usual one,
 that is more, and only what goes beyond it was read from the question.
 
-Choices are put as `_prompts` says. Where answers are numbers without choices, the right one is
-ranked among three wrong ones, made as `_wrong` says. Where they are free text, there is only the
-loss.
+Choices and wrong numbers are put as `_prompts` says: where answers are numbers without choices, the
+right one is ranked among three wrong ones. Where they are free text, there is only the loss.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final
 
 import torch
 
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import MOST_SHOTS, SourceEvaluator, Subject
-from calibrant.evaluators._estimates import ratio
+from calibrant.evaluators._base import (
+    MOST_SHOTS,
+    SourceEvaluator,
+    Steps,
+    Subject,
+    check_least,
+    ratio,
+)
 from calibrant.evaluators._prompts import (
+    BETWEEN,
     STYLES,
     Item,
     Put,
     TokenizedTexts,
-    exemplars,
-    prompt,
+    draw_exemplars,
+    is_number,
+    put_all,
     put_for,
 )
 from calibrant.evaluators._scoring import Request, Scored, score_named
-from calibrant.evaluators._wrong import is_number
 from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 from calibrant.spec.foreign import did_you_mean
@@ -56,6 +62,8 @@ RANKED: Final = ("acc", "acc_norm", "acc_prior", "offered", "offered_prior")
 METRICS: Final = ("loss", *RANKED, "solution")
 TOKENS_PER_PASS: Final = 512
 """Tokens of one forward; no result depends on it beyond rounding."""
+ANSWERS: Final = 1000
+"""Answers that are looked at to see whether they are numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,20 +85,10 @@ class Task(SourceEvaluator):
 
     def __post_init__(self) -> None:
         check_most(self, shots=MOST_SHOTS, limit=MOST)
-        if self.shots < 0 or (self.limit is not None and self.limit < 1):
-            raise SpecError(
-                f"task(shots={self.shots}, limit={self.limit}): shots must be at least 0 and limit at least 1",
-                subject="task",
-            )
-        for field, value, allowed in (
-            ("style", self.style, STYLES),
-            ("metric", self.metric, METRICS),
-        ):
-            if value is not None and value not in allowed:
-                raise SpecError(
-                    f"task({field}={value!r}){did_you_mean(value, allowed)}: {field} is one of {', '.join(allowed)}",
-                    subject=field,
-                )
+        check_least(self, shots=0, limit=1)
+        if self.style is not None:
+            _check_choice("style", self.style, STYLES)
+        _check_choice("metric", self.metric, METRICS)
 
     def held_out(self) -> tuple[Source, Format]:
         return held_out(self.name, "qa")
@@ -107,51 +105,46 @@ class Task(SourceEvaluator):
         """Return all scores, one outcome per question. Raises `DataError` where the exemplars
         are too few or the set can't be asked like this.
         """
-        source, put = self._source, self._put
-        items = [item for item in map(put, self.rows()) if item is not None]
-        passed_over = len(list(self.rows())) - len(items)
+        put = self._put
+        rows = list(self.rows())
+        items = list(put_all(rows, put))
+        passed_over = len(rows) - len(items)
         items = items[: self.limit]
         if not items:
             raise DataError(
-                f"{source} has no question whose answer can be scored; {passed_over} rows lack what is needed",
-                subject=str(source),
+                f"{self._source} has no question whose answer can be scored; "
+                f"{passed_over} rows lack what is needed",
+                subject=str(self._source),
             )
-        shots, tokens = prompt(self._exemplars(put)), TokenizedTexts(subject.tokenizer)
-        tokens.learn(
-            text
-            for item in items
-            for o in item.options
-            for c in (shots + o.context, o.bare)
-            for text in (c, c + o.continuation)
-        )
-        requested = {item.name: _asked(item, shots, tokens) for item in items}
-        bare = {
-            f"{item.name} bare": [tokens.request(o.bare, o.continuation) for o in item.options]
-            for item in items
-            if len(item.options) > 1
-        }
-        total, done = sum(map(len, [*requested.values(), *bare.values()])), 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            subject.progress(f"measuring {self}", done, total)
-
+        shots = "".join(item.right.written + BETWEEN for item in self._exemplars(put))
+        tokens = TokenizedTexts(subject.tokenizer)
+        tokens.learn(_texts(items, shots))
+        asked = {item.name: _asked(item, shots, tokens) for item in items}
+        bare: dict[str, list[Request]] = {}
+        for item in items:
+            # A single option isn't ranked, and needs no likelihood without its question.
+            if len(item.options) > 1:
+                options = item.options
+                bare[f"{item.name} bare"] = [
+                    tokens.request(option.bare, option.continuation) for option in options
+                ]
+        total = sum(map(len, asked.values())) + sum(map(len, bare.values()))
+        steps = Steps(subject.progress, f"measuring {self}", total)
         results: dict[str, list[Scored]] = {}
         # Not in one call: what is asked bare doesn't begin with the exemplars.
-        for requests in (requested, bare):
+        for requests in (asked, bare):
             results |= score_named(
                 subject.model,
                 requests,
                 subject.journal,
                 tokens_per_pass=TOKENS_PER_PASS,
-                on_count=count,
+                steps=steps,
                 measured=self._measured,
             )
-        answered = [
-            _Answered(item, results[item.name], results.get(f"{item.name} bare", []))
-            for item in items
-        ]
+        answered: list[_Answered] = []
+        for item in items:
+            without_question = results.get(f"{item.name} bare", [])
+            answered.append(_Answered(item, results[item.name], without_question))
         return self._measurement(answered, passed_over)
 
     @cached_property
@@ -160,107 +153,122 @@ class Task(SourceEvaluator):
 
     @cached_property
     def _put(self) -> Put:
-        fields = {*self._source.fields, *self._source.sometimes}
-        answers = [row.answer or "" for row in islice(self.rows(), 1000)]
-        choices, numbers = "choices" in fields, 2 * sum(map(is_number, answers)) > len(answers)
+        choices = "choices" in {*self._source.fields, *self._source.sometimes}
+        answers = [row.answer or "" for row in itertools.islice(self.rows(), ANSWERS)]
+        numbers = 2 * sum(map(is_number, answers)) > len(answers)
         if self.style and not choices:
             raise DataError(
-                f"task(name={self.name!r}, style={self.style!r}): {self.name} has no choices; leave style out",
+                f"task(name={self.name!r}, style={self.style!r}): {self.name} has no choices; "
+                f"leave style out",
                 subject=self.name,
             )
         if self.metric in RANKED and not choices and not numbers:
             raise DataError(
-                f"task(name={self.name!r}, metric={self.metric!r}): {self.name} has neither choices nor numbers to rank; use metric='loss'",
+                f"task(name={self.name!r}, metric={self.metric!r}): {self.name} has neither "
+                f"choices nor numbers to rank; use metric='loss'",
                 subject=self.name,
             )
         return put_for(self._source.spec_name(), self.style, choices, numbers)
 
     @property
     def _measured(self) -> str:
-        how = (
-            [f"{self.shots}-shot"] * bool(self.shots)
-            + [f"seed {self.seed}"] * bool(self.shots and self.seed)
-            + [self.style or ""]
-        )
-        setting = ", ".join(filter(None, how))
-        return f"{self._source} ({setting})" if setting else str(self._source)
+        settings: list[str] = []
+        if self.shots:
+            settings.append(f"{self.shots}-shot")
+        if self.shots and self.seed:
+            settings.append(f"seed {self.seed}")
+        if self.style:
+            settings.append(self.style)
+        if not settings:
+            return str(self._source)
+        return f"{self._source} ({', '.join(settings)})"
 
     def _exemplars(self, put: Put) -> list[Item]:
-        """The items that stand before every question: never one of those that are measured."""
+        """Return the items that stand before every question. None of them is measured."""
         if not self.shots:
             return []
-        pool = exemplars(self._source.rows("exemplars"), put, self.seed)
+        pool = list(put_all(draw_exemplars(self._source.rows("exemplars"), self.seed), put))
         if len(pool) < self.shots:
             raise DataError(
-                f"{self._source} has {len(pool)} exemplars, and {self.shots} were asked for; take fewer shots",
+                f"{self._source} has {len(pool)} exemplars, and {self.shots} were asked for; "
+                f"take fewer shots",
                 subject=str(self._source),
             )
         return pool[: self.shots]
 
     def _measurement(self, answered: Sequence["_Answered"], passed_over: int) -> Measurement:
         ranked = len(answered[0].item.options) > 1
-        worked = any(a.solution for a in answered)
-        available = [
-            m for m in METRICS if (ranked or m not in RANKED) and (worked or m != "solution")
-        ]
+        worked = any(answer.solution for answer in answered)
+        available = ["loss"]
+        if ranked:
+            available += RANKED
+        if worked:
+            available.append("solution")
         if self.metric not in available:
             raise DataError(
-                f"task(metric={self.metric!r}): {self._source} has no worked solutions; use one of {', '.join(available)}",
+                f"task(metric={self.metric!r}): {self._source} has no worked solutions; "
+                f"use one of {', '.join(available)}",
                 subject=self.metric,
             )
-        facts = {"shots": self.shots, "passed_over": passed_over} | (
-            {"seed": self.seed} if self.shots else {}
-        )
+        facts: dict[str, Any] = {"shots": self.shots, "passed_over": passed_over}
+        if self.shots:
+            facts["seed"] = self.seed
         scores = {metric: self._score(metric, answered, facts) for metric in available}
-        outcomes = tuple(
-            Outcome(a.item.name, *a.result(self.metric), facts=a.facts(ranked, worked))
-            for a in answered
-            if a.has(self.metric)
-        )
-        return Measurement(scores.pop(self.metric), outcomes, beside=tuple(scores.values()))
+        outcomes: list[Outcome] = []
+        for answer in answered:
+            if answer.has(self.metric):
+                kept = answer.facts(ranked, worked)
+                outcomes.append(Outcome(answer.item.name, *answer.result(self.metric), facts=kept))
+        first = scores.pop(self.metric)
+        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
 
     def _score(self, metric: str, answered: Sequence["_Answered"], facts: dict[str, Any]) -> Score:
-        results = {a.item.name: a.result(metric) for a in answered if a.has(metric)}
-        values, weights = [v for v, _ in results.values()], [w for _, w in results.values()]
-        value, stderr = ratio(values, weights)
-        facts = {
-            **facts,
-            "items": identity([[name, weight] for name, (_, weight) in results.items()]),
+        results = {
+            answer.item.name: answer.result(metric) for answer in answered if answer.has(metric)
         }
+        weights = [weight for _, weight in results.values()]
+        mean, error = ratio([value for value, _ in results.values()], weights)
+        items = [[name, weight] for name, (_, weight) in results.items()]
+        facts = {**facts, "items": identity(items)}
+        unit = "share"
+        chance = None
         if metric not in RANKED:
-            return Score(
-                self._measured,
-                metric,
-                value,
-                stderr,
-                len(results),
-                "nats/token",
-                "lower",
-                facts={**facts, "tokens": int(sum(weights))},
-            )
-        if metric.startswith("offered"):
-            return Score(
-                self._measured,
-                metric,
-                value,
-                stderr,
-                len(results),
-                "nats/question",
-                "lower",
-                facts=facts,
-            )
-        chance = sum(1 / len(a.item.options) for a in answered) / len(answered)
-        if metric != "acc_prior":
-            facts["blind"] = sum(a.hit(metric, blind=True) for a in answered) / len(answered)
+            unit = "nats/token"
+            facts["tokens"] = int(sum(weights))
+        elif metric.startswith("offered"):
+            unit = "nats/question"
+        else:
+            chance = sum(1 / len(answer.item.options) for answer in answered) / len(answered)
+            # `acc_prior` takes off what is likely without the question, so that says nothing.
+            if metric != "acc_prior":
+                hits = sum(answer.hit(metric, blind=True) for answer in answered)
+                facts["blind"] = hits / len(answered)
         return Score(
-            self._measured, metric, value, stderr, len(results), "share", "higher", chance, facts
+            measured=self._measured,
+            metric=metric,
+            value=mean,
+            stderr=error,
+            n=len(results),
+            unit=unit,
+            better="higher" if unit == "share" else "lower",
+            chance=chance,
+            facts=facts,
+        )
+
+
+def _check_choice(field: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SpecError(
+            f"task({field}={value!r}){did_you_mean(value, allowed)}: "
+            f"{field} is one of {', '.join(allowed)}",
+            subject=field,
         )
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """What was found of an item: a score an option, then that of the solution if there is one;
-    and a score an option without the question.
+    """The scores of an item: one an option, then that of the solution if there is one; and one an
+    option without the question.
     """
 
     item: Item
@@ -272,12 +280,17 @@ class _Answered:
         """The score of the worked solution."""
         return self.scored[-1] if self.item.solution else None
 
+    @property
+    def options(self) -> Sequence[Scored]:
+        """The score of each option."""
+        return self.scored[: len(self.item.options)]
+
     def has(self, metric: str) -> bool:
         """Return whether the metric can be had of this item."""
         return metric != "solution" or self.solution is not None
 
     def result(self, metric: str) -> tuple[float, float]:
-        """Value and weight."""
+        """Return value and weight."""
         if metric.startswith("acc"):
             return float(self.hit(metric)), 1.0
         if metric in RANKED:
@@ -290,9 +303,8 @@ class _Answered:
         """Return −log of the right option's share of the likelihood of all, or of what the
         question raises it by (`prior`).
         """
-        nats = torch.tensor(
-            [scored.nats for scored in self.scored[: len(self.item.options)]], dtype=torch.float64
-        )
+        # In float64: the share is a difference of nats that may be large and close.
+        nats = torch.tensor([scored.nats for scored in self.options], dtype=torch.float64)
         if prior:
             nats -= torch.tensor([scored.nats for scored in self.bare], dtype=torch.float64)
         return float(nats[self.item.gold] + torch.logsumexp(-nats, 0))
@@ -301,55 +313,51 @@ class _Answered:
         """Return whether the right option comes first, or would without the question; of equals,
         the first one given does.
         """
-        nats = [
-            scored.nats
-            for scored in (self.bare if blind else self.scored[: len(self.item.options)])
-        ]
-        match metric:
-            case "acc_norm":
-                nats = [n / option.size for n, option in zip(nats, self.item.options, strict=True)]
-            case "acc_prior":
-                nats = [n - bare.nats for n, bare in zip(nats, self.bare, strict=True)]
-            case _:
-                pass
-        return min(range(len(nats)), key=nats.__getitem__) == self.item.gold
+        nats = [scored.nats for scored in (self.bare if blind else self.options)]
+        if metric == "acc_norm":
+            sizes = [option.size for option in self.item.options]
+            nats = [value / size for value, size in zip(nats, sizes, strict=True)]
+        elif metric == "acc_prior":
+            nats = [value - bare.nats for value, bare in zip(nats, self.bare, strict=True)]
+        return nats.index(min(nats)) == self.item.gold
 
     def facts(self, ranked: bool, worked: bool) -> dict[str, Any]:
         """Return what is kept of it besides its result, the same names for every item of a
         measurement.
         """
-        options, gold = self.scored[: len(self.item.options)], self.scored[self.item.gold]
+        gold = self.scored[self.item.gold]
         facts: dict[str, Any] = {"nats": gold.nats, "tokens": gold.tokens, "greedy": gold.greedy}
         if ranked:
-            facts |= {
-                "choices": [s.nats for s in options],
-                "bare": [s.nats for s in self.bare],
-                "sizes": [o.size for o in self.item.options],
-            }
-            facts |= {
-                "gold": self.item.gold,
-                "hit": self.hit("acc"),
-                "hit_norm": self.hit("acc_norm"),
-                "hit_prior": self.hit("acc_prior"),
-            }
+            facts["choices"] = [scored.nats for scored in self.options]
+            facts["bare"] = [scored.nats for scored in self.bare]
+            facts["sizes"] = [option.size for option in self.item.options]
+            facts["gold"] = self.item.gold
+            facts["hit"] = self.hit("acc")
+            facts["hit_norm"] = self.hit("acc_norm")
+            facts["hit_prior"] = self.hit("acc_prior")
         if worked:
             solution = self.solution
-            facts |= {
-                "solution_nats": solution.nats if solution else None,
-                "solution_tokens": solution.tokens if solution else None,
-            }
+            facts["solution_nats"] = solution.nats if solution else None
+            facts["solution_tokens"] = solution.tokens if solution else None
         return facts
 
 
+def _texts(items: Sequence[Item], shots: str) -> Iterator[str]:
+    """Yield the texts that will be tokenized."""
+    for item in items:
+        for option in item.options:
+            for context in (shots + option.context, option.bare):
+                yield context
+                yield context + option.continuation
+
+
 def _asked(item: Item, shots: str, tokens: TokenizedTexts) -> list[Request]:
-    """The requests of an item: one an option, and one for the worked solution, which stands
-    where the answer would.
+    """Return the requests of an item: one an option, and one for the worked solution, which
+    stands where the answer would.
     """
     requests = [
         tokens.request(shots + option.context, option.continuation) for option in item.options
     ]
-    return (
-        [*requests, tokens.request(shots + item.right.context, f" {item.solution}")]
-        if item.solution
-        else requests
-    )
+    if item.solution:
+        requests.append(tokens.request(shots + item.right.context, f" {item.solution}"))
+    return requests

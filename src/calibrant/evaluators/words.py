@@ -25,27 +25,23 @@ frequency.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
-from calibrant.errors import SpecError
-from calibrant.evaluators._base import Subject
-from calibrant.evaluators._dense import state
+from calibrant.evaluators._base import Subject, check_least
+from calibrant.evaluators._dense import found_once
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
-from calibrant.evaluators._neurons import check_alike, neurons_of
-from calibrant.evaluators._responses import pattern, shown
-from calibrant.evaluators._windows import TextEvaluator
+from calibrant.evaluators._responses import check_alike, neurons_of, pattern, shown
+from calibrant.evaluators._windows import ScoredWindow, TextEvaluator
 from calibrant.evaluators._word_groups import check_groups, grouped, list_content, words_of
 from calibrant.results.outcomes import MOST, Measurement
-from calibrant.spec import canonical, check_most, identity
+from calibrant.spec import check_most, identity
 from calibrant.system.progress import Progress
 
-_KNOWN: Final = WeakKeyDictionary[PreTrainedModel, tuple[str, DenseWords]]()
-
 MOST_SHUFFLES: Final = 1_000
-"""Each is a pass over all sums."""
+"""The most shuffles: each is a pass over all sums."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,11 +64,7 @@ class Words(TextEvaluator):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_most(self, least=MOST, most=MOST, shuffles=MOST_SHUFFLES)
-        for name in ("least", "most", "shuffles"):
-            if getattr(self, name) < 1:
-                raise SpecError(
-                    f"words({name}={getattr(self, name)}): {name} must be at least 1", subject=name
-                )
+        check_least(self, least=1, most=1, shuffles=1)
 
     def check(self) -> None:
         super().check()
@@ -81,7 +73,9 @@ class Words(TextEvaluator):
     def digest(self) -> str:
         """Return that of the measured file, and of the user's list of words where there is one."""
         listed = list_content(self.groups)
-        return identity([super().digest(), listed.hex()]) if listed else super().digest()
+        if not listed:
+            return super().digest()
+        return identity([super().digest(), listed.hex()])
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the mean share kept, with one outcome a document: `value` / `weight` is the share
@@ -97,15 +91,15 @@ class Words(TextEvaluator):
         """Return all that `measure` sums up; with `whole` the responses of all neurons too.
         Raises the errors of `measure`.
         """
-        if subject.reference is None:
-            raise SpecError(
-                f"{self} compares a model with the untouched one, and none was given; give --reference, or Subject(…, reference=model)",
-                subject=str(self),
-            )
-        dense = self._dense(subject, subject.reference)
+        reference = subject.untouched(self)
+        check_groups(self.groups)
+        windows = self.windows(subject.tokenizer)
+        read = [[window.name, *window.ids] for window in windows]
+        find = partial(self._dense, subject, reference, windows)
+        dense = found_once(reference, self, read, find)
         neurons = neurons_of(subject.model)
         check_alike([weight.shape[1] for weight in neurons], dense.widths)
-        own = shown(
+        ours = shown(
             subject.model,
             neurons,
             dense.readings,
@@ -114,35 +108,28 @@ class Words(TextEvaluator):
             self._progress(subject),
             whole,
         )
-        return Forgotten(self.measured, self.length, self.seed, dense, own)
+        return Forgotten(self.measured, self.length, self.seed, dense, ours)
 
-    def _dense(self, subject: Subject, model: PreTrainedModel) -> DenseWords:
-        """What was found of the dense model, for the last evaluator that asked: a study compares
-        hundreds of models with one.
-        """
-        check_groups(self.groups)
-        windows = self.windows(subject.tokenizer)
-        about = identity(
-            [state(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]]
+    def _dense(
+        self, subject: Subject, model: PreTrainedModel, windows: list[ScoredWindow]
+    ) -> DenseWords:
+        """Return what is found of the dense model."""
+        tokenizer = subject.tokenizer
+        progress = self._progress(subject)
+        neurons = neurons_of(model)
+        found = words_of(windows, self.rows(), self.held_out()[1], tokenizer)
+        groups = grouped(self.groups, found, self.least, self.most, model, tokenizer)
+        readings = tuple((window, groups.labels(window)) for window in found)
+        responses = pattern(
+            model, neurons, readings, groups, self.shuffles, self.seed, self.measured, progress
         )
-        known = _KNOWN.get(model)
-        if known is None or known[0] != about:
-            neurons, progress = neurons_of(model), self._progress(subject)
-            found = words_of(windows, self.rows(), self.held_out()[1], subject.tokenizer)
-            groups = grouped(self.groups, found, self.least, self.most, model, subject.tokenizer)
-            readings = tuple((window, groups.labels(window)) for window in found)
-            real = pattern(
-                model, neurons, readings, groups, self.shuffles, self.seed, self.measured, progress
-            )
-            own = shown(model, neurons, readings, real, self.measured, progress)
-            # Widths and not the matrices themselves, which would keep the model alive.
-            _KNOWN[model] = known = (
-                about,
-                DenseWords(
-                    tuple(weight.shape[1] for weight in neurons), groups, readings, real, own
-                ),
-            )
-        return known[1]
+        ours = shown(model, neurons, readings, responses, self.measured, progress)
+        # Widths and not the matrices themselves, which would keep the model alive.
+        widths = tuple(weight.shape[1] for weight in neurons)
+        return DenseWords(widths, groups, readings, responses, ours)
 
     def _progress(self, subject: Subject) -> Progress:
-        return lambda what, done, of: subject.progress(f"{what} for {self}", done, of)
+        def progress(doing: str, done: int, total: int) -> None:
+            subject.progress(f"{doing} for {self}", done, total)
+
+        return progress

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import OutputError
@@ -33,30 +34,31 @@ def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
     """Return the packed form of each matrix that has one and still holds its numbers, by the
     matrix's name now; of other parameters by theirs.
     """
-    packed = {
-        _place(e.weight): e.compressed.packed for e in compressed.edits if isinstance(e, Replace)
-    }
-    others = {
-        name: form
-        for e in compressed.edits
-        if isinstance(e, ReplaceParameters)
-        for name, form in e.packed.items()
-    }
-    same = {
-        name: form
-        for name, form in others.items()
-        if torch.equal(form.dense(), compressed.opened.model.get_parameter(name))
-    }
-    there = {weight: packed.get(_place(weight)) for weight in compressed.view.weights}
-    return same | {
-        weight.name: form
-        for weight, form in there.items()
-        if form is not None and torch.equal(form.dense(), weight.get())
-    }
+    matrices: dict[tuple[int, str, int | None], Packed | None] = {}
+    others: dict[str, Packed] = {}
+    for edit in compressed.edits:
+        if isinstance(edit, Replace):
+            matrices[_place(edit.weight)] = edit.compressed.packed
+        if isinstance(edit, ReplaceParameters):
+            others |= edit.packed
+    packed: dict[str, Packed] = {}
+    for name, form in others.items():
+        if _holds(form, compressed.opened.model.get_parameter(name)):
+            packed[name] = form
+    for weight in compressed.view.weights:
+        form = matrices.get(_place(weight))
+        if form is not None and _holds(form, weight.get()):
+            packed[weight.name] = form
+    return packed
+
+
+def _holds(form: Packed, numbers: Tensor) -> bool:
+    """Return whether a packed form is still these numbers: a later edit may have changed them."""
+    return torch.equal(form.dense(), numbers)
 
 
 def _place(weight: Weight) -> tuple[int, str, int | None]:
-    """Where the model keeps a matrix: its name may have changed since, because blocks were
+    """Return where the model keeps a matrix: its name may have changed since, because blocks were
     dropped.
     """
     return id(weight.owner), weight.key, weight.expert
@@ -67,20 +69,19 @@ class Export(Spec, ABC):
     Hugging Face model.
     """
 
-    def check(
-        self, method: Method, target: Target, opened: Opened, view: ModelView
-    ) -> None:  # the dense folder can hold everything
+    def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         """Raise `OutputError`, before any work, if this form can't hold what `method` makes of
-        the model `opened`; say what it can hold.
+        the model `opened`; say what it can hold. By default a form can hold everything.
         """
 
     def convert(self, opened: Opened, folder: Path) -> None:
         """Write a model of which nothing but its numbers is known into `folder`, which exists
         and is empty. `OutputError` where that isn't enough.
         """
-        message = f"{self} is made of what compressing a model leaves behind, and of a finished model only hf and sparse can be made"
         raise OutputError(
-            f"{message}; give --export {self} to the prune or quantize that makes it",
+            f"{self} is made of what compressing a model leaves behind, and of a finished model "
+            f"only hf and sparse can be made; "
+            f"give --export {self} to the prune or quantize that makes it",
             subject=str(self),
         )
 

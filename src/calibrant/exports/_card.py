@@ -39,13 +39,11 @@ def check_card(folder: str | Path) -> None:
     nothing.
     """
     path = Path(folder) / CARD
-    if (
-        read_manifest(folder) is None
-        or not path.is_file()
-        or not _measured(path.read_text("utf-8"))
-    ):
+    ours = read_manifest(folder) is not None and path.is_file()
+    if not ours or not _has_place_for_scores(path.read_text("utf-8")):
         raise OutputError(
-            f"{str(folder)!r} has no model card of calibrant to write scores into; leave --card out",
+            f"{str(folder)!r} has no model card of calibrant to write scores into; "
+            f"leave --card out",
             subject=str(folder),
         )
 
@@ -58,17 +56,14 @@ def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
     path = Path(folder) / CARD
     lines = ["| measured | metric | value | items |", "| --- | --- | --- | --- |"]
     for score in scores:
-        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
-        floor = f", noise floor {score.facts['floor']:.1e}" if "floor" in score.facts else ""
         lines.append(
-            f"| {_code(score.measured)} | {_code(score.metric)} | {score.value:.4f}{error} {_code(score.unit)}{floor} | {score.n} |"
+            f"| {_code(score.measured)} | {_code(score.metric)} | {_value(score)} | {score.n} |"
         )
     before, _, rest = path.read_text("utf-8").partition(_BEGIN)
+    behind = rest.partition(_END)[2]
+    text = "\n".join([before + _BEGIN, "", *lines, "", _END + behind])
     try:
-        put(
-            path,
-            "\n".join([before + _BEGIN, "", *lines, "", _END + rest.partition(_END)[2]]).encode(),
-        )
+        put(path, text.encode())
     except OSError as error:
         raise OutputError(
             f"the card {str(path)!r} can't be written ({reason(error)}); the scores are above",
@@ -76,69 +71,77 @@ def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
         ) from error
 
 
-def _measured(text: str) -> bool:
-    """Whether a card has a place for scores."""
+def _value(score: Score) -> str:
+    """Return a score's number with its error, unit and noise floor."""
+    text = f"{score.value:.4f}"
+    if score.stderr is not None:
+        text += f" ± {score.stderr:.4f}"
+    text += f" {_code(score.unit)}"
+    if "floor" in score.facts:
+        text += f", noise floor {score.facts['floor']:.1e}"
+    return text
+
+
+def _has_place_for_scores(text: str) -> bool:
     return 0 <= text.find(_BEGIN) < text.find(_END)
 
 
 def _front(record: Record) -> Iterator[str]:
-    """The hub's facts, as YAML whose values are JSON."""
-    run, parts = record.run, _parts(record)
-    repositories = list(
-        dict.fromkeys(
-            part["hub"]["id"]
-            for part in parts
-            if isinstance(part.get("hub"), Mapping) and part["hub"].get("id")
-        )
-    )
-    kind = "quantized" if stored_bits(record.weights) is not None else "pruned"
+    """Yield the hub's facts, as YAML whose values are JSON."""
+    run = record.run
+    repositories: dict[str, None] = {}
+    for part in _parts(record):
+        hub = part.get("hub")
+        if isinstance(hub, Mapping) and hub.get("id"):
+            repositories[hub["id"]] = None
     yield "---"
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
-    yield f"tags: {_json(['calibrant', kind, str(run.method.get('spec', ''))])}"
+    yield f"tags: {_json(['calibrant', _kind(record), str(run.method.get('spec', ''))])}"
     if _is_hub_name(run.model_name):
         yield f"base_model: {_json(run.model_name)}"
     if repositories:
-        yield f"datasets: {_json(repositories)}"
+        yield f"datasets: {_json(list(repositories))}"
     yield "---"
 
 
+def _kind(record: Record) -> str:
+    return "pruned" if stored_bits(record.weights) is None else "quantized"
+
+
 def _body(record: Record, note: str) -> Iterator[str]:
-    run, bits = record.run, stored_bits(record.weights)
-    what = (
-        f"{bits:.3f} bits a weight"
-        if bits is not None
-        else f"{record.sparsity:.2%} of the weights of its matrices removed"
-    )
-    yield f"# {_code(PurePath(run.model_name).name or run.model_name)}, {'quantized' if bits is not None else 'pruned'}"
+    run = record.run
+    bits = stored_bits(record.weights)
+    result = f"{record.sparsity:.2%} of the weights of its matrices removed"
+    if bits is not None:
+        result = f"{bits:.3f} bits a weight"
+    yield f"# {_code(PurePath(run.model_name).name or run.model_name)}, {_kind(record)}"
     yield ""
-    yield f"Made with calibrant {version('calibrant')}: {what}."
-    yield "It opens with plain `transformers`; `calibrant.json` beside this file says what was done to every matrix."
+    yield f"Made with calibrant {version('calibrant')}: {result}."
+    yield (
+        "It opens with plain `transformers`; `calibrant.json` beside this file says what was done "
+        "to every matrix."
+    )
     yield ""
     yield "## What was done"
     yield ""
-    rows = {"model": _without_folders(run.model_name), "its weights": run.model, "note": note}
-    rows |= {
-        "method": written_form(run.method),
-        "target": run.target,
-        "allocation": written_form(run.allocation) if run.allocation else "",
-    }
-    rows |= {
-        "transforms": ", ".join(map(written_form, run.transforms)),
-        "propagation": run.propagate,
-        "numbers": run.dtype,
-    }
-    rows |= {"matrices compressed": len(record.weights), "left as they are": _reasons(record)}
-    yield from _table(rows)
+    yield from _table(
+        {
+            "model": _without_folders(run.model_name),
+            "its weights": run.model,
+            "note": note,
+            "method": written_form(run.method),
+            "target": run.target,
+            "allocation": written_form(run.allocation) if run.allocation else "",
+            "transforms": ", ".join(map(written_form, run.transforms)),
+            "propagation": run.propagate,
+            "numbers": run.dtype,
+            "matrices compressed": len(record.weights),
+            "left as they are": _reasons(record),
+        }
+    )
     for edit in record.edits:
-        if edit["edit"] == "drop_blocks":
-            yield f"\nBlocks removed: {', '.join(map(str, edit['blocks']))} of {edit['of']}, as they were numbered then."
-        if edit["edit"] == "drop_experts":
-            gone = "; ".join(
-                f"{', '.join(map(str, experts))} in block {block}"
-                for block, experts in edit["experts"].items()
-            )
-            yield f"\nExperts removed, of {edit['of']} in a layer, as they were numbered then: {gone}."
+        yield from _removed(edit)
     yield ""
     yield "## Calibration data"
     yield ""
@@ -154,27 +157,43 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield ""
     yield "The licence is that of the model it was made from."
     yield ""
-    provenance = dict(record.provenance)
-    yield from _table(
-        {"made on": provenance.get("processor") or provenance.get("device", ""), "run": run.id}
-    )
+    made_on = record.provenance.get("processor") or record.provenance.get("device", "")
+    yield from _table({"made on": made_on, "run": run.id})
+
+
+def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which blocks or experts an edit removed."""
+    if edit["edit"] == "drop_blocks":
+        blocks = ", ".join(map(str, edit["blocks"]))
+        yield f"\nBlocks removed: {blocks} of {edit['of']}, as they were numbered then."
+    if edit["edit"] == "drop_experts":
+        layers: list[str] = []
+        for block, experts in edit["experts"].items():
+            layers.append(f"{', '.join(map(str, experts))} in block {block}")
+        removed = "; ".join(layers)
+        yield (
+            f"\nExperts removed, of {edit['of']} in a layer, as they were numbered then: {removed}."
+        )
 
 
 def _calibrated(record: Record) -> Iterator[str]:
-    if not record.run.tokens:
+    run = record.run
+    if not run.tokens:
         yield "None: the method looks at no data."
         return
     facts = record.data_facts
-    rows = {
-        "data": _without_folders(record.run.data),
-        "draw": record.run.seed,
-        "windows": facts.get("windows", ""),
-        "tokens": facts.get("tokens", ""),
-    }
-    yield from _table({**rows, "fingerprint of the tokens": record.run.tokens})
-    licences = Counter(str(part["licence"]) for part in _parts(record) if part.get("licence"))
+    yield from _table(
+        {
+            "data": _without_folders(run.data),
+            "draw": run.seed,
+            "windows": facts.get("windows", ""),
+            "tokens": facts.get("tokens", ""),
+            "fingerprint of the tokens": run.tokens,
+        }
+    )
+    licences = dict.fromkeys(str(part["licence"]) for part in _parts(record) if part.get("licence"))
     if licences:
-        yield f"\nLicences of its sources: {', '.join(_code(name) for name in licences)}."
+        yield f"\nLicences of its sources: {', '.join(map(_code, licences))}."
 
 
 def _parts(record: Record) -> list[Mapping[str, Any]]:
@@ -189,17 +208,22 @@ def _reasons(record: Record) -> str:
 def _table(rows: Mapping[str, Any]) -> Iterator[str]:
     yield "| | |"
     yield "| --- | --- |"
-    yield from (
-        f"| {name} | {_code(value)} |" for name, value in rows.items() if value not in ("", None)
-    )
+    for name, value in rows.items():
+        if value not in ("", None):
+            yield f"| {name} | {_code(value)} |"
 
 
 def _code(value: Any) -> str:
-    """A code span: nothing in it is read as Markdown or HTML, and a table's columns stay apart."""
+    """Return a code span: nothing in it is read as Markdown or HTML, and a table's columns stay
+    apart.
+    """
     text = visible_name(str(value)).replace("|", "¦")
-    fence = _FENCE * (max((len(run) for run in re.findall(f"{_FENCE}+", text)), default=0) + 1)
-    pad = " " if text.startswith(_FENCE) or text.endswith(_FENCE) else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
+    # A fence is longer than any row of fences inside it.
+    longest = max(map(len, re.findall(f"{_FENCE}+", text)), default=0)
+    fence = _FENCE * (longest + 1)
+    if text.startswith(_FENCE) or text.endswith(_FENCE):
+        text = f" {text} "
+    return f"{fence}{text}{fence}"
 
 
 def _json(value: Any) -> str:
@@ -207,19 +231,18 @@ def _json(value: Any) -> str:
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether it is written as a model of the hub is, ORGANISATION/NAME, and not as a path."""
-    owner, slash, rest = name.partition("/")
-    plain = all(
-        part
-        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
-        and part.isascii()
-        for part in (owner, rest)
-    )
-    return bool(slash) and plain and not owner.startswith(".")
+    """Return whether it is written as a model of the hub, ORGANISATION/NAME, and not as a path."""
+    owner, _, rest = name.partition("/")
+    return not owner.startswith(".") and _is_plain(owner) and _is_plain(rest)
+
+
+def _is_plain(text: str) -> bool:
+    letters = re.sub(r"[-_.]", "", text)
+    return letters.isascii() and letters.isalnum()
 
 
 def _without_folders(text: str) -> str:
-    """A text in which the folders of absolute paths are left out: a card is made to be shown to
-    others.
+    """Return a text in which the folders of absolute paths are left out: a card is made to be shown
+    to others.
     """
     return re.sub(r"(^|['\"\s(])(?:[A-Za-z]:)?[\\/](?:[^\\/'\"]+[\\/])+", r"\1…/", text)

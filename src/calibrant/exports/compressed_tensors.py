@@ -40,84 +40,74 @@ class CompressedTensors(Export):
         grid = target.grid if isinstance(target, SparseGrid) else target
         if not isinstance(grid, Grid):
             raise OutputError(
-                f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64",
+                f"{self} holds codes of a grid, and {target} is none; "
+                f"leave --export {self} out, or quantize to w4g64",
                 subject=str(self),
             )
         if not method.prunes:
-            message = f"{self} holds codes, and {method} leaves every matrix as it is"
             raise OutputError(
-                f"{message}; leave --export {self} out, or choose rtn", subject=str(method)
+                f"{self} holds codes, and {method} leaves every matrix as it is; "
+                f"leave --export {self} out, or choose rtn",
+                subject=str(method),
             )
         if not grid.symmetric:
-            symmetric = Grid(grid.bits, grid.group)
             raise OutputError(
-                f"{self} holds symmetric codes, since most readers can't open others, and {target} has zero points; quantize to {symmetric}",
+                f"{self} holds symmetric codes, since most readers can't open others, and {target} "
+                f"has zero points; quantize to {Grid(grid.bits, grid.group)}",
                 subject=str(target),
             )
-        if odd := next((weight for weight in view.weights if not _plain(weight.owner)), None):
-            where = f"{odd.name} is in a {type(odd.owner).__name__}"
-            raise OutputError(
-                f"{self} holds linear layers, and {where}; leave --export {self} out",
-                subject=odd.name,
-            )
+        for weight in view.weights:
+            if not isinstance(weight.owner, nn.Linear):
+                raise OutputError(
+                    f"{self} holds linear layers, and {weight.name} is in a "
+                    f"{type(weight.owner).__name__}; leave --export {self} out",
+                    subject=weight.name,
+                )
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        packed = {
-            name: form
-            for name, form in packed_now(compressed).items()
-            if isinstance(form, Codes) and form.zeros is None
-        }
+        packed: dict[str, Codes] = {}
+        for name, form in packed_now(compressed).items():
+            if isinstance(form, Codes) and form.zeros is None:
+                packed[name] = form
         if not packed:
             raise OutputError(
-                f"{self} found no codes in what {compressed.record.run.target} made; leave --export {self} out",
+                f"{self} found no codes in what {compressed.record.run.target} made; "
+                f"leave --export {self} out",
                 subject=str(self),
             )
-        place, places, size = folder / FOLDER, dict[str, str](), 0
+        place = folder / FOLDER
         place.mkdir()
+        file_of: dict[str, str] = {}
+        size = 0
         for file in sorted(folder.glob("*.safetensors")):
             tensors = dict(_tensors(file, packed))
             with usual_rights(place / file.name):
                 save_file(tensors, place / file.name, metadata={"format": "pt"})
-            places |= dict.fromkeys(tensors, file.name)
+            file_of |= dict.fromkeys(tensors, file.name)
             size += sum(tensor.nbytes for tensor in tensors.values())
-        if set(places.values()) != {WEIGHTS}:
-            _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        if set(file_of.values()) != {WEIGHTS}:
+            _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
         for file in folder.iterdir():
-            if (
-                file.is_file()
-                and file.suffix != ".safetensors"
-                and file.name not in (CONFIG, INDEX)
-            ):
+            written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX)
+            if file.is_file() and not written:
                 shutil.copy(file, place / file.name)
-        linears = [
-            name
-            for name, module in compressed.opened.model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        settings = _settings(
-            {name: codes.grid for name, codes in packed.items()},
-            [name for name in linears if name not in packed],
-        )
-        _write(
-            place / CONFIG,
-            {
-                **json.loads((folder / CONFIG).read_text(encoding="utf-8")),
-                "quantization_config": settings,
-            },
-        )
-
-
-def _plain(owner: nn.Module) -> bool:
-    return isinstance(owner, nn.Linear)
+        dense: list[str] = []
+        for name, module in compressed.opened.model.named_modules():
+            if isinstance(module, nn.Linear) and name not in packed:
+                dense.append(name)
+        grids = {name: codes.grid for name, codes in packed.items()}
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        _write(place / CONFIG, {**config, "quantization_config": _settings(grids, dense)})
 
 
 def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one file of the dense folder, codes in the place of those matrices that
+    """Yield the tensors of one file of the dense folder, codes in the place of those matrices that
     have some.
     """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
-            codes = packed.get(module := name.removesuffix(".weight"))
+            module = name.removesuffix(".weight")
+            codes = packed.get(module)
             if codes is None or module == name:
                 yield name, dense.get_tensor(name)
                 continue
@@ -127,15 +117,16 @@ def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Ten
 
 
 def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
-    """What the configuration says: a group for each grid, which names its matrices where there
-    are several grids.
+    """Return what the configuration says: a group for each grid, which names its matrices where
+    there are several grids.
     """
-    kinds = list(dict.fromkeys(grids.values()))
-    groups = {
-        f"group_{number}": {
-            "targets": ["Linear"]
-            if len(kinds) == 1
-            else [name for name, one in grids.items() if one == grid],
+    members: dict[Grid, list[str]] = {}
+    for name, grid in grids.items():
+        members.setdefault(grid, []).append(name)
+    groups: dict[str, Any] = {}
+    for number, (grid, names) in enumerate(members.items()):
+        groups[f"group_{number}"] = {
+            "targets": ["Linear"] if len(members) == 1 else names,
             "input_activations": None,
             "output_activations": None,
             "weights": {
@@ -147,15 +138,14 @@ def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
                 "dynamic": False,
             },
         }
-        for number, grid in enumerate(kinds)
-    }
-    about = {
+    return {
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
         "kv_cache_scheme": None,
+        "config_groups": groups,
+        "ignore": dense,
     }
-    return {**about, "config_groups": groups, "ignore": dense}
 
 
 def _write(path: Path, value: Any) -> None:

@@ -55,7 +55,8 @@ class Gguf(Export):
     def __post_init__(self) -> None:
         if self.plain not in TYPES:
             raise OutputError(
-                f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}",
+                f"plain={self.plain!r} is no type of numbers for GGUF; "
+                f"choose one of {', '.join(TYPES)}",
                 subject=self.plain,
             )
 
@@ -69,15 +70,15 @@ class Gguf(Export):
         check_vocabulary(opened, template)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        template, packed = self._template(compressed.opened), packed_now(compressed)
+        template = self._template(compressed.opened)
+        packed = packed_now(compressed)
         # What a search or a method of another package drops is known only now.
-        gone = next((edit["edit"] for edit in compressed.record.edits if edit.get("removed")), "")
-        if gone:
-            raise self._reshaped(f"{gone} left fewer blocks or experts", gone)
+        for edit in compressed.record.edits:
+            if edit.get("removed"):
+                raise self._reshaped(f"{edit['edit']} left fewer blocks or experts", edit["edit"])
         check_template(compressed.view, template)
-        kind = GGMLQuantizationType[
-            (_OWN[compressed.opened.dtype] if self.plain == "own" else self.plain).upper()
-        ]
+        name = _OWN[compressed.opened.dtype] if self.plain == "own" else self.plain
+        kind = GGMLQuantizationType[name.upper()]
         run = compressed.record.run
         facts = {
             "version": __version__,
@@ -87,80 +88,83 @@ class Gguf(Export):
             "data": run.data,
         }
         note = {f"calibrant.{name}": value for name, value in facts.items() if value}
-        write_gguf(
-            compressed.view,
-            template,
-            folder / FILE,
-            lambda part: _encoded(part, packed) or plain(part, kind),
-            note,
-        )
+
+        def encoded(part: GgufPart) -> Bytes:
+            return _encoded(part, packed) or plain(part, kind)
+
+        write_gguf(compressed.view, template, folder / FILE, encoded, note)
 
     def _reshaped(self, why: str, subject: str) -> OutputError:
         """Return the refusal: the metadata are of a file with more tensors than the model."""
-        message = f"{self} copies the metadata of a GGUF file of the whole model, and {why}"
-        advice = f"leave --export {self} out, and use llama.cpp's own converter on the folder"
-        return OutputError(f"{message}; {advice}", subject=subject)
+        return OutputError(
+            f"{self} copies the metadata of a GGUF file of the whole model, and {why}; "
+            f"leave --export {self} out, and use llama.cpp's own converter on the folder",
+            subject=subject,
+        )
 
     def _template(self, opened: Opened) -> Path:
-        """The file to copy from. Raises `OutputError` if there is none."""
+        """Return the file to copy from. Raises `OutputError` if there is none."""
         found = gguf_of(self.like or opened.name)
         if found is None and self.like:
             raise OutputError(
                 f"{self.like!r} is no GGUF file; name one of the same model", subject=self.like
             )
         if found is None:
-            message = f"{opened.name} wasn't opened from GGUF, and its tokenizer can't be written as llama.cpp wants it"
             raise OutputError(
-                f"{message}; name a GGUF file of the same model, gguf(like='FILE.gguf'), or use llama.cpp's own converter on the folder",
+                f"{opened.name} wasn't opened from GGUF, and its tokenizer can't be written as "
+                f"llama.cpp wants it; name a GGUF file of the same model, gguf(like='FILE.gguf'), "
+                f"or use llama.cpp's own converter on the folder",
                 subject=opened.name,
             )
         return found
 
 
 def _encoded(part: GgufPart, packed: Mapping[str, Packed]) -> Bytes | None:
-    """The blocks that hold a tensor exactly; None if none do. Those of experts are all of one
-    kind.
+    """Return the blocks that hold a tensor exactly; None if none do. Those of experts are all of
+    one kind.
     """
     if part.rows is None:
         return _blocks(part, packed.get(part.matrix or part.parameter))
-    experts = [
-        blocks for name in part.experts if (blocks := _blocks(part, packed.get(name))) is not None
-    ]
-    kinds = {kind for _, kind in experts}
-    return (
-        (np.stack([content for content, _ in experts]), kinds.pop())
-        if len(experts) == len(part.experts) and len(kinds) == 1
-        else None
-    )
+    contents: list[np.ndarray] = []
+    kinds: set[GGMLQuantizationType] = set()
+    for name in part.experts:
+        blocks = _blocks(part, packed.get(name))
+        if blocks is None:
+            return None
+        contents.append(blocks[0])
+        kinds.add(blocks[1])
+    if len(kinds) != 1:
+        return None
+    return np.stack(contents), kinds.pop()
 
 
 def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
-    """The blocks that hold a packed matrix exactly, as far as it is in this tensor; None if none
-    do.
+    """Return the blocks that hold a packed matrix exactly, as far as it is in this tensor; None if
+    none do.
     """
     if isinstance(packed, GgmlBlocks):
         return _rows(packed.blocks, part).cpu().numpy(), GGMLQuantizationType[packed.kind.upper()]
-    if (
-        not isinstance(packed, Codes)
-        or packed.zeros is not None
-        or packed.codes.shape[1] % (BLOCK * packed.scales.shape[1])
-    ):
+    if not isinstance(packed, Codes) or packed.zeros is not None:
         return None
-    scales = packed.scales.cpu().repeat_interleave(
-        packed.codes.shape[1] // packed.scales.shape[1] // BLOCK, dim=1
-    )
+    groups = packed.scales.shape[1]
+    inputs = packed.codes.shape[1]
+    if inputs % (BLOCK * groups):
+        return None
+    scales = packed.scales.cpu().repeat_interleave(inputs // groups // BLOCK, dim=1)
+    # The blocks of llama.cpp have scales in float16.
     if not torch.equal(scales.to(torch.float16).to(scales.dtype), scales):
         return None
-    codes, scales = _rows(packed.codes.cpu(), part).contiguous(), _rows(scales, part)
-    small = packed.grid.bits <= 4
-    return (
-        (q4_0(codes, scales), GGMLQuantizationType.Q4_0)
-        if small
-        else (q8_0(codes, scales), GGMLQuantizationType.Q8_0)
-    )
+    codes = _rows(packed.codes.cpu(), part).contiguous()
+    scales = _rows(scales, part)
+    if packed.grid.bits <= 4:
+        return q4_0(codes, scales), GGMLQuantizationType.Q4_0
+    return q8_0(codes, scales), GGMLQuantizationType.Q8_0
 
 
 def _rows(tensor: Tensor, part: GgufPart) -> Tensor:
-    """The rows that the tensor has, in the order that GGUF has them in."""
-    own = tensor if part.rows is None else tensor[part.rows]
-    return own if part.order is None else own[part.order]
+    """Return the rows that the tensor has, in the order that GGUF has them in."""
+    if part.rows is not None:
+        tensor = tensor[part.rows]
+    if part.order is not None:
+        tensor = tensor[part.order]
+    return tensor

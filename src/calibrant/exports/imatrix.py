@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calibrant.activations import FeatureNorms, InputStatistic
+from calibrant.activations import FeatureNorms, InputStatistic, Seen
 from calibrant.edits import Replace
 from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export
 from calibrant.methods import Method
-from calibrant.models import ModelView, Opened
+from calibrant.models import ModelView, Opened, Weight
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import Imatrix, importance_of
 from calibrant.spec import written_form
@@ -42,27 +42,26 @@ class SeenImatrix(Export):
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         if not any(issubclass(kind, InputStatistic) for kind in method.observes):
-            message = f"{self} holds the sizes of the inputs that a method looked at, and {method} looks at none"
             raise OutputError(
-                f"{message}; leave --export {self} out, or make one with calibrant imatrix",
+                f"{self} holds the sizes of the inputs that a method looked at, and {method} looks "
+                f"at none; leave --export {self} out, or make one with calibrant imatrix",
                 subject=str(method),
             )
         tensor_names(view)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        seen = {
-            e.weight: e.seen
-            for e in compressed.edits
-            if isinstance(e, Replace) and FeatureNorms in e.seen
-        }
+        seen: dict[Weight, Seen] = {}
+        for edit in compressed.edits:
+            if isinstance(edit, Replace) and FeatureNorms in edit.seen:
+                seen[edit.weight] = edit.seen
         record = compressed.record
-        windows, length = (int(record.data_facts.get(name, 0)) for name in ("windows", "length"))
-        how = [
-            *([] if record.run.propagate == "dense" else [record.run.propagate]),
-            *map(written_form, record.run.transforms),
-        ]
-        described = "; ".join(
-            [record.run.data, f"{windows}×{length}", f"draw {record.run.seed}", *how]
-        )
+        run = record.run
+        windows = int(record.data_facts.get("windows", 0))
+        length = int(record.data_facts.get("length", 0))
+        described = [run.data, f"{windows}×{length}", f"draw {run.seed}"]
+        if run.propagate != "dense":
+            described.append(run.propagate)
+        described += map(written_form, run.transforms)
         entries = importance_of(compressed.view, seen, tensor_names(compressed.view))
-        Imatrix(entries, (described,), windows, length).write(folder / f"imatrix.{self.form}")
+        imatrix = Imatrix(entries, ("; ".join(described),), windows, length)
+        imatrix.write(folder / f"imatrix.{self.form}")

@@ -3,7 +3,7 @@
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
@@ -55,34 +55,31 @@ class Sparse(Export):
 def _check(form: Export, opened: Opened) -> None:
     """Raise `OutputError` for a model that only code of its own can make of a checkpoint."""
     if not type(opened.model).__module__.startswith("transformers."):
-        message = f"{form} holds models of architectures that transformers has, and {opened.name} is a {type(opened.model).__name__} of its own code"
-        raise OutputError(f"{message}; leave the form {form} out", subject=opened.name)
+        raise OutputError(
+            f"{form} holds models of architectures that transformers has, and {opened.name} is a "
+            f"{type(opened.model).__name__} of its own code; leave the form {form} out",
+            subject=opened.name,
+        )
 
 
 def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> None:
     """Write what the folder `dense` holds into `place`, which is made if it isn't there."""
     place.mkdir(exist_ok=True)
     files = sorted(dense.glob("*.safetensors"))
-    forms, writer = _Forms(files, packed), SparseWriter(place, packed.values())
-    for name, tensor in _tensors(files):
-        form, transposed = forms.of(name, tensor) or (None, False)
-        writer.add(name, tensor, form, transposed)
+    forms = _Forms(files, packed)
+    writer = SparseWriter(place, packed.values())
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # no mapping
+                tensor = tensors.get_tensor(name)
+                form, transposed = forms.find(name, tensor)
+                writer.add(name, tensor, form, transposed)
     writer.finish()
     for file in dense.iterdir():
         # Of what other forms left there nothing: a tokenizer and a configuration end like this.
-        if (
-            file.is_file()
-            and file.name.endswith(READ)
-            and file.suffix != ".safetensors"
-            and file.name != INDEX
-        ):
+        numbers = file.suffix == ".safetensors" or file.name == INDEX
+        if file.is_file() and file.name.endswith(READ) and not numbers:
             shutil.copy(file, place / file.name)
-
-
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    for file in files:
-        with safe_open(file, framework="pt") as dense:
-            yield from ((name, dense.get_tensor(name)) for name in dense.keys())  # noqa: SIM118  # no mapping
 
 
 @final
@@ -92,56 +89,53 @@ class _Forms:
     """
 
     def __init__(self, files: list[Path], packed: Mapping[str, Packed]) -> None:
-        names = {name for file in files for name in _names(file)}
-        self._named = {
-            name: form
-            for name, form in packed.items()
-            if name in names or f"{name}.weight" in names
-        }
-        self._others = {name: form for name, form in packed.items() if name not in self._named}
+        names: set[str] = set()
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                names.update(tensors.keys())
+        self._named: dict[str, Packed] = {}
+        self._others: dict[str, Packed] = {}
+        for name, form in packed.items():
+            if name in names or f"{name}.weight" in names:
+                self._named[name] = form
+            else:
+                self._others[name] = form
         self._rows: dict[tuple[int, int], dict[bytes, list[tuple[str, int]]]] = {}
 
-    def of(self, name: str, tensor: Tensor) -> tuple[Packed, bool] | None:
+    def find(self, name: str, tensor: Tensor) -> tuple[Packed | None, bool]:
         """Return a packed form that is this tensor bit for bit, and whether it is transposed
         there; None if there is none.
         """
         form = self._named.get(name.removesuffix(".weight"), self._named.get(name))
         if form is not None:
             dense = form.dense()
-            return (
-                (form, False)
-                if same(dense, tensor)
-                else (form, True)
-                if same(dense.T, tensor)
-                else None
-            )
-        if tensor.dim() != 2 or not self._others or not tensor.numel():
-            return None
-        found = (
-            _some_rows(self._others[other], row, len(tensor)) for other, row in self._alike(tensor)
-        )
-        return next(
-            ((form, False) for form in found if form is not None and same(form.dense(), tensor)),
-            None,
-        )
+            if same(dense, tensor):
+                return form, False
+            if same(dense.T, tensor):
+                return form, True
+            return None, False
+        if tensor.dim() == 2 and self._others and tensor.numel():
+            for other, row in self._alike(tensor):
+                form = _some_rows(self._others[other], row, len(tensor))
+                if form is not None and same(form.dense(), tensor):
+                    return form, False
+        return None, False
 
     def _alike(self, tensor: Tensor) -> list[tuple[str, int]]:
-        """Where the first row of a tensor is found among the others, at multiples of its rows."""
+        """Return where the first row of a tensor is found among the others, at multiples of its
+        rows.
+        """
         rows, columns = tensor.shape
         if (rows, columns) not in self._rows:
-            known = self._rows.setdefault((rows, columns), {})
+            known: dict[bytes, list[tuple[str, int]]] = {}
             for name, form in self._others.items():
                 dense = form.dense()
-                for row in (
-                    range(0, len(dense) - rows + 1, rows) if dense.shape[1] == columns else ()
-                ):
+                if dense.shape[1] != columns:
+                    continue
+                for row in range(0, len(dense) - rows + 1, rows):
                     known.setdefault(_bytes(dense[row]), []).append((name, row))
+            self._rows[rows, columns] = known
         return self._rows[rows, columns].get(_bytes(tensor[0]), [])
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as dense:
-        return list(dense.keys())
 
 
 def _bytes(row: Tensor) -> bytes:
@@ -149,7 +143,7 @@ def _bytes(row: Tensor) -> bytes:
 
 
 def _some_rows(form: Packed, row: int, count: int) -> Packed | None:
-    """So many rows of a packed form; None for a form whose rows can't be taken apart."""
+    """Return so many rows of a packed form; None for a form whose rows can't be taken apart."""
     rows = slice(row, row + count)
     if isinstance(form, Codes):
         zeros = None if form.zeros is None else form.zeros[rows]

@@ -12,13 +12,21 @@ from calibrant.spec.foreign import visible_name
 from calibrant.system.extras import needed_for
 
 _GGML: Final = """
-size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows, int64_t n_per_row, const float * imatrix);
+size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows,
+    int64_t n_per_row, const float * imatrix);
 size_t ggml_row_size(int type, int64_t ne);
 bool ggml_quantize_requires_imatrix(int type);
 """
 """Functions of ggml that the package ships and doesn't declare: numbers and pointers alone, none
 of its structures.
 """
+LONGEST: Final = 200
+"""Characters of an error at most."""
+_ERROR: Final = 4
+"""The level of errors in ggml's log."""
+_errors: Final = deque[str](maxlen=8)
+_kept: Final = list[Any]()
+"""Callbacks that the library calls as long as the process lives."""
 
 
 @cache
@@ -32,13 +40,14 @@ def llama() -> tuple[Any, Any]:
     library: Any = bindings.get_lib()
 
     def hear(level: int, text: Any, data: Any) -> None:
-        if level == _ERROR and (said := ffi.string(text).decode("utf-8", "replace").strip()):
-            _errors.append(said)
+        error = ffi.string(text).decode("utf-8", "replace").strip()
+        if level == _ERROR and error:
+            _errors.append(error)
 
     silent = ffi.callback("ggml_log_callback", hear)
     library.llama_log_set(silent, ffi.NULL)
     library.llama_backend_init()
-    _kept.append(silent)  # the library calls it as long as the process lives
+    _kept.append(silent)
     return ffi, library
 
 
@@ -54,30 +63,23 @@ def ggml() -> tuple[Any, Any]:
     ffi = FFI()
     ffi.cdef(_GGML)
     # One library of that name is loaded already, and the loader answers with the same.
-    path = next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))), None)
-    if path is None:
+    paths = sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))
+    if not paths:
         raise OutputError(
-            "llama-cpp-py-sync has no ggml-base library here; install it anew: pip install "
-            "'calibrant[ggml]'",
+            "llama-cpp-py-sync has no ggml-base library here; "
+            "install it anew: pip install 'calibrant[ggml]'",
             subject="ggml-base",
         )
-    return ffi, ffi.dlopen(str(path))
+    return ffi, ffi.dlopen(str(paths[0]))
 
 
 def last_error() -> str:
-    """Return what llama.cpp said last when something failed, for a sentence: ` (failed to …)`;
-    nothing if it said nothing. It is forgotten.
+    """Return llama.cpp's last error for a sentence, ` (failed to …)`, and forget it; nothing if
+    there was none.
     """
-    said = (
-        _errors.pop().partition(": ")[2] if _errors else ""
-    )  # it begins with the name of a function
+    if not _errors:
+        return ""
+    # It begins with the name of a function.
+    error = _errors.pop().partition(": ")[2]
     _errors.clear()
-    return f" ({visible_name(said)[:LONGEST]})" if said else ""
-
-
-LONGEST: Final = 200
-"""Characters of it at most."""
-_ERROR: Final = 4
-"""The level of errors in ggml's log."""
-_errors: Final = deque[str](maxlen=8)
-_kept: Final = list[Any]()
+    return f" ({visible_name(error)[:LONGEST]})" if error else ""

@@ -19,9 +19,12 @@ def needs_importance(kind: str) -> bool:
     """Return whether blocks of a kind such as `iq2_xs` can't be chosen without knowing how much
     each input matters.
     """
-    return bool(
-        ggml()[1].ggml_quantize_requires_imatrix(int(gguf.GGMLQuantizationType[kind.upper()]))
-    )
+    _, library = ggml()
+    return bool(library.ggml_quantize_requires_imatrix(_number(kind)))
+
+
+def _number(kind: str) -> int:
+    return int(gguf.GGMLQuantizationType[kind.upper()])
 
 
 def quantize_matrix(
@@ -36,7 +39,7 @@ def quantize_matrix(
     an importance, without one.
     """
     ffi, library = ggml()
-    number = int(gguf.GGMLQuantizationType[kind.upper()])
+    number = _number(kind)
     if importance is None and needs_importance(kind):
         raise TargetError(
             f"{kind} can't be chosen without knowing which inputs matter; give calibration data",
@@ -45,8 +48,9 @@ def quantize_matrix(
     rows, columns = weight.shape
     numbers = np.ascontiguousarray(weight, dtype=np.float32)
     blocks = np.zeros((rows, library.ggml_row_size(number, columns)), dtype=np.uint8)
-    means = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
-    weights = ffi.NULL if means is None else ffi.from_buffer("float[]", means)
+    weights = ffi.NULL
+    if importance is not None:
+        weights = ffi.from_buffer("float[]", np.ascontiguousarray(importance, dtype=np.float32))
     written = library.ggml_quantize_chunk(
         number,
         ffi.from_buffer("float[]", numbers),
@@ -58,8 +62,8 @@ def quantize_matrix(
     )
     if written != blocks.nbytes:
         raise OutputError(
-            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; another version of "
-            "llama-cpp-py-sync may help",
+            f"ggml wrote {written:,} bytes of {blocks.nbytes:,} for {kind}; "
+            f"another version of llama-cpp-py-sync may help",
             subject=kind,
         )
     return blocks
@@ -72,11 +76,11 @@ def file_types() -> Mapping[str, int]:
     """
     ffi, _ = llama()
     names: dict[str, int] = ffi.typeof("enum llama_ftype").relements
-    return {
-        name.removeprefix(_PREFIX): number
-        for name, number in sorted(names.items())
-        if name.startswith(_PREFIX)
-    }
+    recipes: dict[str, int] = {}
+    for name, number in sorted(names.items()):
+        if name.startswith(_PREFIX):
+            recipes[name.removeprefix(_PREFIX)] = number
+    return recipes
 
 
 def quantize_file(
@@ -99,25 +103,27 @@ def quantize_file(
             subject=recipe,
         )
     settings = library.llama_model_quantize_default_params()
-    settings.ftype, settings.nthread = file_types()[recipe], threads
-    # Every buffer must live until the call returns.
-    columns = {
-        name: np.ascontiguousarray(values, dtype=np.float32) for name, values in importance.items()
-    }
-    names = [ffi.new("char[]", name.encode()) for name in columns]
-    table = ffi.new(
-        "struct llama_model_imatrix_data[]", len(columns) + 1
-    )  # the last one is empty, and ends it
-    for entry, name, values in zip(table, names, columns.values(), strict=False):
-        entry.name, entry.data, entry.size = name, ffi.from_buffer("float[]", values), values.size
+    settings.ftype = file_types()[recipe]
+    settings.nthread = threads
+    # Every buffer must live until the call returns, so all are kept in lists.
+    columns = [np.ascontiguousarray(values, dtype=np.float32) for values in importance.values()]
+    names = [ffi.new("char[]", name.encode()) for name in importance]
+    # The last entry is empty, and ends the table.
+    table = ffi.new("struct llama_model_imatrix_data[]", len(columns) + 1)
+    for number, (name, values) in enumerate(zip(names, columns, strict=True)):
+        entry = table[number]
+        entry.name = name
+        entry.data = ffi.from_buffer("float[]", values)
+        entry.size = values.size
     if columns:
         settings.imatrix = table
-    paths = [ffi.new("char[]", str(path).encode()) for path in (source, target)]
-    if (code := library.llama_model_quantize(*paths, ffi.addressof(settings))) != 0:
+    from_path = ffi.new("char[]", str(source).encode())
+    to_path = ffi.new("char[]", str(target).encode())
+    code = library.llama_model_quantize(from_path, to_path, ffi.addressof(settings))
+    if code != 0:
+        reason = last_error() or f" (code {code})"
         raise OutputError(
-            "llama.cpp couldn't quantize the model to "
-            f"{recipe}{last_error() or f' (code {code})'}; some recipes need calibration data that "
-            "reaches "
-            "every matrix",
+            f"llama.cpp couldn't quantize the model to {recipe}{reason}; "
+            f"some recipes need calibration data that reaches every matrix",
             subject=recipe,
         )

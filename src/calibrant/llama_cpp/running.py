@@ -31,15 +31,20 @@ class LlamaModel:
         self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if self._model == self._ffi.NULL:
             raise ModelError(
-                f"llama.cpp can't open {path}{last_error()}; is it a GGUF file of a model, of an "
-                "architecture that it knows?",
+                f"llama.cpp can't open {path}{last_error()}; "
+                f"is it a GGUF file of a model, of an architecture that it knows?",
                 subject=str(path),
             )
         context = self._library.llama_context_default_params()
-        context.n_ctx = context.n_batch = context.n_ubatch = length
-        context.n_threads = context.n_threads_batch = threads
+        context.n_ctx = length
+        context.n_batch = length
+        context.n_ubatch = length
+        context.n_threads = threads
+        context.n_threads_batch = threads
         if exact:
-            context.type_k = context.type_v = 0
+            # The number of float32 among ggml's types, and of "off".
+            context.type_k = 0
+            context.type_v = 0
             context.flash_attn_type = 0
         if watch is not None:
             context.cb_eval = watch
@@ -50,46 +55,43 @@ class LlamaModel:
                 f"llama.cpp has no room for {length:,} tokens of {path}; use shorter windows",
                 subject=str(path),
             )
-        self._size = self._library.llama_vocab_n_tokens(
-            self._library.llama_model_get_vocab(self._model)
-        )
+        vocabulary = self._library.llama_model_get_vocab(self._model)
+        self._size = self._library.llama_vocab_n_tokens(vocabulary)
         self.length = length
 
     def logits(self, ids: Sequence[int]) -> Float32[np.ndarray, "token vocabulary"]:
         """Return the logits at each of these tokens, which see nothing of earlier calls. Raises
         `ModelError` where llama.cpp fails.
         """
-        ffi, library = self._ffi, self._library
+        library = self._library
         if not 0 < len(ids) <= self.length:
             raise ModelError(
-                f"{len(ids):,} tokens were given, and there is room for 1 to {self.length:,}; use "
-                "shorter windows",
+                f"{len(ids):,} tokens were given, and there is room for 1 to {self.length:,}; "
+                f"use shorter windows",
                 subject=str(len(ids)),
             )
         library.llama_memory_clear(library.llama_get_memory(self._context), True)
         batch = library.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
-            for at, token in enumerate(ids):
-                batch.token[at], batch.pos[at], batch.n_seq_id[at], batch.logits[at] = (
-                    int(token),
-                    at,
-                    1,
-                    1,
-                )
-                batch.seq_id[at][0] = 0
-            if (code := library.llama_decode(self._context, batch)) != 0:
+            for place, token in enumerate(ids):
+                batch.token[place] = int(token)
+                batch.pos[place] = place
+                batch.n_seq_id[place] = 1
+                batch.seq_id[place][0] = 0
+                batch.logits[place] = 1
+            code = library.llama_decode(self._context, batch)
+            if code != 0:
                 raise ModelError(
-                    f"llama.cpp couldn't run {len(ids):,} tokens (code {code}); use shorter "
-                    "windows",
+                    f"llama.cpp couldn't run {len(ids):,} tokens (code {code}); "
+                    f"use shorter windows",
                     subject=str(code),
                 )
-            found = library.llama_get_logits(self._context)
-            return (
-                np.frombuffer(ffi.buffer(found, len(ids) * self._size * 4), dtype=np.float32)
-                .reshape(len(ids), self._size)
-                .copy()
-            )
+            logits = library.llama_get_logits(self._context)
+            buffer = self._ffi.buffer(logits, len(ids) * self._size * 4)
+            # Copied: the next call writes to the same place.
+            numbers = np.frombuffer(buffer, dtype=np.float32).copy()
+            return numbers.reshape(len(ids), self._size)
         finally:
             library.llama_batch_free(batch)
 

@@ -2,13 +2,12 @@
 (`2:4`), a grid of few values (`w4g64`), both (`2:4+w4g64`), a share of the blocks, the experts or
 the numbers of feed-forward networks (`blocks 0.25`).
 
-Targets are small values. What removes chooses exactly: the count is the one that was asked for, to
-the weight, and where scores tie the lowest index goes first. So a mask depends on nothing but the
+Targets are small values. A removal is exact: the count is the one that was asked for, to the
+weight, and where scores tie the lowest index goes first. So a mask depends on nothing but the
 scores: not on the device, the threads, or how a sort happens to break ties.
 """
 
-from calibrant.targets._base import Group, Removal, Target
-from calibrant.targets._choosing import keep_highest
+from calibrant.targets._base import Group, Removal, Target, keep_highest
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.ggml_kind import GgmlKind
 from calibrant.targets.gguf_recipe import GgufRecipe

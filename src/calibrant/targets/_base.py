@@ -1,11 +1,16 @@
-"""What a target is: a frozen value that is written as a short text."""
+"""What a target is: a frozen value that is written as a short text. Also which of many scores are
+the lowest: exact counts, and of equal scores the first goes first.
+"""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from calibrant.errors import NumericsError
 from calibrant.spec import Spec
 
 Group = Literal["row", "matrix"]
@@ -15,8 +20,8 @@ class Target(Spec, ABC):
     """What a matrix is to become. A frozen, hashable value; `str` gives the text that a user would
     write.
 
-    `written` says in words how its kind is written, and `example` is one: both end up in sentences
-    about what is allowed.
+    `written` says in words how its kind is written, and `example` is such a text: both end up in
+    sentences about what is allowed.
     """
 
     written: ClassVar[str]
@@ -25,8 +30,8 @@ class Target(Spec, ABC):
     @classmethod
     @abstractmethod
     def read(cls, value: str | float | int) -> "Target | None":
-        """Return the target that is written as `given`; None for what isn't written like one of
-        this kind.
+        """Return the target that is written as `value`; None for what isn't written like a target
+        of this kind.
 
         Raises `TargetError` for what is written like one, and can't be asked for.
         """
@@ -37,13 +42,13 @@ class Target(Spec, ABC):
     @property
     def amount(self) -> float | None:
         """How much is asked, as a number whose mean over matrices is that of all: the share that
-        goes, or the bits that stay; None if none is.
+        goes, or the bits that stay; None if there is no such number.
         """
         return None
 
-    def check(self, shape: tuple[int, int], name: str) -> None:  # most targets fit every shape
+    def check(self, shape: tuple[int, int], name: str) -> None:
         """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become
-        this.
+        this. Most targets fit every shape.
         """
 
 
@@ -57,3 +62,48 @@ class Removal(Target, ABC):
 
         Raises `NumericsError` for scores that are NaN.
         """
+
+
+def keep_highest(
+    scores: Float[Tensor, "group member"], remove: int
+) -> Bool[Tensor, "group member"]:
+    """Return all but the `remove` lowest scores of each row; of equal scores the first goes first.
+
+    The same mask as a stable sort gives, several times faster: find each row's threshold, and count
+    only ties at it. Raises `NumericsError` if a score is NaN.
+    """
+    refuse_nan(scores)
+    if remove == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = _lowest(scores, remove)
+    keep = scores > threshold
+    removed = keep.numel() - int(keep.count_nonzero())
+    if removed == remove * scores.shape[0]:
+        return keep
+    below = scores < threshold
+    tied = scores == threshold
+    left = remove - below.sum(dim=1, keepdim=True)
+    return ~(below | (tied & (tied.cumsum(dim=1) <= left)))
+
+
+def _lowest(scores: Float[Tensor, "group member"], number: int) -> Float[Tensor, "group 1"]:
+    """Return the lowest score of each row but for `number - 1`."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # NumPy's partition is vectorised, and up to ten times as fast as torch's selections.
+        partition = np.partition(scores.detach().numpy(), number - 1, axis=1)
+        return torch.from_numpy(partition[:, number - 1 : number].copy())
+    return scores.kthvalue(number, dim=1, keepdim=True).values
+
+
+def refuse_nan(scores: Tensor) -> None:
+    """Raise `NumericsError` if a score is NaN."""
+    # A sum is NaN where a score is, and also where infinities meet; only then is counting worth its
+    # time.
+    if not bool(scores.sum().isnan()):
+        return
+    count = int(scores.isnan().count_nonzero())
+    if count:
+        raise NumericsError(
+            f"{count} of {scores.numel()} scores are NaN, so no weight can be chosen; "
+            f"look for NaN or infinity in the weight and its inputs"
+        )

@@ -17,22 +17,29 @@ targets: Final = Registry("calibrant.targets", "target")
 
 
 def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
-    """Return every kind of target that is one of those that something `accepts`, the one that is
-    written shortest first.
+    """Return every kind of target that is one of those that something `accepts`, the one with the
+    shortest example first.
     """
-    classes = [targets.get(name) for name in targets.names()]
-    return sorted(
-        (kind for kind in classes if issubclass(kind, tuple(accepts))),
-        key=lambda kind: (len(kind.example), kind.example),
-    )
+    chosen: list[type[Target]] = []
+    for name in targets.names():
+        kind = targets.get(name)
+        if issubclass(kind, tuple(accepts)):
+            chosen.append(kind)
+    return sorted(chosen, key=_place)
+
+
+def _place(kind: type[Target]) -> tuple[int, str]:
+    return len(kind.example), kind.example
 
 
 def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
     """Return in words what something accepts: `a sparsity …, such as 0.5, or N:M …, such as
     2:4`.
     """
-    each = [f"{kind.written}, such as {kind.example}" for kind in kinds(accepts)]
-    return ", or ".join([", ".join(each[:-1]), each[-1]] if each[1:] else each)
+    *others, last = [f"{kind.written}, such as {kind.example}" for kind in kinds(accepts)]
+    if not others:
+        return last
+    return f"{', '.join(others)}, or {last}"
 
 
 def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
@@ -56,7 +63,8 @@ def parse_target(text: str | float | int) -> Target:
     """
     value = user_text(text, TargetError) if isinstance(text, str) else text
     for kind in kinds():
-        if (target := kind.read(value)) is not None:
+        target = kind.read(value)
+        if target is not None:
             return target
     raise TargetError(f"{text!r} is no target; {allowed()}", subject=str(text))
 
@@ -65,5 +73,6 @@ def percentage(value: float | int) -> str:
     """Return the likely meaning of 50, `, did you mean 0.5?`; nothing for what means no share,
     and for 1.5, which nobody takes for 1.5 %.
     """
-    likely = not isinstance(value, bool) and MISTAKEN <= value < 100
-    return f", did you mean {value / 100:g}?" if likely else ""
+    if isinstance(value, bool) or not MISTAKEN <= value < 100:
+        return ""
+    return f", did you mean {value / 100:g}?"

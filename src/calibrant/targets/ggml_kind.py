@@ -10,28 +10,21 @@ from calibrant.spec.foreign import brief
 from calibrant.targets._base import Target
 
 FALLBACK: Final = {
-    **dict.fromkeys(
-        (
-            "q2_k",
-            "q3_k",
-            "iq1_s",
-            "iq1_m",
-            "iq2_xxs",
-            "iq2_xs",
-            "iq2_s",
-            "iq3_xxs",
-            "iq3_s",
-            "iq4_xs",
-        ),
-        "iq4_nl",
-    ),
     "q2_k": "q4_0",
     "q3_k": "q4_0",
+    "iq1_s": "iq4_nl",
+    "iq1_m": "iq4_nl",
+    "iq2_xxs": "iq4_nl",
+    "iq2_xs": "iq4_nl",
+    "iq2_s": "iq4_nl",
+    "iq3_xxs": "iq4_nl",
+    "iq3_s": "iq4_nl",
+    "iq4_xs": "iq4_nl",
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",
 }
-"""What llama.cpp takes for a matrix whose rows aren't multiples of 256."""
+"""The kind that llama.cpp takes for a matrix whose rows aren't multiples of 256."""
 KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FALLBACK)
 """The kinds that ggml makes of a matrix."""
 UNWEIGHTED: Final = ("q8_0",)
@@ -55,8 +48,8 @@ class GgmlKind(Target):
     def __post_init__(self) -> None:
         if self.name not in KINDS:
             raise TargetError(
-                f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of "
-                f"{', '.join(KINDS)}",
+                f"{brief(self.name)} is no kind of llama.cpp's blocks; "
+                f"write one of {', '.join(KINDS)}",
                 subject=str(self.name),
             )
 
@@ -94,11 +87,9 @@ class GgmlKind(Target):
         inputs = self._block[0]
         if shape[1] % inputs:
             fallback = FALLBACK.get(self.name, "")
-            instead = (
-                f"llama.cpp takes {fallback} there, so choose that"
-                if fallback and shape[1] % 32 == 0
-                else "choose a grid such as w4"
-            )
+            instead = "choose a grid such as w4"
+            if fallback and shape[1] % 32 == 0:
+                instead = f"llama.cpp takes {fallback} there, so choose that"
             raise TargetError(
                 f"{name} has {shape[1]} inputs, and {self} packs {inputs} at a time; {instead}",
                 subject=name,

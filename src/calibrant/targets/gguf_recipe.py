@@ -10,13 +10,21 @@ from calibrant.spec.foreign import brief
 from calibrant.targets._base import Target
 from calibrant.targets.ggml_kind import KINDS, UNWEIGHTED, GgmlKind
 
+_MOSTLY: Final = "MOSTLY_"
 _PLAIN: Final = ("F16", "BF16")
-RECIPES: Final = tuple(
-    name
-    for one in LlamaFileType
-    if (name := one.name.removeprefix("MOSTLY_")) != one.name and name not in _PLAIN
-)
-"""What llama-quantize can be asked for."""
+
+
+def _recipes() -> tuple[str, ...]:
+    names: list[str] = []
+    for kind in LlamaFileType:
+        name = kind.name.removeprefix(_MOSTLY)
+        if name != kind.name and name not in _PLAIN:
+            names.append(name)
+    return tuple(names)
+
+
+RECIPES: Final = _recipes()
+"""The recipes that llama-quantize can be asked for."""
 _MAIN: Final = {"IQ3_XS": "iq3_s", "IQ3_M": "iq3_s", "IQ2_S": "iq2_xs", "IQ2_M": "iq2_s"}
 """The kind that most matrices get, where the recipe's name doesn't begin with it."""
 _UNWEIGHTED: Final = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "NVFP4")
@@ -59,17 +67,18 @@ class GgufRecipe(Target):
         >>> GgufRecipe("Q4_K_M").kind, GgufRecipe("IQ2_M").kind, GgufRecipe("TQ1_0").kind
         (GgmlKind(name='q4_k'), GgmlKind(name='iq2_s'), None)
         """
-        begins = [
-            kind
-            for kind in KINDS
-            if self.name == kind.upper() or self.name.startswith(f"{kind.upper()}_")
-        ]
-        name = _MAIN.get(self.name) or max(begins, key=len, default="")
+        begins = ""
+        for kind in KINDS:
+            prefix = kind.upper()
+            named = self.name == prefix or self.name.startswith(f"{prefix}_")
+            if named and len(kind) > len(begins):
+                begins = kind
+        name = _MAIN.get(self.name) or begins
         return GgmlKind(name) if name else None
 
     @property
     def weighted(self) -> bool:
         """Whether an imatrix makes a difference to the file."""
-        return self.name not in _UNWEIGHTED and (
-            self.kind is None or self.kind.name not in UNWEIGHTED
-        )
+        if self.name in _UNWEIGHTED:
+            return False
+        return self.kind is None or self.kind.name not in UNWEIGHTED

@@ -44,30 +44,34 @@ class Grid(Target):
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not FEWEST <= self.bits <= MOST:
-            message = (
+            raise TargetError(
                 f"{self} has codes of {brief(self.bits)} bits, and {FEWEST} to {MOST} are "
-                f"possible; {allowed((Grid,))}"
+                f"possible; {allowed((Grid,))}",
+                subject=str(self),
             )
-            raise TargetError(message, subject=str(self))
         if self.group is not None and (type(self.group) is not int or self.group < 2):
-            message = (
+            raise TargetError(
                 f"{self} has groups of {brief(self.group)} inputs, and a group has at least 2; "
-                f"{allowed((Grid,))}, or w{self.bits} for a whole row"
+                f"{allowed((Grid,))}, or w{self.bits} for a whole row",
+                subject=str(self),
             )
-            raise TargetError(message, subject=str(self))
 
     @classmethod
     def read(cls, value: str | float | int) -> "Grid | None":
         if not isinstance(value, str):
             return None
         label = read_target(value)
-        return None if label.bits is None else cls(label.bits, label.group, not label.zeros)
+        if label.bits is None:
+            return None
+        return cls(label.bits, label.group, not label.zeros)
 
     def __str__(self) -> str:
         text = f"w{brief(self.bits)}"
         if self.group is not None:
             text += f"g{brief(self.group)}"
-        return text if self.symmetric else f"{text}a"
+        if not self.symmetric:
+            text += "a"
+        return text
 
     @property
     def amount(self) -> float:
@@ -88,26 +92,29 @@ class Grid(Target):
         return inputs if self.group is None else self.group
 
     def check(self, shape: tuple[int, int], name: str) -> None:
-        if shape[1] % self.width(shape[1]):
-            near = [
-                str(Grid(self.bits, group, self.symmetric))
-                for group in _near(shape[1], self.width(shape[1]))
-            ]
-            row = f"{Grid(self.bits, None, self.symmetric)} with a scale for each row"
-            choices = f"{', '.join(near)}, or {row}" if near else row
-            message = (
-                f"{name} has {shape[1]} inputs, which groups of {self.group} don't divide; choose "
-                f"{choices}"
-            )
-            raise TargetError(message, subject=name)
+        inputs = shape[1]
+        width = self.width(inputs)
+        if inputs % width == 0:
+            return
+        choices = [str(Grid(self.bits, group, self.symmetric)) for group in _near(inputs, width)]
+        choices.append(f"{Grid(self.bits, None, self.symmetric)} with a scale for each row")
+        *others, last = choices
+        listed = f"{', '.join(others)}, or {last}" if others else last
+        raise TargetError(
+            f"{name} has {inputs} inputs, which groups of {self.group} don't divide; "
+            f"choose {listed}",
+            subject=name,
+        )
 
 
 def _near(inputs: int, group: int) -> list[int]:
-    """The divisors of `inputs` near `group`: the next on either side, and the next smaller power
-    of two, which is what fast kernels are made for.
+    """Return the divisors of `inputs` near `group`: the next on either side, and the next smaller
+    power of two, which is what fast kernels are made for.
     """
-    fitting = [size for size in range(SMALLEST, inputs) if inputs % size == 0]
-    smaller = [size for size in fitting if size < group]
-    larger = [size for size in fitting if size > group]
+    near: set[int] = set()
+    divisors = [size for size in range(SMALLEST, inputs) if inputs % size == 0]
+    smaller = [size for size in divisors if size < group]
     powers = [size for size in smaller if size & (size - 1) == 0]
-    return sorted({*smaller[-1:], *larger[:1], *powers[-1:]})
+    larger = [size for size in divisors if size > group]
+    near.update(smaller[-1:], powers[-1:], larger[:1])
+    return sorted(near)

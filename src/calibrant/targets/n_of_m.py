@@ -10,8 +10,7 @@ from torch import Tensor
 from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import read_target
-from calibrant.targets._base import Group, Removal
-from calibrant.targets._choosing import keep_highest, refuse_nan
+from calibrant.targets._base import Group, Removal, keep_highest, refuse_nan
 from calibrant.targets._kinds import allowed
 
 _PAIRWISE_UP_TO: Final = 8
@@ -31,7 +30,8 @@ class NofM(Removal):
     m: int
 
     def __post_init__(self) -> None:
-        if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
+        whole = type(self.n) is int and type(self.m) is int
+        if not whole or not 1 <= self.n < self.m:
             text = f"{brief(self.n)}:{brief(self.m)}"
             raise TargetError(
                 f"{text} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}",
@@ -40,7 +40,9 @@ class NofM(Removal):
 
     @classmethod
     def read(cls, value: str | float | int) -> "NofM | None":
-        pattern = read_target(value).pattern if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        pattern = read_target(value).pattern
         return None if pattern is None else cls(*pattern)
 
     def __str__(self) -> str:
@@ -52,11 +54,11 @@ class NofM(Removal):
 
     def check(self, shape: tuple[int, int], name: str) -> None:
         if shape[1] % self.m:
-            message = (
-                f"{name} has {shape[1]} inputs, and {self} needs a multiple of {self.m}; choose an "
-                "M that divides it, or a sparsity such as 0.5"
+            raise TargetError(
+                f"{name} has {shape[1]} inputs, and {self} needs a multiple of {self.m}; "
+                f"choose an M that divides it, or a sparsity such as 0.5",
+                subject=name,
             )
-            raise TargetError(message, subject=name)
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:
         """Return what is kept, as `Removal` says; the groups of `m` lie within rows, so `group`
@@ -66,15 +68,17 @@ class NofM(Removal):
         tensor([[False,  True,  True, False]])
         """
         self.check((scores.shape[0], scores.shape[1]), "the matrix")
+        removed = self.m - self.n
         if self.m > _PAIRWISE_UP_TO:
-            return keep_highest(scores.reshape(-1, self.m), self.m - self.n).reshape(scores.shape)
+            return keep_highest(scores.reshape(-1, self.m), removed).reshape(scores.shape)
         refuse_nan(scores)
         # A weight goes if fewer than m - n others of its group go before it.
-        columns = [scores[:, i :: self.m].contiguous() for i in range(self.m)]
+        columns = [scores[:, place :: self.m].contiguous() for place in range(self.m)]
         before = [torch.zeros_like(columns[0], dtype=torch.int16) for _ in columns]
         for late in range(self.m):
             for early in range(late):
                 first = columns[early] <= columns[late]
                 before[late] += first
                 before[early] += ~first
-        return torch.stack([b >= self.m - self.n for b in before], dim=-1).reshape(scores.shape)
+        kept = [count >= removed for count in before]
+        return torch.stack(kept, dim=-1).reshape(scores.shape)

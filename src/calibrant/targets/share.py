@@ -34,21 +34,21 @@ class Share(Target):
     fraction: float
 
     def __post_init__(self) -> None:
-        if (
-            self.parts not in get_args(Parts)
-            or isinstance(self.fraction, bool)
-            or not 0 <= self.fraction < 1
-        ):
+        known = self.parts in get_args(Parts)
+        if not known or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
             text = f"{brief(self.parts)} {brief(self.fraction)}"
             raise TargetError(f"{text} is no share of a model's parts; {ALLOWED}", subject=text)
-        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
+        # + 0.0 makes one zero of two, which would be written differently.
+        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)
 
     @classmethod
     def read(cls, value: str | float | int) -> "Share | None":
         if not isinstance(value, str):
             return None
         label = read_target(value)
-        return None if label.parts is None or label.share is None else cls(label.parts, label.share)
+        if label.parts is None or label.share is None:
+            return None
+        return cls(label.parts, label.share)
 
     def __str__(self) -> str:
         return f"{self.parts} {self.fraction}"

@@ -31,7 +31,9 @@ class SparseGrid(Target):
         before, _, after = value.partition("+")
         removal = NofM.read(before) or Sparsity.read(before)
         grid = Grid.read(after)
-        return None if removal is None or grid is None else cls(removal, grid)
+        if removal is None or grid is None:
+            return None
+        return cls(removal, grid)
 
     def __str__(self) -> str:
         return f"{self.removal}+{self.grid}"

@@ -10,8 +10,7 @@ from torch import Tensor
 from calibrant.errors import TargetError
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import read_target
-from calibrant.targets._base import Group, Removal
-from calibrant.targets._choosing import keep_highest
+from calibrant.targets._base import Group, Removal, keep_highest
 from calibrant.targets._kinds import allowed, percentage
 
 
@@ -27,17 +26,15 @@ class Sparsity(Removal):
     fraction: float | int
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.fraction, bool)
-            or not isinstance(self.fraction, int | float)
-            or not 0 <= self.fraction < 1
-        ):
+        number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
+        if not number or not 0 <= self.fraction < 1:
             raise TargetError(
                 f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; "
                 f"{allowed((Removal,))}",
                 subject=brief(self.fraction),
             )
-        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
+        # + 0.0 makes one zero of two, which would be written differently.
+        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)
 
     @classmethod
     def read(cls, value: str | float | int) -> "Sparsity | None":
@@ -47,7 +44,9 @@ class Sparsity(Removal):
         if word in ("nan", "inf"):
             return cls(float(word))
         label = read_target(value)
-        return None if label.share is None or label.parts else cls(label.share)
+        if label.share is None or label.parts:
+            return None
+        return cls(label.share)
 
     def __str__(self) -> str:
         return str(self.fraction)

@@ -2,21 +2,22 @@
 2024, arXiv 2404.00456; RSQ, arXiv 2503.01820).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.errors import ModelError, SpecError
-from calibrant.models import Heads, ModelView, Stream, overwrite
+from calibrant.models import Heads, ModelView, Stream, Weight, overwrite
 from calibrant.models.stream import Reader, Writer
 from calibrant.spec import check_most
 from calibrant.spec.foreign import LARGEST
 from calibrant.transforms._base import Transform
-from calibrant.transforms._orthogonal import orthogonal
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,9 +47,8 @@ class Rotate(Transform):
             raise SpecError(f"rotate(seed={self.seed}): seed must be 0 or more", subject="seed")
 
     def apply(self, view: ModelView, seen: Mapping[str, Seen]) -> Mapping[str, Any]:
-        """Rotate, and note the `kind` and `size` of the rotation.
-
-        Also noted are whether the head was `untied`, and in how many blocks `heads` were rotated.
+        """Rotate, and return notes: the `kind` and `size` of the rotation, whether the head was
+        `untied`, and in how many blocks `heads` were rotated.
         """
         _check(Stream.of(view), view)
         untied = view.untie()
@@ -59,39 +59,40 @@ class Rotate(Transform):
             if scale is not None:
                 for weight in _distinct(stream.readers_of(norm)):
                     weight.set(weight.get().double() * scale.double())
+                # The gain is 1 now, which a norm that adds an offset stores as 1 less that.
                 overwrite(norm.module.weight, torch.ones_like(scale) - norm.offset)  # pyright: ignore[reportArgumentType]  # a parameter
-        size = stream.readers[0].weight.shape[1]
-        q, kind = orthogonal(size, chance)
-        q = q.to(stream.readers[0].weight.stored.device)
+        first = stream.readers[0].weight
+        size = first.shape[1]
+        rotation, kind = orthogonal(size, chance)
+        rotation = rotation.to(first.stored.device)
+        # In float64: each matrix is rounded once, when it is stored.
         for weight in _distinct(stream.readers):
-            weight.set(weight.get().double() @ q)
+            weight.set(weight.get().double() @ rotation)
+        embeddings = {
+            id(module) for module in view.model.modules() if isinstance(module, torch.nn.Embedding)
+        }
         for weight in _distinct(stream.writers):
             numbers = weight.get().double()
-            # A row of an embedding is a vector of the stream; so is a column of any other matrix.
-            in_rows = isinstance(weight.owner, torch.nn.Embedding)
-            weight.set(numbers @ q if in_rows else q.T @ numbers)
+            # The rows of an embedding are written to the stream, of a matrix its outputs.
+            if id(weight.owner) in embeddings:
+                weight.set(numbers @ rotation)
+            else:
+                weight.set(rotation.T @ numbers)
         for _, vector in stream.vectors:
-            overwrite(vector, vector.detach().double() @ q)
-        return {
-            "kind": kind,
-            "size": size,
-            "untied": untied,
-            "heads": self._rotate_heads(view, chance, q),
-        }
-
-    def _rotate_heads(self, view: ModelView, chance: torch.Generator, like: Tensor) -> int:
-        if not self.heads:
-            return 0
-        blocks = Heads.of(view).values()
-        for heads in blocks:
-            rotation, _ = orthogonal(heads.width, chance)
-            heads.multiply(rotation.to(like.device))
-        return len(blocks)
+            overwrite(vector, vector.detach().double() @ rotation)
+        rotated = 0
+        if self.heads:
+            for heads in Heads.of(view).values():
+                turn, _ = orthogonal(heads.width, chance)
+                heads.multiply(turn.to(rotation.device))
+                rotated += 1
+        return {"kind": kind, "size": size, "untied": untied, "heads": rotated}
 
 
-def _distinct(roles: tuple[Reader, ...] | tuple[Writer, ...]) -> Any:
-    """Each matrix once, in order: one that reads in two ways is one matrix all the same."""
-    return {role.weight.address: role.weight for role in roles}.values()
+def _distinct(roles: Iterable[Reader] | Iterable[Writer]) -> list[Weight]:
+    """Return each matrix once, in order: one that reads in two ways is one matrix all the same."""
+    weights = {role.weight.address: role.weight for role in roles}
+    return list(weights.values())
 
 
 def _check(stream: Stream, view: ModelView) -> None:
@@ -99,15 +100,94 @@ def _check(stream: Stream, view: ModelView) -> None:
     kind = type(view.model).__name__
     for norm in stream.norms:
         if norm.centres:
-            message = f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated"
-            raise ModelError(f"{message}; choose a model of RMSNorms", subject=norm.name)
+            raise ModelError(
+                f"{norm.name} of a {kind} subtracts the mean, so its stream can't be rotated; "
+                f"choose a model of RMSNorms",
+                subject=norm.name,
+            )
         if norm.others:
-            message = f"what {norm.name} gives also goes into {norm.others[0]}"
-            remedy = "so its gain can't be moved into matrices"
-            raise ModelError(f"{message}, {remedy}", subject=norm.name)
+            raise ModelError(
+                f"what {norm.name} gives also goes into {norm.others[0]}, "
+                f"so its gain can't be moved into matrices",
+                subject=norm.name,
+            )
     for writer in stream.writers:
         if writer.norm is not None:
-            place = f"stands between {writer.weight.name} and the stream"
-            message = f"{writer.norm.name} of a {kind} {place}, and no rotation passes through it"
-            remedy = "choose a model whose matrices write to the stream themselves"
-            raise ModelError(f"{message}; {remedy}", subject=writer.norm.name)
+            raise ModelError(
+                f"{writer.norm.name} of a {kind} stands between {writer.weight.name} and the "
+                f"stream, and no rotation passes through it; "
+                f"choose a model whose matrices write to the stream themselves",
+                subject=writer.norm.name,
+            )
+
+
+def orthogonal(size: int, chance: torch.Generator) -> tuple[Float[Tensor, "size size"], str]:
+    """Return an orthogonal matrix in float64 that spreads every feature over all others, and its
+    kind: `hadamard` times random signs, or `random` (of normal numbers, by QR).
+    """
+    known = hadamard(size)
+    signs = torch.randint(0, 2, (size,), generator=chance).double() * 2 - 1
+    if known is not None:
+        return signs[:, None] * known / math.sqrt(size), "hadamard"
+    normal = torch.randn(size, size, generator=chance, dtype=torch.float64)
+    rotation, triangle = torch.linalg.qr(normal)
+    # With the signs of the triangle the matrix is uniformly distributed.
+    return rotation * triangle.diagonal().sign(), "random"
+
+
+def hadamard(size: int) -> Float[Tensor, "size size"] | None:
+    """Return a matrix of ±1 with orthogonal rows: one of Paley's, doubled as often as it takes;
+    None where none of these has this size.
+
+    >>> hadamard(576).shape[0], hadamard(52) is None
+    (576, True)
+    """
+    if size == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    paley = _paley(size)
+    if paley is not None or size % 2:
+        return paley
+    half = hadamard(size // 2)
+    if half is None:
+        return None
+    return torch.kron(_matrix([[1, 1], [1, -1]]), half)
+
+
+def _matrix(rows: list[list[int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _paley(size: int) -> Tensor | None:
+    """Return Paley's first construction, for a prime size - 1 = 3 mod 4, or his second, for a prime
+    size / 2 - 1 = 1 mod 4; None for other sizes.
+    """
+    if size % 4:
+        return None
+    if _is_prime(size - 1):
+        return torch.eye(size, dtype=torch.float64) + _conference(size - 1, -1)
+    prime = size // 2 - 1
+    if prime % 4 != 1 or not _is_prime(prime):
+        return None
+    crossed = torch.kron(_conference(prime, 1), _matrix([[1, 1], [1, -1]]))
+    straight = torch.eye(size // 2, dtype=torch.float64)
+    return crossed + torch.kron(straight, _matrix([[1, -1], [-1, -1]]))
+
+
+def _conference(prime: int, sign: int) -> Tensor:
+    """Return the quadratic characters of all differences of two residues, bordered with ones: zeros
+    on the diagonal, else ±1, orthogonal rows.
+    """
+    squares = [number * number % prime for number in range(1, prime)]
+    character = torch.full((prime,), -1.0, dtype=torch.float64)
+    character[squares] = 1.0
+    character[0] = 0.0
+    places = torch.arange(prime)
+    bordered = torch.zeros(prime + 1, prime + 1, dtype=torch.float64)
+    bordered[1:, 1:] = character[(places[:, None] - places[None, :]) % prime]
+    bordered[0, 1:] = 1
+    bordered[1:, 0] = sign
+    return bordered
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))

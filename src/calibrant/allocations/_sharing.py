@@ -1,0 +1,181 @@
+"""How a request is shared exactly: the targets next to one that was asked for, the cheapest choice
+of them with the right mean, and shares as counts of weights that add up to the last one.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+
+from calibrant.errors import TargetError
+from calibrant.models import Weight
+from calibrant.targets import Grid, NofM, Sparsity, Target
+from calibrant.targets.grid import FEWEST, MOST
+
+MOST_COMPARISONS: Final = 400_000_000
+"""Comparisons that a search may take: some seconds."""
+
+
+def size_of(weights: Iterable[Weight]) -> int:
+    """Return how many numbers matrices have together."""
+    return sum(weight.shape[0] * weight.shape[1] for weight in weights)
+
+
+def menu(target: Target, step: float, reach: int) -> Mapping[int, Target]:
+    """Return `target` and those up to `reach` steps to either side of it, as far as there are any;
+    the sums of steps are those of amounts.
+
+    A step is `step` for a sparsity, one weight of every M more for N:M, and one bit more for a
+    grid. Raises `TargetError` for other targets.
+
+    >>> {steps: str(target) for steps, target in menu(Sparsity(0.9), 0.05, 2).items()}
+    {-2: '0.8', -1: '0.85', 0: '0.9', 1: '0.95'}
+    >>> [str(target) for target in menu(NofM(2, 4), 0.05, 3).values()]
+    ['3:4', '2:4', '1:4']
+    """
+    near: dict[int, Target] = {}
+    for steps in range(-reach, reach + 1):
+        match target:
+            case Sparsity(fraction=fraction):
+                # Ten digits: sums of decimals stay decimals.
+                share = round(fraction + steps * step, 10)
+                if 0 <= share < 1:
+                    near[steps] = Sparsity(share)
+            case NofM(n=n, m=m):
+                if 1 <= n - steps < m:
+                    near[steps] = NofM(n - steps, m)
+            case Grid(bits=bits):
+                if FEWEST <= bits + steps <= MOST:
+                    near[steps] = replace(target, bits=bits + steps)
+            case _:
+                raise TargetError(
+                    f"{target} has no targets next to it that could be shared out; "
+                    f"ask for a sparsity, N:M or a grid, or leave the allocation out",
+                    subject=str(target),
+                )
+    # As it was written, with all its digits.
+    near[0] = target
+    return near
+
+
+def cheapest(
+    costs: Float[np.ndarray, "part choice"],
+    steps: Sequence[int],
+    sizes: Sequence[int],
+    advice: str,
+) -> list[int]:
+    """Return which choice each part gets so that Σ size·step is 0 and the sum of their costs is
+    least: an exact search.
+
+    `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost
+    may be infinite where a part can't have a choice, but for the step 0. Of choices that cost the
+    same the one nearest to 0 is taken. The search goes through the parts and keeps the best way to
+    each sum so far (a knapsack in which every part takes one thing).
+
+    Raises `TargetError` where it would take too long. `advice` is its last words.
+
+    >>> costs = np.array([[0.0, 4.0, 9.0], [0.0, 4.0, 5.0]])
+    >>> cheapest(costs, [-1, 0, 1], [6, 6], "leave the allocation out")
+    [0, 2]
+    """
+    unit = math.gcd(*sizes)
+    below = -min(steps) * sum(sizes) // unit
+    above = max(steps) * sum(sizes) // unit
+    if (below + above) * len(sizes) * len(steps) > MOST_COMPARISONS:
+        raise TargetError(
+            f"sizes with no larger common divisor than {unit} make too many sums to search "
+            f"through; {advice}"
+        )
+
+    def distance(choice: int) -> tuple[int, int]:
+        return abs(steps[choice]), steps[choice]
+
+    nearest = sorted(range(len(steps)), key=distance)
+    best = np.full(below + above + 1, np.inf)
+    best[below] = 0.0
+    taken = np.zeros((len(sizes), len(best)), dtype=np.int16)
+    for part, size in enumerate(sizes):
+        sums = np.full_like(best, np.inf)
+        for choice in nearest:
+            shift = steps[choice] * (size // unit)
+            # The sums that can be reached by this choice, and those that lie so much before them.
+            reached = slice(max(shift, 0), len(best) + min(shift, 0))
+            before = slice(max(-shift, 0), len(best) + min(-shift, 0))
+            cost = best[before] + costs[part, choice]
+            better = cost < sums[reached]
+            sums[reached] = np.where(better, cost, sums[reached])
+            taken[part, reached] = np.where(better, choice, taken[part, reached])
+        best = sums
+    choices: list[int] = []
+    place = below
+    for part in reversed(range(len(sizes))):
+        choice = int(taken[part, place])
+        choices.append(choice)
+        place -= steps[choice] * (sizes[part] // unit)
+    return choices[::-1]
+
+
+def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str, Sparsity]:
+    """Return a sparsity for each matrix, near the one that is `wanted` of it, so that of all N
+    weights together exactly ⌊N·s⌋ go.
+
+    Each is a whole number of weights of every row, so that a method that chooses within rows
+    removes as many as one that chooses within the matrix. What is left then, fewer weights than the
+    matrix has rows, goes from one matrix more; a method that chooses within rows leaves them. Where
+    the target is wanted of every matrix, each gets it as it was written.
+
+    The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each
+    must be from 0 up to (not including) 1.
+    """
+    if all(abs(share - target.fraction) <= 1e-12 for share in wanted.values()):
+        return {weight.name: target for weight in wanted}
+    exact: dict[Weight, float] = {}
+    columns: dict[Weight, int] = {}
+    left = target.quota(size_of(wanted))
+    for weight, share in wanted.items():
+        rows, inputs = weight.shape
+        exact[weight] = inputs * share
+        columns[weight] = min(math.floor(exact[weight] + 1e-9), inputs - 1)
+        left -= rows * columns[weight]
+
+    def rounded_down(weight: Weight) -> float:
+        return columns[weight] - exact[weight]
+
+    # First those that rounding down took most of; equals as they came.
+    order = sorted(wanted, key=rounded_down)
+    # By an error of rounding at most, too many go.
+    for weight in reversed(order):
+        while left < 0 and columns[weight]:
+            columns[weight] -= 1
+            left += weight.shape[0]
+    raised = True
+    while raised:
+        raised = False
+        for weight in order:
+            if weight.shape[0] <= left and columns[weight] < weight.shape[1] - 1:
+                columns[weight] += 1
+                left -= weight.shape[0]
+                raised = True
+    counts = {weight: weight.shape[0] * count for weight, count in columns.items()}
+    room = [weight for weight in wanted if columns[weight] < weight.shape[1] - 1]
+    if left and room:
+        # Fewer than the rows of any of these, else each row of one could give another weight.
+        counts[max(room, key=_rows)] += left
+    return {weight.name: _sparsity(counts[weight], size_of([weight])) for weight in wanted}
+
+
+def _rows(weight: Weight) -> int:
+    return weight.shape[0]
+
+
+def _sparsity(count: int, size: int) -> Sparsity:
+    """Return the sparsity by which `count` of `size` weights go: it is read as the decimal that it
+    is written as, which may lie just below the quotient.
+    """
+    fraction = count / size
+    while Sparsity(fraction).quota(size) < count:
+        fraction = math.nextafter(fraction, 1.0)
+    return Sparsity(fraction)
