@@ -12,11 +12,11 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.allocations._base import Allocation
 from calibrant.allocations._sharing import cheapest, menu, size_of, to_the_weight
-from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import Weight
 from calibrant.numerics import finite_number
+from calibrant.packed import gram_energy
 from calibrant.targets import Removal, Sparsity, Target
 
 PARTS = ("matrix", "block")

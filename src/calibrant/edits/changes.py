@@ -4,7 +4,7 @@ samples of its mask and of what it saw.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
 from calibrant.numerics import finite_number
+from calibrant.packed import gram_energy
 
 SAMPLED: Final = 256
 """Weights of a matrix whose keeping a record says: the overlap of two masks is known from them
@@ -111,27 +112,6 @@ def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:
     # The norms are squared: half of their logarithm is that of their roots.
     sizes = (chosen / statistic.mass).clamp_min(math.exp(2 * SILENT)).log() / 2
     return {"inputs": sizes.numpy().astype("<f2").tobytes().hex()}
-
-
-def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
-    """Return the function that gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: its outputs,
-    squared and summed over tokens.
-    """
-    matrix = gram.matrix
-
-    def energy(weight: Tensor) -> float:
-        total = 0.0
-        for begin in range(0, len(matrix), _ROWS):
-            rows = slice(begin, begin + _ROWS)
-            # From the upper triangle alone, which is half of the work, and all that is kept on
-            # disk. The diagonal counts half, since the whole is doubled.
-            upper = matrix[rows, begin:].to(dtype).triu()
-            upper.diagonal().mul_(0.5)
-            outputs = (weight[:, rows] @ upper) * weight[:, begin:]
-            total += float(outputs.sum(1).cpu().double().sum())
-        return 2 * total
-
-    return energy
 
 
 def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
