@@ -178,7 +178,7 @@ def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
 
     Arguments are the format's, as in `cot(steps=3)`.
     """
-    call = read_call(text) if isinstance(text, str) else text
+    call = _call(text)
     known = list(dict.fromkeys([*formats.names(), *NAMED_PAIRS]))
     if call.name not in known:
         raise _unknown("format", call.name, known)
@@ -193,11 +193,19 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 
     What a bare name stands for may depend on the format.
     """
-    call = read_call(text) if isinstance(text, str) else text
+    call = _call(text)
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
     cls: type[Packing] = packings.get(call.name)
-    return build(cls, call.arguments) if call.arguments else cls.bare(format_name)
+    if not call.arguments:
+        return cls.bare(format_name)
+    return build(cls, call.arguments)
+
+
+def _call(text: str | Call) -> Call:
+    if isinstance(text, Call):
+        return text
+    return read_call(text)
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
@@ -212,16 +220,14 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
     if behind is not None and form:
         message = f"names a format where {form!r} is the format already; write {name!r}"
         raise SpecError(f"{source!r} {message}", subject=source)
-    read = parse_source(name)
-    if read.kind == "control":
+    measured = parse_source(name)
+    if measured.kind == "control":
         message = "is a control: there is nothing in it to predict"
         advice = "measure on a corpus or a question set"
         raise DataError(f"{source!r} {message}; {advice}", subject=source)
-    if behind is None:
-        behind = form or _format_of(read)
-    rendered, _ = parse_format(behind)
-    _check_fields(read, rendered)
-    return read, rendered
+    rendered, _ = parse_format(behind or form or _format_of(measured))
+    _check_fields(measured, rendered)
+    return measured, rendered
 
 
 def _with_format(source: str) -> tuple[str, str | None]:
@@ -286,12 +292,13 @@ def _check_fields(source: Source, form: Format) -> None:
     if "turns" in fields and form.spec_name() == "chat":
         return
     missing = [name for name in form.needs if name not in fields]
-    if missing:
-        others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
-        needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
-        message = f"{needed}; sets that have it: {', '.join(others)}"
-        subject = str(source)
-        raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
+    if not missing:
+        return
+    others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
+    needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
+    message = f"{needed}; sets that have it: {', '.join(others)}"
+    subject = str(source)
+    raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
 
 
 def _declared_fields(name: str) -> set[str]:

@@ -47,10 +47,8 @@ class PythonCode(StoredSource):
     def read(self) -> SourceRows:
         rows = list(files(Path(sysconfig.get_path("stdlib"))))
         if not rows:
-            raise DataError(
-                "this Python comes without its library's source files; install one that has them",
-                subject="python_code",
-            )
+            message = "this Python comes without its library's source files"
+            raise DataError(f"{message}; install one that has them", subject="python_code")
         return SourceRows(divide(rows), f"Python {platform.python_version()}")
 
 
@@ -58,14 +56,13 @@ def files(folder: Path) -> Iterator[Row]:
     """Yield the source files under `folder`, as rows."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - EXCLUDED)
-        # _sysconfigdata… describes the machine that Python was built on.
-        for name in sorted(
-            name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")
-        ):
-            content = (
-                path.read_bytes()
-                if (path := Path(place, name)).stat().st_size <= MOST_BYTES
-                else b""
-            )
-            if text := content.decode("utf-8", "replace").replace("\r\n", "\n").strip():
+        for name in sorted(names):
+            path = Path(place, name)
+            # _sysconfigdata… describes the machine that Python was built on.
+            if not name.endswith(".py") or name.startswith("_sysconfigdata"):
+                continue
+            if path.stat().st_size > MOST_BYTES:
+                continue
+            text = path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").strip()
+            if text:
                 yield Row(text=text)

@@ -5,8 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import mirrors_own, texts
-from calibrant.data.sources._parallel import divide_by_place
+from calibrant.data.sources._corpus import divide_by_place, mirrors_own, texts
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
@@ -42,10 +41,8 @@ class XQuAD(StoredSource):
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             near = did_you_mean(self.language, LANGUAGES)
-            raise DataError(
-                f"xquad(language={self.language!r}): no such language{near}; write one of {', '.join(LANGUAGES)}",
-                subject="language",
-            )
+            message = f"no such language{near}; write one of {', '.join(LANGUAGES)}"
+            raise DataError(f"xquad(language={self.language!r}): {message}", subject="language")
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
