@@ -86,8 +86,9 @@ class Row:
         value = getattr(self, field)
         if not isinstance(value, str):
             present = ", ".join(self.present) or "nothing"
-            message = f"a row without {field!r} can't be rendered; it has {present}"
-            raise DataError(message, subject=field)
+            raise DataError(
+                f"a row without {field!r} can't be rendered; it has {present}", subject=field
+            )
         return value
 
 

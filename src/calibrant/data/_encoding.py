@@ -78,9 +78,10 @@ class Encoder(ABC):
         start = self.start()
         bos = packing.bos
         if bos in ("document", "window") and not len(start):
-            advice = "use bos='tokenizer' or 'none'"
-            message = f"bos={bos!r}: this tokenizer has no start token; {advice}"
-            raise DataError(message, subject=bos)
+            raise DataError(
+                f"bos={bos!r}: this tokenizer has no start token; use bos='tokenizer' or 'none'",
+                subject=bos,
+            )
         if bos == "tokenizer":
             bos = "none"
             if self._starts_texts or self._begins_with_start(form):
@@ -137,8 +138,10 @@ class IdEncoder(Encoder):
 
     def _mapped(self, integers: tuple[int, ...]) -> Ids:
         if not len(self._ordinary):
-            message = "this tokenizer has no ordinary tokens to draw from, only special ones"
-            raise DataError(message, subject="random_tokens")
+            raise DataError(
+                "this tokenizer has no ordinary tokens to draw from, only special ones",
+                subject="random_tokens",
+            )
         return self._ordinary[np.array(integers, dtype=np.int64) % len(self._ordinary)]
 
     @cached_property

@@ -81,8 +81,11 @@ def suffix_of(path: Path, label: str) -> str:
         return suffix
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if path.suffix.lower() in PICKLES:
-        message = "may hold a pickle, which can run any program when it is read, and is refused"
-        _refuse(f"{label!r} {message}; {allowed}", label)
+        _refuse(
+            f"{label!r} may hold a pickle, which can run any program when it is read, and is "
+            f"refused; {allowed}",
+            label,
+        )
     ending = path.suffix or "no ending"
     return _refuse(
         f"{label!r} can't be read as data: {ending!r} is no known ending; {allowed}", label
@@ -181,8 +184,11 @@ def _parsed(text: str, place: str, rule: str = "") -> Any:
             line = text.split("\n")[error.lineno - 1]
         _refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
     except RecursionError as error:
-        message = "is nested too deep to be read; flatten it"
-        _refuse(f"{place}: {short(text.strip())!r} {message}", place, error)
+        _refuse(
+            f"{place}: {short(text.strip())!r} is nested too deep to be read; flatten it",
+            place,
+            error,
+        )
     except ValueError as error:
         reason = str(error).partition(";")[0]
         _refuse(f"{place}: {short(text.strip())!r} can't be read ({reason}){rule}", place, error)
@@ -217,9 +223,11 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
             elif len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
             else:
-                expected = f"the {len(columns)} columns of the first line"
-                message = f"this line has not {expected} but {len(cells)}"
-                _refuse(f"{label}:{reader.line_num}: {message}", label)
+                _refuse(
+                    f"{label}:{reader.line_num}: this line has not the {len(columns)} columns of "
+                    f"the first line but {len(cells)}",
+                    label,
+                )
     except csv.Error as error:
         kind = {",": "CSV", "\t": "TSV"}[delimiter]
         _refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
@@ -229,8 +237,9 @@ def _header(cells: list[str], label: str) -> list[str]:
     check_columns(len(cells), f"{label}:1")
     twice = repeated(cells)
     if twice is not None:
-        message = f"the first line names the column {short(twice)!r} twice; rename one"
-        _refuse(f"{label}:1: {message}", label)
+        _refuse(
+            f"{label}:1: the first line names the column {short(twice)!r} twice; rename one", label
+        )
     return cells
 
 
@@ -280,13 +289,15 @@ def _lines(path: Path, label: str) -> Iterator[str]:
                 unpacked += max(len(line), SHORTEST_LINE)
                 check_unpacked(unpacked, size, label)
             if len(line) > LONGEST_LINE:
-                most = f"{LONGEST_LINE >> 20} MiB, the most that a row may have"
-                _refuse(f"{label}:{number}: this line is longer than {most}; divide it", label)
+                _refuse(
+                    f"{label}:{number}: this line is longer than {LONGEST_LINE >> 20} MiB, the "
+                    "most that a row may have; divide it",
+                    label,
+                )
             try:
                 text = line.decode(encoding)
             except UnicodeDecodeError as error:
-                message = f"{no_utf8(error)}; save the file as UTF-8"
-                _refuse(f"{label}:{number}: {message}", label, error)
+                _refuse(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", label, error)
             encoding = "utf-8"
             yield text
 
@@ -320,8 +331,11 @@ def _unpacked(path: Path, label: str) -> Iterator[BufferedIOBase]:
 def _whole(path: Path, label: str) -> str:
     """Return a text file that can't be read line by line."""
     if path.stat().st_size > LONGEST_WHOLE:
-        most = f"{LONGEST_WHOLE >> 20:,} MiB, the most that is read at once"
-        _refuse(f"{label!r} is larger than {most}; write it as JSON Lines", label)
+        _refuse(
+            f"{label!r} is larger than {LONGEST_WHOLE >> 20:,} MiB, the most that is read at "
+            "once; write it as JSON Lines",
+            label,
+        )
     return "".join(_lines(path, label))
 
 
@@ -364,8 +378,10 @@ def _check_table(names: list[str], rows: int, label: str) -> None:
     if twice is not None:
         _refuse(f"{label!r} has two columns called {short(twice)!r}; rename one", label)
     if rows > MOST_ROWS:
-        message = f"has {rows:,} rows, and at most {MOST_ROWS:,} are read"
-        _refuse(f"{label!r} {message}; take a part of it", label)
+        _refuse(
+            f"{label!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it",
+            label,
+        )
 
 
 def _records_of(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]:
@@ -387,8 +403,12 @@ def _one_by_one(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]
         except UnicodeDecodeError as error:
             _refuse(f"{number}: {no_utf8(error)}", label, error)
         except FAULTS as error:
-            message = f"{_culprit(row)} can't be read ({reason_of(error)})"
-            _refuse(f"{number}: {message}; leave it out, or write it as text", label, error)
+            _refuse(
+                f"{number}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or "
+                "write it as text",
+                label,
+                error,
+            )
         yield from records
 
 
@@ -491,8 +511,11 @@ def repeated(names: Iterable[Name]) -> Name | None:
 def check_columns(count: int, place: str) -> None:
     """Raise `DataError` for more columns than a table of texts has."""
     if count > MOST_COLUMNS:
-        message = f"there are {count:,} columns, and at most {MOST_COLUMNS:,} are read"
-        _refuse(f"{place}: {message}; keep those that you need", place)
+        _refuse(
+            f"{place}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep "
+            "those that you need",
+            place,
+        )
 
 
 def check_unpacked(unpacked: int, packed: int, label: str) -> None:
@@ -501,5 +524,8 @@ def check_unpacked(unpacked: int, packed: int, label: str) -> None:
     """
     most = max(ALWAYS_UNPACKED, MOST_TIMES * packed)
     if unpacked > most:
-        much = f"more than {most >> 20:,} MiB, {MOST_TIMES} times its size, which no text does"
-        _refuse(f"{label!r} unpacks to {much}; unpack it yourself if it should", label)
+        _refuse(
+            f"{label!r} unpacks to more than {most >> 20:,} MiB, {MOST_TIMES} times its size, "
+            "which no text does; unpack it yourself if it should",
+            label,
+        )

@@ -161,16 +161,22 @@ def _folder(folder: Path, label: str) -> Files:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in islice(entries, LOOKED_THROUGH + 1)]
     if len(names) > LOOKED_THROUGH:
-        message = f"holds more than {LOOKED_THROUGH:,} names"
-        _refuse(label, f"{label!r} {message}; give a folder that holds the data files only")
+        _refuse(
+            label,
+            f"{label!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the "
+            "data files only",
+        )
     return _sorted_out([(folder / name, f"{label}/{name}") for name in names], label)
 
 
 def _pattern(pattern: str, label: str) -> Files:
     paths = [Path(name) for name in dict.fromkeys(_matching(pattern, label))]
     if not paths:
-        advice = "give a pattern that names data files, such as 'data/*.jsonl'"
-        _refuse(label, f"nothing matches {label!r}; {advice}")
+        _refuse(
+            label,
+            f"nothing matches {label!r}; give a pattern that names data files, such as "
+            "'data/*.jsonl'",
+        )
     return _sorted_out([(path, str(path)) for path in paths], label)
 
 
@@ -200,8 +206,11 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
         for entry in _entries(folder or "."):
             looked_at += 1
             if looked_at > LOOKED_THROUGH:
-                message = f"would look through more than {LOOKED_THROUGH:,} names"
-                _refuse(label, f"{label!r} {message}; begin it with a folder nearer to the files")
+                _refuse(
+                    label,
+                    f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin it "
+                    "with a folder nearer to the files",
+                )
             hidden = entry.name.startswith(".") and not part.startswith(".")
             if hidden or not (deep or fnmatch(entry.name, part)):
                 continue
@@ -236,8 +245,10 @@ def _sorted_out(candidates: Sequence[File], label: str) -> Files:
         for path, _ in candidates:
             if path.suffix.lower() in PICKLES and os.path.isfile(path):
                 reason = "; what looks like a pickle is never read, since it can run any program"
-        allowed = f"a data file ends in {', '.join(SUFFIXES)}"
-        _refuse(label, f"{label!r} holds no data file{reason}; {allowed}")
+        _refuse(
+            label,
+            f"{label!r} holds no data file{reason}; a data file ends in {', '.join(SUFFIXES)}",
+        )
     splits: dict[str, list[File]] = {}
     for path, file_label in files:
         _check_regular(path, file_label)
@@ -285,9 +296,11 @@ def _dataset_dict(folder: Path, label: str) -> Files:
         if name in SPLITS:
             splits[name] = _dataset(folder / name, f"{label}/{name}")
     if not splits:
-        found = f"has the splits {', '.join(names) or 'none'}"
-        advice = "of train, validation and test it needs one, or give one split's folder"
-        _refuse(label, f"{label!r} {found}; {advice}")
+        _refuse(
+            label,
+            f"{label!r} has the splits {', '.join(names) or 'none'}; of train, validation and "
+            "test it needs one, or give one split's folder",
+        )
     return Files(splits, [name for name in names if name not in splits])
 
 
@@ -301,9 +314,10 @@ def _dataset(folder: Path, label: str) -> list[File]:
     if not names:
         missing = ["*.arrow"]
     if missing:
-        message = f"is missing, which {label}/state.json names; save the data set again"
         lost = f"{label}/{missing[0]}"
-        _refuse(label, f"{lost!r} {message}")
+        _refuse(
+            label, f"{lost!r} is missing, which {label}/state.json names; save the data set again"
+        )
     return [(folder / name, f"{label}/{name}") for name in names]
 
 
@@ -319,6 +333,10 @@ def _described(path: Path, label: str, key: str) -> list[str]:
             name = entry if isinstance(entry, str) else entry["filename"]
             names.append(Path(name).name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        message = f"doesn't list {key!r} as `datasets` writes it"
-        _refuse(label, f"{label!r} {message}; save the data set again with save_to_disk", error)
+        _refuse(
+            label,
+            f"{label!r} doesn't list {key!r} as `datasets` writes it; save the data set again "
+            "with save_to_disk",
+            error,
+        )
     return names

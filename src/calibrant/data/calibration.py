@@ -359,8 +359,11 @@ class CalibrationSet:
         for term in self.parts:
             before, head = encoder.starts(term.packing, term.format)
             if self.length <= len(before) + len(head):
-                message = "the start token leaves no room for text; raise --length"
-                raise DataError(f"length is {self.length}: {message}", subject="length")
+                raise DataError(
+                    f"length is {self.length}: the start token leaves no room for text; raise "
+                    "--length",
+                    subject="length",
+                )
         for deck in decks.values():
             deck.begin(number)
         frame = Frame(self.length, encoder.text, number)
@@ -388,8 +391,11 @@ class CalibrationSet:
         quotas: list[Quota] = []
         for place, term in enumerate(self.parts):
             if tokens[place] < 1:
-                message = f"{term} gets none of {total} tokens in {self.expr!r}"
-                raise DataError(f"{message}; raise --tokens or its weight", subject=str(term))
+                raise DataError(
+                    f"{term} gets none of {total} tokens in {self.expr!r}; raise --tokens or its "
+                    "weight",
+                    subject=str(term),
+                )
             quota = Quota(tokens=tokens[place], flags=flags, share=term.share)
             if self.budget is None and not term.packing.fills:
                 quota = replace(quota, tokens=None, windows=max(1, windows[place]))
@@ -405,10 +411,11 @@ class CalibrationSet:
             for window in part.windows:
                 sequences += window.sequences()
         if len(sequences) * self.length > MOST_TOKENS:
-            windows = f"{len(sequences):,} sequences in windows of {self.length:,} tokens"
-            message = f"{self.expr!r} gives {windows}, most of them empty"
-            advice = "more than there is room for; lower --length"
-            raise DataError(f"{message}: {advice}", subject=self.expr)
+            raise DataError(
+                f"{self.expr!r} gives {len(sequences):,} sequences in windows of {self.length:,} "
+                "tokens, most of them empty: more than there is room for; lower --length",
+                subject=self.expr,
+            )
         ids = np.zeros((len(sequences), self.length), dtype=np.int32)
         mask = np.zeros((len(sequences), self.length), dtype=np.bool_)
         for place, sequence in enumerate(sequences):
@@ -481,9 +488,11 @@ def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> No
         _check_between("tokens", tokens, 1, MOST_TOKENS)
     _check_between("seed", seed, 0, LAST_DRAW)
     if tokens is None and samples * length > MOST_TOKENS:
-        product = f"{samples:,} samples of {length:,} tokens are {samples * length:,}"
-        most = f"{MOST_TOKENS:,} are the most that a draw may have"
-        raise DataError(f"{product}, and {most}; lower one of them", subject="samples")
+        raise DataError(
+            f"{samples:,} samples of {length:,} tokens are {samples * length:,}, and "
+            f"{MOST_TOKENS:,} are the most that a draw may have; lower one of them",
+            subject="samples",
+        )
 
 
 def _check_between(name: str, value: int, least: int, most: int) -> None:

@@ -223,8 +223,9 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
     measured = parse_source(name)
     if measured.kind == "control":
         message = "is a control: there is nothing in it to predict"
-        advice = "measure on a corpus or a question set"
-        raise DataError(f"{source!r} {message}; {advice}", subject=source)
+        raise DataError(
+            f"{source!r} {message}; measure on a corpus or a question set", subject=source
+        )
     rendered, _ = parse_format(behind or form or _format_of(measured))
     _check_fields(measured, rendered)
     return measured, rendered
@@ -242,8 +243,10 @@ def _with_format(source: str) -> tuple[str, str | None]:
         return source, None
     form = names[1].strip()
     if not form:
-        message = "names no format behind the colon; write one, as in gsm8k:cot, or no colon"
-        raise SpecError(f"{source!r} {message}", subject=source)
+        raise SpecError(
+            f"{source!r} names no format behind the colon; write one, as in gsm8k:cot, or no colon",
+            subject=source,
+        )
     return names[0].strip(), form
 
 

@@ -74,9 +74,11 @@ def mirror(folder: str | Path | None = None) -> Path | None:
 def _existing(path: Path, given_by: str) -> Path:
     folder = user_path(path, DataError)
     if not os.path.isdir(folder):
-        fault = f"{given_by} names {str(path)!r}, which is no folder"
-        message = f"{fault}; give the folder that holds NAME/train.jsonl"
-        raise DataError(message, subject=str(path))
+        raise DataError(
+            f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds "
+            "NAME/train.jsonl",
+            subject=str(path),
+        )
     return folder.resolve()
 
 
@@ -149,12 +151,12 @@ def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Reco
             if hub.first is not None:
                 records = list(islice(dataset, hub.first))
     except _faults() as error:
-        fault = f"can't be had from the Hugging Face hub ({_reason(error, hub.id)})"
-        advice = f"give a local mirror that holds {place[0]}/{place[1]}.jsonl"
-        message = (
-            f"{hub.id!r} ({split}) {fault}; {advice} with --data-dir DIR or CALIBRANT_DATA=DIR"
-        )
-        raise DataError(message, subject=hub.id) from error
+        raise DataError(
+            f"{hub.id!r} ({split}) can't be had from the Hugging Face hub "
+            f"({_reason(error, hub.id)}); give a local mirror that holds "
+            f"{place[0]}/{place[1]}.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR",
+            subject=hub.id,
+        ) from error
     origin = f"hub: {hub.id}@{commit or _downloaded(dataset)}"
     if file:
         origin += f", {file}"

@@ -130,12 +130,11 @@ class UserFile(StoredSource):
         if files.calibrate is None:
             fault = f"has only {files.measure!r} files, which are measured on"
             first = files.all[0][1]
-            advice = (
-                f"name the file itself, {first!r}, which is then divided, "
-                "or put train files beside it"
+            raise DataError(
+                f"{self.path!r} {fault}, and nothing to calibrate on; name the file itself, "
+                f"{first!r}, which is then divided, or put train files beside it",
+                subject=self.path,
             )
-            message = f"{self.path!r} {fault}, and nothing to calibrate on; {advice}"
-            raise DataError(message, subject=self.path)
 
     def read(self) -> SourceRows:
         files = files_of(self.path)
@@ -144,8 +143,10 @@ class UserFile(StoredSource):
         for name, split in zip(files.used, files.parts, strict=True):
             rows = list(chain.from_iterable(map(reader.rows, split)))
             if not rows:
-                fault = f"has no usable row in its {name} part"
-                raise DataError(f"{self.path!r} {fault}: {reader.note}", subject=self.path)
+                raise DataError(
+                    f"{self.path!r} has no usable row in its {name} part: {reader.note}",
+                    subject=self.path,
+                )
             parts.append(rows)
         if files.measure is None:
             divided = divide(parts[0])
@@ -222,8 +223,9 @@ def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[s
             value = content(name, record.get(column))
         except ValueError as error:
             found = short(record[column])
-            message = f"{place}: {column!r} is {found!r}; it must be {error}"
-            raise DataError(message, subject=place) from error
+            raise DataError(
+                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
+            ) from error
         if value is not None:
             values[name] = value
     if "turns" in values:
@@ -272,9 +274,11 @@ def _layout_of(
         expected = " and ".join(needed)
         if "text" in columns.fields:
             expected = "text or question"
-        fault = f"has no row with {expected} among its first {len(rows)}"
-        message = f"{path!r} {fault}; fill the column, or name another"
-        raise DataError(message, subject=path)
+        raise DataError(
+            f"{path!r} has no row with {expected} among its first {len(rows)}; fill the column, "
+            "or name another",
+            subject=path,
+        )
     counts = Counter(chain.from_iterable(used))
     always = tuple(name for name in USUAL if counts[name] == len(used))
     sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(used))
@@ -290,13 +294,17 @@ def _check_columns(path: str, columns: Columns, present: Sequence[str]) -> None:
     for requested in columns.fields.values():
         if requested not in known:
             near = did_you_mean(requested, names)
-            message = f"{path!r} has no column {requested!r}{near}; its columns are {listed}"
-            raise DataError(message, subject=requested)
+            raise DataError(
+                f"{path!r} has no column {requested!r}{near}; its columns are {listed}",
+                subject=requested,
+            )
     if not {"text", "question", "turns"} & columns.fields.keys():
         column = names[0] if names else "COLUMN"
-        example = f"{written_path(path)}(text={short(column)})"
-        fault = f"has no column 'text' or 'question'; its columns are {listed}"
-        raise DataError(f"{path!r} {fault}: say which to read, as in {example}", subject=path)
+        raise DataError(
+            f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to "
+            f"read, as in {written_path(path)}(text={short(column)})",
+            subject=path,
+        )
 
 
 def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:

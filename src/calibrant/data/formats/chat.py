@@ -50,9 +50,9 @@ class Chat(Format):
 def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """Return the tokenizer. `DataError` for none, or one without a chat template."""
     if tokenizer is None or not tokenizer.chat_template:
-        message = (
+        raise DataError(
             "the format 'chat' needs a tokenizer with a chat template, and this model's has none; "
-            "use qa, or an instruction-tuned model"
+            "use qa, or an instruction-tuned model",
+            subject="chat",
         )
-        raise DataError(message, subject="chat")
     return tokenizer

@@ -26,8 +26,11 @@ class CoT(Format):
     def __post_init__(self) -> None:
         check_most(self, steps=MOST_STEPS)
         if self.steps is not None and self.steps < 1:
-            message = "a rationale has at least 1 step; leave steps out to take every row"
-            raise SpecError(f"cot(steps={self.steps}): {message}", subject="steps")
+            raise SpecError(
+                f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to "
+                "take every row",
+                subject="steps",
+            )
 
     def takes(self, row: Row) -> bool:
         return super().takes(row) and self.steps in (None, row.steps)

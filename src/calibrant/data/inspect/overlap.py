@@ -76,7 +76,8 @@ def measurable(against: Sequence[str]) -> list[Source]:
         for term in parse_expression(text):
             if term.source.kind == "control":
                 raise DataError(
-                    f"{text!r} is a control: nothing is measured on it; compare with a corpus or a question set",
+                    f"{text!r} is a control: nothing is measured on it; compare with a corpus or "
+                    "a question set",
                     subject=text,
                 )
             next(iter(term.source.rows("measure")), None)

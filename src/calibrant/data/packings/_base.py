@@ -129,5 +129,7 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise `SpecError` for a value that isn't one of those allowed."""
     if value not in allowed:
         near = did_you_mean(str(value), allowed)
-        message = f"{name}={value!r} is not known{near}; choose one of {', '.join(allowed)}"
-        raise SpecError(message, subject=str(value))
+        raise SpecError(
+            f"{name}={value!r} is not known{near}; choose one of {', '.join(allowed)}",
+            subject=str(value),
+        )

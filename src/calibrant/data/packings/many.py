@@ -42,8 +42,10 @@ class Many(Packing):
         allowed = f"at most {MOST_SHOTS:,} texts"
         if self.shots < 1:
             allowed = "at least 1 text"
-        message = f"a window holds {allowed}; leave shots out to fill it"
-        raise SpecError(f"many(shots={self.shots}): {message}", subject="shots")
+        raise SpecError(
+            f"many(shots={self.shots}): a window holds {allowed}; leave shots out to fill it",
+            subject="shots",
+        )
 
     @property
     def fills(self) -> bool:

@@ -62,7 +62,8 @@ class Context:
         """Return the untouched model. `DataError` where there is none."""
         if self.opened is None:
             raise DataError(
-                f"{selector} needs the model, and there is only a tokenizer here; name one with --model",
+                f"{selector} needs the model, and there is only a tokenizer here; name one with "
+                "--model",
                 subject=str(selector),
             )
         return self.opened
@@ -118,7 +119,8 @@ class Selector(PerDraw, ABC):
     def for_draw(self, draw: int) -> PartRows:
         if self._supply is None:
             raise DataError(
-                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets it",
+                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets "
+                "it",
                 subject=str(self),
             )
         return self._supply(draw)
@@ -164,12 +166,14 @@ class Picking(Selector, ABC):
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise SpecError(
-                f"{self.spec_name()}(candidates={self.candidates}): it must have at least 1 to choose from",
+                f"{self.spec_name()}(candidates={self.candidates}): it must have at least 1 to "
+                "choose from",
                 subject="candidates",
             )
         if self.candidates > MOST:
             raise SpecError(
-                f"{self.spec_name()}(candidates={self.candidates}): it may have {MOST:,} to choose from",
+                f"{self.spec_name()}(candidates={self.candidates}): it may have {MOST:,} to "
+                "choose from",
                 subject="candidates",
             )
         if any(term.source.kind == "control" for term in self._terms):
@@ -255,7 +259,8 @@ class Picking(Selector, ABC):
         """Return the source within, if it is one."""
         if self._whole is None:
             raise DataError(
-                f"{self} picks from several sources, of which none measures what it would; name one of them",
+                f"{self} picks from several sources, of which none measures what it would; name "
+                "one of them",
                 subject=str(self),
             )
         inner = self._whole.source

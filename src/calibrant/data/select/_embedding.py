@@ -89,15 +89,17 @@ def sentences(
         package = import_module("sentence_transformers")
     except ImportError as error:
         raise DataError(
-            f"{selector} needs the package sentence-transformers, which can't be imported ({error}); "
-            "bring it with pip install sentence-transformers, or choose embed='tfidf', which needs nothing",
+            f"{selector} needs the package sentence-transformers, which can't be imported "
+            f"({error}); bring it with pip install sentence-transformers, or choose "
+            "embed='tfidf', which needs nothing",
             subject=str(selector),
         ) from error
     try:
         model = package.SentenceTransformer(encoder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or an id on the hub",
+            f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or "
+            "an id on the hub",
             subject=encoder,
         ) from error
     return np.asarray(

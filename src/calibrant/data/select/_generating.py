@@ -148,8 +148,9 @@ def selection(selector: Selector, context: Context, writing: GenerationRequest) 
             break
         if written >= PATIENCE * ideal + 2 * writing.batch:
             raise DataError(
-                f"{selector} wrote {written} texts, and what is left of them has {have} of {context.tokens} tokens ({remaining.note}); "
-                "choose another temperature or prefix, a lower drop, or loops='keep'",
+                f"{selector} wrote {written} texts, and what is left of them has {have} of "
+                f"{context.tokens} tokens ({remaining.note}); choose another temperature or "
+                "prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
         drafts = generation.batch(
@@ -392,7 +393,8 @@ def _check_room(selector: Selector, opened: Opened, writing: GenerationRequest) 
     room = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(room, int) and writing.length + writing.starts > room:
         raise DataError(
-            f"{selector}: a text may have {writing.length} tokens, and the model sees at most {room}; lower max_tokens or --length",
+            f"{selector}: a text may have {writing.length} tokens, and the model sees at most "
+            f"{room}; lower max_tokens or --length",
             subject=str(selector),
         )
 

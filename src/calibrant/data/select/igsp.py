@@ -50,7 +50,8 @@ class IGSP(Picking):
             )
         if self.strata > MOST // 100:
             raise SpecError(
-                f"igsp(strata={self.strata}): there can be {MOST // 100:,} levels of perplexity at most",
+                f"igsp(strata={self.strata}): there can be {MOST // 100:,} levels of perplexity "
+                "at most",
                 subject="strata",
             )
 

@@ -81,7 +81,8 @@ class SelfCal(Selector):
     def measured(self) -> Source:
         """There is none."""
         raise DataError(
-            "selfcal has no source of which a part could be measured; name one, as in loss(source=wikitext)",
+            "selfcal has no source of which a part could be measured; name one, as in "
+            "loss(source=wikitext)",
             subject="selfcal",
         )
 
@@ -97,7 +98,8 @@ class SelfCal(Selector):
         start = bos if isinstance(bos, int) else eos
         if not isinstance(start, int):
             raise DataError(
-                f"{self} begins with the start token, and this tokenizer has neither a start nor an end token; use selfgen",
+                f"{self} begins with the start token, and this tokenizer has neither a start nor "
+                "an end token; use selfgen",
                 subject=str(self),
             )
         check_outputs(context.model(self), [[start]])

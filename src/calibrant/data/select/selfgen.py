@@ -84,7 +84,8 @@ class SelfGen(Selector):
         )
         if self.max_tokens is not None and self.max_tokens <= self.prefix_tokens:
             raise SpecError(
-                f"selfgen(max_tokens={self.max_tokens}): a text must have room behind its prefix of {self.prefix_tokens} tokens",
+                f"selfgen(max_tokens={self.max_tokens}): a text must have room behind its prefix "
+                f"of {self.prefix_tokens} tokens",
                 subject="max_tokens",
             )
         if self.loops not in ("drop", "keep"):
@@ -93,7 +94,8 @@ class SelfGen(Selector):
             )
         if self._term.source.kind == "control" or isinstance(self._term.source, Selector):
             raise SpecError(
-                f"selfgen(prefix={self.prefix!r}): prefixes come from rows with a text; name a corpus or a question set",
+                f"selfgen(prefix={self.prefix!r}): prefixes come from rows with a text; name a "
+                "corpus or a question set",
                 subject=self.prefix,
             )
 
@@ -120,7 +122,8 @@ class SelfGen(Selector):
         length = context.length if self.max_tokens is None else self.max_tokens
         if length <= self.prefix_tokens:
             raise DataError(
-                f"{self} with windows of {length} tokens leaves no room behind a prefix of {self.prefix_tokens}; raise --length",
+                f"{self} with windows of {length} tokens leaves no room behind a prefix of "
+                f"{self.prefix_tokens}; raise --length",
                 subject="length",
             )
         sampling = Sampling(
@@ -157,7 +160,8 @@ class SelfGen(Selector):
         prefixes = [ids[: self.prefix_tokens] for ids in encoded if len(ids) >= self.prefix_tokens]
         if not prefixes:
             raise DataError(
-                f"{self}: none of the {len(dealt)} rows of this draw has {self.prefix_tokens} tokens; lower prefix_tokens",
+                f"{self}: none of the {len(dealt)} rows of this draw has {self.prefix_tokens} "
+                "tokens; lower prefix_tokens",
                 subject=self.prefix,
             )
         return prefixes
@@ -175,7 +179,8 @@ class SelfGen(Selector):
         first, *others = _parsed(self.prefix)
         if others:
             raise SpecError(
-                f"selfgen(prefix={self.prefix!r}): prefixes come from one source, such as wikipedia",
+                f"selfgen(prefix={self.prefix!r}): prefixes come from one source, such as "
+                "wikipedia",
                 subject=self.prefix,
             )
         return first

@@ -44,7 +44,8 @@ class Similar(Picking):
             if isinstance(term.source, PerDraw) or term.source.kind == "control":
                 what = "a selector" if isinstance(term.source, PerDraw) else "a control"
                 raise SpecError(
-                    f"similar(to={self.to!r}): {term.source} is {what}; name the source or the file that the task is like",
+                    f"similar(to={self.to!r}): {term.source} is {what}; name the source or the "
+                    "file that the task is like",
                     subject=self.to,
                 )
 
@@ -72,7 +73,8 @@ class Similar(Picking):
         ]
         if not any(text.strip() for text in texts):
             raise DataError(
-                f"{self}: the calibrate part of {self.to!r} has no text to be like; name another target",
+                f"{self}: the calibrate part of {self.to!r} has no text to be like; name another "
+                "target",
                 subject=self.to,
             )
         return texts

@@ -67,8 +67,10 @@ def value(record: dict[str, Any], where: str, *names: str) -> str:
             return record[name]
     wanted = " or ".join(map(repr, names))
     present = ", ".join(record) or "nothing"
-    message = f"a record has no text called {wanted}, only {present}; is this another data set?"
-    raise DataError(f"{where}: {message}", subject=where)
+    raise DataError(
+        f"{where}: a record has no text called {wanted}, only {present}; is this another data set?",
+        subject=where,
+    )
 
 
 def mirrors_own(origin: str, note: str) -> str:
@@ -89,8 +91,11 @@ def subset_names(
     for name in names:
         if name not in known:
             near = did_you_mean(name, known)
-            advice = f"write subsets={list(known[:2])!r} or others of {', '.join(known)}"
-            raise DataError(f"{source} has no subset {name!r}{near}; {advice}", subject=name)
+            raise DataError(
+                f"{source} has no subset {name!r}{near}; write subsets={list(known[:2])!r} or "
+                f"others of {', '.join(known)}",
+                subject=name,
+            )
     return tuple(name for name in known if name in names)
 
 
@@ -99,8 +104,11 @@ def with_rows(content: SourceRows, source: object) -> SourceRows:
     if no part has any.
     """
     if not any(content.rows.values()):
-        fault = f"there is nothing of it in what was read ({content.origin})"
-        raise DataError(f"{source}: {fault}; choose other subsets", subject=str(source))
+        raise DataError(
+            f"{source}: there is nothing of it in what was read ({content.origin}); choose other "
+            "subsets",
+            subject=str(source),
+        )
     note = content.note
     parts: tuple[Part, ...] = ("calibrate", "measure")
     for part in parts:

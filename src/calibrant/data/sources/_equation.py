@@ -62,8 +62,9 @@ def written(number: Any) -> str:
     except ValueError:
         value = float("nan")
     if not isfinite(value):
-        message = f"the answer {number!r} is no number; is this another data set?"
-        raise DataError(message, subject=str(number))
+        raise DataError(
+            f"the answer {number!r} is no number; is this another data set?", subject=str(number)
+        )
     return written(Fraction(value))
 
 

@@ -89,9 +89,11 @@ def each(
         try:
             made.append(make(record))
         except KeyError as error:
-            fault = f"has no field {error.args[0]!r}, only {', '.join(record)}"
-            message = f"record {number} of {origin} {fault}; is this another data set?"
-            raise DataError(message, subject=origin) from error
+            raise DataError(
+                f"record {number} of {origin} has no field {error.args[0]!r}, only "
+                f"{', '.join(record)}; is this another data set?",
+                subject=origin,
+            ) from error
     return made
 
 
@@ -131,8 +133,10 @@ def gold(label: Any, names: Sequence[str]) -> int | None:
         return list(names).index(text)
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    message = f"the label {label!r} is none of {', '.join(names)}; is this another data set?"
-    raise DataError(message, subject=text)
+    raise DataError(
+        f"the label {label!r} is none of {', '.join(names)}; is this another data set?",
+        subject=text,
+    )
 
 
 def multiple_choice(

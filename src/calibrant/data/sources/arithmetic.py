@@ -33,9 +33,11 @@ class Arithmetic(StoredSource):
         try:
             from reasoning_gym.factory import create_dataset
         except ImportError as error:
-            message = "arithmetic is made by reasoning-gym, which isn't installed"
-            advice = "pip install reasoning-gym"
-            raise DataError(f"{message}; {advice}", subject="arithmetic") from error
+            raise DataError(
+                "arithmetic is made by reasoning-gym, which isn't installed; pip install "
+                "reasoning-gym",
+                subject="arithmetic",
+            ) from error
         origin = f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0"
         return SourceRows(_parts(create_dataset), origin)
 

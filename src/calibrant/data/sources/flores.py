@@ -87,5 +87,8 @@ class Flores(StoredSource):
     def _unknown(self, besides: str = "") -> DataError:
         near = did_you_mean(self.language, MIRRORED)
         known = ", ".join(f"{code} ({short})" for short, code in SHORT.items())
-        fault = f"is none of the mirror's languages{near} (they are {known}){besides}"
-        return DataError(f"flores(language={self.language!r}) {fault}", subject="language")
+        return DataError(
+            f"flores(language={self.language!r}) is none of the mirror's languages{near} (they "
+            f"are {known}){besides}",
+            subject="language",
+        )

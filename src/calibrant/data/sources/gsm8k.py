@@ -41,8 +41,11 @@ def problem(record: dict[str, Any]) -> Row:
     """Return a record of the data set as a row."""
     worked, mark, number = record["answer"].rpartition("####")
     if not mark:
-        fault = f"the gsm8k answer {record['answer'][:40]!r} has no '#### N'"
-        raise DataError(f"{fault}; is this another data set?", subject="gsm8k")
+        raise DataError(
+            f"the gsm8k answer {record['answer'][:40]!r} has no '#### N'; is this another data "
+            "set?",
+            subject="gsm8k",
+        )
     rationale = _CALCULATOR.sub("", worked).strip()
     steps = sum(bool(line.strip()) for line in rationale.splitlines())
     return Row(

@@ -34,11 +34,11 @@ class MC4(StoredSource):
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z]{2,3}(-Latn)?", self.language):
-            message = (
-                "a language is two or three small letters, such as de, zh or fil, with -Latn if it "
-                "is romanised"
+            raise DataError(
+                f"mc4(language={self.language!r}): a language is two or three small letters, such "
+                "as de, zh or fil, with -Latn if it is romanised",
+                subject="language",
             )
-            raise DataError(f"mc4(language={self.language!r}): {message}", subject="language")
 
     def read(self) -> SourceRows:
         config = "en-multi" if self.language == "en" else self.language

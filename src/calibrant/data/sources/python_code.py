@@ -47,8 +47,10 @@ class PythonCode(StoredSource):
     def read(self) -> SourceRows:
         rows = list(files(Path(sysconfig.get_path("stdlib"))))
         if not rows:
-            message = "this Python comes without its library's source files"
-            raise DataError(f"{message}; install one that has them", subject="python_code")
+            raise DataError(
+                "this Python comes without its library's source files; install one that has them",
+                subject="python_code",
+            )
         return SourceRows(divide(rows), f"Python {platform.python_version()}")
 
 

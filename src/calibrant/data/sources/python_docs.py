@@ -28,10 +28,10 @@ class PythonDocs(StoredSource):
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
-            message = (
-                "this Python has no pydoc_data.topics; install Python's standard library whole"
-            )
-            raise DataError(message, subject="python_docs") from error
+            raise DataError(
+                "this Python has no pydoc_data.topics; install Python's standard library whole",
+                subject="python_docs",
+            ) from error
         return SourceRows(divide(unrepeated(topics)), f"Python {platform.python_version()}")
 
 

@@ -48,8 +48,10 @@ def conversations(entries: Iterable[dict[str, Any]]) -> Iterator[Row]:
             messages = record["messages"]
             turns = tuple((message["role"], message["content"].strip()) for message in messages)
         except (KeyError, TypeError, AttributeError) as error:
-            fault = "a record of ultrachat has no messages of role and content"
-            raise DataError(f"{fault}: {str(record)[:60]!r}", subject="ultrachat") from error
+            raise DataError(
+                f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}",
+                subject="ultrachat",
+            ) from error
         # What counts is the first request, whatever stands before it, and what comes right after.
         for (speaker, question), (listener, answer) in pairwise(turns):
             if speaker == "user" and question:

@@ -37,8 +37,11 @@ class Wikipedia(StoredSource):
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z]+(-[a-z]+)*", self.language):
-            message = "a Wikipedia is called by its code, such as en, de, simple or zh-yue"
-            raise DataError(f"wikipedia(language={self.language!r}): {message}", subject="language")
+            raise DataError(
+                f"wikipedia(language={self.language!r}): a Wikipedia is called by its code, such "
+                "as en, de, simple or zh-yue",
+                subject="language",
+            )
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"20231101.{self.language}")

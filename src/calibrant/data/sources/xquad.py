@@ -41,8 +41,11 @@ class XQuAD(StoredSource):
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             near = did_you_mean(self.language, LANGUAGES)
-            message = f"no such language{near}; write one of {', '.join(LANGUAGES)}"
-            raise DataError(f"xquad(language={self.language!r}): {message}", subject="language")
+            raise DataError(
+                f"xquad(language={self.language!r}): no such language{near}; write one of "
+                f"{', '.join(LANGUAGES)}",
+                subject="language",
+            )
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
