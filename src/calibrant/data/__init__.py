@@ -1,5 +1,5 @@
-"""Calibration data: where rows come from, how they become text, and how text becomes windows of
-tokens.
+"""Makes calibration data: rows come from sources, become text by formats, and windows of tokens by
+packings.
 """
 
 from calibrant.data._base import (

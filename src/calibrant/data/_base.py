@@ -1,4 +1,4 @@
-"""What data is made of: rows, where they come from, and how one becomes text."""
+"""Defines what data is made of: rows, sources that they come from, and formats that make text."""
 
 import hashlib
 import json
@@ -250,7 +250,7 @@ class Format(Spec, ABC):
 
 
 def check_part(part: str) -> None:
-    """`DataError` for anything but one of the three parts."""
+    """Raise `DataError` for anything but one of the three parts."""
     if part not in PARTS:
         raise DataError(f"there is no part {part!r}; a source has {', '.join(PARTS)}", subject=part)
 

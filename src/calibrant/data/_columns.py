@@ -124,11 +124,14 @@ def content(name: str, value: Any) -> Any:
         return _turns(value)
     if name == "choices":
         return _choices(value)
+    # The answer to a word problem is a number in many files; pandas makes floats of them.
     if name == "answer" and isinstance(value, int | float) and abs(value) != float("inf"):
         value = str(value)
-    if not isinstance(value, str):
-        raise ValueError("a text or a finite number" if name == "answer" else "a text")
-    return _encodable(value)
+    if isinstance(value, str):
+        return _encodable(value)
+    if name == "answer":
+        raise ValueError("a text or a finite number")
+    raise ValueError("a text")
 
 
 def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
@@ -190,6 +193,7 @@ def _nothing(value: Any) -> bool:
     """Return whether a cell is empty: null, not a number, blank or a list of nothing."""
     if isinstance(value, str):
         return not value.strip()
+    # Not a number is the one value that differs from itself.
     return value is None or value != value or value == []
 
 

@@ -133,7 +133,7 @@ def _refuse(label: str, message: str, cause: BaseException | None = None) -> NoR
 
 
 def _check_regular(path: Path, label: str) -> None:
-    """`DataError` for what is no file: it isn't there, or opening it would wait, or never end."""
+    """Raise `DataError` for what isn't there, or is no file: opening it could wait, or not end."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -260,9 +260,11 @@ def _sorted_out(candidates: Sequence[File], label: str) -> Files:
     assumed = False
     if "train" in splits:
         ignored = [file_label for _, file_label in unnamed]
+    elif unnamed and splits:
+        assumed = True
+        splits["train"] = unnamed
     elif unnamed:
-        assumed = len(splits) > 0
-        splits["train" if assumed else ""] = unnamed
+        splits[""] = unnamed
     used = chain.from_iterable(splits.values())
     kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
     if len(kinds) > 1:

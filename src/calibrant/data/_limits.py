@@ -1,5 +1,5 @@
-"""How much of a file, a set or a template is read at most: what keeps hostile input from filling
-the memory or running without end.
+"""Says how much of a file, a set or a template is read at most, so that hostile input neither fills
+the memory nor runs without end.
 
 | constant | of what | why this much |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""A conversation put into a tokenizer's chat template, and where in it questions and answers stand.
+"""Puts conversations into a tokenizer's chat template, and tells where in the text their turns are.
 
 A template is a program that came with the model, and may be broken in any way. jinja2's sandbox
 keeps it from the machine, but not from running on: three nested loops are ten to the fifteenth

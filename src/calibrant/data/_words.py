@@ -1,4 +1,6 @@
-"""Words of any script, and runs of them as numbers: what texts are compared by."""
+"""Takes texts apart into words of any script, and numbers runs of these, by which texts are
+compared.
+"""
 
 import re
 import unicodedata

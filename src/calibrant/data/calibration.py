@@ -1,4 +1,4 @@
-"""Calibration sets: what a model is shown while it is compressed."""
+"""Draws calibration sets, which a model is shown while it is compressed."""
 
 import copy
 import hashlib
@@ -565,6 +565,8 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
 def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
     """Return what a record keeps about one part of a draw."""
     quartiles = np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
+    rows_held = None if deck.endless else len(deck.content.rows)
+    hub = asdict(term.source.hub) if term.source.hub else None
     return {
         "data": str(term),
         "family": family_of(term.source),
@@ -577,7 +579,7 @@ def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, A
         "passed_over": part.passed_over,
         "truncated": sum(window.broken for window in part.windows),
         "bos": term.packing.bos,
-        "rows_held": None if deck.endless else len(deck.content.rows),
+        "rows_held": rows_held,
         "overlap": deck.overlap(part.rows),
         "duplicates_dropped": deck.content.duplicates,
         "overlapping_dropped": deck.content.overlapping,
@@ -585,6 +587,6 @@ def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, A
         "digest": deck.digest(part.rows),
         "origin": deck.content.origin,
         "note": deck.content.note,
-        "hub": asdict(term.source.hub) if term.source.hub else None,
+        "hub": hub,
         "licence": term.source.licence,
     }

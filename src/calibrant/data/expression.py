@@ -1,5 +1,4 @@
-"""Expressions for calibration data, which `calibrant.spec.grammar` reads, with their names looked
-up.
+"""Looks up the names in expressions for calibration data, which `calibrant.spec.grammar` reads.
 
 Four names stand for a format with its packing: zero, single, icl, cot.
 """

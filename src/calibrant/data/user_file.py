@@ -1,4 +1,4 @@
-"""A user's own files as a source."""
+"""Makes a source of a user's own files."""
 
 import os
 from collections import Counter

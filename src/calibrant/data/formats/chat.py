@@ -1,4 +1,4 @@
-"""A row as a conversation, written by the model's own chat template."""
+"""A conversation in the model's own words."""
 
 from dataclasses import dataclass
 

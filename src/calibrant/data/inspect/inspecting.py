@@ -259,11 +259,13 @@ def _shares(
     for role, names in roles.items():
         part = sum(squares.get(name, 0.0) for name in names)
         summed[role] = part / sum(whole[name] for name in names)
-    where = max(shares, key=lambda name: shares[name], default="")
+    if not shares:
+        return {"median": 0.0, "most": 0.0, "where": "", "matrices": summed}
+    name = max(shares, key=lambda name: shares[name])
     return {
-        "median": median(shares.values()) if shares else 0.0,
-        "most": shares.get(where, 0.0),
-        "where": where,
+        "median": median(shares.values()),
+        "most": shares[name],
+        "where": name,
         "matrices": summed,
     }
 

@@ -180,10 +180,13 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
                 "quote": quote,
             }
         )
+    size = len(measured)
+    if isinstance(source, StoredSource):
+        size = source.size()
     return {
         **names,
         "measured_rows": len(measured),
-        "rows_of": source.size() if isinstance(source, StoredSource) else len(measured),
+        "rows_of": size,
         "same": len(same),
         "half": len(grave),
         "slight": len({leak.row for leak in leaks} - grave - same),

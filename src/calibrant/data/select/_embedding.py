@@ -34,7 +34,7 @@ or zero.
 
 
 def check_embedding(selector: Selector, embed: str) -> None:
-    """`SpecError` for an embedding that there isn't."""
+    """Raise `SpecError` for an embedding that there isn't."""
     if embed not in EMBEDDINGS:
         raise SpecError(
             f"{selector.spec_name()}(embed={embed!r}): it must be one of {', '.join(EMBEDDINGS)}",

@@ -71,7 +71,7 @@ class SelfCal(Selector):
         return self.t_initial + (self.t_final - self.t_initial) * step / self.steps
 
     def measured(self) -> Source:
-        """There is none."""
+        """Raise `DataError`: there is none."""
         raise DataError(
             "selfcal has no source of which a part could be measured; name one, as in "
             "loss(source=wikitext)",
@@ -79,7 +79,7 @@ class SelfCal(Selector):
         )
 
     def disjoint(self) -> int | None:
-        """Without end."""
+        """Return None: there is no end."""
         return None
 
     def select(self, context: Context) -> Selection:
@@ -96,10 +96,11 @@ class SelfCal(Selector):
                 subject=str(self),
             )
         check_outputs(context.model(self), [[start]])
+        length = context.length if self.max_tokens is None else self.max_tokens
         request = GenerationRequest(
             prefixes=((start,),),
             starts=1,
-            length=context.length if self.max_tokens is None else self.max_tokens,
+            length=length,
             sampling=Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty),
             batch=self.batch,
             filter_texts=partial(filter_texts, loops="keep"),
