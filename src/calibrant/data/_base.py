@@ -257,6 +257,7 @@ def check_part(part: str) -> None:
 
 def fraction(key: str) -> float:
     """Return a number in [0, 1) that a hexadecimal hash stands for."""
+    # 13 digits are 52 bits, which a float holds exactly.
     return int(key[:13], 16) / 16**13
 
 
@@ -350,6 +351,7 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
         rows = list(content.rows.get(part, ()))
         distinct = {row.key: row for row in rows}
         used: list[Row] = []
+        # The order of the hashes: it depends on the content alone, and mixes topics well.
         for key in sorted(distinct):
             if distinct[key].subject not in subjects:
                 used.append(distinct[key])

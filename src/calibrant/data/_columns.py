@@ -141,6 +141,7 @@ def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
     An answer that is neither a name nor a choice stays as it is.
     """
     labels = lettered(choices)
+    # Names that the file has for its choices go first, then A, B, C, then the choices themselves.
     names = column.get("label") if isinstance(column, dict) else None
     known_names: list[Sequence[str]] = [labels, choices]
     if isinstance(names, list):
@@ -224,6 +225,7 @@ def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
             text = "\n".join(part["text"] for part in text)
         if not isinstance(role, str) or not isinstance(text, str | None):
             raise ValueError(f"{_TURNS}, and holds {short(turn)}")
+        # A turn without text calls a tool, which a conversation in text can't show.
         if text is None or not text.strip():
             return None
         turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(text)))

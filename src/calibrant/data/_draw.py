@@ -63,6 +63,7 @@ class Deck:
         self._source = source
         self._draw = draw
         self._part: Part = part
+        # A control's rows come out of one generator, which goes on where it stopped.
         self._stream: Iterator[Row] = iter(())
         if self.endless:
             self._stream = source.rows(part, draw)
@@ -136,6 +137,7 @@ class Deck:
         """
         rows = self.content.rows
         for number in range(_PATIENCE * len(rows)):
+            # Hashed and not drawn by a generator: the same rows with any version of any library.
             noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
             yield rows[int.from_bytes(noise) % len(rows)]
 
@@ -228,6 +230,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
 def _too_few(
     term: Term, quota: Quota, deck: Deck, part: PartDraw, inner: Frame, length: int
 ) -> TooFew:
+    # What the whole set may have, so that this part's share of it is what there is.
     tokens = int(part.tokens / quota.share)
     if quota.tokens is None:
         budget = f"{quota.windows} windows"

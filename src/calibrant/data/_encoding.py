@@ -61,6 +61,7 @@ class Encoder(ABC):
 
     def row(self, row: Row, form: Format) -> Ids:
         """Return the numbers of a row's text, or of the tokens that its integers stand for."""
+        # Frame and labels are no part of the key, and change the text.
         name = (str(form), row.key, row.frame, row.labels)
         if name not in self._encoded:
             if row.integers is None:
@@ -142,6 +143,7 @@ class IdEncoder(Encoder):
                 "this tokenizer has no ordinary tokens to draw from, only special ones",
                 subject="random_tokens",
             )
+        # Integers have 32 bits, far more than a vocabulary needs: each token is as likely.
         return self._ordinary[np.array(integers, dtype=np.int64) % len(self._ordinary)]
 
     @cached_property
@@ -173,6 +175,7 @@ class KindEncoder(Encoder):
         ):
             if token in self.special:
                 kind = "special"
+            # A token that is partly the row's own is content.
             elif any(begin < last and end > first for first, last in spans):
                 kind = "content"
             else:

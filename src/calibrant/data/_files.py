@@ -203,6 +203,7 @@ def _constant(name: str) -> float | None:
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
+    # JSON allows it and parsers differ in which of the two they take.
     if len(record) < len(pairs):
         key = short(repeated(name for name, _ in pairs))
         raise ValueError(f"the key {key!r} comes twice in one object")
@@ -210,11 +211,13 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    # Python's own limit of 131,072 letters is too small for books; it is one for the process.
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(_bare_returns(_lines(path, label)), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:
         for cells in reader:
+            # A blank line is passed over, unless it has a cell for each column.
             blank = not "".join(cells).strip()
             if blank and len(cells) != len(columns):
                 continue
@@ -286,6 +289,7 @@ def _lines(path: Path, label: str) -> Iterator[str]:
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
             if packed:
+                # Counted while it is unpacked, before the memory is full.
                 unpacked += max(len(line), SHORTEST_LINE)
                 check_unpacked(unpacked, size, label)
             if len(line) > LONGEST_LINE:

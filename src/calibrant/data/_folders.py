@@ -239,6 +239,7 @@ def _sorted_out(candidates: Sequence[File], label: str) -> Files:
     if len(files) > MOST_FILES:
         message = f"stands for {len(files):,} data files, and at most {MOST_FILES:,} are read"
         _refuse(label, f"{label!r} {message}; join them")
+    # A folder may be called `train.jsonl`, as Spark writes them.
     files = [file for file in files if not os.path.isdir(file[0])]
     if not files:
         reason = ""
@@ -333,6 +334,7 @@ def _described(path: Path, label: str, key: str) -> list[str]:
             raise ValueError("it is far larger than any description")
         for entry in json.loads(path.read_bytes())[key]:
             name = entry if isinstance(entry, str) else entry["filename"]
+            # Its last part alone: `../../secret` is a file of this folder called `secret`.
             names.append(Path(name).name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _refuse(

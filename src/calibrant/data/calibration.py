@@ -106,6 +106,7 @@ class CalibrationSet:
         seed: int = 0,
     ) -> None:
         check_budget(samples, length, tokens, seed)
+        # A set is its text, also where it was given as an object: that is what a record keeps.
         if isinstance(expr, Source):
             expr = text_of_source(expr)
         parsed = read_set(expr)
@@ -237,6 +238,7 @@ class CalibrationSet:
         drawn = self._deal_all(decks, IdEncoder(tokenizer))
         ids, mask = self._laid_out(drawn)
         pads = mask & (ids == PAD)
+        # Only now: as an id a pad couldn't be told from the same token in a text.
         ids[pads] = _pad_of(tokenizer)
         total = sum(part.tokens for part in drawn)
         facts: list[dict[str, Any]] = []
@@ -247,6 +249,7 @@ class CalibrationSet:
             weight = float(term.share * total / part.tokens)
             facts.append(_facts(term, part, decks[term.source], weight))
             rows += part.rows
+        # In float32, as the fingerprint has them.
         by_part = np.array([fact["weight"] for fact in facts], dtype=np.float32)
         by_sequence = np.repeat(by_part, [fact["sequences"] for fact in facts])
         weights = by_sequence[:, None] * mask
@@ -288,6 +291,7 @@ class CalibrationSet:
         if self.mixed:
             return torch.cat([part.kinds(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
+        # Dealt again by an encoder that gives kinds in place of ids: cuts and places are the same.
         kinds, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
         return torch.from_numpy(np.where(mask, np.maximum(kinds, 0), 0).astype(np.int8))
 
@@ -397,6 +401,7 @@ class CalibrationSet:
                     subject=str(term),
                 )
             quota = Quota(tokens=tokens[place], flags=flags, share=term.share)
+            # A window that isn't filled has an unknown number of tokens, so windows are counted.
             if self.budget is None and not term.packing.fills:
                 quota = replace(quota, tokens=None, windows=max(1, windows[place]))
             quotas.append(quota)
@@ -433,6 +438,7 @@ class CalibrationSet:
         weights: list[Tensor] = []
         parts: list[dict[str, Any]] = []
         sets: list[dict[str, Any]] = []
+        # The fingerprint is of the sets' own and their weights: the same mix, the same digits.
         text = "mix\n"
         for name, share, mass, batch in zip(self.names, self.shares, masses, batches, strict=True):
             # Statistics are divided by their set's own mass and multiplied by its share of the mass
@@ -554,6 +560,7 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
     """Return `whole` in integer parts as near to `shares` as can be: rounded down, then one more
     for the largest remainders, earlier parts first.
     """
+    # Shares are fractions: with floats the remainders of equal shares could differ.
     parts = [int(whole * share) for share in shares]
     excess = [part - whole * share for part, share in zip(parts, shares, strict=True)]
     largest_remainders = sorted(range(len(shares)), key=lambda place: (excess[place], place))
@@ -564,6 +571,7 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
 
 def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
     """Return what a record keeps about one part of a draw."""
+    # The lower of two lengths, so that each is one that a row has.
     quartiles = np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
     rows_held = None if deck.endless else len(deck.content.rows)
     hub = asdict(term.source.hub) if term.source.hub else None

@@ -161,6 +161,7 @@ def parse_source(
     if not selectors.knows(name):
         if os.path.exists(user_path(name, DataError)):  # a file or folder, which needs no ./ here
             return build(UserFile, {"path": name, **call.arguments, **columns})
+        # An unknown name is looked up where a near one is, so that the error can propose it.
         if not did_you_mean(name, selectors.names()):
             return sources.build(call)
     # What stands in a selector's brackets may be a set, quoted or not: the selector reads it.
@@ -259,6 +260,7 @@ def term_of(part: Part) -> Term:
     if form and isinstance(part.source, File):
         columns, form = _columns_in(form)
     source = parse_source(part.source, columns)
+    # Said here, before anything is read; a file that is only measured on is fine elsewhere.
     if isinstance(source, UserFile):
         source.check_calibrates()
     rendered, packing = parse_format(form or _format_of(source))
@@ -282,6 +284,7 @@ def _format_of(source: Source) -> str:
 
 
 def _packing_of(source: Source, form: Format) -> Packing:
+    # A chat template ends its texts itself, and a control's tokens are to stay as they are.
     if source.kind == "control" or form.spec_name() == "chat":
         return Many(separator="")
     return Many()

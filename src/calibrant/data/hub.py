@@ -128,6 +128,7 @@ def offline() -> Iterator[None]:
     from datasets import config
     from huggingface_hub import constants
 
+    # Both libraries have read the variable when they were imported, so it is too late to set it.
     usual = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
@@ -171,6 +172,7 @@ def _opened(hub: HubDataset, split: str, file: str | None, commit: str | None) -
     streaming = hub.first is not None
     if file is None:
         return load_dataset(hub.id, hub.config, split=split, revision=commit, streaming=streaming)
+    # A folder of this machine may stand in the place of a data set on the hub.
     root = hub.id
     if not Path(hub.id).is_dir():
         root = f"hf://datasets/{hub.id}"

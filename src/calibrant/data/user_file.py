@@ -88,6 +88,7 @@ class UserFile(StoredSource):
         for path, label in files_of(self.path).all:
             if not os.access(path, os.R_OK):
                 raise DataError(f"{label!r} may not be read; change its permissions", subject=label)
+        # The first rows are read when the set is built, so that a wrong column is an error then.
         layout = self._layout
         kind = "corpus" if "text" in layout.fields else "questions"
         # These are facts of a class for other sources; here they depend on the file.
@@ -279,6 +280,7 @@ def _layout_of(
             "or name another",
             subject=path,
         )
+    # A field that only some rows have is no field that a format may need.
     counts = Counter(chain.from_iterable(used))
     always = tuple(name for name in USUAL if counts[name] == len(used))
     sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(used))
@@ -319,5 +321,6 @@ def _stamps(files: Iterable[File]) -> Hashable:
     stamps: list[tuple[str, int, int]] = []
     for path, _ in files:
         status = path.stat()
+        # Time and size: to hash large files at each look would take too long.
         stamps.append((str(path.resolve()), status.st_mtime_ns, status.st_size))
     return tuple(stamps)

@@ -125,6 +125,7 @@ def inspect_tokens(
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}
     draws = data.disjoint_draws(tokenizer)
+    # Texts may bring a start token of their own, beside the one that the packing puts there.
     double_starts = 0
     if isinstance(tokenizer.bos_token_id, int):
         starts = (batch.ids == tokenizer.bos_token_id) & text
@@ -314,6 +315,7 @@ def histogram(lengths: Sequence[int]) -> list[list[int]]:
     if not lengths:
         return []
     least = min(lengths)
+    # The longest two percent would make bars of all others thin.
     usual = int(np.quantile(lengths, 0.98, method="higher"))
     width = _bar_width(least, usual)
     first = least // width

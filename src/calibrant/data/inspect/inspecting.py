@@ -128,6 +128,7 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
     def reversed_digits(place: int) -> int:
         return int(format(place, f"0{digits}b")[::-1], 2)
 
+    # At least one sequence, however long it is; its end is masked below.
     chosen: list[int] = []
     left = most
     for place in sorted(range(count), key=reversed_digits):

@@ -374,6 +374,7 @@ class _RunTable:
         places = np.array([place for place, _ in rows], dtype=np.int32)
         numbers = np.concatenate([each for _, each in rows])
         owners = np.repeat(places, [len(each) for _, each in rows])
+        # Stable, so that the rows of one run stand in their own order.
         order = np.argsort(numbers, kind="stable")
         keys, begins, counts = np.unique(numbers[order], return_index=True, return_counts=True)
         rare = counts <= COMMON
@@ -423,6 +424,7 @@ def _words_to_compare(row: Row) -> Numbers:
     texts = [row.text, row.question, row.rationale]
     if row.question and not row.frame[0]:
         texts[1] = _MARK.sub("", row.question)
+    # A letter that stands for a choice gives nothing away.
     if not row.labels:
         texts.append(row.answer)
     texts += [content for _, content in row.turns]

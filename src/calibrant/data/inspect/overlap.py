@@ -116,6 +116,7 @@ def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, 
     for term, rows in zip(terms, drawn, strict=True):
         if term.source.kind == "control":
             continue
+        # A row that is dealt twice isn't a near-duplicate; `overlap` and `repeated_windows` say so.
         distinct: dict[str, tuple[Term, int, Row]] = {}
         for number, row in enumerate(rows, 1):
             distinct.setdefault(row.key, (term, number, row))

@@ -72,6 +72,7 @@ def profile(
     classes = Counter[str]()
     scripts = Counter[str]()
     numbers = 0
+    # What the model is shown is counted, and not the rows: windows cut texts and leave some out.
     for row, mask in zip(batch.ids, text_tokens(batch), strict=True):
         text = str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
         words = Counter(_WORD.findall(text.casefold()))

@@ -103,6 +103,7 @@ def _check(
         seconds = time.perf_counter() - began
     except DataError as error:
         return SourceCheck(str(source), form, "refused", str(error))
+    # The rows are in memory by now, so this is the time of rendering and tokenising alone.
     began = time.perf_counter()
     try:
         CalibrationSet(expression, tokens=MANY, length=length).tokens(tokenizer)

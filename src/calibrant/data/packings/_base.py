@@ -45,6 +45,7 @@ class Window:
 
     def sequences(self) -> list[Ids]:
         """Return the window in pieces that don't see each other."""
+        # An empty window has no pieces.
         return [piece for piece in np.split(self.ids, self.borders) if len(piece)]
 
 

@@ -90,6 +90,7 @@ class Many(Packing):
                 if not first and not self.isolate:
                     pieces.append(separator)
                     count += len(separator)
+                # A separator stands before each text but the very first of the draw.
                 first = False
                 pieces.append(text.ids)
                 count += len(text.ids)

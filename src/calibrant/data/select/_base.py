@@ -104,6 +104,7 @@ class Selector(PerDraw, ABC):
             selection = self.select(replace(context, draw=draw))
             return PartRows(selection.rows, origin=f"chosen by {self}", note=selection.note)
 
+        # No field: what is supplied is no part of what the selector is, and equal it stays.
         ready = copy.copy(self)
         object.__setattr__(ready, "_supply", supply)
         return ready
@@ -252,6 +253,7 @@ class Picking(Selector, ABC):
         takes its time.
         """
         opened = context.model(self)
+        # All that the order depends on; another of it is another file.
         request = [
             REVISION,
             canonical(self),

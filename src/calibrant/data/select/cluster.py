@@ -45,6 +45,7 @@ class Cluster(Picking):
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         points = embedded(self, texts, self.embed, self.encoder, context)
         labels, _ = clustered(points, self.k, context.draw)
+        # Which cluster and which member goes first is chance, so that draws differ.
         chance = np.random.default_rng(context.draw)
         members: list[np.ndarray] = []
         for label in chance.permutation(np.unique(labels)):

@@ -46,6 +46,7 @@ class COLA(Picking):
         if features > self.project:
             chance = np.random.default_rng(context.draw)
             noise = chance.standard_normal((features, self.project))
+            # Divided by the root, so that distances stay about what they were.
             points = points @ noise / np.sqrt(self.project)
         labels, distances = clustered(points, self.k, context.draw)
         nearest = np.lexsort((np.arange(len(labels)), distances))

@@ -49,6 +49,7 @@ class IGSP(Picking):
         losses = np.array(nats(context.model(self), sequences, context.progress))
         repeated = np.array([repetition(ids) for ids in sequences])
         judged = np.flatnonzero(~np.isnan(losses) & ~np.isnan(repeated))
+        # Levels of equal size, and not of equal width: few texts are very easy or very hard.
         by_loss = judged[np.argsort(losses[judged], kind="stable")]
         levels: list[np.ndarray] = []
         for level in np.array_split(by_loss, self.strata):

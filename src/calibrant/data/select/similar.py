@@ -59,6 +59,7 @@ class Similar(Picking):
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         targets = self._target(context)
+        # Together, because the rarity of words is that among all texts.
         points = embedded(self, [*texts, *targets], self.embed, self.encoder, context)
         likeness = _cosines(points[: len(texts)], points[len(texts) :], self.embed == "model")
         order = np.argsort(-likeness, kind="stable").tolist()

@@ -76,6 +76,7 @@ def worked(equation: str, answer: str) -> tuple[str, ...]:
     come to the answer; the last result is written as the answer is, since both stand in the same
     text.
     """
+    # In fractions, so that 1/3 of 3 is 1 and no step shows what rounding made of it.
     steps = solve(_BEFORE.sub("", equation, count=1))
     if not steps or not isclose(steps[-1][3], float(answer), rel_tol=1e-9, abs_tol=1e-9):
         return ()

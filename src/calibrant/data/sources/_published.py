@@ -126,6 +126,7 @@ def gold(label: Any, names: Sequence[str]) -> int | None:
 
     Raises `DataError` for a label that means none of them.
     """
+    # One set has names where another has numbers, as numbers or as text.
     text = str(label).strip()
     if label is None or text in ("", "-1"):
         return None

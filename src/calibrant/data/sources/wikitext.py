@@ -46,6 +46,7 @@ def articles(lines: Iterable[dict[str, Any]]) -> Iterator[Row]:
         if _TITLE.fullmatch(line) and not before.strip() and not after.strip():
             yield from _article(article)
             article = []
+        # An empty line may come without its line end.
         article.append(line or "\n")
     yield from _article(article)
 

@@ -50,6 +50,7 @@ class XQuAD(StoredSource):
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
         entries, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
+        # A paragraph comes once a question: each is kept once, in the order of the set.
         paragraphs = dict.fromkeys(texts(entries, origin, ("text", "context")))
         placed = ((f"article {number // PARAGRAPHS}", row) for number, row in enumerate(paragraphs))
         return SourceRows(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
