@@ -86,14 +86,14 @@ def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | No
     total = int(batch.mask.sum())
     wanted = min(count, max(1, round(count * tokens / max(total, 1))))
     places = torch.arange(wanted) * count // wanted
-    left = torch.ones(count, dtype=torch.bool)
-    left[places] = False
+    others = torch.ones(count, dtype=torch.bool)
+    others[places] = False
     few = _picked(batch, places)
     if wanted == 1 and few.ids.shape[1] > tokens and bool(few.mask.all()):
         few = _cut(few, tokens)
-    if not bool(left.any()):
+    if not bool(others.any()):
         return few, None
-    return few, _picked(batch, left.nonzero().flatten())
+    return few, _picked(batch, others.nonzero().flatten())
 
 
 def _divided_mix(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:

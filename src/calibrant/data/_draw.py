@@ -204,7 +204,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
             if len(ids):
                 yield TokenizedText(row.key, np.concatenate([before, ids]))
 
-    def left() -> int:
+    def tokens_left() -> int:
         """Return how many tokens the next window may have."""
         if quota.windows is not None and len(part.windows) >= quota.windows:
             return 0
@@ -213,8 +213,8 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
         return min(frame.length, quota.tokens - part.tokens)
 
     def sizes() -> Iterator[int]:
-        while left() > 0:
-            yield max(0, left() - len(head))
+        while tokens_left() > 0:
+            yield max(0, tokens_left() - len(head))
 
     inner = Frame(frame.length - len(head), frame.encode, frame.draw, len(head))
     for window in term.packing.windows(texts(), sizes(), inner):
@@ -222,7 +222,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
         borders = tuple(len(head) + border for border in window.borders)
         part.windows.append(replace(window, ids=ids, borders=borders))
         part.tokens += int((ids != PAD).sum())
-    if left() > 0:
+    if tokens_left() > 0:
         raise _too_few(term, quota, deck, part, inner, frame.length)
     return part
 

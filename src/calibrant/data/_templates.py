@@ -196,7 +196,7 @@ class _Meter:
     """Counts what a template uses up."""
 
     def __init__(self) -> None:
-        self._left = TEMPLATE_STEPS
+        self._steps_left = TEMPLATE_STEPS
 
     def environment(self) -> Any:
         """Return transformers' own environment for templates, with loops, calls and products
@@ -225,8 +225,8 @@ class _Meter:
         return text
 
     def _spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
+        self._steps_left -= steps
+        if self._steps_left < 0:
             raise EndlessError("goes on too long")
 
     def _rounds(self, items: Iterable[Any]) -> Iterator[Any]:

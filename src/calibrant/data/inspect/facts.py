@@ -120,7 +120,7 @@ def inspect_tokens(
     batch = data.tokens(tokenizer)
     rows = data.rows(tokenizer)
     text = text_tokens(batch)
-    ids = [row[there] for row, there in zip(batch.ids, text, strict=True)]
+    ids = [row[mask] for row, mask in zip(batch.ids, text, strict=True)]
     budget = {"flag": "--samples", "amount": data.samples}
     if data.budget is not None:
         budget = {"flag": "--tokens", "amount": data.budget}

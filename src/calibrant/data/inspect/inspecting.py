@@ -130,12 +130,12 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
 
     # At least one sequence, however long it is; its end is masked below.
     chosen: list[int] = []
-    left = most
+    budget = most
     for place in sorted(range(count), key=reversed_digits):
         size = int(batch.mask[place].sum())
-        if size <= left or not chosen:
+        if size <= budget or not chosen:
             chosen.append(place)
-            left -= size
+            budget -= size
     rows = torch.tensor(sorted(chosen))
     mask = batch.mask[rows]
     mask = mask & (mask.cumsum(1) <= most)

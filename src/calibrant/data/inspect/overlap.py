@@ -317,14 +317,14 @@ def _likeness(
     distinct, small = np.unique(np.concatenate(shingles), return_inverse=True)
     names = np.split(small, np.cumsum(sizes)[:-1])
     ends = np.cumsum(low[unsettled] + high[unsettled])
-    lots = np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE))
-    for lot in np.split(unsettled, lots):
-        if not len(lot):  # the pair before it is larger than a lot
+    borders = np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE))
+    for group in np.split(unsettled, borders):
+        if not len(group):  # the pair before it is larger than a group
             continue
-        lefts = [names[place] for place in first[lot]]
-        rights = [names[place] for place in second[lot]]
+        lefts = [names[place] for place in first[group]]
+        rights = [names[place] for place in second[group]]
         shared = _shared(lefts, rights, len(distinct))
-        likeness[lot] = shared / (sizes[first[lot]] + sizes[second[lot]] - shared)
+        likeness[group] = shared / (sizes[first[group]] + sizes[second[group]] - shared)
     return likeness
 
 

@@ -163,11 +163,11 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
             if text is not None:
                 texts.append(text)
     context.progress(f"writing text for {selector}", context.tokens, context.tokens)
-    left = [texts[place] for place in remaining.places]
-    sequences = [text.draft.ids for text in left]
+    kept = [texts[place] for place in remaining.places]
+    sequences = [text.draft.ids for text in kept]
     variety = "/".join(f"{distinct(sequences, length):.2f}" for length in (1, 2, 3))
     note = f"wrote {written} texts; {remaining.note}; distinct-1/2/3 of the rest {variety}"
-    return Selection(tuple(Row(text=text.text) for text in left), note)
+    return Selection(tuple(Row(text=text.text) for text in kept), note)
 
 
 def filter_texts(

@@ -46,16 +46,16 @@ def beginnings(
     start = start_tokens(tokenizer)
     count = max(0, length - len(start))
     results: dict[int, list[int]] = {}
-    left = list(range(len(texts)))
+    unread = list(range(len(texts)))
     letters = LETTERS_PER_TOKEN * (count + SPARE)
-    while left:
-        tokens = tokenised([texts[place][:letters] for place in left], tokenizer)
+    while unread:
+        tokens = tokenised([texts[place][:letters] for place in unread], tokenizer)
         cut_too_short: list[int] = []
-        for place, ids in zip(left, tokens, strict=True):
+        for place, ids in zip(unread, tokens, strict=True):
             results[place] = [*start, *ids[:count]]
             if len(texts[place]) > letters and len(ids) < count + SPARE:
                 cut_too_short.append(place)
-        left = cut_too_short
+        unread = cut_too_short
         letters *= 2
     return [results[place] for place in range(len(texts))]
 

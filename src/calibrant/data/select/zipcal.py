@@ -94,15 +94,15 @@ def covering(
     holders = _holders(types)
     gains = totals.copy()
     covered = np.zeros(len(holders), dtype=np.bool_)
-    left = totals > 0
+    remaining = totals > 0
     chosen: list[int] = []
     first = 0
-    while left.any():
+    while remaining.any():
         adding = np.flatnonzero(gains > 0)
         if not len(adding):
             first = first or len(chosen)
             covered[:] = False
-            gains = np.where(left, totals, 0)
+            gains = np.where(remaining, totals, 0)
             continue
         if len(adding) > pool:
             adding = np.sort(chance.choice(adding, pool, replace=False))
@@ -110,7 +110,7 @@ def covering(
         ranks = gains[adding] * (totals.max() + 1) + totals[adding]
         best = int(adding[np.argmax(ranks)])
         chosen.append(best)
-        left[best] = False
+        remaining[best] = False
         for new in types[best][~covered[types[best]]]:
             gains[holders[new]] -= 1
         covered[types[best]] = True
