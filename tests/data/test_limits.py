@@ -125,7 +125,7 @@ def test_what_unpacks_without_end_is_refused_while_it_is_read(
             )
         )
     ).size()
-    monkeypatch.setattr(_files, "ALLOWED", 1 << 18)
+    monkeypatch.setattr(_files, "ALWAYS_UNPACKED", 1 << 18)
     row = b"a" * 500 if ending == "csv.gz" else json.dumps({"text": "a" * 500}).encode()
     piece = b"\n" if empty else row + b"\n"
     path = packed(tmp_path / f"a.{ending}", piece * ((1 << 20) // len(piece)))
@@ -138,7 +138,7 @@ def test_what_unpacks_without_end_is_refused_while_it_is_read(
 def test_columns_that_unpack_without_end_are_refused_before_any_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(_files, "ALLOWED", 1 << 20)
+    monkeypatch.setattr(_files, "ALWAYS_UNPACKED", 1 << 20)
     path = tmp_path / "a.parquet"
     text = pyarrow.array(["a" * ((1 << 19) + i) for i in range(3)])
     write_table(pyarrow.table({"text": text}), path, compression="zstd", use_dictionary=False)

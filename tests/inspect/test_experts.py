@@ -8,7 +8,7 @@ import torch
 
 from calibrant import inspect
 from calibrant.data import TokenBatch
-from calibrant.data.inspect.experts import expert_coverage
+from calibrant.data.inspect.inspecting import expert_coverage
 from calibrant.models import Opened, expert_layers, view
 from calibrant.testing.tiny import tiny_model, tiny_tokenizer
 

@@ -130,9 +130,7 @@ def test_a_rule_says_what_is_wrong_and_what_to_type(
     name: str, change: Change, telling: str
 ) -> None:
     (sentence,) = verdict(found(change))
-    assert [sentence] == list(
-        next(rule for rule in RULES if rule.name == name).sentences(found(change))
-    ), "no other rule speaks of this"
+    assert [sentence] == list(RULES[name](found(change))), "no other rule speaks of this"
     rest = sentence
     for piece in telling.split("…"):
         assert piece.strip() in rest

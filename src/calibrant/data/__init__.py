@@ -1,5 +1,5 @@
-"""Calibration data: where rows come from, how they become text, and how text becomes windows of
-tokens.
+"""Makes calibration data: rows come from sources, become text by formats, and windows of tokens by
+packings.
 """
 
 from calibrant.data._base import (
@@ -18,8 +18,7 @@ from calibrant.data._base import (
 )
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
-from calibrant.data._templates import templated
-from calibrant.data._turns import ROLES, Role, Stretch
+from calibrant.data._templates import ROLES, Role, Stretch, templated
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats

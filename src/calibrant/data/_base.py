@@ -1,4 +1,4 @@
-"""What data is made of: rows, where they come from, and how one becomes text."""
+"""Defines what data is made of: rows, sources that they come from, and formats that make text."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ class Row:
         """
         content = {name: getattr(self, name) for name in self.present}
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return _sha256(text)
 
     @property
     def name(self) -> str:
@@ -71,30 +71,32 @@ class Row:
         """What makes two rows the same example: the question or the text, whatever its case and
         spaces.
         """
-        return " ".join((self.question or self.text or self.key).casefold().split())
+        text = self.question or self.text or self.key
+        return " ".join(text.casefold().split())
 
     @property
     def example(self) -> str:
         """The first 16 digits of the SHA-256 of `subject`: what a record keeps to know the
         example again without its text.
         """
-        return hashlib.sha256(self.subject.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return _sha256(self.subject)[:16]
 
     def need(self, field: str) -> str:
         """Return the text of a field; `DataError` if the row lacks it."""
         value = getattr(self, field)
         if not isinstance(value, str):
+            present = ", ".join(self.present) or "nothing"
             raise DataError(
-                f"a row without {field!r} can't be rendered; it has {', '.join(self.present) or 'nothing'}",
-                subject=field,
+                f"a row without {field!r} can't be rendered; it has {present}", subject=field
             )
         return value
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """What a source holds: the rows of each part, in any order, where they come from, and in
-    what that differs from the published set.
+    """What a source holds: the rows of each part, in any order, and where they come from.
+
+    `note` says how they differ from the published set.
     """
 
     rows: Mapping[Part, Iterable[Row]]
@@ -151,7 +153,11 @@ class Source(Spec, ABC):
 
 def family_of(source: Source | type[Source]) -> Family:
     """Return the family that a source says it is of, else that of its kind."""
-    return source.family or ("own" if source.kind == "questions" else source.kind)
+    if source.family:
+        return source.family
+    if source.kind == "questions":
+        return "own"
+    return source.kind
 
 
 class PerDraw(Source, ABC):
@@ -231,7 +237,10 @@ class Format(Spec, ABC):
         """Return whether this row can be rendered: by default, if it has what is needed. Others
         are passed over and counted.
         """
-        return set(self.needs) <= {*row.present, *(["text"] if row.integers is not None else [])}
+        present = set(row.present)
+        if row.integers is not None:
+            present.add("text")
+        return present.issuperset(self.needs)
 
     @abstractmethod
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
@@ -241,13 +250,14 @@ class Format(Spec, ABC):
 
 
 def check_part(part: str) -> None:
-    """`DataError` for anything but one of the three parts."""
+    """Raise `DataError` for anything but one of the three parts."""
     if part not in PARTS:
         raise DataError(f"there is no part {part!r}; a source has {', '.join(PARTS)}", subject=part)
 
 
 def fraction(key: str) -> float:
     """Return a number in [0, 1) that a hexadecimal hash stands for."""
+    # 13 digits are 52 bits, which a float holds exactly.
     return int(key[:13], 16) / 16**13
 
 
@@ -255,8 +265,19 @@ def part_of(key: str) -> Part:
     """Return the part that a hash belongs to where nothing else divides a source: 70 %
     calibrate, 25 % measure, 5 % exemplars.
     """
-    at = fraction(key)
-    return "calibrate" if at < 0.70 else "measure" if at < 0.95 else "exemplars"
+    place = fraction(key)
+    if place < 0.70:
+        return "calibrate"
+    if place < 0.95:
+        return "measure"
+    return "exemplars"
+
+
+def train_part_of(key: str) -> Part:
+    """Return the part that a hash belongs to in a train split: 5 % of it are exemplars."""
+    if fraction(key) >= 0.95:
+        return "exemplars"
+    return "calibrate"
 
 
 def divide(rows: Iterable[Row]) -> dict[Part, list[Row]]:
@@ -273,7 +294,7 @@ def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list
     """
     parts: dict[Part, list[Row]] = {"calibrate": [], "measure": list(test), "exemplars": []}
     for row in train:
-        parts["exemplars" if fraction(row.key) >= 0.95 else "calibrate"].append(row)
+        parts[train_part_of(row.key)].append(row)
     return parts
 
 
@@ -288,30 +309,40 @@ def lettered(choices: Sequence[str]) -> tuple[str, ...]:
 
 def digest(rows: Iterable[Row]) -> str:
     """Return the tagged SHA-256 over the keys of `rows` in their order."""
-    return "sha256:" + hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()
+    return "sha256:" + _sha256("\n".join(row.key for row in rows))
+
+
+def question_text(row: Row) -> str:
+    """Return how a question is put, the same in every format.
+
+    That is the question in its frame, as `Question: …`, the choices as lines with their labels if
+    they are listed, and `Answer:`.
+    """
+    before, after = row.frame
+    lines = [f"{before}{row.need('question')}"]
+    if row.labels:
+        for label, choice in zip(row.labels, row.choices, strict=True):
+            lines.append(f"{label}. {choice}")
+    return "\n".join([*lines, after])
+
+
+def joined(*notes: str) -> str:
+    """Return notes as one sentence; empty ones are passed over."""
+    return "; ".join(filter(None, notes))
+
+
+def _sha256(text: str) -> str:
+    # A user's text may hold half of a surrogate pair, which has no other encoding.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @lru_cache(maxsize=8)
 def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
-    from calibrant.data.sources import sources
-
     content = source.read()
-    elsewhere: set[str] = set()  # the subjects of everything that the siblings measure
-    unchecked: list[str] = []
-    for name in source.siblings:
-        try:
-            elsewhere |= {row.subject for row in sources.build(name).read().rows["measure"]}
-        except DataError:
-            unchecked.append(name)
-    note = "; ".join(
-        filter(
-            None,
-            [
-                content.note,
-                f"not checked against what {', '.join(unchecked)} measures" if unchecked else "",
-            ],
-        )
-    )
+    elsewhere, unchecked = _measured_by_siblings(source)
+    note = content.note
+    if unchecked:
+        note = joined(note, f"not checked against what {', '.join(unchecked)} measures")
     subjects: set[str] = set()
     parts: dict[Part, PartRows] = {}
     # What is measured comes first: a row that occurs there too is taken out of the parts that are
@@ -319,11 +350,34 @@ def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     for part in ("measure", "exemplars", "calibrate"):
         rows = list(content.rows.get(part, ()))
         distinct = {row.key: row for row in rows}
-        used = tuple(
-            distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects
-        )
-        subjects |= {row.subject for row in used} | (elsewhere if part == "measure" else set())
+        used: list[Row] = []
+        # The order of the hashes: it depends on the content alone, and mixes topics well.
+        for key in sorted(distinct):
+            if distinct[key].subject not in subjects:
+                used.append(distinct[key])
+        subjects.update(row.subject for row in used)
+        if part == "measure":
+            subjects |= elsewhere
         parts[part] = PartRows(
-            used, len(rows) - len(distinct), len(distinct) - len(used), content.origin, note
+            tuple(used),
+            duplicates=len(rows) - len(distinct),
+            overlapping=len(distinct) - len(used),
+            origin=content.origin,
+            note=note,
         )
     return parts
+
+
+def _measured_by_siblings(source: StoredSource) -> tuple[set[str], list[str]]:
+    """Return the subjects of what the siblings measure, and the siblings that can't be read."""
+    from calibrant.data.sources import sources  # which imports this module
+
+    subjects: set[str] = set()
+    unchecked: list[str] = []
+    for name in source.siblings:
+        try:
+            rows = sources.build(name).read().rows["measure"]
+            subjects.update(row.subject for row in rows)
+        except DataError:
+            unchecked.append(name)
+    return subjects, unchecked

@@ -1,5 +1,5 @@
-"""Sequences of like length together, and how they are padded: for whoever runs texts through a
-model.
+"""Groups sequences of like length into micro-batches and pads them, for whoever runs texts through
+a model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,8 @@ def by_length(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[list[int
     >>> list(by_length([2, 5, 0, 4, 3], 8))
     [[1], [3, 4], [0]]
     """
-    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    filled = [place for place, length in enumerate(lengths) if length]
+    order = sorted(filled, key=lambda place: -lengths[place])
     while order:
         size = max(1, tokens_per_pass // lengths[order[0]])
         yield order[:size]
@@ -38,16 +39,16 @@ def padded(
     ['attention_mask', 'input_ids']
     """
     longest = max(map(len, sequences))
-    inputs = {
-        "input_ids": torch.tensor(
-            [[*one, *[0] * (longest - len(one))] for one in sequences], device=device
-        )
-    }
+    ids: list[list[int]] = []
+    mask: list[list[int]] = []
+    for sequence in sequences:
+        padding = [0] * (longest - len(sequence))
+        ids.append([*sequence, *padding])
+        mask.append([1] * len(sequence) + padding)
+    inputs = {"input_ids": torch.tensor(ids, device=device)}
     # Without a mask a model takes its fastest attention.
-    if any(len(one) < longest for one in sequences):
-        inputs["attention_mask"] = torch.tensor(
-            [[1] * len(one) + [0] * (longest - len(one)) for one in sequences], device=device
-        )
+    if any(len(sequence) < longest for sequence in sequences):
+        inputs["attention_mask"] = torch.tensor(mask, device=device)
     return inputs
 
 
@@ -61,15 +62,14 @@ def micro_batches(
     changes nothing that counts.
     """
     front = (~batch.mask).long().argsort(dim=1, stable=True)
-    ids, mask, weights = (t.gather(1, front) for t in (batch.ids, batch.mask, batch.weights))
+    ids = batch.ids.gather(1, front)
+    mask = batch.mask.gather(1, front)
+    weights = batch.weights.gather(1, front) * mask
     lengths = batch.mask.sum(1).tolist()
     for places in by_length(lengths, tokens_per_pass):
-        rows, longest = torch.tensor(places), lengths[places[0]]
-        yield (
-            ids[rows, :longest],
-            mask[rows, :longest],
-            weights[rows, :longest] * mask[rows, :longest],
-        )
+        rows = torch.tensor(places)
+        longest = lengths[places[0]]
+        yield ids[rows, :longest], mask[rows, :longest], weights[rows, :longest]
 
 
 def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
@@ -81,24 +81,45 @@ def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | No
     is chosen.
     """
     if batch.mixed:
-        pairs = [divided(part, max(1, tokens // len(batch.mixed))) for _, part in batch.mixed]
-        shares, rests = (
-            [share for share, _ in batch.mixed],
-            [rest for _, rest in pairs if rest is not None],
-        )
-        few = _joined(batch, shares, [chosen for chosen, _ in pairs])
-        return few, _joined(batch, shares, rests) if len(rests) == len(pairs) else None
-    count, whole = len(batch.ids), int(batch.mask.sum())
-    wanted = min(count, max(1, round(count * tokens / max(whole, 1))))
+        return _divided_mix(batch, tokens)
+    count = len(batch.ids)
+    total = int(batch.mask.sum())
+    wanted = min(count, max(1, round(count * tokens / max(total, 1))))
     places = torch.arange(wanted) * count // wanted
-    left = torch.ones(count, dtype=torch.bool)
-    left[places] = False
+    others = torch.ones(count, dtype=torch.bool)
+    others[places] = False
     few = _picked(batch, places)
     if wanted == 1 and few.ids.shape[1] > tokens and bool(few.mask.all()):
-        few = replace(
-            few, ids=few.ids[:, :tokens], mask=few.mask[:, :tokens], weights=few.weights[:, :tokens]
-        )
-    return few, _picked(batch, left.nonzero().flatten()) if bool(left.any()) else None
+        few = _cut(few, tokens)
+    if not bool(others.any()):
+        return few, None
+    return few, _picked(batch, others.nonzero().flatten())
+
+
+def _divided_mix(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
+    each = max(1, tokens // len(batch.mixed))
+    shares: list[float] = []
+    chosen: list[TokenBatch] = []
+    rests: list[TokenBatch] = []
+    for share, part in batch.mixed:
+        few, rest = divided(part, each)
+        shares.append(share)
+        chosen.append(few)
+        if rest is not None:
+            rests.append(rest)
+    few = _joined(batch, shares, chosen)
+    if len(rests) < len(chosen):
+        return few, None
+    return few, _joined(batch, shares, rests)
+
+
+def _cut(batch: TokenBatch, width: int) -> TokenBatch:
+    return replace(
+        batch,
+        ids=batch.ids[:, :width],
+        mask=batch.mask[:, :width],
+        weights=batch.weights[:, :width],
+    )
 
 
 def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
@@ -113,17 +134,14 @@ def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
 
 
 def _joined(batch: TokenBatch, shares: Sequence[float], parts: Sequence[TokenBatch]) -> TokenBatch:
-    """Parts of a mix as one batch, all as wide as the narrowest."""
+    """Return parts of a mix as one batch, all as wide as the narrowest."""
     width = min(part.ids.shape[1] for part in parts)
-    ids, mask, weights = (
-        torch.cat([getattr(part, name)[:, :width] for part in parts])
-        for name in ("ids", "mask", "weights")
-    )
+    narrow = [_cut(part, width) for part in parts]
     return replace(
         batch,
-        ids=ids,
-        mask=mask,
-        weights=weights,
+        ids=torch.cat([part.ids for part in narrow]),
+        mask=torch.cat([part.mask for part in narrow]),
+        weights=torch.cat([part.weights for part in narrow]),
         fingerprint="",
         pads=None,
         mixed=tuple(zip(shares, parts, strict=True)),

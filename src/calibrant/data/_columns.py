@@ -1,8 +1,8 @@
-"""Which column of a user's records is which field: by what was asked for, by name, and by the
+"""Finds which column of a user's records is which field: by what was asked for, by name, and by the
 names that others use.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -43,15 +43,16 @@ _ROLES: Final = {
     "model": "assistant",
     "chatgpt": "assistant",
 }
+_TURNS: Final = "a list of turns such as {'role': 'user', 'content': …}"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of each field, and what of that was guessed, with other columns that it might
-    have been.
+    """The column of each field, in `fields`, and what of that was guessed, with other columns that
+    it might have been.
     """
 
-    of: Mapping[str, str]
+    fields: Mapping[str, str]
     guessed: Mapping[str, str] = field(default_factory=dict[str, str])
     passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
@@ -62,9 +63,14 @@ class Columns:
         """
         guesses: list[str] = []
         for name, column in self.guessed.items():
-            others = ", ".join(map(repr, self.passed_over.get(name, ())))
-            guesses.append(f"{name} from {column!r}" + (f" (and not {others})" if others else ""))
-        return f"guessed: {', '.join(guesses)}" if guesses else ""
+            guess = f"{name} from {column!r}"
+            others = ", ".join(map(repr, self.passed_over[name]))
+            if others:
+                guess += f" (and not {others})"
+            guesses.append(guess)
+        if not guesses:
+            return ""
+        return f"guessed: {', '.join(guesses)}"
 
 
 def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -> Columns:
@@ -76,37 +82,40 @@ def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -
     kind of thing, and is never two fields at once.
     """
     values = _first_values(records)
-    # A column `turns` is as likely a count of them: only there the name alone isn't enough.
-    named = {
-        name for name in USUAL if name in values and (name != "turns" or _fits(name, values[name]))
-    }
-    of = {
-        name: requested.get(name) or name for name in USUAL if requested.get(name) or name in named
-    }
+    columns: dict[str, str] = {}
+    for name in USUAL:
+        if requested.get(name):
+            columns[name] = requested[name]
+        # A column `turns` is as likely a count of them: only there the name alone isn't enough.
+        elif name in values and (name != "turns" or _fits(name, values[name])):
+            columns[name] = name
     guessed: dict[str, str] = {}
     passed_over: dict[str, Sequence[str]] = {}
 
     def guess(name: str) -> bool:
-        if name not in of:
-            fitting = [column for column in _candidates(name, values) if column not in of.values()]
-            if fitting:
-                of[name] = guessed[name] = fitting[0]
-                passed_over[name] = fitting[1:]
-        return name in of
+        """Return whether the field has a column, and guess one if it has none yet."""
+        if name in columns:
+            return True
+        fitting = [each for each in _candidates(name, values) if each not in columns.values()]
+        if not fitting:
+            return False
+        columns[name] = guessed[name] = fitting[0]
+        passed_over[name] = fitting[1:]
+        return True
 
-    asks = "question" in of or (
-        not ({"text", "turns"} & of.keys()) and not guess("turns") and guess("question")
-    )
-    if asks:
+    if "question" not in columns and "text" not in columns and not guess("turns"):
+        guess("question")
+    if "question" in columns:
         for name in ("choices", "answer", "rationale"):
             guess(name)
-    elif not {"text", "turns"} & of.keys():
+    elif "turns" not in columns:
         guess("text")
-    return Columns({name: of[name] for name in USUAL if name in of}, guessed, passed_over)
+    ordered = {name: columns[name] for name in USUAL if name in columns}
+    return Columns(ordered, guessed, passed_over)
 
 
 def content(name: str, value: Any) -> Any:
-    """Return a value as the field holds it: a text, choices or turns; none if there is nothing
+    """Return a value as the field holds it: a text, choices or turns; None if there is nothing
     in it. `ValueError` says what it must be.
     """
     if _nothing(value):
@@ -115,22 +124,29 @@ def content(name: str, value: Any) -> Any:
         return _turns(value)
     if name == "choices":
         return _choices(value)
+    # The answer to a word problem is a number in many files; pandas makes floats of them.
     if name == "answer" and isinstance(value, int | float) and abs(value) != float("inf"):
         value = str(value)
-    if not isinstance(value, str):
-        raise ValueError("a text or a finite number" if name == "answer" else "a text")
-    return _encodable(value)
+    if isinstance(value, str):
+        return _encodable(value)
+    if name == "answer":
+        raise ValueError("a text or a finite number")
+    raise ValueError("a text")
 
 
-def letter_of(answer: str, choices: tuple[str, ...], called: Any) -> str:
-    """What an answer is called where the choices are A, B, C, …: `called` is the column of the
-    choices, which may have names of its own for them.
+def letter_of(answer: str, choices: tuple[str, ...], column: Any) -> str:
+    """Return what an answer is called where the choices are A, B, C, …: `column` is the column of
+    the choices, which may have names of its own for them.
 
     An answer that is neither a name nor a choice stays as it is.
     """
     labels = lettered(choices)
-    names = called.get("label") if isinstance(called, dict) else None
-    for known in (names if isinstance(names, list) else (), labels, choices):
+    # Names that the file has for its choices go first, then A, B, C, then the choices themselves.
+    names = column.get("label") if isinstance(column, dict) else None
+    known_names: list[Sequence[str]] = [labels, choices]
+    if isinstance(names, list):
+        known_names.insert(0, names)
+    for known in known_names:
         if answer in known and len(known) == len(labels):
             return labels[known.index(answer)]
     return answer
@@ -157,14 +173,14 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _candidates(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns that may be this field, the likeliest first."""
+def _candidates(name: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the columns that may be this field, the likeliest first."""
+    candidates: list[str] = []
     for usual in USUAL[name]:
-        yield from (
-            column
-            for column, value in values.items()
-            if column.strip().casefold() == usual and _fits(name, value)
-        )
+        for column, value in values.items():
+            if column.strip().casefold() == usual and _fits(name, value):
+                candidates.append(column)
+    return candidates
 
 
 def _fits(name: str, value: Any) -> bool:
@@ -176,48 +192,51 @@ def _fits(name: str, value: Any) -> bool:
 
 def _nothing(value: Any) -> bool:
     """Return whether a cell is empty: null, not a number, blank or a list of nothing."""
-    return (
-        value is None
-        or value != value
-        or (not value.strip() if isinstance(value, str) else value == [])
-    )
+    if isinstance(value, str):
+        return not value.strip()
+    # Not a number is the one value that differs from itself.
+    return value is None or value != value or value == []
 
 
 def _choices(value: Any) -> tuple[str, ...]:
     """Return a list of texts, or what several sets on the hub have: `{"label": [...], "text":
     [...]}`.
     """
-    value = value.get("text") if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = value.get("text")
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise ValueError("a list of texts")
     if len(value) > 26:
         raise ValueError("a list of at most 26 texts")
-    return tuple(_encodable(choice) for choice in value)
+    return tuple(map(_encodable, value))
 
 
 def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """Return a conversation of the form {role, content} or {from, value}; none if somebody says
+    """Return a conversation of the form {role, content} or {from, value}; None if somebody says
     nothing, as where a tool is called.
     """
-    expected = "a list of turns such as {'role': 'user', 'content': …}"
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(expected)
+        raise ValueError(_TURNS)
     turns: list[tuple[str, str]] = []
     for turn in value:
-        role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(text, list) and all(
-            isinstance(part, dict)
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
-            for part in text
-        ):
+        role = turn.get("role", turn.get("from"))
+        text = turn.get("content", turn.get("value"))
+        if isinstance(text, list) and all(map(_is_text_part, text)):
             text = "\n".join(part["text"] for part in text)
         if not isinstance(role, str) or not isinstance(text, str | None):
-            raise ValueError(f"{expected}, and holds {short(turn)}")
+            raise ValueError(f"{_TURNS}, and holds {short(turn)}")
+        # A turn without text calls a tool, which a conversation in text can't show.
         if text is None or not text.strip():
             return None
         turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(text)))
     return tuple(turns)
+
+
+def _is_text_part(part: Any) -> bool:
+    """Return whether this is one text of a turn of several, where others may be pictures."""
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _encodable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Dealing rows: draw after draw takes the next rows of a fixed order, so that draws are disjoint
+"""Deals rows to draws: each draw takes the next rows of a fixed order, so that draws share no row
 until the rows are used up.
 """
 
@@ -24,8 +24,9 @@ _PATIENCE: Final = 100
 
 @dataclass(frozen=True)
 class Quota:
-    """How much of one part is drawn: real tokens, or windows; the flags that lower it, and the
-    part's share of the whole.
+    """How much of one part is drawn: real tokens, or windows.
+
+    `flags` are those that lower it, `share` is the part's share of the whole.
     """
 
     tokens: int | None = None
@@ -36,10 +37,10 @@ class Quota:
 
 @dataclass
 class PartDraw:
-    """What one part of a set gave in one draw: its windows, the rows that they were made of with
-    their lengths in tokens, and the rows passed over.
+    """What one part of a set gave in one draw.
 
-    `tokens` counts the windows' real tokens, start tokens among them, pads not.
+    `rows` are those that the windows were made of, and `lengths` their tokens. `tokens` counts the
+    windows' real tokens, start tokens among them, pads not.
     """
 
     windows: list[Window] = field(default_factory=list[Window])
@@ -59,10 +60,16 @@ class Deck:
 
     def __init__(self, source: Source, draw: int, part: Part = "calibrate") -> None:
         self.endless = source.kind == "control"
-        self._source, self._draw = source, draw
+        self._source = source
+        self._draw = draw
         self._part: Part = part
-        self._stream = source.rows(part, draw) if self.endless else iter(())
-        self._next = self._turned = self._number = 0
+        # A control's rows come out of one generator, which goes on where it stopped.
+        self._stream: Iterator[Row] = iter(())
+        if self.endless:
+            self._stream = source.rows(part, draw)
+        self._number = 0
+        self._next = 0
+        self._turned = 0
         self._dealt: list[str] = []
         self._earlier: set[str] = set()
 
@@ -73,31 +80,31 @@ class Deck:
             return PartRows(())
         if isinstance(self._source, PerDraw):
             return self._source.for_draw(self._draw)
-        return (
-            self._source.part(self._part)
-            if isinstance(self._source, StoredSource)
-            else PartRows(tuple(self._source.rows(self._part)))
-        )
+        if isinstance(self._source, StoredSource):
+            return self._source.part(self._part)
+        return PartRows(tuple(self._source.rows(self._part)))
 
     @property
     def description(self) -> str:
         """What a message calls it."""
-        return (
-            f"draw {self._draw} of {self._source}"
-            if isinstance(self._source, PerDraw)
-            else f"the {self._part} part of {self._source}"
-        )
+        if isinstance(self._source, PerDraw):
+            return f"draw {self._draw} of {self._source}"
+        return f"the {self._part} part of {self._source}"
 
     def begin(self, number: int) -> None:
-        """Begin draw `number`. Nothing is shuffled: the order is fixed, and goes on where the
-        draw before ended.
+        """Begin draw `number`.
+
+        Nothing is shuffled: the order is fixed, and goes on where the draw before ended.
         """
         self._earlier.update(self._dealt)
-        self._dealt, self._turned, self._number = [], 0, number
+        self._dealt = []
+        self._turned = 0
+        self._number = number
 
     def deals(self, number: int) -> bool:
         """Return whether this deck takes part in draw `number`."""
-        return number == self._draw or not (self.endless or isinstance(self._source, PerDraw))
+        own_rows = self.endless or isinstance(self._source, PerDraw)
+        return number == self._draw or not own_rows
 
     def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
         """Yield the next rows, each once a draw, or with replacement; None stands for a row that
@@ -110,46 +117,59 @@ class Deck:
         else:
             rows = self._once_each()
         for row in rows:
-            if form.takes(row):
-                self._dealt.append(row.key)
-                yield row
-            else:
+            if not form.takes(row):
                 yield None
+                continue
+            self._dealt.append(row.key)
+            yield row
 
     def _once_each(self) -> Iterator[Row]:
-        while self._turned < len(self.content.rows):
-            row = self.content.rows[self._next]
-            self._next, self._turned = (self._next + 1) % len(self.content.rows), self._turned + 1
+        rows = self.content.rows
+        while self._turned < len(rows):
+            row = rows[self._next]
+            self._next = (self._next + 1) % len(rows)
+            self._turned += 1
             yield row
 
     def _with_replacement(self) -> Iterator[Row]:
         """Yield rows at random, hashed from the draw: a row may come again. Ends when it is
         plain that nothing more will come of it.
         """
-        for number in range(_PATIENCE * len(self.content.rows)):
+        rows = self.content.rows
+        for number in range(_PATIENCE * len(rows)):
+            # Hashed and not drawn by a generator: the same rows with any version of any library.
             noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
-            yield self.content.rows[int.from_bytes(noise) % len(self.content.rows)]
+            yield rows[int.from_bytes(noise) % len(rows)]
 
     def overlap(self, rows: list[Row]) -> float:
         """Return the share of `rows` that earlier draws used too."""
-        earlier = self._earlier
+        if not rows:
+            return 0.0
+        earlier = self._earlier_rows(len(rows))
+        return sum(row.key in earlier for row in rows) / len(rows)
+
+    def _earlier_rows(self, count: int) -> set[str]:
+        """Return the keys of the rows that earlier draws used, where each draw has `count` rows."""
+        # What has rows of its own for each draw wasn't dealt in earlier draws, so it is read again.
+        draws = range(0)
         if self.endless and self._draw:
-            earlier = {row.key for row in islice(self._source.rows(self._part, 0), len(rows))}
-        elif (
-            isinstance(self._source, PerDraw)
-            and (end := self._source.disjoint()) is not None
-            and self._draw >= end
-        ):
-            # As many rows of each earlier draw: the budget is the same.
-            draws = (
-                islice(self._source.rows(self._part, draw), len(rows)) for draw in range(self._draw)
-            )
-            earlier = {row.key for draw in draws for row in draw}
-        return sum(row.key in earlier for row in rows) / len(rows) if rows else 0.0
+            draws = range(1)  # a control that repeats itself has the rows of its first draw
+        elif isinstance(self._source, PerDraw):
+            end = self._source.disjoint()
+            if end is not None and self._draw >= end:
+                draws = range(self._draw)
+        if not draws:
+            return self._earlier
+        earlier: set[str] = set()
+        for draw in draws:
+            earlier.update(row.key for row in islice(self._source.rows(self._part, draw), count))
+        return earlier
 
     def digest(self, rows: list[Row]) -> str:
         """Return the digest of everything that was read; of a control, of what was used."""
-        return digest(rows) if self.endless else self.content.digest
+        if self.endless:
+            return digest(rows)
+        return self.content.digest
 
 
 class TooFew(DataError):
@@ -163,8 +183,9 @@ class TooFew(DataError):
 
 
 def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
-    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window;
-    `TooFew` if the source doesn't hold enough.
+    """Return the windows that `quota` asks for, cut from the rows that come next.
+
+    `frame.length` is that of a whole window. Raises `TooFew` if the source doesn't hold enough.
     """
     part = PartDraw()
     before, head = encoder.starts(term.packing, term.format)
@@ -183,36 +204,46 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
             if len(ids):
                 yield TokenizedText(row.key, np.concatenate([before, ids]))
 
-    def room() -> int:
-        left = (
-            frame.length if quota.tokens is None else min(frame.length, quota.tokens - part.tokens)
-        )
-        return left if quota.windows is None or len(part.windows) < quota.windows else 0
+    def tokens_left() -> int:
+        """Return how many tokens the next window may have."""
+        if quota.windows is not None and len(part.windows) >= quota.windows:
+            return 0
+        if quota.tokens is None:
+            return frame.length
+        return min(frame.length, quota.tokens - part.tokens)
 
     def sizes() -> Iterator[int]:
-        while room() > 0:
-            yield max(0, room() - len(head))
+        while tokens_left() > 0:
+            yield max(0, tokens_left() - len(head))
 
     inner = Frame(frame.length - len(head), frame.encode, frame.draw, len(head))
     for window in term.packing.windows(texts(), sizes(), inner):
         ids = np.concatenate([head, window.ids])
-        part.windows.append(
-            replace(window, ids=ids, borders=tuple(len(head) + border for border in window.borders))
-        )
+        borders = tuple(len(head) + border for border in window.borders)
+        part.windows.append(replace(window, ids=ids, borders=borders))
         part.tokens += int((ids != PAD).sum())
-    if room() > 0:
-        budget = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
-        held = int(part.tokens / quota.share)
-        most = (
-            f"--tokens {held}"
-            if quota.tokens is not None
-            else f"--samples {int(len(part.windows) / quota.share)}"
-        )
-        raise TooFew(
-            f"{deck.description} holds {term.packing.supply(part.lengths, inner)}, too little for {budget} of {term} "
-            f"in windows of {frame.length}{f' ({part.passed_over} rows are no {term.format})' if part.passed_over else ''}; lower {quota.flags}"
-            + (f": the most that works is {most}" if part.windows else ""),
-            subject=str(term.source),
-            tokens=held,
-        )
+    if tokens_left() > 0:
+        raise _too_few(term, quota, deck, part, inner, frame.length)
     return part
+
+
+def _too_few(
+    term: Term, quota: Quota, deck: Deck, part: PartDraw, inner: Frame, length: int
+) -> TooFew:
+    # What the whole set may have, so that this part's share of it is what there is.
+    tokens = int(part.tokens / quota.share)
+    if quota.tokens is None:
+        budget = f"{quota.windows} windows"
+        most = f"--samples {int(len(part.windows) / quota.share)}"
+    else:
+        budget = f"{quota.tokens} tokens"
+        most = f"--tokens {tokens}"
+    supply = term.packing.supply(part.lengths, inner)
+    message = f"{deck.description} holds {supply}, too little for {budget} of {term}"
+    message += f" in windows of {length}"
+    if part.passed_over:
+        message += f" ({part.passed_over} rows are no {term.format})"
+    message += f"; lower {quota.flags}"
+    if part.windows:
+        message += f": the most that works is {most}"
+    return TooFew(message, subject=str(term.source), tokens=tokens)

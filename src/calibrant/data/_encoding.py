@@ -1,4 +1,4 @@
-"""Text to token ids, row by row, with what this needs to know of a tokenizer."""
+"""Turns texts into token ids, row by row, and says what kind of token each is."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -25,16 +25,15 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     # Configurations say little about it (`add_bos_token` is missing or wrong in many): what a
     # tokenizer does is tried.
-    plain, dressed = (
-        tokenizer("a", add_special_tokens=False)["input_ids"],
-        tokenizer("a")["input_ids"],
-    )
-    return [start] if dressed[:1] == [start] and plain[:1] != [start] else []
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    usual = tokenizer("a")["input_ids"]
+    if usual[:1] == [start] and plain[:1] != [start]:
+        return [start]
+    return []
 
 
 class Encoder(ABC):
-    """Turns rows into numbers, a number a token; remembers what it has done, because earlier draws
-    are dealt again.
+    """Turns rows into numbers, a number a token.
 
     Texts are tokenised without special tokens. A start token that a chat template writes is taken
     away: the packing says where those stand.
@@ -42,8 +41,9 @@ class Encoder(ABC):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._usual = bool(start_tokens(tokenizer))
-        self._done: dict[tuple[object, ...], Ids] = {}
+        self._starts_texts = bool(start_tokens(tokenizer))
+        # Rows are remembered, because earlier draws are dealt again.
+        self._encoded: dict[tuple[object, ...], Ids] = {}
 
     @abstractmethod
     def text(self, text: str) -> Ids:
@@ -61,76 +61,78 @@ class Encoder(ABC):
 
     def row(self, row: Row, form: Format) -> Ids:
         """Return the numbers of a row's text, or of the tokens that its integers stand for."""
-        name = str(form), row.key, row.frame, row.labels
-        if name not in self._done:
-            self._done[name] = (
-                self._written(row, form) if row.integers is None else self._mapped(row.integers)
-            )
-        return self._done[name]
+        # Frame and labels are no part of the key, and change the text.
+        name = (str(form), row.key, row.frame, row.labels)
+        if name not in self._encoded:
+            if row.integers is None:
+                self._encoded[name] = self._rendered(row, self._text_of(row, form))
+            else:
+                self._encoded[name] = self._mapped(row.integers)
+        return self._encoded[name]
 
     def starts(self, packing: Packing, form: Format) -> tuple[Ids, Ids]:
-        """Return what comes before each text, and at the head of each window. `DataError` where
-        a start token is asked for that doesn't exist.
+        """Return what comes before each text, and at the head of each window.
+
+        Raises `DataError` where a start token is asked for that doesn't exist.
         """
-        nothing, start = np.zeros(0, dtype=np.int32), self.start()
-        if packing.bos in ("document", "window") and not len(start):
+        nothing = np.zeros(0, dtype=np.int32)
+        start = self.start()
+        bos = packing.bos
+        if bos in ("document", "window") and not len(start):
             raise DataError(
-                f"bos={packing.bos!r}: this tokenizer has no start token; use bos='tokenizer' or 'none'",
-                subject=packing.bos,
+                f"bos={bos!r}: this tokenizer has no start token; use bos='tokenizer' or 'none'",
+                subject=bos,
             )
-        match packing.bos:
-            case "none":
-                return nothing, nothing
-            case "document":
-                return start, nothing
-            case "window":
-                return nothing, start
-            case _:
-                usual = start if self._usual or self._begins(form) else nothing
-                return (usual, nothing) if packing.alone else (nothing, usual)
+        if bos == "tokenizer":
+            bos = "none"
+            if self._starts_texts or self._begins_with_start(form):
+                bos = "document" if packing.alone else "window"
+        if bos == "document":
+            return start, nothing
+        if bos == "window":
+            return nothing, start
+        return nothing, nothing
 
-    def _written(self, row: Row, form: Format) -> Ids:
+    def _text_of(self, row: Row, form: Format) -> str:
         text = form.render(row, self.tokenizer)
-        return self._rendered(
-            row, text.removeprefix(str(self.tokenizer.bos_token)) if self._begins(form) else text
-        )
+        if self._begins_with_start(form):
+            text = text.removeprefix(str(self.tokenizer.bos_token))
+        return text
 
-    def _begins(self, form: Format) -> bool:
+    def _begins_with_start(self, form: Format) -> bool:
         """Return whether the format is a chat whose template begins with the start token."""
-        return form.spec_name() == "chat" and self._templated
+        return form.spec_name() == "chat" and self._template_begins_with_start
 
     @cached_property
-    def _templated(self) -> bool:
+    def _template_begins_with_start(self) -> bool:
         if not self.tokenizer.chat_template or self.tokenizer.bos_token is None:
             return False
-        shown = templated(
-            self.tokenizer,
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-        )
-        return shown.startswith(str(self.tokenizer.bos_token))
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return templated(self.tokenizer, turns).startswith(str(self.tokenizer.bos_token))
 
     @cached_property
     def special(self) -> frozenset[int]:
         """The ids of special tokens."""
-        added = (i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
         # A special token that the vocabulary lacks has no id.
-        return frozenset(
-            {i for i in self.tokenizer.all_special_ids if isinstance(i, int)} | {*added}
-        )
+        special = {token for token in self.tokenizer.all_special_ids if isinstance(token, int)}
+        for token, added in self.tokenizer.added_tokens_decoder.items():
+            if added.special:
+                special.add(token)
+        return frozenset(special)
 
 
 class IdEncoder(Encoder):
     """Gives each token its id."""
 
     def text(self, text: str) -> Ids:
-        return np.array(
-            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
-            dtype=np.int32,
-        )
+        encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
+        return np.array(encoded["input_ids"], dtype=np.int32)
 
     def start(self) -> Ids:
         start = self.tokenizer.bos_token_id
-        return np.array([start] if isinstance(start, int) else [], dtype=np.int32)
+        if not isinstance(start, int):
+            return np.zeros(0, dtype=np.int32)
+        return np.array([start], dtype=np.int32)
 
     def _rendered(self, row: Row, text: str) -> Ids:
         return self.text(text)
@@ -141,40 +143,45 @@ class IdEncoder(Encoder):
                 "this tokenizer has no ordinary tokens to draw from, only special ones",
                 subject="random_tokens",
             )
+        # Integers have 32 bits, far more than a vocabulary needs: each token is as likely.
         return self._ordinary[np.array(integers, dtype=np.int64) % len(self._ordinary)]
 
     @cached_property
     def _ordinary(self) -> Ids:
-        return np.array(
-            sorted(set(self.tokenizer.get_vocab().values()) - self.special), dtype=np.int32
-        )
+        ordinary = set(self.tokenizer.get_vocab().values()) - self.special
+        return np.array(sorted(ordinary), dtype=np.int32)
 
 
 class KindEncoder(Encoder):
-    """Gives each token the index in `KINDS` of what it is: the same cuts then say what stands
-    where in a batch. Separators are template.
+    """Gives each token the index in `KINDS` of what it is. Separators are template.
+
+    Rows are cut as those of an `IdEncoder` are, so this says what stands where in a batch.
     """
 
     def text(self, text: str) -> Ids:
-        return np.full(len(self._ids.text(text)), KINDS.index("template"), dtype=np.int32)
+        return np.full_like(self._ids.text(text), KINDS.index("template"))
 
     def start(self) -> Ids:
-        return np.full(len(self._ids.start()), KINDS.index("start"), dtype=np.int32)
+        return np.full_like(self._ids.start(), KINDS.index("start"))
 
     def _rendered(self, row: Row, text: str) -> Ids:
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         spans = content_spans(text, row)
-        inside = [
-            any(begin < last and end > first for first, last in spans)
-            for begin, end in encoded["offset_mapping"]
-        ]
-        kinds = [
-            "special" if i in self.special else "content" if own else "template"
-            for i, own in zip(encoded["input_ids"], inside, strict=True)
-        ]
-        return np.array([KINDS.index(kind) for kind in kinds], dtype=np.int32)
+        kinds: list[int] = []
+        for token, (begin, end) in zip(
+            encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            if token in self.special:
+                kind = "special"
+            # A token that is partly the row's own is content.
+            elif any(begin < last and end > first for first, last in spans):
+                kind = "content"
+            else:
+                kind = "template"
+            kinds.append(KINDS.index(kind))
+        return np.array(kinds, dtype=np.int32)
 
     def _mapped(self, integers: tuple[int, ...]) -> Ids:
         return np.full(len(integers), KINDS.index("content"), dtype=np.int32)
@@ -185,8 +192,9 @@ class KindEncoder(Encoder):
 
 
 def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
-    """Return where in a rendered text the row's own fields stand, as (begin, end); a field is
-    looked for behind the one before it, then anywhere.
+    """Return where in a rendered text the row's own fields stand, as (begin, end).
+
+    A field is looked for behind the one before it, then anywhere.
     """
     fields = [
         row.text,
@@ -199,12 +207,13 @@ def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     cursor = 0
     for field in fields:
-        if not (field or "").strip():
+        value = (field or "").strip()
+        if not value:
             continue
-        value = str(field).strip()
-        at = text.find(value, cursor)
-        at = text.find(value) if at < 0 else at
-        if at >= 0:
-            spans.append((at, at + len(value)))
-            cursor = at + len(value)
+        begin = text.find(value, cursor)
+        if begin < 0:
+            begin = text.find(value)
+        if begin >= 0:
+            cursor = begin + len(value)
+            spans.append((begin, cursor))
     return spans

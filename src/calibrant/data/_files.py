@@ -1,5 +1,5 @@
-"""Records out of files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, each problem
-with its place in the file.
+"""Reads records out of files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text. Each
+problem is said with its place in the file.
 
 Texts are taken as they are: control characters, NULs, any script, lines of any length. Only what is
 no UTF-8 is refused, with its line. JSON and CSV are read by Python's own parsers and not by pyarrow
@@ -14,12 +14,20 @@ import json
 import zlib
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
+from calibrant.data._limits import (
+    ALWAYS_UNPACKED,
+    LONGEST_LINE,
+    LONGEST_WHOLE,
+    MOST_COLUMNS,
+    MOST_ROWS,
+    MOST_TIMES,
+    SHORTEST_LINE,
+)
 from calibrant.errors import DataError
 from calibrant.spec.foreign import visible
 
@@ -37,26 +45,7 @@ SUFFIXES: Final = (
 )
 PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib")
 
-H = TypeVar("H", bound=Hashable)
-
-MOST_COLUMNS: Final = 10_000
-"""Columns of a table, or keys of a JSON object, at most."""
-MOST_ROWS: Final = 50_000_000
-"""Rows of a file at most: they are held in memory."""
-LONGEST_LINE: Final = 1 << 26
-"""Bytes of a line at most, which is a row: 64 MiB."""
-SHORTEST_LINE: Final = 32
-"""Bytes that a line of a compressed file counts for at least: millions of empty ones take time,
-not room.
-"""
-LONGEST_WHOLE: Final = 1 << 30
-"""Bytes of a file that can't be read line by line (JSON, plain text) at most: 1 GiB."""
-TIMES: Final = 200
-"""How many times its own size a compressed file unpacks to at most: text comes to ten or twenty
-times, a bomb to a thousand and more.
-"""
-ALLOWED: Final = 1 << 25
-"""Bytes that any compressed file may unpack to, however small it is: 32 MiB."""
+Name = TypeVar("Name", bound=Hashable)
 
 FAULTS: Final = (
     ValueError,
@@ -92,19 +81,24 @@ def suffix_of(path: Path, label: str) -> str:
         return suffix
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if path.suffix.lower() in PICKLES:
-        raise DataError(
-            f"{label!r} may hold a pickle, which can run any program when it is read, and is refused; {allowed}",
-            subject=label,
+        _refuse(
+            f"{label!r} may hold a pickle, which can run any program when it is read, and is "
+            f"refused; {allowed}",
+            label,
         )
-    raise DataError(
-        f"{label!r} can't be read as data: {path.suffix or 'no ending'!r} is no known ending; {allowed}",
-        subject=label,
+    ending = path.suffix or "no ending"
+    return _refuse(
+        f"{label!r} can't be read as data: {ending!r} is no known ending; {allowed}", label
     )
 
 
 def known_suffix(path: Path) -> str:
     """Return the ending of a file that can be read; empty for one that can't."""
-    return next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    name = path.name.lower()
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return suffix
+    return ""
 
 
 def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -122,7 +116,7 @@ def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
         case ".tsv":
             records = _read_table(path, label, "\t")
         case ".parquet" | ".arrow":
-            records = read_columns(path, label)
+            records = _read_columns(path, label)
         case ".txt":
             records = _read_text(path, label)
         case _:
@@ -130,127 +124,130 @@ def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
     return _faultless(records, label)
 
 
+def _refuse(message: str, subject: str, cause: BaseException | None = None) -> NoReturn:
+    raise DataError(message, subject=subject) from cause
+
+
 def _faultless(records: Iterator[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
-    """The records, and a sentence in place of whatever the reader of a format raises. This is
-    the boundary: readers needn't foresee everything.
+    """Yield the records, and raise a sentence in place of whatever the reader of a format raises.
+
+    This is the boundary: readers needn't foresee everything.
     """
     count = 0
     try:
         for record in records:
             count += 1
             if count > MOST_ROWS:
-                raise DataError(
-                    f"{label!r} has more than {MOST_ROWS:,} rows, the most that are read; take a part of it",
-                    subject=label,
-                )
+                message = f"has more than {MOST_ROWS:,} rows, the most that are read"
+                _refuse(f"{label!r} {message}; take a part of it", label)
             yield record
     except FAULTS as error:
-        where = f"{label!r}, row {count + 1}" if count else f"{label!r}"
-        raise DataError(
-            f"{where}: this can't be read ({reason_of(error)}); look at the file, or write it anew",
-            subject=label,
-        ) from error
+        place = repr(label)
+        if count:
+            place += f", row {count + 1}"
+        message = f"this can't be read ({reason_of(error)}); look at the file, or write it anew"
+        _refuse(f"{place}: {message}", label, error)
 
 
 def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    """One JSON object a line; empty lines are passed over. `DataError` with `file:line` for a
-    line that is none.
+    """Yield one JSON object a line; empty lines are passed over.
+
+    Raises `DataError` with `file:line` for a line that is none.
     """
     for number, line in enumerate(_lines(path, label), 1):
         if line.strip():
-            yield _object(
-                _parsed(line, f"{label}:{number}", "; every line must be one JSON object"),
-                f"{label}:{number}",
-            )
+            place = f"{label}:{number}"
+            yield _object(_parsed(line, place, "; every line must be one JSON object"), place)
 
 
 def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
     text = _whole(path, label)
-    records = _parsed(text, label) if text.strip() else []
+    if not text.strip():
+        return
+    records = _parsed(text, label)
     if not isinstance(records, list):
-        raise DataError(
-            f"{label!r} holds a JSON {type(records).__name__}; it must hold a list of objects",
-            subject=label,
-        )
+        kind = type(records).__name__
+        _refuse(f"{label!r} holds a JSON {kind}; it must hold a list of objects", label)
     for number, record in enumerate(cast("list[Any]", records), 1):
         yield _object(record, f"{label}, record {number}")
 
 
-def _parsed(text: str, where: str, rule: str = "") -> Any:
-    """Return what a JSON text says. A `NaN`, which pandas writes where nothing is, counts as
-    null.
-    """
+def _parsed(text: str, place: str, rule: str = "") -> Any:
+    """Return what a JSON text says; `place` and `rule` stand in messages."""
     try:
-        return json.loads(
-            text,
-            parse_constant=lambda name: None if name == "NaN" else float(name),
-            object_pairs_hook=_unrepeated,
-        )
+        return json.loads(text, parse_constant=_constant, object_pairs_hook=_unrepeated)
     except json.JSONDecodeError as error:
+        line = text
         # A line of JSON Lines is named by its caller, a line of a JSON text by the parser.
-        where, line = (
-            (where, text)
-            if rule
-            else (f"{where}:{error.lineno}", text.split("\n")[error.lineno - 1])
-        )
-        raise DataError(
-            f"{where}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", subject=where
-        ) from error
+        if not rule:
+            place += f":{error.lineno}"
+            line = text.split("\n")[error.lineno - 1]
+        _refuse(f"{place}: {short(line.strip())!r} is no JSON ({error.msg}){rule}", place, error)
     except RecursionError as error:
-        raise DataError(
-            f"{where}: {short(text.strip())!r} is nested too deep to be read; flatten it",
-            subject=where,
-        ) from error
+        _refuse(
+            f"{place}: {short(text.strip())!r} is nested too deep to be read; flatten it",
+            place,
+            error,
+        )
     except ValueError as error:
         reason = str(error).partition(";")[0]
-        raise DataError(
-            f"{where}: {short(text.strip())!r} can't be read ({reason}){rule}", subject=where
-        ) from error
+        _refuse(f"{place}: {short(text.strip())!r} can't be read ({reason}){rule}", place, error)
+
+
+def _constant(name: str) -> float | None:
+    """Return the value of `NaN` or `Infinity`; pandas writes `NaN` where nothing is."""
+    if name == "NaN":
+        return None
+    return float(name)
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
+    # JSON allows it and parsers differ in which of the two they take.
     if len(record) < len(pairs):
-        raise ValueError(
-            f"the key {short(repeated(name for name, _ in pairs))!r} comes twice in one object"
-        )
+        key = short(repeated(name for name, _ in pairs))
+        raise ValueError(f"the key {key!r} comes twice in one object")
     return record
 
 
 def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    # Python's own limit of 131,072 letters is too small for books; it is one for the process.
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(_bare_returns(_lines(path, label)), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:
         for cells in reader:
-            if not "".join(cells).strip() and len(cells) != len(columns):
+            # A blank line is passed over, unless it has a cell for each column.
+            blank = not "".join(cells).strip()
+            if blank and len(cells) != len(columns):
                 continue
             if not columns:
                 columns = _header(cells, label)
-            elif len(cells) != len(columns):
-                message = f"this line has not the {len(columns)} columns of the first line but {len(cells)}"
-                raise DataError(f"{label}:{reader.line_num}: {message}", subject=label)
-            else:
+            elif len(cells) == len(columns):
                 yield dict(zip(columns, cells, strict=True))
+            else:
+                _refuse(
+                    f"{label}:{reader.line_num}: this line has not the {len(columns)} columns of "
+                    f"the first line but {len(cells)}",
+                    label,
+                )
     except csv.Error as error:
-        kind = "CSV" if delimiter == "," else "TSV"
-        raise DataError(
-            f"{label}:{reader.line_num}: this line is no {kind} ({error})", subject=label
-        ) from error
+        kind = {",": "CSV", "\t": "TSV"}[delimiter]
+        _refuse(f"{label}:{reader.line_num}: this line is no {kind} ({error})", label, error)
 
 
 def _header(cells: list[str], label: str) -> list[str]:
     check_columns(len(cells), f"{label}:1")
-    if (twice := repeated(cells)) is not None:
-        raise DataError(
-            f"{label}:1: the first line names the column {short(twice)!r} twice; rename one",
-            subject=label,
+    twice = repeated(cells)
+    if twice is not None:
+        _refuse(
+            f"{label}:1: the first line names the column {short(twice)!r} twice; rename one", label
         )
     return cells
 
 
 def _bare_returns(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of a table that may end in a carriage return alone, which only CSV still knows."""
+    """Yield lines of a table, which may also end in a carriage return alone, as only CSV's do."""
     for line in lines:
         if "\r" in line[:-2]:
             yield from StringIO(line, newline="")
@@ -259,8 +256,9 @@ def _bare_returns(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _read_text(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    """Paragraphs, if there is more than one; else lines. A line ends where an editor ends it,
-    and not at rarer marks such as U+2028.
+    """Yield paragraphs, if there is more than one; else lines.
+
+    A line ends where an editor ends it, and not at rarer marks such as U+2028.
     """
     lines = _whole(path, label).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     paragraphs: list[list[str]] = [[]]
@@ -270,34 +268,41 @@ def _read_text(path: Path, label: str) -> Iterator[dict[str, Any]]:
         elif paragraphs[-1]:
             paragraphs.append([])
     texts = ["\n".join(paragraph) for paragraph in paragraphs if "".join(paragraph).strip()]
-    for text in texts if len(texts) > 1 else lines:
+    if len(texts) <= 1:
+        texts = lines
+    for text in texts:
         if text.strip():
             yield {"text": text}
 
 
 def _lines(path: Path, label: str) -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are line feeds and nothing else.
-    `DataError` with the line of what is no UTF-8.
+
+    Raises `DataError` with the line of what is no UTF-8.
     """
+    packed = path.suffix.lower() in (".gz", ".zst")
+    size = path.stat().st_size
     unpacked = 0
-    packed = path.stat().st_size if path.suffix.lower() in (".gz", ".zst") else None
+    encoding = "utf-8-sig"  # a byte order mark, which Windows writes, may stand before the first
+    number = 0
     with _unpacked(path, label) as file:
-        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
-            if packed is not None:
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if packed:
+                # Counted while it is unpacked, before the memory is full.
                 unpacked += max(len(line), SHORTEST_LINE)
-                check_unpacked(unpacked, packed, label)
+                check_unpacked(unpacked, size, label)
             if len(line) > LONGEST_LINE:
-                most = f"{LONGEST_LINE >> 20} MiB"
-                raise DataError(
-                    f"{label}:{number}: this line is longer than {most}, the most that a row may have; divide it",
-                    subject=label,
+                _refuse(
+                    f"{label}:{number}: this line is longer than {LONGEST_LINE >> 20} MiB, the "
+                    "most that a row may have; divide it",
+                    label,
                 )
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode(encoding)
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=label
-                ) from error
+                _refuse(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", label, error)
+            encoding = "utf-8"
             yield text
 
 
@@ -306,105 +311,108 @@ def _unpacked(path: Path, label: str) -> Iterator[BufferedIOBase]:
     """Yield a file's bytes, unpacked. `DataError` for a compressed file that turns out to be
     damaged while it is read.
     """
+    suffix = path.suffix.lower()
     try:
-        match path.suffix.lower():
-            case ".gz":
-                opened: Any = gzip.GzipFile(path, "rb")
-            case ".zst":
-                import pyarrow
+        if suffix == ".gz":
+            opened: Any = gzip.GzipFile(path, "rb")
+        elif suffix == ".zst":
+            import pyarrow
 
-                opened = BufferedReader(
-                    cast("Any", pyarrow.input_stream(str(path), compression="zstd"))
-                )
-            case _:
-                opened = path.open("rb")
+            stream: Any = pyarrow.input_stream(str(path), compression="zstd")
+            opened = BufferedReader(stream)
+        else:
+            opened = path.open("rb")
         with closing(opened) as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{label!r} is no whole gzip file: {error}", subject=label) from error
+        _refuse(f"{label!r} is no whole gzip file: {error}", label, error)
     except OSError as error:
-        if path.suffix.lower() != ".zst":
+        if suffix != ".zst":
             raise
-        raise DataError(
-            f"{label!r} is no whole zstd file: {reason_of(error)}", subject=label
-        ) from error
+        _refuse(f"{label!r} is no whole zstd file: {reason_of(error)}", label, error)
 
 
 def _whole(path: Path, label: str) -> str:
     """Return a text file that can't be read line by line."""
     if path.stat().st_size > LONGEST_WHOLE:
-        most = f"{LONGEST_WHOLE >> 20:,} MiB"
-        raise DataError(
-            f"{label!r} is larger than {most}, the most that is read at once; write it as JSON Lines",
-            subject=label,
+        _refuse(
+            f"{label!r} is larger than {LONGEST_WHOLE >> 20:,} MiB, the most that is read at "
+            "once; write it as JSON Lines",
+            label,
         )
     return "".join(_lines(path, label))
 
 
-def _object(record: Any, where: str) -> dict[str, Any]:
+def _object(record: Any, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise DataError(
-            f'{where}: {short(record)!r} is no JSON object such as {{"text": …}}', subject=where
-        )
-    check_columns(len(record), where)
+        message = f'{short(record)!r} is no JSON object such as {{"text": …}}'
+        _refuse(f"{place}: {message}", place)
+    check_columns(len(record), place)
     return cast("dict[str, Any]", record)
 
 
-def read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    """Give the rows as dictionaries. `DataError` for a damaged file, with the row and column of
-    a value that Python has nothing for.
+def _read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet or Arrow file.
+
+    Raises `DataError` for a damaged file, with the row and column of a value that Python has
+    nothing for.
     """
     import pyarrow
 
-    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+    if path.suffix.lower() == ".parquet":
+        kind = "Parquet"
+        batches = _parquet_batches(path, label)
+    else:
+        kind = "Arrow"
+        batches = _arrow_batches(path)
     count = 0
     try:
-        for batch in _parquet(path, label) if kind == "Parquet" else _arrow(path):
-            _check(batch.schema.names, count + batch.num_rows, label)
+        for batch in batches:
+            _check_table(batch.schema.names, count + batch.num_rows, label)
             for begin in range(0, batch.num_rows, BATCH):
                 yield from _records_of(batch.slice(begin, BATCH), label, count + begin)
             count += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{label!r} can't be read as {kind}: {reason_of(error)}", subject=label
-        ) from error
+        _refuse(f"{label!r} can't be read as {kind}: {reason_of(error)}", label, error)
 
 
-def _check(names: list[str], rows: int, label: str) -> None:
+def _check_table(names: list[str], rows: int, label: str) -> None:
     check_columns(len(names), repr(label))
-    if (twice := repeated(names)) is not None:
-        raise DataError(
-            f"{label!r} has two columns called {short(twice)!r}; rename one", subject=label
-        )
+    twice = repeated(names)
+    if twice is not None:
+        _refuse(f"{label!r} has two columns called {short(twice)!r}; rename one", label)
     if rows > MOST_ROWS:
-        raise DataError(
+        _refuse(
             f"{label!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it",
-            subject=label,
+            label,
         )
 
 
 def _records_of(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]:
-    """Yield a batch as records; row by row if a value in it can't be made, so that the row can
-    be named.
-    """
+    """Yield a batch as records; `before` counts the rows before it, for messages."""
     try:
         records = batch.to_pylist()
     except FAULTS:
-        for at in range(batch.num_rows):
-            row = batch.slice(at, 1)
-            try:
-                records = row.to_pylist()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{label!r}, row {before + at + 1}: {no_utf8(error)}", subject=label
-                ) from error
-            except FAULTS as error:
-                raise DataError(
-                    f"{label!r}, row {before + at + 1}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or write it as text",
-                    subject=label,
-                ) from error
-            yield from records
-    else:
+        records = _one_by_one(batch, label, before)
+    yield from records
+
+
+def _one_by_one(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]:
+    """Yield a batch as records, and name the row in which a value can't be made."""
+    for place in range(batch.num_rows):
+        row = batch.slice(place, 1)
+        number = f"{label!r}, row {before + place + 1}"
+        try:
+            records = row.to_pylist()
+        except UnicodeDecodeError as error:
+            _refuse(f"{number}: {no_utf8(error)}", label, error)
+        except FAULTS as error:
+            _refuse(
+                f"{number}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or "
+                "write it as text",
+                label,
+                error,
+            )
         yield from records
 
 
@@ -418,36 +426,37 @@ def _culprit(row: Any) -> str:
     return "this row"
 
 
-def _parquet(path: Path, label: str) -> Iterator[Any]:
+def _parquet_batches(path: Path, label: str) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        about = file.metadata
-        _check(file.schema_arrow.names, about.num_rows, label)
-        check_unpacked(
-            sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups)),
-            path.stat().st_size,
-            label,
-        )
+        facts = file.metadata
+        _check_table(file.schema_arrow.names, facts.num_rows, label)
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        unpacked = sum(group.total_byte_size for group in groups)
+        check_unpacked(unpacked, path.stat().st_size, label)
         yield from file.iter_batches(batch_size=BATCH)
 
 
-def _arrow(path: Path) -> Iterator[Any]:
+def _arrow_batches(path: Path) -> Iterator[Any]:
     """Yield the batches of an Arrow file, or of a stream, which is what `datasets` writes."""
     import pyarrow
 
-    with pyarrow.OSFile(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            file = pyarrow.ipc.open_file(source)
-            yield from (_sound(file.get_batch(number)) for number in range(file.num_record_batches))
+    with pyarrow.OSFile(str(path)) as opened:
+        if opened.read(6) == b"ARROW1":
+            file = pyarrow.ipc.open_file(opened)
+            for number in range(file.num_record_batches):
+                yield _sound(file.get_batch(number))
         else:
-            source.seek(0)
-            yield from map(_sound, pyarrow.ipc.open_stream(source))
+            opened.seek(0)
+            for batch in pyarrow.ipc.open_stream(opened):
+                yield _sound(batch)
 
 
 def _sound(batch: Any) -> Any:
-    """The batch, once it is sure that none of its offsets points out of its memory: a damaged
-    one could end the process. `ArrowInvalid` if so.
+    """Return the batch, once it is sure that none of its offsets points out of its memory.
+
+    A damaged one could end the process. Raises `ArrowInvalid` for such.
     """
     import pyarrow
 
@@ -458,9 +467,8 @@ def _sound(batch: Any) -> Any:
         except pyarrow.ArrowInvalid as error:
             # Offsets are looked at before letters are, and of what is no UTF-8 the row is to be
             # named.
-            text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(
-                column.type
-            )
+            kind = column.type
+            text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
             if not (text and "UTF8" in str(error)):
                 raise
     return batch
@@ -468,8 +476,15 @@ def _sound(batch: Any) -> Any:
 
 def short(value: Any) -> str:
     """Return a value for a message, never long and never more than a few levels deep."""
-    text, most = (value, 40) if isinstance(value, str) else (_SHORT.repr(value), 80)
-    return text if len(text) <= most else text[:most] + "…"
+    if isinstance(value, str):
+        return _cut(value, 40)
+    return _cut(_SHORT.repr(value), 80)
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    return text[:most] + "…"
 
 
 def reason_of(error: BaseException) -> str:
@@ -477,8 +492,9 @@ def reason_of(error: BaseException) -> str:
     nothing.
     """
     lines = visible(str(error)).strip().splitlines()
-    line = lines[0].partition(";")[0] if lines else type(error).__name__
-    return line if len(line) <= 160 else line[:160] + "…"
+    if not lines:
+        return _cut(type(error).__name__, 160)
+    return _cut(lines[0].partition(";")[0], 160)
 
 
 def no_utf8(error: UnicodeDecodeError) -> str:
@@ -486,9 +502,9 @@ def no_utf8(error: UnicodeDecodeError) -> str:
     return f"this is no UTF-8 text (byte {error.object[error.start]:#04x} at {error.start + 1})"
 
 
-def repeated(names: Iterable[H]) -> H | None:
+def repeated(names: Iterable[Name]) -> Name | None:
     """Return the first name that comes a second time; None if none does."""
-    earlier: set[H] = set()
+    earlier: set[Name] = set()
     for name in names:
         if name in earlier:
             return name
@@ -496,12 +512,13 @@ def repeated(names: Iterable[H]) -> H | None:
     return None
 
 
-def check_columns(count: int, where: str) -> None:
+def check_columns(count: int, place: str) -> None:
     """Raise `DataError` for more columns than a table of texts has."""
     if count > MOST_COLUMNS:
-        raise DataError(
-            f"{where}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep those that you need",
-            subject=where,
+        _refuse(
+            f"{place}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep "
+            "those that you need",
+            place,
         )
 
 
@@ -509,9 +526,10 @@ def check_unpacked(unpacked: int, packed: int, label: str) -> None:
     """Raise `DataError` for what unpacks to far more than text does; count with it while
     reading, before the memory is full.
     """
-    most = max(ALLOWED, TIMES * packed)
+    most = max(ALWAYS_UNPACKED, MOST_TIMES * packed)
     if unpacked > most:
-        raise DataError(
-            f"{label!r} unpacks to more than {most >> 20:,} MiB, {TIMES} times its size, which no text does; unpack it yourself if it should",
-            subject=label,
+        _refuse(
+            f"{label!r} unpacks to more than {most >> 20:,} MiB, {MOST_TIMES} times its size, "
+            "which no text does; unpack it yourself if it should",
+            label,
         )

@@ -1,4 +1,4 @@
-"""Which files a user's path stands for, and which parts they are: one file, the files of a
+"""Finds the files that a user's path stands for, and which parts they are: one file, the files of a
 folder, or those that a pattern matches.
 """
 
@@ -6,35 +6,33 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import has_magic
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+from calibrant.data._base import joined
 from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, reason_of, suffix_of
+from calibrant.data._limits import LONGEST_DESCRIPTION, LOOKED_THROUGH, MOST_FILES
 from calibrant.errors import DataError
 from calibrant.spec.foreign import user_path
-
-LOOKED_THROUGH: Final = 200_000
-"""How many names are looked at to find the files of a folder or a pattern."""
-MOST_FILES: Final = 10_000
-"""Data files of a folder or a pattern at most."""
-LONGEST_DESCRIPTION: Final = 1 << 24
-"""Bytes of a file in which `datasets` lists splits or files at most."""
 
 File = tuple[Path, str]
 """A file, and what messages call it."""
 
+SPLITS: Final = ("train", "validation", "test")
+
 _SPLIT: Final = re.compile(r"(train|validation|valid|val|dev|test)(?![^\W_])", re.IGNORECASE)
-_SAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
-_KINDS: Final[Mapping[str, Callable[[int], bool]]] = {
-    "a folder": stat.S_ISDIR,
-    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
-    "a pipe": stat.S_ISFIFO,
-    "a socket": stat.S_ISSOCK,
+_USUAL_NAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
 }
 _DESCRIPTIONS: Final = (
     "dataset_dict.json",
@@ -60,7 +58,7 @@ class Files:
     @property
     def all(self) -> tuple[File, ...]:
         """Every file that is read, in order."""
-        return tuple(file for part in self.parts for file in part)
+        return tuple(chain.from_iterable(self.parts))
 
     @property
     def parts(self) -> tuple[tuple[File, ...], ...]:
@@ -77,37 +75,43 @@ class Files:
         """The split that calibrates; if it is the only one, it is divided. None where there is
         only a split that is measured on.
         """
-        if len(self.splits) == 1 and not {"test", "validation"}.isdisjoint(self.splits):
+        if len(self.splits) == 1 and not self.splits.keys().isdisjoint(("test", "validation")):
             return None
-        return next(name for name in ("train", "validation", "test", "") if name in self.splits)
+        return self._first(*SPLITS, "")
 
     @property
     def measure(self) -> str | None:
         """The split that is measured on, if there is one beside, or nothing else: test, else
         validation.
         """
-        return next(
-            (
-                name
-                for name in ("test", "validation")
-                if name in self.splits and name != self.calibrate
-            ),
-            None,
-        )
+        name = self._first("test", "validation")
+        if name == self.calibrate:
+            return None
+        return name
+
+    def _first(self, *names: str) -> str | None:
+        for name in names:
+            if name in self.splits:
+                return name
+        return None
 
     @property
     def note(self) -> str:
         """Return which split is what, and what isn't used, as clauses."""
-        if self.calibrate is None:
-            what = f"all of it is {self.measure!r} and measures; nothing calibrates"
-        elif self.measure is None:
-            what = f"all of it is {self.calibrate!r} and divided by hash" if self.calibrate else ""
-        else:
-            first = "what names no split" if self.assumed else repr(self.calibrate)
-            what = f"{first} calibrates and {self.measure!r} measures"
+        calibrate = self.calibrate
+        clause = ""
+        if calibrate is None:
+            clause = f"all of it is {self.measure!r} and measures; nothing calibrates"
+        elif self.measure is not None:
+            first = "what names no split" if self.assumed else repr(calibrate)
+            clause = f"{first} calibrates and {self.measure!r} measures"
+        elif calibrate:
+            clause = f"all of it is {calibrate!r} and divided by hash"
         unused = [name for name in self.splits if name not in self.used]
-        others = ", ".join([*map(repr, unused), *map(repr, self.ignored)])
-        return "; ".join(filter(None, [what, f"not used: {others}" if others else ""]))
+        others = ", ".join(map(repr, [*unused, *self.ignored]))
+        if others:
+            clause = joined(clause, f"not used: {others}")
+        return clause
 
 
 def files_of(text: str) -> Files:
@@ -124,38 +128,32 @@ def files_of(text: str) -> Files:
     return Files({"": [(path, text)]})
 
 
+def _refuse(label: str, message: str, cause: BaseException | None = None) -> NoReturn:
+    raise DataError(message, subject=label) from cause
+
+
 def _check_regular(path: Path, label: str) -> None:
-    """`DataError` for what is no file: it isn't there, or opening it would wait, or never end."""
+    """Raise `DataError` for what isn't there, or is no file: opening it could wait, or not end."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         if os.path.islink(path):
-            raise DataError(
-                f"{label!r} is a link to something that isn't there; mend it or take it away",
-                subject=label,
-            ) from error
-        raise DataError(
-            f"there is no file {label!r}; give the path of a data file or of a folder of them, or the name of a source",
-            subject=label,
-        ) from error
+            message = "is a link to something that isn't there; mend it or take it away"
+            _refuse(label, f"{label!r} {message}", error)
+        advice = "give the path of a data file or of a folder of them, or the name of a source"
+        _refuse(label, f"there is no file {label!r}; {advice}", error)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{label!r} can't be opened: {reason_of(error)}; give a file that may be read",
-            subject=label,
-        ) from error
+        message = f"can't be opened: {reason_of(error)}; give a file that may be read"
+        _refuse(label, f"{label!r} {message}", error)
     if not stat.S_ISREG(mode):
-        kind = next((name for name, has in _KINDS.items() if has(mode)), "something else")
-        raise DataError(
-            f"{label!r} is {kind} and no file; write what comes out of it to a file first",
-            subject=label,
-        )
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        advice = "write what comes out of it to a file first"
+        _refuse(label, f"{label!r} is {kind} and no file; {advice}")
 
 
 def _folder(folder: Path, label: str) -> Files:
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(
-            f"the folder {label!r} may not be read; change its permissions", subject=label
-        )
+        _refuse(label, f"the folder {label!r} may not be read; change its permissions")
     if os.path.isfile(folder / "dataset_dict.json"):
         return _dataset_dict(folder, label)
     if os.path.isfile(folder / "state.json"):
@@ -163,21 +161,23 @@ def _folder(folder: Path, label: str) -> Files:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in islice(entries, LOOKED_THROUGH + 1)]
     if len(names) > LOOKED_THROUGH:
-        raise DataError(
-            f"{label!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the data files only",
-            subject=label,
+        _refuse(
+            label,
+            f"{label!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the "
+            "data files only",
         )
     return _sorted_out([(folder / name, f"{label}/{name}") for name in names], label)
 
 
 def _pattern(pattern: str, label: str) -> Files:
-    files = [Path(name) for name in dict.fromkeys(_matching(pattern, label))]
-    if not files:
-        raise DataError(
-            f"nothing matches {label!r}; give a pattern that names data files, such as 'data/*.jsonl'",
-            subject=label,
+    paths = [Path(name) for name in dict.fromkeys(_matching(pattern, label))]
+    if not paths:
+        _refuse(
+            label,
+            f"nothing matches {label!r}; give a pattern that names data files, such as "
+            "'data/*.jsonl'",
         )
-    return _sorted_out([(path, str(path)) for path in files], label)
+    return _sorted_out([(path, str(path)) for path in paths], label)
 
 
 def _matching(pattern: str, label: str) -> Iterator[str]:
@@ -189,32 +189,36 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
     waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     looked_at = 0
     while waiting:
-        place, (part, *rest) = waiting.pop()
-        deep, rest = part == "**", tuple(rest)
+        folder, parts = waiting.pop()
+        part = parts[0]
+        rest = parts[1:]
+        deep = part == "**"
         if not deep and not has_magic(part):
+            path = os.path.join(folder, part)
             if rest:
-                waiting.append((os.path.join(place, part), rest))
-            elif os.path.lexists(os.path.join(place, part)):
-                yield os.path.join(place, part)
+                waiting.append((path, rest))
+            elif os.path.lexists(path):
+                yield path
             continue
         if deep:
-            waiting.append((place, rest or ("*",)))
-        for entry in _entries(place or "."):
+            waiting.append((folder, rest or ("*",)))
+            rest = parts  # what is inside a folder may be any number of folders deeper
+        for entry in _entries(folder or "."):
             looked_at += 1
             if looked_at > LOOKED_THROUGH:
-                most = f"{LOOKED_THROUGH:,}"
-                raise DataError(
-                    f"{label!r} would look through more than {most} names; begin it with a folder nearer to the files",
-                    subject=label,
+                _refuse(
+                    label,
+                    f"{label!r} would look through more than {LOOKED_THROUGH:,} names; begin it "
+                    "with a folder nearer to the files",
                 )
             hidden = entry.name.startswith(".") and not part.startswith(".")
             if hidden or not (deep or fnmatch(entry.name, part)):
                 continue
-            inside, further = os.path.join(place, entry.name), (part, *rest) if deep else rest
-            if not further:
-                yield inside
+            path = os.path.join(folder, entry.name)
+            if not rest:
+                yield path
             elif entry.is_dir(follow_symlinks=not deep):
-                waiting.append((inside, further))
+                waiting.append((path, rest))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -227,79 +231,78 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _sorted_out(candidates: Sequence[File], label: str) -> Files:
-    """Files in the order of their names, by split if their names say one. `DataError` if there
-    are none, or too many, or of several kinds.
+    """Return files in the order of their names, by split if their names say one.
+
+    Raises `DataError` if there are none, or too many, or of several kinds.
     """
-    data = sorted(
-        (
-            f
-            for f in candidates
-            if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"
-        ),
-        key=lambda f: f[1],
-    )
-    if len(data) > MOST_FILES:
-        raise DataError(
-            f"{label!r} stands for {len(data):,} data files, and at most {MOST_FILES:,} are read; join them",
-            subject=label,
+    files = sorted(filter(_may_be_data, candidates), key=_label_of)
+    if len(files) > MOST_FILES:
+        message = f"stands for {len(files):,} data files, and at most {MOST_FILES:,} are read"
+        _refuse(label, f"{label!r} {message}; join them")
+    # A folder may be called `train.jsonl`, as Spark writes them.
+    files = [file for file in files if not os.path.isdir(file[0])]
+    if not files:
+        reason = ""
+        for path, _ in candidates:
+            if path.suffix.lower() in PICKLES and os.path.isfile(path):
+                reason = "; what looks like a pickle is never read, since it can run any program"
+        _refuse(
+            label,
+            f"{label!r} holds no data file{reason}; a data file ends in {', '.join(SUFFIXES)}",
         )
-    data = [(path, file_label) for path, file_label in data if not os.path.isdir(path)]
-    for path, file_label in data:
+    splits: dict[str, list[File]] = {}
+    for path, file_label in files:
         _check_regular(path, file_label)
-    allowed = f"a data file ends in {', '.join(SUFFIXES)}"
-    if not data:
-        pickled = any(
-            path.suffix.lower() in PICKLES for path, _ in candidates if os.path.isfile(path)
-        )
-        reason = (
-            "; what looks like a pickle is never read, since it can run any program"
-            if pickled
-            else ""
-        )
-        raise DataError(f"{label!r} holds no data file{reason}; {allowed}", subject=label)
-    named = [(file, _split_of(file[0])) for file in data]
-    splits = {
-        name: [file for file, split in named if split == name]
-        for name in ("train", "validation", "test", "")
-    }
-    parts = {name: files for name, files in splits.items() if files}
+        splits.setdefault(_split_of(path), []).append((path, file_label))
     # What is beside a measured part and isn't named is there to calibrate; beside a train part it
     # is anything.
-    assumed = "" in parts and "train" not in parts and len(parts) > 1
-    if assumed:
-        parts["train"] = parts.pop("")
-    ignored = (
-        [file_label for _, file_label in parts.pop("")] if "train" in parts and "" in parts else []
-    )
-    kinds = sorted(
-        {known_suffix(path).split(".")[1] for files in parts.values() for path, _ in files}
-    )
+    unnamed = splits.pop("", [])
+    ignored: list[str] = []
+    assumed = False
+    if "train" in splits:
+        ignored = [file_label for _, file_label in unnamed]
+    elif unnamed and splits:
+        assumed = True
+        splits["train"] = unnamed
+    elif unnamed:
+        splits[""] = unnamed
+    used = chain.from_iterable(splits.values())
+    kinds = sorted({known_suffix(path).split(".")[1] for path, _ in used})
     if len(kinds) > 1:
-        raise DataError(
-            f"{label!r} holds files of several kinds ({', '.join(kinds)}); choose with a pattern, such as '*.{kinds[0]}'",
-            subject=label,
-        )
-    return Files(parts, ignored, assumed)
+        message = f"holds files of several kinds ({', '.join(kinds)})"
+        _refuse(label, f"{label!r} {message}; choose with a pattern, such as '*.{kinds[0]}'")
+    return Files({name: splits[name] for name in (*SPLITS, "") if name in splits}, ignored, assumed)
+
+
+def _may_be_data(file: File) -> bool:
+    name = file[0].name
+    return bool(known_suffix(file[0])) and name not in _DESCRIPTIONS and name[0] not in "._"
+
+
+def _label_of(file: File) -> str:
+    return file[1]
 
 
 def _split_of(path: Path) -> str:
     match = _SPLIT.match(path.name)
-    return _SAME.get(match[1].lower(), match[1].lower()) if match else ""
+    if match is None:
+        return ""
+    name = match[1].lower()
+    return _USUAL_NAME.get(name, name)
 
 
 def _dataset_dict(folder: Path, label: str) -> Files:
     """Return what `DatasetDict.save_to_disk` wrote: a folder a split."""
     names = _described(folder / "dataset_dict.json", f"{label}/dataset_dict.json", "splits")
-    splits = {
-        name: _dataset(folder / name, f"{label}/{name}")
-        for name in names
-        if name in ("train", "validation", "test")
-    }
+    splits: dict[str, list[File]] = {}
+    for name in names:
+        if name in SPLITS:
+            splits[name] = _dataset(folder / name, f"{label}/{name}")
     if not splits:
-        names_there = ", ".join(names) or "none"
-        raise DataError(
-            f"{label!r} has the splits {names_there}; of train, validation and test it needs one, or give one split's folder",
-            subject=label,
+        _refuse(
+            label,
+            f"{label!r} has the splits {', '.join(names) or 'none'}; of train, validation and "
+            "test it needs one, or give one split's folder",
         )
     return Files(splits, [name for name in names if name not in splits])
 
@@ -309,32 +312,35 @@ def _dataset(folder: Path, label: str) -> list[File]:
     which there may be others that are a cache.
     """
     names = _described(folder / "state.json", f"{label}/state.json", "_data_files")
-    arrow_files = [
-        (folder / name, f"{label}/{name}") for name in names if Path(name).suffix == ".arrow"
-    ]
-    missing = next((label for path, label in arrow_files if not os.path.isfile(path)), None)
-    if missing or not arrow_files:
-        lost = missing or f"{label}/*.arrow"
-        raise DataError(
-            f"{lost!r} is missing, which {label}/state.json names; save the data set again",
-            subject=label,
+    names = [name for name in names if Path(name).suffix == ".arrow"]
+    missing = [name for name in names if not os.path.isfile(folder / name)]
+    if not names:
+        missing = ["*.arrow"]
+    if missing:
+        lost = f"{label}/{missing[0]}"
+        _refuse(
+            label, f"{lost!r} is missing, which {label}/state.json names; save the data set again"
         )
-    return arrow_files
+    return [(folder / name, f"{label}/{name}") for name in names]
 
 
 def _described(path: Path, label: str, key: str) -> list[str]:
     """Return the names that a description lists under `key`, without any folder that they name:
     nothing outside is read.
     """
+    names: list[str] = []
     try:
         if path.stat().st_size > LONGEST_DESCRIPTION:
             raise ValueError("it is far larger than any description")
-        listed = json.loads(path.read_bytes())[key]
-        return [
-            Path(entry if isinstance(entry, str) else entry["filename"]).name for entry in listed
-        ]
+        for entry in json.loads(path.read_bytes())[key]:
+            name = entry if isinstance(entry, str) else entry["filename"]
+            # Its last part alone: `../../secret` is a file of this folder called `secret`.
+            names.append(Path(name).name)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{label!r} doesn't list {key!r} as `datasets` writes it; save the data set again with save_to_disk",
-            subject=label,
-        ) from error
+        _refuse(
+            label,
+            f"{label!r} doesn't list {key!r} as `datasets` writes it; save the data set again "
+            "with save_to_disk",
+            error,
+        )
+    return names

@@ -1,20 +1,21 @@
-"""A conversation put into a tokenizer's chat template: a program that came with the model, and may
-be broken in any way.
+"""Puts conversations into a tokenizer's chat template, and tells where in the text their turns are.
 
-jinja2's sandbox keeps a template from the machine, but not from running on: three nested loops are
-ten to the fifteenth steps, and a product of a text and a number fills the memory. So each template
-first writes a short conversation with its steps counted.
+A template is a program that came with the model, and may be broken in any way. jinja2's sandbox
+keeps it from the machine, but not from running on: three nested loops are ten to the fifteenth
+steps, and a product of a text and a number fills the memory. So each template first writes a short
+conversation with its steps counted.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, wraps
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, NamedTuple, cast, final, get_args
 
 from jinja2 import TemplateError, nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from calibrant.data._limits import LONGEST_MADE, TEMPLATE_STEPS
 from calibrant.errors import DataError
 
 FAULTS: Final = (
@@ -30,23 +31,33 @@ FAULTS: Final = (
 """What a template's own arithmetic, look-ups and recursion raise, beside the errors that jinja2
 has for it.
 """
-STEPS: Final = 20_000
-"""Rounds of loops, calls, and hundreds of characters that two short turns may take: published
-templates take some dozens.
+Role = Literal["template", "question", "answer"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+"""What a letter is of: the template, with what the system is told; a user's turn; the
+assistant's.
 """
-LONGEST: Final = 1_000_000
-"""The largest number that may say how long a text or a list is to be."""
 
-_PER_STEP: Final = 100
+_LETTERS_PER_STEP: Final = 100
 _WIDTH: Final = re.compile(r"\d{7}")
 _SIZED: Final = ("center", "indent", "wordwrap", "format", "truncate", "batch", "slice")
-"""The filters that make what they are given as long as they are told."""
+"""The filters that make what they are given as long as they are asked to."""
 _TURNS: Final = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+_ROLE_OF_SPEAKER: Final[Mapping[str, Role]] = {"user": "question", "assistant": "answer"}
+_BROKEN: Final = "use qa, or a tokenizer whose template works"
+_UNCLEAR: Final = "so its own tokens can't be told from theirs; leave out roles=true"
 
 
 @final
 class EndlessError(TemplateError):
     """A template that goes on too long, or makes something too large."""
+
+
+class Stretch(NamedTuple):
+    """Letters from `begin` to `end` that have one role."""
+
+    begin: int
+    end: int
+    role: Role
 
 
 def templated(
@@ -55,167 +66,233 @@ def templated(
     subject: str = "chat",
     **options: Any,
 ) -> str:
-    """Return the messages as the tokenizer's template writes them. Raises `DataError` if it
-    refuses them, is broken, or goes on without end.
+    """Return the messages as the tokenizer's template writes them.
+
+    Raises `DataError` if it refuses them, is broken, or goes on without end.
     """
     try:
-        _check_ends(
-            str(tokenizer.get_chat_template()),
-            tuple(sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items())),
-        )
+        special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+        _check_ends(str(tokenizer.get_chat_template()), tuple(sorted(special.items())))
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
     except EndlessError as error:
-        raise DataError(
-            f"the model's chat template {error}; use qa, or a tokenizer whose template works",
-            subject=subject,
-        ) from error
+        message = f"the model's chat template {error}; {_BROKEN}"
+        raise DataError(message, subject=subject) from error
     except TemplateError as error:
-        raise DataError(
-            f"the model's chat template refuses a row: {error}", subject=subject
-        ) from error
+        message = f"the model's chat template refuses a row: {error}"
+        raise DataError(message, subject=subject) from error
     except FAULTS as error:
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"the model's chat template is broken ({what}); use qa, or a tokenizer whose template works",
-            subject=subject,
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"the model's chat template is broken ({reason}); {_BROKEN}"
+        raise DataError(message, subject=subject) from error
+
+
+def stretches(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], subject: str
+) -> tuple[str, list[Stretch]]:
+    """Return the conversation as the tokenizer's template writes it, and its stretches in order.
+
+    Raises `DataError` for a template that refuses it, or writes a turn otherwise than as it is.
+    """
+    # The template is asked twice: with the turns, and with a mark in the place of each. What stands
+    # between the marks is the template's own.
+    text = templated(tokenizer, messages, subject)
+    marks = [_mark(number) for number in range(len(messages))]
+    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
+    pieces = _pieces(templated(tokenizer, marked, subject), marks)
+    found: list[Stretch] = []
+    if len(pieces) == len(messages) + 1:
+        found = list(_located(text, pieces, messages))
+    if not found or found[-1].end != len(text):
+        turns = f"the turns of row {subject[:16]}"
+        message = f"the model's chat template doesn't write {turns} as they are, {_UNCLEAR}"
+        raise DataError(message, subject=subject)
+    return text, [stretch for stretch in found if stretch.begin < stretch.end]
+
+
+def _mark(number: int) -> str:
+    """Return letters for private use, which no text holds and no template takes off."""
+    return f"\ue000{number}\ue001"
+
+
+def _pieces(marked: str, marks: Sequence[str]) -> list[str]:
+    """Return what stands before, between and behind the marks; fewer pieces where one is lost."""
+    pieces: list[str] = []
+    for mark in marks:
+        piece, found, marked = marked.partition(mark)
+        if not found:
+            return pieces
+        pieces.append(piece)
+    return [*pieces, marked]
+
+
+def _located(
+    text: str, pieces: Sequence[str], messages: Sequence[dict[str, str]]
+) -> Iterator[Stretch]:
+    """Yield the stretches as far as the text is the template's pieces with the turns between."""
+    place = len(pieces[0])
+    if not text.startswith(pieces[0]):
+        return
+    yield Stretch(0, place, "template")
+    for message, piece in zip(messages, pieces[1:], strict=True):
+        content = message["content"]
+        # Many templates take space off around a turn, some on one side only.
+        for written in (content, content.lstrip(), content.rstrip(), content.strip()):
+            if text.startswith(written + piece, place):
+                break
+        else:
+            return
+        end = place + len(written)
+        yield Stretch(place, end, _ROLE_OF_SPEAKER.get(message["role"], "template"))
+        place = end + len(piece)
+        yield Stretch(end, place, "template")
 
 
 @lru_cache(maxsize=64)
 def _check_ends(template: str, special: tuple[tuple[str, str], ...]) -> None:
-    """Raise `EndlessError` for a template that doesn't end with two short turns; whatever else
-    is wrong with it, its use will show.
+    """Raise `EndlessError` for a template that doesn't end with two short turns.
+
+    Whatever else is wrong with it, its use will show.
     """
-    spent = _Spent()
-    environment = spent.counting()
+    meter = _Meter()
+    environment = meter.environment()
     try:
         tree = environment.parse(template)
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "counted_rounds", [], [], None, None)
         code = environment.compile(_with_texts_counted(tree))
-        writer = environment.template_class.from_code(
-            environment, code, environment.make_globals(None)
-        )
-        for piece in writer.generate(
+        values = environment.make_globals(None)
+        writer = environment.template_class.from_code(environment, code, values)
+        pieces = writer.generate(
             messages=list(_TURNS),
             tools=None,
             documents=None,
             add_generation_prompt=False,
             **dict(special),
-        ):
-            spent.text(piece)
+        )
+        for piece in pieces:
+            meter.text(piece)
     except EndlessError:
         raise
     except (TemplateError, *FAULTS):
         return
 
 
-def _with_texts_counted(node: nodes.Node) -> Any:
-    """Return the tree with every `~`, which joins texts, counted."""
+def _with_texts_counted(node: Any) -> Any:
+    """Return the tree with every `~`, which joins texts, counted; what is no tree as it is."""
+    if not isinstance(node, nodes.Node):
+        return node
     for name, value in list(node.iter_fields()):
-        if isinstance(value, nodes.Node):
+        if isinstance(value, list):
+            setattr(node, name, [_with_texts_counted(each) for each in value])
+        else:
             setattr(node, name, _with_texts_counted(value))
-        elif isinstance(value, list):
-            setattr(
-                node,
-                name,
-                [
-                    _with_texts_counted(each) if isinstance(each, nodes.Node) else each
-                    for each in value
-                ],
-            )
-    return (
-        nodes.Filter(node, "counted_text", [], [], None, None)
-        if isinstance(node, nodes.Concat)
-        else node
-    )
+    if isinstance(node, nodes.Concat):
+        return nodes.Filter(node, "counted_text", [], [], None, None)
+    return node
 
 
 @final
-class _Spent:
-    """How much a template has used up."""
+class _Meter:
+    """Counts what a template uses up."""
 
     def __init__(self) -> None:
-        self._left = STEPS
+        self._steps_left = TEMPLATE_STEPS
 
-    def counting(self) -> Any:
-        """transformers' own environment for templates, in which loops, calls and products are
+    def environment(self) -> Any:
+        """Return transformers' own environment for templates, with loops, calls and products
         counted.
         """
         usual = cast(Any, chat_template_utils)._compile_jinja_template("").environment
         environment = usual.overlay()
-        sized = {name: self._bounded(usual.filters[name]) for name in _SIZED}
-        environment.filters = {
-            **usual.filters,
-            **sized,
-            "counted_rounds": self._rounds,
-            "counted_text": self.text,
-        }
+        environment.filters = dict(usual.filters)
+        for name in _SIZED:
+            environment.filters[name] = self._counted(usual.filters[name])
+        environment.filters["counted_rounds"] = self._rounds
+        environment.filters["counted_text"] = self.text
+
+        def binary(context: Any, operator: str, left: Any, right: Any) -> Any:
+            self._check_product(operator, left, right)
+            return usual.call_binop(context, operator, left, right)
+
         environment.intercepted_binops = frozenset(("*", "**", "+", "%"))
-        environment.call_binop = lambda _, operator, left, right: self._product(
-            usual, operator, left, right
-        )
-        environment.call = self._bounded(usual.call)
+        environment.call_binop = binary
+        environment.call = self._counted(usual.call)
         return environment
 
     def text(self, text: str) -> str:
-        self._take(len(text) // _PER_STEP)
+        """Count a text that was made, and return it."""
+        self._spend(len(text) // _LETTERS_PER_STEP)
         return text
 
-    def _take(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
+    def _spend(self, steps: int) -> None:
+        self._steps_left -= steps
+        if self._steps_left < 0:
             raise EndlessError("goes on too long")
 
     def _rounds(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
-            self._take(1)
+            self._spend(1)
             yield item
 
-    def _bounded(self, function: Any) -> Any:
+    def _counted(self, function: Any) -> Any:
         @wraps(function)
         def counted(*arguments: Any, **named: Any) -> Any:
-            self._take(1)
-            for value in map(_text_of, (*arguments, *named.values())):
-                if (isinstance(value, int) and value > LONGEST) or (
-                    isinstance(value, str) and len(value) < LONGEST and _WIDTH.search(value)
-                ):
+            self._spend(1)
+            for argument in (*arguments, *named.values()):
+                if _asks_for_much(_text_behind(argument)):
                     raise EndlessError("makes something too large")
             result = function(*arguments, **named)
-            return self.text(result) if isinstance(result, str) else result
+            if isinstance(result, str):
+                self.text(result)
+            return result
 
         return counted
 
-    def _product(self, environment: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [
-            len(value)
-            if isinstance(value, str | list | tuple)
-            else abs(value)
-            if isinstance(value, int)
-            else 0
-            for value in (left, right)
-        ]
-        if (operator == "*" and sizes[0] * sizes[1] > LONGEST**2) or (
-            operator == "**" and max(sizes) > LONGEST
-        ):
+    def _check_product(self, operator: str, left: Any, right: Any) -> None:
+        """Count what `*`, `**`, `+` or `%` makes, before it is made."""
+        left_size = _size(left)
+        right_size = _size(right)
+        if operator == "*" and left_size * right_size > LONGEST_MADE**2:
             raise EndlessError("makes something too large")
-        texts = [isinstance(value, str | list | tuple) for value in (left, right)]
-        if any(texts):
-            self._take(
-                sizes[0] * sizes[1] // _PER_STEP if operator == "*" else sum(sizes) // _PER_STEP
-            )
-        if operator == "%" and texts[0] and _WIDTH.search(str(left)):
+        if operator == "**" and max(left_size, right_size) > LONGEST_MADE:
             raise EndlessError("makes something too large")
-        return environment.call_binop(None, operator, left, right)
+        if isinstance(left, _SEQUENCES) or isinstance(right, _SEQUENCES):
+            letters = left_size + right_size
+            if operator == "*":
+                letters = left_size * right_size
+            self._spend(letters // _LETTERS_PER_STEP)
+        # `"%9999999d" % 1` has the length that its format says.
+        if operator == "%" and isinstance(left, _SEQUENCES) and _WIDTH.search(str(left)):
+            raise EndlessError("makes something too large")
 
 
-def _text_of(value: Any) -> Any:
+_SEQUENCES: Final = (str, list, tuple)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, _SEQUENCES):
+        return len(value)
+    if isinstance(value, int):
+        return abs(value)
+    return 0
+
+
+def _asks_for_much(value: Any) -> bool:
+    """Return whether a number, or a short text with one, asks for a result that is too long."""
+    if isinstance(value, int):
+        return value > LONGEST_MADE
+    if isinstance(value, str) and len(value) < LONGEST_MADE:
+        return _WIDTH.search(value) is not None
+    return False
+
+
+def _text_behind(value: Any) -> Any:
     """Return the text whose method a value is, such as a `format` that is called; else the value
     itself.
     """
-    owner = (
-        getattr(getattr(value, "__wrapped__", value), "__self__", None)
-        if callable(value)
-        else value
-    )
-    return owner if isinstance(owner, str) else value
+    if not callable(value):
+        return value
+    owner = getattr(getattr(value, "__wrapped__", value), "__self__", None)
+    if isinstance(owner, str):
+        return owner
+    return value

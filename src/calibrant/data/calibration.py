@@ -1,11 +1,12 @@
-"""Calibration sets: what a model is shown while it is compressed."""
+"""Draws calibration sets, which a model is shown while it is compressed."""
 
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Final
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
+from calibrant.data._limits import LAST_DRAW, LONGEST_WINDOW, MOST_TOKENS
 from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.errors import DataError
@@ -24,13 +26,6 @@ from calibrant.spec.grammar import Mix, SetLabel, Sum, read_set, written_mix
 from calibrant.system.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
-
-
-MOST_TOKENS: Final = 10**9
-"""Of a draw: as ids and their mask, tens of gigabytes."""
-LONGEST_WINDOW: Final = 10**7
-LAST_DRAW: Final = 10_000
-"""Draw k costs as much as k draws, because the rows of all that are before it are dealt first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,15 +106,22 @@ class CalibrationSet:
         seed: int = 0,
     ) -> None:
         check_budget(samples, length, tokens, seed)
-        read = read_set(text_of_source(expr) if isinstance(expr, Source) else expr)
+        # A set is its text, also where it was given as an object: that is what a record keeps.
+        if isinstance(expr, Source):
+            expr = text_of_source(expr)
+        parsed = read_set(expr)
         self._fill(samples=samples, length=length, budget=tokens, seed=seed, part="calibrate")
-        if isinstance(read, Mix):
-            sets = tuple(self._of_sum(parts) for parts in read.sets)
-            text = written_mix(read.names, list(map(str, sets)), read.shares)
-            parts = _weighed(read.shares, sets)
-            self._fill(expr=text, parts=parts, mixed=sets, names=read.names, shares=read.shares)
+        if isinstance(parsed, Mix):
+            sets = tuple(self._sum(parts) for parts in parsed.sets)
+            self._fill(
+                expr=written_mix(parsed.names, list(map(str, sets)), parsed.shares),
+                parts=_weighed(parsed.shares, sets),
+                mixed=sets,
+                names=parsed.names,
+                shares=parsed.shares,
+            )
         else:
-            self._fill(**vars(self._of_sum(read)))
+            self._fill(**vars(self._sum(parsed)))
 
     @classmethod
     def parse(
@@ -140,88 +142,33 @@ class CalibrationSet:
         return self.expr
 
     def __repr__(self) -> str:
-        budget = f"samples={self.samples}" if self.budget is None else f"tokens={self.budget}"
-        part = "" if self.part == "calibrate" else f", part={self.part!r}"
-        return (
-            f"CalibrationSet({self.expr!r}, {budget}, length={self.length}, seed={self.seed}{part})"
-        )
+        budget = f"samples={self.samples}"
+        if self.budget is not None:
+            budget = f"tokens={self.budget}"
+        part = ""
+        if self.part != "calibrate":
+            part = f", part={self.part!r}"
+        arguments = f"{budget}, length={self.length}, seed={self.seed}{part}"
+        return f"CalibrationSet({self.expr!r}, {arguments})"
 
     def _repr_html_(self) -> str:
-        budget = (
-            f"{self.samples} windows" if self.budget is None else f"{self.budget:,} real tokens"
-        )
-        lines = [
-            (str(term), f"{float(term.share):.4g}", term.source.kind, term.source.licence)
-            for term in self.parts
-        ]
+        budget = f"{self.samples} windows"
+        if self.budget is not None:
+            budget = f"{self.budget:,} real tokens"
+        lines: list[tuple[str, str, str, str]] = []
+        for term in self.parts:
+            share = f"{float(term.share):.4g}"
+            lines.append((str(term), share, term.source.kind, term.source.licence))
         facts = {"budget": f"{budget} of {self.length:,} tokens", "draw": self.seed}
-        return card(
-            f"Calibration set {self.expr}",
-            facts,
-            inside=listing(("part", "share", "kind", "licence"), lines),
-        )
-
-    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
-        """Return the set as tokens. `DataError` if a source can't be read or holds too little
-        for the first draw.
-        """
-        if self.mixed:
-            return self._mixture([part.tokens(tokenizer) for part in self.mixed])
-        decks = self._decks(self.seed)
-        drawn = self._deal_all(decks, IdEncoder(tokenizer))
-        ids, mask = self._laid_out(drawn)
-        pads = mask & (ids == PAD)
-        ids[pads] = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0
-        )
-        total = sum(part.tokens for part in drawn)
-        # Parts of whole windows miss their shares by a little; a weight on each of their tokens
-        # makes the shares exact.
-        each = [
-            float(term.share * total / part.tokens)
-            for term, part in zip(self.parts, drawn, strict=True)
-        ]
-        facts = [
-            _facts(term, part, decks[term.source], weight)
-            for term, part, weight in zip(self.parts, drawn, each, strict=True)
-        ]
-        weights = (
-            np.repeat(np.array(each, dtype=np.float32), [fact["sequences"] for fact in facts])[
-                :, None
-            ]
-            * mask
-        )
-        rows = [row for part in drawn for row in part.rows]
-        whole = {
-            "data": self.expr,
-            "draw": self.seed,
-            "windows": sum(len(part.windows) for part in drawn),
-            "length": self.length,
-            "tokens": total,
-            "pads": int(pads.sum()),
-            "overlap": sum(fact["overlap"] * fact["rows"] for fact in facts) / len(rows),
-            "parts": facts,
-        }
-        digest = fingerprint(ids, mask, weights)
-        examples = tuple(sorted({row.example for row in rows}))
-        tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
-        return TokenBatch(
-            *tensors,
-            digest,
-            whole,
-            examples,
-            torch.from_numpy(pads) if pads.any() else None,
-            rows=tuple(rows),
-        )
+        parts = listing(("part", "share", "kind", "licence"), lines)
+        return card(f"Calibration set {self.expr}", facts, inside=parts)
 
     @property
     def label(self) -> SetLabel:
         """The canonical expression in its parts, with the family of what it is made of."""
-        return (
-            self.parts[0].label
-            if len(self.parts) == 1
-            else SetLabel(self.expr, self.expr, family="mixed")
-        )
+        if len(self.parts) == 1:
+            return self.parts[0].label
+        return SetLabel(self.expr, self.expr, family="mixed")
 
     @property
     def per_draw(self) -> bool:
@@ -234,13 +181,13 @@ class CalibrationSet:
 
         `DataError` where a part has none.
         """
-        whole = tuple(
-            replace(t, source=t.source.measured()) if isinstance(t.source, PerDraw) else t
-            for t in self.parts
-        )
-        return self._with(
-            part="measure", parts=whole, mixed=tuple(part.held_out() for part in self.mixed)
-        )
+        parts: list[Term] = []
+        for term in self.parts:
+            if isinstance(term.source, PerDraw):
+                term = replace(term, source=term.source.measured())
+            parts.append(term)
+        mixed = tuple(part.held_out() for part in self.mixed)
+        return self._with(part="measure", parts=tuple(parts), mixed=mixed)
 
     def supplied(self, supply: Callable[[PerDraw, int], Source]) -> "CalibrationSet":
         """Return the same with `supply(source, tokens)` in the place of each source that is
@@ -249,26 +196,24 @@ class CalibrationSet:
         if self.mixed:
             mixed = tuple(part.supplied(supply) for part in self.mixed)
             return self._with(mixed=mixed, parts=_weighed(self.shares, mixed))
-        budgets = [
-            self.samples * self.length if quota.tokens is None else quota.tokens
-            for quota in self._quotas()
-        ]
-        parts = zip(self.parts, budgets, strict=True)
-        return self._with(
-            parts=tuple(
-                replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t
-                for t, n in parts
-            )
-        )
+        parts: list[Term] = []
+        for term, quota in zip(self.parts, self._quotas(), strict=True):
+            if isinstance(term.source, PerDraw):
+                tokens = quota.tokens
+                if tokens is None:
+                    tokens = self.samples * self.length
+                term = replace(term, source=supply(term.source, tokens))
+            parts.append(term)
+        return self._with(parts=tuple(parts))
 
     def redrawn(self, seed: int) -> "CalibrationSet":
         """Return the same set's draw `seed`. `DataError` for one that can't be had."""
         check_budget(self.samples, self.length, self.budget, seed)
         return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
 
-    def _of_sum(self, read: Sum) -> "CalibrationSet":
+    def _sum(self, parsed: Sum) -> "CalibrationSet":
         """Return the sum of these parts, with the budget and the draw of this set."""
-        terms = tuple(map(term_of, read))
+        terms = tuple(map(term_of, parsed))
         return self._with(expr=written(terms), parts=terms, mixed=(), names=(), shares=())
 
     def _with(self, **fields: Any) -> "CalibrationSet":
@@ -278,13 +223,64 @@ class CalibrationSet:
         return changed
 
     def _fill(self, **fields: Any) -> None:
+        # The class is frozen for its users; a frozen dataclass has no other way to set a field.
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
+        """Return the set as tokens.
+
+        Raises `DataError` if a source can't be read or holds too little for the first draw.
+        """
+        if self.mixed:
+            return self._mixture([part.tokens(tokenizer) for part in self.mixed])
+        decks = self._decks(self.seed)
+        drawn = self._deal_all(decks, IdEncoder(tokenizer))
+        ids, mask = self._laid_out(drawn)
+        pads = mask & (ids == PAD)
+        # Only now: as an id a pad couldn't be told from the same token in a text.
+        ids[pads] = _pad_of(tokenizer)
+        total = sum(part.tokens for part in drawn)
+        facts: list[dict[str, Any]] = []
+        rows: list[Row] = []
+        for term, part in zip(self.parts, drawn, strict=True):
+            # Parts of whole windows miss their shares by a little; a weight on each of their tokens
+            # makes the shares exact.
+            weight = float(term.share * total / part.tokens)
+            facts.append(_facts(term, part, decks[term.source], weight))
+            rows += part.rows
+        # In float32, as the fingerprint has them.
+        by_part = np.array([fact["weight"] for fact in facts], dtype=np.float32)
+        by_sequence = np.repeat(by_part, [fact["sequences"] for fact in facts])
+        weights = by_sequence[:, None] * mask
+        counted_pads = None
+        if pads.any():
+            counted_pads = torch.from_numpy(pads)
+        whole = {
+            "data": self.expr,
+            "draw": self.seed,
+            "windows": sum(len(part.windows) for part in drawn),
+            "length": self.length,
+            "tokens": total,
+            "pads": int(pads.sum()),
+            "overlap": _mean_overlap(facts),
+            "parts": facts,
+        }
+        return TokenBatch(
+            torch.from_numpy(ids).long(),
+            torch.from_numpy(mask),
+            torch.from_numpy(weights),
+            fingerprint(ids, mask, weights),
+            whole,
+            examples=tuple(sorted({row.example for row in rows})),
+            pads=counted_pads,
+            rows=tuple(rows),
+        )
 
     def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """Return the rows of each part of this draw, in the order in which they were used."""
         if self.mixed:
-            return [rows for part in self.mixed for rows in part.rows(tokenizer)]
+            return list(chain.from_iterable(part.rows(tokenizer) for part in self.mixed))
         decks = self._decks(self.seed)
         return [part.rows for part in self._deal_all(decks, IdEncoder(tokenizer))]
 
@@ -295,8 +291,9 @@ class CalibrationSet:
         if self.mixed:
             return torch.cat([part.kinds(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
-        ids, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
-        return torch.from_numpy(np.where(mask, np.maximum(ids, 0), 0).astype(np.int8))
+        # Dealt again by an encoder that gives kinds in place of ids: cuts and places are the same.
+        kinds, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
+        return torch.from_numpy(np.where(mask, np.maximum(kinds, 0), 0).astype(np.int8))
 
     def most_tokens(self, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
         """Return the largest budget in real tokens, up to `most`, for which the sources hold one
@@ -320,37 +317,35 @@ class CalibrationSet:
         return most
 
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
-        """How many draws of this budget share no row: `most` if there are that many or more,
-        none if the set is all controls, which have no end.
+        """Return how many draws of this budget share no row: `most` if there are that many or
+        more, None if the set is all controls, which have no end.
         """
+        counts: list[int] = []
+        for part in self.mixed:
+            count = part.disjoint_draws(tokenizer, most)
+            if count is not None:
+                counts.append(count)
         if self.mixed:
-            return min(
-                (
-                    n
-                    for part in self.mixed
-                    if (n := part.disjoint_draws(tokenizer, most)) is not None
-                ),
-                default=None,
-            )
+            return min(counts, default=None)
+        stored = False
+        for term in self.parts:
+            if isinstance(term.source, PerDraw):
+                count = term.source.disjoint()
+                if count is not None:
+                    counts.append(count)
+            elif term.source.kind != "control":
+                stored = True
+        if not stored and not counts:
+            return None
+        most = min([most, *counts])
+        if not stored:
+            return most
         encoder = IdEncoder(tokenizer)
-        ends = [
-            end
-            for term in self.parts
-            if isinstance(term.source, PerDraw) and (end := term.source.disjoint()) is not None
-        ]
-        most = min([most, *ends])
-        if all(
-            term.source.kind == "control" or isinstance(term.source, PerDraw) for term in self.parts
-        ):
-            return most if ends else None
         decks = self._decks(-1)  # what has rows of its own for each draw isn't dealt
         for number in range(most):
-            parts = self._deal(number, decks, encoder)
-            if any(
-                decks[term.source].overlap(part.rows)
-                for term, part in zip(self.parts, parts, strict=True)
-            ):
-                return number
+            for term, part in zip(self.parts, self._deal(number, decks, encoder), strict=True):
+                if decks[term.source].overlap(part.rows):
+                    return number
         return most
 
     def _decks(self, draw: int) -> dict[Source, Deck]:
@@ -365,86 +360,105 @@ class CalibrationSet:
 
     def _deal(self, number: int, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
         """Draw `number` of every part; a control deals only in the draw that it was opened for."""
-        frame = Frame(self.length, encoder.text, number)
-        if any(
-            self.length <= sum(map(len, encoder.starts(term.packing, term.format)))
-            for term in self.parts
-        ):
-            raise DataError(
-                f"length is {self.length}: the start token leaves no room for text; raise --length",
-                subject="length",
-            )
+        for term in self.parts:
+            before, head = encoder.starts(term.packing, term.format)
+            if self.length <= len(before) + len(head):
+                raise DataError(
+                    f"length is {self.length}: the start token leaves no room for text; raise "
+                    "--length",
+                    subject="length",
+                )
         for deck in decks.values():
             deck.begin(number)
-        return [
-            draw(term, quota, decks[term.source], encoder, frame)
-            if decks[term.source].deals(number)
-            else PartDraw()
-            for term, quota in zip(self.parts, self._quotas(), strict=True)
-        ]
+        frame = Frame(self.length, encoder.text, number)
+        drawn: list[PartDraw] = []
+        for term, quota in zip(self.parts, self._quotas(), strict=True):
+            deck = decks[term.source]
+            part = PartDraw()
+            if deck.deals(number):
+                part = draw(term, quota, deck, encoder, frame)
+            drawn.append(part)
+        return drawn
 
     def _quotas(self) -> list[Quota]:
         """Return how much of each part is drawn: its share of the real tokens; where windows
         aren't filled, its share of the windows.
         """
         shares = [term.share for term in self.parts]
-        tokens = _divide(self.samples * self.length if self.budget is None else self.budget, shares)
+        total = self.budget
+        flags = "--tokens or --length"
+        if total is None:
+            total = self.samples * self.length
+            flags = "--samples or --length"
+        tokens = _divide(total, shares)
         windows = _divide(self.samples, shares)
-        for term, count in zip(self.parts, tokens, strict=True):
-            if count < 1:
+        quotas: list[Quota] = []
+        for place, term in enumerate(self.parts):
+            if tokens[place] < 1:
                 raise DataError(
-                    f"{term} gets none of {sum(tokens)} tokens in {self.expr!r}; raise --tokens or its weight",
+                    f"{term} gets none of {total} tokens in {self.expr!r}; raise --tokens or its "
+                    "weight",
                     subject=str(term),
                 )
-        by_window = [self.budget is None and not term.packing.fills for term in self.parts]
-        flags = "--samples or --length" if self.budget is None else "--tokens or --length"
-        return [
-            Quota(windows=max(1, w), flags=flags, share=share)
-            if by
-            else Quota(tokens=t, flags=flags, share=share)
-            for by, t, w, share in zip(by_window, tokens, windows, shares, strict=True)
-        ]
+            quota = Quota(tokens=tokens[place], flags=flags, share=term.share)
+            # A window that isn't filled has an unknown number of tokens, so windows are counted.
+            if self.budget is None and not term.packing.fills:
+                quota = replace(quota, tokens=None, windows=max(1, windows[place]))
+            quotas.append(quota)
+        return quotas
 
     def _laid_out(self, drawn: Sequence[PartDraw]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask [sample, position] of all sequences; `PAD` in the ids where a pad counts
-        as a token.
+        """Return ids and mask [sample, position] of all sequences; `PAD` in the ids where a pad
+        counts as a token.
         """
-        sequences = [
-            sequence for part in drawn for window in part.windows for sequence in window.sequences()
-        ]
+        sequences: list[np.ndarray] = []
+        for part in drawn:
+            for window in part.windows:
+                sequences += window.sequences()
         if len(sequences) * self.length > MOST_TOKENS:
-            much = f"{len(sequences):,} sequences in windows of {self.length:,} tokens, most of them empty"
             raise DataError(
-                f"{self.expr!r} gives {much}: more than there is room for; lower --length",
+                f"{self.expr!r} gives {len(sequences):,} sequences in windows of {self.length:,} "
+                "tokens, most of them empty: more than there is room for; lower --length",
                 subject=self.expr,
             )
-        ids, mask = (
-            np.zeros((len(sequences), self.length), dtype=np.int32),
-            np.zeros((len(sequences), self.length), dtype=np.bool_),
-        )
-        for at, sequence in enumerate(sequences):
-            ids[at, : len(sequence)], mask[at, : len(sequence)] = sequence, True
+        ids = np.zeros((len(sequences), self.length), dtype=np.int32)
+        mask = np.zeros((len(sequences), self.length), dtype=np.bool_)
+        for place, sequence in enumerate(sequences):
+            ids[place, : len(sequence)] = sequence
+            mask[place, : len(sequence)] = True
         return ids, mask
 
     def _mixture(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one whose mass is that of all together: with shares like their
         tokens' it is the pooled set.
         """
-        # Statistics are divided by their set's own mass and multiplied by its share of the mass of
-        # all: one walk then sees what the mix says.
+        # In float64, because a batch has more tokens than float32 can count one by one.
         masses = [float(batch.weights.double().sum()) for batch in batches]
-        factors = [
-            float(share) * sum(masses) / mass
-            for share, mass in zip(self.shares, masses, strict=True)
-        ]
-        weights = torch.cat(
-            [batch.weights * factor for batch, factor in zip(batches, factors, strict=True)]
-        )
-        parts = [
-            {**fact, "share": float(share) * fact["share"], "weight": factor * fact["weight"]}
-            for batch, share, factor in zip(batches, self.shares, factors, strict=True)
-            for fact in batch.facts["parts"]
-        ]
+        factors: list[float] = []
+        weights: list[Tensor] = []
+        parts: list[dict[str, Any]] = []
+        sets: list[dict[str, Any]] = []
+        # The fingerprint is of the sets' own and their weights: the same mix, the same digits.
+        text = "mix\n"
+        for name, share, mass, batch in zip(self.names, self.shares, masses, batches, strict=True):
+            # Statistics are divided by their set's own mass and multiplied by its share of the mass
+            # of all: one walk then sees what the mix says.
+            factor = float(share) * sum(masses) / mass
+            factors.append(factor)
+            weights.append(batch.weights * factor)
+            for fact in batch.facts["parts"]:
+                changed = {"share": float(share) * fact["share"], "weight": factor * fact["weight"]}
+                parts.append(fact | changed)
+            facts = {
+                "name": name,
+                "weight": float(share),
+                "mass": mass,
+                "fingerprint": batch.fingerprint,
+            }
+            for key in ("data", "windows", "tokens", "overlap"):
+                facts[key] = batch.facts[key]
+            sets.append(facts)
+            text += f"{share} {batch.fingerprint}\n"
         whole = {
             "data": self.expr,
             "draw": self.seed,
@@ -452,50 +466,21 @@ class CalibrationSet:
             "length": self.length,
             "tokens": sum(batch.facts["tokens"] for batch in batches),
             "pads": sum(batch.facts["pads"] for batch in batches),
-            "overlap": sum(part["overlap"] * part["rows"] for part in parts)
-            / sum(part["rows"] for part in parts),
+            "overlap": _mean_overlap(parts),
             "parts": parts,
-            "mix": [
-                {
-                    "name": name,
-                    "weight": float(share),
-                    "mass": mass,
-                    "fingerprint": batch.fingerprint,
-                    **{key: batch.facts[key] for key in ("data", "windows", "tokens", "overlap")},
-                }
-                for name, share, mass, batch in zip(
-                    self.names, self.shares, masses, batches, strict=True
-                )
-            ],
+            "mix": sets,
         }
-        digest = hashlib.sha256(
-            "".join(
-                [
-                    "mix\n",
-                    *(f"{s} {b.fingerprint}\n" for s, b in zip(self.shares, batches, strict=True)),
-                ]
-            ).encode()
-        )
-        examples = tuple(sorted({example for batch in batches for example in batch.examples}))
-        pads = (
-            torch.cat([torch.zeros_like(b.mask) if b.pads is None else b.pads for b in batches])
-            if whole["pads"]
-            else None
-        )
-        tensors = (
+        examples = chain.from_iterable(batch.examples for batch in batches)
+        return TokenBatch(
             torch.cat([batch.ids for batch in batches]),
             torch.cat([batch.mask for batch in batches]),
-            weights,
-        )
-        rows = tuple(row for batch in batches for row in batch.rows)
-        return TokenBatch(
-            *tensors,
-            "sha256:" + digest.hexdigest(),
+            torch.cat(weights),
+            "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
             whole,
-            examples,
-            pads,
-            tuple(zip(factors, batches, strict=True)),
-            rows,
+            examples=tuple(sorted(set(examples))),
+            pads=_joined_pads(batches),
+            mixed=tuple(zip(factors, batches, strict=True)),
+            rows=tuple(chain.from_iterable(batch.rows for batch in batches)),
         )
 
 
@@ -503,21 +488,26 @@ def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> No
     """Raise `DataError` for a budget or a draw that can't be had, before anything is read or
     reserved for it.
     """
-    limits = {
-        "samples": (samples, 1, MOST_TOKENS),
-        "length": (length, 1, LONGEST_WINDOW),
-        "tokens": (tokens, 1, MOST_TOKENS),
-    }
-    for name, (value, least, most) in {**limits, "seed": (seed, 0, LAST_DRAW)}.items():
-        if value is not None and not least <= value <= most:
-            allowed = f"at least {least}" if value < least else f"at most {most:,}"
-            raise DataError(f"{name} is {brief(value)}; it must be {allowed}", subject=name)
+    _check_between("samples", samples, 1, MOST_TOKENS)
+    _check_between("length", length, 1, LONGEST_WINDOW)
+    if tokens is not None:
+        _check_between("tokens", tokens, 1, MOST_TOKENS)
+    _check_between("seed", seed, 0, LAST_DRAW)
     if tokens is None and samples * length > MOST_TOKENS:
-        much = f"{samples:,} samples of {length:,} tokens are {samples * length:,}"
         raise DataError(
-            f"{much}, and {MOST_TOKENS:,} are the most that a draw may have; lower one of them",
+            f"{samples:,} samples of {length:,} tokens are {samples * length:,}, and "
+            f"{MOST_TOKENS:,} are the most that a draw may have; lower one of them",
             subject="samples",
         )
+
+
+def _check_between(name: str, value: int, least: int, most: int) -> None:
+    if least <= value <= most:
+        return
+    allowed = f"at most {most:,}"
+    if value < least:
+        allowed = f"at least {least}"
+    raise DataError(f"{name} is {brief(value)}; it must be {allowed}", subject=name)
 
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
@@ -525,9 +515,37 @@ def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
     weights as little-endian float32.
     """
     digest = hashlib.sha256(f"{ids.shape[0]} {ids.shape[1]}\n".encode())
-    for part in (ids.astype("<i4"), np.packbits(mask), weights.astype("<f4")):
-        digest.update(part.tobytes())
+    digest.update(ids.astype("<i4").tobytes())
+    digest.update(np.packbits(mask).tobytes())
+    digest.update(weights.astype("<f4").tobytes())
     return "sha256:" + digest.hexdigest()
+
+
+def _pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that stands for a pad: the pad token's, else the end token's, else 0."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def _joined_pads(batches: Sequence[TokenBatch]) -> Tensor | None:
+    """Return the pads of all batches, None where no batch has any."""
+    if all(batch.pads is None for batch in batches):
+        return None
+    pads: list[Tensor] = []
+    for batch in batches:
+        if batch.pads is None:
+            pads.append(torch.zeros_like(batch.mask))
+        else:
+            pads.append(batch.pads)
+    return torch.cat(pads)
+
+
+def _mean_overlap(parts: Sequence[dict[str, Any]]) -> float:
+    """Return the share of all rows that earlier draws used too."""
+    rows = sum(part["rows"] for part in parts)
+    return sum(part["overlap"] * part["rows"] for part in parts) / rows
 
 
 def _weighed(shares: Sequence[Fraction], mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
@@ -542,14 +560,21 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
     """Return `whole` in integer parts as near to `shares` as can be: rounded down, then one more
     for the largest remainders, earlier parts first.
     """
+    # Shares are fractions: with floats the remainders of equal shares could differ.
     parts = [int(whole * share) for share in shares]
-    remainders = sorted(range(len(shares)), key=lambda i: (parts[i] - whole * shares[i], i))
-    for i in remainders[: whole - sum(parts)]:
-        parts[i] += 1
+    excess = [part - whole * share for part, share in zip(parts, shares, strict=True)]
+    largest_remainders = sorted(range(len(shares)), key=lambda place: (excess[place], place))
+    for place in largest_remainders[: whole - sum(parts)]:
+        parts[place] += 1
     return parts
 
 
 def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
+    """Return what a record keeps about one part of a draw."""
+    # The lower of two lengths, so that each is one that a row has.
+    quartiles = np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
+    rows_held = None if deck.endless else len(deck.content.rows)
+    hub = asdict(term.source.hub) if term.source.hub else None
     return {
         "data": str(term),
         "family": family_of(term.source),
@@ -562,16 +587,14 @@ def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, A
         "passed_over": part.passed_over,
         "truncated": sum(window.broken for window in part.windows),
         "bos": term.packing.bos,
-        "rows_held": None if deck.endless else len(deck.content.rows),
+        "rows_held": rows_held,
         "overlap": deck.overlap(part.rows),
         "duplicates_dropped": deck.content.duplicates,
         "overlapping_dropped": deck.content.overlapping,
-        "row_lengths": [
-            int(n) for n in np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")
-        ],
+        "row_lengths": [int(length) for length in quartiles],
         "digest": deck.digest(part.rows),
         "origin": deck.content.origin,
         "note": deck.content.note,
-        "hub": asdict(term.source.hub) if term.source.hub else None,
+        "hub": hub,
         "licence": term.source.licence,
     }

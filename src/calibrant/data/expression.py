@@ -1,5 +1,4 @@
-"""Expressions for calibration data, which `calibrant.spec.grammar` reads, with their names looked
-up.
+"""Looks up the names in expressions for calibration data, which `calibrant.spec.grammar` reads.
 
 Four names stand for a format with its packing: zero, single, icl, cot.
 """
@@ -162,6 +161,7 @@ def parse_source(
     if not selectors.knows(name):
         if os.path.exists(user_path(name, DataError)):  # a file or folder, which needs no ./ here
             return build(UserFile, {"path": name, **call.arguments, **columns})
+        # An unknown name is looked up where a near one is, so that the error can propose it.
         if not did_you_mean(name, selectors.names()):
             return sources.build(call)
     # What stands in a selector's brackets may be a set, quoted or not: the selector reads it.
@@ -178,7 +178,7 @@ def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
 
     Arguments are the format's, as in `cot(steps=3)`.
     """
-    call = read_call(text) if isinstance(text, str) else text
+    call = _call(text)
     known = list(dict.fromkeys([*formats.names(), *NAMED_PAIRS]))
     if call.name not in known:
         raise _unknown("format", call.name, known)
@@ -193,11 +193,19 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 
     What a bare name stands for may depend on the format.
     """
-    call = read_call(text) if isinstance(text, str) else text
+    call = _call(text)
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
     cls: type[Packing] = packings.get(call.name)
-    return build(cls, call.arguments) if call.arguments else cls.bare(format_name)
+    if not call.arguments:
+        return cls.bare(format_name)
+    return build(cls, call.arguments)
+
+
+def _call(text: str | Call) -> Call:
+    if isinstance(text, Call):
+        return text
+    return read_call(text)
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
@@ -212,16 +220,15 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
     if behind is not None and form:
         message = f"names a format where {form!r} is the format already; write {name!r}"
         raise SpecError(f"{source!r} {message}", subject=source)
-    read = parse_source(name)
-    if read.kind == "control":
+    measured = parse_source(name)
+    if measured.kind == "control":
         message = "is a control: there is nothing in it to predict"
-        advice = "measure on a corpus or a question set"
-        raise DataError(f"{source!r} {message}; {advice}", subject=source)
-    if behind is None:
-        behind = form or _format_of(read)
-    rendered, _ = parse_format(behind)
-    _check_fields(read, rendered)
-    return read, rendered
+        raise DataError(
+            f"{source!r} {message}; measure on a corpus or a question set", subject=source
+        )
+    rendered, _ = parse_format(behind or form or _format_of(measured))
+    _check_fields(measured, rendered)
+    return measured, rendered
 
 
 def _with_format(source: str) -> tuple[str, str | None]:
@@ -236,8 +243,10 @@ def _with_format(source: str) -> tuple[str, str | None]:
         return source, None
     form = names[1].strip()
     if not form:
-        message = "names no format behind the colon; write one, as in gsm8k:cot, or no colon"
-        raise SpecError(f"{source!r} {message}", subject=source)
+        raise SpecError(
+            f"{source!r} names no format behind the colon; write one, as in gsm8k:cot, or no colon",
+            subject=source,
+        )
     return names[0].strip(), form
 
 
@@ -251,6 +260,7 @@ def term_of(part: Part) -> Term:
     if form and isinstance(part.source, File):
         columns, form = _columns_in(form)
     source = parse_source(part.source, columns)
+    # Said here, before anything is read; a file that is only measured on is fine elsewhere.
     if isinstance(source, UserFile):
         source.check_calibrates()
     rendered, packing = parse_format(form or _format_of(source))
@@ -274,6 +284,7 @@ def _format_of(source: Source) -> str:
 
 
 def _packing_of(source: Source, form: Format) -> Packing:
+    # A chat template ends its texts itself, and a control's tokens are to stay as they are.
     if source.kind == "control" or form.spec_name() == "chat":
         return Many(separator="")
     return Many()
@@ -286,12 +297,13 @@ def _check_fields(source: Source, form: Format) -> None:
     if "turns" in fields and form.spec_name() == "chat":
         return
     missing = [name for name in form.needs if name not in fields]
-    if missing:
-        others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
-        needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
-        message = f"{needed}; sets that have it: {', '.join(others)}"
-        subject = str(source)
-        raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
+    if not missing:
+        return
+    others = [name for name in sources.names() if set(form.needs) <= _declared_fields(name)]
+    needed = f"needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}"
+    message = f"{needed}; sets that have it: {', '.join(others)}"
+    subject = str(source)
+    raise DataError(f"{subject} can't be rendered as {form}: that {message}", subject=subject)
 
 
 def _declared_fields(name: str) -> set[str]:

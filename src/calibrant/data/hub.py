@@ -1,5 +1,5 @@
-"""Records of published data sets: from the local mirror if it has them, else from the Hugging Face
-hub.
+"""Reads the records of published data sets: from the local mirror if it has them, else from the
+Hugging Face hub.
 
 Data only is read from the hub, never code: a set that is a script can't be had. What is too large
 is read from its front, one file of it where the set names one, at a commit that was asked for
@@ -66,14 +66,17 @@ def mirror(folder: str | Path | None = None) -> Path | None:
     if _chosen:
         return _chosen[0]
     variable = os.environ.get("CALIBRANT_DATA")
-    return _existing(Path(variable), "CALIBRANT_DATA") if variable else None
+    if not variable:
+        return None
+    return _existing(Path(variable), "CALIBRANT_DATA")
 
 
 def _existing(path: Path, given_by: str) -> Path:
     folder = user_path(path, DataError)
     if not os.path.isdir(folder):
         raise DataError(
-            f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds NAME/train.jsonl",
+            f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds "
+            "NAME/train.jsonl",
             subject=str(path),
         )
     return folder.resolve()
@@ -90,19 +93,23 @@ def records(hub: HubDataset, split: str, places: Sequence[tuple[str, str]]) -> t
 
 def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
     """Return the records of the first of these (folder, split) pairs that the mirror has as
-    `.jsonl` or `.jsonl.gz`, and their origin; else none.
+    `.jsonl` or `.jsonl.gz`, and their origin; else None.
     """
     root = mirror()
-    for folder, split in places if root is not None else ():
+    if root is None:
+        return None
+    for folder, split in places:
         for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
-            if root is not None and (path := root / folder / name).is_file():
+            path = root / folder / name
+            if path.is_file():
                 return read_records(path, f"{folder}/{name}"), f"mirror: {folder}/{split}"
     return None
 
 
 def answers() -> bool:
-    """Whether the hub says anything within `ANSWER_WITHIN` seconds. A client that has to read
-    from one that doesn't asks for half a minute a set.
+    """Return whether the hub says anything within `ANSWER_WITHIN` seconds.
+
+    A client that has to read from one that doesn't asks for half a minute a set.
     """
     from huggingface_hub import constants, get_session
 
@@ -121,6 +128,7 @@ def offline() -> Iterator[None]:
     from datasets import config
     from huggingface_hub import constants
 
+    # Both libraries have read the variable when they were imported, so it is too late to set it.
     usual = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
@@ -133,41 +141,46 @@ def offline() -> Iterator[None]:
 def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Records, str]:
     file = (hub.files or {}).get(split)
     try:
-        commit = _commit(hub.id) if hub.revision == "unpinned" else hub.revision
+        commit = hub.revision
+        if commit == "unpinned":
+            commit = _commit(hub.id)
         with _patience():
             dataset = _opened(hub, split, file, commit)
             # What is streamed is read here and now, so that a connection that breaks in the middle
             # is this error too.
-            front = None if hub.first is None else list(islice(dataset, hub.first))
+            records = dataset
+            if hub.first is not None:
+                records = list(islice(dataset, hub.first))
     except _faults() as error:
         raise DataError(
-            f"{hub.id!r} ({split}) can't be had from the Hugging Face hub ({_reason(error, hub.id)}); give a local mirror that holds "
+            f"{hub.id!r} ({split}) can't be had from the Hugging Face hub "
+            f"({_reason(error, hub.id)}); give a local mirror that holds "
             f"{place[0]}/{place[1]}.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR",
             subject=hub.id,
         ) from error
-    origin = f"hub: {hub.id}@{commit or _downloaded(dataset)}{f', {file}' if file else ''}"
-    return iter(
-        cast("Records", dataset if front is None else front)
-    ), origin if front is None else f"{origin}, first {len(front)} records"
+    origin = f"hub: {hub.id}@{commit or _downloaded(dataset)}"
+    if file:
+        origin += f", {file}"
+    if hub.first is not None:
+        origin += f", first {len(records)} records"
+    return iter(cast("Records", records)), origin
 
 
 def _opened(hub: HubDataset, split: str, file: str | None, commit: str | None) -> Any:
-    import datasets
+    from datasets import load_dataset
 
     streaming = hub.first is not None
     if file is None:
-        return datasets.load_dataset(
-            hub.id, hub.config, split=split, revision=commit, streaming=streaming
-        )
-    root = (
-        hub.id
-        if Path(hub.id).is_dir()
-        else f"hf://datasets/{hub.id}{f'@{commit}' if commit else ''}"
-    )
+        return load_dataset(hub.id, hub.config, split=split, revision=commit, streaming=streaming)
+    # A folder of this machine may stand in the place of a data set on the hub.
+    root = hub.id
+    if not Path(hub.id).is_dir():
+        root = f"hf://datasets/{hub.id}"
+        if commit:
+            root += f"@{commit}"
     reader = "parquet" if file.endswith(".parquet") else "json"
-    return datasets.load_dataset(
-        reader, data_files={split: f"{root}/{file}"}, split=split, streaming=streaming
-    )
+    files = {split: f"{root}/{file}"}
+    return load_dataset(reader, data_files=files, split=split, streaming=streaming)
 
 
 @lru_cache(maxsize=64)
@@ -236,26 +249,30 @@ def _reason(error: BaseException, name: str) -> str:
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    chain = [error]
-    while below := chain[-1].__cause__:
-        chain.append(below)
-    messages = " ".join(map(str, chain))
+    errors = [error]
+    cause = error.__cause__
+    while cause is not None:
+        errors.append(cause)
+        cause = cause.__cause__
+    messages = " ".join(map(str, errors))
+    gated = any(isinstance(each, GatedRepoError) for each in errors)
+    missing = any(isinstance(each, RepositoryNotFoundError) for each in errors)
     if "offline mode is enabled" in messages or "OfflineModeIsEnabled" in messages:
         return "offline mode is on, see HF_HUB_OFFLINE, and it isn't in the cache"
-    if any(isinstance(e, GatedRepoError) for e in chain) or "is a gated dataset" in messages:
-        return f"it is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
+    if gated or "is a gated dataset" in messages:
+        page = f"https://huggingface.co/datasets/{name}"
+        return f"it is gated: accept its conditions at {page} and log in with `hf auth login`"
     if "scripts are no longer supported" in messages:
         return "it is a script, and code from the hub isn't run"
-    if (
-        any(isinstance(e, RepositoryNotFoundError) for e in chain)
-        or "doesn't exist on the Hub" in messages
-    ):
+    if missing or "doesn't exist on the Hub" in messages:
         return "it doesn't exist there, or only for those who may see it"
     if "zstd not supported" in messages:
         return "its files are compressed with Zstandard: pip install zstandard"
-    general = str(error).startswith("An error occurred while generating the dataset")
-    telling = chain[-1] if general else error
-    line = next(
-        (line.strip() for line in str(telling).splitlines() if line.strip()), type(telling).__name__
-    )
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
+    telling = error
+    if str(error).startswith("An error occurred while generating the dataset"):
+        telling = errors[-1]
+    lines = str(telling).strip().splitlines() or [type(telling).__name__]
+    line = lines[0].strip()
+    if len(line) > SHOWN:
+        line = line[:SHOWN] + "…"
+    return line

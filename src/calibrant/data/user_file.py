@@ -1,4 +1,4 @@
-"""A user's own files as a source."""
+"""Makes a source of a user's own files."""
 
 import os
 from collections import Counter
@@ -18,12 +18,14 @@ from calibrant.data._base import (
     SourceRows,
     StoredSource,
     divide,
+    joined,
     lettered,
     train_and_test,
 )
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
-from calibrant.data._files import MOST_COLUMNS, read_records, short
+from calibrant.data._files import read_records, short
 from calibrant.data._folders import File, files_of
+from calibrant.data._limits import MOST_COLUMNS
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean, user_path, visible
 from calibrant.spec.grammar import written_path
@@ -32,8 +34,6 @@ LOOKED_AT: Final = 1_000
 """How many rows are looked at to learn what columns there are and which of them always hold
 something.
 """
-
-_COLUMNS: Final = tuple(USUAL)
 
 
 class _Layout(NamedTuple):
@@ -65,8 +65,8 @@ class UserFile(StoredSource):
     **Parts**: files or splits called train, validation and test are used as on the hub: train
     calibrates, 5 % of it are exemplars, test (or validation) measures. Where a folder, a pattern or
     a saved data set has only test, or only validation, all of it measures and nothing calibrates.
-    Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure, 5
-    % exemplars.
+    Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure,
+    5 % exemplars.
 
     **Rows** without a text, or without a question or its answer, are left out and counted. Raises
     `DataError` at once if nothing is there or no column fits.
@@ -85,13 +85,16 @@ class UserFile(StoredSource):
     homepage = ""
 
     def __post_init__(self) -> None:
-        for path, shown in files_of(self.path).all:
+        for path, label in files_of(self.path).all:
             if not os.access(path, os.R_OK):
-                raise DataError(f"{shown!r} may not be read; change its permissions", subject=shown)
+                raise DataError(f"{label!r} may not be read; change its permissions", subject=label)
+        # The first rows are read when the set is built, so that a wrong column is an error then.
         layout = self._layout
+        kind = "corpus" if "text" in layout.fields else "questions"
+        # These are facts of a class for other sources; here they depend on the file.
         object.__setattr__(self, "fields", layout.fields)
         object.__setattr__(self, "sometimes", layout.sometimes)
-        object.__setattr__(self, "kind", "corpus" if "text" in layout.fields else "questions")
+        object.__setattr__(self, "kind", kind)
 
     @property
     def file(self) -> Path:
@@ -106,8 +109,11 @@ class UserFile(StoredSource):
         return dict(self._layout.columns.guessed)
 
     def __repr__(self) -> str:
-        arguments = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
-        return written_path(self.path) + (f"({', '.join(arguments)})" if arguments else "")
+        arguments = ", ".join(f"{name}={column!r}" for name, column in self._requested)
+        text = written_path(self.path)
+        if arguments:
+            text += f"({arguments})"
+        return text
 
     __str__ = __repr__
 
@@ -123,36 +129,45 @@ class UserFile(StoredSource):
         """Raise `DataError` where all that there is is measured on, because its names say so."""
         files = files_of(self.path)
         if files.calibrate is None:
+            fault = f"has only {files.measure!r} files, which are measured on"
+            first = files.all[0][1]
             raise DataError(
-                f"{self.path!r} has only {files.measure!r} files, which are measured on, and nothing to calibrate on; "
-                f"name the file itself, {files.all[0][1]!r}, which is then divided, or put train files beside it",
+                f"{self.path!r} {fault}, and nothing to calibrate on; name the file itself, "
+                f"{first!r}, which is then divided, or put train files beside it",
                 subject=self.path,
             )
 
     def read(self) -> SourceRows:
         files = files_of(self.path)
-        rows = _Rows(self._layout)
-        parts = [list(chain.from_iterable(map(rows.of, part))) for part in files.parts]
-        for name, part in zip(files.used, parts, strict=True):
-            if not part:
+        reader = _RowReader(self._layout)
+        parts: list[list[Row]] = []
+        for name, split in zip(files.used, files.parts, strict=True):
+            rows = list(chain.from_iterable(map(reader.rows, split)))
+            if not rows:
                 raise DataError(
-                    f"{self.path!r} has no usable row in its {name} part: {rows.note}",
+                    f"{self.path!r} has no usable row in its {name} part: {reader.note}",
                     subject=self.path,
                 )
-        note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
+            parts.append(rows)
+        if files.measure is None:
+            divided = divide(parts[0])
+        elif files.calibrate is None:
+            divided = train_and_test([], parts[0])
+        else:
+            divided = train_and_test(parts[0], parts[1])
+        note = joined(files.note, self._layout.columns.note, reader.note)
         origin = "file" if len(files.all) == 1 else f"{len(files.all)} files"
-        divided = (
-            divide(*parts)
-            if files.measure is None
-            else train_and_test(*(parts if files.calibrate is not None else ([], *parts)))
-        )
         return SourceRows(divided, f"{origin}: {visible(self.path)}", note)
+
+    @property
+    def _requested(self) -> tuple[tuple[str, str], ...]:
+        """The columns that were asked for, each with its field first."""
+        return tuple((name, getattr(self, name)) for name in USUAL if getattr(self, name))
 
     @property
     def _layout(self) -> _Layout:
         files = files_of(self.path)
-        requested = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
-        return _looked_at(self.path, files.parts, _stamps(files.all), requested)
+        return _layout_of(self.path, files.parts, _stamps(files.all), self._requested)
 
 
 def files_behind(source: Source) -> Iterator[UserFile]:
@@ -164,7 +179,7 @@ def files_behind(source: Source) -> Iterator[UserFile]:
             yield from files_behind(origin)
 
 
-class _Rows:
+class _RowReader:
     """Makes rows of records, and counts what it leaves out."""
 
     def __init__(self, layout: _Layout) -> None:
@@ -172,65 +187,65 @@ class _Rows:
         # What every row of the first thousand had is promised of all, so a later row without it is
         # left out too.
         self._needed = layout.fields
-        self._seen, self._missing = 0, Counter[str]()
+        self._count = 0
+        self._missing = Counter[str]()
 
     @property
     def note(self) -> str:
         """How many rows were left out and why: `3 of 200 rows without a question left out`."""
-        clauses = [
-            f"{count} of {self._seen} rows without {_article(name)} left out"
-            for name, count in sorted(self._missing.items())
-        ]
+        clauses: list[str] = []
+        for name, count in sorted(self._missing.items()):
+            article = "an" if name[0] in "aeiou" else "a"
+            clauses.append(f"{count} of {self._count} rows without {article} {name} left out")
         return "; ".join(clauses)
 
-    def of(self, file: File) -> Iterator[Row]:
+    def rows(self, file: File) -> Iterator[Row]:
         """Yield the rows of one file."""
-        for where, record in _numbered(file):
-            self._seen += 1
-            values = values_of(record, self._columns, where)
-            missing = next((name for name in self._needed if name not in values), None)
+        for place, record in _numbered(file):
+            self._count += 1
+            values = values_of(record, self._columns, place)
+            missing = [name for name in self._needed if name not in values]
             if missing:
-                self._missing[missing] += 1
-            else:
-                # A line is a step: the marks of a file that we know nothing of.
-                yield Row(
-                    **values,
-                    steps=sum(
-                        bool(line.strip()) for line in values.get("rationale", "").splitlines()
-                    ),
-                )
+                self._missing[missing[0]] += 1
+                continue
+            # A line is a step: the marks of a file that we know nothing of.
+            lines = values.get("rationale", "").splitlines()
+            steps = sum(bool(line.strip()) for line in lines)
+            yield Row(**values, steps=steps)
 
 
-def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:
+def values_of(record: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any]:
     """Return the fields of a record that have something in them, with labels if there are
     choices. `DataError` for what a field can't hold.
     """
     values: dict[str, Any] = {}
-    for name, column in columns.of.items():
+    for name, column in columns.fields.items():
         try:
             value = content(name, record.get(column))
         except ValueError as error:
+            found = short(record[column])
             raise DataError(
-                f"{where}: {column!r} is {short(record[column])!r}; it must be {error}",
-                subject=where,
+                f"{place}: {column!r} is {found!r}; it must be {error}", subject=place
             ) from error
         if value is not None:
             values[name] = value
     if "turns" in values:
-        for name, text in zip(("question", "answer"), exchange(values["turns"]), strict=True):
-            if text is not None and name not in columns.of:
-                values[name] = text
+        question, answer = exchange(values["turns"])
+        if question is not None and "question" not in columns.fields:
+            values["question"] = question
+        if answer is not None and "answer" not in columns.fields:
+            values["answer"] = answer
     if "choices" in values:
-        values["labels"] = lettered(values["choices"])
+        choices = values["choices"]
+        values["labels"] = lettered(choices)
         if "answer" in values:
-            values["answer"] = letter_of(
-                values["answer"], values["choices"], record.get(columns.of["choices"])
-            )
+            column = record.get(columns.fields["choices"])
+            values["answer"] = letter_of(values["answer"], choices, column)
     return values
 
 
 @lru_cache(maxsize=32)
-def _looked_at(
+def _layout_of(
     path: str,
     parts: Sequence[Sequence[File]],
     stamps: Hashable,
@@ -240,69 +255,72 @@ def _looked_at(
     an expression is read more than once.
     """
     # Of each part, because a test part often lacks what a train part has, such as rationales.
-    first = list(
-        chain.from_iterable(
-            islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT) for files in parts
-        )
-    )
+    first: list[tuple[str, dict[str, Any]]] = []
+    for files in parts:
+        first += islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT)
     if not first:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
     records = [record for _, record in first]
     columns = assign(records, dict(requested))
     _check_columns(path, columns, list(dict.fromkeys(chain.from_iterable(records))))
-    contents = [values_of(record, columns, where) for where, record in first]
-    present = set(chain.from_iterable(contents))
-    needed = (
-        ["text"]
-        if "text" in present
-        else [name for name in ("question", "answer") if name == "question" or name in present]
-    )
-    used = [values for values in contents if values.keys() >= set(needed)]
+    rows = [values_of(record, columns, place) for place, record in first]
+    present = set(chain.from_iterable(rows))
+    needed = ["question"]
+    if "text" in present:
+        needed = ["text"]
+    elif "answer" in present:
+        needed.append("answer")
+    used = [values for values in rows if values.keys() >= set(needed)]
     if not used:
-        expected = "text or question" if "text" in columns.of else " and ".join(needed)
+        expected = " and ".join(needed)
+        if "text" in columns.fields:
+            expected = "text or question"
         raise DataError(
-            f"{path!r} has no row with {expected} among its first {len(contents)}; fill the column, or name another",
+            f"{path!r} has no row with {expected} among its first {len(rows)}; fill the column, "
+            "or name another",
             subject=path,
         )
-    counts = Counter(name for values in used for name in values)
-    always = tuple(name for name in _COLUMNS if counts[name] == len(used))
-    return _Layout(
-        columns, always, tuple(name for name in _COLUMNS if 0 < counts[name] < len(used))
-    )
+    # A field that only some rows have is no field that a format may need.
+    counts = Counter(chain.from_iterable(used))
+    always = tuple(name for name in USUAL if counts[name] == len(used))
+    sometimes = tuple(name for name in USUAL if 0 < counts[name] < len(used))
+    return _Layout(columns, always, sometimes)
 
 
 def _check_columns(path: str, columns: Columns, present: Sequence[str]) -> None:
-    names, known = [visible(name) for name in present[:MOST_COLUMNS]], set(present)
-    listed = ", ".join(map(short, names[:20])) + (
-        f" and {len(present) - 20} more" if len(present) > 20 else ""
-    )
-    for requested in columns.of.values():
+    names = [visible(name) for name in present[:MOST_COLUMNS]]
+    listed = ", ".join(map(short, names[:20]))
+    if len(present) > 20:
+        listed += f" and {len(present) - 20} more"
+    known = set(present)
+    for requested in columns.fields.values():
         if requested not in known:
+            near = did_you_mean(requested, names)
             raise DataError(
-                f"{path!r} has no column {requested!r}{did_you_mean(requested, names)}; its columns are {listed}",
+                f"{path!r} has no column {requested!r}{near}; its columns are {listed}",
                 subject=requested,
             )
-    if not {"text", "question", "turns"} & columns.of.keys():
-        example = f"{written_path(path)}(text={short(next(iter(names), 'COLUMN'))})"
+    if not {"text", "question", "turns"} & columns.fields.keys():
+        column = names[0] if names else "COLUMN"
         raise DataError(
-            f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to read, as in {example}",
+            f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to "
+            f"read, as in {written_path(path)}(text={short(column)})",
             subject=path,
         )
 
 
 def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a file, each with what messages call it."""
-    return (
-        (f"{file[1]!r}, row {number}", record)
-        for number, record in enumerate(read_records(*file), 1)
-    )
+    path, label = file
+    for number, record in enumerate(read_records(path, label), 1):
+        yield f"{label!r}, row {number}", record
 
 
 def _stamps(files: Iterable[File]) -> Hashable:
     """Return what changes when a file does."""
-    statuses = [(str(path.resolve()), path.stat()) for path, _ in files]
-    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in statuses)
-
-
-def _article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    stamps: list[tuple[str, int, int]] = []
+    for path, _ in files:
+        status = path.stat()
+        # Time and size: to hash large files at each look would take too long.
+        stamps.append((str(path.resolve()), status.st_mtime_ns, status.st_size))
+    return tuple(stamps)

@@ -39,7 +39,7 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, lettered, start_tokens
-from calibrant.data.formats._question import question_text
+from calibrant.data._base import question_text
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._windows import common_length, token_ids
 

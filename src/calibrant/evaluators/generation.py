@@ -28,7 +28,7 @@ from typing import Any, Final, Literal
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
-from calibrant.data.formats._question import question_text
+from calibrant.data._base import question_text
 from calibrant.errors import DataError
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import (

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Format, Row
-from calibrant.data._templates import templated
-from calibrant.data._turns import Stretch, stretches
-from calibrant.data.formats._question import question_text
+from calibrant.data._base import Format, Row, question_text
+from calibrant.data._templates import Stretch, stretches, templated
 from calibrant.errors import DataError
 
 
@@ -32,31 +30,29 @@ class Chat(Format):
         return templated(_with_template(tokenizer), self._messages(row), row.key)
 
     def stretches(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Stretch]]:
-        """Return the text that `render` gives, and where template, questions and answers stand in
-        it.
+        """Return what `render` gives, and where in it template, questions and answers stand.
 
         Raises `DataError` where they can't be told apart.
         """
         return stretches(_with_template(tokenizer), self._messages(row), row.key)
 
     def _messages(self, row: Row) -> list[dict[str, str]]:
-        if row.turns:
-            turns = [{"role": role, "content": content} for role, content in row.turns]
-        else:
+        turns = list(row.turns)
+        if not turns:
             before, after = row.frame
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
-            turns = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": row.need("answer")},
-            ]
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
+            turns = [("user", question), ("assistant", row.need("answer"))]
+        if self.system:
+            turns.insert(0, ("system", self.system))
+        return [{"role": role, "content": content} for role, content in turns]
 
 
 def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """Return the tokenizer. `DataError` for none, or one without a chat template."""
     if tokenizer is None or not tokenizer.chat_template:
         raise DataError(
-            "the format 'chat' needs a tokenizer with a chat template, and this model's has none; use qa, or an instruction-tuned model",
+            "the format 'chat' needs a tokenizer with a chat template, and this model's has none; "
+            "use qa, or an instruction-tuned model",
             subject="chat",
         )
     return tokenizer

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Format, Row
-from calibrant.data.formats._question import question_text
+from calibrant.data._base import Format, Row, question_text
 from calibrant.errors import SpecError
 from calibrant.spec import MOST_STEPS, check_most
 
@@ -28,7 +27,8 @@ class CoT(Format):
         check_most(self, steps=MOST_STEPS)
         if self.steps is not None and self.steps < 1:
             raise SpecError(
-                f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to take every row",
+                f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to "
+                "take every row",
                 subject="steps",
             )
 
@@ -36,6 +36,8 @@ class CoT(Format):
         return super().takes(row) and self.steps in (None, row.steps)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        question, rationale = question_text(row), row.need("rationale")
+        rationale = row.need("rationale")
         # A sentence that lacks its full stop would run into the next one.
-        return f"{question} {rationale}{'.' if rationale[-1:].isalnum() else ''} The answer is {row.need('answer')}."
+        if rationale[-1:].isalnum():
+            rationale += "."
+        return f"{question_text(row)} {rationale} The answer is {row.need('answer')}."

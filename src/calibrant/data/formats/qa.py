@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Format, Row
-from calibrant.data.formats._question import question_text
+from calibrant.data._base import Format, Row, question_text
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""Looking at data: what a calibration set holds, what to fix in it, which sources work here, and
+"""Looks at data: what a calibration set holds, what to fix in it, which sources work here, and
 whether a set leaks what is measured.
 """
 

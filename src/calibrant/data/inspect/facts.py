@@ -1,4 +1,4 @@
-"""What a calibration set holds, before it is used: everything that can be known of it without
+"""Tells what a calibration set holds, before it is used: everything that can be known of it without
 running a model.
 """
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import floor, log10
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -86,20 +86,15 @@ class Inspection:
             "windows": f"{self.windows:,} of {self.length:,} tokens",
             "real tokens": f"{self.tokens:,}",
             "rows": f"{self.rows:,}",
-        }
-        facts |= {
             "disjoint draws": self.disjoint_draws,
             "tokenizer": self.tokenizer,
             "fingerprint": self.fingerprint,
         }
-        fixes = (
-            listing(("what to fix",), [(sentence,) for sentence in self.verdict])
-            if self.verdict
-            else ""
-        )
-        return card(
-            f"Calibration set {self.data}", facts, "" if fixes else "Nothing to fix.", fixes
-        )
+        title = f"Calibration set {self.data}"
+        fixes = [(sentence,) for sentence in self.verdict]
+        if not fixes:
+            return card(title, facts, "Nothing to fix.", "")
+        return card(title, facts, "", listing(("what to fix",), fixes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as dictionaries and lists, ready for `json.dumps`, and the verdict
@@ -122,21 +117,25 @@ def inspect_tokens(
     `letters` letters each. Raises an `InputError` for what can't be read.
     """
     measured_sources = measurable(against)
-    batch, rows = data.tokens(tokenizer), data.rows(tokenizer)
-    ids = [row[there] for row, there in zip(batch.ids, text_tokens(batch), strict=True)]
+    batch = data.tokens(tokenizer)
+    rows = data.rows(tokenizer)
+    text = text_tokens(batch)
+    ids = [row[mask] for row, mask in zip(batch.ids, text, strict=True)]
+    budget = {"flag": "--samples", "amount": data.samples}
+    if data.budget is not None:
+        budget = {"flag": "--tokens", "amount": data.budget}
     draws = data.disjoint_draws(tokenizer)
+    # Texts may bring a start token of their own, beside the one that the packing puts there.
     double_starts = 0
     if isinstance(tokenizer.bos_token_id, int):
-        starts = (batch.ids == tokenizer.bos_token_id) & text_tokens(batch)
+        starts = (batch.ids == tokenizer.bos_token_id) & text
         double_starts = int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
     return Inspection(
         data=str(data),
         tokenizer="",
         windows=batch.facts["windows"],
         length=data.length,
-        budget={"flag": "--samples", "amount": data.samples}
-        if data.budget is None
-        else {"flag": "--tokens", "amount": data.budget},
+        budget=budget,
         rows=sum(map(len, rows)),
         tokens=batch.facts["tokens"],
         pads=batch.facts["pads"],
@@ -162,25 +161,29 @@ def _plain(inspection: Inspection) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _listed(each) for key, each in value.items()}
-    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_listed(each) for each in value]
+    return value
 
 
 def _padding(facts: Mapping[str, Any], length: int) -> float:
     # Texts that can't see each other are sequences of their own, with nothing behind them: what is
     # padded is the window.
-    return 1 - facts["tokens"] / (facts["windows"] * length) if facts["windows"] else 0.0
+    if not facts["windows"]:
+        return 0.0
+    return 1 - facts["tokens"] / (facts["windows"] * length)
 
 
 def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return how much of the vocabulary occurs, and how evenly: by the entropy of single tokens."""
     counts = ids.bincount()
+    # In float64: shares of rare tokens are tiny, and there are tens of thousands of them.
     shares = counts[counts > 0].double() / max(1, len(ids))
     entropy = float(-(shares * shares.log2()).sum())
-    size, distinct = len(tokenizer), len(shares)
     return {
-        "size": size,
-        "distinct": distinct,
-        "share": distinct / size,
+        "size": len(tokenizer),
+        "distinct": len(shares),
+        "share": len(shares) / len(tokenizer),
         "entropy": entropy,
         "even": 2**entropy,
     }
@@ -192,26 +195,27 @@ def _enough(
     """Return the budget, rounded down, at which five draws share no row; tried, because rows are
     used whole. None if that isn't the matter.
     """
-    if (
-        draws is None
-        or draws >= ENOUGH_DRAWS
-        or data.per_draw
-        or any(term.packing.replacement for term in data.parts)
-    ):
+    if draws is None or draws >= ENOUGH_DRAWS or data.per_draw:
         return None
-    amount = _rounded((data.samples if data.budget is None else data.budget) * draws / ENOUGH_DRAWS)
+    if any(term.packing.replacement for term in data.parts):
+        return None
+    unit = "samples" if data.budget is None else "tokens"
+    amount = data.samples if data.budget is None else data.budget
+    amount = _rounded(amount * draws / ENOUGH_DRAWS)
     while amount >= len(data.parts):
-        budget = {"samples": amount} if data.budget is None else {"tokens": amount}
-        smaller = CalibrationSet(data.expr, length=data.length, **budget)
-        if (smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS) or 0) >= ENOUGH_DRAWS:
+        smaller = CalibrationSet(data.expr, length=data.length, **{unit: amount})
+        count = smaller.disjoint_draws(tokenizer, most=ENOUGH_DRAWS)
+        if count is not None and count >= ENOUGH_DRAWS:
             return amount
         amount = _rounded(min(amount * 0.8, amount - 1))
     return None
 
 
 def _rounded(amount: float) -> int:
-    """Down to two digits that count."""
-    unit = 10 ** max(0, floor(log10(amount)) - 1) if amount >= 1 else 1
+    """Return an amount rounded down to two digits that count."""
+    unit = 1
+    if amount >= 1:
+        unit = 10 ** max(0, floor(log10(amount)) - 1)
     return int(amount // unit * unit)
 
 
@@ -224,95 +228,111 @@ def _parts(
     letters: int,
 ) -> Iterator[dict[str, Any]]:
     encoder = IdEncoder(tokenizer)
-    # Special tokens that are written out in a text, the longest first: a tokenizer takes them for
-    # the tokens themselves.
-    names = {str(tokenizer.convert_ids_to_tokens(i)) for i in encoder.special} - {""}
-    special = (
-        re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
-        if names
-        else None
-    )
+    special = _special_names(encoder)
+    # Windows that are shown are dealt out to the parts, one more to the first ones.
+    each, more = divmod(show, len(data.parts))
     begin = 0
-    for number, (term, fact, rows) in enumerate(
-        zip(data.parts, batch.facts["parts"], drawn, strict=True)
-    ):
+    parts = zip(data.parts, batch.facts["parts"], drawn, strict=True)
+    for number, (term, fact, rows) in enumerate(parts):
         lengths = [len(encoder.row(row, term.format)) for row in rows]
-        shown = (
-            max(1, show // len(data.parts) + (number < show % len(data.parts)))
-            if term.source.shown
-            else 0
-        )
-        places = range(begin, begin + min(shown, fact["sequences"]))
+        fitting_length = 0
+        if lengths:
+            fitting_length = int(np.quantile(lengths, 0.95, method="higher"))
+        texts: list[str] = []
+        unshown = f"the licence ({term.source.licence}) doesn't let its rows be quoted"
+        if term.source.shown:
+            unshown = ""
+            count = min(max(1, each + (number < more)), fact["sequences"])
+            for place in range(begin, begin + count):
+                texts.append(quoted(batch, place, tokenizer, letters))
         begin += fact["sequences"]
-        counts: dict[str, int] = {}
-        for row in rows if special else ():
-            for name in sorted(set(special.findall(content(row, term.format)))) if special else ():
-                counts[name] = counts.get(name, 0) + 1
         yield {
             **fact,
-            **_named(term),
+            **_spelled(term),
             "padding": _padding(fact, data.length),
             "histogram": histogram(lengths),
-            "fitting_length": int(np.quantile(lengths, 0.95, method="higher")) if lengths else 0,
+            "fitting_length": fitting_length,
             "empty": lengths.count(0),
-            "special_texts": counts,
-            "texts": [quoted(batch, i, tokenizer, letters) for i in places],
-            "unshown": ""
-            if term.source.shown
-            else f"the licence ({term.source.licence}) doesn't let its rows be quoted",
+            "special_texts": _special_texts(term, rows, special),
+            "texts": texts,
+            "unshown": unshown,
         }
 
 
-def _named(term: Term) -> dict[str, Any]:
+def _special_names(encoder: IdEncoder) -> re.Pattern[str] | None:
+    """Return an expression for special tokens that are written out in a text: a tokenizer takes
+    them for the tokens themselves. None where it has no such tokens.
+    """
+    names = {str(encoder.tokenizer.convert_ids_to_tokens(token)) for token in encoder.special}
+    names.discard("")
+    if not names:
+        return None
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _special_texts(
+    term: Term, rows: Sequence[Row], special: re.Pattern[str] | None
+) -> dict[str, int]:
+    """Return in how many rows each special token stands as text."""
+    counts: dict[str, int] = {}
+    if special is None:
+        return counts
+    for row in rows:
+        for name in sorted(set(special.findall(content(row, term.format)))):
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _spelled(term: Term) -> dict[str, Any]:
     """Return what the part is made of, and the expressions that a verdict may propose in its
     place; empty where there is none.
     """
-    form, packing = (
-        term.format,
-        cast("Any", term.packing),
-    )  # a dataclass, which its abstract class is not
-    answered = (
-        formats.build("qa")
-        if form.spec_name() == "question" and "answer" in term.source.fields
-        else form
-    )
-    bare = (
-        replace(packing, bos="none")
-        if "bos" in {each.name for each in fields(packing)} and packing.bos != "none"
-        else None
-    )
+    answered = term.format
+    if answered.spec_name() == "question" and "answer" in term.source.fields:
+        answered = formats.build("qa")
+    packing: Any = term.packing  # a dataclass, which its abstract class is not
+    startless = ""
+    if packing.bos != "none" and "bos" in {field.name for field in fields(packing)}:
+        startless = str(replace(term, packing=replace(packing, bos="none")))
     return {
         "source": str(term.source),
         "own": isinstance(term.source, UserFile),
         "kind": term.source.kind,
-        "format": str(form),
+        "format": str(term.format),
         "packing": str(packing),
         "fills": packing.fills,
         "replacement": packing.replacement,
         "filled": str(replace(term, format=answered, packing=Many())),
-        "startless": str(replace(term, packing=bare)) if bare else "",
+        "startless": startless,
     }
 
 
 def histogram(lengths: Sequence[int]) -> list[list[int]]:
-    """Lengths counted in at most twelve ranges of a round width, as [least, most, count]; the
-    last range holds the few that are much longer.
+    """Return lengths counted in at most twelve ranges of a round width, as [least, most, count];
+    the last range holds the few that are much longer.
     """
     if not lengths:
         return []
-    least, usual, most = (
-        min(lengths),
-        int(np.quantile(lengths, 0.98, method="higher")),
-        max(lengths),
-    )
-    widths = (digit * 10**power for power in range(19) for digit in (1, 2, 5))
-    width = next(w for w in widths if usual // w - least // w < _BARS)
-    first, last = least // width, usual // width
-    counts = np.bincount(
-        np.minimum(np.array(lengths) // width, last) - first, minlength=last - first + 1
-    ).tolist()
-    ranges = [
-        [(first + i) * width, (first + i + 1) * width - 1, count] for i, count in enumerate(counts)
-    ]
-    ranges[-1][1] = max(ranges[-1][1], most)
+    least = min(lengths)
+    # The longest two percent would make bars of all others thin.
+    usual = int(np.quantile(lengths, 0.98, method="higher"))
+    width = _bar_width(least, usual)
+    first = least // width
+    last = usual // width
+    places = np.minimum(np.array(lengths) // width, last) - first
+    ranges: list[list[int]] = []
+    for place, count in enumerate(np.bincount(places, minlength=last - first + 1).tolist(), first):
+        ranges.append([place * width, (place + 1) * width - 1, count])
+    ranges[-1][1] = max(ranges[-1][1], max(lengths))
     return ranges
+
+
+def _bar_width(least: int, most: int) -> int:
+    """Return the smallest of 1, 2, 5, 10, … with which few bars suffice."""
+    power = 1
+    while True:
+        for width in (power, 2 * power, 5 * power):
+            if most // width - least // width < _BARS:
+                return width
+        power *= 10

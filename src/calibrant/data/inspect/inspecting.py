@@ -1,5 +1,5 @@
-"""What a calibration set holds, as a given model would see it; and, where the model is to be run,
-what it makes of it.
+"""Tells what a calibration set holds as a given model would see it, what the model makes of it, and
+which experts of a mixture it reaches.
 
 The model's loss says whether the texts are its kind of text. The share of the energy, Σx² over what
 a matrix is multiplied with, says which tokens decide what is pruned: a start token or a template
@@ -8,27 +8,29 @@ that fills every statistic leaves little say to the texts themselves.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.activations import FeatureNorms
-from calibrant.data import CalibrationSet, Source, TokenBatch, micro_batches
+from calibrant.activations import FeatureNorms, Routing, wide
+from calibrant.data import CalibrationSet, TokenBatch, micro_batches
 from calibrant.data.calibration import KINDS
-from calibrant.data.inspect.experts import expert_coverage
 from calibrant.data.inspect.facts import Inspection, inspect_tokens
 from calibrant.data.inspect.overlap import measurable
+from calibrant.data.inspect.profiling import text_tokens
 from calibrant.data.select import resolved
-from calibrant.errors import NumericsError
-from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
+from calibrant.errors import ModelError, NumericsError
+from calibrant.models import ModelView, Opened, expert_layers, open_model, open_tokenizer, view
 from calibrant.options import DataOptions, InspectOptions, with_fields_of
 from calibrant.system.progress import Progress, silent
-from calibrant.walk import walk
+from calibrant.walk import walk, walk_blocks
+from calibrant.walk.expert_statistics import TokenKinds, coverage
 
 TOKENS: Final = 8_192
 """How much of a set a model is run on."""
@@ -51,135 +53,139 @@ def inspect(options: InspectOptions) -> Inspection:
     `InputError` for a set, a model or a source that can't be used.
     """
     data = options.data
-    model = options.model
     if isinstance(data, CalibrationSet):
-        fixed = True
         chosen = data
     else:
-        fixed = options.samples is not None or options.tokens is not None
         samples = options.samples or DataOptions.samples
         chosen = CalibrationSet(data, samples, options.length, options.tokens, options.seed)
-    if model is None:
+    if options.model is None:
         tokenizer, name = open_tokenizer("smollm2")
-        chosen = chosen if fixed else _held(data, chosen, tokenizer)
-        inspection = inspect_tokens(
-            resolved(chosen, tokenizer, options.progress), tokenizer, options.against
-        )
-        return replace(
-            inspection, tokenizer=name, budget={**inspection.budget, **_instead(chosen, fixed)}
-        )
-    measurable(
-        options.against
-    )  # a name that isn't there is said before a model is opened, which takes longer
-    opened = (
-        model if isinstance(model, Opened) else open_model(model, options.dtype, options.device)
-    )
-    chosen = resolved(
-        chosen if fixed else _held(data, chosen, opened.tokenizer), opened, options.progress
-    )
-    inspection = inspect_tokens(chosen, opened.tokenizer, options.against)
-    whole, seen_by = chosen.tokens(opened.tokenizer), view(opened.model)
+        reader = tokenizer
+    else:
+        # A name that isn't there is said before a model is opened, which takes longer.
+        measurable(options.against)
+        reader = options.model
+        if not isinstance(reader, Opened):
+            reader = open_model(reader, options.dtype, options.device)
+        tokenizer = reader.tokenizer
+        name = reader.name
+    instead: dict[str, str] = {}
+    if not isinstance(data, CalibrationSet) and options.samples is None and options.tokens is None:
+        usual = f"{chosen.samples} windows of {chosen.length:,} tokens"
+        held = _held(chosen, tokenizer)
+        if held is not None:
+            chosen = CalibrationSet(data, length=chosen.length, tokens=held, seed=chosen.seed)
+            instead["instead"] = usual
+    chosen = resolved(chosen, reader, options.progress)
+    inspection = inspect_tokens(chosen, tokenizer, options.against)
+    facts = None
+    if isinstance(reader, Opened):
+        facts = _of_model(reader, chosen, options.progress)
+    budget = {**inspection.budget, **instead}
+    return replace(inspection, tokenizer=name, model=facts, budget=budget)
+
+
+def _held(chosen: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens the sources hold, if that is less than the set's budget; None where
+    they hold enough, or where that can't be told in tokens.
+    """
+    if chosen.per_draw or not all(term.packing.fills for term in chosen.parts):
+        return None
+    most = chosen.samples * chosen.length
+    tokens = chosen.most_tokens(tokenizer, most)
+    if tokens in (0, most):
+        return None
+    return tokens
+
+
+def _of_model(opened: Opened, chosen: CalibrationSet, progress: Progress) -> dict[str, Any]:
+    """Return what a model makes of a set."""
+    whole = chosen.tokens(opened.tokenizer)
+    blocks = view(opened.model)
     batch, kinds = _excerpt(whole, chosen.kinds(opened.tokenizer).long(), TOKENS)
     facts = {
         "name": opened.name,
         "note": opened.note,
         "dtype": str(opened.dtype).removeprefix("torch."),
-        "loss": loss(opened, batch, options.progress),
-        "energy": energy(seen_by, batch, kinds, options.progress),
+        "loss": loss(opened, batch, progress),
+        "energy": energy(blocks, batch, kinds, progress),
     }
-    if (
-        covered := expert_coverage(seen_by, batch, int(whole.mask.sum()), options.progress)
-    ) is not None:
-        facts["experts"] = covered
-    return replace(
-        inspection,
-        tokenizer=opened.name,
-        model=facts,
-        budget={**inspection.budget, **_instead(chosen, fixed)},
-    )
-
-
-def _held(
-    data: str | Source | CalibrationSet, chosen: CalibrationSet, tokenizer: PreTrainedTokenizerBase
-) -> CalibrationSet:
-    """Return the set, with all the tokens that there are for its budget if the sources hold less
-    than that.
-    """
-    most = chosen.samples * chosen.length
-    if chosen.per_draw or not all(term.packing.fills for term in chosen.parts):
-        return chosen
-    tokens = chosen.most_tokens(tokenizer, most)
-    if tokens in (0, most) or isinstance(data, CalibrationSet):
-        return chosen
-    return CalibrationSet(data, length=chosen.length, tokens=tokens, seed=chosen.seed)
-
-
-def _instead(chosen: CalibrationSet, fixed: bool) -> dict[str, str]:
-    """Return what was to be drawn, where there was less."""
-    return (
-        {}
-        if fixed or chosen.budget is None
-        else {"instead": f"{chosen.samples} windows of {chosen.length:,} tokens"}
-    )
+    experts = expert_coverage(blocks, batch, int(whole.mask.sum()), progress)
+    if experts is not None:
+        facts["experts"] = experts
+    return facts
 
 
 def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, Tensor]:
-    """Sequences from all over the set, up to `most` tokens: the first, then the middle one, then
-    those between, and so on.
+    """Return sequences from all over the set, up to `most` tokens: the first, then the middle one,
+    then those between, and so on.
     """
+    count = len(batch.ids)
+    digits = max(1, (count - 1).bit_length())
+
     # The digits of a place, in binary, read backwards: the first places are spread over the whole,
     # and the others fill the gaps.
-    digits = max(1, (len(batch.ids) - 1).bit_length())
-    order = sorted(range(len(batch.ids)), key=lambda i: int(format(i, f"0{digits}b")[::-1], 2))
+    def reversed_digits(place: int) -> int:
+        return int(format(place, f"0{digits}b")[::-1], 2)
+
+    # At least one sequence, however long it is; its end is masked below.
     chosen: list[int] = []
-    left = most
-    for i in order:
-        size = int(batch.mask[i].sum())
-        if size <= left or not chosen:
-            chosen.append(i)
-            left -= size
+    budget = most
+    for place in sorted(range(count), key=reversed_digits):
+        size = int(batch.mask[place].sum())
+        if size <= budget or not chosen:
+            chosen.append(place)
+            budget -= size
     rows = torch.tensor(sorted(chosen))
-    mask = batch.mask[rows] & (batch.mask[rows].cumsum(1) <= most)
-    pads = None if batch.pads is None else batch.pads[rows] & mask
-    weights = batch.weights[rows] * mask
-    return replace(
+    mask = batch.mask[rows]
+    mask = mask & (mask.cumsum(1) <= most)
+    pads = None
+    if batch.pads is not None:
+        pads = batch.pads[rows] & mask
+    few = replace(
         batch,
         ids=batch.ids[rows],
         mask=mask,
-        weights=weights,
+        weights=batch.weights[rows] * mask,
         pads=pads,
         fingerprint="",
         examples=(),
         rows=(),
-    ), kinds[rows]
+    )
+    return few, kinds[rows]
 
 
 @torch.no_grad()
 def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict[str, Any]:
-    """Mean negative log likelihood of the batch's real tokens, in nats, each given those before it
-    in its sequence.
+    """Return the mean negative log likelihood of the batch's real tokens, in nats, each given those
+    before it in its sequence.
 
     A sequence's first token has nothing to be predicted from. `NumericsError` where the outputs
     aren't finite.
     """
-    scored = batch.mask if batch.pads is None else batch.mask & ~batch.pads
-    nats, count, done = 0.0, 0, 0
-    for ids, mask, scored_here in micro_batches(
+    scored = text_tokens(batch)
+    device = opened.model.device
+    nats = 0.0
+    count = 0
+    done = 0
+    total = int(batch.mask.sum())
+    # The weights carry along which tokens are scored.
+    for ids, mask, weights in micro_batches(
         replace(batch, weights=scored.float()), TOKENS_PER_PASS
     ):
-        where = opened.model.device
-        padding = {} if bool(mask.all()) else {"attention_mask": mask.to(where).long()}
-        logits: Tensor = opened.model(input_ids=ids.to(where), use_cache=False, **padding).logits
-        rows = scored_here[:, 1:] > 0
-        wide = logits[:, :-1][rows.to(where)]
-        wide = wide.to(torch.float64 if wide.dtype == torch.float64 else torch.float32)
-        each = torch.nn.functional.cross_entropy(wide, ids[:, 1:][rows].to(where), reduction="none")
-        nats, count, done = (
-            nats + float(each.double().sum()),
-            count + int(rows.sum()),
-            done + int(mask.sum()),
-        )
-        progress("loss of the model", done, int(batch.mask.sum()))
+        inputs = {"input_ids": ids.to(device)}
+        if not bool(mask.all()):
+            inputs["attention_mask"] = mask.to(device).long()
+        logits: Tensor = opened.model(**inputs, use_cache=False).logits
+        rows = weights[:, 1:] > 0
+        predicted = logits[:, :-1][rows.to(device)]
+        predicted = predicted.to(wide(predicted.dtype))
+        targets = ids[:, 1:][rows].to(device)
+        # Summed in float64, so that the order of the batches hardly shows.
+        nats += float(cross_entropy(predicted, targets, reduction="none").double().sum())
+        count += int(rows.sum())
+        done += int(mask.sum())
+        progress("loss of the model", done, total)
     value = nats / count if count else 0.0
     if not math.isfinite(value):
         raise NumericsError(
@@ -192,46 +198,48 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
 def energy(
     view: ModelView, batch: TokenBatch, kinds: Tensor, progress: Progress = silent
 ) -> dict[str, Any]:
-    """For each kind of token but content, its share of Σx² in the untouched model's matrices;
+    """Return for each kind of token but content its share of Σx² in the untouched model's matrices;
     `kinds` says what each id is, as indices of `KINDS`.
 
     `tokens` is the kind's share of the tokens, for comparison; `median` and `most` are over
     matrices, `where` names the one with most; `matrices` sums over the matrices of one role, such
     as `mlp.down_proj`. Pads that count are a kind of their own.
     """
-    pads = torch.zeros_like(batch.mask) if batch.pads is None else batch.pads
-    classes = {name: batch.mask & ~pads & (kinds == KINDS.index(name)) for name in KINDS[:0:-1]} | {
-        "pad": pads
-    }
+    text = text_tokens(batch)
+    classes: dict[str, Tensor] = {}
+    for name in ("start", "special", "template"):
+        classes[name] = text & (kinds == KINDS.index(name))
+    if batch.pads is not None:
+        classes["pad"] = batch.pads
     present = {
         name: tokens for name, tokens in classes.items() if bool((batch.weights * tokens).any())
     }
     steps = len(view.blocks) * (1 + len(present))
+    done = 0
+
+    def on_block(block: int) -> None:
+        progress("energy", done + block, steps)
+
     # A statistic is a sum over tokens: what one kind adds to it is the same walk with the weights
     # of all other tokens at 0.
-    whole = _squares(view, batch, lambda block: progress("energy", block, steps))
+    whole = _squares(view, batch, on_block)
     shares: dict[str, Any] = {}
-    for number, (name, tokens) in enumerate(present.items(), 1):
-        only = replace(batch, weights=batch.weights * tokens)
-        squares = _squares(
-            view,
-            only,
-            lambda block, done=number: progress("energy", done * len(view.blocks) + block, steps),
-        )
-        shares[name] = {
-            "tokens": float(tokens.sum() / batch.mask.sum()),
-            **_shares(squares, whole, view),
-        }
+    for name, tokens in present.items():
+        done += len(view.blocks)
+        squares = _squares(view, replace(batch, weights=batch.weights * tokens), on_block)
+        share = float(tokens.sum() / batch.mask.sum())
+        shares[name] = {"tokens": share, **_shares(squares, whole, view)}
     return {"tokens": int(batch.mask.sum()), "matrices": len(whole), "kinds": shares}
 
 
-def _squares(view: ModelView, batch: TokenBatch, on_block: Any) -> dict[str, float]:
-    """Σx² of every matrix that tokens of weight reach, by name."""
+def _squares(
+    view: ModelView, batch: TokenBatch, on_block: Callable[[int], None]
+) -> dict[str, float]:
+    """Return Σx² of every matrix that tokens of weight reach, by name."""
     squares: dict[str, float] = {}
-    for weight, seen in walk(
-        view, batch, (FeatureNorms,), "dense", tokens_per_pass=TOKENS_PER_PASS
-    ):
-        squares[weight.name] = float(seen[FeatureNorms].norms().double().sum())
+    steps = walk(view, batch, (FeatureNorms,), "dense", tokens_per_pass=TOKENS_PER_PASS)
+    for weight, statistics in steps:
+        squares[weight.name] = float(statistics[FeatureNorms].norms().double().sum())
         on_block(weight.block + 1)
     return squares
 
@@ -245,18 +253,66 @@ def _shares(
         for weight in block.weights:
             if weight.name in shares:
                 # The name of a matrix in its block, the same for all experts.
-                role = re.sub(
-                    r"\[\d+\]|\.\d+(?=\.)", "", weight.name.removeprefix(block.name + ".")
-                )
+                name = weight.name.removeprefix(block.name + ".")
+                role = re.sub(r"\[\d+\]|\.\d+(?=\.)", "", name)
                 roles.setdefault(role, []).append(weight.name)
-    summed = {
-        role: sum(squares.get(name, 0.0) for name in names) / sum(whole[name] for name in names)
-        for role, names in roles.items()
-    }
-    where = max(shares, key=lambda name: shares[name], default="")
+    summed: dict[str, float] = {}
+    for role, names in roles.items():
+        part = sum(squares.get(name, 0.0) for name in names)
+        summed[role] = part / sum(whole[name] for name in names)
+    if not shares:
+        return {"median": 0.0, "most": 0.0, "where": "", "matrices": summed}
+    name = max(shares, key=lambda name: shares[name])
     return {
-        "median": median(shares.values()) if shares else 0.0,
-        "most": shares.get(where, 0.0),
-        "where": where,
+        "median": median(shares.values()),
+        "most": shares[name],
+        "where": name,
         "matrices": summed,
     }
+
+
+@torch.no_grad()
+def expert_coverage(
+    view: ModelView, batch: TokenBatch, tokens: int, progress: Progress = silent
+) -> dict[str, Any] | None:
+    """Return what the experts of every layer get of `batch`, and would get of a set of so many
+    `tokens` like it; None for a model without experts.
+
+    By layer, in `layers`: what `coverage` says, with `counts` for the whole set, and `kinds`, how
+    many kinds of tokens of the batch each got. `unseen` and `starved` count experts of all layers.
+    Where a router can't be told, `why` says so, and there are no layers.
+    """
+    facts: dict[str, Any] = {
+        "tokens": 0,
+        "of": tokens,
+        "experts": 0,
+        "unseen": 0,
+        "starved": 0,
+        "why": "",
+        "layers": {},
+    }
+    try:
+        layers = {layer.block: layer for layer in expert_layers(view)}
+    except ModelError as error:
+        return {**facts, "why": str(error)}
+    if not layers:
+        return None
+    facts["tokens"] = int((batch.weights > 0).sum())
+    for block, seen in walk_blocks(view, batch, (Routing, TokenKinds)):
+        if block.index in layers:
+            layer = layers[block.index]
+            routing = seen[Routing]
+            inputs = layer.matrix.shape[1]
+            # A weight counts here as in statistics, so counts are those of a set whose tokens all
+            # weigh the same.
+            covered = coverage(routing * (tokens / routing.mass), inputs)
+            facts["layers"][layer.name] = {
+                **covered,
+                "inputs": inputs,
+                "kinds": seen[TokenKinds].counts().tolist(),
+            }
+            facts["experts"] += covered["experts"]
+            facts["unseen"] += len(covered["unseen"])
+            facts["starved"] += len(covered["starved"])
+        progress("experts", block.index + 1, len(view.blocks))
+    return facts

@@ -1,5 +1,5 @@
-"""Does calibration data hold what is measured on? While both are at hand, and later, when only a
-saved model is.
+"""Finds out whether calibration data holds what is measured on: while both are at hand, and later,
+when only a saved model is.
 
 Runs of 13 words are what the field looks for: they seldom recur by chance, and a rewritten heading
 doesn't hide them. They do recur in boilerplate: two files under one licence, two pages with one
@@ -99,7 +99,9 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
     found only if the calibration row consists of just those words. The measured rows are stored, as
     numbers; the others are read once and dropped.
 
-    >>> [leak.kind for leak in find_leaks([Row(question="What is 1 + 1?", answer="2")], [Row(question="what is 1 + 1?", answer="two")])]
+    >>> seen = Row(question="What is 1 + 1?", answer="2")
+    >>> measured = Row(question="what is 1 + 1?", answer="two")
+    >>> [leak.kind for leak in find_leaks([seen], [measured])]
     ['same example']
     """
     index = _Index(measured)
@@ -121,19 +123,22 @@ def content_key(row: Row) -> str:
     >>> content_key(Row(text="3 + 4")) == content_key(Row(text="3 - 4"))
     False
     """
-    spoken = words(_SIGN.sub(lambda sign: f" sign{ord(sign[1])} ", row.subject))
-    return (
-        hashlib.sha256(" ".join(spoken).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        if spoken
-        else row.example
-    )
+    text = " ".join(words(_SIGN.sub(_spelled_sign, row.subject)))
+    if not text:
+        return row.example
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _spelled_sign(sign: re.Match[str]) -> str:
+    return f" sign{ord(sign[1])} "
 
 
 @dataclass(frozen=True)
 class LeakCount:
-    """How many measured rows a model was calibrated on: `same` examples, `respaced` ones that
-    differ in spaces and punctuation only, and `alike` ones of whose runs of words it saw at
-    least half; `rows` is how many rows were compared.
+    """How many measured rows a model was calibrated on.
+
+    These are `same` examples, `respaced` ones that differ in spaces and punctuation only, and
+    `alike` ones of whose runs of words it saw at least half; `rows` is how many rows were compared.
     """
 
     same: int = 0
@@ -155,9 +160,8 @@ class LeakCount:
             "the same but for spaces and punctuation": self.respaced,
             "sharing half of their words or more": self.alike,
         }
-        return f"{self.count:,} of {self.rows:,} measured rows: " + ", ".join(
-            f"{count:,} {kind}" for kind, count in kinds.items() if count
-        )
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
+        return f"{self.count:,} of {self.rows:,} measured rows: {listed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,18 +191,16 @@ class RowFingerprints:
             numbers = _words_to_compare(row)
             # The runs by which a measured row could be known in this one: of 13 words, of 8, and
             # the whole of a short one.
-            waiting += [
-                runs(numbers, 13),
-                runs(numbers, 8),
-                *([runs(numbers, len(numbers))] if 4 <= len(numbers) < 8 else []),
-            ]
+            waiting += [runs(numbers, 13), runs(numbers, 8)]
+            if 4 <= len(numbers) < 8:
+                waiting.append(runs(numbers, len(numbers)))
             if sum(map(len, waiting)) > MOST_RUNS:
-                stored, waiting = np.unique(np.concatenate([stored, *waiting]))[:MOST_RUNS], []
-        stored = np.unique(np.concatenate([stored, *waiting]))[:MOST_RUNS]
+                stored = _least([stored, *waiting])
+                waiting = []
         return cls(
             frozenset(row.example for row in distinct),
             frozenset(map(content_key, distinct)),
-            stored,
+            _least([stored, *waiting]),
             own_files,
         )
 
@@ -208,15 +210,9 @@ class RowFingerprints:
         say; what can't be read counts as empty.
         """
         entries = manifest or {}
-        examples, contents = (
-            frozenset(text for text in listed if isinstance(text, str))
-            if isinstance(listed := entries.get(name), list)
-            else frozenset[str]()
-            for name in ("examples", "contents")
-        )
         return cls(
-            examples,
-            contents,
+            _texts(entries.get("examples")),
+            _texts(entries.get("contents")),
             _read_runs(Path(folder) / RUNS_FILE),
             entries.get("own_files") is True,
         )
@@ -237,9 +233,9 @@ class RowFingerprints:
         """
         if not len(self.runs):
             return {}
-        written = io.BytesIO()
-        np.save(written, self.runs, allow_pickle=False)
-        return {RUNS_FILE: written.getvalue()}
+        buffer = io.BytesIO()
+        np.save(buffer, self.runs, allow_pickle=False)
+        return {RUNS_FILE: buffer.getvalue()}
 
     def leaks(self, measured: Iterable[Row], own_files: bool = False) -> LeakCount:
         """Return how many of the measured rows these are; `own_files` says that the measured
@@ -248,37 +244,55 @@ class RowFingerprints:
         if not self.examples and not self.contents:
             return LeakCount()
         rows = list(measured)
-        same = {at for at, row in enumerate(rows) if row.example in self.examples}
-        respaced = {at for at, row in enumerate(rows) if content_key(row) in self.contents} - same
-        alike = self._alike(rows) - same - respaced if own_files or self.own_files else set[int]()
+        same: set[int] = set()
+        respaced: set[int] = set()
+        for place, row in enumerate(rows):
+            if row.example in self.examples:
+                same.add(place)
+            elif content_key(row) in self.contents:
+                respaced.add(place)
+        alike: set[int] = set()
+        if own_files or self.own_files:
+            alike = self._alike(rows) - same - respaced
         return LeakCount(len(same), len(respaced), len(alike), len(rows))
 
     def _alike(self, measured: list[Row]) -> set[int]:
         """Return the places of the rows of whose runs at least half were seen; runs that stand
         in more than `COMMON` of them don't count.
         """
-        each = [
-            np.unique(runs(numbers, _run_length(len(numbers))))
-            for numbers in map(_words_to_compare, measured)
-        ]
-        owners = np.repeat(np.arange(len(each)), [len(numbers) for numbers in each])
+        runs_by_row: list[Numbers] = []
+        for row in measured:
+            numbers = _words_to_compare(row)
+            runs_by_row.append(np.unique(runs(numbers, _run_length(len(numbers)))))
+        count = len(runs_by_row)
+        owners = np.repeat(np.arange(count), [len(numbers) for numbers in runs_by_row])
         if not len(owners) or not len(self.runs):
             return set()
-        values, at, counts = np.unique(
-            np.concatenate(each), return_inverse=True, return_counts=True
+        values, places, counts = np.unique(
+            np.concatenate(runs_by_row), return_inverse=True, return_counts=True
         )
         judged = counts <= COMMON
-        whole = np.bincount(owners, judged[at], len(each))
+        whole = np.bincount(owners, judged[places], count)
         if len(self.runs) == MOST_RUNS:
             # A full array is a sample: it says nothing of numbers above its largest.
             judged &= values <= self.runs[-1]
         seen = judged & np.isin(values, self.runs)
-        compared, hit = (
-            np.bincount(owners, judged[at], len(each)),
-            np.bincount(owners, seen[at], len(each)),
-        )
+        compared = np.bincount(owners, judged[places], count)
+        shared = np.bincount(owners, seen[places], count)
         enough = (compared > 0) & (compared >= np.minimum(whole, FEW_RUNS))
-        return set(np.flatnonzero(enough & (2 * hit >= compared)).tolist())
+        return set(np.flatnonzero(enough & (2 * shared >= compared)).tolist())
+
+
+def _least(parts: list[Numbers]) -> Numbers:
+    """Return the distinct numbers of all parts, sorted, as many as are stored."""
+    return np.unique(np.concatenate(parts))[:MOST_RUNS]
+
+
+def _texts(entry: Any) -> frozenset[str]:
+    """Return the texts of a list in a manifest; none where it is something else."""
+    if not isinstance(entry, list):
+        return frozenset()
+    return frozenset(text for text in entry if isinstance(text, str))
 
 
 @dataclass(frozen=True)
@@ -294,50 +308,59 @@ class _Index:
 
     def __init__(self, measured: Iterable[Row]) -> None:
         self.examples: list[str] = []
+        # By the length of the runs: 13, 8, or 0 for a row of 4 to 7 words, which is one run.
         by_length: defaultdict[int, list[tuple[int, Numbers]]] = defaultdict(list)
-        for at, row in enumerate(measured):
+        for place, row in enumerate(measured):
             self.examples.append(row.example)
             numbers = _words_to_compare(row)
             length = _run_length(len(numbers))
-            if len(each := runs(numbers, length)):
-                by_length[length if length in (13, 8) else 0].append((at, np.unique(each)))
+            distinct = np.unique(runs(numbers, length))
+            if length not in (13, 8):
+                length = 0
+            if len(distinct):
+                by_length[length].append((place, distinct))
         self._known = frozenset(self.examples)
         self._tables = {length: _RunTable(rows) for length, rows in by_length.items()}
 
     def same(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
         """Yield the rows that are an example which is measured."""
-        return (
-            Leak(row.example, row.example, "same example", 1.0)
-            for row in batch
-            if row.example in self._known
-        )
+        for row in batch:
+            if row.example in self._known:
+                yield Leak(row.example, row.example, "same example", 1.0)
 
     def shared(self, batch: list[_NumberedRow]) -> Iterator[Leak]:
         """Yield the rows that have runs of words in common with what is measured."""
         for length, table in self._tables.items():
             if length:
-                owners = np.repeat(
-                    np.arange(len(batch), dtype=np.int64), [len(row.numbers) for row in batch]
-                )
-                numbers = runs(np.concatenate([row.numbers for row in batch]), length)
-                # A run that begins in one row and ends in the next isn't anybody's.
-                own = owners[: len(numbers)] == owners[len(owners) - len(numbers) :]
-                owners, numbers = owners[: len(numbers)][own], numbers[own]
-            else:  # rows of 4 to 7 words, each as one run
-                short = [
-                    (at, runs(row.numbers, len(row.numbers))[0])
-                    for at, row in enumerate(batch)
-                    if 4 <= len(row.numbers) < 8
-                ]
-                owners = np.array([at for at, _ in short], dtype=np.int64)
-                numbers = np.array([number for _, number in short], dtype=np.uint64)
+                owners, numbers = _runs_of(batch, length)
+            else:
+                owners, numbers = _short_rows(batch)
+            kind = "13-gram" if length == 13 else "8-gram"
             for row, measured, share in table.shares(owners, numbers, len(self.examples)):
-                yield Leak(
-                    batch[row].example,
-                    self.examples[measured],
-                    "13-gram" if length == 13 else "8-gram",
-                    share,
-                )
+                yield Leak(batch[row].example, self.examples[measured], kind, share)
+
+
+def _runs_of(batch: list[_NumberedRow], length: int) -> tuple[Indices, Numbers]:
+    """Return the runs of so many words, and in which row each stands."""
+    sizes = [len(row.numbers) for row in batch]
+    owners = np.repeat(np.arange(len(batch), dtype=np.int64), sizes)
+    numbers = runs(np.concatenate([row.numbers for row in batch]), length)
+    begins = owners[: len(numbers)]
+    ends = owners[len(owners) - len(numbers) :]
+    # A run that begins in one row and ends in the next isn't anybody's.
+    whole = begins == ends
+    return begins[whole], numbers[whole]
+
+
+def _short_rows(batch: list[_NumberedRow]) -> tuple[Indices, Numbers]:
+    """Return the rows of 4 to 7 words, each as one run, and which rows they are."""
+    owners: list[int] = []
+    numbers: list[Numbers] = [_NONE]
+    for place, row in enumerate(batch):
+        if 4 <= len(row.numbers) < 8:
+            owners.append(place)
+            numbers.append(runs(row.numbers, len(row.numbers)))
+    return np.array(owners, dtype=np.int64), np.concatenate(numbers)
 
 
 class _RunTable:
@@ -348,24 +371,23 @@ class _RunTable:
     """
 
     def __init__(self, rows: list[tuple[int, Numbers]]) -> None:
+        places = np.array([place for place, _ in rows], dtype=np.int32)
         numbers = np.concatenate([each for _, each in rows])
-        owners = np.repeat(
-            np.array([at for at, _ in rows], dtype=np.int32), [len(each) for _, each in rows]
-        )
+        owners = np.repeat(places, [len(each) for _, each in rows])
+        # Stable, so that the rows of one run stand in their own order.
         order = np.argsort(numbers, kind="stable")
         keys, begins, counts = np.unique(numbers[order], return_index=True, return_counts=True)
         rare = counts <= COMMON
-        self._keys, self._begins, self._counts, self._owners = (
-            keys[rare],
-            begins[rare],
-            counts[rare],
-            owners[order],
-        )
+        self._keys = keys[rare]
+        self._begins = begins[rare]
+        self._counts = counts[rare]
+        self._owners = owners[order]
         self._sizes = np.bincount(self._owners[np.repeat(rare, counts)], minlength=rows[-1][0] + 1)
         # Nearly every run that is looked up is in no measured row, and one bit of a small table
         # says so at once.
         bits = min(24, max(8, 4 + len(keys).bit_length()))
-        self._shift, self._hint = np.uint64(64 - bits), np.zeros(1 << bits, dtype=np.bool_)
+        self._shift = np.uint64(64 - bits)
+        self._hint = np.zeros(1 << bits, dtype=np.bool_)
         self._hint[self._keys >> self._shift] = True
 
     def shares(
@@ -375,25 +397,21 @@ class _RunTable:
         meet; `owners` says in which row each run stands.
         """
         likely = np.flatnonzero(self._hint[numbers >> self._shift])
-        at = np.searchsorted(self._keys, numbers[likely])
-        hit = at < len(self._keys)
-        hit[hit] = self._keys[at[hit]] == numbers[likely[hit]]
+        places = np.searchsorted(self._keys, numbers[likely])
+        found = places < len(self._keys)
+        found[found] = self._keys[places[found]] == numbers[likely[found]]
+        if not found.any():
+            return
         # A run counts once, however often the calibration row repeats it.
-        once = (
-            np.unique(owners[likely[hit]] * len(self._keys) + at[hit])
-            if hit.any()
-            else np.zeros(0, dtype=np.int64)
-        )
-        rows, keys = np.divmod(once, max(1, len(self._keys)))
+        distinct = np.unique(owners[likely[found]] * len(self._keys) + places[found])
+        rows, keys = np.divmod(distinct, len(self._keys))
         counts = self._counts[keys]
         # For each run the places of its owners, which stand together: its first place, then so many
         # after it.
-        places = np.repeat(self._begins[keys] - np.cumsum(counts) + counts, counts) + np.arange(
-            counts.sum()
-        )
-        pairs, shared = np.unique(
-            np.repeat(rows, counts) * measured + self._owners[places], return_counts=True
-        )
+        firsts = self._begins[keys] - np.cumsum(counts) + counts
+        owner_places = np.repeat(firsts, counts) + np.arange(counts.sum())
+        meetings = np.repeat(rows, counts) * measured + self._owners[owner_places]
+        pairs, shared = np.unique(meetings, return_counts=True)
         for pair, count in zip(pairs.tolist(), shared.tolist(), strict=True):
             row, other = divmod(pair, measured)
             yield row, other, count / int(self._sizes[other])
@@ -403,24 +421,25 @@ def _words_to_compare(row: Row) -> Numbers:
     """Return numbers for the words that a model would learn from. Where the frame is empty, the
     question brings its own marks, such as `Premise:`.
     """
-    question = row.question if row.frame[0] or not row.question else _MARK.sub("", row.question)
-    answer = None if row.labels else row.answer
+    texts = [row.text, row.question, row.rationale]
+    if row.question and not row.frame[0]:
+        texts[1] = _MARK.sub("", row.question)
+    # A letter that stands for a choice gives nothing away.
+    if not row.labels:
+        texts.append(row.answer)
+    texts += [content for _, content in row.turns]
     # The first exchange of a conversation may stand in question and answer too: each text is read
     # once.
-    texts = dict.fromkeys(
-        filter(
-            None,
-            (row.text, question, row.rationale, answer, *(content for _, content in row.turns)),
-        )
-    )
-    return numbered(words("\n".join(texts)))
+    return numbered(words("\n".join(filter(None, dict.fromkeys(texts)))))
 
 
 def _run_length(count: int) -> int:
     """Return how long the runs are by which a text of `count` words is known; more than it has
     if it is too short to be known.
     """
-    return 13 if count >= 13 or count < 4 else 8 if count >= 8 else count
+    if count >= 13 or count < 4:
+        return 13
+    return min(count, 8)
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
@@ -430,11 +449,13 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:
     batch: list[_NumberedRow] = []
     size = 0
     for row in rows:
-        batch.append(_NumberedRow(row.example, _words_to_compare(row)))
-        size += len(batch[-1].numbers) + 1
+        numbers = _words_to_compare(row)
+        batch.append(_NumberedRow(row.example, numbers))
+        size += len(numbers) + 1
         if size >= _BATCH:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch
 
@@ -449,10 +470,8 @@ def _read_runs(path: Path) -> Numbers:
         stored = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError, OverflowError, TypeError, MemoryError):
         return _NONE
-    fits = (
-        stored.dtype == np.uint64
-        and stored.ndim == 1
-        and len(stored) <= MOST_RUNS
-        and bool(np.all(stored[1:] > stored[:-1]))
-    )
-    return stored if fits else _NONE
+    if stored.dtype != np.uint64 or stored.ndim != 1 or len(stored) > MOST_RUNS:
+        return _NONE
+    if not np.all(stored[1:] > stored[:-1]):
+        return _NONE
+    return stored

@@ -1,4 +1,4 @@
-"""Rows that stand where they shouldn't: in what is measured too, or twice in one set.
+"""Finds rows that stand where they shouldn't: in what is measured too, or twice in one set.
 
 Texts that are nearly the same are found by MinHash, then compared exactly. A text is the set of its
 runs of five words, and two texts are as alike as the share of all their runs that both have
@@ -19,7 +19,7 @@ from jaxtyping import Float64, Int64, UInt64
 from calibrant.data._base import Format, Row, Source, StoredSource
 from calibrant.data._words import Numbers, number_of, numbered, runs, words
 from calibrant.data.expression import Term, parse_expression
-from calibrant.data.inspect.leaks import find_leaks, serious
+from calibrant.data.inspect.leaks import Leak, find_leaks, serious
 from calibrant.errors import DataError
 
 MOST_ROWS: Final = 5_000
@@ -55,33 +55,41 @@ Signatures = UInt64[np.ndarray, "text place"]
 
 def content(row: Row, form: Format) -> str:
     """Return what a format shows of the row itself, without its own words."""
-    turns = [text for _, text in row.turns] if form.spec_name() == "chat" else []
-    fields = [] if turns else [getattr(row, name) for name in form.needs]
-    choices = row.choices if row.labels and not turns and "question" in form.needs else ()
-    return "\n".join(text for text in (*fields, *choices, *turns) if isinstance(text, str))
+    if form.spec_name() == "chat" and row.turns:
+        return "\n".join(text for _, text in row.turns)
+    fields = [getattr(row, name) for name in form.needs]
+    texts = [text for text in fields if isinstance(text, str)]
+    if row.labels and "question" in form.needs:
+        texts += row.choices
+    return "\n".join(texts)
 
 
 def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
     """Return the beginning of a row's content in one line."""
     text = " ".join(content(row, form).split())
-    return text if len(text) <= letters else text[:letters] + "…"
+    if len(text) > letters:
+        text = text[:letters] + "…"
+    return text
 
 
 def measurable(against: Sequence[str]) -> list[Source]:
-    """The sources that these texts, each `source[:format]` or a sum of such, name. `DataError`
-    for a control, or for one that can't be read.
+    """Return the sources that these texts, each `source[:format]` or a sum of such, name.
+
+    Raises `DataError` for a control, or for one that can't be read.
     """
-    named: list[Source] = []
+    measured: list[Source] = []
     for text in against:
         for term in parse_expression(text):
             if term.source.kind == "control":
                 raise DataError(
-                    f"{text!r} is a control: nothing is measured on it; compare with a corpus or a question set",
+                    f"{text!r} is a control: nothing is measured on it; compare with a corpus or "
+                    "a question set",
                     subject=text,
                 )
+            # One row is read, so that a source that isn't there is an error now.
             next(iter(term.source.rows("measure")), None)
-            named.append(term.source)
-    return named
+            measured.append(term.source)
+    return measured
 
 
 def overlaps(
@@ -91,11 +99,13 @@ def overlaps(
     `against` does; a control is never in two places.
     """
     for term, rows in zip(terms, drawn, strict=True):
-        if term.source.kind != "control":
-            for source in dict.fromkeys(
-                [term.source, *against] if isinstance(term.source, StoredSource) else against
-            ):
-                yield _compared(term, rows, source, requested=source in against)
+        if term.source.kind == "control":
+            continue
+        compared = list(against)
+        if isinstance(term.source, StoredSource):
+            compared.insert(0, term.source)
+        for source in dict.fromkeys(compared):
+            yield _compared(term, rows, source, requested=source in against)
 
 
 def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, Any]:
@@ -104,72 +114,85 @@ def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, 
     """
     places: list[tuple[Term, int, Row]] = []
     for term, rows in zip(terms, drawn, strict=True):
-        distinct = {
-            row.key: (term, number, row) for number, row in reversed(list(enumerate(rows, 1)))
-        }
-        if term.source.kind != "control":
-            places += sorted(distinct.values(), key=lambda place: place[1])[
-                : _NEAR_ROWS // len(terms)
-            ]
+        if term.source.kind == "control":
+            continue
+        # A row that is dealt twice isn't a near-duplicate; `overlap` and `repeated_windows` say so.
+        distinct: dict[str, tuple[Term, int, Row]] = {}
+        for number, row in enumerate(rows, 1):
+            distinct.setdefault(row.key, (term, number, row))
+        places += islice(distinct.values(), _NEAR_ROWS // len(terms))
+    texts = [content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
     pairs: list[dict[str, Any]] = []
     repeated: set[int] = set()
-    for i, j, share in near_duplicates(
-        [content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]
-    ):
-        (one, number, row), (other, again, _) = places[i], places[j]
-        quote = quoted_row(row, one.format) if one.source.shown and other.source.shown else ""
+    for first, second, share in near_duplicates(texts):
+        term, number, row = places[first]
+        other, other_number, _ = places[second]
+        quote = ""
+        if term.source.shown and other.source.shown:
+            quote = quoted_row(row, term.format)
         pairs.append(
             {
-                "parts": [str(one), str(other)],
-                "numbers": [number, again],
+                "parts": [str(term), str(other)],
+                "numbers": [number, other_number],
                 "share": share,
                 "quote": quote,
             }
         )
-        repeated.add(j)
+        repeated.add(second)
     return {"examined": len(places), "rows": len(repeated), "pairs": pairs}
 
 
 def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) -> dict[str, Any]:
-    about = {"part": str(term), "against": str(source)}
-    measured = list(
-        source.rows("measure") if requested else islice(source.rows("measure"), MOST_ROWS + 1)
-    )
+    """Return how much of a part's rows `source` measures too."""
+    names = {"part": str(term), "against": str(source)}
+    most = None if requested else MOST_ROWS + 1
+    measured = list(islice(source.rows("measure"), most))
     if len(measured) > MOST_ROWS and not requested:
-        return {
-            **about,
-            "unchecked": f"it measures on more than {MOST_ROWS:,} rows; --against {source} compares them all the same",
-        }
+        unchecked = (
+            f"it measures on more than {MOST_ROWS:,} rows; --against {source} compares them "
+            "all the same"
+        )
+        return {**names, "unchecked": unchecked}
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         numbers.setdefault(row.example, number)
-    leaks = sorted(
-        find_leaks(rows, measured),
-        key=lambda leak: (not serious(leak), -leak.share, numbers[leak.row], leak.measured),
-    )
+
+    def order(leak: Leak) -> tuple[bool, float, int, str]:
+        return not serious(leak), -leak.share, numbers[leak.row], leak.measured
+
+    leaks = sorted(find_leaks(rows, measured), key=order)
     same = {leak.row for leak in leaks if leak.kind == "same example"}
     grave = {leak.row for leak in leaks if serious(leak)} - same
     shown = term.source.shown and source.shown  # what both have in common is a quotation of both
-    return {
-        **about,
-        "measured_rows": len(measured),
-        "rows_of": source.size() if isinstance(source, StoredSource) else len(measured),
-        "same": len(same),
-        "half": len(grave),
-        "slight": len({leak.row for leak in leaks} - grave - same),
-        "given_away": len({leak.measured for leak in leaks if serious(leak)}),
-        "leaks": [
+    entries: list[dict[str, Any]] = []
+    for leak in leaks:
+        number = numbers[leak.row]
+        quote = ""
+        if shown:
+            quote = quoted_row(rows[number - 1], term.format)
+        entries.append(
             {
-                "number": numbers[leak.row],
+                "number": number,
                 "row": leak.row,
                 "measured": leak.measured,
                 "kind": leak.kind,
                 "share": leak.share,
                 "serious": serious(leak),
-                "quote": quoted_row(rows[numbers[leak.row] - 1], term.format) if shown else "",
+                "quote": quote,
             }
-            for leak in leaks
-        ],
+        )
+    size = len(measured)
+    if isinstance(source, StoredSource):
+        size = source.size()
+    return {
+        **names,
+        "measured_rows": len(measured),
+        "rows_of": size,
+        "same": len(same),
+        "half": len(grave),
+        "slight": len({leak.row for leak in leaks} - grave - same),
+        "given_away": len({leak.measured for leak in leaks if serious(leak)}),
+        "leaks": entries,
     }
 
 
@@ -182,7 +205,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[
     with the first and with the 20 before it: each text that has a duplicate is in a pair.
     `DataError` for a threshold that isn't above 0 and at most 1.
 
-    >>> near_duplicates(["Peel an onion and cut it.", "A river runs to the sea.", "peel an onion and cut it"])
+    >>> river = "A river runs to the sea."
+    >>> near_duplicates(["Peel an onion and cut it.", river, "peel an onion and cut it"])
     [(0, 2, 1.0)]
     """
     if not 0 < threshold <= 1:
@@ -196,9 +220,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[
     first, second = _candidates(_signatures(shingles), _rows_of_a_band(threshold))
     likeness = _likeness(shingles, first, second, threshold)
     alike = likeness >= threshold
-    return list(
-        zip(first[alike].tolist(), second[alike].tolist(), likeness[alike].tolist(), strict=True)
-    )
+    columns = (first[alike].tolist(), second[alike].tolist(), likeness[alike].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def _shingles(text: str) -> Numbers:
@@ -221,12 +244,13 @@ def _signatures(shingles: Sequence[Numbers]) -> Signatures:
     # The least hash of a set is equally likely to be that of any of its runs, so two sets agree in
     # it with the chance that a run is in both.
     for place in range(SIGNATURE):
-        factor, shift = (np.uint64(number_of(f"{name} {place}")) for name in ("factor", "shift"))
-        hashed = (runs_of_all ^ shift) * (factor | np.uint64(1))
+        factor = np.uint64(number_of(f"factor {place}") | 1)
+        shift = np.uint64(number_of(f"shift {place}"))
+        hashed = (runs_of_all ^ shift) * factor
         # The last bits of a product know only the last bits of what went in: the first are brought
         # down to them and stirred in again.
         hashed ^= hashed >> np.uint64(32)
-        hashed *= factor | np.uint64(1)
+        hashed *= factor
         signatures[:, place] = np.minimum.reduceat(hashed, begins)
     return signatures
 
@@ -237,11 +261,10 @@ def _rows_of_a_band(threshold: float) -> int:
     """
     # Two texts of likeness t agree in a band of r places with chance t^r, and in at least one of b
     # bands with 1 - (1 - t^r)^b.
-    return max(
-        size
-        for size in range(1, SIGNATURE + 1)
-        if size == 1 or 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99
-    )
+    for size in range(SIGNATURE, 1, -1):
+        if 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99:
+            return size
+    return 1
 
 
 def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
@@ -259,8 +282,8 @@ def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
 
 
 def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
-    """Pairs `i * count + j` of texts with equal keys: each with the first of its group and with
-    up to 20 before it.
+    """Yield pairs `first * count + second` of texts with equal keys: each with the first of its
+    group and with up to 20 before it.
     """
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -280,41 +303,41 @@ def _likeness(
     one is so much longer.
     """
     sizes = np.array([len(each) for each in shingles], dtype=np.int64)
-    known: dict[bytes, int] = {}
-    kinds = np.array(
-        [
-            known.setdefault(blake2b(each.tobytes(), digest_size=16).digest(), len(known))
-            for each in shingles
-        ]
-    )
+    # Equal texts are settled by their hashes: they are the most frequent pairs by far.
+    digests = [blake2b(each.tobytes(), digest_size=16).digest() for each in shingles]
+    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
+    kinds = np.array([numbers[digest] for digest in digests])
     likeness = (kinds[first] == kinds[second]).astype(np.float64)
-    low, high = np.minimum(sizes[first], sizes[second]), np.maximum(sizes[first], sizes[second])
+    low = np.minimum(sizes[first], sizes[second])
+    high = np.maximum(sizes[first], sizes[second])
     unsettled = np.flatnonzero((likeness == 0) & (low / high >= threshold))
+    if not len(unsettled):
+        return likeness
     # Small numbers in place of hashes leave room to put a pair's number before each.
-    names = np.split(
-        np.unique(np.concatenate(shingles), return_inverse=True)[1], np.cumsum(sizes)[:-1]
-    )
-    count = int(sizes.sum())
+    distinct, small = np.unique(np.concatenate(shingles), return_inverse=True)
+    names = np.split(small, np.cumsum(sizes)[:-1])
     ends = np.cumsum(low[unsettled] + high[unsettled])
-    for lot in np.split(
-        unsettled,
-        np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE)) if len(ends) else [],
-    ):
-        shared = _shared(
-            [(names[i], names[j]) for i, j in zip(first[lot], second[lot], strict=True)], count
-        )
-        likeness[lot] = shared / (sizes[first[lot]] + sizes[second[lot]] - shared)
+    borders = np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE))
+    for group in np.split(unsettled, borders):
+        if not len(group):  # the pair before it is larger than a group
+            continue
+        lefts = [names[place] for place in first[group]]
+        rights = [names[place] for place in second[group]]
+        shared = _shared(lefts, rights, len(distinct))
+        likeness[group] = shared / (sizes[first[group]] + sizes[second[group]] - shared)
     return likeness
 
 
-def _shared(pairs: Sequence[tuple[Indices, Indices]], count: int) -> Indices:
-    """Return how many of `count` names both texts of each pair have. Either has a name but once,
-    so one that comes twice in a pair is shared.
+def _shared(lefts: Sequence[Indices], rights: Sequence[Indices], count: int) -> Indices:
+    """Return how many of `count` names both texts of each pair have.
+
+    Either has a name but once, so one that comes twice in a pair is shared.
     """
-    if not pairs:
-        return np.zeros(0, dtype=np.int64)
-    owners = np.repeat(
-        np.arange(len(pairs), dtype=np.int64), [len(one) + len(other) for one, other in pairs]
-    )
-    together = np.sort(owners * count + np.concatenate([names for pair in pairs for names in pair]))
-    return np.bincount(together[1:][together[1:] == together[:-1]] // count, minlength=len(pairs))
+    lengths = [len(left) + len(right) for left, right in zip(lefts, rights, strict=True)]
+    owners = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    names: list[Indices] = []
+    for left, right in zip(lefts, rights, strict=True):
+        names += [left, right]
+    together = np.sort(owners * count + np.concatenate(names))
+    twice = together[1:][together[1:] == together[:-1]]
+    return np.bincount(twice // count, minlength=len(lengths))

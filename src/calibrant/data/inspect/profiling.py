@@ -1,5 +1,5 @@
-"""What a calibration set's windows say, as facts that a store may keep and publish: words with
-their counts, kinds of characters, quotations.
+"""Tells what a calibration set's windows say, as facts that a store may keep and publish: words
+with their counts, kinds of characters, quotations.
 
 What of a window is quoted to the one who reads it, and what may be shown to everybody, is decided
 here too.
@@ -13,7 +13,6 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor
@@ -68,66 +67,64 @@ def profile(
     part by part, and `unquoted` says of the other parts why they aren't; without `quotes` both are
     empty.
     """
-    texts = [
-        str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
-        for row, mask in zip(batch.ids, text_tokens(batch), strict=True)
-    ]
-    counts: Counter[str] = Counter()
-    windows: Counter[str] = Counter()  # in how many windows each word stands
-    letters: Counter[str] = Counter()
-    for text in texts:
+    counts = Counter[str]()
+    windows = Counter[str]()  # in how many windows each word stands
+    classes = Counter[str]()
+    scripts = Counter[str]()
+    numbers = 0
+    # What the model is shown is counted, and not the rows: windows cut texts and leave some out.
+    for row, mask in zip(batch.ids, text_tokens(batch), strict=True):
+        text = str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True))
         words = Counter(_WORD.findall(text.casefold()))
         counts.update(words)
         windows.update(words.keys())
-        letters.update(text)
+        numbers += len(_NUMBER.findall(text))
+        for character, count in Counter(text).items():
+            classes[_CLASSES[unicodedata.category(character)[0]]] += count
+            if character.isalpha():
+                scripts[_script(character)] += count
     total = counts.total()
-    published = sorted(
-        (word for word in counts if windows[word] > 1), key=lambda word: (-counts[word], word)
-    )[:WORDS]
-    entropy = -sum(n / total * math.log(n / total) for n in counts.values()) if total else 0.0
+    shares = [count / total for count in counts.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    letters = sum(len(word) * count for word, count in counts.items())
+    shared = Counter({word: count for word, count in counts.items() if windows[word] > 1})
     examples: list[dict[str, str]] = []
+    unquoted: dict[str, str] = {}
     begin = 0
     for term, fact in zip(data.parts, batch.facts["parts"], strict=True):
-        if quotes and may_be_quoted(term.source.licence):
-            places = range(begin, begin + min(QUOTED, fact["sequences"]))
-            examples += [
-                {
-                    "part": str(term),
-                    "licence": term.source.licence,
-                    "text": quoted(batch, place, tokenizer),
-                }
-                for place in places
-            ]
+        licence = term.source.licence
+        if quotes and may_be_quoted(licence):
+            for place in range(begin, begin + min(QUOTED, fact["sequences"])):
+                text = quoted(batch, place, tokenizer)
+                examples.append({"part": str(term), "licence": licence, "text": text})
+        elif quotes:
+            unquoted[str(term)] = licence
         begin += fact["sequences"]
     return {
         "revision": REVISION,
-        "windows": len(texts),
-        "words": {word: counts[word] for word in published},
+        "windows": len(batch.ids),
+        "words": dict(_most_common(shared)[:WORDS]),
         "counted": total,
         "distinct": len(counts),
         "even": math.exp(entropy),
-        "word_length": sum(len(word) * n for word, n in counts.items()) / max(1, total),
-        "numbers": 100 * sum(len(_NUMBER.findall(text)) for text in texts) / max(1, total),
-        "characters": _shares(letters, lambda c: _CLASSES[unicodedata.category(c)[0]]),
-        "scripts": _shares(Counter({c: n for c, n in letters.items() if c.isalpha()}), _script),
+        "word_length": letters / max(1, total),
+        "numbers": 100 * numbers / max(1, total),
+        "characters": _shares(classes),
+        "scripts": _shares(scripts),
         "examples": examples,
-        "unquoted": {
-            str(term): term.source.licence
-            for term in data.parts
-            if quotes and not may_be_quoted(term.source.licence)
-        },
+        "unquoted": unquoted,
     }
 
 
-def _shares(counts: Counter[str], name_of: Callable[[str], str]) -> dict[str, float]:
-    """Return the shares of classes of characters, the largest first."""
-    classes: Counter[str] = Counter()
-    for character, number in counts.items():
-        classes[name_of(character)] += number
-    return {
-        name: number / classes.total()
-        for name, number in sorted(classes.items(), key=lambda item: (-item[1], item[0]))
-    }
+def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Return names and counts, the largest first; of equals, in the order of their names."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    """Return the shares of what is counted, the largest first."""
+    total = counts.total()
+    return {name: count / total for name, count in _most_common(counts)}
 
 
 def _script(letter: str) -> str:
@@ -144,7 +141,9 @@ def may_be_quoted(licence: str) -> bool:
 
 def text_tokens(batch: TokenBatch) -> Tensor:
     """Return a mask that is true on tokens of texts: not on padding, nor on pads that count."""
-    return batch.mask if batch.pads is None else batch.mask & ~batch.pads
+    if batch.pads is None:
+        return batch.mask
+    return batch.mask & ~batch.pads
 
 
 def quoted(
@@ -154,14 +153,11 @@ def quoted(
     not written out.
     """
     shown = text_tokens(batch)[sequence]
-    text = str(
-        tokenizer.decode(
-            batch.ids[sequence][shown].tolist(),
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-        )
-    )
+    ids = batch.ids[sequence][shown].tolist()
+    text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if len(text) > letters:
+        text = text[:letters] + "…"
     pads = int((batch.mask[sequence] & ~shown).sum())
-    return (f"⟨{pads:,} pads⟩" if pads else "") + (
-        text if len(text) <= letters else text[:letters] + "…"
-    )
+    if pads:
+        text = f"⟨{pads:,} pads⟩{text}"
+    return text

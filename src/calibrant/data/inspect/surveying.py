@@ -1,4 +1,4 @@
-"""Which sources can be had here, and in which formats: each tried on real rows."""
+"""Tries which sources can be had here, and in which formats, on real rows."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -64,10 +64,14 @@ def survey(
     as an object where a name does. Raises an `InputError` for a source or a model that isn't there.
 
     >>> from calibrant.testing import tiny_tokenizer
-    >>> [check.format for check in survey(["full_stops"], tiny_tokenizer(), tokens=64, length=32) if check.verdict == "works"]
+    >>> checks = survey(["full_stops"], tiny_tokenizer(), tokens=64, length=32)
+    >>> [check.format for check in checks if check.verdict == "works"]
     ['text']
     """
-    tokenizer = open_tokenizer(model)[0] if isinstance(model, str) else model
+    if isinstance(model, str):
+        tokenizer, _ = open_tokenizer(model)
+    else:
+        tokenizer = model
     chosen = [parse_source(name) for name in names or sources.names()]
     checks: list[SourceCheck] = []
     for number, source in enumerate(chosen):
@@ -79,11 +83,10 @@ def survey(
         except DataError as error:
             missing = str(error)
         for form in FORMATS:
-            checks.append(
-                SourceCheck(str(source), form, "not here", missing)
-                if missing
-                else _check(source, form, tokens, length, tokenizer)
-            )
+            if missing:
+                checks.append(SourceCheck(str(source), form, "not here", missing))
+            else:
+                checks.append(_check(source, form, tokens, length, tokenizer))
     progress("survey", len(chosen), len(chosen))
     return checks
 
@@ -100,6 +103,7 @@ def _check(
         seconds = time.perf_counter() - began
     except DataError as error:
         return SourceCheck(str(source), form, "refused", str(error))
+    # The rows are in memory by now, so this is the time of rendering and tokenising alone.
     began = time.perf_counter()
     try:
         CalibrationSet(expression, tokens=MANY, length=length).tokens(tokenizer)
@@ -107,19 +111,17 @@ def _check(
     except DataError:
         many = None
     facts = batch.facts["parts"][0]
-    draws = data.disjoint_draws(tokenizer)
     return SourceCheck(
         str(source),
         form,
         "works",
-        "",
-        facts["rows"],
-        batch.facts["tokens"],
-        draws,
-        seconds,
-        many,
-        batch.fingerprint,
-        facts["origin"],
+        rows=facts["rows"],
+        tokens=batch.facts["tokens"],
+        draws=data.disjoint_draws(tokenizer),
+        seconds=seconds,
+        seconds_many=many,
+        fingerprint=batch.fingerprint,
+        origin=facts["origin"],
     )
 
 
@@ -137,24 +139,37 @@ def as_markdown(checks: Sequence[Mapping[str, Any]]) -> str:
     for source, forms in by_source.items():
         cells = [_cell(forms[form]) for form in FORMATS]
         working = [check for check in forms.values() if check["verdict"] == "works"]
-        rows = (
-            " – ".join(
-                dict.fromkeys(
-                    f"{edge(check['rows'] for check in working):,}" for edge in (min, max)
-                )
-            )
-            if working
-            else ""
-        )
-        times = [check["seconds_many"] for check in working if check["seconds_many"] is not None]
-        slowest = f"{max(times):.1f} s" if times else "holds less" if working else ""
-        lines.append(f"| `{source}` | " + " | ".join(cells) + f" | {rows} | {slowest} |")
+        cells += [_rows_cell(working), _seconds_cell(working)]
+        lines.append(f"| `{source}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _rows_cell(working: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many rows a draw took, as a range where the formats differ."""
+    rows = [check["rows"] for check in working]
+    if not rows:
+        return ""
+    if min(rows) == max(rows):
+        return f"{rows[0]:,}"
+    return f"{min(rows):,} – {max(rows):,}"
+
+
+def _seconds_cell(working: Sequence[Mapping[str, Any]]) -> str:
+    """Return how long the slowest format took for a large draw."""
+    if not working:
+        return ""
+    seconds = [check["seconds_many"] for check in working if check["seconds_many"] is not None]
+    if not seconds:
+        return "holds less"
+    return f"{max(seconds):.1f} s"
 
 
 def _cell(check: Mapping[str, Any]) -> str:
     if check["verdict"] != "works":
         return {"refused": "–", "not here": "not here"}[check["verdict"]]
-    return (
-        "∞" if check["draws"] is None else f"{check['draws']}{'+' if check['draws'] >= 64 else ''}"
-    )
+    draws = check["draws"]
+    if draws is None:
+        return "∞"
+    if draws >= 64:
+        return f"{draws}+"
+    return str(draws)

@@ -1,9 +1,8 @@
-"""What to fix in a calibration set, and how: rules as data, each a test and the sentence that is
-said where it holds.
+"""Says what to fix in a calibration set, and how: rules, each a test of the facts and the sentence
+that is said where it holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from math import log
 from typing import Any, Final
 
@@ -13,310 +12,330 @@ ENOUGH_DRAWS: Final = 5
 Facts = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A test of the facts and the sentence to say where it holds. `each` is the list that is
-    gone through entry by entry, if not the whole.
-    """
-
-    name: str
-    each: str
-    holds: Callable[[Facts, Facts], bool]
-    sentence: Callable[[Facts, Facts], str]
-
-    def sentences(self, facts: Facts) -> Iterator[str]:
-        """Yield the sentences that this rule has to say of an inspection."""
-        yield from (
-            self.sentence(one, facts)
-            for one in (facts[self.each] if self.each else [facts])
-            if self.holds(one, facts)
-        )
-
-
 def verdict(facts: Facts) -> tuple[str, ...]:
     """Return all that the rules say of an inspection as plain data, in their order, each
     sentence once.
     """
-    return tuple(dict.fromkeys(sentence for rule in RULES for sentence in rule.sentences(facts)))
+    sentences: list[str] = []
+    for rule in RULES.values():
+        sentences += rule(facts)
+    return tuple(dict.fromkeys(sentences))
 
 
-def _percent(share: float) -> str:
-    """Whole percents, but never 0 or 100 for what isn't."""
-    return f"{share:.0%}" if 0.01 <= share <= 0.99 or share in (0, 1) else f"{share:.1%}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _learnable(part: Facts) -> bool:
-    """Controls repeat themselves, and nonsense is what they are for."""
-    return part["kind"] != "control"
-
-
-def _draws(facts: Facts) -> str:
-    what = "window" if facts["budget"]["flag"] == "--samples" else "token"
-    return f"{_counted(facts['disjoint_draws'], 'disjoint draw')} of {_counted(facts['budget']['amount'], what)}"
-
-
-def _few_draws(_: Facts, facts: Facts) -> str:
-    way = (
-        f"lower {facts['budget']['flag']} to {facts['enough']:,} for {ENOUGH_DRAWS} draws"
-        if facts["enough"]
-        else "use a larger source"
-    )
-    return f"only {_draws(facts)}, too few to tell a result from the luck of the draw: {way}"
-
-
-def _remedy(part: Facts, what: str) -> str:
-    return f"remove {what} from {part['source']}" if part["own"] else "use another source"
-
-
-def _specials(part: Facts) -> str:
-    return ", ".join(
-        f"{token} in {_counted(rows, 'row')}" for token, rows in part["special_texts"].items()
+def _few_draws(facts: Facts) -> Iterator[str]:
+    draws = facts["disjoint_draws"]
+    if (
+        draws is None
+        or draws >= ENOUGH_DRAWS
+        or any(part["replacement"] for part in facts["parts"])
+    ):
+        return
+    flag = facts["budget"]["flag"]
+    noun = "window" if flag == "--samples" else "token"
+    amount = _counted(facts["budget"]["amount"], noun)
+    remedy = "use a larger source"
+    if facts["enough"]:
+        remedy = f"lower {flag} to {facts['enough']:,} for {ENOUGH_DRAWS} draws"
+    yield (
+        f"only {_counted(draws, 'disjoint draw')} of {amount}, too few to tell a result from the "
+        f"luck of the draw: {remedy}"
     )
 
 
-def _energy(facts: Facts, kind: str) -> Facts:
-    return ((facts["model"] or {}).get("energy") or {}).get("kinds", {}).get(kind) or {
-        "median": 0.0,
-        "most": 0.0,
-        "where": "",
-    }
-
-
-def _startless(facts: Facts) -> str:
-    """Return the set without start tokens, as far as one expression can say it."""
-    ways = [part["startless"] for part in facts["parts"] if part["startless"]]
-    return (
-        ways[0]
-        if ways and len(facts["parts"]) == 1
-        else "bos='none' in each part" + (f", as in {ways[0]}" if ways else "")
-    )
-
-
-def _loss(facts: Facts) -> float:
-    return ((facts["model"] or {}).get("loss") or {}).get("value", 0.0)
-
-
-def _experts(facts: Facts, which: str) -> Mapping[str, list[int]]:
-    """The `unseen` or `starved` experts of each layer that has some."""
-    layers = ((facts["model"] or {}).get("experts") or {}).get("layers", {})
-    return {name: one[which] for name, one in layers.items() if one[which]}
-
-
-def _few_tokens(facts: Facts, which: str) -> str:
-    """How many experts of all, the first few of the layer that has most of them, and how many
-    tokens the model was run on.
-    """
-    experts, layers = facts["model"]["experts"], _experts(facts, which)
-    name = max(layers, key=lambda layer: len(layers[layer]))
-    shown = ", ".join(map(str, layers[name][:5])) + (", …" if len(layers[name]) > 5 else "")
-    return f"{experts[which]:,} of {experts['experts']:,} experts ({name}: {shown})"
-
-
-RULES: Final = (
-    Rule(
-        "draws",
-        "",
-        lambda _, f: (
-            f["disjoint_draws"] is not None
-            and f["disjoint_draws"] < ENOUGH_DRAWS
-            and not any(p["replacement"] for p in f["parts"])
-        ),
-        _few_draws,
-    ),
-    Rule(
-        "overlapping draw",
-        "parts",
-        lambda p, f: p["overlap"] > 0 and _learnable(p) and not p["replacement"],
-        lambda p, f: (
-            f"{_percent(p['overlap'])} of the rows of {p['data']} were in earlier draws too: use a --seed below {f['disjoint_draws']}"
-        ),
-    ),
-    Rule(
-        "padding",
-        "parts",
-        lambda p, f: p["padding"] > 0.5 and not p["fills"] and not p["replacement"],
-        lambda p, f: (
-            f"{_percent(p['padding'])} of the positions of {p['data']} are padding, so only {p['tokens']:,} tokens count: use {p['filled']}"
-            + (
-                ""
-                if f["budget"]["flag"] == "--tokens"
-                else ", or --tokens for a budget in real tokens"
+def _overlapping_draws(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        if part["overlap"] > 0 and _learnable(part) and not part["replacement"]:
+            yield (
+                f"{_percent(part['overlap'])} of the rows of {part['data']} were in earlier draws "
+                f"too: use a --seed below {facts['disjoint_draws']}"
             )
-        ),
-    ),
-    Rule(
-        "pads that count",
-        "",
-        lambda _, f: f["pads"] > 0,
-        lambda _, f: (
-            f"{f['pads']:,} pads count as tokens, as in the original study's code: "
-            f"use {next(p['filled'] for p in f['parts'] if p['replacement'])} unless that is what you measure"
-        ),
-    ),
-    Rule(
-        "measured rows",
-        "overlap_checks",
-        lambda c, f: c.get("same", 0) > 0,
-        lambda c, f: (
-            f"{_counted(c['same'], 'row')} of {c['part']} {'is' if c['same'] == 1 else 'are'} also measured by {c['against']}: "
-            f"{_apart(c, f)}, or don't measure on {c['against']}"
-        ),
-    ),
-    Rule(
-        "half of measured rows",
-        "overlap_checks",
-        lambda c, f: c.get("half", 0) > 0,
-        # Short files under one licence hold half of each other: only who reads them can tell that
-        # from a leak.
-        lambda c, f: (
-            f"{_counted(c['half'], 'row')} of {c['part']} {'holds' if c['half'] == 1 else 'hold'} half or more of what {c['against']} measures in "
-            f"{c['given_away']:,} of {_counted(c['measured_rows'], 'row')}: read them, and unless that is a licence or the like, {_apart(c, f)}"
-        ),
-    ),
-    Rule(
-        "two starts",
-        "",
-        lambda _, f: f["double_starts"] > 0,
-        lambda _, f: (
-            f"two start tokens in {'every window' if f['double_starts'] >= f['windows'] else _counted(f['double_starts'], 'window')}: "
-            f"the texts bring their own, so use {_startless(f)}"
-        ),
-    ),
-    Rule(
-        "special tokens",
-        "parts",
-        lambda p, f: bool(p["special_texts"]),
-        lambda p, f: (
-            f"special tokens stand in the texts of {p['data']} ({_specials(p)}) and are read as such: {_remedy(p, 'them')}"
-        ),
-    ),
-    Rule(
-        "empty rows",
-        "parts",
-        lambda p, f: p["empty"] > 0,
-        lambda p, f: (
-            f"{_counted(p['empty'], 'row')} of {p['data']} came to no token: {_remedy(p, 'empty rows')}"
-        ),
-    ),
-    Rule(
-        "near-duplicates",
-        "",
-        lambda _, f: f["near_duplicates"]["rows"] > 0.05 * max(1, f["near_duplicates"]["examined"]),
-        lambda _, f: (
-            f"{_percent(f['near_duplicates']['rows'] / f['near_duplicates']['examined'])} of the rows nearly repeat an earlier one, so the set "
-            f"holds less than its {f['tokens']:,} tokens say: {_thinned(f)}"
-        ),
-    ),
-    Rule(
-        "cut rows",
-        "parts",
-        lambda p, f: (
-            not p["fills"] and not p["replacement"] and p["truncated"] > 0.1 * p["windows"]
-        ),
-        lambda p, f: (
-            f"{_percent(p['truncated'] / p['windows'])} of the windows of {p['data']} cut off the end of a text: "
-            + (
-                f"raise --length to {p['fitting_length']:,}, or "
-                if p["packing"].startswith("one")
-                else ""
+
+
+def _padding(facts: Facts) -> Iterator[str]:
+    other_budget = ", or --tokens for a budget in real tokens"
+    if facts["budget"]["flag"] == "--tokens":
+        other_budget = ""
+    for part in facts["parts"]:
+        if part["padding"] > 0.5 and not part["fills"] and not part["replacement"]:
+            yield (
+                f"{_percent(part['padding'])} of the positions of {part['data']} are padding, so "
+                f"only {part['tokens']:,} tokens count: use {part['filled']}{other_budget}"
             )
-            + f"use {p['filled']}"
-        ),
-    ),
-    Rule(
-        "repeated windows",
-        "",
-        lambda _, f: f["repeated_windows"] > 0 and all(map(_learnable, f["parts"])),
-        lambda _, f: (
-            f"{_counted(f['repeated_windows'], 'window')} {'repeats' if f['repeated_windows'] == 1 else 'repeat'} an earlier one "
-            f"word for word: {_thinned(f)}"
-        ),
-    ),
-    Rule(
-        "variety",
-        "",
-        lambda _, f: (
-            f["vocabulary"]["even"] < 32
-            and f["vocabulary"]["size"] > 1_000
-            and all(map(_learnable, f["parts"]))
-        ),
-        lambda _, f: (
-            f"the tokens are no more varied than {f['vocabulary']['even']:.0f} equally frequent ones: "
-            f"mix in a corpus, as in 0.5*{f['parts'][0]['data']} + 0.5*wikitext"
-        ),
-    ),
-    Rule(
-        "weights",
-        "parts",
-        lambda p, f: p["weight"] > 4,
-        lambda p, f: (
-            f"each token of {p['data']} counts {p['weight']:.1f} times to make up its share: use {p['filled']}, or --tokens"
-        ),
-    ),
-    Rule(
-        "loss",
-        "",
-        lambda _, f: _loss(f) >= log(f["vocabulary"]["size"]) and all(map(_learnable, f["parts"])),
-        lambda _, f: (
-            f"the model's loss of {_loss(f):.2f} nats a token is no better than guessing ({log(f['vocabulary']['size']):.2f}): "
-            "check that --model is the model you mean, and that its language is that of the texts"
-        ),
-    ),
-    Rule(
-        "energy of starts",
-        "",
-        lambda _, f: _energy(f, "start")["most"] > 0.5,
-        lambda _, f: (
-            f"start tokens make up {_percent(_energy(f, 'start')['most'])} of all that {_energy(f, 'start')['where']} is shown (Σx²), "
-            f"so they decide what is pruned there: compare with {_startless(f)}"
-        ),
-    ),
-    Rule(
-        "unseen experts",
-        "",
-        lambda _, f: bool(_experts(f, "unseen")),
-        lambda _, f: (
-            f"none of the {f['model']['experts']['tokens']:,} tokens that the model was run on is sent to {_few_tokens(f, 'unseen')}, "
-            "so nothing says which of their inputs matter: mix in other data, or use more of it"
-        ),
-    ),
-    Rule(
-        "starved experts",
-        "",
-        lambda _, f: bool(_experts(f, "starved")),
-        lambda _, f: (
-            f"{_few_tokens(f, 'starved')} would get fewer of the set's {f['model']['experts']['of']:,} tokens than they have inputs, "
-            "too few to fit weights to: mix in other data, or use more of it"
-        ),
-    ),
-    *(
-        Rule(
-            f"energy of {kind}",
-            "",
-            lambda _, f, kind=kind: _energy(f, kind)["median"] > 0.5,
-            lambda _, f, kind=kind, what=what: (
-                f"{what} make up {_percent(_energy(f, kind)['median'])} of what half of the matrices are shown (Σx²): "
-                f"use a format with fewer of them, such as text or cot in place of {f['parts'][0]['format']}"
-            ),
+
+
+def _counted_pads(facts: Facts) -> Iterator[str]:
+    if facts["pads"] > 0:
+        filled = [part["filled"] for part in facts["parts"] if part["replacement"]]
+        yield (
+            f"{facts['pads']:,} pads count as tokens, as in the original study's code: "
+            f"use {filled[0]} unless that is what you measure"
         )
-        for kind, what in (("special", "special tokens"), ("template", "the format's own words"))
-    ),
-)
+
+
+def _measured_rows(facts: Facts) -> Iterator[str]:
+    for check in facts["overlap_checks"]:
+        count = check.get("same", 0)
+        if count > 0:
+            verb = "is" if count == 1 else "are"
+            yield (
+                f"{_counted(count, 'row')} of {check['part']} {verb} also measured by "
+                f"{check['against']}: {_apart(check, facts)}, or don't measure on "
+                f"{check['against']}"
+            )
+
+
+def _half_measured_rows(facts: Facts) -> Iterator[str]:
+    for check in facts["overlap_checks"]:
+        count = check.get("half", 0)
+        if count > 0:
+            verb = "holds" if count == 1 else "hold"
+            # Short files under one licence hold half of each other: only who reads them can tell
+            # that from a leak.
+            yield (
+                f"{_counted(count, 'row')} of {check['part']} {verb} half or more of what "
+                f"{check['against']} measures in {check['given_away']:,} of "
+                f"{_counted(check['measured_rows'], 'row')}: read them, and unless that is a "
+                f"licence or the like, {_apart(check, facts)}"
+            )
+
+
+def _two_starts(facts: Facts) -> Iterator[str]:
+    count = facts["double_starts"]
+    if count > 0:
+        windows = "every window"
+        if count < facts["windows"]:
+            windows = _counted(count, "window")
+        yield (
+            f"two start tokens in {windows}: the texts bring their own, so use {_startless(facts)}"
+        )
+
+
+def _special_tokens(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        tokens = part["special_texts"].items()
+        if tokens:
+            found = ", ".join(f"{token} in {_counted(rows, 'row')}" for token, rows in tokens)
+            yield (
+                f"special tokens stand in the texts of {part['data']} ({found}) and are read as "
+                f"such: {_without(part, 'them')}"
+            )
+
+
+def _empty_rows(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        if part["empty"] > 0:
+            rows = f"{_counted(part['empty'], 'row')} of {part['data']}"
+            yield f"{rows} came to no token: {_without(part, 'empty rows')}"
+
+
+def _near_duplicates(facts: Facts) -> Iterator[str]:
+    rows = facts["near_duplicates"]["rows"]
+    examined = facts["near_duplicates"]["examined"]
+    if rows > 0.05 * max(1, examined):
+        yield (
+            f"{_percent(rows / examined)} of the rows nearly repeat an earlier one, so the set "
+            f"holds less than its {facts['tokens']:,} tokens say: {_thinned(facts)}"
+        )
+
+
+def _cut_rows(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        few = part["truncated"] <= 0.1 * part["windows"]
+        if part["fills"] or part["replacement"] or few:
+            continue
+        longer = ""
+        if part["packing"].startswith("one"):
+            longer = f"raise --length to {part['fitting_length']:,}, or "
+        yield (
+            f"{_percent(part['truncated'] / part['windows'])} of the windows of {part['data']} cut "
+            f"off the end of a text: {longer}use {part['filled']}"
+        )
+
+
+def _repeated_windows(facts: Facts) -> Iterator[str]:
+    count = facts["repeated_windows"]
+    if count > 0 and _all_learnable(facts):
+        verb = "repeats" if count == 1 else "repeat"
+        yield (
+            f"{_counted(count, 'window')} {verb} an earlier one word for word: {_thinned(facts)}"
+        )
+
+
+def _variety(facts: Facts) -> Iterator[str]:
+    even = facts["vocabulary"]["even"]
+    if even < 32 and facts["vocabulary"]["size"] > 1_000 and _all_learnable(facts):
+        yield (
+            f"the tokens are no more varied than {even:.0f} equally frequent ones: mix in a "
+            f"corpus, as in 0.5*{facts['parts'][0]['data']} + 0.5*wikitext"
+        )
+
+
+def _weights(facts: Facts) -> Iterator[str]:
+    for part in facts["parts"]:
+        if part["weight"] > 4:
+            yield (
+                f"each token of {part['data']} counts {part['weight']:.1f} times to make up its "
+                f"share: use {part['filled']}, or --tokens"
+            )
+
+
+def _loss(facts: Facts) -> Iterator[str]:
+    loss = _of_model(facts, "loss").get("value", 0.0)
+    guessing = log(facts["vocabulary"]["size"])
+    if loss >= guessing and _all_learnable(facts):
+        yield (
+            f"the model's loss of {loss:.2f} nats a token is no better than guessing "
+            f"({guessing:.2f}): check that --model is the model you mean, and that its language "
+            "is that of the texts"
+        )
+
+
+def _energy_of_starts(facts: Facts) -> Iterator[str]:
+    energy = _of_model(facts, "energy").get("kinds", {}).get("start", {})
+    if energy.get("most", 0.0) > 0.5:
+        yield (
+            f"start tokens make up {_percent(energy['most'])} of all that {energy['where']} is "
+            "shown (Σx²), so they decide what is pruned there: compare with "
+            f"{_startless(facts)}"
+        )
+
+
+def _unseen_experts(facts: Facts) -> Iterator[str]:
+    experts = _few_tokens(facts, "unseen")
+    if experts:
+        tokens = facts["model"]["experts"]["tokens"]
+        yield (
+            f"none of the {tokens:,} tokens that the model was run on is sent to {experts}, so "
+            "nothing says which of their inputs matter: mix in other data, or use more of it"
+        )
+
+
+def _starved_experts(facts: Facts) -> Iterator[str]:
+    experts = _few_tokens(facts, "starved")
+    if experts:
+        tokens = facts["model"]["experts"]["of"]
+        yield (
+            f"{experts} would get fewer of the set's {tokens:,} tokens than they have inputs, too "
+            "few to fit weights to: mix in other data, or use more of it"
+        )
+
+
+def _energy_of_special(facts: Facts) -> Iterator[str]:
+    return _energy_of(facts, "special", "special tokens")
+
+
+def _energy_of_template(facts: Facts) -> Iterator[str]:
+    return _energy_of(facts, "template", "the format's own words")
+
+
+def _energy_of(facts: Facts, kind: str, noun: str) -> Iterator[str]:
+    energy = _of_model(facts, "energy").get("kinds", {}).get(kind, {})
+    if energy.get("median", 0.0) > 0.5:
+        yield (
+            f"{noun} make up {_percent(energy['median'])} of what half of the matrices are shown "
+            "(Σx²): use a format with fewer of them, such as text or cot in place of "
+            f"{facts['parts'][0]['format']}"
+        )
+
+
+RULES: Final[Mapping[str, Callable[[Facts], Iterator[str]]]] = {
+    "draws": _few_draws,
+    "overlapping draw": _overlapping_draws,
+    "padding": _padding,
+    "pads that count": _counted_pads,
+    "measured rows": _measured_rows,
+    "half of measured rows": _half_measured_rows,
+    "two starts": _two_starts,
+    "special tokens": _special_tokens,
+    "empty rows": _empty_rows,
+    "near-duplicates": _near_duplicates,
+    "cut rows": _cut_rows,
+    "repeated windows": _repeated_windows,
+    "variety": _variety,
+    "weights": _weights,
+    "loss": _loss,
+    "energy of starts": _energy_of_starts,
+    "unseen experts": _unseen_experts,
+    "starved experts": _starved_experts,
+    "energy of special": _energy_of_special,
+    "energy of template": _energy_of_template,
+}
 """In the order in which they are said: what spoils a comparison first, what only wastes tokens
 after it.
 """
 
 
+def _percent(share: float) -> str:
+    """Return whole percents, but never 0 or 100 for what isn't."""
+    if 0.01 <= share <= 0.99 or share in (0, 1):
+        return f"{share:.0%}"
+    return f"{share:.1%}"
+
+
+def _counted(number: int, noun: str) -> str:
+    if number != 1:
+        noun += "s"
+    return f"{number:,} {noun}"
+
+
+def _learnable(part: Facts) -> bool:
+    """Return whether a part isn't a control: these repeat themselves, and nonsense is what they
+    are for.
+    """
+    return part["kind"] != "control"
+
+
+def _all_learnable(facts: Facts) -> bool:
+    return all(map(_learnable, facts["parts"]))
+
+
+def _of_model(facts: Facts, name: str) -> Facts:
+    """Return what a model made of the set; nothing where none was run."""
+    return (facts["model"] or {}).get(name) or {}
+
+
+def _without(part: Facts, rows: str) -> str:
+    if part["own"]:
+        return f"remove {rows} from {part['source']}"
+    return "use another source"
+
+
 def _apart(check: Facts, facts: Facts) -> str:
-    part = next(part for part in facts["parts"] if part["data"] == check["part"])
-    them = "it" if (check["same"] or check["half"]) == 1 else "them"
-    return f"remove {them} from {part['source']}" if part["own"] else "calibrate on another source"
+    parts = {part["data"]: part for part in facts["parts"]}
+    part = parts[check["part"]]
+    if not part["own"]:
+        return "calibrate on another source"
+    rows = "it" if (check["same"] or check["half"]) == 1 else "them"
+    return f"remove {rows} from {part['source']}"
 
 
 def _thinned(facts: Facts) -> str:
-    files = [part["source"] for part in facts["parts"] if part["own"]]
-    return f"remove the copies from {files[0]}" if files else "use another source"
+    for part in facts["parts"]:
+        if part["own"]:
+            return f"remove the copies from {part['source']}"
+    return "use another source"
+
+
+def _startless(facts: Facts) -> str:
+    """Return the set without start tokens, as far as one expression can say it."""
+    startless = [part["startless"] for part in facts["parts"] if part["startless"]]
+    if not startless:
+        return "bos='none' in each part"
+    if len(facts["parts"]) == 1:
+        return startless[0]
+    return f"bos='none' in each part, as in {startless[0]}"
+
+
+def _few_tokens(facts: Facts, kind: str) -> str:
+    """Return how many experts of all are `unseen` or `starved`, with the first few of the layer
+    that has most of them; nothing if there are none.
+    """
+    experts = _of_model(facts, "experts")
+    layers = {name: layer[kind] for name, layer in experts.get("layers", {}).items()}
+    name = max(layers, key=lambda layer: len(layers[layer]), default="")
+    if not layers or not layers[name]:
+        return ""
+    shown = ", ".join(map(str, layers[name][:5]))
+    if len(layers[name]) > 5:
+        shown += ", …"
+    return f"{experts[kind]:,} of {experts['experts']:,} experts ({name}: {shown})"

@@ -45,6 +45,7 @@ class Window:
 
     def sequences(self) -> list[Ids]:
         """Return the window in pieces that don't see each other."""
+        # An empty window has no pieces.
         return [piece for piece in np.split(self.ids, self.borders) if len(piece)]
 
 
@@ -66,7 +67,7 @@ class Packing(Spec, ABC):
     """Cuts texts into windows. Pure and lazy: a text is read only when its tokens are needed."""
 
     replacement: ClassVar[bool] = False
-    """Whether rows are drawn with replacement, which only the original study's way does."""
+    """Whether rows are drawn with replacement, as only `legacy` does."""
     bos: str
 
     def __post_init__(self) -> None:
@@ -107,15 +108,29 @@ class Packing(Spec, ABC):
 
 def cut_anywhere(key: str, ids: Ids, size: int, draw: int) -> Window:
     """Return `size` tokens from a place that is hashed from the row and the draw."""
+    # A hash and no random numbers: the place is the same on every machine and in any order.
     noise = int(hashlib.sha256(f"{key} {draw}".encode()).hexdigest()[:16], 16)
     begin = noise % (len(ids) - size + 1)
     return Window(ids[begin : begin + size], broken=len(ids) > size)
 
 
+def tokenized_separator(separator: str, frame: Frame) -> Ids:
+    """Return the tokens of what stands between texts; none for an empty separator."""
+    if not separator:
+        return np.zeros(0, dtype=np.int32)
+    return frame.encode(separator)
+
+
+def joined_length(lengths: Sequence[int], separator: Ids) -> int:
+    """Return how many tokens texts of these lengths have with separators between them."""
+    return sum(lengths) + len(separator) * max(0, len(lengths) - 1)
+
+
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise `SpecError` for a value that isn't one of those allowed."""
     if value not in allowed:
+        near = did_you_mean(str(value), allowed)
         raise SpecError(
-            f"{name}={value!r} is not known{did_you_mean(str(value), allowed)}; choose one of {', '.join(allowed)}",
+            f"{name}={value!r} is not known{near}; choose one of {', '.join(allowed)}",
             subject=str(value),
         )

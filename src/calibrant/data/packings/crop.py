@@ -19,13 +19,14 @@ class Crop(Packing):
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
     ) -> Iterator[Window]:
-        enough = (text for text in texts if len(text.ids) >= frame.length)
+        long_texts = (text for text in texts if len(text.ids) >= frame.length)
         for size in sizes:
-            text = next(enough, None)
+            text = next(long_texts, None)
             if text is None:
                 return
             yield cut_anywhere(text.key, text.ids, size, frame.draw)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        enough = sum(n >= frame.length for n in lengths)
-        return f"{enough} texts of at least {frame.length} tokens (the longest of {len(lengths)} has {max(lengths, default=0)})"
+        count = sum(length >= frame.length for length in lengths)
+        longest = f"the longest of {len(lengths)} has {max(lengths, default=0)}"
+        return f"{count} texts of at least {frame.length} tokens ({longest})"

@@ -2,11 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
-from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window
+from calibrant.data.packings._base import (
+    Frame,
+    Ids,
+    Packing,
+    TokenizedText,
+    Window,
+    joined_length,
+    tokenized_separator,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,24 +35,29 @@ class ImatrixChunks(Packing):
         # A window is `frame.head` start tokens and what follows here, so that many tokens of the
         # stream are passed over at each.
         stream = np.full(frame.head, -1, dtype=np.int32)
-        between = frame.encode(self.separator) if self.separator else stream[:0]
-        first = next(texts, None)
-        following = chain.from_iterable((between, text.ids) for text in texts)
-        pieces = chain(() if first is None else (first.ids,), following)
+        pieces = _pieces(texts, tokenized_separator(self.separator, frame))
         for size in sizes:
             needed = frame.head + size
-            gathered, count = [stream], len(stream)
+            gathered = [stream]
+            count = len(stream)
             while count < needed and (piece := next(pieces, None)) is not None:
                 gathered.append(piece)
                 count += len(piece)
-            stream = np.concatenate(gathered)
-            if len(stream) < needed:
+            if count < needed:
                 return
-            yield Window(stream[frame.head : needed], broken=len(stream) > needed)
+            stream = np.concatenate(gathered)
+            yield Window(stream[frame.head : needed], broken=count > needed)
             stream = stream[needed:]
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        tokens = sum(lengths) + (len(frame.encode(self.separator)) if self.separator else 0) * max(
-            0, len(lengths) - 1
-        )
-        return f"{tokens} tokens in {len(lengths)} texts, {(tokens + frame.head) // (frame.head + frame.length)} whole windows"
+        tokens = joined_length(lengths, tokenized_separator(self.separator, frame))
+        windows = (tokens + frame.head) // (frame.head + frame.length)
+        return f"{tokens} tokens in {len(lengths)} texts, {windows} whole windows"
+
+
+def _pieces(texts: Iterator[TokenizedText], separator: Ids) -> Iterator[Ids]:
+    """Yield the texts' tokens and what stands between them, each only when it is asked for."""
+    for number, text in enumerate(texts):
+        if number:
+            yield separator
+        yield text.ids

@@ -61,22 +61,28 @@ class Legacy(Packing):
                 pads = np.full(frame.length - len(window.ids), PAD, dtype=np.int32)
                 yield replace(window, ids=np.concatenate([pads, window.ids]))
         elif self.of == "crop":
-            # A text of exactly a window's length is cropped by `crop` and passed over here, as
-            # there.
-            yield from Crop().windows(
-                (text for text in texts if len(text.ids) > frame.length), sizes, frame
-            )
+            # `crop` takes a text of exactly a window's length; the study's code passes it over.
+            longer = (text for text in texts if len(text.ids) > frame.length)
+            yield from Crop().windows(longer, sizes, frame)
         else:
-            for size in sizes:
-                joined, tokens = list[TokenizedText](), 0
-                while tokens <= frame.length and (text := next(texts, None)) is not None:
-                    joined.append(text)
-                    tokens += len(text.ids)
-                if tokens <= frame.length:
-                    return
-                yield cut_anywhere(
-                    joined[0].key, np.concatenate([text.ids for text in joined]), size, frame.draw
-                )
+            yield from _overfull_windows(texts, sizes, frame)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        return {"one": One(), "crop": Crop()}.get(self.of, Many()).supply(lengths, frame)
+        packing = {"one": One(), "crop": Crop(), "many": Many()}[self.of]
+        return packing.supply(lengths, frame)
+
+
+def _overfull_windows(
+    texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
+) -> Iterator[Window]:
+    """Yield windows cut out of texts that are together longer than a window."""
+    for size in sizes:
+        gathered: list[TokenizedText] = []
+        count = 0
+        while count <= frame.length and (text := next(texts, None)) is not None:
+            gathered.append(text)
+            count += len(text.ids)
+        if count <= frame.length:
+            return
+        ids = np.concatenate([text.ids for text in gathered])
+        yield cut_anywhere(gathered[0].key, ids, size, frame.draw)

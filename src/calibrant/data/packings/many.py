@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
 
 import numpy as np
 
-from calibrant.data.packings._base import Frame, Ids, Packing, TokenizedText, Window
+from calibrant.data._limits import MOST_SHOTS
+from calibrant.data.packings._base import (
+    Frame,
+    Ids,
+    Packing,
+    TokenizedText,
+    Window,
+    joined_length,
+    tokenized_separator,
+)
 from calibrant.errors import SpecError
-
-MOST_SHOTS: Final = 10_000
-_NOTHING: Final[Ids] = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,16 +37,15 @@ class Many(Packing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shots is not None and self.shots < 1:
-            raise SpecError(
-                f"many(shots={self.shots}): a window holds at least 1 text; leave shots out to fill it",
-                subject="shots",
-            )
-        if self.shots is not None and self.shots > MOST_SHOTS:
-            raise SpecError(
-                f"many(shots={self.shots}): a window holds at most {MOST_SHOTS:,} texts; leave shots out to fill it",
-                subject="shots",
-            )
+        if self.shots is None or 1 <= self.shots <= MOST_SHOTS:
+            return
+        allowed = f"at most {MOST_SHOTS:,} texts"
+        if self.shots < 1:
+            allowed = "at least 1 text"
+        raise SpecError(
+            f"many(shots={self.shots}): a window holds {allowed}; leave shots out to fill it",
+            subject="shots",
+        )
 
     @property
     def fills(self) -> bool:
@@ -54,48 +58,65 @@ class Many(Packing):
     def windows(
         self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame
     ) -> Iterator[Window]:
-        between = self._between(frame)
-        if self.shots is not None:
-            for size in sizes:
-                pieces = [text.ids for text in islice(texts, self.shots)]
-                if not pieces:
-                    return
-                yield self._window(
-                    pieces
-                    if self.isolate
-                    else [piece for ids in pieces for piece in (between, ids)][1:],
-                    size,
-                )
+        separator = self._separator(frame)
+        if self.shots is None:
+            yield from self._full_windows(texts, sizes, separator)
             return
-        pieces: list[Ids] = []
-        count, first = 0, True
+        for size in sizes:
+            pieces: list[Ids] = []
+            for text in islice(texts, self.shots):
+                if pieces and not self.isolate:
+                    pieces.append(separator)
+                pieces.append(text.ids)
+            if not pieces:
+                return
+            yield self._window(pieces, size)
+
+    def supply(self, lengths: Sequence[int], frame: Frame) -> str:
+        tokens = joined_length(lengths, self._separator(frame))
+        supply = f"{tokens} tokens in {len(lengths)} texts"
+        if self.shots:
+            supply += f", {self.shots} a window"
+        return supply
+
+    def _full_windows(
+        self, texts: Iterator[TokenizedText], sizes: Iterator[int], separator: Ids
+    ) -> Iterator[Window]:
+        pieces = [separator[:0]]
+        count = 0
+        first = True
         for size in sizes:
             while count < size and (text := next(texts, None)) is not None:
-                pieces += [text.ids] if first or self.isolate else [between, text.ids]
-                count += len(text.ids) + (0 if first else len(between))
+                if not first and not self.isolate:
+                    pieces.append(separator)
+                    count += len(separator)
+                # A separator stands before each text but the very first of the draw.
                 first = False
-            joined = np.concatenate(pieces) if pieces else _NOTHING
-            if size and not len(joined):
+                pieces.append(text.ids)
+                count += len(text.ids)
+            if size and not count:
                 return
             # Only the last text can reach over the window's end: no text is read once the window is
             # full.
-            yield self._window(pieces or [_NOTHING], size)
-            pieces, count = [joined[size:]], max(0, len(joined) - size)
+            yield self._window(pieces, size)
+            rest = np.concatenate(pieces)[size:]
+            pieces = [rest]
+            count = len(rest)
 
-    def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        tokens = sum(lengths) + len(self._between(frame)) * max(0, len(lengths) - 1)
-        return f"{tokens} tokens in {len(lengths)} texts" + (
-            f", {self.shots} a window" if self.shots else ""
-        )
-
-    def _between(self, frame: Frame) -> Ids:
-        return frame.encode(self.separator) if self.separator and not self.isolate else _NOTHING
+    def _separator(self, frame: Frame) -> Ids:
+        separator = self.separator
+        if self.isolate:
+            separator = ""
+        return tokenized_separator(separator, frame)
 
     def _window(self, pieces: Sequence[Ids], size: int) -> Window:
         """Return the first `size` tokens of the pieces; where texts are isolated, a piece is a
         text and its end a border.
         """
         joined = np.concatenate(pieces)
-        ends = np.cumsum([len(piece) for piece in pieces]).tolist() if self.isolate else []
-        borders = tuple(sorted({border for border in ends if 0 < border < min(size, len(joined))}))
-        return Window(joined[:size], borders, broken=len(joined) > size)
+        last = min(size, len(joined))
+        borders: set[int] = set()
+        if self.isolate:
+            ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+            borders = {end for end in ends if 0 < end < last}
+        return Window(joined[:size], tuple(sorted(borders)), broken=len(joined) > size)

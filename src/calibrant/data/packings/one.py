@@ -26,4 +26,5 @@ class One(Packing):
             yield Window(text.ids[:size], broken=len(text.ids) > size)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
-        return f"{len(lengths)} texts with {sum(min(n, frame.length) for n in lengths)} tokens that fit their windows"
+        fitting = sum(min(length, frame.length) for length in lengths)
+        return f"{len(lengths)} texts with {fitting} tokens that fit their windows"

@@ -1,20 +1,20 @@
-"""What a selector is: rows that are chosen or made with the help of a model stand where a
+"""Says what a selector is: rows that are chosen or made with the help of a model stand where a
 source's name stands.
 """
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import ClassVar, Final, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import (
     CalibrationSet,
-    HubDataset,
     Part,
     PartRows,
     PerDraw,
@@ -22,16 +22,15 @@ from calibrant.data import (
     Source,
     StoredSource,
 )
+from calibrant.data._base import joined
 from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
-from calibrant.spec import canonical, identity
+from calibrant.spec import canonical, check_most, identity
 from calibrant.system.durable import put, read_json, sealed, short, text_of_json
 from calibrant.system.progress import Progress, silent
 from calibrant.system.seals import Purpose, tell_made_again
-
-Kind = Literal["corpus", "questions", "control"]
 
 MOST: Final = 1_000_000
 """Of whatever a selector counts: candidates, steps, texts in a batch."""
@@ -62,7 +61,8 @@ class Context:
         """Return the untouched model. `DataError` where there is none."""
         if self.opened is None:
             raise DataError(
-                f"{selector} needs the model, and there is only a tokenizer here; name one with --model",
+                f"{selector} needs the model, and there is only a tokenizer here; name one with "
+                "--model",
                 subject=str(selector),
             )
         return self.opened
@@ -104,21 +104,21 @@ class Selector(PerDraw, ABC):
             selection = self.select(replace(context, draw=draw))
             return PartRows(selection.rows, origin=f"chosen by {self}", note=selection.note)
 
+        # No field: what is supplied is no part of what the selector is, and equal it stays.
         ready = copy.copy(self)
         object.__setattr__(ready, "_supply", supply)
         return ready
 
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        return (
-            iter(self.for_draw(seed).rows)
-            if part == "calibrate"
-            else self.measured().rows(part, seed)
-        )
+        if part == "calibrate":
+            return iter(self.for_draw(seed).rows)
+        return self.measured().rows(part, seed)
 
     def for_draw(self, draw: int) -> PartRows:
         if self._supply is None:
             raise DataError(
-                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets it",
+                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets "
+                "it",
                 subject=str(self),
             )
         return self._supply(draw)
@@ -135,18 +135,19 @@ def resolved(
     With a tokenizer alone in the place of the model, tokens of a set whose selectors need one are a
     `DataError`.
     """
-    opened, tokenizer = (model, model.tokenizer) if isinstance(model, Opened) else (None, model)
+    if not calibration.per_draw:
+        return calibration
+    opened = model if isinstance(model, Opened) else None
+    tokenizer = model.tokenizer if isinstance(model, Opened) else model
 
     def supply(source: PerDraw, tokens: int) -> Source:
-        return (
-            source.supplied(
-                Context(tokenizer, opened, calibration.seed, tokens, calibration.length, progress)
-            )
-            if isinstance(source, Selector)
-            else source
-        )
+        if not isinstance(source, Selector):
+            return source
+        draw = calibration.seed
+        context = Context(tokenizer, opened, draw, tokens, calibration.length, progress)
+        return source.supplied(context)
 
-    return calibration.supplied(supply) if calibration.per_draw else calibration
+    return calibration.supplied(supply)
 
 
 class Picking(Selector, ABC):
@@ -162,21 +163,26 @@ class Picking(Selector, ABC):
     candidates: int
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise SpecError(
-                f"{self.spec_name()}(candidates={self.candidates}): it must have at least 1 to choose from",
-                subject="candidates",
-            )
-        if self.candidates > MOST:
-            raise SpecError(
-                f"{self.spec_name()}(candidates={self.candidates}): it may have {MOST:,} to choose from",
-                subject="candidates",
-            )
+        check_between(self, candidates=(1, MOST))
         if any(term.source.kind == "control" for term in self._terms):
             raise SpecError(
                 f"{self.spec_name()}(source={self.source!r}): a control has nothing to choose",
                 subject=self.source,
             )
+        # These are facts of a class for other sources; here they are those of the sources within.
+        licences = dict.fromkeys(term.source.licence for term in self._terms)
+        self._set("licence", "; ".join(licences))
+        self._set("homepage", self._terms[0].source.homepage)
+        self._set("shown", all(term.source.shown for term in self._terms))
+        if self._whole is None:
+            self._set("kind", "corpus")
+            self._set("fields", ("text",))
+            return
+        for name in ("kind", "fields", "sometimes", "default", "hub"):
+            self._set(name, getattr(self._whole.source, name))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @abstractmethod
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
@@ -192,46 +198,6 @@ class Picking(Selector, ABC):
         return ()
 
     @property
-    def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]  # here it depends on the source within
-        """The source's; texts are a corpus."""
-        return self._whole.source.kind if self._whole else "corpus"
-
-    @property
-    def fields(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The source's; texts have only themselves."""
-        return self._whole.source.fields if self._whole else ("text",)
-
-    @property
-    def sometimes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The source's."""
-        return self._whole.source.sometimes if self._whole else ()
-
-    @property
-    def default(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The source's format."""
-        return self._whole.source.default if self._whole else ""
-
-    @property
-    def shown(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether every licence lets rows be quoted."""
-        return all(term.source.shown for term in self._terms)
-
-    @property
-    def licence(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of all sources within."""
-        return "; ".join(dict.fromkeys(term.source.licence for term in self._terms))
-
-    @property
-    def homepage(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the first source within."""
-        return self._terms[0].source.homepage
-
-    @property
-    def hub(self) -> HubDataset | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the source within, if it is one."""
-        return self._whole.source.hub if self._whole else None
-
-    @property
     def origins(self) -> tuple[Source, ...]:
         """The sources within."""
         return tuple(term.source for term in self._terms)
@@ -240,44 +206,45 @@ class Picking(Selector, ABC):
         """Return how often the rows of the source that has the fewest suffice for as many
         candidates.
         """
-        several = [
-            (term.source, count) for term, count in zip(self._terms, self._counts, strict=True)
-        ]
-        inner = [source.disjoint() for source, _ in several if isinstance(source, PerDraw)]
-        whole = [
-            max(1, len(_calibrate(source)) // count)
-            for source, count in several
-            if not isinstance(source, PerDraw)
-        ]
-        return min((end for end in (*inner, *whole) if end is not None), default=None)
+        draws: list[int] = []
+        for term, count in zip(self._terms, self._counts, strict=True):
+            if not isinstance(term.source, PerDraw):
+                draws.append(max(1, len(calibrate_rows(term.source)) // count))
+                continue
+            inner = term.source.disjoint()
+            if inner is not None:
+                draws.append(inner)
+        return min(draws, default=None)
 
     def measured(self) -> Source:
         """Return the source within, if it is one."""
         if self._whole is None:
             raise DataError(
-                f"{self} picks from several sources, of which none measures what it would; name one of them",
+                f"{self} picks from several sources, of which none measures what it would; name "
+                "one of them",
                 subject=str(self),
             )
         inner = self._whole.source
-        return inner.measured() if isinstance(inner, PerDraw) else inner
+        if isinstance(inner, PerDraw):
+            return inner.measured()
+        return inner
 
     def select(self, context: Context) -> Selection:
         pool = self._pool(context)
-        rows, texts = [row for row, _ in pool], [text for _, text in pool]
-        order, note = (
-            self._cached_order(rows, texts, context)
-            if self.needs_model
-            else self.order(texts, context)
-        )
-        if not set(order) <= set(range(len(rows))) or len(set(order)) < len(order):
+        rows = [row for row, _ in pool]
+        texts = [text for _, text in pool]
+        if self.needs_model:
+            order, note = self._cached_order(rows, texts, context)
+        else:
+            order, note = self.order(texts, context)
+        distinct = set(order)
+        if len(distinct) < len(order) or not distinct.issubset(range(len(rows))):
             raise DataError(
                 f"{self} gave an order that names a candidate twice, or one that there isn't",
                 subject=str(self),
             )
-        return Selection(
-            tuple(rows[at] for at in order),
-            "; ".join(filter(None, [f"{len(rows)} candidates", note])),
-        )
+        chosen = tuple(rows[place] for place in order)
+        return Selection(chosen, joined(f"{len(rows)} candidates", note))
 
     def _cached_order(
         self, rows: Sequence[Row], texts: Sequence[str], context: Context
@@ -286,59 +253,51 @@ class Picking(Selector, ABC):
         takes its time.
         """
         opened = context.model(self)
-        dtype = str(opened.dtype).removeprefix("torch.")
-        read = [row.key for row in rows], list(self.beside(context))
+        # All that the order depends on; another of it is another file.
         request = [
             REVISION,
             canonical(self),
             opened.digest,
-            dtype,
+            str(opened.dtype).removeprefix("torch."),
             context.draw,
             context.length,
-            *read,
+            [row.key for row in rows],
+            list(self.beside(context)),
         ]
         digits = identity(request).removeprefix("sha256:")
         path = cache_folder() / "selected" / f"{digits}.json"
         purpose: Purpose = {"kind": "order of candidates", "of": digits}
-        if path.is_file():
-            try:
-                kept = read_json(path, purpose, required=True)
-                return kept["order"], kept["note"]
-            except DataError:
-                tell_made_again("an order of candidates", short(path))
+        stored = read_cached(path, purpose, "an order of candidates")
+        if stored is not None:
+            return stored["order"], stored["note"]
         order, note = self.order(texts, context)
-        with suppress(OSError):  # where nothing can be written the order is made again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"order": list(map(int, order)), "note": note}
-            put(path, text_of_json(sealed(kept, purpose)).encode())
+        write_cached(path, purpose, {"order": list(map(int, order)), "note": note})
         return order, note
 
     def _pool(self, context: Context) -> list[tuple[Row, str]]:
-        """The candidates of a draw, each as the row that it would be and the text that it is
+        """Return the candidates of a draw, each as the row that it would be and the text that it is
         chosen by; what a format passes over is left out.
         """
-        pool: list[tuple[Row, str]] = []
+        pool: dict[str, tuple[Row, str]] = {}
         for term, count in zip(self._terms, self._counts, strict=True):
-            if isinstance(term.source, Selector):
-                inner = replace(
-                    context, tokens=count * context.length
-                )  # as many texts as candidates, as far as can be told
-                begin, rows = 0, term.source.supplied(inner).for_draw(context.draw).rows
-            else:
-                begin, rows = context.draw * count, _calibrate(term.source)
-            dealt = [rows[at % len(rows)] for at in range(begin, begin + min(count, len(rows)))]
-            texts = [
-                (row, term.format.render(row, context.tokenizer))
-                for row in dealt
-                if term.format.takes(row)
-            ]
-            pool += texts if self._whole else [(Row(text=text), text) for _, text in texts]
-        distinct = {row.key: (row, text) for row, text in pool}
-        return list(distinct.values())
+            for row in self._dealt(term, count, context):
+                if term.format.takes(row):
+                    text = term.format.render(row, context.tokenizer)
+                    if self._whole is None:
+                        row = Row(text=text)
+                    pool[row.key] = (row, text)
+        return list(pool.values())
+
+    def _dealt(self, term: Term, count: int, context: Context) -> Sequence[Row]:
+        if not isinstance(term.source, Selector):
+            return dealt_rows(term.source, context.draw, count)
+        # As many texts as candidates, as far as can be told before they are made.
+        inner = replace(context, tokens=count * context.length)
+        return term.source.supplied(inner).for_draw(context.draw).rows[:count]
 
     @property
     def _terms(self) -> tuple[Term, ...]:
-        return _parsed(self.source)
+        return parsed(self.source)
 
     @property
     def _counts(self) -> list[int]:
@@ -348,16 +307,60 @@ class Picking(Selector, ABC):
     def _whole(self) -> Term | None:
         """The one source whose rows keep their fields: the text names no format."""
         terms = self._terms
-        return terms[0] if len(terms) == 1 and self.source.strip() == str(terms[0].source) else None
+        if len(terms) == 1 and self.source.strip() == str(terms[0].source):
+            return terms[0]
+        return None
 
 
-_parsed: Final = lru_cache(maxsize=64)(parse_expression)
+parsed: Final = lru_cache(maxsize=64)(parse_expression)
+"""Expressions that selectors hold are read again and again, so they are remembered."""
 
 
-def _calibrate(source: Source) -> tuple[Row, ...]:
+def calibrate_rows(source: Source) -> tuple[Row, ...]:
     """Return the rows that may be chosen from, in their fixed order."""
-    return (
-        source.part("calibrate").rows
-        if isinstance(source, StoredSource)
-        else tuple(source.rows("calibrate"))
-    )
+    if isinstance(source, StoredSource):
+        return source.part("calibrate").rows
+    return tuple(source.rows("calibrate"))
+
+
+def dealt_rows(source: Source, draw: int, count: int) -> list[Row]:
+    """Return the next `count` rows of a source for a draw, round and round; all where it has
+    fewer.
+    """
+    rows = calibrate_rows(source)
+    begin = draw * count
+    return [rows[place % len(rows)] for place in range(begin, begin + min(count, len(rows)))]
+
+
+def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:
+    """Raise `SpecError` for a field of the selector that isn't within its bounds, of which both
+    are allowed.
+    """
+    for name, (least, most) in bounds.items():
+        check_most(selector, **{name: most})
+        value = getattr(selector, name)
+        if value is not None and value < least:
+            raise SpecError(
+                f"{selector.spec_name()}({name}={value}): {name} must be at least {least:g}",
+                subject=name,
+            )
+
+
+def read_cached(path: Path, purpose: Purpose, noun: str) -> dict[str, Any] | None:
+    """Return what a file of the user's cache holds; None if it isn't there, or damaged, which is
+    then told as `noun`.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path, purpose, required=True)
+    except DataError:
+        tell_made_again(noun, short(path))
+        return None
+
+
+def write_cached(path: Path, purpose: Purpose, content: Mapping[str, Any]) -> None:
+    """Write a file of the user's cache; where that can't be done, it is made again next time."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        put(path, text_of_json(sealed(content, purpose)).encode())

@@ -1,11 +1,11 @@
-"""Texts as points (by what the model makes of them, by their words, or by a sentence encoder),
-and points in clusters.
+"""Makes points of texts (by what the model makes of them, by their words, or by a sentence
+encoder), and clusters of points.
 """
 
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +34,7 @@ or zero.
 
 
 def check_embedding(selector: Selector, embed: str) -> None:
-    """`SpecError` for an embedding that there isn't."""
+    """Raise `SpecError` for an embedding that there isn't."""
     if embed not in EMBEDDINGS:
         raise SpecError(
             f"{selector.spec_name()}(embed={embed!r}): it must be one of {', '.join(EMBEDDINGS)}",
@@ -51,34 +51,28 @@ def embedded(
     hold. `tfidf`: see there. `sentence`: what the encoder of sentence-transformers that is called
     `encoder` gives. `DataError` without a model, or without that package or encoder.
     """
-    match embed:
-        case "model":
-            sequences = beginnings(texts, context.tokenizer, context.length)
-            return normalize(
-                pooled(context.model(selector), sequences, "last", context.progress).double()
-            ).numpy()
-        case "tfidf":
-            return tfidf(texts)
-        case _:
-            return sentences(selector, texts, encoder)
+    if embed == "tfidf":
+        return tfidf(texts)
+    if embed == "sentence":
+        return sentences(selector, texts, encoder)
+    sequences = beginnings(texts, context.tokenizer, context.length)
+    points = pooled(context.model(selector), sequences, "last", context.progress)
+    return normalize(points.double()).numpy()
 
 
 def tfidf(texts: Sequence[str]) -> Points:
-    """Words, case-folded, by 1 + log of how often they stand in the text, times the logarithm of
-    their rarity among the texts; sparse.
+    """Return the words of each text, case-folded, by 1 + log of how often they stand in it, times
+    the logarithm of their rarity among the texts; sparse.
     """
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    spoken = [words(text) for text in texts]
-    if not any(spoken):
+    words_of_texts = [words(text) for text in texts]
+    if not any(words_of_texts):
         return csr_matrix((len(texts), 1), dtype=np.float64)
-    options: dict[str, Any] = {
-        "analyzer": list,
-        "sublinear_tf": True,
-        "dtype": np.float64,
-    }  # they are words already
-    return TfidfVectorizer(**options).fit_transform(spoken)
+    # With `list` they stay the words that they are already.
+    options: dict[str, Any] = {"analyzer": list, "sublinear_tf": True, "dtype": np.float64}
+    return TfidfVectorizer(**options).fit_transform(words_of_texts)
 
 
 def sentences(
@@ -89,21 +83,21 @@ def sentences(
         package = import_module("sentence_transformers")
     except ImportError as error:
         raise DataError(
-            f"{selector} needs the package sentence-transformers, which can't be imported ({error}); "
-            "bring it with pip install sentence-transformers, or choose embed='tfidf', which needs nothing",
+            f"{selector} needs the package sentence-transformers, which can't be imported "
+            f"({error}); bring it with pip install sentence-transformers, or choose "
+            "embed='tfidf', which needs nothing",
             subject=str(selector),
         ) from error
     try:
         model = package.SentenceTransformer(encoder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or an id on the hub",
+            f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or "
+            "an id on the hub",
             subject=encoder,
         ) from error
-    return np.asarray(
-        model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False),
-        dtype=np.float64,
-    )
+    points = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+    return np.asarray(points, dtype=np.float64)
 
 
 def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
@@ -120,16 +114,18 @@ def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
     count = points.shape[0]
     if not count or not points.shape[1]:
         return np.zeros(count, dtype=np.int64), np.zeros(count)
+    # One thread: sums of several would be taken in another order each time.
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # there are fewer distinct points than clusters
+        # It warns where there are fewer distinct points than clusters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
         fitted = KMeans(min(k, count), **options).fit(points)
-        labels, distances = np.asarray(fitted.labels_, dtype=np.int64), fitted.transform(points)
+        labels = np.asarray(fitted.labels_, dtype=np.int64)
+        distances = fitted.transform(points)
     return labels, np.asarray(distances[np.arange(count), labels], dtype=np.float64)
 
 
 def in_turn(groups: Iterable[Iterable[Any]]) -> list[int]:
     """Return the first of each group, then the second of each that has one, and so on."""
-    return [int(one) for turn in zip_longest(*groups) for one in turn if one is not None]
+    members = chain.from_iterable(zip_longest(*groups))
+    return [int(member) for member in members if member is not None]

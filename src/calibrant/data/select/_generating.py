@@ -1,5 +1,5 @@
-"""Texts that the model itself writes: batched sampling, what is filtered out, and the generations
-in the user's cache.
+"""Has the model itself write texts: batched sampling, what is filtered out, and the generations in
+the user's cache.
 
     CACHE/generated/<identity>/batch-00000.json
 
@@ -15,12 +15,10 @@ a forward for the losses 3.1 s more, where `write` takes 7.4 s.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from itertools import cycle, islice
 from typing import Any, Final
 
 import torch
@@ -29,15 +27,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from calibrant.activations import wide
 from calibrant.data import Row
-from calibrant.data.select._base import MOST, Context, Selection, Selector
-from calibrant.errors import DataError, SpecError
+from calibrant.data.select._base import Context, Selection, Selector, read_cached, write_cached
+from calibrant.errors import DataError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
 from calibrant.numerics import not_finite
 from calibrant.spec import canonical, identity
-from calibrant.system.durable import put, read_json, sealed, short, text_of_json
-from calibrant.system.seals import Purpose, tell_made_again
+from calibrant.system.seals import Purpose
 
 REVISION: Final = 1
 """Raised when the same question gives other texts than before."""
@@ -54,6 +52,9 @@ PATIENCE: Final = 12
 """How many times as many texts as would do if all were as long as they may be are written before
 it is given up.
 """
+
+LEAST: Final = 1e-3
+"""The smallest temperature, penalty or share of likely tokens: nothing may be divided by zero."""
 
 LEAST_DISTINCT: Final = 0.3
 STRETCHES: Final = 4
@@ -128,45 +129,45 @@ class GenerationRequest:
     keeps: float = 1.0
 
 
-def selection(selector: Selector, context: Context, writing: GenerationRequest) -> Selection:
-    """Rounds of a batch until what is left holds the tokens that are wanted and a twentieth more;
-    rows in the order of writing.
+def selection(selector: Selector, context: Context, request: GenerationRequest) -> Selection:
+    """Write rounds of a batch until what is left holds the tokens that are wanted and a twentieth
+    more; return rows in the order of writing.
 
     `DataError` if there is no end of it, or if the model can't see as many tokens as a text may
     have.
     """
     opened = context.model(selector)
-    _check_room(selector, opened, writing)
-    generation = _Generation(selector, context, opened, writing)
-    ideal = math.ceil(context.tokens * MARGIN / writing.length)
+    _check_length(selector, opened, request)
+    generation = _Generation(selector, context, opened, request)
+    wanted = context.tokens * MARGIN
+    most = PATIENCE * math.ceil(wanted / request.length) + 2 * request.batch
     texts: list[GeneratedText] = []
     written = 0
     while True:
-        remaining = writing.filter_texts(texts)
-        have = sum(texts[i].tokens for i in remaining.places)
-        if have >= context.tokens * MARGIN:
+        remaining = request.filter_texts(texts)
+        have = sum(texts[place].tokens for place in remaining.places)
+        if have >= wanted:
             break
-        if written >= PATIENCE * ideal + 2 * writing.batch:
+        if written >= most:
             raise DataError(
-                f"{selector} wrote {written} texts, and what is left of them has {have} of {context.tokens} tokens ({remaining.note}); "
-                "choose another temperature or prefix, a lower drop, or loops='keep'",
+                f"{selector} wrote {written} texts, and what is left of them has {have} of "
+                f"{context.tokens} tokens ({remaining.note}); choose another temperature or "
+                "prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
-        drafts = generation.batch(
-            written, _round(context.tokens * MARGIN - have, have, written, writing), have
-        )
+        count = _round(wanted - have, have, written, request)
+        drafts = generation.batch(written, count, have)
         written += len(drafts)
-        texts += [
-            text for draft in drafts if (text := _readable(context, draft, writing)) is not None
-        ]
+        for draft in drafts:
+            text = _readable(context, draft, request)
+            if text is not None:
+                texts.append(text)
     context.progress(f"writing text for {selector}", context.tokens, context.tokens)
-    rows = tuple(Row(text=texts[i].text) for i in remaining.places)
-    shape = "/".join(
-        f"{distinct([texts[i].draft.ids for i in remaining.places], n):.2f}" for n in (1, 2, 3)
-    )
-    return Selection(
-        rows, f"wrote {written} texts; {remaining.note}; distinct-1/2/3 of the rest {shape}"
-    )
+    kept = [texts[place] for place in remaining.places]
+    sequences = [text.draft.ids for text in kept]
+    variety = "/".join(f"{distinct(sequences, length):.2f}" for length in (1, 2, 3))
+    note = f"wrote {written} texts; {remaining.note}; distinct-1/2/3 of the rest {variety}"
+    return Selection(tuple(Row(text=text.text) for text in kept), note)
 
 
 def filter_texts(
@@ -177,48 +178,68 @@ def filter_texts(
 
     All n count for the share, loops among them. Of equals the later goes first.
     """
-    worst = sorted(range(len(texts)), key=lambda i: (-texts[i].draft.nats, -i))[
-        : math.ceil(Fraction(str(drop)) * len(texts))
-    ]
-    looping = {i for i, text in enumerate(texts) if looped(text.draft.ids)}
-    first = {text.text: i for i, text in reversed(list(enumerate(texts)))}
-    gone = {*worst, *(looping if loops == "drop" else ())}
-    places = tuple(i for i, text in enumerate(texts) if i not in gone and first[text.text] == i)
-    notes = (
-        [
-            f"dropped {len(worst)} of {len(texts)} at a perplexity of {math.exp(texts[worst[-1]].draft.nats):.4g} and above"
-        ]
-        if worst
-        else []
-    )
-    notes += [f"{len(looping)} loops{', dropped too' if looping and loops == 'drop' else ''}"]
-    notes += [f"{len(texts) - len(first)} copies dropped"] if len(first) < len(texts) else []
-    return FilterResult(places, ", ".join(notes))
+
+    def best_first(place: int) -> tuple[float, int]:
+        return -texts[place].draft.nats, -place
+
+    # A fraction: with floats, 0.1 of 30 texts would be a little more than 3, and 4 would go.
+    count = math.ceil(Fraction(str(drop)) * len(texts))
+    worst = sorted(range(len(texts)), key=best_first)[:count]
+    looping = {place for place, text in enumerate(texts) if looped(text.draft.ids)}
+    gone = set(worst)
+    if loops == "drop":
+        gone |= looping
+    places: list[int] = []
+    earlier: set[str] = set()
+    for place, text in enumerate(texts):
+        if text.text not in earlier and place not in gone:
+            places.append(place)
+        earlier.add(text.text)
+    notes: list[str] = []
+    if worst:
+        perplexity = math.exp(texts[worst[-1]].draft.nats)
+        notes.append(
+            f"dropped {len(worst)} of {len(texts)} at a perplexity of {perplexity:.4g} and above"
+        )
+    note = f"{len(looping)} loops"
+    if looping and loops == "drop":
+        note += ", dropped too"
+    notes.append(note)
+    copies = len(texts) - len(earlier)
+    if copies:
+        notes.append(f"{copies} copies dropped")
+    return FilterResult(tuple(places), ", ".join(notes))
 
 
-def distinct(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """distinct-n (Li et al. 2016, arXiv 1510.03055): how many different n-grams there are in the
-    sequences, by how many n-grams; 1 if none.
+def distinct(sequences: Sequence[Sequence[int]], length: int) -> float:
+    """Return distinct-n (Li et al. 2016, arXiv 1510.03055): how many different runs of `length`
+    tokens there are in the sequences, by how many runs; 1 if none.
     """
-    grams = Counter(
-        gram for ids in sequences for gram in zip(*(ids[i:] for i in range(n)), strict=False)
-    )
-    return len(grams) / grams.total() if grams else 1.0
+    runs: set[tuple[int, ...]] = set()
+    count = 0
+    for ids in sequences:
+        for begin in range(len(ids) - length + 1):
+            runs.add(tuple(ids[begin : begin + length]))
+            count += 1
+    if not count:
+        return 1.0
+    return len(runs) / count
 
 
 def looped(ids: Sequence[int]) -> bool:
-    """Whether a text is caught in a loop: its distinct-3 is below 0.3, or it ends in one stretch at
-    least four times, 24 tokens or more in all.
+    """Return whether a text is caught in a loop: its distinct-3 is below 0.3, or it ends in one
+    stretch at least four times, 24 tokens or more in all.
 
     The rule is ours.
     """
     if distinct([ids], 3) < LEAST_DISTINCT:
         return True
     for period in range(1, len(ids) // STRETCHES + 1):
-        at = len(ids) - 1
-        while at >= period and ids[at] == ids[at - period]:
-            at -= 1
-        if len(ids) - 1 - at + period >= max(STRETCHES * period, TAIL):
+        place = len(ids) - 1
+        while place >= period and ids[place] == ids[place - period]:
+            place -= 1
+        repeated = len(ids) - 1 - place + period
+        if repeated >= max(STRETCHES * period, TAIL):
             return True
     return False
 
@@ -235,60 +256,62 @@ def write(
     vocabulary: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[Draft]:
-    """Return the model continues each prefix until an end token comes or there are `length` tokens
+    """Have the model continue each prefix until an end token comes or there are `length` tokens
     without its first `starts` ones.
 
     A text's chance is a row of numbers of its own, drawn before anything is written, so when
     another text ends changes nothing but rounding. Only the first `vocabulary` tokens are written.
     Log-softmax and softmax are float32, or float64 for a model that is.
     """
-    width, steps = prefixes.shape[1], max(0, length + starts - prefixes.shape[1])
+    width = prefixes.shape[1]
+    steps = max(0, length + starts - width)
     # All numbers at once: which text ends first then changes nobody else's.
-    chance = torch.rand(
-        len(prefixes), steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(len(prefixes), steps, generator=generator, dtype=torch.float64)
     ids = torch.cat([prefixes, prefixes.new_zeros(len(prefixes), steps)], 1).to(model.device)
-    lengths, nats = torch.full((len(ids),), width), torch.zeros(len(ids), dtype=torch.float64)
-    going, cache, shown = torch.arange(len(ids)), None, ids[:, :width]
+    lengths = torch.full((len(ids),), width)
+    nats = torch.zeros(len(ids), dtype=torch.float64)
+    going = torch.arange(len(ids))  # the texts that haven't ended
+    shown = ids[:, :width]
+    cache = None
     for step in range(steps):
         answer: Any = model(input_ids=shown, cache=cache, use_cache=True)
-        cache, logits = answer.cache, _wide(answer.logits)
+        cache = answer.cache
+        logits = answer.logits.to(wide(answer.logits.dtype))
         if step == 0:
-            _make_room(cache, width + steps)
+            _reserve(cache, width + steps)
             nats += _nats(logits[:, :-1], shown[:, 1:]).sum(1)
-        last, own = logits[:, -1], going.to(ids.device)
-        chosen = pick(
-            _within(last, vocabulary), ids[own, : width + step], chance[going, step], sampling, step
-        )
+        last = logits[:, -1]
+        before = ids[going.to(ids.device), : width + step]
+        chosen = pick(_within(last, vocabulary), before, chance[going, step], sampling, step)
         goes_on = torch.tensor([token not in ends for token in chosen.tolist()])
         nats[going] += torch.where(goes_on, _nats(last, chosen), 0.0)
         going = going[goes_on]
         lengths[going] += 1
         if not goes_on.any():
             break
-        if (
-            not goes_on.all()
-        ):  # texts that have ended leave the batch, so the last long ones are cheap
+        if not goes_on.all():
+            # Texts that have ended leave the batch, so the last long ones are cheap.
             cache.batch_select_indices(goes_on.nonzero()[:, 0].to(ids.device))
         shown = chosen[goes_on.to(chosen.device), None]
         ids[going.to(ids.device), width + step] = shown[:, 0]
         on_step(step)
-    predicted = (lengths - 1).clamp(min=1)
-    return [
-        Draft(tuple(row[starts:size]), nat)
-        for row, size, nat in zip(
-            ids.tolist(), lengths.tolist(), (nats / predicted).tolist(), strict=True
-        )
-    ]
+    means = nats / (lengths - 1).clamp(min=1)
+    drafts: list[Draft] = []
+    for row, size, mean in zip(ids.tolist(), lengths.tolist(), means.tolist(), strict=True):
+        drafts.append(Draft(tuple(row[starts:size]), mean))
+    return drafts
 
 
-def _make_room(cache: Any, positions: int) -> None:
-    """Give layers that just grow room for all positions at once; others, such as those of a
-    sliding window, look after themselves.
+def _reserve(cache: Any, positions: int) -> None:
+    """Reserve all positions at once in layers that just grow; others, such as those of a sliding
+    window, look after themselves.
     """
-    for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
+    if not isinstance(cache, DynamicCache):
+        return
+    for place, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            cache.layers[at] = _Room(layer.keys, layer.values, positions)
+            cache.layers[place] = _ReservedLayer(layer.keys, layer.values, positions)
 
 
 def pick(
@@ -306,7 +329,8 @@ def pick(
     top-p in the order in which transformers applies them. Of tokens that tie at the k-th place only
     as many as fit stay, where transformers keeps all.
     """
-    if (penalty := sampling.repetition_penalty) != 1.0:
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0:
         old = logits.gather(1, before)
         logits = logits.scatter(1, before, torch.where(old < 0, old * penalty, old / penalty))
     scores = logits / sampling.temperature(step)
@@ -315,20 +339,21 @@ def pick(
     scores, tokens = scores.topk(count, dim=1)
     if not scores[:, 0].isfinite().all():
         raise not_finite("the model's logits of the next token", "logits")
-    nucleus_of_each = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
-    sums = nucleus_of_each.cumsum(1)
+    probabilities = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
+    sums = probabilities.cumsum(1)
     # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its
     # share of what is left.
-    place = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
-    place = torch.minimum(place, (nucleus_of_each > 0).sum(1, keepdim=True) - 1)
-    return tokens.gather(1, place.to(tokens.device))[:, 0]
+    rank = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
+    # Rounding may put the number behind the last token that is left.
+    rank = torch.minimum(rank, (probabilities > 0).sum(1, keepdim=True) - 1)
+    return tokens.gather(1, rank.to(tokens.device))[:, 0]
 
 
 def nucleus(
     probabilities: Float64[Tensor, "text rank"], top_p: float
 ) -> Float64[Tensor, "text rank"]:
-    """Sorted probabilities with those set to 0 before which there is `top_p` already; the first
-    stays.
+    """Return sorted probabilities with those set to 0 before which there is `top_p` already; the
+    first stays.
     """
     before = probabilities.cumsum(1) - probabilities
     stays: Bool[Tensor, "text rank"] = before < top_p
@@ -336,126 +361,108 @@ def nucleus(
     return torch.where(stays, probabilities, 0.0)
 
 
-def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:
-    """`SpecError` for a field of the selector that isn't within its bounds, of which the least
-    is allowed; infinity stands for `MOST`.
-    """
-    for name, (least, most) in bounds.items():
-        value = getattr(selector, name)
-        if not least <= value <= min(most, MOST):
-            allowed = (
-                f"at least {least:g}"
-                if value < least and math.isinf(most)
-                else f"between {least:g} and {min(most, MOST):,g}"
-            )
-            raise SpecError(
-                f"{selector.spec_name()}({name}={value}): it must be {allowed}", subject=name
-            )
-
-
 def _within(
     logits: Float[Tensor, "text token"], vocabulary: int | None
 ) -> Float[Tensor, "text token"]:
-    """Many models have more rows in their head than their tokenizer has tokens: those have no
-    text.
+    """Return the logits without those of tokens that the tokenizer lacks: many models have more
+    rows in their head, which have no text.
     """
     if vocabulary is None or vocabulary >= logits.shape[1]:
         return logits
-    return logits.index_fill(
-        1, torch.arange(vocabulary, logits.shape[1], device=logits.device), -math.inf
-    )
+    unknown = torch.arange(vocabulary, logits.shape[1], device=logits.device)
+    return logits.index_fill(1, unknown, -math.inf)
 
 
 def _nats(
     logits: Float[Tensor, "text *position token"], chosen: Int[Tensor, "text *position"]
 ) -> Float64[Tensor, "text *position"]:
-    return (logits.logsumexp(-1) - logits.gather(-1, chosen[..., None])[..., 0]).double().cpu()
+    chosen_logits = logits.gather(-1, chosen[..., None])[..., 0]
+    return (logits.logsumexp(-1) - chosen_logits).double().cpu()
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-
-
-def _round(missing: Fraction, have: int, written: int, writing: GenerationRequest) -> int:
+def _round(missing: Fraction, have: int, written: int, request: GenerationRequest) -> int:
     """Return how many texts the next round writes: what is missing, as the texts before it have
     gone, and at most a batch.
     """
-    each = have / written if have else writing.length * writing.keeps
-    return (
-        writing.batch
-        if written and not have
-        else min(writing.batch, 1 + math.ceil(SURPLUS * missing / Fraction(each)))
-    )
+    if written and not have:
+        return request.batch
+    tokens_of_a_text = request.length * request.keeps
+    if have:
+        tokens_of_a_text = have / written
+    # In fractions: a count that depends on rounding would change the texts.
+    return min(request.batch, 1 + math.ceil(SURPLUS * missing / Fraction(tokens_of_a_text)))
 
 
-def _check_room(selector: Selector, opened: Opened, writing: GenerationRequest) -> None:
-    room = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(room, int) and writing.length + writing.starts > room:
+def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
+    most = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and request.length + request.starts > most:
         raise DataError(
-            f"{selector}: a text may have {writing.length} tokens, and the model sees at most {room}; lower max_tokens or --length",
+            f"{selector}: a text may have {request.length} tokens, and the model sees at most "
+            f"{most}; lower max_tokens or --length",
             subject=str(selector),
         )
 
 
-def _readable(context: Context, draft: Draft, writing: GenerationRequest) -> GeneratedText | None:
-    """What the tokens read like without special ones and without a letter that is cut in half at
-    the end; None if nothing was added to a prefix.
+def _readable(context: Context, draft: Draft, request: GenerationRequest) -> GeneratedText | None:
+    """Return what the tokens read like without special ones and without a letter that is cut in
+    half at the end; None if nothing was added to a prefix.
     """
     text: Any = context.tokenizer.decode(
         list(draft.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     text = text.rstrip("\ufffd")
-    if len(draft.ids) <= len(writing.prefixes[0]) - writing.starts or not text.strip():
+    if len(draft.ids) <= len(request.prefixes[0]) - request.starts or not text.strip():
         return None
-    return GeneratedText(
-        draft,
-        text,
-        len(context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
-    )
+    encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
+    return GeneratedText(draft, text, len(encoded["input_ids"]))
 
 
-class _Room(DynamicLayer):
-    """Keys and values with room behind them for those to come. The usual layer copies all of
+class _ReservedLayer(DynamicLayer):
+    """Keys and values with positions reserved for those to come. The usual layer copies all of
     them at every step.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, positions: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self._places = [
-            states.new_empty(*states.shape[:2], length, states.shape[3])
-            for states in (keys, values)
-        ]
+        self._all_keys = keys.new_empty(*keys.shape[:2], positions, keys.shape[3])
+        self._all_values = values.new_empty(*values.shape[:2], positions, values.shape[3])
         self.update(keys, values)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        end = self.get_seq_length() + key_states.shape[2]
-        for place, states in zip(self._places, (key_states, value_states), strict=True):
-            place[:, :, end - states.shape[2] : end] = states
-        self.keys, self.values = (place[:, :, :end] for place in self._places)
-        return self.keys, self.values
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[2]
+        self._all_keys[:, :, begin:end] = key_states
+        self._all_values[:, :, begin:end] = value_states
+        return self._shown(end)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._places = [place[indices] for place in self._places]
-        self.keys, self.values = (place[:, :, : self.get_seq_length()] for place in self._places)
+        self._all_keys = self._all_keys[indices]
+        self._all_values = self._all_values[indices]
+        self._shown(self.get_seq_length())
+
+    def _shown(self, end: int) -> tuple[Tensor, Tensor]:
+        self.keys = self._all_keys[:, :, :end]
+        self.values = self._all_values[:, :, :end]
+        return self.keys, self.values
 
 
 class _Generation:
     """The batches of one generation, from the disk where they are there."""
 
     def __init__(
-        self, selector: Selector, context: Context, opened: Opened, writing: GenerationRequest
+        self, selector: Selector, context: Context, opened: Opened, request: GenerationRequest
     ) -> None:
-        self._context, self._opened, self._writing = context, opened, writing
+        self._context = context
+        self._opened = opened
+        self._request = request
         self._ends = _ends(opened)
-        self._words, self._label, self._number = (
-            len(context.tokenizer),
-            f"writing text for {selector}",
-            0,
-        )
-        request = {
+        self._vocabulary = len(context.tokenizer)
+        self._label = f"writing text for {selector}"
+        self._number = 0
+        facts = {
             "generated": REVISION,
             "spec": canonical(selector),
             "model": opened.digest,
@@ -463,30 +470,33 @@ class _Generation:
             "draw": context.draw,
             "tokens": context.tokens,
             "length": context.length,
-            "prefixes": writing.prefixes,
+            "prefixes": request.prefixes,
             "ends": sorted(self._ends),
-            "vocabulary": self._words,
+            "vocabulary": self._vocabulary,
         }
-        self._name = identity(request)
+        self._name = identity(facts)
         self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
 
     def batch(self, written: int, count: int, have: int) -> list[Draft]:
         """Return the next `count` texts, after `written` ones of which `have` tokens are left."""
         path = self._folder / f"batch-{self._number:05d}.json"
         purpose: Purpose = {"kind": "written texts", "of": self._name, "batch": self._number}
-        drafts = _read_batch(path, purpose, count)
-        if drafts is None:
+        stored = read_cached(path, purpose, "what the model wrote")
+        # A file with another number of texts is of a generation that went another way.
+        if stored is not None and len(stored["texts"]) == count:
+            drafts = [Draft(tuple(ids), nats) for ids, nats in stored["texts"]]
+        else:
             drafts = self._write(written, count, have)
-            with suppress(OSError):  # where no file can be written the texts are made again
-                path.parent.mkdir(parents=True, exist_ok=True)
-                texts = [[list(draft.ids), draft.nats] for draft in drafts]
-                put(path, text_of_json(sealed({"texts": texts}, purpose)).encode())
+            texts = [[list(draft.ids), draft.nats] for draft in drafts]
+            write_cached(path, purpose, {"texts": texts})
         self._number += 1
         return drafts
 
     def _write(self, written: int, count: int, have: int) -> list[Draft]:
-        request, target = self._writing, self._context.tokens
-        chosen = [request.prefixes[(written + i) % len(request.prefixes)] for i in range(count)]
+        request = self._request
+        target = self._context.tokens
+        prefixes = list(islice(cycle(request.prefixes), written, written + count))
+        # The seed is made of the request, so a batch has the same chance wherever it is written.
         seed = int(identity([self._name, self._number]).removeprefix("sha256:")[:15], 16)
 
         def on_step(step: int) -> None:
@@ -494,13 +504,13 @@ class _Generation:
 
         return write(
             self._opened.model,
-            torch.tensor(chosen),
+            torch.tensor(prefixes),
             request.length,
             request.sampling,
             seed,
             self._ends,
             request.starts,
-            self._words,
+            self._vocabulary,
             on_step,
         )
 
@@ -509,22 +519,8 @@ def _ends(opened: Opened) -> frozenset[int]:
     """Return the tokens that end a text: the tokenizer's end token, and those that the model's
     own settings for generation name.
     """
-    named = getattr(opened.model.generation_config, "eos_token_id", None)
-    several = named if isinstance(named, list) else [named]
-    return frozenset(i for i in (*several, opened.tokenizer.eos_token_id) if isinstance(i, int))
-
-
-def _read_batch(path: Path, purpose: Purpose, count: int) -> list[Draft] | None:
-    """Return the batch that a file holds; None if there is no such file, or if it is damaged or
-    of another size.
-    """
-    if not path.is_file():
-        return None
-    try:
-        texts = read_json(path, purpose, required=True)["texts"]
-    except DataError:
-        tell_made_again("what the model wrote", short(path))
-        return None
-    if len(texts) != count:
-        return None
-    return [Draft(tuple(ids), nats) for ids, nats in texts]
+    ends = getattr(opened.model.generation_config, "eos_token_id", None)
+    if not isinstance(ends, list):
+        ends = [ends]
+    ends = [*ends, opened.tokenizer.eos_token_id]
+    return frozenset(token for token in ends if isinstance(token, int))

@@ -1,4 +1,4 @@
-"""Reading candidates with the untouched model: how hard each is for it, and what its layers make of
+"""Reads candidates with the untouched model: how hard each is for it, and what its layers make of
 each.
 
 Sequences of like length are read together, padded on the right behind a mask, so that no real token
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from transformers import PreTrainedTokenizerBase
 
+from calibrant.activations import wide
 from calibrant.data import by_length, padded, start_tokens
 from calibrant.models import Opened
 from calibrant.numerics import finite_number, not_finite
@@ -43,26 +44,28 @@ def beginnings(
     token is one of them where the tokenizer writes one.
     """
     start = start_tokens(tokenizer)
-    room = max(0, length - len(start))
-    results: list[list[int]] = [[] for _ in texts]
-    left, letters = list(range(len(texts))), LETTERS_PER_TOKEN * (room + SPARE)
-    while left:
-        for i, ids in zip(
-            left, tokenised([texts[i][:letters] for i in left], tokenizer), strict=True
-        ):
-            results[i] = ids
-        left = [i for i in left if len(texts[i]) > letters and len(results[i]) < room + SPARE]
+    count = max(0, length - len(start))
+    results: dict[int, list[int]] = {}
+    unread = list(range(len(texts)))
+    letters = LETTERS_PER_TOKEN * (count + SPARE)
+    while unread:
+        tokens = tokenised([texts[place][:letters] for place in unread], tokenizer)
+        cut_too_short: list[int] = []
+        for place, ids in zip(unread, tokens, strict=True):
+            results[place] = [*start, *ids[:count]]
+            if len(texts[place]) > letters and len(ids) < count + SPARE:
+                cut_too_short.append(place)
+        unread = cut_too_short
         letters *= 2
-    return [[*start, *ids[:room]] for ids in results]
+    return [results[place] for place in range(len(texts))]
 
 
 def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the tokens of each text, special ones left out."""
     results: list[list[int]] = []
     for begin in range(0, len(texts), TEXTS_AT_ONCE):
-        results += tokenizer(
-            list(texts[begin : begin + TEXTS_AT_ONCE]), add_special_tokens=False, verbose=False
-        )["input_ids"]
+        several = list(texts[begin : begin + TEXTS_AT_ONCE])
+        results += tokenizer(several, add_special_tokens=False, verbose=False)["input_ids"]
     return results
 
 
@@ -70,24 +73,24 @@ def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
 def nats(
     opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress = silent
 ) -> list[float]:
-    """Mean negative log likelihood of each sequence's tokens, in nats per predicted token; its
-    exponential is the perplexity.
+    """Return the mean negative log likelihood of each sequence's tokens, in nats per predicted
+    token; its exponential is the perplexity.
 
     Nothing is added to a sequence: its first token is shown and not predicted. One of fewer than
     two tokens has no loss, and gets `nan`. The log-softmax is taken in float32, or float64 for a
     model that is.
     """
     results = [math.nan] * len(sequences)
+    name = f"the loss of {opened.name} on a candidate"
     for batch in _batches(sequences, 2, progress):
-        inputs = padded([sequences[i] for i in batch], opened.model.device)
+        inputs = padded([sequences[place] for place in batch], opened.model.device)
         logits: Tensor = opened.model(**inputs, use_cache=False).logits
-        for i, row in zip(batch, logits, strict=True):
-            targets = inputs["input_ids"].new_tensor(sequences[i][1:])
-            nats_of_each = cross_entropy(_wide(row[: len(targets)]), targets, reduction="none")
-            loss = float(nats_of_each.double().mean())
-            results[i] = finite_number(
-                loss, f"the loss of {opened.name} on a candidate", opened.name
-            )
+        for place, row in zip(batch, logits, strict=True):
+            targets = inputs["input_ids"].new_tensor(sequences[place][1:])
+            # Widened row by row: a whole batch in float32 would take twice the memory.
+            predicted = row[: len(targets)].to(wide(row.dtype))
+            nats_of_each = cross_entropy(predicted, targets, reduction="none")
+            results[place] = finite_number(float(nats_of_each.double().mean()), name, opened.name)
     return results
 
 
@@ -111,41 +114,37 @@ def pooled(
     transformers gives it). An empty sequence is all zeros.
     """
     model = opened.model.base_model
-    dtype = torch.float64 if opened.dtype == torch.float64 else torch.float32
-    results: Tensor | None = None
+    dtype = wide(opened.dtype)
+    results = torch.zeros(len(sequences), 0, dtype=dtype)
     for batch in _batches(sequences, 1, progress):
-        inputs = padded([sequences[i] for i in batch], opened.model.device)
-        read = model(
-            **inputs, use_cache=False, **({"output_hidden_states": True} if layers == "all" else {})
-        )
-        states = read.hidden_states[1:] if layers == "all" else (read.last_hidden_state,)
-        for row, i in enumerate(batch):
-            means = [state[row, : len(sequences[i])].to(dtype).mean(0) for state in states]
+        inputs = padded([sequences[place] for place in batch], opened.model.device)
+        if layers == "all":
+            output = model(**inputs, use_cache=False, output_hidden_states=True)
+            states = output.hidden_states[1:]
+        else:
+            output = model(**inputs, use_cache=False)
+            states = [output.last_hidden_state]
+        for row, place in enumerate(batch):
+            means = [state[row, : len(sequences[place])].to(dtype).mean(0) for state in states]
             if not all(bool(torch.linalg.vector_norm(mean).isfinite()) for mean in means):
                 raise not_finite(f"the hidden states of {opened.name}", opened.name)
-            one = (
-                torch.cat([normalize(mean, dim=0) for mean in means])
-                if layers == "all"
-                else means[0]
-            )
-            results = (
-                torch.zeros(len(sequences), len(one), dtype=dtype) if results is None else results
-            )
-            results[i] = one.cpu()
-    return torch.zeros(len(sequences), 0, dtype=dtype) if results is None else results
+            if layers == "all":
+                means = [normalize(mean, dim=0) for mean in means]
+            point = torch.cat(means)
+            if not results.shape[1]:  # the first point says how many features there are
+                results = torch.zeros(len(sequences), len(point), dtype=dtype)
+            results[place] = point.cpu()
+    return results
 
 
 def _batches(
     sequences: Sequence[Sequence[int]], shortest: int, progress: Progress
 ) -> Iterator[list[int]]:
     """Yield the places of sequences of like length that have at least `shortest` tokens."""
-    lengths = [len(one) if len(one) >= shortest else 0 for one in sequences]
+    lengths = [len(sequence) for sequence in sequences]
+    lengths = [length * (length >= shortest) for length in lengths]
     done = 0
     for batch in by_length(lengths, TOKENS_PER_BATCH):
         yield batch
-        done += sum(lengths[i] for i in batch)
+        done += sum(lengths[place] for place in batch)
         progress(READING, done, sum(lengths))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrant.data.select._base import MOST, Context, Picking
+from calibrant.data.select._base import MOST, Context, Picking, check_between
 from calibrant.data.select._embedding import ENCODER, check_embedding, clustered, embedded, in_turn
-from calibrant.errors import SpecError
-from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,9 +34,7 @@ class Cluster(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_most(self, k=MOST)
-        if self.k < 1:
-            raise SpecError(f"cluster(k={self.k}): there must be at least 1 cluster", subject="k")
+        check_between(self, k=(1, MOST))
         check_embedding(self, self.embed)
 
     @property
@@ -49,12 +45,12 @@ class Cluster(Picking):
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         points = embedded(self, texts, self.embed, self.encoder, context)
         labels, _ = clustered(points, self.k, context.draw)
+        # Which cluster and which member goes first is chance, so that draws differ.
         chance = np.random.default_rng(context.draw)
-        members = [
-            chance.permutation(np.flatnonzero(labels == label))
-            for label in chance.permutation(np.unique(labels))
-        ]
-        sizes = [len(several) for several in members]
-        return in_turn(
-            members
-        ), f"{len(sizes)} clusters of {min(sizes)} to {max(sizes)}" if sizes else ""
+        members: list[np.ndarray] = []
+        for label in chance.permutation(np.unique(labels)):
+            members.append(chance.permutation(np.flatnonzero(labels == label)))
+        if not members:
+            return [], ""
+        sizes = [len(cluster) for cluster in members]
+        return in_turn(members), f"{len(sizes)} clusters of {min(sizes)} to {max(sizes)}"

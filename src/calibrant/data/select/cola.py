@@ -6,11 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from calibrant.data.select._base import MOST, Context, Picking
+from calibrant.data.select._base import MOST, Context, Picking, check_between
 from calibrant.data.select._embedding import clustered, in_turn
 from calibrant.data.select._reading import beginnings, pooled
-from calibrant.errors import SpecError
-from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,21 +37,19 @@ class COLA(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_most(self, k=MOST, project=MOST)
-        for name, value in (("k", self.k), ("project", self.project)):
-            if value < 1:
-                raise SpecError(f"cola({name}={value}): {name} must be at least 1", subject=name)
+        check_between(self, k=(1, MOST), project=(1, MOST))
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         sequences = beginnings(texts, context.tokenizer, context.length)
         points = pooled(context.model(self), sequences, "all", context.progress).double().numpy()
-        if points.shape[1] > self.project:
-            noise = np.random.default_rng(context.draw).standard_normal(
-                (points.shape[1], self.project)
-            )
+        features = points.shape[1]
+        if features > self.project:
+            chance = np.random.default_rng(context.draw)
+            noise = chance.standard_normal((features, self.project))
+            # Divided by the root, so that distances stay about what they were.
             points = points @ noise / np.sqrt(self.project)
         labels, distances = clustered(points, self.k, context.draw)
         nearest = np.lexsort((np.arange(len(labels)), distances))
         members = [nearest[labels[nearest] == label] for label in np.unique(labels)]
-        members.sort(key=lambda several: (-len(several), int(several[0])))
+        members.sort(key=lambda cluster: (-len(cluster), int(cluster[0])))
         return in_turn(members), f"{len(members)} clusters in {points.shape[1]} dimensions"

@@ -9,10 +9,9 @@ from typing import ClassVar, Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.data.select._base import MOST, Context, Picking
+from calibrant.data.select._base import MOST, Context, Picking, check_between
 from calibrant.data.select._embedding import in_turn
 from calibrant.data.select._reading import beginnings, nats
-from calibrant.errors import SpecError
 
 GRAM: Final = 4
 """Tokens of a run that may repeat itself."""
@@ -43,27 +42,18 @@ class IGSP(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strata < 1:
-            raise SpecError(
-                f"igsp(strata={self.strata}): there must be at least 1 level of perplexity",
-                subject="strata",
-            )
-        if self.strata > MOST // 100:
-            raise SpecError(
-                f"igsp(strata={self.strata}): there can be {MOST // 100:,} levels of perplexity at most",
-                subject="strata",
-            )
+        check_between(self, strata=(1, MOST // 100))
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         sequences = beginnings(texts, context.tokenizer, context.length)
         losses = np.array(nats(context.model(self), sequences, context.progress))
         repeated = np.array([repetition(ids) for ids in sequences])
         judged = np.flatnonzero(~np.isnan(losses) & ~np.isnan(repeated))
+        # Levels of equal size, and not of equal width: few texts are very easy or very hard.
         by_loss = judged[np.argsort(losses[judged], kind="stable")]
-        levels = [
-            part[np.argsort(repeated[part], kind="stable")]
-            for part in np.array_split(by_loss, self.strata)
-        ]
+        levels: list[np.ndarray] = []
+        for level in np.array_split(by_loss, self.strata):
+            levels.append(level[np.argsort(repeated[level], kind="stable")])
         rest = np.setdiff1d(np.arange(len(texts)), judged)
         return [*in_turn(levels), *map(int, rest)], _note(repeated[judged], losses[judged])
 
@@ -72,15 +62,17 @@ def repetition(ids: Sequence[int]) -> float:
     """Return the share of a sequence's runs of four tokens that stood in it before; `nan` for
     one with fewer than two runs, of which none could.
     """
-    runs = len(ids) - GRAM + 1
-    return (
-        1 - len({tuple(ids[at : at + GRAM]) for at in range(runs)}) / runs
-        if runs > 1
-        else float("nan")
-    )
+    count = len(ids) - GRAM + 1
+    if count <= 1:
+        return float("nan")
+    runs = {tuple(ids[begin : begin + GRAM]) for begin in range(count)}
+    return 1 - len(runs) / count
 
 
 def _note(repeated: Float[np.ndarray, " text"], losses: Float[np.ndarray, " text"]) -> str:
     if not len(losses):
         return ""
-    return f"perplexity {np.exp(losses.min()):.3g} to {np.exp(losses.max()):.3g}; {repeated.mean():.1%} of their 4-grams repeated on average"
+    return (
+        f"perplexity {np.exp(losses.min()):.3g} to {np.exp(losses.max()):.3g}; "
+        f"{repeated.mean():.1%} of their 4-grams repeated on average"
+    )

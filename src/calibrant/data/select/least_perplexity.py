@@ -27,20 +27,15 @@ class LeastPerplexity(Picking):
     needs_model: ClassVar[bool] = True
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        losses = np.array(
-            nats(
-                context.model(self),
-                beginnings(texts, context.tokenizer, context.length),
-                context.progress,
-            )
-        )
-        order = np.argsort(
-            np.nan_to_num(losses, nan=np.inf), kind="stable"
-        )  # what has no loss goes last
+        sequences = beginnings(texts, context.tokenizer, context.length)
+        losses = np.array(nats(context.model(self), sequences, context.progress))
+        # What has no loss goes last.
+        order = np.argsort(np.nan_to_num(losses, nan=np.inf), kind="stable").tolist()
         known = losses[~np.isnan(losses)]
+        if not len(known):
+            return order, ""
         note = (
-            f"perplexity {np.exp(known.min()):.3g} to {np.exp(known.max()):.3g}, {np.exp(np.median(known)):.3g} in the middle"
-            if len(known)
-            else ""
+            f"perplexity {np.exp(known.min()):.3g} to {np.exp(known.max()):.3g}, "
+            f"{np.exp(np.median(known)):.3g} in the middle"
         )
-        return [int(one) for one in order], note
+        return order, note

@@ -29,13 +29,9 @@ class Longest(Picking):
     needs_model: ClassVar[bool] = False
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        lengths = np.array(
-            [len(ids) for ids in tokenised(texts, context.tokenizer)], dtype=np.int64
-        )
-        order = np.argsort(-lengths, kind="stable")
-        note = (
-            f"{lengths.max()} to {lengths.min()} tokens, {int(np.median(lengths))} in the middle"
-            if len(lengths)
-            else ""
-        )
-        return [int(one) for one in order], note
+        if not texts:
+            return [], ""
+        lengths = np.array([len(ids) for ids in tokenised(texts, context.tokenizer)])
+        order = np.argsort(-lengths, kind="stable").tolist()
+        middle = int(np.median(lengths))
+        return order, f"{lengths.max()} to {lengths.min()} tokens, {middle} in the middle"

@@ -2,21 +2,20 @@
 Aletras 2025, arXiv 2410.17170).
 """
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 from calibrant.data import Source
-from calibrant.data.select._base import MOST, Context, Selection, Selector
+from calibrant.data.select._base import MOST, Context, Selection, Selector, check_between
 from calibrant.data.select._generating import (
+    LEAST,
     GenerationRequest,
     Sampling,
-    check_between,
     filter_texts,
     selection,
 )
 from calibrant.data.select._reading import check_outputs
-from calibrant.errors import DataError, SpecError
-from calibrant.spec import check_most
+from calibrant.errors import DataError
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,65 +52,57 @@ class SelfCal(Selector):
     fields = ("text",)
 
     def __post_init__(self) -> None:
-        check_most(self, max_tokens=MOST)
-        none, whole, tiny = 0.0, math.inf, 1e-3
         check_between(
             self,
-            t_initial=(tiny, whole),
-            t_final=(tiny, whole),
-            steps=(none, whole),
-            top_k=(none, whole),
-            top_p=(tiny, 1.0),
+            t_initial=(LEAST, MOST),
+            t_final=(LEAST, MOST),
+            steps=(0, MOST),
+            top_k=(0, MOST),
+            top_p=(LEAST, 1),
+            repetition_penalty=(LEAST, MOST),
+            batch=(1, MOST),
+            max_tokens=(1, MOST),
         )
-        check_between(self, repetition_penalty=(tiny, whole), batch=(1.0, whole))
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise SpecError(
-                f"selfcal(max_tokens={self.max_tokens}): a text has at least 1 token",
-                subject="max_tokens",
-            )
 
     def temperature(self, step: int) -> float:
         """Return the temperature at which the token `step`, the first being 0, is drawn."""
-        return (
-            self.t_final
-            if step >= self.steps
-            else self.t_initial + (self.t_final - self.t_initial) * step / self.steps
-        )
+        if step >= self.steps:
+            return self.t_final
+        return self.t_initial + (self.t_final - self.t_initial) * step / self.steps
 
     def measured(self) -> Source:
-        """There is none."""
+        """Raise `DataError`: there is none."""
         raise DataError(
-            "selfcal has no source of which a part could be measured; name one, as in loss(source=wikitext)",
+            "selfcal has no source of which a part could be measured; name one, as in "
+            "loss(source=wikitext)",
             subject="selfcal",
         )
 
     def disjoint(self) -> int | None:
-        """Without end."""
+        """Return None: there is no end."""
         return None
 
     def select(self, context: Context) -> Selection:
         """Return texts until they suffice. `DataError` if there is neither a start nor an end
         token.
         """
-        bos, eos = context.tokenizer.bos_token_id, context.tokenizer.eos_token_id
-        start = bos if isinstance(bos, int) else eos
+        start = context.tokenizer.bos_token_id
+        if not isinstance(start, int):
+            start = context.tokenizer.eos_token_id
         if not isinstance(start, int):
             raise DataError(
-                f"{self} begins with the start token, and this tokenizer has neither a start nor an end token; use selfgen",
+                f"{self} begins with the start token, and this tokenizer has neither a start nor "
+                "an end token; use selfgen",
                 subject=str(self),
             )
         check_outputs(context.model(self), [[start]])
         length = context.length if self.max_tokens is None else self.max_tokens
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
-        return selection(
-            self,
-            context,
-            GenerationRequest(
-                ((start,),),
-                1,
-                length,
-                sampling,
-                self.batch,
-                lambda texts: filter_texts(texts, loops="keep"),
-            ),
+        request = GenerationRequest(
+            prefixes=((start,),),
+            starts=1,
+            length=length,
+            sampling=Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty),
+            batch=self.batch,
+            filter_texts=partial(filter_texts, loops="keep"),
         )
+        return selection(self, context, request)

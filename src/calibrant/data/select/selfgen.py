@@ -2,25 +2,31 @@
 arXiv 2410.17711).
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final
 
-from calibrant.data import Row, Source, StoredSource, start_tokens
-from calibrant.data.expression import Term, parse_expression
-from calibrant.data.select._base import MOST, Context, Selection, Selector
+from calibrant.data import Source, start_tokens
+from calibrant.data.expression import Term
+from calibrant.data.select._base import (
+    MOST,
+    Context,
+    Selection,
+    Selector,
+    calibrate_rows,
+    check_between,
+    dealt_rows,
+    parsed,
+)
 from calibrant.data.select._generating import (
+    LEAST,
     GenerationRequest,
     Sampling,
-    check_between,
     filter_texts,
     selection,
 )
 from calibrant.data.select._reading import check_outputs
 from calibrant.errors import DataError, SpecError
-from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,27 +70,30 @@ class SelfGen(Selector):
     batch: int = 32
 
     kind = "corpus"
-    licence = "none of its own: what a model writes; see those of the model and of the source of its prefixes"
+    licence = (
+        "none of its own: what a model writes; see those of the model and of the source of its "
+        "prefixes"
+    )
     homepage = "https://arxiv.org/abs/2410.17711"
     fields = ("text",)
 
     def __post_init__(self) -> None:
-        check_most(self, max_tokens=MOST)
-        none, one, whole, tiny = 0.0, 1.0, math.inf, 1e-3
         check_between(
             self,
-            prefix_tokens=(one, whole),
-            candidates=(one, whole),
-            batch=(one, whole),
-            top_k=(none, whole),
-            top_p=(tiny, one),
-        )
-        check_between(
-            self, temperature=(tiny, whole), repetition_penalty=(tiny, whole), drop=(none, 0.999)
+            prefix_tokens=(1, MOST),
+            candidates=(1, MOST),
+            batch=(1, MOST),
+            top_k=(0, MOST),
+            top_p=(LEAST, 1),
+            temperature=(LEAST, MOST),
+            repetition_penalty=(LEAST, MOST),
+            drop=(0, 0.999),
+            max_tokens=(1, MOST),
         )
         if self.max_tokens is not None and self.max_tokens <= self.prefix_tokens:
             raise SpecError(
-                f"selfgen(max_tokens={self.max_tokens}): a text must have room behind its prefix of {self.prefix_tokens} tokens",
+                f"selfgen(max_tokens={self.max_tokens}): a text must have room behind its prefix "
+                f"of {self.prefix_tokens} tokens",
                 subject="max_tokens",
             )
         if self.loops not in ("drop", "keep"):
@@ -93,7 +102,8 @@ class SelfGen(Selector):
             )
         if self._term.source.kind == "control" or isinstance(self._term.source, Selector):
             raise SpecError(
-                f"selfgen(prefix={self.prefix!r}): prefixes come from rows with a text; name a corpus or a question set",
+                f"selfgen(prefix={self.prefix!r}): prefixes come from rows with a text; name a "
+                "corpus or a question set",
                 subject=self.prefix,
             )
 
@@ -110,7 +120,7 @@ class SelfGen(Selector):
 
     def disjoint(self) -> int | None:
         """Return how often the rows that prefixes come from suffice for as many as a draw takes."""
-        return max(1, len(self._rows()) // self.candidates)
+        return max(1, len(calibrate_rows(self._term.source)) // self.candidates)
 
     def select(self, context: Context) -> Selection:
         """Return texts until they suffice. `DataError` if no row is as long as a prefix, or if
@@ -120,66 +130,59 @@ class SelfGen(Selector):
         length = context.length if self.max_tokens is None else self.max_tokens
         if length <= self.prefix_tokens:
             raise DataError(
-                f"{self} with windows of {length} tokens leaves no room behind a prefix of {self.prefix_tokens}; raise --length",
+                f"{self} with windows of {length} tokens leaves no room behind a prefix of "
+                f"{self.prefix_tokens}; raise --length",
                 subject="length",
             )
-        sampling = Sampling(
-            lambda step: self.temperature, self.top_k, self.top_p, self.repetition_penalty
-        )
         prefixes = tuple((*starts, *ids) for ids in self._prefixes(context))
         check_outputs(context.model(self), prefixes)
-        left = partial(filter_texts, drop=self.drop, loops=self.loops)
-        return selection(
-            self,
-            context,
-            GenerationRequest(
-                prefixes, len(starts), length, sampling, self.batch, left, 1 - self.drop
-            ),
+
+        def temperature(step: int) -> float:
+            del step
+            return self.temperature
+
+        request = GenerationRequest(
+            prefixes=prefixes,
+            starts=len(starts),
+            length=length,
+            sampling=Sampling(temperature, self.top_k, self.top_p, self.repetition_penalty),
+            batch=self.batch,
+            filter_texts=partial(filter_texts, drop=self.drop, loops=self.loops),
+            keeps=1 - self.drop,
         )
+        return selection(self, context, request)
 
     def _prefixes(self, context: Context) -> list[list[int]]:
         """Return the first tokens of the draw's rows; rows that are shorter are passed over."""
-        rows = self._rows()
-        term = self._term
-        begin = context.draw * self.candidates
-        dealt = [
-            rows[at % len(rows)] for at in range(begin, begin + min(self.candidates, len(rows)))
-        ]
-        texts = (
-            term.format.render(row, context.tokenizer) for row in dealt if term.format.takes(row)
-        )
-        # No token is longer than this; long articles needn't be encoded whole.
-        beginnings = (text[: _LONGEST * (self.prefix_tokens + 1)] for text in texts)
-        encoded = (
-            context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            for text in beginnings
-        )
-        prefixes = [ids[: self.prefix_tokens] for ids in encoded if len(ids) >= self.prefix_tokens]
+        form = self._term.format
+        rows = dealt_rows(self._term.source, context.draw, self.candidates)
+        prefixes: list[list[int]] = []
+        for row in filter(form.takes, rows):
+            # No token is longer than this; long articles needn't be encoded whole.
+            text = form.render(row, context.tokenizer)[: _LONGEST * (self.prefix_tokens + 1)]
+            encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
+            ids = encoded["input_ids"][: self.prefix_tokens]
+            if len(ids) == self.prefix_tokens:
+                prefixes.append(ids)
         if not prefixes:
             raise DataError(
-                f"{self}: none of the {len(dealt)} rows of this draw has {self.prefix_tokens} tokens; lower prefix_tokens",
+                f"{self}: none of the {len(rows)} rows of this draw has {self.prefix_tokens} "
+                "tokens; lower prefix_tokens",
                 subject=self.prefix,
             )
         return prefixes
 
-    def _rows(self) -> Sequence[Row]:
-        source = self._term.source
-        return (
-            source.part("calibrate").rows
-            if isinstance(source, StoredSource)
-            else tuple(source.rows("calibrate"))
-        )
-
     @property
     def _term(self) -> Term:
-        first, *others = _parsed(self.prefix)
+        first, *others = parsed(self.prefix)
         if others:
             raise SpecError(
-                f"selfgen(prefix={self.prefix!r}): prefixes come from one source, such as wikipedia",
+                f"selfgen(prefix={self.prefix!r}): prefixes come from one source, such as "
+                "wikipedia",
                 subject=self.prefix,
             )
         return first
 
 
 _LONGEST: Final = 128
-_parsed: Final = lru_cache(maxsize=64)(parse_expression)
+"""Letters of a token at most."""

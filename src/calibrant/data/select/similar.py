@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibrant.data import PerDraw
-from calibrant.data.expression import Term, parse_expression
-from calibrant.data.select._base import Context, Picking
+from calibrant.data.select._base import Context, Picking, parsed
 from calibrant.data.select._embedding import ENCODER, check_embedding, embedded
 from calibrant.errors import DataError, SpecError
 
@@ -40,13 +39,18 @@ class Similar(Picking):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_embedding(self, self.embed)
-        for term in parse_expression(self.to):
-            if isinstance(term.source, PerDraw) or term.source.kind == "control":
-                what = "a selector" if isinstance(term.source, PerDraw) else "a control"
-                raise SpecError(
-                    f"similar(to={self.to!r}): {term.source} is {what}; name the source or the file that the task is like",
-                    subject=self.to,
-                )
+        for term in parsed(self.to):
+            if isinstance(term.source, PerDraw):
+                noun = "selector"
+            elif term.source.kind == "control":
+                noun = "control"
+            else:
+                continue
+            raise SpecError(
+                f"similar(to={self.to!r}): {term.source} is a {noun}; name the source or the file "
+                "that the task is like",
+                subject=self.to,
+            )
 
     @property
     def needs_model(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # here it depends on the embedding
@@ -55,47 +59,43 @@ class Similar(Picking):
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         targets = self._target(context)
+        # Together, because the rarity of words is that among all texts.
         points = embedded(self, [*texts, *targets], self.embed, self.encoder, context)
         likeness = _cosines(points[: len(texts)], points[len(texts) :], self.embed == "model")
-        order = np.argsort(-likeness, kind="stable")
-        note = (
-            f"; cosine {likeness[order[0]]:.3f} to {likeness[order[-1]]:.3f}" if len(order) else ""
-        )
-        return [int(one) for one in order], f"compared with {len(targets)} texts of {self.to}{note}"
+        order = np.argsort(-likeness, kind="stable").tolist()
+        note = f"compared with {len(targets)} texts of {self.to}"
+        if order:
+            note += f"; cosine {likeness.max():.3f} to {likeness.min():.3f}"
+        return order, note
 
     def beside(self, context: Context) -> Sequence[str]:
         return self._target(context)
 
     def _target(self, context: Context) -> list[str]:
-        texts = [
-            text for term in parse_expression(self.to) for text in self._rendered(term, context)
-        ]
+        texts: list[str] = []
+        for term in parsed(self.to):
+            count = max(1, round(term.share * self.candidates))
+            rows = filter(term.format.takes, term.source.rows("calibrate"))
+            for row in islice(rows, count):
+                texts.append(term.format.render(row, context.tokenizer))
         if not any(text.strip() for text in texts):
             raise DataError(
-                f"{self}: the calibrate part of {self.to!r} has no text to be like; name another target",
+                f"{self}: the calibrate part of {self.to!r} has no text to be like; name another "
+                "target",
                 subject=self.to,
             )
         return texts
-
-    def _rendered(self, term: Term, context: Context) -> list[str]:
-        rows = (row for row in term.source.rows("calibrate") if term.format.takes(row))
-        return [
-            term.format.render(row, context.tokenizer)
-            for row in islice(rows, max(1, round(term.share * self.candidates)))
-        ]
 
 
 def _cosines(points: Any, targets: Any, centred: bool) -> np.ndarray:
     """Return the cosine of each point to the mean of the targets; 0 where one of them has no
     direction.
     """
+    tiny = float(np.finfo(np.float64).tiny)  # keeps what has no length from being divided by zero
     middle = np.asarray(targets.mean(axis=0)).ravel()
     if centred and len(points):
         origin = points.mean(axis=0)
-        points, middle = points - origin, middle - origin
-        points = points / np.maximum(
-            np.linalg.norm(points, axis=1, keepdims=True), np.finfo(np.float64).tiny
-        )
-    return np.asarray(points @ middle).ravel() / max(
-        float(np.linalg.norm(middle)), float(np.finfo(np.float64).tiny)
-    )
+        middle = middle - origin
+        points = points - origin
+        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), tiny)
+    return np.asarray(points @ middle).ravel() / max(float(np.linalg.norm(middle)), tiny)

@@ -8,10 +8,8 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data.select._base import MOST, Context, Picking
+from calibrant.data.select._base import MOST, Context, Picking, check_between
 from calibrant.data.select._reading import beginnings
-from calibrant.errors import SpecError
-from calibrant.spec import check_most
 
 Types = Int[np.ndarray, " _"]
 """The token types of one text, as sorted numbers."""
@@ -42,45 +40,45 @@ class ZipCal(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_most(self, pool=MOST)
-        if self.pool < 1:
-            raise SpecError(
-                f"zipcal(pool={self.pool}): at least 1 candidate must be looked at in each step",
-                subject="pool",
-            )
+        check_between(self, pool=(1, MOST))
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         types = types_of(texts, context.tokenizer, context.length)
         chosen, first = covering(types, self.pool, np.random.default_rng(context.draw))
-        count = len(np.unique(np.concatenate(types))) if first else 0
-        return chosen, f"the first {first} of them hold all {count} token types" if first else ""
+        if not first:
+            return chosen, ""
+        count = len(np.unique(np.concatenate(types)))
+        return chosen, f"the first {first} of them hold all {count} token types"
 
 
 def types_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Types]:
     """Return the distinct token types of each text, as sorted numbers."""
-    sequences = [
-        np.unique(np.array(ids, dtype=np.int64)) for ids in beginnings(texts, tokenizer, length)
-    ]
+    sequences = [np.array(ids, dtype=np.int64) for ids in beginnings(texts, tokenizer, length)]
     used = np.unique(np.concatenate([*sequences, np.zeros(0, dtype=np.int64)]))
-    spelt, tokens = (
-        tokenizer.batch_decode(used[:, None].tolist()),
-        tokenizer.convert_ids_to_tokens(used.tolist()),
-    )
-    names = [normalised(*pair) for pair in zip(spelt, tokens, strict=True)]
+    spelt = tokenizer.batch_decode(used[:, None].tolist())
+    tokens = tokenizer.convert_ids_to_tokens(used.tolist())
+    names = list(map(normalised, spelt, tokens))
     numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
-    number = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)
-    rows = [np.unique(number[np.searchsorted(used, ids)]) for ids in sequences]
-    return [types[types >= 0] for types in rows]
+    # A token that is nothing but spaces has no type: -1.
+    type_of_used = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)
+    types: list[Types] = []
+    for ids in sequences:
+        found = np.unique(type_of_used[np.searchsorted(used, ids)])
+        types.append(found[found >= 0])
+    return types
 
 
 def normalised(spelt: str, token: str) -> str:
-    """A token's type: what it spells, case-folded, without spaces and WordPiece's mark. Part of
-    a letter spells nothing, and stays as it is.
+    """Return a token's type: what it spells, case-folded, without spaces and WordPiece's mark.
+
+    Part of a letter spells nothing, and stays as it is.
     """
     if "\ufffd" in spelt:
         return token
     plain = spelt.strip()
-    return (plain[2:] if plain.startswith("##") and plain[2:].isalnum() else plain).casefold()
+    if plain.startswith("##") and plain[2:].isalnum():
+        plain = plain[2:]
+    return plain.casefold()
 
 
 def covering(
@@ -92,37 +90,40 @@ def covering(
     What each text would add is kept up to date through the list of texts that hold a type: a step
     costs what it covers, not what there is.
     """
-    totals = np.array([len(own) for own in types], dtype=np.int64)
+    totals = np.array([len(each) for each in types], dtype=np.int64)
     holders = _holders(types)
-    gains, covered = totals.copy(), np.zeros(len(holders), dtype=np.bool_)
-    left = totals > 0
+    gains = totals.copy()
+    covered = np.zeros(len(holders), dtype=np.bool_)
+    remaining = totals > 0
     chosen: list[int] = []
     first = 0
-    while left.any():
+    while remaining.any():
         adding = np.flatnonzero(gains > 0)
         if not len(adding):
             first = first or len(chosen)
             covered[:] = False
-            gains = np.where(left, totals, 0)
+            gains = np.where(remaining, totals, 0)
             continue
-        seen = (
-            adding if len(adding) <= pool else np.sort(chance.choice(adding, pool, replace=False))
-        )
-        best = int(seen[np.argmax(gains[seen] * (totals.max() + 1) + totals[seen])])
+        if len(adding) > pool:
+            adding = np.sort(chance.choice(adding, pool, replace=False))
+        # Among equal gains the one with more types in all wins: one number holds both.
+        ranks = gains[adding] * (totals.max() + 1) + totals[adding]
+        best = int(adding[np.argmax(ranks)])
         chosen.append(best)
-        left[best] = False
+        remaining[best] = False
         for new in types[best][~covered[types[best]]]:
             gains[holders[new]] -= 1
         covered[types[best]] = True
         gains[best] = 0
-    return [*chosen, *map(int, np.flatnonzero(totals == 0))], first or len(chosen)
+    empty = np.flatnonzero(totals == 0).tolist()
+    return [*chosen, *empty], first or len(chosen)
 
 
 def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
-    """Return for each type, the texts that hold it."""
+    """Return for each type the texts that hold it."""
     if not any(map(len, types)):
         return []
-    every = np.concatenate(list(types))
-    texts = np.repeat(np.arange(len(types)), [len(own) for own in types])
-    order = np.argsort(every, kind="stable")
-    return np.split(texts[order], np.cumsum(np.bincount(every))[:-1])
+    types_of_all = np.concatenate(list(types))
+    texts = np.repeat(np.arange(len(types)), [len(each) for each in types])
+    order = np.argsort(types_of_all, kind="stable")
+    return np.split(texts[order], np.cumsum(np.bincount(types_of_all))[:-1])

@@ -3,24 +3,23 @@ nothing else. Nothing is evaluated as code.
 """
 
 import re
-from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
+from itertools import chain
 from math import isclose, isfinite
+from operator import add, mul, sub, truediv
 from typing import Any, Final
 
-from calibrant.data._base import Row
+from calibrant.data._base import Row, SourceRows
+from calibrant.data._limits import LONGEST_EQUATION
 from calibrant.errors import DataError
-
-LONGEST: Final = 200
-"""Characters of an equation: a longer one is no word problem's, and its numbers could grow
-without bounds.
-"""
 
 _BEFORE: Final = re.compile(r"\s*[xX]\s*=")
 _OPERAND: Final = re.compile(r"\s*(?:(\()|(-?(?:\d+\.?\d*|\.\d+)))", re.ASCII)
 _OPERATOR: Final = re.compile(r"\s*([-+*/)])")
-_BINDS: Final = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2}
+# A closing bracket, and the end of the text, let everything be done that waits.
+_BINDS: Final = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2}
+_DONE_BY: Final = {"+": add, "-": sub, "*": mul, "/": truediv}
 
 Step = tuple[Fraction, str, Fraction, Fraction]
 """One operation: left, sign, right and what it gives."""
@@ -40,14 +39,14 @@ def problem(question: str, answer: Any, equation: str) -> Row:
     )
 
 
-def unexplained(rows: Iterable[Row]) -> str:
+def unexplained(content: SourceRows) -> str:
     """Return the note that counts the problems whose equation is no way to their answer."""
-    problems = list(rows)
-    without = sum(row.rationale is None for row in problems)
-    return (
-        f"{without:,} of {len(problems):,} problems without a rationale, since their equation doesn't come to the answer"
-        * bool(without)
-    )
+    rows = list(chain.from_iterable(content.rows.values()))
+    without = sum(row.rationale is None for row in rows)
+    if not without:
+        return ""
+    reason = "since their equation doesn't come to the answer"
+    return f"{without:,} of {len(rows):,} problems without a rationale, {reason}"
 
 
 def written(number: Any) -> str:
@@ -55,11 +54,9 @@ def written(number: Any) -> str:
     exponent. `DataError` for anything else.
     """
     if isinstance(number, Fraction):
-        return (
-            str(number.numerator)
-            if number.denominator == 1
-            else format(Decimal(repr(float(number))), "f")
-        )
+        if number.denominator == 1:
+            return str(number.numerator)
+        return format(Decimal(repr(float(number))), "f")
     try:
         value = float(str(number).replace(",", ""))
     except ValueError:
@@ -79,14 +76,15 @@ def worked(equation: str, answer: str) -> tuple[str, ...]:
     come to the answer; the last result is written as the answer is, since both stand in the same
     text.
     """
+    # In fractions, so that 1/3 of 3 is 1 and no step shows what rounding made of it.
     steps = solve(_BEFORE.sub("", equation, count=1))
     if not steps or not isclose(steps[-1][3], float(answer), rel_tol=1e-9, abs_tol=1e-9):
         return ()
-    lines = [
-        f"{written(left)} {sign} {_bracketed(right)} = {written(result)}"
-        for left, sign, right, result in steps
-    ]
-    return (*lines[:-1], f"{lines[-1].rpartition(' = ')[0]} = {answer}")
+    lines: list[str] = []
+    for number, (left, sign, right, result) in enumerate(steps, 1):
+        outcome = answer if number == len(steps) else written(result)
+        lines.append(f"{written(left)} {sign} {_bracketed(right)} = {outcome}")
+    return tuple(lines)
 
 
 def solve(equation: str) -> list[Step] | None:
@@ -96,26 +94,33 @@ def solve(equation: str) -> list[Step] | None:
     values: list[Fraction] = []
     waiting: list[str] = []
     steps: list[Step] = []
-    text, at, wants_operand = equation.strip(), 0, True
-    while at < len(text) <= LONGEST:
-        match = (_OPERAND if wants_operand else _OPERATOR).match(text, at)
+    text = equation.strip()
+    if len(text) > LONGEST_EQUATION:
+        return None
+    place = 0
+    wants_operand = True
+    while place < len(text):
+        pattern = _OPERAND if wants_operand else _OPERATOR
+        match = pattern.match(text, place)
         if not match:
             return None
-        at, sign = match.end(), match[1]
+        place = match.end()
+        sign = match[1]
         if not sign:
             values.append(Fraction(match[2]))
             wants_operand = False
         elif sign == "(":
             waiting.append(sign)
-        elif not _reduced(values, waiting, steps, binding=1 if sign == ")" else _BINDS[sign]):
+        elif not _reduced(values, waiting, steps, _BINDS[sign]):
             return None
         elif sign != ")":
             waiting.append(sign)
             wants_operand = True
         elif not waiting or waiting.pop() != "(":
             return None
-    whole = not wants_operand and at == len(text) and _reduced(values, waiting, steps, binding=1)
-    return steps if whole and not waiting else None
+    if wants_operand or not _reduced(values, waiting, steps, _BINDS[")"]) or waiting:
+        return None
+    return steps
 
 
 def _reduced(values: list[Fraction], waiting: list[str], steps: list[Step], binding: int) -> bool:
@@ -123,17 +128,18 @@ def _reduced(values: list[Fraction], waiting: list[str], steps: list[Step], bind
     that would divide by zero.
     """
     while waiting and _BINDS[waiting[-1]] >= binding:
-        sign, right, left = waiting.pop(), values.pop(), values.pop()
+        sign = waiting.pop()
+        right = values.pop()
+        left = values.pop()
         if sign == "/" and not right:
             return False
-        values.append(
-            {"+": left + right, "-": left - right, "*": left * right}[sign]
-            if sign != "/"
-            else left / right
-        )
-        steps.append((left, sign, right, values[-1]))
+        result = _DONE_BY[sign](left, right)
+        values.append(result)
+        steps.append((left, sign, right, result))
     return True
 
 
 def _bracketed(number: Fraction) -> str:
-    return f"({written(number)})" if number < 0 else written(number)
+    if number < 0:
+        return f"({written(number)})"
+    return written(number)

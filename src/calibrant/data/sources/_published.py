@@ -1,5 +1,5 @@
-"""Published question sets: what their splits are called and hold, and which choice a record says
-is right.
+"""What published question sets share: what their splits are called and hold, which choice a record
+says is right, and the questions of natural language inference.
 """
 
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from calibrant.data._base import Row, SourceRows, train_and_test
+from calibrant.data._base import Row, SourceRows, joined, train_and_test
 from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 
@@ -15,6 +15,14 @@ Make = Callable[[dict[str, Any]], Row | None]
 """A record as a row; none if it lacks what makes it one, usually its label."""
 
 Made = TypeVar("Made")
+
+INFERENCE_LABELS: Final = ("entailment", "neutral", "contradiction")
+_ANLI_SIZES: Final = {
+    1: (16_946, 1_000, 1_000),
+    2: (45_460, 1_000, 1_000),
+    3: (100_459, 1_200, 1_200),
+}
+"""How many records the train, dev and test splits of each round of ANLI have."""
 
 _BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.!?])\s+")
 
@@ -48,24 +56,26 @@ def published(
     hub: HubDataset, train: Split, test: Split, make: Make, lacking: str = "a label"
 ) -> SourceRows:
     """Return both splits: train calibrates but for the exemplars, test measures."""
-    learnt, measured = read(hub, train, make, lacking), read(hub, test, make, lacking)
-    origin = f"{learnt.origin}; measured on {measured.origin}"
+    learnt = read(hub, train, make, lacking)
+    measured = read(hub, test, make, lacking)
     return SourceRows(
-        train_and_test(learnt.rows, measured.rows), origin, joined(learnt.note, measured.note)
+        train_and_test(learnt.rows, measured.rows),
+        f"{learnt.origin}; measured on {measured.origin}",
+        joined(learnt.note, measured.note),
     )
 
 
 def read(hub: HubDataset, split: Split, make: Make, lacking: str = "a label") -> SplitRows:
-    """One split. Records without what is `lacking` are left out and counted."""
+    """Return one split. Records without what is `lacking` are left out and counted."""
     entries, origin = records(hub, split.name, list(split.places))
-    results = each(entries, origin, make)
-    rows = [row for row in results if row is not None]
-    left_out = len(results) - len(rows)
-    counted = (
-        f"{left_out:,} record{'s' * (left_out > 1)} of {origin} without {lacking} left out"
-        * bool(left_out)
-    )
-    return SplitRows(rows, origin, joined(_excerpt(split, origin, len(results)), counted))
+    made = each(entries, origin, make)
+    rows = [row for row in made if row is not None]
+    note = _excerpt(split, origin, len(made))
+    left_out = len(made) - len(rows)
+    if left_out:
+        noun = "record" if left_out == 1 else "records"
+        note = joined(note, f"{left_out:,} {noun} of {origin} without {lacking} left out")
+    return SplitRows(rows, origin, note)
 
 
 def each(
@@ -74,16 +84,17 @@ def each(
     """Return what is made of each record; a record without a field that is needed is a
     `DataError` that names both.
     """
-    results: list[Made] = []
+    made: list[Made] = []
     for number, record in enumerate(entries, 1):
         try:
-            results.append(make(record))
+            made.append(make(record))
         except KeyError as error:
             raise DataError(
-                f"record {number} of {origin} has no field {error.args[0]!r}, only {', '.join(record)}; is this another data set?",
+                f"record {number} of {origin} has no field {error.args[0]!r}, only "
+                f"{', '.join(record)}; is this another data set?",
                 subject=origin,
             ) from error
-    return results
+    return made
 
 
 def _excerpt(split: Split, origin: str, number: int) -> str:
@@ -92,14 +103,15 @@ def _excerpt(split: Split, origin: str, number: int) -> str:
     """
     notes: list[str] = []
     for (folder, name), size in split.places.items():
-        if origin == f"mirror: {folder}/{name}":
-            if not split.name.startswith(name):
-                notes.append(
-                    f"{folder}/{name} stands in for {split.name}"
-                    + f", because {split.because}" * bool(split.because)
-                )
-            if number < size:
-                notes.append(f"{folder}/{name} has {number:,} of the {size:,} published records")
+        if origin != f"mirror: {folder}/{name}":
+            continue
+        if not split.name.startswith(name):
+            note = f"{folder}/{name} stands in for {split.name}"
+            if split.because:
+                note += f", because {split.because}"
+            notes.append(note)
+        if number < size:
+            notes.append(f"{folder}/{name} has {number:,} of the {size:,} published records")
     return joined(*notes)
 
 
@@ -108,17 +120,13 @@ def with_note(content: SourceRows, sentence: str) -> SourceRows:
     return replace(content, note=joined(content.note, sentence))
 
 
-def joined(*notes: str) -> str:
-    """Notes as one sentence; empty ones are passed over."""
-    return "; ".join(filter(None, notes))
-
-
 def gold(label: Any, names: Sequence[str]) -> int | None:
     """Return which of `names` a label means: it may be the name or its number. None for a record
     without a label: null, an empty text or -1.
 
     Raises `DataError` for a label that means none of them.
     """
+    # One set has names where another has numbers, as numbers or as text.
     text = str(label).strip()
     if label is None or text in ("", "-1"):
         return None
@@ -139,8 +147,10 @@ def multiple_choice(
     labels: tuple[str, ...] = (),
     frame: tuple[str, str] = ("Question: ", "Answer:"),
 ) -> Row | None:
-    """A question with its choices, of which `right` is the number of the right one. Listed
-    choices, which have labels, are answered by the label.
+    """Return a question with its choices; None if there is no right one.
+
+    `right` is the number of the right choice. Listed choices, which have labels, are answered by
+    the label.
     """
     if right is None:
         return None
@@ -159,4 +169,42 @@ def with_rationale(row: Row, rationale: str | None) -> Row:
     is none.
     """
     text = (rationale or "").strip()
-    return replace(row, rationale=text, steps=len(_BETWEEN_SENTENCES.split(text))) if text else row
+    if not text:
+        return row
+    return replace(row, rationale=text, steps=len(_BETWEEN_SENTENCES.split(text)))
+
+
+def inference(
+    premise: str, hypothesis: str, label: Any, labels: tuple[str, ...] = INFERENCE_LABELS
+) -> Row | None:
+    """Return two sentences as a question whether one follows from the other.
+
+    The answer is the label's word, and the words are the choices, which aren't listed.
+    """
+    question = f"Premise: {premise.strip()}\nHypothesis: {hypothesis.strip()}"
+    return multiple_choice(question, labels, gold(label, labels), frame=("", "Label:"))
+
+
+def adversarial(hub: HubDataset, number: int) -> SourceRows:
+    """Return a round of ANLI. A mirror without its train split calibrates on the dev split,
+    `validation`, which no test is measured on.
+    """
+    folder = f"anli_r{number}"
+    train, dev, test = _ANLI_SIZES[number]
+    calibrate = Split(
+        f"train_r{number}",
+        {(folder, "train"): train, (folder, "validation"): dev},
+        because="the mirror has no train split",
+    )
+    measure = Split(f"test_r{number}", {(folder, "test"): test})
+    return published(hub, calibrate, measure, adversarial_row)
+
+
+def adversarial_row(record: dict[str, Any]) -> Row | None:
+    """Return a record of ANLI as a row; the annotator's reason, where there is one, is the
+    rationale.
+    """
+    row = inference(record["premise"], record["hypothesis"], record["label"])
+    if row is None:
+        return None
+    return with_rationale(row, record.get("reason"))

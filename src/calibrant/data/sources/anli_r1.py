@@ -5,7 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._nli import adversarial
+from calibrant.data.sources._published import adversarial
 
 HUB: Final = HubDataset("facebook/anli", "plain_text")
 
@@ -20,7 +20,7 @@ class ANLIRound1(StoredSource):
     without train calibrates on the dev split (1,000 pairs), all of which have the annotator's
     reason; of other rows only some have one.
 
-        Premise: Linguistics is the scientific study of language, and involves an analysis of language form, language meaning, and language […]
+        Premise: Linguistics is the scientific study of language, and involves an analysis […]
         Hypothesis: Form and meaning are the only aspects of language linguistics is concerned with.
         Label: contradiction
     """

@@ -5,7 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._nli import adversarial
+from calibrant.data.sources._published import adversarial
 
 HUB: Final = HubDataset("facebook/anli", "plain_text")
 
@@ -20,7 +20,7 @@ class ANLIRound2(StoredSource):
     without train calibrates on the dev split (1,000 pairs), all of which have the annotator's
     reason; of other rows only some have one.
 
-        Premise: Clear Hearts Grey Flowers is the second full-length and final album by Jack Off Jill. Produced by Chris Vrenna of Nine […]
+        Premise: Clear Hearts Grey Flowers is the second full-length and final album by […]
         Hypothesis: Risk Records released Jack Off Jill's initial album.
         Label: neutral
     """

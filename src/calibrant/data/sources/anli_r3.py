@@ -5,7 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._nli import adversarial
+from calibrant.data.sources._published import adversarial
 
 HUB: Final = HubDataset("facebook/anli", "plain_text")
 
@@ -20,7 +20,7 @@ class ANLIRound3(StoredSource):
     hypothesis, label and reason. A mirror without train calibrates on the dev split (1,200 pairs),
     all of which have the annotator's reason; of other rows only some have one.
 
-        Premise: one of the orders issued by Ochola in April Login to license this image from 1$. In short At Kira Road police station, […]
+        Premise: one of the orders issued by Ochola in April Login to license this image […]
         Hypothesis: The decision to move the photocopier business was done for privacy reasons.
         Label: entailment
     """

@@ -34,13 +34,12 @@ class Arithmetic(StoredSource):
             from reasoning_gym.factory import create_dataset
         except ImportError as error:
             raise DataError(
-                "arithmetic is made by reasoning-gym, which isn't installed; pip install reasoning-gym",
+                "arithmetic is made by reasoning-gym, which isn't installed; pip install "
+                "reasoning-gym",
                 subject="arithmetic",
             ) from error
-        return SourceRows(
-            _parts(create_dataset),
-            f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0",
-        )
+        origin = f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0"
+        return SourceRows(_parts(create_dataset), origin)
 
 
 @cache
@@ -51,9 +50,8 @@ def _parts(create_dataset: Any) -> dict[Part, list[Row]]:
     problems: Any = create_dataset("gsm_symbolic", size=MOST_ROWS, seed=0)
     parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
     for index, template in enumerate(problems.task_indices):
-        parts[
-            part_of(hashlib.sha256(f"gsm_symbolic template {template}".encode()).hexdigest())
-        ].append(problem(problems[index]))
+        digest = hashlib.sha256(f"gsm_symbolic template {template}".encode()).hexdigest()
+        parts[part_of(digest)].append(problem(problems[index]))
     return parts
 
 

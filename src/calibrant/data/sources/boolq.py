@@ -39,7 +39,8 @@ class BoolQ(StoredSource):
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
-    question = f"Passage: {record['passage'].strip()}\nQuestion: {record['question'].strip().removesuffix('?')}?"
-    return multiple_choice(
-        question, ["no", "yes"], gold(record["answer"], ["False", "True"]), frame=("", "Answer:")
-    )
+    passage = record["passage"].strip()
+    question = record["question"].strip().removesuffix("?")
+    right = gold(record["answer"], ["False", "True"])
+    text = f"Passage: {passage}\nQuestion: {question}?"
+    return multiple_choice(text, ["no", "yes"], right, frame=("", "Answer:"))

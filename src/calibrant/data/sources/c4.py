@@ -16,15 +16,20 @@ HUB: Final = HubDataset(
     },
     first=20_000,
 )
-NOTE: Final = "1,000 pages to calibrate on and 1,000 to measure on, two files of a published sample of C4 that doesn't say which split they are from"
+NOTE: Final = (
+    "1,000 pages to calibrate on and 1,000 to measure on, two files of a published sample of C4 "
+    "that doesn't say which split they are from"
+)
 
 
 @dataclass(frozen=True, repr=False)
 class C4(StoredSource):
-    """Raffel et al. 2019 (arXiv:1910.10683): English pages of Common Crawl of April 2019, boilerplate and bad words removed.
+    """Raffel et al. 2019 (arXiv:1910.10683): English pages of Common Crawl of April 2019,
+    boilerplate and bad words removed.
 
-    The usual calibration set of pruning papers, from the same one shard as theirs; it stands for "any English text". Train calibrates, validation
-    measures. Hub and mirror have the fields text, timestamp, url. A row: `Row(text="Beginners BBQ Class Taking Place in Missoula!\\nDo you …")`.
+    The usual calibration set of pruning papers, from the same one shard as theirs; it stands for
+    "any English text". Train calibrates, validation measures. Hub and mirror have the fields text,
+    timestamp, url. A row: `Row(text="Beginners BBQ Class Taking Place in Missoula!\\nDo you …")`.
     """
 
     kind = "corpus"

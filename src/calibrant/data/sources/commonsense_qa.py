@@ -1,16 +1,15 @@
 """CommonsenseQA: what everybody knows, with explanations from two other sets."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
+from calibrant.data._base import Row, SourceRows, StoredSource, joined, train_and_test
 from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._published import (
     Split,
     each,
     gold,
-    joined,
     multiple_choice,
     read,
     with_rationale,
@@ -27,7 +26,6 @@ RATIONALES: Final = ("ecqa", "cos_e")
 
 Entry = tuple[Hashable, str]
 """What an explanation is found by, and the explanation."""
-Explain = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,98 +62,92 @@ class CommonsenseQA(StoredSource):
         if self.rationales is None:
             object.__setattr__(self, "sometimes", ())
             if self.explained:
-                raise SpecError(
-                    "commonsense_qa(rationales=none, explained=true) would keep no row; leave one of them out",
-                    subject="explained",
-                )
+                text = "commonsense_qa(rationales=none, explained=true)"
+                message = f"{text} would keep no row; leave one of them out"
+                raise SpecError(message, subject="explained")
         elif self.rationales not in RATIONALES:
-            raise SpecError(
-                f"commonsense_qa(rationales={self.rationales!r}){did_you_mean(self.rationales, RATIONALES)}: rationales is one of "
-                f"{', '.join(RATIONALES)}, none",
-                subject="rationales",
-            )
+            near = did_you_mean(self.rationales, RATIONALES)
+            text = f"commonsense_qa(rationales={self.rationales!r}){near}"
+            message = f"{text}: rationales is one of {', '.join(RATIONALES)}, none"
+            raise SpecError(message, subject="rationales")
 
     def read(self) -> SourceRows:
-        explain, origin, note = self._explanations()
+        explanations, origin, note = self._explanations()
         rationales: dict[str, str | None] = {}
 
         def make(record: dict[str, Any]) -> Row | None:
             bare = row(record)
-            if bare:
-                rationales[bare.key] = explain(record)
+            if bare is not None:
+                rationales[bare.key] = explanations.get(self._name_of(record))
             return bare
 
-        train, test = read(HUB, TRAIN, make), read(HUB, TEST, row)
+        train = read(HUB, TRAIN, make)
+        test = read(HUB, TEST, row)
+        # Rows are divided before they get their rationales, so that these don't change which rows
+        # are exemplars.
         parts = train_and_test(train.rows, test.rows)
         for part in ("calibrate", "exemplars"):
             rows = [with_rationale(bare, rationales[bare.key]) for bare in parts[part]]
-            parts[part] = [one for one in rows if one.rationale or not self.explained]
-        counted = (
-            f"{sum(map(bool, rationales.values())):,} of {len(rationales):,} train rows have a rationale"
-            * bool(self.rationales)
-        )
+            parts[part] = [row for row in rows if row.rationale or not self.explained]
+        counted = ""
+        if self.rationales:
+            explained = sum(map(bool, rationales.values()))
+            counted = f"{explained:,} of {len(rationales):,} train rows have a rationale"
         return SourceRows(
             parts,
             joined(f"{train.origin}; measured on {test.origin}", origin),
             joined(counted, note, train.note, test.note),
         )
 
-    def _explanations(self) -> tuple[Explain, str, str]:
-        """Return what finds a record's explanation, where the explanations are from, and why
-        there are fewer than there could be.
-        """
-        match self.rationales:
-            case "ecqa":
-                explanations, origin, note = self._read(
-                    ECQA, ["train", "validation", "test"], _ecqa
-                )
-                return (
-                    lambda record: explanations.get(
-                        _matter(record["question"], record["choices"]["text"])
-                    ),
-                    origin,
-                    note,
-                )
-            case "cos_e":
-                explanations, origin, note = self._read(COS_E, ["train"], _cos_e)
-                return lambda record: explanations.get(record["id"]), origin, note
-            case _:
-                return lambda record: None, "", ""
+    def _name_of(self, record: dict[str, Any]) -> Hashable:
+        """Return what a record's explanation is found by."""
+        if self.rationales == "ecqa":
+            return _matter(record["question"], record["choices"]["text"])
+        if self.rationales == "cos_e":
+            return record["id"]
+        return None
 
-    def _read(
-        self,
-        hub: HubDataset,
-        splits: Sequence[str],
-        entry: Callable[[dict[str, Any]], Entry | None],
-    ) -> tuple[dict[Hashable, str], str, str]:
-        """Return the explanations of the splits that can be read; the first that can't be ends
-        it, and is an error if rationales are a must.
+    def _explanations(self) -> tuple[dict[Hashable, str], str, str]:
+        """Return the explanations by what they are found by, where they are from, and why there
+        are fewer than there could be.
+
+        The first split that can't be read ends it, and is an error if rationales are a must.
         """
+        if self.rationales == "ecqa":
+            hub = ECQA
+            splits = ("train", "validation", "test")
+            entry = _ecqa
+        elif self.rationales == "cos_e":
+            hub = COS_E
+            splits = ("train",)
+            entry = _cos_e
+        else:
+            return {}, "", ""
         explanations: dict[Hashable, str] = {}
         origins: list[str] = []
+        note = ""
         for split in splits:
             try:
-                entries, origin = records(hub, split, [(str(self.rationales), split)])
+                entries, origin = records(hub, split, [(self.rationales, split)])
             except DataError:
                 if self.explained and not origins:
                     raise
-                return (
-                    explanations,
-                    _from(origins),
-                    f"no rationales of {self.rationales}/{split}, which can't be read here",
-                )
+                note = f"no rationales of {self.rationales}/{split}, which can't be read here"
+                break
             explanations.update(filter(None, each(entries, origin, entry)))
             origins.append(origin)
-        return explanations, _from(origins), ""
+        origin = ""
+        if origins:
+            origin = f"rationales from {', '.join(dict.fromkeys(origins))}"
+        return explanations, origin, note
 
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row without a rationale."""
     choices = record["choices"]
     labels = tuple(choices["label"])
-    return multiple_choice(
-        record["question"], choices["text"], gold(record["answerKey"], labels), labels
-    )
+    right = gold(record["answerKey"], labels)
+    return multiple_choice(record["question"], choices["text"], right, labels)
 
 
 def _ecqa(record: dict[str, Any]) -> Entry | None:
@@ -166,23 +158,17 @@ def _ecqa(record: dict[str, Any]) -> Entry | None:
     just match no question of train.
     """
     if "q_text" in record:
-        return _matter(
-            record["q_text"], [record[f"q_op{number}"] for number in range(1, 6)]
-        ), record["taskB"]
-    return (
-        (_matter(record["question"], record["choices"]), record["explanation"])
-        if record.get("csqa_split", "train") == "train"
-        else None
-    )
+        choices = [record[f"q_op{number}"] for number in range(1, 6)]
+        return _matter(record["q_text"], choices), record["taskB"]
+    if record.get("csqa_split", "train") != "train":
+        return None
+    return _matter(record["question"], record["choices"]), record["explanation"]
 
 
 def _cos_e(record: dict[str, Any]) -> Entry:
     return record["id"], record["abstractive_explanation"]
 
 
-def _from(origins: Sequence[str]) -> str:
-    return f"rationales from {', '.join(dict.fromkeys(origins))}" if origins else ""
-
-
 def _matter(question: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Return the question and its choices, whatever their case and spaces."""
     return tuple(" ".join(text.casefold().split()) for text in (question, *choices))

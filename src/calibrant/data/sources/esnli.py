@@ -5,15 +5,15 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._nli import pair
-from calibrant.data.sources._published import Split, published, with_rationale
+from calibrant.data.sources._published import Split, inference, published, with_rationale
 
 HUB: Final = HubDataset("esnli/esnli", revision="refs/convert/parquet")
 TRAIN: Final = Split("train", {("esnli", "train"): 549_367})
 TEST: Final = Split(
     "test",
     {("esnli", "validation"): 9_842, ("esnli", "test"): 9_824},
-    because="the mirror's test has the authors' preprocessed form, tokenised and with explanations in lower case",
+    because="the mirror's test has the authors' preprocessed form, tokenised and with explanations "
+    "in lower case",
 )
 
 
@@ -46,6 +46,10 @@ class ESNLI(StoredSource):
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row; none if it has no label or no explanation."""
-    labelled = pair(record["premise"], record["hypothesis"], record["label"])
-    explained = labelled and with_rationale(labelled, record["explanation_1"])
-    return explained if explained and explained.rationale else None
+    row = inference(record["premise"], record["hypothesis"], record["label"])
+    if row is None:
+        return None
+    explained = with_rationale(row, record["explanation_1"])
+    if not explained.rationale:
+        return None
+    return explained

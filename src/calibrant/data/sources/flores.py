@@ -8,20 +8,24 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import mirrors_own, value
-from calibrant.data.sources._parallel import train_and_test_by_place
+from calibrant.data.sources._corpus import mirrors_own, train_and_test_by_place, value
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
 HUB: Final = HubDataset("openlanguagedata/flores_plus", "eng_Latn")
 SHORT: Final = {
-    "ar": "arb_Arab", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fi": "fin_Latn", "fr": "fra_Latn", "hi": "hin_Deva", "it": "ita_Latn",
-    "ja": "jpn_Jpan", "ko": "kor_Hang", "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "tr": "tur_Latn", "vi": "vie_Latn", "zh": "zho_Hans",
+    "ar": "arb_Arab", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fi": "fin_Latn",
+    "fr": "fra_Latn", "hi": "hin_Deva", "it": "ita_Latn", "ja": "jpn_Jpan", "ko": "kor_Hang",
+    "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "tr": "tur_Latn", "vi": "vie_Latn",
+    "zh": "zho_Hans",
 }  # fmt: skip
 MIRRORED: Final = tuple(sorted(SHORT.values()))
 RENAMED: Final = {"zho_Hans": "cmn_Hans", "zho_Hant": "cmn_Hant"}
 UNSPACED: Final = ("Hans", "Hant", "Jpan")
-NOTE: Final = "FLORES-200 as first published, in 16 of its 204 languages; the hub has its successor FLORES+, which is still corrected"
+NOTE: Final = (
+    "FLORES-200 as first published, in 16 of its 204 languages; the hub has its successor FLORES+, "
+    "which is still corrected"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,32 +65,30 @@ class Flores(StoredSource):
             if self.language in MIRRORED:
                 raise
             raise self._unknown(f"; and {error}") from error
-        both = f"{origin}; measured on {measured}"
-        return SourceRows(
-            train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)),
-            both,
-            mirrors_own(both, NOTE),
+        parts = train_and_test_by_place(
+            self._passages(train, origin), self._passages(test, measured)
         )
+        both = f"{origin}; measured on {measured}"
+        return SourceRows(parts, both, mirrors_own(both, NOTE))
 
     def _passages(self, lines: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
         """Yield the page and the text of every passage. The mirror's are joined already, which
         joining again doesn't change.
         """
         space = "" if self.language.endswith(UNSPACED) else " "
-        for url, sentences in groupby(lines, lambda record: value(record, where, "url")):
-            yield (
-                url,
-                Row(
-                    text=space.join(
-                        value(sentence, where, "text").strip() for sentence in sentences
-                    )
-                ),
-            )
+
+        def page(record: dict[str, Any]) -> str:
+            return value(record, where, "url")
+
+        for url, sentences in groupby(lines, page):
+            texts = [value(sentence, where, "text").strip() for sentence in sentences]
+            yield url, Row(text=space.join(texts))
 
     def _unknown(self, besides: str = "") -> DataError:
         near = did_you_mean(self.language, MIRRORED)
         known = ", ".join(f"{code} ({short})" for short, code in SHORT.items())
         return DataError(
-            f"flores(language={self.language!r}) is none of the mirror's languages{near} (they are {known}){besides}",
+            f"flores(language={self.language!r}) is none of the mirror's languages{near} (they "
+            f"are {known}){besides}",
             subject="language",
         )

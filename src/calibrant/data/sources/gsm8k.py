@@ -42,7 +42,8 @@ def problem(record: dict[str, Any]) -> Row:
     worked, mark, number = record["answer"].rpartition("####")
     if not mark:
         raise DataError(
-            f"the gsm8k answer {record['answer'][:40]!r} has no '#### N'; is this another data set?",
+            f"the gsm8k answer {record['answer'][:40]!r} has no '#### N'; is this another data "
+            "set?",
             subject="gsm8k",
         )
     rationale = _CALCULATOR.sub("", worked).strip()

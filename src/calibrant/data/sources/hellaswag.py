@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import PARTS, Part, Row, SourceRows, StoredSource, part_of
+from calibrant.data._base import PARTS, Part, Row, SourceRows, StoredSource, joined, part_of
 from calibrant.data.hub import HubDataset, mirrored
-from calibrant.data.sources._published import Split, gold, joined, multiple_choice, published, read
+from calibrant.data.sources._published import Split, gold, multiple_choice, published, read
 
 HUB: Final = HubDataset("Rowan/hellaswag")
 TRAIN: Final = Split("train", {("hellaswag", "train"): 39_905})
@@ -44,26 +44,16 @@ class HellaSwag(StoredSource):
         if mirrored(list(TRAIN.places)) or not mirrored(list(TEST.places)):
             return published(HUB, TRAIN, TEST, row)
         whole = read(HUB, TEST, row)
-        return SourceRows(
-            divided(whole.rows),
-            whole.origin,
-            joined(
-                "validation divided by title and activity, as the mirror has no train split",
-                whole.note,
-            ),
-        )
+        division = "validation divided by title and activity, as the mirror has no train split"
+        return SourceRows(divided(whole.rows), whole.origin, joined(division, whole.note))
 
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
     question = f"{record['activity_label'].strip()}: {plain(record['ctx'])}"
+    endings = [plain(ending) for ending in record["endings"]]
     right = gold(record["label"], ["0", "1", "2", "3"])
-    return multiple_choice(
-        question,
-        [plain(ending) for ending in record["endings"]],
-        right,
-        frame=("Context: ", "Continuation:"),
-    )
+    return multiple_choice(question, endings, right, frame=("Context: ", "Continuation:"))
 
 
 def plain(text: str) -> str:
@@ -77,7 +67,8 @@ def divided(rows: Iterable[Row]) -> dict[Part, list[Row]]:
     """Return the rows by what they are about, all of one thing in one part."""
     parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
     for row in rows:
-        parts[part_of(hashlib.sha256(about(row.need("question")).encode()).hexdigest())].append(row)
+        subject = about(row.need("question"))
+        parts[part_of(hashlib.sha256(subject.encode()).hexdigest())].append(row)
     return parts
 
 
@@ -86,4 +77,6 @@ def about(question: str) -> str:
     there may be several rows, the activity.
     """
     activity, _, context = question.partition(": ")
-    return context.partition(". ")[0] if context.startswith("How to ") else activity
+    if context.startswith("How to "):
+        return context.partition(". ")[0]
+    return activity

@@ -24,7 +24,8 @@ class MAWPS(StoredSource):
     dropped and counted as overlap. validation isn't used. The text is tokenised, with spaces before
     full stops, and left so. Answer and rationale as for SVAMP:
 
-        Question: A waiter had 22 customers in his section . If 14 of them left and the rest of his tables had 4 people at each table , how many
+        Question: A waiter had 22 customers in his section . If 14 of them left and the rest
+        of his tables had 4 people at each table , how many
         tables did he have ?
         Answer: 22 - 14 = 8
         8 / 4 = 2 The answer is 2.
@@ -40,15 +41,10 @@ class MAWPS(StoredSource):
 
     def read(self) -> SourceRows:
         rows = published(HUB, TRAIN, TEST, row)
-        division = (
-            "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub"
-            if "mirror: " in rows.origin
-            else ""
-        )
-        return with_note(
-            with_note(rows, division),
-            unexplained(row for part in rows.rows.values() for row in part),
-        )
+        if "mirror: " in rows.origin:
+            division = "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub"
+            rows = with_note(rows, division)
+        return with_note(rows, unexplained(rows))
 
 
 def row(record: dict[str, Any]) -> Row:

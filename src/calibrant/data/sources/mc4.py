@@ -35,7 +35,8 @@ class MC4(StoredSource):
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z]{2,3}(-Latn)?", self.language):
             raise DataError(
-                f"mc4(language={self.language!r}): a language is two or three small letters, such as de, zh or fil, with -Latn if it is romanised",
+                f"mc4(language={self.language!r}): a language is two or three small letters, such "
+                "as de, zh or fil, with -Latn if it is romanised",
                 subject="language",
             )
 

@@ -24,7 +24,10 @@ class OpenPlatypus(StoredSource):
 
     kind = "questions"
     family = "instructions"
-    licence = "each of its sets its own: MIT, Apache-2.0, CC BY 4.0, CC BY-NC-SA 4.0, and non-commercial use only (ReClor)"
+    licence = (
+        "each of its sets its own: MIT, Apache-2.0, CC BY 4.0, CC BY-NC-SA 4.0, "
+        "and non-commercial use only (ReClor)"
+    )
     homepage = "https://huggingface.co/datasets/garage-bAInd/Open-Platypus"
     hub = HUB
     default = "chat"
@@ -39,12 +42,9 @@ class OpenPlatypus(StoredSource):
 def instructions(entries: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
     """Yield a row for each instruction that has an answer."""
     for record in entries:
-        question = "\n".join(
-            filter(
-                None,
-                (value(record, where, "instruction").strip(), (record.get("input") or "").strip()),
-            )
-        )
+        request = value(record, where, "instruction").strip()
+        material = (record.get("input") or "").strip()
+        question = "\n".join(filter(None, (request, material)))
         answer = value(record, where, "output").strip()
         if question and answer:
             yield Row(question=question, answer=answer)

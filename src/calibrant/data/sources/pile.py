@@ -13,23 +13,29 @@ HUB: Final = HubDataset(
     first=20_000,
 )
 SUBSETS: Final = (
-    "ArXiv", "DM Mathematics", "Enron Emails", "EuroParl", "FreeLaw", "Github", "Gutenberg (PG-19)", "HackerNews", "NIH ExPorter",
-    "PhilPapers", "Pile-CC", "PubMed Abstracts", "PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC", "Wikipedia (en)",
+    "ArXiv", "DM Mathematics", "Enron Emails", "EuroParl", "FreeLaw", "Github",
+    "Gutenberg (PG-19)", "HackerNews", "NIH ExPorter", "PhilPapers", "Pile-CC",
+    "PubMed Abstracts", "PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC",
+    "Wikipedia (en)",
 )  # fmt: skip
 NOTE: Final = (
-    "910 documents to calibrate on and 979 to measure on, both of the Pile's test split, none above 40,000 characters, "
-    "without ArXiv, FreeLaw, PubMed Central, Gutenberg (PG-19) and Enron Emails"
+    "910 documents to calibrate on and 979 to measure on, both of the Pile's test split, none "
+    "above 40,000 characters, without ArXiv, FreeLaw, PubMed Central, Gutenberg (PG-19) and Enron "
+    "Emails"
 )
 
 
 @dataclass(frozen=True, repr=False)
 class Pile(StoredSource):
-    """Gao et al. 2020 (arXiv:2101.00027): papers, code, law, questions, mail and web pages, each in its subset.
+    """Gao et al. 2020 (arXiv:2101.00027): papers, code, law, questions, mail and web pages, each in
+    its subset.
 
-    It stands for text of many kinds. `subsets` chooses by the set's own names: `pile(subsets=['Github', 'StackExchange'])`; none means all.
-    Books3, BookCorpus2, OpenSubtitles, YoutubeSubtitles and OpenWebText2 were taken out by those who published it again. The front of the train
-    split calibrates, the front of the test split measures; a rare subset has few rows there. Hub and mirror have the fields text and
-    meta{pile_set_name}. A row: `Row(text="Here We Go:\\n1. Switch Off Your Phone\\n2. Press and hold Home Button +\\n…")`.
+    It stands for text of many kinds. `subsets` chooses by the set's own names:
+    `pile(subsets=['Github', 'StackExchange'])`; none means all. Books3, BookCorpus2, OpenSubtitles,
+    YoutubeSubtitles and OpenWebText2 were taken out by those who published it again. The front of
+    the train split calibrates, the front of the test split measures; a rare subset has few rows
+    there. Hub and mirror have the fields text and meta{pile_set_name}. A row: `Row(text="Here We
+    Go:\\n1. Switch Off Your Phone\\n2. Press and hold Home Button +\\n…")`.
     """
 
     subsets: tuple[str, ...] = ()

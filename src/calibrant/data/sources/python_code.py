@@ -58,14 +58,13 @@ def files(folder: Path) -> Iterator[Row]:
     """Yield the source files under `folder`, as rows."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - EXCLUDED)
-        # _sysconfigdata… describes the machine that Python was built on.
-        for name in sorted(
-            name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")
-        ):
-            content = (
-                path.read_bytes()
-                if (path := Path(place, name)).stat().st_size <= MOST_BYTES
-                else b""
-            )
-            if text := content.decode("utf-8", "replace").replace("\r\n", "\n").strip():
+        for name in sorted(names):
+            path = Path(place, name)
+            # _sysconfigdata… describes the machine that Python was built on.
+            if not name.endswith(".py") or name.startswith("_sysconfigdata"):
+                continue
+            if path.stat().st_size > MOST_BYTES:
+                continue
+            text = path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").strip()
+            if text:
                 yield Row(text=text)

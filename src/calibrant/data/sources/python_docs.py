@@ -40,10 +40,15 @@ def unrepeated(topics: Mapping[str, str]) -> Iterator[Row]:
     too.
     """
     seen: set[str] = set()
-    for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
-        paragraphs = re.split(r"\n\s*\n", topics[name].strip())
-        fresh = [p for p in paragraphs if len(p) <= 40 or " ".join(p.split()) not in seen]
-        seen |= {" ".join(p.split()) for p in paragraphs}
+    for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
+        fresh: list[str] = []
+        words: set[str] = set()
+        for paragraph in re.split(r"\n\s*\n", topics[name].strip()):
+            content = " ".join(paragraph.split())
+            words.add(content)
+            if len(paragraph) <= 40 or content not in seen:
+                fresh.append(paragraph)
+        seen |= words
         # Headings whose paragraphs all went would be left as rows of titles.
-        if any(len(p) > 40 for p in fresh):
+        if any(len(paragraph) > 40 for paragraph in fresh):
             yield Row(text="\n\n".join(fresh))

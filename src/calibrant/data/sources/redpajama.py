@@ -18,8 +18,9 @@ FILES: Final = {
 }
 HUB: Final = HubDataset("togethercomputer/RedPajama-Data-1T-Sample", files=FILES, first=1_000)
 NOTE: Final = (
-    "730 documents to calibrate on and 731 to measure on (and a blank one), two files of a published excerpt of the sample: c4 and stackexchange "
-    "300 each, github 100, common_crawl, arxiv and wikipedia (all Bulgarian) 10, and 2 books to measure on only"
+    "730 documents to calibrate on and 731 to measure on (and a blank one), two files of a "
+    "published excerpt of the sample: c4 and stackexchange 300 each, github 100, common_crawl, "
+    "arxiv and wikipedia (all Bulgarian) 10, and 2 books to measure on only"
 )
 
 
@@ -50,9 +51,8 @@ class RedPajama(StoredSource):
 
     def read(self) -> SourceRows:
         if mirrored([("redpajama", "train")]):
-            return with_rows(
-                corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps), self
-            )
+            content = corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps)
+            return with_rows(content, self)
         rows: list[Row] = []
         origins: list[str] = []
         for subset in self.subsets or FILES:

@@ -5,8 +5,7 @@ from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource
 from calibrant.data.hub import HubDataset
-from calibrant.data.sources._nli import pair
-from calibrant.data.sources._published import Split, published
+from calibrant.data.sources._published import Split, inference, published
 
 HUB: Final = HubDataset("nyu-mll/glue", "rte")
 TRAIN: Final = Split("train", {("rte", "train"): 2_490})
@@ -40,5 +39,6 @@ class RTE(StoredSource):
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row."""
-    first, second = ("premise", "hypothesis") if "premise" in record else ("sentence1", "sentence2")
-    return pair(record[first], record[second], record["label"], LABELS)
+    if "premise" in record:
+        return inference(record["premise"], record["hypothesis"], record["label"], LABELS)
+    return inference(record["sentence1"], record["sentence2"], record["label"], LABELS)

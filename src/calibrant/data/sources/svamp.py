@@ -22,7 +22,8 @@ class SVAMP(StoredSource):
     between. The answer is the number and the rationale the equation `( 290.0 / 2.0 )` worked out,
     an operation a line, as the original study's calibration on equations asks for:
 
-        Question: There are 87 oranges and 290 bananas in Philip's collection. If the bananas are organized into 2 groups and oranges are
+        Question: There are 87 oranges and 290 bananas in Philip's collection. If the
+        bananas are organized into 2 groups and oranges are
         organized into 93 groups How big is each group of bananas?
         Answer: 290 / 2 = 145 The answer is 145.
     """
@@ -37,7 +38,7 @@ class SVAMP(StoredSource):
 
     def read(self) -> SourceRows:
         rows = published(HUB, TRAIN, TEST, row)
-        return with_note(rows, unexplained(row for part in rows.rows.values() for row in part))
+        return with_note(rows, unexplained(rows))
 
 
 def row(record: dict[str, Any]) -> Row:

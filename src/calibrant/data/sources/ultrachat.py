@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
@@ -44,16 +45,16 @@ def conversations(entries: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Yield a row for each conversation in which a request is answered."""
     for record in entries:
         try:
-            turns = tuple(
-                (message["role"], message["content"].strip()) for message in record["messages"]
-            )
+            messages = record["messages"]
+            turns = tuple((message["role"], message["content"].strip()) for message in messages)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}",
                 subject="ultrachat",
             ) from error
-        first = next(
-            (i for i, (role, content) in enumerate(turns) if role == "user" and content), len(turns)
-        )
-        if first + 1 < len(turns) and turns[first + 1][0] == "assistant" and turns[first + 1][1]:
-            yield Row(question=turns[first][1], answer=turns[first + 1][1], turns=turns)
+        # What counts is the first request, whatever stands before it, and what comes right after.
+        for (speaker, question), (listener, answer) in pairwise(turns):
+            if speaker == "user" and question:
+                if listener == "assistant" and answer:
+                    yield Row(question=question, answer=answer, turns=turns)
+                break

@@ -38,14 +38,11 @@ class Wikipedia(StoredSource):
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z]+(-[a-z]+)*", self.language):
             raise DataError(
-                f"wikipedia(language={self.language!r}): a Wikipedia is called by its code in small letters, such as en, de, simple or zh-yue",
+                f"wikipedia(language={self.language!r}): a Wikipedia is called by its code, such "
+                "as en, de, simple or zh-yue",
                 subject="language",
             )
 
     def read(self) -> SourceRows:
-        return corpus(
-            replace(HUB, config=f"20231101.{self.language}"),
-            f"wikipedia_{self.language}",
-            "train",
-            note=NOTE,
-        )
+        hub = replace(HUB, config=f"20231101.{self.language}")
+        return corpus(hub, f"wikipedia_{self.language}", "train", note=NOTE)

@@ -39,13 +39,14 @@ class WikiText(StoredSource):
 
 
 def articles(lines: Iterable[dict[str, Any]]) -> Iterator[Row]:
-    """Articles out of lines: one begins at a line ` = Title = ` that stands between empty lines."""
+    """Yield articles, each begun by a line ` = Title = ` that stands between empty lines."""
     article: list[str] = []
     texts = [record["text"] for record in lines]
     for before, line, after in zip(["", *texts], texts, [*texts[1:], ""], strict=False):
         if _TITLE.fullmatch(line) and not before.strip() and not after.strip():
             yield from _article(article)
             article = []
+        # An empty line may come without its line end.
         article.append(line or "\n")
     yield from _article(article)
 

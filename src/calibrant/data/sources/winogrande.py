@@ -22,7 +22,8 @@ class WinoGrande(StoredSource):
     calibrated on the smaller `winogrande_m`; this is `winogrande_xl`, which holds it. Hub and
     mirror have the same fields, sentence, option1, option2 and answer.
 
-        Sentence: Ian volunteered to eat Dennis's menudo after already having a bowl because _ despised eating intestine.
+        Sentence: Ian volunteered to eat Dennis's menudo after already having a bowl because
+        _ despised eating intestine.
         1. Ian
         2. Dennis
         Answer: 2

@@ -5,8 +5,7 @@ from typing import Final
 
 from calibrant.data._base import SourceRows, StoredSource
 from calibrant.data.hub import HubDataset, records
-from calibrant.data.sources._corpus import mirrors_own, texts
-from calibrant.data.sources._parallel import divide_by_place
+from calibrant.data.sources._corpus import divide_by_place, mirrors_own, texts
 from calibrant.errors import DataError
 from calibrant.spec.foreign import did_you_mean
 
@@ -43,13 +42,15 @@ class XQuAD(StoredSource):
         if self.language not in LANGUAGES:
             near = did_you_mean(self.language, LANGUAGES)
             raise DataError(
-                f"xquad(language={self.language!r}): no such language{near}; write one of {', '.join(LANGUAGES)}",
+                f"xquad(language={self.language!r}): no such language{near}; write one of "
+                f"{', '.join(LANGUAGES)}",
                 subject="language",
             )
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
         entries, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
+        # A paragraph comes once a question: each is kept once, in the order of the set.
         paragraphs = dict.fromkeys(texts(entries, origin, ("text", "context")))
         placed = ((f"article {number // PARAGRAPHS}", row) for number, row in enumerate(paragraphs))
         return SourceRows(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
