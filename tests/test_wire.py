@@ -18,8 +18,8 @@ from calibrant.errors import DataError, NumericsError, Problem, StudyError
 from calibrant.lab.study.driver import TOKENS as WORKERS
 from calibrant.spec.foreign import brief
 from calibrant.system.wire import Kind, Language, fields_of, kind_of, raised
-from calibrant.walk.rank_messages import LANGUAGE as RANKS
-from calibrant.walk.rank_messages import RankFailure, RankMessage
+from calibrant.walk.ranks import LANGUAGE as RANKS
+from calibrant.walk.ranks import RankFailure, RankMessage
 
 
 @dataclass(frozen=True)

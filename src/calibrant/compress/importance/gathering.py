@@ -20,8 +20,8 @@ from calibrant.models.gguf_names import tensor_names
 from calibrant.models.imatrix import Imatrix, check_imatrix_path, importance_of
 from calibrant.options import ImatrixOptions, with_fields_of
 from calibrant.system.process import freed_memory_kept
-from calibrant.walk.observing import untouched
 from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.statistics import untouched
 
 
 @with_fields_of(ImatrixOptions)

@@ -12,7 +12,7 @@ from calibrant.errors import ModelError
 from calibrant.models import ModelView, expert_layers
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk_blocks
-from calibrant.walk.expert_statistics import TokenKinds, coverage
+from calibrant.walk.block_statistics import TokenKinds, coverage
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calibrant.activations import Routing, Seen, Statistic
 from calibrant.models import ExpertLayer
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 
 Matrices = Sequence[Sequence[Tensor]]
 """For each expert its matrices `[out, in]`, or the gradients of these."""

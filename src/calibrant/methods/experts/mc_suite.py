@@ -25,7 +25,7 @@ from calibrant.methods.experts._lottery import Tuned, tuned
 from calibrant.models import expert_layers
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean
-from calibrant.walk.expert_statistics import ExpertOutputs, coverage
+from calibrant.walk.block_statistics import ExpertOutputs, coverage
 
 ENDS: Final = ("min", "max")
 

@@ -18,7 +18,7 @@ from calibrant.methods.pruning.refined import Refined
 from calibrant.models import Weight
 from calibrant.targets import Target
 from calibrant.walk import Propagation
-from calibrant.walk.together import together
+from calibrant.walk.walking import together
 
 
 @dataclass(frozen=True, repr=False)

@@ -35,7 +35,7 @@ from calibrant.packed import GgmlBlocks
 from calibrant.system.clock import spent_on
 from calibrant.targets import GgmlKind, GgufRecipe, Target
 from calibrant.walk import Propagation
-from calibrant.walk.observing import untouched
+from calibrant.walk.statistics import untouched
 
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
