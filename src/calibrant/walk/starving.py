@@ -21,12 +21,13 @@ from operator import add
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calibrant.activations import Routing, Seen
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.models import ExpertLayer, ModelView, Opened, Weight, expert_layers
+from calibrant.models.experts import sent
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.statistics import blocks_seen, by_block
 from calibrant.walk.walking import Arrivals
@@ -123,7 +124,9 @@ def _sent_all(view: ModelView, names: Mapping[str, float]) -> Iterator[None]:
 def _with_others(
     count: int, experts: Sequence[int], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
-    index, weights = _choices((*args, *kwargs.values()))
+    index, weights = sent(args, kwargs)
+    assert index is not None
+    assert weights is not None
     more = torch.tensor(experts, device=index.device, dtype=index.dtype).expand(len(index), -1)
     # The number after the last expert's stands for none: a token isn't sent where it is already.
     chosen = (index[:, :, None] == more[:, None, :]).any(1)
@@ -139,18 +142,6 @@ def _with_others(
 
     positional = tuple(exchanged(value) for value in args)
     return positional, {name: exchanged(value) for name, value in kwargs.items()}
-
-
-def _choices(arguments: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """The experts that tokens are sent to, and their weights, among what experts are called
-    with: both [token, chosen], and beside them only the tokens are a matrix.
-    """
-    matrices = [value for value in arguments if isinstance(value, Tensor) and value.dim() == 2]
-    index = next(matrix for matrix in matrices if not matrix.is_floating_point())
-    for matrix in matrices:
-        if matrix.is_floating_point() and matrix.shape == index.shape:
-            return index, matrix
-    raise ModelError("experts were called without the weights of their tokens")
 
 
 def _check_takes_more(layer: ExpertLayer) -> None:

@@ -16,7 +16,7 @@ from calibrant.data.select import resolved
 from calibrant.errors import ModelError, SpecError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
 from calibrant.models.gguf_file import read_header
-from calibrant.models.gguf_names import tensor_names
+from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import Imatrix, check_imatrix_path, importance_of
 from calibrant.options import ImatrixOptions, with_fields_of
 from calibrant.system.process import freed_memory_kept

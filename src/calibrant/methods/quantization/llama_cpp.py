@@ -21,13 +21,13 @@ from calibrant.llama_cpp import quantize_file
 from calibrant.methods._base import Compressed, Method, StandIn, finite
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
-from calibrant.models.gguf_names import tensor_names
 from calibrant.models.gguf_writing import (
     GgufPart,
     check_template,
     check_vocabulary,
     parts_of,
     plain,
+    tensor_names,
     write_gguf,
 )
 from calibrant.models.imatrix import importance_of
