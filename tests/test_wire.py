@@ -183,7 +183,7 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
             )
         )
     )
-    norms, change, own = said.what["it"]
+    norms, change, own = said.value["it"]
     assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (
         FeatureNorms,
         squares.tolist(),

@@ -114,13 +114,14 @@ class CachedModel:
         place = self._folder.parent
         try:
             place.mkdir(parents=True, exist_ok=True)
+            # The parameters' memory is about what the files will take.
             if shutil.disk_usage(place).free < ROOM * sum(p.nbytes for p in model.parameters()):
                 return
             with (place / ".lock").open("w") as lock:
                 if take(lock) and not self._folder.exists():
                     self._write(model, note, place / f"{UNFINISHED}-{self._folder.name}")
         except (OSError, SafetensorError):
-            pass
+            pass  # what can't be kept is made again
 
     def _write(self, model: PreTrainedModel, note: str, half: Path) -> None:
         """Nothing is flushed to the disk: what a lost power supply damages is noticed."""
@@ -211,6 +212,8 @@ def _inside(part: str) -> Path | None:
 
 
 def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
+    # To hash the whole file each time takes longer than to open it, so it is noted which file had
+    # the digest.
     whole = cache_folder() / "joined" / model.file
     checked = not model.digest or _was_checked(whole, model.digest)
     if checked and _fits_parts(whole, parts):

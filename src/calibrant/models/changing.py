@@ -104,12 +104,14 @@ class Structure:
                 # A hook's handle knows the very dictionary that it stands in.
                 if "hook" not in name:
                     now[name] = _shallow(value)
+        # Modules hold the very configurations, so these are changed and not exchanged.
         for config, entries in self.configs:
             vars(config).clear()
             vars(config).update(_deep(entries))
 
 
 def _shallow(value: Any) -> Any:
+    # Containers are copied, since whoever changes a module changes them in place.
     return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
 
 
@@ -155,6 +157,7 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
             f"dropping blocks {sorted(set(indices))} would leave none; keep at least one",
             subject=layers,
         )
+    # Before anything is touched, so that a refusal leaves the model as it is.
     _check_describable(model, layers, remaining)
     _renumber_config(model.config.get_text_config(decoder=True), remaining)
     for index in reversed(range(len(blocks))):  # from behind, so that the others keep their numbers
@@ -241,9 +244,11 @@ def untie(model: PreTrainedModel) -> bool:
             f"{name} is always {others} in a {kind}, whatever its configuration says", subject=name
         )
     before = head.get_parameter("weight")
+    # A new parameter: overwriting the old one would change the embedding.
     after = nn.Parameter(before.detach().clone(), requires_grad=before.requires_grad)
     head.register_parameter("weight", after)
     _say_untied(model.config)
+    # transformers ties what stands in this table, whatever the configuration says.
     known = getattr(model, "all_tied_weights_keys", None)
     if isinstance(known, Mapping):
         model.all_tied_weights_keys = {

@@ -78,6 +78,7 @@ class Compact:
         if layout == "zeros":
             width = 0
         elif width:
+            # In int16, in which no sum overflows; made positive, a code is its lowest bits.
             codes = parts["values"].flatten().to(torch.int16) + 2 ** (width - 1)
             parts["values"] = pack_bits(codes.to(torch.uint8), width)
         elif layout == "whole":
@@ -192,6 +193,7 @@ def pack_bits(numbers: UInt8[Tensor, "number"], width: int) -> UInt8[Tensor, "by
     """
     pieces = [np.empty(0, np.uint8)]
     for piece in numbers.split(_AT_ONCE):
+        # A row of bits for each number, of which the lowest stay.
         spread = np.unpackbits(piece.numpy()[:, None], axis=1, bitorder="little")
         pieces.append(np.packbits(spread[:, :width], bitorder="little"))
     return torch.from_numpy(np.concatenate(pieces))
@@ -229,6 +231,7 @@ def same(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> bool:
 
 
 def _bits_of(tensor: Tensor) -> Tensor:
+    """The same bits as whole numbers, in which a negative zero isn't zero and NaN equals itself."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(_AS_INTEGERS[flat.element_size()])
 
@@ -306,6 +309,6 @@ def _place_bits(group: int) -> int:
     return group.bit_length() - 1
 
 
-def _fits(what: str, found: object, expected: object) -> None:
+def _fits(subject: str, found: object, expected: object) -> None:
     if found != expected:
-        raise ValueError(f"{what} are {brief(found)} where {brief(expected)} fit")
+        raise ValueError(f"{subject} are {brief(found)} where {brief(expected)} fit")

@@ -128,6 +128,7 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTr
     """
     if not type(config).__module__.startswith("transformers."):
         return None
+    # `from_config` writes into the configuration it is given.
     with torch.device("meta"), no_init_weights(), meta_device_safe_creation_ops():
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(config), trust_remote_code=False, dtype=dtype
@@ -212,6 +213,7 @@ def converted(
         with safe_open(path, framework="pt") as file:
             names = tuple(file.keys())
         for name in names:
+            # Opened anew for each tensor: closing it takes the pages that were read out of memory.
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(name)
                 left = is_among(name, others) or any(pattern.search(name) for pattern in patterns)

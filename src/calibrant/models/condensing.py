@@ -67,6 +67,7 @@ def condense(view: ModelView, layers: Mapping[int, Condensed]) -> None:
     networks = condensed(view, layers)
     config: Any = view.model.config.get_text_config(decoder=True)
     _say(view, config, layers, _width(view, layers))
+    # From here on nothing can be refused.
     for name, network in networks.items():
         path, _, key = name.rpartition(".")
         setattr(view.model.get_submodule(path), key, network)
@@ -111,7 +112,7 @@ def _fill(network: nn.Module, layer: ExpertLayer, kept: Condensed) -> None:
         units = slice(start, start + len(gate))
         gates[units] = gate
         ups[units] = up
-        downs[:, units] = factor * down
+        downs[:, units] = factor * down  # the constant gate, which needs no router then
         start = units.stop
     network.requires_grad_(next(layer.module.parameters()).requires_grad)
 
@@ -169,6 +170,7 @@ def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
     for block, kept in layers.items():
         width = sum(down.shape[1] for (_, _, down), _ in _kept_units(found[block], kept))
         widest = max(widest, width)
+    # No plain network is there yet, so nothing says how wide one must be.
     if all(block.index in found for block in view.blocks):
         return widest
     config: Any = view.model.config.get_text_config(decoder=True)

@@ -121,6 +121,7 @@ def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
     """Raise `ModelError` for a `config.json` that is damaged, of an unknown architecture,
     chooses code, names other files, or asks for too much.
     """
+    # As the file says it, since transformers acts on some entries while it reads them.
     raw = read_object(folder / CONFIG)
     for name in OTHER_FILES:
         if raw.get(name):
@@ -189,6 +190,7 @@ def check_sizes(config: PreTrainedConfig, ref: str) -> None:
 
 def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
     for key, value in entries(raw):
+        # transformers reads `_attn_implementation_internal` as it reads `attn_implementation`.
         name = key.strip("_").removesuffix("_internal")
         allowed = CHOICES.get(name, ())
         wrong: list[Any] = []
@@ -235,6 +237,7 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
     if not isinstance(known, list | tuple):
         known = (known,)
     classes = {kind.__name__ for kind in known}
+    # A configuration that names no class is opened as the first that fits it.
     named = config.architectures or sorted(classes)[:1]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelError(

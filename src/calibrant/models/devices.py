@@ -38,7 +38,9 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
     kind, _, number = device.partition(":")
     if kind not in DEVICES or (number and not number.isdigit()):
         hint = did_you_mean(kind, [*DEVICES, "auto"])

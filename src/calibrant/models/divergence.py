@@ -67,4 +67,4 @@ def _in_torch(
 
 
 def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return logits if logits.dtype == torch.float64 else logits.float()

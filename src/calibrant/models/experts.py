@@ -81,7 +81,10 @@ def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
     Raises `ModelError`, naming the layer, where it can't be told which router picks among the
     experts.
     """
-    return tuple(layer for block in view.blocks for layer in _layers(view, block))
+    layers: list[ExpertLayer] = []
+    for block in view.blocks:
+        layers += _layers(view, block)
+    return tuple(layers)
 
 
 def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
@@ -227,10 +230,12 @@ class Choices:
 
     def _read_output(self, layer: ExpertLayer, _: nn.Module, args: Any, output: Any) -> None:
         match output:
+            # Llama 4: scores of all experts, zero for whom it didn't choose.
             case (Tensor() as scores, Tensor() as logits) if (
                 scores.shape == logits.shape and scores.shape[-1] == layer.count
             ):
                 weights, index = scores.detach().topk(layer.top_k, dim=-1)
+            # JetMoE: rows of all tokens sorted by expert, and how many each expert has.
             case (
                 Tensor() as order,
                 Tensor() as token,
@@ -295,6 +300,7 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
         return
     count = layers[0].count
     left = len(staying[layers[0].name])
+    # All that may be refused is found before the first tensor is cut.
     smaller = _described(view, count, left)
     cuts = _cuts(view, smaller, layers, count, left)
     for layer in layers:
@@ -455,6 +461,7 @@ def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None
     path, _, key = name.rpartition(".")
     owner = model.get_submodule(path)
     before = getattr(owner, key)
+    # A new tensor, so that a snapshot's reference to the old one brings it back.
     after = before.detach().index_select(axis, torch.tensor(staying, device=before.device))
     if isinstance(before, nn.Parameter):
         owner.register_parameter(key, nn.Parameter(after, requires_grad=before.requires_grad))

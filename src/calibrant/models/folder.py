@@ -120,7 +120,7 @@ def read_object(path: Path) -> dict[str, Any]:
     value, NaN, too large, or nested too deep.
     """
     with reading(path):
-        size = path.stat().st_size
+        size = path.stat().st_size  # before it is read, so that no huge file fills memory
         text = path.read_bytes() if size <= LARGEST else b""
     if size > LARGEST:
         raise _damaged(path, f"has {size:,} bytes, and at most {LARGEST:,} are read")

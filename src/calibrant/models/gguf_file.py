@@ -47,7 +47,8 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DIMENSIONS: Final = 4
 LONGEST_NAME: Final = 2**16
-TEXT, LIST = 8, 9
+TEXT: Final = 8
+LIST: Final = 9
 SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 """Types of single values, by their numbers, in the words of `struct`."""
 ALIGNMENT: Final = 32
@@ -108,11 +109,13 @@ class _HeaderReader:
         count = self._next("Q")
         if version not in VERSIONS:
             raise ValueError(f"its version is {version}, and 2 and 3 can be read")
+        # The shortest entry takes 13 bytes: a length, a type, and a value of one byte.
         self._check_room(count, 13, "entries")
         values: dict[str, Any] = {}
         for _ in range(count):
             name = self._text(LONGEST_NAME)
             values[name] = self._value(self._next("I"))
+        # The shortest tensor takes 24: lengths of its name and shape, its type, its place.
         self._check_room(tensors, 24, "tensors")
         shapes: dict[str, tuple[int, ...]] = {}
         last = 0
@@ -142,6 +145,7 @@ class _HeaderReader:
             raise ValueError(
                 f"{brief(name)} has {dimensions} dimensions, and {DIMENSIONS} are allowed"
             )
+        # GGUF has the fastest dimension first, torch has it last.
         shape = tuple(reversed([self._next("Q") for _ in range(dimensions)]))
         kind = GGMLQuantizationType(self._next("I"))
         offset = self._next("Q")
@@ -197,10 +201,10 @@ class _HeaderReader:
             )
         self._place += size
 
-    def _check_room(self, count: int, each: int, what: str) -> None:
+    def _check_room(self, count: int, each: int, name: str) -> None:
         if count * each > len(self._content) - self._place:
             raise ValueError(
-                f"it claims {count:,} {what} from byte {self._place:,} on, and has "
+                f"it claims {count:,} {name} from byte {self._place:,} on, and has "
                 f"{len(self._content):,} bytes"
             )
 

@@ -305,6 +305,7 @@ def write_gguf(
         name = str(tensor.name)
         if name not in ours and name != HEAD:
             writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    # A file is called by the type of most of its numbers, as llama.cpp has it.
     most = max(sizes, key=sizes.__getitem__)
     if most in FILE_TYPES:
         writer.add_uint32("general.file_type", FILE_TYPES[most])
@@ -342,5 +343,6 @@ def q8_0(codes: Tensor, scales: Tensor) -> np.ndarray:
 
 
 def _blocks(scales: Tensor, content: np.ndarray) -> np.ndarray:
+    # Scales are float16 in the file, low byte first, and stand before their block's codes.
     halves = scales.float().numpy().astype("<f2")[:, :, None].view(np.uint8)
     return np.concatenate([halves, content], axis=2).reshape(len(content), -1)

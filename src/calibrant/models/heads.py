@@ -67,8 +67,10 @@ class Heads:
         """Multiply every head's values, as rows, by an orthogonal `matrix`, and what reads them
         by its transpose: the block computes the same.
         """
+        # In the type of `matrix`, mostly float64, and rounded to the model's own once.
         turned = self.values.get().to(matrix.dtype, copy=True)
         bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
+        # Heads that share values have them turned once.
         for place in sorted(set(self.first)):
             rows = slice(place, place + self.width)
             turned[rows] = matrix.T @ turned[rows]
@@ -148,6 +150,7 @@ def _places(read: Tensor, made: Tensor, width: int) -> tuple[int, ...]:
         return ()
     apart = (read.reshape(-1, 1, width) - made.reshape(1, -1, width)).abs().amax(2)
     same = apart <= ALIKE * made.abs().max()
+    # In two places at once a head's values can't be told from another's.
     if not bool((same.sum(1) == 1).all()):
         return ()
     return tuple((same.int().argmax(1) * width).tolist())

@@ -28,7 +28,8 @@ from calibrant.system.seals import BrokenSealError, seal_of
 SUFFIXES: Final = (".gguf", ".dat")
 SEALED: Final = "calibrant.seal"
 """The key of a GGUF file's seal. The older form has no place for one."""
-SUMS, COUNTS = ".in_sum2", ".counts"
+SUMS: Final = ".in_sum2"
+COUNTS: Final = ".counts"
 LARGEST: Final = 2**32
 """Bytes of a file at most: that of the largest model takes a tenth."""
 LONGEST_NAME: Final = 2**12
@@ -123,6 +124,7 @@ class Imatrix:
         entries = [entry for entry in sorted(self.entries.items()) if entry[1].counts.any()]
         yield struct.pack("<i", len(entries))
         for name, entry in entries:
+            # Readers divide by the calls, so whatever number stands there cancels.
             calls = -(-int(entry.counts.max()) // max(1, self.chunk_size))
             values = (entry.importance.astype(np.float64) * calls).astype("<f4").tobytes()
             text = name.encode()
@@ -221,9 +223,11 @@ def read_imatrix(path: str | Path) -> Imatrix:
 def _read_gguf(path: Path) -> Imatrix:
     kind = read_header(path).values.get("general.type")
     if kind != "imatrix":
-        kind = brief(f"a {kind}" if isinstance(kind, str) and kind else "a model")[1:-1]
+        if not isinstance(kind, str) or not kind:
+            kind = "model"
+        shown = brief(f"a {kind}")[1:-1]
         raise DataError(
-            f"{str(path)!r} is {kind} and no imatrix; make one with calibrant imatrix",
+            f"{str(path)!r} is {shown} and no imatrix; make one with calibrant imatrix",
             subject=str(path),
         )
     reader = gguf.GGUFReader(path)
@@ -272,7 +276,8 @@ def _read_legacy(stored: bytes) -> Imatrix:
     # Files of old versions end here.
     chunks = 0 if reader.at_end else reader.number(0, 2**31 - 1)
     dataset = "" if reader.at_end else reader.text(0, LARGEST)
-    return Imatrix(entries, (dataset,) if dataset else (), chunks, 0)
+    datasets = (dataset,) if dataset else ()
+    return Imatrix(entries, datasets, chunks, 0)
 
 
 @final

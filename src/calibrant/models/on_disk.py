@@ -175,6 +175,7 @@ class Parts:
         """Read the block `index` into `model`. Raises `ModelError` for files that lack any of
         the parameters that are `wanted`.
         """
+        # Loading a part of the model would have saving turn back only that part's conversions.
         known = model._weight_conversions
         with quiet(), self.slices(self.by_block[index]) as tensors:
             loaded, _ = convert_and_load_state_dict_in_model(model, dict(tensors), self.loading)
@@ -276,7 +277,7 @@ class OnDisk(Residence):
             yield
         finally:
             self._held[index] -= 1
-            if not self._held[index]:
+            if not self._held[index]:  # a walk and an edit may hold the same block
                 self._let_go(index)
 
     def absent(self) -> Mapping[int, Collection[str]]:
@@ -316,7 +317,7 @@ def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> 
     shards: dict[str, Shard] = {}
     for file, names in split.filename_to_tensors.items():
         shards[file] = Shard.of({name: described[name] for name in names}, folder / file)
-        shards[file].begin()
+        shards[file].begin()  # with holes, which tensors fill in any order
     for tensors in _in_turn(model, residence):
         by_file: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

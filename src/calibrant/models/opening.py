@@ -126,6 +126,7 @@ def open_model(
             residence = IN_MEMORY
     forget_quantization(model)
     model = model.eval()
+    # Where blocks are on disk it is on the processor already, and `to` can't move the meta device.
     if not on_disk:
         model = model.to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     return Opened(model, tokenizer, ref, digest, note, numbers, residence)
@@ -256,7 +257,9 @@ def _locate(
         )
     if suffix == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no file or folder {ref!r}; {_GIVE}", subject=ref)
-    return _from_hub(ref, (*files, *HUB_CODE) if code else files, local)
+    if code:
+        files = (*files, *HUB_CODE)
+    return _from_hub(ref, files, local)
 
 
 def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:

@@ -28,7 +28,9 @@ from calibrant.spec.foreign import brief
 
 METHOD: Final = "compressed-tensors"
 FORMAT: Final = "pack-quantized"
-PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
+PACKED: Final = "weight_packed"
+SCALE: Final = "weight_scale"
+SHAPE: Final = "weight_shape"
 BITS: Final = range(2, 9)
 RANDOM: Final = ("bitmask", "sparse")
 """Words of formats that readers have given up: transformers opens such a folder with random
@@ -42,10 +44,12 @@ def pack_codes(codes: Int8[Tensor, "out in"], bits: int) -> Int32[Tensor, "out w
     >>> pack_codes(torch.tensor([[-8, 7, 0]], dtype=torch.int8), 4).tolist()
     [[2288]]
     """
+    # In int16, in which adding half of the codes can't overflow.
     positive = (codes.cpu().numpy().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     spread = np.unpackbits(positive[:, :, None], axis=2, bitorder="little")[:, :, :bits]
     rows = spread.reshape(len(positive), -1)
     padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 32)))
+    # Low byte first on every processor, as the files have it.
     words = np.packbits(padded, axis=1, bitorder="little").view("<i4")
     return torch.from_numpy(words.astype(np.int32))
 

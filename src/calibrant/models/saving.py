@@ -97,6 +97,7 @@ def saved(
     check_output(folder)
     with quiet(), _appears(folder) as temporary:
         yield temporary
+        # The manifest is last: it has the hashes of everything else.
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
         write_manifest(temporary, {"note": opened.note, **manifest})
@@ -188,7 +189,8 @@ def _appears(folder: Path) -> Iterator[Path]:
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
         number = re.search(r"os error (\d+)", str(error))
-        raise _unsaved(folder, int(number[1]) if number else None, quoted(error)) from error
+        code = int(number[1]) if number else None
+        raise _unsaved(folder, code, quoted(error)) from error
     with suppress(OSError):  # it is there and whole; some places can't be flushed
         flush(whole.parent)
 

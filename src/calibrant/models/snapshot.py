@@ -38,6 +38,7 @@ class Snapshot(Listener):
         self._in_memory: dict[int, list[_Numbers]] = {}
         for numbers in self._numbers.values():
             self._in_memory.setdefault(_memory_of(numbers.original), []).append(numbers)
+        # From here on it is told of changes, so everything that it needs for that is there.
         super().__init__()
 
     @classmethod
@@ -55,6 +56,7 @@ class Snapshot(Listener):
         Raises `ModelError`, and changes nothing, if numbers were overwritten in place by somebody
         who didn't say so.
         """
+        # All are looked at before any is put back: an error changes nothing.
         for numbers in self._numbers.values():
             numbers.check()
         for numbers in self._numbers.values():

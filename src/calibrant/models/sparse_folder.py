@@ -87,6 +87,7 @@ def sparse_folder(folder: Path, ref: str) -> SparseFolder | None:
     doesn't.
     """
     names = check_plain(folder, ref)
+    # A folder with plain weights too is a plain one.
     if SHEET not in names or WEIGHTS in names or INDEX in names:
         return None
     sheet = read_object(folder / SHEET)
@@ -166,6 +167,7 @@ def _checked(
             f"{ref} holds {brief(name)}, which its {SHEET} doesn't name; {_AGAIN}", subject=name
         )
     numbers = max(inside, sum(tensor.count for tensor in tensors.values()))
+    # A number takes a bit at least, in every layout but that of zeros.
     most = 8 * sum(path.stat().st_size for path in files) + SPARE
     if numbers > most:
         raise ModelError(
@@ -305,6 +307,7 @@ class SparseWriter:
         """Store a packed form; None where it takes as much as `most` bytes, or more."""
         form, tensors = write_form(packed)
         inside = {key: Compact.of(tensor) for key, tensor in tensors.items()}
+        # What several forms share is counted in equal parts by each.
         size = sum(inside[key].size / self._uses(tensor) for key, tensor in tensors.items())
         if size >= most:
             return None

@@ -237,6 +237,7 @@ class _TracedStream:
         blocks = self._view.blocks
         flow = self._flow
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        # Tokens that differ, so that experts get some of them at least.
         ids = torch.arange(PROBE, device=next(model.parameters()).device)[None] % vocabulary
         with ExitStack() as stack:
             for name, norm in self._norms.items():
@@ -284,7 +285,9 @@ class _TracedStream:
             if first:
                 why = f"what the embeddings made arrives at {name} changed"
             other = self._first_other()
-            raise self._not_understood(f"{why} (see {other})" if other else why, name)
+            if other:
+                why = f"{why} (see {other})"
+            raise self._not_understood(why, name)
         flow.place = name
         self._width = hidden.shape[-1] if hidden is not None else 0
 
@@ -316,6 +319,7 @@ class _TracedStream:
         module = self._norms[name]
         offset, centres = _measured(module, self._width)
         others = set(self._flow.others.get(name, ()))
+        # A matrix that reads two things can't have one norm's scale divided out of it.
         for matrix, sources in self._flow.inputs.items():
             if name in sources and len(sources) > 1:
                 others.add(f"{matrix}, which reads something else too")
@@ -457,6 +461,7 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
     """
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
+    # Numbers of many sizes, whose mean isn't zero.
     x = torch.linspace(-1.0, 2.0, width).square()[None]
     if not isinstance(weight, Tensor):
         return 0.0, torch.allclose(module(x), module(x + 3.0), atol=0.05)
@@ -472,13 +477,16 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
 
     with torch.no_grad():
         none = output(0.0)
-        one = output(1.0)
-        two = output(2.0)
-        centres = torch.allclose(output(1.0, 3.0), one, atol=0.05)
-        # A scale: twice the weight gives twice as much more, and it is no nothing.
-        step = one - none
-        straight = torch.allclose(two - one, step, atol=0.05) and bool(step.abs().max() > 0.1)
+        once = output(1.0)
+        twice = output(2.0)
+        # One that subtracts the mean gives the same for an input that is larger throughout.
+        centres = torch.allclose(output(1.0, 3.0), once, atol=0.05)
+        # A weight is a scale where each step of it adds the same, and something. The bounds are
+        # wide, since the norm may compute in two bytes.
+        step = once - none
+        straight = torch.allclose(twice - once, step, atol=0.05) and bool(step.abs().max() > 0.1)
+        # A weight of nothing gives nothing, but with Gemma's 1 + weight.
         offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
-        if straight and torch.allclose(one, (1 + offset) * step, atol=0.05):
+        if straight and torch.allclose(once, (1 + offset) * step, atol=0.05):
             return offset, centres
         return None, centres

@@ -148,6 +148,7 @@ class Flow(TorchDispatchMode):
         inputs = [self.label(x) for x in _tensors(arguments)]
         results = list(_tensors([result]))
         outcome = NOTHING
+        # One that is given more, such as a gate, does more than normalise.
         if len(inputs) == len(results) == 1:
             label = inputs[0]
             if label.stream:
@@ -194,6 +195,7 @@ class Flow(TorchDispatchMode):
         """What is known of what an operation gives, and what to call it."""
         if name in EMPTY:
             return [Label(zero=name in ZERO)], name
+        # A token's vector is made by the table, as a matrix makes its outputs.
         if name == "embedding" and args[0].data_ptr() in self._vectors:
             return [Label(made=frozenset([(self._vectors[args[0].data_ptr()], "")]))], name
         if name in LAYOUT:

@@ -184,7 +184,7 @@ class ModelView:
     @property
     def weights(self) -> tuple[Weight, ...]:
         """Every matrix that is compressed, block by block."""
-        return tuple(weight for block in self.blocks for weight in block.weights)
+        return tuple(chain.from_iterable(block.weights for block in self.blocks))
 
     @property
     def named(self) -> Mapping[str, Weight]:
@@ -216,6 +216,7 @@ class ModelView:
         for module in _around(model, self._layers):
             if isinstance(module, PreTrainedModel):
                 candidates.append(module)
+        # Models differ in which of these is the one without the head.
         for candidate in candidates:
             inside = set(candidate.modules())
             if layers in inside and head not in inside:
@@ -311,6 +312,7 @@ def view(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> ModelView:
     """
     refuse(model, residence)
     layers = block_list(model)
+    # In one fused product of all experts no forward could stop at a single expert.
     if any(parameter.dim() == 3 for parameter in model.get_submodule(layers).parameters()):
         model.set_experts_implementation("eager")
     return ModelView(model, layers, residence)
@@ -375,6 +377,7 @@ class _Parameter:
 
     def reason(self, model: PreTrainedModel) -> str | None:
         """Why it is left dense; None for what is compressed."""
+        # From the outside in: the first reason that holds is the one that a reader looks for.
         if self.owner is model.get_output_embeddings() and self.key == "weight":
             return "head, tied to the embedding" if self.twin else "head"
         if self.tensor.dim() < 2:
@@ -394,6 +397,7 @@ class _Parameter:
         owner = type(self.owner).__name__
         if self.key == "weight" and self.tensor.dim() == 2:
             named = self.path.rpartition(".")[2].endswith(("gate", "router"))
+            # A gate with one row is that of a shared expert.
             routes = named or owner.endswith(("Router", "Gate"))
             return "router" if routes and self.tensor.shape[0] in experts | {1} else None
         if self.tensor.dim() == 3 and self.tensor.shape[0] in experts:
@@ -435,6 +439,7 @@ def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
         yield _Parameter(name, tensor, owner, None, outside.get(place_of(tensor), ""))
         outside.setdefault(place_of(tensor), name)
     for name, tensor in inside:
+        # Norms and biases are listed under each name: nobody compresses them twice.
         if place_of(tensor) in seen and tensor.dim() >= 2:
             continue
         seen.add(place_of(tensor))
@@ -482,6 +487,7 @@ def block_list(model: PreTrainedModel) -> str:
             names = _lists(model, depth)
             if names:
                 break
+    # A model of pictures and text may have as many layers for both.
     decoder = model.get_decoder()
     if len(names) > 1 and decoder is not model:
         inside = set(decoder.modules())

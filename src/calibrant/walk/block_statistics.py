@@ -315,7 +315,8 @@ class BlockStatistics:
         inputs = run.rows(run.before)  # before the run, which may write over its input
         layer = self._layers.get(run.block.index)
         outputs: _OutputSums | None = None
-        with Choices([layer] if layer else []) as choices:
+        layers = [] if layer is None else [layer]
+        with Choices(layers) as choices:
             if layer is not None and ExpertOutputs in self._observes:
                 outputs = _OutputSums(layer, choices, run)
                 after = run.run(outputs.matrices, outputs.add)

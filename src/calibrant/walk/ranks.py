@@ -82,8 +82,8 @@ class Ranks(ABC):
         """True if `mine` is true on every rank."""
 
     @abstractmethod
-    def agree(self, what: str, mine: object) -> None:
-        """Go on if `mine` is the same on every rank, else raise `RankError`, saying that `what`
+    def agree(self, subject: str, mine: object) -> None:
+        """Go on if `mine` is the same on every rank, else raise `RankError`, saying that `subject`
         differs.
         """
 
@@ -111,7 +111,7 @@ class RankMessage:
     """What a rank says in a meeting: where it is, and what it has there, or why it failed."""
 
     where: str
-    what: Any
+    value: Any
     failure: "RankFailure | None" = None
 
 
@@ -230,7 +230,7 @@ class _Alone(Ranks):
     def all(self, mine: bool) -> bool:
         return mine
 
-    def agree(self, what: str, mine: object) -> None:
+    def agree(self, subject: str, mine: object) -> None:
         pass
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
@@ -353,15 +353,15 @@ class _Joined(Ranks):
     def all(self, mine: bool) -> bool:
         return all(self._meet("a vote", mine))
 
-    def agree(self, what: str, mine: object) -> None:
-        answers = self._meet(what, mine)
+    def agree(self, subject: str, mine: object) -> None:
+        answers = self._meet(subject, mine)
         for rank, other in enumerate(answers):
             if other != answers[0]:
                 self._apart = True
                 raise RankError(
-                    f"{what} differs: {brief(answers[0])} on rank 0, {brief(other)} on rank "
+                    f"{subject} differs: {brief(answers[0])} on rank 0, {brief(other)} on rank "
                     f"{rank}; give all ranks the same",
-                    subject=what,
+                    subject=subject,
                 )
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
@@ -449,7 +449,7 @@ class _Joined(Ranks):
                     "give all ranks the same to do",
                     subject=where,
                 )
-        return [message.what for message in messages]
+        return [message.value for message in messages]
 
     def _exchange(self, message: RankMessage) -> list[RankMessage]:
         packed = LANGUAGE.pack(message)

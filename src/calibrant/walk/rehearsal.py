@@ -196,12 +196,10 @@ class _Rehearsing(TorchFunctionMode):
         for index in dict.fromkeys(blocks):
             weights += self._view.blocks[index].weights
         self._watch.look_for(weights)
-        spans: list[tuple[int, int, Weight]] = []
-        for weight in weights:
-            stored = weight.stored
-            size = stored.numel() * stored.element_size()
-            spans.append((weight.address, weight.address + size, weight))
-        self._spans = sorted(spans, key=lambda span: span[0])
+        self._spans: list[tuple[int, int, Weight]] = []
+        for weight in sorted(weights, key=_address):
+            size = weight.stored.numel() * weight.stored.element_size()
+            self._spans.append((weight.address, weight.address + size, weight))
         # In order too, since no two matrices overlap.
         self._ends = [end for _, end, _ in self._spans]
         self._storages = {weight.stored.untyped_storage().data_ptr() for weight in weights}
@@ -330,6 +328,10 @@ class _Rehearsing(TorchFunctionMode):
                 by_use.add(group)
             last_place[group] = place
             last = group
+
+
+def _address(weight: Weight) -> int:
+    return weight.address
 
 
 def _tensors(values: Any) -> list[Tensor]:

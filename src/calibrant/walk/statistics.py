@@ -505,7 +505,9 @@ def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterato
         scale = _once(operator.mul)
         add = _once(operator.add)
         sums: dict[Weight, Seen] = {}
-        weights = dict.fromkeys(weight for _, seen in entries for weight in seen)
+        weights: dict[Weight, None] = {}
+        for _, seen in entries:
+            weights |= dict.fromkeys(seen)
         for weight in weights:
             for (_, seen), factor in zip(entries, factors, strict=True):
                 if weight in seen:

@@ -19,6 +19,7 @@ is measured: skipping a block must give what dropping it gives.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, final
 
 import torch
@@ -129,6 +130,7 @@ class Variants:
         def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
             untouched = micro_batch.logits(self._untouched) if divergence else None
             found: dict[tuple[int, ...], _Sum] = {}
+            # In order, so that a choice shares as many blocks as possible with the one before.
             for choice in sorted(set(measured)):
                 logits = micro_batch.logits(choice)
                 if untouched is None:
@@ -219,7 +221,7 @@ class Variants:
                 "be left out",
                 subject=self._name,
             )
-        skips = any(variant.skipped for variants in self._ways for variant in variants)
+        skips = any(variant.skipped for variant in chain.from_iterable(self._ways))
         if skips and not _are_alike(self._view):
             raise ModelError(
                 f"the blocks of {self._name} aren't alike, so what is left of them may be no model",
@@ -235,6 +237,7 @@ class Variants:
         place = len(self._ways) // 2
         choice = list(self._untouched)
         choice[place] = len(self._ways[place]) - 1
+        # The second one goes on from what the first half of the untouched model gave.
         late.logits(self._untouched)
         try:
             same = _equal(fresh.logits(tuple(choice)), late.logits(tuple(choice)))
@@ -259,7 +262,8 @@ class Variants:
         rehearsed = view.rehearsed
         undo = view.remembered()
         try:
-            view.drop_blocks([place] if any(choice) else [])
+            if any(choice):
+                view.drop_blocks([place])
             dropped = _shown(view, ids).logits()
         finally:
             undo()
@@ -317,6 +321,7 @@ class _MicroBatchOfVariants:
         if self._variants is None:
             yield
             return
+        # Of the last choice `given` has what its blocks gave: what both choices begin with serves.
         known = 0
         while known < len(self._choice) and choice[known] == self._choice[known]:
             known += 1
@@ -438,12 +443,21 @@ def _form(result: Any) -> Form | None:
     where that holds other tensors too.
     """
     if isinstance(result, Tensor):
-        return lambda hidden: hidden
+        return _as_it_is
     if type(result) not in (tuple, list) or not isinstance(result[0], Tensor):
         return None
     if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:])):
         return None
-    return lambda hidden: type(result)((hidden, *result[1:]))
+    rest = result[1:]
+
+    def in_front(hidden: Tensor) -> Any:
+        return type(result)((hidden, *rest))
+
+    return in_front
+
+
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
