@@ -135,6 +135,14 @@ def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
+def without_numbers(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of the same class that another configuration describes, on the meta device:
+    for whoever looks whether that configuration says what the model shall be.
+    """
+    with torch.device("meta"):
+        return type(model)(config)
+
+
 def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     """Remove the blocks `indices` from the list called `layers`, and number the rest anew, in the
     configuration and in the modules.
@@ -188,8 +196,7 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
     """
     config = copy.deepcopy(model.config)
     _renumber_config(config.get_text_config(decoder=True), remaining)
-    with torch.device("meta"):
-        smaller = type(model)(config)
+    smaller = without_numbers(model, config)
     described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
     actual: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
@@ -272,8 +279,7 @@ def _can_be_untied(model: PreTrainedModel, head: str) -> bool:
     """
     config = copy.deepcopy(model.config)
     _say_untied(config)
-    with torch.device("meta"):
-        other = type(model)(config)
+    other = without_numbers(model, config)
     other.tie_weights()
     parameters = dict(other.named_parameters(remove_duplicate=False))
     untied = parameters.pop(head)

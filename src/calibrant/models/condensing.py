@@ -11,7 +11,6 @@ that it has there must have the shapes, and on some rows the outputs, of what it
 """
 
 import copy
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calibrant.errors import ModelError
+from calibrant.models.changing import without_numbers
 from calibrant.models.experts import ExpertLayer, check_blocks, expert_layers
 from calibrant.models.viewing import ModelView, Weight
 
@@ -65,7 +65,7 @@ def condense(view: ModelView, layers: Mapping[int, Condensed]) -> None:
     if not layers:
         return
     networks = condensed(view, layers)
-    config: Any = view.model.config.get_text_config(decoder=True)
+    config = view.config
     _say(view, config, layers, _width(view, layers))
     # From here on nothing can be refused.
     for name, network in networks.items():
@@ -173,7 +173,7 @@ def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
     # No plain network is there yet, so nothing says how wide one must be.
     if all(block.index in found for block in view.blocks):
         return widest
-    config: Any = view.model.config.get_text_config(decoder=True)
+    config = view.config
     if widest > config.intermediate_size:
         raise ModelError(
             f"a condensed layer would have {widest} hidden units, and the plain networks that "
@@ -217,10 +217,9 @@ def _described(
     """The model with plain networks, without numbers. `ModelError` where the configuration would
     ask for anything else that is another.
     """
-    config: Any = copy.deepcopy(view.model.config)
+    config = copy.deepcopy(view.model.config)
     _say(view, config.get_text_config(decoder=True), blocks, width)
-    with torch.device("meta"):
-        described = type(view.model)(config)
+    described = without_numbers(view.model, config)
     inside = tuple(f"{name}." for name in names)
     now = _shapes(view.model, inside)
     then = _shapes(described, inside)
@@ -265,7 +264,7 @@ def _kept_units(layer: ExpertLayer, kept: Condensed) -> list[tuple[_Units, float
 def _units(layer: ExpertLayer, matrices: Collection[Weight]) -> _Units:
     named: dict[str, Tensor] = {}
     for weight in matrices:
-        named[re.sub(r"\[\d+\]$", "", weight.name).rpartition(".")[2]] = weight.get()
+        named[weight.tensor_name.rpartition(".")[2]] = weight.get()
     match named:
         case {"gate_up_proj": both, "down_proj": down, **others} if not others:
             gate, up = both.chunk(2)

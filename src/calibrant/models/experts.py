@@ -15,7 +15,6 @@ expert layers: nothing but a feed-forward layer is.
 """
 
 import copy
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calibrant.errors import ModelError, TargetError
+from calibrant.models.changing import without_numbers
 from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
 
 ROUTERS: Final = ("gate", "router")
@@ -118,7 +118,7 @@ def _is_shared(weight: Weight) -> bool:
 
 def _holder(view: ModelView, weight: Weight) -> str:
     """The name of the module that holds an expert's matrix."""
-    name = re.sub(r"\[\d+\]$", "", weight.name)
+    name = weight.tensor_name
     return name if weight.key == "weight" else name.rpartition(".")[0]
 
 
@@ -160,8 +160,7 @@ def _is_router(view: ModelView, place: str, path: str) -> bool:
 
 
 def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
-    config: Any = view.model.config.get_text_config(decoder=True)
-    for holder in (*modules, config):
+    for holder in (*modules, view.config):
         number = _whole_number(holder, TOP_K_NAMES)
         if number is not None:
             return number
@@ -307,7 +306,7 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
         for name, axis in cuts[layer.name].items():
             _cut(view.model, name, axis, staying[layer.name])
         _renumber(view.model.get_submodule(layer.name), smaller.get_submodule(layer.name))
-    _set_counts(view.model.config.get_text_config(decoder=True), count, left)
+    _set_counts(view.config, count, left)
     view.refresh()
 
 
@@ -371,11 +370,10 @@ def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -
     """A router that picks groups of neighbours first needs groups of one size, with two experts
     at least: it ranks them by their best two.
     """
-    config: Any = view.model.config.get_text_config(decoder=True)
-    groups = _whole_number(config, GROUPS) or 1
+    groups = _whole_number(view.config, GROUPS) or 1
     if groups <= 1:
         return
-    picked = _whole_number(config, PICKED_GROUPS)
+    picked = _whole_number(view.config, PICKED_GROUPS)
     sizes = [0] * groups
     for expert in staying:
         sizes[expert * groups // layer.count] += 1
@@ -391,10 +389,9 @@ def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -
 
 def _described(view: ModelView, count: int, left: int) -> nn.Module:
     """The smaller model, without numbers."""
-    config: Any = copy.deepcopy(view.model.config)
+    config = copy.deepcopy(view.model.config)
     _set_counts(config.get_text_config(decoder=True), count, left)
-    with torch.device("meta"):
-        return type(view.model)(config)
+    return without_numbers(view.model, config)
 
 
 def _set_counts(config: Any, count: int, left: int) -> None:

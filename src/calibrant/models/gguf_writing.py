@@ -11,7 +11,6 @@ numbers in another way than transformers: `llama` has the rows of queries and ke
 and up as two tensors. Only architectures of which this is known are written.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,7 +47,6 @@ transformers and two in GGUF, and read the same inputs.
 """
 
 _ARCHITECTURES: Final = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
-_EXPERT: Final = re.compile(r"\[\d+\]$")
 
 WRITTEN: Final = (
     "gemma2",
@@ -100,7 +98,7 @@ def tensor_names(view: ModelView) -> dict[str, tuple[str, ...]]:
     known = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], len(view.blocks))
     names: dict[str, tuple[str, ...]] = {}
     for weight in view.weights:
-        path = _EXPERT.sub("", weight.name)
+        path = weight.tensor_name
         parts = _expert_tensors(weight, path.rpartition(".")[2])
         if not parts:
             name = known.get_name(path, try_suffixes=(".weight",))
@@ -172,7 +170,7 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
     name there.
     """
     architecture = architecture_of(view.model)
-    config = view.model.config.get_text_config(decoder=True)
+    config = view.config
     matrices: dict[int, Weight] = {}
     for weight in view.weights:
         if weight.expert is None:

@@ -48,7 +48,7 @@ class Heads:
         """Return those of every block in which they are found, by its index. The model's numbers
         stay as they are.
         """
-        config = view.model.config.get_text_config(decoder=True)
+        config = view.config
         width = getattr(config, "head_dim", None)
         heads = getattr(config, "num_attention_heads", None)
         if not width and heads:

@@ -236,7 +236,7 @@ class _TracedStream:
         model = self._view.model
         blocks = self._view.blocks
         flow = self._flow
-        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        vocabulary = self._view.config.vocab_size
         # Tokens that differ, so that experts get some of them at least.
         ids = torch.arange(PROBE, device=next(model.parameters()).device)[None] % vocabulary
         with ExitStack() as stack:

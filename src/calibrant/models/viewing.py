@@ -109,6 +109,11 @@ class Weight:
     key: str = field(repr=False, compare=False)
 
     @property
+    def tensor_name(self) -> str:
+        """Its name without the number of its expert: that of the tensor which all experts share."""
+        return self.name.partition("[")[0]
+
+    @property
     def stored(self) -> Tensor:
         """The numbers as the model keeps them, without their history of gradients; `[in, out]`
         if `transposed`.
@@ -190,6 +195,11 @@ class ModelView:
     def named(self) -> Mapping[str, Weight]:
         """Every matrix that is compressed, by name."""
         return {weight.name: weight for weight in self.weights}
+
+    @property
+    def config(self) -> Any:
+        """What the model's configuration says of the part that reads and writes text."""
+        return self.model.config.get_text_config(decoder=True)
 
     @property
     def device(self) -> torch.device:

@@ -250,7 +250,7 @@ def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
     """
     name = weight.name.removeprefix(block.name + ".")
     if weight.expert is not None:
-        return name.rpartition(".")[0], weight.expert, re.sub(r"\[\d+\]$", "", name)
+        return name.rpartition(".")[0], weight.expert, weight.tensor_name
     numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     if numbered is None:
         return name, 0, ""

@@ -85,7 +85,7 @@ def some_ids(view: ModelView) -> Tensor:
     """Return the tokens that a model is shown, [sample, position]: from the middle of its
     vocabulary, where special tokens hardly are.
     """
-    vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
+    vocabulary = view.config.vocab_size
     numbers = torch.arange(SAMPLES * POSITIONS).reshape(SAMPLES, POSITIONS)
     return ((numbers + vocabulary // 2) % vocabulary).to(view.device)
 
