@@ -90,13 +90,14 @@ def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
 def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
     places: dict[str, dict[int, list[Weight]]] = {}
     for weight in block.weights:
-        if weight.expert is not None and not _is_of_attention(weight):
-            place = _holder(view, weight).rpartition(".")[0]
+        of_attention = "attn" in weight.name or "attention" in weight.name
+        if weight.expert is not None and not of_attention:
+            place = _holder(weight).rpartition(".")[0]
             places.setdefault(place, {}).setdefault(weight.expert, []).append(weight)
     for place, experts in places.items():
         count = len(experts)
         module = view.model.get_submodule(place)
-        owners = {_holder(view, weight): weight.owner for weight in experts[0]}
+        owners = {_holder(weight): weight.owner for weight in experts[0]}
         holders = tuple(owners.values())
         matrix = _router(view, block, place, count, tuple(owners))
         router = module.get_submodule(matrix.name.removeprefix(f"{place}.").partition(".")[0])
@@ -108,15 +109,11 @@ def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
         )
 
 
-def _is_of_attention(weight: Weight) -> bool:
-    return any("attn" in part or "attention" in part for part in weight.name.split("."))
-
-
 def _is_shared(weight: Weight) -> bool:
     return weight.expert is None and "shared" in weight.name
 
 
-def _holder(view: ModelView, weight: Weight) -> str:
+def _holder(weight: Weight) -> str:
     """The name of the module that holds an expert's matrix."""
     name = weight.tensor_name
     return name if weight.key == "weight" else name.rpartition(".")[0]
