@@ -44,7 +44,7 @@ def write_model(folder: Path, blocks: int) -> int:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from calibrant.models.shards import Shard
+    from calibrant.models.on_disk import Shard
     from calibrant.testing.tiny import tiny_tokenizer
 
     config = LlamaConfig(

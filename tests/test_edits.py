@@ -213,7 +213,7 @@ def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(
     with pytest.MonkeyPatch.context() as patched:
         first = [seen for _, seen in job.blocks((BlockChange, Routing))]
         patched.setattr(
-            "calibrant.walk.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again")
+            "calibrant.walk.statistics.walk_blocks", lambda *_, **__: pytest.fail("walked again")
         )
         again = [seen for _, seen in job.blocks((BlockChange, Routing))]
     for one, other, third in zip(walked, first, again, strict=True):

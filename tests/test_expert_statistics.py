@@ -15,7 +15,7 @@ from calibrant.data import TokenBatch
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import ExpertLayer, expert_layers, view
 from calibrant.walk import walk_blocks
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.products import Product
 
 from tests.models.mixtures_of_experts import KINDS, tiny_mixture

@@ -33,8 +33,8 @@ from calibrant.results.outcomes import Journal
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
-from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.ranks import ALONE, Ranks, _Joined, joined
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
@@ -453,7 +453,7 @@ def test_the_package_can_be_started_as_a_module(
 
 
 def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = [object.__new__(_Together) for _ in range(3)]
+    ranks = [object.__new__(_Joined) for _ in range(3)]
     for number, one in enumerate(ranks):
         one.rank, one.size = number, len(ranks)
     for items in ([], [7], [1, 2, 3, 4, 5]):

@@ -20,12 +20,12 @@ from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, view
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
-from calibrant.walk.observing import gather
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.statistics import (
     BLOCK_KINDS,
     KINDS,
     Statistics,
+    gather,
     packed_bytes,
     statistics_id,
     statistics_ids,
@@ -154,7 +154,7 @@ def test_what_is_there_is_not_walked_for_again(
         opened, seen_by, batch, Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH
     )
     monkeypatch.setattr(
-        "calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward")
+        "calibrant.walk.statistics.walk", lambda *_, **__: pytest.fail("another forward")
     )
     for method, target in (("wanda", "2:4"), ("wanda", 0.6), ("sparsegpt", 0.5)):
         seen_by.restore(pristine)
@@ -198,7 +198,7 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(
     assert kept.stored_blocks(Gram, seen_by.blocks) == 2
     begun: list[int] = []
     monkeypatch.setattr(
-        "calibrant.walk.observing.walk",
+        "calibrant.walk.statistics.walk",
         lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k),
     )
     gather(seen_by, batch, BOTH, kept)

@@ -11,7 +11,7 @@ from calibrant.data import TokenBatch
 from calibrant.models import view
 from calibrant.testing import tiny_model
 from calibrant.walk import walk
-from calibrant.walk.together import together
+from calibrant.walk.walking import together
 
 
 def batch_of(lengths: tuple[int, ...], seed: int) -> TokenBatch:

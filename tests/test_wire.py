@@ -18,8 +18,8 @@ from calibrant.errors import DataError, NumericsError, Problem, StudyError
 from calibrant.lab.study.driver import TOKENS as WORKERS
 from calibrant.spec.foreign import brief
 from calibrant.system.wire import Kind, Language, fields_of, kind_of, raised
-from calibrant.walk.rank_messages import LANGUAGE as RANKS
-from calibrant.walk.rank_messages import RankFailure, RankMessage
+from calibrant.walk.ranks import LANGUAGE as RANKS
+from calibrant.walk.ranks import RankFailure, RankMessage
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
             )
         )
     )
-    norms, change, own = said.what["it"]
+    norms, change, own = said.value["it"]
     assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (
         FeatureNorms,
         squares.tolist(),

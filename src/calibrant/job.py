@@ -19,9 +19,9 @@ from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.walk import Propagation, walk
 from calibrant.walk.attention import Weigh
-from calibrant.walk.observing import blocks_seen, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.starving import AS_SEEN, Starved, fed
+from calibrant.walk.statistics import blocks_seen, untouched
 from calibrant.walk.variants import loss
 
 

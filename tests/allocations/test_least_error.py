@@ -21,7 +21,7 @@ from calibrant.errors import TargetError
 from calibrant.models import Weight
 from calibrant.targets import Grid, NofM, Sparsity, Target, parse_target
 from calibrant.testing import tiny_folder
-from calibrant.walk.observing import SeenByMatrix
+from calibrant.walk.statistics import SeenByMatrix
 
 from tests.allocations.seen import matrices, size
 from tests.usual import usually

@@ -18,7 +18,7 @@ from calibrant.compress.importance import read_imatrix
 from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import ModelView, open_model, outlined, view
-from calibrant.models.gguf_names import architecture_of, tensor_names
+from calibrant.models.gguf_writing import architecture_of, tensor_names
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
 

@@ -32,7 +32,7 @@ from calibrant.targets import parse_target
 from calibrant.testing import check_edits, tiny_folder
 from calibrant.testing.tiny import VOCABULARY, tiny_tokenizer
 from calibrant.walk import walk_blocks
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 
 from tests.methods.mc_suite_by_hand import Matrices, by_hand
 from tests.models.mixtures_of_experts import tiny_mixture

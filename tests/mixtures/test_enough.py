@@ -20,8 +20,7 @@ from calibrant.methods.pruning.wanda import Wanda
 from calibrant.models import Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
-from calibrant.walk.observing import gather
-from calibrant.walk.statistics import Statistics, statistics_id
+from calibrant.walk.statistics import Statistics, gather, statistics_id
 
 SAMPLED = [0, 2]
 
@@ -102,7 +101,7 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(
         "calibrant.lab.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward")
     )
     monkeypatch.setattr(
-        "calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward")
+        "calibrant.walk.statistics.walk", lambda *_, **__: pytest.fail("another forward")
     )
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED)
 

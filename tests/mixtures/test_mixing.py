@@ -108,7 +108,7 @@ def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_f
 def test_a_second_call_walks_through_nothing_and_says_so(
     place: Path, usual: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("walk.observing", "lab.mixtures.statistics"):
+    for module in ("walk.statistics", "lab.mixtures.statistics"):
         monkeypatch.setattr(
             f"calibrant.{module}.walk", lambda *_, **__: pytest.fail("another forward")
         )

@@ -15,7 +15,7 @@ import torch
 
 from calibrant.compress import prune, quantize
 from calibrant.evaluators import evaluate
-from calibrant.models import gguf_of, located, named, open_model, view
+from calibrant.models import cache, gguf_of, located, open_model, view
 from calibrant.spec.named import NAMED, NamedModel
 from calibrant.testing.tiny import tiny_gguf
 
@@ -126,7 +126,7 @@ def test_the_joined_file_stays_until_the_new_one_is_ready(
     later = path.stat().st_mtime + 60
     os.utime(tmp_path / "packages" / "part1" / "data" / "m.part1", (later, later))
     with monkeypatch.context() as within:
-        within.setattr(named, "file_digest", full)
+        within.setattr(cache, "file_digest", full)
         assert refusal_of(located, "in-parts").subject == "in-parts"
     assert path.read_bytes() == with_digest[1]
     assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}

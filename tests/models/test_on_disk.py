@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import NumericsError
 from calibrant.models import check_finite, open_model, outlined, save, view
-from calibrant.models.shards import write_shards
+from calibrant.models.on_disk import write_shards
 from calibrant.testing import FAMILIES, tiny_folder
 
 from tests.models.refused import refusal_of

@@ -18,7 +18,7 @@ from calibrant.data.select import resolved
 from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
 from calibrant.models.gguf_file import read_header
-from calibrant.models.gguf_names import tensor_names
+from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import (
     Imatrix,
     ImatrixEntry,
@@ -28,8 +28,8 @@ from calibrant.models.imatrix import (
 )
 from calibrant.options import ImatrixOptions, with_fields_of
 from calibrant.system.process import freed_memory_kept
-from calibrant.walk.observing import untouched
 from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.statistics import untouched
 
 __all__ = ["Imatrix", "ImatrixEntry", "ImatrixSummary", "compared", "imatrix", "read_imatrix"]
 

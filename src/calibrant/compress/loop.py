@@ -30,10 +30,10 @@ from calibrant.system.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.transforms import Transform
 from calibrant.walk import Propagation
-from calibrant.walk.observing import SeenByMatrix, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN, starving
+from calibrant.walk.statistics import SeenByMatrix, untouched
 
 MEAN_WITHIN = 1e-3
 """How far, as a share of what was asked, the mean of an allocation may lie from it."""

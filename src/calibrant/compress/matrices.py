@@ -28,7 +28,7 @@ from calibrant.models import ModelView, Weight
 from calibrant.system.clock import spent_on
 from calibrant.targets import Target
 from calibrant.walk.attention import BlockCall, Weigh, attention_received
-from calibrant.walk.together import together
+from calibrant.walk.walking import together
 
 
 def edits_of(method: Method, job: Job) -> Iterator[Edit]:

@@ -12,7 +12,7 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, Weight
-from calibrant.models.gguf_names import tensor_names
+from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import Imatrix, importance_of
 from calibrant.spec import written_form
 from calibrant.targets import Target

@@ -8,7 +8,6 @@ with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
-    from calibrant.models.manifest import manifest_folder, read_manifest
     from calibrant.models.on_disk import read_when_run
     from calibrant.models.opening import (
         gguf_of,
@@ -19,11 +18,26 @@ with uncollected():
         outlined,
         saved_dtype,
     )
-    from calibrant.models.residence import IN_MEMORY, Residence
-    from calibrant.models.saving import Opened, check_output, save, saved
+    from calibrant.models.saving import (
+        Opened,
+        check_output,
+        manifest_folder,
+        read_manifest,
+        save,
+        saved,
+    )
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
-    from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
+    from calibrant.models.viewing import (
+        IN_MEMORY,
+        Block,
+        Dense,
+        ModelView,
+        Residence,
+        Weight,
+        check_finite,
+        view,
+    )
 
 __all__ = [
     "IN_MEMORY",

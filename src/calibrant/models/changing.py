@@ -1,5 +1,5 @@
-"""What a snapshot stands on: who hears before numbers of a model are overwritten, and which module
-holds which parts.
+"""Changes of a model besides its matrices: who hears before its numbers are overwritten, what its
+structure was, how whole blocks are removed, and how a head is untied from its embedding.
 
     will_change(parameter)
     parameter.detach().mul_(2)
@@ -13,13 +13,26 @@ import copy
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from calibrant.errors import ModelError
+
+PER_LAYER: Final = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "no_rope_layers",
+    "attention_layers",
+)
+"""Entries of a configuration that say something of each block."""
+LAYER_INDICES: Final = ("mlp_only_layers",)
+"""Entries of a configuration that list some blocks by number."""
 
 
 class Listener(ABC):
@@ -53,6 +66,13 @@ def overwrite(tensor: Tensor, numbers: Tensor) -> None:
         tensor.copy_(numbers)
 
 
+def place_of(tensor: Tensor) -> int:
+    """Return where a parameter's numbers are: the same for two that are one, also where neither
+    has numbers now.
+    """
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
+
+
 @final
 @dataclass(frozen=True)
 class Structure:
@@ -64,49 +84,203 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
         """Remember it."""
-        modules = tuple(
-            (module, {name: _shallow(value) for name, value in vars(module).items()})
-            for module in model.modules()
-        )
+        modules: list[tuple[nn.Module, Mapping[str, Any]]] = []
         configs: dict[int, PreTrainedConfig] = {}
         for module in model.modules():
-            _configs(vars(module).values(), configs)
-        return cls(modules, tuple((config, _deep(vars(config))) for config in configs.values()))
+            parts = {name: _shallow(value) for name, value in vars(module).items()}
+            modules.append((module, parts))
+            _add_configs(vars(module).values(), configs)
+        entries = tuple((config, _deep(vars(config))) for config in configs.values())
+        return cls(tuple(modules), entries)
 
     def put_back(self) -> None:
         """Make it that again."""
         for module, parts in self.modules:
             now = vars(module)
-            for name in [name for name in now if name not in parts]:
-                del now[name]
+            for name in list(now):
+                if name not in parts:
+                    del now[name]
             for name, value in parts.items():
                 # A hook's handle knows the very dictionary that it stands in.
                 if "hook" not in name:
                     now[name] = _shallow(value)
+        # Modules hold the very configurations, so these are changed and not exchanged.
         for config, entries in self.configs:
             vars(config).clear()
             vars(config).update(_deep(entries))
 
 
 def _shallow(value: Any) -> Any:
+    # Containers are copied, since whoever changes a module changes them in place.
     return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
 
 
-def _configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> None:
-    """All configurations among `values` and in those, by address: a model's parts hold the same
-    few objects.
+def _add_configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> None:
+    """Add all configurations among `values` and in those, by address: a model's parts hold the
+    same few objects.
     """
     for value in values:
         if isinstance(value, PreTrainedConfig) and id(value) not in configs:
             configs[id(value)] = value
-            _configs(vars(value).values(), configs)
+            _add_configs(vars(value).values(), configs)
 
 
 def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what a configuration says; the configurations in it stay the objects that the
     model's parts hold.
     """
-    return {
-        name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
-        for name, value in entries.items()
-    }
+    copied: dict[str, Any] = {}
+    for name, value in entries.items():
+        copied[name] = value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value)
+    return copied
+
+
+def without_numbers(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model of the same class that another configuration describes, on the meta device:
+    for whoever looks whether that configuration says what the model shall be.
+    """
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
+    """Remove the blocks `indices` from the list called `layers`, and number the rest anew, in the
+    configuration and in the modules.
+
+    Raises `ModelError`, and changes nothing, for an index that doesn't exist, if no block is left,
+    or if the configuration can't describe the remaining blocks (their kinds follow from their
+    places).
+    """
+    blocks = model.get_submodule(layers)
+    assert isinstance(blocks, nn.ModuleList)
+    for index in indices:
+        if not 0 <= index < len(blocks):
+            raise ModelError(
+                f"there is no block {index}: the model has blocks 0 to {len(blocks) - 1}",
+                subject=str(index),
+            )
+    remaining = [index for index in range(len(blocks)) if index not in set(indices)]
+    if not remaining:
+        raise ModelError(
+            f"dropping blocks {sorted(set(indices))} would leave none; keep at least one",
+            subject=layers,
+        )
+    # Before anything is touched, so that a refusal leaves the model as it is.
+    _check_describable(model, layers, remaining)
+    _renumber_config(model.config.get_text_config(decoder=True), remaining)
+    for index in reversed(range(len(blocks))):  # from behind, so that the others keep their numbers
+        if index not in remaining:
+            del blocks[index]
+    for place, block in enumerate(blocks):
+        for module in block.modules():
+            if "layer_idx" in vars(module):
+                module.layer_idx = place  # pyright: ignore[reportArgumentType]  # a plain attribute: the cache's key
+
+
+def _renumber_config(config: Any, remaining: list[int]) -> None:
+    """Leave in `config` only what is about the `remaining` blocks."""
+    for name in PER_LAYER:
+        kinds = getattr(config, name, None)
+        if isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
+            setattr(config, name, [kinds[index] for index in remaining])
+    for name in LAYER_INDICES:
+        places = getattr(config, name, None)
+        if isinstance(places, list | tuple):
+            setattr(config, name, [new for new, old in enumerate(remaining) if old in places])
+    config.num_hidden_layers = len(remaining)
+
+
+def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]) -> None:
+    """Build the smaller model from its configuration, without numbers, and compare names and
+    shapes.
+    """
+    config = copy.deepcopy(model.config)
+    _renumber_config(config.get_text_config(decoder=True), remaining)
+    smaller = without_numbers(model, config)
+    described = {name: parameter.shape for name, parameter in smaller.named_parameters()}
+    actual: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{layers}."):
+            actual[name] = parameter.shape
+            continue
+        index, _, rest = name.removeprefix(f"{layers}.").partition(".")
+        if int(index) in remaining:
+            actual[f"{layers}.{remaining.index(int(index))}.{rest}"] = parameter.shape
+    for name in sorted({*described, *actual}):
+        if described.get(name) != actual.get(name):
+            raise ModelError(
+                f"with only blocks {remaining} left, the configuration would ask for another "
+                f"{name}; drop other blocks",
+                subject=name,
+            )
+
+
+def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
+    """Return the names of parameters that share their numbers, one tuple for each memory that
+    has several names, in the model's order.
+    """
+    names: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        memory = place_of(parameter), parameter.shape, parameter.stride()
+        names.setdefault(memory, []).append(name)
+    return tuple(tuple(group) for group in names.values() if len(group) > 1)
+
+
+def untie(model: PreTrainedModel) -> bool:
+    """Give the head numbers of its own, and say so in the configuration: saved, the model opens
+    with plain transformers and computes the same.
+
+    Returns False, and changes nothing, where the head shares nothing. Raises `ModelError`, and
+    changes nothing, for a model without a head, and for an architecture whose head is always its
+    embedding.
+    """
+    head = model.get_output_embeddings()
+    kind = type(model).__name__
+    if head is None or not isinstance(getattr(head, "weight", None), nn.Parameter):
+        raise ModelError(
+            f"{kind} has no head that could be untied; give a model that predicts the next token",
+            subject="head",
+        )
+    name = f"{_name_of(head, model)}.weight"
+    shared = [group for group in tied(model) if name in group]
+    if not shared:
+        return False
+    if not _can_be_untied(model, name):
+        others = ", ".join(other for other in shared[0] if other != name)
+        raise ModelError(
+            f"{name} is always {others} in a {kind}, whatever its configuration says", subject=name
+        )
+    before = head.get_parameter("weight")
+    # A new parameter: overwriting the old one would change the embedding.
+    after = nn.Parameter(before.detach().clone(), requires_grad=before.requires_grad)
+    head.register_parameter("weight", after)
+    _say_untied(model.config)
+    # transformers ties what stands in this table, whatever the configuration says.
+    known = getattr(model, "all_tied_weights_keys", None)
+    if isinstance(known, Mapping):
+        model.all_tied_weights_keys = {
+            target: source for target, source in known.items() if name not in (target, source)
+        }
+    return True
+
+
+def _name_of(wanted: nn.Module, model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def _say_untied(config: Any) -> None:
+    config.tie_word_embeddings = False
+    config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
+def _can_be_untied(model: PreTrainedModel, head: str) -> bool:
+    """Build the untied model from its configuration, without numbers, and look whether its head
+    is a parameter of its own.
+    """
+    config = copy.deepcopy(model.config)
+    _say_untied(config)
+    other = without_numbers(model, config)
+    other.tie_weights()
+    parameters = dict(other.named_parameters(remove_duplicate=False))
+    untied = parameters.pop(head)
+    return all(parameter is not untied for parameter in parameters.values())

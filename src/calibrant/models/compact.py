@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final, final
+from typing import Any, Final, TypeGuard, final
 
 import numpy as np
 import torch
@@ -31,10 +31,8 @@ from calibrant.spec.foreign import brief
 
 GROUPS: Final = (4, 8, 16)
 """Numbers of a group: what `n_of_m` looks for, and what it may be."""
-DTYPES: Final[Mapping[str, torch.dtype]] = {
-    **{name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")},
-    **{name: getattr(torch, name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")},
-}
+_TYPES: Final = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
+DTYPES: Final[Mapping[str, torch.dtype]] = {name: getattr(torch, name) for name in _TYPES.split()}
 """The types of tensors that are stored, by the words that a file says."""
 
 _AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -73,38 +71,19 @@ class Compact:
         and `n_of_m` before `bits`.
         """
         flat = tensor.detach().cpu().contiguous().flatten()
-        nonzero = flat.view(_AS_INTEGERS[flat.element_size()]) != 0
+        nonzero = _bits_of(flat) != 0
         width = _width(flat)
-        bits = width or 8 * flat.element_size()
-        count = int(nonzero.count_nonzero())
-        most = _most_kept(nonzero, tensor.shape) if 0 < count < len(flat) else {}
-        grouped = [
-            (len(flat) // group * keep * (bits + _place_bits(group)), 1, "n_of_m", keep, group)
-            for group, keep in most.items()
-            if keep < group
-        ]
-        whole = (len(flat) * bits, 0, "whole", 0, 0)
-        least = (
-            min([whole, (count * bits + len(flat), 2, "bits", 0, 0), *grouped])
-            if count
-            else (0, 0, "zeros" if len(flat) else "whole", 0, 0)
-        )
-        _, _, layout, keep, group = least
+        layout, keep, group = _smallest(nonzero, tensor.shape, width or 8 * flat.element_size())
         parts = _parts(layout, flat, nonzero, keep, group)
-        if width and "values" in parts:
+        if layout == "zeros":
+            width = 0
+        elif width:
+            # In int16, in which no sum overflows; made positive, a code is its lowest bits.
             codes = parts["values"].flatten().to(torch.int16) + 2 ** (width - 1)
             parts["values"] = pack_bits(codes.to(torch.uint8), width)
         elif layout == "whole":
             parts["values"] = parts["values"].reshape(tensor.shape)
-        return cls(
-            layout,
-            tuple(tensor.shape),
-            flat.dtype,
-            parts,
-            width if layout != "zeros" else 0,
-            keep,
-            group,
-        )
+        return cls(layout, tuple(tensor.shape), flat.dtype, parts, width, keep, group)
 
     @property
     def size(self) -> int:
@@ -113,26 +92,27 @@ class Compact:
 
     def facts(self) -> dict[str, Any]:
         """Return what `read` needs besides the parts, as plain JSON data."""
-        numbers = {
-            name: number for name in ("width", "keep", "group") if (number := getattr(self, name))
-        }
-        return {
+        facts: dict[str, Any] = {
             "layout": self.layout,
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
-            **numbers,
         }
+        for name in ("width", "keep", "group"):
+            if getattr(self, name):
+                facts[name] = getattr(self, name)
+        return facts
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], parts: Mapping[str, Tensor]) -> "Compact":
         """Return it again. `ValueError` for facts that are none; whether the parts fit them is
         looked at when it is made `whole`.
         """
-        width, keep, group = (facts.get(name, 0) for name in ("width", "keep", "group"))
-        if any(type(number) is not int for number in (width, keep, group)) or not 0 <= width < 8:
-            raise ValueError(f"width, keep and group are {brief([width, keep, group])}")
+        numbers = [facts.get(name, 0) for name in ("width", "keep", "group")]
+        whole = all(type(number) is int for number in numbers)
+        if not whole or not 0 <= numbers[0] < 8:
+            raise ValueError(f"width, keep and group are {brief(numbers)}")
         shape, dtype = declared(facts)
-        return cls(str(facts.get("layout")), shape, dtype, parts, width, keep, group)
+        return cls(str(facts.get("layout")), shape, dtype, parts, *numbers)
 
     def whole(self) -> Shaped[Tensor, "..."]:
         """Return the tensor. `ValueError` where its parts don't fit each other."""
@@ -144,34 +124,26 @@ class Compact:
             return self._values(count).reshape(self.shape)
         if self.layout == "bits":
             where = _spread(self.parts["bits"], count)
-            values, flat = (
-                self._values(int(where.count_nonzero())),
-                torch.zeros(count, dtype=self.dtype),
-            )
-            flat[where] = values
+            flat = torch.zeros(count, dtype=self.dtype)
+            flat[where] = self._values(int(where.count_nonzero()))
             return flat.reshape(self.shape)
         return self._regrouped(count)
 
     def _regrouped(self, count: int) -> Tensor:
-        if (
-            self.group not in GROUPS
-            or not 0 < self.keep < self.group
-            or not self.shape
-            or self.shape[-1] % self.group
-        ):
+        keep = self.keep
+        group = self.group
+        fits = group in GROUPS and 0 < keep < group
+        if not fits or not self.shape or self.shape[-1] % group:
             raise ValueError(
-                f"{brief(self.keep)} of every {brief(self.group)} don't fit rows of {self.shape[-1:]}"
+                f"{brief(keep)} of every {brief(group)} don't fit rows of {self.shape[-1:]}"
             )
-        kept = count // self.group * self.keep
-        places = unpack_bits(self.parts["places"], _place_bits(self.group), kept).reshape(
-            -1, self.keep
-        )
-        if self.keep > 1 and not bool((places[:, 1:] > places[:, :-1]).all()):
+        kept = count // group * keep
+        packed = unpack_bits(self.parts["places"], _place_bits(group), kept)
+        places = packed.reshape(-1, keep)
+        if keep > 1 and not bool((places[:, 1:] > places[:, :-1]).all()):
             raise ValueError("the places of a group aren't in order")
-        flat, values = (
-            torch.zeros(count // self.group, self.group, dtype=self.dtype),
-            self._values(kept).reshape(-1, self.keep),
-        )
+        values = self._values(kept).reshape(-1, keep)
+        flat = torch.zeros(count // group, group, dtype=self.dtype)
         for start in range(0, len(flat), _AT_ONCE):
             piece = slice(start, start + _AT_ONCE)
             flat[piece].scatter_(1, places[piece].long(), values[piece])
@@ -182,15 +154,11 @@ class Compact:
         values = self.parts["values"]
         if self.width:
             _fits("the type of its numbers", self.dtype, torch.int8)
-            return (
-                unpack_bits(values, self.width, count).to(torch.int16) - 2 ** (self.width - 1)
-            ).to(torch.int8)
+            codes = unpack_bits(values, self.width, count).to(torch.int16)
+            return (codes - 2 ** (self.width - 1)).to(torch.int8)
+        shape = self.shape if self.layout == "whole" else (count,)
         _fits("the type of its numbers", values.dtype, self.dtype)
-        _fits(
-            "the shape of its numbers",
-            tuple(values.shape),
-            self.shape if self.layout == "whole" else (count,),
-        )
+        _fits("the shape of its numbers", tuple(values.shape), shape)
         return values.flatten()
 
 
@@ -204,20 +172,17 @@ _PARTS: Final = {
 
 def declared(facts: Mapping[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
     """Return the shape and the type that an entry of a file says. `ValueError` for what is none."""
-    shape, dtype = facts.get("shape"), facts.get("dtype")
-    sound = (
-        isinstance(shape, list)
-        and len(shape) <= _DIMENSIONS
-        and all(type(n) is int and 0 <= n <= _LONGEST for n in shape)
-    )
-    if (
-        not isinstance(shape, list)
-        or not sound
-        or not isinstance(dtype, str)
-        or dtype not in DTYPES
-    ):
+    shape = facts.get("shape")
+    dtype = facts.get("dtype")
+    if not _is_shape(shape) or not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"shape and dtype are {brief([shape, dtype])}")
     return tuple(shape), DTYPES[dtype]
+
+
+def _is_shape(shape: Any) -> TypeGuard[list[int]]:
+    if not isinstance(shape, list) or len(shape) > _DIMENSIONS:
+        return False
+    return all(type(size) is int and 0 <= size <= _LONGEST for size in shape)
 
 
 def pack_bits(numbers: UInt8[Tensor, "number"], width: int) -> UInt8[Tensor, "byte"]:
@@ -226,11 +191,12 @@ def pack_bits(numbers: UInt8[Tensor, "number"], width: int) -> UInt8[Tensor, "by
     >>> pack_bits(torch.tensor([1, 2, 3, 0, 2], dtype=torch.uint8), 2).tolist()
     [57, 2]
     """
-    pieces = [
-        _packed(numbers[start : start + _AT_ONCE].numpy(), width)
-        for start in range(0, len(numbers), _AT_ONCE)
-    ]
-    return torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *pieces]))
+    pieces = [np.empty(0, np.uint8)]
+    for piece in numbers.split(_AT_ONCE):
+        # A row of bits for each number, of which the lowest stay.
+        spread = np.unpackbits(piece.numpy()[:, None], axis=1, bitorder="little")
+        pieces.append(np.packbits(spread[:, :width], bitorder="little"))
+    return torch.from_numpy(np.concatenate(pieces))
 
 
 def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[Tensor, "number"]:
@@ -241,41 +207,33 @@ def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[
     _fits("bytes of packed bits", len(packed), -(-count * width // 8))
     numbers = np.zeros(count, np.uint8)
     for start in range(0, count, _AT_ONCE):
-        size, first = min(_AT_ONCE, count - start), start * width // 8
-        bits = np.unpackbits(
-            packed[first : first + -(-size * width // 8)].numpy(),
-            bitorder="little",
-            count=size * width,
-        )
-        numbers[start : start + size] = np.packbits(
-            bits.reshape(size, width), axis=1, bitorder="little"
-        )[:, 0]
+        size = min(_AT_ONCE, count - start)
+        first = start * width // 8
+        content = packed[first : first + -(-size * width // 8)].numpy()
+        bits = np.unpackbits(content, bitorder="little", count=size * width).reshape(size, width)
+        numbers[start : start + size] = np.packbits(bits, axis=1, bitorder="little")[:, 0]
     return torch.from_numpy(numbers)
 
 
 def digest(tensor: Shaped[Tensor, "..."]) -> str:
     """Return the SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(
-        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    ).hexdigest()
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(content.numpy().data).hexdigest()
 
 
-def same(one: Shaped[Tensor, "..."], other: Shaped[Tensor, "..."]) -> bool:
+def same(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> bool:
     """Return whether two tensors have the same shape, type and bits: 0 and -0 differ, NaN equals
     itself.
     """
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    kind = _AS_INTEGERS[one.element_size()]
-    return torch.equal(
-        *(tensor.detach().cpu().contiguous().flatten().view(kind) for tensor in (one, other))
-    )
+    return torch.equal(_bits_of(left), _bits_of(right))
 
 
-def _packed(numbers: np.ndarray, width: int) -> np.ndarray:
-    return np.packbits(
-        np.unpackbits(numbers[:, None], axis=1, bitorder="little")[:, :width], bitorder="little"
-    )
+def _bits_of(tensor: Tensor) -> Tensor:
+    """The same bits as whole numbers, in which a negative zero isn't zero and NaN equals itself."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(_AS_INTEGERS[flat.element_size()])
 
 
 def _spread(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
@@ -288,6 +246,30 @@ def _spread(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
     return torch.from_numpy(spread[:count].astype(bool))
 
 
+def _smallest(
+    nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int
+) -> tuple[str, int, int]:
+    """The layout that takes the fewest bits for numbers of so many, with its `keep` and `group`."""
+    length = len(nonzero)
+    count = int(nonzero.count_nonzero())
+    if not length:
+        return "whole", 0, 0
+    if not count:
+        return "zeros", 0, 0
+    # Bits, the place among equals, and what is said of the layout.
+    candidates = [(length * bits, 0, "whole", 0, 0), (count * bits + length, 2, "bits", 0, 0)]
+    if count < length:
+        for group in GROUPS:
+            if shape[-1] % group:
+                continue
+            keep = int(nonzero.view(-1, group).sum(1).max())
+            if keep < group:
+                size = length // group * keep * (bits + _place_bits(group))
+                candidates.append((size, 1, "n_of_m", keep, group))
+    _, _, layout, keep, group = min(candidates)
+    return layout, keep, group
+
+
 def _parts(
     layout: str, flat: Tensor, nonzero: Bool[Tensor, "number"], keep: int, group: int
 ) -> dict[str, Tensor]:
@@ -296,39 +278,21 @@ def _parts(
     if layout == "whole":
         return {"values": flat}
     if layout == "bits":
-        return {
-            "bits": torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little")),
-            "values": flat[nonzero],
-        }
-    places, values = list[Tensor](), list[Tensor]()
-    for numbers, there in zip(
-        flat.view(-1, group).split(_AT_ONCE), nonzero.view(-1, group).split(_AT_ONCE), strict=True
-    ):
+        bits = torch.from_numpy(np.packbits(nonzero.numpy(), bitorder="little"))
+        return {"bits": bits, "values": flat[nonzero]}
+    places: list[Tensor] = []
+    values: list[Tensor] = []
+    numbers = flat.view(-1, group).split(_AT_ONCE)
+    filled = nonzero.view(-1, group).split(_AT_ONCE)
+    for piece, piece_filled in zip(numbers, filled, strict=True):
         # The places that aren't zero come first; a group that has fewer is filled up with places of
         # zeros.
-        chosen = (
-            torch.sort(there.logical_not().to(torch.uint8), dim=1, stable=True)
-            .indices[:, :keep]
-            .sort(dim=1)
-            .values
-        )
+        zero_last = piece_filled.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
+        chosen = zero_last[:, :keep].sort(dim=1).values
         places.append(chosen.to(torch.uint8))
-        values.append(numbers.gather(1, chosen))
-    return {
-        "places": pack_bits(torch.cat(places).flatten(), _place_bits(group)),
-        "values": torch.cat(values).flatten(),
-    }
-
-
-def _most_kept(nonzero: Bool[Tensor, "number"], shape: Sequence[int]) -> dict[int, int]:
-    """How many numbers of a group aren't zero at most, by the size of the group, where it
-    divides the rows.
-    """
-    return {
-        group: int(nonzero.view(-1, group).sum(1).max())
-        for group in GROUPS
-        if shape and shape[-1] and shape[-1] % group == 0 and len(nonzero)
-    }
+        values.append(piece.gather(1, chosen))
+    packed = pack_bits(torch.cat(places).flatten(), _place_bits(group))
+    return {"places": packed, "values": torch.cat(values).flatten()}
 
 
 def _width(flat: Int[Tensor, "number"] | Tensor) -> int:
@@ -345,6 +309,6 @@ def _place_bits(group: int) -> int:
     return group.bit_length() - 1
 
 
-def _fits(what: str, there: object, expected: object) -> None:
-    if there != expected:
-        raise ValueError(f"{what} are {brief(there)} where {brief(expected)} fit")
+def _fits(subject: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"{subject} are {brief(found)} where {brief(expected)} fit")

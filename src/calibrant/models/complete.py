@@ -1,26 +1,41 @@
 """A model and its files must be each other's: what the files lack would be random, what the
 model doesn't use would be lost in silence.
+
+Where the files have another type of numbers, they are converted here, tensor by tensor:
+transformers maps the whole file and keeps all of it in memory until it has converted it.
 """
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import torch
 from safetensors import safe_open
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
 from calibrant.errors import ModelError
 from calibrant.models.quiet import Refusal
 from calibrant.spec.foreign import brief
 
-FLOATS: Final = ("F64", "F32", "F16", "BF16")
+WORDS: Final = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+"""The file format's words for the types of numbers."""
+FLOATS: Final = tuple(WORDS.values())
 SPARE: Final = 2**24
 """Numbers that a model may ask for beyond twice what is stored: a head may be tied, and what
 little is missing is named when it is loaded.
@@ -55,7 +70,8 @@ def stored_tensors(files: Sequence[Path]) -> Mapping[str, StoredTensor]:
         for name, tensor in _header_of(path):
             if name in stored:
                 raise ModelError(
-                    f"{path} holds {brief(name)}, and so does {stored[name].file}; copy or download the model again, one file at a time",
+                    f"{path} holds {brief(name)}, and so does {stored[name].file}; copy or "
+                    "download the model again, one file at a time",
                     subject=name,
                 )
             stored[name] = tensor
@@ -63,15 +79,16 @@ def stored_tensors(files: Sequence[Path]) -> Mapping[str, StoredTensor]:
 
 
 def _header_of(path: Path) -> list[tuple[str, StoredTensor]]:
+    tensors: list[tuple[str, StoredTensor]] = []
     with (
         Refusal(f"{path} is no sound safetensors file", "; copy or download it again", str(path)),
         safe_open(path, framework="pt", backend="pread") as file,
     ):
-        slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
-        return [
-            (name, StoredTensor(tuple(part.get_shape()), str(part.get_dtype()), path.name))
-            for name, part in slices
-        ]
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            part = file.get_slice(name)
+            shape = tuple(part.get_shape())
+            tensors.append((name, StoredTensor(shape, str(part.get_dtype()), path.name)))
+    return tensors
 
 
 def check_complete(loaded: Any, ref: str) -> None:
@@ -81,13 +98,15 @@ def check_complete(loaded: Any, ref: str) -> None:
     if loaded["mismatched_keys"]:
         name, stored, configured = min(loaded["mismatched_keys"])
         raise ModelError(
-            f"{ref}: {name} is {list(stored)}, but the configuration asks for {list(configured)}; check config.json",
+            f"{ref}: {name} is {list(stored)}, but the configuration asks for "
+            f"{list(configured)}; check config.json",
             subject=name,
         )
     if loaded["missing_keys"]:
         name = min(loaded["missing_keys"])
         raise ModelError(
-            f"{ref} has no numbers for {name}, which would be random; give a complete model with its head",
+            f"{ref} has no numbers for {name}, which would be random; give a complete model with "
+            "its head",
             subject=name,
         )
     if loaded["unexpected_keys"]:
@@ -97,7 +116,8 @@ def check_complete(loaded: Any, ref: str) -> None:
 def refuse_unused(name: str, ref: str) -> None:
     """Raise `ModelError` for a tensor that the files hold and the model has no place for."""
     raise ModelError(
-        f"{ref} holds {brief(name)}, which a model of this configuration has no place for; check the number of layers and the architecture",
+        f"{ref} holds {brief(name)}, which a model of this configuration has no place for; check "
+        "the number of layers and the architecture",
         subject=name,
     )
 
@@ -108,6 +128,7 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTr
     """
     if not type(config).__module__.startswith("transformers."):
         return None
+    # `from_config` writes into the configuration it is given.
     with torch.device("meta"), no_init_weights(), meta_device_safe_creation_ops():
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(config), trust_remote_code=False, dtype=dtype
@@ -118,15 +139,20 @@ def check_fits(model: nn.Module, numbers: int, ref: str) -> None:
     """Raise `ModelError` for a model without numbers that would take far more of them than the
     files hold: it isn't built then.
     """
-    sizes = {name: prod(p.shape) for name, p in model.named_parameters()}
-    extra = {name: prod(b.shape) for name, b in model.named_buffers()}
-    for part, most in ((sizes, 2 * numbers + SPARE), (extra, max(numbers, BUFFERS))):
-        if sum(part.values()) > most:
-            name = max(part, key=part.__getitem__)
-            raise ModelError(
-                f"{ref} holds {numbers:,} numbers, but its configuration asks for {sum(part.values()):,}, {part[name]:,} of them in {name}; check it",
-                subject=name,
-            )
+    _check_room(dict(model.named_parameters()), 2 * numbers + SPARE, numbers, ref)
+    _check_room(dict(model.named_buffers()), max(numbers, BUFFERS), numbers, ref)
+
+
+def _check_room(tensors: Mapping[str, Tensor], most: int, numbers: int, ref: str) -> None:
+    sizes = {name: prod(tensor.shape) for name, tensor in tensors.items()}
+    total = sum(sizes.values())
+    if total > most:
+        name = max(sizes, key=sizes.__getitem__)
+        raise ModelError(
+            f"{ref} holds {numbers:,} numbers, but its configuration asks for {total:,}, "
+            f"{sizes[name]:,} of them in {name}; check it",
+            subject=name,
+        )
 
 
 def check_types(model: PreTrainedModel, stored: Mapping[str, StoredTensor], ref: str) -> None:
@@ -140,7 +166,8 @@ def check_types(model: PreTrainedModel, stored: Mapping[str, StoredTensor], ref:
             continue
         if not any(pattern.search(name) for pattern in ignored):
             raise ModelError(
-                f"{ref} holds {brief(name)} as {tensor.dtype}, and weights are {', '.join(FLOATS)}; give the model before its quantization",
+                f"{ref} holds {brief(name)} as {tensor.dtype}, and weights are "
+                f"{', '.join(FLOATS)}; give the model before its quantization",
                 subject=name,
             )
 
@@ -149,6 +176,71 @@ def is_among(name: str, parts: Sequence[str]) -> bool:
     """Whether a stored tensor is one of these parts of a model; either name may lack the prefix
     of the whole model.
     """
-    return any(
-        part == name or part.endswith(f".{name}") or name.endswith(f".{part}") for part in parts
-    )
+    return any(f".{part}".endswith(f".{name}") or name.endswith(f".{part}") for part in parts)
+
+
+def converts(
+    empty: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype
+) -> bool:
+    """Whether the files of the model `empty` hold another type than `dtype`, and every tensor under
+    the name that the model has for it.
+
+    Where transformers gives tensors other names, such as those of experts that it puts together, it
+    converts them too.
+    """
+    if all(tensor.dtype == WORDS.get(dtype) for tensor in stored.values()):
+        return False
+    names = dict(empty.named_parameters(remove_duplicate=False)).keys()
+    names |= dict(empty.named_buffers()).keys()
+    parts = list(names)
+    return all(name in names or is_among(name, parts) for name in stored)
+
+
+def converted(
+    empty: PreTrainedModel, files: Sequence[Path], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor by its name, in `dtype` unless it is a buffer or one that the model
+    `empty`, made in `dtype`, has in another type.
+
+    No file stays mapped: what was read of one would count as memory in use.
+    """
+    others = [name for name, _ in empty.named_buffers()]
+    for name, parameter in empty.named_parameters():
+        if parameter.dtype != dtype:
+            others.append(name)
+    patterns = [re.compile(pattern) for pattern in empty._keep_in_fp32_modules_strict or ()]
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            names = tuple(file.keys())
+        for name in names:
+            # Opened anew for each tensor: closing it takes the pages that were read out of memory.
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(name)
+                left = is_among(name, others) or any(pattern.search(name) for pattern in patterns)
+                yield name, tensor.clone() if left else tensor.to(dtype, copy=True)
+
+
+def from_state(
+    kind: type[PreTrainedModel],
+    state: Mapping[str, Any],
+    folder: Path,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+) -> Any:
+    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what
+    transformers says of its loading.
+
+    `state` has tensors, or slices of safetensors, which are read where transformers takes them.
+    """
+    options: dict[str, Any] = {
+        "config": config,
+        "state_dict": state,
+        "dtype": dtype,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    model, loaded = cast(Any, kind.from_pretrained(cast(Any, None), **options))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.config.name_or_path = model.name_or_path = str(folder)
+    return model, loaded

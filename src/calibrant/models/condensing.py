@@ -11,7 +11,6 @@ that it has there must have the shapes, and on some rows the outputs, of what it
 """
 
 import copy
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -21,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calibrant.errors import ModelError
-from calibrant.models.experts import ExpertLayer, expert_layers
+from calibrant.models.changing import without_numbers
+from calibrant.models.experts import ExpertLayer, check_blocks, expert_layers
 from calibrant.models.viewing import ModelView, Weight
 
 PLAIN: Final = "dense"
@@ -65,8 +65,9 @@ def condense(view: ModelView, layers: Mapping[int, Condensed]) -> None:
     if not layers:
         return
     networks = condensed(view, layers)
-    config: Any = view.model.config.get_text_config(decoder=True)
+    config = view.config
     _say(view, config, layers, _width(view, layers))
+    # From here on nothing can be refused.
     for name, network in networks.items():
         path, _, key = name.rpartition(".")
         setattr(view.model.get_submodule(path), key, network)
@@ -84,31 +85,36 @@ def condensed(view: ModelView, layers: Mapping[int, Condensed]) -> dict[str, nn.
     is kept, and where the architecture can't have a plain network in their place.
     """
     found = {layer.block: layer for layer in expert_layers(view)}
-    _check(found, layers)
-    width = _width(view, layers)
-    described = _described(view, {found[block].name for block in layers}, layers, width)
+    check_blocks(layers, list(found))
+    for block, kept in layers.items():
+        _check(found[block], kept)
+    names = {found[block].name for block in layers}
+    described = _described(view, names, layers, _width(view, layers))
     networks: dict[str, nn.Module] = {}
     for block, kept in layers.items():
         layer = found[block]
-        sample = layer.experts[0][0].stored
-        network = (
-            described.get_submodule(layer.name)
-            .to_empty(device=sample.device)
-            .to(sample.dtype)
-            .train(layer.module.training)
-        )
-        gates, ups, downs = (
-            network.get_parameter(f"{key}_proj.weight").zero_() for key in ("gate", "up", "down")
-        )
-        at = 0
-        for (gate, up, down), factor in _kept_units(layer, kept):
-            end = at + len(gate)
-            gates[at:end], ups[at:end], downs[:, at:end] = gate, up, factor * down
-            at = end
-        network.requires_grad_(next(layer.module.parameters()).requires_grad)
+        network = described.get_submodule(layer.name)
+        _fill(network, layer, kept)
         _check_outputs(layer, kept, network)
         networks[layer.name] = network
     return networks
+
+
+def _fill(network: nn.Module, layer: ExpertLayer, kept: Condensed) -> None:
+    """Give a network without numbers those of what is kept, and zeros beside them."""
+    sample = layer.experts[0][0].stored
+    network.to_empty(device=sample.device).to(sample.dtype).train(layer.module.training)
+    gates = network.get_parameter("gate_proj.weight").zero_()
+    ups = network.get_parameter("up_proj.weight").zero_()
+    downs = network.get_parameter("down_proj.weight").zero_()
+    start = 0
+    for (gate, up, down), factor in _kept_units(layer, kept):
+        units = slice(start, start + len(gate))
+        gates[units] = gate
+        ups[units] = up
+        downs[:, units] = factor * down  # the constant gate, which needs no router then
+        start = units.stop
+    network.requires_grad_(next(layer.module.parameters()).requires_grad)
 
 
 @torch.no_grad()
@@ -124,40 +130,35 @@ def shared_of(layer: ExpertLayer) -> nn.Module | None:
     """Return the module of the expert that every token passes through; None for a layer without
     one.
     """
-    if not layer.shared:
+    modules: set[str] = set()
+    for weight in layer.shared:
+        if weight.name.startswith(f"{layer.name}."):
+            modules.add(weight.name.removeprefix(f"{layer.name}.").partition(".")[0])
+        else:
+            modules.add("")  # outside of the layer
+    if not modules:
         return None
-    inside = {
-        weight.name.removeprefix(f"{layer.name}.").partition(".")[0] for weight in layer.shared
-    }
-    if len(inside) > 1 or not all(
-        weight.name.startswith(f"{layer.name}.") for weight in layer.shared
-    ):
+    if len(modules) > 1 or "" in modules:
         raise ModelError(
-            f"{layer.name} has several shared experts, or one outside of it; its experts can't be condensed",
+            f"{layer.name} has several shared experts, or one outside of it; its experts can't be "
+            "condensed",
             subject=layer.name,
         )
-    return layer.module.get_submodule(inside.pop())
+    return layer.module.get_submodule(modules.pop())
 
 
-def _check(found: Mapping[int, ExpertLayer], layers: Mapping[int, Condensed]) -> None:
-    if strangers := sorted(set(layers) - set(found)):
-        there = ", ".join(map(str, found)) or "none"
+def _check(layer: ExpertLayer, kept: Condensed) -> None:
+    for expert in kept.gates:
+        if not 0 <= expert < layer.count:
+            raise ModelError(
+                f"{layer.name} has no expert {expert}: it has experts 0 to {layer.count - 1}",
+                subject=str(expert),
+            )
+    if not kept.gates and not layer.shared:
         raise ModelError(
-            f"block {strangers[0]} has no layer of experts (blocks that have one: {there})",
-            subject=str(strangers[0]),
+            f"{layer.name} has no shared expert, so one at least of the others must be kept",
+            subject=layer.name,
         )
-    for block, kept in layers.items():
-        layer = found[block]
-        if strangers := [expert for expert in kept.gates if not 0 <= expert < layer.count]:
-            raise ModelError(
-                f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}",
-                subject=str(strangers[0]),
-            )
-        if not kept.gates and not layer.shared:
-            raise ModelError(
-                f"{layer.name} has no shared expert, so one at least of the others must be kept",
-                subject=layer.name,
-            )
 
 
 def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
@@ -165,17 +166,19 @@ def _width(view: ModelView, layers: Mapping[int, Condensed]) -> int:
     networks already, as many as they have.
     """
     found = {layer.block: layer for layer in expert_layers(view)}
-    widest = max(
-        sum(down.shape[1] for (_, _, down), _ in _kept_units(found[block], kept))
-        for block, kept in layers.items()
-    )
+    widest = 0
+    for block, kept in layers.items():
+        width = sum(down.shape[1] for (_, _, down), _ in _kept_units(found[block], kept))
+        widest = max(widest, width)
+    # No plain network is there yet, so nothing says how wide one must be.
     if all(block.index in found for block in view.blocks):
         return widest
-    config: Any = view.model.config.get_text_config(decoder=True)
+    config = view.config
     if widest > config.intermediate_size:
         raise ModelError(
-            f"a condensed layer would have {widest} hidden units, and the plain networks that there are have {config.intermediate_size}, "
-            "which a configuration says for all of them; keep fewer experts",
+            f"a condensed layer would have {widest} hidden units, and the plain networks that "
+            f"there are have {config.intermediate_size}, which a configuration says for all of "
+            "them; keep fewer experts",
             subject=str(widest),
         )
     return config.intermediate_size
@@ -185,24 +188,25 @@ def _say(view: ModelView, config: Any, blocks: Collection[int], width: int) -> N
     """Say in a configuration that these blocks have plain networks. `ModelError`, with the
     reason, where it can't.
     """
-    listed, kinds = (getattr(config, name, None) for name in ("mlp_only_layers", "mlp_layer_types"))
+    listed = getattr(config, "mlp_only_layers", None)
+    kinds = getattr(config, "mlp_layer_types", None)
     if isinstance(listed, list | tuple):
         config.mlp_only_layers = sorted({*listed, *blocks})
     elif isinstance(kinds, list | tuple) and len(kinds) == len(view.blocks):
-        config.mlp_layer_types = [
-            PLAIN if place in blocks else kind for place, kind in enumerate(kinds)
-        ]
+        kinds = list(kinds)
+        for block in blocks:
+            kinds[block] = PLAIN
+        config.mlp_layer_types = kinds
     else:
-        prefix = next((name for name in PREFIXES if getattr(config, name, None) is not None), None)
-        why = (
-            f"its {prefix} lets none but the first blocks be without"
-            if prefix
-            else "it has no mlp_only_layers"
-        )
-        name = type(view.model).__name__
+        prefixes = [name for name in PREFIXES if getattr(config, name, None) is not None]
+        why = "it has no mlp_only_layers"
+        if prefixes:
+            why = f"its {prefixes[0]} lets none but the first blocks be without"
+        kind = type(view.model).__name__
         raise ModelError(
-            f"the configuration of a {name} can't say that some of its blocks have no experts: {why}",
-            subject=name,
+            f"the configuration of a {kind} can't say that some of its blocks have no experts: "
+            f"{why}",
+            subject=kind,
         )
     config.intermediate_size = width
 
@@ -213,43 +217,54 @@ def _described(
     """The model with plain networks, without numbers. `ModelError` where the configuration would
     ask for anything else that is another.
     """
-    config: Any = copy.deepcopy(view.model.config)
+    config = copy.deepcopy(view.model.config)
     _say(view, config.get_text_config(decoder=True), blocks, width)
-    with torch.device("meta"):
-        described = type(view.model)(config)
-    now, then = (
-        dict(model.named_parameters(remove_duplicate=False)) for model in (view.model, described)
-    )
+    described = without_numbers(view.model, config)
     inside = tuple(f"{name}." for name in names)
-    odd = [
-        n
-        for n in sorted({*now, *then})
-        if not n.startswith(inside)
-        and (n not in now or n not in then or now[n].shape != then[n].shape)
-    ]
-    plain = {f"{name}{key}_proj.weight" for name in inside for key in ("gate", "up", "down")}
-    odd += sorted({n for n in then if n.startswith(inside)} ^ plain)
+    now = _shapes(view.model, inside)
+    then = _shapes(described, inside)
+    odd = [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]
+    plain: set[str] = set()
+    for prefix in inside:
+        plain |= {f"{prefix}{key}_proj.weight" for key in ("gate", "up", "down")}
+    parameters = described.named_parameters(remove_duplicate=False)
+    networks = {name for name, _ in parameters if name.startswith(inside)}
+    odd += sorted(networks ^ plain)
     if odd:
         kind = type(view.model).__name__
-        raise ModelError(f"without some layers of experts the configuration would ask for another {odd[0]}; those of a {kind} can't be condensed",
-                         subject=odd[0])  # fmt: skip
+        raise ModelError(
+            "without some layers of experts the configuration would ask for another "
+            f"{odd[0]}; those of a {kind} can't be condensed",
+            subject=odd[0],
+        )
     return described
+
+
+def _shapes(model: nn.Module, but_for: tuple[str, ...]) -> dict[str, torch.Size]:
+    """The shapes of a model's parameters, but for those whose names begin so."""
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not name.startswith(but_for):
+            shapes[name] = parameter.shape
+    return shapes
 
 
 def _kept_units(layer: ExpertLayer, kept: Condensed) -> list[tuple[_Units, float]]:
     """The hidden units of the shared expert and of those that are kept, in this order, each with
     its gate.
     """
-    shared = [(_units(layer, layer.shared), kept.shared)] if layer.shared else []
-    return shared + [
-        (_units(layer, layer.experts[expert]), gate) for expert, gate in kept.gates.items()
-    ]
+    units: list[tuple[_Units, float]] = []
+    if layer.shared:
+        units.append((_units(layer, layer.shared), kept.shared))
+    for expert, gate in kept.gates.items():
+        units.append((_units(layer, layer.experts[expert]), gate))
+    return units
 
 
 def _units(layer: ExpertLayer, matrices: Collection[Weight]) -> _Units:
-    named = {
-        re.sub(r"\[\d+\]$", "", weight.name).rpartition(".")[2]: weight.get() for weight in matrices
-    }
+    named: dict[str, Tensor] = {}
+    for weight in matrices:
+        named[weight.tensor_name.rpartition(".")[2]] = weight.get()
     match named:
         case {"gate_up_proj": both, "down_proj": down, **others} if not others:
             gate, up = both.chunk(2)
@@ -258,7 +273,8 @@ def _units(layer: ExpertLayer, matrices: Collection[Weight]) -> _Units:
         case _:
             parts = ", ".join(named)
             raise ModelError(
-                f"the experts of {layer.name} are no plain gated networks ({parts}), so they can't be condensed",
+                f"the experts of {layer.name} are no plain gated networks ({parts}), so they "
+                "can't be condensed",
                 subject=layer.name,
             )
     return gate, up, down
@@ -269,11 +285,17 @@ def _check_outputs(layer: ExpertLayer, kept: Condensed, network: nn.Module) -> N
     sample = layer.experts[0][0].stored
     chance = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, layer.matrix.shape[1], generator=chance).to(sample.device, sample.dtype)
-    shared = shared_of(layer)
     parts = [gate * alone(layer, expert, x) for expert, gate in kept.gates.items()]
-    parts += [] if shared is None else [kept.shared * shared(x)]
-    want = torch.stack(parts).sum(0)
-    error, size = float((network(x) - want).float().norm()), float(want.float().norm())
+    shared = shared_of(layer)
+    if shared is not None:
+        parts.append(kept.shared * shared(x))
+    expected = torch.stack(parts).sum(0)
+    error = float((network(x) - expected).float().norm())
+    size = float(expected.float().norm())
+    # Not `>`: NaN shall be refused too.
     if not error <= WITHIN.get(sample.dtype, 0.03) * size:
-        raise ModelError(f"the experts of {layer.name} compute something else than gated networks side by side; they can't be condensed",
-                         subject=layer.name)  # fmt: skip
+        raise ModelError(
+            f"the experts of {layer.name} compute something else than gated networks side by "
+            "side; they can't be condensed",
+            subject=layer.name,
+        )

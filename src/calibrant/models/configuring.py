@@ -1,5 +1,5 @@
-"""A model's configuration, read before transformers acts on it: it may choose sizes that the files
-have, and no code.
+"""A model's configuration and tokenizer, read before transformers acts on them: they may choose
+sizes that the files have, and no code.
 
 Known architectures are opened with transformers' own classes, whatever an `auto_map` says. What
 would run other code (that beside a model, kernels from a hub) is refused, unless the user asked for
@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers import __version__ as transformers_version
 
 from calibrant.errors import ModelError
-from calibrant.models.folder import CONFIG, entries, leaves, read_object
+from calibrant.models.folder import CONFIG, check_plain, entries, leaves, read_object
 from calibrant.models.quiet import Refusal
 from calibrant.spec.foreign import TRUST_REMOTE_CODE, brief
 
+SETTINGS: Final = "tokenizer_config.json"
 FLAG: Final = "--trust-remote-code"
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
@@ -57,14 +65,12 @@ second, and what they lack is named then.
 
 
 def trusted(requested: bool | None) -> bool:
-    """Return whether code that comes with a model may be run: as `asked`, or as the environment
-    says.
+    """Return whether code that comes with a model may be run: as `requested`, or as the
+    environment says.
     """
-    return (
-        requested
-        if requested is not None
-        else os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
-    )
+    if requested is not None:
+        return requested
+    return os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
 
 
 @final
@@ -80,7 +86,8 @@ class Room:
     @classmethod
     def of(cls, shapes: Collection[tuple[int, ...]]) -> "Room":
         """Return the room in tensors of these shapes."""
-        return cls(max(FEW, len(shapes)), max(FEW, *(max(shape, default=0) for shape in shapes), 0))
+        rows = [max(shape, default=0) for shape in shapes]
+        return cls(max(FEW, len(shapes)), max(FEW, *rows))
 
 
 def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedConfig:
@@ -114,11 +121,13 @@ def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
     """Raise `ModelError` for a `config.json` that is damaged, of an unknown architecture,
     chooses code, names other files, or asks for too much.
     """
+    # As the file says it, since transformers acts on some entries while it reads them.
     raw = read_object(folder / CONFIG)
     for name in OTHER_FILES:
         if raw.get(name):
             raise ModelError(
-                f"{folder / CONFIG} names other files to be opened ({name}: {brief(raw[name])}); delete that entry",
+                f"{folder / CONFIG} names other files to be opened ({name}: {brief(raw[name])}); "
+                "delete that entry",
                 subject=name,
             )
     if not trust:
@@ -135,7 +144,8 @@ def check_code_is_here(raw: Mapping[str, Any], path: Path) -> None:
     for name in leaves(raw.get("auto_map")):
         if isinstance(name, str) and "--" in name:
             raise ModelError(
-                f"{path} wants code from elsewhere run (auto_map: {brief(name)}); copy that code beside it",
+                f"{path} wants code from elsewhere run (auto_map: {brief(name)}); copy that code "
+                "beside it",
                 subject=name,
             )
 
@@ -145,10 +155,16 @@ def check_counts(raw: Mapping[str, Any], where: str, room: Room) -> None:
     built.
     """
     for key, value in entries(raw):
-        most = room.layers if key in LAYERS else room.experts if key in EXPERTS else None
-        if most is not None and isinstance(value, int) and value > most:
+        if key in LAYERS:
+            most = room.layers
+        elif key in EXPERTS:
+            most = room.experts
+        else:
+            continue
+        if isinstance(value, int) and value > most:
             raise ModelError(
-                f"{where} says that {key} is {brief(value)}, but the files have room for {most:,} at most; check it",
+                f"{where} says that {key} is {brief(value)}, but the files have room for {most:,} "
+                "at most; check it",
                 subject=key,
             )
 
@@ -166,27 +182,29 @@ def check_sizes(config: PreTrainedConfig, ref: str) -> None:
             )
     if not isinstance(config.dtype, torch.dtype | None):
         raise ModelError(
-            f"{ref}: dtype is {brief(config.dtype)}, which is no type of numbers; check its config.json",
+            f"{ref}: dtype is {brief(config.dtype)}, which is no type of numbers; check its "
+            "config.json",
             subject="dtype",
         )
 
 
 def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
     for key, value in entries(raw):
+        # transformers reads `_attn_implementation_internal` as it reads `attn_implementation`.
         name = key.strip("_").removesuffix("_internal")
         allowed = CHOICES.get(name, ())
-        wrong = (
-            [leaf for leaf in leaves(value) if leaf is not None and leaf not in allowed]
-            if allowed
-            else [value]
-            if name in KERNELS and value
-            else []
-        )
+        wrong: list[Any] = []
+        instead = "delete that entry"
+        if allowed:
+            wrong = [leaf for leaf in leaves(value) if leaf is not None and leaf not in allowed]
+            instead = f"allowed is {', '.join(allowed)}"
+        elif name in KERNELS and value:
+            wrong = [value]
         if wrong:
-            instead = f"allowed is {', '.join(allowed)}" if allowed else "delete that entry"
             raise ModelError(
-                f"{folder / CONFIG} chooses what the model is computed with ({key}: {brief(wrong[0])}), which may run code from a hub; {instead}, "
-                f"or {FLAG} if you trust it",
+                f"{folder / CONFIG} chooses what the model is computed with ({key}: "
+                f"{brief(wrong[0])}), which may run code from a hub; {instead}, or {FLAG} if you "
+                "trust it",
                 subject=key,
             )
 
@@ -198,24 +216,28 @@ def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
         return
-    if raw.get("auto_map"):
-        if trust:
-            return
+    if not raw.get("auto_map"):
         raise ModelError(
-            f"{ref} ({brief(kind).strip(chr(39))}) works only with code of its own, which is never run here unless you say {FLAG}; "
-            "give an architecture that transformers has",
+            f"{ref} is of model type {brief(kind)}, which transformers {transformers_version} "
+            "doesn't know; check its config.json, or upgrade",
             subject=ref,
         )
-    raise ModelError(
-        f"{ref} is of model type {brief(kind)}, which transformers {transformers_version} doesn't know; check its config.json, or upgrade",
-        subject=ref,
-    )
+    if not trust:
+        named = brief(kind).strip("'")
+        raise ModelError(
+            f"{ref} ({named}) works only with code of its own, which is never run here unless you "
+            f"say {FLAG}; give an architecture that transformers has",
+            subject=ref,
+        )
 
 
 def _check_causal(config: PreTrainedConfig, ref: str) -> None:
     """Raise `ModelError` for a model that doesn't predict the next token."""
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
-    classes = {one.__name__ for one in (known if isinstance(known, list | tuple) else (known,))}
+    if not isinstance(known, list | tuple):
+        known = (known,)
+    classes = {kind.__name__ for kind in known}
+    # A configuration that names no class is opened as the first that fits it.
     named = config.architectures or sorted(classes)[:1]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelError(
@@ -223,8 +245,71 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
             subject="architectures",
         )
     if not classes.intersection(named):
-        what = ", ".join(named) or config.model_type
+        kind = ", ".join(named) or config.model_type
         raise ModelError(
-            f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2",
+            f"{ref} is no causal language model ({kind}); give one that predicts the next token, "
+            "such as smollm2",
             subject=ref,
         )
+
+
+def folder_tokenizer(folder: Path, ref: str, trust: bool) -> Any:
+    """Return a folder's tokenizer. Raises `ModelError` if it can't be made, or its chat template
+    is none.
+    """
+    names = check_plain(folder, ref)
+    if CONFIG in names:
+        check_raw(folder, ref, Room(), trust)
+    if SETTINGS in names:
+        check_code_is_here(read_object(folder / SETTINGS), folder / SETTINGS)
+    with Refusal(
+        f"{ref} has no tokenizer that can be opened",
+        "; put the model's tokenizer files beside it",
+        ref,
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        try_out(tokenizer)
+    check_template(tokenizer, ref)
+    return tokenizer
+
+
+def try_out(tokenizer: Any) -> None:
+    """Read and write a letter: some of what a tokenizer's files say is only looked at then."""
+    ids = tokenizer("a")["input_ids"]
+    tokenizer.decode(ids)
+    len(tokenizer)
+
+
+def check_ids(tokenizer: Any, model: nn.Module, ref: str) -> None:
+    """Raise `ModelError` for a token whose id has no row in the embedding.
+
+    Added tokens may lie beyond it, as one for pictures does in a model of text only, but not those
+    that stand in every batch.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
+    always = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    added = set(tokenizer.added_tokens_decoder) - always
+    beyond: dict[int, str] = {}
+    for token, number in tokenizer.get_vocab().items():
+        if number >= rows and number not in added:
+            beyond[number] = token
+    if beyond:
+        number = min(beyond)
+        raise ModelError(
+            f"{ref}: its tokenizer gives {brief(beyond[number])} the id {number}, but the "
+            f"embedding has {rows} rows; give the tokenizer of this model",
+            subject=ref,
+        )
+
+
+def check_template(tokenizer: Any, ref: str) -> None:
+    """Raise `ModelError` for a chat template that is no text."""
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        templates = {"default": templates}
+    for template in templates.values():
+        if not isinstance(template, str | None):
+            raise ModelError(
+                f"{ref}: its chat template is {brief(template)} and no text; check its {SETTINGS}",
+                subject="chat_template",
+            )

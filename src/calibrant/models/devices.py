@@ -36,13 +36,11 @@ def resolve_device(device: str) -> torch.device:
     MPS are untested here.
     """
     if device == "auto":
-        return torch.device(
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
     kind, _, number = device.partition(":")
     if kind not in DEVICES or (number and not number.isdigit()):
         hint = did_you_mean(kind, [*DEVICES, "auto"])
@@ -57,7 +55,8 @@ def resolve_device(device: str) -> torch.device:
     }[kind]
     if int(number or 0) >= available:
         raise ModelError(
-            f"device {device!r} isn't available on this machine (it has {available} of kind {kind}); use auto or cpu",
+            f"device {device!r} isn't available on this machine (it has {available} of kind "
+            f"{kind}); use auto or cpu",
             subject=device,
         )
     return torch.device(device)
@@ -76,9 +75,9 @@ def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype
         where = resolve_device(device) if isinstance(device, str) else device
         return torch.bfloat16 if _native_bfloat16(where) else torch.float32
     if dtype not in DTYPES:
+        hint = did_you_mean(dtype, [*DTYPES, "auto"])
         raise ModelError(
-            f"there is no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES, 'auto'])}; use auto, {', '.join(DTYPES)}",
-            subject=dtype,
+            f"there is no dtype {dtype!r}{hint}; use auto, {', '.join(DTYPES)}", subject=dtype
         )
     return DTYPES[dtype]
 
@@ -86,12 +85,10 @@ def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _CUDA_WITH_BFLOAT16
+    if device.type != "cpu":
+        return False
     able = torch.cpu.get_capabilities()
-    return (
-        device.type == "cpu"
-        and any(able.get(name, False) for name in _NATIVE_BFLOAT16)
-        and bfloat16_gain() >= WORTH
-    )
+    return any(able.get(name, False) for name in _NATIVE_BFLOAT16) and bfloat16_gain() >= WORTH
 
 
 @functools.cache

@@ -19,18 +19,16 @@ def divergences(
 
     Examples
     --------
-    >>> divergences(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))  # log((1 + e) / 2) - 1/2
+    >>> # log((1 + e) / 2) - 1/2
+    >>> divergences(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
     tensor([0.1201], dtype=torch.float64)
     """
-    old, new = _wide(old), _wide(new).to(old.device)
-    lost = ~(
-        old.sum(-1) + new.sum(-1)
-    ).isfinite()  # One NaN or infinity makes the sum so; looking at each is slow.
-    found = (
-        _compiled(old, new)
-        if old.dtype == new.dtype == torch.float32 and old.device.type == "cpu"
-        else _in_torch(old, new)
-    )
+    old = _wide(old)
+    new = _wide(new).to(old.device)
+    # One NaN or infinity makes the sum so; looking at each is slow.
+    lost = ~(old.sum(-1) + new.sum(-1)).isfinite()
+    compiles = old.dtype == new.dtype == torch.float32 and old.device.type == "cpu"
+    found = _compiled(old, new) if compiles else _in_torch(old, new)
     return found.masked_fill_(lost.cpu(), torch.nan)
 
 
@@ -38,32 +36,35 @@ def top(logits: Float[Tensor, "token word"]) -> Int[Tensor, "token"]:
     """Return each token's most probable word, of equal ones the first. On the processor numpy
     finds it in a tenth of torch's time.
     """
-    return (
-        torch.from_numpy(logits.numpy().argmax(-1))
-        if logits.device.type == "cpu"
-        else logits.argmax(-1)
-    )
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
 def _compiled(
     old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
 ) -> Float[Tensor, "token"]:
+    # Importing it imports numba, which takes a second.
     from calibrant.models.divergence_kernel import nats
 
-    a, b = old.numpy(), new.numpy()
-    out = np.empty(len(a))
-    nats(a, b, np.stack([a.max(-1), b.max(-1)], 1), out)
+    before = old.numpy()
+    after = new.numpy()
+    out = np.empty(len(before))
+    nats(before, after, np.stack([before.max(-1), after.max(-1)], 1), out)
     return torch.from_numpy(out)
 
 
 def _in_torch(
     old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
 ) -> Float[Tensor, "token"]:
-    before, after = old.log_softmax(-1), new.log_softmax(-1)
-    p, apart = before.exp(), after - before
-    near, far = p * (apart.expm1() - apart), after.exp() - p - p * apart
-    return torch.where(apart.abs() < 1, near, far).sum(-1, dtype=torch.float64).cpu()
+    before = old.log_softmax(-1)
+    after = new.log_softmax(-1)
+    p = before.exp()
+    d = after - before
+    near = p * (d.expm1() - d)
+    far = after.exp() - p - p * d
+    return torch.where(d.abs() < 1, near, far).sum(-1, dtype=torch.float64).cpu()
 
 
 def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -61,8 +61,8 @@ def _log_sum(row: Any, most: Any) -> Any:
     total = 0.0
     for start in range(0, len(row), RUN):
         part = np.float32(0)
-        for w in range(start, min(start + RUN, len(row))):
-            part += _exp(row[w] - most)
+        for word in range(start, min(start + RUN, len(row))):
+            part += _exp(row[word] - most)
         total += part
     return np.float32(np.log(total))
 
@@ -71,19 +71,26 @@ def nats(old: Any, new: Any, most: Any, out: Any) -> None:
     """Write into `out` KL(old ‖ new) of each row of float32 logits; `most` has the largest of
     each row of both.
     """
-    for r in range(len(old)):
-        a, b = old[r], new[r]
-        log_a, log_b = _log_sum(a, most[r, 0]), _log_sum(b, most[r, 1])
+    for row in range(len(old)):
+        a = old[row]
+        b = new[row]
+        most_a = most[row, 0]
+        most_b = most[row, 1]
+        log_a = _log_sum(a, most_a)
+        log_b = _log_sum(b, most_b)
         total = 0.0
         for start in range(0, len(a), RUN):
             part = np.float32(0)
-            for w in range(start, min(start + RUN, len(a))):
-                before, after = (a[w] - most[r, 0]) - log_a, (b[w] - most[r, 1]) - log_b
-                p, d = _exp(before), after - before
-                near, far = p * _beyond(d), (_exp(after) - p) - p * d
+            for word in range(start, min(start + RUN, len(a))):
+                before = (a[word] - most_a) - log_a
+                after = (b[word] - most_b) - log_b
+                p = _exp(before)
+                d = after - before
+                near = p * _beyond(d)
+                far = (_exp(after) - p) - p * d
                 part += near if abs(d) < np.float32(1) else far
             total += part
-        out[r] = total
+        out[row] = total
 
 
 _log_sum = compiled(_log_sum, fastmath=ANY_ORDER)

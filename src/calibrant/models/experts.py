@@ -15,9 +15,10 @@ expert layers: nothing but a feed-forward layer is.
 """
 
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calibrant.errors import ModelError, TargetError
+from calibrant.models.changing import without_numbers
 from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
 
 ROUTERS: Final = ("gate", "router")
@@ -79,45 +81,41 @@ def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
     Raises `ModelError`, naming the layer, where it can't be told which router picks among the
     experts.
     """
-    return tuple(layer for block in view.blocks for layer in _layers(view, block))
+    layers: list[ExpertLayer] = []
+    for block in view.blocks:
+        layers += _layers(view, block)
+    return tuple(layers)
 
 
 def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
     places: dict[str, dict[int, list[Weight]]] = {}
     for weight in block.weights:
-        of_attention = any("attn" in part or "attention" in part for part in weight.name.split("."))
+        of_attention = "attn" in weight.name or "attention" in weight.name
         if weight.expert is not None and not of_attention:
-            place = _holder(view, weight).rpartition(".")[0]
+            place = _holder(weight).rpartition(".")[0]
             places.setdefault(place, {}).setdefault(weight.expert, []).append(weight)
     for place, experts in places.items():
-        count, module = len(experts), view.model.get_submodule(place)
-        holders = {_holder(view, weight): weight.owner for weight in experts[0]}
-        matrix = _router(view, block, place, count, tuple(holders))
+        count = len(experts)
+        module = view.model.get_submodule(place)
+        owners = {_holder(weight): weight.owner for weight in experts[0]}
+        holders = tuple(owners.values())
+        matrix = _router(view, block, place, count, tuple(owners))
         router = module.get_submodule(matrix.name.removeprefix(f"{place}.").partition(".")[0])
-        shared = tuple(
-            w
-            for w in block.weights
-            if w.expert is None and any("shared" in part for part in w.name.split("."))
-        )
-        top_k = _top_k(view, (router, module, *holders.values()), place)
-        matrices = tuple(tuple(experts[e]) for e in range(count))
+        top_k = _top_k(view, (router, module, *holders), place)
+        matrices = tuple(tuple(experts[expert]) for expert in range(count))
+        shared = tuple(weight for weight in block.weights if _is_shared(weight))
         yield ExpertLayer(
-            block.index,
-            place,
-            count,
-            top_k,
-            matrix,
-            matrices,
-            shared,
-            module,
-            router,
-            tuple(holders.values()),
+            block.index, place, count, top_k, matrix, matrices, shared, module, router, holders
         )
 
 
-def _holder(view: ModelView, weight: Weight) -> str:
+def _is_shared(weight: Weight) -> bool:
+    return weight.expert is None and "shared" in weight.name
+
+
+def _holder(weight: Weight) -> str:
     """The name of the module that holds an expert's matrix."""
-    name = re.sub(r"\[\d+\]$", "", weight.name)
+    name = weight.tensor_name
     return name if weight.key == "weight" else name.rpartition(".")[0]
 
 
@@ -127,47 +125,56 @@ def _router(
     candidates: list[Weight] = []
     for name, parameter in view.model.get_submodule(place).named_parameters(prefix=place):
         path, _, key = name.rpartition(".")
-        routes = _is_router(view, place, path) and not any(
-            path == holder or path.startswith(f"{holder}.") for holder in holders
-        )
-        if routes and key == "weight" and parameter.dim() == 2 and parameter.shape[0] == count:
-            shape = (parameter.shape[0], parameter.shape[1])
-            candidates.append(
-                Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key)
-            )
-    if len(candidates) != 1:
-        what = (
-            f"several matrices could be their router ({', '.join(w.name for w in candidates)})"
-            if candidates
-            else "no router has one row for each of them"
-        )
-        raise ModelError(
-            f"{place} has {count} experts, but {what}; its experts can be pruned, but neither watched nor dropped",
-            subject=place,
-        )
-    return candidates[0]
+        if key != "weight" or parameter.dim() != 2 or parameter.shape[0] != count:
+            continue
+        held = any(f"{path}.".startswith(f"{holder}.") for holder in holders)
+        if not held and _is_router(view, place, path):
+            owner = view.model.get_submodule(path)
+            shape = count, parameter.shape[1]
+            candidates.append(Weight(path, block.index, shape, False, None, owner, key))
+    if len(candidates) == 1:
+        return candidates[0]
+    why = "no router has one row for each of them"
+    if candidates:
+        names = ", ".join(weight.name for weight in candidates)
+        why = f"several matrices could be their router ({names})"
+    raise ModelError(
+        f"{place} has {count} experts, but {why}; its experts can be pruned, but neither watched "
+        "nor dropped",
+        subject=place,
+    )
 
 
 def _is_router(view: ModelView, place: str, path: str) -> bool:
     """Whether a module within `place`, or one that it is in there, is called a router."""
-    inside = path.removeprefix(place).split(".")[1:]
-    for depth, part in enumerate(inside):
-        module = view.model.get_submodule(".".join([place, *inside[: depth + 1]]))
-        if part in ROUTERS or type(module).__name__.endswith(("Router", "Gate", "Gating")):
+    name = place
+    for part in path.removeprefix(place).split(".")[1:]:
+        name = f"{name}.{part}"
+        kind = type(view.model.get_submodule(name)).__name__
+        if part in ROUTERS or kind.endswith(("Router", "Gate", "Gating")):
             return True
     return False
 
 
 def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
-    numbers = [getattr(module, name, None) for module in modules for name in TOP_K_NAMES]
-    config: Any = view.model.config.get_text_config(decoder=True)
-    for number in [*numbers, *(getattr(config, name, None) for name in TOP_K_NAMES)]:
-        if isinstance(number, int) and not isinstance(number, bool):
+    for holder in (*modules, view.config):
+        number = _whole_number(holder, TOP_K_NAMES)
+        if number is not None:
             return number
     raise ModelError(
-        f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped",
+        f"{place} doesn't say how many experts its router picks; they can be pruned, but neither "
+        "watched nor dropped",
         subject=place,
     )
+
+
+def _whole_number(holder: Any, names: Sequence[str]) -> int | None:
+    """The first of these attributes that is a whole number."""
+    for name in names:
+        number = getattr(holder, name, None)
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number
+    return None
 
 
 @final
@@ -179,29 +186,19 @@ class Choices:
     def __init__(self, layers: Sequence[ExpertLayer]) -> None:
         self._layers = layers
         self._picks: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> "Choices":
         for layer in self._layers:
-            self._handles += [
-                holder.register_forward_pre_hook(
-                    lambda _, args, kwargs, name=layer.name: self._read_arguments(
-                        name, args, kwargs
-                    ),
-                    with_kwargs=True,
-                )
-                for holder in layer.holders[:1]
-            ]
-            self._handles.append(
-                layer.router.register_forward_hook(
-                    lambda _, __, output, layer=layer: self._read_output(layer, output)
-                )
-            )
+            arguments = partial(self._read_arguments, layer)
+            handle = layer.holders[0].register_forward_pre_hook(arguments, with_kwargs=True)
+            self._hooks.callback(handle.remove)
+            handle = layer.router.register_forward_hook(partial(self._read_output, layer))
+            self._hooks.callback(handle.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
 
     def of(
         self, layer: ExpertLayer
@@ -214,31 +211,27 @@ class Choices:
         """
         if layer.name not in self._picks:
             raise ModelError(
-                f"whom the router of {layer.name} picks can't be read from its forward: it isn't laid out as known",
+                f"whom the router of {layer.name} picks can't be read from its forward: it isn't "
+                "laid out as known",
                 subject=layer.name,
             )
         return self._picks[layer.name]
 
-    def _read_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        tensors = [
-            one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2
-        ]
-        index = next((one for one in tensors if not one.is_floating_point()), None)
-        if index is not None:
-            weights = next(
-                (one for one in tensors if one.is_floating_point() and one.shape == index.shape),
-                None,
-            )
-            if weights is not None:
-                self._picks[name] = index.detach(), weights.detach()
+    def _read_arguments(
+        self, layer: ExpertLayer, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        index, weights = sent(args, kwargs)
+        if index is not None and weights is not None:
+            self._picks[layer.name] = index.detach(), weights.detach()
 
-    def _read_output(self, layer: ExpertLayer, output: Any) -> None:
+    def _read_output(self, layer: ExpertLayer, _: nn.Module, args: Any, output: Any) -> None:
         match output:
+            # Llama 4: scores of all experts, zero for whom it didn't choose.
             case (Tensor() as scores, Tensor() as logits) if (
                 scores.shape == logits.shape and scores.shape[-1] == layer.count
             ):
                 weights, index = scores.detach().topk(layer.top_k, dim=-1)
-                self._picks[layer.name] = index, weights
+            # JetMoE: rows of all tokens sorted by expert, and how many each expert has.
             case (
                 Tensor() as order,
                 Tensor() as token,
@@ -246,19 +239,31 @@ class Choices:
                 list() as sizes,
                 Tensor(),
             ) if len(sizes) == layer.count:
-                experts = torch.repeat_interleave(
-                    torch.arange(layer.count, device=order.device),
-                    torch.tensor(sizes, device=order.device),
-                )
-                index, weights = torch.empty_like(experts), torch.empty_like(gates.detach())
-                index[order], weights[order] = experts, gates.detach()
+                device = order.device
+                numbers = torch.arange(layer.count, device=device)
+                experts = torch.repeat_interleave(numbers, torch.tensor(sizes, device=device))
+                index = torch.empty_like(experts)
+                weights = torch.empty_like(gates.detach())
+                index[order] = experts
+                weights[order] = gates.detach()
                 rows = len(token) // layer.top_k
-                self._picks[layer.name] = (
-                    index.view(rows, layer.top_k),
-                    weights.view(rows, layer.top_k),
-                )
+                index = index.view(rows, layer.top_k)
+                weights = weights.view(rows, layer.top_k)
             case _:
-                pass
+                return
+        self._picks[layer.name] = index, weights
+
+
+def sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return, of what experts are called with, which of them each token is sent to, and the
+    weights of these, both `[token, chosen]`; None for what isn't there.
+    """
+    matrices = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 2]
+    index = next((matrix for matrix in matrices if not matrix.is_floating_point()), None)
+    for matrix in matrices:
+        if index is not None and matrix.is_floating_point() and matrix.shape == index.shape:
+            return index, matrix
+    return index, None
 
 
 GROUPS: Final = ("n_group", "num_expert_group", "moe_n_group")
@@ -289,30 +294,32 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
     _check(view, layers, staying, experts)
     if not any(experts.values()):
         return
-    count, left = layers[0].count, len(staying[layers[0].name])
-    config: Any = view.model.config.get_text_config(decoder=True)
+    count = layers[0].count
+    left = len(staying[layers[0].name])
+    # All that may be refused is found before the first tensor is cut.
     smaller = _described(view, count, left)
     cuts = _cuts(view, smaller, layers, count, left)
     for layer in layers:
         for name, axis in cuts[layer.name].items():
             _cut(view.model, name, axis, staying[layer.name])
         _renumber(view.model.get_submodule(layer.name), smaller.get_submodule(layer.name))
-    _set_counts(config, count, left)
+    _set_counts(view.config, count, left)
     view.refresh()
 
 
 def _staying(layer: ExpertLayer, dropped: Sequence[int]) -> list[int]:
-    strangers = [e for e in dropped if not 0 <= e < layer.count]
-    if strangers:
-        raise ModelError(
-            f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}",
-            subject=str(strangers[0]),
-        )
-    staying = [e for e in range(layer.count) if e not in set(dropped)]
+    for expert in dropped:
+        if not 0 <= expert < layer.count:
+            raise ModelError(
+                f"{layer.name} has no expert {expert}: it has experts 0 to {layer.count - 1}",
+                subject=str(expert),
+            )
+    staying = [expert for expert in range(layer.count) if expert not in set(dropped)]
     if len(staying) < layer.top_k:
         raise TargetError(
-            f"{layer.name}: dropping {layer.count - len(staying)} of {layer.count} experts would leave {len(staying)}, but its router picks "
-            f"{layer.top_k} for each token; keep at least {layer.top_k}",
+            f"{layer.name}: dropping {layer.count - len(staying)} of {layer.count} experts would "
+            f"leave {len(staying)}, but its router picks {layer.top_k} for each token; keep at "
+            f"least {layer.top_k}",
             subject=layer.name,
         )
     return staying
@@ -324,63 +331,64 @@ def _check(
     staying: Mapping[str, list[int]],
     experts: Mapping[int, Sequence[int]],
 ) -> None:
-    strangers = sorted(set(experts) - {layer.block for layer in layers})
-    if strangers:
-        layered = ", ".join(str(layer.block) for layer in layers) or "none"
-        raise ModelError(
-            f"block {strangers[0]} has no layer of experts (blocks that have one: {layered})",
-            subject=str(strangers[0]),
-        )
+    check_blocks(experts, [layer.block for layer in layers])
     left = {layer.name: len(staying[layer.name]) for layer in layers}
     if len(set(left.values())) > 1:
-        few, many = min(left, key=lambda name: left[name]), max(left, key=lambda name: left[name])
+        few = min(left, key=left.__getitem__)
+        many = max(left, key=left.__getitem__)
         raise ModelError(
-            f"{few} would keep {left[few]} experts and {many} {left[many]}, but a configuration has one number for all layers; "
-            "drop equally many in each",
+            f"{few} would keep {left[few]} experts and {many} {left[many]}, but a configuration "
+            "has one number for all layers; drop equally many in each",
             subject=few,
         )
     for layer in layers:
         _check_groups(view, layer, staying[layer.name])
-        for name, tensor in [
-            *layer.module.named_parameters(prefix=layer.name),
-            *layer.module.named_buffers(prefix=layer.name),
-        ]:
+        for name, tensor in _tensors(layer.module, layer.name).items():
             if not tensor.is_floating_point():
                 raise ModelError(
-                    f"{name} may name experts by number, so none of them can be dropped; such models aren't known yet",
+                    f"{name} may name experts by number, so none of them can be dropped; such "
+                    "models aren't known yet",
                     subject=name,
                 )
+
+
+def check_blocks(given: Iterable[int], layered: Sequence[int]) -> None:
+    """Raise `ModelError` for a block of the `given` that isn't among those with experts."""
+    strangers = sorted(set(given) - set(layered))
+    if strangers:
+        known = ", ".join(map(str, layered)) or "none"
+        raise ModelError(
+            f"block {strangers[0]} has no layer of experts (blocks that have one: {known})",
+            subject=str(strangers[0]),
+        )
 
 
 def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -> None:
     """A router that picks groups of neighbours first needs groups of one size, with two experts
     at least: it ranks them by their best two.
     """
-    config: Any = view.model.config.get_text_config(decoder=True)
-    groups = next((n for name in GROUPS if isinstance(n := getattr(config, name, None), int)), 1)
+    groups = _whole_number(view.config, GROUPS) or 1
     if groups <= 1:
         return
-    picked = next(
-        (n for name in PICKED_GROUPS if isinstance(n := getattr(config, name, None), int)), groups
-    )
-    sizes = [
-        sum(1 for e in staying if e * groups // layer.count == group) for group in range(groups)
-    ]
-    least = max(2, -(-layer.top_k // picked))
+    picked = _whole_number(view.config, PICKED_GROUPS)
+    sizes = [0] * groups
+    for expert in staying:
+        sizes[expert * groups // layer.count] += 1
+    # The groups that are picked must hold as many experts as a token needs.
+    least = max(2, -(-layer.top_k // (groups if picked is None else picked)))
     if len(set(sizes)) > 1 or sizes[0] < least:
         raise ModelError(
-            f"the router of {layer.name} picks among {groups} groups, which would keep {sizes} experts; "
-            f"keep equally many in each, and at least {least}",
+            f"the router of {layer.name} picks among {groups} groups, which would keep {sizes} "
+            f"experts; keep equally many in each, and at least {least}",
             subject=layer.name,
         )
 
 
 def _described(view: ModelView, count: int, left: int) -> nn.Module:
     """The smaller model, without numbers."""
-    config: Any = copy.deepcopy(view.model.config)
+    config = copy.deepcopy(view.model.config)
     _set_counts(config.get_text_config(decoder=True), count, left)
-    with torch.device("meta"):
-        return type(view.model)(config)
+    return without_numbers(view.model, config)
 
 
 def _set_counts(config: Any, count: int, left: int) -> None:
@@ -395,64 +403,59 @@ def _cuts(
     """For each layer the tensors to be cut, and along which axis. `ModelError` where the
     configuration asks for anything else.
     """
-    described, cuts = _tensors(smaller), {layer.name: dict[str, int]() for layer in layers}
-    present = _tensors(view.model)
+    present = {name: tuple(tensor.shape) for name, tensor in _tensors(view.model).items()}
+    described = {name: tuple(tensor.shape) for name, tensor in _tensors(smaller).items()}
+    cuts: dict[str, dict[str, int]] = {layer.name: {} for layer in layers}
     for name in sorted({*present, *described}):
-        now, then = (
-            tuple(tensors[name].shape) if name in tensors else None
-            for tensors in (present, described)
-        )
+        now = present.get(name)
+        then = described.get(name)
         if now == then:
             continue
         layer = next((layer.name for layer in layers if name.startswith(f"{layer.name}.")), None)
-        axes = (
-            []
-            if now is None or then is None or len(now) != len(then)
-            else [i for i, (a, b) in enumerate(zip(now, then, strict=True)) if a != b]
-        )
-        if (
-            layer is None
-            or len(axes) != 1
-            or now is None
-            or then is None
-            or (now[axes[0]], then[axes[0]]) != (count, left)
-        ):
+        axis = _cut_axis(now, then, count, left)
+        if layer is None or axis is None:
             raise ModelError(
                 f"with {left} of {count} experts the configuration would ask for another {name}; "
                 f"experts of a {type(view.model).__name__} can't be dropped",
                 subject=name,
             )
-        cuts[layer][name] = axes[0]
+        cuts[layer][name] = axis
     for layer in layers:
-        uncut = [
-            w.name
-            for w in (layer.matrix, *layer.experts[0])
-            if not any(w.name.startswith(n.removesuffix(".weight")) for n in cuts[layer.name])
-        ]
-        if uncut:
-            raise ModelError(
-                f"the configuration doesn't say how many experts {layer.name} has, so {uncut[0]} can't shrink",
-                subject=uncut[0],
-            )
+        cut = tuple(name.removesuffix(".weight") for name in cuts[layer.name])
+        for weight in (layer.matrix, *layer.experts[0]):
+            if not weight.name.startswith(cut):
+                raise ModelError(
+                    f"the configuration doesn't say how many experts {layer.name} has, so "
+                    f"{weight.name} can't shrink",
+                    subject=weight.name,
+                )
     return cuts
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(
-        [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-    )
+def _cut_axis(
+    now: tuple[int, ...] | None, then: tuple[int, ...] | None, count: int, left: int
+) -> int | None:
+    """The one axis along which two shapes differ, where it goes from `count` to `left`."""
+    if now is None or then is None or len(now) != len(then):
+        return None
+    axes = [axis for axis, size in enumerate(now) if size != then[axis]]
+    if len(axes) != 1 or (now[axes[0]], then[axes[0]]) != (count, left):
+        return None
+    return axes[0]
+
+
+def _tensors(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    parameters = model.named_parameters(prefix, remove_duplicate=False)
+    buffers = model.named_buffers(prefix, remove_duplicate=False)
+    return {**dict(parameters), **dict(buffers)}
 
 
 def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None:
-    """Put a tensor with the slices `kept` in place of the one that is there, which stays what it
-    was.
-    """
+    """Put the slices that stay of a tensor in its place; the tensor itself stays what it was."""
     path, _, key = name.rpartition(".")
     owner = model.get_submodule(path)
     before = getattr(owner, key)
+    # A new tensor, so that a snapshot's reference to the old one brings it back.
     after = before.detach().index_select(axis, torch.tensor(staying, device=before.device))
     if isinstance(before, nn.Parameter):
         owner.register_parameter(key, nn.Parameter(after, requires_grad=before.requires_grad))

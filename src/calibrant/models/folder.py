@@ -9,7 +9,6 @@ import hashlib
 import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ LARGEST: Final = 2**26
 DEEPEST: Final = 64
 """Levels of a configuration at most: transformers copies it, and goes down a few calls a level."""
 
-_WHAT: Final = "a model's folder holds config.json, *.safetensors and its tokenizer"
+_EXPECTED: Final = "a model's folder holds config.json, *.safetensors and its tokenizer"
 
 
 def weight_files(folder: Path, ref: str) -> tuple[Path, ...]:
@@ -44,25 +43,29 @@ def weight_files(folder: Path, ref: str) -> tuple[Path, ...]:
     _check_kinds(folder, ref, names, weights)
     if ADAPTER in names:
         raise ModelError(
-            f"{ref} is an adapter of another model ({ADAPTER}), which would be opened in its place; merge them and save that",
+            f"{ref} is an adapter of another model ({ADAPTER}), which would be opened in its "
+            "place; merge them and save that",
             subject=ref,
         )
     named = _indexed(folder, ref, names) if INDEX in names else {WEIGHTS}
     if INDEX in names and WEIGHTS in weights and named != {WEIGHTS}:
         raise ModelError(
-            f"{ref} holds {WEIGHTS} and {INDEX} too, and both say what its weights are; delete one of them",
+            f"{ref} holds {WEIGHTS} and {INDEX} too, and both say what its weights are; delete "
+            "one of them",
             subject=WEIGHTS,
         )
     if not named & set(weights):
         raise ModelError(
-            f"{ref} holds {weights[0]}, but neither {WEIGHTS} nor {INDEX}; call a single file {WEIGHTS}",
+            f"{ref} holds {weights[0]}, but neither {WEIGHTS} nor {INDEX}; call a single file "
+            f"{WEIGHTS}",
             subject=weights[0],
         )
+    where = INDEX if INDEX in names else WEIGHTS
     for name in weights:
         if name not in named:
-            where = INDEX if INDEX in names else WEIGHTS
             raise ModelError(
-                f"{ref} holds {brief(name)}, which is no part of {where}; move it elsewhere if it isn't meant",
+                f"{ref} holds {brief(name)}, which is no part of {where}; move it elsewhere if it "
+                "isn't meant",
                 subject=name,
             )
     return tuple(folder / name for name in sorted(named))
@@ -85,8 +88,9 @@ def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False)
     if they may be run, by path in it.
     """
     digests = {file.name: file_digest(file) for file in sorted([*weights, folder / CONFIG])}
-    for file in sorted(folder.rglob("*.py")) if with_code else ():
-        digests[file.relative_to(folder).as_posix()] = file_digest(file)
+    if with_code:
+        for file in sorted(folder.rglob("*.py")):
+            digests[file.relative_to(folder).as_posix()] = file_digest(file)
     return digests
 
 
@@ -102,142 +106,39 @@ def folder_digest(digests: Mapping[str, str]) -> str:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    with (
-        Refusal(f"{path} can't be read", "; is it yours to read?", str(path)),
-        path.open("rb") as file,
-    ):
+    with reading(path), path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reading(path: Path) -> Refusal:
+    """Return what stands around reading a file: what the system refuses is a `ModelError`."""
+    return Refusal(f"{path} can't be read", "; is it yours to read?", str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds, an object. Raises `ModelError` for anything else: another
     value, NaN, too large, or nested too deep.
     """
-    with Refusal(f"{path} can't be read", "; is it yours to read?", str(path)):
-        size = path.stat().st_size
+    with reading(path):
+        size = path.stat().st_size  # before it is read, so that no huge file fills memory
         text = path.read_bytes() if size <= LARGEST else b""
     if size > LARGEST:
-        raise ModelError(
-            f"{path} has {size:,} bytes, and at most {LARGEST:,} are read; copy or download it again",
-            subject=str(path),
-        )
+        raise _damaged(path, f"has {size:,} bytes, and at most {LARGEST:,} are read")
     try:
         value = json.loads(text, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
-        why = "it is nested too deep" if isinstance(error, RecursionError) else quoted(error)
-        raise ModelError(
-            f"{path} is no JSON ({why}); copy or download it again", subject=str(path)
-        ) from error
+    except RecursionError as error:
+        raise _damaged(path, "is no JSON (it is nested too deep)") from error
+    except ValueError as error:
+        raise _damaged(path, f"is no JSON ({quoted(error)})") from error
     if not isinstance(value, dict):
-        raise ModelError(
-            f"{path} holds {brief(value)}, and no object in braces; copy or download it again",
-            subject=str(path),
-        )
-    _check_depth(value, path)
+        raise _damaged(path, f"holds {brief(value)}, and no object in braces")
+    if _depth(value) > DEEPEST:
+        raise _damaged(path, f"is nested more than {DEEPEST} levels deep")
     return value
 
 
-def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every name in plain data with its value, at any depth."""
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        yield key, inner
-    for inner in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        yield from entries(inner)
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """Yield the values in plain data that are neither objects nor lists."""
-    if isinstance(value, dict | list):
-        yield from chain.from_iterable(
-            map(leaves, value.values() if isinstance(value, dict) else value)
-        )
-    else:
-        yield value
-
-
-def _check_plain(path: Path, folder: Path, ref: str) -> None:
-    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one in there
-    or in the hub's cache that the folder is of.
-    """
-    real, home = path.resolve(), folder.resolve()
-    if not real.exists():
-        raise ModelError(
-            f"{visible(str(path))} is a link to nothing; copy or download it again",
-            subject=path.name,
-        )
-    if not stat.S_ISREG(real.stat().st_mode):
-        raise ModelError(
-            f"{visible(str(path))} is no plain file but a folder, pipe or device; {_WHAT}",
-            subject=path.name,
-        )
-    # models--x--y/snapshots/REVISION links into models--x--y/blobs, and that, where repositories
-    # share, into blobs beside it.
-    blobs = (
-        [home.parents[1] / "blobs", home.parents[2] / "blobs"]
-        if home.parent.name == "snapshots" and len(home.parents) > 2
-        else []
-    )
-    if not any(real.is_relative_to(place) for place in (home, *blobs)):
-        raise ModelError(
-            f"{visible(str(path))} is a link that leads out of {ref}; put the file itself there",
-            subject=path.name,
-        )
-
-
-def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence[str]) -> None:
-    """Raise `ModelError` for a folder without a configuration or without safetensors, and say
-    what there is in their place.
-    """
-    pickles = [name for name in names if name.endswith(PICKLES)]
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if not names:
-        raise ModelError(f"{ref} is an empty folder; {_WHAT}", subject=ref)
-    if not weights and ggufs:
-        raise ModelError(
-            f"{ref} holds no safetensors but GGUF; name the file itself, {folder / ggufs[0]}",
-            subject=ref,
-        )
-    if not weights and pickles:
-        raise ModelError(
-            f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first",
-            subject=ref,
-        )
-    if not weights or CONFIG not in names:
-        missing = CONFIG if weights else "*.safetensors"
-        raise ModelError(f"{ref} holds no {missing}; {_WHAT}", subject=ref)
-
-
-def _indexed(folder: Path, ref: str, names: Sequence[str]) -> set[str]:
-    """The files that the index names, all of them there."""
-    path = folder / INDEX
-    places = read_object(path).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ModelError(
-            f"{path} has no weight_map that says which tensor is in which file ({brief(places)}); download it again",
-            subject=INDEX,
-        )
-    named: set[str] = set()
-    for tensor, name in places.items():
-        if (
-            not isinstance(name, str)
-            or not name.endswith(".safetensors")
-            or name != Path(name).name
-            or "\\" in name
-        ):
-            raise ModelError(
-                f"{path} says that {brief(tensor)} is in {brief(name)}, but weights are read from safetensors files of this folder only; "
-                "put the file there and name it without a path",
-                subject=str(name),
-            )
-        if name not in names:
-            raise ModelError(
-                f"{path} names {brief(name)}, which isn't there; copy or download it to {ref}",
-                subject=name,
-            )
-        named.add(name)
-    return named
+def _damaged(path: Path, why: str) -> ModelError:
+    return ModelError(f"{path} {why}; copy or download it again", subject=str(path))
 
 
 def _constant(name: str) -> float:
@@ -247,18 +148,121 @@ def _constant(name: str) -> float:
     return float(name)
 
 
-def _check_depth(value: Any, path: Path) -> None:
-    level, depth = [value], 0
-    while level:
+def _depth(value: Any) -> int:
+    """The levels of objects and lists, but for those beyond what is allowed."""
+    level = [value]
+    depth = 0
+    while level and depth <= DEEPEST:
         depth += 1
-        if depth > DEEPEST:
+        inside: list[Any] = []
+        for outer in level:
+            inside += [inner for inner in _values(outer) if isinstance(inner, dict | list)]
+        level = inside
+    return depth
+
+
+def _values(value: Any) -> list[Any]:
+    """The values of an object or a list; none of anything else."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every name in plain data with its value, at any depth."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for inner in _values(value):
+        yield from entries(inner)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in plain data that are neither objects nor lists."""
+    if not isinstance(value, dict | list):
+        yield value
+    for inner in _values(value):
+        yield from leaves(inner)
+
+
+def _check_plain(path: Path, folder: Path, ref: str) -> None:
+    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one in there
+    or in the hub's cache that the folder is of.
+    """
+    name = visible(str(path))
+    real = path.resolve()
+    home = folder.resolve()
+    if not real.exists():
+        raise ModelError(
+            f"{name} is a link to nothing; copy or download it again", subject=path.name
+        )
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise ModelError(
+            f"{name} is no plain file but a folder, pipe or device; {_EXPECTED}", subject=path.name
+        )
+    places = [home]
+    if home.parent.name == "snapshots" and len(home.parents) > 2:
+        # models--x--y/snapshots/REVISION links into models--x--y/blobs, and that, where
+        # repositories share, into blobs beside it.
+        places += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
+    if not any(real.is_relative_to(place) for place in places):
+        raise ModelError(
+            f"{name} is a link that leads out of {ref}; put the file itself there",
+            subject=path.name,
+        )
+
+
+def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence[str]) -> None:
+    """Raise `ModelError` for a folder without a configuration or without safetensors, and say
+    what there is in their place.
+    """
+    if not names:
+        raise ModelError(f"{ref} is an empty folder; {_EXPECTED}", subject=ref)
+    if not weights:
+        pickles = [name for name in names if name.endswith(PICKLES)]
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        if ggufs:
             raise ModelError(
-                f"{path} is nested more than {DEEPEST} levels deep; copy or download it again",
-                subject=str(path),
+                f"{ref} holds no safetensors but GGUF; name the file itself, {folder / ggufs[0]}",
+                subject=ref,
             )
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
+        if pickles:
+            raise ModelError(
+                f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when "
+                "opened; convert them to safetensors first",
+                subject=ref,
+            )
+        raise ModelError(f"{ref} holds no *.safetensors; {_EXPECTED}", subject=ref)
+    if CONFIG not in names:
+        raise ModelError(f"{ref} holds no {CONFIG}; {_EXPECTED}", subject=ref)
+
+
+def _indexed(folder: Path, ref: str, names: Sequence[str]) -> set[str]:
+    """The files that the index names, all of them there."""
+    path = folder / INDEX
+    places = read_object(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelError(
+            f"{path} has no weight_map that says which tensor is in which file ({brief(places)}); "
+            "download it again",
+            subject=INDEX,
+        )
+    for tensor, name in places.items():
+        if not _is_file_name(name):
+            raise ModelError(
+                f"{path} says that {brief(tensor)} is in {brief(name)}, but weights are read from "
+                "safetensors files of this folder only; put the file there and name it without a "
+                "path",
+                subject=str(name),
+            )
+        if name not in names:
+            raise ModelError(
+                f"{path} names {brief(name)}, which isn't there; copy or download it to {ref}",
+                subject=name,
+            )
+    return set(places.values())
+
+
+def _is_file_name(name: Any) -> bool:
+    if not isinstance(name, str) or not name.endswith(".safetensors"):
+        return False
+    return name == Path(name).name and "\\" not in name

@@ -30,30 +30,27 @@ from transformers import (
 from calibrant.errors import ModelError
 from calibrant.models.cache import CachedModel
 from calibrant.models.complete import check_complete, check_fits, outline, refuse_unused
-from calibrant.models.configuring import Room, check_counts, check_sizes
+from calibrant.models.configuring import (
+    Room,
+    check_counts,
+    check_ids,
+    check_sizes,
+    check_template,
+    try_out,
+)
+from calibrant.models.folder import reading
 from calibrant.models.quiet import Refusal
 from calibrant.models.saving import forget_quantization
-from calibrant.models.tokenizing import check_ids, check_template, try_out
 from calibrant.spec.foreign import brief
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DIMENSIONS: Final = 4
 LONGEST_NAME: Final = 2**16
-TEXT, LIST = 8, 9
-SCALARS: Final = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+TEXT: Final = 8
+LIST: Final = 9
+SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+"""Types of single values, by their numbers, in the words of `struct`."""
 ALIGNMENT: Final = 32
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
 
@@ -76,14 +73,12 @@ class Header:
 
 def check_magic(path: Path) -> None:
     """Raise `ModelError` unless the file begins as GGUF files do."""
-    with (
-        Refusal(f"{path} can't be read", "; is it yours to read?", str(path)),
-        path.open("rb") as file,
-    ):
+    with reading(path), path.open("rb") as file:
         begins = file.read(len(MAGIC))
     if begins != MAGIC:
         raise ModelError(
-            f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again",
+            f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or "
+            "damaged; download it again",
             subject=str(path),
         )
 
@@ -105,43 +100,55 @@ class _HeaderReader:
     """A place in the file, which moves on with what is read."""
 
     def __init__(self, content: mmap.mmap) -> None:
-        self._content, self._at = content, len(MAGIC)
+        self._content = content
+        self._place = len(MAGIC)
 
     def header(self) -> Header:
-        version, tensors, values = self._next("I"), self._next("Q"), self._next("Q")
+        version = self._next("I")
+        tensors = self._next("Q")
+        count = self._next("Q")
         if version not in VERSIONS:
             raise ValueError(f"its version is {version}, and 2 and 3 can be read")
-        self._check_room(values, 13, "entries")
-        read = [(self._text(LONGEST_NAME), self._value(self._next("I"))) for _ in range(values)]
+        # The shortest entry takes 13 bytes: a length, a type, and a value of one byte.
+        self._check_room(count, 13, "entries")
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            name = self._text(LONGEST_NAME)
+            values[name] = self._value(self._next("I"))
+        # The shortest tensor takes 24: lengths of its name and shape, its type, its place.
         self._check_room(tensors, 24, "tensors")
         shapes: dict[str, tuple[int, ...]] = {}
-        ends = 0
+        last = 0
         for _ in range(tensors):
             name, shape, end = self._tensor()
             if name in shapes:
                 raise ValueError(f"it holds {brief(name)} twice")
-            shapes[name], ends = shape, max(ends, end)
-        self._check_data(dict(read).get("general.alignment", ALIGNMENT), ends)
-        return Header(dict(read), shapes)
+            shapes[name] = shape
+            last = max(last, end)
+        self._check_data(values.get("general.alignment", ALIGNMENT), last)
+        return Header(values, shapes)
 
-    def _check_data(self, alignment: Any, ends: int) -> None:
+    def _check_data(self, alignment: Any, size: int) -> None:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {brief(alignment)}, and no power of two")
-        start = -(-self._at // alignment) * alignment
-        if ends and start + ends > len(self._content):
+        start = -(-self._place // alignment) * alignment
+        if size and start + size > len(self._content):
             raise ValueError(
-                f"its tensors end at byte {start + ends:,}, and it has {len(self._content):,}"
+                f"its tensors end at byte {start + size:,}, and it has {len(self._content):,}"
             )
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int]:
         """A tensor's name, its shape, and where it ends in the data."""
-        name, dimensions = self._text(LONGEST_NAME), self._next("I")
+        name = self._text(LONGEST_NAME)
+        dimensions = self._next("I")
         if dimensions > DIMENSIONS:
             raise ValueError(
                 f"{brief(name)} has {dimensions} dimensions, and {DIMENSIONS} are allowed"
             )
+        # GGUF has the fastest dimension first, torch has it last.
         shape = tuple(reversed([self._next("Q") for _ in range(dimensions)]))
-        kind, offset = GGMLQuantizationType(self._next("I")), self._next("Q")
+        kind = GGMLQuantizationType(self._next("I"))
+        offset = self._next("Q")
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[-1] % block:
             raise ValueError(f"{brief(name)} has rows of {shape[-1]}, which {kind.name} can't pack")
@@ -153,7 +160,8 @@ class _HeaderReader:
             return self._text()
         if kind != LIST:
             return self._next(_scalar(kind))
-        inner, count = self._next("I"), self._next("Q")
+        inner = self._next("I")
+        count = self._next("Q")
         if inner == TEXT:
             self._check_room(count, 8, "texts")
             self._skip_texts(count)
@@ -163,44 +171,48 @@ class _HeaderReader:
 
     def _skip_texts(self, count: int) -> None:
         """A vocabulary has a hundred thousand of them, so this is written to be quick."""
-        length, at, size = struct.Struct("<Q").unpack_from, self._at, len(self._content)
+        length = struct.Struct("<Q").unpack_from
+        place = self._place
+        last = len(self._content) - 8
         for _ in range(count):
-            if at + 8 > size:
+            if place > last:
                 break
-            at += 8 + length(self._content, at)[0]
-        self._skip(at - self._at)
+            place += 8 + length(self._content, place)[0]
+        self._skip(place - self._place)
 
     def _text(self, longest: int | None = None) -> str:
         length = self._next("Q")
         if longest is not None and length > longest:
             raise ValueError(f"a name in it has {length:,} bytes")
-        start = self._at
+        start = self._place
         self._skip(length)
-        return self._content[start : self._at].decode("utf-8")
+        return self._content[start : self._place].decode("utf-8")
 
     def _next(self, code: str) -> Any:
-        start = self._at
+        start = self._place
         self._skip(struct.calcsize(code))
         return struct.unpack_from(f"<{code}", self._content, start)[0]
 
     def _skip(self, size: int) -> None:
-        if self._at + size > len(self._content):
+        if self._place + size > len(self._content):
             raise ValueError(
-                f"something of {size:,} bytes begins at byte {self._at:,}, and it has {len(self._content):,}"
+                f"something of {size:,} bytes begins at byte {self._place:,}, and it has "
+                f"{len(self._content):,}"
             )
-        self._at += size
+        self._place += size
 
-    def _check_room(self, count: int, each: int, what: str) -> None:
-        if count * each > len(self._content) - self._at:
+    def _check_room(self, count: int, each: int, name: str) -> None:
+        if count * each > len(self._content) - self._place:
             raise ValueError(
-                f"it claims {count:,} {what} from byte {self._at:,} on, and has {len(self._content):,} bytes"
+                f"it claims {count:,} {name} from byte {self._place:,} on, and has "
+                f"{len(self._content):,} bytes"
             )
 
 
 def _scalar(kind: int) -> str:
     if kind not in SCALARS:
         raise ValueError(f"an entry is of the unknown type {kind}")
-    return f"{SCALARS[kind]}"
+    return SCALARS[kind]
 
 
 def open_gguf(
@@ -253,11 +265,11 @@ def _header(path: Path) -> Header:
     check_magic(path)
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
         header = read_header(path)
-    counts = {
-        _COUNTED[kind]: value
-        for key, value in header.values.items()
-        if (kind := key.partition(".")[2]) in _COUNTED
-    }
+    counts: dict[str, Any] = {}
+    for key, value in header.values.items():
+        entry = key.partition(".")[2]  # without the architecture
+        if entry in _COUNTED:
+            counts[_COUNTED[entry]] = value
     check_counts(counts, str(path), Room.of(header.tensors.values()))
     blocks = counts.get("num_hidden_layers")
     for name in header.tensors:
@@ -278,12 +290,15 @@ def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
         check_fits(empty, sum(int(tensor.n_elements) for tensor in reader.tensors), str(path))
     # A file's weights would stay packed where a kernel for that is at hand: they are wanted as
     # plain numbers.
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "quantization_config": GgufConfig(dequantize=True),
-        "output_loading_info": True,
-    }
-    model, loaded = _opened(path, AutoModelForCausalLM, config=config, **options)
+    quantized = GgufConfig(dequantize=True)
+    model, loaded = _opened(
+        path,
+        AutoModelForCausalLM,
+        config=config,
+        dtype=dtype,
+        quantization_config=quantized,
+        output_loading_info=True,
+    )
     check_complete(loaded, str(path))
     return model, quantization(reader)
 
@@ -319,9 +334,9 @@ def _recipe(reader: gguf.GGUFReader) -> str:
     """
     field = reader.get_field("general.file_type")
     number = None if field is None else field.contents()
-    name = (
-        LlamaFileType(number).name.removeprefix("MOSTLY_") if number in set(LlamaFileType) else ""
-    )
+    if number not in set(LlamaFileType):
+        return ""
+    name = LlamaFileType(number).name.removeprefix("MOSTLY_")
     return "" if name in ("ALL_F32", "GUESSED", *FLOATS) else name
 
 
@@ -349,31 +364,34 @@ def _each_step_once() -> Iterator[set[str]]:
     map once for every module: 8 of the 15 seconds that SmolLM2 takes to open. Both are only read,
     so one copy serves.
     """
-    library, legacy = cast(Any, gguf), cast(Any, modeling_gguf_pytorch_utils)
-    reader, names, bar, weights_map = (
-        library.GGUFReader,
-        library.get_tensor_name_map,
-        legacy.tqdm,
-        legacy.get_gguf_hf_weights_map,
-    )
-    once = functools.cache(_QuickReader)
+    library = cast(Any, gguf)
+    legacy = cast(Any, modeling_gguf_pytorch_utils)
+    weights_map = legacy.get_gguf_hf_weights_map
+    read_once = functools.cache(_QuickReader)
     places: set[str] = set()
 
-    def mapped(*arguments: Any, **options: Any) -> dict[str, str]:
-        names_map = weights_map(*arguments, **options)
-        places.update(names_map)
-        return names_map
+    def reader(path: Any) -> _QuickReader:
+        return read_once(Path(path))
 
-    library.GGUFReader = lambda path: once(Path(path))
-    library.get_tensor_name_map = functools.cache(names)
-    legacy.tqdm = lambda steps, **_: steps
-    legacy.get_gguf_hf_weights_map = mapped
+    def noted_map(*arguments: Any, **options: Any) -> dict[str, str]:
+        names = weights_map(*arguments, **options)
+        places.update(names)
+        return names
+
+    def without_bar(steps: Any, **_: Any) -> Any:
+        return steps
+
+    replacements = [
+        (library, "GGUFReader", reader),
+        (library, "get_tensor_name_map", functools.cache(library.get_tensor_name_map)),
+        (legacy, "tqdm", without_bar),
+        (legacy, "get_gguf_hf_weights_map", noted_map),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in replacements]
+    for module, name, replacement in replacements:
+        setattr(module, name, replacement)
     try:
         yield places
     finally:
-        (
-            library.GGUFReader,
-            library.get_tensor_name_map,
-            legacy.tqdm,
-            legacy.get_gguf_hf_weights_map,
-        ) = reader, names, bar, weights_map
+        for module, name, value in before:
+            setattr(module, name, value)

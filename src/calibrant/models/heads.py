@@ -7,19 +7,24 @@ wherever in a fused matrix they stand. Anything that attention does to values be
 (a norm, a gate, a sink) shows as a difference.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from calibrant.models.changing import overwrite
 from calibrant.models.viewing import Block, ModelView, Weight
 
 ALIKE: Final = 1e-4
 """How far an input may be from a value, as a share of the largest."""
+
+_Passed = dict[str, tuple[Tensor, Tensor]]
+"""For each matrix its input and output of one token."""
 
 
 @final
@@ -43,23 +48,31 @@ class Heads:
         """Return those of every block in which they are found, by its index. The model's numbers
         stay as they are.
         """
-        config = view.model.config.get_text_config(decoder=True)
+        config = view.config
+        width = getattr(config, "head_dim", None)
         heads = getattr(config, "num_attention_heads", None)
-        width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        if not width and heads:
+            width = config.hidden_size // heads
         if not width:
             return {}
         passed = _passed(view)
-        found = {block.index: next(_pairs(block, passed, width), None) for block in view.blocks}
-        return {index: one for index, one in found.items() if one is not None}
+        found: dict[int, Heads] = {}
+        for block in view.blocks:
+            of_block = _heads_of(block, passed, width)
+            if of_block is not None:
+                found[block.index] = of_block
+        return found
 
     def multiply(self, matrix: Float[Tensor, "width width"]) -> None:
         """Multiply every head's values, as rows, by an orthogonal `matrix`, and what reads them
         by its transpose: the block computes the same.
         """
+        # In the type of `matrix`, mostly float64, and rounded to the model's own once.
         turned = self.values.get().to(matrix.dtype, copy=True)
         bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
-        for at in sorted(set(self.first)):
-            rows = slice(at, at + self.width)
+        # Heads that share values have them turned once.
+        for place in sorted(set(self.first)):
+            rows = slice(place, place + self.width)
             turned[rows] = matrix.T @ turned[rows]
             if bias is not None:
                 bias[rows] = bias[rows] @ matrix
@@ -71,70 +84,64 @@ class Heads:
 
     def sharing(self) -> Mapping[int, tuple[int, ...]]:
         """Return the heads that share values, by the row at which these begin."""
-        return {
-            place: tuple(head for head, first in enumerate(self.first) if first == place)
-            for place in sorted(set(self.first))
-        }
+        heads: dict[int, list[int]] = {place: [] for place in sorted(set(self.first))}
+        for head, place in enumerate(self.first):
+            heads[place].append(head)
+        return {place: tuple(sharing) for place, sharing in heads.items()}
 
     def permute(self, place: int, order: Int[Tensor, "width"]) -> None:
         """Put the values that begin at row `place` into another order, and the columns of all
         heads that read them: the block computes the same.
         """
         order = order.to(self.values.stored.device)
-        values, read = self.values.get().clone(), self.output.get().clone()
-        values[place : place + self.width] = values[place + order]
+        rows = slice(place, place + self.width)
+        values = self.values.get().clone()
+        values[rows] = values[place + order]
+        read = self.output.get().clone()
         for head in self.sharing()[place]:
-            at = head * self.width
-            read[:, at : at + self.width] = read[:, at + order]
+            column = head * self.width
+            read[:, column : column + self.width] = read[:, column + order]
         self.values.set(values)
         self.output.set(read)
         if self.bias is not None:
             bias = self.bias.detach().clone()
-            bias[place : place + self.width] = bias[place + order]
+            bias[rows] = bias[place + order]
             overwrite(self.bias, bias)
 
 
-def _passed(view: ModelView) -> Mapping[str, tuple[Tensor, Tensor]]:
+def _passed(view: ModelView) -> _Passed:
     """What each matrix of a module of its own makes of one token: input and output."""
-    passed: dict[str, tuple[Tensor, Tensor]] = {}
-    handles: list[Any] = []
-    try:
-        for weight in (weight for weight in view.weights if weight.expert is None):
-            handles.append(
-                weight.owner.register_forward_hook(
-                    lambda _, args, out, name=weight.name: (
-                        passed.__setitem__(name, (args[0].flatten(), out.flatten()))
-                        if args and isinstance(out, Tensor)
-                        else None
-                    )
-                )
-            )
-        with torch.no_grad():
-            device = next(view.model.parameters()).device
-            view.model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    passed: _Passed = {}
+    with ExitStack() as stack, torch.no_grad():
+        for weight in view.weights:
+            if weight.expert is None:
+                note = partial(_note, passed, weight.name)
+                stack.callback(weight.owner.register_forward_hook(note).remove)
+        device = next(view.model.parameters()).device
+        view.model(input_ids=torch.ones(1, 1, dtype=torch.long, device=device), use_cache=False)
     return passed
 
 
-def _pairs(
-    block: Block, passed: Mapping[str, tuple[Tensor, Tensor]], width: int
-) -> Iterator[Heads]:
-    there = [weight for weight in block.weights if weight.name in passed]
-    for output in there:
-        for values in (weight for weight in there if weight is not output):
-            first = _places(passed[output.name][0], passed[values.name][1], width)
+def _note(passed: _Passed, name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    if args and isinstance(output, Tensor):
+        passed[name] = args[0].flatten(), output.flatten()
+
+
+def _heads_of(block: Block, passed: _Passed, width: int) -> Heads | None:
+    weights = [weight for weight in block.weights if weight.name in passed]
+    for output in weights:
+        read, _ = passed[output.name]
+        for values in weights:
+            if values is output:
+                continue
+            _, made = passed[values.name]
+            first = _places(read, made, width)
             if first:
                 bias = getattr(values.owner, "bias", None)
-                yield Heads(
-                    block.index,
-                    width,
-                    first,
-                    values,
-                    output,
-                    bias if isinstance(bias, Tensor) else None,
-                )
+                if not isinstance(bias, Tensor):
+                    bias = None
+                return Heads(block.index, width, first, values, output, bias)
+    return None
 
 
 def _places(read: Tensor, made: Tensor, width: int) -> tuple[int, ...]:
@@ -143,4 +150,7 @@ def _places(read: Tensor, made: Tensor, width: int) -> tuple[int, ...]:
         return ()
     apart = (read.reshape(-1, 1, width) - made.reshape(1, -1, width)).abs().amax(2)
     same = apart <= ALIKE * made.abs().max()
-    return tuple((same.int().argmax(1) * width).tolist()) if bool((same.sum(1) == 1).all()) else ()
+    # In two places at once a head's values can't be told from another's.
+    if not bool((same.sum(1) == 1).all()):
+        return ()
+    return tuple((same.int().argmax(1) * width).tolist())

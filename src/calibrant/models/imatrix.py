@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import gguf
 import numpy as np
@@ -28,7 +28,8 @@ from calibrant.system.seals import BrokenSealError, seal_of
 SUFFIXES: Final = (".gguf", ".dat")
 SEALED: Final = "calibrant.seal"
 """The key of a GGUF file's seal. The older form has no place for one."""
-SUMS, COUNTS = ".in_sum2", ".counts"
+SUMS: Final = ".in_sum2"
+COUNTS: Final = ".counts"
 LARGEST: Final = 2**32
 """Bytes of a file at most: that of the largest model takes a tenth."""
 LONGEST_NAME: Final = 2**12
@@ -79,9 +80,10 @@ class Imatrix:
         path = check_imatrix_path(path)
         try:
             with replacing(path) as half:
-                self._write_gguf(half) if path.suffix == ".gguf" else half.write_bytes(
-                    b"".join(self._legacy())
-                )
+                if path.suffix == ".gguf":
+                    self._write_gguf(half)
+                else:
+                    half.write_bytes(b"".join(self._legacy()))
         except OSError as error:
             raise OutputError(
                 f"{str(path)!r} can't be written ({reason(error)})", subject=str(path)
@@ -90,19 +92,16 @@ class Imatrix:
 
     def _write_gguf(self, path: Path) -> None:
         writer = gguf.GGUFWriter(path, "")
-        writer.kv_data[0].pop(
-            "general.architecture", None
-        )  # the writer insists on one, and an imatrix is of none
+        # The writer insists on an architecture, and an imatrix is of none.
+        writer.kv_data[0].pop("general.architecture", None)
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", list(self.datasets))
         writer.add_uint32("imatrix.chunk_count", self.chunks)
         writer.add_uint32("imatrix.chunk_size", self.chunk_size)
         writer.add_string(SEALED, self._seal())
         for name, entry in sorted(self.entries.items()):
-            writer.add_tensor(name + SUMS, np.ascontiguousarray(entry.sums, dtype=np.float32))
-            writer.add_tensor(
-                name + COUNTS, np.ascontiguousarray(entry.counts[:, None], dtype=np.float32)
-            )
+            writer.add_tensor(name + SUMS, _floats(entry.sums))
+            writer.add_tensor(name + COUNTS, _floats(entry.counts[:, None]))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -110,34 +109,33 @@ class Imatrix:
 
     def _seal(self) -> str:
         """The seal of all that is written to a GGUF file."""
-        contents: list[bytes | memoryview] = [
-            line_of_json([list(self.datasets), self.chunks, self.chunk_size]).encode()
-        ]
+        facts = [list(self.datasets), self.chunks, self.chunk_size]
+        contents: list[bytes | memoryview] = [line_of_json(facts).encode()]
         for name, entry in sorted(self.entries.items()):
             contents.append(name.encode())
-            contents.append(np.ascontiguousarray(entry.sums, dtype=np.float32).tobytes())
-            contents.append(entry.counts.astype(np.float32).tobytes())
+            contents.append(_floats(entry.sums).tobytes())
+            contents.append(_floats(entry.counts).tobytes())
         return seal_of({"kind": "imatrix"}, *contents)
 
     def _legacy(self) -> Iterator[bytes]:
         """The older form: whole numbers of 32 bits, low byte first. What is stored is the mean
         times the number of calls, and readers divide.
         """
-        entries = {
-            name: entry for name, entry in sorted(self.entries.items()) if entry.counts.any()
-        }
+        entries = [entry for entry in sorted(self.entries.items()) if entry[1].counts.any()]
         yield struct.pack("<i", len(entries))
-        for name, entry in entries.items():
+        for name, entry in entries:
+            # Readers divide by the calls, so whatever number stands there cancels.
             calls = -(-int(entry.counts.max()) // max(1, self.chunk_size))
             values = (entry.importance.astype(np.float64) * calls).astype("<f4").tobytes()
-            yield (
-                struct.pack("<i", len(name.encode()))
-                + name.encode()
-                + struct.pack("<ii", calls, len(values) // 4)
-                + values
-            )
-        named = "; ".join(self.datasets).encode()
-        yield struct.pack("<ii", self.chunks, len(named)) + named
+            text = name.encode()
+            yield struct.pack("<i", len(text)) + text
+            yield struct.pack("<ii", calls, len(values) // 4) + values
+        datasets = "; ".join(self.datasets).encode()
+        yield struct.pack("<ii", self.chunks, len(datasets)) + datasets
+
+
+def _floats(numbers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(numbers, dtype=np.float32)
 
 
 def importance_of(
@@ -146,15 +144,18 @@ def importance_of(
     """Return what the matrices saw as entries by GGUF's names; experts that saw nothing have the
     count 0. A tensor that nothing reached has none.
     """
-    rows = dict[str, list[tuple[np.ndarray, int]]]()
+    sums: dict[str, list[np.ndarray]] = {}
+    counts: dict[str, list[int]] = {}
     for weight in view.weights:
+        row, count = _sums(weight, seen.get(weight))
         for name in names[weight.name]:
-            rows.setdefault(name, []).append(_sums(weight, seen.get(weight)))
-    reached = {name: parts for name, parts in rows.items() if any(count for _, count in parts)}
-    return {
-        name: ImatrixEntry(np.stack([sums for sums, _ in parts]), np.array([n for _, n in parts]))
-        for name, parts in reached.items()
-    }
+            sums.setdefault(name, []).append(row)
+            counts.setdefault(name, []).append(count)
+    entries: dict[str, ImatrixEntry] = {}
+    for name, rows in sums.items():
+        if any(counts[name]):
+            entries[name] = ImatrixEntry(np.stack(rows), np.array(counts[name]))
+    return entries
 
 
 def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
@@ -164,13 +165,15 @@ def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
     if seen is None or not seen[FeatureNorms].mass > 0:
         return np.zeros(weight.shape[1], dtype=np.float32), 0
     norms = seen[FeatureNorms]
-    sums = (norms.norms().cpu().double() * (norms.tokens / norms.mass)).numpy().astype(np.float32)
-    if not np.isfinite(sums).all():
+    # In float64, as they were summed: llama.cpp's file has float32, to which they are rounded once.
+    sums = norms.norms().cpu().double() * (norms.tokens / norms.mass)
+    rounded = sums.numpy().astype(np.float32)
+    if not np.isfinite(rounded).all():
         raise NumericsError(
             f"the inputs of {weight.name} hold NaN or infinity; open the model in a wider dtype",
             subject=weight.name,
         )
-    return sums, norms.tokens
+    return rounded, norms.tokens
 
 
 def check_imatrix_path(path: str | Path) -> Path:
@@ -180,7 +183,8 @@ def check_imatrix_path(path: str | Path) -> Path:
     path = user_path(path, OutputError)
     if path.suffix not in SUFFIXES:
         raise OutputError(
-            f"{str(path)!r} is no name for an imatrix; let it end with .gguf (llama.cpp) or .dat (ik_llama.cpp)",
+            f"{str(path)!r} is no name for an imatrix; let it end with .gguf (llama.cpp) or .dat "
+            "(ik_llama.cpp)",
             subject=str(path),
         )
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -199,55 +203,57 @@ def read_imatrix(path: str | Path) -> Imatrix:
     try:
         with path.open("rb") as file:
             begins = file.read(len(MAGIC))
-        return _read_gguf(path) if begins == MAGIC else _read_legacy(content(path, LARGEST), path)
+        if begins == MAGIC:
+            return _read_gguf(path)
+        return _read_legacy(content(path, LARGEST))
     except OSError as error:
         raise DataError(
-            f"{str(path)!r} can't be read ({error.strerror}); give an imatrix, a .gguf or .dat file",
+            f"{str(path)!r} can't be read ({error.strerror}); give an imatrix, a .gguf or .dat "
+            "file",
             subject=str(path),
         ) from error
     except (ValueError, KeyError, IndexError, struct.error) as error:
         raise DataError(
-            f"{str(path)!r} is truncated or damaged, or no imatrix of llama.cpp ({error}); download it or make it again",
+            f"{str(path)!r} is truncated or damaged, or no imatrix of llama.cpp ({error}); "
+            "download it or make it again",
             subject=str(path),
         ) from error
 
 
 def _read_gguf(path: Path) -> Imatrix:
-    header = read_header(path)
-    if (kind := header.values.get("general.type")) != "imatrix":
-        what = f"a {kind}" if isinstance(kind, str) and kind else "a model"
+    kind = read_header(path).values.get("general.type")
+    if kind != "imatrix":
+        if not isinstance(kind, str) or not kind:
+            kind = "model"
+        shown = brief(f"a {kind}")[1:-1]
         raise DataError(
-            f"{str(path)!r} is {brief(what)[1:-1]} and no imatrix; make one with calibrant imatrix",
+            f"{str(path)!r} is {shown} and no imatrix; make one with calibrant imatrix",
             subject=str(path),
         )
     reader = gguf.GGUFReader(path)
+    facts: dict[str, Any] = {}
+    for name in ("datasets", "chunk_count", "chunk_size"):
+        field = reader.get_field(f"imatrix.{name}")
+        if field is None:
+            raise ValueError(f"it lacks imatrix.{name}")
+        facts[name] = field.contents()
     tensors = {str(tensor.name): tensor for tensor in reader.tensors}
-    fields = {
-        name: reader.get_field(f"imatrix.{name}")
-        for name in ("datasets", "chunk_count", "chunk_size")
-    }
-    if missing := [name for name, found in fields.items() if found is None]:
-        raise ValueError(f"it lacks imatrix.{missing[0]}")
-    facts = {name: found.contents() for name, found in fields.items() if found is not None}
-    entries = dict[str, ImatrixEntry]()
-    for name in [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]:
-        counts = (
-            np.rint(tensors[name + COUNTS].data.reshape(-1)).astype(np.int64)
-            if name + COUNTS in tensors
-            else None
-        )
-        sums = np.array(tensors[name + SUMS].data).reshape(-1, int(tensors[name + SUMS].shape[0]))
-        if counts is None or len(counts) != len(sums):
+    entries: dict[str, ImatrixEntry] = {}
+    for key, tensor in tensors.items():
+        if not key.endswith(SUMS):
+            continue
+        name = key.removesuffix(SUMS)
+        sums = np.array(tensor.data).reshape(-1, int(tensor.shape[0]))
+        counts = np.zeros(0, np.int64)
+        if name + COUNTS in tensors:
+            counts = np.rint(tensors[name + COUNTS].data.reshape(-1)).astype(np.int64)
+        if len(counts) != len(sums):
             raise ValueError(
-                f"{brief(name)} has sums of {len(sums)} matrices and counts of {0 if counts is None else len(counts)}"
+                f"{brief(name)} has sums of {len(sums)} matrices and counts of {len(counts)}"
             )
         entries[name] = ImatrixEntry(_sound(sums, name), counts)
-    found = Imatrix(
-        entries,
-        tuple(map(str, facts["datasets"])),
-        int(facts["chunk_count"]),
-        int(facts["chunk_size"]),
-    )
+    datasets = tuple(map(str, facts["datasets"]))
+    found = Imatrix(entries, datasets, int(facts["chunk_count"]), int(facts["chunk_size"]))
     # One of llama.cpp's own has no seal.
     sealed = reader.get_field(SEALED)
     if sealed is not None and sealed.contents() != found._seal():
@@ -255,40 +261,59 @@ def _read_gguf(path: Path) -> Imatrix:
     return found
 
 
-def _read_legacy(stored: bytes, path: Path) -> Imatrix:
+def _read_legacy(stored: bytes) -> Imatrix:
     """The older form. It has no counts but those of calls, which are what its sums are to be
     divided by.
     """
-    at = 0
+    reader = _LegacyReader(stored)
+    entries: dict[str, ImatrixEntry] = {}
+    for _ in range(reader.number(1, len(stored) // 12)):
+        name = reader.text(1, LONGEST_NAME)
+        calls = reader.number(0, 2**31 - 1)
+        numbers = reader.content(4 * reader.number(1, len(stored) // 4))
+        sums = np.frombuffer(numbers, dtype="<f4").astype(np.float32)
+        entries[name] = ImatrixEntry(_sound(sums[None, :], name), np.array([calls]))
+    # Files of old versions end here.
+    chunks = 0 if reader.at_end else reader.number(0, 2**31 - 1)
+    dataset = "" if reader.at_end else reader.text(0, LARGEST)
+    datasets = (dataset,) if dataset else ()
+    return Imatrix(entries, datasets, chunks, 0)
 
-    def number(least: int, most: int) -> int:
-        nonlocal at
-        (value,) = struct.unpack_from("<i", stored, at)
-        at += 4
+
+@final
+class _LegacyReader:
+    """A place in a file of the older form, which moves on with what is read."""
+
+    def __init__(self, stored: bytes) -> None:
+        self._stored = stored
+        self._place = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._place >= len(self._stored)
+
+    def number(self, least: int, most: int) -> int:
+        (value,) = struct.unpack_from("<i", self._stored, self._place)
         if not least <= value <= most:
             raise ValueError(
-                f"it claims {value:,} of something at byte {at - 4:,}, and has {len(stored):,} bytes"
+                f"it claims {value:,} of something at byte {self._place:,}, and has "
+                f"{len(self._stored):,} bytes"
             )
+        self._place += 4
         return value
 
-    def taken(size: int) -> bytes:
-        nonlocal at
-        at += size
-        if at > len(stored):
+    def content(self, size: int) -> bytes:
+        start = self._place
+        self._place += size
+        if self._place > len(self._stored):
             raise ValueError(
-                f"something of {size:,} bytes begins at byte {at - size:,}, and it has {len(stored):,}"
+                f"something of {size:,} bytes begins at byte {start:,}, and it has "
+                f"{len(self._stored):,}"
             )
-        return stored[at - size : at]
+        return self._stored[start : self._place]
 
-    entries = dict[str, ImatrixEntry]()
-    for _ in range(number(1, len(stored) // 12)):
-        name = taken(number(1, LONGEST_NAME)).decode("utf-8")
-        calls = number(0, 2**31 - 1)
-        sums = np.frombuffer(taken(4 * number(1, len(stored) // 4)), dtype="<f4").astype(np.float32)
-        entries[name] = ImatrixEntry(_sound(sums[None, :], name), np.array([calls]))
-    chunks = number(0, 2**31 - 1) if at < len(stored) else 0
-    named = taken(number(0, LARGEST)).decode("utf-8") if at < len(stored) else ""
-    return Imatrix(entries, (named,) if named else (), chunks, 0)
+    def text(self, least: int, most: int) -> str:
+        return self.content(self.number(least, most)).decode("utf-8")
 
 
 def _sound(sums: np.ndarray, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ allowed and what to do.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,18 +21,29 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.cache import path_of
 from calibrant.models.complete import (
+    StoredTensor,
     check_complete,
     check_fits,
     check_types,
+    converted,
+    converts,
+    from_state,
     outline,
     stored_tensors,
 )
-from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
-from calibrant.models.converting import converted, converts, from_state
+from calibrant.models.configuring import (
+    Room,
+    check_ids,
+    folder_tokenizer,
+    opening_by_transformers,
+    read_config,
+    trusted,
+)
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import (
     CONFIG,
@@ -44,16 +55,12 @@ from calibrant.models.folder import (
     weight_files,
 )
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
-from calibrant.models.manifest import check_unchanged
-from calibrant.models.named import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.residence import IN_MEMORY, WITHOUT_NUMBERS, Residence
-from calibrant.models.saving import Opened, forget_quantization
+from calibrant.models.saving import Opened, check_unchanged, forget_quantization
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
-from calibrant.models.tokenizing import check_ids, folder_tokenizer
-from calibrant.models.viewing import ModelView, view
+from calibrant.models.viewing import IN_MEMORY, WITHOUT_NUMBERS, ModelView, Residence, view
 from calibrant.spec.foreign import brief, did_you_mean, user_path
 from calibrant.spec.named import NAMED
 
@@ -63,7 +70,7 @@ HUB_FILES: Final = ("*.safetensors", *HUB_WORDS)
 HUB_CODE: Final = ("*.py",)
 HUB_NOT: Final = ("*/*", "consolidated*")
 OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
-
+_GIVE: Final = "give a .gguf file, a folder, a hub id or smollm2"
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """transformers switches how models are made for the whole process while it makes one: two
@@ -90,7 +97,7 @@ def open_model(
     is. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
     """
     where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
+    numbers = resolve_dtype(dtype, where)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
     if on_disk:
@@ -99,28 +106,30 @@ def open_model(
         if path.is_dir():
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
+            hashed = weights if sparse is None else (*weights, path / SHEET)
+            # A thread hashes the files while this one makes the model of them.
             with ThreadPoolExecutor(1) as beside:
-                digested = beside.submit(
-                    file_digests,
-                    path,
-                    weights if sparse is None else (*weights, path / SHEET),
-                    trust,
-                )
+                hashing = beside.submit(file_digests, path, hashed, trust)
                 model, tokenizer, residence = _open_folder(
-                    path, weights, sparse, ref, kind, trust, on_disk
+                    path, weights, sparse, ref, numbers, trust, on_disk
                 )
-            digests = digested.result()
+            digests = hashing.result()
             digest = folder_digest(digests)
             # What a model that we saved says about its origin stays true of everything measured on
             # it.
-            note = str((check_unchanged(path, digests) or {}).get("note", ""))
+            manifest = check_unchanged(path, digests) or {}
+            note = str(manifest.get("note", ""))
         else:
             digest = file_digest(path)
             check_unchanged(path, {path.name: digest})
-            (model, tokenizer, note), residence = open_gguf(path, kind, digest), IN_MEMORY
+            model, tokenizer, note = open_gguf(path, numbers, digest)
+            residence = IN_MEMORY
     forget_quantization(model)
-    there = model.eval() if on_disk else model.eval().to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
-    return Opened(there, tokenizer, ref, digest, note, kind, residence)
+    model = model.eval()
+    # Where blocks are on disk it is on the processor already, and `to` can't move the meta device.
+    if not on_disk:
+        model = model.to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    return Opened(model, tokenizer, ref, digest, note, numbers, residence)
 
 
 def outlined(
@@ -135,22 +144,17 @@ def outlined(
     """
     where = resolve_device(device)
     trust = trusted(None)
-    kind, path = resolve_dtype(dtype, where), _locate(ref, code=trust)
+    numbers = resolve_dtype(dtype, where)
+    path = _locate(ref, code=trust)
     if not path.is_dir() or where.type != "cpu" or sparse_folder(path, ref) is not None:
-        return None, kind
+        return None, numbers
     weights = weight_files(path, ref)
     stored = stored_tensors(weights)
     if packed_folder(path, ref, weights, stored) is not None:
-        return None, kind
+        return None, numbers
     with _ONE_AT_A_TIME, quiet():
-        config = read_config(
-            path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust
-        )
-        with opening_by_transformers(ref):
-            empty = outline(config, kind)
-        if empty is not None:
-            check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
-    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), kind
+        _, empty = _described(path, stored, ref, numbers, trust)
+    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), numbers
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
@@ -171,7 +175,8 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     path = user_path(folder, ModelError)
     if not path.is_dir():
         raise ModelError(
-            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it",
+            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export "
+            "wrote, or a form in it",
             subject=str(folder),
         )
     return open_model(str(path), saved_dtype(path), device).model
@@ -181,11 +186,12 @@ def saved_dtype(folder: Path) -> str:
     """Return the type of numbers that a model's folder says it was saved in; `float32` where it
     says none, as transformers has it.
     """
-    said = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    named = next(
-        (said[name] for name in ("dtype", "torch_dtype") if said.get(name) is not None), "float32"
-    )
-    return named if isinstance(named, str) else brief(named)
+    config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    for name in ("dtype", "torch_dtype"):
+        dtype = config.get(name)
+        if dtype is not None:
+            return dtype if isinstance(dtype, str) else brief(dtype)
+    return "float32"
 
 
 def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
@@ -226,97 +232,106 @@ def _locate(
     ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False
 ) -> Path:
     """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are
-    downloaded, unless they must be `here` already.
+    downloaded, unless they must be `local`.
     """
     if not ref:
-        raise ModelError(
-            "the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2",
-            subject=ref,
-        )
+        raise ModelError(f"the model's name is empty (''); {_GIVE}", subject=ref)
     path = user_path(ref, ModelError)
+    suffix = path.suffix.lower()
     if ref in NAMED:
         return path_of(NAMED[ref])
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and suffix == ".gguf"):
         return path
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return path
-        why = (
-            "pickle can run code when it is opened"
-            if path.suffix.lower() in PICKLES
-            else "a model is a folder of safetensors or a .gguf file"
-        )
+        why = "a model is a folder of safetensors or a .gguf file"
+        if suffix in PICKLES:
+            why = "pickle can run code when it is opened"
         raise ModelError(
-            f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file",
+            f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and "
+            "safetensors, or a .gguf file",
             subject=ref,
         )
     if path.exists():
         raise ModelError(
-            f"{ref} is a pipe or device and can't be opened as a model; give a .gguf file, a folder, a hub id or smollm2",
-            subject=ref,
+            f"{ref} is a pipe or device and can't be opened as a model; {_GIVE}", subject=ref
         )
-    if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
-        raise ModelError(
-            f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2",
-            subject=ref,
-        )
-    return _from_hub(ref, (*files, *(HUB_CODE if code else ())), local)
+    if suffix == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
+        raise ModelError(f"there is no file or folder {ref!r}; {_GIVE}", subject=ref)
+    if code:
+        files = (*files, *HUB_CODE)
+    return _from_hub(ref, files, local)
 
 
 def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
-    hint = (
-        ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), NAMED)
-    )
+    hint = did_you_mean(ref.lower(), NAMED)
+    if "smollm" in ref.lower():
+        hint = ", did you mean 'smollm2'?"
+    missing = f"there is no file or folder {ref!r}"
     try:
-        return Path(
-            snapshot_download(
-                ref,
-                allow_patterns=list(files),
-                ignore_patterns=list(HUB_NOT),
-                local_files_only=local,
-            )
+        folder = snapshot_download(
+            ref,
+            allow_patterns=list(files),
+            ignore_patterns=list(HUB_NOT),
+            local_files_only=local,
         )
     except HFValidationError as error:
         raise ModelError(
-            f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})",
-            subject=ref,
+            f"{missing}{hint} (it is no hub id either; {OFFLINE})", subject=ref
         ) from error
     except LocalEntryNotFoundError as error:
-        why = (
-            "it isn't in the local cache of the hub either" if local else "the hub can't be reached"
-        )
-        raise ModelError(
-            f"there is no file or folder {ref!r}{hint} ({why}; {OFFLINE})", subject=ref
-        ) from error
+        why = "the hub can't be reached"
+        if local:
+            why = "it isn't in the local cache of the hub either"
+        raise ModelError(f"{missing}{hint} ({why}; {OFFLINE})", subject=ref) from error
     except GatedRepoError as error:
         raise ModelError(
-            f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`",
+            f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with "
+            "`hf auth login`",
             subject=ref,
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"there is no file or folder {ref!r}, and no public model of that name on the hub{hint} ({OFFLINE})",
+            f"{missing}, and no public model of that name on the hub{hint} ({OFFLINE})",
             subject=ref,
         ) from error
     except (HTTPError, OSError) as error:
         raise ModelError(
-            f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder",
+            f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a "
+            "folder",
             subject=ref,
         ) from error
+    return Path(folder)
 
 
 def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
     """Raise `ModelError` unless the blocks of such a model can stay on disk."""
     if not path.is_dir():
         raise ModelError(
-            f"{ref} is a single file, and only blocks of a folder of safetensors can be left on disk; allow more memory",
+            f"{ref} is a single file, and only blocks of a folder of safetensors can be left on "
+            "disk; allow more memory",
             subject=ref,
         )
     if device.type != "cpu":
         raise ModelError(
-            f"blocks can be left on disk only where the processor computes, not on {device.type}; allow more memory",
+            "blocks can be left on disk only where the processor computes, not on "
+            f"{device.type}; allow more memory",
             subject=ref,
         )
+
+
+def _described(
+    path: Path, stored: Mapping[str, StoredTensor], ref: str, dtype: torch.dtype, trust: bool
+) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
+    """A folder's configuration, and the model without numbers that it describes; None where code
+    beside it makes the model.
+    """
+    room = Room.of([tensor.shape for tensor in stored.values()])
+    config = read_config(path, ref, room, trust)
+    with opening_by_transformers(ref):
+        empty = outline(config, dtype)
+    if empty is not None:
+        check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
+    return config, empty
 
 
 def _open_folder(
@@ -330,41 +345,38 @@ def _open_folder(
 ) -> tuple[PreTrainedModel, Any, Residence]:
     stored = stored_tensors(weights)
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
-    if packed is not None and on_disk:
-        raise ModelError(
-            f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; allow more memory",
-            subject=ref,
-        )
-    stored = stored if packed is None else packed.tensors
-    config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
-    with opening_by_transformers(ref):
-        empty = outline(config, dtype)
+    if packed is not None:
+        stored = packed.tensors
+        if on_disk:
+            raise ModelError(
+                f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; "
+                "allow more memory",
+                subject=ref,
+            )
+    config, empty = _described(path, stored, ref, dtype, trust)
     if empty is not None:
-        check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
         check_types(empty, stored, ref)
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "use_safetensors": True,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
     residence: Residence = IN_MEMORY
     with opening_by_transformers(ref):
         if on_disk:
             model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
         elif packed is not None and empty is not None:
-            model, loaded = packed.model(type(empty), path, weights, config, dtype)
+            state = dict(packed.state())
+            model, loaded = from_state(type(empty), state, path, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
-            model, loaded = from_state(
-                type(empty), dict(converted(empty, weights, dtype)), path, config, dtype
-            )
+            state = dict(converted(empty, weights, dtype))
+            model, loaded = from_state(type(empty), state, path, config, dtype)
         else:
-            model, loaded = cast(
-                Any,
-                AutoModelForCausalLM.from_pretrained(
-                    path, config=config, trust_remote_code=trust, **options
-                ),
-            )
+            options: dict[str, Any] = {
+                "config": config,
+                "trust_remote_code": trust,
+                "dtype": dtype,
+                "use_safetensors": True,
+                "ignore_mismatched_sizes": True,
+                "output_loading_info": True,
+            }
+            opened = AutoModelForCausalLM.from_pretrained(path, **options)
+            model, loaded = cast(Any, opened)
     check_complete(loaded, ref)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)

@@ -19,7 +19,8 @@ LONGEST: Final = 200
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' warnings and progress bars; as it was afterwards."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -51,7 +52,9 @@ class Refusal:
     """
 
     def __init__(self, before: str, after: str, subject: str) -> None:
-        self._before, self._after, self._subject = before, after, subject
+        self._before = before
+        self._after = after
+        self._subject = subject
 
     def __enter__(self) -> None:
         pass
@@ -65,6 +68,5 @@ class Refusal:
         if error is None or isinstance(error, CalibrantError):
             return
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
-            raise ModelError(
-                f"{self._before} ({quoted(error)}){self._after}", subject=self._subject
-            ) from error
+            message = f"{self._before} ({quoted(error)}){self._after}"
+            raise ModelError(message, subject=self._subject) from error

@@ -1,11 +1,13 @@
 """What an open model is, and saving it as an ordinary Hugging Face folder, complete or not at
-all.
+all, with a `calibrant.json` that says what the model is and has the hash of every file.
 """
 
 import errno
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +17,34 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from calibrant.errors import ModelError, OutputError
-from calibrant.models.manifest import MANIFEST, read_manifest, write_manifest
+from calibrant.errors import DataError, ModelError, OutputError
+from calibrant.models.folder import CONFIG, file_digest
+from calibrant.models.on_disk import write_shards
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.residence import IN_MEMORY, Residence
-from calibrant.models.shards import write_shards
-from calibrant.spec.foreign import user_path
-from calibrant.system.durable import appearing, flush
+from calibrant.models.viewing import IN_MEMORY, Residence
+from calibrant.spec.foreign import user_path, visible
+from calibrant.system.durable import appearing, flush, read_json, sealed, text_of_json
+from calibrant.system.seals import SEAL, BrokenSealError, Purpose
 
 FACTS: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
+"""What a message says of a folder of ours, with the word before it."""
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+MANIFEST: Final = "calibrant.json"
+FILES: Final = "files"
+"""The entry of a manifest with the SHA-256 of each file, by its path in the folder."""
+VERSION: Final = "calibrant"
+"""The entry of a manifest with the version that wrote it."""
+WEIGHTS_SUFFIX: Final = ".safetensors"
+OTHER_READERS: Final = (".gguf", ".dat")
+"""The endings of what other programs read, and no model's folder is opened from."""
+CARD: Final = "README.md"
+"""The model card: people edit it, and `evaluate` adds to it, so that its hash isn't kept."""
+
+_PURPOSE: Final[Purpose] = {"kind": "manifest"}
+_REMEDY: Final = (
+    f"restore it from a copy, or delete {MANIFEST} to use the folder as any other model"
+)
 
 
 @final
@@ -77,6 +97,7 @@ def saved(
     check_output(folder)
     with quiet(), _appears(folder) as temporary:
         yield temporary
+        # The manifest is last: it has the hashes of everything else.
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
         write_manifest(temporary, {"note": opened.note, **manifest})
@@ -111,32 +132,37 @@ def check_output(folder: str | Path) -> None:
     """
     folder = user_path(folder, OutputError)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        what = (
-            "a link"
-            if folder.is_symlink()
-            else "a file"
-            if folder.is_file()
-            else "a pipe or device"
-        )
-        raise OutputError(
-            f"{folder} is {what}; name a folder that doesn't exist yet", subject=str(folder)
+        raise _not_writable(
+            f"{folder} is {_kind_of(folder)}; name a folder that doesn't exist yet", folder
         )
     if (folder / MANIFEST).is_file():
-        raise OutputError(
-            f"{folder} already holds {_description(folder)}; name another folder, or delete this one first",
-            subject=str(folder),
+        raise _not_writable(
+            f"{folder} already holds {_description(folder)}; name another folder, or delete this "
+            "one first",
+            folder,
         )
     if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(
+        raise _not_writable(
             f"{folder} exists, isn't empty and isn't ours; name a folder that doesn't exist yet",
-            subject=str(folder),
+            folder,
         )
-    place = next(p for p in folder.absolute().parents if p.exists())
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{folder} can't be made, because {place} is no folder that we may write to; name another place",
-            subject=str(folder),
+        raise _not_writable(
+            f"{folder} can't be made, because {place} is no folder that we may write to; name "
+            "another place",
+            folder,
         )
+
+
+def _not_writable(message: str, folder: Path) -> OutputError:
+    return OutputError(message, subject=str(folder))
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_symlink():
+        return "a link"
+    return "a file" if path.is_file() else "a pipe or device"
 
 
 def forget_quantization(model: PreTrainedModel) -> None:
@@ -154,35 +180,28 @@ def _appears(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder`, renamed to it at the end; on any failure it and the
     parents made for it are removed.
     """
+    whole = folder.absolute()
     try:
-        with appearing(
-            folder, folder.absolute().parent / f".{folder.absolute().name}.unfinished"
-        ) as temporary:
+        with appearing(folder, whole.parent / f".{whole.name}.unfinished") as temporary:
             yield temporary
     except OSError as error:
-        what = (
-            "the disk is full"
-            if error.errno in FULL
-            else f"writing failed ({error.strerror or error})"
-        )
-        raise OutputError(
-            f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place",
-            subject=str(folder),
-        ) from error
+        raise _unsaved(folder, error.errno, str(error.strerror or error)) from error
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
         number = re.search(r"os error (\d+)", str(error))
-        what = (
-            "the disk is full"
-            if number and int(number[1]) in FULL
-            else f"writing failed ({quoted(error)})"
-        )
-        raise OutputError(
-            f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place",
-            subject=str(folder),
-        ) from error
+        code = int(number[1]) if number else None
+        raise _unsaved(folder, code, quoted(error)) from error
     with suppress(OSError):  # it is there and whole; some places can't be flushed
-        flush(folder.absolute().parent)
+        flush(whole.parent)
+
+
+def _unsaved(folder: Path, number: int | None, said: str) -> OutputError:
+    why = "the disk is full" if number in FULL else f"writing failed ({said})"
+    return _not_writable(
+        f"{folder} couldn't be saved: {why}; nothing of it was left behind, so make room or name "
+        "another place",
+        folder,
+    )
 
 
 def _description(folder: Path) -> str:
@@ -193,14 +212,143 @@ def _description(folder: Path) -> str:
         return f"a model of ours whose {MANIFEST} is damaged"
     record = manifest.get("record", {})
     facts = {**manifest, **record, **record.get("run", {})}
-    facts["method"] = (
-        facts["method"].get("spec", "")
-        if isinstance(facts.get("method"), dict)
-        else facts.get("method", "")
-    )
-    facts_in_words = [f"{label} {facts[name]}" for name, label in FACTS.items() if facts.get(name)]
-    return (
-        f"a compressed model ({', '.join(facts_in_words)})"
-        if facts_in_words
-        else "a compressed model"
-    )
+    method = facts.get("method", "")
+    facts["method"] = method.get("spec", "") if isinstance(method, dict) else method
+    words = [f"{word} {facts[name]}" for name, word in FACTS.items() if facts.get(name)]
+    return f"a compressed model ({', '.join(words)})" if words else "a compressed model"
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder in which everything else is, and see all of it to the disk."""
+    paths = list(_written(folder))
+    # Hashing keeps a processor busy and flushing the disk, so both are done at the same time.
+    with ThreadPoolExecutor(1) as beside:
+        flushed = beside.map(flush, paths)
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+        list(flushed)  # an error of the disk is raised here
+    document = sealed({**manifest, FILES: digests}, _PURPOSE)
+    (folder / MANIFEST).write_text(text_of_json(document, ordered=True), encoding="utf-8")
+    flush(folder / MANIFEST)
+    for inside in (folder, *folder.rglob("*")):
+        if inside.is_dir():
+            flush(inside)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Return what the `calibrant.json` of a folder that we saved says; None for every other folder.
+
+    Raises `ModelError` for one that is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return _manifest(path)
+    except (DataError, ValueError) as error:
+        raise _not_as_written(path, "is damaged") from error
+
+
+def manifest_folder(ref: str | Path) -> Path:
+    """Return the folder whose manifest is about the model that `ref` names.
+
+    It is that folder itself, or the folder that we saved which holds it as an export.
+    """
+    path = Path(ref)
+    if (path / MANIFEST).exists() or not path.exists() or not (path.parent / MANIFEST).is_file():
+        return path
+    return path if _is_foreign(path.parent / MANIFEST) else path.parent
+
+
+def check_unchanged(
+    place: Path, digests: Mapping[str, str], weights: bool = True
+) -> dict[str, Any] | None:
+    """Return the manifest about the model at `place`, a folder or a file, if there is one.
+
+    `digests` are those of its files, by their names, that are known already. Without `weights` only
+    what a tokenizer is read from is compared. Raises `ModelError` for a file that isn't what was
+    written with the manifest, such as weights of another run.
+    """
+    home = manifest_folder(place)
+    manifest = read_manifest(home)
+    written: Mapping[str, str] = (manifest or {}).get(FILES, {})
+    forms = {Path(name).parent for name in written if Path(name).name == CONFIG}
+    for name, expected in written.items():
+        path = home / name
+        if path != place and not _is_read(path, place, home, forms):
+            continue
+        if path.suffix == WEIGHTS_SUFFIX and not weights:
+            continue
+        if not path.is_file():
+            raise _not_as_written(path, f"is missing, and was written with {MANIFEST}")
+        known = digests.get(path.name) if place in (path, path.parent) else None
+        if (known or file_digest(path)) != expected:
+            raise _not_as_written(path, f"isn't what was written with {MANIFEST}")
+    return manifest
+
+
+def _not_as_written(path: Path, why: str) -> ModelError:
+    return ModelError(f"{visible(str(path))} {why}; {_REMEDY}", subject=str(path))
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a manifest says. Raises `DataError` or `ValueError` for what is none."""
+    try:
+        manifest = read_json(path, _PURPOSE)
+    except DataError:
+        # Before there were seals, a manifest might hold NaN.
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or {FILES, SEAL} & manifest.keys():
+            raise
+    if not isinstance(manifest, dict):
+        raise BrokenSealError
+    files = manifest.get(FILES)
+    if files is None and VERSION not in manifest:
+        raise BrokenSealError
+    if files is not None and not _maps_text_to_text(files):
+        raise BrokenSealError
+    return manifest
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file of this name is somebody else's: sound JSON without our entries. What is
+    damaged may be ours.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return not isinstance(value, dict) or not {VERSION, FILES, SEAL} & value.keys()
+
+
+def _maps_text_to_text(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(text, str) for text in (*value.keys(), *value.values()))
+
+
+def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bool:
+    """Whether a file that was written into the folder `home` is read with the model in the folder
+    `place`, or tells of it.
+
+    `forms` are the folders, in `home`, that each hold a model of their own.
+    """
+    if path.suffix in OTHER_READERS:
+        return False
+    if home / _form_of(path.relative_to(home), forms) == place:
+        return True
+    return path.parent == home and path.suffix != WEIGHTS_SUFFIX
+
+
+def _form_of(inside: Path, forms: Collection[Path]) -> Path:
+    """The innermost folder around a file that holds a model of its own."""
+    for folder in inside.parents:
+        if folder in forms:
+            return folder
+    return Path()
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in the folders in it, but for the manifest and cards."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (MANIFEST, CARD):
+            yield path

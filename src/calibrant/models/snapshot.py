@@ -15,10 +15,9 @@ so that is found, and is an error.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import Listener, Structure, overwrite
@@ -32,12 +31,14 @@ class Snapshot(Listener):
     def __init__(self, view: ModelView) -> None:
         self._view = view
         self._structure = Structure.of(view.model)
-        self._numbers = {
-            id(tensor): _Numbers(name, tensor) for name, tensor in _tensors(view.model)
-        }
-        self._places: dict[int, list[_Numbers]] = {}
+        self._numbers: dict[int, _Numbers] = {}
+        for named in (view.model.named_parameters(), view.model.named_buffers()):
+            for name, tensor in named:
+                self._numbers[id(tensor)] = _Numbers(name, tensor)
+        self._in_memory: dict[int, list[_Numbers]] = {}
         for numbers in self._numbers.values():
-            self._places.setdefault(_storage(numbers.original), []).append(numbers)
+            self._in_memory.setdefault(_memory_of(numbers.original), []).append(numbers)
+        # From here on it is told of changes, so everything that it needs for that is there.
         super().__init__()
 
     @classmethod
@@ -46,7 +47,7 @@ class Snapshot(Listener):
         return cls(view)
 
     def will_change(self, tensor: Tensor) -> None:
-        for numbers in self._places.get(_storage(tensor), ()):
+        for numbers in self._in_memory.get(_memory_of(tensor), ()):
             numbers.keep()
 
     def restore(self) -> None:
@@ -55,6 +56,7 @@ class Snapshot(Listener):
         Raises `ModelError`, and changes nothing, if numbers were overwritten in place by somebody
         who didn't say so.
         """
+        # All are looked at before any is put back: an error changes nothing.
         for numbers in self._numbers.values():
             numbers.check()
         for numbers in self._numbers.values():
@@ -68,15 +70,14 @@ class Snapshot(Listener):
 
         Raises `ModelError` for a matrix of another model, or one that was made since.
         """
-        parameter = getattr(weight.owner, weight.key)
-        numbers = self._numbers.get(id(parameter))
+        numbers = self._numbers.get(id(getattr(weight.owner, weight.key)))
         if numbers is None:
             raise ModelError(
                 f"the snapshot is of another model: it has no {weight.name}", subject=weight.name
             )
         numbers.check()
-        original = numbers.original if numbers.copied is None else numbers.copied
-        return original if weight.expert is None else original[weight.expert]
+        kept = numbers.kept
+        return kept if weight.expert is None else kept[weight.expert]
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
@@ -93,7 +94,7 @@ class Snapshot(Listener):
         become = [(numbers, numbers.tensor.data) for numbers in self._numbers.values()]
         try:
             for numbers in self._numbers.values():
-                numbers.tensor.data = numbers.original if numbers.copied is None else numbers.copied
+                numbers.tensor.data = numbers.kept
             self._structure.put_back()
             yield
         finally:
@@ -103,29 +104,29 @@ class Snapshot(Listener):
 
     def bytes(self) -> int:
         """Return the memory that the copies take."""
-        return sum(
-            n.copied.numel() * n.copied.element_size()
-            for n in self._numbers.values()
-            if n.copied is not None
-        )
+        copies = [numbers.copied for numbers in self._numbers.values()]
+        return sum(copy.nbytes for copy in copies if copy is not None)
 
 
-@dataclass(eq=False)
+@final
 class _Numbers:
     """One parameter or buffer, what it held, and a copy of that from the moment on at which it
     is overwritten.
     """
 
-    name: str
-    tensor: Tensor
-    original: Tensor = field(init=False)
-    copied: Tensor | None = None
-    version: int = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name = name
+        self.tensor = tensor
         # An alias with a count of changes of its own: it keeps these numbers also when the
         # parameter is given others.
-        self.original, self.version = self.tensor.data, self.tensor._version
+        self.original = tensor.data
+        self.copied: Tensor | None = None
+        self._version = tensor._version
+
+    @property
+    def kept(self) -> Tensor:
+        """The numbers that it held."""
+        return self.original if self.copied is None else self.copied
 
     def keep(self) -> None:
         if self.copied is None:
@@ -135,9 +136,11 @@ class _Numbers:
     def check(self) -> None:
         # PyTorch raises `_version` with every write in place, also through a view. A parameter that
         # was given other memory kept its old numbers.
-        if self.copied is None and self._is_in_place and self.tensor._version != self.version:
+        changed = self._is_in_place and self.tensor._version != self._version
+        if self.copied is None and changed:
             raise ModelError(
-                f"{self.name} was overwritten before the snapshot could copy it; whatever writes numbers in place says so first (will_change)",
+                f"{self.name} was overwritten before the snapshot could copy it; whatever writes "
+                "numbers in place says so first (will_change)",
                 subject=self.name,
             )
 
@@ -146,23 +149,16 @@ class _Numbers:
             self.tensor.data = self.original
         if self.copied is not None:
             overwrite(self.original, self.copied)
-        self.version = self.tensor._version
+        self._version = self.tensor._version
 
     @property
     def _is_in_place(self) -> bool:
-        now, then = self.tensor, self.original
-        return (now.data_ptr(), now.shape, now.stride(), now.dtype) == (
-            then.data_ptr(),
-            then.shape,
-            then.stride(),
-            then.dtype,
-        )
+        return _layout(self.tensor) == _layout(self.original)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _storage(tensor: Tensor) -> int:
+def _memory_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

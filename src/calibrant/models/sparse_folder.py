@@ -15,19 +15,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeGuard, final
 
 import torch
 from jaxtyping import Int8
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.models.compact import Compact, declared, digest
-from calibrant.models.complete import SPARE, StoredTensor, stored_tensors
-from calibrant.models.converting import from_state
+from calibrant.models.complete import SPARE, WORDS, StoredTensor, stored_tensors
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS, check_plain, read_object
 from calibrant.models.quiet import Refusal
 from calibrant.packed import Codes, GgmlBlocks, Packed, from_stored, to_stored
@@ -40,12 +38,6 @@ VERSION: Final = 1
 MOST: Final = 2**32
 """Bytes after which a file is full; a tensor that is larger has one of its own."""
 
-_WORDS: Final = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}
 _AGAIN: Final = "copy or download the folder again, or export it once more"
 
 
@@ -56,42 +48,32 @@ class SparseFolder:
     tensor as it will be when it is whole.
     """
 
-    folder: Path
     ref: str
     files: tuple[Path, ...]
     entries: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, StoredTensor]
-
-    def model(
-        self,
-        kind: type[PreTrainedModel],
-        folder: Path,
-        weights: Sequence[Path],
-        config: PreTrainedConfig,
-        dtype: torch.dtype,
-    ) -> Any:
-        """Return the model with all numbers in their places, and what transformers says of its
-        loading.
-        """
-        return from_state(kind, dict(self.state()), folder, config, dtype)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor of the checkpoint. Raises `ModelError`, by its name, for one that
         isn't stored as the sheet says.
         """
         with ExitStack() as stack:
-            places: dict[str, Any] = {}
+            files: dict[str, Any] = {}
             for path in self.files:
                 file = stack.enter_context(safe_open(path, framework="pt"))
-                places |= dict.fromkeys(file.keys(), file)
+                files |= dict.fromkeys(file.keys(), file)
+
+            def get(name: str) -> Tensor:
+                return files[name].get_tensor(name)
+
             for name, entry in self.entries.items():
-                with Refusal(
-                    f"{self.ref}: {brief(name)} isn't stored as {SHEET} says", f"; {_AGAIN}", name
-                ):
-                    tensor = _tensor_of(entry, lambda part: places[part].get_tensor(part))
+                label = f"{self.ref}: {brief(name)}"
+                with Refusal(f"{label} isn't stored as {SHEET} says", f"; {_AGAIN}", name):
+                    tensor = _tensor_of(entry, get)
                 if digest(tensor) != entry.get("sha256"):
                     raise ModelError(
-                        f"{self.ref}: {brief(name)} isn't what it was when it was saved (its SHA-256 differs); {_AGAIN}",
+                        f"{label} isn't what it was when it was saved (its SHA-256 differs); "
+                        f"{_AGAIN}",
                         subject=name,
                     )
                 yield name, tensor
@@ -105,14 +87,17 @@ def sparse_folder(folder: Path, ref: str) -> SparseFolder | None:
     doesn't.
     """
     names = check_plain(folder, ref)
+    # A folder with plain weights too is a plain one.
     if SHEET not in names or WEIGHTS in names or INDEX in names:
         return None
     sheet = read_object(folder / SHEET)
     if sheet.get("format") != FORMAT:
         return None
     if sheet.get("version") != VERSION:
+        version = brief(sheet.get("version"))
         raise ModelError(
-            f"{folder / SHEET} is of version {brief(sheet.get('version'))}, and {VERSION} can be read; upgrade calibrant",
+            f"{folder / SHEET} is of version {version}, and {VERSION} can be read; upgrade "
+            "calibrant",
             subject=SHEET,
         )
     if CONFIG not in names:
@@ -120,36 +105,35 @@ def sparse_folder(folder: Path, ref: str) -> SparseFolder | None:
             f"{ref} holds no {CONFIG}, without which its {SHEET} is of no use; {_AGAIN}",
             subject=CONFIG,
         )
-    files, entries = _files(folder, ref, names, sheet.get("files")), sheet.get("tensors")
-    if (
-        not isinstance(entries, dict)
-        or not entries
-        or not all(isinstance(entry, dict) for entry in entries.values())
-    ):
+    files = _files(folder, ref, names, sheet.get("files"))
+    entries = sheet.get("tensors")
+    if not _describes_tensors(entries):
         raise ModelError(
             f"{folder / SHEET} doesn't say how its tensors are stored ({brief(entries)}); {_AGAIN}",
             subject=SHEET,
         )
     tensors = _checked(folder, ref, files, entries)
-    return SparseFolder(folder, ref, files, entries, tensors)
+    return SparseFolder(ref, files, entries, tensors)
+
+
+def _describes_tensors(entries: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
+    if not isinstance(entries, dict) or not entries:
+        return False
+    return all(isinstance(entry, dict) for entry in entries.values())
 
 
 def _files(folder: Path, ref: str, names: Sequence[str], listed: Any) -> tuple[Path, ...]:
     """The files that the sheet lists: plain ones of the folder, and all safetensors that are
     there.
     """
-    there = {name for name in names if name.endswith(".safetensors")}
-    if (
-        not isinstance(listed, list)
-        or not all(isinstance(name, str) for name in listed)
-        or set(listed) != there
-        or len(listed) != len(there)
-    ):
+    present = sorted(name for name in names if name.endswith(".safetensors"))
+    texts = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+    if not texts or sorted(listed) != present:
         raise ModelError(
-            f"{ref} holds {brief(sorted(there))}, but its {SHEET} lists {brief(listed)}; {_AGAIN}",
+            f"{ref} holds {brief(present)}, but its {SHEET} lists {brief(listed)}; {_AGAIN}",
             subject=SHEET,
         )
-    return tuple(folder / name for name in sorted(there))
+    return tuple(folder / name for name in present)
 
 
 def _checked(
@@ -158,34 +142,37 @@ def _checked(
     """Every tensor as it will be, once it is clear that the files hold its parts and that there
     is room for it.
     """
-    stored, used = stored_tensors(files), Counter[str]()
-    tensors, inside = dict[str, StoredTensor](), 0
+    stored = stored_tensors(files)
+    used: set[str] = set()
+    tensors: dict[str, StoredTensor] = {}
+    inside = 0
     for name, entry in entries.items():
         with Refusal(f"{folder / SHEET} says of {brief(name)} what can't be", f"; {_AGAIN}", name):
             shape, dtype = declared(entry)
             for layout in _layouts(entry):
                 inside += prod(declared(layout)[0])
                 used.update(layout["parts"].values())
-            tensors[name] = StoredTensor(
-                shape, _WORDS.get(dtype, str(dtype).removeprefix("torch.")), SHEET
-            )
-    if missing := used.keys() - stored.keys():
+            word = WORDS.get(dtype, str(dtype).removeprefix("torch."))
+            tensors[name] = StoredTensor(shape, word, SHEET)
+    missing = used - stored.keys()
+    if missing:
+        name = min(missing)
         raise ModelError(
-            f"{ref} lacks {brief(min(missing))}, which its {SHEET} names; {_AGAIN}",
-            subject=str(min(missing)),
+            f"{ref} lacks {brief(name)}, which its {SHEET} names; {_AGAIN}", subject=name
         )
-    if unused := stored.keys() - used.keys():
+    unused = stored.keys() - used
+    if unused:
+        name = min(unused)
         raise ModelError(
-            f"{ref} holds {brief(min(unused))}, which its {SHEET} doesn't name; {_AGAIN}",
-            subject=min(unused),
+            f"{ref} holds {brief(name)}, which its {SHEET} doesn't name; {_AGAIN}", subject=name
         )
-    numbers, most = (
-        max(inside, sum(tensor.count for tensor in tensors.values())),
-        8 * sum(path.stat().st_size for path in files) + SPARE,
-    )
+    numbers = max(inside, sum(tensor.count for tensor in tensors.values()))
+    # A number takes a bit at least, in every layout but that of zeros.
+    most = 8 * sum(path.stat().st_size for path in files) + SPARE
     if numbers > most:
         raise ModelError(
-            f"{folder / SHEET} asks for {numbers:,} numbers, and its files have room for {most:,} at most; {_AGAIN}",
+            f"{folder / SHEET} asks for {numbers:,} numbers, and its files have room for {most:,} "
+            f"at most; {_AGAIN}",
             subject=SHEET,
         )
     return tensors
@@ -196,34 +183,35 @@ def _layouts(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     form.
     """
     layouts = list(entry["tensors"].values()) if "form" in entry else [entry]
-    if not all(isinstance(one, dict) and isinstance(one["parts"], dict) for one in layouts):
-        raise ValueError("its parts are no names")
-    if not all(isinstance(name, str) for one in layouts for name in one["parts"].values()):
-        raise ValueError("its parts have no names")
+    for layout in layouts:
+        if not isinstance(layout, dict) or not isinstance(layout["parts"], dict):
+            raise ValueError("its parts are no names")
+        if not all(isinstance(name, str) for name in layout["parts"].values()):
+            raise ValueError("its parts have no names")
     return layouts
 
 
 def _tensor_of(entry: Mapping[str, Any], get: Callable[[str], Tensor]) -> Tensor:
     """The tensor that an entry of the sheet describes."""
     if "form" not in entry:
-        return (
-            _compact_of(entry, get).whole().clone()
-        )  # numbers of its own, whatever other tensors are stored by the same part
+        # Numbers of its own, whatever other tensors are stored by the same part.
+        return _whole(entry, get).clone()
     shape, dtype = declared(entry)
-    packed = read_form(
-        entry["form"],
-        {key: _compact_of(facts, get).whole() for key, facts in entry["tensors"].items()},
-    )
+    parts = {key: _whole(facts, get) for key, facts in entry["tensors"].items()}
+    packed = read_form(entry["form"], parts)
     if packed.weights != prod(shape):
         raise ValueError(f"its packed form has {packed.weights:,} numbers")
-    whole = packed.dense().T.contiguous() if entry.get("transposed") else packed.dense()
-    if tuple(whole.shape) != shape or whole.dtype != dtype:
-        raise ValueError(f"its packed form is a {whole.dtype} of {list(whole.shape)}")
-    return whole
+    tensor = packed.dense()
+    if entry.get("transposed"):
+        tensor = tensor.T.contiguous()
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(f"its packed form is a {tensor.dtype} of {list(tensor.shape)}")
+    return tensor
 
 
-def _compact_of(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> Compact:
-    return Compact.read(facts, {part: get(name) for part, name in facts["parts"].items()})
+def _whole(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> Tensor:
+    parts = {part: get(name) for part, name in facts["parts"].items()}
+    return Compact.read(facts, parts).whole()
 
 
 def write_form(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -231,14 +219,11 @@ def write_form(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
     is 0, also where its group has a zero point.
     """
     facts, tensors = to_stored(packed)
-    if isinstance(packed, Codes) and packed.zeros is not None:
-        return {**facts, "around_zeros": True}, {
-            **tensors,
-            "codes": _turned(
-                packed.codes, -_by_input(packed.zeros, packed.codes), packed.grid.bits
-            ),
-        }
-    return facts, tensors
+    if not isinstance(packed, Codes) or packed.zeros is None:
+        return facts, tensors
+    zeros = _by_input(packed.zeros, packed.codes)
+    codes = _turned(packed.codes, -zeros, packed.grid.bits)
+    return {**facts, "around_zeros": True}, {**tensors, "codes": codes}
 
 
 def read_form(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
@@ -250,9 +235,8 @@ def read_form(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed
         return packed
     if not isinstance(packed, Codes) or packed.zeros is None:
         raise ValueError("it has no zero points")
-    return replace(
-        packed, codes=_turned(packed.codes, _by_input(packed.zeros, packed.codes), packed.grid.bits)
-    )
+    zeros = _by_input(packed.zeros, packed.codes)
+    return replace(packed, codes=_turned(packed.codes, zeros, packed.grid.bits))
 
 
 def _by_input(zeros: Int8[Tensor, "out group"], codes: Int8[Tensor, "out in"]) -> Tensor:
@@ -260,12 +244,13 @@ def _by_input(zeros: Int8[Tensor, "out group"], codes: Int8[Tensor, "out in"]) -
     return zeros.repeat_interleave(codes.shape[1] // zeros.shape[1], dim=1).to(torch.int16)
 
 
-def _turned(codes: Int8[Tensor, "out in"], by: Tensor, bits: int) -> Int8[Tensor, "out in"]:
+def _turned(codes: Int8[Tensor, "out in"], steps: Tensor, bits: int) -> Int8[Tensor, "out in"]:
     """Codes moved by so many steps in the circle of all codes of so many bits: it takes no more
     bits, and is undone by the opposite.
     """
     half = 2 ** (bits - 1)
-    return ((codes.to(torch.int16) + by + half).remainder(2 * half) - half).to(torch.int8)
+    turned = (codes.to(torch.int16) + steps + half).remainder(2 * half)
+    return (turned - half).to(torch.int8)
 
 
 @final
@@ -279,15 +264,22 @@ class SparseWriter:
 
     def __init__(self, place: Path, forms: Iterable[Packed] = ()) -> None:
         self._place = place
-        shares = (form for form in forms if not isinstance(form, Codes | GgmlBlocks))
-        self._shared = Counter(
-            _known_by(tensor) for form in shares for tensor in to_stored(form)[1].values()
-        )
+        self._shared: Counter[str] = Counter()
+        for form in forms:
+            # Codes and blocks are of one matrix alone: to hash them all would take long.
+            if not isinstance(form, Codes | GgmlBlocks):
+                _, tensors = to_stored(form)
+                self._shared.update(map(_known_by, tensors.values()))
         self._entries: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._waiting: dict[str, Tensor] = {}
         self._files: list[str] = []
-        self._before = self._after = self._written = 0
+        self._before = 0
+        """Bytes of the tensors as they were given."""
+        self._after = 0
+        """Bytes of what is stored of them."""
+        self._written = 0
+        """Bytes of what is stored in files already."""
 
     def add(
         self, name: str, tensor: Tensor, packed: Packed | None = None, transposed: bool = False
@@ -300,30 +292,29 @@ class SparseWriter:
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "sha256": digest(tensor),
         }
-        plain, (form, tensors) = (
-            Compact.of(tensor),
-            ({}, {}) if packed is None else write_form(packed),
-        )
-        inside = {key: Compact.of(one) for key, one in tensors.items()}
-        if (
-            packed is not None
-            and sum(inside[key].size / self._uses(one) for key, one in tensors.items()) < plain.size
-        ):
-            kept = {
-                key: self._kept(f"{name}:{key}", compact, sharing=True)
-                for key, compact in inside.items()
-            }
-            self._entries[name] = {
-                "form": form,
-                "tensors": kept,
-                **({"transposed": True} if transposed else {}),
-                **about,
-            }
-        else:
-            self._entries[name] = {**self._kept(name, plain), **about}
+        plain = Compact.of(tensor)
+        entry = None if packed is None else self._packed(name, packed, plain.size)
+        if entry is None:
+            entry = self._kept(name, plain)
+        elif transposed:
+            entry["transposed"] = True
+        self._entries[name] = {**entry, **about}
         self._before += tensor.nbytes
         if self._after - self._written >= MOST:
             self._flush()
+
+    def _packed(self, name: str, packed: Packed, most: int) -> dict[str, Any] | None:
+        """Store a packed form; None where it takes as much as `most` bytes, or more."""
+        form, tensors = write_form(packed)
+        inside = {key: Compact.of(tensor) for key, tensor in tensors.items()}
+        # What several forms share is counted in equal parts by each.
+        size = sum(inside[key].size / self._uses(tensor) for key, tensor in tensors.items())
+        if size >= most:
+            return None
+        kept: dict[str, Any] = {}
+        for key, compact in inside.items():
+            kept[key] = self._kept(f"{name}:{key}", compact, sharing=True)
+        return {"form": form, "tensors": kept}
 
     def finish(self) -> None:
         """Write what is waiting, and the sheet."""

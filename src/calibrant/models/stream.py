@@ -3,7 +3,8 @@ rows and columns are one hidden unit.
 
     stream = Stream.of(view)
     for norm in stream.norms:
-        stream.rescale(norm, factors)       # the norm times them, its readers' columns divided by them: the logits stay
+        # The norm times the factors, its readers' columns divided by them: the logits stay.
+        stream.rescale(norm, factors)
 
 It is derived from a forward of a few tokens (`tracing`), not from names. A model whose blocks do
 anything else than add to a stream what their matrices made of it is refused, with the operation at
@@ -11,8 +12,10 @@ which it isn't understood.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -58,7 +61,8 @@ class Norm:
         """Multiply what it gives, feature by feature. Raises `ModelError` where it has no
         weight.
         """
-        scale, bias = self.scale, getattr(self.module, "bias", None)
+        scale = self.scale
+        bias = getattr(self.module, "bias", None)
         if scale is None:
             raise ModelError(
                 f"{self.name} has no weight, so its scale can't be changed", subject=self.name
@@ -109,9 +113,9 @@ class Hidden:
         the order in which it adds.
         """
         for tensor, first, step in self.rows:
-            at = torch.arange(self.units, device=tensor.device) * step + first
+            places = torch.arange(self.units, device=tensor.device) * step + first
             changed = tensor.detach().clone()
-            changed[at] = tensor.detach()[at[order.to(tensor.device)]]
+            changed[places] = tensor.detach()[places[order.to(tensor.device)]]
             overwrite(tensor, changed)
         self.down.set(self.down.get()[:, order.to(self.down.stored.device)])
 
@@ -155,7 +159,8 @@ class Stream:
         """
         if norm.others:
             raise ModelError(
-                f"what {norm.name} gives also goes into {norm.others[0]}, so its scale can't be moved into matrices",
+                f"what {norm.name} gives also goes into {norm.others[0]}, so its scale can't be "
+                "moved into matrices",
                 subject=norm.name,
             )
         addresses = {writer.weight.address for writer in self.writers}
@@ -163,7 +168,8 @@ class Stream:
         for reader in readers:
             if reader.weight.address in addresses:
                 raise ModelError(
-                    f"{reader.weight.name}, which reads {norm.name}, is an embedding too; untie them first",
+                    f"{reader.weight.name}, which reads {norm.name}, is an embedding too; untie "
+                    "them first",
                     subject=reader.weight.name,
                 )
         norm.multiply(factors)
@@ -171,118 +177,103 @@ class Stream:
             reader.weight.set(reader.weight.get() / factors)
 
 
+@final
 class _TracedStream:
     """What a trace of a model shows, put together."""
 
     def __init__(self, view: ModelView) -> None:
-        self._view, self._norms, self._width = view, norms_of(view.model), 0
-        self._weights = {
-            weight.name: weight for weight in (*_outside(view), *view.weights, *_dense_inside(view))
-        }
+        self._view = view
+        self._kind = type(view.model).__name__
+        self._norms = norms_of(view.model)
+        self._width = 0
+        weights = [*_outside(view), *view.weights, *_dense_inside(view)]
+        self._weights = {weight.name: weight for weight in weights}
         self._vectors = dict(_vectors(view))
-        products = {
-            name: TracedProduct(name, w.shape, strides(w.get()))
-            for name, w in self._weights.items()
-        }
+        vectors = {tensor.data_ptr(): name for name, tensor in self._vectors.items()}
+        products: dict[int, TracedProduct] = {}
         holders: dict[int, tuple[TracedProduct, ...]] = {}
-        for weight in view.weights:
+        for name, weight in self._weights.items():
+            product = TracedProduct(name, weight.shape, strides(weight.get()))
+            # An embedding is a table of vectors that tokens pick, and no factor of a product.
+            if isinstance(weight.owner, nn.Embedding):
+                vectors[weight.address] = name
+            else:
+                products[weight.address] = product
             if weight.expert is not None:
                 whole = getattr(weight.owner, weight.key).data_ptr()
-                holders[whole] = (*holders.get(whole, ()), products[weight.name])
-        vectors = {tensor.data_ptr(): name for name, tensor in self._vectors.items()}
-        tables = {
-            w.address: name
-            for name, w in self._weights.items()
-            if isinstance(w.owner, nn.Embedding)
-        }
-        places = {
-            w.address: products[name]
-            for name, w in self._weights.items()
-            if not isinstance(w.owner, nn.Embedding)
-        }
-        self._flow = Flow(places, holders, {**vectors, **tables})
+                holders[whole] = (*holders.get(whole, ()), product)
+        self._flow = Flow(products, holders, vectors)
 
     def stream(self) -> Stream:
         self._trace()
         self._refuse_unknown()
-        flow, reads = (
-            self._flow,
-            {name: sources - {ELSEWHERE} for name, sources in self._flow.inputs.items()},
-        )
-        norms = {
-            name: self._norm(name)
-            for several in (*reads.values(), *flow.writes.values())
-            for name in several
-            if name
-        }
-        readers = [
-            Reader(w, norms.get(norm))
-            for name, w in self._weights.items()
-            for norm in sorted(self._siblings(reads, name))
-        ]
-        writers = [
-            Writer(w, norms.get(norm))
-            for name, w in self._weights.items()
-            for norm in sorted(self._siblings(flow.writes, name))
-        ]
-        vectors = tuple(
-            (name, tensor) for name, tensor in self._vectors.items() if name in flow.writes
-        )
+        writes = self._flow.writes
+        reads: dict[str, set[str]] = {}
+        for matrix, sources in self._flow.inputs.items():
+            reads[matrix] = sources - {ELSEWHERE}
+        norms: dict[str, Norm] = {}
+        for names in (*reads.values(), *writes.values()):
+            for name in names:
+                if name and name not in norms:
+                    norms[name] = self._norm(name)
+        inside: list[Reader] = []
+        outside: list[Reader] = []
+        writers: list[Writer] = []
+        for name, weight in self._weights.items():
+            place = outside if weight.block == OUTSIDE else inside
+            for norm in sorted(_siblings(reads, name)):
+                place.append(Reader(weight, norms.get(norm)))
+            for norm in sorted(_siblings(writes, name)):
+                writers.append(Writer(weight, norms.get(norm)))
+        readers = (*inside, *outside)
+        vectors = [(name, vector) for name, vector in self._vectors.items() if name in writes]
         hidden = tuple(self._hidden())
         read_through = {reader.norm.name for reader in readers if reader.norm}
-        last = [r for r in readers if r.weight.block == OUTSIDE]
-        ordered = tuple(r for r in readers if r.weight.block != OUTSIDE) + tuple(last)
-        return Stream(
-            ordered,
-            tuple(writers),
-            vectors,
-            hidden,
-            tuple(n for name, n in norms.items() if name in read_through),
-        )
+        ordered = tuple(norm for name, norm in norms.items() if name in read_through)
+        return Stream(readers, tuple(writers), tuple(vectors), hidden, ordered)
 
     def _trace(self) -> None:
-        model, flow = self._view.model, self._flow
-        ids = (
-            torch.arange(PROBE, device=next(model.parameters()).device)[None]
-            % model.config.get_text_config(decoder=True).vocab_size
-        )
-        handles: list[Any] = []
-        try:
+        model = self._view.model
+        blocks = self._view.blocks
+        flow = self._flow
+        vocabulary = self._view.config.vocab_size
+        # Tokens that differ, so that experts get some of them at least.
+        ids = torch.arange(PROBE, device=next(model.parameters()).device)[None] % vocabulary
+        with ExitStack() as stack:
             for name, norm in self._norms.items():
-                handles.append(norm.register_forward_pre_hook(lambda *_: flow.into_norm()))
-                handles.append(
-                    norm.register_forward_hook(
-                        lambda _, args, out, name=name: flow.out_of_norm(name, args, out)
-                    )
-                )
-            for block in self._view.blocks:
-                handles.append(
-                    block.module.register_forward_pre_hook(
-                        lambda _, args, kwargs, name=block.name: self._enters(
-                            name, [*args, *kwargs.values()]
-                        ),
-                        with_kwargs=True,
-                    )
-                )
-            handles.append(
-                self._view.blocks[-1].module.register_forward_hook(
-                    lambda *_: setattr(flow, "place", "what follows the blocks")
-                )
-            )
+                enter = norm.register_forward_pre_hook(self._enter_norm)
+                leave = norm.register_forward_hook(partial(self._leave_norm, name))
+                stack.callback(enter.remove)
+                stack.callback(leave.remove)
+            for block in blocks:
+                enter = partial(self._enter_block, block.name)
+                handle = block.module.register_forward_pre_hook(enter, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.callback(blocks[-1].module.register_forward_hook(self._leave_blocks).remove)
             with torch.no_grad(), flow:
                 model(input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _enters(self, name: str, arguments: Sequence[Any]) -> None:
+    def _enter_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._flow.into_norm()
+
+    def _leave_norm(self, name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._flow.out_of_norm(name, args, output)
+
+    def _leave_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._flow.place = "what follows the blocks"
+
+    def _enter_block(
+        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         """A block is called: its input is the stream, or what the embeddings made, from which on
         it is called that.
         """
         flow = self._flow
-        hidden = next(
-            (x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()), None
-        )
+        hidden: Tensor | None = None
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                hidden = value
+                break
         label = flow.label(hidden)
         first = flow.place == "before the blocks"
         if first and hidden is not None and label.made:
@@ -290,69 +281,48 @@ class _TracedStream:
                 flow.writes.setdefault(matrix, set()).add(norm)
             flow.put(hidden, Label(stream=True))
         elif not label.stream:
-            what = (
-                f"what the embeddings made arrives at {name} changed"
-                if first
-                else f"what arrives at {name} is not its stream"
-            )
-            at = f" (see {self._first_other()})" if self._first_other() else ""
-            raise ModelError(
-                f"the residual stream of a {type(self._view.model).__name__} isn't understood: {what}{at}",
-                subject=name,
-            )
+            why = f"what arrives at {name} is not its stream"
+            if first:
+                why = f"what the embeddings made arrives at {name} changed"
+            other = self._first_other()
+            if other:
+                why = f"{why} (see {other})"
+            raise self._not_understood(why, name)
         flow.place = name
         self._width = hidden.shape[-1] if hidden is not None else 0
 
     def _first_other(self) -> str:
-        return next(iter(sorted(self._flow.others.get("", ()))), "")
+        """The first operation besides sums and products that the stream itself goes into."""
+        return min(self._flow.others.get("", ()), default="")
+
+    def _not_understood(self, why: str, subject: str) -> ModelError:
+        return ModelError(
+            f"the residual stream of a {self._kind} isn't understood: {why}", subject=subject
+        )
 
     def _refuse_unknown(self) -> None:
-        kind = type(self._view.model).__name__
-        if self._first_other():
-            raise ModelError(
-                f"the residual stream of a {kind} isn't understood: it goes into {self._first_other()}",
-                subject=self._first_other(),
-            )
+        other = self._first_other()
+        if other:
+            raise self._not_understood(f"it goes into {other}", other)
         used = {_twin(name) for name in self._flow.inputs}
-        unseen = [weight.name for weight in self._view.weights if _twin(weight.name) not in used]
-        if unseen:
-            raise ModelError(
-                f"the residual stream of a {kind} isn't understood: no product with {unseen[0]} was seen",
-                subject=unseen[0],
-            )
-        spilled = next((name for name in self._flow.writes if name in self._flow.spilled), None)
-        if spilled is not None:
-            what = f"what {spilled} makes is added to it and goes into {self._flow.spilled[spilled]} too"
-            raise ModelError(
-                f"the residual stream of a {kind} isn't understood: {what}", subject=spilled
-            )
-
-    def _siblings(self, inputs: dict[str, set[str]], name: str) -> set[str]:
-        """Return the sources of a matrix's inputs; for an expert that no token of the probe
-        reached, those of the others.
-        """
-        own = inputs.get(name)
-        if own is not None or "[" not in name:
-            return own or set()
-        return {
-            one
-            for other, several in inputs.items()
-            if "[" in other and _twin(other) == _twin(name)
-            for one in several
-        }
+        for weight in self._view.weights:
+            if _twin(weight.name) not in used:
+                why = f"no product with {weight.name} was seen"
+                raise self._not_understood(why, weight.name)
+        spilled = self._flow.spilled
+        for name in self._flow.writes:
+            if name in spilled:
+                why = f"what {name} makes is added to it and goes into {spilled[name]} too"
+                raise self._not_understood(why, name)
 
     def _norm(self, name: str) -> Norm:
         module = self._norms[name]
         offset, centres = _measured(module, self._width)
-        mixed = [
-            matrix
-            for matrix, sources in self._flow.inputs.items()
-            if name in sources and len(sources) > 1
-        ]
-        others = {
-            *self._flow.others.get(name, ()),
-            *(f"{matrix}, which reads something else too" for matrix in mixed),
-        }
+        others = set(self._flow.others.get(name, ()))
+        # A matrix that reads two things can't have one norm's scale divided out of it.
+        for matrix, sources in self._flow.inputs.items():
+            if name in sources and len(sources) > 1:
+                others.add(f"{matrix}, which reads something else too")
         if offset is None:
             others.add(f"a {type(module).__name__}, whose weight is no scale")
         return Norm(name, offset or 0.0, centres, tuple(sorted(others)), module)
@@ -361,87 +331,71 @@ class _TracedStream:
         """The hidden units of every matrix whose inputs are functions of rows that nothing else
         has.
         """
-        own_rows = {
-            name: rows
-            for name, weight in self._weights.items()
-            if (rows := self._own_rows(name, weight))
-        }
-        users = Counter(
-            matrix for rows in own_rows.values() for matrix in {one.matrix for one in rows}
-        )
+        rows_of: dict[str, frozenset[Rows]] = {}
+        users: Counter[str] = Counter()
+        for name, weight in self._weights.items():
+            rows = self._input_rows(name, weight)
+            if rows:
+                rows_of[name] = rows
+                users.update({part.matrix for part in rows})
         mixed = {_twin(name) for name in self._flow.mixed}
-        for name, rows in own_rows.items():
-            if all(users[one.matrix] == 1 and _twin(one.matrix) not in mixed for one in rows):
-                one = self._hidden_of(self._weights[name], rows)
-                if one is not None:
-                    yield one
+        for name, rows in rows_of.items():
+            matrices = {part.matrix for part in rows}
+            alone = all(users[matrix] == 1 and _twin(matrix) not in mixed for matrix in matrices)
+            if alone:
+                hidden = self._hidden_of(self._weights[name], rows)
+                if hidden is not None:
+                    yield hidden
 
-    def _own_rows(self, name: str, down: Weight) -> frozenset[Rows]:
+    def _input_rows(self, name: str, down: Weight) -> frozenset[Rows]:
         """The rows that the inputs of a matrix are functions of; none where it has had several
         kinds of inputs, or others.
         """
-        pairs = self._flow.pairs.get(name)
-        if pairs is None and down.expert is not None:
-            sibling = next(
-                (
-                    other
-                    for other in self._flow.pairs
-                    if "[" in other and _twin(other) == _twin(name)
-                ),
-                None,
-            )
-            pairs = (
-                None
-                if sibling is None
-                else {
-                    frozenset(_of_expert(rows, down.expert) for rows in one)
-                    for one in self._flow.pairs[sibling]
-                }
-            )
-        if pairs is None or len(pairs) != 1:
+        pairs = self._flow.pairs.get(name, set())
+        if not pairs and down.expert is not None:
+            # An expert that no token of the probe reached has the rows that another has.
+            for other, of_other in self._flow.pairs.items():
+                if "[" in other and _twin(other) == _twin(name):
+                    pairs = {_of_expert(rows, down.expert) for rows in of_other}
+                    break
+        if len(pairs) != 1:
             return frozenset()
+        (rows,) = pairs
+        if down.expert is None:
+            return rows
         # What is put together of all experts shows the rows of all of them.
-        return frozenset(
-            one
-            for one in next(iter(pairs))
-            if down.expert is None or one.matrix.endswith(f"[{down.expert}]")
-        )
+        return frozenset(part for part in rows if part.matrix.endswith(f"[{down.expert}]"))
 
     def _hidden_of(self, down: Weight, rows: frozenset[Rows]) -> Hidden | None:
-        ordered = sorted(rows, key=lambda one: (one.matrix, one.first))
-        places = tuple((self._tensor(one.matrix), one.first, one.step) for one in ordered)
         units = down.shape[1]
-        if any(first + step * (units - 1) >= len(tensor) for tensor, first, step in places):
+        places: list[tuple[Tensor, int, int]] = []
+        up: dict[str, Weight] = {}
+        for part in sorted(rows, key=_by_place):
+            if part.matrix in self._weights:
+                weight = self._weights[part.matrix]
+                up[part.matrix] = weight
+                tensor = weight.get()
+            else:
+                tensor = self._vectors[part.matrix]
+            if part.first + part.step * (units - 1) >= len(tensor):
+                return None
+            places.append((tensor, part.first, part.step))
+        if not up:
             return None
-        up = tuple(
-            self._weights[matrix]
-            for matrix in dict.fromkeys(one.matrix for one in ordered)
-            if matrix in self._weights
-        )
-        return Hidden(down.block, units, places, up, down) if up else None
+        return Hidden(down.block, units, tuple(places), tuple(up.values()), down)
 
-    def _tensor(self, name: str) -> Tensor:
-        return self._weights[name].get() if name in self._weights else self._vectors[name]
+
+def _by_place(rows: Rows) -> tuple[str, int]:
+    return rows.matrix, rows.first
 
 
 def _outside(view: ModelView) -> Iterator[Weight]:
     """Embeddings, the head and projections outside the blocks, each as a matrix as it is stored."""
+    inside = tuple(f"{block.name}." for block in view.blocks)
     for name, parameter in view.model.named_parameters(remove_duplicate=False):
-        if (
-            parameter.dim() == 2
-            and name.endswith(".weight")
-            and not any(name.startswith(block.name + ".") for block in view.blocks)
-        ):
-            path = name.removesuffix(".weight")
-            yield Weight(
-                path,
-                OUTSIDE,
-                (parameter.shape[0], parameter.shape[1]),
-                False,
-                None,
-                view.model.get_submodule(path),
-                "weight",
-            )
+        plain = parameter.dim() == 2 and name.endswith(".weight")
+        if plain and not name.startswith(inside):
+            yield _as_stored(view, name, parameter.shape, OUTSIDE)
 
 
 def _dense_inside(view: ModelView) -> Iterator[Weight]:
@@ -449,20 +403,18 @@ def _dense_inside(view: ModelView) -> Iterator[Weight]:
     the same.
     """
     for dense in view.dense:
-        block = next(
-            (block for block in view.blocks if dense.name.startswith(block.name + ".")), None
-        )
-        if block is not None and len(dense.shape) == 2 and dense.name.endswith(".weight"):
-            path = dense.name.removesuffix(".weight")
-            yield Weight(
-                path,
-                block.index,
-                (dense.shape[0], dense.shape[1]),
-                False,
-                None,
-                view.model.get_submodule(path),
-                "weight",
-            )
+        if len(dense.shape) != 2 or not dense.name.endswith(".weight"):
+            continue
+        for block in view.blocks:
+            if dense.name.startswith(f"{block.name}."):
+                yield _as_stored(view, dense.name, dense.shape, block.index)
+
+
+def _as_stored(view: ModelView, name: str, shape: tuple[int, ...], block: int) -> Weight:
+    path = name.removesuffix(".weight")
+    rows, columns = shape
+    owner = view.model.get_submodule(path)
+    return Weight(path, block, (rows, columns), False, None, owner, "weight")
 
 
 def _vectors(view: ModelView) -> Iterator[tuple[str, Tensor]]:
@@ -471,7 +423,21 @@ def _vectors(view: ModelView) -> Iterator[tuple[str, Tensor]]:
         if parameter.dim() == 1:
             yield name, parameter
         elif parameter.dim() == 2 and name.endswith("bias"):
-            yield from ((f"{name}[{e}]", parameter.detach()[e]) for e in range(len(parameter)))
+            for expert, bias in enumerate(parameter.detach()):
+                yield f"{name}[{expert}]", bias
+
+
+def _siblings(sources: dict[str, set[str]], name: str) -> set[str]:
+    """Return the sources of a matrix's inputs; for an expert that no token of the probe reached,
+    those of the others.
+    """
+    if name in sources or "[" not in name:
+        return sources.get(name, set())
+    found: set[str] = set()
+    for other, of_other in sources.items():
+        if "[" in other and _twin(other) == _twin(name):
+            found |= of_other
+    return found
 
 
 def _twin(name: str) -> str:
@@ -479,40 +445,48 @@ def _twin(name: str) -> str:
     return name.partition("[")[0]
 
 
-def _of_expert(rows: Rows, expert: int) -> Rows:
-    return (
-        Rows(f"{_twin(rows.matrix)}[{expert}]", rows.first, rows.step)
-        if "[" in rows.matrix
-        else rows
-    )
+def _of_expert(rows: frozenset[Rows], expert: int) -> frozenset[Rows]:
+    """The same rows of another expert's matrices."""
+    found: set[Rows] = set()
+    for part in rows:
+        if "[" in part.matrix:
+            part = Rows(f"{_twin(part.matrix)}[{expert}]", part.first, part.step)
+        found.add(part)
+    return frozenset(found)
 
 
 def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
     """What a norm's weight lacks of its scale (None where it is no scale), and whether the norm
     subtracts the mean: both by trying.
     """
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
+    # Numbers of many sizes, whose mean isn't zero.
     x = torch.linspace(-1.0, 2.0, width).square()[None]
     if not isinstance(weight, Tensor):
-        before, after = module(x), module(x + 3.0)
-        return 0.0, bool(torch.allclose(before, after, atol=0.05))
+        return 0.0, torch.allclose(module(x), module(x + 3.0), atol=0.05)
     if weight.shape != (width,):
         return None, False
-    x, shift = x.to(weight), bias.detach() if isinstance(bias, Tensor) else torch.zeros_like(weight)
+    x = x.to(weight)
+    shift = bias.detach() if isinstance(bias, Tensor) else torch.zeros_like(weight)
 
     def output(scale: float, moved: float = 0.0) -> Tensor:
-        return (
-            torch.func.functional_call(
-                module, {"weight": torch.full_like(weight, scale)}, (x + moved,)
-            )
-            - shift
-        ).float()
+        parameters = {"weight": torch.full_like(weight, scale)}
+        result = torch.func.functional_call(module, parameters, (x + moved,))
+        return (result - shift).float()
 
     with torch.no_grad():
-        none, one, two = output(0.0), output(1.0), output(2.0)
-        straight = torch.allclose(two - one, one - none, atol=0.05) and bool(
-            (one - none).abs().max() > 0.1
-        )
+        none = output(0.0)
+        once = output(1.0)
+        twice = output(2.0)
+        # One that subtracts the mean gives the same for an input that is larger throughout.
+        centres = torch.allclose(output(1.0, 3.0), once, atol=0.05)
+        # A weight is a scale where each step of it adds the same, and something. The bounds are
+        # wide, since the norm may compute in two bytes.
+        step = once - none
+        straight = torch.allclose(twice - once, step, atol=0.05) and bool(step.abs().max() > 0.1)
+        # A weight of nothing gives nothing, but with Gemma's 1 + weight.
         offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
-        holds = straight and torch.allclose(one, (1 + offset) * (one - none), atol=0.05)
-        return (offset if holds else None), bool(torch.allclose(output(1.0, 3.0), one, atol=0.05))
+        if straight and torch.allclose(once, (1 + offset) * step, atol=0.05):
+            return offset, centres
+        return None, centres

@@ -1,4 +1,5 @@
-"""Where a model keeps its blocks and matrices, whatever its architecture.
+"""Where a model keeps its blocks and matrices, whatever its architecture, and whether their numbers
+are in memory.
 
 The blocks are the one list of modules that is as long as the configuration has layers. Inside them
 every two-dimensional `weight` is a matrix to compress, and every slice of a fused three-dimensional
@@ -6,13 +7,14 @@ expert tensor too; each is shown as `[out, in]`, also where it is stored the oth
 other parameter is listed as left dense, with the reason: nothing is passed over in silence.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from inspect import signature
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 import torch
 from jaxtyping import Float
@@ -21,12 +23,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from calibrant.errors import ModelError, NumericsError
-from calibrant.models.changing import Structure, overwrite
-from calibrant.models.dropping import drop
-from calibrant.models.residence import IN_MEMORY, Residence, place_of
-from calibrant.models.ties import tied, untie
+from calibrant.models.changing import Structure, drop, overwrite, place_of, tied, untie
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What modules and configurations call the number of experts."""
 SMALL: Final = "norm or bias (one-dimensional)"
 TRANSPOSED: Final = ("Llama4TextExperts",)
 """Classes that keep each expert's matrix as `[in, out]` and don't say so."""
@@ -34,6 +34,63 @@ CROSS: Final = ("crossattention", "cross_attn", "encoder_attn")
 """What a part that looks at another model's states is called, in a block that can be handed such
 states.
 """
+PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+class Residence(ABC):
+    """Says when the numbers of a block are there: while the block is `held`. The embedding,
+    norms outside the blocks and the head always are.
+    """
+
+    on_disk: ClassVar[bool]
+    """Whether the numbers of a block that isn't held are on disk."""
+
+    @abstractmethod
+    def held(self, index: int) -> AbstractContextManager[None]:
+        """Return a context in which the numbers of the block `index` are in memory. Whoever
+        overwrites them keeps them where `changed` finds them.
+        """
+
+    def absent(self) -> Mapping[int, Collection[str]]:
+        """Return the names of the parameters that are on disk while their block isn't held, by
+        the block's index.
+        """
+        return {}
+
+    def changed(self, index: int, change: Callable[[], None]) -> None:  # noqa: B027
+        """Have `change` done to the block `index`, after those before it, whenever its numbers
+        are read from disk again.
+        """
+
+
+@final
+class InMemory(Residence):
+    """All numbers are in memory."""
+
+    on_disk: ClassVar[bool] = False
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+IN_MEMORY = InMemory()
+
+
+@final
+class WithoutNumbers(Residence):
+    """There are no numbers: of a model's outline only names and shapes are looked at."""
+
+    on_disk: ClassVar[bool] = True
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        raise ModelError(
+            f"block {index} is asked for its numbers, and the model was opened for its shapes "
+            "alone",
+            subject=str(index),
+        )
+
+
+WITHOUT_NUMBERS = WithoutNumbers()
 
 
 @final
@@ -50,6 +107,11 @@ class Weight:
     expert: int | None
     owner: nn.Module = field(repr=False, compare=False)
     key: str = field(repr=False, compare=False)
+
+    @property
+    def tensor_name(self) -> str:
+        """Its name without the number of its expert: that of the tensor which all experts share."""
+        return self.name.partition("[")[0]
 
     @property
     def stored(self) -> Tensor:
@@ -74,7 +136,8 @@ class Weight:
         """Copy `matrix` over the model's own numbers; another shape is a `ModelError`."""
         if tuple(matrix.shape) != self.shape:
             raise ModelError(
-                f"{self.name} is {list(self.shape)}, and can't be set to a matrix of shape {list(matrix.shape)}",
+                f"{self.name} is {list(self.shape)}, and can't be set to a matrix of shape "
+                f"{list(matrix.shape)}",
                 subject=self.name,
             )
         overwrite(self.get(), matrix)
@@ -111,6 +174,8 @@ class ModelView:
     """A folder whose disk takes what passes from block to block in a walk; None where it stays
     in memory.
     """
+    rehearsed: Any
+    """What `calibrant.walk.rehearsal` found of a forward through these blocks."""
 
     def __init__(
         self, model: PreTrainedModel, layers: str, residence: Residence = IN_MEMORY
@@ -119,17 +184,22 @@ class ModelView:
         self.residence = residence
         self.offload = None
         self._layers = layers
-        self._read()
+        self.refresh()
 
     @property
     def weights(self) -> tuple[Weight, ...]:
         """Every matrix that is compressed, block by block."""
-        return tuple(weight for block in self.blocks for weight in block.weights)
+        return tuple(chain.from_iterable(block.weights for block in self.blocks))
 
     @property
     def named(self) -> Mapping[str, Weight]:
         """Every matrix that is compressed, by name."""
         return {weight.name: weight for weight in self.weights}
+
+    @property
+    def config(self) -> Any:
+        """What the model's configuration says of the part that reads and writes text."""
+        return self.model.config.get_text_config(decoder=True)
 
     @property
     def device(self) -> torch.device:
@@ -149,21 +219,20 @@ class ModelView:
         """The module that runs the blocks and not the head: `base(input_ids=…, attention_mask=…,
         use_cache=False)`.
         """
-        head, layers = self.model.get_output_embeddings(), self.model.get_submodule(self._layers)
-        parts = self._layers.split(".")
-        around = [self.model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
-        for candidate in (
-            self.model.base_model,
-            self.model.get_decoder(),
-            *(m for m in around if isinstance(m, PreTrainedModel)),
-        ):
-            inside = list(candidate.modules())
-            if any(m is layers for m in inside) and (
-                head is None or not any(m is head for m in inside)
-            ):
+        model = self.model
+        head = model.get_output_embeddings()
+        layers = model.get_submodule(self._layers)
+        candidates: list[nn.Module] = [model.base_model, model.get_decoder()]
+        for module in _around(model, self._layers):
+            if isinstance(module, PreTrainedModel):
+                candidates.append(module)
+        # Models differ in which of these is the one without the head.
+        for candidate in candidates:
+            inside = set(candidate.modules())
+            if layers in inside and head not in inside:
                 return candidate
         raise ModelError(
-            f"{type(self.model).__name__} has no part that runs {self._layers} without the head",
+            f"{type(model).__name__} has no part that runs {self._layers} without the head",
             subject=self._layers,
         )
 
@@ -175,7 +244,7 @@ class ModelView:
         configuration that can't describe what is left is a `ModelError`, and changes nothing.
         """
         drop(self.model, self._layers, indices)
-        self._read()
+        self.refresh()
 
     def remembered(self) -> Callable[[], None]:
         """Give what will put back the blocks, modules and configuration that are there now;
@@ -185,7 +254,7 @@ class ModelView:
 
         def undo() -> None:
             structure.put_back()
-            self._read()
+            self.refresh()
 
         return undo
 
@@ -198,15 +267,11 @@ class ModelView:
 
     def untie(self) -> bool:
         """Give the head numbers of its own, in the configuration too; False, and nothing is
-        changed, where it has them. See `ties.untie`.
+        changed, where it has them. See `changing.untie`.
         """
         changed = untie(self.model)
-        self._read()
+        self.refresh()
         return changed
-
-    def refresh(self) -> None:
-        """Read the model anew: for whoever changed what it is made of."""
-        self._read()
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of every matrix that is compressed, by name. `Snapshot` keeps everything
@@ -216,33 +281,35 @@ class ModelView:
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Put back what `snapshot` kept; a snapshot of other matrices is a `ModelError`."""
-        strangers = {w.name for w in self.weights} ^ set(snapshot)
+        strangers = self.named.keys() ^ snapshot.keys()
         if strangers:
+            name = min(strangers)
             raise ModelError(
-                f"the snapshot is of another model: only one of the two has {min(strangers)}",
-                subject=min(strangers),
+                f"the snapshot is of another model: only one of the two has {name}", subject=name
             )
         for weight in self.weights:
             overwrite(weight.stored, snapshot[weight.name])
 
-    def _read(self) -> None:
+    def refresh(self) -> None:
+        """Read the model anew: for whoever changed what it is made of."""
         layers = self.model.get_submodule(self._layers)
-        weights: dict[int, list[Weight]] = {i: [] for i in range(len(list(layers.children())))}
+        modules = list(layers.children())
+        weights: list[list[Weight]] = [[] for _ in modules]
         dense: list[Dense] = []
         for parameter in _parameters(self.model, self._layers):
             reason = parameter.reason(self.model)
-            if reason is None and parameter.block is not None:
-                weights[parameter.block] += parameter.weights()
-            elif reason is not None:
+            if reason is not None:
                 dense.append(Dense(parameter.name, tuple(parameter.tensor.shape), reason))
-        _refuse_overlaps([w for matrices in weights.values() for w in matrices])
-        modules = [(f"{self._layers}.{i}", module) for i, module in enumerate(layers.children())]
-        self.blocks = tuple(
-            Block(i, name, module, tuple(weights[i])) for i, (name, module) in enumerate(modules)
-        )
+            elif parameter.block is not None:
+                weights[parameter.block] += parameter.weights()
+        _refuse_overlaps(chain.from_iterable(weights))
+        blocks: list[Block] = []
+        for index, module in enumerate(modules):
+            name = f"{self._layers}.{index}"
+            blocks.append(Block(index, name, module, tuple(weights[index])))
+        self.blocks = tuple(blocks)
         self.dense = tuple(dense)
-        self.rehearsed: Any = None
-        """What `calibrant.walk.rehearsal` found of a forward through these blocks."""
+        self.rehearsed = None
 
 
 def view(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> ModelView:
@@ -255,7 +322,8 @@ def view(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> ModelView:
     """
     refuse(model, residence)
     layers = block_list(model)
-    if any(p.dim() == 3 for p in model.get_submodule(layers).parameters()):
+    # In one fused product of all experts no forward could stop at a single expert.
+    if any(parameter.dim() == 3 for parameter in model.get_submodule(layers).parameters()):
         model.set_experts_implementation("eager")
     return ModelView(model, layers, residence)
 
@@ -264,10 +332,11 @@ def check_finite(view: ModelView) -> None:
     """Raise `NumericsError`, naming the matrix, if any weight of the model is NaN or infinite.
     One block is in memory at a time.
     """
-    inside = {id(parameter) for block in view.blocks for parameter in block.module.parameters()}
-    _check_parameters(
-        ((name, p) for name, p in view.model.named_parameters() if id(p) not in inside), ()
-    )
+    inside: set[int] = set()
+    for block in view.blocks:
+        inside.update(map(id, block.module.parameters()))
+    named = view.model.named_parameters()
+    _check_parameters([(name, outside) for name, outside in named if id(outside) not in inside], ())
     for block in view.blocks:
         with view.held(block):
             _check_parameters(block.module.named_parameters(prefix=block.name), block.weights)
@@ -275,14 +344,20 @@ def check_finite(view: ModelView) -> None:
 
 def _check_parameters(parameters: Iterable[tuple[str, Tensor]], weights: Sequence[Weight]) -> None:
     for name, parameter in parameters:
-        if bool(torch.isfinite(parameter).all()):
+        if _is_finite(parameter):
             continue
-        broken = [w.name for w in weights if not bool(torch.isfinite(w.stored).all())]
-        what = broken[0] if broken else name
+        # Of a tensor of all experts a matrix's name says whose it is.
+        broken = [weight.name for weight in weights if not _is_finite(weight.stored)]
+        subject = broken[0] if broken else name
         raise NumericsError(
-            f"the weights of {what} hold NaN or infinity; open the model from a sound file, or in a wider dtype",
-            subject=what,
+            f"the weights of {subject} hold NaN or infinity; open the model from a sound file, or "
+            "in a wider dtype",
+            subject=subject,
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 @final
@@ -312,6 +387,7 @@ class _Parameter:
 
     def reason(self, model: PreTrainedModel) -> str | None:
         """Why it is left dense; None for what is compressed."""
+        # From the outside in: the first reason that holds is the one that a reader looks for.
         if self.owner is model.get_output_embeddings() and self.key == "weight":
             return "head, tied to the embedding" if self.twin else "head"
         if self.tensor.dim() < 2:
@@ -320,84 +396,89 @@ class _Parameter:
             return "embedding"
         if self.block is None:
             return "outside the blocks"
-        if any(part in CROSS for part in self.path.split(".")) and _takes_others(model, self.path):
+        crosses = any(part in CROSS for part in self.path.split("."))
+        if crosses and _takes_others(model, self.path):
             return "cross attention, which isn't used without an encoder"
-        return (
-            f"the same memory as {self.twin}"
-            if self.twin
-            else self._reason_inside(_experts(self.owner, model))
-        )
-
-    def _reason_inside(self, experts: set[int]) -> str | None:
-        last = self.path.rpartition(".")[2]
+        if self.twin:
+            return f"the same memory as {self.twin}"
         if self.key.endswith("bias"):
             return "bias of the experts"
+        experts = _expert_counts(self.owner, model)
+        owner = type(self.owner).__name__
         if self.key == "weight" and self.tensor.dim() == 2:
-            routes = last.endswith(("gate", "router")) or type(self.owner).__name__.endswith(
-                ("Router", "Gate")
-            )
+            named = self.path.rpartition(".")[2].endswith(("gate", "router"))
+            # A gate with one row is that of a shared expert.
+            routes = named or owner.endswith(("Router", "Gate"))
             return "router" if routes and self.tensor.shape[0] in experts | {1} else None
         if self.tensor.dim() == 3 and self.tensor.shape[0] in experts:
             return None
-        return f"not used as one matrix ({self.tensor.dim()} dimensions, in a {type(self.owner).__name__})"
+        return f"not used as one matrix ({self.tensor.dim()} dimensions, in a {owner})"
 
     def weights(self) -> list[Weight]:
         """Return the matrix, or one for each expert."""
         assert self.block is not None
+        owner = self.owner
         transposed = (
-            isinstance(self.owner, Conv1D)
-            or bool(getattr(self.owner, "is_transposed", False))
-            or type(self.owner).__name__ in TRANSPOSED
+            isinstance(owner, Conv1D)
+            or bool(getattr(owner, "is_transposed", False))
+            or type(owner).__name__ in TRANSPOSED
         )
-        *_, a, b = self.tensor.shape
-        shape = (b, a) if transposed else (a, b)
+        *_, rows, columns = self.tensor.shape
+        shape = (columns, rows) if transposed else (rows, columns)
         if self.tensor.dim() == 2:
-            return [Weight(self.path, self.block, shape, transposed, None, self.owner, self.key)]
-        return [
-            Weight(f"{self.path}[{e}]", self.block, shape, transposed, e, self.owner, self.key)
-            for e in range(self.tensor.shape[0])
-        ]
+            return [Weight(self.path, self.block, shape, transposed, None, owner, self.key)]
+        weights: list[Weight] = []
+        for expert in range(self.tensor.shape[0]):
+            name = f"{self.path}[{expert}]"
+            weights.append(Weight(name, self.block, shape, transposed, expert, owner, self.key))
+        return weights
 
 
 def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
-    """Every parameter, in order; one that repeats another's memory inside the blocks appears
-    once.
+    """Every parameter, those outside the blocks first; one that repeats another's memory inside
+    the blocks appears once.
     """
     outside: dict[int, str] = {}
-    inside: dict[int, str] = {}
-    named = list(model.named_parameters(remove_duplicate=False))
-    for name, tensor in [n for n in named if not n[0].startswith(f"{layers}.")]:
+    seen: set[int] = set()
+    inside: list[tuple[str, Tensor]] = []
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if name.startswith(f"{layers}."):
+            inside.append((name, tensor))
+            continue
         owner = model.get_submodule(name.rpartition(".")[0])
         yield _Parameter(name, tensor, owner, None, outside.get(place_of(tensor), ""))
         outside.setdefault(place_of(tensor), name)
-    for name, tensor in [n for n in named if n[0].startswith(f"{layers}.")]:
-        if place_of(tensor) in inside and tensor.dim() >= 2:
+    for name, tensor in inside:
+        # Norms and biases are listed under each name: nobody compresses them twice.
+        if place_of(tensor) in seen and tensor.dim() >= 2:
             continue
+        seen.add(place_of(tensor))
         owner = model.get_submodule(name.rpartition(".")[0])
         block = int(name.removeprefix(f"{layers}.").partition(".")[0])
         yield _Parameter(name, tensor, owner, block, outside.get(place_of(tensor), ""))
-        inside.setdefault(place_of(tensor), name)
 
 
-def _experts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
+def _expert_counts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
     """How many experts there are, by the module that owns a parameter and by the configuration."""
     config: Any = model.config.get_text_config()
-    counts = [
-        getattr(owner, "num_experts", None),
-        *(getattr(config, name, None) for name in EXPERT_COUNTS),
-    ]
-    return {n for n in counts if isinstance(n, int)}
+    counts = [getattr(config, name, None) for name in EXPERT_COUNTS]
+    counts.append(getattr(owner, "num_experts", None))
+    return {count for count in counts if isinstance(count, int)}
+
+
+def _around(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules that `path` lies in, the model itself first."""
+    parts = path.split(".")
+    return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
 
 
 def _takes_others(model: PreTrainedModel, path: str) -> bool:
     """Whether a module around `path` can be handed the states of an encoder, or of an image."""
-    parts = path.split(".")
-    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
-    return any(
-        name in signature(module.forward).parameters
-        for module in around
-        for name in ("encoder_hidden_states", "cross_attention_states")
-    )
+    for module in _around(model, path)[1:]:
+        names = signature(module.forward).parameters
+        if "encoder_hidden_states" in names or "cross_attention_states" in names:
+            return True
+    return False
 
 
 def block_list(model: PreTrainedModel) -> str:
@@ -407,53 +488,57 @@ def block_list(model: PreTrainedModel) -> str:
     Lists inside such a list don't count.
     """
     config: Any = model.config.get_text_config(decoder=True)
-    depths = [
-        depth
-        for depth in (getattr(config, name, None) for name in ("num_hidden_layers", "num_layers"))
-        if isinstance(depth, int)
-    ]
-    names, depth = list[str](), depths[0] if depths else "(it doesn't say how many)"
-    for depth in depths:
-        lists = [
-            name
-            for name, m in model.named_modules()
-            if isinstance(m, nn.ModuleList) and len(m) == depth
-        ]
-        names = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-        if names:
-            break
-    if len(names) > 1 and (decoder := model.get_decoder()) is not model:
-        inside = {id(module) for module in decoder.modules()}
-        names = [name for name in names if id(model.get_submodule(name)) in inside] or names
-    if len(names) != 1:
-        what = (
-            f"has several lists of {depth} modules ({', '.join(names)})"
-            if names
-            else f"has no list of {depth} modules"
-        )
-        raise ModelError(
-            f"{type(model).__name__} {what}, so its blocks can't be told; it needs a view of its own",
-            subject=type(model).__name__,
-        )
-    return names[0]
-
-
-def _refuse_overlaps(weights: list[Weight]) -> None:
-    """Matrices that share part of their memory can't be compressed one by one."""
-    there = [(w.stored, w.name) for w in weights if not w.stored.is_meta]
-    spans = sorted(
-        (stored.data_ptr(), stored.data_ptr() + stored.numel() * stored.element_size(), name)
-        for stored, name in there
+    names: list[str] = []
+    said: Any = "(it doesn't say how many)"
+    for entry in ("num_hidden_layers", "num_layers"):
+        depth = getattr(config, entry, None)
+        if isinstance(depth, int):
+            said = depth
+            names = _lists(model, depth)
+            if names:
+                break
+    # A model of pictures and text may have as many layers for both.
+    decoder = model.get_decoder()
+    if len(names) > 1 and decoder is not model:
+        inside = set(decoder.modules())
+        names = [name for name in names if model.get_submodule(name) in inside] or names
+    if len(names) == 1:
+        return names[0]
+    kind = type(model).__name__
+    lists = f"no list of {said} modules"
+    if names:
+        lists = f"several lists of {said} modules ({', '.join(names)})"
+    raise ModelError(
+        f"{kind} has {lists}, so its blocks can't be told; it needs a view of its own", subject=kind
     )
-    for (_, end, first), (start, _, second) in pairwise(spans):
+
+
+def _lists(model: nn.Module, length: int) -> list[str]:
+    """The names of all lists of so many modules that are in no other of them."""
+    names: list[str] = []
+    for name, module in model.named_modules():
+        # A module comes after the one that it is in.
+        inside = any(name.startswith(f"{other}.") for other in names)
+        if isinstance(module, nn.ModuleList) and len(module) == length and not inside:
+            names.append(name)
+    return names
+
+
+def _refuse_overlaps(weights: Iterable[Weight]) -> None:
+    """Matrices that share part of their memory can't be compressed one by one."""
+    spans: list[tuple[int, int, str]] = []
+    for weight in weights:
+        stored = weight.stored
+        if not stored.is_meta:
+            start = stored.data_ptr()
+            spans.append((start, start + stored.numel() * stored.element_size(), weight.name))
+    for (_, end, first), (start, _, second) in pairwise(sorted(spans)):
         if start < end:
             raise ModelError(
-                f"{second} shares part of its memory with {first}; give each a memory of its own first",
+                f"{second} shares part of its memory with {first}; give each a memory of its own "
+                "first",
                 subject=second,
             )
-
-
-PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def refuse(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> None:
@@ -463,40 +548,46 @@ def refuse(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             raise ModelError(
-                f"{name or 'the model'} is compiled, so its products can't be followed; open the model without torch.compile",
+                f"{name or 'the model'} is compiled, so its products can't be followed; open the "
+                "model without torch.compile",
                 subject=name,
             )
-        if _quantized(module):
-            raise ModelError(
-                f"{name} is quantized ({type(module).__name__}); give the model before its quantization",
-                subject=name,
-            )
+        if _is_quantized(module):
+            raise _quantized(name, type(module).__name__)
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key
             if parameter.is_meta and not residence.on_disk:
                 raise ModelError(
-                    f"{full} is on the meta device and has no numbers; load the model whole (no offloading, no empty weights)",
+                    f"{full} is on the meta device and has no numbers; load the model whole (no "
+                    "offloading, no empty weights)",
                     subject=full,
                 )
             if parameter.dtype not in PLAIN:
-                raise ModelError(
-                    f"{full} is quantized ({parameter.dtype}); give the model before its quantization",
-                    subject=full,
-                )
+                raise _quantized(full, str(parameter.dtype))
             if type(parameter.data) is not Tensor:
                 raise ModelError(
-                    f"{full} is a {type(parameter.data).__name__} and no plain tensor; give the model before its quantization",
+                    f"{full} is a {type(parameter.data).__name__} and no plain tensor; give the "
+                    "model before its quantization",
                     subject=full,
                 )
 
 
-def _quantized(module: nn.Module) -> bool:
+def _quantized(name: str, kind: str) -> ModelError:
+    return ModelError(
+        f"{name} is quantized ({kind}); give the model before its quantization", subject=name
+    )
+
+
+def _is_quantized(module: nn.Module) -> bool:
     """Packed integers kept in place of weights: GPTQ and its relatives keep them in buffers,
     torch.ao in modules of its own.
     """
-    packed = any(
-        b.dim() >= 2 and not b.is_floating_point() and b.dtype != torch.bool
-        for b in module.buffers(recurse=False)
-    )
-    linear = not any(True for _ in module.children())
-    return type(module).__module__.startswith("torch.ao.nn") or (packed and linear)
+    if type(module).__module__.startswith("torch.ao.nn"):
+        return True
+    if any(True for _ in module.children()):
+        return False
+    return any(_holds_codes(buffer) for buffer in module.buffers(recurse=False))
+
+
+def _holds_codes(buffer: Tensor) -> bool:
+    return buffer.dim() >= 2 and not buffer.is_floating_point() and buffer.dtype != torch.bool

@@ -3,8 +3,9 @@
 `walking` is the walk itself, `micro_batch` what goes through the model, and `ranks` the processes
 that share one; `rehearsal` and `products` find out how a model uses its matrices; `offloading`
 keeps on disk what passes between blocks; `block_statistics` is about whole blocks, `attention`
-about what tokens get in them; `observing` and `statistics` keep what an untouched model's matrices
-saw for those who come later.
+about what tokens get in them. `statistics` keeps what an untouched model's matrices saw for those
+who come later, `starving` looks after experts that get few tokens, and `variants` measures a model
+without some of its blocks.
 """
 
 from calibrant.walk.walking import (

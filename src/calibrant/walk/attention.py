@@ -48,7 +48,8 @@ def attention_received(call: BlockCall) -> Float[Tensor, "sample position"]:
     if watch.received is None:
         name = call.block.name
         raise ModelError(
-            f"no attention was seen in {name}, so its tokens can't be weighed by it; use a method that weighs all alike",
+            f"no attention was seen in {name}, so its tokens can't be weighed by it; "
+            "use a method that weighs all alike",
             subject=name,
         )
     return watch.received
@@ -72,18 +73,22 @@ class _Attention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
-        samples, length = self._real.shape
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention":
-            self._fused(*args, **(kwargs or {}))
-        elif (
-            name == "softmax"
-            and result.dim() == 4
-            and (result.shape[0], *result.shape[2:]) == (samples, length, length)
-        ):
-            for head in range(result.shape[1]):
-                self._add(result[:, head])
+            self._fused(*args, **kwargs)
+        elif name == "softmax" and result.dim() == 4:
+            samples, _, queries, keys = result.shape
+            if self._is_square(samples, queries, keys):
+                for head in range(result.shape[1]):
+                    self._add(result[:, head])
         return result
+
+    def _is_square(self, samples: int, queries: int, keys: int) -> bool:
+        """Whether every token of the micro-batch looks at every other."""
+        rows, length = self._real.shape
+        return (samples, queries, keys) == (rows, length, length)
 
     def _fused(
         self,
@@ -92,32 +97,33 @@ class _Attention(TorchFunctionMode):
         value: Tensor,
         attn_mask: Tensor | None = None,
         *_: Any,
-        **how: Any,
+        **options: Any,
     ) -> None:
-        samples, length = self._real.shape
-        if (query.shape[0], query.shape[-2], key.shape[-2]) != (samples, length, length):
+        if query.dim() != 4:
             return
-        scale, shared = how.get("scale") or query.shape[-1] ** -0.5, query.shape[1] // key.shape[1]
-        later = (
-            torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-            if how.get("is_causal")
-            else None
-        )
-        mask = (
-            None if attn_mask is None else attn_mask.expand(samples, query.shape[1], length, length)
-        )
-        for head in range(query.shape[1]):
-            scores = (query[:, head].float() @ key[:, head // shared].float().mT) * scale
-            if mask is not None:
-                here = mask[:, head]
-                scores = (
-                    scores.masked_fill(~here, -torch.inf)
-                    if here.dtype == torch.bool
-                    else scores + here.float()
-                )
-            self._add(
-                (scores if later is None else scores.masked_fill(later, -torch.inf)).softmax(-1)
-            )
+        samples, heads, length, width = query.shape
+        if not self._is_square(samples, length, key.shape[-2]):
+            return
+        scale = options.get("scale") or width**-0.5
+        queries_per_key = heads // key.shape[1]
+        later: Tensor | None = None
+        if options.get("is_causal"):
+            every = torch.ones(length, length, dtype=torch.bool, device=query.device)
+            later = every.triu(1)
+        mask: Tensor | None = None
+        if attn_mask is not None:
+            mask = attn_mask.expand(samples, heads, length, length)
+        # Head by head, since the probabilities of all heads are what a fused operation saves.
+        for head in range(heads):
+            keys = key[:, head // queries_per_key].float()
+            scores = (query[:, head].float() @ keys.mT) * scale
+            if mask is not None and mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask[:, head], -torch.inf)
+            elif mask is not None:
+                scores = scores + mask[:, head].float()
+            if later is not None:
+                scores = scores.masked_fill(later, -torch.inf)
+            self._add(scores.softmax(-1))
 
     def _add(self, probabilities: Float[Tensor, "sample query key"]) -> None:
         # What padding looks at is nobody's attention, and may be no number where it looks at

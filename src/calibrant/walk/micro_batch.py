@@ -1,9 +1,14 @@
 """One micro-batch on its way through a model's own forward: a greenlet that stops at the door of
 each block, and at products in it.
+
+A greenlet is a function with a stack of its own, which can be left in the middle and entered again
+where it was left. A generator could only yield in its own body; the places where a forward stops
+lie deep in the model's own code. No thread-local context spans a stop: the mode and `no_grad` are
+entered anew around every switch, so the loop's own code never runs under them.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -32,6 +37,9 @@ _Entry = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class MicroBatch:
     """One micro-batch on its way through the model's own forward, which stops where a block is
     called, and at products in it.
+
+    `counted` are the positions of tokens that count (None: all), and `weights` how much each of
+    them counts (None: 1).
     """
 
     def __init__(
@@ -45,21 +53,21 @@ class MicroBatch:
         offloaded: Offloaded,
     ) -> None:
         self.stopped: Product | None = None
-        self.counted, self.weights, self._own_weights = counted, weights, weights
+        self.counted = counted
+        self.weights = weights
+        self._token_weights = weights
         self._ids: Tensor = inputs["input_ids"]
         self.samples, self.length = self._ids.shape
-        self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
+        self._rehearsal = rehearsal
+        self._blocks = [view.blocks[index] for index in calls]
         self._called = 0
         self._entry: _Entry | None = None
         self._output: Any = None
         self._watch: Watch | None = None
-        self._offloaded, self._looked_at = offloaded, False
+        self._offloaded = offloaded
+        self._looked_at = False
         self._loop = getcurrent()
-        base = view.base
-        # A greenlet is a function with a stack of its own, which can be left in the middle and
-        # entered again where it was left. A generator could only yield in its own body; the places
-        # where this one stops lie deep in the model's own code.
-        self._greenlet = greenlet(lambda: base(**inputs))
+        self._greenlet = greenlet(partial(view.base, **inputs))
 
     @property
     def at_last(self) -> bool:
@@ -72,20 +80,25 @@ class MicroBatch:
         """
         # Whoever resumes is whom the forward returns to: a walk may be begun in one greenlet and
         # ended in another, as a generator may be.
-        self.stopped, self._loop = None, getcurrent()
+        self.stopped = None
+        self._loop = getcurrent()
         self._greenlet.parent = self._loop
-        ahead = None if self.at_last else self._blocks[self._called].module
-        with (
-            torch.no_grad(),
-            self._watch or nullcontext(),
-            nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)),
-        ):
-            reached = self._greenlet.switch()  # runs the forward until it switches back here, with the product it stands at, or ends
-        self.stopped = reached if isinstance(reached, Product) else None
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._watch or nullcontext())
+            if not self.at_last:
+                ahead = self._blocks[self._called].module
+                stack.enter_context(replaced(ahead, self._door(ahead.forward)))
+            # Runs the forward until it switches back here, with the product that it stands at or
+            # with nothing at a door, or until it ends.
+            reached = self._greenlet.switch()
+        if isinstance(reached, Product):
+            self.stopped = reached
         if self._greenlet.dead and not self.at_last:
             name = self._blocks[self._called].name
             raise WalkError(
-                f"the model's forward ended before it came to {name}, which it ran for eight tokens",
+                f"the model's forward ended before it came to {name}, which it ran for eight "
+                "tokens",
                 subject=name,
             )
 
@@ -93,13 +106,11 @@ class MicroBatch:
         self, weights: Sequence[Weight] = (), on_product: Callable[[Product], None] | None = None
     ) -> None:
         """Let the block run at whose door the forward stands; with `weights`, stop at their
-        products, or tell `on_product` of them.
+        products, or call `on_product` with them.
         """
-        self._watch = (
-            Watch(weights, on_product or self._stop, self.samples * self.length)
-            if weights
-            else None
-        )
+        self._watch = None
+        if weights:
+            self._watch = Watch(weights, on_product or self._stop, self.samples * self.length)
         self.resume()
 
     def wait(self) -> None:
@@ -109,51 +120,30 @@ class MicroBatch:
         self._looked_at = False
         if self._entry is not None:
             self._output = None
-            self._offloaded.offload(hidden_of(*self._entry[1:]))
+            self._offloaded.offload(self.block_input())
 
     def look(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:
         """Run that block aside, and throw away what it gives; the forward stays at its door."""
         self._aside(Watch(weights, on_product, self.samples * self.length))
 
-    def _aside(self, mode: TorchFunctionMode) -> None:
-        assert self._entry is not None
-        with self._offloaded.there():
-            self._run(self._entry, mode)
-
-    def _run(self, entry: _Entry, mode: TorchFunctionMode) -> None:
-        forward, args, kwargs = entry
-        if (
-            self._rehearsal.changes_input
-        ):  # what the block writes over is still needed by its real run
-            args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-        with torch.no_grad(), mode:
-            forward(*args, **kwargs)
-
-    def _kept(self) -> Callable[[TorchFunctionMode], None]:
-        assert self._entry is not None
-        with self._offloaded.there():
-            return partial(self._run, tree_map_only(Tensor, Tensor.clone, self._entry))
-
-    def weigh(self, block: Block, by: Weigh | None) -> None:
-        """Let its tokens count by their own weight times what `by` says of the block at whose
+    def weigh(self, block: Block, weigh: Weigh) -> None:
+        """Let its tokens count by their own weight times what `weigh` says of the block at whose
         door the forward stands.
         """
-        if by is None:
-            return
         device = self.block_input().device
         real = torch.zeros(self.samples * self.length, dtype=torch.bool, device=device)
-        real[slice(None) if self.counted is None else self.counted] = True
-        given = by(
-            BlockCall(block, real.reshape(self.samples, self.length), self._aside, self._kept)
-        )
-        weights = None if given is None else given.flatten()[real].float()
-        self.weights = (
-            self._own_weights
-            if weights is None
-            else weights
-            if self._own_weights is None
-            else weights * self._own_weights
-        )
+        if self.counted is None:
+            real[:] = True
+        else:
+            real[self.counted] = True
+        by_sample = real.reshape(self.samples, self.length)
+        given = weigh(BlockCall(block, by_sample, self._aside, self._kept))
+        self.weights = self._token_weights
+        if given is not None:
+            weights = given.flatten()[real].float()
+            if self._token_weights is not None:
+                weights = weights * self._token_weights
+            self.weights = weights
 
     def unwind(self) -> None:
         """Let a forward that stands somewhere end there, through its own `finally`s."""
@@ -161,45 +151,14 @@ class MicroBatch:
         if self._greenlet:  # started and not ended
             self._greenlet.parent = getcurrent()
             with torch.no_grad(), self._watch or nullcontext():
-                self._greenlet.throw()  # GreenletExit is raised where the forward stands, and ends it
-
-    def _stop(self, product: Product) -> None:
-        assert self._watch is not None
-        with (
-            self._watch
-        ):  # torch takes the mode off while it asks it; the loop leaves the mode once more
-            self._loop.switch(product)
-
-    def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """What the next block's forward is while the model's runs: it waits, and then is
-        `forward`.
-        """
-
-        def waiting(*args: Any, **kwargs: Any) -> Any:
-            first = self._called == 0
-            self._called += 1
-            self._entry = forward, args, kwargs
-            if not self._looked_at:
-                self.wait()
-            self._loop.switch()
-            self._entry = None
-            self._offloaded.fetch()
-            self._output = output = forward(*args, **kwargs)
-            if self.at_last:
-                raise GreenletExit  # nobody needs what the head would make of it, which is the largest product of all
-            if (
-                first and self._rehearsal.lets_go
-            ):  # the model's forward would hold it to its end, as Llama's holds the embeddings
-                hidden = hidden_of(args, kwargs)
-                hidden.data = hidden.new_empty(0)
-            return output
-
-        return waiting
+                # Raises GreenletExit where the forward stands, which ends it and comes back here.
+                self._greenlet.throw()
 
     def block_input(self) -> Tensor:
         """Return what the block is about to be given at whose door the forward stands."""
         assert self._entry is not None
-        return hidden_of(*self._entry[1:])
+        _, args, kwargs = self._entry
+        return hidden_of(args, kwargs)
 
     def at_door(self, block: Block) -> BlockRun:
         """Return the block at whose door the forward stands, ready to be run and looked at,
@@ -207,51 +166,41 @@ class MicroBatch:
         """
         self._offloaded.fetch()
         self._looked_at = True
-        flat, weights = self._ids.flatten(), self.weights
-        counted = (
-            torch.arange(len(flat), device=flat.device) if self.counted is None else self.counted
-        )
-        by_position = torch.zeros(len(flat), dtype=torch.float32, device=flat.device)
-        by_position[counted] = 1.0 if weights is None else weights
+        ids = self._ids.flatten()
+        by_position = self._weight_by_position(ids.device)
+        real_ids = ids if self.counted is None else ids[self.counted]
+        rows = partial(self.rows, name=block.name)
         return BlockRun(
-            block,
-            self.block_input(),
-            flat[counted],
-            weights,
-            by_position,
-            self._block_output,
-            partial(self.rows, name=block.name),
+            block, self.block_input(), real_ids, self.weights, by_position, self._run_block, rows
         )
-
-    def _block_output(
-        self, weights: Sequence[Weight], on_product: Callable[[Product], None]
-    ) -> Tensor:
-        self.go(weights, on_product)
-        return hidden_of(tuple(tree_leaves(self._output)), {})
 
     def rows(self, x: Tensor, name: str) -> Tensor:
-        """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is
-        what gets them.
+        """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is the
+        matrix or block that gets them.
         """
-        turned = x.transpose(0, 1) if name in self._rehearsal.turned else x
-        flat = turned.reshape(self.samples * self.length, -1)
+        if name in self._rehearsal.turned:  # there `x` is [position, sample, …]
+            x = x.transpose(0, 1)
+        flat = x.reshape(self.samples * self.length, -1)
         return flat if self.counted is None else flat[self.counted]
 
     def arrived(self, product: Product, observes: Kinds) -> Seen:
         """Return what reached a matrix: statistics of the rows that count."""
-        weight, positions = product.weight, self.samples * self.length
+        weight = product.weight
         flat = product.x.reshape(-1, product.x.shape[-1])
-        if weight.expert is None and len(flat) == positions:
-            rows, weights = self.rows(product.x, weight.name), self.weights
+        if weight.expert is None and len(flat) == self.samples * self.length:
+            rows = self.rows(product.x, weight.name)
+            weights = self.weights
         elif self.counted is None and self.weights is None:
-            rows, weights = flat, None
+            rows = flat
+            weights = None
         else:
             rows, weights = self._traced(product, flat)
         with spent_on("statistics"):
             seen = Seen({kind: kind.of(rows, weights) for kind in observes})
         if not all(seen[kind].finite() for kind in observes):
             raise NumericsError(
-                f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on",
+                f"the activations that reach {weight.name} hold NaN or infinity; the model or its "
+                "type can't be calibrated on",
                 subject=weight.name,
             )
         return seen
@@ -260,19 +209,88 @@ class MicroBatch:
         """Rows of an expert, traced to their tokens, so that padding stays out and weights find
         their rows.
         """
-        tokens, positions = product.tokens, self.samples * self.length
+        tokens = product.tokens
         if tokens is None or len(tokens) != len(flat):
+            name = product.weight.name
             raise ModelError(
-                f"the {len(flat)} rows that reach {product.weight.name} can't be traced to their tokens; use a packing without padding, such as many",
-                subject=product.weight.name,
+                f"the {len(flat)} rows that reach {name} can't be traced to their tokens; "
+                "use a packing without padding, such as many",
+                subject=name,
             )
-        # A weight for every position of the micro-batch, zero for what doesn't count; `tokens` then
-        # picks those of the expert's rows.
-        weigh = torch.zeros(positions, dtype=torch.float32, device=flat.device)
-        counted = (
-            torch.arange(positions, device=flat.device) if self.counted is None else self.counted
-        )
-        weigh[counted] = 1.0 if self.weights is None else self.weights
-        weigh = weigh[tokens]
-        real = weigh > 0
-        return flat[real], None if self.weights is None else weigh[real]
+        weights = self._weight_by_position(flat.device)[tokens]
+        real = weights > 0
+        return flat[real], None if self.weights is None else weights[real]
+
+    def _weight_by_position(self, device: torch.device) -> Tensor:
+        """How much every position of the micro-batch counts, 0 for what doesn't count."""
+        positions = self.samples * self.length
+        by_position = torch.zeros(positions, dtype=torch.float32, device=device)
+        weights = 1.0 if self.weights is None else self.weights
+        if self.counted is None:
+            by_position[:] = weights
+        else:
+            by_position[self.counted] = weights
+        return by_position
+
+    def _stop(self, product: Product) -> None:
+        """Stop at a product: called from within the forward, in its greenlet."""
+        assert self._watch is not None
+        # torch takes a mode off while it asks it, and the loop leaves the mode as it returns from
+        # its switch: entered here once more, it can be left there.
+        with self._watch:
+            # Back to the loop, which may set the matrix; comes back when the forward is resumed.
+            self._loop.switch(product)
+
+    def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What the next block's forward is while the model's runs: it waits, and then is
+        `forward`.
+        """
+
+        def wait_and_run(*args: Any, **kwargs: Any) -> Any:
+            first = self._called == 0
+            self._called += 1
+            self._entry = forward, args, kwargs
+            if not self._looked_at:
+                self.wait()
+            # Back to the loop, which takes the other micro-batches to this door; comes back when
+            # the loop lets this block run.
+            self._loop.switch()
+            self._entry = None
+            self._offloaded.fetch()
+            output = forward(*args, **kwargs)
+            self._output = output
+            if self.at_last:
+                # Ends the greenlet: nobody needs what the head would make of it, which is the
+                # largest product of all.
+                raise GreenletExit
+            if first and self._rehearsal.lets_go:
+                # The model's forward would hold it to its end, as Llama's holds the embeddings.
+                hidden = hidden_of(args, kwargs)
+                hidden.data = hidden.new_empty(0)
+            return output
+
+        return wait_and_run
+
+    def _run_block(
+        self, weights: Sequence[Weight], on_product: Callable[[Product], None]
+    ) -> Tensor:
+        self.go(weights, on_product)
+        return hidden_of(tuple(tree_leaves(self._output)), {})
+
+    def _aside(self, mode: TorchFunctionMode) -> None:
+        assert self._entry is not None
+        with self._offloaded.there():
+            self._run_aside(self._entry, mode)
+
+    def _kept(self) -> Callable[[TorchFunctionMode], None]:
+        assert self._entry is not None
+        with self._offloaded.there():
+            return partial(self._run_aside, tree_map_only(Tensor, Tensor.clone, self._entry))
+
+    def _run_aside(self, entry: _Entry, mode: TorchFunctionMode) -> None:
+        forward, args, kwargs = entry
+        if self._rehearsal.changes_input:
+            # What the block writes over is still needed by its real run.
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        with torch.no_grad(), mode:
+            forward(*args, **kwargs)

@@ -42,44 +42,40 @@ class OffloadFile:
             self._file = None
 
     def reserve(self, size: int) -> int:
-        """Return where so many bytes may be written."""
-        at, self._end = self._end, self._end + size
-        return at
+        """Return the place at which so many bytes may be written."""
+        place = self._end
+        self._end += size
+        return place
 
-    def write(self, at: int, numbers: np.ndarray) -> None:
+    def write(self, place: int, numbers: np.ndarray) -> None:
         """Write bytes. Raises `OutputError` where there is no room for them."""
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  # the walk closes it
-            self._file.seek(at)
+            self._file.seek(place)
             self._file.write(numbers.data)
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"activations can't be kept in {short(self._folder)!r}: {reason(error)}",
-                subject=str(self._folder),
-            ) from error
+            raise self._error("can't be kept in", f": {reason(error)}") from error
 
-    def read(self, at: int, numbers: np.ndarray) -> None:
+    def read(self, place: int, numbers: np.ndarray) -> None:
         """Fill `numbers` with what was written there. Raises `OutputError` where the disk
         doesn't give it back.
         """
         assert self._file is not None
         try:
-            self._file.seek(at)
+            self._file.seek(place)
             found = self._file.read(numbers.nbytes)
         except OSError as error:
-            raise OutputError(
-                f"activations can't be read from {short(self._folder)!r}: {reason(error)}",
-                subject=str(self._folder),
-            ) from error
+            raise self._error("can't be read from", f": {reason(error)}") from error
         if len(found) != numbers.nbytes:
-            raise OutputError(
-                f"activations in {short(self._folder)!r} were cut; run the same command again",
-                subject=str(self._folder),
-            )
+            raise self._error("in", " were cut; run the same command again")
         numbers[:] = np.frombuffer(found, np.uint8)
+
+    def _error(self, before: str, after: str) -> OutputError:
+        message = f"activations {before} {short(self._folder)!r}{after}"
+        return OutputError(message, subject=str(self._folder))
 
 
 @final
@@ -90,7 +86,8 @@ class Offloaded:
 
     def __init__(self, file: OffloadFile | None) -> None:
         self._file = file
-        self._at = self._room = 0
+        self._place = 0
+        self._size = 0
         self._away: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
 
     def offload(self, tensor: Tensor) -> None:
@@ -101,21 +98,24 @@ class Offloaded:
             return
         with spent_on("activations on disk"):
             numbers = _bytes_of(tensor)
-            if numbers.nbytes > self._room:
-                self._at, self._room = self._file.reserve(numbers.nbytes), numbers.nbytes
-            self._file.write(self._at, numbers)
+            # The same place serves from block to block, as long as it is large enough.
+            if numbers.nbytes > self._size:
+                self._size = numbers.nbytes
+                self._place = self._file.reserve(numbers.nbytes)
+            self._file.write(self._place, numbers)
             self._leave(tensor)
 
     def fetch(self) -> None:
         """Give the tensor its numbers back, as they lay in memory."""
-        away, self._away = self._away, []
+        away = self._away
+        self._away = []
         if self._file is None or not away:
             return
         with spent_on("activations on disk"):
             tensor, shape, strides = away[0]
-            there = torch.empty_strided(shape, strides, dtype=tensor.dtype)
-            self._file.read(self._at, _bytes_of(there))
-            numbers = there.to(tensor.device)
+            read = torch.empty_strided(shape, strides, dtype=tensor.dtype)
+            self._file.read(self._place, _bytes_of(read))
+            numbers = read.to(tensor.device)
             for alias, shape, strides in away:
                 alias.data = numbers.as_strided(shape, strides)
 
@@ -156,23 +156,22 @@ class Alive(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {
-            leaf.untyped_storage()._cdata
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, Tensor)
-        }
-        for leaf in tree_leaves(result):
-            if (
-                isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given
-            ):  # else it is a view, of a parameter maybe
-                self._made.append(
-                    (StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes())
-                )
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            # Memory that was given belongs to a view, of a parameter maybe.
+            if storage._cdata not in given:
+                self._made.append((StorageWeakRef(storage), storage.nbytes()))
         return result
 
     def held(self) -> int:
         """Return the bytes of all memory that was made, and somebody holds."""
-        return sum({ref.cdata: size for ref, size in self._made if not ref.expired()}.values())
+        sizes = {memory.cdata: size for memory, size in self._made if not memory.expired()}
+        return sum(sizes.values())
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    leaves = tree_leaves(values)
+    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:
@@ -186,4 +185,5 @@ def _fills_its_memory(tensor: Tensor) -> bool:
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as bytes, in the order in which it lies there."""
     return tensor.as_strided((tensor.numel(),), (1,)).cpu().view(torch.uint8).numpy()

@@ -1,7 +1,7 @@
 """The products that a forward makes with a model's matrices, and how it is asked for them.
 
 A torch-function mode sees `linear`, `addmm`, `matmul`, `bmm` and the like, whatever module asks for
-them: `nn.Linear`, GPT-2's transposed Conv1D, the slices of fused 3-D experts, and a matrix that
+them. So `nn.Linear`, GPT-2's transposed Conv1D, the slices of fused 3-D experts, and a matrix that
 stands on the left, as in Mamba's step size, are one case.
 """
 
@@ -23,7 +23,7 @@ _AS_OUT_IN: Final = {"linear"}
 _AS_IN_OUT: Final = {"addmm", "mm", "matmul", "__matmul__", "bmm", "baddbmm"}
 _SUMMED: Final = {"addmm", "baddbmm"}
 """Products whose first argument is what the product is added to."""
-_NAMES: Final = (
+_OPERANDS: Final = (
     "input",
     "weight",
     "mat1",
@@ -34,6 +34,7 @@ _NAMES: Final = (
     "tensor1",
     "tensor2",
 )
+"""What products call their operands where they are given by name."""
 
 
 @final
@@ -50,10 +51,10 @@ class Product:
 
 @final
 class Watch(TorchFunctionMode):
-    """While it is entered, `on_product` is told of every product with one of the `weights`, before
-    it is made.
+    """While it is entered, `on_product` is called with every product with one of the `weights`,
+    before it is made.
 
-    `positions` is how many tokens the forward has: a gather from a table of so many rows tells
+    `positions` is how many tokens the forward has: a gather from a table of so many rows shows
     whose rows an expert gets.
     """
 
@@ -61,12 +62,13 @@ class Watch(TorchFunctionMode):
         self, weights: Iterable[Weight], on_product: Callable[[Product], None], positions: int
     ) -> None:
         super().__init__()
-        self._on_product, self._positions = on_product, positions
+        self._on_product = on_product
+        self._positions = positions
         self._gathered: Tensor | None = None
         self.look_for(weights)
 
     def look_for(self, weights: Iterable[Weight]) -> None:
-        """Tell of products with these matrices, where they are now, and with no others."""
+        """Report products with these matrices, where they are now, and with no others."""
         self._weights = {weight.address: weight for weight in weights}
 
     def __torch_function__(
@@ -81,63 +83,60 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def see(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell of the products that the function `name` is about to make of these arguments."""
+        """Report the products that the function `name` is about to make of these arguments."""
         if name in _AS_OUT_IN or name in _AS_IN_OUT:
             for product in self._products(name, args, kwargs):
                 self._on_product(product)
         elif name in ("__getitem__", "index_select"):
-            self._gather(args)
+            self._note_gather(args[0], args[-1])
 
     def _products(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[Product]:
-        operands = [*args, *(kwargs[key] for key in _NAMES if key in kwargs)]
-        x, matrix = operands[1:3] if name in _SUMMED else operands[:2]
+        operands = [*args, *(kwargs[key] for key in _OPERANDS if key in kwargs)]
+        if name in _SUMMED:
+            del operands[0]
+        x, matrix = operands[:2]
         if not isinstance(x, Tensor) or not isinstance(matrix, Tensor):
             return
         # An address says where a matrix begins. A part of it may begin there too, so shape and
         # strides are compared as well.
         weight = self._weights.get(matrix.data_ptr())
-        if weight is not None and matrix.dim() == 3:
+        if weight is None:
+            # W @ x: the matrix stands on the left, and its inputs are columns.
+            if x.dim() == 2 and matrix.dim() > 1 and name not in _AS_OUT_IN:
+                weight = self._weights.get(x.data_ptr())
+                if weight is not None and _is_whole(weight, x):
+                    yield Product(weight, matrix.mT)
+        elif matrix.dim() == 3:
             yield from self._batched(x, matrix)
-        elif weight is not None and self._is_as_kept(
-            weight, matrix if name in _AS_OUT_IN else matrix.mT
-        ):
+        elif _is_whole(weight, matrix if name in _AS_OUT_IN else matrix.mT):
             yield Product(weight, x, self._gathered)
-        # W @ x: the matrix stands on the left, and its inputs are columns.
-        elif weight is None and x.dim() == 2 and matrix.dim() > 1 and name not in _AS_OUT_IN:
-            weight = self._weights.get(x.data_ptr())
-            if weight is not None and self._is_as_kept(weight, x):
-                yield Product(weight, matrix.mT)
 
     def _batched(self, x: Tensor, matrices: Tensor) -> Iterator[Product]:
         """One product over all experts, as Llama 4 has it: every expert is multiplied with all
         tokens, those of others being rows of zeros.
         """
         for expert, matrix in enumerate(matrices.mT):
-            weight, rows = self._weights.get(matrix.data_ptr()), x if x.dim() < 3 else x[expert]
-            if weight is None or not self._is_as_kept(weight, matrix):
+            weight = self._weights.get(matrix.data_ptr())
+            if weight is None or not _is_whole(weight, matrix):
                 continue
+            rows = x if x.dim() < 3 else x[expert]
             if len(rows) == self._positions:
                 tokens = rows.ne(0).any(-1).nonzero().flatten()
                 yield Product(weight, rows[tokens], tokens)
             else:
                 yield Product(weight, rows)
 
-    def _is_as_kept(self, weight: Weight, matrix: Tensor) -> bool:
-        """Whether `matrix` is all of `weight`; what is not, the rehearsal has told and left."""
-        whole = weight.get()
-        return matrix.shape == whole.shape and matrix.stride() == whole.stride()
-
-    def _gather(self, args: tuple[Any, ...]) -> None:
-        table, index = args[0], args[-1]
+    def _note_gather(self, table: Any, index: Any) -> None:
         if isinstance(index, tuple):
-            index = index[-1] if all(i is None for i in index[:-1]) else None
-        if (
-            not isinstance(index, Tensor)
-            or index.dim() != 1
-            or index.dtype not in (torch.int64, torch.int32)
-        ):
+            # `table[None, index]` takes rows by `index` as `table[index]` does.
+            if any(part is not None for part in index[:-1]):
+                return
+            index = index[-1]
+        if not isinstance(index, Tensor) or index.dim() != 1:
+            return
+        if index.dtype not in (torch.int64, torch.int32):
             return
         # A table with a row for each token: what comes out of it are the rows of one expert, which
         # its products get next.
@@ -145,48 +144,55 @@ class Watch(TorchFunctionMode):
             self._gathered = index
 
 
+def _is_whole(weight: Weight, matrix: Tensor) -> bool:
+    """Whether `matrix` is all of `weight`; a part of one isn't followed, as the rehearsal says."""
+    whole = weight.get()
+    return matrix.shape == whole.shape and matrix.stride() == whole.stride()
+
+
 def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor | bool]:
     """Return how `base` is asked about `ids` [sample, position] without a cache. A `mask` that
     it doesn't take is a `ModelError`.
     """
-    takes = signature(base.forward).parameters
-    kinds = {one.kind for one in takes.values()}
+    parameters = signature(base.forward).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
     inputs: dict[str, Tensor | bool] = {"input_ids": ids}
-    if "use_cache" in takes or Parameter.VAR_KEYWORD in kinds:
+    if "use_cache" in parameters or Parameter.VAR_KEYWORD in kinds:
         inputs["use_cache"] = False
-    if mask is not None:
-        if (
-            "attention_mask" not in takes
-            and not {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
-        ):  # that only hands on what it gets
-            raise ModelError(
-                f"{type(base).__name__} takes no attention mask, so padding can't be kept from it; use a packing without padding, such as many",
-                subject=type(base).__name__,
-            )
-        inputs["attention_mask"] = mask.long()
+    if mask is None:
+        return inputs
+    # A decorated forward may only hand on what it gets.
+    hands_on = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
+    if "attention_mask" not in parameters and not hands_on:
+        kind = type(base).__name__
+        raise ModelError(
+            f"{kind} takes no attention mask, so padding can't be kept from it; "
+            "use a packing without padding, such as many",
+            subject=kind,
+        )
+    inputs["attention_mask"] = mask.long()
     return inputs
 
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """While it lasts, calling `module` calls `forward` in place of its own, within its hooks."""
-    own = vars(module).get("forward")  # accelerate's, where it has put one there
+    before = vars(module).get("forward")  # accelerate's, where it has put one there
     vars(module)["forward"] = forward
     try:
         yield
     finally:
         del vars(module)["forward"]
-        if own is not None:
-            vars(module)["forward"] = own
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Return the hidden states among what a block is called with: its first tensor."""
-    return next(
-        value
-        for value in (*args, kwargs.get("hidden_states"), *kwargs.values())
-        if isinstance(value, Tensor)
-    )
+    for value in (*args, kwargs.get("hidden_states"), *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise ModelError("a block was called without hidden states, so it can't be followed")
 
 
 @final
@@ -204,35 +210,38 @@ class Order:
         by_use: frozenset[str] = frozenset(),
         apart: frozenset[str] = frozenset(),
     ) -> None:
-        self._block, self._by_use, self._apart = block, by_use, apart
+        self._block = block
+        self._by_use = by_use
+        self._apart = apart
         self._weights = {weight.name: weight for weight in block.weights}
-        self._rank: dict[str, int] = {}
+        self._ranks: dict[str, int] = {}
         self._last: tuple[int, int, int] | None = None
 
     def next(self, waiting: Sequence[str]) -> Weight:
         """Return the first of the matrices that some forward stands at, by name."""
-        place, weight = min(
-            ((self._place(w), w) for w in map(self._weights.__getitem__, waiting)),
-            key=lambda pair: pair[0],
-        )
+        places = {name: self._place(self._weights[name]) for name in waiting}
+        name = min(places, key=places.__getitem__)
+        place = places[name]
         if self._last is not None and place <= self._last:
             raise ModelError(
-                f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense",
-                subject=weight.name,
+                f"{name} is used twice in one forward of {self._block.name}, so it can't be "
+                "compressed on arrival; use reference or dense",
+                subject=name,
             )
         self._last = place
-        return weight
+        return self._weights[name]
 
     def _place(self, weight: Weight) -> tuple[int, int, int]:
         group, number, use = grouped(weight, self._block)
         if group in self._apart:
-            return self._ranked(weight.name), 0, 0
+            return self._rank(weight.name), 0, 0
         if group in self._by_use:
-            return self._ranked(f"{group} {use}"), number, 0
-        return self._ranked(group), number, self._ranked(f"{group} {use}")
+            return self._rank(f"{group} {use}"), number, 0
+        return self._rank(group), number, self._rank(f"{group} {use}")
 
-    def _ranked(self, key: str) -> int:
-        return self._rank.setdefault(key, len(self._rank))
+    def _rank(self, key: str) -> int:
+        """The number of a key in the order in which keys are first asked for."""
+        return self._ranks.setdefault(key, len(self._ranks))
 
 
 def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
@@ -240,7 +249,9 @@ def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
     expert's matrices it is; any other is a group by itself.
     """
     name = weight.name.removeprefix(block.name + ".")
-    numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     if weight.expert is not None:
-        return name.rpartition(".")[0], weight.expert, re.sub(r"\[\d+\]$", "", name)
-    return (numbered[1], int(numbered[2]), numbered[3]) if numbered else (name, 0, "")
+        return name.rpartition(".")[0], weight.expert, weight.tensor_name
+    numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
+    if numbered is None:
+        return name, 0, ""
+    return numbered[1], int(numbered[2]), numbered[3]

@@ -67,7 +67,9 @@ class Rehearsal:
         """Names of the matrices that a walk leaves as they are, each with the reason. Only on
         arrival can't one be compressed that is used twice.
         """
-        return {**self._left, **self._twice} if propagate == "arrival" else self._left
+        if propagate == "arrival":
+            return {**self._left, **self._twice}
+        return self._left
 
 
 def rehearse(view: ModelView) -> Rehearsal:
@@ -77,6 +79,15 @@ def rehearse(view: ModelView) -> Rehearsal:
     if view.rehearsed is None:
         view.rehearsed = _Rehearsing(view).run()
     return view.rehearsed
+
+
+def some_ids(view: ModelView) -> Tensor:
+    """Return the tokens that a model is shown, [sample, position]: from the middle of its
+    vocabulary, where special tokens hardly are.
+    """
+    vocabulary = view.config.vocab_size
+    numbers = torch.arange(SAMPLES * POSITIONS).reshape(SAMPLES, POSITIONS)
+    return ((numbers + vocabulary // 2) % vocabulary).to(view.device)
 
 
 @contextmanager
@@ -97,99 +108,64 @@ class _Rehearsing(TorchFunctionMode):
     def __init__(self, view: ModelView) -> None:
         super().__init__()
         self._view = view
-        self._watch = Watch((), self._note, SAMPLES * POSITIONS)
+        self._watch = Watch((), self._note_product, SAMPLES * POSITIONS)
         self._calls: list[int] = []
-        self._within: list[int] = []
+        self._running: list[int] = []
+        """Blocks whose forward runs now; one may call another."""
         self._first: Tensor | None = None
         self._turned: set[str] = set()
-        self._changes = self._first_is_used = False
+        self._changes_input = False
+        self._first_is_used = False
         self._uses: dict[str, list[int]] = {}
+        """For each matrix the blocks in which it is multiplied with, -1 outside of all."""
         self._read_by: dict[str, str] = {}
-        self._now: set[str] = set()
-        self._know(() if view.residence.on_disk else range(len(view.blocks)))
-
-    def _know(self, blocks: Iterable[int]) -> None:
-        """Learn where the matrices of these blocks are in memory, and forget where others were."""
-        weights = [
-            weight for index in dict.fromkeys(blocks) for weight in self._view.blocks[index].weights
-        ]
-        self._watch.look_for(weights)
-        self._spans = sorted(
-            (
-                (w.address, w.address + w.stored.numel() * w.stored.element_size(), w)
-                for w in weights
-            ),
-            key=lambda span: span[0],
-        )
-        self._ends = [
-            end for _, end, _ in self._spans
-        ]  # in order too, since no two matrices overlap
-        self._storages = {weight.stored.untyped_storage().data_ptr() for weight in weights}
-
-    @contextmanager
-    def _held(self, block: Block) -> Iterator[None]:
-        """While its forward runs, a block has its numbers, and those of others may be on disk."""
-        with held(self._view, block):
-            self._within.append(block.index)
-            if self._view.residence.on_disk:
-                self._know(self._within)
-            yield
-            self._within.pop()
-        if self._view.residence.on_disk:
-            self._know(self._within)
+        """For each matrix the first operation besides products that reads it."""
+        self._multiplied: set[str] = set()
+        """Matrices that the operation which runs now multiplies with."""
+        self._locate(() if view.residence.on_disk else range(len(view.blocks)))
 
     def run(self) -> Rehearsal:
         """Show the tokens, and say what came of it."""
-        base, vocabulary = (
-            self._view.base,
-            self._view.model.config.get_text_config(decoder=True).vocab_size,
-        )
-        ids = (
-            torch.arange(SAMPLES * POSITIONS).reshape(SAMPLES, POSITIONS) + vocabulary // 2
-        ) % vocabulary
-        inputs = inputs_of(base, ids.to(self._view.device))
+        view = self._view
+        base = view.base
+        inputs = inputs_of(base, some_ids(view))
         with ExitStack() as stack:
-            for block in self._view.blocks:
-                stack.enter_context(replaced(block.module, self._followed(block)))
+            for block in view.blocks:
+                stack.enter_context(replaced(block.module, self._noting(block)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
-            self._shown(base, inputs)
-        reasons = {weight: self._reason(weight) for weight in self._view.weights}
-        left, twice = (
-            {w.name: reason for w, (reason, only) in reasons.items() if reason and only is on}
-            for on in (False, True)
-        )
-        if len(left) == len(reasons) and reasons:
-            name, reason = next(iter(left.items()))
-            kind = type(self._view.model).__name__
+            self._show(base, inputs)
+        left: dict[str, str] = {}
+        twice: dict[str, str] = {}
+        for weight in view.weights:
+            reason = self._reason(weight)
+            uses = self._uses.get(weight.name, ())
+            if reason:
+                left[weight.name] = reason
+            elif len(uses) > 1:
+                twice[weight.name] = f"used {len(uses)} times in one forward"
+        if left and len(left) == len(view.weights):
+            name = next(iter(left))
+            kind = type(view.model).__name__
             raise ModelError(
-                f"no matrix of {kind} can be followed through a forward ({name}: {reason}); it needs a walk of its own",
+                f"no matrix of {kind} can be followed through a forward ({name}: {left[name]}); "
+                "it needs a walk of its own",
                 subject=kind,
             )
-        by_use, apart = (
-            frozenset().union(*groups)
-            for groups in zip(*map(self._grouped, self._view.blocks), strict=True)
-        )
+        by_use: set[str] = set()
+        apart: set[str] = set()
+        for block in view.blocks:
+            self._group(block, by_use, apart)
         return Rehearsal(
             tuple(self._calls),
             frozenset(self._turned),
-            by_use,
-            apart,
-            self._changes,
+            frozenset(by_use),
+            frozenset(apart),
+            self._changes_input,
             not self._first_is_used,
             left,
             twice,
         )
-
-    def _shown(self, base: nn.Module, inputs: Mapping[str, Any]) -> None:
-        try:
-            base(**inputs)
-        except RuntimeError as error:  # of a parameter without numbers
-            if not self._view.residence.on_disk or "meta" not in str(error):
-                raise
-            kind = type(self._view.model).__name__
-            message = f"the forward of {kind} needs numbers of a block that it doesn't run, so its blocks can't be left on disk; allow more memory"
-            raise ModelError(message, subject=kind) from error
 
     def __torch_function__(
         self,
@@ -198,73 +174,118 @@ class _Rehearsing(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._first_is_used = self._first_is_used or any(
-            tensor is self._first for tensor in tensors
-        )
-        # Products say which matrices they multiply with, through `_note`; whatever else takes
-        # numbers from a matrix's memory, `_read` notes.
-        self._now, name = set(), getattr(func, "__name__", str(func))
-        self._watch.see(name, args, kwargs or {})
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        tensors = _tensors((args, kwargs))
+        if any(tensor is self._first for tensor in tensors):
+            self._first_is_used = True
+        name = getattr(func, "__name__", str(func))
+        # Products say which matrices they multiply with, through `_note_product`; whatever else
+        # takes numbers from a matrix's memory, `_note_reading` notes.
+        self._multiplied = set()
+        self._watch.see(name, args, kwargs)
+        result = func(*args, **kwargs)
+        if name in _READ_THEIR_FIRST:
+            tensors = tensors[:1]
         if name not in _READ_NOTHING:
-            self._read(name, tensors[:1] if name in _READ_THEIR_FIRST else tensors, result)
+            self._note_reading(name, tensors, result)
         return result
 
-    def _followed(self, block: Block) -> Callable[..., Any]:
+    def _locate(self, blocks: Iterable[int]) -> None:
+        """Learn where the matrices of these blocks are in memory, and forget where others were."""
+        weights: list[Weight] = []
+        for index in dict.fromkeys(blocks):
+            weights += self._view.blocks[index].weights
+        self._watch.look_for(weights)
+        self._spans: list[tuple[int, int, Weight]] = []
+        for weight in sorted(weights, key=_address):
+            size = weight.stored.numel() * weight.stored.element_size()
+            self._spans.append((weight.address, weight.address + size, weight))
+        # In order too, since no two matrices overlap.
+        self._ends = [end for _, end, _ in self._spans]
+        self._storages = {weight.stored.untyped_storage().data_ptr() for weight in weights}
+
+    @contextmanager
+    def _held(self, block: Block) -> Iterator[None]:
+        """While its forward runs, a block has its numbers, and those of others may be on disk."""
+        on_disk = self._view.residence.on_disk
+        with held(self._view, block):
+            self._running.append(block.index)
+            if on_disk:
+                self._locate(self._running)
+            yield
+            self._running.pop()
+        if on_disk:
+            self._locate(self._running)
+
+    def _show(self, base: nn.Module, inputs: Mapping[str, Any]) -> None:
+        try:
+            base(**inputs)
+        except RuntimeError as error:
+            # What torch says of an operation with a parameter that has no numbers names "meta".
+            if not self._view.residence.on_disk or "meta" not in str(error):
+                raise
+            kind = type(self._view.model).__name__
+            raise ModelError(
+                f"the forward of {kind} needs numbers of a block that it doesn't run, so its "
+                "blocks can't be left on disk; allow more memory",
+                subject=kind,
+            ) from error
+
+    def _noting(self, block: Block) -> Callable[..., Any]:
+        """The block's forward, which notes how it is called."""
         forward = block.module.forward
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            hidden, tensors = (
-                hidden_of(args, kwargs),
-                [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)],
-            )
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            hidden = hidden_of(args, kwargs)
+            tensors = _tensors((args, kwargs))
             versions = [tensor._version for tensor in tensors]
             if tuple(hidden.shape[:2]) == (POSITIONS, SAMPLES):
                 self._turned.add(block.name)
             self._calls.append(block.index)
             with self._held(block):
                 output = forward(*args, **kwargs)
-            self._changes = self._changes or versions != [tensor._version for tensor in tensors]
+            if versions != [tensor._version for tensor in tensors]:
+                self._changes_input = True
             if self._first is None:
                 self._first_is_used = any(leaf is hidden for leaf in tree_leaves(output))
                 self._first = hidden
             return output
 
-        return noted
+        return noting
 
-    def _note(self, product: Product) -> None:
-        name, shape = product.weight.name, tuple(product.x.shape)
-        self._uses.setdefault(name, []).append(self._within[-1] if self._within else -1)
-        self._now.add(name)
+    def _note_product(self, product: Product) -> None:
+        name = product.weight.name
+        block = self._running[-1] if self._running else -1
+        self._uses.setdefault(name, []).append(block)
+        self._multiplied.add(name)
+        shape = tuple(product.x.shape)
         if len(shape) > 2 and shape[:2] == (POSITIONS, SAMPLES):
             self._turned.add(name)
 
-    def _read(self, name: str, tensors: list[Tensor], result: Any) -> None:
+    def _note_reading(self, name: str, tensors: list[Tensor], result: Any) -> None:
         """Note which matrices `name` took numbers from: what gives a tensor, and neither a view
         of a matrix nor a product with it, does.
         """
-        results = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves(result)
-            if isinstance(leaf, Tensor)
-        }
-        for tensor in tensors if results else ():
+        results = {leaf.untyped_storage().data_ptr() for leaf in _tensors(result)}
+        if not results:
+            return
+        for tensor in tensors:
             storage = tensor.untyped_storage().data_ptr()
             if storage not in self._storages or storage in results:
                 continue
             for weight in self._under(tensor):
-                if weight.name not in self._now:
+                if weight.name not in self._multiplied:
                     self._read_by.setdefault(weight.name, name)
 
     def _under(self, tensor: Tensor) -> list[Weight]:
         """The matrices that `tensor` is memory of."""
-        last = sum(
-            (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-        )
+        last = 0
+        for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+            last += (size - 1) * step
         # From the first to the last number that it has, with what lies between: a view with steps
         # counts as all of it.
-        start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+        start = tensor.data_ptr()
+        end = start + (last + 1) * tensor.element_size()
         weights: list[Weight] = []
         for begins, ends, weight in self._spans[bisect_left(self._ends, start + 1) :]:
             if begins >= end:
@@ -273,37 +294,45 @@ class _Rehearsing(TorchFunctionMode):
                 weights.append(weight)
         return weights
 
-    def _reason(self, weight: Weight) -> tuple[str, bool]:
-        """Why `weight` is left as it is, and whether only on arrival."""
-        runs, uses = self._calls.count(weight.block), self._uses.get(weight.name, [])
-        others = sorted(set(uses) - {weight.block})
+    def _reason(self, weight: Weight) -> str:
+        """Why `weight` is left as it is by every walk; nothing where it can be followed."""
+        runs = self._calls.count(weight.block)
         if runs == 0:
-            return "its block isn't run for text alone", False
+            return "its block isn't run for text alone"
         if runs > 1:
-            return f"its block runs {runs} times in one forward", False
+            return f"its block runs {runs} times in one forward"
         if weight.name in self._read_by:
-            return f"read by {self._read_by[weight.name]}, not by a product with it alone", False
+            return f"read by {self._read_by[weight.name]}, not by a product with it alone"
+        others = sorted(set(self._uses.get(weight.name, ())) - {weight.block})
         if others:
-            return (
-                f"shared with block{'s' if others[1:] else ''} {', '.join(map(str, others))}",
-                False,
-            )
-        return (f"used {len(uses)} times in one forward" if len(uses) > 1 else ""), True
+            plural = "s" if len(others) > 1 else ""
+            return f"shared with block{plural} {', '.join(map(str, others))}"
+        return ""
 
-    def _grouped(self, block: Block) -> tuple[set[str], set[str]]:
-        """Groups of experts that don't do all their products one expert after the other, and
-        groups that others come between.
+    def _group(self, block: Block, by_use: set[str], apart: set[str]) -> None:
+        """Add the groups of experts that don't do all their products one expert after the other,
+        and the groups that others come between.
         """
-        weights, ranks = {weight.name: weight for weight in block.weights}, dict[str, int]()
-        places: dict[str, list[tuple[int, int]]] = {}
-        last, by_use, apart = "", set[str](), set[str]()
-        for name in [name for name in self._uses if name in weights]:
+        weights = {weight.name: weight for weight in block.weights}
+        ranks: dict[str, int] = {}
+        last_place: dict[str, tuple[int, int]] = {}
+        last = ""
+        for name in self._uses:
+            if name not in weights:
+                continue
             group, number, use = grouped(weights[name], block)
             place = number, ranks.setdefault(f"{group} {use}", len(ranks))
-            if group in places and group != last:
+            if group in last_place and group != last:
                 apart.add(group)
-            elif group in places and place < places[group][-1]:
+            elif group in last_place and place < last_place[group]:
                 by_use.add(group)
-            places.setdefault(group, []).append(place)
+            last_place[group] = place
             last = group
-        return by_use, apart
+
+
+def _address(weight: Weight) -> int:
+    return weight.address
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

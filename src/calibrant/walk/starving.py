@@ -15,26 +15,25 @@ whatever is done to it later.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
 from operator import add
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from calibrant.activations import Routing, Seen
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.models import ExpertLayer, ModelView, Opened, Weight, expert_layers
-from calibrant.walk.observing import blocks_seen
+from calibrant.models.experts import sent
 from calibrant.walk.ranks import ALONE, Ranks
-from calibrant.walk.statistics import by_block
+from calibrant.walk.statistics import blocks_seen, by_block
+from calibrant.walk.walking import Arrivals
 
 Starved = Literal["as_seen", "dense", "all_tokens", "shared"]
 AS_SEEN: Final[Starved] = "as_seen"
-
-Arrivals = Iterator[tuple[Weight, Seen]]
 
 
 def starving(
@@ -47,23 +46,18 @@ def starving(
     """
     layers = {layer.block: layer for layer in expert_layers(view)}
     found: dict[str, float] = {}
+    if not layers:
+        return found
     with torch.no_grad():
-        for block, seen in (
-            blocks_seen(opened, view, batch, (Routing,), ranks=ranks) if layers else ()
-        ):
-            if block.index in layers:
-                found |= _starved(layers[block.index], seen[Routing])
+        for block, seen in blocks_seen(opened, view, batch, (Routing,), ranks=ranks):
+            layer = layers.get(block.index)
+            if layer is None:
+                continue
+            counts = seen[Routing].counts.tolist()
+            for matrices, count in zip(layer.experts, counts, strict=True):
+                if count < layer.matrix.shape[1]:
+                    found |= {weight.name: count for weight in matrices}
     return found
-
-
-def _starved(layer: ExpertLayer, routing: Routing) -> dict[str, float]:
-    counted = zip(layer.experts, routing.counts.tolist(), strict=True)
-    return {
-        weight.name: count
-        for matrices, count in counted
-        if count < layer.matrix.shape[1]
-        for weight in matrices
-    }
 
 
 def fed(
@@ -82,7 +76,9 @@ def fed(
     if not names or how == AS_SEEN:
         yield from arrivals()
     elif how == "dense":
-        yield from (arrival for arrival in arrivals() if arrival[0].name not in names)
+        for weight, seen in arrivals():
+            if weight.name not in names:
+                yield weight, seen
     elif how == "all_tokens":
         with _sent_all(view, names):
             yield from arrivals()
@@ -96,11 +92,13 @@ def _pooled(
     layer: ExpertLayer | None, seen: Mapping[Weight, Seen], names: Mapping[str, float]
 ) -> dict[Weight, Seen]:
     pooled = dict(seen)
-    for same in zip(*layer.experts, strict=True) if layer is not None else ():
-        arrived = [seen[weight] for weight in same if weight in seen]
+    if layer is None:
+        return pooled
+    for alike in zip(*layer.experts, strict=True):
+        arrived = [seen[weight] for weight in alike if weight in seen]
         if arrived:
-            together = reduce(add, arrived)
-            pooled |= {weight: together for weight in same if weight.name in names}
+            total = reduce(add, arrived)
+            pooled |= {weight: total for weight in alike if weight.name in names}
     return pooled
 
 
@@ -109,57 +107,58 @@ def _sent_all(view: ModelView, names: Mapping[str, float]) -> Iterator[None]:
     """While it lasts, tokens go through starved experts too that their router didn't choose,
     with a weight of zero.
     """
-    handles: list[Any] = []
-    try:
+    with ExitStack() as stack:
         for layer in expert_layers(view):
-            if experts := [
-                number for number, matrices in enumerate(layer.experts) if matrices[0].name in names
-            ]:
-                _check(layer)
-                handles.append(
-                    layer.holders[0].register_forward_pre_hook(
-                        partial(_with_others, layer.count, experts), with_kwargs=True
-                    )
-                )
+            starved: list[int] = []
+            for number, matrices in enumerate(layer.experts):
+                if matrices[0].name in names:
+                    starved.append(number)
+            if starved:
+                _check_takes_more(layer)
+                send = partial(_with_others, layer.count, starved)
+                handle = layer.holders[0].register_forward_pre_hook(send, with_kwargs=True)
+                stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _with_others(
     count: int, experts: Sequence[int], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
-    every = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
-    index = next(one for one in every if not one.is_floating_point())
-    weights = next(one for one in every if one.is_floating_point() and one.shape == index.shape)
+    index, weights = sent(args, kwargs)
+    assert index is not None
+    assert weights is not None
     more = torch.tensor(experts, device=index.device, dtype=index.dtype).expand(len(index), -1)
     # The number after the last expert's stands for none: a token isn't sent where it is already.
-    there = (index[:, :, None] == more[:, None, :]).any(1)
-    longer = torch.cat([index, more.masked_fill(there, count)], 1)
-    given = torch.cat([weights, weights.new_zeros(more.shape)], 1)
+    chosen = (index[:, :, None] == more[:, None, :]).any(1)
+    more_index = torch.cat([index, more.masked_fill(chosen, count)], 1)
+    more_weights = torch.cat([weights, weights.new_zeros(more.shape)], 1)
 
-    def other(one: Any) -> Any:
-        return longer if one is index else given if one is weights else one
+    def exchanged(value: Any) -> Any:
+        if value is index:
+            return more_index
+        if value is weights:
+            return more_weights
+        return value
 
-    return tuple(map(other, args)), {name: other(one) for name, one in kwargs.items()}
+    positional = tuple(exchanged(value) for value in args)
+    return positional, {name: exchanged(value) for name, value in kwargs.items()}
 
 
-def _check(layer: ExpertLayer) -> None:
-    """Show the experts a token that is sent to none of them."""
-    some = layer.experts[0][0].stored
-    token = torch.zeros(1, layer.matrix.shape[1], dtype=some.dtype, device=some.device)
+def _check_takes_more(layer: ExpertLayer) -> None:
+    """Raise `ModelError` unless the experts take a token that is sent to none of them."""
+    sample = layer.experts[0][0].stored
+    device = sample.device
+    token = torch.zeros(1, layer.matrix.shape[1], dtype=sample.dtype, device=device)
+    nobody = torch.full((1, 1), layer.count, device=device)
+    weight = torch.zeros(1, 1, dtype=sample.dtype, device=device)
     try:
         if layer.weighs_inputs:
             raise IndexError
         with torch.no_grad():
-            layer.holders[0](
-                token,
-                torch.full((1, 1), layer.count, device=some.device),
-                torch.zeros(1, 1, dtype=some.dtype, device=some.device),
-            )
+            layer.holders[0](token, nobody, weight)
     except (IndexError, RuntimeError, TypeError) as error:
         raise ModelError(
-            f"the experts of {layer.name} take no other tokens than their router sends them; use --starved dense or shared",
+            f"the experts of {layer.name} take no other tokens than their router sends them; "
+            "use --starved dense or shared",
             subject=layer.name,
         ) from error

@@ -1,12 +1,12 @@
-"""What the matrices of an untouched model saw of one batch, kept on disk: the one pass that every
-target, sparsity and mixture shares.
+"""What the matrices and blocks of an untouched model see of a batch: by a walk, or from the disk,
+where an earlier walk kept it for every target, sparsity and mixture.
 
     ROOT/<identity>/norms/block-00000.safetensors
     ROOT/<identity>/gram/block-00000.safetensors
-    ROOT/<identity>/change/block-00000.safetensors        of the block itself, where that is asked for
-    ROOT/<identity>/routing/block-00000.safetensors       of its router
-    ROOT/<identity>/kinds/block-00000.safetensors         of the tokens of its experts
-    ROOT/<identity>/outputs/block-00000.safetensors       of what its experts give
+    ROOT/<identity>/change/block-00000.safetensors    of the block itself, where that is asked for
+    ROOT/<identity>/routing/block-00000.safetensors   of its router
+    ROOT/<identity>/kinds/block-00000.safetensors     of the tokens of its experts
+    ROOT/<identity>/outputs/block-00000.safetensors   of what its experts give
 
 A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices
 share it (q, k and v; gate and up), and which matrix has which. Norms are kept as they are summed,
@@ -16,11 +16,12 @@ goes on from its last whole block. Each is sealed for its question; one that ans
 damaged, is made anew. Factorisations are never kept.
 """
 
-import itertools
+import operator
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -39,14 +40,19 @@ from calibrant.activations import (
 )
 from calibrant.data import TokenBatch
 from calibrant.errors import OutputError
-from calibrant.models import Block, Opened, Weight
+from calibrant.models import Block, ModelView, Opened, Weight
+from calibrant.numerics import not_finite
 from calibrant.results import statistics_purpose
 from calibrant.spec import identity
 from calibrant.system import sealed_tensors
 from calibrant.system.durable import reason, short
+from calibrant.system.progress import Progress, silent
 from calibrant.system.sealed_tensors import SealedTensors
 from calibrant.system.seals import BrokenSealError, tell_made_again
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.attention import Weigh
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.walking import Arrivals, one_by_one, walk, walk_blocks
 
 REVISION: Final = 1
 """Raised when a walk through the same untouched model gives other sums than before."""
@@ -71,13 +77,12 @@ def statistics_id(opened: Opened, batch: TokenBatch) -> str:
     """Return the identity of what this model's matrices see of these tokens: the same for every
     method, target and propagation.
     """
-    dtype = str(opened.dtype).removeprefix("torch.")
     return identity(
         {
             "statistics": REVISION,
             "model": opened.digest,
             "tokens": batch.fingerprint,
-            "dtype": dtype,
+            "dtype": str(opened.dtype).removeprefix("torch."),
         }
     )
 
@@ -86,9 +91,9 @@ def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
     """Return the identities of all that `batch` is answered from: its own, or those of the parts
     of a mix, which they share with the parts alone.
     """
-    return tuple(statistics_id(opened, part) for _, part in batch.mixed) or (
-        statistics_id(opened, batch),
-    )
+    if not batch.mixed:
+        return (statistics_id(opened, batch),)
+    return tuple(statistics_id(opened, part) for _, part in batch.mixed)
 
 
 def packed_bytes(width: int, kind: type[Statistic], dtype: torch.dtype = torch.float32) -> int:
@@ -125,7 +130,8 @@ class Statistics:
     """
 
     def __init__(self, root: str | Path, name: str) -> None:
-        self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
+        self.name = name
+        self.folder = Path(root) / name.removeprefix("sha256:")
 
     def stored_blocks(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
         """Return the length of the unbroken row of blocks, from the first one on, whose statistics
@@ -143,18 +149,6 @@ class Statistics:
         stored = self._if_whole(kind, block)
         return 0 if stored is None else stored.facts["pieces"]
 
-    def _if_whole(self, kind: type[Statistic], block: Block) -> SealedTensors | None:
-        """What a file holds, or None where it is missing, or isn't what was written, which a
-        line then says.
-        """
-        try:
-            return self._sealed(kind, block)
-        except FileNotFoundError:
-            return None
-        except BrokenSealError:
-            tell_made_again("what a model's matrices saw", short(self._path(kind, block)))
-            return None
-
     def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
         """Return what the block's matrices saw, in the order in which a forward used them. Matrices
         that share an input share a `Seen`.
@@ -168,7 +162,8 @@ class Statistics:
         for name in by_kind[0]:
             statistics = [by_name[name] for by_name in by_kind]
             key = tuple(map(id, statistics))
-            shared.setdefault(key, Seen(dict(zip(kinds, statistics, strict=True))))
+            if key not in shared:
+                shared[key] = Seen(dict(zip(kinds, statistics, strict=True)))
             seen[weights[name]] = shared[key]
         return block, seen
 
@@ -178,17 +173,19 @@ class Statistics:
         """Keep what the block's matrices saw, of how many `pieces` this is the first. Raises
         `OutputError` on a full disk; what was there stays.
         """
-        distinct = {id(s[kind]): s[kind] for s in seen.values()}
-        numbers = {key: number for number, key in enumerate(distinct)}
-        tensors = {
-            str(number): _numbers_of(statistic)
-            for number, statistic in enumerate(distinct.values())
-        }
-        facts = {
-            "matrices": {weight.name: numbers[id(s[kind])] for weight, s in seen.items()},
-            "sums": [[statistic.tokens, statistic.mass] for statistic in distinct.values()],
-            "pieces": pieces,
-        }
+        numbers: dict[int, int] = {}
+        matrices: dict[str, int] = {}
+        sums: list[list[float]] = []
+        tensors: dict[str, Tensor] = {}
+        for weight, of_weight in seen.items():
+            statistic = of_weight[kind]
+            if id(statistic) not in numbers:
+                number = len(numbers)
+                numbers[id(statistic)] = number
+                sums.append([statistic.tokens, statistic.mass])
+                tensors[str(number)] = _numbers_of(statistic)
+            matrices[weight.name] = numbers[id(statistic)]
+        facts = {"matrices": matrices, "sums": sums, "pieces": pieces}
         self._write(kind, block, facts, tensors)
 
     def read_block(self, kinds: Sequence[type[Statistic]], block: Block) -> Seen:
@@ -208,9 +205,14 @@ class Statistics:
         """Keep what the block itself did; that it has no such statistic, as a block without a
         router, is kept too. Raises as `add` does.
         """
-        values = seen[kind].held() if kind in seen else {}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        if kind in seen:
+            for name, value in seen[kind].held().items():
+                if isinstance(value, Tensor):
+                    tensors[name] = value
+                else:
+                    numbers[name] = value
         self._write(kind, block, {"there": kind in seen, "numbers": numbers}, tensors)
 
     def bytes(self) -> int:
@@ -233,10 +235,24 @@ class Statistics:
         device = block.weights[0].stored.device if block.weights else torch.device("cpu")
         distinct: list[InputStatistic] = []
         for number, (tokens, mass) in enumerate(stored.facts["sums"]):
-            distinct.append(
-                _statistic_of(kind, stored.tensors[str(number)].to(device), tokens, mass)
-            )
+            numbers = stored.tensors[str(number)].to(device)
+            if kind is Gram:
+                distinct.append(Gram.unpacked(numbers, tokens, mass))
+            else:
+                distinct.append(FeatureNorms(numbers, tokens, mass))
         return {name: distinct[number] for name, number in stored.facts["matrices"].items()}
+
+    def _if_whole(self, kind: type[Statistic], block: Block) -> SealedTensors | None:
+        """What a file holds, or None where it is missing, or isn't what was written, which a
+        line then says.
+        """
+        try:
+            return self._sealed(kind, block)
+        except FileNotFoundError:
+            return None
+        except BrokenSealError:
+            tell_made_again("what a model's matrices saw", short(self._path(kind, block)))
+            return None
 
     def _stored(self, kind: type[Statistic], block: Block) -> SealedTensors:
         """What a file holds. Raises `OutputError` if it isn't here, or isn't what was written."""
@@ -244,13 +260,15 @@ class Statistics:
             return self._sealed(kind, block)
         except (FileNotFoundError, BrokenSealError) as error:
             path = self._path(kind, block)
-            message = f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew"
-            raise OutputError(message, subject=str(path)) from error
+            raise OutputError(
+                f"{short(path)!r} is gone or is not what was written; ask again, and it is made "
+                "anew",
+                subject=str(path),
+            ) from error
 
     def _sealed(self, kind: type[Statistic], block: Block) -> SealedTensors:
-        return sealed_tensors.read(
-            self._path(kind, block), statistics_purpose(self.name, _folder_of(kind), block.index)
-        )
+        purpose = statistics_purpose(self.name, _folder_of(kind), block.index)
+        return sealed_tensors.read(self._path(kind, block), purpose)
 
     def _write(
         self,
@@ -259,8 +277,8 @@ class Statistics:
         facts: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
     ) -> None:
+        purpose = statistics_purpose(self.name, _folder_of(kind), block.index)
         try:
-            purpose = statistics_purpose(self.name, _folder_of(kind), block.index)
             sealed_tensors.write(self._path(kind, block), purpose, facts, tensors)
         except OSError as error:
             raise OutputError(
@@ -276,18 +294,206 @@ def _folder_of(kind: type[Statistic]) -> str:
     return KINDS[kind] if issubclass(kind, InputStatistic) else BLOCK_KINDS[kind]
 
 
+def _numbers_of(statistic: InputStatistic) -> Tensor:
+    numbers = statistic.packed() if isinstance(statistic, Gram) else statistic.norms()
+    return numbers.detach().contiguous().cpu()
+
+
+@final
+class SeenByMatrix(Mapping[Weight, Seen]):
+    """All matrices of a model with what each of them sees; nothing of one that no token reached.
+
+    `items()` goes through the model and holds what one block sees at a time, so that of a large
+    model whatever sums up can be read. Looking a matrix up reads all of them into memory, once.
+    """
+
+    def __init__(
+        self, weights: Sequence[Weight], through: Callable[[], Iterable[tuple[Weight, Seen]]]
+    ) -> None:
+        self._weights = tuple(weights)
+        self._through = through
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, weight: Weight) -> Seen:
+        return self._all[weight]
+
+    def items(self) -> ItemsView[Weight, Seen]:
+        return _InTurn(self)
+
+    @cached_property
+    def _all(self) -> dict[Weight, Seen]:
+        return dict(self.in_turn())
+
+    def in_turn(self) -> Arrivals:
+        """Yield those that tokens reach as the walk comes to them, then the others."""
+        left = dict.fromkeys(self._weights)
+        for weight, seen in self._through():
+            del left[weight]
+            yield weight, seen
+        for weight in left:
+            yield weight, Seen({})
+
+
+@final
+class _InTurn(ItemsView[Weight, Seen]):
+    """Items that are made anew each time somebody goes through them."""
+
+    def __init__(self, seen: SeenByMatrix) -> None:
+        super().__init__(seen)
+        self._seen = seen
+
+    def __iter__(self) -> Arrivals:
+        return self._seen.in_turn()
+
+
+def untouched(
+    opened: Opened,
+    view: ModelView,
+    batch: TokenBatch,
+    observes: tuple[type[Statistic], ...],
+    *,
+    start: int = 0,
+    root: Path | None = None,
+    kinds: Iterable[type[Statistic]] = (),
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+    weigh: Weigh | None = None,
+) -> Arrivals:
+    """Yield what the untouched model's matrices see, from the block `start` on; of a mix the sum of
+    its parts.
+
+    With a folder `root` it is read from there, and what is lacking is first gathered in one pass,
+    with it the `kinds` that others will want. What is kept there isn't weighed, so with `weigh`
+    nothing is read.
+    """
+    blocks = view.blocks[start:]
+    wanted = tuple(kind for kind in observes if issubclass(kind, InputStatistic))
+    parts = batch.mixed or ((1.0, batch),)
+    by_part: list[Iterator[Dense]] = []
+    for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
+        if root is not None and weigh is None and set(wanted) <= set(KINDS):
+            stored = Statistics(root, name)
+            gathered = [kind for kind in KINDS if kind in (*wanted, *kinds)]
+            gather(view, part, gathered, stored, progress)
+            by_part.append(map(partial(stored.read, wanted), blocks))
+        else:
+            arrivals = walk(view, part, wanted, "dense", start=start, ranks=ranks, weigh=weigh)
+            by_part.append(by_block(blocks, arrivals))
+    whole = by_part[0]
+    if batch.mixed:
+        whole = mixed(by_part, [share for share, _ in parts])
+    for block, seen in whole:
+        with view.held(block):
+            yield from one_by_one(seen)
+
+
+def gather(
+    view: ModelView,
+    batch: TokenBatch,
+    kinds: Iterable[type[InputStatistic]],
+    stored: Statistics,
+    progress: Progress = silent,
+) -> None:
+    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by
+    block.
+    """
+    blocks = view.blocks
+    missing: dict[type[InputStatistic], int] = {}
+    for kind in kinds:
+        count = stored.stored_blocks(kind, blocks)
+        if count < len(blocks):
+            missing[kind] = count
+    if not missing:
+        return
+    start = min(missing.values())
+    with torch.no_grad():
+        arrivals = walk(view, batch, tuple(missing), "dense", start=start)
+        for block, seen in by_block(blocks[start:], arrivals):
+            for kind, count in missing.items():
+                if block.index >= count:
+                    stored.add(kind, block, seen)
+            progress("statistics", block.index + 1, len(blocks))
+
+
+def blocks_seen(
+    opened: Opened,
+    view: ModelView,
+    batch: TokenBatch,
+    observes: tuple[type[Statistic], ...],
+    *,
+    root: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Block, Seen]]:
+    """Yield what each block of the model does to its input, and whom its router picks; of a mix the
+    sum of its parts.
+
+    With a folder `root` the model must be untouched: it is read from there, and what is lacking is
+    first gathered in one pass.
+    """
+    parts = batch.mixed or ((1.0, batch),)
+    by_part: list[Iterator[tuple[Block, Seen]]] = []
+    for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
+        if root is None or not set(observes) <= set(BLOCK_KINDS):
+            by_part.append(walk_blocks(view, part, observes, ranks=ranks))
+        else:
+            stored = Statistics(root, name)
+            _gather_blocks(view, part, observes, stored, ranks)
+            by_part.append(_read_blocks(view, observes, stored))
+    for entries in zip(*by_part, strict=True):
+        block, seen = entries[0]
+        if batch.mixed:
+            scaled: list[Seen] = []
+            for (_, of_part), (share, _) in zip(entries, parts, strict=True):
+                scaled.append(of_part * share)
+            seen = reduce(operator.add, scaled)
+        # Sums that were kept on disk are looked at too.
+        if not all(statistic.finite() for statistic in seen.values()):
+            raise not_finite(f"the statistics of {block.name}", block.name)
+        yield block, seen
+
+
+def _gather_blocks(
+    view: ModelView,
+    batch: TokenBatch,
+    kinds: Iterable[type[Statistic]],
+    stored: Statistics,
+    ranks: Ranks,
+) -> None:
+    missing: list[type[Statistic]] = []
+    for kind in kinds:
+        if stored.stored_blocks(kind, view.blocks) < len(view.blocks):
+            missing.append(kind)
+    if not missing:
+        return
+    for block, seen in walk_blocks(view, batch, tuple(missing), ranks=ranks):
+        for kind in missing:
+            stored.add_block(kind, block, seen)
+
+
+def _read_blocks(
+    view: ModelView, kinds: Sequence[type[Statistic]], stored: Statistics
+) -> Iterator[tuple[Block, Seen]]:
+    for block in view.blocks:
+        yield block, stored.read_block(kinds, block)
+
+
 def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -> Iterator[Dense]:
     """Yield what a dense walk through `blocks` yields matrix by matrix, block by block: one
     entry for each, be it empty.
     """
-    groups = itertools.groupby(arrivals, key=lambda arrival: arrival[0].block)
-    index, group = next(groups, (-1, iter(())))
+    rest = iter(arrivals)
+    arrival = next(rest, None)
     for block in blocks:
-        if block.index != index:
-            yield block, {}
-            continue
-        yield block, dict(group)
-        index, group = next(groups, (-1, iter(())))
+        seen: dict[Weight, Seen] = {}
+        while arrival is not None and arrival[0].block == block.index:
+            seen[arrival[0]] = arrival[1]
+            arrival = next(rest, None)
+        yield block, seen
 
 
 def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterator[Dense]:
@@ -295,47 +501,30 @@ def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterato
     shared an input in all of them go on sharing.
     """
     for entries in zip(*parts, strict=True):
-        block, seen = entries[0][0], [there for _, there in entries]
-        scaled = _once(lambda one, factor: one * factor)
-        added = _once(lambda one, other: one + other)
+        block = entries[0][0]
+        scale = _once(operator.mul)
+        add = _once(operator.add)
         sums: dict[Weight, Seen] = {}
-        for weight in dict.fromkeys(itertools.chain(*seen)):
-            scaled_parts = [
-                scaled(there[weight], factor)
-                for there, factor in zip(seen, factors, strict=True)
-                if weight in there
-            ]
-            sums[weight] = scaled_parts[0]
-            for other in scaled_parts[1:]:
-                sums[weight] = added(sums[weight], other)
+        weights: dict[Weight, None] = {}
+        for _, seen in entries:
+            weights |= dict.fromkeys(seen)
+        for weight in weights:
+            for (_, seen), factor in zip(entries, factors, strict=True):
+                if weight in seen:
+                    scaled = scale(seen[weight], factor)
+                    sums[weight] = add(sums[weight], scaled) if weight in sums else scaled
         yield block, sums
 
 
 def _once(compute: Callable[[Any, Any], Seen]) -> Callable[[Any, Any], Seen]:
     """`compute`, once for each pair of objects."""
-    results: dict[
-        tuple[int, int], tuple[Any, Any, Seen]
-    ] = {}  # the arguments are held, so that their addresses stay theirs
+    # The arguments are held, so that their addresses stay theirs.
+    results: dict[tuple[int, int], tuple[Any, Any, Seen]] = {}
 
-    def once(one: Any, other: Any) -> Seen:
-        key = id(one), id(other)
+    def once(left: Any, right: Any) -> Seen:
+        key = id(left), id(right)
         if key not in results:
-            results[key] = one, other, compute(one, other)
+            results[key] = left, right, compute(left, right)
         return results[key][2]
 
     return once
-
-
-def _numbers_of(statistic: InputStatistic) -> Tensor:
-    numbers = statistic.packed() if isinstance(statistic, Gram) else statistic.norms()
-    return numbers.detach().contiguous().cpu()
-
-
-def _statistic_of(
-    kind: type[InputStatistic], numbers: Tensor, tokens: int, mass: float
-) -> InputStatistic:
-    return (
-        Gram.unpacked(numbers, tokens, mass)
-        if kind is Gram
-        else FeatureNorms(numbers, tokens, mass)
-    )

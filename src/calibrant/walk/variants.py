@@ -2,7 +2,8 @@
 numbers or parts in them.
 
     variants = Variants(view, [(AS_IT_IS, SKIPPED)] * len(view.blocks))
-    variants.losses([(0, 1, 0), (0, 1, 1)], batch)      # without the second block, and without the last two
+    # Without the second block, and without the last two:
+    variants.losses([(0, 1, 0), (0, 1, 1)], batch)
 
 The model's own forward calls its blocks, with whatever it hands to them. A block that is skipped
 hands on what it was called with. Choices are measured in the order of tuples, and a forward gets
@@ -18,6 +19,7 @@ is measured: skipping a block must give what dropping it gives.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, final
 
 import torch
@@ -33,12 +35,14 @@ from calibrant.models.divergence import divergences
 from calibrant.numerics import not_finite
 from calibrant.walk.products import hidden_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
-from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.rehearsal import rehearse, some_ids
 from calibrant.walk.walking import TOKENS_PER_PASS
 
-Ways = Sequence[int]
+Choice = Sequence[int]
 """Which of its variants each block is."""
-Summed = tuple[float, float]
+Form = Callable[[Tensor], Any]
+"""Makes of hidden states what a block hands on."""
+_Sum = tuple[float, float]
 """Σ w·nats and Σ w over the tokens of a micro-batch that something stands before."""
 Compare = Callable[
     [Float[Tensor, "token hidden"], Float[Tensor, "token hidden"]], Float[Tensor, "token"]
@@ -75,12 +79,11 @@ def loss(view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> float:
 
     Padding is neither predicted nor counted.
     """
-    return _over_parts(
-        batch,
-        lambda part: _summed_up(
-            view, part, ranks, lambda micro_batch: [micro_batch.nats(micro_batch.logits())]
-        ),
-    )[0]
+
+    def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
+        return [micro_batch.nats(micro_batch.logits())]
+
+    return _means(view, batch, ranks, sums)[0]
 
 
 @final
@@ -93,24 +96,24 @@ class Variants:
     """
 
     def __init__(self, view: ModelView, ways: Sequence[Sequence[Variant]]) -> None:
-        self._view, self._ways = view, ways
+        self._view = view
+        self._ways = ways
+        self._untouched: tuple[int, ...] = (0,) * len(ways)
+        self._name = type(view.model).__name__
         rehearsal = rehearse(view)
         self._changes_input = rehearsal.changes_input
         if list(rehearsal.calls) != list(range(len(view.blocks))):
             raise ModelError(
-                f"the blocks of {self._name} don't run once each, in order, so none can be left out of a forward",
+                f"the blocks of {self._name} don't run once each, in order, so none can be left "
+                "out of a forward",
                 subject=self._name,
             )
-        self._forms: list[Callable[[Tensor], Any]] = []
+        self._forms: list[Form] = []
         self._check()
-
-    @property
-    def _name(self) -> str:
-        return type(self._view.model).__name__
 
     def losses(
         self,
-        choices: Sequence[Ways],
+        choices: Sequence[Choice],
         batch: TokenBatch,
         *,
         divergence: bool = False,
@@ -124,23 +127,22 @@ class Variants:
         """
         measured = [tuple(choice) for choice in choices]
 
-        def sums(micro_batch: _MicroBatchOfVariants) -> list[Summed]:
-            found, untouched = dict[tuple[int, ...], Summed](), None
-            if divergence:
-                untouched = micro_batch.logits((0,) * len(self._ways))
+        def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
+            untouched = micro_batch.logits(self._untouched) if divergence else None
+            found: dict[tuple[int, ...], _Sum] = {}
+            # In order, so that a choice shares as many blocks as possible with the one before.
             for choice in sorted(set(measured)):
                 logits = micro_batch.logits(choice)
-                found[choice] = (
-                    micro_batch.nats(logits)
-                    if untouched is None
-                    else micro_batch.divergence(untouched, logits)
-                )
+                if untouched is None:
+                    found[choice] = micro_batch.nats(logits)
+                else:
+                    found[choice] = micro_batch.divergence(untouched, logits)
             return [found[choice] for choice in measured]
 
-        return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
+        return _means(self._view, batch, ranks, sums, self)
 
     def moved(
-        self, choices: Sequence[Ways], batch: TokenBatch, compare: Compare, ranks: Ranks = ALONE
+        self, choices: Sequence[Choice], batch: TokenBatch, compare: Compare, ranks: Ranks = ALONE
     ) -> list[float]:
         """Return for each of the `choices` how far the hidden states that the last block gives are
         from those of the first variant of all.
@@ -150,33 +152,27 @@ class Variants:
         """
         measured = [tuple(choice) for choice in choices]
 
-        def sums(micro_batch: _MicroBatchOfVariants) -> list[Summed]:
-            untouched = micro_batch.states((0,) * len(self._ways))
-            found = {
-                choice: micro_batch.real(compare(untouched, micro_batch.states(choice)))
-                for choice in sorted(set(measured))
-            }
+        def sums(micro_batch: _MicroBatchOfVariants) -> list[_Sum]:
+            untouched = micro_batch.states(self._untouched)
+            found: dict[tuple[int, ...], _Sum] = {}
+            for choice in sorted(set(measured)):
+                found[choice] = micro_batch.real(compare(untouched, micro_batch.states(choice)))
             return [found[choice] for choice in measured]
 
-        return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
+        return _means(self._view, batch, ranks, sums, self)
 
     @contextmanager
-    def choosing(self, choice: Ways, given: list[Tensor], known: int) -> Iterator[None]:
+    def choosing(self, choice: Choice, given: list[Tensor], known: int) -> Iterator[None]:
         """While it lasts, a forward of the model runs its blocks as `choice` says; of the first
         `known` ones it gets what they `given`.
 
         What each other block gives is added to `given`.
         """
         with ExitStack() as stack:
-            for index, (block, ways, way) in enumerate(
-                zip(self._view.blocks, self._ways, choice, strict=True)
-            ):
-                stack.enter_context(
-                    replaced(
-                        block.module,
-                        self._door(index, block.module.forward, ways[way], given, known),
-                    )
-                )
+            for index, block in enumerate(self._view.blocks):
+                variant = self._ways[index][choice[index]]
+                door = self._door(index, block.module.forward, variant, given, known)
+                stack.enter_context(replaced(block.module, door))
             yield
 
     def _door(
@@ -189,7 +185,7 @@ class Variants:
     ) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if index < known:
-                return self._forms[index](self._own(given[index]))
+                return self._forms[index](self._copied(given[index]))
             if variant.skipped:
                 hidden = hidden_of(args, kwargs)
                 result = self._forms[index](hidden)
@@ -197,21 +193,21 @@ class Variants:
                 with _exchanged(variant.numbers), _standing_in(variant.parts):
                     result = forward(*args, **kwargs)
                 hidden = hidden_of(tuple(tree_leaves(result)), {})
-            given.append(self._own(hidden))
+            given.append(self._copied(hidden))
             return result
 
         return run
 
-    def _own(self, hidden: Tensor) -> Tensor:
-        """Hidden states that nobody else writes to."""
+    def _copied(self, hidden: Tensor) -> Tensor:
+        """Hidden states that no block writes to."""
         return hidden.clone() if self._changes_input else hidden
 
     def _check(self) -> None:
         """Show the model eight tokens: what blocks give, and that skipping one, and going on
         from another's output, change nothing else.
         """
-        ids = _some_ids(self._view)
-        forms: list[Callable[[Tensor], Any] | None] = []
+        ids = some_ids(self._view)
+        forms: list[Form | None] = []
         with ExitStack() as stack, torch.no_grad():
             for block in self._view.blocks:
                 stack.enter_context(replaced(block.module, _noting(block.module.forward, forms)))
@@ -221,10 +217,11 @@ class Variants:
         self._forms = [form for form in forms if form is not None]
         if len(self._forms) < len(forms):
             raise ModelError(
-                f"the blocks of {self._name} hand on more than their hidden states, so none can be left out",
+                f"the blocks of {self._name} hand on more than their hidden states, so none can "
+                "be left out",
                 subject=self._name,
             )
-        skips = any(variant.skipped for ways in self._ways for variant in ways)
+        skips = any(variant.skipped for variant in chain.from_iterable(self._ways))
         if skips and not _are_alike(self._view):
             raise ModelError(
                 f"the blocks of {self._name} aren't alike, so what is left of them may be no model",
@@ -235,48 +232,46 @@ class Variants:
             self._check_skipping(ids)
 
     def _check_going_on(self, ids: Int[Tensor, "sample position"]) -> None:
-        ones = torch.ones(ids.shape)
-        fresh, late = (
-            _MicroBatchOfVariants(self._view, ids, ones.bool(), ones, self) for _ in range(2)
-        )
+        fresh = _shown(self._view, ids, self)
+        late = _shown(self._view, ids, self)
         place = len(self._ways) // 2
-        choice = tuple(
-            len(ways) - 1 if index == place else 0 for index, ways in enumerate(self._ways)
-        )
-        late.logits((0,) * len(self._ways))
+        choice = list(self._untouched)
+        choice[place] = len(self._ways[place]) - 1
+        # The second one goes on from what the first half of the untouched model gave.
+        late.logits(self._untouched)
         try:
-            same = _equal(fresh.logits(choice), late.logits(choice))
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-        ):  # what earlier blocks leave for later ones isn't there
+            same = _equal(fresh.logits(tuple(choice)), late.logits(tuple(choice)))
+        except (LookupError, TypeError, AttributeError, RuntimeError):
+            # What earlier blocks leave for later ones isn't there.
             same = False
         if not same:
             raise ModelError(
-                f"a block of {self._name} looks at more than what the one before it gave, so none can be left out",
+                f"a block of {self._name} looks at more than what the one before it gave, so none "
+                "can be left out",
                 subject=self._name,
             )
 
     def _check_skipping(self, ids: Int[Tensor, "sample position"]) -> None:
-        view, ones = self._view, torch.ones(ids.shape)
+        view = self._view
         place = len(view.blocks) // 2
-        choice = [
-            next((n for n, v in enumerate(ways) if v.skipped), 0) if i == place else 0
-            for i, ways in enumerate(self._ways)
-        ]
-        skipped = _MicroBatchOfVariants(view, ids, ones.bool(), ones, self).logits(tuple(choice))
-        rehearsed, undo = view.rehearsed, view.remembered()
+        skipping = [number for number, way in enumerate(self._ways[place]) if way.skipped]
+        choice = list(self._untouched)
+        if skipping:
+            choice[place] = skipping[0]
+        skipped = _shown(view, ids, self).logits(tuple(choice))
+        rehearsed = view.rehearsed
+        undo = view.remembered()
         try:
-            view.drop_blocks([place] if any(choice) else [])
-            dropped = _MicroBatchOfVariants(view, ids, ones.bool(), ones).logits()
+            if any(choice):
+                view.drop_blocks([place])
+            dropped = _shown(view, ids).logits()
         finally:
             undo()
             view.rehearsed = rehearsed  # the blocks are those that it was found of
         if not _equal(skipped, dropped):
             raise ModelError(
-                f"dropping a block of {self._name} changes what others do, so it isn't as if it were left out",
+                f"dropping a block of {self._name} changes what others do, so it isn't as if it "
+                "were left out",
                 subject=self._name,
             )
 
@@ -293,9 +288,14 @@ class _MicroBatchOfVariants:
         weights: Float[Tensor, "sample position"],
         variants: Variants | None = None,
     ) -> None:
-        self._view, self._variants, self._ids = view, variants, ids
-        self._padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-        self._counted = (weights[:, 1:] * mask[:, :-1]).flatten().double()
+        self._view = view
+        self._variants = variants
+        self._inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if not bool(mask.all()):
+            self._inputs["attention_mask"] = mask.long()
+        self._next_ids = ids[:, 1:].flatten()
+        # In float64: sums of thousands of tokens shall not lose the last of their digits.
+        self._next_weights = (weights[:, 1:] * mask[:, :-1]).flatten().double()
         self._weights = (weights * mask).flatten().double()
         self._choice: tuple[int, ...] = ()
         self._given: list[Tensor] = []
@@ -304,13 +304,13 @@ class _MicroBatchOfVariants:
     def logits(self, choice: tuple[int, ...] = ()) -> Float[Tensor, "sample position word"]:
         """Return the outputs of a variant; without `variants` of the model as it is."""
         with self._as(choice):
-            return self._view.model(input_ids=self._ids, use_cache=False, **self._padding).logits
+            return self._view.model(**self._inputs).logits
 
     @torch.no_grad()
     def states(self, choice: tuple[int, ...]) -> Float[Tensor, "token hidden"]:
         """Return what the last block of a variant gives."""
         with self._as(choice):
-            self._view.base(input_ids=self._ids, use_cache=False, **self._padding)
+            self._view.base(**self._inputs)
         return self._given[-1].flatten(0, 1)
 
     @contextmanager
@@ -321,79 +321,80 @@ class _MicroBatchOfVariants:
         if self._variants is None:
             yield
             return
-        known = next(
-            (
-                n
-                for n, (one, other) in enumerate(zip(choice, self._choice, strict=False))
-                if one != other
-            ),
-            len(self._choice),
-        )
+        # Of the last choice `given` has what its blocks gave: what both choices begin with serves.
+        known = 0
+        while known < len(self._choice) and choice[known] == self._choice[known]:
+            known += 1
         del self._given[known:]
         self._choice = choice
         with self._variants.choosing(choice, self._given, known):
             yield
 
-    def real(self, each: Float[Tensor, "token"]) -> Summed:
+    def real(self, each: Float[Tensor, "token"]) -> _Sum:
         """Return the sum over the real tokens of a number that every position has."""
         return float((each.double() * self._weights).sum()), float(self._weights.sum())
 
-    def nats(self, logits: Float[Tensor, "sample position word"]) -> Summed:
+    def nats(self, logits: Float[Tensor, "sample position word"]) -> _Sum:
         """Return how badly the next tokens are predicted."""
-        nats = cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), self._ids[:, 1:].flatten(), reduction="none"
-        )
-        return float((nats.double() * self._counted).sum()), float(self._counted.sum())
+        predictions = logits[:, :-1].flatten(0, 1).float()
+        nats = cross_entropy(predictions, self._next_ids, reduction="none")
+        return self._sum(nats.double())
 
     def divergence(
         self,
         untouched: Float[Tensor, "sample position word"],
         logits: Float[Tensor, "sample position word"],
-    ) -> Summed:
+    ) -> _Sum:
         """Return how far the predictions of the same tokens are from those of the untouched
         model.
         """
-        rows = zip(
-            *(one[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE) for one in (untouched, logits)),
-            strict=True,
-        )
-        nats = torch.cat([divergences(before, after) for before, after in rows]).to(
-            self._counted.device
-        )
-        return float((nats * self._counted).sum()), float(self._counted.sum())
+        before = untouched[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
+        after = logits[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
+        nats = torch.cat(list(map(divergences, before, after)))
+        return self._sum(nats.to(self._next_weights.device))
+
+    def _sum(self, nats: Float[Tensor, "token"]) -> _Sum:
+        return float((nats * self._next_weights).sum()), float(self._next_weights.sum())
 
 
-def _over_parts(batch: TokenBatch, losses: Callable[[TokenBatch], Sequence[float]]) -> list[float]:
-    """The losses on a batch; of a mix the means over its parts, by their shares."""
-    parts = batch.mixed or ((1.0, batch),)
-    measured = [losses(part) for _, part in parts]
-    whole = sum(share for share, _ in parts)
-    return [
-        sum(share * loss for (share, _), loss in zip(parts, of, strict=True)) / whole
-        for of in zip(*measured, strict=True)
-    ]
-
-
-def _summed_up(
+def _means(
     view: ModelView,
     batch: TokenBatch,
     ranks: Ranks,
-    sums: Callable[[_MicroBatchOfVariants], Sequence[Summed]],
+    sums: Callable[[_MicroBatchOfVariants], list[_Sum]],
     variants: Variants | None = None,
 ) -> list[float]:
+    """Means over a batch of what `sums` adds up; of a mix the means over its parts, by their
+    shares.
+    """
+    parts = batch.mixed or ((1.0, batch),)
+    of_parts = [_means_of_part(view, part, ranks, sums, variants) for _, part in parts]
+    whole = sum(share for share, _ in parts)
+    means: list[float] = []
+    for of_choice in zip(*of_parts, strict=True):
+        weighted = [share * mean for (share, _), mean in zip(parts, of_choice, strict=True)]
+        means.append(sum(weighted) / whole)
+    return means
+
+
+def _means_of_part(
+    view: ModelView,
+    batch: TokenBatch,
+    ranks: Ranks,
+    sums: Callable[[_MicroBatchOfVariants], list[_Sum]],
+    variants: Variants | None,
+) -> list[float]:
     """Means over a batch, from the sums of each micro-batch, of all ranks."""
-    device = next(view.model.parameters()).device
-    mine = [
-        list(
-            sums(_MicroBatchOfVariants(view, *(part.to(device) for part in few), variants=variants))
-        )
-        for few in ranks.share(list(micro_batches(batch, TOKENS_PER_PASS)))
-    ]
-    everywhere = ranks.gathered(mine)
-    return [
-        sum(nats for nats, _ in of) / sum(mass for _, mass in of)
-        for of in zip(*everywhere, strict=True)
-    ]
+    device = view.device
+    mine: list[list[_Sum]] = []
+    for ids, mask, weights in ranks.share(list(micro_batches(batch, TOKENS_PER_PASS))):
+        tensors = ids.to(device), mask.to(device), weights.to(device)
+        mine.append(sums(_MicroBatchOfVariants(view, *tensors, variants)))
+    means: list[float] = []
+    for of_choice in zip(*ranks.gathered(mine), strict=True):
+        nats = sum(nats for nats, _ in of_choice)
+        means.append(nats / sum(mass for _, mass in of_choice))
+    return means
 
 
 @contextmanager
@@ -401,13 +402,13 @@ def _exchanged(numbers: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]
     """Exchanging `data` copies nothing and writes nothing: both sets of numbers stay where they
     are.
     """
-    own = [(parameter, parameter.data) for parameter, _ in numbers]
+    before = [(parameter, parameter.data) for parameter, _ in numbers]
     try:
         for parameter, other in numbers:
             parameter.data = other
         yield
     finally:
-        for parameter, data in own:
+        for parameter, data in before:
             parameter.data = data
 
 
@@ -420,17 +421,15 @@ def _standing_in(parts: Sequence[tuple[nn.Module, nn.Module]]) -> Iterator[None]
         yield
 
 
-def _some_ids(view: ModelView) -> Int[Tensor, "sample position"]:
-    """Two rows of four tokens."""
-    vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-    return ((torch.arange(8).reshape(2, 4) + vocabulary // 2) % vocabulary).to(
-        next(view.model.parameters()).device
-    )
+def _shown(
+    view: ModelView, ids: Int[Tensor, "sample position"], variants: Variants | None = None
+) -> _MicroBatchOfVariants:
+    """A few tokens without padding, each of weight 1."""
+    ones = torch.ones(ids.shape)
+    return _MicroBatchOfVariants(view, ids, ones.bool(), ones, variants)
 
 
-def _noting(
-    forward: Callable[..., Any], forms: list[Callable[[Tensor], Any] | None]
-) -> Callable[..., Any]:
+def _noting(forward: Callable[..., Any], forms: list[Form | None]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         result = forward(*args, **kwargs)
         forms.append(_form(result))
@@ -439,32 +438,39 @@ def _noting(
     return run
 
 
-def _form(result: Any) -> Callable[[Tensor], Any] | None:
+def _form(result: Any) -> Form | None:
     """How a block hands on hidden states: what makes of them something like its result. None
     where that holds other tensors too.
     """
     if isinstance(result, Tensor):
-        return lambda hidden: hidden
-    if (
-        type(result) in (tuple, list)
-        and isinstance(result[0], Tensor)
-        and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:]))
-    ):
-        return lambda hidden: type(result)((hidden, *result[1:]))
-    return None
+        return _as_it_is
+    if type(result) not in (tuple, list) or not isinstance(result[0], Tensor):
+        return None
+    if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:])):
+        return None
+    rest = result[1:]
+
+    def in_front(hidden: Tensor) -> Any:
+        return type(result)((hidden, *rest))
+
+    return in_front
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _as_it_is(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
     """Whether all numbers are the same."""
-    if one.shape != other.shape:
+    if left.shape != right.shape:
         return False
     # A variant may overflow where the untouched model doesn't, and to torch.equal NaN is no NaN.
-    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+    return torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _are_alike(view: ModelView) -> bool:
-    shapes = [
-        {name: parameter.shape for name, parameter in block.module.named_parameters()}
-        for block in view.blocks
-    ]
-    return all(one == shapes[0] for one in shapes)
+    shapes: list[dict[str, torch.Size]] = []
+    for block in view.blocks:
+        parameters = block.module.named_parameters()
+        shapes.append({name: parameter.shape for name, parameter in parameters})
+    return all(of_block == shapes[0] for of_block in shapes)

@@ -30,7 +30,7 @@ from calibrant.models import ModelView, Opened, expert_layers, open_model, open_
 from calibrant.options import DataOptions, InspectOptions, with_fields_of
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk, walk_blocks
-from calibrant.walk.expert_statistics import TokenKinds, coverage
+from calibrant.walk.block_statistics import TokenKinds, coverage
 
 TOKENS: Final = 8_192
 """How much of a set a model is run on."""

@@ -34,7 +34,7 @@ from calibrant.lab.mixtures.statistics import MixtureStatistics, gather_statisti
 from calibrant.methods import Method, StandIn
 from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
-from calibrant.models.gguf_names import tensor_names
+from calibrant.models.gguf_writing import tensor_names
 from calibrant.models.imatrix import check_imatrix_path
 from calibrant.options import MixCommand, declaration, one_target, with_fields_of
 from calibrant.results import STATISTICS

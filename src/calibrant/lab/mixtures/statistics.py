@@ -31,8 +31,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk
-from calibrant.walk.observing import gather
-from calibrant.walk.statistics import Dense, Statistics, by_block, statistics_id
+from calibrant.walk.statistics import Dense, Statistics, by_block, gather, statistics_id
 
 
 class Pieces(InputStatistic, ABC):

@@ -32,7 +32,7 @@ from calibrant.numerics import finite_number
 from calibrant.packed import Compressed
 from calibrant.spec.foreign import brief
 from calibrant.targets import Target
-from calibrant.walk.observing import blocks_seen
+from calibrant.walk.statistics import blocks_seen
 from calibrant.walk.variants import AS_IT_IS, SKIPPED, Variant, Variants, loss
 
 

@@ -22,7 +22,7 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.job import Job
 from calibrant.models import ExpertLayer, Weight
 from calibrant.walk import TOKENS_PER_PASS
-from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 
 Matrices = Sequence[Sequence[Tensor]]
 """For each expert its matrices `[out, in]`, or the gradients of these."""

@@ -27,7 +27,7 @@ from calibrant.methods.experts._training import Tuned, trained
 from calibrant.models import expert_layers
 from calibrant.spec import MOST_STEPS, check_most
 from calibrant.spec.foreign import LARGEST, brief, did_you_mean
-from calibrant.walk.expert_statistics import ExpertOutputs, coverage
+from calibrant.walk.block_statistics import ExpertOutputs, coverage
 
 
 @dataclass(frozen=True, repr=False)

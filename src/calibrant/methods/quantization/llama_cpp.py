@@ -22,20 +22,20 @@ from calibrant.methods._base import Compressed, Propagation, StandIn, finite
 from calibrant.methods._model_method import ModelMethod
 from calibrant.methods.quantization._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
-from calibrant.models.gguf_names import tensor_names
 from calibrant.models.gguf_writing import (
     GgufPart,
     check_template,
     check_vocabulary,
     parts_of,
     plain,
+    tensor_names,
     write_gguf,
 )
 from calibrant.models.imatrix import importance_of
 from calibrant.packed import GgmlBlocks, Packed
 from calibrant.system.clock import spent_on
 from calibrant.targets import GgmlKind, GgufRecipe, Target
-from calibrant.walk.observing import untouched
+from calibrant.walk.statistics import untouched
 
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
