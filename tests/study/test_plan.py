@@ -21,8 +21,8 @@ from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators.agreement import Agreement
 from calibrant.lab.study import Study, plan
-from calibrant.lab.study.supply import Supply, supply_of
 from calibrant.lab.study.timing import (
+    Supply,
     Timings,
     Unfinished,
     _Pieces,
@@ -30,6 +30,7 @@ from calibrant.lab.study.timing import (
     kinds,
     measure_pieces,
     passes,
+    supply_of,
 )
 from calibrant.models import located, open_model, view
 from calibrant.testing import tiny_folder

@@ -20,8 +20,7 @@ from calibrant.data import CalibrationSet, Source
 from calibrant.data.calibration import LAST_DRAW, check_budget
 from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
-from calibrant.lab.study.cells import USUAL, Axes, union
-from calibrant.lab.study.request import DENSE, Labels, RunRequest
+from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.options import DataOptions

@@ -12,11 +12,18 @@ from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError
 from calibrant.evaluators import Evaluator
-from calibrant.lab.study.cells import propagation
-from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of
+from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of, propagation
 from calibrant.lab.study.study import Study
-from calibrant.lab.study.supply import Supply, budget_of, supply_of
-from calibrant.lab.study.timing import Unfinished, duration, kinds, measure_pieces, passes
+from calibrant.lab.study.timing import (
+    Supply,
+    Unfinished,
+    budget_of,
+    duration,
+    kinds,
+    measure_pieces,
+    passes,
+    supply_of,
+)
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
 from calibrant.results import Record, Store, measurement_id

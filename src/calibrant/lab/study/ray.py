@@ -25,8 +25,8 @@ from typing import Any, Final
 import msgspec
 
 from calibrant.errors import SpecError, WorkerError
-from calibrant.lab.study.desk import Desk, RemoteStore
 from calibrant.lab.study.driver import Message
+from calibrant.lab.study.sending import Desk, RemoteStore
 from calibrant.lab.study.workers import (
     FORGIVEN,
     THREADS,

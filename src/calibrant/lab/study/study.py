@@ -11,10 +11,18 @@ from calibrant.allocations import Allocation
 from calibrant.data import CalibrationSet, Source
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
-from calibrant.lab.study.cells import USUAL, propagation
 from calibrant.lab.study.checking import Mistakes, StudyContents, StudyReader, gathered, written
 from calibrant.lab.study.contrasts import read_contrasts
-from calibrant.lab.study.request import EQUAL, Labels, RunRequest, StudyResult, Workload, digests_of
+from calibrant.lab.study.request import (
+    EQUAL,
+    USUAL,
+    Labels,
+    RunRequest,
+    StudyResult,
+    Workload,
+    digests_of,
+    propagation,
+)
 from calibrant.lab.study.workers import answer, check
 from calibrant.methods import Method, methods
 from calibrant.options import DataOptions, MachineOptions, RecipeOptions

@@ -33,10 +33,9 @@ import torch
 from calibrant.compress.costs import peak_memory
 from calibrant.data import mirror
 from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
-from calibrant.lab.study.desk import RemoteStore
 from calibrant.lab.study.driver import Driver, Message, Report, failure
 from calibrant.lab.study.request import StudyResult, Workload
-from calibrant.lab.study.sending import packed, unpacked
+from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
 from calibrant.spec.foreign import brief, did_you_mean
 from calibrant.system.progress import Progress, silent
