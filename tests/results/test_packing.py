@@ -119,7 +119,7 @@ def test_a_newer_grid_stands_before_the_published_one(store: Path):
     pack(store)
     with Store(store) as later:
         later.write_cells([], {"baseline": "other"})
-        assert later.study() == {"baseline": "other"}
+        assert later.index().study == {"baseline": "other"}
     assert told(store)[-3] == compact_json({"baseline": "other"})
 
 

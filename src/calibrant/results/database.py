@@ -78,6 +78,8 @@ class Database:
         with self._explained(action):
             connection = self._open()
             try:
+                # At once as a writer: one that begins as a reader fails where another wrote
+                # meanwhile.
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
@@ -112,11 +114,13 @@ class Database:
             connection = self._open()
             self._leave_wal(connection)
             try:
+                # From here on nobody else can open it, so what is checked is what is deleted.
                 connection.execute("BEGIN EXCLUSIVE")
                 check()
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                # It stays, and readers mustn't wait for writers again.
                 connection.execute("PRAGMA journal_mode = WAL")
                 raise
             self._unlink_sides()
@@ -180,12 +184,15 @@ class Database:
 
     def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
         address = f"file:{quote(str(path.absolute()))}?{mode}"
+        # Transactions begin where `writing` says, not where Python's module would begin one.
         connection = sqlite3.connect(
             address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
+        # A made-up file can't have us take more memory than this for a value.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
         # A file from elsewhere may define views and triggers; none may call what it likes.
         connection.execute("PRAGMA trusted_schema = OFF")
+        # In WAL mode only this sees each transaction to the disk before it counts as done.
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
@@ -193,6 +200,7 @@ class Database:
         # What goes wrong here is told before what was made is removed again, which frees space.
         with undoing(self.path.parent), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # It appears with its tables in it: nobody sees one that is half made.
             if not self.path.exists():
                 self._make_file()
             self._remove_halves()
@@ -332,6 +340,7 @@ def _try_claim(database: Database, name: str) -> Claim | None:
     # psutil takes longer to import than SQLite, and who reads results needs none.
     import psutil
 
+    # The token tells this claim from a later one of the same name.
     token = secrets.token_hex(8)
     started = psutil.Process().create_time()
     values = name, platform.node(), os.getpid(), started, token
@@ -358,6 +367,7 @@ def _lives(host: Any, process: Any, started: Any) -> bool:
 
     try:
         holder = psutil.Process(process)
+        # Numbers of processes are used again, and a new one started later.
         same = abs(holder.create_time() - started) < SAME_START
         return same and holder.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, TypeError, ValueError, OverflowError):

@@ -97,6 +97,7 @@ def numbers_from_bytes(content: bytes) -> ItemNumbers:
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return numbers_of(from_bytes(content))
     names, values, weights = (frame[name] for name in COLUMNS)
+    # polars reads other types than these without a complaint.
     typed = names.dtype == pl.String and values.dtype.is_float() and weights.dtype.is_float()
     if not typed or any(column.null_count() for column in frame):
         return numbers_of(from_bytes(content))
@@ -119,6 +120,7 @@ def to_bytes(table: Any) -> bytes:
     check_count(table)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
+        # In one piece, or equal items could come to other bytes.
         writer.write_table(table.combine_chunks())
     content = sink.getvalue()
     if len(content) > LARGEST:
@@ -191,6 +193,7 @@ def laid_out(table: Any) -> tuple[list[list[str]], dict[str, Any]]:
     layout: list[list[str]] = []
     arrays: dict[str, Any] = {}
     value = table["value"].combine_chunks()
+    # The first rule that fits counts.
     for name in table.column_names:
         array = table[name].combine_chunks()
         if name not in COLUMNS and _same_bits(array, value):
@@ -260,7 +263,8 @@ def _is_chosen(table: Any) -> bool:
 
     if not {"choices", "gold"} <= set(table.column_names):
         return False
-    choices, places = table["choices"].combine_chunks(), table["gold"].combine_chunks()
+    choices = table["choices"].combine_chunks()
+    places = table["gold"].combine_chunks()
     whole = pa.types.is_integer(places.type) and not places.null_count
     if not whole or _listed_numbers(choices) is None:
         return False
@@ -272,7 +276,8 @@ def _is_chosen(table: Any) -> bool:
 
 def _chosen(choices: Any, places: Any) -> Any:
     """The number at its place in each item's choices. Raises `ValueError` where there is none."""
-    lengths, within = choices.value_lengths().to_numpy(), places.to_numpy()
+    lengths = choices.value_lengths().to_numpy()
+    within = places.to_numpy()
     if (within < 0).any() or (within >= lengths).any():
         raise ValueError("some of its choices aren't there")
     firsts = np.cumsum(lengths) - lengths
@@ -284,6 +289,7 @@ def _repeats(array: Any) -> bool:
     numbers = _listed_numbers(array)
     if numbers is None or not len(numbers):
         return False
+    # As bits, so that NaN is one number.
     return len(np.unique(numbers.view(np.uint64))) <= MOST_DISTINCT * len(numbers)
 
 

@@ -133,12 +133,14 @@ class LiveResults(StoredResults):
         digests = {name: self.blobs.put(content) for name, content in row.files.items()}
         record = compact_json(row.record)
         provenance = compact_json(row.provenance)
+        # They are most of a record, and repeat the same names for each matrix.
         weights = zlib.compress(compact_json(row.weights).encode())
         columns = {"record": record, "provenance": provenance, "weights": weights}
         seals = _row_seals(row.id, {**columns, "files": compact_json(digests)})
         values = row.id, record, provenance, seals, weights
         files = [(row.id, name, digest) for name, digest in digests.items()]
         with self.database.writing("write a run") as connection:
+            # The same request has the same result, so what is there already stays.
             done = connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?)", values)
             if done.rowcount:
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
@@ -163,6 +165,7 @@ class LiveResults(StoredResults):
                 query = "DELETE FROM measurements WHERE run = ? AND id = ?"
                 connection.execute(query, (run, measurement))
                 return
+            # The files in `blobs` stay: other runs may have them too.
             connection.execute("DELETE FROM measurements WHERE run = ?", (run,))
             connection.execute("DELETE FROM files WHERE run = ?", (run,))
             connection.execute("DELETE FROM runs WHERE id = ?", (run,))
@@ -246,4 +249,5 @@ def _row_seals(name: str, columns: Mapping[str, str | bytes]) -> str:
 def row_seal(name: str, column: str, content: str | bytes) -> str:
     """Return the seal of a column of the row that has this name."""
     raw = content.encode() if isinstance(content, str) else content
+    # With the row and the column, so that a whole value in a wrong place is noticed too.
     return seal_of({"row": name, "column": column}, raw)[:_DIGITS]

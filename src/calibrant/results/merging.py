@@ -4,6 +4,8 @@ what is merged from is only read."""
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,6 +126,7 @@ class _Merging:
         self.kept += 1
         ours = self._target.results(run, measurement)
         try:
+            # Ours may be damaged, of which only reading tells.
             difference = _difference(ours, theirs, run, measurement)
         except DataError as error:
             what = without_advice(error)
@@ -141,7 +144,8 @@ class _Merging:
 
 def _difference(ours: StoredResults, theirs: StoredResults, run: str, measurement: str) -> str:
     """How the same result differs in two stores; empty if it doesn't."""
-    here, there = ours.parts(run, measurement), theirs.parts(run, measurement)
+    here = ours.parts(run, measurement)
+    there = theirs.parts(run, measurement)
     if measurement:
         if here["score"] != there["score"]:
             value = ours.score(run, measurement)["score"]["value"]
@@ -185,25 +189,28 @@ def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
 
     A cell without a run is left out where another with its labels has one.
     """
-    cells_by_run = dict[tuple[Any, ...], Cell]()
-    order = dict[tuple[Any, ...], int]()
-    for grid in grids:
-        for cell in grid:
-            order.setdefault(cell.labels, len(order))
-            which = cell.run or cell.propagate
-            key = *cell.labels[:-1], which
-            first = cells_by_run.setdefault(key, cell)
-            measures = dict(first.measures)
-            for evaluator, measurement in cell.measures.items():
-                measures.setdefault(evaluator, measurement)
-            propagate = first.propagate or cell.propagate
-            cells_by_run[key] = replace(first, measures=measures, propagate=propagate)
-    answered = set[tuple[Any, ...]]()
-    for cell in cells_by_run.values():
+    by_run: dict[tuple[Any, ...], Cell] = {}
+    order: dict[tuple[Any, ...], int] = {}
+    for cell in chain.from_iterable(grids):
+        order.setdefault(cell.labels, len(order))
+        which = cell.run or cell.propagate
+        key = *cell.labels[:-1], which
+        first = by_run.setdefault(key, cell)
+        # The first has the say, and its order comes first.
+        measures = {**first.measures, **cell.measures, **first.measures}
+        propagate = first.propagate or cell.propagate
+        by_run[key] = replace(first, measures=measures, propagate=propagate)
+    answered: set[tuple[Any, ...]] = set()
+    for cell in by_run.values():
         if cell.run:
+            # In older stores a cell didn't say its propagation.
             answered |= {cell.labels, (*cell.labels[:-1], "")}
-    kept = [cell for cell in cells_by_run.values() if cell.run or cell.labels not in answered]
-    return sorted(kept, key=lambda cell: order[cell.labels])
+    kept: list[tuple[int, Cell]] = []
+    for cell in by_run.values():
+        if cell.run or cell.labels not in answered:
+            kept.append((order[cell.labels], cell))
+    kept.sort(key=itemgetter(0))
+    return [cell for _, cell in kept]
 
 
 def _unite_failures(target: Store, sources: Sequence[Store]) -> None:

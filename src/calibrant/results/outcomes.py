@@ -106,6 +106,7 @@ class Measurement:
         items: list[tuple[str, float, float]] = []
         for outcome in self.outcomes:
             items.append((item_name(outcome.item), outcome.value, outcome.weight))
+        # By name, since comparisons pair the items of two measurements.
         items.sort()
         names = tuple(name for name, _, _ in items)
         values = np.array([value for _, value, _ in items], dtype=np.float64)
@@ -205,6 +206,7 @@ class Journal:
                     subject=str(path),
                 )
             self._read(database)
+        # What it held can be found again, so a damaged one stops nothing.
         except DamagedError:
             tell_made_again("the journal", short(path))
             database.set_aside()

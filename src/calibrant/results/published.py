@@ -83,6 +83,7 @@ class PublishedResults(StoredResults):
             _check_manifest(self.manifest)
         self._compared = set[str]()
         self._first_rows = cache(self._read_first_rows)
+        # Who reads results asks for neighbours: what was unpacked last is kept.
         self._column_chunk = lru_cache(256)(self._read_column_chunk)
 
     @classmethod
@@ -208,8 +209,8 @@ class PublishedResults(StoredResults):
     @cached_property
     def _keys(self) -> Sequence[tuple[str, str]]:
         """The ids of the run and the measurement of each row of scores."""
-        runs, measurements = self._texts(SCORES, "run"), self._texts(SCORES, "measurement")
-        return list(zip(runs, measurements, strict=True))
+        runs = self._texts(SCORES, "run")
+        return list(zip(runs, self._texts(SCORES, "measurement"), strict=True))
 
     @cached_property
     def _measurements(self) -> Mapping[str, Mapping[str, int]]:
@@ -225,6 +226,7 @@ class PublishedResults(StoredResults):
         counts = self._column(RUNS, "matrices")
         if min(counts, default=0) < 0:
             raise ValueError("a run can't have fewer matrices than none")
+        # One more first row than there are runs: where the next one would begin.
         firsts = accumulate(counts, initial=0)
         return dict(enumerate(zip(firsts, counts, strict=False)))
 
@@ -272,6 +274,7 @@ class PublishedResults(StoredResults):
         """A column of ids, whole."""
         with understood(self.path(table)):
             values = self._column(table, column)
+            # A row without an id would stand for no run.
             if not all(isinstance(value, str) for value in values):
                 raise ValueError(f"its column {column} has rows without an id")
             return values
@@ -288,6 +291,7 @@ class PublishedResults(StoredResults):
         import pyarrow.parquet as pq
 
         path = self.path(table)
+        # Only once for each table, since it reads all of it.
         if table not in self._compared:
             problem = self._problem(table)
             if problem:
@@ -338,6 +342,7 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
             facts[name] = row[name].hex()
     if row["rows"] is not None:
         facts["shape"] = [row["rows"], row["columns"]]
+        # It was left out, since it is what zeros and shape give.
         if row["zeros"] is not None and row["sparsity"] is None:
             facts["sparsity"] = row["zeros"] / (row["rows"] * row["columns"])
     if row["notes"] is not None:

@@ -6,12 +6,13 @@ are read there. They take their places one by one, `packed.json` last. The datab
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from calibrant.errors import DataError, OutputError
 from calibrant.results.database import Claim
@@ -49,13 +50,16 @@ from calibrant.system.durable import (
 from calibrant.system.progress import Progress, silent
 
 MOST_ROWS: Final = 100_000
-"""Matrices, or items, in a row group at most, but for those of a single run or measurement."""
+"""Items in a row group at most, but for those of a single measurement."""
 MOST_TEXT: Final = 2**24
 """Characters in a row group at most, but for a single row: to read one, all are unpacked."""
+LEAST_TEXT: Final = 168
+"""Characters that a row counts for beside its texts, so that a group has 100,000 rows at most."""
 
 PACKING: Final = "pack"
 """The name of the claim of who packs a store."""
 
+Row = TypeVar("Row")
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
 
@@ -199,6 +203,7 @@ def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
                 "wait until it is done, or pack it into another folder",
                 subject=where,
             )
+        # A study that begins from now on writes beside, and nothing of it is removed.
         claim = store.claim(PACKING)
         if claim is None:
             message = f"{where!r} is being packed already; wait until that is done"
@@ -248,6 +253,7 @@ def _move_in_tables(store: Store, progress: Progress) -> tuple[int, int]:
         if page.exists() and not (page.is_file() and _SIGNATURE.encode() in page.read_bytes()):
             (half / CARD).unlink()  # the user's own page stays
         flush(half)
+    # From here on a kill loses nothing: whoever opens the store next does the rest.
     settle(folder)
     published = PublishedResults.of(folder)
     if published is None or any(published.changed()):
@@ -263,6 +269,7 @@ def _pack_elsewhere(source: Path, target: Path, progress: Progress) -> tuple[int
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         message = f"{str(target)!r} exists already; name a folder that isn't there yet"
         raise OutputError(message, subject=str(target))
+    # The same name each time, so the next try clears what a killed one left.
     half = target.with_name(f"{UNFINISHED}-{target.name}")
     with Store(source, create=False) as store, appearing(target, half):
         counts = _write_tables(store, half, progress)
@@ -303,16 +310,15 @@ class _Tables:
         self._progress = progress
         self.runs = sorted(store.ids(), key=self._place_of_run)
         self.keys: list[Key] = []
-        self._columns = dict[tuple[str, str], str]()
-        self._kinds = dict[str, Any]()
-        self._models = dict[str, None]()
-        self._sizes = dict[Key, int]()
-        self._items = 0
+        self._columns: dict[tuple[str, str], str] = {}
+        self._kinds: dict[str, Any] = {}
+        self._models: dict[str, None] = {}
+        self._sizes: dict[Key, int] = {}
 
     def write(self) -> None:
         """Write all of them."""
         groups = self._grouped()
-        self.keys = [key for group in groups for key in group]
+        self.keys = list(chain.from_iterable(groups))
         self._write_items(groups)
         self._write_scores()
         self._write_runs()
@@ -329,12 +335,13 @@ class _Tables:
     def _grouped(self) -> list[list[Key]]:
         """The measurements that one evaluator made, group by group: the same items, so that they
         take the least room together. Checks everything on the way."""
-        groups = dict[str, list[Key]]()
+        groups: dict[str, list[Key]] = {}
         for number, run in enumerate(self.runs):
             self._progress("packing", number, len(self.runs))
             results = self._store.results(run)
             _check_whole(next(problems_of_run(results, run), None))
             for measurement in sorted(self._store.measured(run)):
+                # A measurement may lie in the tables and its run in the database, or the other way.
                 results = self._store.results(run, measurement)
                 _check_whole(next(problems_of_measurement(results, run, measurement), None))
                 table = results.items(run, measurement)
@@ -353,6 +360,7 @@ class _Tables:
         key = name, str(kind)
         if key in self._columns:
             return
+        # The first type that a name has keeps the plain name.
         taken = name in self._kinds or name == "layout"
         column = f"{name} ({kind})" if taken else name
         self._columns[key] = column
@@ -367,23 +375,8 @@ class _Tables:
         schema = pa.schema(columns)
         with self._writer(ITEMS, schema) as writer:
             for group in groups:
-                for keys in self._within(group):
+                for keys in _row_groups(group, self._sizes.__getitem__, MOST_ROWS):
                     writer.write_table(self._table_of_items(keys, schema))
-
-    def _within(self, group: Sequence[Key]) -> Iterator[list[Key]]:
-        """Yield the measurements of a group in row groups."""
-        keys: list[Key] = []
-        count = 0
-        for key in group:
-            items = self._sizes[key]
-            if keys and count + items > MOST_ROWS:
-                yield keys
-                keys = []
-                count = 0
-            keys.append(key)
-            count += items
-            self._items += items
-        yield keys
 
     def _table_of_items(self, keys: Sequence[Key], schema: Any) -> Any:
         """A row for each measurement, with a list of all its items gave in each column."""
@@ -398,18 +391,16 @@ class _Tables:
     def _items_of(self, key: Key) -> dict[str, Any]:
         """The row of a measurement: its layout, and its arrays by the columns of the table."""
         layout, arrays = laid_out(self._store.results(*key).items(*key))
-        row = dict[str, Any]()
-        columns = dict[str, str]()
+        columns: dict[str, str] = {}
         for name, array in arrays.items():
             columns[name] = self._columns[name, str(array.type)]
-            row[columns[name]] = array
         placed: list[list[str]] = []
         for name, rule, *sources in layout:
             if rule in (AS_IT_IS, PLACED):
                 sources = [columns[source] for source in sources]
             placed.append([name, rule, *sources])
-        row["layout"] = compact_json(placed)
-        return row
+        row = {columns[name]: array for name, array in arrays.items()}
+        return {**row, "layout": compact_json(placed)}
 
     def _write_scores(self) -> None:
         self._write_rows(SCORES, _schema(SCORE_COLUMNS), map(self._row_of_score, self.keys))
@@ -512,18 +503,21 @@ class _Tables:
             yield row
 
     def _write_manifest(self) -> None:
-        counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": self._items}
+        items = sum(self._sizes.values())
+        counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": items}
         models = ", ".join(f"`{name}`" for name in self._models) or "none"
         write_bytes(self._folder / CARD, _CARD.format(**counts, models=models).encode())
         sums: dict[str, str] = {}
         for path in sorted(self._folder.glob("*.parquet")):
             flush(path)
             sums[path.name] = digest_of_file(path)
+        # The cells have a table, and what is left is small.
         index = self._store.index().plain()
         del index["cells"]
         failures = self._store.failures()
         manifest = {**counts, "files": sums, "index": index, "failures": failures}
         text = text_of_json(sealed(manifest, PACKED_PURPOSE), ordered=True)
+        # Last: this file makes the folder a published store.
         write_bytes(self._folder / PACKED, text.encode())
 
     def _write_rows(self, table: str, schema: Any, rows: Iterator[Mapping[str, Any]]) -> None:
@@ -531,18 +525,13 @@ class _Tables:
         import pyarrow as pa
 
         texts = [column.name for column in schema if column.type == pa.large_string()]
+
+        def size(row: Mapping[str, Any]) -> int:
+            return LEAST_TEXT + sum(len(row.get(name) or "") for name in texts)
+
         with self._writer(table, schema) as writer:
-            waiting: list[Mapping[str, Any]] = []
-            size = 0
-            for row in rows:
-                more = sum(len(row.get(name) or "") for name in texts)
-                if waiting and (size + more > MOST_TEXT or len(waiting) == MOST_ROWS):
-                    writer.write_table(pa.Table.from_pylist(waiting, schema))
-                    waiting = []
-                    size = 0
-                waiting.append(row)
-                size += more
-            writer.write_table(pa.Table.from_pylist(waiting, schema))
+            for group in _row_groups(rows, size, MOST_TEXT):
+                writer.write_table(pa.Table.from_pylist(group, schema))
 
     @contextmanager
     def _writer(self, table: str, schema: Any) -> Iterator[Any]:
@@ -570,11 +559,27 @@ class _Tables:
             compression="zstd",
             compression_level=19,
             data_page_size=2**26,  # what repeats is found however far apart it is
+            # Nobody searches these tables by value.
             write_statistics=False,
             use_dictionary=repeated,
             column_encoding=apart,
         ) as writer:
             yield writer
+
+
+def _row_groups(rows: Iterable[Row], size: Callable[[Row], int], most: int) -> Iterator[list[Row]]:
+    """Yield rows in groups that have together `most` of what `size` gives, or are single."""
+    group: list[Row] = []
+    filled = 0
+    for row in rows:
+        more = size(row)
+        if group and filled + more > most:
+            yield group
+            group = []
+            filled = 0
+        group.append(row)
+        filled += more
+    yield group
 
 
 def _check_whole(problem: StoreProblem | None) -> None:

@@ -413,7 +413,10 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
     """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of
     what it measures on, if it has one."""
-    return identity([run_id, evaluator, data] if data else [run_id, evaluator])
+    decides = [run_id, evaluator]
+    if data:  # which ids of before didn't have
+        decides.append(data)
+    return identity(decides)
 
 
 def revisions(kind: str, form: Any) -> dict[str, int]:
@@ -428,15 +431,6 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
         label = f"{kind} {name}"
         lowest[label] = min(revision, lowest.get(label, revision))
     return lowest
-
-
-def revisions_of(run: Run) -> dict[str, int]:
-    """Return the revision of everything that a run was made with, by kind and name."""
-    parts = {"method": run.method, "allocation": run.allocation, "transform": run.transforms}
-    found: dict[str, int] = {}
-    for kind, form in parts.items():
-        found |= revisions(kind, form)
-    return found
 
 
 def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:

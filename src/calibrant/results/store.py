@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
@@ -25,12 +26,9 @@ from calibrant.results.records import (
     ScoreEntry,
     StudyIndex,
     identity_without_revisions,
-    is_older,
     measurement_id,
     read_provenance,
     revision_order,
-    revisions,
-    revisions_of,
 )
 from calibrant.results.stored import (
     EDITS,
@@ -83,6 +81,7 @@ class Store:
             self._check_ours(create)
             if create:
                 self._check_local()
+                # What a killed `pack` began is finished before anything is read.
                 settle(self.folder)
             self._published = PublishedResults.of(self.folder)
         self._live = self._opened(create)
@@ -147,6 +146,7 @@ class Store:
         system = ""
         for disk in psutil.disk_partitions(all=True):
             place = Path(disk.mountpoint)
+            # The innermost place where something is mounted is the folder's own disk.
             if path.is_relative_to(place) and place.is_relative_to(mounted):
                 mounted = place
                 system = disk.fstype
@@ -172,7 +172,7 @@ class Store:
 
     def ids(self) -> list[str]:
         """Return the id of every run, in order."""
-        runs = set[str]()
+        runs: set[str] = set()
         for results in self._places():
             runs.update(results.runs())
         return sorted(runs)
@@ -213,12 +213,14 @@ class Store:
         """
         run_id = record.run.id
         fields = {"id": run_id, **record.plain()}
-        provenance, weights = fields.pop("provenance"), fields.pop("weights")
+        provenance = fields.pop("provenance")
+        weights = fields.pop("weights")
         self.adopt(StoredRun(run_id, fields, weights, provenance, files))
         return run_id
 
     def adopt(self, row: StoredRun) -> None:
         """Store a run as another store has it. One that is in this store already stays."""
+        # What is published already isn't written a second time.
         if self._published is None or not self._published.has(row.id):
             with self._writing("write a run"):
                 self.live.add_run(row)
@@ -271,7 +273,7 @@ class Store:
 
     def measured(self, run_id: str) -> set[str]:
         """Return the ids of everything measured on a run."""
-        measured = set[str]()
+        measured: set[str] = set()
         for results in self._places():
             measured.update(results.measurements(run_id))
         return measured
@@ -287,7 +289,7 @@ class Store:
 
     def measurements(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run, by measurement id."""
-        measurements = dict[str, Measurement]()
+        measurements: dict[str, Measurement] = {}
         for measure_id in sorted(self.measured(run_id)):
             measured = self.measurement(run_id, measure_id)
             if measured is not None:
@@ -297,14 +299,14 @@ class Store:
     def scores(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run without its items and provenance, by measurement
         id."""
-        scores = dict[str, Measurement]()
+        scores: dict[str, Measurement] = {}
         for measure_id, entry in self._entries(run_id).items():
             scores[measure_id] = Measurement(entry.score, beside=entry.beside)
         return scores
 
     def _entries(self, run_id: str) -> dict[str, ScoreEntry]:
         """What is stored of everything measured on a run beside its items, by measurement id."""
-        entries = dict[str, ScoreEntry]()
+        entries: dict[str, ScoreEntry] = {}
         for results in reversed(self._places()):  # what was written last replaces the others
             for measure_id, fields in results.scores(run_id).items():
                 with understood(results.where(run_id, measure_id)):
@@ -434,10 +436,18 @@ class Store:
         newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
         for record in self.records(whole=False):
             run = record.run
-            method, measures = str(run.method.get("spec")), self._measurements_by_text(run.id)
-            labels = run.model_name, run.data, method, run.target, run.seed
-            cell = Cell(*labels, run.id, measures, run.propagate)
+            cell = Cell(
+                model=run.model_name,
+                data=run.data,
+                method=str(run.method.get("spec")),
+                target=run.target,
+                seed=run.seed,
+                run=run.id,
+                measures=self._measurements_by_text(run.id),
+                propagate=run.propagate,
+            )
             revision = revision_order([run.method, run.allocation, *run.transforms])
+            # Of what differs in revisions alone, the newest stands for all.
             same = identity_without_revisions(run)
             if same not in newest or revision >= newest[same][0]:
                 newest[same] = revision, cell
@@ -456,19 +466,14 @@ class Store:
         those of everything that it names, as the function `revisions` returns them: what was
         computed with a lower one is stale.
         """
-        labels = dict[str, dict[str, Any]]()
+        labels: dict[str, dict[str, Any]] = {}
         for label in sets:
             parts = asdict(label)
             labels[parts.pop("text")] = parts
+        # Sorted, so that the same study writes the same index.
         known = dict(sorted((revisions or {}).items()))
         index = StudyIndex(tuple(cells), labels, study or {}, known)
         self.live.put_document(_INDEX, "", index.plain())
-
-    def sets(self) -> dict[str, SetLabel]:
-        """Return the calibration sets of the grid by their texts, as the study read them; a
-        store of an older version has none.
-        """
-        return self.index().labels()
 
     def study_text(self) -> str:
         """Return the store's last study, as a file that runs it again; empty if it isn't known."""
@@ -476,42 +481,12 @@ class Store:
         with understood(path):
             return content(path, LARGEST).decode() if path.exists() else ""
 
-    def study(self) -> Mapping[str, Any]:
-        """Return the parts of the study that reading needs: `baseline` (a set or None), `pools`
-        (sets by name), `primary`; empty if unknown."""
-        return self.index().study
-
-    def revisions(self) -> Mapping[str, int]:
-        """Return the revisions with which the study was last run, by kind and name; empty if they
-        aren't known."""
-        return self.index().revisions
-
-    def stale(self, records: Iterable[Record] | None = None) -> set[str]:
-        """Return the ids of runs, and of measurements, that something of a lower revision than the
-        study's had a part in.
-
-        They stay, and no measurement is stale because its run is. `records` are those that were
-        read already; else all are.
-        """
-        current = self.revisions()
-        stale = set[str]()
-        if not current:
-            return stale
-        for record in self.records(whole=False) if records is None else records:
-            run_id = record.run.id
-            if is_older(revisions_of(record.run), current):
-                stale.add(run_id)
-            for measure_id, form in self.evaluators(run_id).items():
-                if is_older(revisions("evaluator", form), current):
-                    stale.add(measure_id)
-        return stale
-
     # Failures
 
     def failures(self) -> dict[str, Mapping[str, Any]]:
         """Return what went wrong, by the id of the run or measurement that isn't there because of
         it."""
-        failures = dict[str, Mapping[str, Any]]()
+        failures: dict[str, Mapping[str, Any]] = {}
         if self._published is not None:
             failures |= self._published.failures()
         if self._live is not None:
@@ -591,7 +566,9 @@ class Store:
         published = PublishedResults.of(self.folder)
         live = self._live
         if live is not None and published is not None:
-            live.database.remove(lambda: self._check_published(live, published, runs, measurements))
+            check = partial(self._check_published, live, published, runs, measurements)
+            # The check runs while nobody else can write, so nothing new is lost.
+            live.database.remove(check)
             self._live = None
         self._published = published
 

@@ -140,7 +140,8 @@ class StoredResults(ABC):
 
     def measurement_row(self, run: str, measurement: str) -> StoredMeasurement:
         """Return all that is stored of a measurement."""
-        score, items = self.score(run, measurement), self.items(run, measurement)
+        score = self.score(run, measurement)
+        items = self.items(run, measurement)
         return StoredMeasurement(run, measurement, score, items, self.provenance(run, measurement))
 
     def parts(self, run: str, measurement: str = "") -> dict[str, str]:
@@ -183,6 +184,7 @@ class Blobs:
         path = self.path(digest)
         if not path.exists():
             return None
+        # Compared each time: a mask that has changed would make another model.
         with understood(path), opened(path) as file:
             content = file.read()
             if digest_of(content) != digest:

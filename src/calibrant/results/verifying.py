@@ -110,6 +110,7 @@ def _of_results(store: Store, progress: Progress) -> Iterator[StoreProblem]:
     runs = store.ids()
     for number, run in enumerate(runs):
         progress("verifying", number, len(runs))
+        # A damaged run doesn't hide what is wrong with its measurements.
         yield from problems_of_run(store.results(run), run)
         for measurement in sorted(store.measured(run)):
             results = store.results(run, measurement)
@@ -181,6 +182,7 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
     if not near and not (math.isnan(value) and math.isnan(score.value)):
         yield f"its items give {value!r}, and the score is {score.value!r}"
     digest = score.facts.get("items")
+    # Scores of before told their items by name alone.
     weighed = identity([[item.item, item.weight] for item in items])
     if digest is not None and digest not in (weighed, identity([item.item for item in items])):
         yield f"holds other items than the score is over: {digest}"
@@ -235,12 +237,14 @@ def _of_statistics(store: Store) -> Iterator[StoreProblem]:
     from calibrant.system import sealed_tensors  # which needs torch, as reading results doesn't
 
     for path in paths:
+        # A writer that is alive may be at it, which does no harm either.
         if path.name.startswith(UNFINISHED):
             yield StoreProblem(str(path), "is half written", LEFTOVER)
             continue
-        name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
+        name, folder, _ = path.parts[-3:]
         try:
-            sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))
+            block = int(path.stem.rpartition("-")[2])
+            sealed_tensors.read(path, statistics_purpose(name, folder, block))
         except (FileNotFoundError, NoSealError):
             continue  # a study that is at work deletes what it no longer needs
         except ValueError:

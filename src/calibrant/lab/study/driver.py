@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from calibrant.compress import Recipe, compress
 from calibrant.compress.costs import peak_memory, processor, provenance
+from calibrant.compress.shortage import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.select import Selector
 from calibrant.errors import DataError, InputError, OutputError
@@ -131,12 +132,13 @@ class Driver:
         self._forgiven = forgiven
         self._shared = shared
         self._left = set(range(len(work.requests)))
-        self._later = set[int]()
+        self._later: set[int] = set()
+        """The requests that were passed over, since another driver was at work on them."""
         self._sets = [repr((request.model, request.calibration)) for request in work.requests]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(self._sets))}
-        self._begun_by_others = [numbers[name] % count != place for name in self._sets]
+        distinct = list(dict.fromkeys(self._sets))
+        self._own_sets = set(distinct[place::count])
         self._alone = count == 1
-        self._resolved = dict[int, Resolved]()
+        self._resolved: dict[int, Resolved] = {}
         self._model = ""
         self._loaded: LoadedModel | None = None
         self._elsewhere = Elsewhere(store)
@@ -165,7 +167,8 @@ class Driver:
         own sets.
         """
         elsewhere = self._work.requests[index].model != self._model
-        return elsewhere, index in self._later, self._begun_by_others[index], index
+        begun_by_others = self._sets[index] not in self._own_sets
+        return elsewhere, index in self._later, begun_by_others, index
 
     def _visit(self, index: int) -> bool:
         """Whether a request is done with.
@@ -180,12 +183,11 @@ class Driver:
         if resolved is None:
             return True
         self._resolved[index] = resolved
-        run_id = resolved.run.id
         with ExitStack() as claims:
             lacking = bool(self._missing(index, resolved))
             if not lacking and not any(map(len, self._ended_journals(resolved))):
                 return True
-            if not self._claim(claims, run_id, index):
+            if not self._claim(claims, resolved.run.id, index):
                 return not lacking
             # Looked at again: another driver may have finished it between the look and the claim.
             missing = self._missing(index, resolved)
@@ -198,7 +200,8 @@ class Driver:
 
         False if another is at work on statistics that it needs.
         """
-        request, run_id = resolved.request, resolved.run.id
+        request = resolved.request
+        run_id = resolved.run.id
         state = self._store.state(run_id) if missing.recorded else None
         with ExitStack() as gathering:
             # Always in the same order, or two that need the same parts of mixes could wait for each
@@ -238,8 +241,7 @@ class Driver:
         except InputError as error:
             if len(self._work.models) == 1:
                 raise
-            for other in self._work.about(model):
-                request = self._work.requests[other]
+            for request in self._work.about(model):
                 self._store.add_failure(request.provisional, failure(request, error))
             return False
         self._model = model
@@ -252,15 +254,16 @@ class Driver:
             batch = self._tokens(request)
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
-        calibration = request.calibration
-        if calibration is not None and batch is not None and not self._store.has_record(run.id):
-            stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
-            run = stand_in or run
-        measures = self._measures_of(run.id)
         shared: tuple[str, ...] = ()
-        if request.shares and batch is not None:
-            shared = statistics_ids(loaded.opened, batch)
-        shortage = loaded.shortage_of(batch)
+        if request.calibration is not None and batch is not None:
+            if not self._store.has_record(run.id):
+                calibration = request.calibration
+                stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
+                run = stand_in or run
+            if request.shares:
+                shared = statistics_ids(loaded.opened, batch)
+        measures = self._measures_of(run.id)
+        shortage = shortage_of(loaded.view, batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
         return Resolved(request, recipe, note, run, measures, shared, shortage)
@@ -275,11 +278,13 @@ class Driver:
 
         A set whose rows are chosen with the model's help is resolved by each.
         """
-        calibration, loaded = request.calibration, self._current
+        calibration = request.calibration
+        loaded = self._current
         if calibration is None or self._shared is None or calibration.per_draw:
             return loaded.tokens(calibration)
         if loaded.has_tokens(calibration):
             return loaded.tokens(calibration)
+        # One driver draws it and the others read it: drawing the same twice takes long.
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
         with self._store.claim(path.name, wait=True):
@@ -291,13 +296,19 @@ class Driver:
 
     def _missing(self, index: int, resolved: Resolved) -> Missing:
         """What is to be made for a request: nothing for one that wasn't chosen."""
-        run_id, wanted, store = resolved.run.id, resolved.measures, self._store
-        store.clear_failure(resolved.request.provisional)
-        recorded = store.has_record(run_id)
-        measured = store.measured(run_id)
-        missing = [text for text, measure_id in wanted.items() if measure_id not in measured]
+        run_id = resolved.run.id
+        wanted = resolved.measures
+        self._store.clear_failure(resolved.request.provisional)
+        recorded = self._store.has_record(run_id)
+        measured = self._store.measured(run_id)
         there = [run_id] if recorded else []
-        there += [measure_id for measure_id in wanted.values() if measure_id in measured]
+        missing: list[str] = []
+        for text, measure_id in wanted.items():
+            if measure_id in measured:
+                there.append(measure_id)
+            else:
+                missing.append(text)
+        # Also of what wasn't chosen: the index is the whole study's.
         self._report(["cell", index, run_id, dict(wanted), there])
         if index not in self._work.chosen or self._failed(run_id):
             return Missing(recorded=True, measures=())
@@ -308,24 +319,27 @@ class Driver:
 
         A kill between a finished measurement, or search, and the end of its journal leaves it.
         """
-        run_id, store = resolved.run.id, self._store
-        measured = store.measured(run_id)
+        run_id = resolved.run.id
+        measured = self._store.measured(run_id)
         for text, measure_id in resolved.measures.items():
             if measure_id in measured:
-                yield store.journal(run_id, *self._work.measures(text))
-        if store.has_record(run_id):
-            yield store.trials(run_id)
+                yield self._store.journal(run_id, *self._work.measures(text))
+        if self._store.has_record(run_id):
+            yield self._store.trials(run_id)
 
     def _make(self, resolved: Resolved, recorded: bool, state: bytes | None) -> bool:
         """Put the model into the run's state.
 
         That is from what the store has of it, or by compressing it, of which a record is written.
         """
-        request, loaded = resolved.request, self._current
+        request = resolved.request
+        loaded = self._current
         if state is not None:
             transforms = resolved.recipe.transforms
-            looking = any(transform.observes for transform in transforms)
-            loaded.apply(state, transforms, self._tokens(request) if looking else None)
+            batch = None
+            if any(transform.observes for transform in transforms):
+                batch = self._tokens(request)
+            loaded.apply(state, transforms, batch)
             return True
 
         def progress(what: str, done: int, total: int) -> None:
@@ -334,18 +348,20 @@ class Driver:
 
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
-        clock, cell = Clock(), request.cell
+        clock = Clock()
+        data = request.cell.data
         journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
         shared = self._store.folder.absolute() / STATISTICS if request.shares else None
         with clock.phase("compress"), self._clock.phase("compress"):
+            # The run before left its edits in the model.
             loaded.restore()
             record = compress(
                 loaded.opened,
                 loaded.view,
                 batch,
                 resolved.recipe,
-                data=cell.data,
-                seed=cell.seed,
+                data=data,
+                seed=request.cell.seed,
                 progress=progress,
                 statistics=shared,
                 kinds=self._work.statistics_wanted(request),
@@ -353,17 +369,18 @@ class Driver:
                 journal=journal,
             )
         data_facts = dict(record.data_facts)
-        if cell.data in self._work.leaked:
-            data_facts["leaked"] = dict(self._work.leaked[cell.data])
+        if data in self._work.leaked:
+            data_facts["leaked"] = dict(self._work.leaked[data])
         about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
         record = replace(record, data_facts=data_facts, provenance=about)
         with self._clock.phase("store"):
+            files = self._files(resolved)
             if recorded:
-                self._store.put_back(record.run.id, self._files(resolved))
+                self._store.put_back(record.run.id, files)
             else:
-                self._store.add_record(record, self._files(resolved))
-        if not recorded:
-            self._report(["made", record.run.id])
+                self._store.add_record(record, files)
+                self._report(["made", record.run.id])
+        # The journal goes last: a kill before the record is written goes on from it.
         journal.remove()
         return True
 
@@ -373,18 +390,24 @@ class Driver:
         That is a mask or edits to make the model from again, and the profile of the calibration
         set.
         """
-        loaded, work = self._current, self._work
         if not resolved.recipe.looks:  # made again sooner than read
             return {}
-        mask = loaded.mask() if work.masks and not resolved.recipe.transforms else None
-        edits = loaded.edits() if work.masks and mask is None else None
-        if edits is not None:
-            whole = self._store.bytes_of(EDITS) + len(edits)
-            if whole > work.edits_gb * 1e9:
-                edits = None  # the run is compressed again if need be
-        profile = loaded.profile(resolved.request.calibration, work.quotes)
-        contents = {MASK: mask, EDITS: edits, PROFILE: profile}
-        return {name: content for name, content in contents.items() if content is not None}
+        loaded = self._current
+        files: dict[str, bytes] = {}
+        profile = loaded.profile(resolved.request.calibration, self._work.quotes)
+        if profile is not None:
+            files[PROFILE] = profile
+        if not self._work.masks:
+            return files
+        mask = None if resolved.recipe.transforms else loaded.mask()
+        if mask is not None:
+            return {MASK: mask, **files}
+        edits = loaded.edits()
+        # Beyond the limit nothing is kept, and the run is compressed again if need be.
+        limit = self._work.edits_gb * 1e9
+        if edits is not None and self._store.bytes_of(EDITS) + len(edits) <= limit:
+            files[EDITS] = edits
+        return files
 
     def _measure(self, resolved: Resolved, text: str) -> None:
         """Measure the model as it is now, and write the measurement."""
@@ -392,18 +415,20 @@ class Driver:
         evaluator = evaluators[text]
         label = f"measuring {resolved.request.label}"
         place = list(evaluators).index(text)
-        count = len(evaluators)
-        self._report(["progress", label, place, count])
+        self._report(["progress", label, place, len(evaluators)])
         form, digest = self._work.measures(text)
         journal = self._store.journal(resolved.run.id, form, digest)
         with self._clock.phase("measure"):
             reference = self._current.reference() if evaluator.compares else None
             measurement = timed(evaluator, self._current.opened, silent, reference, journal)
+            # The file that it measures on may have changed since the study began.
             if evaluator.digest() != digest:
                 journal.remove()
-                said = f"what {text} measures has changed since the study began; run it again"
-                raise DataError(said, subject=text)
-        self._report(["progress", label, place + 1, count])
+                raise DataError(
+                    f"what {text} measures has changed since the study began; run it again",
+                    subject=text,
+                )
+        self._report(["progress", label, place + 1, len(evaluators)])
         with self._clock.phase("store"):
             self._store.add_measurement(resolved.run.id, form, measurement, digest)
             journal.remove()
@@ -462,14 +487,13 @@ class Driver:
         sizes: dict[str, int] = {}
         for path in root.iterdir():
             sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
-        names: dict[str, tuple[str, ...]] = {}
+        used: dict[str, None] = {}
+        needed: set[str] = set()
+        left = {self._sets[index] for index in self._left}
         for index, resolved in self._resolved.items():
-            if resolved.statistics:
-                names[self._sets[index]] = resolved.statistics
-        needed = set[str]()
-        for index in self._left:
-            needed.update(names.get(self._sets[index], ()))
-        used = dict.fromkeys(chain.from_iterable(names.values()))
+            used |= dict.fromkeys(resolved.statistics)
+            if self._sets[index] in left:
+                needed.update(resolved.statistics)
         # What this driver hasn't used is of an older study, or, until all sets are known, of
         # another driver's.
         unused: list[str] = []
@@ -477,6 +501,7 @@ class Driver:
             unused = [name for name in sizes if name not in used]
         over = [name for name in (*unused, *used) if name not in needed]
         for name in surplus(sizes, over, int(self._work.limit_gb * 1e9)):
+            # Another driver may be reading them at this moment.
             claim = self._store.claim(name)
             if claim is not None:
                 with claim:
@@ -522,6 +547,7 @@ class Elsewhere:
         evaluator) must be there: a lacking one would be measured on a model that saw this machine's
         text. Where a record of this processor has other tokens, something else has changed.
         """
+        # The facts of a mix stand elsewhere, set by set.
         if calibration.mixed or not any(_chosen_by_model(calibration)):
             return None
         self._look()
@@ -533,7 +559,7 @@ class Elsewhere:
             if measured and _asked(record.data_facts, calibration) == asked:
                 whole.append(record.run)
         # Where there are several, always the first, so that methods mostly share a text.
-        return min(whole, key=lambda other: other.tokens, default=None)
+        return min(whole, key=attrgetter("tokens"), default=None)
 
     def _look(self) -> None:
         """Read the records that are new; one that can't be read stands for nothing."""

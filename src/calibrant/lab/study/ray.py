@@ -79,7 +79,11 @@ def ray_workers(
             "runtime_env": {"env_vars": _variables(threads)},
         }
         shared = {"threads": threads, "working_folder": str(Path.cwd())}
-        yield lambda job: RayWorker(ray, options, {**job, **shared})
+
+        def start(job: Mapping[str, Any]) -> Worker:
+            return RayWorker(ray, options, {**job, **shared})
+
+        yield start
 
 
 class Actor:
@@ -135,7 +139,8 @@ class RayWorker(Worker):
     """An actor as the process that started it knows it."""
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-        self._ray, self._ended = ray, threading.Event()
+        self._ray = ray
+        self._ended = threading.Event()
         self._folder = job["folder"]
         shared = Path(job["shared"])
         task = {"work": (shared / WORK).read_bytes(), "forgiven": (shared / FORGIVEN).read_text()}
@@ -168,16 +173,13 @@ def _obituary(text: str) -> tuple[str, str]:
     """Which process of which node died, and why, in Ray's words: it knows both however soon that
     was.
     """
+    name = "a worker whose process Ray doesn't name"
     place = _PLACE.search(text)
-    name = (
-        f"process {place[1]} on node {place[2]}"
-        if place
-        else "a worker whose process Ray doesn't name"
-    )
-    rest = (
-        text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
-    )  # an error of its own stands in the last line
-    return name, " ".join(rest.split())[:300] or "its node may be gone"
+    if place:
+        name = f"process {place[1]} on node {place[2]}"
+    # An error of its own stands in the last line.
+    why = text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
+    return name, " ".join(why.split())[:300] or "its node may be gone"
 
 
 @contextmanager
@@ -201,9 +203,11 @@ def _connect(ray: ModuleType, address: str | None) -> None:
             _try_address(address)
         ray.init(**options, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
         raise SpecError(
-            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
-            "start one with 'ray start --head' and give its HOST:PORT, or leave the address out to have one started here",
+            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({why}); "
+            "start one with 'ray start --head' and give its HOST:PORT, "
+            "or leave the address out to have one started here",
             subject=address or "ray",
         ) from error
 
@@ -273,9 +277,8 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
             raise SpecError(message, subject="gpus")
     if address is None:
         share = has.get("CPU", 1.0) / workers
-        return float(int(share)) or share, shared_threads(
-            workers
-        )  # above 1, Ray counts in whole ones
+        # Above 1, Ray counts CPUs in whole ones.
+        return float(int(share)) or share, shared_threads(workers)
     largest = max(node.get("CPU", 0.0) for node in nodes)
     share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
     return float(share), share

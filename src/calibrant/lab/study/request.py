@@ -81,17 +81,17 @@ class RunRequest:
     @cached_property
     def labels(self) -> Labels:
         """What the cell of the grid is called that the run is for."""
-        calibration, recipe = self.calibration, self.recipe
-        looks = calibration is not None and recipe.method.looks
-        return Labels(
-            model=self.model,
-            data="" if calibration is None else str(calibration),
-            seed=0 if calibration is None else calibration.seed,
-            method=str(recipe.method),
-            target=str(recipe.target),
-            propagate=recipe.propagate if looks else "",
-            allocation=str(recipe.allocation),
-        )
+        recipe = self.recipe
+        data = propagate = ""
+        seed = 0
+        if self.calibration is not None:
+            data = str(self.calibration)
+            seed = self.calibration.seed
+            if recipe.method.looks:
+                propagate = recipe.propagate
+        method = str(recipe.method)
+        target = str(recipe.target)
+        return Labels(self.model, data, seed, method, target, propagate, str(recipe.allocation))
 
     @property
     def cell(self) -> Cell:
@@ -122,10 +122,10 @@ class RunRequest:
     @property
     def provisional(self) -> str:
         """An id for failures that come before the run's own id is known."""
-        labels, recipe = self.labels, self.recipe
-        parts = [self.model, repr(self.calibration), recipe.method, labels.target]
-        if labels.allocation != EQUAL:
-            parts.append(recipe.allocation)
+        labels = self.labels
+        parts = [self.model, repr(self.calibration), self.recipe.method, labels.target]
+        if labels.allocation != EQUAL:  # which ids of before didn't have
+            parts.append(self.recipe.allocation)
         return identity(parts)
 
     @property
@@ -183,8 +183,7 @@ class Axes:
     @property
     def looks(self) -> bool:
         """Whether anything in it looks at data."""
-        parts = (*self.methods, *self.allocations, *self.transforms)
-        return any(_part_looks(part) for part in parts)
+        return any(map(_part_looks, (*self.methods, *self.allocations, *self.transforms)))
 
     def count(self) -> int:
         """Return how many cells it has, before any is made."""
@@ -195,8 +194,7 @@ class Axes:
         return len(self.models) * (1 + len(self.targets) * ways)
 
     def _looks(self, method: Method, allocation: Allocation) -> bool:
-        parts = (method, allocation, *self.transforms)
-        return any(_part_looks(part) for part in parts)
+        return any(map(_part_looks, (method, allocation, *self.transforms)))
 
     def requests(self) -> Iterator[RunRequest]:
         """Yield a request for every cell, the dense models among them."""
@@ -214,6 +212,7 @@ class Axes:
         for allocation in self.allocations:
             parts = allocation, seen, self.transforms
             recipes = [Recipe(method, target, *parts) for target in targets]
+            # What looks at no data has one run, whatever the sets and draws.
             sets = self._draws if self._looks(method, allocation) else [None]
             for calibration in sets:
                 for recipe in recipes:
@@ -239,12 +238,24 @@ def union(
     looks at no data first, then draw by draw and set by set, so that a set's tokens and statistics
     are used while they are in memory.
     """
-    left = [labels for labels in cells if not _excluded(labels, exclude)]
+    left: list[Labels] = []
+    compressed: set[str] = set()
+    remaining: set[str] = set()
+    for labels in cells:
+        dense = labels.method == DENSE
+        excluded = not dense and any(labels.among(entry) for entry in exclude)
+        if not excluded:
+            left.append(labels)
+        if not dense:
+            compressed.add(labels.model)
+            if not excluded:
+                remaining.add(labels.model)
     # A model that is only measured has no other run to begin with, and stays.
-    compressed = {labels.model for labels in cells if labels.method != DENSE}
-    remaining = {labels.model for labels in left if labels.method != DENSE}
     gone = compressed - remaining
-    places = [_places(values) for values in zip(*cells, strict=True)]
+    # The number of each label on its axis, in the order in which they come.
+    places: list[dict[Any, int]] = []
+    for values in zip(*cells, strict=True):
+        places.append({value: number for number, value in enumerate(dict.fromkeys(values))})
 
     def order(labels: Labels) -> tuple[object, ...]:
         numbers = [places[axis][value] for axis, value in enumerate(labels)]
@@ -254,18 +265,6 @@ def union(
 
     kept = sorted((labels for labels in left if labels.model not in gone), key=order)
     return {labels: cells[labels] for labels in kept}
-
-
-def _excluded(labels: Labels, exclude: Sequence[Mapping[str, Collection[str | int]]]) -> bool:
-    if labels.method == DENSE:
-        return False
-    return any(labels.among(entry) for entry in exclude)
-
-
-def _places(values: Sequence[object]) -> dict[object, int]:
-    """The number of each value, in the order in which they come."""
-    distinct = dict.fromkeys(values)
-    return {value: number for number, value in enumerate(distinct)}
 
 
 @dataclass(frozen=True)
@@ -327,10 +326,9 @@ class Workload:
             first_draws.setdefault(str(calibration), calibration)
         return [calibration.label for calibration in first_draws.values()]
 
-    def about(self, model: str) -> list[int]:
-        """Return the numbers of the requests about `model`."""
-        every = enumerate(self.requests)
-        return [number for number, request in every if request.model == model]
+    def about(self, model: str) -> list[RunRequest]:
+        """Return the requests about `model`."""
+        return [request for request in self.requests if request.model == model]
 
     @property
     def revisions(self) -> dict[str, int]:
@@ -361,6 +359,7 @@ class Workload:
         """
         wanted: dict[type[Statistic], None] = {}
         for other in self.requests:
+            # A mix shares the statistics of each of its parts with runs on that part alone.
             if other.shares and other.model == request.model and other.sets & request.sets:
                 wanted |= dict.fromkeys(other.recipe.shared)
         return tuple(wanted)
@@ -410,6 +409,6 @@ class StudyResult:
         if not self.failures:
             advice = "calibrant.lab.report.report(…) of it shows the results."
             return card("Study, finished", facts, advice)
-        told = self.failures.values()
-        reasons = [(failure.get("what"), failure.get("error")) for failure in told]
+        failures = self.failures.values()
+        reasons = [(failure.get("what"), failure.get("error")) for failure in failures]
         return card("Study, finished", facts, inside=listing(("what failed", "why"), reasons))

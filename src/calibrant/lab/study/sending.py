@@ -138,6 +138,7 @@ class _Arrived:
     def calibration(self, plain: Any) -> CalibrationSet:
         """The calibration set, which isn't read from its text again."""
         hints = get_type_hints(CalibrationSet)
+        # Its constructor would read its text again, and its parts' files with it.
         made = object.__new__(CalibrationSet)
         for field in fields(CalibrationSet):
             if field.name != "mixed":
@@ -173,6 +174,7 @@ class _Arrived:
         if not (isinstance(kind, type) and issubclass(kind, Spec)):
             raise TypeError(f"{name} is no class that is sent to workers")
         key = msgspec.msgpack.encode([name, inside])
+        # Specs may be large, and a source keeps what it read of its file.
         if key not in self._specs:
             self._specs[key] = build(kind, values)
         return self._specs[key]
@@ -180,7 +182,9 @@ class _Arrived:
 
 def _travelling(work: Workload) -> dict[str, list[str]]:
     """The classes that no name leads to, as `module:Class` by the folder of their registry."""
-    used = {kind for spec in work.specs() for kind in classes_in(spec)}
+    used: set[type[Any]] = set()
+    for spec in work.specs():
+        used |= set(classes_in(spec))
     sent: dict[str, list[str]] = {}
     for package, registry in REGISTRIES.items():
         for kind in registry.learned():
@@ -400,7 +404,8 @@ class RemoteClaim:
     """A claim that the desk holds for this worker. A context manager."""
 
     def __init__(self, store: RemoteStore, name: str) -> None:
-        self._store, self._name = store, name
+        self._store = store
+        self._name = name
 
     def free(self) -> None:
         """Release the claim."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, product
 from typing import Any, Final, NamedTuple
 
@@ -89,9 +90,8 @@ def supply_of(calibration: CalibrationSet, draws: int, tokenizer: Any, exact: bo
         hubs = {term.source.hub.id for term in calibration.parts if term.source.hub is not None}
         if error.subject not in hubs:
             return replace(unknown, held=0.0, why=str(error))
-        hub = f"fetched from the hub ({error.subject})"
-        why = f"it isn't in a mirror here and would be {hub}, so it isn't looked at"
-        return replace(unknown, why=why)
+        fetched = f"it isn't in a mirror here and would be fetched from the hub ({error.subject})"
+        return replace(unknown, why=f"{fetched}, so it isn't looked at")
 
 
 def _added(name: str, draws: int, parts: list[Supply]) -> Supply:
@@ -147,7 +147,7 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
     return Supply(str(term), 0, len(rows) / needed, tokens, needed * each)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timings:
     """How long the pieces take on one model.
 
@@ -163,12 +163,61 @@ class Timings:
     matrices: int
     inputs: int
     opened: float
-    forward: Mapping[Kinds, float] = field(default_factory=dict[Kinds, float])
-    block: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
-    measure: Mapping[str, float] = field(default_factory=dict[str, float])
-    statistics: Mapping[Kinds, int] = field(default_factory=dict[Kinds, int])
-    propagates: Mapping[str, str] = field(default_factory=dict[str, str])
-    why_not: tuple[str, ...] = ()
+    forward: dict[Kinds, float] = field(default_factory=dict[Kinds, float])
+    block: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    measure: dict[str, float] = field(default_factory=dict[str, float])
+    statistics: dict[Kinds, int] = field(default_factory=dict[Kinds, int])
+    propagates: dict[str, str] = field(default_factory=dict[str, str])
+    why_not: list[str] = field(default_factory=list[str])
+
+    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+        """Time a walk, and return the statistics of the first block's matrices."""
+        # The first try warms caches; of the others the shorter counts.
+        tries = [_first_block(model, batch, kinds) for _ in range(3)]
+        seen, _ = tries[-1]
+        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
+        return seen
+
+    def time_compression(
+        self, recipe: Recipe, model: ModelView, seen: Mapping[Weight, Seen]
+    ) -> None:
+        """Time one block's compression."""
+        method = recipe.method
+        target = recipe.target
+        weights = model.blocks[0].weights
+        with self._noting_errors(f"{method} {target}"):
+            method.check_model(model, target, {weight.name: target for weight in model.weights})
+            if isinstance(method, MatrixMethod):
+                # The first try, of one matrix, warms caches.
+                _compress(method, recipe, weights[:1], seen)
+                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
+                self.block[_piece(recipe)] = min(tries)
+
+    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
+        """Time a whole measurement, from two small ones."""
+        subject = Subject(opened.model, opened.tokenizer, opened.model)
+
+        def timed(small: Evaluator) -> float:
+            seconds = _timed(partial(small.measure, subject))
+            if small.compares and seconds <= PATIENCE:
+                # What has to be known of the dense model, such as the noise floor, a study finds
+                # out once: the second time it is known.
+                return _timed(partial(small.measure, subject))
+            return seconds
+
+        keep_predictions(opened.model)
+        with self._noting_errors(text):
+            self.measure[text] = _whole(evaluator, timed)
+        forget_predictions(opened.model)
+
+    @contextmanager
+    def _noting_errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except CalibrantError as error:
+            why = f"{name}: {error}"
+            if why not in self.why_not:
+                self.why_not.append(why)
 
 
 def measure_pieces(
@@ -183,52 +232,45 @@ def measure_pieces(
 
     `kinds` are gathered together in `dense`.
     """
-    model, pieces = view(opened.model), _Pieces()
-    asked = list(dict.fromkeys(request.recipe for request in requests))
-    looking = [recipe for recipe in asked if recipe.method.observes]
-    recipes: dict[tuple[str, str], Recipe] = {}
-    for recipe in (*asked, *map(_judging, asked)):
-        recipes[_piece(recipe)] = recipe
-    gatherings: dict[Kinds, None] = {(FeatureNorms,): None}
-    for gathered in (kinds, *(recipe.method.observes for recipe in recipes.values())):
-        if gathered:
-            gatherings[gathered] = None
-    calibration = next((q.calibration for q in requests if q.calibration is not None), None)
-    total = len(gatherings) + len(recipes) + len(evaluators)
-    steps = iter(range(total))
-    seen: dict[Kinds, dict[Weight, Seen]] = {}
-    if calibration is not None:
-        batch = _micro_batch(calibration, opened)
-        for gathered in gatherings:
-            progress("probe", next(steps), total)
-            seen[gathered] = pieces.time_walk(model, batch, gathered)
-    for recipe in recipes.values():
-        progress("probe", next(steps), total)
-        pieces.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
-    for text, evaluator in evaluators.items():
-        progress("probe", next(steps), total)
-        pieces.time_measurement(text, evaluator, opened)
-    progress("probe", total, total)
-    widths = _input_widths(model, seen.get((FeatureNorms,), {}))
-    statistics: dict[Kinds, int] = {}
-    for gathered in gatherings:
-        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
-        statistics[gathered] = sum(each)
-    return Timings(
+    model = view(opened.model)
+    timings = Timings(
         model=opened.name,
         note=opened.note,
         dtype=str(opened.dtype).removeprefix("torch."),
         blocks=len(model.blocks),
         matrices=len(model.weights),
-        inputs=len(widths),
+        inputs=0,
         opened=seconds,
-        forward=pieces.forward,
-        block=pieces.block,
-        measure=pieces.measure,
-        statistics=statistics,
-        propagates={} if calibration is None else _fitting(looking, model, calibration, opened),
-        why_not=tuple(dict.fromkeys(pieces.why_not)),
     )
+    asked = list(dict.fromkeys(request.recipe for request in requests))
+    recipes = {_piece(recipe): recipe for recipe in (*asked, *map(_judging, asked))}
+    observed = [recipe.method.observes for recipe in recipes.values()]
+    # Norms are always among them: they tell which matrices share an input.
+    gatherings = [each for each in dict.fromkeys([(FeatureNorms,), kinds, *observed]) if each]
+    total = len(gatherings) + len(recipes) + len(evaluators)
+    steps = iter(range(total))
+    seen: dict[Kinds, dict[Weight, Seen]] = {}
+    sets = [request.calibration for request in requests if request.calibration is not None]
+    if sets:
+        batch = _micro_batch(sets[0], opened)
+        for gathered in gatherings:
+            progress("probe", next(steps), total)
+            seen[gathered] = timings.time_walk(model, batch, gathered)
+        looking = [recipe for recipe in asked if recipe.method.observes]
+        timings.propagates = _fitting(looking, model, sets[0], opened)
+    for recipe in recipes.values():
+        progress("probe", next(steps), total)
+        timings.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
+    for text, evaluator in evaluators.items():
+        progress("probe", next(steps), total)
+        timings.time_measurement(text, evaluator, opened)
+    progress("probe", total, total)
+    widths = _input_widths(model, seen.get((FeatureNorms,), {}))
+    timings.inputs = len(widths)
+    for gathered in gatherings:
+        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
+        timings.statistics[gathered] = sum(each)
+    return timings
 
 
 def _judging(recipe: Recipe) -> Recipe:
@@ -240,67 +282,6 @@ def _judging(recipe: Recipe) -> Recipe:
 def _piece(recipe: Recipe) -> tuple[str, str]:
     """What a block's compression is called."""
     return str(recipe.method), str(recipe.target)
-
-
-class _Pieces:
-    """The pieces as they are timed."""
-
-    def __init__(self) -> None:
-        self.forward: dict[Kinds, float] = {}
-        self.block: dict[tuple[str, str], float] = {}
-        self.measure: dict[str, float] = {}
-        self.why_not: list[str] = []
-
-    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
-        """Time a walk, and return the statistics of the first block's matrices."""
-        # The first try warms caches; of the others the shorter counts.
-        tries = [_first_block(model, batch, kinds) for _ in range(3)]
-        seen, _ = tries[-1]
-        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
-        return seen
-
-    def time_compression(
-        self,
-        recipe: Recipe,
-        model: ModelView,
-        seen: Mapping[Weight, Seen],
-    ) -> None:
-        """Time one block's compression."""
-        method, target = recipe.method, recipe.target
-        weights = model.blocks[0].weights
-        with self._noting_errors(f"{method} {target}"):
-            method.check_model(model, target, {weight.name: target for weight in model.weights})
-            if isinstance(method, MatrixMethod):
-                # The first try, of one matrix, warms caches.
-                _compress(method, recipe, weights[:1], seen)
-                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
-                self.block[_piece(recipe)] = min(tries)
-
-    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
-        """Time a whole measurement, from two small ones."""
-
-        def measure(small: Evaluator) -> None:
-            small.measure(Subject(opened.model, opened.tokenizer, opened.model))
-
-        def timed(small: Evaluator) -> float:
-            seconds = _timed(lambda: measure(small))
-            if small.compares and seconds <= PATIENCE:
-                # What has to be known of the dense model, such as the noise floor, a study finds
-                # out once: the second time it is known.
-                return _timed(lambda: measure(small))
-            return seconds
-
-        keep_predictions(opened.model)
-        with self._noting_errors(text):
-            self.measure[text] = _whole(evaluator, timed)
-        forget_predictions(opened.model)
-
-    @contextmanager
-    def _noting_errors(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except CalibrantError as error:
-            self.why_not.append(f"{name}: {error}")
 
 
 def _compress(
@@ -368,7 +349,8 @@ def _first_block(
     """
     first: dict[Weight, Seen] = {}
     if not all(issubclass(kind, InputStatistic) for kind in kinds):
-        return first, _timed(lambda: next(walk_blocks(model, batch, kinds)))
+        blocks = walk_blocks(model, batch, kinds)
+        return first, _timed(partial(next, blocks))
     arrivals = walk(model, batch, kinds, "dense")
     began = time.perf_counter()
     seconds = 0.0
@@ -383,6 +365,7 @@ def _first_block(
 def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Return random tokens in windows of the study's length, about as many as go through a block at
     once."""
+    # Some models have no longest length in their settings.
     longest = opened.model.config.get_text_config().max_position_embeddings
     length = min(calibration.length, longest or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
@@ -416,6 +399,7 @@ def _fitting(
     opened: Opened,
 ) -> dict[str, str]:
     """Return the reason for each propagation that becomes another on this machine."""
+    # Only the shape of the tokens decides what fits.
     windows = max(1, budget_of(calibration) // calibration.length)
     mask = torch.ones(windows, calibration.length, dtype=torch.bool)
     like = TokenBatch(mask.long(), mask, mask.float(), "", {})
@@ -490,6 +474,7 @@ def duration(
     for calibration in sets.values():
         supply = supplies.get(str(calibration))
         if supply is not None:
+            # To deal a draw, those before it are dealt again.
             tokenize += supply.seconds * (calibration.seed + 1)
     together = timings.forward.get(kinds(compressed), 0.0)
     forward = sum(together * _tokens(part, supplies) for part in passes(compressed))
@@ -513,7 +498,9 @@ def _tokens(calibration: CalibrationSet, supplies: Mapping[str, Supply]) -> int:
 
 def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, Supply]) -> float:
     """The seconds that a request's own forwards of a block take, beside those that are shared."""
-    recipe, method, allocation = request.recipe, request.recipe.method, request.recipe.allocation
+    recipe = request.recipe
+    method = recipe.method
+    allocation = recipe.allocation
     plain = timings.forward.get((FeatureNorms,), 0.0)
     observing = timings.forward.get(method.observes, 0.0)
     seconds = plain * method.tried(timings.blocks, recipe.target)
