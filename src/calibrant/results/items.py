@@ -201,7 +201,8 @@ def laid_out(table: Any) -> tuple[list[list[str]], dict[str, Any]]:
         elif name == "value" and _is_chosen(table):
             layout.append([name, CHOSEN, "choices", "gold"])
         elif _repeats(array):
-            values, places = f"{name} values", f"{name} places"
+            values = f"{name} values"
+            places = f"{name} places"
             layout.append([name, PLACED, values, places])
             arrays[values], arrays[places] = _placed(array)
         else:

@@ -433,11 +433,11 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
     return lowest
 
 
-def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
-    """Return whether one of a result's `own` revisions is lower than the `current` one of the
-    same name.
+def is_older(found: Mapping[str, int], current: Mapping[str, int]) -> bool:
+    """Return whether one of the revisions that a result was `found` with is lower than the
+    `current` one of the same name.
     """
-    return any(revision < current.get(label, revision) for label, revision in own.items())
+    return any(revision < current.get(label, revision) for label, revision in found.items())
 
 
 def revision_order(form: Any) -> tuple[int, ...]:

@@ -98,9 +98,9 @@ class Mistakes:
         """Add one."""
         self.entries[path, message] = None
 
-    def about(self, path: Path, given: Any, said: str) -> None:
+    def about(self, path: Path, given: Any, complaint: str) -> None:
         """Add one that begins with what was given."""
-        self.add(path, f"{short(given)} {said}")
+        self.add(path, f"{short(given)} {complaint}")
 
     def tried(self, path: Path, make: Callable[..., Made], *given: Any) -> Made | None:
         """Return what `make` returns, or None where it complains, which is added."""
@@ -333,11 +333,11 @@ class StudyReader:
             alike = alike and given.samples == usual["samples"]
         if alike and not given.seed and given.part == "calibrate":
             return given
-        said = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
+        budget = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
         self.mistakes.add(
             path,
             f"{given!r} has a budget or a draw of its own, and in a study all sets have the "
-            f"study's, {', '.join(said)}; give its text, {given.expr!r}",
+            f"study's, {', '.join(budget)}; give its text, {given.expr!r}",
         )
         return None
 

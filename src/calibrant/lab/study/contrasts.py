@@ -224,8 +224,8 @@ class _Comparing:
         self._tested[same] = path
         if self._stand_together(compare | against, contrast):
             return True
-        said = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
-        within = f" ({'; '.join(said)})" if said else ""
+        limits = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
+        within = f" ({'; '.join(limits)})" if limits else ""
         self._mistakes.add(
             path,
             f"no model, method and sparsity{within} has both {name} and {other}; "

@@ -441,17 +441,17 @@ class Driver:
 
     def _attempt(
         self,
-        act: Callable[[], Made],
+        step: Callable[[], Made],
         failed_id: str,
         request: RunRequest,
         measured: str = "",
     ) -> Made | None:
-        """Return what `act` returns, or None where it fails, which is recorded.
+        """Return what `step` returns, or None where it fails, which is recorded.
 
         One failure must not cost the other runs.
         """
         try:
-            return act()
+            return step()
         except Exception as error:
             # A place that can't be written to can't take the record of a failure either; and it is
             # not the request's fault.

@@ -178,7 +178,12 @@ def plan(
                 warnings.append(str(error))
     looking = [request.labels for request in requests if request.labels.data]
     compressed = [request.labels for request in requests if request.labels.method != DENSE]
-    seconds = [sum(model.seconds.values()) for model in models if model.seconds]
+    seconds: float | None = None
+    load: float | None = None
+    timed = [sum(model.seconds.values()) for model in models if model.seconds]
+    if timed:
+        seconds = sum(timed)
+        load = _load()
     return Plan(
         models=tuple(models),
         sets=tuple(dict.fromkeys(labels.data for labels in looking)),
@@ -191,8 +196,8 @@ def plan(
         failed=failed,
         limit_bytes=int(study.statistics_gb * 1e9),
         supplies=supplies,
-        seconds=sum(seconds) if seconds else None,
-        load=_load() if seconds else None,
+        seconds=seconds,
+        load=load,
         unknown=tuple(_unknown(models, supplies, bool(looking), probed)),
         warnings=tuple(warnings),
     )

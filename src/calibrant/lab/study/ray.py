@@ -115,11 +115,11 @@ class Actor:
 
     def _work(self) -> None:
         try:
-            with TemporaryDirectory(prefix="calibrant-") as own:
-                (Path(own) / WORK).write_bytes(self._job["work"])
-                (Path(own) / FORGIVEN).write_text(self._job["forgiven"])
-                store = RemoteStore(self._asked, Path(own))
-                work({**self._job, "shared": own}, self._report, store)
+            with TemporaryDirectory(prefix="calibrant-") as folder:
+                (Path(folder) / WORK).write_bytes(self._job["work"])
+                (Path(folder) / FORGIVEN).write_text(self._job["forgiven"])
+                store = RemoteStore(self._asked, Path(folder))
+                work({**self._job, "shared": folder}, self._report, store)
         finally:
             self._messages.put(None)
 
@@ -267,29 +267,29 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
     """CPUs and threads for each worker. `SpecError` where the cluster's nodes, which a worker can't
     span, haven't got GPUs for all."""
-    has = ray.cluster_resources()
+    resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus:
         places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
         if places < workers:
-            found = f"the cluster's nodes have {has.get('GPU', 0.0):g} in all, enough for {places}"
+            found = f"the cluster's nodes have {resources.get('GPU', 0.0):g} in all, enough for {places}"
             message = f"{workers} workers need {gpus:g} GPUs each, and {found}; take fewer"
             raise SpecError(message, subject="gpus")
     if address is None:
-        share = has.get("CPU", 1.0) / workers
+        share = resources.get("CPU", 1.0) / workers
         # Above 1, Ray counts CPUs in whole ones.
         return float(int(share)) or share, shared_threads(workers)
     largest = max(node.get("CPU", 0.0) for node in nodes)
-    share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
+    share = max(1, int(min(resources.get("CPU", 1.0) / workers, largest)))
     return float(share), share
 
 
 def _variables(threads: int) -> dict[str, str]:
     passed = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
-    own = environment(threads)
+    needed = environment(threads)
     for name in (*THREADS, "CALIBRANT_DATA"):
-        if name in own:
-            passed[name] = own[name]
+        if name in needed:
+            passed[name] = needed[name]
     return passed
 
 
@@ -299,8 +299,8 @@ def _is_passed_on(name: str) -> bool:
     return name.startswith(PASSED_ON) and not secret and name not in OF_THIS_MACHINE
 
 
-def _places_for(has: float, gpus: float) -> int:
+def _places_for(there: float, gpus: float) -> int:
     """How many workers with so many GPUs fit a node: one GPU is shared by whole shares of it."""
     if gpus < 1:
-        return int(has) * int(1 / gpus + _ROUNDING)
-    return int(has / gpus + _ROUNDING)
+        return int(there) * int(1 / gpus + _ROUNDING)
+    return int(there / gpus + _ROUNDING)

@@ -96,8 +96,9 @@ def unpacked(message: bytes) -> Workload:
         TypeError,
         ValueError,
     ) as error:
-        said = f"{brief(message)} is no work of a study ({error}); start the study again"
-        raise DataError(said) from error
+        raise DataError(
+            f"{brief(message)} is no work of a study ({error}); start the study again"
+        ) from error
 
 
 def _settings() -> dict[str, Any]:
@@ -281,9 +282,9 @@ class Desk:
             text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
             return _error("DataError", text)
         # Claims and journals this desk holds for the worker; all else is the store's.
-        act = getattr(self, f"_{asked}", None) or getattr(self._store, asked)
+        method = getattr(self, f"_{asked}", None) or getattr(self._store, asked)
         try:
-            answer = act(*values)
+            answer = method(*values)
             return msgspec.msgpack.encode(["answer", answer])
         except CalibrantError as error:
             return _error(kind_of(error), str(error), error.subject)

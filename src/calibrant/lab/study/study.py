@@ -294,7 +294,8 @@ class Study:
         Raises `DataError` if a calibration set holds rows that are measured, unless that is
         allowed.
         """
-        requests, evaluators = self.requests(), self.evaluators()
+        requests = self.requests()
+        evaluators = self.evaluators()
         sets = [request.calibration for request in requests if request.calibration]
         # Calibrating on what is measured would make a set look better than it is.
         leaked = leaks(sets, list(evaluators.values()))

@@ -448,8 +448,9 @@ class Process(Worker):
             wrong = str(error)
         if isinstance(message, list):
             return message
-        said = f"process {self.number} wrote what is no message ({wrong})"
-        raise WorkerError(said, subject=str(self.number))
+        raise WorkerError(
+            f"process {self.number} wrote what is no message ({wrong})", subject=str(self.number)
+        )
 
     def _ending(self) -> str:
         """How the process ended."""
