@@ -70,7 +70,11 @@ def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
         expected = cell(run("0.5"), LOSS), both, cell(run("0.7"), TASK), cell(run("0.8"), LOSS)
         assert store.cells() == list(expected)
         assert store.index().study == {"baseline": "one"}
-        assert store.index().revisions.keys() >= {"evaluator one", "evaluator two", "evaluator three"}
+        assert store.index().revisions.keys() >= {
+            "evaluator one",
+            "evaluator two",
+            "evaluator three",
+        }
         assert len(store.measured(run("0.6").id)) == 2
         measure = measurement_id(run("0.7").id, TASK)
         assert store.provenance(run("0.7").id, measure) == {"where": "two"}

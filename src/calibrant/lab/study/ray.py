@@ -272,9 +272,12 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
     if gpus:
         places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
         if places < workers:
-            found = f"the cluster's nodes have {resources.get('GPU', 0.0):g} in all, enough for {places}"
-            message = f"{workers} workers need {gpus:g} GPUs each, and {found}; take fewer"
-            raise SpecError(message, subject="gpus")
+            found = resources.get("GPU", 0.0)
+            raise SpecError(
+                f"{workers} workers need {gpus:g} GPUs each, and the cluster's nodes have "
+                f"{found:g} in all, enough for {places}; take fewer",
+                subject="gpus",
+            )
     if address is None:
         share = resources.get("CPU", 1.0) / workers
         # Above 1, Ray counts CPUs in whole ones.
