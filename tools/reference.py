@@ -12,18 +12,20 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from calibrant.cli import app
-from calibrant.results.facts import (
+from calibrant.results.outcomes import ScoreFacts
+from calibrant.results.records import (
     DataFacts,
     EditFacts,
     Failure,
     MatrixFacts,
     Profile,
     Provenance,
+    Record,
+    ScoreEntry,
     SpecForm,
+    StudyIndex,
     StudyParts,
 )
-from calibrant.results.outcomes import ScoreFacts
-from calibrant.results.records import Record, ScoreEntry, StudyIndex
 from calibrant.spec.grammar import SetLabel
 
 INSIDE = (

@@ -60,8 +60,8 @@ def told(folder: Path) -> list[str]:
                 (numbers,) = store.numbers([(run, measure)])
                 said += [repr(list(numbers.names)), numbers.values.tobytes().hex()]
                 said.append(numbers.weights.tobytes().hex())
-        said += [repr(store.cells()), compact_json(store.study())]
-        said += [compact_json(store.failures()), compact_json(store.revisions())]
+        said += [repr(store.cells()), compact_json(store.index().study)]
+        said += [compact_json(store.failures()), compact_json(store.index().revisions)]
     return said
 
 

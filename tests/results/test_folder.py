@@ -17,6 +17,7 @@ import pytest
 from calibrant.errors import OutputError
 from calibrant.results import MASK, STUDY, Cell, Store, measurement_id, pack, revisions, verify
 from calibrant.results.live import DATABASE
+from calibrant.results.records import is_older
 
 from tests.databases import change
 from tests.refusing import refused
@@ -178,26 +179,14 @@ def test_of_results_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
     }
 
 
-def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path):
+def test_what_an_older_revision_had_a_part_in_is_older():
     pruned = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 1}}
-    assert revisions("method", pruned) == {"method dsnot": 1, "method wanda": 1}
-    nested = replace(RUN, method=pruned)
-    newer = replace(RUN, method={"spec": "wanda", "revision": 2})
-    with Store(tmp_path) as store:
-        for run in (RUN, nested, newer):
-            store.add_record(replace(RECORD, run=run))
-        old = store.add_measurement(newer.id, LOSS, MEASURED)
-        new = store.add_measurement(newer.id, {**LOSS, "revision": 2}, MEASURED)
-        assert store.stale() == set()
-        store.write_cells([], revisions={"method wanda": 1, "evaluator loss": 1})
-        assert store.stale() == set()
-        later = {"method wanda": 2, "evaluator loss": 2, "method unheard_of": 9}
-        store.write_cells([], revisions=later)
-        assert store.stale() == {RUN.id, nested.id, old}
-        assert store.stale([replace(RECORD, run=newer)]) == {old}
-        store.write_cells([], revisions={"allocation uniform": 2})
-        assert store.stale() == {RUN.id, nested.id, newer.id}
-        assert store.measured(newer.id) == {old, new}
+    own = revisions("method", pruned)
+    assert own == {"method dsnot": 1, "method wanda": 1}
+    assert not is_older(own, {})
+    assert not is_older(own, {"method wanda": 1, "evaluator loss": 2})
+    assert is_older(own, {"method wanda": 2, "method unheard_of": 9})
+    assert not is_older({"method wanda": 2}, {"method wanda": 2})
 
 
 def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):

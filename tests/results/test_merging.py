@@ -69,8 +69,12 @@ def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
         both = cell(run("0.6"), LOSS, TASK)
         expected = cell(run("0.5"), LOSS), both, cell(run("0.7"), TASK), cell(run("0.8"), LOSS)
         assert store.cells() == list(expected)
-        assert store.study() == {"baseline": "one"}
-        assert store.revisions().keys() >= {"evaluator one", "evaluator two", "evaluator three"}
+        assert store.index().study == {"baseline": "one"}
+        assert store.index().revisions.keys() >= {
+            "evaluator one",
+            "evaluator two",
+            "evaluator three",
+        }
         assert len(store.measured(run("0.6").id)) == 2
         measure = measurement_id(run("0.7").id, TASK)
         assert store.provenance(run("0.7").id, measure) == {"where": "two"}
@@ -192,7 +196,7 @@ def test_stores_without_a_grid(tmp_path: Path):
     merge(one, [made(tmp_path / "three", run("0.7"))])
     with Store(one, create=False) as store:
         assert {cell.target for cell in store.cells()} == {"0.5", "0.6", "0.7"}
-        assert store.study() == {"baseline": "three"}
+        assert store.index().study == {"baseline": "three"}
     assert verify(one) == []
 
 

@@ -24,13 +24,11 @@ from calibrant.results import (
     pack,
     verify,
 )
-from calibrant.results.blobs import Blobs, digest_of_file
-from calibrant.results.items import table_of
-from calibrant.results.layouts import AS_IT_IS, CHOSEN, PLACED, SAME, restored_columns
+from calibrant.results.items import AS_IT_IS, CHOSEN, PLACED, SAME, restored_columns, table_of
 from calibrant.results.live import DATABASE
 from calibrant.results.published import MOVING, PACKED, PACKED_PURPOSE, settle
 from calibrant.results.publishing import PACKING
-from calibrant.results.stored import StoredMeasurement, StoredRun, understood
+from calibrant.results.stored import Blobs, StoredMeasurement, StoredRun, digest_of_file, understood
 from calibrant.system.durable import compact_json, read_json, sealed, text_of_json
 
 from tests.databases import spoil
@@ -121,7 +119,7 @@ def test_a_newer_grid_stands_before_the_published_one(store: Path):
     pack(store)
     with Store(store) as later:
         later.write_cells([], {"baseline": "other"})
-        assert later.study() == {"baseline": "other"}
+        assert later.index().study == {"baseline": "other"}
     assert told(store)[-3] == compact_json({"baseline": "other"})
 
 

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from calibrant.errors import DataError, OutputError
-from calibrant.lab.study.desk import Desk, RemoteStore
 from calibrant.lab.study.driver import Message
-from calibrant.lab.study.sending import packed
+from calibrant.lab.study.sending import Desk, RemoteStore, packed
 from calibrant.lab.study.workers import FORGIVEN, WORK, Summary, work
 from calibrant.results import STUDY, Claim, Measurement, Outcome, Score, Store
 from calibrant.results.outcomes import Journal

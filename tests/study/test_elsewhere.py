@@ -11,7 +11,7 @@ import pytest
 
 from calibrant.compress import costs
 from calibrant.data.select.least_perplexity import LeastPerplexity
-from calibrant.lab.study import Study, StudyResult, elsewhere
+from calibrant.lab.study import Study, StudyResult, driver
 from calibrant.results import Store
 
 from tests.study.small import asked, results, tables
@@ -48,7 +48,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
         return first[::-1], note
 
     def run(study: Study, store: Path, name: str, turned: bool = False) -> StudyResult:
-        for place in (costs, elsewhere):
+        for place in (costs, driver):
             monkeypatch.setattr(place, "processor", lambda: name)
         monkeypatch.setattr(LeastPerplexity, "order", turned_order if turned else order)
         # Each processor is a machine of its own, with its own cache.

@@ -16,9 +16,9 @@ import pytest
 
 from calibrant.errors import SpecError
 from calibrant.lab.study import ray
-from calibrant.lab.study.desk import RemoteStore
 from calibrant.lab.study.driver import Report
 from calibrant.lab.study.ray import _shares, _variables
+from calibrant.lab.study.sending import RemoteStore
 
 from tests.study.small import asked, results
 

@@ -41,8 +41,8 @@ from calibrant.lab.study.workers import (
     uninterrupted,
 )
 from calibrant.results import STATISTICS, STUDY, Store
-from calibrant.results.blobs import BLOBS
 from calibrant.results.live import DATABASE
+from calibrant.results.stored import BLOBS
 from calibrant.system.progress import silent
 from calibrant.testing import tiny_folder
 

@@ -12,7 +12,7 @@ read like the database. Several processes of a machine may write to one store: w
 first works on it. No torch here.
 """
 
-from calibrant.results.claims import Claim
+from calibrant.results.database import Claim
 from calibrant.results.merging import Merged, merge
 from calibrant.results.outcomes import Measurement, Outcome, Score
 from calibrant.results.publishing import PackedStore, pack

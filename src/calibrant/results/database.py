@@ -1,4 +1,5 @@
-"""A SQLite file that is whole after any kill and on a full disk, with our errors. No torch here.
+"""A SQLite file that is whole after any kill and on a full disk, with our errors; and the claims
+in it that say who is at work on what. No torch here.
 
 SQLite keeps the promises: a transaction is there complete or not at all, it is flushed before it
 counts as done, and a reader never waits for a writer. What stands here is how we open such a file
@@ -6,9 +7,11 @@ and what we say when that fails.
 """
 
 import os
+import platform
 import secrets
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -30,6 +33,10 @@ HALF_SUFFIX: Final = ".half-"
 """How the name of a file goes on while it is made."""
 DAMAGED_SUFFIX: Final = ".damaged"
 """How the name of a file ends that was damaged and set aside."""
+PAUSE: Final = 0.05
+"""Seconds between two looks at whether a claim is free."""
+SAME_START: Final = 0.5
+"""Seconds that two readings of one process's start may differ by."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _INHERITED: Final = list[sqlite3.Connection]()
@@ -51,7 +58,9 @@ class Database:
         self, path: Path, tables: Sequence[str], version: int, create: bool = True
     ) -> None:
         self.path = path
-        self._tables, self._version, self._create = tables, version, create
+        self._tables = tables
+        self._version = version
+        self._create = create
         self._connection: sqlite3.Connection | None = None
         self._process = 0
 
@@ -69,6 +78,8 @@ class Database:
         with self._explained(action):
             connection = self._open()
             try:
+                # At once as a writer: one that begins as a reader fails where another wrote
+                # meanwhile.
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
@@ -85,9 +96,9 @@ class Database:
         """Return what SQLite finds wrong with the file, such as rows that an index lacks; empty if
         nothing is."""
         try:
-            ((found,),) = self.rows("PRAGMA integrity_check(1)")
+            found = self.rows("PRAGMA integrity_check(1)")[0][0]
         except DataError as error:
-            return str(error).partition("; restore it")[0]
+            return without_advice(error)
         return "" if found == "ok" else " ".join(found.split())
 
     def close(self) -> None:
@@ -103,11 +114,13 @@ class Database:
             connection = self._open()
             self._leave_wal(connection)
             try:
+                # From here on nobody else can open it, so what is checked is what is deleted.
                 connection.execute("BEGIN EXCLUSIVE")
                 check()
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                # It stays, and readers mustn't wait for writers again.
                 connection.execute("PRAGMA journal_mode = WAL")
                 raise
             self._unlink_sides()
@@ -124,16 +137,18 @@ class Database:
     def _leave_wal(self, connection: sqlite3.Connection) -> None:
         """Have everything in the file itself, which is done only where nobody else has it open."""
         try:
-            ((mode,),) = connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+            connection.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
-            mode = "wal"
-        if mode != "delete":
+        # SQLite may also say nothing, and stay as it was.
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
             folder = str(self.path.parent)
-            message = f"can't remove {self.path.name} in {folder!r}: it is open elsewhere"
-            advice = "close it there and run the same command again"
-            raise OutputError(f"{message}; {advice}", subject=folder)
+            raise OutputError(
+                f"can't remove {self.path.name} in {folder!r}: it is open elsewhere; "
+                "close it there and run the same command again",
+                subject=folder,
+            )
 
     def _unlink_sides(self) -> None:
         """Delete what is beside the file, before the file itself goes: SQLite would take it for a
@@ -169,12 +184,15 @@ class Database:
 
     def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
         address = f"file:{quote(str(path.absolute()))}?{mode}"
+        # Transactions begin where `writing` says, not where Python's module would begin one.
         connection = sqlite3.connect(
             address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
+        # A made-up file can't have us take more memory than this for a value.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
         # A file from elsewhere may define views and triggers; none may call what it likes.
         connection.execute("PRAGMA trusted_schema = OFF")
+        # In WAL mode only this sees each transaction to the disk before it counts as done.
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
@@ -182,6 +200,7 @@ class Database:
         # What goes wrong here is told before what was made is removed again, which frees space.
         with undoing(self.path.parent), self._explained(f"write {self.path.name}"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # It appears with its tables in it: nobody sees one that is half made.
             if not self.path.exists():
                 self._make_file()
             self._remove_halves()
@@ -242,31 +261,114 @@ class Database:
     def _complaint(
         self, error: sqlite3.Error | OSError, action: str, reading: bool
     ) -> CalibrantError:
-        code = getattr(error, "sqlite_errorcode", None)
-        primary = None if code is None else code & 0xFF
+        code = getattr(error, "sqlite_errorcode", 0)
+        primary = code & 0xFF  # the rest of SQLite's codes are details
         unwritten = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL) or self._is_full()
         if primary in _DAMAGED or (reading and not unwritten):
-            message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
             kind = DamagedError if primary in _DAMAGED else DataError
+            message = f"{short(self.path)!r} can't be read ({error}); restore it from a copy"
             return kind(message, subject=str(self.path))
-        folder = self.path.parent
-        return OutputError(
-            f"can't {action} in {str(folder)!r}: {self._reason(error, code)}", subject=str(folder)
-        )
-
-    def _reason(self, error: Exception, code: int | None) -> str:
-        """Why something could not be written, and what to do."""
-        if code == sqlite3.SQLITE_FULL or self._is_full():
-            return "the disk is full; free some space and run the same command again"
-        if code == sqlite3.SQLITE_TOOBIG:
-            return f"it is larger than {LARGEST // 2**30} GiB"
-        if code is not None and code & 0xFF == sqlite3.SQLITE_BUSY:
-            return "another process has been writing for a minute; wait until it is done"
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return f"{text}; is it yours to write to?"
+        if primary == sqlite3.SQLITE_FULL or self._is_full():
+            why = "the disk is full; free some space and run the same command again"
+        elif primary == sqlite3.SQLITE_TOOBIG:
+            why = f"it is larger than {LARGEST // 2**30} GiB"
+        elif primary == sqlite3.SQLITE_BUSY:
+            why = "another process has been writing for a minute; wait until it is done"
+        else:
+            why = f"{getattr(error, 'strerror', None) or error}; is it yours to write to?"
+        folder = str(self.path.parent)
+        return OutputError(f"can't {action} in {folder!r}: {why}", subject=folder)
 
     def _is_full(self) -> bool:
         folder = self.path.parent
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free < LEAST_FREE
+
+
+def without_advice(error: DataError) -> str:
+    """Return what is wrong with a file, without what its message says to do."""
+    return str(error).partition("; restore it")[0]
+
+
+class Claim:
+    """The right to work on `name` alone. It ends when it is freed, or with this process.
+
+    It is a row that counts for as long as the process of its holder lives. It says nothing about
+    results. Processes of another machine, or of another container, can't be seen from here: their
+    claims count as free, and where two do the same work, the first result stays.
+    """
+
+    def __init__(self, name: str, database: Database, token: str) -> None:
+        self.name = name
+        self._database = database
+        self._token = token
+        self._process = os.getpid()
+        self._freed = False
+
+    def free(self) -> None:
+        """Release the claim. Once is enough, and more does no harm."""
+        if self._freed or self._process != os.getpid():
+            return
+        if self._database.path.exists():  # else it went with the database
+            with self._database.writing("free a claim") as connection:
+                connection.execute("DELETE FROM claims WHERE token = ?", (self._token,))
+        self._freed = True
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+
+def take_claim(database: Database, name: str, wait: bool = False) -> Claim | None:
+    """Return the claim on `name`; None if another holds it, unless this is to `wait` until it is
+    free. Raises `OutputError` where the database can't be written."""
+    while True:
+        claim = _try_claim(database, name)
+        if claim is not None or not wait:
+            return claim
+        time.sleep(PAUSE)
+
+
+def _try_claim(database: Database, name: str) -> Claim | None:
+    query = "SELECT host, process, started FROM claims WHERE name = ?"
+    # Looked at without the lock of a writer first: who waits asks often.
+    if any(_lives(*holder) for holder in database.rows(query, name)):
+        return None
+    # psutil takes longer to import than SQLite, and who reads results needs none.
+    import psutil
+
+    # The token tells this claim from a later one of the same name.
+    token = secrets.token_hex(8)
+    started = psutil.Process().create_time()
+    values = name, platform.node(), os.getpid(), started, token
+    with database.writing("claim work") as connection:
+        if any(_lives(*holder) for holder in connection.execute(query, (name,)).fetchall()):
+            return None
+        connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", values)
+    return Claim(name, database, token)
+
+
+def any_claim_lives(database: Database) -> bool:
+    """Return whether anybody is at work."""
+    holders = database.rows("SELECT host, process, started FROM claims")
+    return any(_lives(*holder) for holder in holders)
+
+
+def _lives(host: Any, process: Any, started: Any) -> bool:
+    """Whether the process that made a claim is still there, and no other with its number. A row
+    that is damaged claims nothing.
+    """
+    if host != platform.node():
+        return False
+    import psutil
+
+    try:
+        holder = psutil.Process(process)
+        # Numbers of processes are used again, and a new one started later.
+        same = abs(holder.create_time() - started) < SAME_START
+        return same and holder.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, TypeError, ValueError, OverflowError):
+        return False

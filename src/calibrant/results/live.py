@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.results.blobs import Blobs
 from calibrant.results.database import Database
 from calibrant.results.items import (
     ItemNumbers,
@@ -19,25 +18,34 @@ from calibrant.results.items import (
     unzipped,
 )
 from calibrant.results.outcomes import JOURNAL_TABLE
-from calibrant.results.stored import StoredMeasurement, StoredResults, StoredRun, understood
+from calibrant.results.stored import (
+    Blobs,
+    StoredMeasurement,
+    StoredResults,
+    StoredRun,
+    understood,
+)
 from calibrant.system.durable import LARGEST, compact_json, from_json, line_of_json
 from calibrant.system.seals import BrokenSealError, seal_of
 
 DATABASE: Final = "results.sqlite"
 VERSION: Final = 4
 """Of the format. Formats 1 to 3 were folders and tables, which `tools/convert_store.py`
-converts.
-"""
+converts."""
 
 TABLES: Final = (
-    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL, seals TEXT NOT NULL, weights BLOB NOT NULL)",
+    "runs (id TEXT PRIMARY KEY, record TEXT NOT NULL, provenance TEXT NOT NULL,"
+    " seals TEXT NOT NULL, weights BLOB NOT NULL)",
     "measurements (run TEXT NOT NULL, id TEXT NOT NULL, score TEXT NOT NULL,"
     " provenance TEXT NOT NULL, seals TEXT NOT NULL, items BLOB NOT NULL, PRIMARY KEY (run, id))",
     "files (run TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (run, name))",
-    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL, seal TEXT NOT NULL, PRIMARY KEY (kind, name))",
-    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, token TEXT NOT NULL)",
+    "documents (kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT NOT NULL,"
+    " seal TEXT NOT NULL, PRIMARY KEY (kind, name))",
+    "claims (name TEXT PRIMARY KEY, host TEXT NOT NULL, process INTEGER NOT NULL,"
+    " started REAL NOT NULL, token TEXT NOT NULL)",
     JOURNAL_TABLE,
 )
+_FORGET_FAILURE: Final = "DELETE FROM documents WHERE kind = 'failure' AND name = ?"
 _DIGITS: Final = 32
 """Digits of a seal: 128 bits."""
 
@@ -65,8 +73,8 @@ class LiveResults(StoredResults):
 
     def measured(self) -> list[tuple[str, str]]:
         """Return the ids of the run and of itself of every measurement."""
-        keys = self.database.rows("SELECT run, id FROM measurements ORDER BY run, id")
-        return [(run, measurement) for run, measurement in keys]
+        keys: Any = self.database.rows("SELECT run, id FROM measurements ORDER BY run, id")
+        return keys
 
     def record(self, run: str) -> Mapping[str, Any]:
         return self._json(run, "", "record")
@@ -121,38 +129,34 @@ class LiveResults(StoredResults):
     def add_run(self, row: StoredRun) -> None:
         """Keep a run. One that is there already stays as it is. Raises `OSError`, and `OutputError`
         as the database does."""
+        # Files come first: one that no run has does no harm, a run without its file would.
         digests = {name: self.blobs.put(content) for name, content in row.files.items()}
+        record = compact_json(row.record)
+        provenance = compact_json(row.provenance)
+        # They are most of a record, and repeat the same names for each matrix.
         weights = zlib.compress(compact_json(row.weights).encode())
-        record, provenance = compact_json(row.record), compact_json(row.provenance)
-        columns = {
-            "record": record,
-            "provenance": provenance,
-            "weights": weights,
-            "files": compact_json(digests),
-        }
-        seals = _row_seals(row.id, columns)
+        columns = {"record": record, "provenance": provenance, "weights": weights}
+        seals = _row_seals(row.id, {**columns, "files": compact_json(digests)})
         values = row.id, record, provenance, seals, weights
         files = [(row.id, name, digest) for name, digest in digests.items()]
         with self.database.writing("write a run") as connection:
+            # The same request has the same result, so what is there already stays.
             done = connection.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?, ?)", values)
             if done.rowcount:
                 connection.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", files)
-            connection.execute(
-                "DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,)
-            )
+            connection.execute(_FORGET_FAILURE, (row.id,))
 
     def add_measurement(self, row: StoredMeasurement) -> None:
         """Keep a measurement. One that is there already stays as it is."""
         items = to_bytes(row.items)
-        score, provenance = compact_json(row.score), compact_json(row.provenance)
+        score = compact_json(row.score)
+        provenance = compact_json(row.provenance)
         seals = _row_seals(row.id, {"score": score, "provenance": provenance, "items": items})
         values = row.run, row.id, score, provenance, seals, items
         query = "INSERT OR IGNORE INTO measurements VALUES (?, ?, ?, ?, ?, ?)"
         with self.database.writing("write a measurement") as connection:
             connection.execute(query, values)
-            connection.execute(
-                "DELETE FROM documents WHERE kind = 'failure' AND name = ?", (row.id,)
-            )
+            connection.execute(_FORGET_FAILURE, (row.id,))
 
     def remove(self, run: str, measurement: str = "") -> None:
         """Forget a measurement, or a run with all that was measured on it."""
@@ -161,6 +165,7 @@ class LiveResults(StoredResults):
                 query = "DELETE FROM measurements WHERE run = ? AND id = ?"
                 connection.execute(query, (run, measurement))
                 return
+            # The files in `blobs` stay: other runs may have them too.
             connection.execute("DELETE FROM measurements WHERE run = ?", (run,))
             connection.execute("DELETE FROM files WHERE run = ?", (run,))
             connection.execute("DELETE FROM runs WHERE id = ?", (run,))
@@ -237,12 +242,12 @@ def _check_seal(found: Sequence[tuple[Any, ...]], name: str, column: str, conten
 
 
 def _row_seals(name: str, columns: Mapping[str, str | bytes]) -> str:
-    return compact_json(
-        {column: row_seal(name, column, content) for column, content in columns.items()}
-    )
+    seals = {column: row_seal(name, column, content) for column, content in columns.items()}
+    return compact_json(seals)
 
 
 def row_seal(name: str, column: str, content: str | bytes) -> str:
     """Return the seal of a column of the row that has this name."""
     raw = content.encode() if isinstance(content, str) else content
+    # With the row and the column, so that a whole value in a wrong place is noticed too.
     return seal_of({"row": name, "column": column}, raw)[:_DIGITS]

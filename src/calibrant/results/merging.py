@@ -4,10 +4,13 @@ what is merged from is only read."""
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import DataError, OutputError
+from calibrant.results.database import without_advice
 from calibrant.results.items import same_items
 from calibrant.results.records import Cell
 from calibrant.results.store import Store
@@ -19,12 +22,12 @@ from calibrant.results.verifying import (
     problems_of_measurement,
     problems_of_run,
 )
-from calibrant.system.durable import compact_json
+from calibrant.spec.grammar import SetLabel
 from calibrant.system.progress import Progress, silent
 
-PARTS: Final = ("sparsity", "dense", "edits")
-"""The fields of a record that are its result, beside its weights; the rest is the request, in words
-that may differ from machine to machine."""
+PARTS: Final = ("sparsity", "dense", "edits", "weights")
+"""The parts of a run that are its result; the rest is the request, in words that may differ from
+machine to machine."""
 UNCHANGED: Final = "what this store holds was kept; to take the other, merge the other way round"
 UNUSABLE: Final = "it was not copied; restore it from a copy, or have it computed again"
 
@@ -123,9 +126,10 @@ class _Merging:
         self.kept += 1
         ours = self._target.results(run, measurement)
         try:
+            # Ours may be damaged, of which only reading tells.
             difference = _difference(ours, theirs, run, measurement)
         except DataError as error:
-            what = str(error).partition("; restore it")[0]
+            what = without_advice(error)
             self.problems.append(StoreProblem(error.subject, what, AGAIN, run, measurement))
             return
         if difference:
@@ -140,26 +144,23 @@ class _Merging:
 
 def _difference(ours: StoredResults, theirs: StoredResults, run: str, measurement: str) -> str:
     """How the same result differs in two stores; empty if it doesn't."""
+    here = ours.parts(run, measurement)
+    there = theirs.parts(run, measurement)
     if measurement:
-        mine, other = ours.score(run, measurement), theirs.score(run, measurement)
-        if compact_json(mine["score"]) != compact_json(other["score"]):
-            values = f"{other['score']['value']!r} there, {mine['score']['value']!r} here"
-            return f"the same measurement with another score: {values}"
-        if compact_json(mine.get("beside")) != compact_json(other.get("beside")):
+        if here["score"] != there["score"]:
+            value = ours.score(run, measurement)["score"]["value"]
+            other = theirs.score(run, measurement)["score"]["value"]
+            return f"the same measurement with another score: {other!r} there, {value!r} here"
+        if here.get("beside") != there.get("beside"):
             return "the same measurement with other scores beside it"
-        same = same_items(ours.items(run, measurement), theirs.items(run, measurement))
-        return "" if same else "the same measurement with other items"
-    mine, other = ours.record(run), theirs.record(run)
-    differing: list[str] = []
-    for part in PARTS:
-        if compact_json(mine.get(part)) != compact_json(other.get(part)):
-            differing.append(part)
-    if compact_json(ours.weights(run)) != compact_json(theirs.weights(run)):
-        differing.append("weights")
+        if not same_items(ours.items(run, measurement), theirs.items(run, measurement)):
+            return "the same measurement with other items"
+        return ""
+    differing = [part for part in PARTS if here.get(part) != there.get(part)]
     if differing:
         return f"the same run with other results: {', '.join(differing)}"
-    here, there = ours.digests(run), theirs.digests(run)
-    for name in sorted(here.keys() & there.keys()):
+    files = ours.digests(run).keys() & theirs.digests(run).keys()
+    for name in sorted(files):
         if here[name] != there[name]:
             return f"the same run with another {name}"
     return ""
@@ -175,7 +176,9 @@ def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
     for index in indices:
         for name, revision in index.revisions.items():
             revisions[name] = max(revision, revisions.get(name, revision))
-    sets = {text: label for index in reversed(indices) for text, label in index.labels().items()}
+    sets: dict[str, SetLabel] = {}
+    for index in reversed(indices):  # the first that knows a set says what it is called
+        sets |= index.labels()
     cells = united([store.cells() for store in stores])
     target.write_cells(cells, study, revisions, sets.values())
 
@@ -186,31 +189,38 @@ def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
 
     A cell without a run is left out where another with its labels has one.
     """
-    cells_by_run = dict[tuple[Any, ...], Cell]()
-    order = dict[tuple[Any, ...], int]()
-    for grid in grids:
-        for cell in grid:
-            order.setdefault(cell.labels, len(order))
-            which = cell.run or cell.propagate
-            key = *cell.labels[:-1], which
-            first = cells_by_run.setdefault(key, cell)
-            measures = dict(first.measures)
-            for evaluator, measurement in cell.measures.items():
-                measures.setdefault(evaluator, measurement)
-            propagate = first.propagate or cell.propagate
-            cells_by_run[key] = replace(first, measures=measures, propagate=propagate)
-    answered = set[tuple[Any, ...]]()
-    for cell in cells_by_run.values():
+    by_run: dict[tuple[Any, ...], Cell] = {}
+    order: dict[tuple[Any, ...], int] = {}
+    for cell in chain.from_iterable(grids):
+        order.setdefault(cell.labels, len(order))
+        which = cell.run or cell.propagate
+        key = *cell.labels[:-1], which
+        first = by_run.setdefault(key, cell)
+        # The first has the say, and its order comes first.
+        measures = {**first.measures, **cell.measures, **first.measures}
+        propagate = first.propagate or cell.propagate
+        by_run[key] = replace(first, measures=measures, propagate=propagate)
+    answered: set[tuple[Any, ...]] = set()
+    for cell in by_run.values():
         if cell.run:
+            # In older stores a cell didn't say its propagation.
             answered |= {cell.labels, (*cell.labels[:-1], "")}
-    kept = [cell for cell in cells_by_run.values() if cell.run or cell.labels not in answered]
-    return sorted(kept, key=lambda cell: order[cell.labels])
+    kept: list[tuple[int, Cell]] = []
+    for cell in by_run.values():
+        if cell.run or cell.labels not in answered:
+            kept.append((order[cell.labels], cell))
+    kept.sort(key=itemgetter(0))
+    return [cell for _, cell in kept]
 
 
 def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
-    finished, cells = ids_of_results(target), target.cells()
-    named = {name for cell in cells for name in (cell.run, *cell.measures.values())}
-    answered = {cell.labels[:-1] for cell in cells if cell.run in finished}
+    finished = ids_of_results(target)
+    named: set[str] = set()
+    answered: set[tuple[Any, ...]] = set()
+    for cell in target.cells():
+        named |= {cell.run, *cell.measures.values()}
+        if cell.run in finished:
+            answered.add(cell.labels[:-1])
     failures = target.failures()
     for store in (target, *sources):
         for failed_id, what in store.failures().items():

@@ -1,5 +1,5 @@
-"""What a measurement is: a score, what every item gave, and the journal that it is kept in until it
-is whole. No torch here."""
+"""What a measurement is: a score and what every item gave. Until it is whole, a journal keeps it.
+No torch here."""
 
 import re
 from collections.abc import Mapping
@@ -103,10 +103,14 @@ class Measurement:
         made once, since many comparisons ask for them."""
         import numpy as np
 
-        rows = sorted((item_name(o.item), o.value, o.weight) for o in self.outcomes)
-        names = tuple(name for name, _, _ in rows)
-        values = np.array([value for _, value, _ in rows], dtype=np.float64)
-        weights = np.array([weight for _, _, weight in rows], dtype=np.float64)
+        items: list[tuple[str, float, float]] = []
+        for outcome in self.outcomes:
+            items.append((item_name(outcome.item), outcome.value, outcome.weight))
+        # By name, since comparisons pair the items of two measurements.
+        items.sort()
+        names = tuple(name for name, _, _ in items)
+        values = np.array([value for _, value, _ in items], dtype=np.float64)
+        weights = np.array([weight for _, _, weight in items], dtype=np.float64)
         for array in (values, weights):
             array.setflags(write=False)  # whoever compares them next gets the same ones
         return names, values, weights
@@ -115,21 +119,24 @@ class Measurement:
         heads = ("measured", "metric", "value", "standard error", "items", "unit", "better")
         lines: list[tuple[Any, ...]] = []
         for score in (self.score, *self.beside):
+            value = f"{score.value:.4f}"
             error = "" if score.stderr is None else f"{score.stderr:.4f}"
-            name = score.measured, score.metric
-            lines.append((*name, f"{score.value:.4f}", error, score.n, score.unit, score.better))
+            measured = score.measured, score.metric, value, error
+            lines.append((*measured, score.n, score.unit, score.better))
         return card(f"Measurement on {self.score.measured}", {}, inside=listing(heads, lines))
 
 
-JOURNAL_TABLE: Final = "journal (question TEXT NOT NULL, name TEXT NOT NULL, entry TEXT NOT NULL, PRIMARY KEY (question, name))"
+JOURNAL_TABLE: Final = (
+    "journal (question TEXT NOT NULL, name TEXT NOT NULL, entry TEXT NOT NULL,"
+    " PRIMARY KEY (question, name))"
+)
 JOURNAL_VERSION: Final = 1
 
 
 class Journal:
-    """What a measurement, or a search, that isn't finished has found so far: a row for each thing
-    that was scored.
+    """What a measurement, or a search, that isn't finished has found so far, by name.
 
-    Opened again, it knows what was scored before. Each row has a seal of its own, and one that
+    Opened again, it knows what was found before. Each entry has a seal of its own, and one that
     isn't what was written is dropped. Without a path nothing is written. Numbers come back bit for
     bit.
     """
@@ -137,7 +144,7 @@ class Journal:
     def __init__(self, path: Path | None = None, question: str = "") -> None:
         self.question = question
         self._database: Database | None = None
-        self._known = dict[str, Any]()
+        self._known: dict[str, Any] = {}
         if path is not None:
             self._open(path)
 
@@ -145,7 +152,6 @@ class Journal:
     def within(cls, database: Database, question: str) -> "Journal":
         """Return the journal of a question in a file that has a table for journals."""
         journal = cls(question=question)
-        journal._database = database
         journal._read(database)
         return journal
 
@@ -166,9 +172,10 @@ class Journal:
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
         if self._database is not None:
-            entries = [
-                (self.question, name, self._entry(name, value)) for name, value in results.items()
-            ]
+            entries: list[tuple[str, str, str]] = []
+            for name, value in results.items():
+                entry = line_of_json([value, self._seal(name, value)])
+                entries.append((self.question, name, entry))
             with self._database.writing("write the journal") as connection:
                 connection.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?)", entries)
         self._known.update(results)
@@ -185,21 +192,28 @@ class Journal:
             connection.execute("DELETE FROM journal WHERE question = ?", (self.question,))
 
     def _open(self, path: Path) -> None:
-        """Keep what is found in a file of its own. One that is damaged is set aside and begun
-        anew."""
+        """Keep what is found in a file of its own. One that is damaged is begun anew."""
         database = Database(path, (JOURNAL_TABLE,), JOURNAL_VERSION)
         self._database = database
         if not path.is_file():
             return
         try:
-            _check_version(database)
+            version = database.version()
+            if version != JOURNAL_VERSION:
+                raise OutputError(
+                    f"the journal {short(path)!r} was written in format {version}, this calibrant "
+                    f"reads {JOURNAL_VERSION}; use the version that wrote it, or delete it",
+                    subject=str(path),
+                )
             self._read(database)
+        # What it held can be found again, so a damaged one stops nothing.
         except DamagedError:
             tell_made_again("the journal", short(path))
             database.set_aside()
 
     def _read(self, database: Database) -> None:
-        """Read what was found before."""
+        """Read what was found before, and keep more of it there."""
+        self._database = database
         # As bytes, since SQLite reads nothing more where one text is none.
         columns = "CAST(name AS BLOB), CAST(entry AS BLOB)"
         query = f"SELECT {columns} FROM journal WHERE question = ? ORDER BY rowid"
@@ -213,24 +227,9 @@ class Journal:
             except (ValueError, TypeError):
                 tell_made_again("a line of the journal", short(database.path))
 
-    def _entry(self, name: str, value: Any) -> str:
-        return line_of_json([value, self._seal(name, value)])
-
     def _seal(self, name: str, value: Any) -> str:
         purpose = {"kind": "journal", "question": self.question}
         return seal_of(purpose, line_of_json([name, value]).encode())[:_SEAL_DIGITS]
-
-
-def _check_version(database: Database) -> None:
-    """Raise `OutputError` for a journal that another version wrote."""
-    version = database.version()
-    if version != JOURNAL_VERSION:
-        where = str(database.path)
-        message = f"the journal {short(database.path)!r} was written in format {version}"
-        advice = (
-            f"this calibrant reads {JOURNAL_VERSION}; use the version that wrote it, or delete it"
-        )
-        raise OutputError(f"{message}, {advice}", subject=where)
 
 
 def item_name(item: str) -> str:

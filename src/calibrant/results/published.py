@@ -12,7 +12,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +21,16 @@ import msgspec
 import numpy as np
 
 from calibrant.errors import DataError
-from calibrant.results.blobs import Blobs, digest_of, digest_of_file
-from calibrant.results.items import COLUMNS, check_count, check_items
-from calibrant.results.layouts import restored_columns
-from calibrant.results.stored import PROFILE, StoredResults, damaged, understood
+from calibrant.results.items import COLUMNS, check_count, check_items, restored_columns
+from calibrant.results.stored import (
+    PROFILE,
+    Blobs,
+    StoredResults,
+    damaged,
+    digest_of,
+    digest_of_file,
+    understood,
+)
 from calibrant.system.durable import compact_json, flush, from_json, opened, read_json, short
 from calibrant.system.seals import Purpose
 
@@ -77,6 +83,7 @@ class PublishedResults(StoredResults):
             _check_manifest(self.manifest)
         self._compared = set[str]()
         self._first_rows = cache(self._read_first_rows)
+        # Who reads results asks for neighbours: what was unpacked last is kept.
         self._column_chunk = lru_cache(256)(self._read_column_chunk)
 
     @classmethod
@@ -100,19 +107,21 @@ class PublishedResults(StoredResults):
 
     def index(self) -> Mapping[str, Any]:
         """Return the `StudyIndex` as plain data."""
-        runs = list(self._runs)
-        measurements = [measurement for _, measurement in self._keys]
-        cells: list[dict[str, Any]] = []
+        runs = dict(enumerate(self._runs))
+        measurements = {row: measurement for row, (_, measurement) in enumerate(self._keys)}
+        with self._file(CELLS) as file:
+            cells: list[dict[str, Any]] = file.read().to_pylist()
         with understood(self.path(CELLS)):
-            for cell in self._all_rows(CELLS):
-                row, measures = cell.pop("run_row"), cell.pop("measures")
+            for cell in cells:
+                row = cell.pop("run_row")
                 if row is not None:
-                    cell["run"] = _at(runs, row)
-                found = dict[str, str]()
-                for measure in measures:
-                    name, place = measure["evaluator"], measure["row"]
-                    found[name] = measure["id"] if place is None else _at(measurements, place)
-                cells.append({**cell, "measures": found})
+                    cell["run"] = runs[row]
+                measures: dict[str, str] = {}
+                for measure in cell["measures"]:
+                    named = measure["row"] is None
+                    found = measure["id"] if named else measurements[measure["row"]]
+                    measures[measure["evaluator"]] = found
+                cell["measures"] = measures
         return {"cells": cells, **self.manifest["index"]}
 
     def failures(self) -> Mapping[str, Any]:
@@ -126,66 +135,67 @@ class PublishedResults(StoredResults):
         return sorted(self._measurements.get(run, {}))
 
     def has(self, run: str, measurement: str = "") -> bool:
-        return measurement in self._measurements.get(run, {}) if measurement else run in self._runs
+        there = self._measurements.get(run, {}) if measurement else self._runs
+        return (measurement or run) in there
 
     def record(self, run: str) -> Mapping[str, Any]:
-        place = self._row_of_run(run)
         with understood(self.where(run)):
-            return {"id": run, **from_json(self._cell(RUNS, place, "record"))}
+            return {"id": run, **from_json(self._cell(run, "", "record"))}
 
     def weights(self, run: str) -> Sequence[Mapping[str, Any]]:
-        place = self._row_of_run(run)
         matrices: list[dict[str, Any]] = []
         with understood(self.where(run)):
-            first, count = self._matrices[place]
-            columns = {name: self._cells(MATRICES, first, count, name) for name in MATRIX_FIELDS}
-            for values in zip(*columns.values(), strict=True):
-                matrices.append(matrix_of(dict(zip(columns, values, strict=True))))
+            first, count = self._matrices[self._runs[run]]
+            columns = [self._cells_below(first, count, name) for name in MATRIX_FIELDS]
+            for values in zip(*columns, strict=True):
+                matrices.append(matrix_of(dict(zip(MATRIX_FIELDS, values, strict=True))))
         return matrices
 
     def provenance(self, run: str, measurement: str = "") -> Mapping[str, Any]:
-        table, row = self._table_and_row(run, measurement)
         with understood(self.where(run, measurement)):
-            return from_json(self._cell(table, row, "provenance"))
+            return from_json(self._cell(run, measurement, "provenance"))
 
     def score(self, run: str, measurement: str) -> Mapping[str, Any]:
-        place = self._row_of_score(run, measurement)
         with understood(self.where(run, measurement)):
-            fields = from_json(self._cell(SCORES, place, "score"))
+            fields = from_json(self._cell(run, measurement, "score"))
             for name in ("value", "stderr"):
-                fields["score"][name] = self._cell(SCORES, place, name)
+                fields["score"][name] = self._cell(run, measurement, name)
         return {"id": measurement, "run": run, **fields}
 
     def items(self, run: str, measurement: str, columns: Sequence[str] | None = None) -> Any:
         import pyarrow as pa
 
-        place = self._row_of_score(run, measurement)
-        stored = partial(self._list, place)
         with understood(self.where(run, measurement)):
-            layout = from_json(self._cell(ITEMS, place, "layout"))
-            table = pa.table(dict(restored_columns(layout, stored, columns)))
+            row = self._measurements[run][measurement]
+
+            def stored(column: str) -> Any:
+                return self._value(ITEMS, row, column).values
+
+            layout = from_json(self._value(ITEMS, row, "layout").as_py())
+            table = pa.table(restored_columns(layout, stored, columns))
             check_count(table)
             if columns is None or set(COLUMNS) <= set(columns):
                 check_items(table.schema)
             return table
 
     def digests(self, run: str) -> Mapping[str, str]:
-        place = self._row_of_run(run)
         with understood(self.where(run)):
-            digests = dict(from_json(self._cell(RUNS, place, "files")))
-            profile = self._cell(RUNS, place, "profile")
-            if profile is not None:
-                digests[PROFILE] = digest_of(profile.encode())
+            digests = dict(from_json(self._cell(run, "", "files")))
+        profile = self._profile(run)
+        if profile is not None:
+            digests[PROFILE] = digest_of(profile)
         return digests
 
     def file(self, run: str, name: str) -> bytes | None:
         if name == PROFILE:
-            place = self._row_of_run(run)
-            with understood(self.where(run)):
-                profile = self._cell(RUNS, place, "profile")
-                return None if profile is None else profile.encode()
+            return self._profile(run)
         digest = self.digests(run).get(name)
         return None if digest is None else self.blobs.get(digest)
+
+    def _profile(self, run: str) -> bytes | None:
+        with understood(self.where(run)):
+            profile = self._cell(run, "", "profile")
+            return None if profile is None else profile.encode()
 
     def where(self, run: str, measurement: str = "") -> str:
         table = SCORES if measurement else RUNS
@@ -199,8 +209,8 @@ class PublishedResults(StoredResults):
     @cached_property
     def _keys(self) -> Sequence[tuple[str, str]]:
         """The ids of the run and the measurement of each row of scores."""
-        runs, measurements = self._texts(SCORES, "run"), self._texts(SCORES, "measurement")
-        return list(zip(runs, measurements, strict=True))
+        runs = self._texts(SCORES, "run")
+        return list(zip(runs, self._texts(SCORES, "measurement"), strict=True))
 
     @cached_property
     def _measurements(self) -> Mapping[str, Mapping[str, int]]:
@@ -216,44 +226,32 @@ class PublishedResults(StoredResults):
         counts = self._column(RUNS, "matrices")
         if min(counts, default=0) < 0:
             raise ValueError("a run can't have fewer matrices than none")
+        # One more first row than there are runs: where the next one would begin.
         firsts = accumulate(counts, initial=0)
         return dict(enumerate(zip(firsts, counts, strict=False)))
 
-    def _table_and_row(self, run: str, measurement: str) -> tuple[str, int]:
-        """The table and the row that a run or a measurement has."""
+    def _cell(self, run: str, measurement: str, column: str) -> Any:
+        """One value of the row of a run or a measurement."""
         if measurement:
-            return SCORES, self._row_of_score(run, measurement)
-        return RUNS, self._row_of_run(run)
+            return self._value(SCORES, self._measurements[run][measurement], column).as_py()
+        return self._value(RUNS, self._runs[run], column).as_py()
 
-    def _row_of_run(self, run: str) -> int:
-        with understood(self.where(run)):
-            return self._runs[run]
-
-    def _row_of_score(self, run: str, measurement: str) -> int:
-        with understood(self.where(run, measurement)):
-            return self._measurements[run][measurement]
-
-    def _cell(self, table: str, row: int, column: str) -> Any:
-        """One value of a table."""
+    def _value(self, table: str, row: int, column: str) -> Any:
+        """One value of a table, as Arrow has it."""
         group, place = self._group_and_place(table, row)
-        return self._column_chunk(table, group, column)[place].as_py()
+        return self._column_chunk(table, group, column)[place]
 
-    def _cells(self, table: str, first: int, count: int, column: str) -> list[Any]:
-        """Some values of a table that stand below each other."""
+    def _cells_below(self, first: int, count: int, column: str) -> list[Any]:
+        """Some values of the table of matrices that stand below each other."""
         values: list[Any] = []
         while len(values) < count:
-            group, place = self._group_and_place(table, first + len(values))
-            chunk = self._column_chunk(table, group, column)
+            group, place = self._group_and_place(MATRICES, first + len(values))
+            chunk = self._column_chunk(MATRICES, group, column)
             part = chunk.slice(place, count - len(values))
             if not len(part):
-                raise ValueError(f"{table} ends before its rows do")
+                raise ValueError(f"{MATRICES} ends before its rows do")
             values += part.to_pylist()
         return values
-
-    def _list(self, row: int, column: str) -> Any:
-        """What a measurement has in a column of `items.parquet`, as an Arrow array."""
-        group, place = self._group_and_place(ITEMS, row)
-        return self._column_chunk(ITEMS, group, column)[place].values
 
     def _group_and_place(self, table: str, row: int) -> tuple[int, int]:
         """In which row group a row is, and where in it."""
@@ -268,10 +266,15 @@ class PublishedResults(StoredResults):
             counts = [file.metadata.row_group(group).num_rows for group in groups]
         return list(accumulate(counts, initial=0))[:-1]
 
+    def _read_column_chunk(self, table: str, group: int, column: str) -> Any:
+        with self._file(table) as file:
+            return file.read_row_group(group, columns=[column])[column].combine_chunks()
+
     def _texts(self, table: str, column: str) -> list[str]:
         """A column of ids, whole."""
         with understood(self.path(table)):
             values = self._column(table, column)
+            # A row without an id would stand for no run.
             if not all(isinstance(value, str) for value in values):
                 raise ValueError(f"its column {column} has rows without an id")
             return values
@@ -281,14 +284,6 @@ class PublishedResults(StoredResults):
         with self._file(table) as file:
             return file.read(columns=[column])[column].to_pylist()
 
-    def _all_rows(self, table: str) -> list[dict[str, Any]]:
-        with self._file(table) as file:
-            return file.read().to_pylist()
-
-    def _read_column_chunk(self, table: str, group: int, column: str) -> Any:
-        with self._file(table) as file:
-            return file.read_row_group(group, columns=[column])[column].combine_chunks()
-
     @contextmanager
     def _file(self, table: str) -> Iterator[Any]:
         """Open a table. What can't be read in it, or isn't what was published, is damaged."""
@@ -296,11 +291,15 @@ class PublishedResults(StoredResults):
         import pyarrow.parquet as pq
 
         path = self.path(table)
+        # Only once for each table, since it reads all of it.
         if table not in self._compared:
             problem = self._problem(table)
             if problem:
-                advice = "it is of another store, or damaged: restore it from a copy"
-                raise DataError(f"{short(path)!r} {problem}; {advice}", subject=str(path))
+                raise DataError(
+                    f"{short(path)!r} {problem}; "
+                    "it is of another store, or damaged: restore it from a copy",
+                    subject=str(path),
+                )
             self._compared.add(table)
         try:
             with opened(path) as raw, pq.ParquetFile(raw) as file:
@@ -310,7 +309,8 @@ class PublishedResults(StoredResults):
 
     def _problem(self, name: str) -> str:
         """What is wrong with a table; empty if it is what was published."""
-        path, expected = self.path(name), self.manifest["files"][name]
+        path = self.path(name)
+        expected = self.manifest["files"][name]
         if not path.is_file():
             return "is missing, and was written"
         with understood(path):
@@ -329,13 +329,6 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     msgspec.convert(manifest["index"], dict[str, Any])
 
 
-def _at(values: Sequence[str], row: int) -> str:
-    """The value in a row. Raises `IndexError` for one that isn't there, also below 0."""
-    if row < 0:
-        raise IndexError(f"there is no row {row}")
-    return values[row]
-
-
 def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts of a matrix of its row in `matrices.parquet`."""
     facts = dict[str, Any]()
@@ -349,6 +342,7 @@ def matrix_of(row: Mapping[str, Any]) -> dict[str, Any]:
             facts[name] = row[name].hex()
     if row["rows"] is not None:
         facts["shape"] = [row["rows"], row["columns"]]
+        # It was left out, since it is what zeros and shape give.
         if row["zeros"] is not None and row["sparsity"] is None:
             facts["sparsity"] = row["zeros"] / (row["rows"] * row["columns"])
     if row["notes"] is not None:

@@ -1,24 +1,22 @@
-"""Publishing a store: its results as a few tables. Killed anywhere, it has lost nothing and can be
-run again.
+"""Publishing a store: its results as a few tables, with a card that makes the folder a data set of
+the Hugging Face hub. Killed anywhere, it has lost nothing and can be run again.
 
 New tables are made in a folder of their own and moved to `.packed` by one rename; from then on they
 are read there. They take their places one by one, `packed.json` last. The database goes after that.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from calibrant.errors import DataError, OutputError
-from calibrant.results.blobs import Blobs, digest_of_file
-from calibrant.results.card import CARD, card_of, is_ours
-from calibrant.results.claims import Claim
-from calibrant.results.items import leaf, same_items
-from calibrant.results.layouts import AS_IT_IS, PLACED, laid_out
+from calibrant.results.database import Claim
+from calibrant.results.items import AS_IT_IS, PLACED, laid_out, same_items
 from calibrant.results.live import DATABASE
 from calibrant.results.published import (
     CELLS,
@@ -37,7 +35,7 @@ from calibrant.results.published import (
     settle,
 )
 from calibrant.results.store import STATISTICS, STUDY, Store
-from calibrant.results.stored import PROFILE, StoredResults
+from calibrant.results.stored import PROFILE, Blobs, digest_of_file
 from calibrant.results.verifying import StoreProblem, problems_of_measurement, problems_of_run
 from calibrant.system.durable import (
     UNFINISHED,
@@ -52,15 +50,107 @@ from calibrant.system.durable import (
 from calibrant.system.progress import Progress, silent
 
 MOST_ROWS: Final = 100_000
-"""Matrices, or items, in a row group at most, but for those of a single run or measurement."""
+"""Items in a row group at most, but for those of a single measurement."""
 MOST_TEXT: Final = 2**24
 """Characters in a row group at most, but for a single row: to read one, all are unpacked."""
+LEAST_TEXT: Final = 168
+"""Characters that a row counts for beside its texts, so that a group has 100,000 rows at most."""
 
 PACKING: Final = "pack"
 """The name of the claim of who packs a store."""
 
+Row = TypeVar("Row")
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
+
+RUN_COLUMNS: Final = {
+    "run": "string",
+    "model": "string",
+    "data": "string",
+    "method": "string",
+    "target": "string",
+    "allocation": "string",
+    "propagation": "string",
+    "dtype": "string",
+    "tokens": "string",
+    "draw": "int64",
+    "sparsity": "double",
+    "matrices": "int64",
+    "record": "large_string",
+    "provenance": "large_string",
+    "profile": "large_string",
+    "files": "large_string",
+}
+"""The columns of `runs.parquet` and their types; those of large texts are documents."""
+SCORE_COLUMNS: Final = {
+    "run": "string",
+    "measurement": "string",
+    "evaluator": "string",
+    "measured": "string",
+    "metric": "string",
+    "unit": "string",
+    "better": "string",
+    "n": "int64",
+    "value": "double",
+    "stderr": "double",
+    "chance": "double",
+    "score": "large_string",
+    "provenance": "large_string",
+}
+
+CARD: Final = "README.md"
+"""The page of a published store."""
+_SIGNATURE: Final = "<!-- written by calibrant store pack -->"
+
+_CARD: Final = """---
+pretty_name: Results of calibrant
+tags:
+- calibrant
+- model-compression
+configs:
+- config_name: scores
+  data_files: scores.parquet
+  default: true
+- config_name: runs
+  data_files: runs.parquet
+- config_name: matrices
+  data_files: matrices.parquet
+- config_name: items
+  data_files: items.parquet
+- config_name: cells
+  data_files: cells.parquet
+---
+<!-- written by calibrant store pack -->
+
+# Results of calibrant
+
+{runs:,} runs with {measurements:,} measurements of {items:,} items, packed by `calibrant store
+pack`. `calibrant report FOLDER` shows what they say. `calibrant store verify FOLDER` derives
+every hash again.
+
+- `runs.parquet` has a row for each run: which model was compressed, with which calibration set,
+  method and target. `record` is its record in JSON without the matrices, of which other columns
+  repeat parts; `matrices` is how many rows it has in `matrices.parquet`, `profile` what the
+  calibration set says, `provenance` on what machine and in what time.
+- `matrices.parquet` has a row for each matrix of each run, in the order of the runs.
+- `scores.parquet` has a row for each measurement of a run: what was measured, and the score with
+  its standard error. `score` is the measurement in JSON without these two, of which other columns
+  repeat parts.
+- `items.parquet` has, in the same row, lists with what each item of that measurement gave: its
+  name, value and weight (value / weight is its own score, Σvalue / Σweight the measurement's),
+  and what else is known of it. No number is there twice: `layout` says for each column where it
+  comes from.
+- `cells.parquet` has a row for each cell of the study's grid. It names runs and scores by their
+  rows.
+
+```python
+from datasets import load_dataset
+
+scores = load_dataset("FOLDER", "scores", split="train")
+```
+
+The models: {models}.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,10 +182,9 @@ def pack(
     with Store(source, create=False):  # or a folder that is none would be taken for a new one
         before = _size(source)
     try:
-        in_place = out is None
         counts = (
             _pack_in_place(source, progress)
-            if in_place
+            if out is None
             else _pack_elsewhere(source, target, progress)
         )
     except OSError as error:
@@ -104,27 +193,30 @@ def pack(
     return PackedStore(str(target), *counts, *before, *_size(target))
 
 
-def _check_finished(store: Store) -> None:
-    """Raise `OutputError` for a store that has a journal, which no table has a place for."""
-    where = str(store.folder)
-    if store.live.database.rows("SELECT 1 FROM journal LIMIT 1"):
-        what = f"a study isn't finished in {where!r}, and what it found so far would be lost"
-        raise OutputError(f"{what}; finish it, or pack it into another folder", subject=where)
-
-
 def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
+    where = str(folder)
     only_published = not (folder / DATABASE).exists()
     with Store(folder) as store:
         if store.at_work():
-            what = f"a study is at work in {str(folder)!r}; wait until it is done"
-            raise OutputError(f"{what}, or pack it into another folder", subject=str(folder))
+            raise OutputError(
+                f"a study is at work in {where!r}; "
+                "wait until it is done, or pack it into another folder",
+                subject=where,
+            )
+        # A study that begins from now on writes beside, and nothing of it is removed.
         claim = store.claim(PACKING)
         if claim is None:
-            message = f"{str(folder)!r} is being packed already; wait until that is done"
-            raise OutputError(message, subject=str(folder))
+            message = f"{where!r} is being packed already; wait until that is done"
+            raise OutputError(message, subject=where)
         with ExitStack() as failing:
             failing.callback(_give_up, store, claim, only_published)
-            _check_finished(store)
+            # No table has a place for a journal.
+            if store.live.database.rows("SELECT 1 FROM journal LIMIT 1"):
+                raise OutputError(
+                    f"a study isn't finished in {where!r}, and what it found so far would be lost; "
+                    "finish it, or pack it into another folder",
+                    subject=where,
+                )
             before = store.blobs.listed()  # what a later study adds stays
             counts = _move_in_tables(store, progress)
             store.remove_database(*counts)
@@ -157,14 +249,19 @@ def _move_in_tables(store: Store, progress: Progress) -> tuple[int, int]:
     half = folder / f"{UNFINISHED}-tables"
     with appearing(folder / MOVING, half):
         counts = _write_tables(store, half, progress)
-        if (folder / CARD).exists() and not is_ours(folder / CARD):
+        page = folder / CARD
+        if page.exists() and not (page.is_file() and _SIGNATURE.encode() in page.read_bytes()):
             (half / CARD).unlink()  # the user's own page stays
         flush(half)
+    # From here on a kill loses nothing: whoever opens the store next does the rest.
     settle(folder)
     published = PublishedResults.of(folder)
     if published is None or any(published.changed()):
-        message = f"the tables in {str(folder)!r} aren't those that were just written"
-        raise OutputError(f"{message}; the database stays, pack it again", subject=str(folder))
+        raise OutputError(
+            f"the tables in {str(folder)!r} aren't those that were just written; "
+            "the database stays, pack it again",
+            subject=str(folder),
+        )
     return counts
 
 
@@ -172,6 +269,7 @@ def _pack_elsewhere(source: Path, target: Path, progress: Progress) -> tuple[int
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         message = f"{str(target)!r} exists already; name a folder that isn't there yet"
         raise OutputError(message, subject=str(target))
+    # The same name each time, so the next try clears what a killed one left.
     half = target.with_name(f"{UNFINISHED}-{target.name}")
     with Store(source, create=False) as store, appearing(target, half):
         counts = _write_tables(store, half, progress)
@@ -187,10 +285,11 @@ def _pack_elsewhere(source: Path, target: Path, progress: Progress) -> tuple[int
 
 def _lasting(store: Store) -> set[str]:
     """The digests of the files that a published store keeps: profiles are in its tables."""
-    lasting = set[str]()
+    lasting: set[str] = set()
     for run in store.ids():
-        digests = store.results(run).digests(run)
-        lasting.update(digest for name, digest in digests.items() if name != PROFILE)
+        for name, digest in store.results(run).digests(run).items():
+            if name != PROFILE:
+                lasting.add(digest)
     return lasting
 
 
@@ -206,19 +305,20 @@ class _Tables:
     """Writes the tables of a store, row group by row group."""
 
     def __init__(self, store: Store, folder: Path, progress: Progress) -> None:
-        self._store, self._folder, self._progress = store, folder, progress
+        self._store = store
+        self._folder = folder
+        self._progress = progress
         self.runs = sorted(store.ids(), key=self._place_of_run)
         self.keys: list[Key] = []
-        self._columns = dict[tuple[str, str], str]()
-        self._kinds = dict[str, Any]()
-        self._models = dict[str, None]()
-        self._sizes = dict[Key, int]()
-        self._items = 0
+        self._columns: dict[tuple[str, str], str] = {}
+        self._kinds: dict[str, Any] = {}
+        self._models: dict[str, None] = {}
+        self._sizes: dict[Key, int] = {}
 
     def write(self) -> None:
         """Write all of them."""
         groups = self._grouped()
-        self.keys = [key for group in groups for key in group]
+        self.keys = list(chain.from_iterable(groups))
         self._write_items(groups)
         self._write_scores()
         self._write_runs()
@@ -235,12 +335,13 @@ class _Tables:
     def _grouped(self) -> list[list[Key]]:
         """The measurements that one evaluator made, group by group: the same items, so that they
         take the least room together. Checks everything on the way."""
-        groups = dict[str, list[Key]]()
+        groups: dict[str, list[Key]] = {}
         for number, run in enumerate(self.runs):
             self._progress("packing", number, len(self.runs))
             results = self._store.results(run)
             _check_whole(next(problems_of_run(results, run), None))
             for measurement in sorted(self._store.measured(run)):
+                # A measurement may lie in the tables and its run in the database, or the other way.
                 results = self._store.results(run, measurement)
                 _check_whole(next(problems_of_measurement(results, run, measurement), None))
                 table = results.items(run, measurement)
@@ -259,6 +360,7 @@ class _Tables:
         key = name, str(kind)
         if key in self._columns:
             return
+        # The first type that a name has keeps the plain name.
         taken = name in self._kinds or name == "layout"
         column = f"{name} ({kind})" if taken else name
         self._columns[key] = column
@@ -273,21 +375,8 @@ class _Tables:
         schema = pa.schema(columns)
         with self._writer(ITEMS, schema) as writer:
             for group in groups:
-                for keys in self._within(group):
+                for keys in _row_groups(group, self._sizes.__getitem__, MOST_ROWS):
                     writer.write_table(self._table_of_items(keys, schema))
-
-    def _within(self, group: Sequence[Key]) -> Iterator[list[Key]]:
-        """Yield the measurements of a group in row groups."""
-        keys, count = list[Key](), 0
-        for key in group:
-            items = self._sizes[key]
-            if keys and count + items > MOST_ROWS:
-                yield keys
-                keys, count = [], 0
-            keys.append(key)
-            count += items
-            self._items += items
-        yield keys
 
     def _table_of_items(self, keys: Sequence[Key], schema: Any) -> Any:
         """A row for each measurement, with a list of all its items gave in each column."""
@@ -302,28 +391,19 @@ class _Tables:
     def _items_of(self, key: Key) -> dict[str, Any]:
         """The row of a measurement: its layout, and its arrays by the columns of the table."""
         layout, arrays = laid_out(self._store.results(*key).items(*key))
-        row = dict[str, Any]()
-        columns = dict[str, str]()
+        columns: dict[str, str] = {}
         for name, array in arrays.items():
             columns[name] = self._columns[name, str(array.type)]
-            row[columns[name]] = array
         placed: list[list[str]] = []
         for name, rule, *sources in layout:
             if rule in (AS_IT_IS, PLACED):
                 sources = [columns[source] for source in sources]
             placed.append([name, rule, *sources])
-        row["layout"] = compact_json(placed)
-        return row
+        row = {columns[name]: array for name, array in arrays.items()}
+        return {**row, "layout": compact_json(placed)}
 
     def _write_scores(self) -> None:
-        import pyarrow as pa
-
-        texts = ("run", "measurement", "evaluator", "measured", "metric", "unit", "better")
-        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
-        columns.append(("n", pa.int64()))
-        columns += [(name, pa.float64()) for name in ("value", "stderr", "chance")]
-        columns += [(name, pa.large_string()) for name in ("score", "provenance")]
-        self._write_rows(SCORES, pa.schema(columns), map(self._row_of_score, self.keys))
+        self._write_rows(SCORES, _schema(SCORE_COLUMNS), map(self._row_of_score, self.keys))
 
     def _row_of_score(self, key: Key) -> dict[str, Any]:
         results = self._store.results(*key)
@@ -340,26 +420,25 @@ class _Tables:
         return row
 
     def _write_runs(self) -> None:
-        import pyarrow as pa
-
-        texts = ("run", "model", "data", "method", "target", "allocation", "propagation", "dtype")
-        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in (*texts, "tokens")]
-        columns += [("draw", pa.int64()), ("sparsity", pa.float64()), ("matrices", pa.int64())]
-        documents = ("record", "provenance", "profile", "files")
-        columns += [(name, pa.large_string()) for name in documents]
-        self._write_rows(RUNS, pa.schema(columns), map(self._row_of_run, self.runs))
+        self._write_rows(RUNS, _schema(RUN_COLUMNS), map(self._row_of_run, self.runs))
 
     def _write_matrices(self) -> None:
         import pyarrow as pa
 
-        plain = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-        columns: list[tuple[str, Any]] = []
-        columns += [(name, plain[kind]) for name, kind in MATRIX_COLUMNS.items()]
-        columns += [(ERROR, pa.float32())]
-        columns += [(name, pa.binary(width)) for name, width in HEXADECIMAL.items()]
-        columns += [("rows", pa.int64()), ("columns", pa.int64())]
-        columns += [("notes", pa.large_string()), ("more", pa.large_string())]
-        self._write_rows(MATRICES, pa.schema(columns), self._rows_of_matrices())
+        kinds = {str: "string", int: "int64", float: "double"}
+        columns = {name: kinds[kind] for name, kind in MATRIX_COLUMNS.items()}
+        schema = _schema({**columns, ERROR: "float"})
+        for name, width in HEXADECIMAL.items():
+            schema = schema.append(pa.field(name, pa.binary(width)))
+        rest = {
+            "rows": "int64",
+            "columns": "int64",
+            "notes": "large_string",
+            "more": "large_string",
+        }
+        for column in _schema(rest):
+            schema = schema.append(column)
+        self._write_rows(MATRICES, schema, self._rows_of_matrices())
 
     def _row_of_run(self, run: str) -> dict[str, Any]:
         results = self._store.results(run)
@@ -367,27 +446,28 @@ class _Tables:
         del record["id"]
         asked = record["run"]
         self._models[asked["model_name"]] = None
-        row: dict[str, Any] = {
-            "run": run,
-            "model": asked["model_name"],
-            "draw": asked.get("seed", 0),
-            "propagation": asked["propagate"],
-            "sparsity": record["sparsity"],
-            "matrices": len(results.weights(run)),
-        }
-        for name in ("data", "target", "dtype", "tokens"):
-            row[name] = asked[name]
-        for name in ("method", "allocation"):
-            row[name] = str(asked[name].get("spec", ""))
         digests = dict(results.digests(run))
         profile = results.file(run, PROFILE)
-        if profile is not None:  # whose digest is made of it again
-            row["profile"] = profile.decode()
-            del digests[PROFILE]
-        row["files"] = compact_json(digests)
-        row["record"] = compact_json(record)
-        row["provenance"] = compact_json(results.provenance(run))
-        return row
+        if profile is not None:
+            del digests[PROFILE]  # which is made again of the profile itself
+        return {
+            "run": run,
+            "model": asked["model_name"],
+            "data": asked["data"],
+            "method": str(asked["method"].get("spec", "")),
+            "target": asked["target"],
+            "allocation": str(asked["allocation"].get("spec", "")),
+            "propagation": asked["propagate"],
+            "dtype": asked["dtype"],
+            "tokens": asked["tokens"],
+            "draw": asked.get("seed", 0),
+            "sparsity": record["sparsity"],
+            "matrices": len(results.weights(run)),
+            "record": compact_json(record),
+            "provenance": compact_json(results.provenance(run)),
+            "profile": None if profile is None else profile.decode(),
+            "files": compact_json(digests),
+        }
 
     def _rows_of_matrices(self) -> Iterator[dict[str, Any]]:
         for run in self.runs:
@@ -397,11 +477,11 @@ class _Tables:
     def _write_cells(self) -> None:
         import pyarrow as pa
 
-        measure = pa.struct({"evaluator": pa.string(), "row": pa.int32(), "id": pa.string()})
         texts = ("model", "data", "method", "target", "run", "propagate")
-        columns: list[tuple[str, Any]] = [(name, pa.string()) for name in texts]
-        columns += [("seed", pa.int64()), ("run_row", pa.int32()), ("measures", pa.list_(measure))]
-        self._write_rows(CELLS, pa.schema(columns), self._rows_of_cells())
+        schema = _schema({**dict.fromkeys(texts, "string"), "seed": "int64", "run_row": "int32"})
+        measure = pa.struct({"evaluator": pa.string(), "row": pa.int32(), "id": pa.string()})
+        schema = schema.append(pa.field("measures", pa.list_(measure)))
+        self._write_rows(CELLS, schema, self._rows_of_cells())
 
     def _rows_of_cells(self) -> Iterator[dict[str, Any]]:
         """Yield the cells of the grid; results that are there are named by their rows."""
@@ -423,22 +503,21 @@ class _Tables:
             yield row
 
     def _write_manifest(self) -> None:
-        counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": self._items}
-        card = card_of(**counts, models=list(self._models))
-        sums = dict[str, str]()
+        items = sum(self._sizes.values())
+        counts = {"runs": len(self.runs), "measurements": len(self.keys), "items": items}
+        models = ", ".join(f"`{name}`" for name in self._models) or "none"
+        write_bytes(self._folder / CARD, _CARD.format(**counts, models=models).encode())
+        sums: dict[str, str] = {}
         for path in sorted(self._folder.glob("*.parquet")):
             flush(path)
             sums[path.name] = digest_of_file(path)
-        write_bytes(self._folder / CARD, card.encode())
+        # The cells have a table, and what is left is small.
         index = self._store.index().plain()
         del index["cells"]
-        manifest = {
-            **counts,
-            "files": sums,
-            "index": index,
-            "failures": self._store.failures(),
-        }
+        failures = self._store.failures()
+        manifest = {**counts, "files": sums, "index": index, "failures": failures}
         text = text_of_json(sealed(manifest, PACKED_PURPOSE), ordered=True)
+        # Last: this file makes the folder a published store.
         write_bytes(self._folder / PACKED, text.encode())
 
     def _write_rows(self, table: str, schema: Any, rows: Iterator[Mapping[str, Any]]) -> None:
@@ -446,16 +525,13 @@ class _Tables:
         import pyarrow as pa
 
         texts = [column.name for column in schema if column.type == pa.large_string()]
+
+        def size(row: Mapping[str, Any]) -> int:
+            return LEAST_TEXT + sum(len(row.get(name) or "") for name in texts)
+
         with self._writer(table, schema) as writer:
-            waiting, size = list[Mapping[str, Any]](), 0
-            for row in rows:
-                more = sum(len(row.get(name) or "") for name in texts)
-                if waiting and (size + more > MOST_TEXT or len(waiting) == MOST_ROWS):
-                    writer.write_table(pa.Table.from_pylist(waiting, schema))
-                    waiting, size = [], 0
-                waiting.append(row)
-                size += more
-            writer.write_table(pa.Table.from_pylist(waiting, schema))
+            for group in _row_groups(rows, size, MOST_TEXT):
+                writer.write_table(pa.Table.from_pylist(group, schema))
 
     @contextmanager
     def _writer(self, table: str, schema: Any) -> Iterator[Any]:
@@ -464,10 +540,14 @@ class _Tables:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        apart = dict[str, str]()
+        apart: dict[str, str] = {}
         repeated: Any = []  # names of columns, which the types of pyarrow don't know of
         for column in schema:
-            path, kind = leaf(column)
+            path = column.name
+            kind = column.type
+            while pa.types.is_list(kind):
+                path = f"{path}.list.element"  # what Parquet calls the values in a list
+                kind = kind.value_type
             number = pa.types.is_floating(kind) and path != "weight.list.element"
             if number or column.name == "inputs":
                 apart[path] = "BYTE_STREAM_SPLIT"
@@ -479,11 +559,27 @@ class _Tables:
             compression="zstd",
             compression_level=19,
             data_page_size=2**26,  # what repeats is found however far apart it is
+            # Nobody searches these tables by value.
             write_statistics=False,
             use_dictionary=repeated,
             column_encoding=apart,
         ) as writer:
             yield writer
+
+
+def _row_groups(rows: Iterable[Row], size: Callable[[Row], int], most: int) -> Iterator[list[Row]]:
+    """Yield rows in groups that have together `most` of what `size` gives, or are single."""
+    group: list[Row] = []
+    filled = 0
+    for row in rows:
+        more = size(row)
+        if group and filled + more > most:
+            yield group
+            group = []
+            filled = 0
+        group.append(row)
+        filled += more
+    yield group
 
 
 def _check_whole(problem: StoreProblem | None) -> None:
@@ -495,52 +591,53 @@ def _check_same(
     store: Store, tables: PublishedResults, runs: Sequence[str], keys: Sequence[Key]
 ) -> None:
     """Raise `OutputError` unless every result comes back as it is."""
-    for run in runs:
-        if _parts_of_run(store.results(run), run) != _parts_of_run(tables, run):
-            raise _changed(tables.where(run))
-    for key in keys:
-        results = store.results(*key)
-        same = _parts_of_score(results, key) == _parts_of_score(tables, key)
-        if not same or not same_items(results.items(*key), tables.items(*key)):
-            raise _changed(tables.where(*key))
+    for result in [*((run, "") for run in runs), *keys]:
+        results = store.results(*result)
+        same = results.parts(*result) == tables.parts(*result)
+        if same and result[1]:
+            same = same_items(results.items(*result), tables.items(*result))
+        if not same:
+            where = tables.where(*result)
+            raise OutputError(
+                f"{where!r} would not come back as it is; nothing was changed, "
+                "and this is a defect of calibrant",
+                subject=where,
+            )
 
 
-def _parts_of_run(results: StoredResults, run: str) -> list[str]:
-    parts = results.record(run), results.weights(run), results.provenance(run), results.digests(run)
-    return [compact_json(part) for part in parts]
+def _schema(columns: Mapping[str, str]) -> Any:
+    """The schema of a table with these columns, each with its type in Arrow's words."""
+    import pyarrow as pa
 
-
-def _parts_of_score(results: StoredResults, key: Key) -> list[str]:
-    return [compact_json(results.score(*key)), compact_json(results.provenance(*key))]
-
-
-def _changed(where: str) -> OutputError:
-    message = f"{where!r} would not come back as it is; nothing was changed"
-    return OutputError(f"{message}, and this is a defect of calibrant", subject=where)
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
 
 
 def _list_array(parts: Sequence[Any], kind: Any) -> Any:
     """One list for each part, null where there is none."""
     import pyarrow as pa
 
-    offsets, missing = [0], list[bool]()
+    offsets = [0]
+    present: list[Any] = []
     for part in parts:
-        length = 0 if part is None else len(part)
-        offsets.append(offsets[-1] + length)
-        missing.append(part is None)
-    there = [part for part in parts if part is not None]
-    values = pa.concat_arrays(there) if there else pa.array([], kind)
-    mask = pa.array(missing, pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=mask)
+        end = offsets[-1]
+        if part is not None:
+            present.append(part)
+            end += len(part)
+        offsets.append(end)
+    values = pa.concat_arrays(present) if present else pa.array([], kind)
+    missing = pa.array([part is None for part in parts], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)
 
 
 def _size(folder: Path) -> tuple[int, int]:
     """How many files a store has, and of how many bytes, without what can be made again."""
-    sizes: list[int] = []
+    files = 0
+    size = 0
     for path in folder.rglob("*"):
         if STATISTICS in path.relative_to(folder).parts:
             continue
         with suppress(FileNotFoundError):  # SQLite's may go at any time
             if path.is_file():
-                sizes.append(path.stat().st_size)
-    return len(sizes), sum(sizes)
+                files += 1
+                size += path.stat().st_size
+    return files, size

@@ -1,29 +1,174 @@
-"""The values in a store: the run that was requested, its record, and the cells of a study's
-grid.
+"""The values in a store: the run that was requested, its record, and the cells of a study's grid;
+and which mappings may stand in them.
+
+What is named in a mapping must have its type where it is there. What an older version left out may
+lack, and what a newer one adds may be there, and is kept. `msgspec` checks it, and `make generate`
+writes a JSON schema of it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Final, Required, TypedDict
 
 import msgspec
+from msgspec import Meta
 
-from calibrant.results.facts import (
-    DataFacts,
-    EditFacts,
-    Identity,
-    MatrixFacts,
-    Profile,
-    Provenance,
-    SpecForm,
-    StudyParts,
-)
 from calibrant.results.outcomes import Count, Score, ScoreFacts, Size
 from calibrant.spec import identity
 from calibrant.spec.families import known_family
 from calibrant.spec.grammar import SetLabel
 from calibrant.system.durable import from_json
 from calibrant.system.notebook import card
+
+Hexadecimal = Annotated[str, Meta(pattern="^(?:[0-9a-f]{4})*$")]
+Identity = Annotated[str, Meta(pattern=r"^[\w:-]{0,200}$")]
+"""An id, or nothing for what a study plans and hasn't made yet."""
+Several = str | int | float | list[str | int | float] | None
+
+
+class SpecForm(TypedDict, total=False):
+    """The beginning of a spec's canonical form; its parameters stand beside."""
+
+    spec: str
+    revision: int
+
+
+class Hub(TypedDict, total=False):
+    """Where on the hub a part comes from."""
+
+    id: str
+    config: str | None
+    revision: str
+
+
+class PartFacts(TypedDict, total=False):
+    """What a record knows of one part of its calibration set."""
+
+    data: str
+    family: str
+    share: Size
+    weight: float
+    windows: Count
+    sequences: Count
+    tokens: Count
+    rows: Count
+    rows_held: Count | None
+    overlap: Size
+    row_lengths: list[Count]
+    origin: str
+    note: str
+    hub: Hub | None
+    licence: str
+
+
+class DataFacts(TypedDict, total=False):
+    """What a record knows of its calibration set."""
+
+    data: str
+    draw: Count
+    windows: Count
+    length: Count
+    tokens: Count
+    pads: Count
+    overlap: Size
+    parts: list[PartFacts]
+    mix: list[Mapping[str, Any]]
+    leaked: Mapping[str, Count]
+
+
+class MatrixFacts(TypedDict, total=False):
+    """What a record knows of a matrix; see `Record`."""
+
+    name: Required[str]
+    shape: list[Count]
+    zeros: Count
+    sparsity: Size
+    error: float
+    error_from: str
+    bits_a_weight: Size
+    bytes: Count
+    bits: Hexadecimal
+    inputs: Hexadecimal
+    notes: Mapping[str, Any]
+    tokens: Count
+    reason: str
+
+
+class EditFacts(TypedDict, total=False):
+    """What a record knows of an edit that is no matrix's."""
+
+    edit: Required[str]
+    removed: Count
+    notes: Mapping[str, Any]
+
+
+class Provenance(TypedDict, total=False):
+    """How a result came about: of a run seconds by phase, of a measurement all of them."""
+
+    seconds: Mapping[str, Size] | Size
+    versions: Mapping[str, str]
+    peak_memory_bytes: Count
+    model_note: str
+    note: str
+
+
+class Failure(TypedDict, total=False):
+    """Why something isn't there, with the labels of the cell that is empty because of it."""
+
+    id: str
+    what: str
+    error: str
+    cell: list[str | int]
+    when: str
+
+
+Contrast = TypedDict(
+    "Contrast",
+    {
+        "compare": Required[str],
+        "with": str | None,
+        "name": str | None,
+        "on": Several,
+        "model": Several,
+        "method": Several,
+        "sparsity": Several,
+        "target": Several,
+    },
+    total=False,
+)
+"""A contrast that is tested; `with` is no name that a class could have."""
+
+
+class StudyParts(TypedDict, total=False):
+    """What reading results needs of their study."""
+
+    baseline: str | None
+    pools: Mapping[str, list[str]] | None
+    primary: list[Contrast]
+
+
+class Example(TypedDict):
+    """A window that may be quoted."""
+
+    part: str
+    licence: str
+    text: str
+
+
+class Profile(TypedDict):
+    """What the windows of a calibration set say."""
+
+    words: Mapping[str, Count]
+    windows: Count
+    counted: Count
+    distinct: Count
+    even: Size
+    numbers: Size
+    word_length: Size
+    characters: Mapping[str, Size]
+    scripts: Mapping[str, Size]
+    examples: list[Example]
+    unquoted: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,27 +198,17 @@ class Run:
     def read(cls, fields: Mapping[str, Any]) -> "Run":
         """Return the run whose plain data this is. Raises `ValueError` for anything else."""
         run = msgspec.convert(fields, cls)
-        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        run.check()
         return run
+
+    def check(self) -> None:
+        """Raise `ValueError` for a run whose parts aren't canonical forms of specs."""
+        msgspec.convert([self.method, self.allocation, *self.transforms], list[SpecForm])
 
     @property
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
-        decides: dict[str, Any] = {
-            "model": self.model,
-            "tokens": self.tokens,
-            "method": self.method,
-            "target": self.target,
-            "allocation": self.allocation,
-            "propagate": self.propagate,
-            "dtype": self.dtype,
-        }
-        # Left out where there is nothing, as in ids of before.
-        if self.transforms:
-            decides["transforms"] = list(self.transforms)
-        if self.starved:
-            decides["starved"] = self.starved
-        return identity(decides)
+        return identity(_without_empty({name: getattr(self, name) for name in _DECIDING}))
 
 
 @dataclass(frozen=True)
@@ -106,17 +241,13 @@ class Record:
         fields = asdict(self)
         if not self.edits:
             del fields["edits"]
-        for later in ("transforms", "starved"):
-            if not fields["run"][later]:
-                del fields["run"][later]
-        return fields
+        return {**fields, "run": _without_empty(fields["run"])}
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Record":
         """Return the record whose plain data this is. Raises `ValueError` for anything else."""
         record = msgspec.convert(fields, cls)
-        run = record.run
-        msgspec.convert([run.method, run.allocation, *run.transforms], list[SpecForm])
+        record.run.check()
         msgspec.convert([*record.weights, *record.dense], list[MatrixFacts])
         msgspec.convert(record.edits, tuple[EditFacts, ...])
         msgspec.convert(record.data_facts, DataFacts)
@@ -125,11 +256,10 @@ class Record:
 
     def _repr_html_(self) -> str:
         run = self.run
-        draw = run.seed if run.data else ""
         facts = {
             "model": run.model_name,
             "calibrated on": run.data,
-            "draw": draw,
+            "draw": run.seed if run.data else "",
             "method": run.method.get("spec"),
             "target": run.target,
             "propagation": run.propagate,
@@ -221,11 +351,10 @@ class StudyIndex:
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain data, without the parts that are empty."""
-        fields: dict[str, Any] = {"cells": [asdict(cell) for cell in self.cells]}
+        fields = asdict(self)
         for name in ("sets", "study", "revisions"):
-            part = getattr(self, name)
-            if part:
-                fields[name] = dict(part)
+            if not fields[name]:
+                del fields[name]
         return fields
 
     def labels(self) -> dict[str, SetLabel]:
@@ -235,6 +364,23 @@ class StudyIndex:
             family = known_family(str(parts.get("family")))
             labels[text] = msgspec.convert({**parts, "text": text, "family": family}, SetLabel)
         return labels
+
+
+_DECIDING: Final = (
+    *("model", "tokens", "method", "target", "allocation"),
+    *("propagate", "dtype", "transforms", "starved"),
+)
+"""The fields of a run that decide its outcome."""
+
+
+def _without_empty(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's fields, without those that came later where they are empty: ids and records of
+    before had none."""
+    fields = dict(run)
+    for later in ("transforms", "starved"):
+        if not fields[later]:
+            del fields[later]
+    return fields
 
 
 def read_provenance(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -254,22 +400,21 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
     None where there are none, or where one is stored as dense numbers or without its shape.
     """
     bits: list[float] = []
-    counts: list[int] = []
+    count = 0
     for weight in weights:
         if "bits_a_weight" not in weight or "shape" not in weight:
             return None
         rows, columns = weight["shape"]
         bits.append(rows * columns * weight["bits_a_weight"])
-        counts.append(rows * columns)
-    count = sum(counts)
-    return sum(bits) / count if count else None
+        count += rows * columns
+    return sum(bits) / count if count else None  # `sum` compensates for rounding, += wouldn't
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
     """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of
     what it measures on, if it has one."""
     decides = [run_id, evaluator]
-    if data:
+    if data:  # which ids of before didn't have
         decides.append(data)
     return identity(decides)
 
@@ -288,17 +433,11 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
     return lowest
 
 
-def revisions_of(run: Run) -> dict[str, int]:
-    """Return the revision of everything that a run was made with, by kind and name."""
-    asked = revisions("method", run.method) | revisions("allocation", run.allocation)
-    return asked | revisions("transform", run.transforms)
-
-
-def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
-    """Return whether one of a result's `own` revisions is lower than the `current` one of the
-    same name.
+def is_older(found: Mapping[str, int], current: Mapping[str, int]) -> bool:
+    """Return whether one of the revisions that a result was `found` with is lower than the
+    `current` one of the same name.
     """
-    return any(revision < current.get(label, revision) for label, revision in own.items())
+    return any(revision < current.get(label, revision) for label, revision in found.items())
 
 
 def revision_order(form: Any) -> tuple[int, ...]:

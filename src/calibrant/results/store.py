@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
@@ -12,39 +13,38 @@ from typing import Any, Final, Literal, overload
 import msgspec
 
 from calibrant.errors import DataError, OutputError
-from calibrant.results.blobs import Blobs
-from calibrant.results.claims import Claim, any_claim_lives, take_claim
-from calibrant.results.facts import Failure
+from calibrant.results.database import Claim, any_claim_lives, take_claim
 from calibrant.results.items import ItemNumbers, outcomes_of, table_of
 from calibrant.results.live import DATABASE, VERSION, LiveResults
 from calibrant.results.outcomes import Journal, Measurement, Outcome
 from calibrant.results.published import MOVING, PACKED, PublishedResults, settle
 from calibrant.results.records import (
     Cell,
+    Failure,
     Record,
     Run,
     ScoreEntry,
     StudyIndex,
     identity_without_revisions,
-    is_older,
     measurement_id,
     read_provenance,
     revision_order,
-    revisions,
-    revisions_of,
 )
 from calibrant.results.stored import (
     EDITS,
     MASK,
+    Blobs,
     StoredMeasurement,
     StoredResults,
     StoredRun,
+    digest_of,
     understood,
+    write_whole,
 )
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.spec.foreign import brief
 from calibrant.spec.grammar import SetLabel
-from calibrant.system.durable import LARGEST, content, reason, replacing, short
+from calibrant.system.durable import LARGEST, content, reason, short
 from calibrant.system.seals import Purpose, tell_made_again
 
 STUDY: Final = "study.yaml"
@@ -81,6 +81,7 @@ class Store:
             self._check_ours(create)
             if create:
                 self._check_local()
+                # What a killed `pack` began is finished before anything is read.
                 settle(self.folder)
             self._published = PublishedResults.of(self.folder)
         self._live = self._opened(create)
@@ -96,42 +97,44 @@ class Store:
         live.database.close()
         if version == 0:  # its writer was killed before there was anything
             return None
-        where = str(self.folder)
-        message = (
-            f"{where!r} was written in format {brief(version)}, this calibrant reads {VERSION}"
+        raise self._error(
+            f"{str(self.folder)!r} was written in format {brief(version)}, this calibrant reads "
+            f"{VERSION}; use the version that wrote it"
         )
-        raise OutputError(f"{message}; use the version that wrote it", subject=where)
 
     def _check_ours(self, create: bool) -> None:
-        where = str(self.folder)
+        where = repr(str(self.folder))
         if self.folder.exists() and not self.folder.is_dir():
-            message = f"{where!r} is a file; results need a folder of their own, name another"
-            raise OutputError(message, subject=where)
-        names = (
-            {path.name for path in self.folder.iterdir()} if self.folder.exists() else set[str]()
-        )
+            raise self._error(
+                f"{where} is a file; results need a folder of their own, name another"
+            )
+        names: set[str] = set()
+        if self.folder.exists():
+            names = {path.name for path in self.folder.iterdir()}
         if _is_old(names):
-            message = f"{where!r} holds results of an older format"
-            advice = "convert them with tools/convert_store.py of calibrant's repository"
-            raise OutputError(f"{message}; {advice}", subject=where)
+            raise self._error(
+                f"{where} holds results of an older format; "
+                "convert them with tools/convert_store.py of calibrant's repository"
+            )
         if is_store(self.folder):
             return
         if not create:
-            message = f"{where!r} holds no results of calibrant (no {DATABASE} in it)"
-            raise OutputError(
-                f"{message}; name the folder that a study or demo wrote", subject=where
+            raise self._error(
+                f"{where} holds no results of calibrant (no {DATABASE} in it); "
+                "name the folder that a study or demo wrote"
             )
         if not names <= self._allowed_before_results(names):
-            message = f"{where!r} exists, isn't empty and isn't ours (no {DATABASE} in it)"
-            raise OutputError(f"{message}; name a new or empty folder", subject=where)
+            raise self._error(
+                f"{where} exists, isn't empty and isn't ours (no {DATABASE} in it); "
+                "name a new or empty folder"
+            )
 
     def _allowed_before_results(self, names: set[str]) -> set[str]:
         """What a store may hold before there is a result in it."""
-        statistics = self.folder / STATISTICS
-        listed = os.listdir(statistics) if statistics.is_dir() else ()
         allowed = {name for name in names if name.startswith(DATABASE)}
-        if all(_NAMED.fullmatch(name) for name in listed):
-            allowed |= {STATISTICS}
+        statistics = self.folder / STATISTICS
+        if statistics.is_dir() and all(map(_NAMED.fullmatch, os.listdir(statistics))):
+            allowed.add(STATISTICS)
         return allowed
 
     def _check_local(self) -> None:
@@ -143,14 +146,19 @@ class Store:
         system = ""
         for disk in psutil.disk_partitions(all=True):
             place = Path(disk.mountpoint)
+            # The innermost place where something is mounted is the folder's own disk.
             if path.is_relative_to(place) and place.is_relative_to(mounted):
-                mounted, system = place, disk.fstype
+                mounted = place
+                system = disk.fstype
         if system in NETWORKS:
-            message = (
-                f"{str(self.folder)!r} is on a network file system ({system}), where two machines"
+            raise self._error(
+                f"{str(self.folder)!r} is on a network file system ({system}), where two machines "
+                "can spoil a database; give a folder of this machine, and unite several with store "
+                "merge"
             )
-            advice = "can spoil a database; give a folder of this machine, and unite several with store merge"
-            raise OutputError(f"{message} {advice}", subject=str(self.folder))
+
+    def _error(self, message: str) -> OutputError:
+        return OutputError(message, subject=str(self.folder))
 
     # Runs
 
@@ -164,7 +172,7 @@ class Store:
 
     def ids(self) -> list[str]:
         """Return the id of every run, in order."""
-        runs = set[str]()
+        runs: set[str] = set()
         for results in self._places():
             runs.update(results.runs())
         return sorted(runs)
@@ -205,12 +213,14 @@ class Store:
         """
         run_id = record.run.id
         fields = {"id": run_id, **record.plain()}
-        provenance, weights = fields.pop("provenance"), fields.pop("weights")
+        provenance = fields.pop("provenance")
+        weights = fields.pop("weights")
         self.adopt(StoredRun(run_id, fields, weights, provenance, files))
         return run_id
 
     def adopt(self, row: StoredRun) -> None:
         """Store a run as another store has it. One that is in this store already stays."""
+        # What is published already isn't written a second time.
         if self._published is None or not self._published.has(row.id):
             with self._writing("write a run"):
                 self.live.add_run(row)
@@ -243,36 +253,27 @@ class Store:
         written once; what was deleted stays deleted."""
         digests = self.results(run_id).digests(run_id)
         for name in (MASK, EDITS):
-            kept = contents.get(name)
-            if kept is None or name not in digests or not self.blobs.path(digests[name]).exists():
+            digest = digests.get(name)
+            if digest is None or name not in contents or not self.blobs.path(digest).exists():
                 continue
-            with self._writing("write a mask"):
-                self.blobs.mend(digests[name], kept)
-
-    def _path_of_file(self, run_id: str, name: str) -> Path | None:
-        """Where a file of a run is, or would be; None if none was written. It may be deleted."""
-        results = self.results(run_id)
-        with understood(results.where(run_id)):
-            digest = results.digests(run_id).get(name)
-            return None if digest is None else self.blobs.path(digest)
+            if digest_of(contents[name]) == digest:
+                with self._writing("write a mask"):
+                    self.blobs.put(contents[name])
 
     def bytes_of(self, name: str) -> int:
         """Return how much room the files of this name take beside all records together."""
-        sizes = dict[Path, int]()
+        digests: set[str] = set()
         for run_id in self.ids():
-            try:
-                path = self._path_of_file(run_id, name)
-            except DataError:
-                continue  # whoever asks for the run itself is told
-            if path is not None and path.is_file():
-                sizes[path] = path.stat().st_size
-        return sum(sizes.values())
+            with suppress(DataError):  # whoever asks for the run itself is told
+                digests.add(self.results(run_id).digests(run_id).get(name, ""))
+        paths = [self.blobs.path(digest) for digest in digests if digest]
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
     # Measurements
 
     def measured(self, run_id: str) -> set[str]:
         """Return the ids of everything measured on a run."""
-        measured = set[str]()
+        measured: set[str] = set()
         for results in self._places():
             measured.update(results.measurements(run_id))
         return measured
@@ -281,13 +282,14 @@ class Store:
         """Return what was measured, with its items, or None if the store lacks it."""
         if self._found(run_id, measure_id) is None:
             return None
-        entry, outcomes = self.entry(run_id, measure_id), self.items(run_id, measure_id)
+        entry = self.entry(run_id, measure_id)
+        outcomes = self.items(run_id, measure_id)
         provenance = self.provenance(run_id, measure_id)
         return Measurement(entry.score, outcomes, provenance, entry.beside)
 
     def measurements(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run, by measurement id."""
-        measurements = dict[str, Measurement]()
+        measurements: dict[str, Measurement] = {}
         for measure_id in sorted(self.measured(run_id)):
             measured = self.measurement(run_id, measure_id)
             if measured is not None:
@@ -297,14 +299,14 @@ class Store:
     def scores(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run without its items and provenance, by measurement
         id."""
-        scores = dict[str, Measurement]()
+        scores: dict[str, Measurement] = {}
         for measure_id, entry in self._entries(run_id).items():
             scores[measure_id] = Measurement(entry.score, beside=entry.beside)
         return scores
 
     def _entries(self, run_id: str) -> dict[str, ScoreEntry]:
         """What is stored of everything measured on a run beside its items, by measurement id."""
-        entries = dict[str, ScoreEntry]()
+        entries: dict[str, ScoreEntry] = {}
         for results in reversed(self._places()):  # what was written last replaces the others
             for measure_id, fields in results.scores(run_id).items():
                 with understood(results.where(run_id, measure_id)):
@@ -357,22 +359,33 @@ class Store:
         `data` is the digest of what it measured on, if it has one.
         """
         measure_id = measurement_id(run_id, evaluator, data)
-        form = canonical(evaluator)
-        entry = ScoreEntry(measure_id, run_id, form, measurement.score, data, measurement.beside)
-        table = table_of(measurement.outcomes)
-        provenance = measurement.provenance
-        self.adopt_measurement(
-            StoredMeasurement(run_id, measure_id, entry.plain(), table, provenance)
+        entry = ScoreEntry(
+            id=measure_id,
+            run=run_id,
+            evaluator=canonical(evaluator),
+            score=measurement.score,
+            data=data,
+            beside=measurement.beside,
         )
+        row = StoredMeasurement(
+            run=run_id,
+            id=measure_id,
+            score=entry.plain(),
+            items=table_of(measurement.outcomes),
+            provenance=measurement.provenance,
+        )
+        self.adopt_measurement(row)
         return measure_id
 
     def adopt_measurement(self, row: StoredMeasurement) -> None:
         """Store a measurement as another store has it, on a run that is in this one. One that is in
         this store already stays."""
         if not self.has_record(row.run):
-            message = f"there is no record of run {row.run} in {str(self.folder)!r}"
-            advice = "add the record before what was measured on it"
-            raise OutputError(f"{message}; {advice}", subject=row.run)
+            raise OutputError(
+                f"there is no record of run {row.run} in {str(self.folder)!r}; "
+                "add the record before what was measured on it",
+                subject=row.run,
+            )
         if self._published is None or not self._published.has(row.run, row.id):
             self.live.add_measurement(row)
         self.clear_failure(row.id)
@@ -399,15 +412,15 @@ class Store:
 
     def index(self) -> StudyIndex:
         """Return the grid of the store's last study, empty where none is known."""
-        written, where = None, ""
         if self._live is not None:
-            written, where = self._live.document(_INDEX, ""), str(self._live.path)
-        if written is None and self._published is not None:
-            written, where = self._published.index(), str(self._published.path(PACKED))
-        if written is None:
-            return StudyIndex()
-        with understood(where):
-            return StudyIndex.read(written)
+            written = self._live.document(_INDEX, "")
+            if written is not None:
+                with understood(self._live.path):
+                    return StudyIndex.read(written)
+        if self._published is not None:
+            with understood(self._published.path(PACKED)):
+                return StudyIndex.read(self._published.index())
+        return StudyIndex()
 
     def cells(self) -> list[Cell]:
         """Return the grid of the store's last study; without one (a copied store), every record is
@@ -423,10 +436,18 @@ class Store:
         newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
         for record in self.records(whole=False):
             run = record.run
-            method, measures = str(run.method.get("spec")), self._measurements_by_text(run.id)
-            labels = run.model_name, run.data, method, run.target, run.seed
-            cell = Cell(*labels, run.id, measures, run.propagate)
+            cell = Cell(
+                model=run.model_name,
+                data=run.data,
+                method=str(run.method.get("spec")),
+                target=run.target,
+                seed=run.seed,
+                run=run.id,
+                measures=self._measurements_by_text(run.id),
+                propagate=run.propagate,
+            )
             revision = revision_order([run.method, run.allocation, *run.transforms])
+            # Of what differs in revisions alone, the newest stands for all.
             same = identity_without_revisions(run)
             if same not in newest or revision >= newest[same][0]:
                 newest[same] = revision, cell
@@ -445,19 +466,14 @@ class Store:
         those of everything that it names, as the function `revisions` returns them: what was
         computed with a lower one is stale.
         """
-        labels = dict[str, dict[str, Any]]()
+        labels: dict[str, dict[str, Any]] = {}
         for label in sets:
             parts = asdict(label)
             labels[parts.pop("text")] = parts
+        # Sorted, so that the same study writes the same index.
         known = dict(sorted((revisions or {}).items()))
         index = StudyIndex(tuple(cells), labels, study or {}, known)
         self.live.put_document(_INDEX, "", index.plain())
-
-    def sets(self) -> dict[str, SetLabel]:
-        """Return the calibration sets of the grid by their texts, as the study read them; a
-        store of an older version has none.
-        """
-        return self.index().labels()
 
     def study_text(self) -> str:
         """Return the store's last study, as a file that runs it again; empty if it isn't known."""
@@ -465,42 +481,12 @@ class Store:
         with understood(path):
             return content(path, LARGEST).decode() if path.exists() else ""
 
-    def study(self) -> Mapping[str, Any]:
-        """Return the parts of the study that reading needs: `baseline` (a set or None), `pools`
-        (sets by name), `primary`; empty if unknown."""
-        return self.index().study
-
-    def revisions(self) -> Mapping[str, int]:
-        """Return the revisions with which the study was last run, by kind and name; empty if they
-        aren't known."""
-        return self.index().revisions
-
-    def stale(self, records: Iterable[Record] | None = None) -> set[str]:
-        """Return the ids of runs, and of measurements, that something of a lower revision than the
-        study's had a part in.
-
-        They stay, and no measurement is stale because its run is. `records` are those that were
-        read already; else all are.
-        """
-        current = self.revisions()
-        stale = set[str]()
-        if not current:
-            return stale
-        for record in self.records(whole=False) if records is None else records:
-            run_id = record.run.id
-            if is_older(revisions_of(record.run), current):
-                stale.add(run_id)
-            for measure_id, form in self.evaluators(run_id).items():
-                if is_older(revisions("evaluator", form), current):
-                    stale.add(measure_id)
-        return stale
-
     # Failures
 
     def failures(self) -> dict[str, Mapping[str, Any]]:
         """Return what went wrong, by the id of the run or measurement that isn't there because of
         it."""
-        failures = dict[str, Mapping[str, Any]]()
+        failures: dict[str, Mapping[str, Any]] = {}
         if self._published is not None:
             failures |= self._published.failures()
         if self._live is not None:
@@ -551,19 +537,19 @@ class Store:
         """Write one file of the store (`study.yaml`, `report.html`), whole or not at all; an older
         one is replaced."""
         path = self.folder / name
-        with self._writing(f"write {name}"), replacing(path) as half:
-            half.write_bytes(text.encode())
+        with self._writing(f"write {name}"):
+            write_whole(path, text.encode())
         return path
 
-    def changed_tables(self) -> list[tuple[Path, str]]:
-        """Return the path of each table that isn't as it was published, and what is wrong."""
-        return [] if self._published is None else list(self._published.changed())
-
-    def database_problem(self) -> tuple[Path, str]:
-        """Return the path of the database and what SQLite finds wrong with it, which may be
-        nothing."""
-        path = self.folder / DATABASE
-        return path, "" if self._live is None else self._live.database.problem()
+    def damaged_files(self) -> Iterator[tuple[Path, str]]:
+        """Yield each table that isn't as it was published, and a database in which SQLite finds
+        something wrong: the path, and what is wrong."""
+        if self._published is not None:
+            yield from self._published.changed()
+        if self._live is not None:
+            problem = self._live.database.problem()
+            if problem:
+                yield self._live.path, problem
 
     def measurements_without_run(self) -> list[tuple[str, str]]:
         """Return the ids of measurements in the database whose run isn't there, with its id."""
@@ -580,7 +566,9 @@ class Store:
         published = PublishedResults.of(self.folder)
         live = self._live
         if live is not None and published is not None:
-            live.database.remove(lambda: self._check_published(live, published, runs, measurements))
+            check = partial(self._check_published, live, published, runs, measurements)
+            # The check runs while nobody else can write, so nothing new is lost.
+            live.database.remove(check)
             self._live = None
         self._published = published
 
@@ -590,19 +578,19 @@ class Store:
         kept = live.runs()
         # What was measured on a run that is nowhere is never published.
         keys = [key for key in live.measured() if published.has(key[0])]
-        whole = all(published.has(run) for run in kept) and all(published.has(*key) for key in keys)
+        whole = all(map(published.has, kept)) and all(published.has(*key) for key in keys)
         if not whole or len(kept) > runs or len(keys) > measurements:
-            where = str(self.folder)
-            message = f"something came into {where!r} while it was packed"
-            raise OutputError(f"{message}; nothing is lost, pack it again", subject=where)
+            raise self._error(
+                f"something came into {str(self.folder)!r} while it was packed; "
+                "nothing is lost, pack it again"
+            )
 
     @property
     def live(self) -> LiveResults:
         """The database. Raises `OutputError` where there is none, since the store was opened to be
         read."""
         if self._live is None or not self._writes:
-            message = f"{str(self.folder)!r} was opened to be read; open it to write"
-            raise OutputError(message, subject=str(self.folder))
+            raise self._error(f"{str(self.folder)!r} was opened to be read; open it to write")
         return self._live
 
     def close(self) -> None:
@@ -644,7 +632,7 @@ class Store:
             yield
         except OSError as error:
             message = f"can't {what} in {str(self.folder)!r}: {reason(error)}"
-            raise OutputError(message, subject=str(self.folder)) from error
+            raise self._error(message) from error
 
 
 def is_store(folder: Path) -> bool:

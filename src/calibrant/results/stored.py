@@ -1,9 +1,13 @@
-"""Where results lie, as everything above sees it: runs with their measurements, each as plain data.
+"""Where results lie, as everything above sees it: runs with their measurements as plain data, and
+large files (masks, edits, profiles), each once under the hash of its content.
 
 There are two such places. A study writes into a database (`live`); a store that isn't written any
 more may be published as tables (`published`). A store reads both through this one interface.
 """
 
+import hashlib
+import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +17,8 @@ from typing import Any, Final
 
 from calibrant.errors import DataError
 from calibrant.results.items import COLUMNS, ItemNumbers, numbers_of
-from calibrant.system.durable import short
+from calibrant.system.durable import UNFINISHED, compact_json, opened, replacing, short
+from calibrant.system.seals import BrokenSealError
 
 PROFILE: Final = "profile.json"
 """The words and characters of a run's calibration set, with quotations where they are allowed. Only
@@ -24,8 +29,10 @@ room."""
 EDITS: Final = "edits.safetensors"
 """The edits of a run whose kept weights changed, or that removed whole parts. They serve as a mask
 does."""
+BLOBS: Final = "blobs"
+"""The folder of all these files."""
 
-
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 _MISUNDERSTOOD: Final = (
     OSError,
     LookupError,
@@ -133,8 +140,92 @@ class StoredResults(ABC):
 
     def measurement_row(self, run: str, measurement: str) -> StoredMeasurement:
         """Return all that is stored of a measurement."""
-        score, items = self.score(run, measurement), self.items(run, measurement)
+        score = self.score(run, measurement)
+        items = self.items(run, measurement)
         return StoredMeasurement(run, measurement, score, items, self.provenance(run, measurement))
+
+    def parts(self, run: str, measurement: str = "") -> dict[str, str]:
+        """Return what is stored of a result but its items, each part as a text by its name: where
+        two places hold the same result, these are equal."""
+        parts: dict[str, Any] = {"provenance": self.provenance(run, measurement)}
+        if measurement:
+            parts |= self.score(run, measurement)
+        else:
+            parts |= {**self.record(run), **self.digests(run), "weights": self.weights(run)}
+        return {name: compact_json(part) for name, part in parts.items()}
+
+
+class Blobs:
+    """The folder of large files in a store."""
+
+    def __init__(self, store: Path) -> None:
+        self.folder = store / BLOBS
+
+    def path(self, digest: str) -> Path:
+        """Return where a file is, or would be. Raises `DataError` for a text that is no digest: it
+        could name any file."""
+        if not _DIGEST.fullmatch(digest):
+            raise damaged(self.folder, ValueError(f"{digest[:64]!r} is no SHA-256"))
+        return self.folder / digest
+
+    def put(self, content: bytes) -> str:
+        """Keep a file, whole or not at all, and return its digest. A damaged one is mended. Raises
+        `OSError`."""
+        digest = digest_of(content)
+        path = self.path(digest)
+        if path.is_file() and digest_of_file(path) == digest:
+            _remove_halves(path)
+        else:
+            write_whole(path, content)
+        return digest
+
+    def get(self, digest: str) -> bytes | None:
+        """Return a file, or None if it was deleted. Raises `DataError` if it isn't what was put."""
+        path = self.path(digest)
+        if not path.exists():
+            return None
+        # Compared each time: a mask that has changed would make another model.
+        with understood(path), opened(path) as file:
+            content = file.read()
+            if digest_of(content) != digest:
+                raise BrokenSealError
+        return content
+
+    def listed(self) -> list[str]:
+        """Return the names of all files in the folder, half-written ones too."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of a content, which is what a file of it is called."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises `OSError`, also for what is no file."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of a store, whole or not at all; an older one is replaced. Raises `OSError`."""
+    # A name of its own, since another process may be writing the same file.
+    half = path.with_name(f"{UNFINISHED}-{path.name}-{secrets.token_hex(4)}")
+    try:
+        with replacing(path, half):
+            half.write_bytes(content)
+    except FileNotFoundError:
+        if not path.is_file():  # else another process wrote it meanwhile, and cleared up
+            raise
+    _remove_halves(path)
+
+
+def _remove_halves(path: Path) -> None:
+    """Remove what writers of a file left that were killed; one that is alive takes it well."""
+    for half in path.parent.glob(f"{UNFINISHED}-{path.name}-*"):
+        half.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,10 +239,11 @@ def understood(where: str | Path) -> Iterator[None]:
 
 def damaged(where: str | Path, error: Exception) -> DataError:
     """Return the error for a stored result that can't be believed."""
-    what = (
-        str(error)
-        if isinstance(error, OSError | ValueError)
-        else f"not what is written there: {error!r}"
+    what = f"not what is written there: {error!r}"
+    if isinstance(error, OSError | ValueError):
+        what = str(error)
+    return DataError(
+        f"{short(Path(where))!r} can't be read ({what}); "
+        "restore it from a copy, or have it computed again",
+        subject=str(where),
     )
-    advice = "restore it from a copy, or have it computed again"
-    return DataError(f"{short(Path(where))!r} can't be read ({what}); {advice}", subject=str(where))

@@ -1,13 +1,13 @@
 """Verifying a store: every hash is derived again from what is stored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import DataError
-from calibrant.results.database import HALF_SUFFIX
+from calibrant.results.database import HALF_SUFFIX, without_advice
 from calibrant.results.items import outcomes_of
 from calibrant.results.live import DATABASE
 from calibrant.results.outcomes import Outcome, Score
@@ -74,62 +74,51 @@ def audit(folder: str | Path, progress: Progress = silent, drop: bool = False) -
     can't be read at all.
     """
     with Store(folder, create=False) as store:
-        runs = list[str]()
-        problems = [*_of_tables(store), *_of_database(store)]
+        runs: list[str] = []
+        problems: list[StoreProblem] = []
+        for path, what in store.damaged_files():
+            problems.append(StoreProblem(str(path), what, "restore it from a copy"))
         if not problems:  # what is in damaged tables says nothing
             runs = store.ids()
-            problems = list(_of_results(store, progress))
-            problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
-        problems += [*_of_statistics(store), *_unfinished(store)]
-        found = tuple(_relative(problem, store.folder) for problem in problems)
+            problems += _of_results(store, progress)
+            problems += _of_the_index(store)
+            problems += _of_failures(store)
+            problems += _leftovers(store)
+        problems += _of_statistics(store)
+        problems += _unfinished(store)
+        found: list[StoreProblem] = []
+        for problem in problems:
+            where = Path(problem.where)
+            if where.is_relative_to(store.folder):
+                where = where.relative_to(store.folder)
+            found.append(replace(problem, where=str(where)))
         measurements = sum(len(store.measured(run)) for run in runs)
     dropped = _dropped(folder, found) if drop else 0
-    return Audit(str(folder), len(runs), measurements, found, dropped)
+    return Audit(str(folder), len(runs), measurements, tuple(found), dropped)
 
 
-def _relative(problem: StoreProblem, folder: Path) -> StoreProblem:
-    path = Path(problem.where)
-    inside = path.relative_to(folder) if path.is_relative_to(folder) else path
-    return replace(problem, where=str(inside))
-
-
-def _dropped(folder: str | Path, problems: tuple[StoreProblem, ...]) -> int:
+def _dropped(folder: str | Path, problems: Sequence[StoreProblem]) -> int:
     """Remove the results that are damaged, and return how many."""
     damaged = {(problem.run, problem.measurement) for problem in problems if problem.run}
     if not damaged or not (Path(folder) / DATABASE).exists():
         return 0  # what is published stays
     with Store(folder) as store:
-        removed = [store.remove(run, measurement) for run, measurement in sorted(damaged)]
-    return sum(removed)
-
-
-def _of_tables(store: Store) -> Iterator[StoreProblem]:
-    for path, what in store.changed_tables():
-        yield StoreProblem(str(path), what, "restore it from a copy")
-
-
-def _of_database(store: Store) -> Iterator[StoreProblem]:
-    path, what = store.database_problem()
-    if what:
-        yield StoreProblem(str(path), what, "restore it from a copy")
+        return sum(store.remove(*result) for result in sorted(damaged))
 
 
 def _of_results(store: Store, progress: Progress) -> Iterator[StoreProblem]:
     runs = store.ids()
     for number, run in enumerate(runs):
         progress("verifying", number, len(runs))
+        # A damaged run doesn't hide what is wrong with its measurements.
         yield from problems_of_run(store.results(run), run)
         for measurement in sorted(store.measured(run)):
             results = store.results(run, measurement)
             yield from problems_of_measurement(results, run, measurement)
-    yield from _without_run(store)
-    progress("verifying", len(runs), len(runs))
-
-
-def _without_run(store: Store) -> Iterator[StoreProblem]:
     for run, measurement in store.measurements_without_run():
         where = str(store.folder / measurement.rpartition(":")[2])
         yield StoreProblem(where, "a measurement without a record", AGAIN, run, measurement)
+    progress("verifying", len(runs), len(runs))
 
 
 def problems_of_run(results: StoredResults, run: str) -> Iterator[StoreProblem]:
@@ -140,14 +129,15 @@ def problems_of_run(results: StoredResults, run: str) -> Iterator[StoreProblem]:
             fields = {**results.record(run), "weights": results.weights(run)}
             record = Record.read({**fields, "provenance": results.provenance(run)})
             stated = str(fields["id"])
-        yield from _of_ids(where, run, stated, record.run.id, run, "")
+        if not stated == record.run.id == run:
+            yield StoreProblem(where, _other_id(run, stated, record.run.id), AGAIN, run)
     except DataError as error:
-        yield _damaged(error, run, "")
+        yield _damaged(error, run)
     try:
         for name in results.digests(run):
             results.file(run, name)
     except DataError as error:
-        yield _damaged(error, run, "")
+        yield _damaged(error, run)
 
 
 def problems_of_measurement(
@@ -159,26 +149,23 @@ def problems_of_measurement(
         with understood(where):
             entry = ScoreEntry.read(results.score(run, measurement))
             derived = measurement_id(run, entry.evaluator, entry.data)
-        yield from _of_ids(where, measurement, entry.id, derived, run, measurement)
+        found: list[str] = []
+        if not entry.id == derived == measurement:
+            found.append(_other_id(measurement, entry.id, derived))
         if entry.run != run:
-            what = f"measured on {entry.run}, and kept with another run"
-            yield StoreProblem(where, what, AGAIN, run, measurement)
+            found.append(f"measured on {entry.run}, and kept with another run")
         items = results.items(run, measurement)
         with understood(where):
             read_provenance(results.provenance(run, measurement))
-            contradictions = list(_contradictions(entry.score, outcomes_of(items)))
-        for what in contradictions:
+            found += _contradictions(entry.score, outcomes_of(items))
+        for what in found:
             yield StoreProblem(where, what, AGAIN, run, measurement)
     except DataError as error:
         yield _damaged(error, run, measurement)
 
 
-def _of_ids(
-    where: str, place: str, stated: str, derived: str, run: str, measurement: str
-) -> Iterator[StoreProblem]:
-    if not stated == derived == place:
-        what = f"is kept as {place}, says that it is {stated}, and what was asked has {derived}"
-        yield StoreProblem(where, what, AGAIN, run, measurement)
+def _other_id(place: str, stated: str, derived: str) -> str:
+    return f"is kept as {place}, says that it is {stated}, and what was asked has {derived}"
 
 
 def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
@@ -190,11 +177,12 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
         yield f"has {len(items)} items, and the score is over {score.n}"
     total = math.fsum(item.weight for item in items)
     value = math.fsum(item.value for item in items) / total if total else math.nan
-    # What wrote the score may have added in another order.
+    # What wrote the score may have added in another order; and NaN isn't equal to itself.
     near = math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9)
     if not near and not (math.isnan(value) and math.isnan(score.value)):
         yield f"its items give {value!r}, and the score is {score.value!r}"
     digest = score.facts.get("items")
+    # Scores of before told their items by name alone.
     weighed = identity([[item.item, item.weight] for item in items])
     if digest is not None and digest not in (weighed, identity([item.item for item in items])):
         yield f"holds other items than the score is over: {digest}"
@@ -215,13 +203,13 @@ def _of_the_index(store: Store) -> Iterator[StoreProblem]:
         if not cell.run or cell.run in failed:
             continue
         missing: list[str] = []
-        if not store.has_record(cell.run):
-            missing.append(f"run {cell.run}")
-        else:
-            measured = store.measured(cell.run)
+        if store.has_record(cell.run):
+            there = store.measured(cell.run) | failed
             for evaluator, measurement in cell.measures.items():
-                if measurement not in measured and measurement not in failed:
+                if measurement not in there:
                     missing.append(f"{evaluator} {measurement}")
+        else:
+            missing.append(f"run {cell.run}")
         data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
         label = f"the cell {cell.method} {cell.target}{data} of {cell.model}"
         for name in missing:
@@ -249,12 +237,14 @@ def _of_statistics(store: Store) -> Iterator[StoreProblem]:
     from calibrant.system import sealed_tensors  # which needs torch, as reading results doesn't
 
     for path in paths:
+        # A writer that is alive may be at it, which does no harm either.
         if path.name.startswith(UNFINISHED):
             yield StoreProblem(str(path), "is half written", LEFTOVER)
             continue
-        name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
+        name, folder, _ = path.parts[-3:]
         try:
-            sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))
+            block = int(path.stem.rpartition("-")[2])
+            sealed_tensors.read(path, statistics_purpose(name, folder, block))
         except (FileNotFoundError, NoSealError):
             continue  # a study that is at work deletes what it no longer needs
         except ValueError:
@@ -296,5 +286,4 @@ def ids_of_results(store: Store) -> set[str]:
 
 
 def _damaged(error: DataError, run: str = "", measurement: str = "") -> StoreProblem:
-    what = str(error).partition("; restore it")[0]
-    return StoreProblem(error.subject, what, AGAIN, run, measurement)
+    return StoreProblem(error.subject, without_advice(error), AGAIN, run, measurement)

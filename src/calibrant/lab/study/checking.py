@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from calibrant.allocations import Allocation, allocations
@@ -20,8 +21,7 @@ from calibrant.data import CalibrationSet, Source
 from calibrant.data.calibration import LAST_DRAW, check_budget
 from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
-from calibrant.lab.study.cells import USUAL, Axes, union
-from calibrant.lab.study.request import DENSE, Labels, RunRequest
+from calibrant.lab.study.request import DENSE, USUAL, Axes, Labels, RunRequest, union
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.options import DataOptions
@@ -98,9 +98,9 @@ class Mistakes:
         """Add one."""
         self.entries[path, message] = None
 
-    def about(self, path: Path, given: Any, said: str) -> None:
+    def about(self, path: Path, given: Any, complaint: str) -> None:
         """Add one that begins with what was given."""
-        self.add(path, f"{short(given)} {said}")
+        self.add(path, f"{short(given)} {complaint}")
 
     def tried(self, path: Path, make: Callable[..., Made], *given: Any) -> Made | None:
         """Return what `make` returns, or None where it complains, which is added."""
@@ -120,8 +120,11 @@ class Mistakes:
         """
         problems: list[Problem] = []
         for path, message in self.entries:
-            problems.append(Problem(_line(path, lines or {}), where(path), message))
-        return sorted(problems, key=lambda problem: problem.line)
+            line = 0
+            for end in range(len(path) + 1):  # the nearest thing around it that has a line
+                line = (lines or {}).get(path[:end], line)
+            problems.append(Problem(line, where(path), message))
+        return sorted(problems, key=attrgetter("line"))
 
 
 def _is_cut(value: Any) -> bool:
@@ -129,18 +132,12 @@ def _is_cut(value: Any) -> bool:
     return isinstance(value, str) and value.count("(") != value.count(")")
 
 
-def _line(path: Path, lines: Mapping[Path, int]) -> int:
-    """The line of a path, or of the nearest thing around it that has one."""
-    for end in range(len(path), -1, -1):
-        if path[:end] in lines:
-            return lines[path[:end]]
-    return 0
-
-
 def where(path: Path) -> str:
     """Return a path as messages write it: `groups.small.data[2]`."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
-    return "".join(steps).removeprefix(".")
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".")
 
 
 def short(value: Any) -> str:
@@ -152,9 +149,7 @@ def short(value: Any) -> str:
 def listed(names: Iterable[Any], most: int = 12) -> str:
     """Return some names in words, so many at most."""
     texts = sorted(map(str, names))
-    if not texts:
-        return "none"
-    shown = ", ".join(texts[:most])
+    shown = ", ".join(texts[:most]) or "none"
     return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
 
 
@@ -164,8 +159,7 @@ def gathered(value: Any) -> Any:
         return {key: gathered(item) for key, item in value.items()}
     if isinstance(value, SINGLE) or not isinstance(value, Iterable):
         return value
-    some = islice(value, MOST_VALUES + 1)
-    return [item if isinstance(item, SINGLE) else gathered(item) for item in some]
+    return [gathered(item) for item in islice(value, MOST_VALUES + 1)]
 
 
 def written(value: Any) -> Any:
@@ -265,6 +259,7 @@ class StudyReader:
         self.refused = self._too_long()
         if self.refused:
             return self.contents
+        # Runs are counted before they are made: a few lines may ask for millions.
         self._evaluators()
         grids = self._grids()
         self.refused = self._too_much(grids)
@@ -276,6 +271,7 @@ class StudyReader:
             matching = self._excluded(path, entry, cells)
             if matching:
                 exclude.append(matching)
+        # Excluding comes after all groups, whose cells may be the same.
         self.contents.requests = union(cells, exclude)
         if cells and not self.contents.requests:
             message = f"everything is left out: of {len(cells)} runs none remains; narrow an entry"
@@ -291,14 +287,17 @@ class StudyReader:
 
     def set_of(self, text: str) -> CalibrationSet:
         """Return the calibration set that a text stands for. `InputError` where there is none."""
-        return self._once("data", text, lambda: CalibrationSet(text, **self._budget))
+        return self._once("data", text)
 
-    def _once(self, place: str, text: str, make: Callable[[], Any]) -> Any:
-        """What a text stands for. Only the first time it is made."""
-        key = place, text
-        if key not in self._built:
-            self._built[key] = make()
-        return self._built[key]
+    def _once(self, key: str, text: str) -> Any:
+        """What a text under a key stands for. It is made only the first time."""
+        if (key, text) not in self._built:
+            if key == "data":
+                self._built[key, text] = CalibrationSet(text, **self._budget)
+            else:
+                _, registry = KINDS[key]
+                self._built[key, text] = registry.build(text)
+        return self._built[key, text]
 
     def _text(self, path: Path, raw: Any, make: Callable[[str], Made]) -> Made | None:
         if isinstance(raw, str) and raw.strip():
@@ -309,42 +308,36 @@ class StudyReader:
 
     def _spec(self, key: str, path: Path, raw: Any) -> Any:
         kind, registry = KINDS[key]
-
-        def named(text: str) -> Any:
-            return self._once(key, text, lambda: registry.build(text))
-
         if not isinstance(raw, kind):
             # An object of another kind is refused like its text.
-            return self._text(path, written(raw), named)
+            return self._text(path, written(raw), partial(self._once, key))
         text = self.mistakes.tried(path, registry.text, raw)
-        if text is None or reads_back(raw):
-            return raw if text else None
+        if text is None:
+            return None
         # Identities are those of the study's file: an object that its text says otherwise, such as
         # with 1 for 1.0, is what its text says.
-        return named(text)
+        return raw if reads_back(raw) else self._once(key, text)
 
     def _set(self, path: Path, raw: Any) -> CalibrationSet | None:
         if isinstance(raw, CalibrationSet):
             return self._given_set(path, raw)
         if isinstance(raw, Source):
-            return self.mistakes.tried(path, lambda: CalibrationSet(raw, **self._budget))
+            return self.mistakes.tried(path, partial(CalibrationSet, **self._budget), raw)
         return self._text(path, raw, self.set_of)
 
     def _given_set(self, path: Path, given: CalibrationSet) -> CalibrationSet | None:
         """A set with the study's budget. A study has one for all its sets."""
         usual = self._budget
-        by_tokens = usual["tokens"] is not None or given.budget is not None
-        amount, usual_amount = given.samples, usual["samples"]
-        if by_tokens:
-            amount, usual_amount = given.budget, usual["tokens"]
-        alike = (given.length, amount) == (usual["length"], usual_amount)
+        alike = given.length == usual["length"] and given.budget == usual["tokens"]
+        if given.budget is None:
+            alike = alike and given.samples == usual["samples"]
         if alike and not given.seed and given.part == "calibrate":
             return given
-        said = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
+        budget = [f"{name}={usual[name]}" for name in BUDGET if usual[name] is not None]
         self.mistakes.add(
             path,
             f"{given!r} has a budget or a draw of its own, and in a study all sets have the "
-            f"study's, {', '.join(said)}; give its text, {given.expr!r}",
+            f"study's, {', '.join(budget)}; give its text, {given.expr!r}",
         )
         return None
 
@@ -352,17 +345,13 @@ class StudyReader:
         if isinstance(raw, Target):
             return raw
         plain = isinstance(raw, str | int | float) and not isinstance(raw, bool)
-        return self.mistakes.tried(path, parse_target, raw if plain else short(raw))
+        given = raw if plain else short(raw)
+        return self.mistakes.tried(path, parse_target, given)
 
     def _whole(
-        self,
-        path: Path,
-        raw: Any,
-        noun: str,
-        least: int,
-        most: int = LARGEST,
+        self, path: Path, raw: Any, noun: str, least: int, most: int = LARGEST
     ) -> int | None:
-        whole = type(raw) is int
+        whole = type(raw) is int  # True is no number here
         if whole and least <= raw <= most:
             return raw
         allowed = f"at most {most:,}" if whole and raw > most else f"at least {least}"
@@ -371,11 +360,10 @@ class StudyReader:
         return None
 
     def _choice(self, path: Path, raw: Any, allowed: Sequence[Made]) -> Made | None:
-        for choice in allowed:
-            if isinstance(raw, str) and raw == choice:
-                return choice
+        if isinstance(raw, str) and raw in allowed:
+            return allowed[allowed.index(raw)]
         names = [str(choice) for choice in allowed]
-        hint = did_you_mean(raw, names) if isinstance(raw, str) else ""
+        hint = did_you_mean(str(raw), names)
         self.mistakes.about(path, raw, f"is not known{hint}; choose one of {', '.join(names)}")
         return None
 
@@ -398,24 +386,24 @@ class StudyReader:
     def _scalars(self) -> None:
         self._read_budget()
         for name in SWITCHES:
-            if not isinstance(self.entries.get(name), bool):
-                given = short(self.entries.get(name))
-                self.mistakes.add((name,), f"{name} is {given}; it must be true or false")
+            raw = self.entries.get(name)
+            if not isinstance(raw, bool):
+                self.mistakes.add((name,), f"{name} is {short(raw)}; it must be true or false")
         for name in DISK_LIMITS:
-            self._check_room(name, self.entries.get(name))
-        if self.entries.get("propagate") is not None:
-            self._choice(("propagate",), self.entries["propagate"], PROPAGATIONS)
+            limit: Any = self.entries.get(name)
+            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if not number or not 0 <= limit < float("inf"):
+                message = f"{name} is {short(limit)}; it must be a number of gigabytes, 0 or more"
+                self.mistakes.add((name,), message)
+        self._propagation(("propagate",), self.entries.get("propagate"))
         self._choice(("dtype",), self.entries.get("dtype"), ("auto", *DTYPES))
         device = self.entries.get("device")
         if isinstance(device, str):
             device = device.partition(":")[0]
         self._choice(("device",), device, ("auto", *DEVICES))
-        before: list[Transform] = []
-        for path, raw in self._listed(("transform",), self.entries.get("transform") or ()):
-            transform = self._spec("transform", path, raw)
-            if transform is not None:
-                before.append(transform)
-        self._transforms = tuple(before)
+        listed = self._listed(("transform",), self.entries.get("transform") or ())
+        read = [self._spec("transform", path, raw) for path, raw in listed]
+        self._transforms = tuple(transform for transform in read if transform is not None)
 
     def _read_budget(self) -> None:
         for name in _USUAL_BUDGET:
@@ -431,17 +419,15 @@ class StudyReader:
             self.mistakes.add((error.subject,), str(error))
             self._budget = dict(_USUAL_BUDGET)
 
-    def _check_room(self, name: str, limit: Any) -> None:
-        number = isinstance(limit, int | float) and not isinstance(limit, bool)
-        if not number or not 0 <= limit < float("inf"):
-            message = f"{name} is {short(limit)}; it must be a number of gigabytes, 0 or more"
-            self.mistakes.add((name,), message)
-
     def _evaluators(self) -> None:
         found = self.contents.evaluators
         for path, raw in self._listed(("evaluate",), self.entries.get("evaluate", ())):
-            evaluator = self._spec("evaluate", path, raw)
-            if evaluator is None or self.mistakes.tried(path, _checked, evaluator) is None:
+            evaluator: Evaluator | None = self._spec("evaluate", path, raw)
+            if evaluator is None:
+                continue
+            before = len(self.mistakes.entries)
+            self.mistakes.tried(path, evaluator.check)
+            if len(self.mistakes.entries) > before:
                 continue
             text = str(evaluator)
             if text in found:
@@ -452,39 +438,39 @@ class StudyReader:
 
     def _too_long(self) -> bool:
         """Whether a list has more entries than are read."""
-        for key, value in self._every_list():
-            if _count(value) > MOST_VALUES:
+        for key in (*LISTS, "evaluate", "exclude", "primary", "groups", "pools"):
+            value = self.entries.get(key)
+            sizes = [_count(value)]
+            if key in ("groups", "pools"):
+                for _, _, inside in self.named(key):
+                    sizes.append(_count(inside))
+                    if isinstance(inside, Mapping):
+                        sizes += map(_count, inside.values())
+            if max(sizes) > MOST_VALUES:
                 message = f"more than {MOST_VALUES:,} entries; divide the study into several"
                 self.mistakes.add((key,), message)
                 return True
         return False
 
-    def _every_list(self) -> Iterator[tuple[str, Any]]:
-        """Every list of the study, by the key above it."""
-        for key in (*LISTS, "evaluate", "exclude", "primary", "groups", "pools"):
-            yield key, self.entries.get(key)
-        for _, _, group in self.named("groups"):
-            if isinstance(group, Mapping):
-                for value in group.values():
-                    yield "groups", value
-        for _, _, pool in self.named("pools"):
-            yield "pools", pool
-
     def _too_much(self, grids: Mapping[str, Axes]) -> bool:
         """Count the runs before any is made, and what they are compared with."""
         runs = sum(grid.count() for grid in grids.values())
         if runs > MOST_RUNS:
-            message = f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
-            advice = "take fewer draws, sets or sparsities, or divide it into several"
             place = "groups" if self.entries.get("groups") else "data"
-            self.mistakes.add((place,), message + advice)
+            self.mistakes.add(
+                (place,),
+                f"the study has {runs:,} runs, and {MOST_RUNS:,} are the most; "
+                "take fewer draws, sets or sparsities, or divide it into several",
+            )
             return True
         for key in ("exclude", "primary"):
             several = _count(self.entries.get(key))
             if several * runs > MOST_COMPARISONS:
-                message = f"{several:,} entries for {runs:,} runs are too many; "
-                advice = "write fewer that say more, or divide the study"
-                self.mistakes.add((key,), message + advice)
+                self.mistakes.add(
+                    (key,),
+                    f"{several:,} entries for {runs:,} runs are too many; "
+                    "write fewer that say more, or divide the study",
+                )
                 return True
         return False
 
@@ -543,8 +529,8 @@ class StudyReader:
             return shared[axis]
         path, raw = replaced[axis]
         if raw in NOTHING:
-            message = f"the group replaces {axis} by nothing; "
-            self.mistakes.add(path, message + "name at least one, or leave the key out")
+            message = f"the group replaces {axis} by nothing"
+            self.mistakes.add(path, f"{message}; name at least one, or leave the key out")
         return self._axis(axis, path, raw)
 
     def _propagation(self, path: Path, raw: Any) -> Propagation | None:
@@ -552,19 +538,16 @@ class StudyReader:
 
     def _axis(self, axis: str, path: Path, raw: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
-        read = self._readers[axis]
         values: dict[str, Any] = {}
         places: dict[str, Path] = {}
         for place, given in self._listed(path, raw):
-            value = read(place, given)
-            if value is None:
-                continue
+            value = self.value(axis, place, given)
             text = str(value)
             if text in values:
                 self._add_twice(place, given, f"{text} ({where(places[text])})")
-                continue
-            values[text] = value
-            places[text] = place
+            elif value is not None:
+                values[text] = value
+                places[text] = place
         return list(values.values())
 
     def _listed(self, path: Path, raw: Any) -> list[tuple[Path, Any]]:
@@ -644,8 +627,3 @@ def _count(value: Any) -> int:
     if isinstance(value, list | tuple | range | Mapping):
         return len(value)
     return 0 if value is None else 1
-
-
-def _checked(evaluator: Evaluator) -> Evaluator:
-    evaluator.check()
-    return evaluator

@@ -40,37 +40,34 @@ KEYS: Final = ("name", *SIDES, "on", *NARROWED)
 def read_contrasts(reader: StudyReader) -> StudyContents:
     """Add to what was read of the grid what is compared in it."""
     comparing = _Comparing(reader)
-    comparing.baseline()
-    comparing.pools()
-    comparing.primary()
+    comparing.read_baseline()
+    comparing.read_pools()
+    comparing.read_contrasts()
     return reader.contents
 
 
 class _Comparing:
+    """Reads what is compared. Its baseline comes first, and pools before what may name them."""
+
     def __init__(self, reader: StudyReader) -> None:
         self._reader = reader
         self._mistakes = reader.mistakes
         self._contents = reader.contents
-        looking = [labels for labels in self._contents.requests if labels.data]
-        self._sets = dict.fromkeys(labels.data for labels in looking)
+        self._looking = [labels for labels in self._contents.requests if labels.data]
+        self._sets = dict.fromkeys(labels.data for labels in self._looking)
         self._there: dict[str, set[str]] = {}
         """The labels of the grid, by the key of a contrast that narrows to some of them."""
         for key, label in NARROWED.items():
-            self._there[key] = {getattr(labels, label) for labels in looking}
-        self._alike: dict[Labels, set[str]] = {}
-        """The sets of the grid, by the rest of a cell's labels but its draw."""
-        for labels in looking:
-            rest = labels._replace(data="…", seed=0)
-            self._alike.setdefault(rest, set()).add(labels.data)
+            self._there[key] = {getattr(labels, label) for labels in self._looking}
         self._tested: dict[str, Path] = {}
         self._named: dict[str, Path] = {}
 
-    def baseline(self) -> None:
+    def read_baseline(self) -> None:
         raw = self._reader.entries.get("baseline")
         if raw is not None:
             self._contents.baseline = self._set(("baseline",), raw)
 
-    def pools(self) -> None:
+    def read_pools(self) -> None:
         for name, path, raw in self._reader.named("pools"):
             sets: list[str] = []
             for place, given in items(path, raw):
@@ -84,13 +81,14 @@ class _Comparing:
                 message = f"the pool {name!r} is empty; name the sets that it takes together"
                 self._mistakes.add(path, message)
             if self._canonical(name) in self._sets:
-                message = f"the pool {name!r} is called like a set of the grid; "
-                self._mistakes.add(path, message + "give it another name")
+                message = f"the pool {name!r} is called like a set of the grid"
+                self._mistakes.add(path, f"{message}; give it another name")
             self._contents.pools[name] = sets
 
-    def primary(self) -> None:
+    def read_contrasts(self) -> None:
         for path, raw in items(("primary",), self._reader.entries.get("primary") or ()):
             keys = keyed(self._mistakes, path, raw, KEYS, "contrast")
+            # A contrast with a mistake in it is told that, and nothing that follows from it.
             before = len(self._mistakes.entries)
             contrast = self._contrast(path, keys)
             read = bool(keys) and len(self._mistakes.entries) == before
@@ -104,13 +102,15 @@ class _Comparing:
         for key in NARROWED:
             if key in keys:
                 read[key] = self._narrowed(key, *keys[key])
-        return {"name": self._name(keys, read), **read}
+        name = f"{read['compare']} against {read['with']}"
+        if "name" in keys:
+            name = self._name(*keys["name"]) or name
+        return {"name": name, **read}
 
-    def _name(self, keys: Given, contrast: Mapping[str, Any]) -> str:
-        path, raw = keys.get("name", ((), None))
+    def _name(self, path: Path, raw: Any) -> str | None:
         most = 2 * NAME
         if raw is None:
-            return f"{contrast['compare']} against {contrast['with']}"
+            return None
         if not isinstance(raw, str) or not raw.strip() or len(raw) > most or not raw.isprintable():
             advice = f"write a few words of at most {most} letters, or leave the name out"
             self._mistakes.about(path, raw, f"is no name; {advice}")
@@ -134,12 +134,12 @@ class _Comparing:
         return None
 
     def _on(self, path: Path, raw: Any) -> list[str]:
-        """The evaluators' canonical texts.
-
-        Some of an evaluator's parameters are enough if no other evaluator has them.
-        """
-        found = [self._evaluator(place, given) for place, given in items(path, raw)]
-        texts = [text for text in found if text is not None]
+        """The evaluators' canonical texts."""
+        texts: list[str] = []
+        for place, given in items(path, raw):
+            text = self._evaluator(place, given)
+            if text is not None:
+                texts.append(text)
         if raw in NOTHING:
             message = "a contrast on nothing; name evaluators of the study, or leave 'on' out"
             self._mistakes.add(path, message)
@@ -148,36 +148,34 @@ class _Comparing:
         return texts
 
     def _evaluator(self, path: Path, raw: Any) -> str | None:
+        """An evaluator's text. Some of its parameters are enough if no other has them."""
         known = self._contents.evaluators
         text = str(raw).strip()
         if text in known:
             return text
         fitting: list[str] = []
         if isinstance(raw, str):
-            read = self._mistakes.tried(path, parse, raw)
-            if read is None:
+            call = self._mistakes.tried(path, parse, raw)
+            if call is None:
                 return None
-            if isinstance(read, Call):
-                fitting = [name for name, evaluator in known.items() if _fits(evaluator, read)]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
+            fitting = [name for name, evaluator in known.items() if _fits(evaluator, call)]
+        if not fitting:
+            hint = did_you_mean(str(raw), known)
+            message = f"is nothing that this study measures{hint}; it measures {listed(known)}"
+            self._mistakes.about(path, raw, message)
+            return None
+        if len(fitting) > 1:
             message = f"is any of {', '.join(fitting)}; write one as it stands under evaluate"
             self._mistakes.about(path, raw, message)
-            return fitting[0]
-        hint = did_you_mean(str(raw), known)
-        message = f"is nothing that this study measures{hint}; it measures {listed(known)}"
-        self._mistakes.about(path, raw, message)
-        return None
+        return fitting[0]
 
     def _narrowed(self, key: str, path: Path, raw: Any) -> list[str]:
-        there = self._there[key]
         values: list[str] = []
         for place, given in items(path, raw):
             values += self._meant(key, place, given)
         if raw in NOTHING:
-            message = f"a contrast within no {key}; name one of {listed(there)}, "
-            self._mistakes.add(path, message + "or leave the key out")
+            message = f"a contrast within no {key}; name one of {listed(self._there[key])}"
+            self._mistakes.add(path, f"{message}, or leave the key out")
         return values
 
     def _meant(self, key: str, path: Path, raw: Any) -> list[str]:
@@ -205,40 +203,46 @@ class _Comparing:
         return meant
 
     def _possible(self, path: Path, contrast: Mapping[str, Any]) -> bool:
-        """Whether it compares two things, isn't there already, and the grid has both its sides.
-
-        What it leaves out is all that there is.
-        """
+        """Whether it compares two things, isn't there already, and the grid has both its sides."""
         pools = self._contents.pools
-        compare, against = (set(pools.get(contrast[side], [contrast[side]])) for side in SIDES)
+        name, other = (contrast[side] for side in SIDES)
+        compare = set(pools.get(name, [name]))
+        against = set(pools.get(other, [other]))
         if compare == against:
-            name = contrast["compare"]
             message = f"{name} is compared with itself; compare it with another set or pool"
             self._mistakes.add(path, message)
             return False
-        sides = sorted([sorted(compare), sorted(against)])
-        whole: dict[str, Collection[str]] = {"on": self._contents.evaluators, **self._there}
-        narrowing = [sorted(set(contrast.get(key, every))) for key, every in whole.items()]
-        same = repr([sides, narrowing])
+        # What it leaves out is all that there is.
+        whole: dict[str, Any] = {"on": self._contents.evaluators, **self._there, **contrast}
+        narrowing = [sorted(set(whole[key])) for key in ("on", *NARROWED)]
+        same = repr([sorted([sorted(compare), sorted(against)]), narrowing])
         if same in self._tested:
             first = where(self._tested[same])
             message = f"is the same contrast as {first}; leave one out"
             self._mistakes.about(path, contrast["name"], message)
             return False
         self._tested[same] = path
-        if not any(compare | against <= sets for sets in self._together(contrast)):
-            said = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
-            within = f" ({'; '.join(said)})" if said else ""
-            both = f"{contrast['compare']} and {contrast['with']}"
-            message = f"no model, method and sparsity{within} has both {both}; widen the grid, "
-            self._mistakes.add(path, message + "or take other sets")
-            return False
-        return True
+        if self._stand_together(compare | against, contrast):
+            return True
+        limits = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
+        within = f" ({'; '.join(limits)})" if limits else ""
+        self._mistakes.add(
+            path,
+            f"no model, method and sparsity{within} has both {name} and {other}; "
+            "widen the grid, or take other sets",
+        )
+        return False
 
-    def _together(self, contrast: Mapping[str, Any]) -> list[set[str]]:
-        """The sets that the grid has with each way that the contrast is about."""
+    def _stand_together(self, sets: set[str], contrast: Mapping[str, Any]) -> bool:
+        """Whether the grid has all these sets with one way that the contrast is about."""
         narrowed = {label: contrast[key] for key, label in NARROWED.items() if key in contrast}
-        return [sets for labels, sets in self._alike.items() if labels.among(narrowed)]
+        alike: dict[Labels, set[str]] = {}
+        for labels in self._looking:
+            if labels.data in sets and labels.among(narrowed):
+                # Draws aside: two sets are compared over all draws that they have.
+                rest = labels._replace(data="…", seed=0)
+                alike.setdefault(rest, set()).add(labels.data)
+        return any(there == sets for there in alike.values())
 
     def _set(self, path: Path, raw: Any, pools: Collection[str] = ()) -> str | None:
         """The canonical text of a set of the grid."""
@@ -262,6 +266,7 @@ class _Comparing:
         elif near:
             self._mistakes.add(path, f"there is no {noun} called {short(raw)}{near}; {grid}")
         else:
+            # Read again, for the mistake that it has as a set.
             self._reader.value("data", path, raw)
         return None
 
@@ -275,13 +280,14 @@ class _Comparing:
             return None
 
 
-def _fits(evaluator: Evaluator, call: Call) -> bool:
+def _fits(evaluator: Evaluator, call: Any) -> bool:
     """Whether an evaluator has every parameter that a call names."""
-    if call.name != evaluator.spec_name():
+    if not isinstance(call, Call) or call.name != evaluator.spec_name():
         return False
     for name, value in call.arguments.items():
         # A bare name stands for a text.
-        plain = value.name if isinstance(value, Call) and not value.arguments else value
+        bare = isinstance(value, Call) and not value.arguments
+        plain = value.name if bare else value
         if not hasattr(evaluator, name) or getattr(evaluator, name) != plain:
             return False
     return True

@@ -17,24 +17,34 @@ import errno
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from calibrant.compress import Recipe, compress
-from calibrant.compress.costs import peak_memory, provenance
-from calibrant.data import TokenBatch
+from calibrant.compress.costs import peak_memory, processor, provenance, shortage_of
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.select import Selector
 from calibrant.errors import DataError, InputError, OutputError
 from calibrant.evaluators import timed
-from calibrant.lab.study.desk import RemoteStore
-from calibrant.lab.study.elsewhere import Elsewhere
 from calibrant.lab.study.loaded import LoadedModel
 from calibrant.lab.study.request import RunRequest, Workload
+from calibrant.lab.study.sending import RemoteStore
 from calibrant.models import open_model
-from calibrant.results import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
+from calibrant.results import (
+    EDITS,
+    MASK,
+    PROFILE,
+    STATISTICS,
+    Record,
+    Run,
+    Store,
+    identity_without_tokens,
+    measurement_id,
+)
 from calibrant.results.outcomes import Journal
 from calibrant.spec import identity
 from calibrant.system.clock import Clock
@@ -59,6 +69,11 @@ Report = Callable[[Message], None]
 
 TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
 """How drivers on one machine share token batches: as files of safetensors."""
+
+ASKED: Final = ("data", "draw", "length", "tokens", "windows", "pads")
+"""Facts of tokens that don't depend on the text that a model wrote or chose."""
+ASKED_OF_PART: Final = ("data", "share", "weight", "tokens", "windows", "bos")
+"""The same of each part of a set."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +131,13 @@ class Driver:
         self._forgiven = forgiven
         self._shared = shared
         self._left = set(range(len(work.requests)))
-        self._later = set[int]()
+        self._later: set[int] = set()
+        """The requests that were passed over, since another driver was at work on them."""
         self._sets = [repr((request.model, request.calibration)) for request in work.requests]
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(self._sets))}
-        self._begun_by_others = [numbers[name] % count != place for name in self._sets]
+        distinct = list(dict.fromkeys(self._sets))
+        self._own_sets = set(distinct[place::count])
         self._alone = count == 1
-        self._resolved = dict[int, Resolved]()
+        self._resolved: dict[int, Resolved] = {}
         self._model = ""
         self._loaded: LoadedModel | None = None
         self._elsewhere = Elsewhere(store)
@@ -150,7 +166,8 @@ class Driver:
         own sets.
         """
         elsewhere = self._work.requests[index].model != self._model
-        return elsewhere, index in self._later, self._begun_by_others[index], index
+        begun_by_others = self._sets[index] not in self._own_sets
+        return elsewhere, index in self._later, begun_by_others, index
 
     def _visit(self, index: int) -> bool:
         """Whether a request is done with.
@@ -165,12 +182,11 @@ class Driver:
         if resolved is None:
             return True
         self._resolved[index] = resolved
-        run_id = resolved.run.id
         with ExitStack() as claims:
             lacking = bool(self._missing(index, resolved))
             if not lacking and not any(map(len, self._ended_journals(resolved))):
                 return True
-            if not self._claim(claims, run_id, index):
+            if not self._claim(claims, resolved.run.id, index):
                 return not lacking
             # Looked at again: another driver may have finished it between the look and the claim.
             missing = self._missing(index, resolved)
@@ -183,7 +199,8 @@ class Driver:
 
         False if another is at work on statistics that it needs.
         """
-        request, run_id = resolved.request, resolved.run.id
+        request = resolved.request
+        run_id = resolved.run.id
         state = self._store.state(run_id) if missing.recorded else None
         with ExitStack() as gathering:
             # Always in the same order, or two that need the same parts of mixes could wait for each
@@ -223,8 +240,7 @@ class Driver:
         except InputError as error:
             if len(self._work.models) == 1:
                 raise
-            for other in self._work.about(model):
-                request = self._work.requests[other]
+            for request in self._work.about(model):
                 self._store.add_failure(request.provisional, failure(request, error))
             return False
         self._model = model
@@ -237,15 +253,16 @@ class Driver:
             batch = self._tokens(request)
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
-        calibration = request.calibration
-        if calibration is not None and batch is not None and not self._store.has_record(run.id):
-            stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
-            run = stand_in or run
-        measures = self._measures_of(run.id)
         shared: tuple[str, ...] = ()
-        if request.shares and batch is not None:
-            shared = statistics_ids(loaded.opened, batch)
-        shortage = loaded.shortage_of(batch)
+        if request.calibration is not None and batch is not None:
+            if not self._store.has_record(run.id):
+                calibration = request.calibration
+                stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
+                run = stand_in or run
+            if request.shares:
+                shared = statistics_ids(loaded.opened, batch)
+        measures = self._measures_of(run.id)
+        shortage = shortage_of(loaded.view, batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
         return Resolved(request, recipe, note, run, measures, shared, shortage)
@@ -260,11 +277,13 @@ class Driver:
 
         A set whose rows are chosen with the model's help is resolved by each.
         """
-        calibration, loaded = request.calibration, self._current
+        calibration = request.calibration
+        loaded = self._current
         if calibration is None or self._shared is None or calibration.per_draw:
             return loaded.tokens(calibration)
         if loaded.has_tokens(calibration):
             return loaded.tokens(calibration)
+        # One driver draws it and the others read it: drawing the same twice takes long.
         name = identity([request.model, repr(calibration)]).removeprefix("sha256:")
         path = self._shared / f"{name}.tokens"
         with self._store.claim(path.name, wait=True):
@@ -276,13 +295,19 @@ class Driver:
 
     def _missing(self, index: int, resolved: Resolved) -> Missing:
         """What is to be made for a request: nothing for one that wasn't chosen."""
-        run_id, wanted, store = resolved.run.id, resolved.measures, self._store
-        store.clear_failure(resolved.request.provisional)
-        recorded = store.has_record(run_id)
-        measured = store.measured(run_id)
-        missing = [text for text, measure_id in wanted.items() if measure_id not in measured]
+        run_id = resolved.run.id
+        wanted = resolved.measures
+        self._store.clear_failure(resolved.request.provisional)
+        recorded = self._store.has_record(run_id)
+        measured = self._store.measured(run_id)
         there = [run_id] if recorded else []
-        there += [measure_id for measure_id in wanted.values() if measure_id in measured]
+        missing: list[str] = []
+        for text, measure_id in wanted.items():
+            if measure_id in measured:
+                there.append(measure_id)
+            else:
+                missing.append(text)
+        # Also of what wasn't chosen: the index is the whole study's.
         self._report(["cell", index, run_id, dict(wanted), there])
         if index not in self._work.chosen or self._failed(run_id):
             return Missing(recorded=True, measures=())
@@ -293,24 +318,27 @@ class Driver:
 
         A kill between a finished measurement, or search, and the end of its journal leaves it.
         """
-        run_id, store = resolved.run.id, self._store
-        measured = store.measured(run_id)
+        run_id = resolved.run.id
+        measured = self._store.measured(run_id)
         for text, measure_id in resolved.measures.items():
             if measure_id in measured:
-                yield store.journal(run_id, *self._work.measures(text))
-        if store.has_record(run_id):
-            yield store.trials(run_id)
+                yield self._store.journal(run_id, *self._work.measures(text))
+        if self._store.has_record(run_id):
+            yield self._store.trials(run_id)
 
     def _make(self, resolved: Resolved, recorded: bool, state: bytes | None) -> bool:
         """Put the model into the run's state.
 
         That is from what the store has of it, or by compressing it, of which a record is written.
         """
-        request, loaded = resolved.request, self._current
+        request = resolved.request
+        loaded = self._current
         if state is not None:
             transforms = resolved.recipe.transforms
-            looking = any(transform.observes for transform in transforms)
-            loaded.apply(state, transforms, self._tokens(request) if looking else None)
+            batch = None
+            if any(transform.observes for transform in transforms):
+                batch = self._tokens(request)
+            loaded.apply(state, transforms, batch)
             return True
 
         def progress(what: str, done: int, total: int) -> None:
@@ -319,18 +347,20 @@ class Driver:
 
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
-        clock, cell = Clock(), request.cell
+        clock = Clock()
+        data = request.cell.data
         journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
         shared = self._store.folder.absolute() / STATISTICS if request.shares else None
         with clock.phase("compress"), self._clock.phase("compress"):
+            # The run before left its edits in the model.
             loaded.restore()
             record = compress(
                 loaded.opened,
                 loaded.view,
                 batch,
                 resolved.recipe,
-                data=cell.data,
-                seed=cell.seed,
+                data=data,
+                seed=request.cell.seed,
                 progress=progress,
                 statistics=shared,
                 kinds=self._work.statistics_wanted(request),
@@ -338,17 +368,18 @@ class Driver:
                 journal=journal,
             )
         data_facts = dict(record.data_facts)
-        if cell.data in self._work.leaked:
-            data_facts["leaked"] = dict(self._work.leaked[cell.data])
+        if data in self._work.leaked:
+            data_facts["leaked"] = dict(self._work.leaked[data])
         about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
         record = replace(record, data_facts=data_facts, provenance=about)
         with self._clock.phase("store"):
+            files = self._files(resolved)
             if recorded:
-                self._store.put_back(record.run.id, self._files(resolved))
+                self._store.put_back(record.run.id, files)
             else:
-                self._store.add_record(record, self._files(resolved))
-        if not recorded:
-            self._report(["made", record.run.id])
+                self._store.add_record(record, files)
+                self._report(["made", record.run.id])
+        # The journal goes last: a kill before the record is written goes on from it.
         journal.remove()
         return True
 
@@ -358,18 +389,24 @@ class Driver:
         That is a mask or edits to make the model from again, and the profile of the calibration
         set.
         """
-        loaded, work = self._current, self._work
         if not resolved.recipe.looks:  # made again sooner than read
             return {}
-        mask = loaded.mask() if work.masks and not resolved.recipe.transforms else None
-        edits = loaded.edits() if work.masks and mask is None else None
-        if edits is not None:
-            whole = self._store.bytes_of(EDITS) + len(edits)
-            if whole > work.edits_gb * 1e9:
-                edits = None  # the run is compressed again if need be
-        profile = loaded.profile(resolved.request.calibration, work.quotes)
-        contents = {MASK: mask, EDITS: edits, PROFILE: profile}
-        return {name: content for name, content in contents.items() if content is not None}
+        loaded = self._current
+        files: dict[str, bytes] = {}
+        profile = loaded.profile(resolved.request.calibration, self._work.quotes)
+        if profile is not None:
+            files[PROFILE] = profile
+        if not self._work.masks:
+            return files
+        mask = None if resolved.recipe.transforms else loaded.mask()
+        if mask is not None:
+            return {MASK: mask, **files}
+        edits = loaded.edits()
+        # Beyond the limit nothing is kept, and the run is compressed again if need be.
+        limit = self._work.edits_gb * 1e9
+        if edits is not None and self._store.bytes_of(EDITS) + len(edits) <= limit:
+            files[EDITS] = edits
+        return files
 
     def _measure(self, resolved: Resolved, text: str) -> None:
         """Measure the model as it is now, and write the measurement."""
@@ -377,18 +414,20 @@ class Driver:
         evaluator = evaluators[text]
         label = f"measuring {resolved.request.label}"
         place = list(evaluators).index(text)
-        count = len(evaluators)
-        self._report(["progress", label, place, count])
+        self._report(["progress", label, place, len(evaluators)])
         form, digest = self._work.measures(text)
         journal = self._store.journal(resolved.run.id, form, digest)
         with self._clock.phase("measure"):
             reference = self._current.reference() if evaluator.compares else None
             measurement = timed(evaluator, self._current.opened, silent, reference, journal)
+            # The file that it measures on may have changed since the study began.
             if evaluator.digest() != digest:
                 journal.remove()
-                said = f"what {text} measures has changed since the study began; run it again"
-                raise DataError(said, subject=text)
-        self._report(["progress", label, place + 1, count])
+                raise DataError(
+                    f"what {text} measures has changed since the study began; run it again",
+                    subject=text,
+                )
+        self._report(["progress", label, place + 1, len(evaluators)])
         with self._clock.phase("store"):
             self._store.add_measurement(resolved.run.id, form, measurement, digest)
             journal.remove()
@@ -401,17 +440,17 @@ class Driver:
 
     def _attempt(
         self,
-        act: Callable[[], Made],
+        step: Callable[[], Made],
         failed_id: str,
         request: RunRequest,
         measured: str = "",
     ) -> Made | None:
-        """Return what `act` returns, or None where it fails, which is recorded.
+        """Return what `step` returns, or None where it fails, which is recorded.
 
         One failure must not cost the other runs.
         """
         try:
-            return act()
+            return step()
         except Exception as error:
             # A place that can't be written to can't take the record of a failure either; and it is
             # not the request's fault.
@@ -447,14 +486,13 @@ class Driver:
         sizes: dict[str, int] = {}
         for path in root.iterdir():
             sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
-        names: dict[str, tuple[str, ...]] = {}
+        used: dict[str, None] = {}
+        needed: set[str] = set()
+        left = {self._sets[index] for index in self._left}
         for index, resolved in self._resolved.items():
-            if resolved.statistics:
-                names[self._sets[index]] = resolved.statistics
-        needed = set[str]()
-        for index in self._left:
-            needed.update(names.get(self._sets[index], ()))
-        used = dict.fromkeys(chain.from_iterable(names.values()))
+            used |= dict.fromkeys(resolved.statistics)
+            if self._sets[index] in left:
+                needed.update(resolved.statistics)
         # What this driver hasn't used is of an older study, or, until all sets are known, of
         # another driver's.
         unused: list[str] = []
@@ -462,6 +500,7 @@ class Driver:
             unused = [name for name in sizes if name not in used]
         over = [name for name in (*unused, *used) if name not in needed]
         for name in surplus(sizes, over, int(self._work.limit_gb * 1e9)):
+            # Another driver may be reading them at this moment.
             claim = self._store.claim(name)
             if claim is not None:
                 with claim:
@@ -478,3 +517,70 @@ def failure(request: RunRequest, error: BaseException, measured: str = "") -> di
         "traceback": traceback.format_exception(error),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+class Elsewhere:
+    """The runs of other processors in a store. Those that others add meanwhile are found too.
+
+    A model that writes or chooses text may have taken another text there, since it rounds
+    otherwise. The tokens decide a run's id, so there it has another. It is the same set all the
+    same, and what was measured with it isn't to be lost.
+    """
+
+    def __init__(self, store: Store | RemoteStore) -> None:
+        self._store = store
+        self._here = processor()
+        self._looked_at: set[str] = set()
+        self._found: dict[str, list[Record]] = {}
+
+    def stand_in(
+        self,
+        run: Run,
+        calibration: CalibrationSet,
+        batch: TokenBatch,
+        measures: Callable[[str], Mapping[str, str]],
+    ) -> Run | None:
+        """Return the run that stands for `run`, which isn't in the store; None where there is none.
+
+        It differs in nothing but the text that the model wrote or chose. All its `measures` (ids by
+        evaluator) must be there: a lacking one would be measured on a model that saw this machine's
+        text. Where a record of this processor has other tokens, something else has changed.
+        """
+        # The facts of a mix stand elsewhere, set by set.
+        if calibration.mixed or not any(_chosen_by_model(calibration)):
+            return None
+        self._look()
+        asked = _asked(batch.facts, calibration)
+        whole: list[Run] = []
+        for record in self._found.get(identity_without_tokens(run), []):
+            there = self._store.measured(record.run.id)
+            measured = set(measures(record.run.id).values()) <= there
+            if measured and _asked(record.data_facts, calibration) == asked:
+                whole.append(record.run)
+        # Where there are several, always the first, so that methods mostly share a text.
+        return min(whole, key=attrgetter("tokens"), default=None)
+
+    def _look(self) -> None:
+        """Read the records that are new; one that can't be read stands for nothing."""
+        for name in set(self._store.ids()) - self._looked_at:
+            self._looked_at.add(name)
+            with suppress(DataError):
+                record = self._store.record(name, False)
+                place = self._store.provenance(name).get("processor", "")
+                if record is not None and place not in ("", self._here):
+                    self._found.setdefault(identity_without_tokens(record.run), []).append(record)
+
+
+def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:
+    """Of each part whether its text is written or chosen with the model's help."""
+    sources = [term.source for term in calibration.parts]
+    return [isinstance(source, Selector) and source.needs_model for source in sources]
+
+
+def _asked(facts: Mapping[str, Any], calibration: CalibrationSet) -> str:
+    """The identity of what is known of tokens but for the text that a model wrote or chose."""
+    parts: list[list[Any]] = []
+    for part, chosen in zip(facts.get("parts", []), _chosen_by_model(calibration), strict=False):
+        names = ASKED_OF_PART if chosen else (*ASKED_OF_PART, "digest")
+        parts.append([part.get(name) for name in names])
+    return identity([[facts.get(name) for name in ASKED], parts])

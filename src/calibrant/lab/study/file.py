@@ -52,7 +52,8 @@ def read_study(path: str | FilePath) -> Study:
     Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its
     line. Nothing is run or written.
     """
-    name, mistakes = str(path), Mistakes()
+    name = str(path)
+    mistakes = Mistakes()
     entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
     fields = {key: field for field, key in KEY_OF_FIELD.items()}
     values: dict[str, Any] = {}
@@ -78,6 +79,7 @@ def _by_canonical_keys(lines: Mapping[Path, int]) -> dict[Path, int]:
         if path:
             key, *rest = path
             canonical[SYNONYMS.get(str(key), key), *rest] = line
+    # A key's own line goes before that of another word for it.
     return canonical | dict(lines)
 
 
@@ -153,7 +155,8 @@ class _Document:
             if "mapping values" in str(error.problem):
                 message += "; a text with a colon and a space in it needs quotes"
             mark = error.problem_mark or error.context_mark
-            raise _refused(self._name, mark.line + 1 if mark else 0, message) from error
+            line = mark.line + 1 if mark else 0
+            raise _refused(self._name, line, message) from error
         except ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             letter = chr(error.character)
@@ -171,12 +174,14 @@ class _Document:
         self._lines.setdefault(path, _line(event))
         if isinstance(event, events.AliasEvent):
             return self._again(path, event)
-        anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+        anchor = getattr(event, "anchor", None)
+        tag = getattr(event, "tag", None)
         if tag is not None:
             advice = "write a plain text, number, list or mapping"
             self._mistakes.add(path, f"the tag {tag!r} is not read; {advice}")
         if anchor is None:
             return self._plain(path, event)
+        # Until it is read, to repeat it would never end.
         self._known[anchor] = None
         value = self._plain(path, event)
         lines: dict[Path, int] = {}
@@ -206,17 +211,18 @@ class _Document:
     def _entry(self, path: Path, key: Event, keys: dict[str, Any]) -> None:
         if not isinstance(key, events.ScalarEvent):
             raise self._at(key, "a key must be a text")
-        name, place = key.value, (*path, key.value)
-        if name in keys:
+        name = key.value
+        place = (*path, name)
+        again = name in keys
+        if again:
             first = self._lines[place]
             place = (*path, f"{name} (again)")
             message = f"the key {name!r} is there twice, first in line {first}; leave one out"
             self._mistakes.add(place, message)
-            self._lines[place] = _line(key)
-            self._value(place, next(self._events))
-            return
         self._lines[place] = _line(key)
-        keys[name] = self._value(place, next(self._events))
+        value = self._value(place, next(self._events))
+        if not again:
+            keys[name] = value
 
     def _again(self, path: Path, event: events.AliasEvent) -> Any:
         """A part that was named before."""
@@ -229,6 +235,7 @@ class _Document:
             message = f"*{name} stands within what it repeats, so it would never end"
             raise self._at(event, message)
         value, lines = known
+        # Repeated parts count as often as they are used: few lines could stand for billions.
         self._count += len(lines)
         for place in lines:
             self._lines[*path, *place] = self._lines[path]

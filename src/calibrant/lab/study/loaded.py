@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
-from calibrant.compress.costs import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.inspect import profile
 from calibrant.data.select import resolved
@@ -39,6 +38,9 @@ ZIP: Final = b"PK"
 HEAD: Final = 256
 """Bytes at most that NumPy writes before an array."""
 
+_DAMAGED: Final = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged mask comes to."""
+
 
 def room() -> int:
     """The bytes that activations may fill."""
@@ -49,9 +51,11 @@ class LoadedModel:
     """An open model, what it was before anything was done to it, and its last token batch."""
 
     def __init__(self, opened: Opened) -> None:
-        self.opened, self.view = opened, view(opened.model)
+        self.opened = opened
+        self.view = view(opened.model)
         check_finite(self.view)
-        self._pristine, self._whole = Snapshot.of(self.view), self.view.weights
+        self._pristine = Snapshot.of(self.view)
+        self._whole = self.view.weights
         self._edits: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None
@@ -64,10 +68,8 @@ class LoadedModel:
         if self._tokens is None or self._tokens[0] != repr(calibration):
             if calibration.per_draw:
                 self.restore()  # a selector looks at the dense model
-            self._tokens = (
-                repr(calibration),
-                resolved(calibration, self.opened).tokens(self.opened.tokenizer),
-            )
+            batch = resolved(calibration, self.opened).tokens(self.opened.tokenizer)
+            self._tokens = repr(calibration), batch
         return self._tokens[1]
 
     def has_tokens(self, calibration: CalibrationSet) -> bool:
@@ -87,31 +89,18 @@ class LoadedModel:
         if calibration is None or batch is None:
             return None
         if self._profile is None or self._profile[0] != repr(calibration):
-            self._profile = (
-                repr(calibration),
-                text_of_json(profile(calibration, batch, self.opened.tokenizer, quotes)).encode(),
-            )
+            facts = profile(calibration, batch, self.opened.tokenizer, quotes)
+            self._profile = repr(calibration), text_of_json(facts).encode()
         return self._profile[1]
 
     def fitting(self, recipe: Recipe, batch: TokenBatch | None) -> tuple[Recipe, str]:
         """Return `recipe` as this machine can carry it out, and a sentence where that is
         something else.
         """
-        fits, note = fitting(
-            recipe.propagate,
-            self.view,
-            batch,
-            self.opened.dtype,
-            room(),
-            recipe.method.propagations,
-        )
+        allowed = recipe.method.propagations
+        asked = recipe.propagate
+        fits, note = fitting(asked, self.view, batch, self.opened.dtype, room(), allowed)
         return replace(recipe, propagate=fits), note
-
-    def shortage_of(self, batch: TokenBatch | None) -> str:
-        """Return that a batch has fewer tokens than the model has inputs, in a sentence; empty
-        where it hasn't.
-        """
-        return shortage_of(self.view, batch)
 
     def restore(self) -> None:
         """Make the model dense again."""
@@ -123,6 +112,7 @@ class LoadedModel:
         first needed.
         """
         if self._reference is None:
+            # The copy is of the dense model, whatever has been done to this one by now.
             with self._pristine.as_it_was():
                 self._reference = copy.deepcopy(self.opened.model)
                 keep_predictions(self._reference)
@@ -142,16 +132,16 @@ class LoadedModel:
         """Return the nonzero weights as bits; None if some nonzero weight isn't the dense
         model's, so that bits can't bring it back.
         """
-        if self.view.weights != self._whole or not all(
-            isinstance(edit, Replace) for edit in self._edits
-        ):
+        replaced = all(isinstance(edit, Replace) for edit in self._edits)
+        if self.view.weights != self._whole or not replaced:
             return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):
-            nonzero, pristine = weight.stored != 0, self._pristine.original(weight)
-            if not torch.equal(
-                torch.where(nonzero, pristine, torch.zeros_like(pristine)), weight.stored
-            ):
+            nonzero = weight.stored != 0
+            pristine = self._pristine.original(weight)
+            # Bits say only what is zero: every other weight must be the dense model's, to the bit.
+            kept = torch.where(nonzero, pristine, torch.zeros_like(pristine))
+            if not torch.equal(kept, weight.stored):
                 return None
             bits[str(index)] = np.packbits(nonzero.cpu().numpy())
         file = io.BytesIO()
@@ -181,43 +171,36 @@ class LoadedModel:
         """`DataError` for what is no mask of this model; then nothing is changed."""
         try:
             packed = self._packed(mask)
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _DAMAGED as error:
             raise DataError(
-                f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); delete mask.npz in its folder to prune it again",
+                f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); "
+                "delete mask.npz in its folder to prune it again",
                 subject=self.opened.name,
             ) from error
         self.restore()
         for weight, bits in zip(self.view.weights, packed, strict=True):
-            nonzero = (
-                np.unpackbits(bits, count=weight.stored.numel())
-                .astype(bool)
-                .reshape(tuple(weight.stored.shape))
-            )
-            will_change(weight.stored)
-            weight.stored.masked_fill_(~torch.from_numpy(nonzero).to(weight.stored.device), 0)
+            stored = weight.stored
+            nonzero = np.unpackbits(bits, count=stored.numel()).astype(bool)
+            kept = torch.from_numpy(nonzero.reshape(tuple(stored.shape))).to(stored.device)
+            # A model on disk, or on another device, has to know before it is written to.
+            will_change(stored)
+            stored.masked_fill_(~kept, 0)
 
     def _packed(self, mask: bytes) -> list[np.ndarray]:
         """The bits of every matrix. `ValueError` where they are of another model, told before
         anything is unpacked.
         """
         sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._whole]
+        # Sizes first: a made-up file could unpack to more than there is memory.
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
-            if sum(member.file_size for member in members.infolist()) > sum(sizes) + HEAD * len(
-                sizes
-            ):
-                raise ValueError("it holds more than the model has weights")
-        with np.load(io.BytesIO(mask), allow_pickle=False) as bits:
-            packed = [bits[str(index)] for index in range(len(sizes))]
-        if any(
-            one.dtype != np.uint8 or one.shape != (size,)
-            for one, size in zip(packed, sizes, strict=True)
-        ):
-            raise ValueError("its matrices have other shapes than the model's")
+            unpacked = sum(member.file_size for member in members.infolist())
+        if unpacked > sum(sizes) + HEAD * len(sizes):
+            raise ValueError("it holds more than the model has weights")
+        packed: list[np.ndarray] = []
+        with np.load(io.BytesIO(mask), allow_pickle=False) as arrays:
+            for index, size in enumerate(sizes):
+                bits = arrays[str(index)]
+                if bits.dtype != np.uint8 or bits.shape != (size,):
+                    raise ValueError("its matrices have other shapes than the model's")
+                packed.append(bits)
         return packed

@@ -4,6 +4,7 @@ the rest may take."""
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,18 @@ from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError
 from calibrant.evaluators import Evaluator
-from calibrant.lab.study.cells import propagation
-from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of
+from calibrant.lab.study.request import DENSE, Labels, RunRequest, digests_of, propagation
 from calibrant.lab.study.study import Study
-from calibrant.lab.study.supply import Supply, budget_of, supply_of
-from calibrant.lab.study.timing import Unfinished, duration, kinds, measure_pieces, passes
+from calibrant.lab.study.timing import (
+    Supply,
+    Unfinished,
+    budget_of,
+    duration,
+    kinds,
+    measure_pieces,
+    passes,
+    supply_of,
+)
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
 from calibrant.results import Record, Store, measurement_id
@@ -152,6 +160,7 @@ def plan(
     `SpecError` for a group that the study doesn't have.
     """
     chosen = study.chosen(groups)
+    # A plan downloads nothing: what isn't here it says.
     with offline():
         measured, failed = _in_store(study, Path(folder))
         every = enumerate(study.requests())
@@ -159,14 +168,22 @@ def plan(
         supplies = _supplies(requests, progress) if probed else ()
         models: list[ModelPlan] = []
         for model in dict.fromkeys(request.model for request in requests):
-            of_model = [request for request in requests if request.model == model]
-            models.append(_model_plan(study, of_model, measured, supplies, probed, progress))
+            about = [request for request in requests if request.model == model]
+            models.append(_model_plan(study, about, measured, supplies, probed, progress))
         warnings = list(_warned(models, supplies))
         if probed:
-            warnings += _stopped(study)
+            try:
+                study.workload()
+            except DataError as error:  # rows of a user's file that are also measured
+                warnings.append(str(error))
     looking = [request.labels for request in requests if request.labels.data]
     compressed = [request.labels for request in requests if request.labels.method != DENSE]
-    seconds = [sum(model.seconds.values()) for model in models if model.seconds]
+    seconds: float | None = None
+    load: float | None = None
+    timed = [sum(model.seconds.values()) for model in models if model.seconds]
+    if timed:
+        seconds = sum(timed)
+        load = _load()
     return Plan(
         models=tuple(models),
         sets=tuple(dict.fromkeys(labels.data for labels in looking)),
@@ -179,8 +196,8 @@ def plan(
         failed=failed,
         limit_bytes=int(study.statistics_gb * 1e9),
         supplies=supplies,
-        seconds=sum(seconds) if seconds else None,
-        load=_load() if seconds else None,
+        seconds=seconds,
+        load=load,
         unknown=tuple(_unknown(models, supplies, bool(looking), probed)),
         warnings=tuple(warnings),
     )
@@ -198,8 +215,7 @@ def _load() -> float | None:
 def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
     """The evaluators that have measured each cell that the store has a record of, by what the
     records say; and how many failures it holds."""
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if empty or not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}, 0
     with Store(folder, create=False) as store:
         return _measured(study, store), len(store.failures())
@@ -256,13 +272,13 @@ def _same(record: Record, request: RunRequest, study: Study) -> bool:
 
     That is told as far as it can be without the model: by type, allocation and budget.
     """
-    run, facts = record.run, record.data_facts
-    calibration, recipe = request.calibration, request.recipe
+    run = record.run
+    facts = record.data_facts
     dtype = str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
-    same_parts = run.allocation == canonical(recipe.allocation)
-    same_parts = same_parts and list(run.transforms) == canonical(recipe.transforms)
-    if not same_parts or run.dtype != dtype:
+    asked = canonical([request.recipe.allocation, request.recipe.transforms])
+    if [run.allocation, list(run.transforms)] != asked or run.dtype != dtype:
         return False
+    calibration = request.calibration
     if calibration is None:
         return True
     sets = len(calibration.mixed) or 1
@@ -293,6 +309,7 @@ def _model_plan(
         path = located(planned.model)
         if not probed:
             return planned
+        # Opening is a piece of the work like the others.
         began = time.perf_counter()
         opened = open_model(str(path), study.dtype, study.device)
         opening = time.perf_counter() - began
@@ -320,7 +337,7 @@ def _model_plan(
         statistics_bytes=len(passes(requests)) * sum(each.values()),
         seconds=duration(timings, unfinished, supplied),
         instead=dict(timings.propagates),
-        fails=timings.why_not,
+        fails=tuple(timings.why_not),
     )
 
 
@@ -337,6 +354,7 @@ def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Suppl
         if request.calibration is not None:
             sets[labels.data] = request.calibration
             draws[labels.data] = max(draws.get(labels.data, 0), labels.seed + 1)
+    # All draws together decide whether counting them is quick enough.
     tokens = sum(draws[data] * budget_of(calibration) for data, calibration in sets.items())
     supplies: list[Supply] = []
     for number, (data, calibration) in enumerate(sets.items()):
@@ -348,12 +366,11 @@ def _supplies(requests: Sequence[RunRequest], progress: Progress) -> tuple[Suppl
 
 
 def _any_tokenizer(models: Iterable[str]) -> Any:
+    """The tokenizer of the first model that is on this machine, or None."""
     for model in dict.fromkeys(models):
-        try:
+        with suppress(ModelError):
             tokenizer, _ = open_tokenizer(str(located(model)))
-        except ModelError:
-            continue
-        return tokenizer
+            return tokenizer
     return None
 
 
@@ -401,20 +418,15 @@ def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator
         if supply.why:
             yield f"{supply.data}: {supply.why}"
         elif supply.held < 1:
-            few = f"{supply.data} holds {number} draws of this size, too little for one"
-            yield f"{few}: its runs will fail; take fewer samples or tokens"
+            yield (
+                f"{supply.data} holds {number} draws of this size, too little for one: "
+                "its runs will fail; take fewer samples or tokens"
+            )
         elif not supply.lasts:
-            few = f"{supply.data} holds {number} disjoint draws of this size"
-            many = f"the study has {supply.draws}"
-            yield f"{few}, and {many}: later ones repeat rows of earlier ones"
-
-
-def _stopped(study: Study) -> Iterator[str]:
-    """What would stop the study at once: rows of a user's file that are also measured."""
-    try:
-        study.workload()
-    except DataError as error:
-        yield str(error)
+            yield (
+                f"{supply.data} holds {number} disjoint draws of this size, and the study has "
+                f"{supply.draws}: later ones repeat rows of earlier ones"
+            )
 
 
 def _unknown(

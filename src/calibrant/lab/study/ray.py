@@ -25,8 +25,8 @@ from typing import Any, Final
 import msgspec
 
 from calibrant.errors import SpecError, WorkerError
-from calibrant.lab.study.desk import Desk, RemoteStore
 from calibrant.lab.study.driver import Message
+from calibrant.lab.study.sending import Desk, RemoteStore
 from calibrant.lab.study.workers import (
     FORGIVEN,
     THREADS,
@@ -79,7 +79,11 @@ def ray_workers(
             "runtime_env": {"env_vars": _variables(threads)},
         }
         shared = {"threads": threads, "working_folder": str(Path.cwd())}
-        yield lambda job: RayWorker(ray, options, {**job, **shared})
+
+        def start(job: Mapping[str, Any]) -> Worker:
+            return RayWorker(ray, options, {**job, **shared})
+
+        yield start
 
 
 class Actor:
@@ -111,11 +115,11 @@ class Actor:
 
     def _work(self) -> None:
         try:
-            with TemporaryDirectory(prefix="calibrant-") as own:
-                (Path(own) / WORK).write_bytes(self._job["work"])
-                (Path(own) / FORGIVEN).write_text(self._job["forgiven"])
-                store = RemoteStore(self._asked, Path(own))
-                work({**self._job, "shared": own}, self._report, store)
+            with TemporaryDirectory(prefix="calibrant-") as folder:
+                (Path(folder) / WORK).write_bytes(self._job["work"])
+                (Path(folder) / FORGIVEN).write_text(self._job["forgiven"])
+                store = RemoteStore(self._asked, Path(folder))
+                work({**self._job, "shared": folder}, self._report, store)
         finally:
             self._messages.put(None)
 
@@ -135,7 +139,8 @@ class RayWorker(Worker):
     """An actor as the process that started it knows it."""
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-        self._ray, self._ended = ray, threading.Event()
+        self._ray = ray
+        self._ended = threading.Event()
         self._folder = job["folder"]
         shared = Path(job["shared"])
         task = {"work": (shared / WORK).read_bytes(), "forgiven": (shared / FORGIVEN).read_text()}
@@ -168,16 +173,13 @@ def _obituary(text: str) -> tuple[str, str]:
     """Which process of which node died, and why, in Ray's words: it knows both however soon that
     was.
     """
+    name = "a worker whose process Ray doesn't name"
     place = _PLACE.search(text)
-    name = (
-        f"process {place[1]} on node {place[2]}"
-        if place
-        else "a worker whose process Ray doesn't name"
-    )
-    rest = (
-        text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
-    )  # an error of its own stands in the last line
-    return name, " ".join(rest.split())[:300] or "its node may be gone"
+    if place:
+        name = f"process {place[1]} on node {place[2]}"
+    # An error of its own stands in the last line.
+    why = text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]
+    return name, " ".join(why.split())[:300] or "its node may be gone"
 
 
 @contextmanager
@@ -201,9 +203,11 @@ def _connect(ray: ModuleType, address: str | None) -> None:
             _try_address(address)
         ray.init(**options, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
         raise SpecError(
-            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
-            "start one with 'ray start --head' and give its HOST:PORT, or leave the address out to have one started here",
+            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({why}); "
+            "start one with 'ray start --head' and give its HOST:PORT, "
+            "or leave the address out to have one started here",
             subject=address or "ray",
         ) from error
 
@@ -263,30 +267,32 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
     """CPUs and threads for each worker. `SpecError` where the cluster's nodes, which a worker can't
     span, haven't got GPUs for all."""
-    has = ray.cluster_resources()
+    resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if gpus:
         places = sum(_places_for(node.get("GPU", 0.0), gpus) for node in nodes)
         if places < workers:
-            found = f"the cluster's nodes have {has.get('GPU', 0.0):g} in all, enough for {places}"
-            message = f"{workers} workers need {gpus:g} GPUs each, and {found}; take fewer"
-            raise SpecError(message, subject="gpus")
+            found = resources.get("GPU", 0.0)
+            raise SpecError(
+                f"{workers} workers need {gpus:g} GPUs each, and the cluster's nodes have "
+                f"{found:g} in all, enough for {places}; take fewer",
+                subject="gpus",
+            )
     if address is None:
-        share = has.get("CPU", 1.0) / workers
-        return float(int(share)) or share, shared_threads(
-            workers
-        )  # above 1, Ray counts in whole ones
+        share = resources.get("CPU", 1.0) / workers
+        # Above 1, Ray counts CPUs in whole ones.
+        return float(int(share)) or share, shared_threads(workers)
     largest = max(node.get("CPU", 0.0) for node in nodes)
-    share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
+    share = max(1, int(min(resources.get("CPU", 1.0) / workers, largest)))
     return float(share), share
 
 
 def _variables(threads: int) -> dict[str, str]:
     passed = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
-    own = environment(threads)
+    needed = environment(threads)
     for name in (*THREADS, "CALIBRANT_DATA"):
-        if name in own:
-            passed[name] = own[name]
+        if name in needed:
+            passed[name] = needed[name]
     return passed
 
 
@@ -296,8 +302,8 @@ def _is_passed_on(name: str) -> bool:
     return name.startswith(PASSED_ON) and not secret and name not in OF_THIS_MACHINE
 
 
-def _places_for(has: float, gpus: float) -> int:
+def _places_for(there: float, gpus: float) -> int:
     """How many workers with so many GPUs fit a node: one GPU is shared by whole shares of it."""
     if gpus < 1:
-        return int(has) * int(1 / gpus + _ROUNDING)
-    return int(has / gpus + _ROUNDING)
+        return int(there) * int(1 / gpus + _ROUNDING)
+    return int(there / gpus + _ROUNDING)

@@ -1,25 +1,36 @@
-"""What a study is to make, run by run, and what came of it."""
+"""What a study is to make, run by run: the union of its groups' grids without what it excludes;
+and what came of it."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from calibrant.activations import Statistic
+from calibrant.allocations import Allocation
+from calibrant.allocations.uniform import Uniform
 from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
-from calibrant.errors import InputError
+from calibrant.errors import InputError, TargetError
 from calibrant.evaluators import Evaluator
+from calibrant.methods import MatrixMethod, Method
+from calibrant.methods.pruning.none import Untouched
 from calibrant.results import Cell, revisions
 from calibrant.spec import Spec, canonical, identity
 from calibrant.spec.grammar import SetLabel
 from calibrant.system.notebook import card, listing
+from calibrant.targets import Sparsity, Target
+from calibrant.transforms import Transform
+from calibrant.walk import Propagation
 
 DENSE: Final = "none"
 """The method that leaves the model as it is: the dense model is always among the runs."""
 EQUAL: Final = "uniform"
 """The allocation that gives every matrix the same target."""
+USUAL: Final[Propagation] = "dense"
+"""The propagation that a recipe names where its method looks at no data."""
 
 
 class Labels(NamedTuple):
@@ -70,17 +81,17 @@ class RunRequest:
     @cached_property
     def labels(self) -> Labels:
         """What the cell of the grid is called that the run is for."""
-        calibration, recipe = self.calibration, self.recipe
-        looks = calibration is not None and recipe.method.looks
-        return Labels(
-            model=self.model,
-            data="" if calibration is None else str(calibration),
-            seed=0 if calibration is None else calibration.seed,
-            method=str(recipe.method),
-            target=str(recipe.target),
-            propagate=recipe.propagate if looks else "",
-            allocation=str(recipe.allocation),
-        )
+        recipe = self.recipe
+        data = propagate = ""
+        seed = 0
+        if self.calibration is not None:
+            data = str(self.calibration)
+            seed = self.calibration.seed
+            if recipe.method.looks:
+                propagate = recipe.propagate
+        method = str(recipe.method)
+        target = str(recipe.target)
+        return Labels(self.model, data, seed, method, target, propagate, str(recipe.allocation))
 
     @property
     def cell(self) -> Cell:
@@ -111,10 +122,10 @@ class RunRequest:
     @property
     def provisional(self) -> str:
         """An id for failures that come before the run's own id is known."""
-        labels, recipe = self.labels, self.recipe
-        parts = [self.model, repr(self.calibration), recipe.method, labels.target]
-        if labels.allocation != EQUAL:
-            parts.append(recipe.allocation)
+        labels = self.labels
+        parts = [self.model, repr(self.calibration), self.recipe.method, labels.target]
+        if labels.allocation != EQUAL:  # which ids of before didn't have
+            parts.append(self.recipe.allocation)
         return identity(parts)
 
     @property
@@ -128,6 +139,132 @@ class RunRequest:
     def shares(self) -> bool:
         """Whether it looks at statistics of the dense model, which others may share."""
         return self.calibration is not None and bool(self.recipe.shared)
+
+
+def propagation(method: Method, chosen: Propagation | None) -> Propagation | None:
+    """Return what a matrix sees in a study: as `chosen`, else the method's own default.
+
+    It is None for a method that looks at no data. One that only scores matrices has `dense`, since
+    one pass then serves all its targets.
+    """
+    if not method.looks:
+        return None
+    if chosen is not None:
+        return chosen
+    scores = isinstance(method, MatrixMethod) and not method.updates
+    return "dense" if scores else method.propagate
+
+
+def aimed(method: Method, target: Target) -> Target:
+    """Return what a target is to `method`. One that it doesn't accept is refused elsewhere."""
+    try:
+        return method.aim(target)
+    except TargetError:
+        return target
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One grid: the values on each of its axes, and the transforms that come before every method.
+
+    `blind` is the propagation in recipes of methods that look at no data.
+    """
+
+    models: Sequence[str]
+    data: Sequence[CalibrationSet]
+    methods: Sequence[Method]
+    targets: Sequence[Target]
+    seeds: Sequence[int]
+    allocations: Sequence[Allocation]
+    transforms: tuple[Transform, ...] = ()
+    propagate: Propagation | None = None
+    blind: Propagation = USUAL
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything in it looks at data."""
+        return any(map(_part_looks, (*self.methods, *self.allocations, *self.transforms)))
+
+    def count(self) -> int:
+        """Return how many cells it has, before any is made."""
+        draws = len(self.data) * len(self.seeds)
+        ways = 0
+        for method, allocation in product(self.methods, self.allocations):
+            ways += draws if self._looks(method, allocation) else 1
+        return len(self.models) * (1 + len(self.targets) * ways)
+
+    def _looks(self, method: Method, allocation: Allocation) -> bool:
+        return any(map(_part_looks, (method, allocation, *self.transforms)))
+
+    def requests(self) -> Iterator[RunRequest]:
+        """Yield a request for every cell, the dense models among them."""
+        # The dense model is the model as it came, whatever is done to it for the other methods.
+        dense = Recipe(Untouched(), Sparsity(0.0), Uniform(), self.blind)
+        for model in self.models:
+            yield RunRequest(model, None, dense)
+            for method in self.methods:
+                if str(method) != DENSE:
+                    yield from self._of_method(model, method)
+
+    def _of_method(self, model: str, method: Method) -> Iterator[RunRequest]:
+        seen = propagation(method, self.propagate) or self.blind
+        targets = [aimed(method, target) for target in self.targets]
+        for allocation in self.allocations:
+            parts = allocation, seen, self.transforms
+            recipes = [Recipe(method, target, *parts) for target in targets]
+            # What looks at no data has one run, whatever the sets and draws.
+            sets = self._draws if self._looks(method, allocation) else [None]
+            for calibration in sets:
+                for recipe in recipes:
+                    yield RunRequest(model, calibration, recipe)
+
+    @cached_property
+    def _draws(self) -> list[CalibrationSet]:
+        drawn = product(self.seeds, self.data)
+        return [calibration.redrawn(seed) for seed, calibration in drawn]
+
+
+def _part_looks(part: Method | Allocation | Transform) -> bool:
+    return part.looks if isinstance(part, Method) else bool(part.observes)
+
+
+def union(
+    cells: Mapping[Labels, RunRequest],
+    exclude: Sequence[Mapping[str, Collection[str | int]]] = (),
+) -> dict[Labels, RunRequest]:
+    """Return the cells in the order of the work, without those among any of `exclude`.
+
+    A model of which nothing else is left has no dense run either. The order is model by model, what
+    looks at no data first, then draw by draw and set by set, so that a set's tokens and statistics
+    are used while they are in memory.
+    """
+    left: list[Labels] = []
+    compressed: set[str] = set()
+    remaining: set[str] = set()
+    for labels in cells:
+        dense = labels.method == DENSE
+        excluded = not dense and any(labels.among(entry) for entry in exclude)
+        if not excluded:
+            left.append(labels)
+        if not dense:
+            compressed.add(labels.model)
+            if not excluded:
+                remaining.add(labels.model)
+    # A model that is only measured has no other run to begin with, and stays.
+    gone = compressed - remaining
+    # The number of each label on its axis, in the order in which they come.
+    places: list[dict[Any, int]] = []
+    for values in zip(*cells, strict=True):
+        places.append({value: number for number, value in enumerate(dict.fromkeys(values))})
+
+    def order(labels: Labels) -> tuple[object, ...]:
+        numbers = [places[axis][value] for axis, value in enumerate(labels)]
+        model, data, _, method, target, propagate, allocation = numbers
+        looks = bool(labels.data)
+        return model, looks, labels.seed, data, propagate, method, allocation, target
+
+    kept = sorted((labels for labels in left if labels.model not in gone), key=order)
+    return {labels: cells[labels] for labels in kept}
 
 
 @dataclass(frozen=True)
@@ -189,10 +326,9 @@ class Workload:
             first_draws.setdefault(str(calibration), calibration)
         return [calibration.label for calibration in first_draws.values()]
 
-    def about(self, model: str) -> list[int]:
-        """Return the numbers of the requests about `model`."""
-        every = enumerate(self.requests)
-        return [number for number, request in every if request.model == model]
+    def about(self, model: str) -> list[RunRequest]:
+        """Return the requests about `model`."""
+        return [request for request in self.requests if request.model == model]
 
     @property
     def revisions(self) -> dict[str, int]:
@@ -223,6 +359,7 @@ class Workload:
         """
         wanted: dict[type[Statistic], None] = {}
         for other in self.requests:
+            # A mix shares the statistics of each of its parts with runs on that part alone.
             if other.shares and other.model == request.model and other.sets & request.sets:
                 wanted |= dict.fromkeys(other.recipe.shared)
         return tuple(wanted)
@@ -272,6 +409,6 @@ class StudyResult:
         if not self.failures:
             advice = "calibrant.lab.report.report(…) of it shows the results."
             return card("Study, finished", facts, advice)
-        told = self.failures.values()
-        reasons = [(failure.get("what"), failure.get("error")) for failure in told]
+        failures = self.failures.values()
+        reasons = [(failure.get("what"), failure.get("error")) for failure in failures]
         return card("Study, finished", facts, inside=listing(("what failed", "why"), reasons))

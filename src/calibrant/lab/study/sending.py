@@ -1,28 +1,41 @@
-"""How the values of a study travel to its workers: as their classes and fields, in msgpack.
+"""What goes between a study and its workers, in msgpack: the work, as classes and fields; and what
+a worker on another machine asks of the one store.
 
-Nothing is pickled. What arrives is checked by its types. An object of a class that no name leads to
-is known there by its name, since texts within other objects may name it.
+Nothing is pickled, and what arrives is checked by its types. An object of a class that no name
+leads to is known at the worker by its name, since texts within other objects may name it.
+
+A worker on another machine has a `RemoteStore`, which asks in messages. The process that started it
+has a `Desk`, which does what is asked in the store and answers. So one process alone writes, and a
+worker that dies loses only what it hadn't sent.
 """
 
 import importlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from fractions import Fraction
+from functools import partial
 from operator import attrgetter
-from typing import Annotated, Any, Final, get_type_hints
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_type_hints, overload
 
 import msgspec
 
 from calibrant.allocations import allocations
 from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet, selectors, sources
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import CalibrantError, DataError, SpecError
 from calibrant.evaluators import evaluators
 from calibrant.lab.study.request import RunRequest, Workload
 from calibrant.methods import methods
+from calibrant.results import Claim, Measurement, Record, Store, measurement_id
+from calibrant.results.outcomes import Journal
 from calibrant.spec import Spec, build, classes_in, qualified
 from calibrant.spec.foreign import brief
 from calibrant.spec.registry import Registry
+from calibrant.system.wire import kind_of, raised
 from calibrant.transforms import transforms
 
 _EVERY: Final = (methods, evaluators, allocations, transforms, sources, selectors)
@@ -36,7 +49,8 @@ def packed(work: Workload) -> bytes:
 
     Raises `SpecError` for a class that they can't import.
     """
-    sets, recipes = work.calibrations, work.recipes
+    sets = work.calibrations
+    recipes = work.recipes
     set_numbers = {name: number for number, name in enumerate(sets)}
     recipe_numbers = {recipe: number for number, recipe in enumerate(recipes)}
     requests: list[tuple[str, int | None, int]] = []
@@ -82,8 +96,9 @@ def unpacked(message: bytes) -> Workload:
         TypeError,
         ValueError,
     ) as error:
-        said = f"{brief(message)} is no work of a study ({error}); start the study again"
-        raise DataError(said) from error
+        raise DataError(
+            f"{brief(message)} is no work of a study ({error}); start the study again"
+        ) from error
 
 
 def _settings() -> dict[str, Any]:
@@ -124,20 +139,17 @@ class _Arrived:
     def calibration(self, plain: Any) -> CalibrationSet:
         """The calibration set, which isn't read from its text again."""
         hints = get_type_hints(CalibrationSet)
+        # Its constructor would read its text again, and its parts' files with it.
         made = object.__new__(CalibrationSet)
         for field in fields(CalibrationSet):
-            inside = plain[field.name]
-            if field.name == "mixed":
-                object.__setattr__(made, "mixed", tuple(map(self.calibration, inside)))
-                continue
-            object.__setattr__(made, field.name, self.typed(inside, hints[field.name]))
+            if field.name != "mixed":
+                value = self.typed(plain[field.name], hints[field.name])
+                object.__setattr__(made, field.name, value)
+        object.__setattr__(made, "mixed", tuple(map(self.calibration, plain["mixed"])))
         return made
 
     def _special(self, kind: type[Any], plain: Any) -> Any:
         """What msgspec knows no type for: fractions, and specs of any class that is a `kind`."""
-        return Fraction(plain["fraction"]) if kind is Fraction else self._of_class(plain, kind)
-
-    def _of_class(self, plain: Any, kind: type[Any]) -> Any:
         value = self._value(plain)
         if not isinstance(value, kind):
             raise TypeError(f"{brief(value)} stands where a {kind.__name__} should")
@@ -163,6 +175,7 @@ class _Arrived:
         if not (isinstance(kind, type) and issubclass(kind, Spec)):
             raise TypeError(f"{name} is no class that is sent to workers")
         key = msgspec.msgpack.encode([name, inside])
+        # Specs may be large, and a source keeps what it read of its file.
         if key not in self._specs:
             self._specs[key] = build(kind, values)
         return self._specs[key]
@@ -170,7 +183,9 @@ class _Arrived:
 
 def _travelling(work: Workload) -> dict[str, list[str]]:
     """The classes that no name leads to, as `module:Class` by the folder of their registry."""
-    used = {kind for spec in work.specs() for kind in classes_in(spec)}
+    used: set[type[Any]] = set()
+    for spec in work.specs():
+        used |= set(classes_in(spec))
     sent: dict[str, list[str]] = {}
     for package, registry in REGISTRIES.items():
         for kind in registry.learned():
@@ -212,3 +227,212 @@ def _imported(name: str) -> Any:
             f"{name} can't be imported here ({error}); put its file where every worker finds it",
             subject=name,
         ) from error
+
+
+PAUSE: Final = 0.2
+"""Seconds between two times that a worker asks whether a claim is free."""
+
+Plain = dict[str, Any]
+
+
+class QuestionTypes(NamedTuple):
+    """The types of what is asked with, and of the answer."""
+
+    given: Any
+    answer: Any
+
+
+QUESTIONS: Final[Mapping[str, QuestionTypes]] = {
+    "ids": QuestionTypes(tuple[()], list[str]),
+    "has_record": QuestionTypes(tuple[str], bool),
+    "measured": QuestionTypes(tuple[str], set[str]),
+    "record": QuestionTypes(tuple[str, bool], Record | None),
+    "provenance": QuestionTypes(tuple[str], Plain),
+    "state": QuestionTypes(tuple[str], bytes | None),
+    "bytes_of": QuestionTypes(tuple[str], int),
+    "add_record": QuestionTypes(tuple[Record, dict[str, bytes]], str),
+    "put_back": QuestionTypes(tuple[str, dict[str, bytes]], None),
+    "add_measurement": QuestionTypes(tuple[str, Plain, Measurement, str], str),
+    "failure": QuestionTypes(tuple[str], Plain | None),
+    "add_failure": QuestionTypes(tuple[str, Plain], None),
+    "clear_failure": QuestionTypes(tuple[str], None),
+    "claim": QuestionTypes(tuple[str], bool),
+    "free": QuestionTypes(tuple[str], None),
+    "known": QuestionTypes(tuple[str], Plain),
+    "keep": QuestionTypes(tuple[str, Plain], None),
+    "forget": QuestionTypes(tuple[str], None),
+}
+"""What may be asked: methods of `Store`, and those of `Desk` for claims and journals."""
+
+
+class Desk:
+    """Does in the store in `folder` what one worker asks. Closed, it frees the worker's claims."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._store = Store(folder)
+        self._claims: dict[str, Claim] = {}
+        self._journals: dict[str, Journal] = {}
+
+    def answer(self, asked: str, given: bytes) -> bytes:
+        """Return the answer, or the error that came of it, for `RemoteStore` to read."""
+        try:
+            question = QUESTIONS[asked]
+            values = msgspec.msgpack.decode(given, type=question.given)
+        except (LookupError, ValueError, TypeError) as error:
+            text = f"{brief(asked)} is no question of a worker ({error}); start the study again"
+            return _error("DataError", text)
+        # Claims and journals this desk holds for the worker; all else is the store's.
+        method = getattr(self, f"_{asked}", None) or getattr(self._store, asked)
+        try:
+            answer = method(*values)
+            return msgspec.msgpack.encode(["answer", answer])
+        except CalibrantError as error:
+            return _error(kind_of(error), str(error), error.subject)
+        except Exception as error:  # noqa: BLE001
+            return _error("DataError", f"{asked} failed: {error!r}")
+
+    def close(self) -> None:
+        """Free what the worker had claimed, and close the store."""
+        with ExitStack() as closing:  # one that can't be freed leaves no other held
+            closing.callback(self._store.close)
+            for claim in self._claims.values():
+                closing.callback(claim.free)
+        self._claims.clear()
+
+    def _claim(self, name: str) -> bool:
+        claim = self._store.claim(name)
+        if claim is not None:
+            self._claims[name] = claim
+        return claim is not None
+
+    def _free(self, name: str) -> None:
+        claim = self._claims.pop(name, None)
+        if claim is not None:
+            claim.free()
+
+    def _journal(self, question: str) -> Journal:
+        if question not in self._journals:
+            self._journals[question] = self._store.trials(question)
+        return self._journals[question]
+
+    def _known(self, question: str) -> Plain:
+        return self._journal(question).known
+
+    def _keep(self, question: str, results: Plain) -> None:
+        self._journal(question).add(results)
+
+    def _forget(self, question: str) -> None:
+        self._journal(question).remove()
+        del self._journals[question]
+
+
+def _error(kind: str, text: str, subject: str = "") -> bytes:
+    """The answer that makes a worker raise an error."""
+    return msgspec.msgpack.encode(["error", [kind, text, subject]])
+
+
+Asking = Callable[[str, bytes], bytes]
+"""Sends a question with what is given, and returns the answer."""
+
+
+class RemoteStore:
+    """The methods of `Store` that a driver needs, each asked of a `Desk`. `folder` is one of this
+    machine, for the statistics of the untouched model."""
+
+    def __init__(self, asking: Asking, folder: Path) -> None:
+        self.folder = folder
+        self._asking = asking
+
+    def __getattr__(self, asked: str) -> Callable[..., Any]:
+        """Return the method of the store that is called so, where a worker may ask for it."""
+        if asked not in QUESTIONS:
+            raise AttributeError(asked)
+        return partial(self.ask, asked)
+
+    def ask(self, asked: str, *values: Any) -> Any:
+        """Return the answer to a question. Raises the error that it came to."""
+        answer = self._asking(asked, msgspec.msgpack.encode(values))
+        try:
+            kind, content = msgspec.msgpack.decode(answer, type=tuple[str, msgspec.Raw])
+            if kind == "answer":
+                return msgspec.msgpack.decode(content, type=QUESTIONS[asked].answer)
+            name, text, subject = msgspec.msgpack.decode(content, type=tuple[str, str, str])
+        except ValueError as error:
+            text = f"{brief(answer)} is no answer to {asked} ({error}); start the study again"
+            raise DataError(text) from error
+        raise raised(name, text, subject) or DataError(text, subject=subject)
+
+    def record(self, run_id: str, whole: bool = True) -> Record | None:
+        """See `Store`."""
+        return self.ask("record", run_id, whole)
+
+    def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+        """See `Store`."""
+        return self.ask("add_record", record, dict(files))
+
+    def add_measurement(
+        self,
+        run_id: str,
+        evaluator: Mapping[str, Any],
+        measurement: Measurement,
+        data: str = "",
+    ) -> str:
+        """See `Store`."""
+        return self.ask("add_measurement", run_id, evaluator, measurement, data)
+
+    def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
+        """See `Store`."""
+        return RemoteJournal(self, measurement_id(run_id, evaluator, data))
+
+    def trials(self, run_id: str) -> Journal:
+        """See `Store`."""
+        return RemoteJournal(self, run_id)
+
+    @overload
+    def claim(self, name: str, wait: Literal[True]) -> "RemoteClaim": ...
+    @overload
+    def claim(self, name: str, wait: bool = False) -> "RemoteClaim | None": ...
+    def claim(self, name: str, wait: bool = False) -> "RemoteClaim | None":
+        """See `Store`."""
+        while not self.ask("claim", name):
+            if not wait:
+                return None
+            time.sleep(PAUSE)
+        return RemoteClaim(self, name)
+
+
+class RemoteClaim:
+    """A claim that the desk holds for this worker. A context manager."""
+
+    def __init__(self, store: RemoteStore, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def free(self) -> None:
+        """Release the claim."""
+        self._store.ask("free", self._name)
+
+    def __enter__(self) -> "RemoteClaim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.free()
+
+
+class RemoteJournal(Journal):
+    """A journal that the desk keeps."""
+
+    def __init__(self, store: RemoteStore, question: str) -> None:
+        super().__init__(question=question)
+        self._store = store
+        self._known.update(store.ask("known", question))
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Keep what was found."""
+        self._store.ask("keep", self.question, dict(results))
+        self._known.update(results)
+
+    def remove(self) -> None:
+        """Forget it."""
+        self._store.ask("forget", self.question)
+        self._known.clear()

@@ -11,10 +11,18 @@ from calibrant.allocations import Allocation
 from calibrant.data import CalibrationSet, Source
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
-from calibrant.lab.study.cells import USUAL, propagation
 from calibrant.lab.study.checking import Mistakes, StudyContents, StudyReader, gathered, written
 from calibrant.lab.study.contrasts import read_contrasts
-from calibrant.lab.study.request import EQUAL, Labels, RunRequest, StudyResult, Workload, digests_of
+from calibrant.lab.study.request import (
+    EQUAL,
+    USUAL,
+    Labels,
+    RunRequest,
+    StudyResult,
+    Workload,
+    digests_of,
+    propagation,
+)
 from calibrant.lab.study.workers import answer, check
 from calibrant.methods import Method, methods
 from calibrant.options import DataOptions, MachineOptions, RecipeOptions
@@ -43,7 +51,7 @@ FIELD_OF_WORD: Final = {
 }
 """Other words for the lists, in the order of their fields."""
 NOTHING: Final = ((), {}, None)
-LATERDEFAULTS: Final = {"edits_gb": 8.0}
+LATER_DEFAULTS: Final = {"edits_gb": 8.0}
 """Keys that came after the first studies were stored; a study with this value of them has the same
 text as before."""
 
@@ -113,16 +121,15 @@ class Study:
 
     def __post_init__(self, *otherwise: Any) -> None:
         mistakes = Mistakes()
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        said: dict[str, str] = {}
-        for word, value in zip(FIELD_OF_WORD, otherwise, strict=True):
+        given = {name: getattr(self, name) for name in DEFAULTS}
+        words: dict[str, str] = {}
+        for (word, name), value in zip(FIELD_OF_WORD.items(), otherwise, strict=True):
             if value is None:
                 continue
-            name = FIELD_OF_WORD[word]
-            if name in said or given[name] != DEFAULTS[name]:
-                first = said.get(name, name)
+            if name in words or given[name] != DEFAULTS[name]:
+                first = words.get(name, name)
                 mistakes.add((word,), f"{word} says the same as {first}; leave one out")
-            said[name] = word
+            words[name] = word
             given[name] = value
         if mistakes.entries:
             raise StudyError(mistakes.problems())
@@ -135,6 +142,7 @@ class Study:
     @classmethod
     def holding(cls, entries: Mapping[str, Any], contents: StudyContents) -> "Study":
         """Return the study of `entries`, by its fields' names, that `contents` were read from."""
+        # Its constructor would read everything a second time.
         study = object.__new__(cls)
         study._hold({**DEFAULTS, **entries}, contents)
         return study
@@ -233,15 +241,12 @@ class Study:
         It has one key a line, its value in YAML's JSON subset.
         """
         lines = ["# a study of calibrant, as asked\n"]
-        for f in fields(self):
-            if not f.init:
-                continue
-            name = KEY_OF_FIELD.get(f.name, f.name)
-            value = getattr(self, f.name)
-            usual = DEFAULTS[f.name]
+        for name, usual in DEFAULTS.items():
+            key = KEY_OF_FIELD.get(name, name)
+            value = getattr(self, name)
             left_out = value in NOTHING and usual in NOTHING
-            if not left_out and value != LATERDEFAULTS.get(name):
-                lines.append(f"{name}: {_as_json(value)}\n")
+            if not left_out and value != LATER_DEFAULTS.get(key):
+                lines.append(f"{key}: {_as_json(value)}\n")
         return "".join(lines)
 
     def run(
@@ -279,8 +284,9 @@ class Study:
 
             count = min(workers, len(work.requests))
             with ray_workers(count, address, gpus) as start:
-                how: dict[str, Any] = {"retry": retry, "workers": workers, "start": start}
-                return answer(store, work, text, progress, **how)
+                return answer(
+                    store, work, text, progress, retry=retry, workers=workers, start=start
+                )
 
     def workload(self, groups: Sequence[str] = ()) -> Workload:
         """Return what there is to make.
@@ -288,8 +294,10 @@ class Study:
         Raises `DataError` if a calibration set holds rows that are measured, unless that is
         allowed.
         """
-        requests, evaluators = self.requests(), self.evaluators()
+        requests = self.requests()
+        evaluators = self.evaluators()
         sets = [request.calibration for request in requests if request.calibration]
+        # Calibrating on what is measured would make a set look better than it is.
         leaked = leaks(sets, list(evaluators.values()))
         if not self.allow_leak:
             refuse(leaked)
@@ -309,13 +317,16 @@ class Study:
         )
 
 
-def _default(f: Any) -> Any:
-    if f.default is not MISSING:
-        return f.default
-    return () if f.default_factory is MISSING else f.default_factory()
+def _defaults() -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for entry in fields(Study):
+        if entry.init:
+            made = entry.default_factory
+            defaults[entry.name] = entry.default if made is MISSING else made()
+    return defaults
 
 
-DEFAULTS: Final = {f.name: _default(f) for f in fields(Study) if f.init}
+DEFAULTS: Final = _defaults()
 """What each entry is where a study doesn't say it."""
 
 
@@ -328,6 +339,7 @@ def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
     keys = {KEY_OF_FIELD.get(name, name): value for name, value in whole.items()}
     reader = StudyReader(keys, mistakes)
     contents = reader.grid()
+    # Without cells every contrast would be a mistake.
     return contents if reader.refused else read_contrasts(reader)
 
 

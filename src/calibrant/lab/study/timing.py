@@ -1,5 +1,5 @@
 """How long a study takes on this machine: each piece of the work is done once, small, and timed,
-and a plan adds them up.
+and a plan adds them up; and how many disjoint draws its calibration sets have.
 
 The pieces are a block's forward on one micro-batch, the compression of one block by each method to
 each target, and a few items of each evaluator. The tokens are random ones: how long a product takes
@@ -10,19 +10,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, product
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
-from calibrant.compress import Recipe, check_model, fitting
-from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import CalibrantError
+from calibrant.compress import Recipe, fitting
+from calibrant.data import CalibrationSet, Many, PerDraw, TokenBatch
+from calibrant.data.expression import Term
+from calibrant.errors import CalibrantError, DataError
 from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
 from calibrant.lab.study.loaded import room
 from calibrant.lab.study.request import RunRequest
-from calibrant.lab.study.supply import Supply, budget_of
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.system.progress import Progress, silent
@@ -37,10 +39,115 @@ MOST_ROWS: Final = 100_000
 PATIENCE: Final = 4.0
 """Seconds after which an evaluator isn't tried with more."""
 
+ROWS: Final = 64
+"""Rows that are tokenized to estimate how long the others are."""
+
 Kinds = tuple[type[Statistic], ...]
 
 
 @dataclass(frozen=True)
+class Supply:
+    """How far a set lasts: it has rows for about `held` disjoint draws, of the `draws` of a study.
+
+    `held` is None where that is without end, or not known: see `why`. Where the set can't be drawn
+    at all, it is 0 and `why` is the reason. `exact` says whether draws were counted. `tokens` are
+    those of a draw, `seconds` what one takes.
+    """
+
+    data: str
+    draws: int
+    held: float | None
+    tokens: int
+    seconds: float = 0.0
+    exact: bool = False
+    why: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the draws are disjoint as far as is known."""
+        return self.held is None or self.held >= self.draws
+
+
+def supply_of(calibration: CalibrationSet, draws: int, tokenizer: Any, exact: bool) -> Supply:
+    """Return how far a set lasts for its first `draws` draws.
+
+    All of them are drawn if `exact`, else it is estimated from some of its rows.
+    """
+    if calibration.mixed:
+        mixed = [supply_of(part, draws, tokenizer, exact) for part in calibration.mixed]
+        all_exact = all(part.exact for part in mixed)
+        why = "; ".join(part.why for part in mixed if part.why)
+        return replace(_added(str(calibration), draws, mixed), exact=all_exact, why=why)
+    try:
+        parts = [_estimate(term, calibration, tokenizer) for term in calibration.parts]
+        whole = _added(str(calibration), draws, parts)
+        if exact and whole.held is not None:
+            counted = calibration.disjoint_draws(tokenizer, draws) or 0
+            whole = replace(whole, held=float(counted))
+        return replace(whole, exact=exact)
+    except DataError as error:
+        unknown = Supply(str(calibration), draws, None, budget_of(calibration))
+        hubs = {term.source.hub.id for term in calibration.parts if term.source.hub is not None}
+        if error.subject not in hubs:
+            return replace(unknown, held=0.0, why=str(error))
+        fetched = f"it isn't in a mirror here and would be fetched from the hub ({error.subject})"
+        return replace(unknown, why=f"{fetched}, so it isn't looked at")
+
+
+def _added(name: str, draws: int, parts: list[Supply]) -> Supply:
+    """The supply of all parts together, which last as long as the part that lasts shortest."""
+    held = [part.held for part in parts if part.held is not None]
+    return Supply(
+        data=name,
+        draws=draws,
+        held=min(held, default=None),
+        tokens=sum(part.tokens for part in parts),
+        seconds=sum(part.seconds for part in parts),
+    )
+
+
+def budget_of(calibration: CalibrationSet) -> int:
+    """Return the most real tokens that a draw can have."""
+    if calibration.budget is None:
+        return calibration.samples * calibration.length
+    return calibration.budget
+
+
+def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply:
+    """Return the supply of one part of a set, estimated from the lengths of some of its rows."""
+    budget = round(budget_of(calibration) * term.share)
+    endless = Supply(str(term), 0, None, budget)
+    if term.source.kind == "control":
+        return endless
+    if isinstance(term.source, PerDraw):
+        disjoint = term.source.disjoint()
+        return endless if disjoint is None else replace(endless, held=float(disjoint))
+    rows = [row for row in term.source.rows("calibrate") if term.format.takes(row)]
+    sample = rows[:: max(1, len(rows) // ROWS)]
+    lengths: list[int] = []
+    began = time.perf_counter()
+    for row in sample:
+        text = term.format.render(row, tokenizer)
+        lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    each = (time.perf_counter() - began) / max(1, len(sample))
+    # In a row of texts each is used up; elsewhere a window takes one, and of it no more than fits.
+    used = np.array(lengths, dtype=float)
+    if not isinstance(term.packing, Many):
+        used = np.minimum(used, calibration.length)
+    mean = max(1.0, used.mean()) if sample else 1.0
+    tokens = budget
+    if calibration.budget is None and not term.packing.fills:
+        needed = max(1.0, float(calibration.samples * term.share))
+        tokens = round(needed * mean)
+    else:
+        # The rest of a draw's last text is left, and it is rather a long one: of a text that holds
+        # a given token, half is left on average.
+        mean_square = float(np.square(used).mean()) if sample else 0.0
+        needed = budget / mean + mean_square / (2 * mean**2)
+    return Supply(str(term), 0, len(rows) / needed, tokens, needed * each)
+
+
+@dataclass
 class Timings:
     """How long the pieces take on one model.
 
@@ -56,12 +163,61 @@ class Timings:
     matrices: int
     inputs: int
     opened: float
-    forward: Mapping[Kinds, float] = field(default_factory=dict[Kinds, float])
-    block: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
-    measure: Mapping[str, float] = field(default_factory=dict[str, float])
-    statistics: Mapping[Kinds, int] = field(default_factory=dict[Kinds, int])
-    propagates: Mapping[str, str] = field(default_factory=dict[str, str])
-    why_not: tuple[str, ...] = ()
+    forward: dict[Kinds, float] = field(default_factory=dict[Kinds, float])
+    block: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    measure: dict[str, float] = field(default_factory=dict[str, float])
+    statistics: dict[Kinds, int] = field(default_factory=dict[Kinds, int])
+    propagates: dict[str, str] = field(default_factory=dict[str, str])
+    why_not: list[str] = field(default_factory=list[str])
+
+    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+        """Time a walk, and return the statistics of the first block's matrices."""
+        # The first try warms caches; of the others the shorter counts.
+        tries = [_first_block(model, batch, kinds) for _ in range(3)]
+        seen, _ = tries[-1]
+        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
+        return seen
+
+    def time_compression(
+        self, recipe: Recipe, model: ModelView, seen: Mapping[Weight, Seen]
+    ) -> None:
+        """Time one block's compression."""
+        method = recipe.method
+        target = recipe.target
+        weights = model.blocks[0].weights
+        with self._noting_errors(f"{method} {target}"):
+            method.check_model(model, target, {weight.name: target for weight in model.weights})
+            if isinstance(method, MatrixMethod):
+                # The first try, of one matrix, warms caches.
+                _compress(method, recipe, weights[:1], seen)
+                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
+                self.block[_piece(recipe)] = min(tries)
+
+    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
+        """Time a whole measurement, from two small ones."""
+        subject = Subject(opened.model, opened.tokenizer, opened.model)
+
+        def timed(small: Evaluator) -> float:
+            seconds = _timed(partial(small.measure, subject))
+            if small.compares and seconds <= PATIENCE:
+                # What has to be known of the dense model, such as the noise floor, a study finds
+                # out once: the second time it is known.
+                return _timed(partial(small.measure, subject))
+            return seconds
+
+        keep_predictions(opened.model)
+        with self._noting_errors(text):
+            self.measure[text] = _whole(evaluator, timed)
+        forget_predictions(opened.model)
+
+    @contextmanager
+    def _noting_errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except CalibrantError as error:
+            why = f"{name}: {error}"
+            if why not in self.why_not:
+                self.why_not.append(why)
 
 
 def measure_pieces(
@@ -76,52 +232,45 @@ def measure_pieces(
 
     `kinds` are gathered together in `dense`.
     """
-    model, pieces = view(opened.model), _Pieces()
-    asked = list(dict.fromkeys(request.recipe for request in requests))
-    looking = [recipe for recipe in asked if recipe.method.observes]
-    recipes: dict[tuple[str, str], Recipe] = {}
-    for recipe in (*asked, *map(_judging, asked)):
-        recipes[_piece(recipe)] = recipe
-    gatherings: dict[Kinds, None] = {(FeatureNorms,): None}
-    for gathered in (kinds, *(recipe.method.observes for recipe in recipes.values())):
-        if gathered:
-            gatherings[gathered] = None
-    calibration = next((q.calibration for q in requests if q.calibration is not None), None)
-    total = len(gatherings) + len(recipes) + len(evaluators)
-    steps = iter(range(total))
-    seen: dict[Kinds, dict[Weight, Seen]] = {}
-    if calibration is not None:
-        batch = _micro_batch(calibration, opened)
-        for gathered in gatherings:
-            progress("probe", next(steps), total)
-            seen[gathered] = pieces.time_walk(model, batch, gathered)
-    for recipe in recipes.values():
-        progress("probe", next(steps), total)
-        pieces.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
-    for text, evaluator in evaluators.items():
-        progress("probe", next(steps), total)
-        pieces.time_measurement(text, evaluator, opened)
-    progress("probe", total, total)
-    widths = _input_widths(model, seen.get((FeatureNorms,), {}))
-    statistics: dict[Kinds, int] = {}
-    for gathered in gatherings:
-        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
-        statistics[gathered] = sum(each)
-    return Timings(
+    model = view(opened.model)
+    timings = Timings(
         model=opened.name,
         note=opened.note,
         dtype=str(opened.dtype).removeprefix("torch."),
         blocks=len(model.blocks),
         matrices=len(model.weights),
-        inputs=len(widths),
+        inputs=0,
         opened=seconds,
-        forward=pieces.forward,
-        block=pieces.block,
-        measure=pieces.measure,
-        statistics=statistics,
-        propagates={} if calibration is None else _fitting(looking, model, calibration, opened),
-        why_not=tuple(dict.fromkeys(pieces.why_not)),
     )
+    asked = list(dict.fromkeys(request.recipe for request in requests))
+    recipes = {_piece(recipe): recipe for recipe in (*asked, *map(_judging, asked))}
+    observed = [recipe.method.observes for recipe in recipes.values()]
+    # Norms are always among them: they tell which matrices share an input.
+    gatherings = [each for each in dict.fromkeys([(FeatureNorms,), kinds, *observed]) if each]
+    total = len(gatherings) + len(recipes) + len(evaluators)
+    steps = iter(range(total))
+    seen: dict[Kinds, dict[Weight, Seen]] = {}
+    sets = [request.calibration for request in requests if request.calibration is not None]
+    if sets:
+        batch = _micro_batch(sets[0], opened)
+        for gathered in gatherings:
+            progress("probe", next(steps), total)
+            seen[gathered] = timings.time_walk(model, batch, gathered)
+        looking = [recipe for recipe in asked if recipe.method.observes]
+        timings.propagates = _fitting(looking, model, sets[0], opened)
+    for recipe in recipes.values():
+        progress("probe", next(steps), total)
+        timings.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
+    for text, evaluator in evaluators.items():
+        progress("probe", next(steps), total)
+        timings.time_measurement(text, evaluator, opened)
+    progress("probe", total, total)
+    widths = _input_widths(model, seen.get((FeatureNorms,), {}))
+    timings.inputs = len(widths)
+    for gathered in gatherings:
+        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
+        timings.statistics[gathered] = sum(each)
+    return timings
 
 
 def _judging(recipe: Recipe) -> Recipe:
@@ -133,67 +282,6 @@ def _judging(recipe: Recipe) -> Recipe:
 def _piece(recipe: Recipe) -> tuple[str, str]:
     """What a block's compression is called."""
     return str(recipe.method), str(recipe.target)
-
-
-class _Pieces:
-    """The pieces as they are timed."""
-
-    def __init__(self) -> None:
-        self.forward: dict[Kinds, float] = {}
-        self.block: dict[tuple[str, str], float] = {}
-        self.measure: dict[str, float] = {}
-        self.why_not: list[str] = []
-
-    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
-        """Time a walk, and return the statistics of the first block's matrices."""
-        # The first try warms caches; of the others the shorter counts.
-        tries = [_first_block(model, batch, kinds) for _ in range(3)]
-        seen, _ = tries[-1]
-        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
-        return seen
-
-    def time_compression(
-        self,
-        recipe: Recipe,
-        model: ModelView,
-        seen: Mapping[Weight, Seen],
-    ) -> None:
-        """Time one block's compression."""
-        method, target = recipe.method, recipe.target
-        weights = model.blocks[0].weights
-        with self._noting_errors(f"{method} {target}"):
-            check_model(method, model, target, {weight.name: target for weight in model.weights})
-            if isinstance(method, MatrixMethod):
-                # The first try, of one matrix, warms caches.
-                _compress(method, recipe, weights[:1], seen)
-                tries = [_compress(method, recipe, weights, seen) for _ in range(2)]
-                self.block[_piece(recipe)] = min(tries)
-
-    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
-        """Time a whole measurement, from two small ones."""
-
-        def measure(small: Evaluator) -> None:
-            small.measure(Subject(opened.model, opened.tokenizer, opened.model))
-
-        def timed(small: Evaluator) -> float:
-            seconds = _timed(lambda: measure(small))
-            if small.compares and seconds <= PATIENCE:
-                # What has to be known of the dense model, such as the noise floor, a study finds
-                # out once: the second time it is known.
-                return _timed(lambda: measure(small))
-            return seconds
-
-        keep_predictions(opened.model)
-        with self._noting_errors(text):
-            self.measure[text] = _whole(evaluator, timed)
-        forget_predictions(opened.model)
-
-    @contextmanager
-    def _noting_errors(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except CalibrantError as error:
-            self.why_not.append(f"{name}: {error}")
 
 
 def _compress(
@@ -261,7 +349,8 @@ def _first_block(
     """
     first: dict[Weight, Seen] = {}
     if not all(issubclass(kind, InputStatistic) for kind in kinds):
-        return first, _timed(lambda: next(walk_blocks(model, batch, kinds)))
+        blocks = walk_blocks(model, batch, kinds)
+        return first, _timed(partial(next, blocks))
     arrivals = walk(model, batch, kinds, "dense")
     began = time.perf_counter()
     seconds = 0.0
@@ -276,6 +365,7 @@ def _first_block(
 def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Return random tokens in windows of the study's length, about as many as go through a block at
     once."""
+    # Some models have no longest length in their settings.
     longest = opened.model.config.get_text_config().max_position_embeddings
     length = min(calibration.length, longest or calibration.length)
     tokens = min(budget_of(calibration), max(TOKENS_PER_PASS, length))
@@ -309,6 +399,7 @@ def _fitting(
     opened: Opened,
 ) -> dict[str, str]:
     """Return the reason for each propagation that becomes another on this machine."""
+    # Only the shape of the tokens decides what fits.
     windows = max(1, budget_of(calibration) // calibration.length)
     mask = torch.ones(windows, calibration.length, dtype=torch.bool)
     like = TokenBatch(mask.long(), mask, mask.float(), "", {})
@@ -383,6 +474,7 @@ def duration(
     for calibration in sets.values():
         supply = supplies.get(str(calibration))
         if supply is not None:
+            # To deal a draw, those before it are dealt again.
             tokenize += supply.seconds * (calibration.seed + 1)
     together = timings.forward.get(kinds(compressed), 0.0)
     forward = sum(together * _tokens(part, supplies) for part in passes(compressed))
@@ -406,7 +498,9 @@ def _tokens(calibration: CalibrationSet, supplies: Mapping[str, Supply]) -> int:
 
 def _own_forward(timings: Timings, request: RunRequest, supplies: Mapping[str, Supply]) -> float:
     """The seconds that a request's own forwards of a block take, beside those that are shared."""
-    recipe, method, allocation = request.recipe, request.recipe.method, request.recipe.allocation
+    recipe = request.recipe
+    method = recipe.method
+    allocation = recipe.allocation
     plain = timings.forward.get((FeatureNorms,), 0.0)
     observing = timings.forward.get(method.observes, 0.0)
     seconds = plain * method.tried(timings.blocks, recipe.target)

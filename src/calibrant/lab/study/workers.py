@@ -33,10 +33,9 @@ import torch
 from calibrant.compress.costs import peak_memory
 from calibrant.data import mirror
 from calibrant.errors import CalibrantError, DataError, ModelError, SpecError, WorkerError
-from calibrant.lab.study.desk import RemoteStore
 from calibrant.lab.study.driver import Driver, Message, Report, failure
 from calibrant.lab.study.request import StudyResult, Workload
-from calibrant.lab.study.sending import packed, unpacked
+from calibrant.lab.study.sending import RemoteStore, packed, unpacked
 from calibrant.results import STUDY, Cell, Store
 from calibrant.spec.foreign import brief, did_you_mean
 from calibrant.system.progress import Progress, silent
@@ -71,9 +70,8 @@ def check(engine: str, workers: int = 1, address: str | None = None, gpus: float
     That is an engine that doesn't exist or isn't installed, or options that it doesn't have.
     """
     if engine not in ENGINES:
-        known = ", ".join(ENGINES)
         near = did_you_mean(engine, ENGINES)
-        message = f"there is no engine called {engine!r}{near} (known: {known})"
+        message = f"there is no engine called {engine!r}{near} (known: {', '.join(ENGINES)})"
         raise SpecError(message, subject=engine)
     if workers < 1:
         message = f"{workers} workers can't do anything; give at least 1"
@@ -82,11 +80,17 @@ def check(engine: str, workers: int = 1, address: str | None = None, gpus: float
         raise SpecError(f"a worker can't have {gpus} GPUs; give 0 or more", subject="gpus")
     if engine == "local" and (address is not None or gpus):
         option = f"gpus={gpus}" if address is None else f"the address {address!r}"
-        message = f"{option} is for the engine ray, and this study runs with local; "
-        raise SpecError(message + "give --engine ray, or leave it out", subject="engine")
+        raise SpecError(
+            f"{option} is for the engine ray, and this study runs with local; "
+            "give --engine ray, or leave it out",
+            subject="engine",
+        )
     if engine == "ray" and importlib.util.find_spec("ray") is None:
-        message = "the engine ray needs the package ray, which isn't installed; "
-        raise SpecError(message + "run pip install 'calibrant[ray]'", subject="ray")
+        raise SpecError(
+            "the engine ray needs the package ray, which isn't installed; "
+            "run pip install 'calibrant[ray]'",
+            subject="ray",
+        )
 
 
 class Worker(ABC):
@@ -119,18 +123,18 @@ class Summary:
     ) -> None:
         self.store = store
         self.work = work
-        self.died = list[str]()
+        self.died: list[str] = []
         self._progress = progress
         before = {cell.labels: cell for cell in known}
         cells = [request.cell for request in work.requests]
         self._cells = [before.get(cell.labels, cell) for cell in cells]
-        self._there = dict[int, list[str]]()
-        self._computed = list[str]()
-        self._done = set[int]()
+        self._there: dict[int, list[str]] = {}
+        self._computed: list[str] = []
+        self._done: set[int] = set()
         self._seconds = Counter[str]()
         self._peak = 0
         self._begun = False
-        self._shortages = dict[tuple[str, str], str]()
+        self._shortages: dict[tuple[str, str], str] = {}
 
     def add(self, message: Message) -> None:
         """Add one message, and show it or write the index if that is called for."""
@@ -157,8 +161,9 @@ class Summary:
                 self._seconds.update(seconds)
                 self._peak = max(self._peak, peak)
             case _:
-                said = f"{brief(message)} is no message of a worker; start the study again"
-                raise DataError(said)
+                raise DataError(
+                    f"{brief(message)} is no message of a worker; start the study again"
+                )
 
     def write_index(self) -> None:
         """Write into the store which grid it answers, as far as it is known."""
@@ -170,10 +175,9 @@ class Summary:
         self._progress("study", len(self._cells), len(self._cells))
         self.write_index()
         computed = set(self._computed)
-        several = len(self.work.models) > 1
         shortages: dict[str, str] = {}
         for (model, data), sentence in self._shortages.items():
-            name = f"{data} for {model}" if several else data
+            name = f"{data} for {model}" if len(self.work.models) > 1 else data
             shortages[name] = sentence
         return StudyResult(
             folder=self.store.folder,
@@ -204,18 +208,24 @@ def answer(
     processes of their own, unless `start` starts them. Raises `OutputError` on a full disk and, for
     a study of one model, why that can't be opened.
     """
-    summary = Summary(store, work, progress, known_cells(store, study))
+    known: list[Cell] = []
+    with contextlib.suppress(DataError):  # a damaged index is written anew
+        if store.study_text() == study:
+            known = store.cells()
+    summary = Summary(store, work, progress, known)
     forgiven = store.failures() if retry else {}
+    # After the old text was compared, which says whether the index is of this study.
     store.write_text(STUDY, study)
     if workers == 1 and start is None:
         Driver(store, work, summary.add, forgiven).run()
         return summary.result()
     count = min(workers, len(work.requests))
-    begin = Process if start is None else start
+    begin = start or Process
     with tempfile.TemporaryDirectory(prefix="calibrant-") as shared:
         (Path(shared) / WORK).write_bytes(packed(work))
         (Path(shared) / FORGIVEN).write_text(json.dumps(forgiven, allow_nan=False))
         job: Job = {
+            # Workers may change their working folder.
             "folder": str(store.folder.absolute()),
             "shared": shared,
             "count": count,
@@ -223,17 +233,6 @@ def answer(
         }
         starts = [partial(begin, {**job, "place": place}) for place in range(count)]
         return supervise(summary, starts)
-
-
-def known_cells(store: Store, study: str) -> list[Cell]:
-    """Return the cells in the store's index if `study`, a file's text, is what it was last for.
-
-    Else, or for a damaged index, there are none.
-    """
-    try:
-        return store.cells() if store.study_text() == study else []
-    except DataError:
-        return []
 
 
 STARTING: Final[Message] = ["doing", "starting", "", -1, ""]
@@ -247,9 +246,9 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
     messages; all that is done about them is done in this one.
     """
     inbox: queue.SimpleQueue[tuple[int, Message | BaseException | None]] = queue.SimpleQueue()
-    workers = dict[int, Worker]()
-    threads = list[threading.Thread]()
-    doing = dict[int, Message]()
+    workers: dict[int, Worker] = {}
+    threads: list[threading.Thread] = []
+    doing: dict[int, Message] = {}
     deaths = Counter[str]()
 
     def listen(place: int, worker: Worker) -> None:
@@ -286,6 +285,7 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
                     raise message
                 case _:
                     if message[0] == "doing":
+                        # One that came so far shows that starting isn't what they die at.
                         if doing[place] is STARTING:
                             deaths.pop(_cause(STARTING), None)
                         doing[place] = message
@@ -317,18 +317,18 @@ def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) 
         return
     summary.died.append(f"{happened}; it was given up")
     twice = f"{happened}, and so did one before it"
-    store, requests = summary.store, summary.work.requests
+    requests = summary.work.requests
     if failed_id:
         error = WorkerError(twice, subject=death.subject)
-        store.add_failure(failed_id, failure(requests[index], error, measured))
+        summary.store.add_failure(failed_id, failure(requests[index], error, measured))
         return
+    # Without an id it was opening a model, or hadn't even begun.
     model = requests[max(0, index)].model
     refused = ModelError(f"{twice}; give workers more memory, or take fewer", subject=model)
     if index < 0 or len(summary.work.models) == 1:
         raise refused
-    for other in summary.work.about(model):
-        request = requests[other]
-        store.add_failure(request.provisional, failure(request, refused))
+    for request in summary.work.about(model):
+        summary.store.add_failure(request.provisional, failure(request, refused))
 
 
 @contextlib.contextmanager
@@ -341,15 +341,17 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[tuple[int, FrameType | None]] = []
-    installed = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    before = signal.SIG_DFL if installed is None else installed
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+
+    # None stands for a handler that isn't Python's, which can't be set again.
+    before = signal.signal(signal.SIGINT, note) or signal.SIG_DFL
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if came and callable(before):
-            before(*came[0])
-        elif came and before == signal.SIG_DFL:
+        if came:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -373,7 +375,7 @@ def environment(threads: int) -> dict[str, str]:
 
     That is threads, where modules are, and the mirror of data sets.
     """
-    variables = dict[str, str](dict.fromkeys(THREADS, str(threads)))
+    variables: dict[str, str] = dict.fromkeys(THREADS, str(threads))
     places = [path or str(Path.cwd()) for path in sys.path]
     variables["PYTHONPATH"] = os.pathsep.join(places)
     data = mirror()
@@ -392,6 +394,7 @@ class Process(Worker):
     def __init__(self, job: Job) -> None:
         program = f"{BEGINNING}; from calibrant.lab.study.workers import main; main()"
         self._process = subprocess.Popen(
+            # With -P its path is what PYTHONPATH says, which is that of this process.
             [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -420,6 +423,7 @@ class Process(Worker):
             # Its number is that of its group too, and nobody else's until it was waited for.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.number, signal.SIGKILL)
+        # Waited for, or its number would stay taken.
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -438,13 +442,15 @@ class Process(Worker):
         """The message in a line. Raises `WorkerError` where there is none."""
         try:
             message = json.loads(line)
+            wrong = brief(message)
         except (ValueError, RecursionError) as error:
-            said = f"process {self.number} wrote what is no message ({error})"
-            raise WorkerError(said, subject=str(self.number)) from error
-        if not isinstance(message, list):
-            said = f"process {self.number} wrote what is no message ({brief(message)})"
-            raise WorkerError(said, subject=str(self.number))
-        return message
+            message = None
+            wrong = str(error)
+        if isinstance(message, list):
+            return message
+        raise WorkerError(
+            f"process {self.number} wrote what is no message ({wrong})", subject=str(self.number)
+        )
 
     def _ending(self) -> str:
         """How the process ended."""
@@ -481,6 +487,7 @@ def work(job: Job, report: Report, store: Store | RemoteStore | None = None) -> 
 
     Without a `store`, open the one in the job's folder.
     """
+    # Several workers share the processors of one machine.
     torch.set_num_threads(job["threads"])
     shared = Path(job["shared"])
     try:
