@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
-from calibrant.compress import Recipe, fitting
+from calibrant.compress import Recipe, check_model, fitting
 from calibrant.data import CalibrationSet, Many, PerDraw, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.errors import CalibrantError, DataError
@@ -186,7 +186,7 @@ class Timings:
         target = recipe.target
         weights = model.blocks[0].weights
         with self._noting_errors(f"{method} {target}"):
-            method.check_model(model, target, {weight.name: target for weight in model.weights})
+            check_model(method, model, target, dict.fromkeys(model.named, target))
             if isinstance(method, MatrixMethod):
                 # The first try, of one matrix, warms caches.
                 _compress(method, recipe, weights[:1], seen)
