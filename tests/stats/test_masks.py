@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calibrant.lab.stats import Layers, layers, similarity, summaries
-from calibrant.lab.stats.masks import overlaps
+from calibrant.lab.stats.sets import overlaps
 from calibrant.lab.stats.results import read
 from calibrant.results import Store
 
