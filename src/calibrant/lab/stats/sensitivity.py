@@ -237,7 +237,7 @@ def worth_by_chance(
     variances = (residuals**2).sum(0) / within_df * per_mean + documents
     if not variances.any():
         return 0.0
-    root = np.linalg.qr(residuals, mode="r") / math.sqrt(within_df)
+    root = np.asarray(np.linalg.qr(residuals, mode="r")) / math.sqrt(within_df)
     # A factorisation is unique but for the signs of its rows; the same ones on every machine.
     root = root * np.where(np.diag(root) < 0, -1.0, 1.0)[:, None]
     # Always the same studies: a report says the same twice.

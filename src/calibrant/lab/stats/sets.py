@@ -391,8 +391,10 @@ def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray,
         names = [name for name in present[0] if all(name in matrices for matrices in present)]
     rows: list[np.ndarray | None] = []
     for matrices in sets:
-        known = bool(matrices) and bool(names)
-        rows.append(np.concatenate([matrices[name] for name in names]) if known else None)
+        if matrices and names:
+            rows.append(np.concatenate([matrices[name] for name in names]))
+        else:
+            rows.append(None)
     width = max((len(row) for row in rows if row is not None), default=1)
     # What is not a number spreads through products and sums, so a set without a row has no figure
     # with any other.
