@@ -311,8 +311,8 @@ def _named_evaluators(
     found: dict[str, Score | None] = {}
     unknown: dict[str, Score | None] = {}
     for name in on:
-        own = {t: s for t, s in scores.items() if name == t or (s and name == s.measured)}
-        found |= own
-        if not own:
+        matching = {t: s for t, s in scores.items() if name == t or (s and name == s.measured)}
+        found |= matching
+        if not matching:
             unknown[name] = None
     return unknown | found

@@ -215,15 +215,15 @@ def combination(
     over_draws = True
     combined = 0.0
     for sides, coefs in terms:
-        one = sides[names[0]]
-        if one.counted:
+        any_side = sides[names[0]]
+        if any_side.counted:
             draws.append(variance_over_draws(sides, coefs))
-            draws_df.append(len(one.draws) - 1.0)
+            draws_df.append(len(any_side.draws) - 1.0)
             # C: each measured set has items of its own, so its parts add; a set without draws has
             # no interaction to tell from its items.
             for name in names:
                 interaction += coefs[name] ** 2 * sides[name].interaction
-        elif one.independence != "no draws":
+        elif any_side.independence != "no draws":
             over_draws = False
         for name in names:
             combined += coefs[name] * sides[name].value
@@ -371,25 +371,25 @@ class Pairs:
         count = len(labels)
         first = sides[labels[0]]
         coefs = {name: first[name].worse / len(measured) for name in measured}
-        own = np.zeros(count)
+        values = np.zeros(count)
         counted = np.zeros(count, dtype=bool)
         with_draws = np.zeros(count, dtype=bool)
         over = np.zeros(count)
         over_df = np.ones(count)
         interaction = np.zeros(count)
-        for row, of_label in enumerate(sides.values()):
-            one = of_label[measured[0]]
-            with_draws[row] = one.independence != "no draws"
-            if one.counted:
+        for row, of_row in enumerate(sides.values()):
+            any_side = of_row[measured[0]]
+            with_draws[row] = any_side.independence != "no draws"
+            if any_side.counted:
                 counted[row] = True
-                over[row] = variance_over_draws(of_label, coefs)
-                over_df[row] = len(one.draws) - 1.0
+                over[row] = variance_over_draws(of_row, coefs)
+                over_df[row] = len(any_side.draws) - 1.0
             for name, coef in coefs.items():
-                side = of_label[name]
+                side = of_row[name]
                 check_paired(first[name], side)
-                own[row] += coef * side.value
+                values[row] += coef * side.value
                 # What isn't known to be of draws has no interaction to take off.
-                if one.counted:
+                if any_side.counted:
                     interaction[row] += coef**2 * side.interaction
         items, items_df = _variance_over_items(sides, coefs)
         # A difference has the draws of both its sets: the last axis is the row's and the column's.
@@ -404,7 +404,7 @@ class Pairs:
             draws_df = np.full((count, count, 1), df)
         spread = Spread.of(items, items_df, draws, draws_df, interaction[:, None] + interaction)
         many = sum(len(first[name].items) for name in measured)
-        return Pairs(labels, own[:, None] - own, spread, many, counted, with_draws)
+        return Pairs(labels, values[:, None] - values, spread, many, counted, with_draws)
 
     def estimate(self, a: str, b: str) -> Estimate:
         """Return how much worse `a` is than `b`."""
@@ -442,7 +442,7 @@ def _variance_over_items(
     squares = np.zeros_like(total)
     most = 1.0
     for name, coef in coefs.items():
-        table = np.stack([coef * of_label[name].residuals for of_label in sides.values()])
+        table = np.stack([coef * of_row[name].residuals for of_row in sides.values()])
         many = table.shape[1]
         # A row at a time and not by a product of matrices: what is equal in both cancels to
         # exactly nothing.

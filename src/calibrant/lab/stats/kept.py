@@ -305,11 +305,14 @@ def survivors(
     return counts, {block: frozenset(experts) for block, experts in left.items()}
 
 
-def overlap(one: Experts, other: Experts) -> float:
+def overlap(first: Experts, second: Experts) -> float:
     """Return |A ∩ B| / |A ∪ B| of the experts that two runs keep, the mean over blocks."""
-    return float(
-        np.mean([len(one[block] & other[block]) / len(one[block] | other[block]) for block in one])
-    )
+    shares: list[float] = []
+    for block in first:
+        both = first[block] & second[block]
+        either = first[block] | second[block]
+        shares.append(len(both) / len(either))
+    return float(np.mean(shares))
 
 
 def overlap_by_chance(experts: int, kept: int) -> float:
@@ -326,8 +329,8 @@ def overlap_by_chance(experts: int, kept: int) -> float:
     return float((likely * shared / (2 * kept - shared)).sum())
 
 
-def _mean_overlap(one: Sequence[Experts], other: Sequence[Experts], same: bool) -> float:
+def _mean_overlap(left: Sequence[Experts], right: Sequence[Experts], same: bool) -> float:
     """Return the mean overlap over pairs of draws; of a set with itself no draw with itself."""
-    pairs = combinations(one, 2) if same else product(one, other)
+    pairs = combinations(left, 2) if same else product(left, right)
     found = [overlap(first, second) for first, second in pairs]
     return float(np.mean(found)) if found else math.nan

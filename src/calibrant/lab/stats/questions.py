@@ -198,11 +198,13 @@ def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     for group in groups:
         for measured in group.measured:
             source = label_measured(measured).source
-            own = tuple(s for s in group.sets if group.label(s).source == source)
-            others = tuple(s for s in group.sets if s not in own and not group.label(s).control)
-            if own and others:
-                label = f"{join_names(own)} against the others"
-                compared.append(_Pair(group, own, others, (measured,), label))
+            same_source = tuple(s for s in group.sets if group.label(s).source == source)
+            others = tuple(
+                s for s in group.sets if s not in same_source and not group.label(s).control
+            )
+            if same_source and others:
+                label = f"{join_names(same_source)} against the others"
+                compared.append(_Pair(group, same_source, others, (measured,), label))
     if not compared:
         text = (
             "It takes a measured set whose own source is among the calibration sets, beside others."

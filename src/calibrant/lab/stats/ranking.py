@@ -218,10 +218,9 @@ class ComparedGroup:
         if not self.rows:
             return {}
         tables = {name: Pairs.of(self.rows, [name]) for name in self.measured}
+        tables[MEAN] = tables[self.averaged[0]]
         if len(self.averaged) > 1:
             tables[MEAN] = Pairs.of(self.rows, self.averaged)
-        else:
-            tables[MEAN] = tables[self.averaged[0]]
         return tables
 
     @cached_property
@@ -252,8 +251,8 @@ class ComparedGroup:
             # The best of each column has its first letter, so the rows go in the order of that
             # column.
             order = np.argsort(self.tables[name].values[:, 0], kind="stable")
-            own = worse[np.ix_(order, order)]
-            for row, text in zip(order, compact_letters(own | own.T), strict=True):
+            in_order = worse[np.ix_(order, order)]
+            for row, text in zip(order, compact_letters(in_order | in_order.T), strict=True):
                 letters[self._order[row]][name] = text
             beaten = worse.sum(0)
             if len(worse) > 1 and beaten.max() == len(beaten) - 1:
@@ -308,20 +307,20 @@ class ComparedGroup:
         the best.
         """
         complete = label in self._group.sides
-        own = self._group.sides[label] if complete else self._group.partial[label]
+        sides = self._group.sides[label] if complete else self._group.partial[label]
         is_set = label in self._group.sets
-        known = [name for name in own if name in self.dense]
+        known = [name for name in sides if name in self.dense]
         compared_over = {name: [name] for name in known}
         if complete and self.dense:
             compared_over[MEAN] = list(self.averaged)
         kept: dict[str, Estimate] = {}
         for name, measured in compared_over.items():
-            share = share_kept(own, self.dense, measured)
+            share = share_kept(sides, self.dense, measured)
             if share is not None:
                 kept[name] = share
         mean = UNKNOWN
         if complete:
-            mean = _mean({name: own[name] for name in self.averaged}, self.dense or None)
+            mean = _mean({name: sides[name] for name in self.averaged}, self.dense or None)
         to_best = None
         if label in self.rows and self.sets and label != self.sets[0]:
             to_best = self.tables[MEAN].estimate(label, self.sets[0])
@@ -335,8 +334,8 @@ class ComparedGroup:
             control=is_set and self.label(label).control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
-            losses={name: _mean({name: own[name]}) for name in own},
-            increases={name: _mean({name: own[name]}, self.dense) for name in known},
+            losses={name: _mean({name: sides[name]}) for name in sides},
+            increases={name: _mean({name: sides[name]}, self.dense) for name in known},
             mean=mean,
             to_best=to_best,
             tied=tied,

@@ -332,17 +332,19 @@ def _item_values(
     order = np.array([], dtype=np.intp)
     names: tuple[str, ...] = ()
     weights = np.array([])
-    for measurement, own in zip(measurements, numbers, strict=True):
-        if stored is None or not own.names.equals(stored):
+    for measurement, stored_items in zip(measurements, numbers, strict=True):
+        if stored is None or not stored_items.names.equals(stored):
             # Most measurements have the items of the one before. They share names and weights,
             # which makes it quick to see that they are the same.
-            stored = own.names
+            stored = stored_items.names
             readable = [item_name(name) for name in stored]
             order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
             names = tuple(readable[place] for place in order)
-        if not np.array_equal(own.weights[order], weights):
-            weights = own.weights[order]
-        yield ItemValues(measurement.score, names, own.values[order], weights, measurement.beside)
+        if not np.array_equal(stored_items.weights[order], weights):
+            weights = stored_items.weights[order]
+        yield ItemValues(
+            measurement.score, names, stored_items.values[order], weights, measurement.beside
+        )
 
 
 class Setting(NamedTuple):
@@ -447,8 +449,8 @@ class GroupResults:
             if names and len(known) == len(names):
                 values = complete
                 runs[label].append(cell.run)
-            for name, own in known.items():
-                values.setdefault(label, {}).setdefault(name, []).append(own)
+            for name, item_values in known.items():
+                values.setdefault(label, {}).setdefault(name, []).append(item_values)
         sets = frozenset(cell.data for cell in cells if cell.data)
         overlapping: dict[str, float] = {}
         for label, each in runs.items():

@@ -286,8 +286,8 @@ def _over_documents(
         residuals = np.stack([side.residuals for side in sides])
         documents = residuals.shape[1]
         # What all sets share cancels in every difference.
-        own = residuals - residuals.mean(0)
-        whole = float((own**2).sum()) / (len(sides) - 1) * documents / (documents - 1)
+        differing = residuals - residuals.mean(0)
+        whole = float((differing**2).sum()) / (len(sides) - 1) * documents / (documents - 1)
         interaction = _mean([side.interaction for side in sides])
         over_draws = _mean([float(side.draws.var(ddof=1)) / len(side.draws) for side in sides])
         # As in `Spread`: the interaction is in the draws already, and no negative estimate

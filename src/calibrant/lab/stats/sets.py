@@ -493,9 +493,9 @@ def _jaccard(
     rows: list[Float[np.ndarray, " bit"]] = []
     places: list[list[int]] = []
     for draws in masks.values():
-        own = [bits for bits in draws.values() if len(bits) == size]
-        places.append(list(range(len(rows), len(rows) + len(own))))
-        rows += own
+        comparable = [bits for bits in draws.values() if len(bits) == size]
+        places.append(list(range(len(rows), len(rows) + len(comparable))))
+        rows += comparable
     table = np.stack(rows)
     # Of bits, the product counts where both are 1; the sum of both counts less that is where either
     # is.
