@@ -162,7 +162,9 @@ class _Request:
 
 def _several(value: Any) -> tuple[str, ...]:
     """Return one name or several as several."""
-    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    return (str(value),)
 
 
 def _nowhere(request: _Request, level: float) -> Contrast:
@@ -289,7 +291,9 @@ def _evaluators(
     for cell in cells:
         for text, measure_id in cell.measures.items():
             measurement = results.scores.get(cell.run, {}).get(measure_id)
-            scores[text] = scores.get(text) or (measurement.score if measurement else None)
+            scores.setdefault(text, None)
+            if measurement and scores[text] is None:
+                scores[text] = measurement.score
     if on:
         return _named_evaluators(scores, on)
     first = next((score for score in scores.values() if score), None)

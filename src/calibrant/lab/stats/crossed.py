@@ -104,7 +104,9 @@ def contrast(
 def _sides(draws: Mapping[str, Draws | Sequence[ItemValues]]) -> dict[str, "Side"]:
     sides: dict[str, Side] = {}
     for name, measured in draws.items():
-        values = [m if isinstance(m, ItemValues) else ItemValues.of(m) for m in measured]
+        values: list[ItemValues] = []
+        for draw in measured:
+            values.append(draw if isinstance(draw, ItemValues) else ItemValues.of(draw))
         sides[name] = Side.of(values)
     return sides
 
@@ -200,13 +202,17 @@ def combination(
             check_paired(first, sides[name])
             residuals = residuals + coefs[name] * sides[name].residuals
         many = len(residuals)
-        squares = float((residuals**2).sum())
-        variances.append(squares * many / (many - 1) if many > 1 else math.nan)
+        variance = math.nan
+        if many > 1:
+            variance = float((residuals**2).sum()) * many / (many - 1)
+        variances.append(variance)
         degrees.append(many - 1.0)
     # Satterthwaite: a sum of independent variances has (Σ v)² / Σ (v² / df) degrees of freedom.
     items = sum(variances)
     shares = [v**2 / df for v, df in zip(variances, degrees, strict=True) if v > 0]
-    items_df = items**2 / sum(shares) if shares else max(1.0, *degrees, 1.0)
+    items_df = max(1.0, *degrees)
+    if shares:
+        items_df = items**2 / sum(shares)
     # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping
     # draws, has nothing to add.
     draws: list[float] = []
@@ -240,7 +246,9 @@ def combination(
         np.array(interaction),
     )
     count = sum(len(terms[0][0][name].items) for name in names)
-    return spread.estimate(combined if value is None else value, count, over_draws)
+    if value is None:
+        value = combined
+    return spread.estimate(value, count, over_draws)
 
 
 def variance_over_draws(sides: Mapping[str, Side], coefs: Mapping[str, float]) -> float:
@@ -447,7 +455,9 @@ def _variance_over_items(
         # A row at a time and not by a product of matrices: what is equal in both cancels to
         # exactly nothing.
         sums = np.stack([((table - row) ** 2).sum(1) for row in table])
-        variance = sums * (many / (many - 1) if many > 1 else np.nan)
+        variance = np.full_like(sums, np.nan)
+        if many > 1:
+            variance = sums * (many / (many - 1))
         total += variance
         squares += variance**2 / max(many - 1, 1)
         most = max(most, many - 1.0)

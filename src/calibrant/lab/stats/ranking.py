@@ -390,9 +390,10 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
         if all(_covers(others, member, group & alike[member]) for member in group):
             groups = others
     letters = [""] * count
+    names = [*_ALPHABET, *(f"[{number}]" for number in range(len(_ALPHABET) + 1, len(groups) + 1))]
     for number, group in enumerate(sorted(map(sorted, groups))):
         for member in group:
-            letters[member] += _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
+            letters[member] += names[number]
     return letters
 
 

@@ -94,7 +94,9 @@ class Results:
     def overlap(self, run: str) -> float:
         """Return the share of the run's calibration rows that earlier draws of its set have too."""
         record = self.records.get(run)
-        return float(record.data_facts.get("overlap") or 0.0) if record else 0.0
+        if record is None:
+            return 0.0
+        return float(record.data_facts.get("overlap") or 0.0)
 
 
 @needed_for("the comparison of results")
@@ -401,7 +403,9 @@ def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
 
 def label_of(cell: Cell) -> str:
     """Return a set's expression, "dense", or the name of a method that looks at no data."""
-    return cell.data or (DENSE if cell.method == UNTOUCHED else cell.method)
+    if cell.data:
+        return cell.data
+    return DENSE if cell.method == UNTOUCHED else cell.method
 
 
 @dataclass(frozen=True)

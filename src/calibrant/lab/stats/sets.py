@@ -352,9 +352,8 @@ def _agreements(
 ) -> list[Float[np.ndarray, "set set"]]:
     """Return for each draw which share of the block's mask bits every two sets have in common."""
     found: list[Float[np.ndarray, "set set"]] = []
-    for seed in _seeds(runs):
-        rows = [draws[seed].signs.get(block) if seed in draws else None for draws in runs.values()]
-        signs = _table(rows)
+    for draws in _side_by_side(runs):
+        signs = _table([draw and draw.signs.get(block) for draw in draws])
         # The mean product of signs, from -1 to 1, as a share.
         found.append((signs @ signs.T / signs.shape[1] + 1) / 2)
     return found
@@ -365,17 +364,21 @@ def _distances(
 ) -> list[Float[np.ndarray, "set set"]]:
     """Return for each draw how far the block's input features of every two sets lie apart."""
     found: list[Float[np.ndarray, "set set"]] = []
-    for seed in _seeds(runs):
-        rows = [draws[seed].sizes.get(block) if seed in draws else None for draws in runs.values()]
-        sizes = _table(rows)
+    for draws in _side_by_side(runs):
+        sizes = _table([draw and draw.sizes.get(block) for draw in draws])
         # A row at a time: the difference of large squares would leave something between a set and
         # itself.
         found.append(np.stack([np.sqrt(((sizes - row) ** 2).mean(1)) for row in sizes]))
     return found
 
 
-def _seeds(runs: Mapping[str, Mapping[int, _Matrices]]) -> list[int]:
-    return sorted({seed for draws in runs.values() for seed in draws})
+def _side_by_side(
+    runs: Mapping[str, Mapping[int, _Matrices]],
+) -> Iterator[list[_Matrices | None]]:
+    """Yield the draws of the same number of all sets; None for a set that lacks it."""
+    seeds = {seed for draws in runs.values() for seed in draws}
+    for seed in sorted(seeds):
+        yield [draws.get(seed) for draws in runs.values()]
 
 
 def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray, "set n"]:
@@ -399,7 +402,13 @@ def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray,
     # What is not a number spreads through products and sums, so a set without a row has no figure
     # with any other.
     blank = np.full(width, np.nan)
-    return np.stack([blank if row is None or len(row) != width else row for row in rows])
+    table: list[np.ndarray] = []
+    for row in rows:
+        if row is None or len(row) != width:
+            row = blank
+        table.append(row)
+    # Stacked, and not filled in, so that rows without a hole stay in their own precision.
+    return np.stack(table)
 
 
 def _mean(tables: Sequence[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
