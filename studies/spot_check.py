@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from calibrant.compress import costs
-from calibrant.lab.stats.masks import mask_bits
+from calibrant.lab.stats.sets import mask_bits
 from calibrant.lab.study import Study, read_study
 from calibrant.results import Cell, Record, Store
 

@@ -48,7 +48,16 @@ CONVENTION = {
 METRICS = ("acc", "acc_norm", "acc_prior", "loss", "solution")
 HEAD = """# What the dense model can do
 
-SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16, zero-shot, on the first {items} questions (in the order of their hashes) of each set's
+{answer}
+
+| set | n | chance | blind | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+NOTES = """
+## Method and limits
+
+SmolLM2-135M-Instruct (dequantized from Q4_1), bfloat16, zero-shot, on the first {items} questions (in the order of their hashes) of each set's
 measured part, all of them where there are fewer: `python studies/dense/run.py`, whose records lie beside it. The data are those of the local
 mirror, which is not always the published set; `calibrant inspect` says how each differs.
 
@@ -68,9 +77,6 @@ solution, in nats per token; accuracies are in percent; all ± one standard erro
 taken that out and has none. Where an accuracy isn't two of its standard errors above `blind` (one label is the most frequent, or right answers are
 likely texts by themselves), little of it comes from reading the question: it can show that a model lost its sense of which answers are likely, and no
 more. Two thirds of BoolQ's answers are `yes`, so 66 % is what always saying so gets there.
-
-| set | n | chance | blind | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
 
 
@@ -115,8 +121,8 @@ def page() -> str:
         line(name, {score["metric"]: score for score in record["scores"]})
         for name, record in found.items()
     ]
-    head = HEAD.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
-    return head + "".join(lines) + tail(found)
+    notes = NOTES.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
+    return HEAD.format(answer=answer(found)) + "".join(lines) + notes
 
 
 def line(name: str, scores: dict[str, Any]) -> str:
@@ -149,7 +155,7 @@ def verdict(score: dict[str, Any]) -> str:
     )
 
 
-def tail(found: dict[str, Any]) -> str:
+def answer(found: dict[str, Any]) -> str:
     """What follows from the table."""
     sets: dict[str, list[str]] = {"yes": [], "without reading": [], "no": []}
     for name, record in found.items():
@@ -157,10 +163,11 @@ def tail(found: dict[str, Any]) -> str:
         sets[verdict(score).partition(" (")[0]].append(name)
     yes, partly, no = (", ".join(names) or "no set" for names in sets.values())
     return (
-        f"\nAt this size accuracy is above chance and above `blind` on {yes}: there it can rank compressed models. On {partly} it is above chance, "
+        f"Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by accuracy on {yes} alone: "
+        f"there it is above chance and above `blind`, what is right without the question. On {partly} it is above chance, "
         f"and could be without reading the question. On {no} it isn't above chance, and can't rank anything. What is left in both cases is the "
         f"loss of the right answer, or of the worked solution, which has no floor. Where answers are labels, that loss says more about the form of "
-        f"an answer than about which is right.\n"
+        f"an answer than about which is right."
     )
 
 

@@ -25,7 +25,7 @@ from calibrant.errors import DataError
 from calibrant.lab.report.plots import Plot, routers, write
 from calibrant.lab.stats import Estimate, draws, kept_experts, read
 from calibrant.lab.stats.crossed import ItemValues, Side, combination
-from calibrant.lab.stats.experts import overlap, overlap_by_chance, survivors
+from calibrant.lab.stats.kept import overlap, overlap_by_chance, survivors
 from calibrant.results import Store
 
 HERE: Final = Path(__file__).parent

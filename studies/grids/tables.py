@@ -132,8 +132,8 @@ def by_choice(results: Results) -> Iterator[str]:
     """Rows: what the choice of the calibration text is worth to a method, relative to the
     divergence with the matching text.
     """
-    yield "| target | method | matching text | other text | other over matching | worst over best set | draws apart |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    yield "| target | method | matching text | other text | other over matching | least and most of six pairs | worst over best set | draws apart |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for (target, method), sets in results.of.items():
         if set(KINDS.values()) <= sets.keys():
             table = {
@@ -144,6 +144,12 @@ def by_choice(results: Results) -> Iterator[str]:
             other = statistics.mean(
                 v for i, data in enumerate(table) for j, v in enumerate(table[data]) if i != j
             )
+            # Each other text on each measure, over the matching text there.
+            ratios: list[float] = []
+            for column, matching in enumerate(KINDS.values()):
+                for data in table:
+                    if data != matching:
+                        ratios.append(table[data][column] / table[matching][column])
             spread = statistics.mean(
                 max(column) / min(column) for column in zip(*table.values(), strict=True)
             )
@@ -154,7 +160,7 @@ def by_choice(results: Results) -> Iterator[str]:
                 if half is not None
             ]
             apart = f"{statistics.mean(spans):.1%}" if spans else "one draw"
-            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {spread:.2f} | {apart} |"
+            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {spread:.2f} | {apart} |"
 
 
 def by_rotation() -> Iterator[str]:

@@ -18,7 +18,7 @@ from studies.pages import write_or_print
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluators
 from calibrant.lab.stats import contrast, t_quantile
-from calibrant.lab.stats.masks import mask_bits
+from calibrant.lab.stats.sets import mask_bits
 from calibrant.results import Record, Store
 from calibrant.results.outcomes import Measurement
 

@@ -109,6 +109,30 @@ def losses(every: list[Arm], target: str) -> Iterator[str]:
         yield peer(json.loads(PEER.read_text("utf-8")))
 
 
+def at_stake(every: list[Arm]) -> Iterator[str]:
+    """Rows: worst less best of three sets by domain, as a share of the mean rise over the untouched
+    model, by method and target; nothing where a set wasn't run.
+    """
+    yield f"| method | {' | '.join(TARGETS)} |"
+    yield f"| --- |{' ---: |' * len(TARGETS)}"
+    whole = untouched()
+    names = named(whole, DOMAINS.values())
+    dense = [whole[name][0].score.value for name in names]
+    for method in ("wanda", "sparsegpt", "refined", "alps"):
+        cells: list[str] = []
+        for target in TARGETS:
+            rises: list[list[float]] = []
+            for arm in every:
+                if (arm.method, arm.target) == (method, target):
+                    means = [statistics.mean(m.score.value for m in arm.measured[n]) for n in names]
+                    rises.append([mean - loss for mean, loss in zip(means, dense, strict=True)])
+            columns = list(zip(*rises, strict=True))
+            apart = statistics.mean(max(column) - min(column) for column in columns or [(0.0,)])
+            mean_rise = statistics.mean(map(statistics.mean, rises)) if rises else 1.0
+            cells.append(f"{100 * apart / mean_rise:.0f}%" if len(rises) == 3 else "")
+        yield f"| `{method}` | {' | '.join(cells)} |"
+
+
 def peer(record: Mapping[str, Any]) -> str:
     """The row of llm-compressor's SparseGPT, from the same tokens of C4."""
     drawn = [draw["losses"] for draw in record["draws"].values()]
@@ -310,6 +334,7 @@ def tables() -> Mapping[str, str]:
     made = {
         "questions": "\n".join(questions(every)),
         "prices": "\n".join(prices(every)),
+        "at stake": "\n".join(at_stake(every)),
         "starts": "\n".join(by_draw()),
         "sets": "\n".join(planned(HERE / "smollm2")),
     }

@@ -24,14 +24,16 @@ from studies.sensitivity.tables import (
     by_domain,
     divergences,
     domains_table,
+    label_of,
     on_domains,
     otherwise_table,
     sensitivity_table,
     sets_table,
+    shares_table,
     smallest_seen,
 )
 
-from calibrant.lab.stats import Results, compare, read
+from calibrant.lab.stats import Results, Sensitivity, compare, read
 from calibrant.results import Cell, Store
 
 PAGE: Final = first.PAGE.with_name("milder.md")
@@ -60,9 +62,9 @@ WITHOUT: Final = ("0.4", "w4g64", "Q3_K_M")
 """At which of these targets something was compressed without data."""
 
 
-def at(targets: Mapping[str, str]) -> Callable[[Cell], bool]:
-    """Whether a cell is of one of these methods at its target."""
-    return lambda cell: targets.get(cell.method) == cell.target
+def at(targets: Mapping[str, str]) -> Callable[[Cell | Sensitivity], bool]:
+    """Whether something is of one of these methods at its target."""
+    return lambda found: targets.get(found.method) == found.target
 
 
 def ranks(results: Results) -> Iterator[str]:
@@ -119,7 +121,9 @@ def tables() -> Mapping[str, str]:
         results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT)
     )
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
+    mild = sorted((s for s in found if at(MILDER)(s)), key=lambda s: -(s.share or 0.0))
     made = {
+        "shares": shares_table(two, [label_of(s) for s in mild]),
         "both": sensitivity_table(found, smallest_seen(two, found)),
         "slow": sensitivity_table(of_slow, smallest_seen(slow, of_slow)),
         "own": of_its_kind(two),

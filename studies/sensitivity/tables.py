@@ -22,13 +22,13 @@ from calibrant.lab.report.plots import Plot
 from calibrant.lab.report.plots.sensitivity import worth
 from calibrant.lab.stats import (
     MEAN,
-    Estimate,
     Results,
     Sensitivity,
     compare,
     contrast,
     detectable,
     read,
+    variance_ratio,
 )
 from calibrant.lab.stats.contrasts import Contrast, holm
 from calibrant.lab.stats.crossed import ItemValues
@@ -117,6 +117,7 @@ def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float])
     numbers = [
         "mean",
         "by domain",
+        "cross-fitted",
         "by chance at most",
         "of the mean",
         "one set for all",
@@ -133,12 +134,13 @@ def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float])
         one, mean = s.gaps[MEAN], s.increase or math.nan
         cells = [f"`{s.method}`", *([MODELS[s.model]] if several else []), s.target, f"{mean:.3f}"]
         cells += [
-            _worth(s.worth, s.worth_interval),
-            f"{s.floor:.3f}",
+            _worth(s.worth, s.worth_interval, s.beyond_chance),
+            f"{s.cross_fitted:.3f}",
+            f"{s.by_chance:.3f}",
             f"{100 * s.worth / mean:.0f}%",
         ]
         cells += [
-            _worth(one.value, one.interval),
+            _worth(one.value, one.interval, one.significant),
             f"{100 * one.value / mean:.0f}%",
             least,
             _ratio(s),
@@ -147,17 +149,152 @@ def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float])
         yield f"| {' | '.join(cells)} |"
 
 
-def _worth(value: float, interval: tuple[float, float]) -> str:
-    """With its interval, bold where that leaves out zero."""
+def _worth(value: float, interval: tuple[float, float], bold: bool) -> str:
+    """With its interval, bold where it is more than chance makes of it."""
     told = f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
-    return f"**{told}**" if interval[0] > 0 else told
+    return f"**{told}**" if bold else told
+
+
+GENERAL_SETS: Final = ("c4", "pile", "wikipedia", "selfgen")
+"""The sets of general text: no code, no arithmetic, and no mixture that holds some."""
+GENERAL_DOMAINS: Final = ("c4", "wikipedia", "pile", "race")
+"""The sources of the domains of general text."""
+CODE: Final = "python_code"
+
+
+def shares_table(
+    results: Results, labels: Sequence[Label], sets: Sequence[str] = GENERAL_SETS
+) -> Iterator[str]:
+    """Rows: worst less best set by domain, as a share of the mean divergence of the same sets and
+    domains; and what C4 costs.
+
+    By method: all sets, without the set of code, without that set and its domain, and among `sets`
+    on the domains of general text. Then how much more the model diverges with C4 than with each
+    domain's best set, in nats a token and as a share of the mean divergence.
+    """
+    several = len({model for model, *_ in labels}) > 1
+    heads = ["method", *(["model"] if several else []), "target"]
+    numbers = ["all sets", "without the code set", "without code, set and domain"]
+    numbers += ["general sets on general domains", "C4 costs", "of the mean"]
+    yield f"| {' | '.join([*heads, *numbers])} |"
+    yield f"|{' --- |' * len(heads)}{' ---: |' * len(numbers)}"
+    for label in labels:
+        model, method, target = label
+        found = real_sets(divergences(results, label))
+        every = list(found)
+        without = [data for data in every if data != CODE]
+        domains = list(DOMAINS.values())
+        texts = [source for source in domains if source != CODE]
+        general = [data for data in sets if data in found]
+        mean = by_source(found, every, domains).mean()
+        best = by_source(found, every, domains).min(1)
+        cost = float((by_source(found, ["c4"], domains)[:, 0] - best).mean())
+        cells = [f"`{method}`", *([MODELS[model]] if several else []), target]
+        cells += [
+            share_at_stake(by_source(found, every, domains)),
+            share_at_stake(by_source(found, without, domains)),
+            share_at_stake(by_source(found, without, texts)),
+            share_at_stake(by_source(found, general, GENERAL_DOMAINS)),
+            f"{cost:.3f}",
+            f"{100 * cost / mean:.0f}%",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def real_sets(found: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+    """The sets of text, without the control and what looks at no data."""
+    return {data: values for data, values in found.items() if data not in ("", CONTROL)}
+
+
+def by_source(
+    found: Mapping[str, Mapping[str, float]], sets: Sequence[str], sources: Sequence[str]
+) -> Float[np.ndarray, "domain set"]:
+    """The numbers of these sets on the domains of these sources."""
+    return np.array([[found[data][source] for data in sets] for source in sources])
+
+
+def share_at_stake(table: Float[np.ndarray, "domain set"]) -> str:
+    """Worst less best set by domain, mean of the domains, as a share of the mean."""
+    apart = table.max(1) - table.min(1)
+    return f"{100 * apart.mean() / table.mean():.0f}%"
+
+
+def noticed_table(results: Results, labels: Sequence[Label]) -> Iterator[str]:
+    """Rows: beside the share in the divergence that in what people notice, by method.
+
+    *Top-1 disagreement* is how often the most likely next token is another one than the dense
+    model's: its mean, worst less best set by domain, and that as a share. *Accuracy* is over the
+    300 questions of three tasks, by the scoring that the study chose for each: the least and the
+    most of the sets, means of draws, and p that sets differ beyond draws (one-way analysis of
+    variance, by method, not corrected).
+    """
+    heads = ["share of KL", "top-1 disagreement", "worst less best set", "share of it"]
+    heads += ["accuracy, least to most", "p"]
+    yield f"| method | target | {' | '.join(heads)} |"
+    yield f"| --- | --- |{' ---: |' * len(heads)}"
+    for label in labels:
+        _, method, target = label
+        divergence = real_sets(divergences(results, label))
+        share = share_at_stake(by_source(divergence, list(divergence), list(DOMAINS.values())))
+        flips = real_sets(disagreements(results, label))
+        table = by_source(flips, list(flips), list(DOMAINS.values()))
+        apart = (table.max(1) - table.min(1)).mean()
+        cells = [share, f"{100 * table.mean():.1f}%", f"{100 * apart:.1f} points"]
+        cells.append(share_at_stake(table))
+        drawn = [np.array(of)[:, None] for of in real_sets(accuracies(results, label)).values()]
+        means = [float(of.mean()) for of in drawn]
+        *_, p = variance_ratio(drawn)
+        cells += [f"{min(means):.3f} to {max(means):.3f}", "" if p is None else f"{p:.1g}"]
+        yield f"| `{method}` | {target} | {' | '.join(cells)} |"
+
+
+def disagreements(results: Results, label: Label) -> Mapping[str, Mapping[str, float]]:
+    """The share of tokens whose most likely one isn't the dense model's, by set and source: mean
+    of the draws.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in results.cells:
+        if label_of(cell) != label:
+            continue
+        for text, measure in cell.measures.items():
+            for source in DOMAINS.values():
+                if text.startswith("agreement") and f"source='{source}'" in text:
+                    agreed = beside(results, cell, measure, "top1_agreement")
+                    found.setdefault(cell.data, {}).setdefault(source, []).append(1 - agreed)
+    return {
+        data: {source: statistics.mean(values) for source, values in of.items()}
+        for data, of in found.items()
+    }
+
+
+def accuracies(results: Results, label: Label) -> Mapping[str, list[float]]:
+    """The accuracy of each draw by set, mean of the tasks: plain where a task is scored by the
+    offered answers, with the answers' own probability taken off where it is scored so.
+    """
+    found: dict[str, list[float]] = {}
+    for cell in results.cells:
+        tasks = {t: i for t, i in cell.measures.items() if t.startswith("task")}
+        if label_of(cell) != label or not tasks:
+            continue
+        each = [
+            beside(results, cell, i, "acc_prior" if "offered_prior" in text else "acc")
+            for text, i in tasks.items()
+        ]
+        found.setdefault(cell.data, []).append(statistics.mean(each))
+    return found
+
+
+def beside(results: Results, cell: Cell, measure: str, metric: str) -> float:
+    """A score that stands beside a measurement."""
+    scores = results.scores[cell.run][measure].beside
+    return next(score.value for score in scores if score.metric == metric)
 
 
 def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
     """Rows: worst less best set by method and strength, in the loss of the text and of tasks' right
-    answers among those that are offered.
+    answers among those that are offered; behind it what chance makes of alike sets, at most.
 
-    Bold where two sets differ significantly.
+    Bold where it is more than that.
     """
     ways = {"loss of the same text": compare(of_text(folder, results)).sensitivities}
     there = {
@@ -178,7 +315,7 @@ def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
     for way, found in ways.items():
         for s in found:
             rows.setdefault((s.method, s.target), {})[way] = (
-                f"{_worth(s.worth, s.worth_interval)}; {s.floor:.3f}"
+                f"{_worth(s.worth, s.worth_interval, s.beyond_chance)}; {s.by_chance:.3f}"
             )
     yield f"| method | target | {' | '.join(ways)} |"
     yield f"| --- | --- |{' ---: |' * len(ways)}"
@@ -376,16 +513,10 @@ def planned(
     asked: list[Question] = [
         (f"sets vary beyond draws: `{s.method}`, {s.target}", _ratio(s), "", s.p) for s in known
     ]
-    more = fitted_or_weighed(by, strong)
     question = "the choice is worth more where weights are fitted than where they are weighed"
-    asked.append(
-        (
-            question,
-            in_per_cent(more),
-            f"{100 * (detectable(more) or math.nan):.0f}%",
-            more.p_value(),
-        )
-    )
+    # Without a p: methods are no sample of methods, and several are variants of one another. It
+    # counts among the questions that the others are corrected for.
+    asked.append((question, in_per_cent(fitted_or_weighed(by, strong)), "", None))
     sides = {
         method: [side(results, (model, method, strong[method]), data) for data in (MIXTURE, "c4")]
         for method in MIXED
@@ -461,37 +592,27 @@ def _better(
 
 def fitted_or_weighed(
     by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]
-) -> Estimate:
-    """By how much the share is larger where weights are fitted, mean of the domains, each of which
-    is an item.
+) -> Sequence[float]:
+    """By how much the share is larger where weights are fitted than where they are weighed, on
+    each domain: means over methods.
 
-    The domains share sets and draws, and the largest of differences is large by chance too, more so
-    where draws vary more: the page says both.
+    A description: the methods are no sample, several are variants of one, and the domains share
+    sets and draws.
     """
-    kinds = [
-        [by[method, strong[method]] for method in methods if method in strong]
-        for methods in (FITTED, WEIGHING)
-    ]
-    shares = [
-        [[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind]
-        for kind in kinds
-    ]
-    apart = [
-        statistics.mean(a) - statistics.mean(b)
-        for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)
-    ]
-    return Estimate(
-        statistics.mean(apart),
-        statistics.stdev(apart) / len(apart) ** 0.5,
-        float(len(apart) - 1),
-        len(apart),
-    )
+    fitted = [by[method, strong[method]] for method in FITTED if method in strong]
+    weighing = [by[method, strong[method]] for method in WEIGHING if method in strong]
+    apart: list[float] = []
+    for name in named(fitted[0].gaps, DOMAINS.values()):
+        larger = statistics.mean(_share(s, name) for s in fitted)
+        smaller = statistics.mean(_share(s, name) for s in weighing)
+        apart.append(larger - smaller)
+    return apart
 
 
-def in_per_cent(found: Estimate) -> str:
-    """An estimate of a difference of shares, with its interval."""
-    low, high = found.interval() or (math.nan, math.nan)
-    return f"{100 * found.value:.0f}% ({100 * low:.0f}% to {100 * high:.0f}%)"
+def in_per_cent(apart: Sequence[float]) -> str:
+    """The mean of differences of shares, with the least and the largest."""
+    mean, least, most = (100 * of for of in (statistics.mean(apart), min(apart), max(apart)))
+    return f"{mean:.0f}% ({least:.0f}% to {most:.0f}% by domain)"
 
 
 def _share(s: Sensitivity, name: str) -> float:
@@ -520,7 +641,11 @@ def tables() -> Mapping[str, str]:
         longer = read(store)
     asked = list(planned(found, STRONG, results, longer))
     assert len(asked) == 2 + PLANNED
+    order = sorted(found, key=lambda s: -(s.share or 0.0))
+    labels = [label_of(s) for s in order]
     made = {
+        "shares": shares_table(results, labels),
+        "noticed": noticed_table(results, labels),
         "sensitivity": sensitivity_table(found, smallest_seen(results, found)),
         "planned": asked,
         "sets": sets_table(results, longer),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibrant.lab.stats import Results, kept_experts
-from calibrant.lab.stats.experts import overlap_by_chance
+from calibrant.lab.stats.kept import overlap_by_chance
 
 from tests.stats.stores import results_of
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from calibrant.lab.stats import Layers, layers, similarity, summaries
-from calibrant.lab.stats.masks import overlaps
 from calibrant.lab.stats.results import read
+from calibrant.lab.stats.sets import overlaps
 from calibrant.results import Store
 
 from tests.stats.stores import store_of

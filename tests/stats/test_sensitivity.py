@@ -8,7 +8,13 @@ from scipy import stats
 from calibrant.lab.stats import MEAN, Results, Sensitivity, compare
 from calibrant.lab.stats.crossed import Pairs, Side
 from calibrant.lab.stats.estimate import t_quantile
-from calibrant.lab.stats.sensitivity import _gap, variance_ratio
+from calibrant.lab.stats.sensitivity import (
+    _gap,
+    _over_documents,
+    cross_fitted,
+    variance_ratio,
+    worth_by_chance,
+)
 
 from tests.stats.stores import DRAWN, LOSSES, results_of, values
 
@@ -210,3 +216,106 @@ def test_sets_drawn_once_or_on_one_document_say_nothing_and_those_whose_draws_ov
     assert compare(results_of(DRAWN, items=1)).sensitivities == ()
     assert compare(results_of(DRAWN, items=2)).sensitivities
     assert set(only(results_of(DRAWN, overlap={"c4": 0.5})).sets) == {"gsm8k:icl", "svamp:icl"}
+
+
+def slow_chance(
+    sets: list[np.ndarray], documents: np.ndarray, documents_df: np.ndarray, studies: int
+) -> float:
+    """The same quantile, a study at a time and a set at a time."""
+    rng = np.random.default_rng(6)
+    counts = [len(draws) for draws in sets]
+    df = sum(counts) - len(sets)
+    covariance = sum(np.cov(draws.T) * (len(draws) - 1) for draws in sets) / df
+    per_mean = float(np.mean([1 / count for count in counts]))
+
+    def error(drawn: np.ndarray, over_documents: np.ndarray) -> float:
+        return float(np.mean(np.sqrt(np.diag(drawn) * per_mean + over_documents)))
+
+    ratios = []
+    for _ in range(studies):
+        drawn = [
+            rng.multivariate_normal(np.zeros(len(covariance)), covariance, count)
+            for count in counts
+        ]
+        over_documents = rng.normal(0, np.sqrt(documents), (len(sets), len(documents)))
+        means = np.stack([draws.mean(0) for draws in drawn]) + over_documents
+        apart = np.mean([max(column) - min(column) for column in means.T])
+        within = sum(np.cov(draws.T) * (len(draws) - 1) for draws in drawn) / df
+        estimated = documents * rng.chisquare(documents_df) / documents_df
+        ratios.append(apart / error(within, estimated))
+    return float(np.quantile(ratios, 0.95)) * error(covariance, documents)
+
+
+def test_what_chance_gives_is_that_of_studies_simulated_one_by_one():
+    rng = np.random.default_rng(7)
+    mixing = rng.normal(0, 1, (3, 3))
+    sets = [rng.normal(0, 1, (count, 3)) @ mixing + set_ for set_, count in enumerate((3, 3, 2, 4))]
+    documents, df = np.array([0.2, 0.0, 1.0]), np.array([12.0, 12.0, 30.0])
+    want = slow_chance(sets, documents, df, 4000)
+    assert worth_by_chance(sets, documents, df) == pytest.approx(want, rel=0.04)
+
+
+def test_what_chance_gives_on_one_measured_set_is_the_studentized_range():
+    rng = np.random.default_rng(8)
+    sets = [rng.normal(0, 1, (3, 1)) for _ in range(7)]
+    error = np.sqrt(np.mean([draws.var(ddof=1) for draws in sets]) / 3)
+    want = stats.studentized_range.ppf(0.95, 7, 14) * error
+    found = worth_by_chance(sets, np.zeros(1), np.ones(1))
+    assert found == pytest.approx(want, rel=0.02)
+    assert worth_by_chance([np.ones((3, 2))] * 4, np.zeros(2), np.ones(2)) == 0.0
+
+
+@pytest.mark.parametrize(("alike", "documents"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.3)])
+def test_sets_that_are_alike_are_seldom_worth_more_than_chance_gives(
+    alike: float, documents: float
+):
+    # The measured sets share a part `alike` of the draws' variance.
+    rng = np.random.default_rng(9)
+    above = 0
+    df = np.full(6, 60.0)
+    for _ in range(200):
+        shared = rng.normal(0, alike**0.5, (7, 3, 1))
+        drawn = shared + rng.normal(0, (1 - alike) ** 0.5, (7, 3, 6))
+        drawn += rng.normal(0, documents**0.5, (7, 1, 6))
+        means = drawn.mean(1)
+        worth = float((means.max(0) - means.min(0)).mean())
+        estimated = documents * rng.chisquare(df) / df
+        above += worth > worth_by_chance(list(drawn), estimated, df)
+    assert 0 < above / 200 < 0.1
+
+
+def test_cross_fitted_is_measured_on_the_draw_that_did_not_choose():
+    rng = np.random.default_rng(10)
+    sets = [rng.normal(0, 1, (3, 2)) for _ in range(5)]
+    each = []
+    for held, column in itertools.product(range(3), range(2)):
+        others = [draw for draw in range(3) if draw != held]
+        means = [float(draws[others, column].mean()) for draws in sets]
+        worst, best = means.index(max(means)), means.index(min(means))
+        each.append(sets[worst][held, column] - sets[best][held, column])
+    assert cross_fitted(sets) == pytest.approx(np.mean(each))
+
+
+def test_sets_that_are_alike_are_worth_nothing_when_cross_fitted():
+    rng = np.random.default_rng(11)
+    found = [cross_fitted([rng.normal(0, 1, (3, 6)) for _ in range(7)]) for _ in range(300)]
+    assert abs(np.mean(found)) < 0.1
+    assert cross_fitted([np.full((2, 1), each) for each in (1.0, 3.0, 2.0)]) == pytest.approx(2.0)
+
+
+def test_documents_count_where_draws_do_not_show_them_already():
+    rng = np.random.default_rng(12)
+    alike = drawn(dict.fromkeys("abcdefg", 1.0), rng, 0.05, 0.0)
+    own = drawn(dict.fromkeys("abcdefg", 1.0), rng, 0.05, 0.3)
+    few, many = (_over_documents(sides, ["text"]) for sides in (alike, own))
+    assert few[0][0] < many[0][0] / 10
+    # Twenty documents of other lengths, on each of which a set's own part varies by 0.3.
+    assert many[0][0] == pytest.approx(0.3**2 / 20, rel=0.5)
+    assert many[1][0] == 6 * 19
+
+
+def test_a_study_says_what_chance_gives_and_what_is_left():
+    found = only(results_of(DRAWN))
+    assert 0 < found.by_chance < found.floor
+    assert found.beyond_chance
+    assert found.cross_fitted == pytest.approx(found.worth, abs=0.02)

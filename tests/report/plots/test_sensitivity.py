@@ -30,6 +30,7 @@ def of(
         (1.5, 60.0),
         0.001,
         gaps,
+        by_chance=floor,
     )
 
 

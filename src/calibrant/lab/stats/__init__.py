@@ -17,7 +17,14 @@ from calibrant.lab.stats.comparison import (
 from calibrant.lab.stats.contrasts import Contrast
 from calibrant.lab.stats.crossed import Draws, contrast
 from calibrant.lab.stats.estimate import LEVEL, Estimate, detectable, t_quantile
-from calibrant.lab.stats.experts import KeptExperts, kept_experts
+from calibrant.lab.stats.kept import (
+    KeptExperts,
+    KeptWords,
+    kept_experts,
+    kept_languages_in,
+    kept_words,
+    kept_words_in,
+)
 from calibrant.lab.stats.labels import (
     bits_of,
     describe_target,
@@ -28,7 +35,6 @@ from calibrant.lab.stats.labels import (
     sparsity_of,
     target_noun,
 )
-from calibrant.lab.stats.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.lab.stats.questions import Evidence, PaperQuestion
 from calibrant.lab.stats.ranking import MEAN, Ranking, RankingEntry, pairs
 from calibrant.lab.stats.results import Results, draws, narrowed, read, tidy
@@ -36,13 +42,16 @@ from calibrant.lab.stats.sensitivity import Gap, Sensitivity, variance_ratio
 from calibrant.lab.stats.sets import (
     MEASURES,
     Draw,
+    Layers,
+    MaskOverlap,
     SetSummary,
     Similarity,
+    layers,
     medians,
+    overlaps,
     similarity,
     summaries,
 )
-from calibrant.lab.stats.words import KeptWords, kept_languages_in, kept_words, kept_words_in
 
 __all__ = [
     "LEVEL",

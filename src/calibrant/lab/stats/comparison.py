@@ -19,7 +19,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from calibrant.errors import SpecError
 from calibrant.lab.stats.contrasts import Contrast, contrasts
@@ -79,11 +79,9 @@ class Comparison:
     @property
     def only_measured(self) -> bool:
         """Whether nothing was compressed: finished models, or untouched ones, were measured."""
-        return (
-            not self.rankings
-            and bool(self.unranked)
-            and all(ranking.method == UNTOUCHED for ranking in self.unranked)
-        )
+        if self.rankings or not self.unranked:
+            return False
+        return all(ranking.method == UNTOUCHED for ranking in self.unranked)
 
 
 def compare(
@@ -101,27 +99,35 @@ def compare(
     chosen = narrowed(results, measures)
     groups = compared_groups(chosen, level, baseline)
     ranked = tuple(group.ranking() for group in groups)
-    alone = (
-        ComparedGroup(setting, cells, chosen, level)
-        for setting, cells in unranked(chosen.cells).items()
-    )
-    without_sets = tuple(group.ranking() for group in alone if not group.empty)
+    without_sets: list[Ranking] = []
+    for setting, cells in unranked(chosen.cells).items():
+        group = ComparedGroup(setting, cells, chosen, level)
+        if not group.empty:
+            without_sets.append(group.ranking())
+    missing: list[str] = []
+    for ranking in (*ranked, *without_sets):
+        missing += ranking.missing
+    found = [sensitivity(group) for group in groups]
     return Comparison(
         ranked,
         tuple(contrasts(results, level)),
         tuple(agreements(groups)),
-        comparisons=sum(
-            r.comparisons * (len(r.measured) + (len(r.averaged) > 1))
-            for r in ranked
-            if len(r.entries) + len(r.baselines) > 1
-        ),
-        missing=tuple(dict.fromkeys(hole for r in (*ranked, *without_sets) for hole in r.missing)),
+        comparisons=sum(map(_comparisons, ranked)),
+        missing=tuple(dict.fromkeys(missing)),
         stale=len(results.stale & results.records.keys()),
-        one_draw=any(r.one_draw for r in ranked),
+        one_draw=any(ranking.one_draw for ranking in ranked),
         questions=tuple(questions(groups)),
-        unranked=without_sets,
-        sensitivities=tuple(found for group in groups if (found := sensitivity(group)) is not None),
+        unranked=tuple(without_sets),
+        sensitivities=tuple(each for each in found if each is not None),
     )
+
+
+def _comparisons(ranking: Ranking) -> int:
+    """Return how many comparisons a ranking shows: of every two rows, in each column."""
+    if len(ranking.entries) + len(ranking.baselines) < 2:
+        return 0
+    means = 1 if len(ranking.averaged) > 1 else 0
+    return ranking.comparisons * (len(ranking.measured) + means)
 
 
 def rankings(store: Store | Results, level: float = LEVEL) -> list[Ranking]:
@@ -141,20 +147,20 @@ def compared_groups(
     sets = list(dict.fromkeys(cell.data for cell in results.cells if cell.data))
     if baseline and baseline not in sets:
         raise SpecError(
-            f"no calibration set here is called {baseline!r} (there are: {', '.join(sets) or 'none'}); name one of these",
+            f"no calibration set here is called {baseline!r} "
+            f"(there are: {', '.join(sets) or 'none'}); name one of these",
             subject=baseline,
         )
-    if not baseline:
-        default = next(
-            (label for label in sets if results.label(label).source == "c4"),
-            sets[0] if sets else "",
-        )
-        baseline = str(results.study.get("baseline") or default)
-    groups = [
-        ComparedGroup(setting, cells, results, level, baseline)
-        for setting, cells in grouped(results.cells).items()
-    ]
-    return [group for group in groups if not group.empty]
+    baseline = baseline or str(results.study.get("baseline") or "")
+    if not baseline and sets:
+        c4_sets = [label for label in sets if results.label(label).source == "c4"]
+        baseline = [*c4_sets, *sets][0]
+    groups: list[ComparedGroup] = []
+    for setting, cells in grouped(results.cells).items():
+        group = ComparedGroup(setting, cells, results, level, baseline)
+        if not group.empty:
+            groups.append(group)
+    return groups
 
 
 def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
@@ -162,29 +168,22 @@ def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
     the target, or what is measured.
     """
     for a, b in combinations(groups, 2):
-        ours, theirs = a.setting, b.setting
-        if (
-            ours.model == theirs.model
-            and ours.propagate == theirs.propagate
-            and a.averaged == b.averaged
-        ):
-            if ours.target == theirs.target:
-                yield from _agreement(
-                    "method", (ours.method, theirs.method), (a, b), (MEAN, MEAN), ours.target
-                )
-            elif ours.method == theirs.method:
-                yield from _agreement(
-                    "target", (ours.target, theirs.target), (a, b), (MEAN, MEAN), ours.method
-                )
+        first = a.setting
+        second = b.setting
+        if (first.model, first.propagate) != (second.model, second.propagate):
+            continue
+        if a.averaged != b.averaged:
+            continue
+        if first.target == second.target:
+            names = (first.method, second.method)
+            yield from _agreement("method", names, (a, b), (MEAN, MEAN), first.target)
+        elif first.method == second.method:
+            names = (first.target, second.target)
+            yield from _agreement("target", names, (a, b), (MEAN, MEAN), first.method)
     for group in groups:
+        within = f"{group.setting.method} at {group.setting.target}"
         for pair in combinations(group.measured, 2):
-            yield from _agreement(
-                "measured",
-                pair,
-                (group, group),
-                pair,
-                f"{group.setting.method} at {group.setting.target}",
-            )
+            yield from _agreement("measured", pair, (group, group), pair, within)
 
 
 def _agreement(
@@ -195,15 +194,17 @@ def _agreement(
     within: str,
 ) -> Iterator[RankAgreement]:
     first, second = groups
-    sets = [
-        label for label in first.sets if label in second.sets and not first.label(label).control
-    ]
-    if len(sets) >= 3:
-        a, b = (
-            group.tables[name].among(sets) for group, name in zip(groups, measured, strict=True)
-        )
-        tau, interval = tau_b(a.values, b.values), tau_interval(a, b, first.level)
-        yield RankAgreement(along, *names, first.setting.model, tau, interval, len(sets), within)
+    sets: list[str] = []
+    for label in first.sets:
+        if label in second.sets and not first.label(label).control:
+            sets.append(label)
+    if len(sets) < 3:
+        return
+    a = first.tables[measured[0]].among(sets)
+    b = second.tables[measured[1]].among(sets)
+    tau = tau_b(a.values, b.values)
+    interval = tau_interval(a, b, first.level)
+    yield RankAgreement(along, *names, first.setting.model, tau, interval, len(sets), within)
 
 
 def tau_b(a: Float[np.ndarray, "n n"], b: Float[np.ndarray, "n n"]) -> float:
@@ -212,7 +213,8 @@ def tau_b(a: Float[np.ndarray, "n n"], b: Float[np.ndarray, "n n"]) -> float:
     """
     # A pair agrees where the signs' product is 1; ties are 0, and τ-b leaves them out of each
     # ranking's own count.
-    first, second = np.sign(a), np.sign(b)
+    first = np.sign(a)
+    second = np.sign(b)
     both = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum()) / both if both else 0.0
 
@@ -227,13 +229,19 @@ def tau_interval(a: Pairs, b: Pairs, level: float) -> tuple[float, float] | None
     if np.isnan(a.spread.variance).any() or np.isnan(b.spread.variance).any():
         return None
     comparisons = pairs(len(a.labels))
-    first, second = (
-        (worse := table.worse(level, comparisons)).astype(int) - worse.T for table in (a, b)
-    )
-    every = len(a.labels) * (len(a.labels) - 1)
+    first = _signs(a.worse(level, comparisons))
+    second = _signs(b.worse(level, comparisons))
     # What is significant in both tables has its sign in τ; every other pair may go either way.
-    known, open_ = int((first * second).sum()), every - int((first * second != 0).sum())
-    return (known - open_) / every, (known + open_) / every
+    every = len(a.labels) * (len(a.labels) - 1)
+    product = first * second
+    known = int(product.sum())
+    undecided = every - int((product != 0).sum())
+    return (known - undecided) / every, (known + undecided) / every
+
+
+def _signs(worse: Bool[np.ndarray, "n n"]) -> Int[np.ndarray, "n n"]:
+    """Return 1 where the row is significantly worse than the column, -1 where the column is."""
+    return worse.astype(int) - worse.T.astype(int)
 
 
 @dataclass(frozen=True)
@@ -261,15 +269,14 @@ class Regret:
         without the holes.
         """
         rows: dict[str, Any] = {}
-        for i, name in enumerate(self.sets):
-            known = [
-                (m, float(self.by[i, at]), bool(self.significant[i, at]))
-                for at, m in enumerate(self.measured)
-                if np.isfinite(self.by[i, at])
-            ]
-            rows[name] = {
-                m: {"regret": value, "significant": significant} for m, value, significant in known
-            }
+        for row, name in enumerate(self.sets):
+            found: dict[str, Any] = {}
+            for column, measured in enumerate(self.measured):
+                value = float(self.by[row, column])
+                if np.isfinite(value):
+                    significant = bool(self.significant[row, column])
+                    found[measured] = {"regret": value, "significant": significant}
+            rows[name] = found
         return {"best": dict(zip(self.measured, self.best, strict=True)), "sets": rows}
 
 
@@ -278,48 +285,44 @@ def regret(ranking: Ranking) -> Regret:
     were measured on different scales aren't comparable.
     """
     entries = (*ranking.entries, *ranking.partial)
-    names, own = ranking.measured, np.full((len(entries), len(ranking.measured)), np.nan)
-    # Losses as they are, and scores of which more is better turned round, so that more is worse
-    # everywhere.
-    turn = [-1.0 if ranking.better.get(m, "lower") == "higher" else 1.0 for m in names]
-    for at, entry in enumerate(entries):
-        own[at] = [
-            sign * entry.losses[m].value if m in entry.losses else np.nan
-            for m, sign in zip(names, turn, strict=True)
-        ]
-    at_best = [int(np.nanargmin(column)) if np.isfinite(column).any() else -1 for column in own.T]
-    by = (
-        own - np.array([own[i, m] if i >= 0 else np.nan for m, i in enumerate(at_best)])
-        if entries
-        else own
-    )
-    columns = list(zip(names, at_best, strict=True))
-    significant = np.array(
-        [
-            [i >= 0 and significantly_different(e, entries[i], m) for m, i in columns]
-            for e in entries
-        ],
-        dtype=bool,
-    )
-    order = sorted(
-        range(len(entries)),
-        key=lambda i: (not np.isfinite(by[i]).all(), float(np.max(by[i], initial=0.0)), i),
-    )
-    best = tuple(entries[i].name if i >= 0 else "" for i in at_best)
+    by = np.full((len(entries), len(ranking.measured)), np.nan)
+    significant = np.zeros(by.shape, dtype=bool)
+    best: list[str] = []
+    for column, measured in enumerate(ranking.measured):
+        # Losses as they are, and scores of which more is better turned round, so that more is
+        # worse everywhere.
+        sign = -1.0 if ranking.better.get(measured, "lower") == "higher" else 1.0
+        for row, entry in enumerate(entries):
+            if measured in entry.losses:
+                by[row, column] = sign * entry.losses[measured].value
+        if not np.isfinite(by[:, column]).any():
+            best.append("")
+            continue
+        least = entries[int(np.nanargmin(by[:, column]))]
+        by[:, column] -= np.nanmin(by[:, column])
+        best.append(least.name)
+        for row, entry in enumerate(entries):
+            significant[row, column] = significantly_different(entry, least, measured)
+    # Sets with a hole last. Sorting keeps the ranking's order among equals.
+    worst = by.max(1, initial=0.0)
+    order = sorted(range(len(entries)), key=lambda row: (bool(np.isnan(worst[row])), worst[row]))
     return Regret(
-        tuple(entries[i].name for i in order),
-        names,
+        tuple(entries[row].name for row in order),
+        ranking.measured,
         by[order],
-        significant.reshape(own.shape)[order],
-        best,
+        significant[order],
+        tuple(best),
     )
 
 
 def significantly_different(a: RankingEntry, b: RankingEntry, measured: str) -> bool:
-    """Whether two sets differ significantly on `measured`: both have letters there and share
+    """Say whether two sets differ significantly on `measured`: both have letters there and share
     none.
     """
-    ours, theirs = (
-        set(re.findall(r"\[\d+\]|[a-zA-Z]", entry.letters.get(measured, ""))) for entry in (a, b)
-    )
-    return bool(ours and theirs and not ours & theirs)
+    first = _letters(a, measured)
+    second = _letters(b, measured)
+    return bool(first) and bool(second) and first.isdisjoint(second)
+
+
+def _letters(entry: RankingEntry, measured: str) -> set[str]:
+    return set(re.findall(r"\[\d+\]|[a-zA-Z]", entry.letters.get(measured, "")))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from calibrant.lab.stats.crossed import combination
+from calibrant.lab.stats.crossed import Side, combination
 from calibrant.lab.stats.estimate import LEVEL, Estimate, detectable, needs, smallest_p
 from calibrant.lab.stats.results import GroupResults, Results, Setting, grouped, label_of, missing
 from calibrant.results import Cell
@@ -79,23 +79,15 @@ def contrasts(results: Results, level: float = LEVEL) -> list[Contrast]:
     """
     groups = grouped(results.cells)
     every: list[Contrast] = []
-    for request in (_Request.of(entry, results) for entry in results.study.get("primary", ())):
-        own: list[Contrast] = []
+    for entry in results.study.get("primary", ()):
+        request = _Request.of(entry, results)
+        found: list[Contrast] = []
         for setting, cells in groups.items():
-            matches = all(
-                getattr(setting, axis) in allowed for axis, allowed in request.where.items()
-            )
-            if matches and set(request.weights) <= set(map(label_of, cells)):
-                own.append(
-                    _contrast(
-                        request,
-                        setting,
-                        [cell for cell in cells if label_of(cell) in request.weights],
-                        results,
-                        level,
-                    )
-                )
-        every += own or [_nowhere(request, level)]
+            sides = [cell for cell in cells if label_of(cell) in request.weights]
+            complete = set(request.weights) == {label_of(cell) for cell in sides}
+            if complete and request.names(setting):
+                found.append(_contrast(request, setting, sides, results, level))
+        every += found or [_nowhere(request, level)]
     return holm(every)
 
 
@@ -108,14 +100,13 @@ def holm(family: Sequence[Contrast]) -> list[Contrast]:
     """
     # A contrast that can't be computed was planned all the same, so it counts among those that the
     # others are corrected for.
-    order = sorted(
-        (i for i, c in enumerate(family) if c.p is not None), key=lambda i: family[i].p or 0.0
-    )
-    adjusted, most = dict[int, float](), 0.0
-    for place, i in enumerate(order):
-        most = max(most, min(1.0, (family[i].p or 0.0) * (len(family) - place)))
-        adjusted[i] = most
-    return [replace(c, p_holm=adjusted.get(i)) for i, c in enumerate(family)]
+    known = {place: contrast.p for place, contrast in enumerate(family) if contrast.p is not None}
+    adjusted: dict[int, float] = {}
+    most = 0.0
+    for smaller, place in enumerate(sorted(known, key=known.__getitem__)):
+        most = max(most, min(1.0, known[place] * (len(family) - smaller)))
+        adjusted[place] = most
+    return [replace(c, p_holm=adjusted.get(place)) for place, c in enumerate(family)]
 
 
 @dataclass(frozen=True)
@@ -134,54 +125,60 @@ class _Request:
 
     @staticmethod
     def of(entry: Mapping[str, Any], results: Results) -> "_Request":
+        compare = str(entry["compare"])
+        against = str(entry.get("with") or results.study.get("baseline") or "dense")
         pools = results.study.get("pools") or {}
-        compare, against = (
-            str(entry["compare"]),
-            str(entry.get("with") or results.study.get("baseline") or "dense"),
-        )
+        first = pools.get(compare, [compare])
+        second = pools.get(against, [against])
         weights: dict[str, float] = {}
-        for sign, side in ((1.0, compare), (-1.0, against)):
-            sets = pools.get(side, [side])
-            for label in sets:
-                weights[label] = weights.get(label, 0.0) + sign / len(sets)
-
-        def several(value: Any) -> tuple[str, ...]:
-            return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
-
+        for label in first:
+            weights[label] = weights.get(label, 0.0) + 1 / len(first)
+        for label in second:
+            weights[label] = weights.get(label, 0.0) - 1 / len(second)
+        where: dict[str, tuple[str, ...]] = {}
+        for key, axis in AXES.items():
+            if entry.get(key) not in (None, "", []):
+                where[axis] = _several(entry[key])
         return _Request(
             name=str(entry.get("name") or f"{compare} against {against}"),
             compare=compare,
             against=against,
-            weights={
-                k: w for k, w in weights.items() if abs(w) > 1e-12
-            },  # a set in both pools may cancel
-            first=frozenset(pools.get(compare, [compare])),
-            on=several(entry.get("on") or ()),
-            where={
-                axis: several(entry[key])
-                for key, axis in AXES.items()
-                if entry.get(key) not in (None, "", [])
-            },
+            # A set in both pools may cancel, but for rounding.
+            weights={label: weight for label, weight in weights.items() if abs(weight) > 1e-12},
+            first=frozenset(first),
+            on=_several(entry.get("on") or ()),
+            where=where,
         )
+
+    def names(self, setting: Setting) -> bool:
+        """Say whether the contrast is to be computed there."""
+        return all(getattr(setting, axis) in allowed for axis, allowed in self.where.items())
+
+    def draws(self, group: GroupResults, first: bool) -> list[int]:
+        """Return how many draws the sets of a side have, without those that take none."""
+        counts = [group.draws(label) for label in self.weights if (label in self.first) is first]
+        return [count for count in counts if count]
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """Return one name or several as several."""
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    return (str(value),)
 
 
 def _nowhere(request: _Request, level: float) -> Contrast:
-    model, method, target = (
-        ", ".join(request.where.get(axis, ())) for axis in ("model", "method", "target")
-    )
-    reason = (
-        f"No part of the grid has all of {', '.join(request.weights) or request.compare} together."
-    )
+    sets = ", ".join(request.weights) or request.compare
     return Contrast(
         request.name,
         request.compare,
         request.against,
         request.on,
-        model,
-        method,
-        target,
+        model=", ".join(request.where.get("model", ())),
+        method=", ".join(request.where.get("method", ())),
+        target=", ".join(request.where.get("target", ())),
         level=level,
-        reason=reason,
+        reason=f"No part of the grid has all of {sets} together.",
     )
 
 
@@ -200,79 +197,84 @@ def _contrast(
         **setting._asdict(),
         level=level,
     )
-    if not request.weights:
-        return replace(bare, reason="Both sides hold the same sets.")
-    unmeasured = [text for text, score in scores.items() if score is None]
-    if not scores or unmeasured:
-        return replace(
-            bare,
-            reason=f"Nothing was measured by {', '.join(unmeasured or request.on) or 'any evaluator'}.",
-        )
-    scales = dict.fromkeys(f"{score.metric} in {score.unit}" for score in scores.values() if score)
-    if len(scales) > 1:
-        return replace(
-            bare, reason=f"What it is to be compared on can't be averaged: {', '.join(scales)}."
-        )
+    reason = _obstacle(request, scores)
+    if reason:
+        return replace(bare, reason=reason)
     group = GroupResults.of(cells, results, tuple(scores))
-    if absent := [label for label in request.weights if label not in group.sides]:
-        why = list(
-            missing([cell for cell in cells if label_of(cell) in absent], results, tuple(scores))
-        )
-        return replace(
-            bare,
-            reason=f"Not everything is here: {'; '.join(why[:3])}{f'; and {len(why) - 3} more' if len(why) > 3 else ''}.",
-        )
+    absent = [cell for cell in cells if label_of(cell) not in group.sides]
+    if absent:
+        why = list(missing(absent, results, tuple(scores)))
+        more = f"; and {len(why) - 3} more" if len(why) > 3 else ""
+        return replace(bare, reason=f"Not everything is here: {'; '.join(why[:3])}{more}.")
 
     # Each measured set counts the same, each set by its weight, and more is worse whichever way its
     # score points.
-    names, unit = list(group.names.values()), next(score for score in scores.values() if score).unit
-    turn = {
-        name: group.sides[next(iter(request.weights))][name].worse / len(names) for name in names
-    }
-    difference = combination(
-        [
-            (group.sides[label], {name: weight * turn[name] for name in names})
-            for label, weight in request.weights.items()
-        ]
-    )
-    counts = [
-        [
-            group.draws(k)
-            for k in request.weights
-            if (k in request.first) is first and group.draws(k)
-        ]
-        for first in (True, False)
-    ]
-    draws = (min(counts[0], default=0), min(counts[1], default=0))
-    least = smallest_p(sum(counts[0]), sum(counts[1]))
-    reason = _doubt(request, group) or (
-        "A single item leaves no error to test with." if difference.stderr is None else ""
-    )
-    return replace(
+    names = list(group.names.values())
+    some_sides = group.sides[next(iter(request.weights))]
+    turn = {name: some_sides[name].worse / len(names) for name in names}
+    terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
+    for label, weight in request.weights.items():
+        terms.append((group.sides[label], {name: weight * turn[name] for name in names}))
+    difference = combination(terms)
+    first = request.draws(group, first=True)
+    second = request.draws(group, first=False)
+    draws = (min(first, default=0), min(second, default=0))
+    found = replace(
         bare,
         on=tuple(names),
         difference=difference,
-        p=None if reason else difference.p_value(),
         draws=draws,
-        smallest_p=least[0] if least else None,
-        detectable=None if reason else detectable(difference, level),
-        needs=""
-        if reason
-        else needs(difference, min((n for n in draws if n), default=0), unit, level),
-        reason=reason,
-        unit=unit,
-        smallest_p_of=least[1] if least else "",
+        unit=some_sides[names[0]].score.unit,
+    )
+    least = smallest_p(sum(first), sum(second))
+    if least is not None:
+        found = replace(found, smallest_p=least[0], smallest_p_of=least[1])
+    reason = _doubt(request, group)
+    if not reason and difference.stderr is None:
+        reason = "A single item leaves no error to test with."
+    if reason:
+        return replace(found, reason=reason)
+    fewest = min(first + second, default=0)
+    return replace(
+        found,
+        p=difference.p_value(),
+        detectable=detectable(difference, level),
+        needs=needs(difference, fewest, found.unit, level),
     )
 
 
+def _obstacle(request: _Request, scores: Mapping[str, Score | None]) -> str:
+    """Return why there can be no difference, in a sentence; nothing if there can."""
+    if not request.weights:
+        return "Both sides hold the same sets."
+    unmeasured = [text for text, score in scores.items() if score is None]
+    if not scores or unmeasured:
+        evaluators = ", ".join(unmeasured or request.on) or "any evaluator"
+        return f"Nothing was measured by {evaluators}."
+    scales = dict.fromkeys(f"{s.metric} in {s.unit}" for s in scores.values() if s is not None)
+    if len(scales) > 1:
+        return f"What it is to be compared on can't be averaged: {', '.join(scales)}."
+    return ""
+
+
 def _doubt(request: _Request, group: GroupResults) -> str:
-    """Why the sets of a contrast allow no test over draws, in a sentence; nothing if they do."""
-    if once := [label for label in request.weights if group.draws(label) == 1]:
-        sets = f"{', '.join(once)} {'was' if len(once) == 1 else 'were'}"
-        return f"How much another draw would change it isn't known, since {sets} drawn once; the interval covers other items only."
-    if shared := [label for label in request.weights if label in group.overlapping]:
+    """Return why the sets of a contrast allow no test over draws, in a sentence; nothing if they
+    do.
+    """
+    once = [label for label in request.weights if group.draws(label) == 1]
+    if once:
+        verb = "was" if len(once) == 1 else "were"
+        return (
+            f"How much another draw would change it isn't known, since {', '.join(once)} {verb} "
+            "drawn once; the interval covers other items only."
+        )
+    shared = [label for label in request.weights if label in group.overlapping]
+    if shared:
         most = max(group.overlapping[label] for label in shared)
-        return f"Draws of {', '.join(shared)} have up to {most:.0%} of their rows in common, so nothing is tested; the interval covers items only."
+        return (
+            f"Draws of {', '.join(shared)} have up to {most:.0%} of their rows in common, "
+            "so nothing is tested; the interval covers items only."
+        )
     return ""
 
 
@@ -289,19 +291,32 @@ def _evaluators(
     for cell in cells:
         for text, measure_id in cell.measures.items():
             measurement = results.scores.get(cell.run, {}).get(measure_id)
-            scores[text] = scores.get(text) or (measurement.score if measurement else None)
+            scores.setdefault(text, None)
+            if measurement and scores[text] is None:
+                scores[text] = measurement.score
     if on:
-        by_name = {
-            name: {
-                text: s for text, s in scores.items() if name == text or (s and name == s.measured)
-            }
-            for name in on
-        }
-        unknown: dict[str, Score | None] = {name: None for name, of in by_name.items() if not of}
-        return unknown | {text: score for of in by_name.values() for text, score in of.items()}
+        return _named_evaluators(scores, on)
     first = next((score for score in scores.values() if score), None)
-    return {
-        text: s
-        for text, s in scores.items()
-        if not (first and s) or (s.metric, s.unit) == (first.metric, first.unit)
-    }
+    if first is None:
+        return scores
+    alike: dict[str, Score | None] = {}
+    for text, score in scores.items():
+        if score is None or (score.metric, score.unit) == (first.metric, first.unit):
+            alike[text] = score
+    return alike
+
+
+def _named_evaluators(
+    scores: Mapping[str, Score | None], on: Sequence[str]
+) -> dict[str, Score | None]:
+    """Return those that have one of the names; first the names that none has, which stop the
+    contrast.
+    """
+    found: dict[str, Score | None] = {}
+    unknown: dict[str, Score | None] = {}
+    for name in on:
+        matching = {t: s for t, s in scores.items() if name == t or (s and name == s.measured)}
+        found |= matching
+        if not matching:
+            unknown[name] = None
+    return unknown | found

@@ -84,28 +84,31 @@ def contrast(
     >>> from calibrant.results import Outcome
     >>> def loss(*nats):  # one draw: the loss of each of three documents of 10 tokens
     ...     items = tuple(Outcome(f"document {i}", float(n), 10.0) for i, n in enumerate(nats))
-    ...     return Measurement(Score("docs", "loss", sum(nats) / 30, None, 3, "nats/token", "lower"), items)
+    ...     score = Score("docs", "loss", sum(nats) / 30, None, 3, "nats/token", "lower")
+    ...     return Measurement(score, items)
     >>> f"{contrast({'docs': [loss(31, 42, 37)]}, {'docs': [loss(30, 40, 35)]}):+.3f}"
     '+0.167 ± 0.033'
     """
-    if b is not None and a.keys() != b.keys():
+    first = _sides(a)
+    if b is None:
+        return combination([(first, {name: 1 / len(a) for name in a})])
+    if a.keys() != b.keys():
         raise DataError(
-            f"{sorted(a)} can't be compared with {sorted(b)}: compare runs that were measured on the same sets"
+            f"{sorted(a)} can't be compared with {sorted(b)}: "
+            "compare runs that were measured on the same sets"
         )
-    sides = [
-        {
-            name: Side.of([m if isinstance(m, ItemValues) else ItemValues.of(m) for m in draws])
-            for name, draws in side.items()
-        }
-        for side in ([a] if b is None else [a, b])
-    ]
-    turn = {name: sides[0][name].worse if b is not None else 1.0 for name in a}
-    return combination(
-        [
-            (side, {name: c * turn[name] / len(a) for name in a})
-            for c, side in zip((1.0, -1.0), sides, strict=False)
-        ]
-    )
+    coefs = {name: side.worse / len(a) for name, side in first.items()}
+    return combination([(first, coefs), (_sides(b), {name: -c for name, c in coefs.items()})])
+
+
+def _sides(draws: Mapping[str, Draws | Sequence[ItemValues]]) -> dict[str, "Side"]:
+    sides: dict[str, Side] = {}
+    for name, measured in draws.items():
+        values: list[ItemValues] = []
+        for draw in measured:
+            values.append(draw if isinstance(draw, ItemValues) else ItemValues.of(draw))
+        sides[name] = Side.of(values)
+    return sides
 
 
 @dataclass(frozen=True)
@@ -146,23 +149,25 @@ class Side:
         for other in draws[1:]:
             check_paired(first, other)
         # All draws were measured on the same items, so one row of weights serves them all.
-        values, weights = np.stack([draw.values for draw in draws]), first.weights
-        total, many, count = weights.sum(), len(first.items), len(draws)
-        if many == 0 or total <= 0:
+        weights = first.weights
+        total = weights.sum()
+        if not first.items or total <= 0:
             raise DataError(
                 f"{first.score.measured!r} has no items with outcomes; there is nothing to compare",
                 subject=first.score.measured,
             )
+        values = np.stack([draw.values for draw in draws])
         ratios = values.sum(1) / total
         # The ratio Σ v / Σ w, linearised: item i moves it by (vᵢ − ratio · wᵢ) / Σ w.
         residuals = (values - ratios[:, None] * weights) / total
         mean = residuals.mean(0)
-        squares = float(((residuals - mean) ** 2).sum())
         # The interaction's mean square, divided by the draws that the mean is over; without two of
         # both it is part of the rest.
-        interaction = (
-            squares * many / ((many - 1) * (count - 1) * count) if many > 1 and count > 1 else 0.0
-        )
+        interaction = 0.0
+        count, items = residuals.shape
+        if items > 1 and count > 1:
+            squares = float(((residuals - mean) ** 2).sum())
+            interaction = squares * items / ((items - 1) * (count - 1) * count)
         return Side(
             first.score,
             first.items,
@@ -189,47 +194,61 @@ def combination(
     variances: list[float] = []
     degrees: list[float] = []
     for name in names:
-        sides = [side[name] for side, _ in terms]
-        for other in sides[1:]:
-            check_paired(sides[0], other)
-        # Summed over documents and not a product of matrices: what is equal in both cancels to
+        first = terms[0][0][name]
+        residuals = np.zeros(len(first.items))
+        # A document at a time and not a product of matrices: what is equal in both cancels to
         # exactly nothing.
-        residuals = np.asarray(
-            sum(coefs[name] * side.residuals for side, (_, coefs) in zip(sides, terms, strict=True))
-        )
+        for sides, coefs in terms:
+            check_paired(first, sides[name])
+            residuals = residuals + coefs[name] * sides[name].residuals
         many = len(residuals)
-        variances.append(
-            float((residuals**2).sum()) * many / (many - 1) if many > 1 else float("nan")
-        )
+        variance = math.nan
+        if many > 1:
+            variance = float((residuals**2).sum()) * many / (many - 1)
+        variances.append(variance)
         degrees.append(many - 1.0)
     # Satterthwaite: a sum of independent variances has (Σ v)² / Σ (v² / df) degrees of freedom.
     items = sum(variances)
-    squares = sum(v**2 / df for v, df in zip(variances, degrees, strict=True) if v > 0)
-    items_df = items**2 / squares if squares > 0 else max(1.0, *degrees, 1.0)
+    shares = [v**2 / df for v, df in zip(variances, degrees, strict=True) if v > 0]
+    items_df = max(1.0, *degrees)
+    if shares:
+        items_df = items**2 / sum(shares)
     # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping
     # draws, has nothing to add.
-    with_draws = [term for term in terms if term[0][names[0]].counted]
-    all_counted = all(
-        side[names[0]].counted or side[names[0]].independence == "no draws" for side, _ in terms
+    draws: list[float] = []
+    draws_df: list[float] = []
+    interaction = 0.0
+    over_draws = True
+    combined = 0.0
+    for sides, coefs in terms:
+        any_side = sides[names[0]]
+        if any_side.counted:
+            draws.append(variance_over_draws(sides, coefs))
+            draws_df.append(len(any_side.draws) - 1.0)
+            # C: each measured set has items of its own, so its parts add; a set without draws has
+            # no interaction to tell from its items.
+            for name in names:
+                interaction += coefs[name] ** 2 * sides[name].interaction
+        elif any_side.independence != "no draws":
+            over_draws = False
+        for name in names:
+            combined += coefs[name] * sides[name].value
+    over_draws = over_draws and bool(draws)
+    if not draws:
+        # Then B is zero; one degree of freedom only keeps the division by it defined.
+        draws.append(0.0)
+        draws_df.append(1.0)
+    spread = Spread.of(
+        np.array(items),
+        np.array(items_df),
+        np.array(draws),
+        np.array(draws_df),
+        np.array(interaction),
     )
-    # Where no set was drawn more than once B is zero; one degree of freedom only keeps the division
-    # by it defined.
-    over = [
-        (variance_over_draws(sides, coefs), len(sides[names[0]].draws) - 1.0)
-        for sides, coefs in with_draws
-    ] or [(0.0, 1.0)]
-    # C: each measured set has items of its own, so its parts add; a set without draws has no
-    # interaction to tell from its items.
-    interaction = sum(
-        coefs[n] ** 2 * sides[n].interaction for sides, coefs in with_draws for n in names
-    )
-    draws, draws_df = (np.array(column) for column in zip(*over, strict=True))
-    spread = Spread.of(np.array(items), np.array(items_df), draws, draws_df, np.array(interaction))
-    total = sum(coefs[n] * sides[n].value for sides, coefs in terms for n in names)
-    count = sum(len(terms[0][0][n].items) for n in names)
-    return spread.estimate(
-        total if value is None else value, count, all_counted and bool(with_draws)
-    )
+    count = sum(len(terms[0][0][name].items) for name in names)
+    if value is None:
+        value = combined
+    return spread.estimate(value, count, over_draws)
 
 
 def variance_over_draws(sides: Mapping[str, Side], coefs: Mapping[str, float]) -> float:
@@ -256,51 +275,51 @@ class Spread:
         """Return it for A, B (a last axis more: one for each set that was drawn) and C, with the
         degrees of freedom of A and of each of B.
         """
-        alone, over = np.maximum(items - interaction, 0.0), draws.sum(-1)
+        # A − C is never taken below zero: no negative estimate narrows an interval.
+        alone = np.maximum(items - interaction, 0.0)
+        over = draws.sum(-1)
         # Satterthwaite takes the variances for the truth; the largest of a few is more likely too
         # large, and counts 1 + 2/df times.
         largest = np.arange(draws.shape[-1]) == draws.argmax(-1)[..., None]
         counted = draws * np.where(largest, 1 + 2 / draws_df, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            df = np.where(
-                over > 0, counted.sum(-1) ** 2 / (counted**2 / draws_df).sum(-1), draws_df.max(-1)
-            )
-            share = np.where(over > 0, over / (alone + over), 0.0)
-        return Spread(*map(np.asarray, (np.maximum(alone + over, items), share, items_df, df)))
+            satterthwaite = counted.sum(-1) ** 2 / (counted**2 / draws_df).sum(-1)
+            share = over / (alone + over)
+        df = np.where(over > 0, satterthwaite, draws_df.max(-1))
+        share = np.where(over > 0, share, 0.0)
+        variance = np.maximum(alone + over, items)
+        return Spread(np.asarray(variance), share, np.asarray(items_df), df)
 
     def half(self, p: float) -> NDArray[np.float64]:
         """Return how far above the value the `p` quantile lies."""
         from scipy.special import stdtrit
 
-        return np.asarray(
-            np.sqrt(self.variance)
-            * (
-                (1 - self.share) * stdtrit(self.items_df, p)
-                + self.share * stdtrit(self.draws_df, p)
-            )
-        )
+        # Cochran's: the quantiles of both parts, each weighted with its part of the variance.
+        of_items = (1 - self.share) * stdtrit(self.items_df, p)
+        of_draws = self.share * stdtrit(self.draws_df, p)
+        return np.asarray(np.sqrt(self.variance) * (of_items + of_draws))
 
-    def at(self, index: Any) -> "Spread":
+    def part(self, index: Any) -> "Spread":
         """Return those of a part of the table."""
         return Spread(
             self.variance[index], self.share[index], self.items_df[index], self.draws_df[index]
         )
 
     def estimate(
-        self, value: float, items: int, over_draws: bool, at: tuple[int, ...] = ()
+        self, value: float, items: int, over_draws: bool, index: tuple[int, ...] = ()
     ) -> Estimate:
         """Return the one at an index, as a number with its uncertainty."""
-        variance, share, first, second = (
-            float(table[at]) for table in (self.variance, self.share, self.items_df, self.draws_df)
-        )
+        variance = float(self.variance[index])
         if np.isnan(variance):  # a single item
             return Estimate(value, None, 0.0, items)
+        share = float(self.share[index])
+        items_df = float(self.items_df[index])
+        draws_df = float(self.draws_df[index])
         # One number for whoever wants the degrees of freedom of the whole, by Satterthwaite;
         # intervals are made from both.
-        df = 1 / ((1 - share) ** 2 / first + share**2 / second)
-        return Estimate(
-            value, variance**0.5, df, items, over_draws, share, (first, second) if share else None
-        )
+        df = 1 / ((1 - share) ** 2 / items_df + share**2 / draws_df)
+        both = (items_df, draws_df) if share else None
+        return Estimate(value, variance**0.5, df, items, over_draws, share, both)
 
 
 def check_paired(a: "ItemValues | Side", b: "ItemValues | Side") -> None:
@@ -310,26 +329,30 @@ def check_paired(a: "ItemValues | Side", b: "ItemValues | Side") -> None:
     name = a.score.measured
     if a.items is not b.items and a.items != b.items:
         odd = sorted(set(a.items) ^ set(b.items))
+        example = f" (such as {odd[0]!r})" if odd else ""
         raise DataError(
-            f"two runs on {name!r} can't be paired: {len(a.items)} and {len(b.items)} items, {len(odd)} of them in one alone"
-            + (f" (such as {odd[0]!r})" if odd else "")
-            + "; measure both with the same evaluator",
+            f"two runs on {name!r} can't be paired: {len(a.items)} and {len(b.items)} items, "
+            f"{len(odd)} of them in one alone{example}; measure both with the same evaluator",
             subject=name,
         )
-    scales = [
-        (side.score.metric, side.score.unit, side.score.facts.get("length")) for side in (a, b)
-    ]
-    if scales[0] != scales[1]:
-        one, other = (
-            f"{metric} in {unit}" + (f" at context length {n}" if n is not None else "")
-            for metric, unit, n in scales
+    first = _scale(a.score)
+    second = _scale(b.score)
+    if first != second:
+        raise DataError(
+            f"two runs on {name!r} can't be compared: {first} and {second}", subject=name
         )
-        raise DataError(f"two runs on {name!r} can't be compared: {one} and {other}", subject=name)
     if a.weights is not b.weights and not np.array_equal(a.weights, b.weights):
         raise DataError(
-            f"two runs on {name!r} can't be paired: the same items hold {a.weights.sum():g} and {b.weights.sum():g} tokens",
+            f"two runs on {name!r} can't be paired: "
+            f"the same items hold {a.weights.sum():g} and {b.weights.sum():g} tokens",
             subject=name,
         )
+
+
+def _scale(score: Score) -> str:
+    length = score.facts.get("length")
+    within = "" if length is None else f" at context length {length}"
+    return f"{score.metric} in {score.unit}{within}"
 
 
 @dataclass(frozen=True)
@@ -353,64 +376,43 @@ class Pairs:
         all labels to vary alike.
         """
         labels = tuple(sides)
-        coefs = {m: sides[labels[0]][m].worse / len(measured) for m in measured}
-        for m in measured:
-            for label in labels[1:]:
-                check_paired(sides[labels[0]][m], sides[label][m])
-        own = np.array(
-            [sum(c * sides[label][m].value for m, c in coefs.items()) for label in labels]
-        )
-        firsts = [sides[label][measured[0]] for label in labels]
-        counted = np.array([side.counted for side in firsts])
-        over = np.array(
-            [
-                variance_over_draws(sides[label], coefs) if yes else 0.0
-                for label, yes in zip(labels, counted, strict=True)
-            ]
-        )
-        over_df = np.array([len(side.draws) - 1.0 if side.counted else 1.0 for side in firsts])
-        inner = (
-            np.array(
-                [sum(c**2 * sides[k][m].interaction for m, c in coefs.items()) for k in labels]
-            )
-            * counted
-        )
-        with_draws = np.array([side.independence != "no draws" for side in firsts])
-
-        total, squares, most = (
-            np.zeros((len(sides), len(sides))),
-            np.zeros((len(sides), len(sides))),
-            1.0,
-        )
-        for m, coef in coefs.items():
-            table = np.stack([coef * side[m].residuals for side in sides.values()])
-            many = table.shape[1]
-            # A row at a time and not by a product of matrices: what is equal in both cancels to
-            # exactly nothing.
-            sums = np.stack([((table - row) ** 2).sum(1) for row in table])
-            variance = sums * (many / (many - 1) if many > 1 else np.nan)
-            total, squares, most = (
-                total + variance,
-                squares + variance**2 / max(many - 1, 1),
-                max(most, many - 1.0),
-            )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            items_df = np.where(squares > 0, total**2 / squares, most)  # Satterthwaite's
-
+        count = len(labels)
+        first = sides[labels[0]]
+        coefs = {name: first[name].worse / len(measured) for name in measured}
+        values = np.zeros(count)
+        counted = np.zeros(count, dtype=bool)
+        with_draws = np.zeros(count, dtype=bool)
+        over = np.zeros(count)
+        over_df = np.ones(count)
+        interaction = np.zeros(count)
+        for row, of_row in enumerate(sides.values()):
+            any_side = of_row[measured[0]]
+            with_draws[row] = any_side.independence != "no draws"
+            if any_side.counted:
+                counted[row] = True
+                over[row] = variance_over_draws(of_row, coefs)
+                over_df[row] = len(any_side.draws) - 1.0
+            for name, coef in coefs.items():
+                side = of_row[name]
+                check_paired(first[name], side)
+                values[row] += coef * side.value
+                # What isn't known to be of draws has no interaction to take off.
+                if any_side.counted:
+                    interaction[row] += coef**2 * side.interaction
+        items, items_df = _variance_over_items(sides, coefs)
         # A difference has the draws of both its sets: the last axis is the row's and the column's.
-        draws, draws_df = (
-            np.stack(np.broadcast_arrays(each[:, None], each), axis=-1) for each in (over, over_df)
-        )
+        draws = np.stack(np.broadcast_arrays(over[:, None], over), axis=-1)
+        draws_df = np.stack(np.broadcast_arrays(over_df[:, None], over_df), axis=-1)
         if pooled and counted.any():
-            count = np.where(counted, over_df + 1, np.inf)
-            one = (over * count * over_df)[counted].sum() / over_df[counted].sum() / count
-            draws, draws_df = (
-                (one[:, None] + one)[..., None],
-                np.full((*total.shape, 1), over_df[counted].sum()),
-            )
-        spread = Spread.of(total, items_df, draws, draws_df, inner[:, None] + inner)
-        items = sum(len(sides[labels[0]][m].items) for m in measured)
-        return Pairs(labels, own[:, None] - own, spread, items, counted, with_draws)
+            # The variance of a single draw, from all of them; what isn't counted has none.
+            numbers = np.where(counted, over_df + 1, np.inf)
+            df = over_df[counted].sum()
+            each = (over * numbers * over_df)[counted].sum() / df / numbers
+            draws = (each[:, None] + each)[..., None]
+            draws_df = np.full((count, count, 1), df)
+        spread = Spread.of(items, items_df, draws, draws_df, interaction[:, None] + interaction)
+        many = sum(len(first[name].items) for name in measured)
+        return Pairs(labels, values[:, None] - values, spread, many, counted, with_draws)
 
     def estimate(self, a: str, b: str) -> Estimate:
         """Return how much worse `a` is than `b`."""
@@ -428,16 +430,40 @@ class Pairs:
 
     def among(self, labels: Sequence[str]) -> "Pairs":
         """Return the same of some labels only, in this order."""
-        at = [self.labels.index(label) for label in labels]
-        grid = np.ix_(at, at)
+        places = [self.labels.index(label) for label in labels]
+        grid = np.ix_(places, places)
         return Pairs(
             tuple(labels),
             self.values[grid],
-            self.spread.at(grid),
+            self.spread.part(grid),
             self.items,
-            self.counted[at],
-            self.with_draws[at],
+            self.counted[places],
+            self.with_draws[places],
         )
+
+
+def _variance_over_items(
+    sides: Mapping[str, Mapping[str, Side]], coefs: Mapping[str, float]
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+    """Return A of every two labels' difference, and its degrees of freedom."""
+    total = np.zeros((len(sides), len(sides)))
+    squares = np.zeros_like(total)
+    most = 1.0
+    for name, coef in coefs.items():
+        table = np.stack([coef * of_row[name].residuals for of_row in sides.values()])
+        many = table.shape[1]
+        # A row at a time and not by a product of matrices: what is equal in both cancels to
+        # exactly nothing.
+        sums = np.stack([((table - row) ** 2).sum(1) for row in table])
+        variance = np.full_like(sums, np.nan)
+        if many > 1:
+            variance = sums * (many / (many - 1))
+        total += variance
+        squares += variance**2 / max(many - 1, 1)
+        most = max(most, many - 1.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        satterthwaite = total**2 / squares
+    return total, np.where(squares > 0, satterthwaite, most)
 
 
 def share_kept(
@@ -451,16 +477,20 @@ def share_kept(
     chance) / (dense − chance), and there is none if the dense model is no better than chance; of
     anything else, dense / its own. The error is by the delta method.
     """
-    parts = {m: share_of(sides[m].value, dense[m].value, sides[m].score) for m in measured}
-    shares = {m: part for m, part in parts.items() if part is not None}
-    if len(shares) < len(parts) or not parts:
+    value = 0.0
+    by_own: dict[str, float] = {}
+    by_dense: dict[str, float] = {}
+    for name in measured:
+        part = share_of(sides[name].value, dense[name].value, sides[name].score)
+        if part is None:
+            return None
+        share, own_slope, dense_slope = part
+        value += share
+        by_own[name] = own_slope / len(measured)
+        by_dense[name] = dense_slope / len(measured)
+    if not by_own:
         return None
-    many = len(shares)
-    by_own = {m: slope / many for m, (_, slope, _) in shares.items()}
-    by_dense = {m: slope / many for m, (_, _, slope) in shares.items()}
-    return combination(
-        [(sides, by_own), (dense, by_dense)], sum(share for share, _, _ in shares.values()) / many
-    )
+    return combination([(sides, by_own), (dense, by_dense)], value / len(measured))
 
 
 def share_of(own: float, dense: float, score: Score) -> tuple[float, float, float] | None:
@@ -468,10 +498,15 @@ def share_of(own: float, dense: float, score: Score) -> tuple[float, float, floa
     derivatives by the one and by the other.
     """
     if score.better == "higher":
-        room = dense - (score.chance or 0.0)
-        share = (own - (score.chance or 0.0)) / room if room > 0 else 0.0
-        return (share, 1 / room, -share / room) if room > 0 else None
+        chance = score.chance or 0.0
+        above_chance = dense - chance
+        if above_chance <= 0:
+            return None
+        share = (own - chance) / above_chance
+        return share, 1 / above_chance, -share / above_chance
     if score.unit.startswith("nats"):
         share = math.exp(min(dense - own, 700.0))  # e^700 is the last power that a float holds
         return share, -share, share
-    return (dense / own, -dense / own**2, 1 / own) if own > 0 else None
+    if own <= 0:
+        return None
+    return dense / own, -dense / own**2, 1 / own

@@ -45,9 +45,10 @@ class Estimate:
         """Write the value by `spec`, and its standard error where there is one:
         `f"{estimate:+.3f}"` is +0.123 ± 0.045.
         """
-        return format(self.value, spec) + (
-            "" if self.stderr is None else f" ± {format(self.stderr, spec.lstrip('+'))}"
-        )
+        value = format(self.value, spec)
+        if self.stderr is None:
+            return value
+        return f"{value} ± {format(self.stderr, spec.lstrip('+'))}"
 
     def interval(self, level: float = LEVEL, comparisons: int = 1) -> tuple[float, float] | None:
         """Return the interval at `level`, jointly over so many `comparisons` (Bonferroni); None
@@ -69,9 +70,8 @@ class Estimate:
             return t_quantile(p, self.df)
         # Cochran's: the quantiles of both parts, each weighted with its part of the variance.
         items, draws = self.dfs
-        return (1 - self.draws_share) * t_quantile(p, items) + self.draws_share * t_quantile(
-            p, draws
-        )
+        of_items = (1 - self.draws_share) * t_quantile(p, items)
+        return of_items + self.draws_share * t_quantile(p, draws)
 
     def p_value(self) -> float | None:
         """Return p of the two-sided test that the truth is zero: 1 less the level whose interval
@@ -86,10 +86,17 @@ class Estimate:
         t = abs(self.value) / self.stderr
         # Cochran's quantile has no inverse in closed form; p lies between those of the two parts,
         # and is found by halving on a log scale.
-        low, high = sorted(2 * float(stdtr(df, -t)) for df in (self.dfs or (self.df, self.df)))
-        for _ in range(60 if 0 < low < high else 0):
+        ends = [2 * float(stdtr(df, -t)) for df in self.dfs or (self.df, self.df)]
+        low = min(ends)
+        high = max(ends)
+        if low <= 0 or low == high:
+            return high
+        for _ in range(60):
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.quantile(1 - middle / 2) < t else (middle, high)
+            if self.quantile(1 - middle / 2) < t:
+                high = middle
+            else:
+                low = middle
         return high
 
 
@@ -114,9 +121,8 @@ def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
         return None
     # The most extreme of all arrangements is one of so many; times two for both sides.
     if draws and against:
-        return min(
-            1.0, 2 / math.comb(draws + against, draws)
-        ), f"a permutation of {draws} and {against} draws"
+        least = min(1.0, 2 / math.comb(draws + against, draws))
+        return least, f"a permutation of {draws} and {against} draws"
     return 2.0 ** (1 - draws - against), f"a flip of the signs of {draws + against} draws"
 
 
@@ -139,21 +145,11 @@ def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = L
     """
     if draws < 2 or not estimate.over_draws or estimate.stderr is None:
         return None
-    stderr = estimate.stderr
 
     def with_draws(count: int) -> Estimate:
         # The draws' part of the variance falls with their number, and its degrees of freedom grow
         # with it; the items' part stays.
-        over = estimate.draws_share * (draws / count)  # all in units of today's variance
-        total = 1 - estimate.draws_share + over
-        dfs = (
-            None
-            if estimate.dfs is None
-            else (estimate.dfs[0], estimate.dfs[1] * (count - 1) / (draws - 1))
-        )
-        return replace(
-            estimate, stderr=stderr * math.sqrt(total), draws_share=over / total, dfs=dfs
-        )
+        return _scaled(estimate, items=1.0, draws=draws / count, draws_df=(count - 1) / (draws - 1))
 
     return _fewest(with_draws, effect, level)
 
@@ -164,41 +160,61 @@ def items_needed(estimate: Estimate, effect: float, level: float = LEVEL) -> int
     """
     if estimate.stderr is None:
         return None
-    stderr = estimate.stderr
 
     def with_items(count: int) -> Estimate:
         # As with draws, the other way round: the items' part falls and the draws' part stays.
-        ratio = estimate.items / count
-        total = (1 - estimate.draws_share) * ratio + estimate.draws_share
-        dfs = None if estimate.dfs is None else (max(1.0, estimate.dfs[0] / ratio), estimate.dfs[1])
-        df = estimate.df if dfs else max(1.0, estimate.df / ratio)
-        return replace(
-            estimate,
-            stderr=stderr * math.sqrt(total),
-            draws_share=estimate.draws_share / total,
-            df=df,
-            dfs=dfs,
-        )
+        return _scaled(estimate, items=estimate.items / count, draws=1.0, draws_df=1.0)
 
     return _fewest(with_items, effect, level)
+
+
+def _scaled(estimate: Estimate, items: float, draws: float, draws_df: float) -> Estimate:
+    """Return the estimate with its variances of items and of draws multiplied by these, and the
+    degrees of freedom of the draws; those of items grow as their variance falls.
+    """
+    assert estimate.stderr is not None
+    # All in units of today's variance.
+    of_items = (1 - estimate.draws_share) * items
+    of_draws = estimate.draws_share * draws
+    total = of_items + of_draws
+    changed = replace(
+        estimate, stderr=estimate.stderr * math.sqrt(total), draws_share=of_draws / total
+    )
+    if estimate.dfs is None:
+        return replace(changed, df=max(1.0, estimate.df / items))
+    items_df, own_df = estimate.dfs
+    return replace(changed, dfs=(max(1.0, items_df / items), own_df * draws_df))
 
 
 def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> str:
     """Say in a sentence what it would take to detect the difference that was seen: more draws or
     more items, whichever limits it.
     """
-    seen, least = abs(estimate.value), detectable(estimate, level)
+    seen = abs(estimate.value)
+    least = detectable(estimate, level)
     if least is None or seen == 0:
         return ""
     difference = f"the difference that was seen ({seen:.2g}{f' {unit}' if unit else ''})"
     if least <= seen:
         return f"What is here suffices to detect {difference} four times in five."
-    by_draws = (draws_needed(estimate, draws, seen, level), f"draws a set instead of {draws}")
-    by_items = (items_needed(estimate, seen, level), f"items instead of {estimate.items}")
-    for count, what in (by_draws, by_items) if estimate.draws_share > 0.5 else (by_items, by_draws):
+    more_draws = (
+        draws_needed(estimate, draws, seen, level),
+        f"draws a set instead of {draws}",
+    )
+    more_items = (
+        items_needed(estimate, seen, level),
+        f"items instead of {estimate.items}",
+    )
+    ways = [more_items, more_draws]
+    if estimate.draws_share > 0.5:
+        ways.reverse()
+    for count, words in ways:
         if count is not None:
-            return f"To detect {difference} four times in five, it would take {count:,} {what}."
-    return f"To detect {difference} four times in five, it would take more items and more draws: neither alone suffices."
+            return f"To detect {difference} four times in five, it would take {count:,} {words}."
+    return (
+        f"To detect {difference} four times in five, it would take more items and more draws: "
+        "neither alone suffices."
+    )
 
 
 def _fewest(estimate_of: Callable[[int], Estimate], effect: float, level: float) -> int | None:
@@ -210,12 +226,17 @@ def _fewest(estimate_of: Callable[[int], Estimate], effect: float, level: float)
         least = detectable(estimate_of(count), level)
         return least is not None and least <= abs(effect)
 
-    low, high = 1, 2
+    low = 1
+    high = 2
     while not enough(high):
-        low, high = high, 2 * high
+        low = high
+        high = 2 * high
         if high > MOST:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
     return high

@@ -16,6 +16,7 @@ from calibrant.lab.stats.labels import describe_target, join_names, label_measur
 from calibrant.lab.stats.ranking import MEAN, ComparedGroup
 
 Answer = Literal["yes", "no", "it depends", "undecided", "not covered"]
+Judgement = Literal["better", "worse", "not significant"]
 
 IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
 WORKED: Final = ("Worked solutions", "answers alone")
@@ -36,7 +37,7 @@ class Evidence:
     on: str
     difference: Estimate
     interval: tuple[float, float] | None
-    verdict: Literal["better", "worse", "not significant"]
+    verdict: Judgement
     unit: str = ""
 
 
@@ -75,29 +76,22 @@ def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
     """Return the pairs as evidence, each interval widened for all of them."""
     evidence: list[Evidence] = []
     for pair in compared:
-        group, comparisons = pair.group, len(compared)
-        estimate, level = group.difference(pair.first, pair.second, pair.measured), group.level
-        significant = estimate.significant(level, comparisons)
-        verdict: Literal["better", "worse", "not significant"]
-        verdict = (
-            "not significant" if not significant else "worse" if estimate.value > 0 else "better"
+        group = pair.group
+        difference = group.difference(pair.first, pair.second, pair.measured)
+        verdict: Judgement = "not significant"
+        if difference.significant(group.level, len(compared)):
+            verdict = "worse" if difference.value > 0 else "better"
+        target = describe_target(group.setting.target)
+        found = Evidence(
+            label=pair.label,
+            where=f"{group.setting.model}, {group.setting.method} at {target}",
+            on=pair.measured[0] if len(pair.measured) == 1 else MEAN,
+            difference=difference,
+            interval=difference.interval(group.level, len(compared)),
+            verdict=verdict,
+            unit=group.units[pair.measured[0]],
         )
-        where = f"{group.setting.model}, {group.setting.method} at {describe_target(group.setting.target)}"
-        on, unit = (
-            pair.measured[0] if len(pair.measured) == 1 else MEAN,
-            group.units[pair.measured[0]],
-        )
-        evidence.append(
-            Evidence(
-                pair.label,
-                where,
-                on,
-                estimate,
-                estimate.interval(level, comparisons),
-                verdict,
-                unit,
-            )
-        )
+        evidence.append(found)
     return tuple(evidence)
 
 
@@ -118,18 +112,15 @@ def questions(groups: Sequence[ComparedGroup]) -> Iterator[PaperQuestion]:
 
 def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether the baseline, C4 unless the study names another, is the best set."""
-    name = next((group.baseline for group in groups if group.baseline), "")
+    groups = [group for group in groups if group.baseline]
+    name = groups[0].baseline if groups else ""
     question = f"Is {name or 'c4'} the best calibration set?"
-    rivals = [
-        (group, [s for s in group.sets if s != name and not group.label(s).control])
-        for group in groups
-        if group.baseline
-    ]
-    compared = [
-        _Pair(group, (name,), (rival,), group.averaged, f"{name} against {rival}")
-        for group, sets in rivals
-        for rival in sets
-    ]
+    compared: list[_Pair] = []
+    for group in groups:
+        for rival in group.sets:
+            if rival != name and not group.label(rival).control:
+                label = f"{name} against {rival}"
+                compared.append(_Pair(group, (name,), (rival,), group.averaged, label))
     if not compared:
         return PaperQuestion(
             "baseline",
@@ -138,30 +129,39 @@ def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
             "It takes the baseline and another set with content, both measured.",
         )
     evidence = _judged(compared)
-    sets = {
-        v: list(
-            dict.fromkeys(
-                p.second[0] for p, e in zip(compared, evidence, strict=True) if e.verdict == v
-            )
+    better: dict[str, None] = {}
+    open_rivals: dict[str, None] = {}
+    for pair, found in zip(compared, evidence, strict=True):
+        if found.verdict == "worse":
+            better[pair.second[0]] = None
+        elif found.verdict == "not significant":
+            open_rivals[pair.second[0]] = None
+    noun = target_noun(group.setting.target for group in groups)
+    places = f"the one combination of method and {noun}"
+    if len(groups) > 1:
+        places = f"{len(groups)} combinations of method and {noun}"
+    answer: Answer
+    if better:
+        worse = [found for found in evidence if found.verdict == "worse"]
+        scope = ""
+        if len(groups) > 1:
+            scope = f" in {len({found.where for found in worse})} of {places}"
+        answer = "no"
+        text = (
+            f"{join_names(list(better))} did significantly better than {name}{scope}; "
+            f"most: {_largest(worse)}."
         )
-        for v in ("worse", "not significant")
-    }
-    noun, several = target_noun(group.setting.target for group, _ in rivals), len(rivals) > 1
-    places = (
-        f"{len(rivals)} combinations of method and {noun}"
-        if several
-        else f"the one combination of method and {noun}"
-    )
-    if worse := [e for e in evidence if e.verdict == "worse"]:
-        scope = f" in {len({e.where for e in worse})} of {places}" if several else ""
-        text = f"{join_names(sets['worse'])} did significantly better than {name}{scope}; most: {_largest(worse)}."
-        return PaperQuestion("baseline", question, "no", text, evidence)
-    if not sets["not significant"]:
+    elif not open_rivals:
+        answer = "yes"
         text = f"It did significantly better than every other set with content, in {places}."
-        return PaperQuestion("baseline", question, "yes", text, evidence)
-    scope = f"some or all of {places}" if several else places
-    text = f"No set did significantly better than {name}, but {join_names(sets['not significant'])} cannot be distinguished from it in {scope}."
-    return PaperQuestion("baseline", question, "undecided", text, evidence)
+    else:
+        scope = f"some or all of {places}" if len(groups) > 1 else places
+        answer = "undecided"
+        text = (
+            f"No set did significantly better than {name}, but {join_names(list(open_rivals))} "
+            f"cannot be distinguished from it in {scope}."
+        )
+    return PaperQuestion("baseline", question, answer, text, evidence)
 
 
 def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
@@ -172,14 +172,10 @@ def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
         problems = tuple(s for s in group.sets if group.label(s).family == "arithmetic")
         corpora = tuple(s for s in group.sets if group.label(s).family in ("corpus", "code"))
         if problems and corpora:
-            # Up to three sets are named, more are counted.
-            sides = [
-                join_names(sets) if len(sets) <= 3 else f"{len(sets)} {what}"
-                for sets, what in ((problems, "arithmetic sets"), (corpora, "corpora"))
-            ]
-            compared.append(
-                _Pair(group, problems, corpora, group.averaged, " against ".join(sides))
-            )
+            first = _named_or_counted(problems, "arithmetic sets")
+            second = _named_or_counted(corpora, "corpora")
+            label = f"{first} against {second}"
+            compared.append(_Pair(group, problems, corpora, group.averaged, label))
     if not compared:
         return PaperQuestion(
             "arithmetic",
@@ -190,6 +186,11 @@ def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     return _answered("arithmetic", question, _judged(compared), "Arithmetic", "corpora")
 
 
+def _named_or_counted(sets: Sequence[str], noun: str) -> str:
+    """Return the names of up to three sets; more are counted."""
+    return join_names(sets) if len(sets) <= 3 else f"{len(sets)} {noun}"
+
+
 def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether what a model is measured on is helped by data of the same source."""
     question = "Does a task's own data help it?"
@@ -197,12 +198,13 @@ def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     for group in groups:
         for measured in group.measured:
             source = label_measured(measured).source
-            own = tuple(s for s in group.sets if group.label(s).source == source)
-            others = tuple(s for s in group.sets if s not in own and not group.label(s).control)
-            if own and others:
-                compared.append(
-                    _Pair(group, own, others, (measured,), f"{join_names(own)} against the others")
-                )
+            same_source = tuple(s for s in group.sets if group.label(s).source == source)
+            others = tuple(
+                s for s in group.sets if s not in same_source and not group.label(s).control
+            )
+            if same_source and others:
+                label = f"{join_names(same_source)} against the others"
+                compared.append(_Pair(group, same_source, others, (measured,), label))
     if not compared:
         text = (
             "It takes a measured set whose own source is among the calibration sets, beside others."
@@ -229,11 +231,12 @@ def _formats(
             if not label.control and not label.mixed:
                 by_source.setdefault((label.source, label.packing), {})[label.format] = name
         for formats in by_source.values():
-            for form in (form for form in before if form in formats and after in formats):
-                new, old = formats[after], formats[form]
-                compared.append(
-                    _Pair(group, (new,), (old,), group.averaged, f"{new} against {old}")
-                )
+            for form in before:
+                if form in formats and after in formats:
+                    new = formats[after]
+                    old = formats[form]
+                    label = f"{new} against {old}"
+                    compared.append(_Pair(group, (new,), (old,), group.averaged, label))
     if not compared:
         return PaperQuestion(
             after,
@@ -250,30 +253,38 @@ def _answered(
     """Answer yes where all that is significant says so, no where it says the opposite, and that
     it depends where both are found.
     """
-    better, worse = (
-        [e for e in evidence if e.verdict == verdict] for verdict in ("better", "worse")
-    )
-    answer: Answer = (
-        "it depends" if better and worse else "yes" if better else "no" if worse else "undecided"
-    )
-    significant, rest = [*better, *worse], len(evidence) - len(better) - len(worse)
+    better = [found for found in evidence if found.verdict == "better"]
+    worse = [found for found in evidence if found.verdict == "worse"]
+    significant = [*better, *worse]
+    answer: Answer = "undecided"
+    if better and worse:
+        answer = "it depends"
+    elif significant:
+        answer = "yes" if better else "no"
     if not significant:
-        among = (
-            "the one comparison there is"
-            if len(evidence) == 1
-            else f"any of {len(evidence)} comparisons"
+        among = "the one comparison there is"
+        if len(evidence) > 1:
+            among = f"any of {len(evidence)} comparisons"
+        text = (
+            f"{first} and {second} cannot be distinguished in {among}. "
+            f"The largest difference that was seen: {_largest(evidence)}."
         )
-        text = f"{first} and {second} cannot be distinguished in {among}. The largest difference that was seen: {_largest(evidence)}."
     elif len(evidence) == 1:
-        text = f"{first} did significantly {significant[0].verdict} than {second}: {describe_difference(significant[0])}."
-    else:
-        numbers = (
-            ("significantly better", len(better)),
-            ("significantly worse", len(worse)),
-            ("not significant", rest),
+        text = (
+            f"{first} did significantly {significant[0].verdict} than {second}: "
+            f"{describe_difference(significant[0])}."
         )
-        counts = ", ".join(f"{word} in {number}" for word, number in numbers if number)
-        text = f"{first}, compared with {second} {len(evidence)} times: {counts}. The largest significant difference: {_largest(significant)}."
+    else:
+        counts = {
+            "significantly better": len(better),
+            "significantly worse": len(worse),
+            "not significant": len(evidence) - len(significant),
+        }
+        numbers = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items() if count)
+        text = (
+            f"{first}, compared with {second} {len(evidence)} times: {numbers}. "
+            f"The largest significant difference: {_largest(significant)}."
+        )
     return PaperQuestion(name, question, answer, text, evidence)
 
 
@@ -285,10 +296,10 @@ def describe_difference(evidence: Evidence) -> str:
     """Return one difference in words: `gsm8k:icl against c4 on average (smollm2, wanda at 60 %
     sparsity), -0.123 nats/token (-0.150 to -0.096)`.
     """
-    interval = (
-        ""
-        if evidence.interval is None
-        else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
-    )
+    interval = ""
+    if evidence.interval is not None:
+        low, high = evidence.interval
+        interval = f" ({low:+.3f} to {high:+.3f})"
     on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
-    return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{interval}"
+    difference = f"{evidence.difference.value:+.3f} {evidence.unit}{interval}"
+    return f"{evidence.label} {on} ({evidence.where}), {difference}"

@@ -4,10 +4,9 @@ differences to the others, and how sure they are.
 
 import math
 import string
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, reduce
-from operator import or_
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import Bool
 from calibrant.lab.stats.crossed import Pairs, Side, combination, share_kept
 from calibrant.lab.stats.estimate import LEVEL, Estimate
 from calibrant.lab.stats.results import DENSE, GroupResults, Results, Setting, missing
-from calibrant.results import Cell
+from calibrant.results import Cell, Score
 from calibrant.spec.families import Family
 from calibrant.spec.grammar import SetLabel
 
@@ -149,22 +148,26 @@ class ComparedGroup:
         level: float = LEVEL,
         baseline: str = "",
     ) -> None:
-        self.setting, self.level = setting, level
-        self._cells, self._results, self._named_baseline = cells, results, baseline
+        self.setting = setting
+        self.level = level
+        self._cells = cells
+        self._results = results
+        self._named_baseline = baseline
         self._group = GroupResults.of(cells, results)
         self.dense = self._group.sides.get(DENSE, {})
         self.rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
         self.measured = tuple(self._group.names.values())
-        every_side = [*self._group.sides.values(), *self._group.partial.values()]
-        self._scores = {
-            m: next(side[m].score for side in every_side if m in side) for m in self.measured
-        }
-        first = next(iter(self._scores.values()), None)
-        self.averaged = tuple(
-            m
-            for m, s in self._scores.items()
-            if first and (s.metric, s.unit) == (first.metric, first.unit)
-        )
+        scores: dict[str, Score] = {}
+        for sides in (*self._group.sides.values(), *self._group.partial.values()):
+            for name, side in sides.items():
+                scores.setdefault(name, side.score)
+        self._scores = {name: scores[name] for name in self.measured}
+        averaged: list[str] = []
+        for name, score in self._scores.items():
+            first = self._scores[self.measured[0]]
+            if (score.metric, score.unit) == (first.metric, first.unit):
+                averaged.append(name)
+        self.averaged = tuple(averaged)
 
     @property
     def empty(self) -> bool:
@@ -196,16 +199,14 @@ class ComparedGroup:
         """Return how much worse the sets `first`, taken together, are than `second`, averaged
         over `measured`.
         """
-        coefs = {m: next(iter(self.rows.values()))[m].worse / len(measured) for m in measured}
-        weights = [(label, 1 / len(first)) for label in first] + [
-            (label, -1 / len(second)) for label in second
-        ]
-        return combination(
-            [
-                (self.rows[label], {m: weight * c for m, c in coefs.items()})
-                for label, weight in weights
-            ]
-        )
+        some_sides = next(iter(self.rows.values()))
+        coefs = {name: some_sides[name].worse / len(measured) for name in measured}
+        terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
+        for sets, sign in ((first, 1), (second, -1)):
+            weight = sign / len(sets)
+            for label in sets:
+                terms.append((self.rows[label], {m: weight * c for m, c in coefs.items()}))
+        return combination(terms)
 
     @cached_property
     def tables(self) -> Mapping[str, Pairs]:
@@ -216,12 +217,11 @@ class ComparedGroup:
     def _unordered(self) -> Mapping[str, Pairs]:
         if not self.rows:
             return {}
-        tables = {m: Pairs.of(self.rows, [m]) for m in self.measured}
-        several = len(self.averaged) > 1
-        return {
-            **tables,
-            MEAN: Pairs.of(self.rows, self.averaged) if several else tables[self.averaged[0]],
-        }
+        tables = {name: Pairs.of(self.rows, [name]) for name in self.measured}
+        tables[MEAN] = tables[self.averaged[0]]
+        if len(self.averaged) > 1:
+            tables[MEAN] = Pairs.of(self.rows, self.averaged)
+        return tables
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
@@ -229,10 +229,8 @@ class ComparedGroup:
             return ()
         table = self._unordered[MEAN]
         # Differences to one row order the rows as their own values would.
-        return tuple(
-            label
-            for _, label in sorted(zip(table.values[:, 0].tolist(), table.labels, strict=True))
-        )
+        ordered = sorted(zip(table.values[:, 0].tolist(), table.labels, strict=True))
+        return tuple(label for _, label in ordered)
 
     @property
     def _comparisons(self) -> int:
@@ -247,112 +245,113 @@ class ComparedGroup:
 
     def ranking(self) -> Ranking:
         """Return the table as values."""
-        letters: dict[str, Mapping[str, str]] = {}
-        best_on: dict[str, str] = {}
+        letters: dict[str, dict[str, str]] = {label: {} for label in self._order}
+        best_on: dict[str, set[str]] = {label: set() for label in self._order}
         for name, worse in self._worse.items():
             # The best of each column has its first letter, so the rows go in the order of that
             # column.
             order = np.argsort(self.tables[name].values[:, 0], kind="stable")
-            own = worse[np.ix_(order, order)]
-            letters[name] = dict(
-                zip((self._order[i] for i in order), compact_letters(own | own.T), strict=True)
-            )
+            in_order = worse[np.ix_(order, order)]
+            for row, text in zip(order, compact_letters(in_order | in_order.T), strict=True):
+                letters[self._order[row]][name] = text
             beaten = worse.sum(0)
             if len(worse) > 1 and beaten.max() == len(beaten) - 1:
-                best_on[name] = self._order[int(beaten.argmax())]
-        ranks: dict[str, tuple[int, int]] = {}
-        if self.sets:
-            at = [i for i, label in enumerate(self._order) if label in self._group.sets]
-            worse = self._worse[MEAN][np.ix_(at, at)]
-            # At best a set comes behind those that it is worse than, at worst before those that are
-            # worse than it.
-            ranks = {
-                label: (1 + int(worse[i].sum()), len(at) - int(worse[:, i].sum()))
-                for i, label in enumerate(self.sets)
-            }
+                best_on[self._order[int(beaten.argmax())]].add(name)
+        ranks = self._ranks()
 
         def entry(label: str) -> RankingEntry:
-            return self._entry(
-                label,
-                {name: of[label] for name, of in letters.items() if label in of},
-                ranks.get(label, (0, 0)),
-                best_on,
+            return replace(
+                self._entry(label),
+                letters=letters.get(label, {}),
+                ranks=ranks.get(label, (0, 0)),
+                best_on=frozenset(best_on.get(label, ())),
             )
 
+        setting = self.setting
         return Ranking(
-            **self.setting._asdict(),
+            **setting._asdict(),
             measured=self.measured,
             averaged=self.averaged,
-            unit=next(iter(self.units.values())),
+            unit=self._scores[self.measured[0]].unit,
             entries=tuple(map(entry, self.sets)),
             baselines=tuple(entry(label) for label in self._order if label not in self._group.sets),
-            dense=entry(DENSE) if DENSE in self._group.sides else None,
+            dense=entry(DENSE) if self.dense else None,
             missing=tuple(missing(self._cells, self._results)),
             level=self.level,
             partial=tuple(map(entry, self._group.partial)),
             units=self.units,
-            better={m: s.better for m, s in self._scores.items()},
-            metrics={m: s.metric for m, s in self._scores.items()},
+            better={name: score.better for name, score in self._scores.items()},
+            metrics={name: score.metric for name, score in self._scores.items()},
             baseline=self.baseline,
-            bits=self._results.bits.get(
-                (self.setting.model, self.setting.method, self.setting.target)
-            ),
-            floors={m: s.facts["floor"] for m, s in self._scores.items() if s.facts.get("floor")},
+            bits=self._results.bits.get((setting.model, setting.method, setting.target)),
+            floors={n: s.facts["floor"] for n, s in self._scores.items() if s.facts.get("floor")},
         )
 
-    def _entry(
-        self,
-        label: str,
-        letters: Mapping[str, str],
-        ranks: tuple[int, int],
-        best_on: Mapping[str, str],
-    ) -> RankingEntry:
-        complete, best = label in self._group.sides, self.sets[0] if self.sets else ""
-        own = self._group.sides[label] if complete else self._group.partial[label]
-        known = [m for m in own if m in self.dense]
-        to_best = (
-            self.tables[MEAN].estimate(label, best)
-            if label in self.rows and best not in ("", label)
-            else None
-        )
-        compared = label in self.rows and self.baseline not in ("", label)
-        over = {m: [m] for m in known} | ({MEAN: self.averaged} if complete and self.dense else {})
+    def _ranks(self) -> dict[str, tuple[int, int]]:
+        """Return the first and the last place of each set that fit what is significant on
+        average.
+        """
+        places = [self._order.index(label) for label in self.sets]
+        ranks: dict[str, tuple[int, int]] = {}
+        if places:
+            worse = self._worse[MEAN][np.ix_(places, places)]
+            for row, label in enumerate(self.sets):
+                # At best a set comes behind those that it is worse than, at worst before those
+                # that are worse than it.
+                first = 1 + int(worse[row].sum())
+                ranks[label] = (first, len(places) - int(worse[:, row].sum()))
+        return ranks
+
+    def _entry(self, label: str) -> RankingEntry:
+        """Return a row without what takes the whole table: its letters, ranks, and where it is
+        the best.
+        """
+        complete = label in self._group.sides
+        sides = self._group.sides[label] if complete else self._group.partial[label]
+        is_set = label in self._group.sets
+        known = [name for name in sides if name in self.dense]
+        compared_over = {name: [name] for name in known}
+        if complete and self.dense:
+            compared_over[MEAN] = list(self.averaged)
+        kept: dict[str, Estimate] = {}
+        for name, measured in compared_over.items():
+            share = share_kept(sides, self.dense, measured)
+            if share is not None:
+                kept[name] = share
+        mean = UNKNOWN
+        if complete:
+            mean = _mean({name: sides[name] for name in self.averaged}, self.dense or None)
+        to_best = None
+        if label in self.rows and self.sets and label != self.sets[0]:
+            to_best = self.tables[MEAN].estimate(label, self.sets[0])
+        to_baseline: dict[str, Estimate] = {}
+        if label in self.rows and self.baseline not in ("", label):
+            for name, table in self.tables.items():
+                to_baseline[name] = table.estimate(label, self.baseline)
+        tied = to_best is not None and not to_best.significant(self.level, self._comparisons)
         return RankingEntry(
             name=label,
-            control=label in self._group.sets and self.label(label).control,
+            control=is_set and self.label(label).control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
-            losses={m: _mean({m: own[m]}) for m in own},
-            increases={m: _mean({m: own[m]}, self.dense) for m in known},
-            mean=_mean({m: own[m] for m in self.averaged}, self.dense or None)
-            if complete
-            else UNKNOWN,
+            losses={name: _mean({name: sides[name]}) for name in sides},
+            increases={name: _mean({name: sides[name]}, self.dense) for name in known},
+            mean=mean,
             to_best=to_best,
-            tied=to_best is not None and not to_best.significant(self.level, self._comparisons),
-            letters=letters,
-            ranks=ranks,
-            share_kept={
-                name: share
-                for name, sets in over.items()
-                if (share := share_kept(own, self.dense, sets)) is not None
-            },
-            best_on=frozenset(name for name, best in best_on.items() if best == label),
+            tied=tied,
+            share_kept=kept,
             overlapping=label in self._group.overlapping,
-            to_baseline={
-                name: table.estimate(label, self.baseline) for name, table in self.tables.items()
-            }
-            if compared
-            else {},
-            label=self.label(label) if label in self._group.sets else None,
+            to_baseline=to_baseline,
+            label=self.label(label) if is_set else None,
         )
 
 
 def _mean(sides: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:
-    """The mean of some measured sets, or how much worse than the dense model it is."""
+    """Return the mean of some measured sets, or how much worse than the dense model it is."""
     if dense is None:
-        return combination([(sides, {m: 1 / len(sides) for m in sides})])
-    coefs = {m: side.worse / len(sides) for m, side in sides.items()}
-    return combination([(sides, coefs), (dense, {m: -c for m, c in coefs.items()})])
+        return combination([(sides, {name: 1 / len(sides) for name in sides})])
+    coefs = {name: side.worse / len(sides) for name, side in sides.items()}
+    return combination([(sides, coefs), (dense, {name: -c for name, c in coefs.items()})])
 
 
 _ALPHABET: Final = string.ascii_lowercase + string.ascii_uppercase
@@ -367,45 +366,55 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     (2004). Growing them, unlike inserting and absorbing, takes no exponential time (Gramm et al.
     2006). After fifty-two letters come numbers in brackets.
 
-    >>> compact_letters(np.array([[False, False, True], [False, False, False], [True, False, False]]))
+    >>> first_and_last = np.zeros((3, 3), dtype=bool)
+    >>> first_and_last[0, 2] = first_and_last[2, 0] = True
+    >>> compact_letters(first_and_last)
     ['a', 'ab', 'b']
     """
     count = len(different)
-    # Sets of things are the bits of a number, so that "in both" is & and "in neither" is ~; `alike`
-    # has a set for each thing.
-    alike = [
-        sum(1 << j for j in range(count) if j != i and not different[i, j]) for i in range(count)
-    ]
-    left, groups = list(alike), [1 << i for i, others in enumerate(alike) if not others]
-    for i in range(count):
-        while left[i]:
-            group = _grown(i, left[i], alike)
+    alike: list[set[int]] = []
+    for row in range(count):
+        alike.append(
+            {other for other in range(count) if other != row and not different[row, other]}
+        )
+    groups = [{row} for row, others in enumerate(alike) if not others]
+    uncovered = [set(others) for others in alike]
+    for row in range(count):
+        while uncovered[row]:
+            group = _grown(row, uncovered[row], alike)
             groups.append(group)
-            for j in _members(group):
-                left[j] &= ~group
-    for group in sorted((g for g in groups if g.bit_count() > 1), key=int.bit_count):
-        others = [g for g in groups if g != group]
-        covered = {i: reduce(or_, (g for g in others if g >> i & 1), 0) for i in _members(group)}
-        if not any(group & alike[i] & ~pairs_of for i, pairs_of in covered.items()):
+            for member in group:
+                uncovered[member] -= group
+    for group in sorted((group for group in groups if len(group) > 1), key=len):
+        others = [other for other in groups if other != group]
+        if all(_covers(others, member, group & alike[member]) for member in group):
             groups = others
     letters = [""] * count
-    for number, group in enumerate(sorted(groups, key=_members)):
-        for i in _members(group):
-            letters[i] += _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
+    names = [*_ALPHABET, *(f"[{number}]" for number in range(len(_ALPHABET) + 1, len(groups) + 1))]
+    for number, group in enumerate(sorted(map(sorted, groups))):
+        for member in group:
+            letters[member] += names[number]
     return letters
 
 
-def _grown(i: int, uncovered: int, alike: Sequence[int]) -> int:
-    """A group of `i` and as much as is alike in every two: pairs that no group holds yet come
-    first, then whatever else fits.
+def _grown(row: int, uncovered: Set[int], alike: Sequence[Set[int]]) -> set[int]:
+    """Return a group of `row` and as much as is alike in every two: pairs that no group holds yet
+    come first, then whatever else fits.
     """
-    group, fitting = 1 << i, alike[i]
-    for candidates in (uncovered, alike[i]):
-        while chosen := fitting & candidates:
-            j = (chosen & -chosen).bit_length() - 1  # the lowest bit
-            group, fitting = group | 1 << j, fitting & alike[j]
+    group = {row}
+    fitting = set(alike[row])
+    for candidates in (uncovered, alike[row]):
+        while fitting & candidates:
+            chosen = min(fitting & candidates)
+            group.add(chosen)
+            fitting &= alike[chosen]
     return group
 
 
-def _members(group: int) -> list[int]:
-    return [i for i in range(group.bit_length()) if group >> i & 1]
+def _covers(groups: Sequence[Set[int]], member: int, others: Set[int]) -> bool:
+    """Say whether each of the others is in a group with the member."""
+    covered: set[int] = set()
+    for group in groups:
+        if member in group:
+            covered |= group
+    return others <= covered

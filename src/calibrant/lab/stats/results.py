@@ -4,11 +4,10 @@ method, target and propagation, with what was measured and what is missing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from calibrant.errors import DataError, SpecError
 from calibrant.lab.stats.crossed import Draws, Independence, ItemValues, Side, share_of
@@ -39,23 +38,30 @@ ROWS: Final = 500_000
 memory.
 """
 
-Table = tuple[tuple[str, ...], Float[np.ndarray, " items"], Float[np.ndarray, " items"]]
-"""The items of one measurement in the order of their names, their values and weights."""
-
-LABELS: Final = tuple(f.name for f in fields(Cell) if f.name not in ("run", "measures"))
-"""What a study calls a run: its model, data, method, target, seed and propagation."""
+LABELS: Final = ("model", "data", "method", "target", "seed", "propagate")
+"""What a study calls a run."""
 
 COLUMNS: Final = {
-    **dict.fromkeys(("model", "data", "method", "target", "propagate"), str),
+    "model": str,
+    "data": str,
+    "method": str,
+    "target": str,
+    "propagate": str,
     "seed": int,
-    **dict.fromkeys(("measured", "metric", "unit"), str),
-    **dict.fromkeys(("value", "stderr"), float),
+    "measured": str,
+    "metric": str,
+    "unit": str,
+    "value": float,
+    "stderr": float,
     "n": int,
     "better": str,
-    **dict.fromkeys(("chance", "dense", "kept"), float),
+    "chance": float,
+    "dense": float,
+    "kept": float,
     "run": str,
     "stale": bool,
 }
+"""The columns of `tidy`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ class Results:
     def overlap(self, run: str) -> float:
         """Return the share of the run's calibration rows that earlier draws of its set have too."""
         record = self.records.get(run)
-        return float(record.data_facts.get("overlap") or 0.0) if record else 0.0
+        if record is None:
+            return 0.0
+        return float(record.data_facts.get("overlap") or 0.0)
 
 
 @needed_for("the comparison of results")
@@ -98,11 +106,13 @@ def read(store: Store, items: bool = True) -> Results:
     """
     index = store.index()
     cells = index.cells or store.cells()
-    runs = list(dict.fromkeys(cell.run for cell in cells if cell.run))
+    runs = dict.fromkeys(cell.run for cell in cells if cell.run)
     scores = {run: store.scores(run) for run in runs}
-    records = {
-        run: record for run in runs if (record := store.record(run, whole=False)) is not None
-    }
+    records: dict[str, Record] = {}
+    for run in runs:
+        record = store.record(run, whole=False)
+        if record is not None:
+            records[run] = record
     return Results(
         cells=tuple(cells),
         records=records,
@@ -117,40 +127,39 @@ def read(store: Store, items: bool = True) -> Results:
 
 
 def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], float]:
-    """How many bits a weight takes; all runs of a method on a grid take as many, so one record
-    of each is read whole.
+    """Return how many bits a weight takes; all runs of a method on a grid take as many, so one
+    record of each is read whole.
     """
-    runs = {
-        (cell.model, cell.method, cell.target): cell.run
-        for cell in cells
-        if cell.method != UNTOUCHED and not read_target(cell.target).removal
-    }
-    records = {key: store.record(run) for key, run in runs.items()}
-    return {
-        key: bits
-        for key, record in records.items()
-        if record is not None and (bits := stored_bits(record.weights)) is not None
-    }
+    runs: dict[tuple[str, str, str], str] = {}
+    for cell in cells:
+        if cell.method != UNTOUCHED and not read_target(cell.target).removal:
+            runs[cell.model, cell.method, cell.target] = cell.run
+    found: dict[tuple[str, str, str], float] = {}
+    for key, run in runs.items():
+        record = store.record(run)
+        bits = stored_bits(record.weights) if record is not None else None
+        if bits is not None:
+            found[key] = bits
+    return found
 
 
 def _stale(
     store: Store, records: Mapping[str, Record], current: Mapping[str, int]
 ) -> Iterator[str]:
-    """As `Store.stale`, of what was read already; evaluators are looked at only where some have
-    been revised at all.
+    """Do as `Store.stale`, of what was read already; evaluators are looked at only where some
+    have been revised at all.
     """
     revised = any(
         name.startswith("evaluator ") and revision > 1 for name, revision in current.items()
     )
     for run, record in records.items():
-        if is_older(
-            revisions("method", record.run.method) | revisions("allocation", record.run.allocation),
-            current,
-        ):
+        method = revisions("method", record.run.method)
+        if is_older(method | revisions("allocation", record.run.allocation), current):
             yield run
-        for measure_id, form in store.evaluators(run).items() if revised else ():
-            if is_older(revisions("evaluator", form), current):
-                yield measure_id
+        if revised:
+            for measure_id, form in store.evaluators(run).items():
+                if is_older(revisions("evaluator", form), current):
+                    yield measure_id
 
 
 def narrowed(results: Results, measures: Sequence[str]) -> Results:
@@ -162,26 +171,27 @@ def narrowed(results: Results, measures: Sequence[str]) -> Results:
     names: dict[str, set[str]] = {}
     for cell in results.cells:
         for text, measure_id in cell.measures.items():
+            names.setdefault(text, {text})
             measurement = results.scores.get(cell.run, {}).get(measure_id)
-            names.setdefault(text, {text}).update(
-                [measurement.score.measured] if measurement else []
-            )
+            if measurement:
+                names[text].add(measurement.score.measured)
+    chosen: set[str] = set()
     for beginning in measures:
-        if not any(name.startswith(beginning) for both in names.values() for name in both):
-            measured = ", ".join(names) or "nothing"
+        found = {t for t, known in names.items() if any(n.startswith(beginning) for n in known)}
+        if not found:
             raise SpecError(
-                f"nothing that was measured begins with {beginning!r} (measured: {measured}); name one of these, or its beginning",
+                f"nothing that was measured begins with {beginning!r} "
+                f"(measured: {', '.join(names) or 'nothing'}); "
+                "name one of these, or its beginning",
                 subject=beginning,
             )
-    chosen = {
-        text
-        for text, both in names.items()
-        if not measures or any(name.startswith(tuple(measures)) for name in both)
-    }
-    cells = (
-        replace(cell, measures={t: i for t, i in cell.measures.items() if t in chosen})
-        for cell in results.cells
-    )
+        chosen |= found
+    if not measures:
+        return results
+    cells: list[Cell] = []
+    for cell in results.cells:
+        kept = {text: i for text, i in cell.measures.items() if text in chosen}
+        cells.append(replace(cell, measures=kept))
     return replace(results, cells=tuple(cells))
 
 
@@ -196,46 +206,44 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
     import polars as pl
 
     results = store if isinstance(store, Results) else read(store, items=False)
-    untouched = {
-        (c.model, text): results.scores.get(c.run, {}).get(i)
-        for c in results.cells
-        if c.method == UNTOUCHED
-        for text, i in c.measures.items()
-    }
-    rows: list[tuple[Any, ...]] = []
+    untouched: dict[tuple[str, str], dict[str, float]] = {}
+    for cell, text, measurement in _measurements(results):
+        if cell.method == UNTOUCHED:
+            scores = (measurement.score, *measurement.beside)
+            untouched[cell.model, text] = {score.metric: score.value for score in scores}
+    rows: list[dict[str, Any]] = []
+    for cell, text, measurement in _measurements(results):
+        whole = untouched.get((cell.model, text), {})
+        stale = not results.stale.isdisjoint((cell.run, cell.measures[text]))
+        for score in (measurement.score, *measurement.beside):
+            dense = whole.get(score.metric)
+            share = None if dense is None else share_of(score.value, dense, score)
+            row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
+            row |= {
+                "measured": score.measured,
+                "metric": score.metric,
+                "unit": score.unit,
+                "value": score.value,
+                "stderr": score.stderr,
+                "n": score.n,
+                "better": score.better,
+                "chance": score.chance,
+                "dense": dense,
+                "kept": share[0] if share else None,
+                "run": cell.run,
+                "stale": stale,
+            }
+            rows.append(row)
+    return pl.DataFrame(rows, schema=COLUMNS)
+
+
+def _measurements(results: Results) -> Iterator[tuple[Cell, str, Measurement]]:
+    """Yield every cell with each text of its measures and what that gave, where it is there."""
     for cell in results.cells:
         for text, measure_id in cell.measures.items():
-            measurement, dense = (
-                results.scores.get(cell.run, {}).get(measure_id),
-                untouched.get((cell.model, text)),
-            )
-            whole = {s.metric: s.value for s in (dense.score, *dense.beside)} if dense else {}
-            for s in (measurement.score, *measurement.beside) if measurement else ():
-                share = share_of(s.value, whole[s.metric], s) if s.metric in whole else None
-                labels = (
-                    cell.model,
-                    cell.data,
-                    cell.method,
-                    cell.target,
-                    cell.propagate,
-                    cell.seed,
-                    s.measured,
-                    s.metric,
-                    s.unit,
-                )
-                numbers = (
-                    s.value,
-                    s.stderr,
-                    s.n,
-                    s.better,
-                    s.chance,
-                    whole.get(s.metric),
-                    share[0] if share else None,
-                )
-                rows.append(
-                    (*labels, *numbers, cell.run, bool({cell.run, measure_id} & results.stale))
-                )
-    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+            measurement = results.scores.get(cell.run, {}).get(measure_id)
+            if measurement is not None:
+                yield cell, text, measurement
 
 
 def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
@@ -248,44 +256,44 @@ def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
     more than one set, method or sparsity, or two evaluators that say the same of what they
     measured.
     """
-    if unknown := labels.keys() - set(LABELS):
+    unknown = sorted(labels.keys() - set(LABELS))
+    if unknown:
         raise SpecError(
-            f"a cell has no label {sorted(unknown)[0]!r}; its labels are {', '.join(LABELS)}",
-            subject=sorted(unknown)[0],
+            f"a cell has no label {unknown[0]!r}; its labels are {', '.join(LABELS)}",
+            subject=unknown[0],
         )
-    cells = sorted(
-        (
-            c
-            for c in store.cells()
-            if all(getattr(c, name) == value for name, value in labels.items())
-        ),
-        key=lambda c: c.seed,
-    )
-    request = ", ".join(f"{name} {value!r}" for name, value in labels.items()) or "no label"
-    several = [
-        name for name in LABELS if name != "seed" and len({getattr(c, name) for c in cells}) > 1
+    cells = [
+        cell
+        for cell in store.cells()
+        if all(getattr(cell, name) == value for name, value in labels.items())
     ]
-    if not cells or several:
-        problem = (
-            f"fits cells that differ in {' and '.join(several)}; say which"
-            if several
-            else "fits no cell of the store"
-        )
-        raise DataError(f"{request} {problem}", subject=request)
+    cells.sort(key=lambda cell: cell.seed)
+    request = ", ".join(f"{name} {value!r}" for name, value in labels.items()) or "no label"
+    if not cells:
+        raise DataError(f"{request} fits no cell of the store", subject=request)
+    for name in LABELS:
+        if name != "seed" and len({getattr(cell, name) for cell in cells}) > 1:
+            raise DataError(
+                f"{request} fits cells that differ in {name}; say which", subject=request
+            )
     sides: dict[str, Draws] = {}
     for text in cells[0].measures:
-        side = [
-            m
-            for c in cells
-            if text in c.measures and (m := store.measurement(c.run, c.measures[text]))
-        ]
-        if len(side) == len(cells):
-            if side[0].score.measured in sides:
-                raise DataError(
-                    f"two evaluators call what they measured {side[0].score.measured!r}; compare them one by one",
-                    subject=text,
-                )
-            sides[side[0].score.measured] = side
+        side: list[Measurement] = []
+        for cell in cells:
+            measurement = None
+            if text in cell.measures:
+                measurement = store.measurement(cell.run, cell.measures[text])
+            if measurement is not None:
+                side.append(measurement)
+        if len(side) < len(cells):
+            continue
+        name = side[0].score.measured
+        if name in sides:
+            raise DataError(
+                f"two evaluators call what they measured {name!r}; compare them one by one",
+                subject=text,
+            )
+        sides[name] = side
     return sides
 
 
@@ -295,12 +303,11 @@ def _items(
     """Read the items of all measurements, at most `ROWS` at once; by evaluator, so that those
     with the same items come one after the other.
     """
-    measurements = {
-        (text, cell.run, i): None
-        for cell in cells
-        for text, i in cell.measures.items()
-        if i in scores.get(cell.run, {})
-    }
+    measurements: dict[tuple[str, str, str], None] = {}
+    for cell in cells:
+        for text, measure_id in cell.measures.items():
+            if measure_id in scores.get(cell.run, {}):
+                measurements[text, cell.run, measure_id] = None
     batches: list[list[tuple[str, str]]] = []
     rows = ROWS  # so that the first measurement begins a batch
     for _, run, measure_id in sorted(measurements, key=lambda key: key[0]):
@@ -312,28 +319,34 @@ def _items(
         rows += size
     items: dict[str, dict[str, ItemValues]] = {}
     for batch in batches:
-        for (run, i), (names, values, weights) in zip(
-            batch, _tables(store.numbers(batch)), strict=True
-        ):
-            items.setdefault(run, {})[i] = ItemValues(
-                scores[run][i].score, names, values, weights, scores[run][i].beside
-            )
+        measured = [scores[run][measure_id] for run, measure_id in batch]
+        values = _item_values(measured, store.numbers(batch))
+        for (run, measure_id), found in zip(batch, values, strict=True):
+            items.setdefault(run, {})[measure_id] = found
     return items
 
 
-def _tables(measurements: Iterable[ItemNumbers]) -> Iterator[Table]:
+def _item_values(
+    measurements: Iterable[Measurement], numbers: Iterable[ItemNumbers]
+) -> Iterator[ItemValues]:
     """Yield the items of each measurement in the order of their names."""
-    raw, order, names, tokens = None, np.array([], dtype=np.intp), (), np.array([])
-    for of in measurements:
-        if raw is None or not of.names.equals(raw):
+    stored = None
+    order = np.array([], dtype=np.intp)
+    names: tuple[str, ...] = ()
+    weights = np.array([])
+    for measurement, stored_items in zip(measurements, numbers, strict=True):
+        if stored is None or not stored_items.names.equals(stored):
             # Most measurements have the items of the one before. They share names and weights,
             # which makes it quick to see that they are the same.
-            raw, readable = of.names, [item_name(name) for name in of.names]
+            stored = stored_items.names
+            readable = [item_name(name) for name in stored]
             order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
-            names = tuple(readable[i] for i in order)
-        if not np.array_equal(of.weights[order], tokens):
-            tokens = of.weights[order]
-        yield names, of.values[order], tokens
+            names = tuple(readable[place] for place in order)
+        if not np.array_equal(stored_items.weights[order], weights):
+            weights = stored_items.weights[order]
+        yield ItemValues(
+            measurement.score, names, stored_items.values[order], weights, measurement.beside
+        )
 
 
 class Setting(NamedTuple):
@@ -349,20 +362,19 @@ def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     """Return the cells of each setting, in their order: those of its sets, the dense model, and
     the baselines of its target.
     """
-    places = {id(cell): place for place, cell in enumerate(cells)}
     groups: dict[Setting, list[Cell]] = {}
     for cell in cells:
         if cell.data:
-            groups.setdefault(
-                Setting(cell.model, cell.method, cell.target, cell.propagate), []
-            ).append(cell)
+            setting = Setting(cell.model, cell.method, cell.target, cell.propagate)
+            groups.setdefault(setting, []).append(cell)
     baselines = [cell for cell in cells if not cell.data]
+    # By identity: two cells may say the same of themselves.
+    places = {id(cell): place for place, cell in enumerate(cells)}
     for setting, group in groups.items():
-        group += [
-            c
-            for c in baselines
-            if c.model == setting.model and (c.method == UNTOUCHED or c.target == setting.target)
-        ]
+        for cell in baselines:
+            compared = cell.method == UNTOUCHED or cell.target == setting.target
+            if compared and cell.model == setting.model:
+                group.append(cell)
         group.sort(key=lambda cell: places[id(cell)])
     return dict(sorted(groups.items()))
 
@@ -374,25 +386,26 @@ def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     A model that is only measured stands alone.
     """
     ranked = {(setting.model, setting.target) for setting in grouped(cells)}
+    untouched = [cell for cell in cells if cell.method == UNTOUCHED]
+    compressed = {cell.model for cell in cells if cell.method != UNTOUCHED}
     groups: dict[Setting, list[Cell]] = {}
     for cell in cells:
         if not cell.data and cell.method != UNTOUCHED and (cell.model, cell.target) not in ranked:
-            groups.setdefault(Setting(cell.model, cell.method, cell.target, ""), []).append(cell)
-    compressed = {cell.model for cell in cells if cell.method != UNTOUCHED}
-    groups |= {
-        Setting(cell.model, UNTOUCHED, cell.target, ""): []
-        for cell in cells
-        if cell.model not in compressed
-    }
-    return {
-        setting: [*(c for c in cells if c.method == UNTOUCHED and c.model == setting.model), *group]
-        for setting, group in groups.items()
-    }
+            setting = Setting(cell.model, cell.method, cell.target, "")
+            groups.setdefault(setting, []).append(cell)
+    for cell in cells:
+        if cell.model not in compressed:
+            groups[Setting(cell.model, UNTOUCHED, cell.target, "")] = []
+    for setting, group in groups.items():
+        group[:0] = [cell for cell in untouched if cell.model == setting.model]
+    return groups
 
 
 def label_of(cell: Cell) -> str:
     """Return a set's expression, "dense", or the name of a method that looks at no data."""
-    return cell.data or (DENSE if cell.method == UNTOUCHED else cell.method)
+    if cell.data:
+        return cell.data
+    return DENSE if cell.method == UNTOUCHED else cell.method
 
 
 @dataclass(frozen=True)
@@ -420,95 +433,96 @@ class GroupResults:
         """Return what a group's cells have of the evaluators `texts` (all, without). Raises
         `DataError` for draws that can't be paired.
         """
-        names: dict[str, str] = {}
-        for cell in cells:
-            for text, measure_id in cell.measures.items():
-                if (items := results.items.get(cell.run, {}).get(measure_id)) is not None:
-                    names.setdefault(text, items.score.measured)
-        measured = list(names.values())
-        # Two evaluators that measured the same thing differently are named by their texts too.
-        names = {
-            text: name if measured.count(name) == 1 else f"{name} [{text}]"
-            for text, name in names.items()
-        }
+        names = _names(cells, results)
         names = {text: name for text, name in names.items() if not texts or text in texts}
         complete: dict[str, dict[str, list[ItemValues]]] = {}
         incomplete: dict[str, dict[str, list[ItemValues]]] = {}
-        runs: dict[str, list[str]] = {}
+        runs: dict[str, list[str]] = {label_of(cell): [] for cell in cells}
         for cell in cells:
-            items, label = results.items.get(cell.run, {}), label_of(cell)
+            label = label_of(cell)
             # One run that answers several cells (a source that gives the same tokens for every
             # seed) is one draw, not several.
-            if cell.run in runs.get(label, ()):
+            if cell.run in runs[label]:
                 continue
-            known = {
-                name: items[i]
-                for text, name in names.items()
-                if (i := cell.measures.get(text, "")) in items
-            }
-            if whole := bool(names) and len(known) == len(names):
-                runs.setdefault(label, []).append(cell.run)
-            for name, values in known.items():
-                (complete if whole else incomplete).setdefault(label, {}).setdefault(
-                    name, []
-                ).append(values)
-        labels = dict.fromkeys(map(label_of, cells))
+            items = results.items.get(cell.run, {})
+            known: dict[str, ItemValues] = {}
+            for text, name in names.items():
+                if cell.measures.get(text, "") in items:
+                    known[name] = items[cell.measures[text]]
+            values = incomplete
+            if names and len(known) == len(names):
+                values = complete
+                runs[label].append(cell.run)
+            for name, item_values in known.items():
+                values.setdefault(label, {}).setdefault(name, []).append(item_values)
         sets = frozenset(cell.data for cell in cells if cell.data)
-        overlaps = {label: max(map(results.overlap, each)) for label, each in runs.items()}
-        overlapping = {label: share for label, share in overlaps.items() if share > OVERLAP}
-        independence: dict[str, Independence] = {
-            label: "overlapping"
-            if label in overlapping
-            else "independent"
-            if label in sets
-            else "no draws"
-            for label in labels
-        }
+        overlapping: dict[str, float] = {}
+        for label, each in runs.items():
+            share = max(map(results.overlap, each), default=0.0)
+            if share > OVERLAP:
+                overlapping[label] = share
+        sides: dict[str, dict[str, Side]] = {}
+        partial: dict[str, dict[str, Side]] = {}
+        for label in runs:
+            independence: Independence = "no draws"
+            if label in overlapping:
+                independence = "overlapping"
+            elif label in sets:
+                independence = "independent"
+            measured = complete.get(label, incomplete.get(label, {}))
+            found = {name: Side.of(draws, independence) for name, draws in measured.items()}
+            if label in complete:
+                sides[label] = found
+            else:
+                partial[label] = found
         return GroupResults(
             names=names,
-            sides={
-                k: {name: Side.of(draws, independence[k]) for name, draws in each.items()}
-                for k, each in complete.items()
-            },
-            partial={
-                k: {
-                    name: Side.of(draws, independence[k])
-                    for name, draws in incomplete.get(k, {}).items()
-                }
-                for k in labels
-                if k not in complete
-            },
-            runs={k: tuple(runs.get(k, ())) for k in labels},
+            sides=sides,
+            partial=partial,
+            runs={label: tuple(each) for label, each in runs.items()},
             sets=sets,
             overlapping=overlapping,
         )
+
+
+def _names(cells: Sequence[Cell], results: Results) -> dict[str, str]:
+    """Return what each evaluator measured, by its text; two that measured the same thing
+    differently are named by their texts too.
+    """
+    names: dict[str, str] = {}
+    for cell in cells:
+        for text, measure_id in cell.measures.items():
+            items = results.items.get(cell.run, {}).get(measure_id)
+            if items is not None:
+                names.setdefault(text, items.score.measured)
+    measured = list(names.values())
+    for text, name in names.items():
+        if measured.count(name) > 1:
+            names[text] = f"{name} [{text}]"
+    return names
 
 
 def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) -> Iterator[str]:
     """Yield what the cells lack of the evaluators `texts` (all that any of them names, without),
     a sentence each, with the reason.
     """
-    by_cell = {tuple(f["cell"]): f for f in results.failures.values() if "cell" in f}
+    by_cell: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for failure in results.failures.values():
+        if "cell" in failure:
+            by_cell[tuple(failure["cell"])] = failure
     texts = texts or tuple(dict.fromkeys(text for cell in cells for text in cell.measures))
     for cell in cells:
+        labels = tuple(getattr(cell, name) for name in LABELS)
         for text in texts:
             measure_id = cell.measures.get(text, "")
-            if measure_id not in results.items.get(cell.run, {}):
-                labels = (
-                    cell.model,
-                    cell.data,
-                    cell.method,
-                    cell.target,
-                    cell.seed,
-                    cell.propagate,
-                )
-                failures = (
-                    results.failures.get(measure_id),
-                    results.failures.get(cell.run),
-                    by_cell.get(labels),
-                    by_cell.get(labels[:5]),
-                )
-                reason = next(
-                    (failure for failure in failures if failure), {"error": "not computed yet"}
-                )
-                yield f"{label_of(cell)} (draw {cell.seed}) on {text}: {reason.get('error')}"
+            if measure_id in results.items.get(cell.run, {}):
+                continue
+            failure = (
+                results.failures.get(measure_id)
+                or results.failures.get(cell.run)
+                or by_cell.get(labels)
+                # Older stores have failures without the propagation.
+                or by_cell.get(labels[:-1])
+                or {"error": "not computed yet"}
+            )
+            yield f"{label_of(cell)} (draw {cell.seed}) on {text}: {failure.get('error')}"

@@ -1,24 +1,35 @@
-"""Calibration sets as a store knows them: their draws, their texts and the words that set them
-apart; and how similar they are to one another.
+"""Calibration sets as a store knows them: their draws, texts and words; what they do to a model's
+matrices, block by block; and how similar they are to one another.
+
+What they do to matrices comes from what records hold of every one: 256 bits of its mask, the sizes
+of 32 of its input features, the error of its outputs. Features and bits are chosen by the matrix's
+name, so those of two runs of one model are of the same weights. What the masks of two sets share
+says little by itself: two draws of one set don't share everything either, and that is what to
+compare it with (`overlaps`).
 """
 
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
 from calibrant.errors import DataError
-from calibrant.lab.stats.masks import Layers
-from calibrant.lab.stats.results import Results
-from calibrant.results import PROFILE, Run, Store
+from calibrant.lab.stats.results import Results, grouped
+from calibrant.results import PROFILE, Cell, Record, Run, Store
 from calibrant.results.records import read_profile
 from calibrant.spec.families import Family
 
 TERMS: Final = 12
 """Key terms of a set at most."""
+
+NUMBERS: Final = ("numbers", "word_length", "distinct", "even")
+"""What a profile has as one number each."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class SetSummary:
     @property
     def tokens(self) -> int | None:
         """Real tokens of a draw, on average; None where no record says it."""
-        known = [int(d.facts["tokens"]) for d in self.draws if "tokens" in d.facts]
+        known = [int(draw.facts["tokens"]) for draw in self.draws if "tokens" in draw.facts]
         return round(sum(known) / len(known)) if known else None
 
 
@@ -63,27 +74,29 @@ def summaries(store: Store, results: Results) -> list[SetSummary]:
     for cell in results.cells:
         record = results.records.get(cell.run)
         if cell.data and record is not None:
-            by_seed.setdefault(cell.data, {}).setdefault(
-                cell.seed, Draw(record.run, record.data_facts)
-            )
-    draws = {name: tuple(of[seed] for seed in sorted(of)) for name, of in by_seed.items()}
-    profiles = {
-        name: [p for draw in of if (p := _profile(store, results, draw)) is not None]
-        for name, of in draws.items()
-    }
-    together = {name: _together(of) for name, of in profiles.items() if of}
+            draw = Draw(record.run, record.data_facts)
+            by_seed.setdefault(cell.data, {}).setdefault(cell.seed, draw)
+    draws: dict[str, tuple[Draw, ...]] = {}
+    profiles: dict[str, list[Mapping[str, Any]]] = {}
+    for name, seeds in by_seed.items():
+        draws[name] = tuple(seeds[seed] for seed in sorted(seeds))
+        found = [_profile(store, results, draw) for draw in draws[name]]
+        profiles[name] = [profile for profile in found if profile is not None]
+    together = {name: _together(known) for name, known in profiles.items() if known}
     terms = key_terms(together)
-    return [
-        SetSummary(
+    every: list[SetSummary] = []
+    for name in draws:
+        known = profiles[name]
+        summary = SetSummary(
             name=name,
             family=results.label(name).family,
-            draws=of,
+            draws=draws[name],
             profile=together.get(name),
             terms=terms.get(name, ()),
-            examples=tuple(profiles[name][0]["examples"]) if profiles[name] else (),
+            examples=tuple(known[0]["examples"]) if known else (),
         )
-        for name, of in draws.items()
-    ]
+        every.append(summary)
+    return every
 
 
 def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
@@ -93,18 +106,11 @@ def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
     known = [summary.profile for summary in summaries if summary.profile is not None]
     if not known:
         return {}
-    kinds = dict.fromkeys(kind for profile in known for kind in profile["characters"])
-    numbers = {
-        key: float(np.median([profile[key] for profile in known]))
-        for key in ("numbers", "word_length", "distinct", "even")
-    }
-    return {
-        **numbers,
-        **{
-            kind: float(np.median([profile["characters"].get(kind, 0.0) for profile in known]))
-            for kind in kinds
-        },
-    }
+    found = {key: float(np.median([profile[key] for profile in known])) for key in NUMBERS}
+    for kind in dict.fromkeys(kind for profile in known for kind in profile["characters"]):
+        shares = [profile["characters"].get(kind, 0.0) for profile in known]
+        found[kind] = float(np.median(shares))
+    return found
 
 
 def weights_of_words(
@@ -137,25 +143,27 @@ def key_terms(
     words, weights = weights_of_words(profiles)
     terms: dict[str, tuple[tuple[str, float], ...]] = {}
     for row, name in enumerate(profiles):
-        others = np.delete(weights, row, axis=0)
         # How far a word's weight is above its mean elsewhere: what all sets say tells none of them
         # from the others.
-        ahead = weights[row] - (others.mean(0) if len(others) else 0.0)
-        order = sorted(range(len(words)), key=lambda i: (-ahead[i], words[i]))[:most]
-        terms[name] = tuple((words[i], float(ahead[i])) for i in order if ahead[i] > 0)
+        ahead = weights[row]
+        if len(profiles) > 1:
+            ahead = ahead - np.delete(weights, row, axis=0).mean(0)
+        pairs = zip(words, ahead.tolist(), strict=True)
+        ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+        terms[name] = tuple((word, by) for word, by in ordered[:most] if by > 0)
     return terms
 
 
 def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | None:
-    """The profile of any run of the same tokens that has one: merged stores may hold both kinds."""
-    same = (
-        run
-        for run, r in results.records.items()
-        if r.run.tokens == draw.run.tokens and r.run.model == draw.run.model
-    )
-    content = next(
-        (content for run in same if (content := store.file(run, PROFILE)) is not None), None
-    )
+    """Return the profile of any run of the same tokens that has one: merged stores may hold runs
+    with and without.
+    """
+    content: bytes | None = None
+    for run, record in results.records.items():
+        if record.run.tokens == draw.run.tokens and record.run.model == draw.run.model:
+            content = store.file(run, PROFILE)
+            if content is not None:
+                break
     if content is None:
         return None
     try:
@@ -163,37 +171,355 @@ def _profile(store: Store, results: Results, draw: Draw) -> Mapping[str, Any] | 
     except ValueError as error:
         name = draw.run.data
         raise DataError(
-            f"the profile of the calibration set {name!r} can't be read ({error}); restore it from a copy",
+            f"the profile of the calibration set {name!r} can't be read ({error}); "
+            "restore it from a copy",
             subject=name,
         ) from error
 
 
 def _together(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several draws as one: counts are added, numbers and shares averaged with the windows for
-    weights.
+    """Return several draws as one: counts are added, numbers and shares averaged with the windows
+    for weights.
     """
+    windows = [profile["windows"] for profile in profiles]
     words: Counter[str] = Counter()
+    unquoted: dict[str, Any] = {}
     for profile in profiles:
         words.update(profile["words"])
-    windows = [profile["windows"] for profile in profiles]
-    averaged: dict[str, Any] = {
-        key: float(np.average([p[key] for p in profiles], weights=windows))
-        for key in ("numbers", "word_length", "distinct", "even")
-    }
+        unquoted |= profile["unquoted"]
+    merged: dict[str, Any] = {"words": dict(words)}
+    for key in NUMBERS:
+        merged[key] = float(np.average([profile[key] for profile in profiles], weights=windows))
     for key in ("characters", "scripts"):
-        names = {name for profile in profiles for name in profile[key]}
-        shares = {
-            name: float(np.average([p[key].get(name, 0.0) for p in profiles], weights=windows))
-            for name in names
+        shares: dict[str, float] = {}
+        for kind in {kind for profile in profiles for kind in profile[key]}:
+            each = [profile[key].get(kind, 0.0) for profile in profiles]
+            shares[kind] = float(np.average(each, weights=windows))
+        merged[key] = dict(sorted(shares.items(), key=lambda share: (-share[1], share[0])))
+    for key in ("windows", "counted"):
+        merged[key] = sum(profile[key] for profile in profiles)
+    merged["unquoted"] = unquoted
+    return merged
+
+
+@dataclass(frozen=True)
+class Layers:
+    """One group of runs, block by block. Several draws of a set are averaged; of two sets, draws of
+    the same number are compared.
+
+    `masks` is the share of the sampled mask bits that agree, 1 for the same masks. `statistics` is
+    the standard deviation, over sampled input features of the block's matrices, of the difference
+    of ln √(mean x²): 0 for the same activations, and for such as differ by one factor a matrix,
+    which no method that compares within a matrix sees. `error` is the mean relative error of the
+    outputs of the block's matrices. NaN is unknown. `families` say what kind of data each set is.
+    """
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+    sets: tuple[str, ...]
+    blocks: tuple[str, ...]
+    masks: Float[np.ndarray, "set set block"]
+    statistics: Float[np.ndarray, "set set block"]
+    error: Float[np.ndarray, "set block"]
+    families: Mapping[str, Family] = field(default_factory=dict[str, Family])
+
+    @cached_property
+    def error_range(self) -> Float[np.ndarray, "3 block"]:
+        """The smallest, the middle and the largest error of the sets in each block; NaN where
+        none is known.
+        """
+        found = np.full((3, len(self.blocks)), np.nan)
+        for column, errors in enumerate(self.error.T):
+            known = errors[np.isfinite(errors)]
+            if len(known):
+                found[:, column] = known.min(), np.median(known), known.max()
+        return found
+
+    def among(self, sets: Sequence[str]) -> "Layers":
+        """Return the same of some sets only, in this order."""
+        places = [self.sets.index(name) for name in sets]
+        grid = np.ix_(places, places)
+        return replace(
+            self,
+            sets=tuple(sets),
+            masks=self.masks[grid],
+            statistics=self.statistics[grid],
+            error=self.error[places],
+        )
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """What a record holds of its matrices: by block and name signs of mask bits and sizes of
+    input features about their matrix's mean; errors.
+    """
+
+    signs: Mapping[str, Mapping[str, Float[np.ndarray, " bit"]]]
+    sizes: Mapping[str, Mapping[str, Float[np.ndarray, " feature"]]]
+    errors: Mapping[str, float]
+    blocks: tuple[str, ...]
+
+    @staticmethod
+    def of(weights: Sequence[Mapping[str, Any]]) -> "_Matrices":
+        by_block: dict[str, list[Mapping[str, Any]]] = {}
+        for weight in weights:
+            by_block.setdefault(block_of(str(weight["name"])), []).append(weight)
+        signs: dict[str, dict[str, np.ndarray]] = {}
+        sizes: dict[str, dict[str, np.ndarray]] = {}
+        errors: dict[str, float] = {}
+        for block, matrices in by_block.items():
+            if all("bits" in matrix for matrix in matrices):
+                signs[block] = {m["name"]: mask_bits([m]) * 2 - 1 for m in matrices}
+            if all("inputs" in matrix for matrix in matrices):
+                sizes[block] = {m["name"]: _about_mean(m["inputs"]) for m in matrices}
+            known = [matrix["error"] for matrix in matrices if "error" in matrix]
+            if known:
+                errors[block] = float(np.mean(known))
+        return _Matrices(signs, sizes, errors, tuple(by_block))
+
+
+def _about_mean(inputs: str) -> Float[np.ndarray, " feature"]:
+    """Return the stored sizes of a matrix's input features, in double precision, less their
+    mean.
+    """
+    features = np.frombuffer(bytes.fromhex(inputs), "<f2").astype(np.float64)
+    return features - features.mean()
+
+
+_BLOCK: Final = re.compile(r"(.*?\.\d+)(?:\.|$)")
+
+
+def block_of(matrix: str) -> str:
+    """Return the block of a matrix's name; the name itself where no part of it is a number.
+
+    >>> block_of("model.layers.3.mlp.up_proj")
+    'model.layers.3'
+    """
+    match = _BLOCK.match(matrix)
+    return match[1] if match else matrix
+
+
+def layers(store: Store, results: Results) -> Iterator[Layers]:
+    """Yield every group of the grid, in the order of its rankings, that has a record with
+    matrices. `DataError` for a record that can't be read.
+    """
+    for setting, cells in grouped(results.cells).items():
+        runs: dict[str, dict[int, _Matrices]] = {}
+        for cell, record in _records(store, results, cells):
+            if record.weights:
+                runs.setdefault(cell.data, {})[cell.seed] = _Matrices.of(record.weights)
+        if not runs:
+            continue
+        every = [draw for draws in runs.values() for draw in draws.values()]
+        blocks = tuple(dict.fromkeys(block for draw in every for block in draw.blocks))
+        masks = np.full((len(runs), len(runs), len(blocks)), np.nan)
+        statistics = np.full_like(masks, np.nan)
+        error = np.full((len(runs), len(blocks)), np.nan)
+        for column, block in enumerate(blocks):
+            masks[:, :, column] = _mean(_agreements(runs, block))
+            statistics[:, :, column] = _mean(_distances(runs, block))
+            for row, draws in enumerate(runs.values()):
+                known = [np.array(draw.errors.get(block, np.nan)) for draw in draws.values()]
+                error[row, column] = _mean(known)
+        yield Layers(
+            **setting._asdict(),
+            sets=tuple(runs),
+            blocks=blocks,
+            masks=masks,
+            statistics=statistics,
+            error=error,
+            families={data: results.label(data).family for data in runs},
+        )
+
+
+def _records(
+    store: Store, results: Results, cells: Sequence[Cell]
+) -> Iterator[tuple[Cell, Record]]:
+    """Yield the cells of calibration sets that have a record, with all that it holds of its
+    matrices.
+    """
+    for cell in cells:
+        if cell.data and cell.run in results.records:
+            record = store.record(cell.run)
+            if record is not None:
+                yield cell, record
+
+
+def _agreements(
+    runs: Mapping[str, Mapping[int, _Matrices]], block: str
+) -> list[Float[np.ndarray, "set set"]]:
+    """Return for each draw which share of the block's mask bits every two sets have in common."""
+    found: list[Float[np.ndarray, "set set"]] = []
+    for draws in _side_by_side(runs):
+        signs = _table([draw and draw.signs.get(block) for draw in draws])
+        # The mean product of signs, from -1 to 1, as a share.
+        found.append((signs @ signs.T / signs.shape[1] + 1) / 2)
+    return found
+
+
+def _distances(
+    runs: Mapping[str, Mapping[int, _Matrices]], block: str
+) -> list[Float[np.ndarray, "set set"]]:
+    """Return for each draw how far the block's input features of every two sets lie apart."""
+    found: list[Float[np.ndarray, "set set"]] = []
+    for draws in _side_by_side(runs):
+        sizes = _table([draw and draw.sizes.get(block) for draw in draws])
+        # A row at a time: the difference of large squares would leave something between a set and
+        # itself.
+        found.append(np.stack([np.sqrt(((sizes - row) ** 2).mean(1)) for row in sizes]))
+    return found
+
+
+def _side_by_side(
+    runs: Mapping[str, Mapping[int, _Matrices]],
+) -> Iterator[list[_Matrices | None]]:
+    """Yield the draws of the same number of all sets; None for a set that lacks it."""
+    seeds = {seed for draws in runs.values() for seed in draws}
+    for seed in sorted(seeds):
+        yield [draws.get(seed) for draws in runs.values()]
+
+
+def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray, "set n"]:
+    """Put one row a set together, of the matrices that all of them have: an expert that no token of
+    one set reached is compared with nothing.
+
+    A row that is missing, or of another model's size, is not a number, and neither is anything
+    where all are missing.
+    """
+    present = [matrices for matrices in sets if matrices]
+    names: list[str] = []
+    if present:
+        names = [name for name in present[0] if all(name in matrices for matrices in present)]
+    rows: list[np.ndarray | None] = []
+    for matrices in sets:
+        if matrices and names:
+            rows.append(np.concatenate([matrices[name] for name in names]))
+        else:
+            rows.append(None)
+    width = max((len(row) for row in rows if row is not None), default=1)
+    # What is not a number spreads through products and sums, so a set without a row has no figure
+    # with any other.
+    blank = np.full(width, np.nan)
+    table: list[np.ndarray] = []
+    for row in rows:
+        if row is None or len(row) != width:
+            row = blank
+        table.append(row)
+    # Stacked, and not filled in, so that rows without a hole stay in their own precision.
+    return np.stack(table)
+
+
+def _mean(tables: Sequence[Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
+    """Return the mean over those that are numbers; where none is, not a number."""
+    stacked = np.stack(tables)
+    known = np.isfinite(stacked)
+    count = known.sum(0)
+    total = np.where(known, stacked, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class MaskOverlap:
+    """One group of runs. `jaccard` is the share of the weights that both masks keep among those
+    that either keeps, of 256 sampled bits a matrix.
+
+    It is averaged over all pairs of draws of the two sets, never a draw with itself: the diagonal
+    is between draws of one set, and NaN for a set that was drawn once. `draws` says how many a set
+    has. Two masks that keep a share k each at random would have k / (2 − k).
+    """
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+    sets: tuple[str, ...]
+    draws: tuple[int, ...]
+    jaccard: Float[np.ndarray, "set set"]
+
+    @property
+    def within(self) -> Float[np.ndarray, " set"]:
+        """Between draws of each set."""
+        return self.jaccard.diagonal()
+
+    @property
+    def across(self) -> Float[np.ndarray, " set"]:
+        """Between each set and the others, on average; NaN for a set alone."""
+        others = self.jaccard.copy()
+        np.fill_diagonal(others, np.nan)
+        return _mean(list(others.T))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; None where a number isn't known."""
+        table = [
+            [None if math.isnan(share) else share for share in row] for row in self.jaccard.tolist()
+        ]
+        return {
+            "model": self.model,
+            "method": self.method,
+            "target": self.target,
+            "propagate": self.propagate,
+            "draws": dict(zip(self.sets, self.draws, strict=True)),
+            "jaccard": table,
         }
-        averaged[key] = dict(sorted(shares.items(), key=lambda share: (-share[1], share[0])))
-    summed = {key: sum(p[key] for p in profiles) for key in ("windows", "counted")}
-    return {
-        "words": dict(words),
-        **averaged,
-        **summed,
-        "unquoted": {k: v for p in profiles for k, v in p["unquoted"].items()},
-    }
+
+
+def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
+    """Yield every group of the grid whose records hold mask bits, in the order of its rankings.
+    `DataError` for a record that can't be read.
+    """
+    for setting, cells in grouped(results.cells).items():
+        masks: dict[str, dict[int, Float[np.ndarray, " bit"]]] = {}
+        for cell, record in _records(store, results, cells):
+            if record.weights and all("bits" in weight for weight in record.weights):
+                # By name: runs on other machines may list matrices in another order.
+                weights = sorted(record.weights, key=lambda weight: str(weight["name"]))
+                masks.setdefault(cell.data, {})[cell.seed] = mask_bits(weights)
+        if masks:
+            yield MaskOverlap(
+                **setting._asdict(),
+                sets=tuple(masks),
+                draws=tuple(len(draws) for draws in masks.values()),
+                jaccard=_jaccard(masks),
+            )
+
+
+def mask_bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]:
+    """Return the sampled mask bits of a record's matrices, one after another."""
+    packed = bytes.fromhex("".join(str(weight["bits"]) for weight in weights))
+    return np.unpackbits(np.frombuffer(packed, np.uint8)).astype(np.float32)
+
+
+def _jaccard(
+    masks: Mapping[str, Mapping[int, Float[np.ndarray, " bit"]]],
+) -> Float[np.ndarray, "set set"]:
+    """Return the mean overlap of the draws of every two sets. Masks of another model's size can't
+    be compared: only those of the size that most have are.
+    """
+    sizes = [len(bits) for draws in masks.values() for bits in draws.values()]
+    size = max(set(sizes), key=lambda size: (sizes.count(size), size))
+    rows: list[Float[np.ndarray, " bit"]] = []
+    places: list[list[int]] = []
+    for draws in masks.values():
+        comparable = [bits for bits in draws.values() if len(bits) == size]
+        places.append(list(range(len(rows), len(rows) + len(comparable))))
+        rows += comparable
+    table = np.stack(rows)
+    # Of bits, the product counts where both are 1; the sum of both counts less that is where either
+    # is.
+    both = (table @ table.T).astype(np.float64)
+    each = table.sum(1, dtype=np.float64)
+    either = each[:, None] + each - both
+    share = np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
+    np.fill_diagonal(share, np.nan)  # a draw with itself
+    jaccard = np.full((len(masks), len(masks)), np.nan)
+    for i, first in enumerate(places):
+        for j, second in enumerate(places):
+            known = share[np.ix_(first, second)]
+            if np.isfinite(known).any():
+                jaccard[i, j] = float(np.nanmean(known))
+    return jaccard
 
 
 MEASURES: Final = {
@@ -219,45 +545,48 @@ class Similarity:
     def nearest(self, name: str, measure: str, most: int = 5) -> list[tuple[str, float]]:
         """Return the sets that are most like `name` by one measure, the most alike first."""
         row = self.by[measure][self.sets.index(name)]
-        known = [
-            (other, float(value))
-            for other, value in zip(self.sets, row, strict=True)
-            if other != name and np.isfinite(value)
-        ]
-        return sorted(known, key=lambda pair: (-pair[1], self.sets.index(pair[0])))[:most]
+        known: list[tuple[str, float]] = []
+        for other, share in zip(self.sets, row.tolist(), strict=True):
+            if other != name and math.isfinite(share):
+                known.append((other, share))
+        # Sorting keeps the order of the sets among those that are as much alike.
+        return sorted(known, key=lambda pair: -pair[1])[:most]
 
 
 def similarity(summaries: Sequence[SetSummary], groups: Sequence[Layers]) -> Similarity:
     """Return all three tables of a study's sets."""
     sets = tuple(summary.name for summary in summaries)
     words = np.full((len(sets), len(sets)), np.nan)
-    if known := {
-        i: s.profile
-        for i, s in enumerate(summaries)
-        if s.profile is not None and s.profile["words"]
-    }:
-        _, weights = weights_of_words({str(i): profile for i, profile in known.items()})
-        words[np.ix_(list(known), list(known))] = weights @ weights.T
-    by = {
+    known: dict[str, Mapping[str, Any]] = {}
+    for summary in summaries:
+        if summary.profile is not None and summary.profile["words"]:
+            known[summary.name] = summary.profile
+    if known:
+        _, weights = weights_of_words(known)
+        places = [sets.index(name) for name in known]
+        words[np.ix_(places, places)] = weights @ weights.T
+    statistics = [np.exp(-np.sqrt((group.statistics**2).mean(-1))) for group in groups]
+    masks = [group.masks.mean(-1) for group in groups]
+    tables = {
         "words": words,
-        "statistics": _over_groups(
-            sets, groups, [np.exp(-np.sqrt((of.statistics**2).mean(-1))) for of in groups]
-        ),
-        "masks": _over_groups(sets, groups, [of.masks.mean(-1) for of in groups]),
+        "statistics": _over_groups(sets, groups, statistics),
+        "masks": _over_groups(sets, groups, masks),
     }
-    for table in by.values():
+    for table in tables.values():
         np.fill_diagonal(table, 1.0)
-    return Similarity(sets, by)
+    return Similarity(sets, tables)
 
 
 def _over_groups(
     sets: Sequence[str], groups: Sequence[Layers], tables: Sequence[Float[np.ndarray, "n n"]]
 ) -> Float[np.ndarray, "set set"]:
-    """The mean of the groups' tables, over those that have a number."""
-    total, count = np.zeros((len(sets), len(sets))), np.zeros((len(sets), len(sets)))
-    for of, table in zip(groups, tables, strict=True):
-        at = np.ix_([sets.index(name) for name in of.sets], [sets.index(name) for name in of.sets])
-        known = np.isfinite(table)
-        total[at] += np.where(known, table, 0.0)
-        count[at] += known
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    """Return the mean of the groups' tables, over those that have a number."""
+    if not groups:
+        return np.full((len(sets), len(sets)), np.nan)
+    every: list[Float[np.ndarray, "set set"]] = []
+    for group, table in zip(groups, tables, strict=True):
+        places = [sets.index(name) for name in group.sets]
+        whole = np.full((len(sets), len(sets)), np.nan)
+        whole[np.ix_(places, places)] = table
+        every.append(whole)
+    return _mean(every)

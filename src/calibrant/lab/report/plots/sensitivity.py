@@ -42,7 +42,7 @@ def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | 
     caption = [
         f"Each mark: how much worse the worst calibration set is than the best one, in {unit}, on average over what was measured; controls left out",
         f"Lines: {level} intervals, jointly over all pairs of sets and all that was measured",
-        f"Shaded: how far sets may lie apart by chance that are alike, at most ({level}, jointly). Hollow: no two sets differ significantly",
+        f"Shaded: what chance makes of sets that are alike, at most ({level}). Hollow: no more than that",
         *(
             [
                 "At the right the same as a share of how much worse than the dense model the models are"
@@ -78,15 +78,15 @@ def _panel(title: str, ordered: Sequence[Sensitivity], unit: str = "") -> Panel:
     for row, s in enumerate(ordered):
         by = 1.0 if unit else 100 / (s.increase or 1.0)
         low, high = s.worth_interval
-        marks[row] = Mark(by * s.worth, (by * low, by * high), "worth", hollow=low <= 0)
-        shaded[row] = by * s.floor
+        marks[row] = Mark(by * s.worth, (by * low, by * high), "worth", hollow=not s.beyond_chance)
+        shaded[row] = by * s.by_chance
     low, high = span_of(list(marks.values()))
     return Panel(title, marks, (min(0.0, low), high), unit or "%", shaded)
 
 
 def _description(title: str, unit: str, ordered: Sequence[Sensitivity]) -> str:
     each = [
-        f"{s.method} {s.target} {plainly(s.worth)}{spread(s.worth_interval)}, chance {plainly(s.floor)}"
+        f"{s.method} {s.target} {plainly(s.worth)}{spread(s.worth_interval)}, chance {plainly(s.by_chance)}"
         f"{'' if s.share is None else f', {share(s.share)} of the increase'}"
         for s in ordered
     ]

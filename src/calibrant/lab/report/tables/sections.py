@@ -236,6 +236,7 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         "worst less best",
         interval,
         "by chance at most",
+        "cross-fitted",
         "of the increase",
         "between sets / draws",
         f"its {interval}",
@@ -255,7 +256,8 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         texts = (
             f"{s.worth:.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{s.floor:.3f}",
+            f"{s.by_chance:.3f}",
+            f"{s.cross_fitted:.3f}",
             share,
             ratio,
             around,
@@ -272,7 +274,8 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     legend = (
         f"worst less best set{f' in {units[0]}' if len(units) == 1 else ''}, averaged over what was measured",
         "controls are left out, and sets that were drawn once or whose draws overlap",
-        f"by chance at most: how far sets may lie apart that are alike, {percent(LEVEL)}, jointly",
+        f"by chance at most: what worst less best stays below where all sets are alike, {percent(LEVEL)}",
+        "cross-fitted: each draw is measured with the sets that the other draws choose",
         "of the increase: as a share of how much worse than the dense model they are on average",
         "between sets / draws: variances",
     )

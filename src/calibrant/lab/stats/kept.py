@@ -1,0 +1,336 @@
+"""What each calibration set kept: of which words, of which languages' neurons, and which experts of
+a mixture.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from calibrant.errors import DataError
+from calibrant.lab.stats.results import Results, Setting, grouped, read
+from calibrant.results import Cell, Score, Store
+
+NAMED_BY: Final = {"words": "word", "languages": "language"}
+"""Under which fact a measurement stores columns, and what the column of names is called; beside
+it stand `count` and `kept`.
+"""
+
+DROPPED: Final = "drop_experts"
+
+Experts = Mapping[int, frozenset[int]]
+"""The numbers of the experts that are left, by block."""
+
+
+@dataclass(frozen=True)
+class KeptWords:
+    """For one model, method, target and propagation: groups of words, and what each set kept of
+    them.
+
+    `kept` is by set in the order of the study, and by word in the order of `words`; NaN where a set
+    lacks it. `counts` say how often each group stands in the text that `measured` names, and
+    `draws` over how many draws each set's figures are means. Where languages take the place of
+    words, `counts` are how many neurons of the untouched model are specific to each.
+    """
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+    measured: str
+    words: tuple[str, ...]
+    counts: tuple[int, ...]
+    sets: tuple[str, ...]
+    kept: tuple[tuple[float, ...], ...]
+    draws: tuple[int, ...]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """What the sets keep of each word, on average over those that have it."""
+        return tuple(_mean(column) for column in zip(*self.kept, strict=True))
+
+    @property
+    def best(self) -> tuple[str, ...]:
+        """The set that kept most of each word; of equals the first, nothing where no set has it.
+        Descriptive: no difference is tested here.
+        """
+        found: list[str] = []
+        for column in zip(*self.kept, strict=True):
+            best = ""
+            most = -math.inf
+            for name, share in zip(self.sets, column, strict=True):
+                # Never so for a share that isn't a number.
+                if share > most:
+                    best = name
+                    most = share
+            found.append(best)
+        return tuple(found)
+
+    def worst_first(self) -> "KeptWords":
+        """Return the same with the words of which least is kept first."""
+        means = self.means
+
+        def place(index: int) -> tuple[bool, float, str]:
+            return math.isnan(means[index]), means[index], self.words[index]
+
+        order = sorted(range(len(self.words)), key=place)
+        return replace(
+            self,
+            words=tuple(self.words[i] for i in order),
+            counts=tuple(self.counts[i] for i in order),
+            kept=tuple(tuple(row[i] for i in order) for row in self.kept),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; None for what isn't known."""
+        words: list[dict[str, Any]] = []
+        columns = zip(*self.kept, strict=True)
+        for word, count, best, column in zip(
+            self.words, self.counts, self.best, columns, strict=True
+        ):
+            kept: dict[str, float | None] = {}
+            for name, share in zip(self.sets, column, strict=True):
+                kept[name] = None if math.isnan(share) else share
+            words.append({"word": word, "count": count, "best": best, "kept": kept})
+        return {
+            "model": self.model,
+            "method": self.method,
+            "target": self.target,
+            "propagate": self.propagate,
+            "measured": self.measured,
+            "draws": dict(zip(self.sets, self.draws, strict=True)),
+            "words": words,
+        }
+
+
+def kept_words(study: str | Path | Store) -> tuple[KeptWords, ...]:
+    """Return a table for each setting and each evaluator that measured words in a study's folder,
+    the words of which least is kept first.
+
+    Raises `OutputError` for a folder that holds no results, `DataError` where no words were
+    measured.
+    """
+    store = study if isinstance(study, Store) else Store(study, create=False)
+    found = kept_words_in(read(store, items=False))
+    if not found:
+        raise DataError(
+            f"{str(store.folder)!r} holds no measurement of words with a calibration set; "
+            "add words(source=…) to what the study evaluates, and run it again",
+            subject=str(store.folder),
+        )
+    return found
+
+
+def kept_words_in(results: Results) -> tuple[KeptWords, ...]:
+    """Return the same of results that were read; nothing where no words were measured."""
+    return tuple(_tables(results, "words"))
+
+
+def kept_languages_in(results: Results) -> tuple[KeptWords, ...]:
+    """Return what each set kept of the neurons that are specific to each language; nothing where
+    no study measured `lape`.
+    """
+    return tuple(_tables(results, "languages"))
+
+
+def _tables(results: Results, kind: str) -> Iterator[KeptWords]:
+    for setting, cells in grouped(results.cells).items():
+        texts = dict.fromkeys(text for cell in cells for text in cell.measures)
+        for text in texts:
+            scores = _scores(results, cells, text, kind)
+            if scores:
+                yield _table(setting, scores, kind).worst_first()
+
+
+def _scores(
+    results: Results, cells: Sequence[Cell], text: str, kind: str
+) -> list[tuple[str, Score]]:
+    """Return the sets' names and scores that hold columns of words, one for each draw."""
+    # A run that answers several cells of a set is one draw of it.
+    draws = {(cell.data, cell.run): cell for cell in cells if cell.data}
+    scores: list[tuple[str, Score]] = []
+    for (data, run), cell in draws.items():
+        measurement = results.scores.get(run, {}).get(cell.measures.get(text, ""))
+        if measurement and _readable(measurement.score.facts.get(kind), NAMED_BY[kind]):
+            scores.append((data, measurement.score))
+    return scores
+
+
+def _readable(columns: Any, name_column: str) -> bool:
+    """Say whether these are columns of words, as long as one another: a store may come from
+    anywhere.
+    """
+    if not isinstance(columns, Mapping):
+        return False
+    words = columns.get(name_column)
+    counts = columns.get("count")
+    kept = columns.get("kept")
+    if not isinstance(words, list) or not isinstance(counts, list) or not isinstance(kept, list):
+        return False
+    if not len(words) == len(counts) == len(kept):
+        return False
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(count, int) for count in counts)
+        and all(isinstance(share, int | float) and math.isfinite(share) for share in kept)
+    )
+
+
+def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> KeptWords:
+    draws: dict[str, list[dict[str, float]]] = {}
+    counts: dict[str, int] = {}
+    for data, score in scores:
+        columns = score.facts[kind]
+        words = columns[NAMED_BY[kind]]
+        draws.setdefault(data, []).append(dict(zip(words, columns["kept"], strict=True)))
+        counts |= dict(zip(words, columns["count"], strict=True))
+    kept: list[tuple[float, ...]] = []
+    for of_set in draws.values():
+        row = [_mean([draw.get(word, math.nan) for draw in of_set]) for word in counts]
+        kept.append(tuple(row))
+    return KeptWords(
+        *setting,
+        scores[0][1].measured,
+        tuple(counts),
+        tuple(counts.values()),
+        tuple(draws),
+        tuple(kept),
+        tuple(len(of_set) for of_set in draws.values()),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True)
+class KeptExperts:
+    """One group of runs. `kept` is the share of a set's draws that keep an expert, numbered as in
+    the dense model.
+
+    `jaccard` is the share of the experts of a layer that both keep among those that either keeps,
+    the mean over layers and over all pairs of draws of the two sets, never a draw with itself: the
+    diagonal is between draws of one set, and NaN for a set that was drawn once. `chance` is what
+    two sets of as many experts have that are drawn at random.
+    """
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+    sets: tuple[str, ...]
+    draws: tuple[int, ...]
+    blocks: tuple[int, ...]
+    kept: Float[np.ndarray, "set block expert"]
+    jaccard: Float[np.ndarray, "set set"]
+    chance: float
+
+
+def kept_experts(results: Results) -> Iterator[KeptExperts]:
+    """Yield every group of the grid whose runs dropped experts, in the order of its rankings.
+
+    Where runs of a group have layers of other blocks or numbers of experts, those of the first are
+    compared.
+    """
+    for setting, cells in grouped(results.cells).items():
+        runs: dict[str, list[Experts]] = {}
+        shape: dict[int, int] = {}
+        # A run that answers several cells of a set is one draw of it.
+        for cell in {(cell.data, cell.run): cell for cell in cells if cell.data}.values():
+            record = results.records.get(cell.run)
+            if record is None:
+                continue
+            counts, left = survivors(record.edits)
+            shape = shape or counts
+            if counts and counts == shape:
+                runs.setdefault(cell.data, []).append(left)
+        if runs:
+            yield _kept(setting, runs, shape)
+
+
+def _kept(
+    setting: Setting, runs: Mapping[str, Sequence[Experts]], shape: Mapping[int, int]
+) -> KeptExperts:
+    """Return what the runs of each set kept, where `shape` is how many experts each block had."""
+    sets = tuple(runs)
+    blocks = tuple(sorted(shape))
+    kept = np.zeros((len(sets), len(blocks), max(shape.values())))
+    jaccard = np.zeros((len(sets), len(sets)))
+    chances: list[float] = []
+    for row, draws in enumerate(runs.values()):
+        for left in draws:
+            for column, block in enumerate(blocks):
+                kept[row, column, list(left[block])] += 1
+                chances.append(overlap_by_chance(shape[block], len(left[block])))
+        kept[row] /= len(draws)
+        for column, name in enumerate(sets):
+            jaccard[row, column] = _mean_overlap(draws, runs[name], same=row == column)
+    return KeptExperts(
+        **setting._asdict(),
+        sets=sets,
+        draws=tuple(len(draws) for draws in runs.values()),
+        blocks=blocks,
+        kept=kept,
+        jaccard=jaccard,
+        chance=float(np.mean(chances)),
+    )
+
+
+def survivors(
+    edits: Sequence[Mapping[str, Any]],
+) -> tuple[dict[int, int], dict[int, frozenset[int]]]:
+    """Return by block how many experts there were and which are left, by their first numbers. A
+    later edit counts those that the earlier ones left.
+
+    >>> first = {"edit": "drop_experts", "experts": {"0": [1]}, "of": 4}
+    >>> survivors([first, {"edit": "drop_experts", "experts": {"0": [1]}, "of": 3}])
+    ({0: 4}, {0: frozenset({0, 3})})
+    """
+    counts: dict[int, int] = {}
+    left: dict[int, list[int]] = {}
+    for edit in edits:
+        if edit.get("edit") != DROPPED:
+            continue
+        for block, gone in edit["experts"].items():
+            number = int(block)
+            counts.setdefault(number, edit["of"])
+            before = left.get(number, list(range(edit["of"])))
+            left[number] = [expert for place, expert in enumerate(before) if place not in gone]
+    return counts, {block: frozenset(experts) for block, experts in left.items()}
+
+
+def overlap(first: Experts, second: Experts) -> float:
+    """Return |A ∩ B| / |A ∪ B| of the experts that two runs keep, the mean over blocks."""
+    shares: list[float] = []
+    for block in first:
+        both = first[block] & second[block]
+        either = first[block] | second[block]
+        shares.append(len(both) / len(either))
+    return float(np.mean(shares))
+
+
+def overlap_by_chance(experts: int, kept: int) -> float:
+    """Return the mean of |A ∩ B| / |A ∪ B| over sets of `kept` of so many `experts`, each as likely
+    as any other (hypergeometric).
+
+    >>> f"{overlap_by_chance(16, 8):.3f}"
+    '0.343'
+    """
+    from scipy.stats import hypergeom
+
+    shared = np.arange(max(0, 2 * kept - experts), kept + 1)
+    likely = hypergeom.pmf(shared, experts, kept, kept)
+    return float((likely * shared / (2 * kept - shared)).sum())
+
+
+def _mean_overlap(left: Sequence[Experts], right: Sequence[Experts], same: bool) -> float:
+    """Return the mean overlap over pairs of draws; of a set with itself no draw with itself."""
+    pairs = combinations(left, 2) if same else product(left, right)
+    found = [overlap(first, second) for first, second in pairs]
+    return float(np.mean(found)) if found else math.nan
