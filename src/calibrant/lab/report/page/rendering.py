@@ -34,9 +34,10 @@ from calibrant.lab.report.plots import (
     worth,
 )
 from calibrant.lab.report.plots.theme import DARK, FAMILIES, LIGHT
-from calibrant.lab.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
-from calibrant.lab.report.tables.table import HOLE, heading
+from calibrant.lab.report.sentences import caveats, finding, remarks, rise, short
+from calibrant.lab.report.tables.table import heading
 from calibrant.lab.stats import LEVEL, MEAN, MEASURES, describe_target, join_names, target_noun
+from calibrant.numerics import HOLE, percent
 from calibrant.spec.families import WORDS
 from calibrant.spec.foreign import visible, visible_data
 
@@ -95,7 +96,6 @@ def _environment() -> Environment:
                 finding,
                 remarks,
                 caveats,
-                doubts,
             )
         },
         **{

@@ -9,8 +9,8 @@ from typing import Any, Final
 from calibrant.lab.report.facts import StudyFacts
 from calibrant.lab.report.page.contents import Contents
 from calibrant.lab.report.sentences import short
-from calibrant.lab.report.tables.table import HOLE
 from calibrant.lab.stats import bits_of, describe_target, is_rounded, target_noun
+from calibrant.numerics import HOLE
 from calibrant.results import Cell, Record
 from calibrant.spec import written_form
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.sentences import percent, rise
+from calibrant.lab.report.sentences import rise
 from calibrant.lab.stats import MEASURES, SetSummary, describe_target, join_names
+from calibrant.numerics import percent
 from calibrant.spec.families import WORDS
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from calibrant.lab.report.plots.words import (
     signed,
     spread,
 )
-from calibrant.lab.report.sentences import percent, short
+from calibrant.lab.report.sentences import short
 from calibrant.lab.stats import (
     MEAN,
     Estimate,
@@ -37,6 +37,7 @@ from calibrant.lab.stats import (
     RankingEntry,
     describe_target,
 )
+from calibrant.numerics import percent
 from calibrant.spec.grammar import SetLabel
 
 ALIKE: Final = 4.0

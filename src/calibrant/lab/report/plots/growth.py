@@ -13,8 +13,8 @@ from calibrant.lab.report.plots.picture import Plot, plotted
 from calibrant.lab.report.plots.placing import LINE, Axis, axis_of, reached
 from calibrant.lab.report.plots.theme import DASHES
 from calibrant.lab.report.plots.words import counted, ends, known, sentence, share, signed, spread
-from calibrant.lab.report.sentences import describe_target, percent
-from calibrant.lab.stats import Layers, Ranking, sparsity_of
+from calibrant.lab.stats import Layers, Ranking, describe_target, sparsity_of
+from calibrant.numerics import percent
 from calibrant.spec.foreign import visible_name
 
 CROWDED: Final = 24

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from calibrant.lab.report.plots.picture import Plot, layer, layered, plotted, text
 from calibrant.lab.report.plots.theme import LETTER, STEPS
 from calibrant.lab.report.plots.words import cut, folded, known, sentence, share
-from calibrant.lab.report.sentences import describe_target, meaning_of_kept, short
-from calibrant.lab.stats import MEAN, Ranking, RankingEntry
+from calibrant.lab.report.sentences import meaning_of_kept, short
+from calibrant.lab.stats import MEAN, Ranking, RankingEntry, describe_target
 
 if TYPE_CHECKING:
     import altair as alt

@@ -13,8 +13,16 @@ from calibrant.lab.report.plots.picture import Layer, Plot, layer, layered, plot
 from calibrant.lab.report.plots.placing import Axis, around, axis_of, reached
 from calibrant.lab.report.plots.theme import FAMILIES
 from calibrant.lab.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
-from calibrant.lab.report.sentences import describe_target, join_names, percent, short
-from calibrant.lab.stats import Estimate, Ranking, RankingEntry, significantly_different
+from calibrant.lab.report.sentences import short
+from calibrant.lab.stats import (
+    Estimate,
+    Ranking,
+    RankingEntry,
+    describe_target,
+    join_names,
+    significantly_different,
+)
+from calibrant.numerics import percent
 
 if TYPE_CHECKING:
     import altair as alt

@@ -125,7 +125,10 @@ def faceted(
     """
     import altair as alt
 
-    header = alt.Header(title=None, labelExpr="''", labelFontSize=1, labelPadding=0)
+    # An empty label, since without any Vega-Lite leaves no room between the rows of panels.
+    header = alt.Header(
+        title=None, labelExpr="''", labelColor="var(--ink)", labelFontSize=1, labelPadding=0
+    )
     facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
     gaps = alt.RowColnumber(row=row, column=column)
     scale = alt.ScaleResolveMap(x="independent") if own else alt.Undefined

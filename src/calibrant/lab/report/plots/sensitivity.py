@@ -9,8 +9,8 @@ from calibrant.lab.report.plots.panels import NARROW, WIDTH, Mark, Panel, PanelR
 from calibrant.lab.report.plots.picture import Plot, plotted
 from calibrant.lab.report.plots.theme import Style
 from calibrant.lab.report.plots.words import plainly, sentence, share, spread
-from calibrant.lab.report.sentences import percent
 from calibrant.lab.stats import Sensitivity
+from calibrant.numerics import percent
 
 LOOK: Final[Mapping[str, Style]] = {
     "worth": Style("worst less best set", "var(--accent)", "circle")

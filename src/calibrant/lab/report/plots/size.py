@@ -12,8 +12,8 @@ from calibrant.lab.report.plots.curves import Curve, CurvePanels, Spot
 from calibrant.lab.report.plots.picture import Plot, plotted
 from calibrant.lab.report.plots.placing import axis_of, reached
 from calibrant.lab.report.plots.words import ends, sentence, signed, spread
-from calibrant.lab.report.sentences import percent
 from calibrant.lab.stats import Ranking, RankingEntry
+from calibrant.numerics import percent
 
 NAMED: Final = 16
 """Runs that all have their names; of more only those on the front."""

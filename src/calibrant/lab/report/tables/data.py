@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.lab.report.facts import StudyFacts
-from calibrant.lab.report.sentences import caveats, doubts, finding, remarks
+from calibrant.lab.report.sentences import caveats, finding, remarks
+from calibrant.lab.report.summary import doubts
 from calibrant.lab.report.tables.sections import contrast_sentence, trust_sentences
 from calibrant.lab.stats import Comparison, Contrast, Ranking, RankingEntry, Sensitivity
 from calibrant.spec.foreign import visible
@@ -75,7 +76,7 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
         "baselines": [_entry(ranking, e) for e in ranking.baselines],
         "dense": _entry(ranking, ranking.dense) if ranking.dense else None,
         "finding": finding(ranking),
-        "doubts": doubts(ranking),
+        "doubts": [doubt.sentence for doubt in doubts([ranking]).every],
         "remarks": remarks(ranking),
         "caveats": caveats(ranking),
     }
