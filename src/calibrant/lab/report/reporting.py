@@ -131,7 +131,7 @@ class Report:
 
         if whole or len(self.rankings) < 2:
             return terminal.lines(self._sections(), width)
-        return terminal.summary(list(in_short(self.comparison)), width)
+        return terminal.summary(list(in_short(self.comparison, self.reading.study)), width)
 
     def table(self, width: int = 120) -> str:
         """Return all that a terminal of `width` columns can show, as text without colours."""
@@ -205,7 +205,7 @@ class Report:
         )
 
     def _sections(self) -> list[Section]:
-        return list(sections(self.comparison, self.way, self.notes))
+        return list(sections(self.comparison, self.way, self.notes, self.reading.study))
 
 
 @needed_for("a report")

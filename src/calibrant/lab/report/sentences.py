@@ -67,10 +67,12 @@ def finding(ranking: Ranking) -> str:
 
 def _worse(worse: Sequence[RankingEntry], some_tied: bool) -> str:
     """That sets did significantly worse than the best, and by how much."""
-    if len(worse) == 1:
-        others = "The other" if some_tied else "The other one"
+    if some_tied:
+        others = "The other" if len(worse) == 1 else "The others"
+    elif len(worse) == 1:
+        others = "The other one"
     else:
-        others = "The others" if some_tied else "Every other set"
+        others = "Every other set"
     gaps: list[str] = []
     for entry in worse:
         if entry.to_best is not None:

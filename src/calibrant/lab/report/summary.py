@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from calibrant.lab.report.sentences import NAMED, NOTHING_TO_RANK, ONLY_MEASURED, rise, short
 from calibrant.lab.report.tables.table import HOLE, Column, Figure, Table, TableRow
@@ -31,8 +31,6 @@ LONGEST: Final = 20
 BEST: Final = "*"
 TIED: Final = "~"
 """The marks of a best set, and of one that cannot be distinguished from it."""
-MOST: Final = 26
-"""Rows of the table of methods by sets that a terminal shows."""
 
 
 # Short names.
@@ -170,10 +168,12 @@ def set_names(rankings: Iterable[Ranking]) -> dict[str, str]:
 class Matrix:
     """What each set cost with each method: the mean of a ranking for each pair that there is.
 
-    `rankings` are those with sets, and of one unit.
+    `rankings` are those with sets, and of one unit. `meanings` are what sets are made of that the
+    study's file gives a name.
     """
 
     rankings: tuple[Ranking, ...]
+    meanings: Mapping[str, str]
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -221,7 +221,8 @@ class Matrix:
             f"{TIED}: cannot be distinguished from it ({percent(self.rankings[0].level)}, "
             "all pairs of a method together)",
         )
-        return (*marks, *spelled_out(self.ways, self.names))
+        named = [f"{name}: {text}" for name, text in self.meanings.items() if name in self.names]
+        return (*marks, *spelled_out(self.ways, self.names), *named)
 
     def by_method(self) -> Table:
         """Return a row for each method and a column for each set."""
@@ -231,7 +232,7 @@ class Matrix:
             cells = tuple(figures.get(name, Figure()) for name in self.order)
             rows.append(TableRow(self.ways[way_of(ranking)], cells))
         columns = tuple(Column(self.names[name]) for name in self.order)
-        return Table(self.title, "method", columns, tuple(rows), self.legend, MOST)
+        return Table(self.title, "method", columns, tuple(rows), self.legend)
 
     def by_set(self) -> Table:
         """Return a row for each set and a column for each method."""
@@ -241,7 +242,7 @@ class Matrix:
             cells = tuple(column.get(name, Figure()) for column in figures)
             rows.append(TableRow(self.names[name], cells))
         columns = tuple(Column(self.ways[way_of(ranking)]) for ranking in self.rankings)
-        return Table(self.title, "calibrated on", columns, tuple(rows), self.legend, MOST)
+        return Table(self.title, "calibrated on", columns, tuple(rows), self.legend)
 
     def table(self) -> Table:
         """Return the table with the longer side down the page, where there is room for it."""
@@ -271,7 +272,7 @@ class Matrix:
             "bold: significantly better than every other set",
             *spelled_out(self.ways, names),
         )
-        return Table(self.title, "method", tuple(columns), tuple(rows), legend, MOST)
+        return Table(self.title, "method", tuple(columns), tuple(rows), legend)
 
 
 def _figures(ranking: Ranking) -> dict[str, Figure]:
@@ -286,13 +287,17 @@ def _figures(ranking: Ranking) -> dict[str, Figure]:
     return figures
 
 
-def matrices(comparison: Comparison) -> list[Matrix]:
-    """Return a matrix for all rankings that have the same unit and were measured alike."""
+def matrices(comparison: Comparison, study: Mapping[str, Any]) -> list[Matrix]:
+    """Return a matrix for all rankings that have the same unit and were measured alike.
+
+    `study` may have `names`, which the study's file gives to sets.
+    """
+    meanings = {name: text for text, name in (study.get("names") or {}).items()}
     alike: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in comparison.rankings:
         if ranking.entries:
             alike.setdefault((ranking.unit, ranking.averaged), []).append(ranking)
-    return [Matrix(tuple(rankings)) for rankings in alike.values()]
+    return [Matrix(tuple(rankings), meanings) for rankings in alike.values()]
 
 
 # What ought to make a reader doubt.

@@ -59,7 +59,9 @@ class Contents:
     @cached_property
     def matrices(self) -> Sequence[Matrix]:
         """What each set costs with each method, where there are several rankings."""
-        return matrices(self.comparison) if len(self.comparison.rankings) > 1 else []
+        if len(self.comparison.rankings) < 2:
+            return []
+        return matrices(self.comparison, self.reading.study)
 
     @property
     def overall(self) -> str:

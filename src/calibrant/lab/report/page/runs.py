@@ -130,7 +130,7 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     verb, out = ("quantize", "quantized") if is_rounded(cell.target) else ("prune", "pruned")
     option = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
     equal = run.allocation.get("spec") == "uniform"
-    data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
+    data = ["--data", run.data or "full_stops"] if run.data or verb == "prune" else []
     words = [
         "calibrant",
         verb,

@@ -1,12 +1,12 @@
 """What a study says, in the order in which it is read: the answer, each ranking, how much the
-choice of set matters, what was tested, whether rankings agree, what is missing, how far to trust it.
-No torch here.
+choice of set matters, what was tested, whether rankings agree, and how far to trust it. No torch
+here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from calibrant.lab.report.sentences import (
     NAMED,
@@ -84,10 +84,13 @@ class Section:
 
 
 def sections(
-    comparison: Comparison, way: As = "increase", notes: Mapping[str, str] = MappingProxyType({})
+    comparison: Comparison,
+    way: As = "increase",
+    notes: Mapping[str, str] = MappingProxyType({}),
+    study: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Section]:
-    """Yield the whole report."""
-    yield from answer(comparison)
+    """Yield the whole report. `study` is what the store knows of its study."""
+    yield from answer(comparison, study)
     for ranking in comparison.rankings:
         drawn = ranked(ranking, way, notes.get(ranking.model, ""))
         sentences = (finding(ranking), *remarks(ranking), *caveats(ranking))
@@ -97,9 +100,9 @@ def sections(
     yield from conclusions(comparison)
 
 
-def in_short(comparison: Comparison) -> Iterator[Section]:
+def in_short(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section]:
     """Yield what a study of several rankings found, the weightiest first."""
-    yield from answer(comparison)
+    yield from answer(comparison, study)
     sentences: list[str] = []
     odd = _doubts(comparison).in_short
     if odd:
@@ -116,7 +119,7 @@ def in_short(comparison: Comparison) -> Iterator[Section]:
         yield Section("What else was found", sentences=tuple(sentences))
 
 
-def answer(comparison: Comparison) -> Iterator[Section]:
+def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section]:
     """Yield the answer over all rankings, what every set costs with every method, and doubts.
 
     A single ranking is its own answer.
@@ -127,7 +130,7 @@ def answer(comparison: Comparison) -> Iterator[Section]:
         yield Section(title, sentences=(sentence,))
     if len(comparison.rankings) > 1:
         yield Section("Which calibration set is best?", sentences=(overall(comparison),))
-        for matrix in matrices(comparison):
+        for matrix in matrices(comparison, study):
             yield Section(matrix.title, matrix.table(), narrow=matrix.ends())
     shown = _doubts(comparison).shown
     if shown:

@@ -33,6 +33,9 @@ LISTED: Final = 12
 SCREEN: Final = 60
 """Lines of a summary at most."""
 
+ROWS: Final = 26
+"""Rows of a table in a summary at most."""
+
 MORE: Final = (
     "--all prints every ranking with its intervals, --method NAME those of one method, "
     "--html FILE writes the page."
@@ -52,12 +55,20 @@ def summary(sections: Sequence[Section], width: int) -> Iterator[RenderableType]
     hint = Text(MORE, style="dim")
     room = SCREEN - _height([hint], width)
     for section in sections:
-        pieces = list(_section(replace(section, items=()), width))
+        pieces = list(_section(_brief(section), width))
         needed = _height(pieces, width)
         if needed <= room:
             room -= needed
             yield from pieces
     yield hint
+
+
+def _brief(section: Section) -> Section:
+    """A section with no more rows than a summary has room for, and without items."""
+    if section.table is None or section.narrow is None:
+        return replace(section, items=())
+    table = replace(section.table, most=ROWS)
+    return replace(section, table=table, narrow=replace(section.narrow, most=ROWS), items=())
 
 
 def _height(pieces: Sequence[RenderableType], width: int) -> int:
