@@ -15,18 +15,19 @@ from calibrant.lab.report.plots.panels import (
     span_of,
     stacked,
 )
-from calibrant.lab.report.plots.picture import Plot, plotted
-from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
-from calibrant.lab.report.plots.words import (
+from calibrant.lab.report.plots.picture import (
     Interval,
+    Plot,
     counted,
     cut,
     ends,
     known,
+    plotted,
     sentence,
     signed,
     spread,
 )
+from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
 from calibrant.lab.report.sentences import short
 from calibrant.lab.stats import (
     MEAN,

@@ -9,10 +9,26 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from calibrant.errors import SpecError
-from calibrant.lab.report.plots.picture import Layer, Plot, layer, layered, plotted, text
-from calibrant.lab.report.plots.placing import Axis, around, axis_of, reached
+from calibrant.lab.report.plots.picture import (
+    Axis,
+    Layer,
+    Plot,
+    around,
+    axis_of,
+    cut,
+    ends,
+    known,
+    layer,
+    layered,
+    plainly,
+    plotted,
+    reached,
+    sentence,
+    signed,
+    spread,
+    text,
+)
 from calibrant.lab.report.plots.theme import FAMILIES
-from calibrant.lab.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
 from calibrant.lab.report.sentences import short
 from calibrant.lab.stats import (
     Estimate,

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from calibrant.lab.report.plots.panels import NARROW, WIDTH, Mark, Panel, PanelRow, Panels, span_of
-from calibrant.lab.report.plots.picture import Plot, plotted
+from calibrant.lab.report.plots.picture import Plot, plainly, plotted, sentence, share, spread
 from calibrant.lab.report.plots.theme import Style
-from calibrant.lab.report.plots.words import plainly, sentence, share, spread
 from calibrant.lab.stats import Sensitivity
 from calibrant.numerics import percent
 
