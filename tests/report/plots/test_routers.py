@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from calibrant.lab.report.plots import routers
 from calibrant.lab.stats import KeptExperts
 
 from tests.report.plots.seen import drawn, said, seen, texts
