@@ -23,7 +23,8 @@ def mixed(result: Mapping[str, Any]) -> Iterator[Any]:
             "mixture": result["expr"],
             "for": noted(result["model"], result["note"]),
             "method": f"{result['method']} to {result['sparsity']}, {result['dtype']}",
-            "objective": f"{result['objective']}: {result['value']:.2%} of the outputs' energy lost",
+            "objective": f"{result['objective']}: {result['value']:.2%} of the outputs' "
+            "energy lost",
             "sources": f"{result['tokens']:,} tokens of each in windows of {result['length']:,}, "
             f"draw {result['seed']}; as many, held out, to judge with",
             "judged": f"{tried} on {search}, the best once more on {final}",

@@ -9,6 +9,7 @@ verdicts come from the statistics. No torch here.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, zip_longest
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ from calibrant.lab.report.page.rendering import embedded, render
 from calibrant.lab.report.plots.picture import cut
 from calibrant.lab.report.plots.theme import FAMILIES
 from calibrant.lab.report.sentences import short
-from calibrant.lab.stats import MEASURES, Ranking, Similarity
+from calibrant.lab.stats import MEASURES, Ranking, RankingEntry, Similarity
+from calibrant.numerics import decimals, signed
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -33,10 +35,14 @@ SMALLEST, LARGEST, EMPTY = 90, 620, 70
 LISTED: Final = 12
 """How many of the most alike pairs the table has for each measure."""
 
-MISSING: Final = "This store holds nothing about how alike its calibration sets are. The study computed again with the present version, in a new folder, keeps it."
+MISSING: Final = (
+    "This store holds nothing about how alike its calibration sets are. "
+    "The study computed again with the present version, in a new folder, keeps it."
+)
 MEANINGS: Final = {
     "words": "cosine of the TF-IDF weights of the words in their windows",
-    "statistics": "e to the minus standard deviation, over sampled input features of the matrices, of the difference of log activation sizes",
+    "statistics": "e to the minus standard deviation, over sampled input features of the "
+    "matrices, of the difference of log activation sizes",
     "masks": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
 }
 """What each measure of similarity is, exactly."""
@@ -87,45 +93,56 @@ def network_of(contents: Contents) -> Network:
     """Return the network of the first ranking's results; the sets that have none are there
     without.
     """
-    ranking = next(iter(contents.comparison.rankings), None)
-    entries = {} if ranking is None else {e.name: e for e in (*ranking.entries, *ranking.partial)}
+    rankings = contents.comparison.rankings
+    entries: dict[str, RankingEntry] = {}
+    for ranking in rankings[:1]:
+        for entry in (*ranking.entries, *ranking.partial):
+            entries[entry.name] = entry
     nodes: list[Node] = []
     for summary in contents.summaries:
+        value = None
+        result = "no result yet"
         entry = entries.get(summary.name)
-        if ranking is None or entry is None or math.isnan(entry.mean.value):
-            nodes.append(
-                Node(
-                    contents.ids[summary.name], summary.name, summary.family, None, "no result yet"
-                )
-            )
-            continue
-        low, high = entry.ranks
-        spread = "" if entry.mean.stderr is None else f" ± {entry.mean.stderr:.3f}"
-        place = f"place {low}{f'–{high}' if high != low else ''} of {len(ranking.entries)}"
-        result = f"{entry.mean.value:+.3f}{spread} {ranking.unit}, {place}"
-        nodes.append(
-            Node(contents.ids[summary.name], summary.name, summary.family, entry.mean.value, result)
-        )
-    if ranking is None:
+        if entry is not None and not math.isnan(entry.mean.value):
+            value = entry.mean.value
+            result = _result(rankings[0], entry)
+        page = contents.ids[summary.name]
+        nodes.append(Node(page, summary.name, summary.family, value, result))
+    if not rankings:
         return Network(nodes, contents.similarity, [], [], "")
-    measured = [short(m, ranking.measured) for m in ranking.measured]
-    return Network(
-        nodes, contents.similarity, measured, list(_effects(contents, ranking)), ranking.baseline
-    )
+    ranking = rankings[0]
+    measured = [short(name, ranking.measured) for name in ranking.measured]
+    effects = list(_effects(contents, ranking))
+    return Network(nodes, contents.similarity, measured, effects, ranking.baseline)
+
+
+def _result(ranking: Ranking, entry: RankingEntry) -> str:
+    """A set's mean and its place."""
+    value = signed(entry.mean.value)
+    if entry.mean.stderr is not None:
+        value += f" ± {decimals(entry.mean.stderr)}"
+    low, high = entry.ranks
+    place = f"{low}" if low == high else f"{low}–{high}"
+    return f"{value} {ranking.unit}, place {place} of {len(ranking.entries)}"
 
 
 def _effects(contents: Contents, ranking: Ranking) -> Iterator[Effect]:
     """Where calibrating on a set helps or hurts what is measured, compared with the baseline."""
-    at = {name: number for number, name in enumerate(contents.ids)}
+    places = {name: number for number, name in enumerate(contents.ids)}
     for entry in ranking.entries:
-        for number, m in enumerate(ranking.measured):
-            gap = entry.to_baseline.get(m)
-            if gap is None or entry.name not in at:
+        if entry.name not in places:
+            continue
+        for number, measured in enumerate(ranking.measured):
+            gap = entry.to_baseline.get(measured)
+            if gap is None:
                 continue
-            sure = gap.significant(ranking.level, ranking.baseline_comparisons)
-            verdict = "not significant" if not sure else "worse" if gap.value > 0 else "better"
-            text = f"{entry.name} on {short(m, ranking.measured)}: {gap.value:+.3f} {ranking.units.get(m, ranking.unit)} against {ranking.baseline}"
-            yield Effect(at[entry.name], number, gap.value, verdict, text)
+            verdict = "worse" if gap.value > 0 else "better"
+            if not gap.significant(ranking.level, ranking.baseline_comparisons):
+                verdict = "not significant"
+            unit = ranking.units.get(measured, ranking.unit)
+            change = f"{signed(gap.value)} {unit} against {ranking.baseline}"
+            text = f"{entry.name} on {short(measured, ranking.measured)}: {change}"
+            yield Effect(places[entry.name], number, gap.value, verdict, text)
 
 
 def network(data: Network) -> Markup:
@@ -134,20 +151,18 @@ def network(data: Network) -> Markup:
     """
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     known = [measure for measure in MEASURES if edges[measure]]
-    places = min(LISTED, max((len(edges[m]) for m in known), default=0))
-    names = [node.name for node in data.nodes]
-    pairs = [
-        [
-            (names[edge[0]], names[edge[1]], edge[2]) if edge else None
-            for edge in ((edges[m] + [None] * LISTED)[place] for m in known)
-        ]
-        for place in range(places)
-    ]
+    closest: list[list[tuple[str, str, float]]] = []
+    for measure in known:
+        column: list[tuple[str, str, float]] = []
+        for first, second, value in edges[measure][:LISTED]:
+            column.append((data.nodes[first].name, data.nodes[second].name, value))
+        closest.append(column)
+    pairs = list(zip_longest(*closest))
     return render(
         "network",
         data=data,
         edges=edges,
-        first=next(iter(known), ""),
+        first=known[0] if known else "",
         measures_known=known,
         pairs=pairs,
         effects=_significant(data),
@@ -162,17 +177,22 @@ def network(data: Network) -> Markup:
 
 def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
     """Pairs of nodes with their similarity, the most alike first."""
-    places = {one: place for place, one in enumerate(data.similarity.sets)}
-    known = data.similarity.by.get(measure)
-    rows = [places.get(node.name) for node in data.nodes]
-    if known is None:
+
+    def order(edge: tuple[int, int, float]) -> tuple[float, int, int]:
+        return -edge[2], edge[0], edge[1]
+
+    similarity = data.similarity.by.get(measure)
+    if similarity is None:
         return []
+    places = {name: place for place, name in enumerate(data.similarity.sets)}
+    compared = [(i, places[node.name]) for i, node in enumerate(data.nodes) if node.name in places]
     edges: list[tuple[int, int, float]] = []
-    for i, a in enumerate(rows):
-        for j, b in enumerate(rows[:i]):
-            if a is not None and b is not None and not math.isnan(value := float(known[a, b])):
-                edges.append((j, i, round(value, 4)))
-    return sorted(edges, key=lambda edge: (-edge[2], edge[0], edge[1]))[:MOST_EDGES]
+    for (first, row), (second, column) in combinations(compared, 2):
+        # The lower triangle, as the two may differ in their last digits.
+        value = float(similarity[column, row])
+        if not math.isnan(value):
+            edges.append((first, second, round(value, 4)))
+    return sorted(edges, key=order)[:MOST_EDGES]
 
 
 def _significant(data: Network) -> list[Effect]:
@@ -311,7 +331,12 @@ def _signals() -> list[dict[str, Any]]:
     without one everything is shown. `lit` is the node in hand, `near` what it is joined to.
     """
     room = "length(data('reach')) ? data('reach')[0] : {x0: -1, x1: 1, y0: -1, y1: 1}"
-    scale = "min(3 * em, (width - 2 * side) / max(reach.x1 - reach.x0, 1), (height - 76 * em) / max(reach.y1 - reach.y0, 1))"
+    scale = (
+        "min(3 * em, (width - 2 * side) / max(reach.x1 - reach.x0, 1), "
+        "(height - 76 * em) / max(reach.y1 - reach.y0, 1))"
+    )
+    across = "width / 2 - scale * (reach.x0 + reach.x1) / 2"
+    down = "(height - 14) / 2 - scale * (reach.y0 + reach.y1) / 2"
     return [
         {"name": "still", "value": True},
         {"name": "font", "value": "sans-serif"},
@@ -326,7 +351,7 @@ def _signals() -> list[dict[str, Any]]:
         {"name": "scale", "update": scale},
         {
             "name": "whole",
-            "update": "{k: scale, x: width / 2 - scale * (reach.x0 + reach.x1) / 2, y: (height - 14) / 2 - scale * (reach.y0 + reach.y1) / 2}",
+            "update": f"{{k: scale, x: {across}, y: {down}}}",
         },
         {"name": "frame", "update": "held || whole"},
         {"name": "tall", "update": "height > width"},
@@ -404,7 +429,9 @@ def _ends() -> dict[str, Any]:
     """The head of an arrow, or the bar, where an edge meets the square: outside of the square
     and of its name.
     """
-    turn = "atan2((datum.target.y || 0) - (datum.source.y || 0), (datum.target.x || 0) - (datum.source.x || 0))"
+    down = "(datum.target.y || 0) - (datum.source.y || 0)"
+    across = "(datum.target.x || 0) - (datum.source.x || 0)"
+    turn = f"atan2({down}, {across})"
     drawn = {
         "x": {"signal": f"{_placed('x', 'datum.target')} - 33 * em * cos({turn})"},
         "y": {"signal": f"{_placed('y', 'datum.target')} - 33 * em * sin({turn})"},
@@ -463,7 +490,8 @@ def _labels() -> dict[str, Any]:
     }
     drawn = {
         "fillOpacity": {
-            "signal": "lit === -1 || datum.datum.id === lit || indexof(near, datum.datum.id) >= 0 ? 1 : 0.3"
+            "signal": "lit === -1 || datum.datum.id === lit || "
+            "indexof(near, datum.datum.id) >= 0 ? 1 : 0.3"
         }
     }
     placing = {

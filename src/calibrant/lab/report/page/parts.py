@@ -1,5 +1,5 @@
-"""What parts of the page show: every run with the command that repeats it, the page of a calibration
-set, and what each set kept of words. All from facts in the store. No torch here.
+"""What parts of the page show: every run with the command that repeats it, the page of a
+calibration set, and what each set kept of words. All from facts in the store. No torch here.
 """
 
 import json
@@ -17,6 +17,8 @@ from calibrant.lab.report.sentences import rise, short
 from calibrant.lab.stats import (
     MEASURES,
     KeptWords,
+    Ranking,
+    RankingEntry,
     SetSummary,
     bits_of,
     describe_target,
@@ -24,7 +26,7 @@ from calibrant.lab.stats import (
     join_names,
     target_noun,
 )
-from calibrant.numerics import HOLE, percent
+from calibrant.numerics import HOLE, between, percent, signed
 from calibrant.results import Cell, Record
 from calibrant.spec import written_form
 from calibrant.spec.families import WORDS
@@ -204,73 +206,67 @@ def licence(summary: SetSummary) -> str:
     )
 
 
-def in_words(contents: "Contents", summary: SetSummary) -> str:
+def in_words(contents: Contents, summary: SetSummary) -> str:
     """Return a paragraph made of the set's facts, its first result, and its nearest neighbours."""
     facts = summary.draws[0].facts
-    windows, length = facts.get("windows"), facts.get("length")
-    size = (
-        f"{windows:,} windows of up to {length:,} tokens, {facts.get('tokens', 0):,} of them real"
-        if windows and length
-        else "of unknown size"
-    )
-    many = len(summary.draws)
-    sentences = [
-        f"{summary.name} is {WORDS[summary.family]}: {size}, drawn {'once' if many == 1 else f'{many} times'}."
-    ]
+    windows = facts.get("windows")
+    length = facts.get("length")
+    size = "of unknown size"
+    if windows and length:
+        real = f"{facts.get('tokens', 0):,} of them real"
+        size = f"{windows:,} windows of up to {length:,} tokens, {real}"
+    count = len(summary.draws)
+    drawn = "once" if count == 1 else f"{count} times"
+    sentences = [f"{summary.name} is {WORDS[summary.family]}: {size}, drawn {drawn}."]
     if summary.terms:
         sentences.append(f"Its own words: {', '.join(word for word, _ in summary.terms[:6])}.")
     for ranking, entry in contents.places.get(summary.name, ())[:1]:
-        where = f"With {ranking.method} at {describe_target(ranking.target)} it"
-        if math.isnan(entry.mean.value):
-            sentences.append(f"{where} lacks measurements, so it has no place.")
-            continue
-        low, high = entry.ranks
-        place = f"is in place {low}" if low == high else f"shares places {low} to {high}"
-        change = f"{entry.mean.value:+.3f} {ranking.unit}" + (
-            f" {rise(ranking).removeprefix('increase ')}" if entry.increases else ""
-        )
-        interval = entry.mean.interval(ranking.level)
-        spread = (
-            ""
-            if interval is None
-            else f", {percent(ranking.level)} interval {interval[0]:.3f} to {interval[1]:.3f}"
-        )
-        sentences.append(f"{where} {place} of {len(ranking.entries)} ({change}{spread}).")
-    nearest = [
-        f"by {what}: {near[0][0]}"
-        for m, what in MEASURES.items()
-        if (near := contents.nearest(summary.name, m, 1))
-    ]
+        sentences.append(_placed(ranking, entry))
+    nearest: list[str] = []
+    for measure, words in MEASURES.items():
+        near = contents.nearest(summary.name, measure, 1)
+        if near:
+            nearest.append(f"by {words}: {near[0][0]}")
     if nearest:
         sentences.append(f"Most like it {'; '.join(nearest)}.")
     return " ".join(sentences)
+
+
+def _placed(ranking: Ranking, entry: RankingEntry) -> str:
+    """Where a set stands in a ranking, in a sentence."""
+    lead = f"With {ranking.method} at {describe_target(ranking.target)} it"
+    if math.isnan(entry.mean.value):
+        return f"{lead} lacks measurements, so it has no place."
+    low, high = entry.ranks
+    place = f"is in place {low}" if low == high else f"shares places {low} to {high}"
+    change = f"{signed(entry.mean.value)} {ranking.unit}"
+    if entry.increases:
+        change += f" {rise(ranking).removeprefix('increase ')}"
+    interval = entry.mean.interval(ranking.level)
+    if interval is not None:
+        change += f", {percent(ranking.level)} interval {between(interval)}"
+    return f"{lead} {place} of {len(ranking.entries)} ({change})."
 
 
 def origin(part: Mapping[str, Any]) -> str:
     """Return where a part of a set comes from: its origin, its address on the hub, and what
     there is to note.
     """
+    parts = [str(part.get("origin") or "")]
     hub = part.get("hub") or {}
-    address = (
-        f"on the hub: {hub.get('id')}{f' ({c})' if (c := hub.get('config')) else ''}, revision {hub.get('revision')}"
-        if hub
-        else ""
-    )
-    return "; ".join(
-        filter(None, [str(part.get("origin") or ""), address, str(part.get("note") or "")])
-    )
+    if hub:
+        config = hub.get("config")
+        name = f"{hub.get('id')} ({config})" if config else hub.get("id")
+        parts.append(f"on the hub: {name}, revision {hub.get('revision')}")
+    parts.append(str(part.get("note") or ""))
+    return "; ".join(part for part in parts if part)
 
 
 def scripts_of(profile: Mapping[str, Any]) -> str:
     """Return the four commonest scripts of a profile's letters with their shares."""
-    return (
-        ", ".join(
-            f"{script} {share:.1%}"
-            for script, share in list(profile["scripts"].items())[:4]
-            if share >= 0.001
-        )
-        or "none"
-    )
+    commonest = list(profile["scripts"].items())[:4]
+    shares = [f"{script} {share:.1%}" for script, share in commonest if share >= 0.001]
+    return ", ".join(shares) or "none"
 
 
 def profile_rows(

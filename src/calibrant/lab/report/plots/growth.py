@@ -56,6 +56,8 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
 
     None where no method was asked for two different sparsities.
     """
+    if not rankings:
+        return None
     first = rankings[0]
     by_method: dict[tuple[str, str], list[Ranking]] = {}
     for ranking in rankings:
@@ -341,6 +343,8 @@ def against_size(rankings: Sequence[Ranking]) -> Plot | None:
     On the front is what is better than everything that takes no more bits. None where no two sizes
     are known. In the first ranking's unit.
     """
+    if not rankings:
+        return None
     first = rankings[0]
     sized: list[Sized] = []
     for ranking in rankings:

@@ -1,5 +1,5 @@
-"""What plots are made of: a plot as a value, the layers of one, names and numbers as they are written
-in it, axes, and labels of which none covers another. No torch here.
+"""What plots are made of: a plot as a value, the layers of one, names and numbers as they are
+written in it, axes, and labels of which none covers another. No torch here.
 
 The layers are of Altair's lower interface, its typed schema: charts of the upper one copy whatever
 they are composed of at every step, which takes ten times as long.
