@@ -25,6 +25,11 @@ GROWS: Final = 1.2
 SHRINKS: Final = 0.85
 """And where there is none; then it scrolls, since nobody can read smaller letters."""
 
+MARGIN: Final = 24
+"""Units at both sides of a plot in a page, whose font may be wider than the one that texts were
+measured in.
+"""
+
 LINE: Final = 16
 PAD: Final = 10
 """Units from one line below a file's drawing to the next, and around them."""
@@ -40,14 +45,14 @@ def inline(plot: Plot, key: str) -> str:
     """Return the plot as an `<svg>` for the page, its colours still custom properties. `key` must
     be unique in the page: the ids hang on it.
     """
-    body, width, height = _drawn(plot.spec)
+    body, drawn, height = _drawn(plot.spec)
+    width = drawn + 2 * MARGIN
     key = escape(key)
     size = f"width:{GROWS * width / REM:g}rem;min-width:{SHRINKS * width / REM:g}rem"
-    # A page may have a wider font than the one that texts were measured in; what reaches over the
-    # edge then is still shown.
     return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        f'style="{size};overflow:visible" font-family="{FONT}" '
+        '<svg class="plot" xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="-{MARGIN} 0 {width:g} {height:g}" '
+        f'style="{size}" font-family="{FONT}" '
         f'role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(plot.title)}</title>'
         f'<desc id="{key}-d">{escape(plot.description)}</desc>'
