@@ -1,10 +1,9 @@
-"""Numbers that were measured: they must be finite before they decide anything or are told.
-
-No torch here.
+"""Numbers that were measured: they must be finite before they decide anything, and are written
+alike wherever they are shown. No torch here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from calibrant.errors import NumericsError
@@ -47,3 +46,101 @@ def _check_entry(entry: Any, what: str, subject: str) -> None:
             _check_entry(inner, what, subject)
     elif isinstance(entry, float):
         finite_number(entry, what, subject)
+
+
+# How numbers are written, wherever one is shown: in a terminal, in a table, on a page.
+
+HOLE: Final = "—"
+"""What stands where there is no number."""
+
+
+def decimals(value: float) -> str:
+    """Return a number with three decimals.
+
+    >>> decimals(0.4567)
+    '0.457'
+    """
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """Return a difference with three decimals and its sign.
+
+    >>> signed(0.4567)
+    '+0.457'
+    """
+    return f"{value:+.3f}"
+
+
+def between(interval: tuple[float, float] | None, write: Callable[[float], str] = decimals) -> str:
+    """Return both ends of an interval, as `write` writes them; a hole without one.
+
+    >>> between((0.1, 0.25)), between(None)
+    ('0.100 to 0.250', '—')
+    """
+    if interval is None:
+        return HOLE
+    low, high = interval
+    return f"{write(low)} to {write(high)}"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with as many digits as it has. The space doesn't break.
+
+    >>> percent(0.975).replace("\\u00a0", " ")
+    '97.5 %'
+    """
+    return f"{share * 100:g}\u00a0%"
+
+
+def whole_percent(share: float) -> str:
+    """Return a share in whole per cent. The space doesn't break.
+
+    >>> whole_percent(0.1749).replace("\\u00a0", " ")
+    '17 %'
+    """
+    return f"{100 * share:.0f}\u00a0%"
+
+
+def probability(p: float | None) -> str:
+    """Return a p value with three decimals; a hole for None.
+
+    >>> probability(0.0123), probability(0.0001), probability(None)
+    ('0.012', '< 0.001', '—')
+    """
+    if p is None:
+        return HOLE
+    return "< 0.001" if p < 0.001 else decimals(p)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return so many things in words.
+
+    >>> counted(1, "run"), counted(1200, "run")
+    ('1 run', '1,200 runs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one would say it.
+
+    >>> duration(2.5), duration(45.2), duration(600), duration(9000)
+    ('2.5 s', '45 s', '10 min', '2.5 h')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def megabytes(count: float) -> str:
+    """Return a number of bytes in megabytes.
+
+    >>> megabytes(2_500_000)
+    '2.5 MB'
+    """
+    return f"{count / 1e6:,.1f} MB"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.lab.report import report
-from calibrant.lab.report.page.runs import budget_of, command
+from calibrant.lab.report.page.parts import budget_of, command
 from calibrant.results import Run, Store
 
 from tests.cli.conftest import Ask

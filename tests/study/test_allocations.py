@@ -5,7 +5,7 @@
 from pathlib import Path
 
 from calibrant.lab.report import report
-from calibrant.lab.report.page.runs import command
+from calibrant.lab.report.page.parts import command
 from calibrant.lab.study import Study, plan
 from calibrant.results import Store
 

@@ -128,6 +128,7 @@ def study(
 @command(
     "report",
     "calibrant report results",
+    "calibrant report results --all",
     "calibrant report results --html report.html --plots figures",
     "calibrant report results --format csv --measure gsm8k",
 )
@@ -164,6 +165,21 @@ def report(
             show_default=False,
         ),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only methods that begin so, as gptq or 'gptq w3g64'. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Print every ranking, where there are several, and not the summary alone.",
+        ),
+    ] = False,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -202,13 +218,14 @@ def report(
     format = "json" if as_json else format
     check_format(format)
     check_file(html)
-    compared = run(folder, measure or [], way, baseline)
+    compared = run(folder, measure or [], way, baseline, method or [])
     if html is not None:
         note(f"the page is {compared.write_html(html)}")
     if plots is not None:
         note(f"{len(compared.write_plots(plots, dark))} files of plots are in {plots}")
     if format == "table":
-        show(None, False, lambda _: compared.lines(console().width))
+        everything = whole or bool(method)
+        show(None, False, lambda _: compared.lines(console().width, everything))
     else:
         typer.echo(compared.text(format).encode(), nl=False)
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from calibrant.lab.report.page import Contents, page
-from calibrant.lab.report.page.words import language_maps, word_maps
+from calibrant.lab.report.page.parts import language_maps, word_maps
 from calibrant.lab.stats import Results
 from calibrant.results import Measurement
 from calibrant.spec.foreign import visible

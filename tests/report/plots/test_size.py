@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from calibrant.lab.report.plots import against_size
-from calibrant.lab.report.plots.size import Sized, on_the_front
+from calibrant.lab.report.plots.growth import Sized, on_the_front
 from calibrant.lab.report.tables.table import heading, unranked
 from calibrant.lab.stats import Ranking
 

@@ -1,19 +1,8 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
-from calibrant.cli.screen.compressed import exported, pruned
-from calibrant.cli.screen.importance import covered, gathered
-from calibrant.cli.screen.results import (
-    catalogued,
-    inspected,
-    kinds,
-    merged,
-    packed,
-    scores,
-    surveyed,
-    title,
-    verified,
-)
-from calibrant.cli.screen.studies import finished, planned
+from calibrant.cli.screen.data import catalogued, inspected, kinds, surveyed, title
+from calibrant.cli.screen.models import covered, exported, gathered, pruned, scores
+from calibrant.cli.screen.studies import finished, merged, packed, planned, verified
 
 __all__ = [
     "catalogued",

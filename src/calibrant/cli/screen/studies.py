@@ -1,11 +1,12 @@
-"""How a study looks: what it would do, and what it came to."""
+"""How a study and its store look: what it would do, what it came to, whether the store is whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich.text import Text
 
-from calibrant.cli.screen._lines import counted, labelled, noted, one_line, table_of
+from calibrant.cli.screen.lines import labelled, listed, noted, one_line, phases, table_of
+from calibrant.numerics import counted, duration, megabytes
 from calibrant.spec.grammar import read_target
 
 BUSY: Final = 1.5
@@ -17,170 +18,142 @@ def planned(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what a study would do: counts, what is shared, each model, what the sets hold, the
     time, and what should be known before it begins.
     """
-    runs, measurements, shared = result["runs"], result["measurements"], result["shared"]
-    draws = counted(len(result["draws"]), "draw")
-    yield from labelled(
-        (
-            "runs",
-            f"{_left(runs)}: {counted(len(result['models']), 'model')}, {counted(len(result['sets']), 'set')}, {draws}, {_targets(result)}",
-        ),
-        (
-            "measurements",
-            f"{_left(measurements)}: {counted(len(result['evaluators']), 'evaluator')} on each run",
-        ),
-        (
-            "failed",
-            f"{result['failed']:,} before, which are tried again only with --retry"
-            if result["failed"]
-            else "",
-        ),
-        ("tested", counted(result["contrasts"], "primary contrast") if result["contrasts"] else ""),
-        (
-            "shared",
-            f"{shared['drawn']:,} draws of sets serve {shared['looking']:,} runs; {counted(shared['baselines'], 'run')} look at no data",
-        ),
-        (
-            "dense",
-            f"{shared['from_passes']:,} runs are made from {shared['passes']:,} passes over untouched models"
-            if shared["passes"]
-            else "",
-        ),
+    shared = result["shared"]
+    grid = (
+        counted(len(result["models"]), "model"),
+        counted(len(result["sets"]), "set"),
+        counted(len(result["draws"]), "draw"),
+        _targets(result),
     )
-    for method, seen, why in result["methods"]:
-        yield from labelled(
-            (
-                "propagation",
-                f"{method}: {seen}, since {why}" if why[:2] == "it" else f"{method}: {seen}; {why}",
-            )
-        )
+    evaluators = counted(len(result["evaluators"]), "evaluator")
+    facts = {
+        "runs": f"{_left(result['runs'])}: {', '.join(grid)}",
+        "measurements": f"{_left(result['measurements'])}: {evaluators} on each run",
+    }
+    if result["failed"]:
+        retry = "which are tried again only with --retry"
+        facts["failed"] = f"{result['failed']:,} before, {retry}"
+    if result["contrasts"]:
+        facts["tested"] = counted(result["contrasts"], "primary contrast")
+    blind = counted(shared["baselines"], "run")
+    facts["shared"] = (
+        f"{shared['drawn']:,} draws of sets serve {shared['looking']:,} runs; "
+        f"{blind} look at no data"
+    )
+    if shared["passes"]:
+        passes = f"{shared['passes']:,} passes over untouched models"
+        facts["dense"] = f"{shared['from_passes']:,} runs are made from {passes}"
+    yield from labelled(facts)
+    for method, propagate, reason in result["methods"]:
+        because = f", since {reason}" if reason.startswith("it") else f"; {reason}"
+        yield from labelled({"propagation": f"{method}: {propagate}{because}"})
     for model in result["models"]:
+        yield ""
         yield from _planned_model(model, result["limit_bytes"])
-    yield from _stocked(result["supplies"])
-    yield from _time(result)
+    if result["supplies"]:
+        yield ""
+        yield _stocked(result["supplies"])
+    if result["seconds"] is not None:
+        yield ""
+        yield _time(result)
     yield from _sentences("look at this first", result["warnings"])
     yield from _sentences("can't be known here", result["unknown"])
 
 
 def _planned_model(model: Mapping[str, Any], limit: int) -> Iterator[Any]:
-    each = ", ".join(
-        f"{_size(size)} of {_KINDS.get(kind, kind)}" for kind, size in model["statistics"].items()
-    )
-    size, cap = model["statistics_bytes"], f"{limit / 1e9:g} GB allowed"
-    fits = cap if size <= limit else f"more than the {cap}, so a set's go after its last use"
-    phases = " · ".join(
-        f"{phase} {_lasting(seconds)}"
-        for phase, seconds in model["seconds"].items()
-        if seconds >= 1
-    )
-    yield ""
+    runs = f"{_left(model['runs'])} runs"
     if not model["matrices"]:
-        yield from labelled(("model", f"{model['model']}: {_left(model['runs'])} runs"))
+        yield from labelled({"model": f"{model['model']}: {runs}"})
         return
-    inputs = f"{model['inputs']:,} distinct inputs"
+    statistics: list[str] = []
+    for kind, size in model["statistics"].items():
+        statistics.append(f"{_size(size)} of {_KINDS.get(kind, kind)}")
+    needed = ""
+    if statistics:
+        size = model["statistics_bytes"]
+        fits = f"{limit / 1e9:g} GB allowed"
+        if size > limit:
+            fits = f"more than the {fits}, so a set's go after its last use"
+        each = ", ".join(statistics)
+        needed = f"{_size(size)} on disk ({each} for a set and draw); {fits}"
+    noticeable = {phase: spent for phase, spent in model["seconds"].items() if spent >= 1}
     yield from labelled(
-        ("model", noted(model["model"], model["note"])),
-        (
-            "matrices",
-            f"{model['matrices']:,} in {model['blocks']} blocks, with {inputs}, {model['dtype']}",
-        ),
-        ("left to do", f"{_left(model['runs'])} runs, {_left(model['measurements'])} measurements"),
-        (
-            "statistics",
-            f"{_size(size)} on disk ({each} for a set and draw); {fits}" if each else "",
-        ),
-        ("time", phases),
+        {
+            "model": noted(model["model"], model["note"]),
+            "matrices": f"{model['matrices']:,} in {model['blocks']} blocks, "
+            f"with {model['inputs']:,} distinct inputs, {model['dtype']}",
+            "left to do": f"{runs}, {_left(model['measurements'])} measurements",
+            "statistics": needed,
+            "time": phases(noticeable),
+        }
     )
 
 
-def _stocked(sets: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def _stocked(sets: Sequence[Mapping[str, Any]]) -> Any:
     """A line for each set: how long a draw is, and how many disjoint ones there are."""
-    if not sets:
-        return
     table = table_of("set", "tokens a draw", "draws", "disjoint ones")
-    for one in sets:
-        few = one["held"] is not None and one["held"] < one["draws"]
-        table.add_row(
-            one["data"],
-            f"{one['tokens']:,}",
-            f"{one['draws']}",
-            Text(_held(one), style="bold yellow" if few else ""),
-        )
-    yield ""
-    yield table
+    for supply in sets:
+        few = supply["held"] is not None and supply["held"] < supply["draws"]
+        held = Text(_held(supply), style="bold yellow" if few else "")
+        table.add_row(supply["data"], f"{supply['tokens']:,}", f"{supply['draws']}", held)
+    return table
 
 
-def _held(one: Mapping[str, Any]) -> str:
+def _held(supply: Mapping[str, Any]) -> str:
     """How many disjoint draws there are, as far as it is known."""
-    disjoint = one["held"]
+    disjoint = supply["held"]
     if disjoint is None:
-        return "not known" if one["why"] else "no end"
-    if one["exact"]:
-        return f"{disjoint:.0f}" + (" or more" if disjoint == one["draws"] else "")
-    return f"about {disjoint:,.1f}" if disjoint < 10 else f"about {disjoint:,.0f}"
+        return "not known" if supply["why"] else "no end"
+    if not supply["exact"]:
+        return f"about {disjoint:,.1f}" if disjoint < 10 else f"about {disjoint:,.0f}"
+    return f"{disjoint:.0f} or more" if disjoint == supply["draws"] else f"{disjoint:.0f}"
 
 
-def _time(result: Mapping[str, Any]) -> Iterator[Any]:
+def _time(result: Mapping[str, Any]) -> Text:
     """The estimate, with what it rests on."""
-    if result["seconds"] is None:
-        return
-    blind = [model["model"] for model in result["models"] if model["why"]]
-    without = f", without {', '.join(blind)}" if blind else ""
-    yield ""
-    busy = (
-        "; it was busy with other things too, so it may well take less"
-        if (result["load"] or 0) > BUSY
-        else ""
+    unknown = [model["model"] for model in result["models"] if model["why"]]
+    without = f", without {', '.join(unknown)}" if unknown else ""
+    basis = (
+        "This is an estimate: one block's forward and compression and a few items of each "
+        "evaluator were timed just now on this machine, and multiplied"
     )
-    yield Text.assemble(
-        (f"About {_lasting(result['seconds'])} for one worker{without}. ", "bold"),
-        "This is an estimate: one block's forward and compression and a few items of each evaluator were timed just now on this machine, and "
-        f"multiplied{busy}.",
-    )
+    if (result["load"] or 0) > BUSY:
+        basis += "; it was busy with other things too, so it may well take less"
+    lead = f"About {duration(result['seconds'])} for one worker{without}. "
+    return Text.assemble((lead, "bold"), f"{basis}.")
 
 
 def finished(result: Mapping[str, Any]) -> Iterator[Any]:
     """Yield what a study came to."""
     cells = result["cells"]
+    measurements = sum(len(cell["measures"]) for cell in cells)
+    propagations: dict[str, None] = {}
+    for cell in cells:
+        if cell["propagate"]:
+            propagations[f"{cell['method']}: {cell['propagate']}"] = None
+    computed = f"{result['computed']:,} runs and measurements"
     yield from labelled(
-        (
-            "runs",
-            f"{len(cells):,}, with {sum(len(cell['measures']) for cell in cells):,} measurements",
-        ),
-        (
-            "computed",
-            f"{result['computed']:,} runs and measurements; {result['found']:,} were there",
-        ),
-        (
-            "propagation",
-            ", ".join(
-                dict.fromkeys(
-                    f"{cell['method']}: {cell['propagate']}" for cell in cells if cell["propagate"]
-                )
-            ),
-        ),
-        (
-            "time",
-            " · ".join(
-                f"{phase} {_lasting(seconds)}" for phase, seconds in result["seconds"].items()
-            ),
-        ),
-        ("peak memory", f"{result['peak_memory_bytes'] / 1e9:.2f} GB"),
-        ("results", f"{result['folder']}, which calibrant report shows"),
+        {
+            "runs": f"{len(cells):,}, with {measurements:,} measurements",
+            "computed": f"{computed}; {result['found']:,} were there",
+            "propagation": ", ".join(propagations),
+            "time": phases(result["seconds"]),
+            "peak memory": f"{result['peak_memory_bytes'] / 1e9:.2f} GB",
+            "results": f"{result['folder']}, which calibrant report shows",
+        }
     )
     yield from _sentences("workers lost", result["died"])
-    yield from _sentences(
-        "failed",
-        [f"{failure['what']}: {failure['error']}" for failure in result["failures"].values()],
-    )
-    if result["failures"]:
+    failures = result["failures"].values()
+    failed = [f"{failure['what']}: {failure['error']}" for failure in failures]
+    yield from _sentences("failed", failed)
+    if failed:
         yield "the same command with --retry tries again what failed"
 
 
 def _sentences(heading: str, sentences: Sequence[str]) -> Iterator[Any]:
     if sentences:
         yield ""
-        yield Text(heading, style="bold")
-        yield from (Text("  • " + one_line(sentence)) for sentence in sentences)
+        yield from listed(heading, sentences)
 
 
 def _left(count: Mapping[str, int]) -> str:
@@ -192,17 +165,53 @@ def _targets(result: Mapping[str, Any]) -> str:
     targets = result["targets"]
     if not targets:
         return "no method that prunes"
-    noun = "sparsity" if all(read_target(target).sparsity for target in targets) else "targets"
+    sparse = all(read_target(target).sparsity for target in targets)
+    noun = "sparsity" if sparse else "targets"
     return f"{noun} {', '.join(targets)}"
-
-
-def _lasting(seconds: float) -> str:
-    """A time as one would say it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _size(count: int) -> str:
     """Bytes as one would say them."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else megabytes(count)
+
+
+# The store.
+
+
+def verified(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield a store that was checked: one line a problem, or that there is none."""
+    yield from _problems(result["problems"])
+    verdict = "every hash agrees"
+    if not result["whole"]:
+        verdict = counted(len(result["problems"]), "problem")
+    yield f"{_runs(result)}, {verdict}"
+    if result["dropped"]:
+        dropped = counted(result["dropped"], "damaged result")
+        yield f"{dropped} removed; the same study computes them again"
+
+
+def merged(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what was merged: one line a problem, then what was copied."""
+    yield from _problems(result["problems"])
+    counts = f"{_runs(result, ' and ')} copied into {result['folder']}"
+    counts += f", {result['kept']} already there"
+    if result["problems"]:
+        counts += f", {counted(len(result['problems']), 'problem')}"
+    yield counts
+
+
+def packed(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what was packed, in a line."""
+    now = f"{counted(result['files'], 'file')} of {megabytes(result['bytes'])}"
+    before = f"{counted(result['files_before'], 'file')} of {megabytes(result['bytes_before'])}"
+    yield f"{_runs(result)} in {result['folder']}: {now}, before {before}"
+
+
+def _runs(result: Mapping[str, Any], joined: str = ", ") -> str:
+    runs = counted(result["runs"], "run")
+    return f"{runs}{joined}{counted(result['measurements'], 'measurement')}"
+
+
+def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    for problem in problems:
+        yield one_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}")

@@ -2,11 +2,12 @@
 where the time went, how to repeat it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from calibrant.lab.stats import Results, is_rounded
+from calibrant.numerics import decimals
 from calibrant.results import Cell, Record, Score, Store, stored_bits
 
 PHASES: Final = {
@@ -38,27 +39,29 @@ class StudyFacts:
 
 
 def notes_of(store: Store, reading: Results) -> dict[str, str]:
-    """What must be said of each model wherever results of it are shown, by its name; nothing for
-    most.
+    """Return what must be said of each model wherever results of it are shown, by its name;
+    nothing for most.
     """
-    runs = {c.model: c.run for c in reversed(reading.cells) if c.run in reading.records}
-    return {
-        model: str(store.provenance(run).get("model_note", ""))
-        for model, run in reversed(runs.items())
-    }
+    notes: dict[str, str] = {}
+    for cell in reading.cells:
+        if cell.run in reading.records and cell.model not in notes:
+            notes[cell.model] = str(store.provenance(cell.run).get("model_note", ""))
+    return notes
 
 
 def facts_of(store: Store, reading: Results) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read
     already, only provenance is opened.
     """
-    cells = [c for c in reading.cells if c.run in reading.records]
-    records = {
-        run: replace(head, provenance=store.provenance(run))
-        for run, head in reading.records.items()
-    }
+    cells = [cell for cell in reading.cells if cell.run in reading.records]
+    records: dict[str, Record] = {}
+    for run, head in reading.records.items():
+        records[run] = replace(head, provenance=store.provenance(run))
+    models: dict[str, str] = {}
+    for cell in cells:
+        models[cell.model] = str(records[cell.run].provenance.get("model_note", ""))
     return StudyFacts(
-        models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
+        models=models,
         dense=_dense_scores(cells, reading),
         seconds=_seconds(store, cells, records),
         settings=_settings(store, records),
@@ -72,69 +75,97 @@ def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
     """What the untouched models scored; where that wasn't asked, any run's scores say how much
     was measured.
     """
-    run = next((c for c in cells if c.method == "none"), cells[0] if cells else None)
-    scores = {} if run is None else reading.scores.get(run.run, {})
-    return [scores[i].score for i in (run.measures.values() if run else ()) if i in scores]
+    untouched = [cell for cell in cells if cell.method == "none"]
+    for cell in (untouched or cells)[:1]:
+        scores = reading.scores.get(cell.run, {})
+        return [scores[key].score for key in cell.measures.values() if key in scores]
+    return []
 
 
 def _seconds(
     store: Store, cells: Sequence[Cell], records: Mapping[str, Record]
 ) -> dict[str, float]:
+    """The time of each phase, over all runs and measurements, each counted once."""
     total: dict[str, float] = {}
     for record in records.values():
         phases = record.provenance.get("seconds")
-        for phase, seconds in phases.items() if isinstance(phases, Mapping) else ():
-            total[phase] = total.get(phase, 0.0) + seconds
-    for run, measure in {(c.run, m): None for c in cells for m in c.measures.values()}:
+        if isinstance(phases, Mapping):
+            for phase, seconds in phases.items():
+                total[phase] = total.get(phase, 0.0) + seconds
+    measurements: dict[tuple[str, str], None] = {}
+    for cell in cells:
+        for measure in cell.measures.values():
+            measurements[cell.run, measure] = None
+    for run, measure in measurements:
         seconds = store.provenance(run, measure).get("seconds")
         if isinstance(seconds, int | float):
             total["measure"] = total.get("measure", 0.0) + seconds
     return total
 
 
-def _settings(store: Store, found: Mapping[str, Record]) -> dict[str, str]:
+def _settings(store: Store, records: Mapping[str, Record]) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
-    records = list(found.values())
-    compressed = {run: r for run, r in found.items() if r.run.method.get("spec") != "none"}
-    rounded = {run: r for run, r in compressed.items() if is_rounded(r.run.target)}
-    pruned = {run: r for run, r in compressed.items() if run not in rounded}
-    first = {r.run.model: run for run, r in reversed(pruned.items())}
-    return {
-        "numbers": _joined(r.run.dtype for r in records),
-        "propagation": _joined(r.run.propagate for r in records if r.run.propagate),
-        "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
-        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in pruned.values()),
-        "matrices pruned": _joined(
-            str(len(r.weights)) for run in first.values() if (r := store.record(run)) is not None
-        ),
-        **({"bits a weight": _joined(_stored(store, rounded))} if rounded else {}),
-        "left dense": _joined(str(len(r.dense)) for r in compressed.values()),
+    every = list(records.values())
+    left_dense: list[str] = []
+    sparsities: list[str] = []
+    rounded: dict[str, str] = {}
+    pruned: dict[str, str] = {}
+    for run, record in records.items():
+        if record.run.method.get("spec") == "none":
+            continue
+        left_dense.append(str(len(record.dense)))
+        if is_rounded(record.run.target):
+            rounded[record.run.target] = run
+        else:
+            sparsities.append(f"{record.sparsity:.4f}")
+            pruned.setdefault(record.run.model, run)
+    matrices: list[str] = []
+    for run in pruned.values():
+        record = store.record(run)
+        if record is not None:
+            matrices.append(str(len(record.weights)))
+    settings = {
+        "numbers": _joined(record.run.dtype for record in every),
+        "propagation": _joined(record.run.propagate for record in every),
+        "allocation": _joined(str(record.run.allocation.get("spec", "")) for record in every),
+        "achieved sparsity": _joined(sparsities),
+        "matrices pruned": _joined(matrices),
     }
+    if rounded:
+        settings["bits a weight"] = _joined(_stored(store, rounded))
+    settings["left dense"] = _joined(left_dense)
+    return settings
 
 
-def _stored(store: Store, rounded: Mapping[str, Record]) -> Iterator[str]:
+def _stored(store: Store, rounded: Mapping[str, str]) -> Iterator[str]:
     """How many bits a weight takes on each grid; every run on a grid takes as many, so one
     record of each is read whole.
     """
-    for target, run in {r.run.target: run for run, r in rounded.items()}.items():
+    for target, run in rounded.items():
         record = store.record(run)
         bits = None if record is None else stored_bits(record.weights)
         if bits is not None:
-            yield f"{bits:.3f} ({target})"
+            yield f"{decimals(bits)} ({target})"
 
 
 def _machine(records: Sequence[Record]) -> dict[str, str]:
-    provenance = [r.provenance for r in records]
-    versions = {name: v for p in provenance for name, v in p.get("versions", {}).items()}
-    peak = max((int(p.get("peak_memory_bytes", 0)) for p in provenance), default=0)
+    made = [record.provenance for record in records]
+    versions: dict[str, str] = {}
+    peak = 0
+    for provenance in made:
+        versions |= provenance.get("versions", {})
+        peak = max(peak, int(provenance.get("peak_memory_bytes", 0)))
     return {
-        "device": _joined(str(p.get("device", "")) for p in provenance),
-        "processor": _joined(str(p.get("processor", "not recorded")) for p in provenance),
-        "threads": _joined(str(p.get("threads", "")) for p in provenance),
+        "device": _joined(str(provenance.get("device", "")) for provenance in made),
+        "processor": _joined(
+            str(provenance.get("processor", "not recorded")) for provenance in made
+        ),
+        "threads": _joined(str(provenance.get("threads", "")) for provenance in made),
         "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
-        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
 
-def _joined(values: Any) -> str:
-    return ", ".join(v for v in dict.fromkeys(values) if v)
+def _joined(values: Iterable[str]) -> str:
+    """The values that differ, without empty ones."""
+    return ", ".join(value for value in dict.fromkeys(values) if value)

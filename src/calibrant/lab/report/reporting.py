@@ -12,13 +12,15 @@ from calibrant.lab.report.facts import StudyFacts, facts_of, notes_of
 from calibrant.lab.report.tables.data import csv, report_data
 from calibrant.lab.report.tables.latex import latex
 from calibrant.lab.report.tables.markdown import markdown
-from calibrant.lab.report.tables.sections import Section, sections
+from calibrant.lab.report.tables.sections import Section, in_short, sections
 from calibrant.lab.report.tables.table import WAYS, As
 from calibrant.lab.stats import (
     Comparison,
+    Contrast,
     Layers,
     Ranking,
     Results,
+    Sensitivity,
     SetSummary,
     Similarity,
     compare,
@@ -32,6 +34,7 @@ from calibrant.lab.stats import (
 )
 from calibrant.results import Store
 from calibrant.spec.foreign import visible_json
+from calibrant.spec.grammar import SetLabel
 from calibrant.system.durable import put, text_of_json
 from calibrant.system.extras import needed_for
 
@@ -113,26 +116,30 @@ class Report:
         check_format(format)
         if format == "json":
             return visible_json(text_of_json(self.to_json(), ordered=True))
-        return {
-            "table": self.table,
-            "markdown": self.__str__,
-            "csv": self.to_csv,
-            "latex": self.to_latex,
-        }[format]()
+        if format == "csv":
+            return self.to_csv()
+        if format == "latex":
+            return self.to_latex()
+        return str(self) if format == "markdown" else self.table()
 
-    def lines(self, width: int = 120) -> "Iterator[RenderableType]":
-        """Yield what a terminal of `width` columns shows (rich)."""
-        from calibrant.lab.report.tables.terminal import lines
+    def lines(self, width: int = 120, whole: bool = True) -> "Iterator[RenderableType]":
+        """Yield what a terminal of `width` columns shows (rich).
 
-        return lines(self._sections(), width)
+        A study of several rankings is shown in a screen's length, unless the `whole` is asked for.
+        """
+        from calibrant.lab.report.tables import terminal
+
+        if whole or len(self.rankings) < 2:
+            return terminal.lines(self._sections(), width)
+        return terminal.summary(list(in_short(self.comparison, self.reading.study)), width)
 
     def table(self, width: int = 120) -> str:
-        """Return what a terminal of `width` columns shows, as text without colours."""
+        """Return all that a terminal of `width` columns can show, as text without colours."""
         from rich.console import Console
 
-        out = StringIO()
-        self.show(Console(file=out, width=width, color_system=None, highlight=False, markup=False))
-        return out.getvalue()
+        text = StringIO()
+        self.show(Console(file=text, width=width, color_system=None, highlight=False, markup=False))
+        return text.getvalue()
 
     def show(self, console: "Console") -> None:
         """Print the tables with what was found (rich)."""
@@ -198,7 +205,7 @@ class Report:
         )
 
     def _sections(self) -> list[Section]:
-        return list(sections(self.comparison, self.way, self.notes))
+        return list(sections(self.comparison, self.way, self.notes, self.reading.study))
 
 
 @needed_for("a report")
@@ -207,45 +214,104 @@ def report(
     measures: Sequence[str] = (),
     way: str = "increase",
     baseline: str = "",
+    methods: Sequence[str] = (),
 ) -> Report:
     """Read what a study's folder holds and compare it.
 
-    `measures` narrows it to measured sets or evaluators whose name begins so; `way` is what the
-    figures are: `increase` over the dense model, the `loss` itself, or the share of the dense
-    model's performance `kept`. `baseline` is the set that others are compared with; see `compare`.
-    Raises `OutputError` for a folder that holds no results, `DataError` for results that can't be
-    compared with one another, `SpecError` for another `way`, or a baseline that isn't there.
+    `measures` narrows it to measured sets or evaluators whose name begins so, `methods` to methods
+    whose name, or name and target, begins so (`gptq`, `gptq w3g64`). `way` is what the figures are:
+    `increase` over the dense model, the `loss` itself, or the share of the dense model's
+    performance `kept`. `baseline` is the set that others are compared with; see `compare`.
 
-    >>> report("results", way="median")
+    Raises `OutputError` for a folder that holds no results, `DataError` for results that can't be
+    compared with one another, `SpecError` for another `way`, and for a method or baseline that
+    isn't there.
+
+    >>> report("results", way="median")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    calibrant.errors.SpecError: the figures can't be shown as 'median'; choose among increase, loss, kept
+    calibrant.errors.SpecError: the figures can't be shown as 'median'; choose among increase, ...
     """
     if way not in WAYS:
-        raise SpecError(
-            f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way
-        )
-    store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
-    reading = read(store)
+        message = f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}"
+        raise SpecError(message, subject=way)
+    folder = Path(study) if isinstance(study, str | Path) else study.folder
+    store = Store(folder, create=False)
+    reading = in_short_names(read(store))
+    comparison = of_methods(compare(reading, measures, baseline=baseline), methods)
     # The outcomes of single items are nine tenths of it, and have been compared by then.
     scores = replace(narrowed(reading, measures), items={})
-    return Report(
-        store.folder,
-        compare(reading, measures, baseline=baseline),
-        scores,
-        notes_of(store, scores),
-        cast("As", way),
+    notes = notes_of(store, scores)
+    return Report(store.folder, comparison, scores, notes, cast("As", way))
+
+
+def in_short_names(reading: Results) -> Results:
+    """Return results in which sets are called as the study's file names them (`name: mixture`)."""
+    names: Mapping[str, str] = reading.study.get("names") or {}
+    if not names:
+        return reading
+
+    def named(data: str) -> str:
+        return names.get(data, data)
+
+    study = dict(reading.study)
+    if study.get("baseline"):
+        study["baseline"] = named(study["baseline"])
+    pools = study.get("pools") or {}
+    study["pools"] = {pool: list(map(named, sets)) for pool, sets in pools.items()}
+    primary: list[dict[str, Any]] = []
+    for contrast in study.get("primary") or ():
+        sides = {side: named(contrast[side]) for side in ("compare", "with")}
+        title = contrast.get("name")
+        if title == f"{contrast['compare']} against {contrast['with']}":
+            title = f"{sides['compare']} against {sides['with']}"
+        primary.append({**contrast, **sides, "name": title})
+    study["primary"] = primary
+    sets: dict[str, SetLabel] = {}
+    for data in {cell.data for cell in reading.cells if cell.data}:
+        sets[named(data)] = replace(reading.label(data), text=named(data))
+    cells = tuple(replace(cell, data=named(cell.data)) for cell in reading.cells)
+    return replace(reading, cells=cells, sets=sets, study=study)
+
+
+def of_methods(comparison: Comparison, methods: Sequence[str]) -> Comparison:
+    """Return what a comparison says of methods whose name, or name and target, begins so; all of
+    it without any. Raises `SpecError` for one that isn't there.
+    """
+    if not methods:
+        return comparison
+    every = (*comparison.rankings, *comparison.unranked)
+    for method in methods:
+        if not any(_is_of(ranking, [method]) for ranking in every):
+            known = ", ".join(dict.fromkeys(ranking.method for ranking in every))
+            message = f"no method here begins with {method!r} (there are: {known or 'none'})"
+            raise SpecError(f"{message}; name one of these", subject=method)
+    rankings = tuple(ranking for ranking in comparison.rankings if _is_of(ranking, methods))
+    missing: dict[str, None] = {}
+    for ranking in rankings:
+        missing |= dict.fromkeys(ranking.missing)
+    return replace(
+        comparison,
+        rankings=rankings,
+        unranked=tuple(ranking for ranking in comparison.unranked if _is_of(ranking, methods)),
+        sensitivities=tuple(each for each in comparison.sensitivities if _is_of(each, methods)),
+        contrasts=tuple(each for each in comparison.contrasts if _is_of(each, methods)),
+        missing=tuple(missing),
+        agreements=(),
     )
+
+
+def _is_of(found: Ranking | Sensitivity | Contrast, methods: Sequence[str]) -> bool:
+    return f"{found.method} {found.target}".startswith(tuple(methods))
 
 
 def check_format(format: str) -> None:
     """Raise `SpecError` for a format that a report doesn't come in.
 
-    >>> check_format("xml")
+    >>> check_format("xml")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    calibrant.errors.SpecError: a report doesn't come in the format 'xml'; choose among table, markdown, csv, latex, json
+    calibrant.errors.SpecError: a report doesn't come in the format 'xml'; choose among table, ...
     """
     if format not in FORMATS:
-        raise SpecError(
-            f"a report doesn't come in the format {format!r}; choose among {', '.join(FORMATS)}",
-            subject=format,
-        )
+        known = ", ".join(FORMATS)
+        message = f"a report doesn't come in the format {format!r}; choose among {known}"
+        raise SpecError(message, subject=format)

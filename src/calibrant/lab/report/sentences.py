@@ -1,25 +1,21 @@
-"""What was found, in sentences made from the numbers, and what ought to make a reader doubt
-them. No torch here.
-"""
+"""What was found, in sentences made from the numbers. No torch here."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from calibrant.lab.stats import (
-    Estimate,
     Ranking,
     RankingEntry,
     describe_target,
-    is_rounded,
     join_names,
     label_measured,
 )
+from calibrant.numerics import between, decimals, percent, signed
 
 SEEN: Final = 0.01
 """Share of the smallest divergence from which on its noise floor is told."""
 NAMED: Final = 4
 """Of how many measured sets, or of how many sets, each is named; more are counted."""
-
 
 NOTHING_TO_RANK: Final = (
     "No calibration set has all of its measurements yet, so there is nothing to rank."
@@ -40,188 +36,158 @@ def finding(ranking: Ranking) -> str:
     if not ranking.entries and ranking.method == "none":
         return ONLY_MEASURED
     if not ranking.entries:
-        return f"No calibration set has all of its measurements on {ranking.model} with {ranking.method} yet, so there is nothing to rank."
-    best, count, over = ranking.best, len(ranking.entries), _averaged(ranking)
-    what = f"with {ranking.method} at {describe_target(ranking.target)}"
+        return (
+            f"No calibration set has all of its measurements on {ranking.model} "
+            f"with {ranking.method} yet, so there is nothing to rank."
+        )
+    best = ranking.best
+    count = len(ranking.entries)
+    way = f"with {ranking.method} at {describe_target(ranking.target)}"
+    cost = f"{_averaged(ranking)}, {_cost(ranking, best)}"
     if count == 1:
-        return f"Only {best.name} was tried on {ranking.model} {what}, so there is nothing to choose between: {over}, {_cost(ranking, best)}."
-    tied = [e.name for e in ranking.entries[1:] if e.tied]
-    worse = [e for e in ranking.entries[1:] if not e.tied]
+        return (
+            f"Only {best.name} was tried on {ranking.model} {way}, "
+            f"so there is nothing to choose between: {cost}."
+        )
+    tied = [entry.name for entry in ranking.entries[1:] if entry.tied]
+    worse = [entry for entry in ranking.entries[1:] if not entry.tied]
     if not worse:
         return (
-            f"No difference is significant: {over}, none of the {count} calibration sets did significantly worse than the best one "
-            f"on {ranking.model} {what}. The best is {best.name} ({_cost(ranking, best)}), and that may be chance."
+            f"No difference is significant: {_averaged(ranking)}, none of the {count} calibration "
+            f"sets did significantly worse than the best one on {ranking.model} {way}. "
+            f"The best is {best.name} ({_cost(ranking, best)}), and that may be chance."
         )
-    ties = (
-        f" {join_names(tied) if len(tied) <= 2 * NAMED else f'{len(tied)} of the others'} cannot be distinguished from it."
-        if tied
-        else ""
-    )
-    gaps = [f"{e.to_best.value:.3f} ({e.name})" for e in worse if e.to_best is not None]
+    lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {way}: {cost}."
+    if tied:
+        several = f"{len(tied)} of the others"
+        names = join_names(tied) if len(tied) <= 2 * NAMED else several
+        lead = f"{lead} {names} cannot be distinguished from it."
+    return f"{lead} {_worse(worse, bool(tied))} {ranking.unit}."
+
+
+def _worse(worse: Sequence[RankingEntry], some_tied: bool) -> str:
+    """That sets did significantly worse than the best, and by how much."""
+    if some_tied:
+        others = "The other" if len(worse) == 1 else "The others"
+    elif len(worse) == 1:
+        others = "The other one"
+    else:
+        others = "Every other set"
+    gaps: list[str] = []
+    for entry in worse:
+        if entry.to_best is not None:
+            gaps.append(f"{decimals(entry.to_best.value)} ({entry.name})")
     span = gaps[0] if len(gaps) == 1 else f"{gaps[0]} to {gaps[-1]}"
-    others = (
-        "The other"
-        if len(worse) == 1 and tied
-        else "The others"
-        if tied
-        else "The other one"
-        if len(worse) == 1
-        else "Every other set"
-    )
-    lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {what}: {over}, {_cost(ranking, best)}."
-    return f"{lead}{ties} {others} did significantly worse, by {span} {ranking.unit}."
+    return f"{others} did significantly worse, by {span}"
 
 
 def costs(ranking: Ranking) -> list[str]:
     """Return what a method cost that looks at no data: a sentence for each of a ranking's
     baselines.
     """
-    target, over = describe_target(ranking.target), _averaged(ranking)
-    return [
-        f"{e.name.capitalize()} at {target}, which looks at no data: {over}, {_cost(ranking, e)}."
-        for e in ranking.baselines
-    ]
+    target = describe_target(ranking.target)
+    sentences: list[str] = []
+    for entry in ranking.baselines:
+        cost = f"{_averaged(ranking)}, {_cost(ranking, entry)}"
+        sentences.append(f"{entry.name.capitalize()} at {target}, which looks at no data: {cost}.")
+    return sentences
 
 
 def _averaged(ranking: Ranking) -> str:
-    """Return over what a ranking's means are: `on wikitext`, `averaged over docs and code`,
-    `averaged over 14 measured sets`.
+    """Over what a ranking's means are: `on wikitext`, `averaged over docs and code`, `averaged over
+    14 measured sets`.
     """
-    names = [short(m, ranking.measured) for m in ranking.averaged]
+    names = [short(measured, ranking.measured) for measured in ranking.averaged]
     if len(names) == 1:
         return f"on {names[0]}"
-    return f"averaged over {join_names(names) if len(names) <= NAMED else f'{len(names)} measured sets'}"
+    if len(names) > NAMED:
+        return f"averaged over {len(names)} measured sets"
+    return f"averaged over {join_names(names)}"
 
 
 def _cost(ranking: Ranking, entry: RankingEntry) -> str:
-    noun = "loss" if ranking.unit.startswith("nats") else "score"
-    value = f"{abs(entry.mean.value) if ranking.dense is not None else entry.mean.value:.3f} {ranking.unit}"
-    worse = entry.mean.value >= 0
+    """How much a set's loss rose, with its interval."""
+    mean = entry.mean
+    noun = noun_of(ranking)
+    worse = mean.value >= 0
+    change = f"{decimals(abs(mean.value))} {ranking.unit}"
     if ranking.dense is None:
-        change = f"its {noun} is {value}"
+        cost = f"its {noun} is {decimals(mean.value)} {ranking.unit}"
     elif noun == "loss":
-        change = f"its loss {'rose' if worse else 'fell'} by {value} {'over' if worse else 'below'} the dense model's"
+        moved = f"rose by {change} over" if worse else f"fell by {change} below"
+        cost = f"its loss {moved} the dense model's"
     else:
-        change = f"it {'lost' if worse else 'gained'} {value} against the dense model"
-    return f"{change}{bracketed(entry.mean, ranking.level, ' (', ')')}"
+        verb = "lost" if worse else "gained"
+        cost = f"it {verb} {change} against the dense model"
+    interval = mean.interval(ranking.level)
+    if interval is None:
+        return cost
+    return f"{cost} ({percent(ranking.level)} interval {between(interval)})"
 
 
-def bracketed(estimate: Estimate, level: float, before: str, after: str = "") -> str:
-    """Return an estimate's interval in words, between `before` and `after`; nothing where there
-    is none.
-    """
-    interval = estimate.interval(level)
-    return (
-        ""
-        if interval is None
-        else f"{before}{percent(level)} interval {interval[0]:.3f} to {interval[1]:.3f}{after}"
-    )
+def noun_of(ranking: Ranking) -> str:
+    """Return what the numbers of a ranking are: `loss` or `score`."""
+    return "loss" if ranking.unit.startswith("nats") else "score"
 
 
 def caveats(ranking: Ranking) -> list[str]:
     """Return what the intervals do and don't cover."""
     if not ranking.entries:
         return []
-    fewest, most = min(e.draws for e in ranking.entries), max(e.draws for e in ranking.entries)
+    draws = [entry.draws for entry in ranking.entries]
+    fewest = min(draws)
+    most = max(draws)
     if most == 1:
         covered = (
-            "Each set was drawn once. The intervals say how sure this is for other documents of the same kind; how much another draw of the same "
-            "calibration data would change it, one draw cannot say."
+            "Each set was drawn once. The intervals say how sure this is for other documents of "
+            "the same kind; how much another draw of the same calibration data would change it, "
+            "one draw cannot say."
         )
     elif ranking.one_draw:
-        covered = "Some sets were drawn once: for those the intervals cover other documents, not other draws of the calibration data."
+        covered = (
+            "Some sets were drawn once: for those the intervals cover other documents, "
+            "not other draws of the calibration data."
+        )
     else:
-        many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        covered = f"The intervals cover other documents and other draws of the calibration data ({many} draws a set)."
+        several = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        covered = (
+            "The intervals cover other documents and other draws of the calibration data "
+            f"({several} draws a set)."
+        )
     sentences = [covered]
-    alike = [e.name for e in ranking.entries if e.overlapping]
+    alike = [entry.name for entry in ranking.entries if entry.overlapping]
     if alike:
         sentences.append(
-            f"The draws of {join_names(alike)} share more than a tenth of their rows, so they say little about a fresh draw: "
-            "the intervals there cover other documents only."
+            f"The draws of {join_names(alike)} share more than a tenth of their rows, so they say "
+            "little about a fresh draw: the intervals there cover other documents only."
         )
     if ranking.comparisons > 1:
         sentences.append(
-            f"Differences to the best are widened for all {ranking.comparisons} pairs that it could be, so that they hold together at "
-            f"{percent(ranking.level)}."
+            f"Differences to the best are widened for all {ranking.comparisons} pairs that it "
+            f"could be, so that they hold together at {percent(ranking.level)}."
         )
-    return [*sentences, *_of_floors(ranking)]
+    return [*sentences, *_noise_floors(ranking)]
 
 
-def _of_floors(ranking: Ranking) -> Iterator[str]:
+def _noise_floors(ranking: Ranking) -> Iterator[str]:
     """Yield for each measured set whose noise floor is known how large a difference has to be,
     and of which sets it isn't.
     """
     for measured, floor in ranking.floors.items():
-        best = min((e.losses[measured].value for e in ranking.entries), default=0.0)
+        losses = {entry.name: entry.losses[measured].value for entry in ranking.entries}
+        best = min(losses.values(), default=0.0)
         if floor < SEEN * best:
             continue
-        near = [e.name for e in ranking.entries if 0 < e.losses[measured].value - best < floor]
-        these = f" That is so of the best set and {join_names(near)}." if near else ""
-        yield (
-            f"Two computations of the same numbers are {floor:.1g} {ranking.units.get(measured, ranking.unit)} apart on "
-            f"{short(measured, ranking.measured)}: a smaller difference is none that a runtime would keep.{these}"
+        near = [name for name, loss in losses.items() if 0 < loss - best < floor]
+        sentence = (
+            f"Two computations of the same numbers are {floor:.1g} "
+            f"{ranking.units.get(measured, ranking.unit)} apart on "
+            f"{short(measured, ranking.measured)}: "
+            "a smaller difference is none that a runtime would keep."
         )
-
-
-def doubts(ranking: Ranking) -> list[str]:
-    """Return what shouldn't happen and did: said plainly, so that nobody takes it for a result
-    before its reason is known.
-    """
-    return [*_controls_that_won(ranking), *_better_than_dense(ranking)]
-
-
-def _controls_that_won(ranking: Ranking) -> Iterator[str]:
-    """Yield a warning for each control that did better than a set with content."""
-    for place, control in enumerate(ranking.entries):
-        beaten = (
-            [e for e in ranking.entries[place + 1 :] if not e.control] if control.control else []
-        )
-        if not beaten:
-            continue
-        gaps = join_names(
-            [f"{e.name} (by {e.mean.value - control.mean.value:.3f})" for e in beaten]
-        )
-        # Whether two intervals overlap is a rough guide, and decides this sentence's wording only.
-        upper = (control.mean.interval(ranking.level) or (0.0, float("inf")))[1]
-        chance = any(
-            (e.mean.interval(ranking.level) or (float("-inf"), 0.0))[0] <= upper for e in beaten
-        )
-        lead = f"{control.name} is a control without content, and it did better than {gaps} on average. Find out why before you trust this ranking"
-        yield (
-            f"{lead}; not all of these differences are significant, so it may be chance."
-            if chance
-            else f"{lead}."
-        )
-
-
-def _better_than_dense(ranking: Ranking) -> Iterator[str]:
-    """Yield a warning for each measured set on which a compressed model is better than the dense
-    one.
-    """
-    for measured in ranking.measured:
-        below = {
-            e.name: e.increases[measured]
-            for e in (*ranking.entries, *ranking.baselines)
-            if e.increases and e.increases[measured].value < 0
-        }
-        if below:
-            sure = [name for name, increase in below.items() if increase.significant(ranking.level)]
-            gaps = join_names(
-                [f"{name} (by {-increase.value:.3f})" for name, increase in below.items()]
-            )
-            certainty = (
-                f"significantly with {join_names(sure)}"
-                if sure
-                else "not significantly, so it may be chance"
-            )
-            done, doing = (
-                ("quantized", "Quantizing") if is_rounded(ranking.target) else ("pruned", "Pruning")
-            )
-            yield (
-                f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when {done} with {gaps}; {certainty}. "
-                f"{doing} ought to cost something: find out why before you call it a result."
-            )
+        if near:
+            sentence = f"{sentence} That is so of the best set and {join_names(near)}."
+        yield sentence
 
 
 def remarks(ranking: Ranking) -> list[str]:
@@ -231,28 +197,30 @@ def remarks(ranking: Ranking) -> list[str]:
     if not ranking.entries:
         return []
     sentences: list[str] = []
-    if kept := ranking.best.share_kept:
-        shares = [
-            f"{percent(round(kept[m].value, 2))} on {short(m, ranking.measured)}"
-            for m in ranking.measured
-            if m in kept
-        ]
+    kept = ranking.best.share_kept
+    if kept:
+        shares: list[str] = []
+        for measured in ranking.measured:
+            if measured in kept:
+                share = percent(round(kept[measured].value, 2))
+                shares.append(f"{share} on {short(measured, ranking.measured)}")
         sentences.append(
-            f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)} ({meaning_of_kept(ranking)})."
+            f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)} "
+            f"({meaning_of_kept(ranking)})."
         )
     for baseline in ranking.baselines:
-        better = [e.name for e in ranking.entries if e.mean.value < baseline.mean.value]
-        worse = [e.name for e in ranking.entries if e.mean.value >= baseline.mean.value]
-        mixed = f"better than {join_names(worse)}, worse than the rest"
-        verdict = (
-            "worse than every set"
-            if not worse
-            else "better than every set"
-            if not better
-            else mixed
-        )
+        cost = baseline.mean.value
+        better = [entry.name for entry in ranking.entries if entry.mean.value < cost]
+        worse = [entry.name for entry in ranking.entries if entry.mean.value >= cost]
+        if not worse:
+            verdict = "worse than every set"
+        elif not better:
+            verdict = "better than every set"
+        else:
+            verdict = f"better than {join_names(worse)}, worse than the rest"
         sentences.append(
-            f"{baseline.name.capitalize()}, which looks at no data, did {verdict} (average {baseline.mean.value:+.3f} {ranking.unit})."
+            f"{baseline.name.capitalize()}, which looks at no data, did {verdict} "
+            f"(average {signed(cost)} {ranking.unit})."
         )
     return sentences
 
@@ -262,22 +230,21 @@ def meaning_of_kept(ranking: Ranking) -> str:
     ranking measured.
     """
     kinds: dict[str, list[str]] = {}
-    for m in ranking.measured:
-        if ranking.better.get(m) == "higher":
-            what = "the score above chance as a share of the dense model's"
-        elif ranking.units.get(m, ranking.unit).startswith("nats"):
-            what = "the dense model's perplexity over the compressed model's, which is e to the minus increase of the loss"
+    for measured in ranking.measured:
+        if ranking.better.get(measured) == "higher":
+            meaning = "the score above chance as a share of the dense model's"
+        elif ranking.units.get(measured, ranking.unit).startswith("nats"):
+            meaning = (
+                "the dense model's perplexity over the compressed model's, "
+                "which is e to the minus increase of the loss"
+            )
         else:
-            what = "the dense model's number over the compressed model's"
-        kinds.setdefault(what, []).append(short(m, ranking.measured))
+            meaning = "the dense model's number over the compressed model's"
+        kinds.setdefault(meaning, []).append(short(measured, ranking.measured))
     if len(kinds) == 1:
-        return f"kept: {next(iter(kinds))}"
-    return f"kept: {'; '.join(f'on {join_names(names)} {what}' for what, names in kinds.items())}"
-
-
-def percent(share: float) -> str:
-    """Return `95 %` for 0.95; the space doesn't break."""
-    return f"{share * 100:g}\u00a0%"
+        return f"kept: {''.join(kinds)}"
+    parts = [f"on {join_names(names)} {meaning}" for meaning, names in kinds.items()]
+    return f"kept: {'; '.join(parts)}"
 
 
 def short(measured: str, among: Sequence[str]) -> str:

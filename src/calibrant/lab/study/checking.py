@@ -217,12 +217,14 @@ KINDS: Final[dict[str, tuple[type[Spec], Registry]]] = {
 class StudyContents:
     """What a study holds: a request for each cell, by its labels, and the cells of each group.
 
-    `evaluators` are by their texts. The rest is what readers of results need, in texts.
+    `evaluators` are by their texts. The rest is what readers of results need, in texts; `names` are
+    short names of calibration sets, by the sets' texts.
     """
 
     requests: dict[Labels, RunRequest] = field(default_factory=dict[Labels, RunRequest])
     groups: dict[str, set[Labels]] = field(default_factory=dict[str, set[Labels]])
     evaluators: dict[str, Evaluator] = field(default_factory=dict[str, Evaluator])
+    names: dict[str, str] = field(default_factory=dict[str, str])
     baseline: str | None = None
     pools: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     primary: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -286,7 +288,13 @@ class StudyReader:
         return self._readers[axis](path, raw)
 
     def set_of(self, text: str) -> CalibrationSet:
-        """Return the calibration set that a text stands for. `InputError` where there is none."""
+        """Return the calibration set that a text or short name stands for.
+
+        Raises an `InputError` where there is none.
+        """
+        for expression, name in self.contents.names.items():
+            if text == name:
+                text = expression
         return self._once("data", text)
 
     def _once(self, key: str, text: str) -> Any:
@@ -323,7 +331,38 @@ class StudyReader:
             return self._given_set(path, raw)
         if isinstance(raw, Source):
             return self.mistakes.tried(path, partial(CalibrationSet, **self._budget), raw)
+        if isinstance(raw, Mapping):
+            return self._named_set(path, raw)
         return self._text(path, raw, self.set_of)
+
+    def _named_set(self, path: Path, raw: Any) -> CalibrationSet | None:
+        """A set with a short name, as `{name: mixture, data: 0.5*c4 + 0.5*python_code}`."""
+        keys = keyed(self.mistakes, path, raw, ("name", "data"), "calibration set")
+        if len(keys) < 2:
+            self.mistakes.about(path, raw, "is no calibration set; write both name and data")
+            return None
+        place, name = keys["name"]
+        calibration = self._set(*keys["data"])
+        if calibration is None or not self._is_name(place, name):
+            return None
+        names = self.contents.names
+        text = str(calibration)
+        taken = name in names.values() and names.get(text) != name
+        if taken or names.get(text, name) != name or self._is_set(name):
+            message = "is what another set is called; give each set one name of its own"
+            self.mistakes.about(place, name, message)
+        names[text] = name
+        return calibration
+
+    def _is_set(self, text: str) -> bool:
+        """Whether a text is a set without being a short name."""
+        if text in self.contents.names.values():
+            return False
+        try:
+            self.set_of(text)
+        except InputError:
+            return False
+        return True
 
     def _given_set(self, path: Path, given: CalibrationSet) -> CalibrationSet | None:
         """A set with the study's budget. A study has one for all its sets."""
@@ -377,11 +416,16 @@ class StudyReader:
             self.mistakes.about((key,), raw, message)
             return
         for name, value in raw.items():
-            fits = isinstance(name, str) and name.strip() and name.isprintable()
-            if not fits or len(name) > NAME:
-                message = f"is no name; write one of at most {NAME} letters"
-                self.mistakes.about((key, name), name, message)
+            self._is_name((key, name), name)
             yield str(name), (key, name), value
+
+    def _is_name(self, path: Path, name: Any) -> bool:
+        """Whether something can be a name; a mistake if not."""
+        fits = isinstance(name, str) and bool(name.strip()) and name.isprintable()
+        if fits and len(name) <= NAME:
+            return True
+        self.mistakes.about(path, name, f"is no name; write one of at most {NAME} letters")
+        return False
 
     def _scalars(self) -> None:
         self._read_budget()

@@ -73,6 +73,9 @@ class Study:
     excerpt of a calibration set, also where its licence allows one. Rows of a user's file that are
     also measured stop the study, unless `allow_leak`; records then keep their number.
 
+    A set among `data` may be a mapping with a short `name` and its `data`; reports call it so, and
+    so may groups, `baseline` and contrasts.
+
     With `groups`, each a mapping of axes (`model`, `data`, `method`, `allocation`, `sparsity`,
     `seeds`, `propagate`) to what stands in their place, the study is the union of the grids that
     they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the
@@ -226,14 +229,18 @@ class Study:
     def for_reading(self) -> dict[str, Any]:
         """Return what readers of the results need of the study, as plain data.
 
-        That is `baseline`, `pools` and `primary`, in canonical texts.
+        That is `baseline`, `pools` and `primary`, in canonical texts, and `names`, the short names
+        of sets by their canonical texts, where there are any.
         """
         contents = self._contents
-        return {
+        reading: dict[str, Any] = {
             "baseline": contents.baseline,
             "pools": dict(contents.pools),
             "primary": list(contents.primary),
         }
+        if contents.names:
+            reading["names"] = dict(contents.names)
+        return reading
 
     def as_yaml(self) -> str:
         """Return the study as a YAML file that reads back as an equal one.

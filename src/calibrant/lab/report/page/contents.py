@@ -1,6 +1,5 @@
 """What a page is made of, and what its parts are called in it."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,7 @@ import numpy as np
 
 from calibrant.lab.report.facts import StudyFacts
 from calibrant.lab.report.plots import Plot, against_size, against_sparsity, routers
-from calibrant.lab.report.sentences import NOTHING_TO_RANK, ONLY_MEASURED, doubts
+from calibrant.lab.report.summary import Doubts, Matrix, doubts, matrices, overall
 from calibrant.lab.report.tables.table import heading
 from calibrant.lab.stats import (
     Comparison,
@@ -21,12 +20,10 @@ from calibrant.lab.stats import (
     Results,
     SetSummary,
     Similarity,
-    join_names,
     kept_experts,
     kept_languages_in,
     kept_words_in,
     medians,
-    target_noun,
 )
 
 
@@ -55,43 +52,21 @@ class Contents:
         }
 
     @cached_property
-    def doubts(self) -> Sequence[str]:
-        """What ought to make a reader doubt any of the rankings, each sentence once."""
-        return list(
-            dict.fromkeys(
-                doubt for ranking in self.comparison.rankings for doubt in doubts(ranking)
-            )
-        )
+    def doubts(self) -> Doubts:
+        """What ought to make a reader doubt any of the rankings."""
+        return doubts((*self.comparison.rankings, *self.comparison.unranked))
 
     @cached_property
-    def answers(self) -> Sequence[Ranking]:
-        """The rankings that have a best set."""
-        return [ranking for ranking in self.comparison.rankings if ranking.entries]
+    def matrices(self) -> Sequence[Matrix]:
+        """What each set costs with each method, where there are several rankings."""
+        if len(self.comparison.rankings) < 2:
+            return []
+        return matrices(self.comparison, self.reading.study)
 
     @property
     def overall(self) -> str:
-        """Which sets came first over all combinations of model, method and target, and which
-        were significantly better than every other.
-        """
-        if not self.answers:
-            return ONLY_MEASURED if self.comparison.only_measured else NOTHING_TO_RANK
-        first = Counter(ranking.best.name for ranking in self.answers)
-        sure = Counter(
-            ranking.best.name
-            for ranking in self.answers
-            if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:])
-        )
-        best, certain = (
-            join_names([f"{name} in {count}" for name, count in of.most_common()])
-            for of in (first, sure or Counter({"none": 0}))
-        )
-        apart = (
-            f"significantly better than every other set: {certain}"
-            if sure
-            else "in none is the best significantly better than every other"
-        )
-        kind = target_noun(ranking.target for ranking in self.answers)
-        return f"Over {len(self.answers)} combinations of model, method and {kind}, the best was {best}; {apart}."
+        """Which sets came first over all combinations of model, method and target."""
+        return overall(self.comparison)
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:

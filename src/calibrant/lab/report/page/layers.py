@@ -14,8 +14,8 @@ import numpy as np
 from markupsafe import Markup
 
 from calibrant.lab.report.page.rendering import embedded, render
-from calibrant.lab.report.tables.table import HOLE
 from calibrant.lab.stats import Layers, describe_target, join_names
+from calibrant.numerics import HOLE
 
 DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 STEPS: Final = 4094

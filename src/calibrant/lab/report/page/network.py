@@ -1,26 +1,27 @@
 """The section that shows calibration sets as a network: what is alike stands together, and what
 helps on what is drawn between them.
 
-Vega lays it out and draws it in the reader's browser; here stand its specification, its data, and a
-table for who has no use for a picture. Nothing is computed: similarity, results and verdicts come
-from `compare`. No torch here.
+Vega lays it out and draws it in the reader's browser; here stand its data, a table for who has no
+use for a picture, and at the end its specification. Nothing is computed: similarity, results and
+verdicts come from the statistics. No torch here.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, zip_longest
 from typing import Any, Final, Literal
 
 import numpy as np
 from markupsafe import Markup
 
 from calibrant.lab.report.page.contents import Contents
-from calibrant.lab.report.page.network_spec import network_spec
 from calibrant.lab.report.page.rendering import embedded, render
+from calibrant.lab.report.plots.picture import cut
 from calibrant.lab.report.plots.theme import FAMILIES
-from calibrant.lab.report.plots.words import cut
 from calibrant.lab.report.sentences import short
-from calibrant.lab.stats import MEASURES, Ranking, Similarity
+from calibrant.lab.stats import MEASURES, Ranking, RankingEntry, Similarity
+from calibrant.numerics import decimals, signed
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -34,10 +35,14 @@ SMALLEST, LARGEST, EMPTY = 90, 620, 70
 LISTED: Final = 12
 """How many of the most alike pairs the table has for each measure."""
 
-MISSING: Final = "This store holds nothing about how alike its calibration sets are. The study computed again with the present version, in a new folder, keeps it."
+MISSING: Final = (
+    "This store holds nothing about how alike its calibration sets are. "
+    "The study computed again with the present version, in a new folder, keeps it."
+)
 MEANINGS: Final = {
     "words": "cosine of the TF-IDF weights of the words in their windows",
-    "statistics": "e to the minus standard deviation, over sampled input features of the matrices, of the difference of log activation sizes",
+    "statistics": "e to the minus standard deviation, over sampled input features of the "
+    "matrices, of the difference of log activation sizes",
     "masks": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
 }
 """What each measure of similarity is, exactly."""
@@ -88,45 +93,56 @@ def network_of(contents: Contents) -> Network:
     """Return the network of the first ranking's results; the sets that have none are there
     without.
     """
-    ranking = next(iter(contents.comparison.rankings), None)
-    entries = {} if ranking is None else {e.name: e for e in (*ranking.entries, *ranking.partial)}
+    rankings = contents.comparison.rankings
+    entries: dict[str, RankingEntry] = {}
+    for ranking in rankings[:1]:
+        for entry in (*ranking.entries, *ranking.partial):
+            entries[entry.name] = entry
     nodes: list[Node] = []
     for summary in contents.summaries:
+        value = None
+        result = "no result yet"
         entry = entries.get(summary.name)
-        if ranking is None or entry is None or math.isnan(entry.mean.value):
-            nodes.append(
-                Node(
-                    contents.ids[summary.name], summary.name, summary.family, None, "no result yet"
-                )
-            )
-            continue
-        low, high = entry.ranks
-        spread = "" if entry.mean.stderr is None else f" ± {entry.mean.stderr:.3f}"
-        place = f"place {low}{f'–{high}' if high != low else ''} of {len(ranking.entries)}"
-        result = f"{entry.mean.value:+.3f}{spread} {ranking.unit}, {place}"
-        nodes.append(
-            Node(contents.ids[summary.name], summary.name, summary.family, entry.mean.value, result)
-        )
-    if ranking is None:
+        if entry is not None and not math.isnan(entry.mean.value):
+            value = entry.mean.value
+            result = _result(rankings[0], entry)
+        page = contents.ids[summary.name]
+        nodes.append(Node(page, summary.name, summary.family, value, result))
+    if not rankings:
         return Network(nodes, contents.similarity, [], [], "")
-    measured = [short(m, ranking.measured) for m in ranking.measured]
-    return Network(
-        nodes, contents.similarity, measured, list(_effects(contents, ranking)), ranking.baseline
-    )
+    ranking = rankings[0]
+    measured = [short(name, ranking.measured) for name in ranking.measured]
+    effects = list(_effects(contents, ranking))
+    return Network(nodes, contents.similarity, measured, effects, ranking.baseline)
+
+
+def _result(ranking: Ranking, entry: RankingEntry) -> str:
+    """A set's mean and its place."""
+    value = signed(entry.mean.value)
+    if entry.mean.stderr is not None:
+        value += f" ± {decimals(entry.mean.stderr)}"
+    low, high = entry.ranks
+    place = f"{low}" if low == high else f"{low}–{high}"
+    return f"{value} {ranking.unit}, place {place} of {len(ranking.entries)}"
 
 
 def _effects(contents: Contents, ranking: Ranking) -> Iterator[Effect]:
     """Where calibrating on a set helps or hurts what is measured, compared with the baseline."""
-    at = {name: number for number, name in enumerate(contents.ids)}
+    places = {name: number for number, name in enumerate(contents.ids)}
     for entry in ranking.entries:
-        for number, m in enumerate(ranking.measured):
-            gap = entry.to_baseline.get(m)
-            if gap is None or entry.name not in at:
+        if entry.name not in places:
+            continue
+        for number, measured in enumerate(ranking.measured):
+            gap = entry.to_baseline.get(measured)
+            if gap is None:
                 continue
-            sure = gap.significant(ranking.level, ranking.baseline_comparisons)
-            verdict = "not significant" if not sure else "worse" if gap.value > 0 else "better"
-            text = f"{entry.name} on {short(m, ranking.measured)}: {gap.value:+.3f} {ranking.units.get(m, ranking.unit)} against {ranking.baseline}"
-            yield Effect(at[entry.name], number, gap.value, verdict, text)
+            verdict = "worse" if gap.value > 0 else "better"
+            if not gap.significant(ranking.level, ranking.baseline_comparisons):
+                verdict = "not significant"
+            unit = ranking.units.get(measured, ranking.unit)
+            change = f"{signed(gap.value)} {unit} against {ranking.baseline}"
+            text = f"{entry.name} on {short(measured, ranking.measured)}: {change}"
+            yield Effect(places[entry.name], number, gap.value, verdict, text)
 
 
 def network(data: Network) -> Markup:
@@ -135,20 +151,18 @@ def network(data: Network) -> Markup:
     """
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     known = [measure for measure in MEASURES if edges[measure]]
-    places = min(LISTED, max((len(edges[m]) for m in known), default=0))
-    names = [node.name for node in data.nodes]
-    pairs = [
-        [
-            (names[edge[0]], names[edge[1]], edge[2]) if edge else None
-            for edge in ((edges[m] + [None] * LISTED)[place] for m in known)
-        ]
-        for place in range(places)
-    ]
+    closest: list[list[tuple[str, str, float]]] = []
+    for measure in known:
+        column: list[tuple[str, str, float]] = []
+        for first, second, value in edges[measure][:LISTED]:
+            column.append((data.nodes[first].name, data.nodes[second].name, value))
+        closest.append(column)
+    pairs = list(zip_longest(*closest))
     return render(
         "network",
         data=data,
         edges=edges,
-        first=next(iter(known), ""),
+        first=known[0] if known else "",
         measures_known=known,
         pairs=pairs,
         effects=_significant(data),
@@ -163,17 +177,22 @@ def network(data: Network) -> Markup:
 
 def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
     """Pairs of nodes with their similarity, the most alike first."""
-    places = {one: place for place, one in enumerate(data.similarity.sets)}
-    known = data.similarity.by.get(measure)
-    rows = [places.get(node.name) for node in data.nodes]
-    if known is None:
+
+    def order(edge: tuple[int, int, float]) -> tuple[float, int, int]:
+        return -edge[2], edge[0], edge[1]
+
+    similarity = data.similarity.by.get(measure)
+    if similarity is None:
         return []
+    places = {name: place for place, name in enumerate(data.similarity.sets)}
+    compared = [(i, places[node.name]) for i, node in enumerate(data.nodes) if node.name in places]
     edges: list[tuple[int, int, float]] = []
-    for i, a in enumerate(rows):
-        for j, b in enumerate(rows[:i]):
-            if a is not None and b is not None and not math.isnan(value := float(known[a, b])):
-                edges.append((j, i, round(value, 4)))
-    return sorted(edges, key=lambda edge: (-edge[2], edge[0], edge[1]))[:MOST_EDGES]
+    for (first, row), (second, column) in combinations(compared, 2):
+        # The lower triangle, as the two may differ in their last digits.
+        value = float(similarity[column, row])
+        if not math.isnan(value):
+            edges.append((first, second, round(value, 4)))
+    return sorted(edges, key=order)[:MOST_EDGES]
 
 
 def _significant(data: Network) -> list[Effect]:
@@ -275,3 +294,221 @@ def _sizes(nodes: Sequence[Node]) -> list[int]:
             )
             sizes.append(round(SMALLEST + (LARGEST - SMALLEST) * share))
     return sizes
+
+
+_ARROW: Final = "M-1,-1L1,0L-1,1Z"
+_BAR: Final = "M-.3,-1.2H.3V1.2H-.3Z"
+
+
+def network_spec() -> dict[str, Any]:
+    """The drawing as Vega reads it. Nodes are laid out around (0, 0); `frame` says where that is
+    on the screen, and how large.
+    """
+    return {
+        "$schema": "https://vega.github.io/schema/vega/v6.json",
+        "autosize": "none",
+        "padding": 0,
+        "signals": _signals(),
+        "data": [
+            {"name": "edges", "values": []},
+            {
+                "name": "arrows",
+                "source": "edges",
+                "transform": [{"type": "filter", "expr": "datum.kind !== 'alike'"}],
+            },
+            {"name": "nodes", "values": [], "transform": [_force()]},
+            {"name": "reach", "source": "nodes", "transform": [_reach()]},
+        ],
+        "marks": [_lines(), _symbols(), _ends(), _labels()],
+    }
+
+
+def _signals() -> list[dict[str, Any]]:
+    """What the page's script sets, and what follows from it.
+
+    `font` and `em` are the page's, the size as a multiple of 16 pixels. `still` lays out at once,
+    without motion. `held` is the frame that the reader chose by zooming, panning or dragging;
+    without one everything is shown. `lit` is the node in hand, `near` what it is joined to.
+    """
+    room = "length(data('reach')) ? data('reach')[0] : {x0: -1, x1: 1, y0: -1, y1: 1}"
+    scale = (
+        "min(3 * em, (width - 2 * side) / max(reach.x1 - reach.x0, 1), "
+        "(height - 76 * em) / max(reach.y1 - reach.y0, 1))"
+    )
+    across = "width / 2 - scale * (reach.x0 + reach.x1) / 2"
+    down = "(height - 14) / 2 - scale * (reach.y0 + reach.y1) / 2"
+    return [
+        {"name": "still", "value": True},
+        {"name": "font", "value": "sans-serif"},
+        {"name": "em", "value": 1},
+        {"name": "restart", "value": False},
+        {"name": "heat", "value": 1},
+        {"name": "lit", "value": -1},
+        {"name": "near", "value": []},
+        {"name": "held", "value": None},
+        {"name": "side", "update": "width < 500 ? 44 : 84 * em"},
+        {"name": "reach", "update": room},
+        {"name": "scale", "update": scale},
+        {
+            "name": "whole",
+            "update": f"{{k: scale, x: {across}, y: {down}}}",
+        },
+        {"name": "frame", "update": "held || whole"},
+        {"name": "tall", "update": "height > width"},
+    ]
+
+
+def _force() -> dict[str, Any]:
+    """Vega's own force layout. The ground is as wide as the screen: what pulls to the middle
+    pulls less along the longer side.
+    """
+    return {
+        "type": "force",
+        "iterations": {"signal": "still ? 400 : 60"},
+        "velocityDecay": 0.35,
+        "static": {"signal": "still"},
+        "restart": {"signal": "restart"},
+        "alpha": {"signal": "heat"},
+        "forces": [
+            {
+                "force": "link",
+                "links": "edges",
+                "id": "id",
+                "distance": {"expr": "datum.distance"},
+                "strength": {"expr": "datum.pull"},
+            },
+            {"force": "nbody", "strength": -230, "distanceMax": 360},
+            {"force": "collide", "radius": {"expr": "20 + sqrt(datum.size) / 2"}, "iterations": 2},
+            {"force": "x", "x": 0, "strength": {"signal": "tall ? 0.12 : 0.04"}},
+            {"force": "y", "y": 0, "strength": {"signal": "tall ? 0.04 : 0.12"}},
+        ],
+    }
+
+
+def _reach() -> dict[str, Any]:
+    return {
+        "type": "aggregate",
+        "ops": ["min", "max", "min", "max"],
+        "fields": ["x", "x", "y", "y"],
+        "as": ["x0", "x1", "y0", "y1"],
+    }
+
+
+def _placed(axis: str, of: str) -> str:
+    """Where on the screen: Vega's links hold numbers until the layout has put nodes in their
+    place.
+    """
+    return f"frame.{axis} + frame.k * ({of}.{axis} || 0)"
+
+
+def _lines() -> dict[str, Any]:
+    near = "(lit === -1 || datum.source.id === lit || datum.target.id === lit)"
+    drawn = {
+        "x": {"signal": _placed("x", "datum.source")},
+        "y": {"signal": _placed("y", "datum.source")},
+        "x2": {"signal": _placed("x", "datum.target")},
+        "y2": {"signal": _placed("y", "datum.target")},
+        "opacity": {"signal": f"{near} ? datum.opacity : 0.08"},
+    }
+    fixed = {
+        "stroke": {"field": "stroke"},
+        "strokeWidth": {"field": "width"},
+        "strokeDash": {"field": "dash"},
+        "strokeCap": {"value": "round"},
+    }
+    return {
+        "type": "rule",
+        "name": "lines",
+        "aria": False,
+        "from": {"data": "edges"},
+        "encode": {"enter": fixed, "update": drawn},
+    }
+
+
+def _ends() -> dict[str, Any]:
+    """The head of an arrow, or the bar, where an edge meets the square: outside of the square
+    and of its name.
+    """
+    down = "(datum.target.y || 0) - (datum.source.y || 0)"
+    across = "(datum.target.x || 0) - (datum.source.x || 0)"
+    turn = f"atan2({down}, {across})"
+    drawn = {
+        "x": {"signal": f"{_placed('x', 'datum.target')} - 33 * em * cos({turn})"},
+        "y": {"signal": f"{_placed('y', 'datum.target')} - 33 * em * sin({turn})"},
+        "angle": {"signal": f"180 / PI * {turn}"},
+        "opacity": {
+            "signal": "lit === -1 || datum.source.id === lit || datum.target.id === lit ? 1 : 0.08"
+        },
+    }
+    shape = {"signal": f"datum.kind === 'better' ? '{_ARROW}' : '{_BAR}'"}
+    fixed = {"fill": {"field": "stroke"}, "size": {"signal": "110 * em * em"}, "shape": shape}
+    return {
+        "type": "symbol",
+        "name": "ends",
+        "aria": False,
+        "interactive": False,
+        "from": {"data": "arrows"},
+        "encode": {"enter": fixed, "update": drawn},
+    }
+
+
+def _symbols() -> dict[str, Any]:
+    fixed = {
+        "shape": {"field": "shape"},
+        "size": {"signal": "datum.size * em * em"},
+        "cursor": {"signal": "datum.page ? 'pointer' : 'grab'"},
+    }
+    drawn = {
+        "x": {"signal": _placed("x", "datum")},
+        "y": {"signal": _placed("y", "datum")},
+        "fill": {"field": "fill"},
+        "stroke": {"signal": "datum.id === lit ? 'var(--ink)' : datum.stroke"},
+        "strokeWidth": {"signal": "datum.id === lit ? 3.5 : 1.75"},
+        "opacity": {
+            "signal": "lit === -1 || datum.id === lit || indexof(near, datum.id) >= 0 ? 1 : 0.3"
+        },
+    }
+    return {
+        "type": "symbol",
+        "name": "symbols",
+        "aria": False,
+        "from": {"data": "nodes"},
+        "encode": {"enter": fixed, "update": drawn},
+    }
+
+
+def _labels() -> dict[str, Any]:
+    """Names, the best set's first: one that finds no room is left out until the reader zooms in
+    or has its node in hand.
+    """
+    fixed = {
+        "text": {"field": "datum.label"},
+        "font": {"signal": "font"},
+        "fontSize": {"signal": "12 * em"},
+        "fill": {"value": "var(--ink)"},
+        "cursor": {"value": "pointer"},
+    }
+    drawn = {
+        "fillOpacity": {
+            "signal": "lit === -1 || datum.datum.id === lit || "
+            "indexof(near, datum.datum.id) >= 0 ? 1 : 0.3"
+        }
+    }
+    placing = {
+        "type": "label",
+        # The size never changes here, but naming what moves has the labels placed again whenever it
+        # does.
+        "size": {"signal": "[width + 0 * length(data('nodes')) + 0 * frame.k, height]"},
+        "anchor": ["bottom", "top", "right", "left"],
+        "offset": [3],
+        "padding": 0,
+        "sort": {"field": "datum.datum.place"},
+    }
+    return {
+        "type": "text",
+        "name": "labels",
+        "aria": False,
+        "from": {"data": "symbols"},
+        "encode": {"enter": fixed, "update": drawn},
+        "transform": [placing],
+    }

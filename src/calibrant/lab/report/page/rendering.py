@@ -20,7 +20,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from calibrant.lab.report.facts import PHASES
-from calibrant.lab.report.page import sets
+from calibrant.lab.report.page.parts import (
+    in_words,
+    licence,
+    origin,
+    plain,
+    profile_rows,
+    rows_of,
+    scripts_of,
+)
 from calibrant.lab.report.plots import (
     Plot,
     against_size,
@@ -34,9 +42,10 @@ from calibrant.lab.report.plots import (
     worth,
 )
 from calibrant.lab.report.plots.theme import DARK, FAMILIES, LIGHT
-from calibrant.lab.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
-from calibrant.lab.report.tables.table import HOLE, heading
+from calibrant.lab.report.sentences import caveats, finding, remarks, rise, short
+from calibrant.lab.report.tables.table import heading
 from calibrant.lab.stats import LEVEL, MEAN, MEASURES, describe_target, join_names, target_noun
+from calibrant.numerics import HOLE, percent
 from calibrant.spec.families import WORDS
 from calibrant.spec.foreign import visible, visible_data
 
@@ -56,26 +65,29 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(f"{template}.html.jinja").render(values))
 
 
+FUNCTIONS: Final = (
+    *(describe_target, target_noun, join_names, percent, heading, rise),
+    *(finding, remarks, caveats),
+    *(forest, kept, pareto, against_tokens, against_sparsity, against_size, evidence, worth),
+    *(in_words, licence, origin, rows_of, scripts_of, profile_rows),
+)
+"""What templates may call, by their names."""
+
+
 @cache
 def _environment() -> Environment:
-    def shown(value: Any) -> Any:
-        return value if isinstance(value, Markup) else "" if value is None else visible(str(value))
-
-    loader = PackageLoader("calibrant.lab.report.page")
-    made = Environment(
-        loader=loader,
+    environment = Environment(
+        loader=PackageLoader("calibrant.lab.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=shown,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.tests["nan"] = isnan
-    made.filters |= {
-        "short_in": lambda measured, among, before="": f"{before}{short(measured, among)}",
-        "plain": sets.plain,
-    }
-    made.globals |= {
+    environment.tests["nan"] = isnan
+    environment.filters |= {"short_in": _short_in, "plain": plain}
+    environment.globals |= {function.__name__: function for function in FUNCTIONS}
+    environment.globals |= {
         "HOLE": HOLE,
         "LEVEL": LEVEL,
         "MEAN": MEAN,
@@ -83,50 +95,22 @@ def _environment() -> Environment:
         "FAMILIES": FAMILIES,
         "FAMILY_WORDS": WORDS,
         "PHASES": PHASES,
-        **{
-            f.__name__: f
-            for f in (
-                describe_target,
-                target_noun,
-                join_names,
-                percent,
-                heading,
-                rise,
-                finding,
-                remarks,
-                caveats,
-                doubts,
-            )
-        },
-        **{
-            f.__name__: f
-            for f in (
-                forest,
-                kept,
-                pareto,
-                against_tokens,
-                against_sparsity,
-                against_size,
-                evidence,
-                worth,
-            )
-        },
-        **{
-            f.__name__: f
-            for f in (
-                sets.in_words,
-                sets.licence,
-                sets.origin,
-                sets.rows_of,
-                sets.scripts_of,
-                sets.profile_rows,
-            )
-        },
         "inline": _inline,
         "is_large": _is_large,
         "heads_style": _heads_style,
     }
-    return made
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """A value as a template shows it, before it is escaped."""
+    if isinstance(value, Markup):
+        return value
+    return "" if value is None else visible(str(value))
+
+
+def _short_in(measured: str, among: Sequence[str], before: str = "") -> str:
+    return f"{before}{short(measured, among)}"
 
 
 def _inline(plot: Plot, key: str) -> Markup:
@@ -142,17 +126,18 @@ def _is_large(svg: Markup) -> bool:
 
 
 def _heads_style(heads: Sequence[str]) -> str:
-    """Return the heads of a table as custom properties, for the style sheet to write before figures: texts of CSS, in which nothing ends them.
+    """Return the heads of a table as custom properties, for the style sheet to write before
+    figures: texts of CSS, in which nothing ends them.
 
     >>> _heads_style(["", 'a "b"'])
     '--h2:"a \\\\22 b\\\\22 "'
     """
-    escape = {ord(c): f"\\{ord(c):x} " for c in '"\\<>&\n\r\f{};'}
-    return ";".join(
-        f'--h{place}:"{visible(str(head)).translate(escape)}"'
-        for place, head in enumerate(heads, 1)
-        if head
-    )
+    escape = {ord(sign): f"\\{ord(sign):x} " for sign in '"\\<>&\n\r\f{};'}
+    properties: list[str] = []
+    for place, head in enumerate(heads, 1):
+        if head:
+            properties.append(f'--h{place}:"{visible(head).translate(escape)}"')
+    return ";".join(properties)
 
 
 def embedded(key: str, data: Any) -> Markup:
@@ -200,11 +185,12 @@ def colours(root: str = ":root") -> str:
     """Return the palettes of the plots as custom properties of `root`: light, and dark for who
     prefers it.
     """
-    light, dark = (
-        "".join(f" --{name}: {value};" for name, value in palette.items())
-        for palette in (LIGHT, DARK)
+    light = "".join(f" --{name}: {value};" for name, value in LIGHT.items())
+    dark = "".join(f" --{name}: {value};" for name, value in DARK.items())
+    return (
+        f"{root} {{ color-scheme: light dark;{light} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
     )
-    return f"{root} {{ color-scheme: light dark;{light} }}\n@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
 
 
 def page_style() -> Markup:
@@ -219,7 +205,9 @@ def excerpt_style(root: str) -> Markup:
     css = _file("page.css")
     rules = css[css.index(".finding {") : css.index("@media print")]
     return Markup(
-        f"{colours(root)}{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n@scope ({root}) {{ {rules} }}"
+        f"{colours(root)}"
+        f"{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n"
+        f"@scope ({root}) {{ {rules} }}"
     )
 
 

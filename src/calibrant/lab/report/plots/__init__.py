@@ -2,16 +2,23 @@
 No torch here.
 """
 
-from calibrant.lab.report.plots.collection import plots
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
 from calibrant.lab.report.plots.drawing import inline, write
 from calibrant.lab.report.plots.forest import evidence, forest, formats
-from calibrant.lab.report.plots.growth import against_sparsity, against_tokens, layer_errors
-from calibrant.lab.report.plots.heat import kept
+from calibrant.lab.report.plots.growth import (
+    against_size,
+    against_sparsity,
+    against_tokens,
+    layer_errors,
+)
+from calibrant.lab.report.plots.heat import kept, routers
 from calibrant.lab.report.plots.pareto import pareto
-from calibrant.lab.report.plots.picture import Plot
-from calibrant.lab.report.plots.routers import routers
+from calibrant.lab.report.plots.picture import Plot, stem
 from calibrant.lab.report.plots.sensitivity import worth
-from calibrant.lab.report.plots.size import against_size
+from calibrant.lab.stats import Comparison, KeptExperts, Layers
 
 __all__ = [
     "Plot",
@@ -30,3 +37,82 @@ __all__ = [
     "worth",
     "write",
 ]
+
+WITHOUT_PLOT: Final = frozenset({"baseline"})
+"""Questions that get no plot: the forests show their evidence."""
+
+
+def plots(
+    comparison: Comparison,
+    layers: Sequence[Layers],
+    tokens: Mapping[str, int],
+    experts: Sequence[KeptExperts] = (),
+) -> list[Plot]:
+    """Return every plot: those of each ranking, over sparsity and size, of each model's blocks and
+    experts, of the questions.
+
+    `tokens` are each set's real ones. Names of plots differ, upper and lower case being one; where
+    rankings differ in the model or in how the walk propagates, names say which.
+    """
+    rankings = comparison.rankings
+    drawn: list[Plot | None] = []
+    models = {ranking.model for ranking in rankings}
+    ways = {ranking.propagate for ranking in rankings}
+    for ranking in rankings:
+        parts = _telling((ranking.model, models), (ranking.propagate, ways))
+        of_ranking = (forest, kept, formats)
+        drawn.extend(_called(draw(ranking), parts) for draw in of_ranking)
+        drawn.append(_called(against_tokens(ranking, tokens), parts))
+        drawn.append(_called(pareto(ranking), parts))
+    every = (*rankings, *comparison.unranked)
+    for model in dict.fromkeys(ranking.model for ranking in rankings):
+        parts = _telling((model, models))
+        ranked = [ranking for ranking in rankings if ranking.model == model]
+        sized = [ranking for ranking in every if ranking.model == model]
+        drawn.append(_called(against_sparsity(ranked), parts))
+        drawn.append(_called(against_size(sized), parts))
+    measured = {found.model for found in comparison.sensitivities}
+    for model in dict.fromkeys(found.model for found in comparison.sensitivities):
+        found = [each for each in comparison.sensitivities if each.model == model]
+        drawn.append(_called(worth(found), _telling((model, measured))))
+    models = {group.model for group in layers}
+    ways = {group.propagate for group in layers}
+    for group in layers:
+        parts = _telling((group.model, models), (group.propagate, ways))
+        drawn.append(_called(layer_errors(group), parts))
+    models = {group.model for group in experts}
+    ways = {group.propagate for group in experts}
+    for group in experts:
+        parts = _telling((group.model, models), (group.propagate, ways))
+        drawn.append(_called(routers([group]), parts))
+    for question in comparison.questions:
+        if question.name not in WITHOUT_PLOT:
+            drawn.append(evidence(question))
+    return _distinct([plot for plot in drawn if plot is not None])
+
+
+def _telling(*parts: tuple[str, set[str]]) -> list[str]:
+    """The parts that tell plots apart: those that aren't the only one of their kind."""
+    return [part for part, every in parts if len(every) > 1]
+
+
+def _called(plot: Plot | None, parts: Sequence[str]) -> Plot | None:
+    """The plot with these parts in its name."""
+    if plot is None or not parts:
+        return plot
+    return replace(plot, name=stem(plot.name, *parts))
+
+
+def _distinct(plots: Sequence[Plot]) -> list[Plot]:
+    """The plots, a number behind each name that came before; file systems differ about case."""
+    names: set[str] = set()
+    distinct: list[Plot] = []
+    for plot in plots:
+        name = plot.name
+        number = 1
+        while name.lower() in names:
+            number += 1
+            name = f"{plot.name}-{number}"
+        names.add(name.lower())
+        distinct.append(replace(plot, name=name))
+    return distinct

@@ -7,10 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.plots.picture import Layer, faceted, layer, layered, text
-from calibrant.lab.report.plots.placing import Axis, around, spaced
+from calibrant.lab.report.plots.picture import (
+    Axis,
+    Interval,
+    Layer,
+    around,
+    cut,
+    faceted,
+    layer,
+    layered,
+    signed,
+    spaced,
+    text,
+)
 from calibrant.lab.report.plots.theme import DASHES, FAMILIES, LETTER
-from calibrant.lab.report.plots.words import Interval, cut, signed
 from calibrant.spec.foreign import visible_name
 
 if TYPE_CHECKING:

@@ -2,8 +2,10 @@
 a question rests on. No torch here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from calibrant.lab.report.plots.panels import (
     NARROW,
@@ -15,19 +17,21 @@ from calibrant.lab.report.plots.panels import (
     span_of,
     stacked,
 )
-from calibrant.lab.report.plots.picture import Plot, plotted
-from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
-from calibrant.lab.report.plots.words import (
+from calibrant.lab.report.plots.picture import (
     Interval,
+    Plot,
     counted,
     cut,
     ends,
     known,
+    plainly,
+    plotted,
     sentence,
     signed,
     spread,
 )
-from calibrant.lab.report.sentences import percent, short
+from calibrant.lab.report.plots.theme import FAMILIES, VERDICTS
+from calibrant.lab.report.sentences import short
 from calibrant.lab.stats import (
     MEAN,
     Estimate,
@@ -37,6 +41,7 @@ from calibrant.lab.stats import (
     RankingEntry,
     describe_target,
 )
+from calibrant.numerics import percent
 from calibrant.spec.grammar import SetLabel
 
 ALIKE: Final = 4.0
@@ -68,20 +73,16 @@ def forest(ranking: Ranking, narrow: bool = False) -> Plot | None:
     set has a number.
     """
     numbers = _ForestNumbers(ranking)
-    entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
-    if not any(known(numbers.of(e, m)) for e in entries for m in numbers.panels):
+    entries: dict[int, RankingEntry] = {}
+    rows: list[PanelRow] = []
+    for entry in numbers.entries:
+        entries[len(rows)] = entry
+        name = f"{entry.name} (incomplete)" if entry in ranking.partial else entry.name
+        rows.append(PanelRow(name))
+    if not any(map(numbers.has_any, numbers.entries)):
         return None
-    rows = tuple(
-        PanelRow(f"{e.name} (incomplete)" if e in ranking.partial else e.name) for e in entries
-    )
-    return _plot(
-        numbers,
-        rows,
-        dict(enumerate(entries)),
-        "forest",
-        f"{numbers.title}, by what was measured",
-        narrow,
-    )
+    title = f"{numbers.title}, by what was measured"
+    return _plot(numbers, tuple(rows), entries, "forest", title, narrow)
 
 
 def formats(ranking: Ranking) -> Plot | None:
@@ -90,13 +91,10 @@ def formats(ranking: Ranking) -> Plot | None:
     """
     numbers = _ForestNumbers(ranking)
     by_source: dict[str, dict[SetLabel, RankingEntry]] = {}
-    for entry in (*ranking.entries, *ranking.baselines, *ranking.partial):
-        if (
-            entry.label
-            and not entry.label.mixed
-            and any(known(numbers.of(entry, m)) for m in numbers.panels)
-        ):
-            by_source.setdefault(entry.label.source, {})[entry.label] = entry
+    for entry in numbers.entries:
+        label = entry.label
+        if label is not None and not label.mixed and numbers.has_any(entry):
+            by_source.setdefault(label.source, {})[label] = entry
     rows: list[PanelRow] = []
     entries: dict[int, RankingEntry] = {}
     for source, labels in by_source.items():
@@ -108,7 +106,8 @@ def formats(ranking: Ranking) -> Plot | None:
             rows.append(PanelRow(label.rest or "as it is"))
     if not entries:
         return None
-    title = f"The same source in several formats: {numbers.title[0].lower() + numbers.title[1:]}"
+    shown = numbers.title[0].lower() + numbers.title[1:]
+    title = f"The same source in several formats: {shown}"
     return _plot(numbers, tuple(rows), entries, "formats", title)
 
 
@@ -119,30 +118,40 @@ class _ForestNumbers:
 
     def __init__(self, ranking: Ranking) -> None:
         self.ranking = ranking
-        self.relative = bool(ranking.baseline) and any(
-            e.to_baseline for e in (*ranking.entries, *ranking.baselines, *ranking.partial)
-        )
-        self.reference = (
-            ranking.baseline if self.relative else "dense" if ranking.dense is not None else ""
-        )
-        self.panels = (*([MEAN] if len(ranking.averaged) > 1 else []), *ranking.measured)
-        self.comparisons = (
-            ranking.baseline_comparisons if self.relative else 1
-        )  # that the intervals cover together
+        self.entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
+        compared = any(entry.to_baseline for entry in self.entries)
+        self.relative = bool(ranking.baseline) and compared
+        self.panels = list(ranking.measured)
+        if len(ranking.averaged) > 1:
+            self.panels.insert(0, MEAN)
+        # How many comparisons the intervals of a panel cover together.
+        self.comparisons = 1
         if self.relative:
+            self.reference = ranking.baseline
+            self.comparisons = ranking.baseline_comparisons
             self.title = f"How much worse than {self.reference}"
+        elif ranking.dense is not None:
+            self.reference = "dense"
+            self.title = "Increase over the dense model"
         else:
-            self.title = (
-                "Increase over the dense model" if self.reference else "The models' own numbers"
-            )
+            self.reference = ""
+            self.title = "The models' own numbers"
 
-    def of(self, entry: RankingEntry, measured: str) -> Estimate | None:
-        """The number of one row in one panel; None where there is none."""
+    def value(self, entry: RankingEntry, measured: str) -> Estimate | None:
+        """Return the number of one row in one panel; None where there is none."""
         if self.is_baseline(entry):
             return Estimate(0.0, None, 0.0, 0)
         if self.relative:
-            return entry.to_baseline.get(measured)
-        return entry.mean if measured == MEAN else (entry.increases or entry.losses).get(measured)
+            estimate = entry.to_baseline.get(measured)
+        elif measured == MEAN:
+            estimate = entry.mean
+        else:
+            estimate = (entry.increases or entry.losses).get(measured)
+        return estimate if known(estimate) else None
+
+    def has_any(self, entry: RankingEntry) -> bool:
+        """Whether a row has a number in some panel."""
+        return any(self.value(entry, measured) is not None for measured in self.panels)
 
     def is_baseline(self, entry: RankingEntry) -> bool:
         """Whether a row is the one that all others are compared with."""
@@ -152,23 +161,22 @@ class _ForestNumbers:
         """The interval of a number, wide enough for all comparisons of its panel."""
         return ends(estimate, self.ranking.level, self.comparisons)
 
-    def open(self, entry: RankingEntry, estimate: Estimate) -> bool:
+    def undecided(self, entry: RankingEntry, estimate: Estimate) -> bool:
         """Whether a row is not significantly different from the reference; false where there is
         none, and for the reference itself.
         """
-        return (
-            bool(self.reference)
-            and not self.is_baseline(entry)
-            and not estimate.significant(self.ranking.level, self.comparisons)
-        )
+        if not self.reference or self.is_baseline(entry):
+            return False
+        return not estimate.significant(self.ranking.level, self.comparisons)
 
     def unit(self, measured: str) -> str:
-        """The unit of a panel."""
-        return (
-            self.ranking.unit
-            if measured == MEAN
-            else self.ranking.units.get(measured, self.ranking.unit)
-        )
+        """Return the unit of a panel."""
+        return self.ranking.units.get(measured, self.ranking.unit)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether panels have several units."""
+        return len(set(map(self.unit, self.panels))) > 1
 
 
 def _plot(
@@ -181,124 +189,112 @@ def _plot(
 ) -> Plot:
     """Return the plot of `rows`, in which `entries` stand at their places; the others are heads."""
     ranking = numbers.ranking
-    marks: dict[str, dict[int, Mark]] = {m: {} for m in numbers.panels}
+    marks: dict[str, dict[int, Mark]] = {measured: {} for measured in numbers.panels}
     for row, entry in entries.items():
-        for m in numbers.panels:
-            estimate = numbers.of(entry, m)
-            if estimate is not None and known(estimate):
-                aside = entry.family in ("control", "none")
-                marks[m][row] = Mark(
-                    estimate.value,
-                    numbers.interval(estimate),
-                    entry.family,
-                    numbers.open(entry, estimate),
-                    aside,
-                )
-    units = {m: numbers.unit(m) for m in numbers.panels}
-    mixed = len(set(units.values())) > 1
-    about = (
-        f"← better · worse than {cut(numbers.reference)} →"
-        if numbers.relative
-        else "increase over the dense model"
-        if numbers.reference
-        else ""
-    )
-    about = about if mixed else f"{about}, {ranking.unit}".removeprefix(", ")
-    spans = _spans(numbers.panels, units, marks, bool(numbers.reference))
-    titles = {m: "mean" if m == MEAN else short(m, ranking.measured) for m in numbers.panels}
+        aside = entry.family in ("control", "none")
+        for measured in numbers.panels:
+            estimate = numbers.value(entry, measured)
+            if estimate is not None:
+                interval = numbers.interval(estimate)
+                hollow = numbers.undecided(entry, estimate)
+                mark = Mark(estimate.value, interval, entry.family, hollow, aside)
+                marks[measured][row] = mark
+    spans = _spans(numbers, marks)
     shown = numbers.panels[:1] if narrow else numbers.panels
-    drawn = tuple(Panel(titles[m], marks[m], spans[m], units[m] if mixed else "") for m in shown)
+    drawn: list[Panel] = []
+    for measured in shown:
+        unit = numbers.unit(measured) if numbers.mixed else ""
+        title_above = _head(measured, ranking)
+        drawn.append(Panel(title_above, marks[measured], spans[measured], unit))
     present = {entry.family for entry in entries.values()}
     styles = {family: style for family, style in FAMILIES.items() if family in present}
-    panels = Panels(
-        rows, drawn, styles, about, numbers.reference, width=NARROW if narrow else WIDTH
-    )
+    width = NARROW if narrow else WIDTH
+    about = _about(numbers)
+    panels = Panels(rows, tuple(drawn), styles, about, numbers.reference, width=width)
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
-    description = _description(numbers, tuple(entries.values()), where, title)
-    caption = [
-        *_caption(numbers, len({spans[m] for m in shown}) > 1, marks),
-        *([f"Here the {titles[shown[0]]} alone; the table has all"] * narrow),
-    ]
-    return plotted(
-        (kind, ranking.method, ranking.target),
-        f"{title}: {where}",
-        description,
-        panels.chart,
-        panels.data,
-        caption,
-        present,
-    )
+    several = len({spans[measured] for measured in shown}) > 1
+    caption = _caption(numbers, several, marks)
+    if narrow:
+        caption.append(f"Here the {_head(shown[0], ranking)} alone; the table has all")
+    name = (kind, ranking.method, ranking.target)
+    words = _description(numbers, tuple(entries.values()), where, title)
+    whole = f"{title}: {where}"
+    return plotted(name, whole, words, panels.chart, panels.data, caption, present)
+
+
+def _head(measured: str, ranking: Ranking) -> str:
+    return "mean" if measured == MEAN else short(measured, ranking.measured)
+
+
+def _about(numbers: _ForestNumbers) -> str:
+    """What the axes are about."""
+    about = ""
+    if numbers.relative:
+        about = f"← better · worse than {cut(numbers.reference)} →"
+    elif numbers.reference:
+        about = "increase over the dense model"
+    if numbers.mixed:
+        return about
+    return f"{about}, {numbers.ranking.unit}".removeprefix(", ")
 
 
 def _caption(
     numbers: _ForestNumbers, several: bool, marks: Mapping[str, Mapping[int, Mark]]
 ) -> list[str]:
     """Return what is drawn, in which unit, and what the lines and hollow marks are."""
-    ranking, mixed = numbers.ranking, len({numbers.unit(m) for m in numbers.panels}) > 1
-    what = {
-        "worse": f"how much worse than with {numbers.reference} the model is when it is calibrated on the set at the left",
-        "dense": "how much worse than the dense model the model is when it is calibrated on the set at the left",
-        "own": "the number of the model that is calibrated on the set at the left",
-    }["worse" if numbers.relative else "dense" if numbers.reference else "own"]
-    unit = "in the unit below each panel" if mixed else f"in {ranking.unit}"
-    joint = (
-        f", jointly for the {numbers.comparisons} comparisons of a panel"
-        if numbers.comparisons > 1
-        else ""
-    )
-    points = [mark for panel in marks.values() for mark in panel.values()]
-    hollow = (
-        f"Hollow: not significantly different from {numbers.reference}"
-        if any(mark.hollow for mark in points)
-        else ""
-    )
-    return list(
-        filter(
-            None,
-            [
-                f"Each mark: {what}, {unit}",
-                f"Lines: {percent(ranking.level)} intervals{joint}"
-                if any(mark.interval for mark in points)
-                else "",
-                hollow,
-                "An arrow at the edge: what lies beyond the axis, with its number",
-                "Panels whose numbers reach much farther have an axis of their own"
-                if several
-                else "",
-            ],
-        )
-    )
+    ranking = numbers.ranking
+    calibrated = "when it is calibrated on the set at the left"
+    if numbers.relative:
+        shown = f"how much worse than with {numbers.reference} the model is {calibrated}"
+    elif numbers.reference:
+        shown = f"how much worse than the dense model the model is {calibrated}"
+    else:
+        shown = "the number of the model that is calibrated on the set at the left"
+    unit = "in the unit below each panel" if numbers.mixed else f"in {ranking.unit}"
+    caption = [f"Each mark: {shown}, {unit}"]
+    points: list[Mark] = []
+    for panel in marks.values():
+        points.extend(panel.values())
+    if any(mark.interval for mark in points):
+        joint = ""
+        if numbers.comparisons > 1:
+            joint = f", jointly for the {numbers.comparisons} comparisons of a panel"
+        caption.append(f"Lines: {percent(ranking.level)} intervals{joint}")
+    if any(mark.hollow for mark in points):
+        caption.append(f"Hollow: not significantly different from {numbers.reference}")
+    caption.append("An arrow at the edge: what lies beyond the axis, with its number")
+    if several:
+        caption.append("Panels whose numbers reach much farther have an axis of their own")
+    return caption
 
 
 def _spans(
-    measured: Sequence[str],
-    units: Mapping[str, str],
-    marks: Mapping[str, Mapping[int, Mark]],
-    reference: bool,
+    numbers: _ForestNumbers, marks: Mapping[str, Mapping[int, Mark]]
 ) -> dict[str, tuple[float, float]]:
     """Return the range of each panel's axis: one for all of a unit that reach about as far, so
     that they can be compared.
     """
-    own = {m: span_of(list(marks[m].values()), reference) for m in measured}
-    reach = {m: high - low for m, (low, high) in own.items()}
+    zero = bool(numbers.reference)
+    reach: dict[str, float] = {}
+    for measured in numbers.panels:
+        low, high = span_of(list(marks[measured].values()), zero)
+        reach[measured] = high - low
     groups: list[list[str]] = []
-    for m in sorted(measured, key=reach.__getitem__):
-        fitting = next(
-            (
-                group
-                for group in groups
-                if units[group[0]] == units[m] and reach[m] <= ALIKE * reach[group[0]]
-            ),
-            None,
-        )
-        if fitting is None:
-            groups.append(fitting := [])
-        fitting.append(m)
-    return {
-        m: span_of([mark for other in group for mark in marks[other].values()], reference)
-        for group in groups
-        for m in group
-    }
+    for measured in sorted(numbers.panels, key=reach.__getitem__):
+        for group in groups:
+            same_unit = numbers.unit(group[0]) == numbers.unit(measured)
+            if same_unit and reach[measured] <= ALIKE * reach[group[0]]:
+                group.append(measured)
+                break
+        else:
+            groups.append([measured])
+    spans: dict[str, tuple[float, float]] = {}
+    for group in groups:
+        together: list[Mark] = []
+        for measured in group:
+            together.extend(marks[measured].values())
+        spans |= dict.fromkeys(group, span_of(together, zero))
+    return spans
 
 
 def _description(
@@ -314,31 +310,23 @@ def _description(
         parts.append(
             f"An asterisk marks what is not significantly different from {numbers.reference}"
         )
-    for m in numbers.panels:
+    write = signed if numbers.reference else plainly
+    for measured in numbers.panels:
         rows: list[str] = []
+        holes: list[str] = []
         for entry in entries:
-            estimate = numbers.of(entry, m)
-            if estimate is None or not known(estimate):
-                continue
-            number = (
-                signed(estimate.value)
-                if numbers.reference
-                else signed(estimate.value).removeprefix("+")
-            )
-            star = "*" if numbers.open(entry, estimate) else ""
-            rows.append(
-                f"{entry.name} "
-                + (
-                    "is the baseline"
-                    if numbers.is_baseline(entry)
-                    else f"{number}{spread(numbers.interval(estimate))}{star}"
-                )
-            )
-        holes = [e.name for e in entries if not known(numbers.of(e, m))]
+            estimate = numbers.value(entry, measured)
+            if estimate is None:
+                holes.append(entry.name)
+            elif numbers.is_baseline(entry):
+                rows.append(f"{entry.name} is the baseline")
+            else:
+                number = f"{write(estimate.value)}{spread(numbers.interval(estimate))}"
+                star = "*" if numbers.undecided(entry, estimate) else ""
+                rows.append(f"{entry.name} {number}{star}")
+        panel = "Mean" if measured == MEAN else f"On {measured}"
         lacking = f"; no number for {', '.join(holes)}" if holes else ""
-        parts.append(
-            f"{'Mean' if m == MEAN else f'On {m}'}: {'; '.join(rows) or 'nothing'}{lacking}"
-        )
+        parts.append(f"{panel}: {'; '.join(rows) or 'nothing'}{lacking}")
     return sentence(parts)
 
 
@@ -346,57 +334,46 @@ def evidence(question: PaperQuestion) -> Plot | None:
     """Return what the answer to a question rests on: each difference with its joint interval,
     and its verdict as a word. None without a number.
     """
-    pieces = [e for e in question.evidence if known(e.difference)]
+    pieces = [piece for piece in question.evidence if known(piece.difference)]
     if not pieces:
         return None
-    rows, fewer = pieces, ""
+    rows = pieces
+    fewer = ""
     if len(pieces) > MOST:
-        rows = ([e for e in pieces if e.on == MEAN] or pieces)[:MOST]
-        fewer = (
-            f"Shown: {counted(len(rows), 'row')} of {len(pieces)}, on the mean where there is one"
-        )
-    units = list(dict.fromkeys(e.unit for e in rows))
-    blocks = [
-        _block([e for e in rows if e.unit == unit], unit, f"unit{i}-")
-        for i, unit in enumerate(units)
-    ]
-    data = {name: records for block in blocks for name, records in block.data.items()}
-    numbers = [
-        f"{signed(e.difference.value)}{f' {e.unit}' if e.unit else ''}{spread(_interval(e))}"
-        for e in rows
-    ]
-    each = "; ".join(
-        f"{e.label}, {e.where}, on {e.on}: {number}, {e.verdict}"
-        for e, number in zip(rows, numbers, strict=True)
-    )
-    description = sentence(
-        [question.question, f"Answer: {question.answer}", question.explanation, fewer, each]
-    )
+        on_mean = [piece for piece in pieces if piece.on == MEAN]
+        rows = (on_mean or pieces)[:MOST]
+        shown = counted(len(rows), "row")
+        fewer = f"Shown: {shown} of {len(pieces)}, on the mean where there is one"
+    blocks: list[Panels] = []
+    data: dict[str, list[dict[str, Any]]] = {}
+    for number, unit in enumerate(dict.fromkeys(piece.unit for piece in rows)):
+        block = _block([piece for piece in rows if piece.unit == unit], unit, f"unit{number}-")
+        blocks.append(block)
+        data |= block.data
+    each: list[str] = []
+    for piece in rows:
+        value = f"{signed(piece.difference.value)} {piece.unit}".rstrip()
+        number = f"{value}{spread(_interval(piece))}"
+        each.append(f"{piece.label}, {piece.where}, on {piece.on}: {number}, {piece.verdict}")
+    answer = f"Answer: {question.answer}"
+    words = sentence([question.question, answer, question.explanation, fewer, "; ".join(each)])
     caption = [
         "Each mark: a difference between two sets, the first against the second",
         "Lines: joint intervals",
         "Hollow: not significant",
         fewer,
     ]
-    return plotted(
-        (NAMES.get(question.name, question.name),),
-        question.question,
-        description,
-        lambda: stacked(blocks),
-        data,
-        caption,
-    )
+    name = (NAMES.get(question.name, question.name),)
+    return plotted(name, question.question, words, partial(stacked, blocks), data, caption)
 
 
 def _interval(piece: Evidence) -> Interval:
     """Return the joint interval of a piece of evidence; None where there is none, or where an
     end of it is NaN.
     """
-    return (
-        None
-        if piece.interval is None or any(end != end for end in piece.interval)
-        else piece.interval
-    )
+    if piece.interval is None or any(map(math.isnan, piece.interval)):
+        return None
+    return piece.interval
 
 
 def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
@@ -408,38 +385,33 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
     parts = [part for part in LETTERS if part not in same] or ["label"]
     rows: list[PanelRow] = []
     marks: dict[int, Mark] = {}
-    order = sorted(
-        range(len(pieces)), key=lambda i: texts["where"].index(texts["where"][i])
-    )  # one run after the other, else as they come
-    headed, run = "where" in parts and len(parts) > 1, ""
-    for i in order:
-        if headed and texts["where"][i] != run:
-            run = texts["where"][i]
+    runs = texts["where"]
+    headed = "where" in parts and len(parts) > 1
+    telling = [part for part in parts if part != "where" or not headed]
+
+    def order(number: int) -> int:
+        # One run after the other, in each as they come.
+        return runs.index(runs[number])
+
+    run = ""
+    for number in sorted(range(len(pieces)), key=order):
+        if headed and runs[number] != run:
+            run = runs[number]
             rows.append(PanelRow(run, head=True))
-        e = pieces[i]
-        marks[len(rows)] = Mark(
-            e.difference.value,
-            _interval(e),
-            e.verdict,
-            e.verdict == "not significant",
-            word=e.verdict,
-        )
-        rows.append(
-            PanelRow(
-                " · ".join(
-                    cut(texts[part][i], LETTERS[part])
-                    for part in parts
-                    if not (headed and part == "where")
-                )
-            )
-        )
+        piece = pieces[number]
+        verdict = piece.verdict
+        hollow = verdict == "not significant"
+        value = piece.difference.value
+        marks[len(rows)] = Mark(value, _interval(piece), verdict, hollow, word=verdict)
+        names = [cut(texts[part][number], LETTERS[part]) for part in telling]
+        rows.append(PanelRow(" · ".join(names)))
     title = " · ".join(cut(texts[part][0], LETTERS[part]) for part in same if part != parts[0])
     panel = Panel(title, marks, span_of(list(marks.values())))
     return Panels(
         tuple(rows),
         (panel,),
         VERDICTS,
-        f"← better · worse →{f', {unit}' if unit else ''}",
+        f"← better · worse →, {unit}".removesuffix(", "),
         "no difference",
         66,
         key,

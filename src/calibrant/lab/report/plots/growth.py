@@ -1,20 +1,33 @@
-"""How results change with sparsity, with the tokens shown, and from block to block. No torch
-here.
+"""How results change with the number of tokens, with sparsity, with the bits that a weight takes,
+and from block to block. Only draws. No torch here.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
 from calibrant.lab.report.plots.curves import Curve, CurvePanels, Spot
-from calibrant.lab.report.plots.picture import Plot, plotted
-from calibrant.lab.report.plots.placing import LINE, Axis, axis_of, reached
+from calibrant.lab.report.plots.picture import (
+    LINE,
+    Axis,
+    Plot,
+    axis_of,
+    counted,
+    ends,
+    known,
+    plotted,
+    reached,
+    sentence,
+    share,
+    signed,
+    spread,
+)
 from calibrant.lab.report.plots.theme import DASHES
-from calibrant.lab.report.plots.words import counted, ends, known, sentence, share, signed, spread
-from calibrant.lab.report.sentences import describe_target, percent
-from calibrant.lab.stats import Layers, Ranking, sparsity_of
+from calibrant.lab.stats import Layers, Ranking, RankingEntry, describe_target, sparsity_of
+from calibrant.numerics import percent
 from calibrant.spec.foreign import visible_name
 
 CROWDED: Final = 24
@@ -38,120 +51,129 @@ range of all.
 
 
 def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
-    """Means over sparsity, a panel for each method and a line for each set; N:M patterns stand at 1
-    − N/M. Of one model, in the first one's unit.
+    """Return means over sparsity, a panel for each method and a line for each set; N:M patterns
+    stand at 1 − N/M. Of one model, in the first one's unit.
 
     None where no method was asked for two different sparsities.
     """
-    mine = [
-        r
-        for r in rankings
-        if (r.model, r.unit, r.dense is None)
-        == (rankings[0].model, rankings[0].unit, rankings[0].dense is None)
-    ]
-    several = Counter(method for method, _ in {(r.method, r.propagate) for r in mine})
-    by_method: dict[str, list[Ranking]] = {}
-    for ranking in mine:
-        if sparsity_of(ranking.target) is not None:
-            title = (
-                f"{ranking.method}, {ranking.propagate}"
-                if several[ranking.method] > 1
-                else ranking.method
-            )
-            by_method.setdefault(title, []).append(ranking)
-    panels = tuple(
-        (title, lines) for title, of_method in by_method.items() if (lines := _lines(of_method))
-    )
-    spots = [spot for _, lines in panels for line in lines for spot in line.spots]
+    if not rankings:
+        return None
+    first = rankings[0]
+    by_method: dict[tuple[str, str], list[Ranking]] = {}
+    for ranking in rankings:
+        comparable = ranking.model == first.model and _scale(ranking) == _scale(first)
+        if comparable and sparsity_of(ranking.target) is not None:
+            way = ranking.method, ranking.propagate
+            by_method.setdefault(way, []).append(ranking)
+    several = Counter(method for method, _ in by_method)
+    panels: list[tuple[str, tuple[Curve, ...]]] = []
+    spots: list[Spot] = []
+    coloured = 0
+    pale = False
+    for (method, propagate), of_method in by_method.items():
+        lines = _lines(of_method)
+        if not lines:
+            continue
+        title = f"{method}, {propagate}" if several[method] > 1 else method
+        panels.append((title, lines))
+        coloured = max(coloured, sum(not line.plain for line in lines))
+        pale = pale or any(line.plain for line in lines)
+        for line in lines:
+            spots.extend(line.spots)
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    most = max(sum(not line.plain for line in lines) for _, lines in panels)
-    up = axis_of(
-        reached((s.y for s in spots), (s.interval for s in spots)), max(240, round(LINE * most))
-    )
-    across = axis_of((spot.x for spot in spots), {1: 640, 2: 320}.get(len(panels), 210))
-    what = "increase over the dense model" if rankings[0].dense is not None else "mean"
-    patterns = any(spot.apart for spot in spots)
-    pale = any(line.plain for _, lines in panels for line in lines)
+    reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
+    up = axis_of(reach, max(240, round(LINE * coloured)))
+    width = {1: 640, 2: 320}.get(len(panels), 210)
+    across = axis_of((spot.x for spot in spots), width)
+    mean = _mean_of(first)
     caption = [
-        f"Each line: the mean {what} of the models that were calibrated on one set, in {rankings[0].unit}, by the share of the weights that went",
-        f"Upright lines: {percent(rankings[0].level)} intervals",
-        "Hollow: N:M patterns" if patterns else "",
-        "Pale: the other sets" if pale else "",
+        f"Each line: the {mean} of the models that were calibrated on one set, in {first.unit}, "
+        "by the share of the weights that went",
+        f"Upright lines: {percent(first.level)} intervals",
     ]
+    if any(spot.apart for spot in spots):
+        caption.append("Hollow: N:M patterns")
+    if pale:
+        caption.append("Pale: the other sets")
     ticks = tuple(sorted({spot.x for spot in spots}))
-    curves = CurvePanels(
-        panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", ticks, shares=True
-    )
-    methods = list(by_method) if len(by_method) == 1 else []
-    title = f"Mean {what} over sparsity: {rankings[0].model}"
-    words = _lines_in_words(title, rankings[0].unit, panels)
-    return plotted(
-        ("sparsity", *methods),
-        title,
-        words,
-        curves.chart,
-        {"lines": curves.records()},
-        caption,
-        curves.families,
-    )
+    axis = f"{mean}, {first.unit}"
+    curves = CurvePanels(tuple(panels), across, up, "sparsity", axis, ticks, shares=True)
+    methods = {method for method, _ in by_method}
+    name = ("sparsity", *methods) if len(by_method) == 1 else ("sparsity",)
+    title = f"{mean.capitalize()} over sparsity: {first.model}"
+    return _drawn(name, title, _lines_in_words(title, first.unit, panels), curves, caption)
+
+
+def _scale(ranking: Ranking) -> tuple[str, bool]:
+    """What numbers must have in common to stand on one axis."""
+    return ranking.unit, ranking.dense is None
+
+
+def _mean_of(ranking: Ranking) -> str:
+    return "mean" if ranking.dense is None else "mean increase over the dense model"
+
+
+def _drawn(
+    name: tuple[str, ...], title: str, words: str, curves: CurvePanels, caption: Sequence[str]
+) -> Plot:
+    data = {"lines": curves.records()}
+    return plotted(name, title, words, curves.chart, data, caption, curves.families)
 
 
 def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
     """A line for each set over the targets of one method; none where there is but one sparsity."""
+
+    def order(spot: Spot) -> tuple[float, bool]:
+        return spot.x, spot.apart
+
     spots: dict[str, list[Spot]] = {}
     family: dict[str, str] = {}
+    sparsities: set[float] = set()
     for ranking in rankings:
         x = sparsity_of(ranking.target)
+        pattern = ":" in ranking.target
+        note = visible_name(ranking.target) if pattern else ""
         for entry in (*ranking.entries, *ranking.baselines):
             if x is None or not known(entry.mean):
                 continue
-            pattern = ":" in ranking.target
-            spot = Spot(
-                x,
-                entry.mean.value,
-                ends(entry.mean, ranking.level),
-                pattern,
-                visible_name(ranking.target) if pattern else "",
-            )
+            interval = ends(entry.mean, ranking.level)
+            spot = Spot(x, entry.mean.value, interval, pattern, note)
             spots.setdefault(entry.name, []).append(spot)
             family[entry.name] = entry.family
-    if len({spot.x for own in spots.values() for spot in own}) < 2:
+            sparsities.add(x)
+    if len(sparsities) < 2:
         return ()
     coloured = _best_and_worst(rankings, family)
     dashes = _dashes({name: kind for name, kind in family.items() if name in coloured})
-    ordered = {
-        name: tuple(sorted(own, key=lambda s: (s.x, s.apart))) for name, own in spots.items()
-    }
-    others = [
-        Curve(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False)
-        for name in ordered
-        if name not in coloured
-    ]
-    return (
-        *others,
-        *(
-            Curve(name, family[name], dashes[name], ordered[name])
-            for name in ordered
-            if name in coloured
-        ),
-    )
+    pale: list[Curve] = []
+    lines: list[Curve] = []
+    for name, unordered in spots.items():
+        ordered = tuple(sorted(unordered, key=order))
+        if name in coloured:
+            lines.append(Curve(name, family[name], dashes[name], ordered))
+        else:
+            bare = tuple(Spot(spot.x, spot.y) for spot in ordered if not spot.apart)
+            pale.append(Curve(name, family[name], 0, bare, marked=False, plain=True, label=False))
+    # Pale lines come first, so that the others are drawn over them.
+    return (*pale, *lines)
 
 
 def _best_and_worst(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
-    """Return the names that have a colour: all if they are few, else the baseline, three at each
-    end at the highest sparsity, and what is no set.
+    """The names that have a colour: all if they are few, else the baseline, three at each end at
+    the highest sparsity, and what is no set.
     """
+
+    def height(ranking: Ranking) -> tuple[float, bool]:
+        return sparsity_of(ranking.target) or 0.0, ":" not in ranking.target
+
     if len(family) <= MANY:
         return set(family)
-    highest = max(rankings, key=lambda r: (sparsity_of(r.target) or 0.0, ":" not in r.target))
-    sets = [e.name for e in highest.entries if not e.control]
+    highest = max(rankings, key=height)
+    sets = [entry.name for entry in highest.entries if not entry.control]
     aside = {name for name, kind in family.items() if kind in ("control", "none")}
-    return {*sets[:3], *sets[-3:], *aside, *(r.baseline for r in rankings)}
-
-
-def _bare(spots: Sequence[Spot]) -> tuple[Spot, ...]:
-    return tuple(Spot(s.x, s.y) for s in spots if not s.apart)
+    baselines = {ranking.baseline for ranking in rankings}
+    return {*sets[:3], *sets[-3:], *aside, *baselines}
 
 
 def _dashes(family: Mapping[str, str]) -> dict[str, int]:
@@ -167,157 +189,229 @@ def _dashes(family: Mapping[str, str]) -> dict[str, int]:
 def _lines_in_words(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Curve]]]) -> str:
     parts = [f"{title}, in {unit}"]
     for name, lines in panels:
-        each = [
-            f"{line.name} {', '.join(f'at {s.note or share(s.x)} {signed(s.y)}{spread(s.interval)}' for s in line.spots)}"
-            for line in lines
-        ]
+        each: list[str] = []
+        for line in lines:
+            spots: list[str] = []
+            for spot in line.spots:
+                where = spot.note or share(spot.x)
+                spots.append(f"at {where} {signed(spot.y)}{spread(spot.interval)}")
+            each.append(f"{line.name} {', '.join(spots)}")
         parts.append(f"With {name}: {'; '.join(each)}")
     return sentence(parts)
 
 
 def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
-    """Means against the real tokens of each set, which `tokens` has by name. None where they
-    hardly differ, or for fewer than two sets.
+    """Return means against the real tokens of each set, which `tokens` has by name. None where
+    they hardly differ, or for fewer than two sets.
     """
-    sets = [
-        (e, tokens[e.name])
-        for e in ranking.entries
-        if tokens.get(e.name, 0) > 0 and math.isfinite(e.mean.value)
-    ]
+    sets: list[tuple[RankingEntry, int]] = []
+    for entry in ranking.entries:
+        if tokens.get(entry.name, 0) > 0 and math.isfinite(entry.mean.value):
+            sets.append((entry, tokens[entry.name]))
     counts = [count for _, count in sets]
     if len(sets) < 2 or max(counts) <= UNLIKE * min(counts):
         return None
     crowded = len(sets) > CROWDED
-    lines = tuple(
-        Curve(
-            e.name,
-            e.family,
-            0,
-            (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),),
-        )
-        for e, count in sets
-    )
-    inner = [line.spots[0] for line in lines if line.family != "control"] or [
-        line.spots[0] for line in lines
-    ]
-    most = max(s.y for s in inner) + OUTSIDE * (max(s.y for s in inner) - min(s.y for s in inner))
-    within = [line.spots[0] for line in lines if line.spots[0].y <= most]
-    tall = reached((s.y for s in within), (s.interval for s in within))
-    across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 520 if crowded else 300)
-    what = "mean increase over the dense model" if ranking.dense is not None else "mean"
+    lines: list[Curve] = []
+    spots: list[Spot] = []
+    inner: list[float] = []
+    each: list[str] = []
+    for entry, count in sets:
+        value = entry.mean.value
+        interval = ends(entry.mean, ranking.level)
+        spot = Spot(float(count), value, None if crowded else interval)
+        spots.append(spot)
+        lines.append(Curve(entry.name, entry.family, 0, (spot,)))
+        if entry.family != "control":
+            inner.append(value)
+        each.append(f"{entry.name} {counted(count, 'token')}, {signed(value)}{spread(interval)}")
+    inner = inner or [spot.y for spot in spots]
+    most = max(inner) + OUTSIDE * (max(inner) - min(inner))
+    within = [spot for spot in spots if spot.y <= most]
+    reach = reached((spot.y for spot in within), (spot.interval for spot in within))
+    across = axis_of(counts, 560, room=0.06)
+    up = axis_of(reach, 520 if crowded else 300)
+    mean = _mean_of(ranking)
     caption = [
-        f"Each mark: the {what} of the model that was calibrated on one set, in {ranking.unit}, by how many real tokens the set has",
-        "" if crowded else f"Upright lines: {percent(ranking.level)} intervals",
-        "An arrow at the edge: what lies beyond the axis, with its number"
-        if len(within) < len(lines)
-        else "",
+        f"Each mark: the {mean} of the model that was calibrated on one set, in {ranking.unit}, "
+        "by how many real tokens the set has"
     ]
-    curves = CurvePanels(
-        (("", lines),),
-        across,
-        up,
-        "real calibration tokens",
-        f"{what}, {ranking.unit}",
-        around=True,
-    )
-    title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
-    each = [
-        f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}"
-        for e, count in sets
-    ]
-    description = sentence([f"{title}, in {ranking.unit}", "; ".join(each)])
-    name = ("tokens", ranking.method, ranking.target)
-    return plotted(
-        name,
-        title,
-        description,
-        curves.chart,
-        {"lines": curves.records()},
-        caption,
-        curves.families,
-    )
+    if not crowded:
+        caption.append(f"Upright lines: {percent(ranking.level)} intervals")
+    if len(within) < len(lines):
+        caption.append("An arrow at the edge: what lies beyond the axis, with its number")
+    axis = f"{mean}, {ranking.unit}"
+    panel = ("", tuple(lines))
+    curves = CurvePanels((panel,), across, up, "real calibration tokens", axis, around=True)
+    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+    title = f"{mean.capitalize()} against calibration tokens: {where}"
+    words = sentence([f"{title}, in {ranking.unit}", "; ".join(each)])
+    return _drawn(("tokens", ranking.method, ranking.target), title, words, curves, caption)
 
 
 def layer_errors(layers: Layers) -> Plot | None:
-    """The output error of each block, a line for each set; of more than a few the best and the
-    worst, over the range of all.
+    """Return the output error of each block, a line for each set; of more than a few the best and
+    the worst, over the range of all.
 
     None where no error is known, or for a model of one block.
     """
-    errors = {
-        name: [float(v) for v in row]
-        for name, row in zip(layers.sets, layers.error, strict=True)
-        if any(math.isfinite(v) for v in row)
-    }
+    errors: dict[str, list[float]] = {}
+    for name, row in zip(layers.sets, layers.error.tolist(), strict=True):
+        if any(map(math.isfinite, row)):
+            errors[name] = row
     if not errors or len(layers.blocks) < 2:
         return None
-    values = [v for row in errors.values() for v in row if math.isfinite(v)]
-    across, up = Axis(-0.5, len(layers.blocks) - 0.5, 560), axis_of(values, 280, log=True)
-    order = sorted(errors, key=lambda name: fmean(v for v in errors[name] if math.isfinite(v)))
+
+    def mean(name: str) -> float:
+        return fmean(filter(math.isfinite, errors[name]))
+
+    order = sorted(errors, key=mean)
     names = order if len(order) <= FEW else [order[0], order[-1]]
-    dashes = _dashes({name: layers.families.get(name, "own") for name in names})
-    lines = [
-        Curve(
-            name,
-            layers.families.get(name, "own"),
-            dashes[name],
-            _along(errors[name]),
-            marked=len(layers.blocks) <= 40,
-        )
-        for name in names
-    ]
-    band: tuple[tuple[float, float, float], ...] = ()
+    family = {name: layers.families.get(name, "own") for name in order}
+    dashes = _dashes({name: family[name] for name in names})
+    marked = len(layers.blocks) <= 40
+    lines: list[Curve] = []
+    for name in names:
+        spots = [Spot(float(block), value) for block, value in enumerate(errors[name])]
+        lines.append(Curve(name, family[name], dashes[name], tuple(spots), marked=marked))
+    band: list[tuple[float, float, float]] = []
     if len(order) > FEW:
-        usual = [
-            (float(b), *map(float, column))
-            for b, column in enumerate(layers.error_range.T)
-            if math.isfinite(column[1])
-        ]
-        band = tuple((b, low, high) for b, low, _, high in usual)
-        middle = tuple(Spot(b, value) for b, _, value, _ in usual)
-        lines.append(
-            Curve(
-                f"median of {len(order)} sets",
-                layers.families.get(order[0], "own"),
-                0,
-                middle,
-                marked=False,
-                plain=True,
-            )
-        )
+        middle: list[Spot] = []
+        for block, (low, median, high) in enumerate(layers.error_range.T.tolist()):
+            if math.isfinite(median):
+                band.append((float(block), low, high))
+                middle.append(Spot(float(block), median))
+        label = f"median of {len(order)} sets"
+        kind = family[order[0]]
+        lines.append(Curve(label, kind, 0, tuple(middle), marked=False, plain=True))
     caption = [
-        "Each line: how far the outputs of a block's matrices are from the dense model's, as a share of their size, on the set's own text",
-        "Grey: from the smallest to the largest of all sets" if band else "",
+        "Each line: how far the outputs of a block's matrices are from the dense model's, "
+        "as a share of their size, on the set's own text"
     ]
-    curves = CurvePanels(
-        (("", tuple(lines)),), across, up, "block", "relative output error", band=band
-    )
-    title = f"Output error by block: {layers.model}, {layers.method} at {describe_target(layers.target)}"
-    description = _errors_in_words(title, layers.blocks, {name: errors[name] for name in order})
-    name = ("layers", layers.method, layers.target)
-    return plotted(
-        name,
-        title,
-        description,
-        curves.chart,
-        {"lines": curves.records()},
-        caption,
-        curves.families,
-    )
-
-
-def _along(row: Sequence[float]) -> tuple[Spot, ...]:
-    return tuple(Spot(float(b), value) for b, value in enumerate(row))
+    if band:
+        caption.append("Grey: from the smallest to the largest of all sets")
+    values: list[float] = []
+    for row in errors.values():
+        values.extend(filter(math.isfinite, row))
+    across = Axis(-0.5, len(layers.blocks) - 0.5, 560)
+    up = axis_of(values, 280, log=True)
+    panel = ("", tuple(lines))
+    axis = "relative output error"
+    curves = CurvePanels((panel,), across, up, "block", axis, band=tuple(band))
+    where = f"{layers.model}, {layers.method} at {describe_target(layers.target)}"
+    title = f"Output error by block: {where}"
+    words = _errors_in_words(title, layers.blocks, {name: errors[name] for name in order})
+    return _drawn(("layers", layers.method, layers.target), title, words, curves, caption)
 
 
 def _errors_in_words(
     title: str, blocks: Sequence[str], errors: Mapping[str, Sequence[float]]
 ) -> str:
     parts = [
-        f"{title}, relative output error, the smallest mean first, each set from block to block ({blocks[0]} to {blocks[-1]})"
+        f"{title}, relative output error, the smallest mean first, each set from block to block "
+        f"({blocks[0]} to {blocks[-1]})"
     ]
     for name, row in errors.items():
-        parts.append(
-            f"{name}: {', '.join(f'{v:.3g}' if math.isfinite(v) else 'unknown' for v in row)}"
-        )
+        numbers = [f"{value:.3g}" if math.isfinite(value) else "unknown" for value in row]
+        parts.append(f"{name}: {', '.join(numbers)}")
     return sentence(parts)
+
+
+NAMED: Final = 16
+"""Runs that all have their names; of more only those on the front."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A method's result at one target with one set, and how many bits a weight takes."""
+
+    ranking: Ranking
+    entry: RankingEntry
+    bits: float
+
+    @property
+    def name(self) -> str:
+        """Method, target and set."""
+        data = "" if self.entry.name == self.ranking.method else f" · {self.entry.name}"
+        return f"{self.ranking.method} {self.ranking.target}{data}"
+
+
+def against_size(rankings: Sequence[Ranking]) -> Plot | None:
+    """Return means over the bits that a weight takes, of one model: methods, grids and sets, and
+    which are on the front.
+
+    On the front is what is better than everything that takes no more bits. None where no two sizes
+    are known. In the first ranking's unit.
+    """
+    if not rankings:
+        return None
+    first = rankings[0]
+    sized: list[Sized] = []
+    for ranking in rankings:
+        comparable = _scale(ranking) == _scale(first) and ranking.averaged == first.averaged
+        if ranking.bits is None or not comparable:
+            continue
+        for entry in (*ranking.entries, *ranking.baselines):
+            if math.isfinite(entry.mean.value):
+                sized.append(Sized(ranking, entry, ranking.bits))
+    if len({result.bits for result in sized}) < 2:
+        return None
+    front = on_the_front(sized)
+    few = len(sized) <= NAMED
+    lines: list[Curve] = []
+    spots: list[Spot] = []
+    each: list[str] = []
+    for result in sized:
+        mean = result.entry.mean
+        interval = ends(mean, result.ranking.level)
+        on_front = result in front
+        spot = Spot(result.bits, mean.value, interval if few else None, not on_front)
+        spots.append(spot)
+        label = few or on_front
+        lines.append(Curve(result.name, result.entry.family, 0, (spot,), label=label))
+        ending = ", on the front" if on_front else ""
+        number = f"{signed(mean.value)}{spread(interval)}"
+        each.append(f"{result.name} {result.bits:.3g} bits, {number}{ending}")
+    if len(front) > 1:
+        lines.append(Curve("", "none", 0, _stairs(front), marked=False, plain=True))
+    reach = reached((spot.y for spot in spots), (spot.interval for spot in spots))
+    up = axis_of(reach, 360)
+    across = axis_of((spot.x for spot in spots), 700, log=False, room=0.06)
+    mean = _mean_of(first)
+    axis = f"{mean}, {first.unit}"
+    panel = ("", tuple(lines))
+    curves = CurvePanels((panel,), across, up, "bits a weight", axis, around=True)
+    title = f"{mean.capitalize()} against size: {first.model}"
+    names = f"Upright lines: {percent(first.level)} intervals"
+    caption = [
+        f"Each mark: the {mean} with one method, target and calibration set, in {first.unit}, by "
+        "the bits that a weight of the compressed matrices takes, scales and zero points counted",
+        "Filled, and joined by the dashed line: the front, better than all that takes no more "
+        "bits; hollow: off it",
+        names if few else "Names: of the front alone",
+    ]
+    words = sentence([f"{title}, in {first.unit}", "; ".join(each)])
+    return _drawn(("size",), title, words, curves, caption)
+
+
+def _stairs(front: Sequence[Sized]) -> tuple[Spot, ...]:
+    """The line along the front: level until the next result, then down to it."""
+    steps: list[Spot] = []
+    for result in front:
+        if steps:
+            steps.append(Spot(result.bits, steps[-1].y))
+        steps.append(Spot(result.bits, result.entry.mean.value))
+    return tuple(steps)
+
+
+def on_the_front(sized: Sequence[Sized]) -> list[Sized]:
+    """Return what is better than everything that takes no more bits, the smallest first."""
+
+    def order(result: Sized) -> tuple[float, float]:
+        return result.bits, result.entry.mean.value
+
+    front: list[Sized] = []
+    for result in sorted(sized, key=order):
+        if not front or result.entry.mean.value < front[-1].entry.mean.value:
+            front.append(result)
+    return front

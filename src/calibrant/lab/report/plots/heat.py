@@ -1,19 +1,30 @@
-"""A heat map of what each calibration set kept of the dense model's performance on each measured
-set. Only draws. No torch here.
+"""Heat maps: what each calibration set kept of the dense model's performance on each measured set,
+and which experts it keeps. Only draws. No torch here.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.plots.picture import Plot, layer, layered, plotted, text
+from calibrant.lab.report.plots.picture import (
+    Plot,
+    cut,
+    folded,
+    known,
+    layer,
+    layered,
+    plotted,
+    sentence,
+    share,
+    text,
+)
 from calibrant.lab.report.plots.theme import LETTER, STEPS
-from calibrant.lab.report.plots.words import cut, folded, known, sentence, share
-from calibrant.lab.report.sentences import describe_target, meaning_of_kept, short
-from calibrant.lab.stats import MEAN, Ranking, RankingEntry
+from calibrant.lab.report.sentences import meaning_of_kept, short
+from calibrant.lab.stats import MEAN, KeptExperts, Ranking, RankingEntry, describe_target
+from calibrant.numerics import HOLE
 
 if TYPE_CHECKING:
     import altair as alt
@@ -29,8 +40,6 @@ WIDEST: Final = 96
 
 HEAD: Final = 13
 """Pixels from one line of a head to the next."""
-
-HOLE: Final = "—"
 
 
 @dataclass(frozen=True)
@@ -50,141 +59,110 @@ class _Heat:
     @property
     def heads(self) -> list[str]:
         """Above the columns."""
-        return ["mean" if m == MEAN else short(m, self.ranking.measured) for m in self.columns]
+        return [self._head(column) for column in self.columns]
+
+    def _head(self, column: str) -> str:
+        return "mean" if column == MEAN else short(column, self.ranking.measured)
 
     @cached_property
     def cell(self) -> int:
         """Pixels of a column: as many as the longest word of a head needs, so that none stands
         out over its column.
         """
-        return min(
-            WIDEST,
-            max(CELL, *(int(len(line) * LETTER) + 6 for lines in self._folded for line in lines)),
-        )
+        longest = 0
+        for lines in self._folded:
+            longest = max([longest, *map(len, lines)])
+        return min(WIDEST, max(CELL, int(longest * LETTER) + 6))
 
     @cached_property
     def _folded(self) -> list[list[str]]:
         """The heads in lines."""
-        return [
-            [
-                cut(line, int((WIDEST - 6) / LETTER))
-                for line in folded(head, int((CELL - 6) / LETTER))
-            ]
-            for head in self.heads
-        ]
+        room = int((WIDEST - 6) / LETTER)
+        heads: list[list[str]] = []
+        for head in self.heads:
+            lines = folded(head, int((CELL - 6) / LETTER))
+            heads.append([cut(line, room) for line in lines])
+        return heads
 
     def x(self, column: int) -> float:
         """Where a column stands, in columns: the mean stands a little apart."""
         return column + (0.2 if self.columns[0] == MEAN and column else 0.0)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """A record a cell, a name and a head."""
-        for c, lines in enumerate(self._folded):
-            yield from (
-                {"k": f"head-{up}", "c": self.x(c), "t": line}
-                for up, line in enumerate(reversed(lines))
-            )
-        for r, entry in enumerate(self.entries):
-            yield {"k": "name", "r": r, "t": cut(entry.name)}
-            for c, m in enumerate(self.columns):
-                estimate = entry.share_kept.get(m)
-                if estimate is None or not known(estimate):
-                    yield {"k": "hole", "r": r, "c": self.x(c), "t": HOLE}
-                    continue
-                step = bisect_right(self.thresholds, estimate.value)
-                yield {
-                    "k": "cell",
-                    "r": r,
-                    "c": self.x(c),
-                    "v": estimate.value if math.isfinite(estimate.value) else self.within(step),
-                    "s": step,
-                }
-                yield {
-                    "k": "best" if m in entry.best_on else "number",
-                    "r": r,
-                    "c": self.x(c),
-                    "s": step,
-                    "t": _brief(estimate.value),
-                }
+        """Yield a record for each cell, name and head."""
+        for place, lines in enumerate(self._folded):
+            for above, line in enumerate(reversed(lines)):
+                yield {"k": f"head-{above}", "c": self.x(place), "t": line}
+        for row, entry in enumerate(self.entries):
+            yield {"k": "name", "r": row, "t": cut(entry.name)}
+            for place, column in enumerate(self.columns):
+                yield from self._cell(row, self.x(place), entry, column)
         yield {"k": "key-title", "t": "per cent of the dense model's performance"}
         for step in range(STEPS):
-            yield {
-                "k": "key",
-                "c": step,
-                "v": self.within(step),
-                "s": step,
-                "t": self.range_of(step),
-            }
+            words = self.range_of(step)
+            yield {"k": "key", "c": step, "v": self.within(step), "s": step, "t": words}
+
+    def _cell(
+        self, row: int, x: float, entry: RankingEntry, column: str
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the ground of a cell and what stands in it."""
+        estimate = entry.share_kept.get(column)
+        if estimate is None or not known(estimate):
+            yield {"k": "hole", "r": row, "c": x, "t": HOLE}
+            return
+        step = bisect_right(self.thresholds, estimate.value)
+        value = estimate.value if math.isfinite(estimate.value) else self.within(step)
+        kind = "best" if column in entry.best_on else "number"
+        yield {"k": "cell", "r": row, "c": x, "v": value, "s": step}
+        yield {"k": kind, "r": row, "c": x, "s": step, "t": _brief(estimate.value)}
 
     def within(self, step: int) -> float:
-        """A value that has the colour of a step."""
-        ends = (
-            2 * self.thresholds[0] - self.thresholds[1],
-            *self.thresholds,
-            2 * self.thresholds[-1] - self.thresholds[-2],
-        )
+        """Return a value that has the colour of a step."""
+        first, second, *_ = self.thresholds
+        *_, before, last = self.thresholds
+        ends = (2 * first - second, *self.thresholds, 2 * last - before)
         return (ends[step] + ends[step + 1]) / 2
 
     def range_of(self, step: int) -> str:
-        """`< 20`, `20–25`, `≥ 45`: from where to where a colour goes, in per cent."""
-        texts = [f"{100 * t:.6g}".replace("-", "−") for t in self.thresholds]
-        return (
-            f"< {texts[0]}"
-            if step == 0
-            else f"≥ {texts[-1]}"
-            if step == len(texts)
-            else f"{texts[step - 1]}–{texts[step]}"
-        )
+        """Return from where to where a colour goes, in per cent: `< 20`, `20–25`, `≥ 45`."""
+        texts = [f"{100 * end:.6g}".replace("-", "−") for end in self.thresholds]
+        if step == 0:
+            return f"< {texts[0]}"
+        if step == len(texts):
+            return f"≥ {texts[-1]}"
+        return f"{texts[step - 1]}–{texts[step]}"
 
     def chart(self) -> "alt.LayerSpec":
-        """The picture over the records, which are called "cells"."""
+        """Return the picture over the records, which are called "cells"."""
         import altair as alt
 
         last = self.x(len(self.columns) - 1)
         height = self.height * len(self.entries)
-        x = alt.X(
-            "c:Q", axis=None, scale=alt.Scale(domain=[-0.5, last + 0.5], nice=False, zero=False)
-        )
-        y = alt.Y(
-            "r:Q",
-            axis=None,
-            scale=alt.Scale(domain=[len(self.entries) - 0.5, -0.5], nice=False, zero=False),
-        )
-        steps = range(STEPS)
-        colours = alt.Scale(
-            type="threshold",
-            domain=list(self.thresholds),
-            range=[f"var(--heat-{i})" for i in steps],
-        )
-        fill = alt.Fill("v:Q", scale=colours, legend=None)
-        ink = alt.Color(
-            "s:O",
-            scale=alt.Scale(domain=list(steps), range=[f"var(--heat-ink-{i})" for i in steps]),
-            legend=None,
-        )
-        small = 11 if self.height > 16 else 10
+        roomy = self.height > 16
+        x = alt.X("c:Q", axis=None, scale=_exact(-0.5, last + 0.5))
+        y = alt.Y("r:Q", axis=None, scale=_exact(len(self.entries) - 0.5, -0.5))
+        grounds = [f"var(--heat-{step})" for step in range(STEPS)]
+        inks = [f"var(--heat-ink-{step})" for step in range(STEPS)]
+        ground = alt.Scale(type="threshold", domain=list(self.thresholds), range=grounds)
+        fill = alt.Fill("v:Q", scale=ground, legend=None)
+        ink = alt.Color("s:O", scale=alt.Scale(domain=list(range(STEPS)), range=inks), legend=None)
+        size = {"width": self.cell - 2, "height": self.height - 2}
+        small = 11 if roomy else 10
         number = {"x": x, "y": y, "text": alt.Text("t:N"), "color": ink}
         key_y = alt.YValue(height + 43)
+        key = {"x": x, "y": key_y, "fill": fill}
         layers = [
-            layer(
-                "cell",
-                "rect",
-                {"x": x, "y": y, "fill": fill},
-                width=self.cell - 2,
-                height=self.height - 2,
-            ),
+            layer("cell", "rect", {"x": x, "y": y, "fill": fill}, **size),
             layer("number", "text", number, fontSize=small),
             layer("best", "text", number, fontSize=small, fontWeight="bold"),
             text("hole", x, y, color="var(--soft)", align="center", fontSize=small),
-            text("name", alt.XValue(-8), y, align="right", fontSize=12 if self.height > 16 else 10),
-            *(
-                text(f"head-{up}", x, alt.YValue(-8 - HEAD * up), align="center")
-                for up in range(max(map(len, self._folded)))
-            ),
+            text("name", alt.XValue(-8), y, align="right", fontSize=12 if roomy else 10),
+        ]
+        for above in range(max(map(len, self._folded))):
+            layers.append(text(f"head-{above}", x, alt.YValue(-8 - HEAD * above), align="center"))
+        layers += [
             text("key-title", alt.XValue(0), alt.YValue(height + 22), color="var(--soft)"),
-            layer(
-                "key", "rect", {"x": x, "y": key_y, "fill": fill}, width=self.cell - 2, height=18
-            ),
+            layer("key", "rect", key, width=self.cell - 2, height=18),
             layer("key", "text", {**number, "y": key_y}, fontSize=11),
         ]
         cells = layered(layers, {kind for kind, _ in layers}, self.cell * (last + 1), height)
@@ -192,87 +170,228 @@ class _Heat:
         return cells
 
 
+def _exact(low: float, high: float) -> "alt.Scale":
+    """A scale from exactly `low` to `high`."""
+    import altair as alt
+
+    return alt.Scale(domain=[low, high], nice=False, zero=False)
+
+
 def kept(ranking: Ranking) -> Plot | None:
-    """Sets by measured sets, the share of the dense model's performance kept in each cell. None
-    where no share is known.
+    """Return sets by measured sets, the share of the dense model's performance kept in each cell.
+    None where no share is known.
     """
     entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
-    columns = (
-        *(
-            [MEAN]
-            if len(ranking.measured) > 1 and any(MEAN in e.share_kept for e in entries)
-            else []
-        ),
-        *ranking.measured,
-    )
-    values = [
-        e.share_kept[m].value
-        for e in entries
-        for m in columns
-        if m in e.share_kept and math.isfinite(e.share_kept[m].value)
-    ]
-    ordinary = [
-        e.share_kept[m].value
-        for e in ranking.entries
-        for m in columns
-        if not e.control and m in e.share_kept and math.isfinite(e.share_kept[m].value)
-    ]
-    if not values:
+    columns = list(ranking.measured)
+    if len(columns) > 1 and any(MEAN in entry.share_kept for entry in entries):
+        columns.insert(0, MEAN)
+    every = _shares(entries, columns)
+    if not every:
         return None
-    heat = _Heat(
-        ranking, entries, columns, _thresholds(min(ordinary or values), max(ordinary or values))
-    )
+    # The colours are for sets with content: a control may be far below them.
+    ordinary = _shares([entry for entry in ranking.entries if not entry.control], columns)
+    values = ordinary or every
+    thresholds = _thresholds(min(values), max(values))
+    heat = _Heat(ranking, entries, tuple(columns), thresholds)
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     title = f"Kept of the dense model's performance: {where}"
     caption = [
-        f"Each cell: what share of the dense model's performance is kept, in per cent; {meaning_of_kept(ranking)}",
-        _BOLD,
+        "Each cell: what share of the dense model's performance is kept, in per cent; "
+        + meaning_of_kept(ranking)
     ]
-    caption = caption if any(e.best_on for e in entries) else caption[:1]
-    return plotted(
-        ("kept", ranking.method, ranking.target),
-        title,
-        _description(heat, title),
-        heat.chart,
-        {"cells": heat.records()},
-        caption,
-    )
+    if any(entry.best_on for entry in entries):
+        caption.append("Bold: significantly better than every other set of its column")
+    name = ("kept", ranking.method, ranking.target)
+    words = _kept_in_words(heat, title)
+    return plotted(name, title, words, heat.chart, {"cells": heat.records()}, caption)
 
 
-_BOLD: Final = "Bold: significantly better than every other set of its column"
+def _shares(entries: Iterable[RankingEntry], columns: Sequence[str]) -> list[float]:
+    """The finite shares of these entries."""
+    shares: list[float] = []
+    for entry in entries:
+        for column in columns:
+            estimate = entry.share_kept.get(column)
+            if estimate is not None and math.isfinite(estimate.value):
+                shares.append(estimate.value)
+    return shares
 
 
 def _thresholds(low: float, high: float) -> tuple[float, ...]:
     """Six round numbers between which the colours change, around `low` to `high`."""
     rough = max(FINEST, (high - low) / (STEPS - 1))
     scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(s * scale for s in (1, 2, 5, 10) if s * scale >= rough * 0.999)
+    # A little less than one: 0.02 divided by 0.01 needn't be quite 2.
+    rounder = [factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough * 0.999]
+    step = rounder[0]
     middle = round((low + high) / 2 / step - (STEPS - 2) / 2)
-    return tuple(round((middle + i) * step, 12) for i in range(STEPS - 1))
+    return tuple(round((middle + number) * step, 12) for number in range(STEPS - 1))
 
 
 def _brief(value: float) -> str:
     """What stands in a cell: per cent without the sign."""
-    return (
-        share(value).removesuffix("\u202f%")
-        if abs(value) < 10
-        else share(round(value, 0)).removesuffix(".0\u202f%")
-    )
+    if abs(value) < 10:
+        return share(value).removesuffix("\u202f%")
+    return share(round(value, 0)).removesuffix(".0\u202f%")
 
 
-def _description(heat: _Heat, title: str) -> str:
-    parts = [
-        f"{title}. An asterisk marks a set that is significantly better than every other there"
-    ]
-    for m, head in zip(heat.columns, heat.heads, strict=True):
-        each = [
-            f"{e.name} {share(e.share_kept[m].value)}{'*' if m in e.best_on else ''}"
-            for e in heat.entries
-            if m in e.share_kept and known(e.share_kept[m])
-        ]
-        lacking = [e.name for e in heat.entries if not known(e.share_kept.get(m))]
+def _kept_in_words(heat: _Heat, title: str) -> str:
+    marks = "An asterisk marks a set that is significantly better than every other there"
+    parts = [f"{title}. {marks}"]
+    for column, head in zip(heat.columns, heat.heads, strict=True):
+        each: list[str] = []
+        lacking: list[str] = []
+        for entry in heat.entries:
+            estimate = entry.share_kept.get(column)
+            if estimate is None or not known(estimate):
+                lacking.append(entry.name)
+                continue
+            mark = "*" if column in entry.best_on else ""
+            each.append(f"{entry.name} {share(estimate.value)}{mark}")
+        where = "Mean" if column == MEAN else f"On {head}"
         holes = f"; no number for {', '.join(lacking)}" if lacking else ""
-        parts.append(
-            f"{'Mean' if m == MEAN else f'On {head}'}: {', '.join(each) or 'nothing'}{holes}"
-        )
+        parts.append(f"{where}: {', '.join(each) or 'nothing'}{holes}")
+    return sentence(parts)
+
+
+WIDTH: Final = 880
+"""Pixels that all panels together take at most, without the names at their left."""
+CELLS: Final = (2.0, 12.0)
+"""Pixels of an expert, at least and at most."""
+ROW, BREAK, GAP = 13, 11, 26
+"""Pixels of a set's row, between blocks and between panels."""
+NAME: Final = 110
+"""Pixels from the squares to the names of blocks: sets stand between."""
+
+
+@dataclass(frozen=True)
+class _Routers:
+    """The groups, one panel each, with the same blocks and sets; and what panels are called."""
+
+    groups: Sequence[KeptExperts]
+    heads: Sequence[str]
+
+    @property
+    def first(self) -> KeptExperts:
+        return self.groups[0]
+
+    @property
+    def experts(self) -> int:
+        return self.first.kept.shape[2]
+
+    @property
+    def cell(self) -> float:
+        """Pixels of an expert."""
+        least, most = CELLS
+        return max(least, min(most, (WIDTH / len(self.groups) - GAP) / self.experts))
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in pixels."""
+        sets = len(self.first.sets)
+        width = self._left(len(self.groups)) - GAP
+        return width, float(len(self.first.blocks) * (sets * ROW + BREAK) - BREAK)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield a record for each square, and the names beside them."""
+        sets = self.first.sets
+        for row, block in enumerate(self.first.blocks):
+            top = row * (len(sets) * ROW + BREAK)
+            yield {"k": "block", "y": top + ROW / 2, "t": f"block {block}"}
+            for line, name in enumerate(sets):
+                yield {"k": "set", "y": top + (line + 0.5) * ROW, "t": cut(name)}
+            for panel, group in enumerate(self.groups):
+                for line, name in enumerate(sets):
+                    shares = group.kept[group.sets.index(name), row]
+                    for expert, value in enumerate(shares):
+                        yield {
+                            "k": "cell",
+                            "y": top + (line + 0.5) * ROW,
+                            "x": round(self._left(panel) + (expert + 0.5) * self.cell, 3),
+                            "v": round(float(value), 3),
+                        }
+        for panel, head in enumerate(self.heads):
+            if head:
+                yield {"k": "head", "x": self._left(panel), "t": head}
+
+    def _left(self, panel: int) -> float:
+        """Where a panel begins, in pixels."""
+        return panel * (self.experts * self.cell + GAP)
+
+    def chart(self) -> "alt.LayerSpec":
+        """The picture over the records, which are called "cells"."""
+        import altair as alt
+
+        width, height = self.size
+        x = alt.X("x:Q", axis=None, scale=_exact(0, width))
+        y = alt.Y("y:Q", axis=None, scale=_exact(height, 0))
+        shade = alt.FillOpacity("v:Q", scale=alt.Scale(domain=[0, 1], range=[0, 1]), legend=None)
+        square = {"width": self.cell - (1 if self.cell > 4 else 0), "height": ROW - 2}
+        layers = [
+            layer("cell", "rect", {"x": x, "y": y}, fill="var(--grid)", **square),
+            layer(
+                "cell",
+                "rect",
+                {"x": x, "y": y, "fillOpacity": shade},
+                fill="var(--accent)",
+                **square,
+            ),
+            text("head", x, alt.YValue(-14), fontSize=12, fontWeight="bold"),
+            text("set", alt.XValue(-8), y, align="right", fontSize=10, color="var(--soft)"),
+            text("block", alt.XValue(-NAME), y, align="right", fontSize=11),
+        ]
+        cells = layered(layers, {kind for kind, _ in layers}, width, height)
+        cells.data = alt.NamedData(name="cells")
+        return cells
+
+
+def routers(groups: Sequence[KeptExperts], heads: Sequence[str] = ()) -> Plot | None:
+    """Return blocks by experts, of each block a row for each calibration set: how many of its
+    draws keep an expert. A panel for each group.
+
+    `heads` are what panels are called. Groups with other blocks, experts or sets than the first are
+    left out; None where there is none.
+    """
+    alike: list[KeptExperts] = []
+    titles: list[str] = []
+    for place, group in enumerate(groups):
+        if _is_alike(group, groups[0]):
+            alike.append(group)
+            titles.append(heads[place] if place < len(heads) else "")
+    if not alike:
+        return None
+    drawn = _Routers(alike, titles)
+    first = drawn.first
+    name = ("experts", first.target)
+    method = "several criteria"
+    if len(alike) == 1:
+        name = ("experts", first.method, first.target)
+        method = first.method
+    title = f"Experts that stay: {first.model}, {method} at {describe_target(first.target)}"
+    caption = (
+        f"Each square: an expert of a block, from 0 at the left to {drawn.experts - 1}; "
+        "the stronger its colour, the more of a set's draws keep it",
+        "Rows of a block: calibration sets",
+    )
+    words = _routers_in_words(drawn, title)
+    return plotted(name, title, words, drawn.chart, {"cells": drawn.records()}, caption)
+
+
+def _is_alike(group: KeptExperts, first: KeptExperts) -> bool:
+    """Whether two groups have the same blocks, sets and numbers of experts."""
+    same_rows = group.blocks == first.blocks and set(group.sets) == set(first.sets)
+    return same_rows and group.kept.shape == first.kept.shape
+
+
+def _routers_in_words(drawn: _Routers, title: str) -> str:
+    parts = [title]
+    for group, head in zip(drawn.groups, drawn.heads, strict=True):
+        lead = f"{head}, " if head else ""
+        for place, name in enumerate(group.sets):
+            blocks: list[str] = []
+            for row, block in enumerate(group.blocks):
+                shares = enumerate(group.kept[place, row])
+                whole = [str(expert) for expert, value in shares if value == 1]
+                blocks.append(f"{block}: {', '.join(whole) or 'none'}")
+            parts.append(f"{lead}{name}: every draw keeps, by block, {'; '.join(blocks)}")
     return sentence(parts)

@@ -9,9 +9,18 @@ from functools import cached_property
 from statistics import median_high
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.plots.picture import Layer, faceted, layer, layered, text
+from calibrant.lab.report.plots.picture import (
+    Interval,
+    Layer,
+    cut,
+    faceted,
+    folded,
+    layer,
+    layered,
+    signed,
+    text,
+)
 from calibrant.lab.report.plots.theme import LETTER, Style
-from calibrant.lab.report.plots.words import Interval, cut, folded, signed
 from calibrant.spec.foreign import visible_name
 
 if TYPE_CHECKING:

@@ -9,12 +9,36 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from calibrant.errors import SpecError
-from calibrant.lab.report.plots.picture import Layer, Plot, layer, layered, plotted, text
-from calibrant.lab.report.plots.placing import Axis, around, axis_of, reached
+from calibrant.lab.report.plots.picture import (
+    Axis,
+    Interval,
+    Layer,
+    Plot,
+    around,
+    axis_of,
+    cut,
+    ends,
+    layer,
+    layered,
+    plainly,
+    plotted,
+    reached,
+    sentence,
+    signed,
+    spread,
+    text,
+)
 from calibrant.lab.report.plots.theme import FAMILIES
-from calibrant.lab.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
-from calibrant.lab.report.sentences import describe_target, join_names, percent, short
-from calibrant.lab.stats import Estimate, Ranking, RankingEntry, significantly_different
+from calibrant.lab.report.sentences import short
+from calibrant.lab.stats import (
+    Estimate,
+    Ranking,
+    RankingEntry,
+    describe_target,
+    join_names,
+    significantly_different,
+)
+from calibrant.numerics import percent
 
 if TYPE_CHECKING:
     import altair as alt
@@ -71,80 +95,73 @@ class _Front:
     axes: tuple[Axis, Axis]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """A record for each thing that is drawn."""
+        """Yield a record for each thing that is drawn."""
         x, y = self.axes
-        stairs = sorted((s.x.value, s.y.value) for s in self.spots if s.place == "front")
-        for (a, b), (c, d) in pairwise(stairs):
-            yield {
-                "k": "stair",
-                "x": x.inside(a),
-                "y": y.inside(b),
-                "w": x.inside(c),
-                "z": y.inside(b),
-            }
-            yield {
-                "k": "stair",
-                "x": x.inside(c),
-                "y": y.inside(b),
-                "w": x.inside(c),
-                "z": y.inside(d),
-            }
+        front = [(spot.x.value, spot.y.value) for spot in self.spots if spot.place == "front"]
+        for before, after in pairwise(sorted(front)):
+            # Level to the next set of the front, then down to it.
+            start = {"x": x.inside(before[0]), "y": y.inside(before[1])}
+            corner = {"x": x.inside(after[0]), "y": y.inside(before[1])}
+            yield {"k": "stair", **start, "w": corner["x"], "z": corner["y"]}
+            yield {"k": "stair", **corner, "w": corner["x"], "z": y.inside(after[1])}
         for spot in self.spots:
-            at = {
-                "x": x.inside(spot.x.value),
-                "y": y.inside(spot.y.value),
-                "f": FAMILIES[spot.family].words,
-            }
-            for key, to, axis, estimate in (("x", "w", x, spot.x), ("y", "z", y, spot.y)):
-                if (
-                    len(self.spots) <= CROWDED
-                    and self._inside(spot)
-                    and (reach := ends(estimate, self.ranking.level)) is not None
-                ):
-                    yield {
-                        **at,
-                        "k": f"reach-{key}",
-                        key: axis.inside(reach[0]),
-                        to: axis.inside(reach[1]),
-                    }
-            yield {**at, "k": spot.place if self._inside(spot) else "beyond"}
+            yield from self._spot(spot)
         yield from self._names()
 
-    def _names(self) -> Iterator[dict[str, Any]]:
+    def _spot(self, spot: _PlottedSet) -> Iterator[dict[str, Any]]:
+        """Yield a set's mark and its intervals."""
         x, y = self.axes
-        points = [
-            (x.at(x.inside(s.x.value)), HEIGHT - y.at(y.inside(s.y.value))) for s in self.spots
-        ]
-        above = [
-            (a, b - ABOVE) for a, b in points
-        ]  # beside its point a name would stand on the point's own lines
-        names = [
-            cut(s.entry.name)
-            + ("" if self._inside(s) else f" ({signed(s.x.value)}, {signed(s.y.value)})")
-            for s in self.spots
-        ]
-        for (a, b), name, label in zip(
-            points, names, around(above, names, WIDTH, HEIGHT), strict=True
-        ):
+        place = {"x": x.inside(spot.x.value), "y": y.inside(spot.y.value)}
+        mark = {**place, "f": FAMILIES[spot.family].words}
+        if not self._inside(spot):
+            yield {**mark, "k": "beyond"}
+            return
+        if len(self.spots) <= CROWDED:
+            level = self.ranking.level
+            for key, end, axis, estimate in (("x", "w", x, spot.x), ("y", "z", y, spot.y)):
+                interval = ends(estimate, level)
+                if interval is not None:
+                    low, high = map(axis.inside, interval)
+                    yield {**mark, "k": f"reach-{key}", key: low, end: high}
+        yield {**mark, "k": spot.place}
+
+    def _names(self) -> Iterator[dict[str, Any]]:
+        """Yield the names that find a place, with a line to the points they stand away from."""
+        x, y = self.axes
+        points: list[tuple[float, float]] = []
+        names: list[str] = []
+        for spot in self.spots:
+            across = x.at(x.inside(spot.x.value))
+            points.append((across, HEIGHT - y.at(y.inside(spot.y.value))))
+            name = cut(spot.entry.name)
+            if not self._inside(spot):
+                name += f" ({signed(spot.x.value)}, {signed(spot.y.value)})"
+            names.append(name)
+        # Beside its point a name would stand on the point's own lines.
+        above = [(across, down - ABOVE) for across, down in points]
+        labels = around(above, names, WIDTH, HEIGHT)
+        for point, name, label in zip(points, names, labels, strict=True):
             if label is None:
                 continue
-            at = {"x": x.back(label.x), "y": y.back(HEIGHT - label.y)}
-            yield {"k": "left" if label.right else "right", **at, "t": name}
+            place = {"x": x.back(label.x), "y": y.back(HEIGHT - label.y)}
+            yield {"k": "left" if label.right else "right", **place, "t": name}
             if label.off:
-                yield {"k": "hair", **at, "w": x.back(a), "z": y.back(HEIGHT - b)}
+                across, down = point
+                yield {"k": "hair", **place, "w": x.back(across), "z": y.back(HEIGHT - down)}
 
     def _inside(self, spot: _PlottedSet) -> bool:
-        return all(
-            axis.low <= value <= axis.high
-            for axis, value in zip(self.axes, (spot.x.value, spot.y.value), strict=True)
-        )
+        x, y = self.axes
+        return x.low <= spot.x.value <= x.high and y.low <= spot.y.value <= y.high
 
     def caption(self) -> Iterator[str]:
         """Yield what is drawn, in which unit, and what the lines are."""
-        names = [short(m, self.ranking.measured) for m in (self.across, self.up)]
-        units = {self.ranking.units.get(m, self.ranking.unit) for m in (self.across, self.up)}
-        change = "increase of the loss" if self.ranking.dense is not None else "loss"
-        yield f"Each mark: the {change} on {names[0]} and on {names[1]} of the model that was calibrated on one set, in {join_names(sorted(units))}"
+        across = short(self.across, self.ranking.measured)
+        up = short(self.up, self.ranking.measured)
+        units = {self._unit(self.across), self._unit(self.up)}
+        yield (
+            f"Each mark: the {self._noun} on {across} and on {up} of the model that was "
+            f"calibrated on one set, in {join_names(sorted(units))}"
+        )
         if len(self.spots) <= CROWDED:
             yield f"Lines: {percent(self.ranking.level)} intervals"
         yield "Dashed: the front, better on one than any set that isn't worse on the other"
@@ -153,40 +170,37 @@ class _Front:
         if any(spot.place == "behind" for spot in self.spots):
             yield "Small: significantly worse on both than another set"
 
+    @property
+    def _noun(self) -> str:
+        return "loss" if self.ranking.dense is None else "increase of the loss"
+
+    def _unit(self, measured: str) -> str:
+        return self.ranking.units.get(measured, self.ranking.unit)
+
     def chart(self) -> "alt.LayerSpec":
-        """The picture over the records, which are called "points"."""
+        """Return the picture over the records, which are called "points"."""
         import altair as alt
 
-        chart_spec = layered(
-            [*self._marks(), *self._texts()],
-            {record["k"] for record in self.records()},
-            WIDTH,
-            HEIGHT,
-        )
-        chart_spec.data = alt.NamedData(name="points")
-        return chart_spec
+        kinds = {record["k"] for record in self.records()}
+        points = layered([*self._marks(), *self._texts()], kinds, WIDTH, HEIGHT)
+        points.data = alt.NamedData(name="points")
+        return points
 
     def _encoded(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt
 
-        what = "increase of the loss" if self.ranking.dense is not None else "loss"
-        x, y = (
-            f"{what} on {short(m, self.ranking.measured)}, {self.ranking.units.get(m, self.ranking.unit)}"
-            for m in (self.across, self.up)
-        )
-        look = {"tickCount": 6, "format": "~g", "labelFlush": False}
+        look = {"tickCount": 6, "format": "~g", "labelFlush": False, "grid": True}
+        across, up = self.axes
+        x_axis = alt.Axis(title=cut(self._title(self.across), 80), **look)
+        y_axis = alt.Axis(title=cut(self._title(self.up), 60), **look)
         return (
-            alt.X(
-                "x:Q",
-                axis=alt.Axis(title=cut(x, 80), grid=True, **look),
-                scale=self.axes[0].scale(),
-            ),
-            alt.Y(
-                "y:Q",
-                axis=alt.Axis(title=cut(y, 60), grid=True, **look),
-                scale=self.axes[1].scale(),
-            ),
+            alt.X("x:Q", axis=x_axis, scale=across.scale()),
+            alt.Y("y:Q", axis=y_axis, scale=up.scale()),
         )
+
+    def _title(self, measured: str) -> str:
+        name = short(measured, self.ranking.measured)
+        return f"{self._noun} on {name}, {self._unit(measured)}"
 
     def _marks(self) -> Iterator[Layer]:
         import altair as alt
@@ -194,50 +208,29 @@ class _Front:
         x, y = self._encoded()
         present = {spot.family for spot in self.spots}
         styles = [style for family, style in FAMILIES.items() if family in present]
-        words = [s.words for s in styles]
-        colours = alt.Scale(domain=words, range=[s.colour for s in styles])
-        stroke, fill = (
-            alt.Stroke("f:N", scale=colours, legend=None),
-            alt.Fill("f:N", scale=colours, legend=None),
-        )
-        shape = alt.Shape(
-            "f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=None
-        )
-        to, at = (
-            {"x": x, "y": y, "x2": alt.X2("w:Q"), "y2": alt.Y2("z:Q")},
-            {"x": x, "y": y, "stroke": stroke, "shape": shape},
-        )
-        yield layer("stair", "rule", to, color="var(--soft)", strokeDash=[4, 3], strokeWidth=1.25)
-        yield layer("hair", "rule", to, color="var(--line)", strokeWidth=1)
-        yield layer(
-            "reach-x",
-            "rule",
-            {"x": x, "y": y, "x2": to["x2"], "stroke": stroke},
-            strokeWidth=1.25,
-            opacity=0.5,
-        )
-        yield layer(
-            "reach-y",
-            "rule",
-            {"x": x, "y": y, "y2": to["y2"], "stroke": stroke},
-            strokeWidth=1.25,
-            opacity=0.5,
-        )
-        yield layer("behind", "point", {**at, "fill": fill}, size=18, opacity=1, strokeWidth=1)
-        yield layer("open", "point", at, size=60, opacity=1, strokeWidth=1.5, fill="var(--card)")
-        yield layer("front", "point", {**at, "fill": fill}, size=60, opacity=1, strokeWidth=1.5)
-        yield layer(
-            "beyond",
-            "point",
-            {"x": x, "y": y, "stroke": stroke},
-            size=44,
-            opacity=1,
-            shape="M-.6,.8L.8,-.6M0,-.6H.8V.2",
-            filled=False,
-        )
+        words = [style.words for style in styles]
+        colours = alt.Scale(domain=words, range=[style.colour for style in styles])
+        shapes = alt.Scale(domain=words, range=[style.shape for style in styles])
+        place = {"x": x, "y": y}
+        coloured = {**place, "stroke": alt.Stroke("f:N", scale=colours, legend=None)}
+        marked = {**coloured, "shape": alt.Shape("f:N", scale=shapes, legend=None)}
+        filled = {**marked, "fill": alt.Fill("f:N", scale=colours, legend=None)}
+        right = alt.X2("w:Q")
+        down = alt.Y2("z:Q")
+        line = {**place, "x2": right, "y2": down}
+        reach = {"strokeWidth": 1.25, "opacity": 0.5}
+        yield layer("stair", "rule", line, color="var(--soft)", strokeDash=[4, 3], strokeWidth=1.25)
+        yield layer("hair", "rule", line, color="var(--line)", strokeWidth=1)
+        yield layer("reach-x", "rule", {**coloured, "x2": right}, **reach)
+        yield layer("reach-y", "rule", {**coloured, "y2": down}, **reach)
+        yield layer("behind", "point", filled, size=18, opacity=1, strokeWidth=1)
+        hollow = {"opacity": 1, "strokeWidth": 1.5, "fill": "var(--card)"}
+        yield layer("open", "point", marked, size=60, **hollow)
+        yield layer("front", "point", filled, size=60, opacity=1, strokeWidth=1.5)
+        arrow = "M-.6,.8L.8,-.6M0,-.6H.8V.2"
+        yield layer("beyond", "point", coloured, size=44, opacity=1, shape=arrow, filled=False)
 
     def _texts(self) -> Iterator[Layer]:
-
         x, y = self._encoded()
         yield text("right", x, y, dx=1)
         yield text("left", x, y, dx=-1, align="right")
@@ -254,98 +247,109 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     """
     for name in (across, up):
         if name and name not in ranking.measured:
-            raise SpecError(
-                f"nothing is measured on {name!r}; name two of {', '.join(ranking.measured)}",
-                subject=name,
-            )
+            known = ", ".join(ranking.measured)
+            message = f"nothing is measured on {name!r}; name two of {known}"
+            raise SpecError(message, subject=name)
     pair = (across, up) if across and up else _opposed(ranking)
-    sets = (
-        []
-        if pair is None
-        else [
-            (e, x, y)
-            for e in ranking.entries
-            if (x := _loss(ranking, e, pair[0])) and (y := _loss(ranking, e, pair[1]))
-        ]
-    )
-    if pair is None or len(sets) < 2:
+    if pair is None:
         return None
-    spots: list[_PlottedSet] = []
-    for entry, x, y in sets:
-        better = [
-            e
-            for e, a, b in sets
-            if a.value <= x.value
-            and b.value <= y.value
-            and (a.value, b.value) != (x.value, y.value)
-        ]
-        sure = [e for e in better if all(significantly_different(e, entry, m) for m in pair)]
-        place: Place = "front" if not better else "behind" if sure else "open"
-        spots.append(_PlottedSet(entry, x, y, place, sure[0].name if sure else ""))
+    sets = _with_both(ranking, *pair)
+    if len(sets) < 2:
+        return None
+    spots = [_placed(found, sets, pair) for found in sets]
     axes = (
-        _axis(ranking, [(s, s.x) for s in spots], WIDTH),
-        _axis(ranking, [(s, s.y) for s in spots], HEIGHT),
+        _axis(ranking, [(spot, spot.x) for spot in spots], WIDTH),
+        _axis(ranking, [(spot, spot.y) for spot in spots], HEIGHT),
     )
     front = _Front(ranking, *pair, tuple(spots), axes)
-    names = [short(m, ranking.measured) for m in pair]
-    title = f"Loss on {names[0]} against loss on {names[1]}: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
-    what = "Increases over the dense model" if ranking.dense is not None else "Losses"
-    write = signed if ranking.dense is not None else plainly
-    numbers = {
-        s.entry.name: [f"{write(e.value)}{spread(ends(e, ranking.level))}" for e in (s.x, s.y)]
-        for s in spots
-    }
-    each = [
-        f"{s.entry.name} {numbers[s.entry.name][0]} on {names[0]}, {numbers[s.entry.name][1]} on {names[1]}, {s.words}"
-        for s in spots
-    ]
-    description = sentence(
-        [title, f"{what}, with {percent(ranking.level)} intervals in brackets", "; ".join(each)]
-    )
-    name, families = ("pareto", ranking.method, ranking.target), {spot.family for spot in spots}
-    return plotted(
-        name,
-        title,
-        description,
-        front.chart,
-        {"points": front.records()},
-        tuple(front.caption()),
-        families,
-    )
+    first, second = (short(measured, ranking.measured) for measured in pair)
+    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
+    title = f"Loss on {first} against loss on {second}: {where}"
+    change = ranking.dense is not None
+    write = signed if change else plainly
+    each: list[str] = []
+    for spot in spots:
+        numbers: list[str] = []
+        for estimate, name in ((spot.x, first), (spot.y, second)):
+            interval = spread(ends(estimate, ranking.level))
+            numbers.append(f"{write(estimate.value)}{interval} on {name}")
+        each.append(f"{spot.entry.name} {', '.join(numbers)}, {spot.words}")
+    nouns = "Increases over the dense model" if change else "Losses"
+    intervals = f"{nouns}, with {percent(ranking.level)} intervals in brackets"
+    words = sentence([title, intervals, "; ".join(each)])
+    name = ("pareto", ranking.method, ranking.target)
+    data = {"points": front.records()}
+    families = {spot.family for spot in spots}
+    return plotted(name, title, words, front.chart, data, tuple(front.caption()), families)
+
+
+_Losses = tuple[RankingEntry, Estimate, Estimate]
+
+
+def _with_both(ranking: Ranking, across: str, up: str) -> list[_Losses]:
+    """The sets that have both losses."""
+    sets: list[_Losses] = []
+    for entry in ranking.entries:
+        x = _loss(ranking, entry, across)
+        y = _loss(ranking, entry, up)
+        if x is not None and y is not None:
+            sets.append((entry, x, y))
+    return sets
+
+
+def _placed(found: _Losses, sets: Sequence[_Losses], pair: tuple[str, str]) -> _PlottedSet:
+    """Where a set stands: what is better on both, and whether that is significant on both."""
+    entry, x, y = found
+    better: list[RankingEntry] = []
+    for other, a, b in sets:
+        equal = (a.value, b.value) == (x.value, y.value)
+        if a.value <= x.value and b.value <= y.value and not equal:
+            better.append(other)
+    if not better:
+        return _PlottedSet(entry, x, y, "front")
+    for other in better:
+        if all(significantly_different(other, entry, measured) for measured in pair):
+            return _PlottedSet(entry, x, y, "behind", other.name)
+    return _PlottedSet(entry, x, y, "open")
 
 
 def _opposed(ranking: Ranking) -> tuple[str, str] | None:
     """Return the two losses that put most pairs of sets into opposite orders; the first two
     where none do.
     """
-    losses = [m for m in ranking.measured if ranking.units.get(m, ranking.unit).startswith("nats")]
 
-    def against(a: str, b: str) -> int:
-        rows = [
-            (x.value, y.value)
-            for e in ranking.entries
-            if not e.control and (x := _loss(ranking, e, a)) and (y := _loss(ranking, e, b))
-        ]
-        return sum((p[0] - q[0]) * (p[1] - q[1]) < 0 for p, q in combinations(rows, 2))
+    def opposite(pair: tuple[str, str]) -> int:
+        sets = _with_both(ranking, *pair)
+        rows = [(x.value, y.value) for entry, x, y in sets if not entry.control]
+        count = 0
+        for first, second in combinations(rows, 2):
+            count += (first[0] - second[0]) * (first[1] - second[1]) < 0
+        return count
 
-    return max(combinations(losses, 2), key=lambda pair: against(*pair), default=None)
+    units = {m: ranking.units.get(m, ranking.unit) for m in ranking.measured}
+    losses = [measured for measured, unit in units.items() if unit.startswith("nats")]
+    return max(combinations(losses, 2), key=opposite, default=None)
 
 
 def _loss(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | None:
     """Return how much worse than the dense model the set is; its own loss where there is none.
     None without a number, or one that isn't finite.
     """
-    loss = (entry.increases if ranking.dense is not None else entry.losses).get(measured)
-    upward = ranking.dense is None and ranking.better.get(measured, "lower") == "higher"
-    return (
-        None if loss is None or upward or not known(loss) or not math.isfinite(loss.value) else loss
-    )
+    if ranking.dense is not None:
+        loss = entry.increases.get(measured)
+    elif ranking.better.get(measured) == "higher":
+        return None
+    else:
+        loss = entry.losses.get(measured)
+    return loss if loss is not None and math.isfinite(loss.value) else None
 
 
 def _axis(ranking: Ranking, sets: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:
     """Return the axis that the sets with content span; a control outside it stands at the edge."""
-    inner = [estimate for spot, estimate in sets if not spot.entry.control] or [
-        estimate for _, estimate in sets
-    ]
-    intervals = [] if len(sets) > CROWDED else [ends(estimate, ranking.level) for estimate in inner]
-    return axis_of(reached((e.value for e in inner), intervals), pixels, log=False, room=0.06)
+    every = [estimate for _, estimate in sets]
+    inner = [estimate for spot, estimate in sets if not spot.entry.control] or every
+    intervals: list[Interval] = []
+    if len(sets) <= CROWDED:
+        intervals = [ends(estimate, ranking.level) for estimate in inner]
+    values = [estimate.value for estimate in inner]
+    return axis_of(reached(values, intervals), pixels, log=False, room=0.06)

@@ -1,20 +1,299 @@
-"""A plot as a value (its name, what it says in words, its Vega-Lite), and the layers that one is
-made of. No torch here.
+"""What plots are made of: a plot as a value, the layers of one, names and numbers as they are
+written in it, axes, and labels of which none covers another. No torch here.
 
 The layers are of Altair's lower interface, its typed schema: charts of the upper one copy whatever
 they are composed of at every step, which takes ten times as long.
 """
 
+import math
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.lab.report.plots.theme import FAMILIES, Style, config, unchecked
-from calibrant.lab.report.plots.words import sentence, stem
+from calibrant.lab.report.plots.theme import FAMILIES, LETTER, Style, config, unchecked
+from calibrant.lab.stats import Estimate
 from calibrant.spec.foreign import visible_name
 
 if TYPE_CHECKING:
     import altair as alt
+
+ROOM: Final = 26
+"""Letters that a name may take beside a plot."""
+
+Interval = tuple[float, float] | None
+
+
+def cut(name: str, room: int = ROOM) -> str:
+    """A long name with its middle left out, at most `room` letters (at least 3); wide letters
+    count as two.
+    """
+    clean, room = visible_name(name), max(3, room)
+    if _width(clean) <= room:
+        return clean
+    head, tail = clean[:room], clean[-room:]
+    while _width(head) > room // 2:
+        head = head[:-1]
+    while _width(tail) > room - room // 2 - 1:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def folded(text: str, room: int) -> list[str]:
+    """A text in lines of about `room` letters, divided behind what divides words; a word that is
+    longer has a line of its own.
+
+    >>> folded("commonsense_qa (3-shot)", 14)
+    ['commonsense_qa', '(3-shot)']
+    """
+    lines: list[str] = []
+    for word in re.findall(r"[^ _:@]+[ _:@]*", text):
+        if lines and len(lines[-1]) + len(word.rstrip()) <= room:
+            lines[-1] += word
+        else:
+            lines.append(word)
+    return [line.rstrip() for line in lines] or [text]
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`+0.412`, `−0.031`, `0.000`; without an end `+∞`."""
+    if math.isinf(value):
+        return "+∞" if value > 0 else "−∞"
+    text = f"{value:+.{digits}f}" if abs(value) < 1e5 else f"{value:+.2e}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def plainly(value: float, digits: int = 3) -> str:
+    """`0.412`, `−0.031`."""
+    return signed(value, digits).removeprefix("+")
+
+
+def spread(interval: Interval, digits: int = 3) -> str:
+    """` (0.1 to 0.3)`, empty without an interval."""
+    return (
+        ""
+        if interval is None
+        else f" ({plainly(interval[0], digits)} to {plainly(interval[1], digits)})"
+    )
+
+
+def share(value: float) -> str:
+    """`93.1 %` with a thin space that doesn't break."""
+    return f"{plainly(100 * value, 1)}\u202f%" if math.isfinite(value) else plainly(value)
+
+
+def known(estimate: Estimate | None) -> bool:
+    """Return whether there is a number, be it infinite."""
+    return estimate is not None and not math.isnan(estimate.value)
+
+
+def ends(estimate: Estimate, level: float, comparisons: int = 1) -> Interval:
+    """Return the interval of an estimate, None where there is none or where it isn't a number."""
+    interval = estimate.interval(level, comparisons)
+    return None if interval is None or any(math.isnan(end) for end in interval) else interval
+
+
+def stem(*parts: str) -> str:
+    """Return a name for a file, of ASCII letters that every system takes:
+    `forest-sparsegpt-damp-0.02-2-4`.
+    """
+    ascii_only = "-".join(
+        re.sub(r"[^A-Za-z0-9._]+", "-", unicodedata.normalize("NFKD", part)).strip("-._")
+        for part in parts
+    )
+    return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 set`, `1,024 sets`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """Return parts as sentences, one after the other; a full stop ends one that has no end."""
+    return " ".join(
+        part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part
+    )
+
+
+WIDE: Final = 20.0
+"""From how many times the smallest value the largest is shown on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values over so many pixels."""
+
+    low: float
+    high: float
+    pixels: int
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Pixels from the low end."""
+        if self.log:
+            return self.pixels * math.log(value / self.low) / math.log(self.high / self.low)
+        return self.pixels * (value - self.low) / (self.high - self.low)
+
+    def back(self, pixels: float) -> float:
+        """The value that lies so many pixels from the low end."""
+        share = pixels / self.pixels
+        return (
+            self.low * (self.high / self.low) ** share
+            if self.log
+            else self.low + (self.high - self.low) * share
+        )
+
+    def inside(self, value: float) -> float:
+        """The value on the axis that is nearest to `value`."""
+        return min(max(value, self.low), self.high)
+
+    def scale(self) -> "alt.Scale":
+        """The same for Vega."""
+        import altair as alt
+
+        if self.log:
+            return alt.Scale(type="log", domain=[self.low, self.high], nice=False)
+        return alt.Scale(domain=[self.low, self.high], nice=False, zero=False)
+
+
+def axis_of(
+    values: Iterable[float | int], pixels: int, log: bool | None = None, room: float = 0.05
+) -> Axis:
+    """An axis that holds all finite values with a little room: logarithmic if they are positive
+    and span far, or as `log` asks and they allow.
+    """
+    finite = [float(v) for v in values if math.isfinite(v)]
+    if not finite:
+        return Axis(0.0, 1.0, pixels)
+    low, high = min(finite), max(finite)
+    if low > 0 and (high / low > WIDE if log is None else log):
+        far = max((high / low) ** room, 1.02)
+        return Axis(low / far, high * far, pixels, True)
+    more = room * (high - low) or 0.1 * abs(high) or 1.0
+    return Axis(low - more, high + more, pixels)
+
+
+def reached(
+    values: Iterable[float], intervals: Iterable[tuple[float, float] | None]
+) -> list[float]:
+    """`values` and the ends of their intervals, those that reach much farther than any value
+    drawn in.
+    """
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return []
+    low, high = min(finite), max(finite)
+    more = 0.6 * (high - low) or math.inf
+    least = max(low - more, low / 1.6 if low > 0 else -math.inf)
+    return finite + [
+        min(max(end, least), high + more)
+        for interval in intervals
+        if interval
+        for end in interval
+        if math.isfinite(end)
+    ]
+
+
+LINE: Final = 12.0
+"""Pixels from one label to the next below it."""
+
+
+def spaced(targets: Sequence[float], low: float, high: float, gap: float = LINE) -> list[float]:
+    """Return places as near to `targets` as may be, at least `gap` apart, between `low` and
+    `high` where there is room; in their order.
+    """
+    if not targets:
+        return []
+    gap = min(gap, (high - low) / max(1, len(targets) - 1)) if len(targets) > 1 else gap
+    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    # Clusters of labels that touch share the mean of their targets: each new one joins the last
+    # while it would overlap it.
+    clusters: list[tuple[float, int]] = []
+    for i in order:
+        centre, size = targets[i], 1
+        while (
+            clusters
+            and centre - (size - 1) / 2 * gap < clusters[-1][0] + (clusters[-1][1] + 1) / 2 * gap
+        ):
+            before, many = clusters.pop()
+            centre, size = (before * many + centre * size) / (many + size), many + size
+            centre = min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap)
+        clusters.append(
+            (min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap), size)
+        )
+    places = [centre + (k - (size - 1) / 2) * gap for centre, size in clusters for k in range(size)]
+    spread = [0.0] * len(targets)
+    for i, place in zip(order, places, strict=True):
+        spread[i] = place
+    return spread
+
+
+@dataclass(frozen=True)
+class PlacedLabel:
+    """Where a label stands: its left end, or its right end if `right`, and its middle. One that
+    is `off` stands away from its point.
+    """
+
+    x: float
+    y: float
+    right: bool = False
+    off: bool = False
+
+
+def around(
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    width: float | int,
+    height: float | int,
+) -> list[PlacedLabel | None]:
+    """Return a place for the name of each point, beside it or a few lines above or below; None
+    where there is none.
+    """
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    labels: list[PlacedLabel | None] = []
+    for i, ((x, y), name) in enumerate(zip(points, names, strict=True)):
+        long = len(name) * LETTER * 0.95
+        for label in _places(x, y):
+            box = (
+                (label.x - long, label.y - 6, label.x, label.y + 6)
+                if label.right
+                else (label.x, label.y - 6, label.x + long, label.y + 6)
+            )
+            inside = (
+                box[0] >= 0
+                and box[1] >= 0
+                and box[3] <= height
+                and (label.right or box[2] <= width + 120)
+            )
+            if inside and not any(_overlap(box, other) for k, other in enumerate(boxes) if k != i):
+                boxes.append(box)
+                labels.append(label)
+                break
+        else:
+            labels.append(None)
+    return labels
+
+
+def _places(x: float, y: float) -> list[PlacedLabel]:
+    near = [PlacedLabel(x + 9, y), PlacedLabel(x - 9, y, True)]
+    far = [
+        PlacedLabel(x + side * 12, y + sign * k * LINE, side < 0, True)
+        for k in range(1, 9)
+        for sign in (-1, 1)
+        for side in (1, -1)
+    ]
+    return near + far
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
 
 SCHEMA: Final = "https://vega.github.io/schema/vega-lite/v6.json"
 """What the specification is written in; a name, nothing is fetched."""
@@ -125,7 +404,10 @@ def faceted(
     """
     import altair as alt
 
-    header = alt.Header(title=None, labelExpr="''", labelFontSize=1, labelPadding=0)
+    # An empty label, since without any Vega-Lite leaves no room between the rows of panels.
+    header = alt.Header(
+        title=None, labelExpr="''", labelColor="var(--ink)", labelFontSize=1, labelPadding=0
+    )
     facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
     gaps = alt.RowColnumber(row=row, column=column)
     scale = alt.ScaleResolveMap(x="independent") if own else alt.Undefined

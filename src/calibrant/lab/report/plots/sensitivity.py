@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from calibrant.lab.report.plots.panels import NARROW, WIDTH, Mark, Panel, PanelRow, Panels, span_of
-from calibrant.lab.report.plots.picture import Plot, plotted
+from calibrant.lab.report.plots.picture import Plot, plainly, plotted, sentence, share, spread
 from calibrant.lab.report.plots.theme import Style
-from calibrant.lab.report.plots.words import plainly, sentence, share, spread
-from calibrant.lab.report.sentences import percent
 from calibrant.lab.stats import Sensitivity
+from calibrant.numerics import percent
 
 LOOK: Final[Mapping[str, Style]] = {
     "worth": Style("worst less best set", "var(--accent)", "circle")
@@ -24,49 +23,45 @@ def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | 
     A `narrow` one, for a telephone, has the first panel alone. What isn't measured in the first
     one's unit is left out.
     """
-    alike = [s for s in sensitivities if s.unit == sensitivities[0].unit]
-    if not alike:
+    first = sensitivities[0] if sensitivities else None
+    if first is None:
         return None
-    ordered = sorted(alike, key=lambda s: (-(s.share or 0.0), -s.worth))
-    several = len({(s.method, s.target) for s in ordered}) < len(
-        ordered
-    )  # the same method in several propagations
-    names = tuple(
-        PanelRow(f"{s.method} {s.target}{f', {s.propagate}' if several else ''}") for s in ordered
-    )
-    panels = [_panel("worst less best set", ordered, alike[0].unit)]
-    if all(s.increase and s.share for s in ordered) and not narrow:
+    alike = [found for found in sensitivities if found.unit == first.unit]
+    ordered = sorted(alike, key=_order)
+    ways = {(found.method, found.target) for found in ordered}
+    rows: list[PanelRow] = []
+    for found in ordered:
+        name = f"{found.method} {found.target}"
+        # The same method may be there in several propagations.
+        if len(ways) < len(ordered):
+            name += f", {found.propagate}"
+        rows.append(PanelRow(name))
+    panels = [_panel("worst less best set", ordered, first.unit)]
+    if all(found.increase and found.share for found in ordered) and not narrow:
         panels.append(_panel("as a share of the increase", ordered))
-    unit, level = alike[0].unit, percent(alike[0].level)
-    title = f"What the choice of calibration set is worth: {alike[0].model}"
+    level = percent(first.level)
+    title = f"What the choice of calibration set is worth: {first.model}"
     caption = [
-        f"Each mark: how much worse the worst calibration set is than the best one, in {unit}, on average over what was measured; controls left out",
+        "Each mark: how much worse the worst calibration set is than the best one, in "
+        f"{first.unit}, on average over what was measured; controls left out",
         f"Lines: {level} intervals, jointly over all pairs of sets and all that was measured",
-        f"Shaded: what chance makes of sets that are alike, at most ({level}). Hollow: no more than that",
-        *(
-            [
-                "At the right the same as a share of how much worse than the dense model the models are"
-            ]
-            if len(panels) > 1
-            else []
-        ),
+        f"Shaded: what chance makes of sets that are alike, at most ({level}). "
+        "Hollow: no more than that",
     ]
-    drawing = Panels(
-        names,
-        tuple(panels),
-        LOOK,
-        "← the text doesn't matter · it matters →",
-        width=NARROW if narrow else WIDTH,
-        room=40,
-    )
-    return plotted(
-        ("sensitivity",),
-        title,
-        _description(title, unit, ordered),
-        drawing.chart,
-        drawing.data,
-        caption,
-    )
+    if len(panels) > 1:
+        caption.append(
+            "At the right the same as a share of how much worse than the dense model the models are"
+        )
+    about = "← the text doesn't matter · it matters →"
+    width = NARROW if narrow else WIDTH
+    drawing = Panels(tuple(rows), tuple(panels), LOOK, about, width=width, room=40)
+    words = _in_words(title, first.unit, ordered)
+    return plotted(("sensitivity",), title, words, drawing.chart, drawing.data, caption)
+
+
+def _order(found: Sensitivity) -> tuple[float, float]:
+    """The largest share first."""
+    return -(found.share or 0.0), -found.worth
 
 
 def _panel(title: str, ordered: Sequence[Sensitivity], unit: str = "") -> Panel:
@@ -75,24 +70,23 @@ def _panel(title: str, ordered: Sequence[Sensitivity], unit: str = "") -> Panel:
     """
     marks: dict[int, Mark] = {}
     shaded: dict[int, float] = {}
-    for row, s in enumerate(ordered):
-        by = 1.0 if unit else 100 / (s.increase or 1.0)
-        low, high = s.worth_interval
-        marks[row] = Mark(by * s.worth, (by * low, by * high), "worth", hollow=not s.beyond_chance)
-        shaded[row] = by * s.by_chance
+    for row, found in enumerate(ordered):
+        factor = 1.0 if unit else 100 / (found.increase or 1.0)
+        low, high = found.worth_interval
+        interval = (factor * low, factor * high)
+        marks[row] = Mark(factor * found.worth, interval, "worth", hollow=not found.beyond_chance)
+        shaded[row] = factor * found.by_chance
     low, high = span_of(list(marks.values()))
     return Panel(title, marks, (min(0.0, low), high), unit or "%", shaded)
 
 
-def _description(title: str, unit: str, ordered: Sequence[Sensitivity]) -> str:
-    each = [
-        f"{s.method} {s.target} {plainly(s.worth)}{spread(s.worth_interval)}, chance {plainly(s.by_chance)}"
-        f"{'' if s.share is None else f', {share(s.share)} of the increase'}"
-        for s in ordered
-    ]
-    return sentence(
-        [
-            f"{title}, in {unit}, with joint intervals and what chance may give at most",
-            "; ".join(each),
-        ]
-    )
+def _in_words(title: str, unit: str, ordered: Sequence[Sensitivity]) -> str:
+    each: list[str] = []
+    for found in ordered:
+        number = f"{plainly(found.worth)}{spread(found.worth_interval)}"
+        words = f"{found.method} {found.target} {number}, chance {plainly(found.by_chance)}"
+        if found.share is not None:
+            words += f", {share(found.share)} of the increase"
+        each.append(words)
+    lead = f"{title}, in {unit}, with joint intervals and what chance may give at most"
+    return sentence([lead, "; ".join(each)])

@@ -129,12 +129,14 @@ OUTLINES: Final = {
     "inference": "M0,-1.05L1.1,.85H-1.1Z",
     "commonsense": "M0,1.05L1.1,-.85H-1.1Z",
     "reading": "M-.5,-.87H.5L1,0L.5,.87H-.5L-1,0Z",
-    "instructions": "M0,-1.15L.29,-.36L1.09,-.36L.45,.14L.68,.93L0,.45L-.68,.93L-.45,.14L-1.09,-.36L-.29,-.36Z",
+    "instructions": "M0,-1.15L.29,-.36L1.09,-.36L.45,.14L.68,.93"
+    "L0,.45L-.68,.93L-.45,.14L-1.09,-.36L-.29,-.36Z",
     "languages": "M0,-1.05L1,-.32L.62,.85H-.62L-1,-.32Z",
     "selected": "M-1,-1L1,1V-1L-1,1Z",
     "mixed": "M-1,-1H1L-1,1H1Z",
     "own": "M0,-1.1L1,-.15V1H-1V-.15Z",
-    "control": "M-1,-.55L-.55,-1L0,-.45L.55,-1L1,-.55L.45,0L1,.55L.55,1L0,.45L-.55,1L-1,.55L-.45,0Z",
+    "control": "M-1,-.55L-.55,-1L0,-.45L.55,-1L1,-.55L.45,0"
+    "L1,.55L.55,1L0,.45L-.55,1L-1,.55L-.45,0Z",
     "none": "M-.4,-1H.4V1H-.4Z",
 }
 """The mark of each family in a box from -1 to 1, and of what looks at no data. Squares are left

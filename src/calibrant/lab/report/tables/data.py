@@ -8,7 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.lab.report.facts import StudyFacts
-from calibrant.lab.report.sentences import caveats, doubts, finding, remarks
+from calibrant.lab.report.sentences import caveats, finding, remarks
+from calibrant.lab.report.summary import doubts
 from calibrant.lab.report.tables.sections import contrast_sentence, trust_sentences
 from calibrant.lab.stats import Comparison, Contrast, Ranking, RankingEntry, Sensitivity
 from calibrant.spec.foreign import visible
@@ -37,73 +38,76 @@ def csv(scores: "pl.DataFrame") -> str:
 
 def report_data(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
     """Return everything, as JSON can hold it: what is not a number, or has no end, is null."""
-    return _finite(
-        {
-            "models": facts.models,
-            "rankings": [_ranking(r) for r in comparison.rankings],
-            **(
-                {"unranked": [_ranking(r) for r in comparison.unranked]}
-                if comparison.unranked
-                else {}
-            ),
-            "contrasts": [_contrast(c) for c in comparison.contrasts],
-            "agreements": list(comparison.agreements),
-            "sensitivities": [_sensitivity(s) for s in comparison.sensitivities],
-            "questions": list(comparison.questions),
-            "comparisons": comparison.comparisons,
-            "missing": comparison.missing,
-            "stale": comparison.stale,
-            "one_draw": comparison.one_draw,
-            "caveats": list(trust_sentences(comparison)),
-            "failures": facts.failures,
-            "settings": facts.settings,
-            "machine": facts.machine,
-            "seconds": facts.seconds,
-        }
-    )
+    data: dict[str, Any] = {
+        "models": facts.models,
+        "rankings": list(map(_ranking, comparison.rankings)),
+    }
+    if comparison.unranked:
+        data["unranked"] = list(map(_ranking, comparison.unranked))
+    data |= {
+        "contrasts": list(map(_contrast, comparison.contrasts)),
+        "agreements": list(comparison.agreements),
+        "sensitivities": list(map(_sensitivity, comparison.sensitivities)),
+        "questions": list(comparison.questions),
+        "comparisons": comparison.comparisons,
+        "missing": comparison.missing,
+        "stale": comparison.stale,
+        "one_draw": comparison.one_draw,
+        "caveats": list(trust_sentences(comparison)),
+        "failures": facts.failures,
+        "settings": facts.settings,
+        "machine": facts.machine,
+        "seconds": facts.seconds,
+    }
+    return _finite(data)
 
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
-    return {
-        **{
-            name: value
-            for name, value in _fields(ranking).items()
-            if name not in ("bits", "floors") or value not in (None, {})
-        },
-        "entries": [_entry(ranking, e) for e in ranking.entries],
-        "partial": [_entry(ranking, e) for e in ranking.partial],
-        "baselines": [_entry(ranking, e) for e in ranking.baselines],
+    data = _fields(ranking)
+    for name in ("bits", "floors"):
+        if not data[name]:
+            del data[name]
+    return data | {
+        "entries": [_entry(ranking, entry) for entry in ranking.entries],
+        "partial": [_entry(ranking, entry) for entry in ranking.partial],
+        "baselines": [_entry(ranking, entry) for entry in ranking.baselines],
         "dense": _entry(ranking, ranking.dense) if ranking.dense else None,
         "finding": finding(ranking),
-        "doubts": doubts(ranking),
+        "doubts": [doubt.sentence for doubt in doubts([ranking]).every],
         "remarks": remarks(ranking),
         "caveats": caveats(ranking),
     }
 
 
 def _entry(ranking: Ranking, entry: RankingEntry) -> dict[str, Any]:
-    joint = entry.to_best.interval(ranking.level, ranking.comparisons) if entry.to_best else None
-    known = {
-        name: value for name, value in _fields(entry).items() if name != "label"
-    }  # the parts of its name
-    return {**known, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+    joint = None
+    if entry.to_best is not None:
+        joint = entry.to_best.interval(ranking.level, ranking.comparisons)
+    data = _fields(entry)
+    # The parts of its name: they are in the name.
+    del data["label"]
+    return data | {"mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
 
 
 def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
-    summary = {
-        name: getattr(sensitivity, name) for name in ("worth", "worth_interval", "floor", "share")
-    }
-    fields_kept = _fields(sensitivity)
-    # tests/frozen holds this JSON to its keys; it says `floor`, the stricter bound.
+    fields = _fields(sensitivity)
+    # The JSON has keys that stay the same; `floor` is the stricter bound, jointly over what was
+    # measured.
     for name in ("by_chance", "cross_fitted"):
-        del fields_kept[name]
-    return {**fields_kept, **summary}
+        del fields[name]
+    return fields | {
+        "worth": sensitivity.worth,
+        "worth_interval": sensitivity.worth_interval,
+        "floor": sensitivity.floor,
+        "share": sensitivity.share,
+    }
 
 
 def _contrast(contrast: Contrast) -> dict[str, Any]:
-    interval = contrast.difference.interval(contrast.level) if contrast.difference else None
-    return {
-        **_fields(contrast),
+    interval = None
+    if contrast.difference is not None:
+        interval = contrast.difference.interval(contrast.level)
+    return _fields(contrast) | {
         "interval": interval,
         "verdict": contrast.verdict,
         "sentence": contrast_sentence(contrast),
@@ -114,16 +118,18 @@ def _fields(value: Any) -> dict[str, Any]:
     """As `dataclasses.asdict`, but not deep: that would copy everything that is rewritten in the
     next moment.
     """
-    return {f.name: getattr(value, f.name) for f in fields(value)}
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _finite(value: Any) -> Any:
     if is_dataclass(value):
-        return {k: _finite(v) for k, v in _fields(value).items()}
+        return _finite(_fields(value))
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, frozenset | set):
         return sorted(value)
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return list(map(_finite, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

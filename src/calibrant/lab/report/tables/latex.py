@@ -111,9 +111,11 @@ def _table(table: Table, number: int) -> Iterator[str]:
     names = r"p{0.28\linewidth}" if folded else "l"
     yield r"\begin{table}[t]"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
-    yield rf"  \caption{{{escaped(table.title)}{'' if table.title.endswith('?') else '.'} {escaped(shown.key)}}}"
+    stop = "" if table.title.endswith("?") else "."
+    yield rf"  \caption{{{escaped(table.title)}{stop} {escaped(shown.key)}}}"
     yield rf"  \label{{tab:calibrant-{number}}}"
-    yield rf"  \begin{{tabular}}{{@{{}}{names}{''.join('l' if c.words else 'r' for c in shown.columns)}@{{}}}}"
+    columns = "".join("l" if column.words else "r" for column in shown.columns)
+    yield rf"  \begin{{tabular}}{{@{{}}{names}{columns}@{{}}}}"
     yield r"    \toprule"
     yield _line([escaped(shown.head), *(escaped(c.head) for c in shown.columns)])
     yield r"    \midrule"

@@ -7,7 +7,7 @@ from calibrant.lab.report.tables.sections import Section
 from calibrant.lab.report.tables.table import Figure, Table, TableRow
 from calibrant.spec.foreign import visible
 
-MARKUP: Final = {c: f"\\{c}" for c in "\\`*_|[]#~"} | {
+MARKUP: Final = {sign: f"\\{sign}" for sign in "\\`*_|[]#~"} | {
     "<": "&lt;",
     ">": "&gt;",
     "&": "&amp;",
@@ -18,38 +18,49 @@ MARKUP: Final = {c: f"\\{c}" for c in "\\`*_|[]#~"} | {
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """The sections as one Markdown text."""
-    return "\n".join(line for section in sections for line in _section(section))
+    """Return the sections as one Markdown text."""
+    lines: list[str] = []
+    for section in sections:
+        lines.extend(_section(section))
+    return "\n".join(lines)
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield from (f"## {escaped(section.title)}", "")
+    yield f"## {escaped(section.title)}"
+    yield ""
     if section.table is not None:
         yield from _table(section.table)
     for sentence in section.sentences:
-        yield from (escaped(sentence), "")
+        yield escaped(sentence)
+        yield ""
+    for item in section.items:
+        yield f"- {escaped(item)}"
     if section.items:
-        yield from (f"- {escaped(item)}" for item in section.items)
         yield ""
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield _line([escaped(table.head), *(escaped(c.head) for c in table.columns)])
-    yield _line(["---", *("---" if c.words else "---:" for c in table.columns)])
-    yield from (_line([_name(row), *map(_figure, row.figures)]) for row in table.rows)
-    yield from ("", escaped(table.key), "")
+    yield _line([escaped(table.head), *(escaped(column.head) for column in table.columns)])
+    yield _line(["---", *("---" if column.words else "---:" for column in table.columns)])
+    for row in table.rows:
+        yield _line([_name(row), *map(_figure, row.figures)])
+    yield ""
+    yield escaped(table.key)
+    yield ""
 
 
 def _name(row: TableRow) -> str:
-    name = f"**{escaped(row.name)}**" if row.best else escaped(row.name)
+    name = _bold(row.name, row.best)
     return f"{name} ({escaped(row.note)})" if row.note else name
 
 
 def _figure(figure: Figure) -> str:
-    text = escaped(str(figure))
-    return (f"**{text}**" if figure.best else text) + (
-        f"<sup>{escaped(figure.letters)}</sup>" if figure.letters else ""
-    )
+    text = _bold(str(figure), figure.best)
+    return f"{text}<sup>{escaped(figure.letters)}</sup>" if figure.letters else text
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{escaped(text)}**" if best else escaped(text)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -57,5 +68,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown shows it unchanged, in one line."""
-    return "".join(MARKUP.get(c, c) for c in visible(text))
+    """Return `text` as Markdown shows it unchanged, in one line."""
+    return "".join(MARKUP.get(sign, sign) for sign in visible(text))

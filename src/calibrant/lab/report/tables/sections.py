@@ -1,11 +1,12 @@
-"""What a study says as a whole: its primary contrasts, whether its rankings agree, what is
-missing, how far to trust the rest. No torch here.
+"""What a study says, in the order in which it is read: the answer, each ranking, how much the
+choice of set matters, what was tested, whether rankings agree, and how far to trust it. No torch
+here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from calibrant.lab.report.sentences import (
     NAMED,
@@ -13,14 +14,20 @@ from calibrant.lab.report.sentences import (
     ONLY_MEASURED,
     caveats,
     costs,
-    doubts,
     finding,
-    percent,
     remarks,
     short,
 )
+from calibrant.lab.report.summary import (
+    Doubts,
+    doubts,
+    matrices,
+    overall,
+    short_target,
+    spelled_out,
+    way_names,
+)
 from calibrant.lab.report.tables.table import (
-    HOLE,
     As,
     Column,
     Figure,
@@ -40,50 +47,98 @@ from calibrant.lab.stats import (
     join_names,
     target_noun,
 )
+from calibrant.numerics import (
+    HOLE,
+    between,
+    counted,
+    decimals,
+    percent,
+    probability,
+    signed,
+    whole_percent,
+)
 
 HOLES: Final = 100
-"""How many holes are join_names; a study that has hardly begun may have thousands."""
+"""How many holes are named; a study that has hardly begun may have thousands."""
+
+TESTED: Final = 6
+"""How many contrasts a summary names; the others are counted."""
 
 ALONG: Final = {"method": "method", "target": "target", "measured": "measured set"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a title, a table if it has one, sentences, and things that are
-    join_names one by one.
+    """A part of a report: a title, a table if it has one, sentences, and items of a list.
+
+    `narrow` is a table with less in it, for a screen that `table` doesn't fit. `warns` says that
+    the sentences are warnings.
     """
 
     title: str
     table: Table | None = None
     sentences: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
+    narrow: Table | None = None
+    warns: bool = False
 
 
 def sections(
-    comparison: Comparison, way: As = "increase", notes: Mapping[str, str] = MappingProxyType({})
+    comparison: Comparison,
+    way: As = "increase",
+    notes: Mapping[str, str] = MappingProxyType({}),
+    study: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Section]:
-    """Yield the report in the order in which it is read: rankings, what was tested, whether
-    rankings agree, what is missing, how far to trust it.
-    """
+    """Yield the whole report. `study` is what the store knows of its study."""
+    yield from answer(comparison, study)
     for ranking in comparison.rankings:
         drawn = ranked(ranking, way, notes.get(ranking.model, ""))
-        sentences = [
-            *(f"Doubtful: {d}" for d in doubts(ranking)),
-            finding(ranking),
-            *remarks(ranking),
-            *caveats(ranking),
-        ]
-        yield Section(drawn.title, drawn, tuple(sentences))
-    if not comparison.rankings:
-        title, why = (
-            ("Nothing to rank", ONLY_MEASURED)
-            if comparison.only_measured
-            else ("Nothing to rank yet", NOTHING_TO_RANK)
-        )
-        yield Section(title, sentences=(why,))
+        sentences = (finding(ranking), *remarks(ranking), *caveats(ranking))
+        yield Section(drawn.title, drawn, sentences)
     yield from without_data(comparison, way)
     yield from sensitivity(comparison)
     yield from conclusions(comparison)
+
+
+def in_short(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section]:
+    """Yield what a study of several rankings found, the weightiest first."""
+    yield from answer(comparison, study)
+    sentences: list[str] = []
+    odd = _doubts(comparison).in_short
+    if odd:
+        sentences.append(f"{odd}.")
+    if comparison.sensitivities:
+        sentences.extend(sensitivity_sentences(comparison.sensitivities))
+    if comparison.contrasts:
+        sentences.append(_tested(comparison.contrasts))
+    if comparison.missing:
+        measurements = counted(len(comparison.missing), "result")
+        sentences.append(f"{measurements} of the grid are missing or failed.")
+    sentences.extend(trust_sentences(comparison))
+    if sentences:
+        yield Section("What else was found", sentences=tuple(sentences))
+
+
+def answer(comparison: Comparison, study: Mapping[str, Any]) -> Iterator[Section]:
+    """Yield the answer over all rankings, what every set costs with every method, and doubts.
+
+    A single ranking is its own answer.
+    """
+    if not comparison.rankings:
+        title = "Nothing to rank" if comparison.only_measured else "Nothing to rank yet"
+        sentence = ONLY_MEASURED if comparison.only_measured else NOTHING_TO_RANK
+        yield Section(title, sentences=(sentence,))
+    if len(comparison.rankings) > 1:
+        yield Section("Which calibration set is best?", sentences=(overall(comparison),))
+        for matrix in matrices(comparison, study):
+            yield Section(matrix.title, matrix.table(), narrow=matrix.ends())
+    shown = _doubts(comparison).shown
+    if shown:
+        yield Section("Doubtful", sentences=tuple(shown), warns=True)
+
+
+def _doubts(comparison: Comparison) -> Doubts:
+    return doubts((*comparison.rankings, *comparison.unranked))
 
 
 def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Section]:
@@ -94,10 +149,9 @@ def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Secti
     for ranking in comparison.unranked:
         alike.setdefault((ranking.model, ranking.measured), []).append(ranking)
     for (model, _), rankings in alike.items():
-        sentences = [
-            *(f"Doubtful: {d}" for r in rankings for d in doubts(r)),
-            *(cost for r in rankings for cost in costs(r)),
-        ]
+        sentences: list[str] = []
+        for ranking in rankings:
+            sentences.extend(costs(ranking))
         title = f"Without calibration data: {model}"
         yield Section(title, replace(unranked(rankings, way), title=title), tuple(sentences))
 
@@ -106,131 +160,180 @@ def sensitivity(comparison: Comparison) -> Iterator[Section]:
     """Yield how much the choice of calibration set decides for each method, where sets were
     drawn more than once.
     """
-    if found := comparison.sensitivities:
+    found = comparison.sensitivities
+    if found:
+        sentences = tuple(sensitivity_sentences(found))
         yield Section(
-            "How much does the choice of set matter?",
-            sensitivity_table(found),
-            tuple(sensitivity_sentences(found)),
+            "How much does the choice of set matter?", sensitivity_table(found), sentences
         )
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
     """Yield what is said beyond the rankings."""
-    if contrasts := comparison.contrasts:
-        # A test that assumes nothing of the draws' distribution has a smallest p, given their
-        # number: below it, p leans on the t distribution.
-        least = dict.fromkeys(
-            (c.smallest_p_of or "a permutation of the draws", c.smallest_p)
-            for c in contrasts
-            if c.smallest_p is not None
-        )
-        limits = [
-            f"The smallest p of {test} is {_p(p)}; a smaller one leans on Student's t."
-            for test, p in least
-        ]
-        yield Section(
-            "Primary contrasts",
-            contrast_table(contrasts),
-            (*map(contrast_sentence, contrasts), *limits),
-        )
-    if comparison.agreements:
-        yield Section(
-            "Do the rankings agree?",
-            agreement_table(comparison.agreements),
-            tuple(agreement_sentences(comparison.agreements)),
-        )
+    contrasts = comparison.contrasts
+    if contrasts:
+        sentences = [contrast_sentence(contrast) for contrast in contrasts]
+        sentences.extend(_limits(contrasts))
+        yield Section("Primary contrasts", contrast_table(contrasts), tuple(sentences))
+    agreements = comparison.agreements
+    if agreements:
+        sentences = tuple(agreement_sentences(agreements))
+        yield Section("Do the rankings agree?", agreement_table(agreements), sentences)
     if comparison.missing:
+        holes = list(comparison.missing[:HOLES])
         more = len(comparison.missing) - HOLES
-        rest = [f"… and {more:,} more, which --format json lists"] if more > 0 else []
-        yield Section("What is missing", items=(*comparison.missing[:HOLES], *rest))
-    if trust := tuple(trust_sentences(comparison)):
+        if more > 0:
+            holes.append(f"… and {more:,} more, which --format json lists")
+        yield Section("What is missing", items=tuple(holes))
+    odd = _doubts(comparison)
+    if odd.chance:
+        yield Section("Odd, and perhaps chance", None, (f"{odd.in_short}.",), tuple(odd.chance))
+    trust = tuple(trust_sentences(comparison))
+    if trust:
         yield Section("How far to trust it", sentences=trust)
+
+
+# Contrasts that the study named before it ran.
+
+
+def _limits(contrasts: Sequence[Contrast]) -> Iterator[str]:
+    """Yield the smallest p that each test can give.
+
+    A test that assumes nothing of the draws' distribution has one, given their number: below it,
+    p leans on the t distribution.
+    """
+    smallest: dict[tuple[str, float], None] = {}
+    for contrast in contrasts:
+        if contrast.smallest_p is not None:
+            test = contrast.smallest_p_of or "a permutation of the draws"
+            smallest[test, contrast.smallest_p] = None
+    for test, p in smallest:
+        least = probability(p)
+        yield f"The smallest p of {test} is {least}; a smaller one leans on Student's t."
 
 
 def contrast_table(contrasts: Sequence[Contrast]) -> Table:
     """Return the contrasts that the study named before it ran."""
-    columns = (Column("difference"), Column(f"{percent(LEVEL)} interval"), Column("p (Holm)"))
-    columns = (*columns, Column("detectable", extra=True), Column("verdict", words=True))
-    units = list(dict.fromkeys(c.unit for c in contrasts if c.unit))
+    columns = (
+        Column("difference"),
+        Column(f"{percent(LEVEL)} interval"),
+        Column("p (Holm)"),
+        Column("detectable", extra=True),
+        Column("verdict", words=True),
+    )
+    ways = way_names(map(_way, contrasts))
     legend = (
-        f"difference{f' in {units[0]}' if len(units) == 1 else ''}: below zero the first is better",
+        f"difference{_in_unit(contrasts)}: below zero the first is better",
         f"p: two-sided, after Holm over {len(contrasts)}",
         "detectable: the difference that four studies of five like this one would find",
+        *spelled_out(map(_way, contrasts), {}),
     )
     rows: list[TableRow] = []
-    for c in contrasts:
-        interval = None if c.difference is None else c.difference.interval(c.level)
+    for contrast in contrasts:
+        difference = contrast.difference
+        value = HOLE
+        interval = None
+        if difference is not None:
+            value = signed(difference.value)
+            interval = difference.interval(contrast.level)
+        detectable = HOLE if contrast.detectable is None else decimals(contrast.detectable)
         figures = (
-            Figure(HOLE if c.difference is None else f"{c.difference.value:+.3f}"),
-            Figure(HOLE if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"),
-            Figure(_p(c.p_holm)),
-            Figure(HOLE if c.detectable is None else f"{c.detectable:.3f}"),
-            Figure(c.verdict, best=c.verdict in ("better", "worse")),
+            Figure(value),
+            Figure(between(interval, signed)),
+            Figure(probability(contrast.p_holm)),
+            Figure(detectable),
+            Figure(contrast.verdict, best=contrast.verdict in ("better", "worse")),
         )
-        sides = f"{c.compare} against {c.against}"
-        rows.append(
-            TableRow(
-                c.name or sides,
-                figures,
-                ", ".join([*([sides] if c.name not in ("", sides) else []), _where(c)]),
-            )
-        )
+        sides = f"{contrast.compare} against {contrast.against}"
+        note = f"{contrast.model}, {ways[_way(contrast)]}, {_measured(contrast)}"
+        if contrast.name not in ("", sides):
+            note = f"{sides}, {note}"
+        rows.append(TableRow(contrast.name or sides, figures, note))
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
 
 
-def _where(contrast: Contrast) -> str:
-    """Return the model, method and target of a contrast, and on what it was measured."""
-    names = [short(m, contrast.on) for m in contrast.on] or ["nothing measured"]
-    on = (
-        join_names(names)
-        if len(names) <= NAMED
-        else f"the mean of {len(names)}, {names[0]} to {names[-1]}"
-    )
-    return f"{contrast.model}, {contrast.method} at {describe_target(contrast.target)}, on {on}"
+def _in_unit(numbers: Sequence[Contrast | Sensitivity]) -> str:
+    """The unit of these numbers, where they have one in common."""
+    units = list(dict.fromkeys(number.unit for number in numbers if number.unit))
+    return f" in {units[0]}" if len(units) == 1 else ""
 
 
-def _p(value: float | None) -> str:
-    return HOLE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def _way(contrast: Contrast | Sensitivity) -> tuple[str, str, str, str]:
+    propagate = "" if isinstance(contrast, Contrast) else contrast.propagate
+    return contrast.model, contrast.method, contrast.target, propagate
+
+
+def _measured(contrast: Contrast) -> str:
+    """On what a contrast was measured."""
+    names = [short(measured, contrast.on) for measured in contrast.on] or ["nothing measured"]
+    measured = join_names(names)
+    if len(names) > NAMED:
+        measured = f"the mean of {len(names)}, {names[0]} to {names[-1]}"
+    return f"on {measured}"
 
 
 def contrast_sentence(contrast: Contrast) -> str:
     """Return one contrast in words: what was found, or why nothing was, with what it would take."""
-    c, difference, sides = (
-        contrast,
-        contrast.difference,
-        f"{contrast.compare} against {contrast.against}",
+    difference = contrast.difference
+    sides = f"{contrast.compare} against {contrast.against}"
+    lead = "" if contrast.name in ("", sides) else f"{contrast.name}: "
+    target = describe_target(contrast.target)
+    where = f"{contrast.model}, {contrast.method} at {target}, {_measured(contrast)}"
+    if difference is not None and contrast.verdict in ("better", "worse"):
+        tests: list[str] = []
+        interval = difference.interval(contrast.level)
+        if interval is not None:
+            tests.append(f"{percent(contrast.level)} interval {between(interval, signed)}")
+        if contrast.p_holm is not None:
+            tests.append(f"p {_equal(contrast.p_holm)} after Holm")
+        found = f"{signed(difference.value)} {contrast.unit}".rstrip()
+        return (
+            f"{lead}{contrast.compare} did {contrast.verdict} than {contrast.against} "
+            f"({where}): {found} ({', '.join(tests)})."
+        )
+    if contrast.verdict == "not significant":
+        undecided = f"{contrast.compare} and {contrast.against} cannot be distinguished"
+        parts = [f"{lead}{undecided} ({where}).", contrast.needs, contrast.reason]
+    else:
+        parts = [f"{lead}{sides} ({where}): {contrast.verdict}.", contrast.reason, contrast.needs]
+    return " ".join(part for part in parts if part)
+
+
+def _equal(p: float) -> str:
+    """`= 0.013` or `< 0.001`."""
+    text = probability(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _tested(contrasts: Sequence[Contrast]) -> str:
+    """How many contrasts are significant, and which."""
+    sure = [contrast for contrast in contrasts if contrast.verdict in ("better", "worse")]
+    lead = f"Of {counted(len(contrasts), 'primary contrast')}"
+    if not sure:
+        return f"{lead} none is significant (Holm)."
+    ways = way_names(map(_way, contrasts))
+    named: list[str] = []
+    for contrast in sure[:TESTED]:
+        name = contrast.name or f"{contrast.compare} against {contrast.against}"
+        value = "" if contrast.difference is None else f" {signed(contrast.difference.value)}"
+        named.append(f"{name} ({ways[_way(contrast)]}){value}")
+    if len(sure) > TESTED:
+        named.append(f"{len(sure) - TESTED} more")
+    return (
+        f"{lead} {len(sure)} are significant (Holm): {join_names(named)}; "
+        "below zero the first is better."
     )
-    lead = f"{c.name}: " if c.name not in ("", sides) else ""
-    if difference is not None and c.verdict in ("better", "worse"):
-        interval = difference.interval(c.level)
-        spread = (
-            ""
-            if interval is None
-            else f"{percent(c.level)} interval {interval[0]:+.3f} to {interval[1]:+.3f}"
-        )
-        p = (
-            ""
-            if c.p_holm is None
-            else f"p {'' if c.p_holm < 0.001 else '= '}{_p(c.p_holm)} after Holm"
-        )
-        known = f"{difference.value:+.3f} {c.unit}".rstrip()
-        return f"{lead}{c.compare} did {c.verdict} than {c.against} ({_where(c)}): {known} ({', '.join(filter(None, [spread, p]))})."
-    if c.verdict == "not significant":
-        return " ".join(
-            filter(
-                None,
-                [
-                    f"{lead}{c.compare} and {c.against} cannot be distinguished ({_where(c)}).",
-                    c.needs,
-                    c.reason,
-                ],
-            )
-        )
-    return " ".join(filter(None, [f"{lead}{sides} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
+
+
+# How much the choice of set decides.
 
 
 def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     """Return what the choice of set is worth by method, the most of the increase first."""
+
+    def order(found: Sensitivity) -> tuple[str, float, str, str]:
+        return found.model, -(found.share or 0.0), found.method, found.target
+
     interval = f"{percent(LEVEL)} interval"
     heads = (
         "worst less best",
@@ -242,120 +345,124 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         f"its {interval}",
         "p",
     )
-    names = named_ways(sensitivities)
+    names = way_names(map(_way, sensitivities))
     rows: list[TableRow] = []
-    for s in sorted(sensitivities, key=lambda s: (s.model, -(s.share or 0.0), s.method, s.target)):
-        low, high = s.worth_interval
-        ratio = HOLE if s.ratio is None else f"{s.ratio:.1f}"
-        around = (
-            HOLE
-            if s.ratio_interval is None
-            else " to ".join(f"{end:.1f}" for end in s.ratio_interval)
-        )
-        share = HOLE if s.share is None else _rounded(s.share)
+    for found in sorted(sensitivities, key=order):
         texts = (
-            f"{s.worth:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{s.by_chance:.3f}",
-            f"{s.cross_fitted:.3f}",
-            share,
-            ratio,
-            around,
-            _p(s.p),
+            decimals(found.worth),
+            between(found.worth_interval),
+            decimals(found.by_chance),
+            decimals(found.cross_fitted),
+            HOLE if found.share is None else whole_percent(found.share),
+            HOLE if found.ratio is None else _tenths(found.ratio),
+            between(found.ratio_interval, _tenths),
+            probability(found.p),
         )
-        rows.append(
-            TableRow(
-                f"{names[id(s)]} at {describe_target(s.target)}",
-                tuple(map(Figure, texts)),
-                f"{s.model}, {len(s.sets)} sets",
-            )
-        )
-    units = list(dict.fromkeys(s.unit for s in sensitivities))
+        note = f"{found.model}, {len(found.sets)} sets"
+        rows.append(TableRow(names[_way(found)], tuple(map(Figure, texts)), note))
     legend = (
-        f"worst less best set{f' in {units[0]}' if len(units) == 1 else ''}, averaged over what was measured",
+        f"worst less best set{_in_unit(sensitivities)}, averaged over what was measured",
         "controls are left out, and sets that were drawn once or whose draws overlap",
-        f"by chance at most: what worst less best stays below where all sets are alike, {percent(LEVEL)}",
+        "by chance at most: what worst less best stays below where all sets are alike, "
+        f"{percent(LEVEL)}",
         "cross-fitted: each draw is measured with the sets that the other draws choose",
         "of the increase: as a share of how much worse than the dense model they are on average",
         "between sets / draws: variances",
+        *spelled_out(map(_way, sensitivities), {}),
     )
-    return Table(
-        "How much does the choice of set matter?",
-        "method",
-        tuple(map(Column, heads)),
-        tuple(rows),
-        legend,
-    )
+    columns = tuple(map(Column, heads))
+    title = "How much does the choice of set matter?"
+    return Table(title, "method", columns, tuple(rows), legend)
 
 
-def named_ways(sensitivities: Sequence[Sensitivity]) -> Mapping[int, str]:
-    """Return what each is called, by its id: its method, with the propagation where one was run
-    in several.
-    """
-    ways: dict[tuple[str, str, str], set[str]] = {}
-    for s in sensitivities:
-        ways.setdefault((s.model, s.method, s.target), set()).add(s.propagate)
-    return {
-        id(s): f"{s.method}, {s.propagate},"
-        if len(ways[s.model, s.method, s.target]) > 1
-        else s.method
-        for s in sensitivities
-    }
+def _tenths(value: float) -> str:
+    return f"{value:.1f}"
 
 
 def sensitivity_sentences(sensitivities: Sequence[Sensitivity]) -> Iterator[str]:
     """Yield for how many of the methods the choice of set matters measurably, and where most."""
-    sure = [s for s in sensitivities if s.worth_interval[0] > 0]
-    yield f"Some two sets differ significantly in {len(sure)} of {len(sensitivities)} combinations of model, method and target."
-    if len(sure) > 1 and (most := max(sure, key=lambda s: s.share or 0.0)).share:
-        where = f"{most.method} at {describe_target(most.target)} ({most.model})"
-        share = f"{_rounded(most.share)} of the increase over the dense model lie between the worst and the best set"
-        yield f"The most is measured with {where}: {share}. Methods aren't tested against one another."
+
+    def share(found: Sensitivity) -> float:
+        return found.share or 0.0
+
+    sure = [found for found in sensitivities if found.worth_interval[0] > 0]
+    yield (
+        f"Some two sets differ significantly in {len(sure)} of {len(sensitivities)} "
+        "combinations of model, method and target."
+    )
+    if len(sure) < 2:
+        return
+    most = max(sure, key=share)
+    if most.share:
+        names = way_names(map(_way, sensitivities))
+        yield (
+            f"The most is measured with {names[_way(most)]} ({most.model}): "
+            f"{whole_percent(most.share)} of the increase over the dense model lie between "
+            "the worst and the best set. Methods aren't tested against one another."
+        )
 
 
-def _rounded(share: float) -> str:
-    return f"{100 * share:.0f}\u00a0%"
+# Whether rankings agree.
 
 
 def agreement_table(agreements: Sequence[RankAgreement]) -> Table:
     """Return how alike two rankings of the same sets are, those that agree least first."""
+
+    def order(agreement: RankAgreement) -> tuple[float, str, str, str, str]:
+        return agreement.tau, agreement.model, agreement.along, agreement.a, agreement.b
+
     rows: list[TableRow] = []
-    for a in sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b)):
-        sides = [describe_target(side) if a.along == "target" else side for side in (a.a, a.b)]
-        interval = HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"
-        figures = (Figure(f"{a.tau:+.2f}"), Figure(interval), Figure(f"{a.sets}"))
-        rows.append(
-            TableRow(" and ".join(sides), figures, ", ".join(filter(None, [a.model, a.within])))
+    for agreement in sorted(agreements, key=order):
+        sides = [agreement.a, agreement.b]
+        if agreement.along == "target":
+            sides = list(map(short_target, sides))
+        note = agreement.model
+        if agreement.within:
+            note = f"{note}, {agreement.within}"
+        texts = (
+            _hundredths(agreement.tau),
+            between(agreement.interval, _hundredths),
+            f"{agreement.sets}",
         )
+        rows.append(TableRow(" and ".join(sides), tuple(map(Figure, texts)), note))
     heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
     legend = (
         "τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed",
         "those that agree least first",
     )
-    return Table(
-        "Do the rankings agree?",
-        "rankings",
-        tuple(map(Column, heads)),
-        tuple(rows),
-        legend,
-        most=12,
-    )
+    columns = tuple(map(Column, heads))
+    title = "Do the rankings agree?"
+    return Table(title, "rankings", columns, tuple(rows), legend, most=12)
+
+
+def _hundredths(tau: float) -> str:
+    return f"{tau:+.2f}"
 
 
 def agreement_sentences(agreements: Sequence[RankAgreement]) -> Iterator[str]:
     """Yield for each axis, in one sentence, whether it matters for the order of the sets."""
     for along, noun in ALONG.items():
-        taus = [a for a in agreements if a.along == along]
-        if not taus:
+        found = [agreement for agreement in agreements if agreement.along == along]
+        if not found:
             continue
-        noun = target_noun(side for a in taus for side in (a.a, a.b)) if along == "target" else noun
-        least = min(taus, key=lambda a: a.tau)
-        sure = sum(a.interval is not None and a.interval[0] > 0 for a in taus)
-        if len(taus) == 1:
-            yield f"By {noun}: τ {least.tau:+.2f} for the one pair; its interval {'lies' if sure else 'does not lie'} above zero."
+        if along == "target":
+            sides = [agreement.a for agreement in found] + [agreement.b for agreement in found]
+            noun = target_noun(sides)
+        taus = [agreement.tau for agreement in found]
+        sure = 0
+        for agreement in found:
+            if agreement.interval is not None and agreement.interval[0] > 0:
+                sure += 1
+        least = _hundredths(min(taus))
+        if len(found) == 1:
+            verb = "lies" if sure else "does not lie"
+            yield f"By {noun}: τ {least} for the one pair; its interval {verb} above zero."
         else:
-            span = f"τ {least.tau:+.2f} to {max(a.tau for a in taus):+.2f}"
-            yield f"By {noun}: {span} over {len(taus)} pairs; the interval lies above zero for {sure} of them."
+            span = f"τ {least} to {_hundredths(max(taus))}"
+            yield (
+                f"By {noun}: {span} over {len(found)} pairs; "
+                f"the interval lies above zero for {sure} of them."
+            )
 
 
 def trust_sentences(comparison: Comparison) -> Iterator[str]:
@@ -363,15 +470,18 @@ def trust_sentences(comparison: Comparison) -> Iterator[str]:
     didn't name beforehand.
     """
     if comparison.stale:
-        many = "1 record is" if comparison.stale == 1 else f"{comparison.stale} records are"
-        yield f"{many} from an older revision of what made them, and stand here as they are; ask the study again to have them computed anew."
-    if comparison.comparisons:
-        planned = (
-            f"Beyond its {len(comparison.contrasts)} primary contrasts the report"
-            if comparison.contrasts
-            else "The report"
-        )
+        verb = "is" if comparison.stale == 1 else "are"
         yield (
-            f"{planned} makes {comparison.comparisons} comparisons. They are held together within a column, not over all of it: "
-            "take them as a description, and test what they suggest on fresh draws."
+            f"{counted(comparison.stale, 'record')} {verb} from an older revision of what made "
+            "them, and stand here as they are; ask the study again to have them computed anew."
+        )
+    if comparison.comparisons:
+        planned = "The report"
+        if comparison.contrasts:
+            contrasts = counted(len(comparison.contrasts), "primary contrast")
+            planned = f"Beyond its {contrasts} the report"
+        yield (
+            f"{planned} makes {counted(comparison.comparisons, 'comparison')}. They are held "
+            "together within a column, not over all of it: take them as a description, "
+            "and test what they suggest on fresh draws."
         )

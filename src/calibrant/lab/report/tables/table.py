@@ -6,12 +6,13 @@ from `compare`. No torch here.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
-from calibrant.lab.report.sentences import describe_target, join_names, percent, short
-from calibrant.lab.stats import Estimate, Ranking, RankingEntry
+from calibrant.lab.report.sentences import noun_of, short
+from calibrant.lab.stats import Estimate, Ranking, RankingEntry, describe_target, join_names
+from calibrant.numerics import HOLE, decimals, percent, signed
 
 As = Literal["increase", "loss", "kept"]
 WAYS: Final[tuple[str, ...]] = get_args(As)
@@ -19,7 +20,6 @@ WAYS: Final[tuple[str, ...]] = get_args(As)
 number, the share of dense performance kept.
 """
 
-HOLE: Final = "—"
 Part = Literal["set", "partial", "baseline", "dense"]
 
 
@@ -36,7 +36,8 @@ class Figure:
     best: bool = False
 
     def __str__(self) -> str:
-        return " ".join(filter(None, [self.value, self.error and f"± {self.error}", self.note]))
+        error = f"± {self.error}" if self.error else ""
+        return " ".join(part for part in (self.value, error, self.note) if part)
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its title, the head of the names and the columns beside them, its lines, and what a
+    """A table: its title, the head of the names and the columns beside them, its rows, and what a
     reader must know to read it.
 
-    A terminal shows the first `most` lines, where there may be very many.
+    A terminal shows the first `most` rows, where there may be very many.
     """
 
     title: str
@@ -87,208 +88,198 @@ class Table:
     def key(self) -> str:
         """How the table is read, as a sentence."""
         text = "; ".join(self.legend)
-        return (
-            f"{text[0].upper() if text[0].isascii() else text[0]}{text[1:]}." if text else ""
-        )  # a Greek τ stays small
+        # A Greek τ stays small.
+        if text and text[0].isascii():
+            text = text[0].upper() + text[1:]
+        return f"{text}." if text else ""
 
     def shortened(self) -> "tuple[Table, ...]":
-        """The table, fullest first: whole, with fewer errors, without any, without what is
+        """Return the table, fullest first: whole, with fewer errors, without any, without what is
         extra.
         """
         bare = self.brief(errors=False)
-        return (
-            self,
-            self.brief(errors=True),
-            bare,
-            bare.only([i for i, c in enumerate(bare.columns) if not c.extra]),
-        )
+        needed = [index for index, column in enumerate(bare.columns) if not column.extra]
+        return self, self.brief(errors=True), bare, bare.only(needed)
 
     def brief(self, errors: bool) -> "Table":
-        """The same with fewer words: `errors` keeps those that can't be spared. What the letters
-        say isn't said again.
+        """Return the same with fewer words: `errors` keeps those that can't be spared. What the
+        letters say isn't said again.
         """
-        kept = [errors and not c.spare for c in self.columns]
-        rows = [
-            replace(
-                row,
-                figures=tuple(
-                    replace(f, error=f.error if k else "", note="" if self.lettered else f.note)
-                    for f, k in zip(row.figures, kept, strict=True)
-                ),
-            )
-            for row in self.rows
-        ]
-        legend = (
-            self.legend
-            if errors
-            else tuple(part for part in self.legend if not part.startswith("±"))
-        )
+        rows: list[TableRow] = []
+        for row in self.rows:
+            figures: list[Figure] = []
+            for figure, column in zip(row.figures, self.columns, strict=True):
+                error = figure.error if errors and not column.spare else ""
+                note = "" if self.lettered else figure.note
+                figures.append(replace(figure, error=error, note=note))
+            rows.append(replace(row, figures=tuple(figures)))
+        legend = self.legend
+        if not errors:
+            legend = tuple(part for part in legend if not part.startswith("±"))
         return replace(self, rows=tuple(rows), legend=legend)
 
     def only(self, columns: Sequence[int]) -> "Table":
-        """The same with some of its columns."""
-        rows = [replace(row, figures=tuple(row.figures[i] for i in columns)) for row in self.rows]
-        gone = tuple(f"{c.head}:" for i, c in enumerate(self.columns) if i not in columns)
-        legend = tuple(part for part in self.legend if not part.startswith(gone))
-        return replace(
-            self, columns=tuple(self.columns[i] for i in columns), rows=tuple(rows), legend=legend
+        """Return the same with some of its columns."""
+        rows: list[TableRow] = []
+        for row in self.rows:
+            figures = tuple(row.figures[index] for index in columns)
+            rows.append(replace(row, figures=figures))
+        gone = tuple(
+            f"{column.head}:" for index, column in enumerate(self.columns) if index not in columns
         )
+        legend = tuple(part for part in self.legend if not part.startswith(gone))
+        kept = tuple(self.columns[index] for index in columns)
+        return replace(self, columns=kept, rows=tuple(rows), legend=legend)
 
 
 def heading(ranking: Ranking, note: str = "") -> str:
-    """What the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
-    way = f", {ranking.propagate} propagation" if ranking.propagate else ""
-    sized = "" if ranking.bits is None else f", {ranking.bits:.3g} bits a weight"
-    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {describe_target(ranking.target)}{sized}{way}"
+    """Return what the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
+    model = f"{ranking.model} ({note})" if note else ranking.model
+    parts = [model, f"{ranking.method} at {describe_target(ranking.target)}"]
+    if ranking.bits is not None:
+        parts.append(f"{ranking.bits:.3g} bits a weight")
+    if ranking.propagate:
+        parts.append(f"{ranking.propagate} propagation")
+    return ", ".join(parts)
 
 
 def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
-    """The calibration sets, best first, then those with holes, then what looks at no data, then the
-    dense model's own numbers.
+    """Return the calibration sets, best first, then those with holes, then what looks at no data,
+    then the dense model's own numbers.
 
     `way` says what the figures of the measured sets are; without a dense model they are the sets'
     own numbers whatever is asked.
     """
-    drawing = _Drawing(ranking, way)
-    sets = [drawing.row(e, "control" if e.control else "", "set") for e in ranking.entries]
-    partial = [drawing.row(e, "incomplete", "partial") for e in ranking.partial]
-    aside = [drawing.row(e, "no data", "baseline") for e in ranking.baselines]
-    dense = [] if ranking.dense is None else [drawing.dense(ranking.dense)]
-    return Table(
-        heading(ranking, note),
-        "calibrated on",
-        drawing.columns(),
-        (*sets, *partial, *aside, *dense),
-        drawing.legend(),
-    )
+    drawing = _RankingRows(ranking, way)
+    rows: list[TableRow] = []
+    for entry in ranking.entries:
+        rows.append(drawing.row(entry, "control" if entry.control else "", "set"))
+    rows.extend(drawing.row(entry, "incomplete", "partial") for entry in ranking.partial)
+    rows.extend(drawing.row(entry, "no data", "baseline") for entry in ranking.baselines)
+    if ranking.dense is not None:
+        rows.append(drawing.dense(ranking.dense))
+    title = heading(ranking, note)
+    return Table(title, "calibrated on", drawing.columns(), tuple(rows), drawing.legend())
 
 
 def unranked(rankings: Sequence[Ranking], way: As) -> Table:
-    """A row for each target that a method was asked for which looks at no data, then the dense
-    model's own numbers.
+    """Return a row for each target that a method was asked for which looks at no data, then the
+    dense model's own numbers.
     """
-    drawing, rows = _Drawing(rankings[0], way), list[TableRow]()
+    sized = any(ranking.bits is not None for ranking in rankings)
+    rows: list[TableRow] = []
     for ranking in rankings:
+        size = HOLE if ranking.bits is None else decimals(ranking.bits)
         for entry in (*ranking.baselines, *ranking.partial):
             words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
-            drawn = _Drawing(ranking, way).row(replace(entry, letters={}), words, "baseline")
-            size = Figure(HOLE if ranking.bits is None else f"{ranking.bits:.3f}")
-            rows.append(
-                replace(
-                    drawn, name=f"{ranking.method} {ranking.target}", figures=(size, *drawn.figures)
-                )
-            )
-    dense = [] if rankings[0].dense is None else [drawing.dense(rankings[0].dense)]
-    dense = [replace(row, figures=(Figure(), *row.figures)) for row in dense]
-    whole = Table(
-        "",
-        "method",
-        (Column("bits a weight"), *drawing.columns()),
-        (*rows, *dense),
-        drawing.legend(),
-    )
-    sized = any(ranking.bits is not None for ranking in rankings)
-    return whole.only(
-        range(0 if sized else 1, len(whole.columns) - 1)
-    )  # there is no best to be worse than
+            row = _RankingRows(ranking, way).row(replace(entry, letters={}), words, "baseline")
+            name = f"{ranking.method} {ranking.target}"
+            rows.append(replace(row, name=name, figures=(Figure(size), *row.figures)))
+    drawing = _RankingRows(rankings[0], way)
+    if rankings[0].dense is not None:
+        row = drawing.dense(rankings[0].dense)
+        rows.append(replace(row, figures=(Figure(), *row.figures)))
+    columns = (Column("bits a weight"), *drawing.columns())
+    whole = Table("", "method", columns, tuple(rows), drawing.legend())
+    # The last column is the difference to the best, and here there is no best.
+    return whole.only(range(0 if sized else 1, len(columns) - 1))
 
 
-class _Drawing:
-    """How the figures of one ranking are shown."""
+class _RankingRows:
+    """How the rows of one ranking are shown."""
 
     def __init__(self, ranking: Ranking, way: As) -> None:
         self._ranking = ranking
-        self._way: As = way if ranking.dense is not None else "loss"
+        self._way: As = "loss" if ranking.dense is None else way
         self._averaged = len(ranking.averaged) > 1
-        self._ranks = any(any(e.ranks) for e in ranking.entries)
+        self._ranks = any(any(entry.ranks) for entry in ranking.entries)
         self._mixed = len(set(ranking.units.values())) > 1 or len(set(ranking.better.values())) > 1
 
     def columns(self) -> tuple[Column, ...]:
-        """Rank, mean, each measured set, the difference to the best: what of it there is."""
-        kept = self._way == "kept" and any("mean" in e.share_kept for e in self._ranking.entries)
-        mean = (
-            "mean"
-            if self._way == "increase" or self._ranking.dense is None or kept
-            else "mean increase"
-        )
-        heads = [Column("rank")] * self._ranks + [Column(mean)] * self._averaged
-        return (
-            *heads,
-            *(Column(self._head(m), spare=True) for m in self._ranking.measured),
-            Column("worse than the best", extra=True),
-        )
+        """Return rank, mean, each measured set, the difference to the best: what there is."""
+        ranking = self._ranking
+        columns: list[Column] = []
+        if self._ranks:
+            columns.append(Column("rank"))
+        if self._averaged:
+            kept = self._way == "kept" and any("mean" in e.share_kept for e in ranking.entries)
+            plain = self._way == "increase" or ranking.dense is None or kept
+            columns.append(Column("mean" if plain else "mean increase"))
+        for measured in ranking.measured:
+            name = short(measured, ranking.measured)
+            if self._mixed:
+                arrow = "↑" if self._higher(measured) else "↓"
+                name = f"{name} {arrow}"
+            columns.append(Column(name, spare=True))
+        columns.append(Column("worse than the best", extra=True))
+        return tuple(columns)
 
-    def _head(self, measured: str) -> str:
-        name = short(measured, self._ranking.measured)
-        return (
-            f"{name} {'↑' if self._better(measured) == 'higher' else '↓'}" if self._mixed else name
-        )
-
-    def _better(self, measured: str) -> str:
-        return self._ranking.better.get(measured, "lower")
+    def _higher(self, measured: str) -> bool:
+        """Whether more is better."""
+        return self._ranking.better.get(measured) == "higher"
 
     def row(self, entry: RankingEntry, note: str, part: Part) -> TableRow:
-        """A set or baseline; what it lacks is a hole."""
-        ranks = [Figure(_range(entry.ranks) if any(entry.ranks) else "")] * self._ranks
-        mean = [self._mean(entry)] * self._averaged
-        each = [self._figure(entry, m) for m in self._ranking.measured]
-        gap = (
-            Figure(HOLE if part == "partial" else "the best")
-            if entry.to_best is None
-            else _gap(entry.to_best, entry.tied and part == "set")
-        )
-        return TableRow(
-            entry.name, (*ranks, *mean, *each, gap), note, part, "mean" in entry.best_on
-        )
+        """Return a set or baseline; what it lacks is a hole."""
+        figures: list[Figure] = []
+        if self._ranks:
+            figures.append(Figure(_places(entry.ranks)))
+        if self._averaged:
+            figures.append(self._mean(entry))
+        figures.extend(self._figure(entry, measured) for measured in self._ranking.measured)
+        figures.append(_gap(entry, part))
+        return TableRow(entry.name, tuple(figures), note, part, "mean" in entry.best_on)
 
     def dense(self, entry: RankingEntry) -> TableRow:
-        """The dense model: always its own numbers."""
-        blank = [Figure()] * (self._ranks + self._averaged)
-        noun = "loss" if self._ranking.unit.startswith("nats") else "score"
-        own = (Figure(f"{entry.losses[m].value:.3f}") for m in self._ranking.measured)
-        return TableRow("dense", (*blank, *own, Figure()), f"its own {noun}", "dense")
+        """Return the dense model: always its own numbers."""
+        figures = [Figure()] * (self._ranks + self._averaged)
+        for measured in self._ranking.measured:
+            figures.append(Figure(decimals(entry.losses[measured].value)))
+        figures.append(Figure())
+        return TableRow("dense", tuple(figures), f"its own {noun_of(self._ranking)}", "dense")
 
     def _mean(self, entry: RankingEntry) -> Figure:
-        marks = {"letters": entry.letters.get("mean", ""), "best": "mean" in entry.best_on}
         if self._way == "kept" and "mean" in entry.share_kept:
-            return replace(_share(entry.share_kept["mean"]), **marks)
-        if math.isnan(entry.mean.value):
+            figure = _share(entry.share_kept["mean"])
+        elif math.isnan(entry.mean.value):
             return Figure(HOLE)
-        change = self._ranking.dense is not None
-        down = change and self._better(self._ranking.averaged[0]) == "higher"
-        return replace(_number(entry.mean, change, down), **marks)
+        elif self._ranking.dense is None:
+            figure = _number(entry.mean)
+        else:
+            figure = _change(entry.mean, self._higher(self._ranking.averaged[0]))
+        return _marked(figure, entry, "mean")
 
     def _figure(self, entry: RankingEntry, measured: str) -> Figure:
-        known = {"increase": entry.increases, "loss": entry.losses, "kept": entry.share_kept}[
-            self._way
-        ]
-        if measured not in known:
+        shown = {"increase": entry.increases, "loss": entry.losses, "kept": entry.share_kept}
+        estimates = shown[self._way]
+        if measured not in estimates:
             return Figure(HOLE)
-        marks = {"letters": entry.letters.get(measured, ""), "best": measured in entry.best_on}
         if self._way == "kept":
-            return replace(_share(known[measured]), **marks)
-        change = self._way == "increase"
-        return replace(
-            _number(known[measured], change, change and self._better(measured) == "higher"), **marks
-        )
+            figure = _share(estimates[measured])
+        elif self._way == "loss":
+            figure = _number(estimates[measured])
+        else:
+            figure = _change(estimates[measured], self._higher(measured))
+        return _marked(figure, entry, measured)
 
     def legend(self) -> tuple[str, ...]:
-        """How the table is read."""
+        """Return how the table is read."""
         ranking = self._ranking
-        higher = ranking.averaged and self._better(ranking.averaged[0]) == "higher"
-        what = {
-            "increase": "difference to the dense model"
-            if higher or self._mixed
-            else "increase over the dense model",
-            "loss": "each set's own number",
-            "kept": "share of the dense model's performance that is kept",
-        }[self._way]
-        parts = [f"{what}{self._units()}", "± one standard error"]
-        if any(e.letters for e in ranking.entries):
+        higher = bool(ranking.averaged) and self._higher(ranking.averaged[0])
+        if self._way == "loss":
+            meaning = "each set's own number"
+        elif self._way == "kept":
+            meaning = "share of the dense model's performance that is kept"
+        elif higher or self._mixed:
+            meaning = "difference to the dense model"
+        else:
+            meaning = "increase over the dense model"
+        parts = [f"{meaning}{self._units()}", "± one standard error"]
+        if any(entry.letters for entry in ranking.entries):
             parts.append(
-                f"in a column, sets that share a letter cannot be distinguished (all pairs together at {percent(ranking.level)})"
+                "in a column, sets that share a letter cannot be distinguished "
+                f"(all pairs together at {percent(ranking.level)})"
             )
-        if any(e.best_on for e in ranking.entries):
+        if any(entry.best_on for entry in ranking.entries):
             parts.append("bold: significantly better than every other")
         if self._ranks:
             parts.append("rank: the places that the comparisons leave open")
@@ -297,40 +288,63 @@ class _Drawing:
         return tuple(parts)
 
     def _units(self) -> str:
+        ranking = self._ranking
         if self._way == "kept":
             return ""
         if not self._mixed:
-            return f" in {self._ranking.unit}" + (
-                ", higher is better" if "higher" in self._ranking.better.values() else ""
-            )
-        names: dict[tuple[str, str], list[str]] = {}
-        for m in self._ranking.measured:
-            names.setdefault((self._ranking.units.get(m, ""), self._better(m)), []).append(
-                short(m, self._ranking.measured)
-            )
-        return f" ({'; '.join(f'{join_names(of)} in {unit}, {better} is better' for (unit, better), of in names.items())})"
+            direction = ", higher is better" if "higher" in ranking.better.values() else ""
+            return f" in {ranking.unit}{direction}"
+        alike: dict[str, list[str]] = {}
+        for measured in ranking.measured:
+            better = ranking.better.get(measured, "lower")
+            scale = f"in {ranking.units.get(measured, '')}, {better} is better"
+            alike.setdefault(scale, []).append(short(measured, ranking.measured))
+        parts = [f"{join_names(names)} {scale}" for scale, names in alike.items()]
+        return f" ({'; '.join(parts)})"
 
 
-def _number(estimate: Estimate, signed: bool, down: bool = False) -> Figure:
-    """`+0.412` with the error `0.031`; `down` for a difference of something that is better when
-    higher, which `compare` counts as a loss.
+def _number(estimate: Estimate) -> Figure:
+    return _with_error(decimals(estimate.value), estimate, decimals)
+
+
+def _change(estimate: Estimate, higher: bool) -> Figure:
+    """`+0.412` with the error `0.031`. Of something that is better when higher, `compare` counts
+    as a loss what is shown as a fall.
     """
-    value = -estimate.value if down else estimate.value
-    return Figure(
-        f"{value:+.3f}" if signed else f"{value:.3f}",
-        "" if estimate.stderr is None else f"{estimate.stderr:.3f}",
-    )
+    value = -estimate.value if higher else estimate.value
+    return _with_error(signed(value), estimate, decimals)
 
 
 def _share(estimate: Estimate) -> Figure:
-    return Figure(
-        f"{estimate.value:.1%}", "" if estimate.stderr is None else f"{estimate.stderr:.1%}"
-    )
+    return _with_error(_tenths(estimate.value), estimate, _tenths)
 
 
-def _gap(to_best: Estimate, tied: bool) -> Figure:
-    return replace(_number(to_best, True), note="not significant" if tied else "")
+def _tenths(share: float) -> str:
+    return f"{share:.1%}"
 
 
-def _range(ranks: tuple[int, int]) -> str:
-    return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]}–{ranks[1]}"
+def _with_error(value: str, estimate: Estimate, write: Callable[[float], str]) -> Figure:
+    return Figure(value, "" if estimate.stderr is None else write(estimate.stderr))
+
+
+def _marked(figure: Figure, entry: RankingEntry, measured: str) -> Figure:
+    """The figure with its letters, and bold where the set is significantly the best."""
+    letters = entry.letters.get(measured, "")
+    return replace(figure, letters=letters, best=measured in entry.best_on)
+
+
+def _gap(entry: RankingEntry, part: Part) -> Figure:
+    """How much worse a row is than the best."""
+    if entry.to_best is None:
+        return Figure(HOLE if part == "partial" else "the best")
+    figure = _change(entry.to_best, higher=False)
+    tied = entry.tied and part == "set"
+    return replace(figure, note="not significant" if tied else "")
+
+
+def _places(ranks: tuple[int, int]) -> str:
+    """`1`, `2–4`, nothing for a row that has no place."""
+    first, last = ranks
+    if not first and not last:
+        return ""
+    return f"{first}" if first == last else f"{first}–{last}"

@@ -1,12 +1,14 @@
 """A report for a terminal (rich): tables that fit its width, sentences that fold. No torch here."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from io import StringIO
 from typing import Final
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -15,151 +17,241 @@ from calibrant.lab.report.tables.table import Figure, Table, TableRow
 from calibrant.spec.foreign import visible_name
 
 NAMES: Final = 22
-"""How wide a column of names is at least, unless all are shorter: it folds before anything else
+"""How wide a column of names is at least, unless all are shorter. It folds before anything else
 gives way, and grows where there is room.
 """
+
+NARROW: Final = 16
+"""The same for a table whose columns stand closely."""
 
 GAP: Final = 2
 """Blanks between two columns."""
 
 LISTED: Final = 12
-"""How many of what may be hundreds are join_names; the others are counted."""
+"""How many of what may be hundreds are listed; the others are counted."""
+
+SCREEN: Final = 60
+"""Lines of a summary at most."""
+
+ROWS: Final = 26
+"""Rows of a table in a summary at most."""
+
+MORE: Final = (
+    "--all prints every ranking with its intervals, --method NAME those of one method, "
+    "--html FILE writes the page."
+)
 
 
 def lines(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
-    """Everything that is shown, piece by piece."""
+    """Yield everything that is shown, piece by piece."""
     for section in sections:
-        if section.table is not None:
-            yield from _table(section.table, width)
-        else:
-            yield Text(visible_name(section.title), style="bold")
-        yield from (
-            Text(visible_name(s), style="bold yellow" if s.startswith("Doubtful") else "")
-            for s in section.sentences
-        )
-        yield from (Text(f"  • {visible_name(item)}") for item in section.items[:LISTED])
-        if len(section.items) > LISTED:
-            yield Text(f"  … and {len(section.items) - LISTED:,} more, which --format json lists")
-        yield ""
+        yield from _section(section, width)
 
 
-def _table(table: Table, width: int) -> Iterator[RenderableType]:
-    yield Text(visible_name(table.title), style="bold")
-    pieces = list(fitted(table, width))
-    for number, drawn in enumerate(pieces):
-        if number:
+def summary(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
+    """Yield the same in `SCREEN` lines at most, and how to see more. What has no room is left
+    out; the sections come in the order of their weight.
+    """
+    hint = Text(MORE, style="dim")
+    room = SCREEN - _height([hint], width)
+    for section in sections:
+        pieces = list(_section(_brief(section), width))
+        needed = _height(pieces, width)
+        if needed <= room:
+            room -= needed
+            yield from pieces
+    yield hint
+
+
+def _brief(section: Section) -> Section:
+    """A section with no more rows than a summary has room for, and without items."""
+    if section.table is None or section.narrow is None:
+        return replace(section, items=())
+    table = replace(section.table, most=ROWS)
+    return replace(section, table=table, narrow=replace(section.narrow, most=ROWS), items=())
+
+
+def _height(pieces: Sequence[RenderableType], width: int) -> int:
+    """How many lines the pieces take."""
+    text = StringIO()
+    console = Console(file=text, width=width, color_system=None)
+    for piece in pieces:
+        console.print(piece, markup=False, highlight=False)
+    return text.getvalue().count("\n")
+
+
+def _section(section: Section, width: int) -> Iterator[RenderableType]:
+    if section.table is not None:
+        yield from _table(section.table, section.narrow, width)
+        if section.sentences:
             yield ""
-        yield _Drawn(drawn, width).grid()
-    if table.most and len(table.rows) > table.most:
-        yield Text(f"… and {len(table.rows) - table.most:,} more, which --format json lists")
-    shown = replace(
-        table, legend=tuple(dict.fromkeys(part for drawn in pieces for part in drawn.legend))
-    )
-    yield Text(visible_name(shown.key), style="dim")
+    else:
+        yield Text(visible_name(section.title), style="bold")
+    style = "bold yellow" if section.warns else ""
+    for sentence in section.sentences:
+        yield Text(visible_name(sentence), style=style)
+    for item in section.items[:LISTED]:
+        yield Text(f"  • {visible_name(item)}")
+    if len(section.items) > LISTED:
+        yield Text(f"  … and {len(section.items) - LISTED:,} more, which --format json lists")
     yield ""
 
 
-def fitted(table: Table, width: int) -> Iterator[Table]:
+def _table(table: Table, narrow: Table | None, width: int) -> Iterator[RenderableType]:
+    yield Text(visible_name(table.title), style="bold")
+    legend: dict[str, None] = {}
+    for number, drawn in enumerate(_fitted(table, narrow, width)):
+        if number:
+            yield ""
+        yield drawn.grid()
+        legend |= dict.fromkeys(drawn.table.legend)
+    if table.most and len(table.rows) > table.most:
+        yield Text(f"… and {len(table.rows) - table.most:,} more, which --format json lists")
+    yield Text(visible_name(replace(table, legend=tuple(legend)).key), style="dim")
+
+
+def _fitted(table: Table, narrow: Table | None, width: int) -> "Iterator[_Drawn]":
     """The table as the fullest that fits into `width` cells; where none does, in pieces."""
-    fitting = next((t for t in table.shortened() if _Drawn(t, width).room >= 0), None)
-    if fitting is not None:
-        yield fitting
-    else:
-        bare = table.brief(errors=False)
-        yield from (bare.only(columns) for columns in _Drawn(bare, width).pieces())
+    if narrow is not None:
+        # Before a table of many short columns gives way, its columns come closer.
+        close = _Drawn(table, width, gap=1, names=NARROW)
+        if close.room >= 0:
+            wide = _Drawn(table, width)
+            yield wide if wide.room >= 0 else close
+            return
+        table = narrow
+    for shape in table.shortened():
+        drawn = _Drawn(shape, width)
+        if drawn.room >= 0:
+            yield drawn
+            return
+    bare = table.brief(errors=False)
+    for columns in _Drawn(bare, width).pieces():
+        yield _Drawn(bare.only(columns), width)
 
 
 class _Drawn:
     """A table's cells as they will be drawn, and how many columns of the terminal they need."""
 
-    def __init__(self, table: Table, width: int) -> None:
-        self.table, self._width = table, width
-        shown = table.rows[: table.most] if table.most else table.rows
-        self._names = [_name(row) for row in shown]
-        self._columns = [
-            _aligned([row.figures[i] for row in shown], c.words)
-            for i, c in enumerate(table.columns)
-        ]
-        self._least = [
-            max(
-                map(
-                    cell_len,
-                    [
-                        *c.head.split(),
-                        *(
-                            part
-                            for cell in cells
-                            for part in (cell.plain.split() if c.words else [cell.plain])
-                        ),
-                    ],
-                )
-            )
-            for c, cells in zip(table.columns, self._columns, strict=True)
-        ]
+    def __init__(self, table: Table, width: int, gap: int = GAP, names: int = NAMES) -> None:
+        self.table = table
+        self._width = width
+        self._gap = gap
+        self._rows = table.rows[: table.most]
+        self._names = [_name(row) for row in self._rows]
         self._longest = max(name.cell_len for name in self._names)
-        self.room = width - min(NAMES, self._longest) - sum(least + GAP for least in self._least)
+        self._narrowest = min(names, self._longest)
+        self._columns: list[list[Text]] = []
+        self._least: list[int] = []
+        for index, column in enumerate(table.columns):
+            cells = _aligned([row.figures[index] for row in self._rows], column.words)
+            texts = [cell.plain for cell in cells]
+            # Words fold between themselves, numbers don't.
+            parts = " ".join(texts).split() if column.words else texts
+            heads = [piece.rstrip() for piece in _pieces(column.head)]
+            self._columns.append(cells)
+            self._least.append(max(map(cell_len, [*heads, *parts])))
+        # How many cells are left beside everything at its narrowest.
+        self.room = width - self._narrowest - sum(least + gap for least in self._least)
 
     def pieces(self) -> Iterator[list[int]]:
-        """Columns that fit beside the names, as many at a time as there is room for."""
-        whole = self._width - min(NAMES, self._longest)
+        """Yield the columns that fit beside the names, as many at a time as there is room for."""
+        whole = self._width - self._narrowest
         piece: list[int] = []
+        taken = 0
         for index, least in enumerate(self._least):
-            if piece and sum(self._least[i] + GAP for i in piece) + least + GAP > whole:
+            needed = least + self._gap
+            if piece and taken + needed > whole:
                 yield piece
                 piece = []
+                taken = 0
             piece.append(index)
+            taken += needed
         yield piece
 
     def grid(self) -> Grid:
-        """The table, its heads folded only where there is no room for them."""
-        drawn = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        spare, wide = max(0, self.room), list(self._least)
-        for index, (column, cells) in enumerate(
-            zip(self.table.columns, self._columns, strict=True)
+        """Return the table, its heads folded only where there is no room for them."""
+        padding = (0, self._gap - 1, 0, 0)
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)
+        widths = self._widths()
+        spare = max(0, self.room - sum(widths) + sum(self._least))
+        names = min(self._longest, self._width, self._narrowest + spare)
+        head = Text(visible_name(self.table.head))
+        grid.add_column(head, overflow="fold", min_width=names, max_width=names)
+        for column, width in zip(self.table.columns, widths, strict=True):
+            justify = "left" if column.words else "right"
+            head = Text(_folded(visible_name(column.head), width), justify=justify)
+            grid.add_column(head, overflow="fold", min_width=width, max_width=width)
+        for index, row in enumerate(self._rows):
+            if index and row.part != self._rows[index - 1].part:
+                grid.add_section()
+            cells: list[Text] = []
+            for column, width, texts in zip(self.table.columns, widths, self._columns, strict=True):
+                cell = texts[index]
+                if not column.words:
+                    # Not flush right: that would take the blanks behind a letter for nothing and
+                    # shift the number.
+                    cell.pad_left(max(0, width - cell.cell_len))
+                cells.append(cell)
+            grid.add_row(self._names[index], *cells)
+        return grid
+
+    def _widths(self) -> list[int]:
+        """How wide each column is: as its head in one line, as long as there is room."""
+        spare = max(0, self.room)
+        widths: list[int] = []
+        for column, cells, least in zip(
+            self.table.columns, self._columns, self._least, strict=True
         ):
-            more = min(
-                max(0, cell_len(column.head) - wide[index], cells[0].cell_len - wide[index]), spare
-            )
-            spare, wide[index] = spare - more, wide[index] + more
-        names = min(self._longest, self._width, NAMES + spare)
-        drawn.add_column(
-            Text(visible_name(self.table.head)), overflow="fold", min_width=names, max_width=names
-        )
-        for column, most in zip(self.table.columns, wide, strict=True):
-            head = Text(visible_name(column.head), justify="left" if column.words else "right")
-            drawn.add_column(head, overflow="fold", min_width=most, max_width=most)
-        parts = [row.part for row in self.table.rows]
-        for index, row in enumerate(zip(self._names, *self._columns, strict=True)):
-            if index and parts[index] != parts[index - 1]:
-                drawn.add_section()
-            name, *cells = row
-            for cell, column, most in zip(cells, self.table.columns, wide, strict=True):
-                # Not flush right: that would take the blanks behind a letter for nothing and shift
-                # the number.
-                cell.pad_left(0 if column.words else max(0, most - cell.cell_len))
-            drawn.add_row(name, *cells)
-        return drawn
+            wanted = max(cell_len(column.head), cells[0].cell_len, least)
+            width = min(wanted, least + spare)
+            spare -= width - least
+            widths.append(width)
+        return widths
+
+
+def _pieces(head: str) -> list[str]:
+    """The parts of a head that stay together: it folds at blanks, and within a name behind `_`,
+    `+` and `:`, but not in `2:4`.
+    """
+    return re.split(r"(?<=[ _+])|(?<=:)(?=[a-z])", head)
+
+
+def _folded(head: str, width: int) -> str:
+    """A head in lines that are no wider than its column, where it can be folded so."""
+    lines = [""]
+    for piece in _pieces(head):
+        if lines[-1] and cell_len((lines[-1] + piece).rstrip()) > width:
+            lines.append(piece)
+        else:
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _name(row: TableRow) -> Text:
-    note = Text(f" ({visible_name(row.note)})", style="dim") if row.note else Text()
-    return Text.assemble(Text(visible_name(row.name), style="bold" if row.best else ""), note)
+    name = Text(visible_name(row.name), style="bold" if row.best else "")
+    if row.note:
+        name.append(f" ({visible_name(row.note)})", style="dim")
+    return name
 
 
 def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
     """The cells of a column, equally wide: numbers flush to the right, letters behind them flush
     to the left.
     """
-    wide, letters = (
-        max(cell_len(str(f)) for f in figures),
-        max(cell_len(f.letters) for f in figures),
-    )
+    width = max(cell_len(str(figure)) for figure in figures)
+    letters = max(cell_len(figure.letters) for figure in figures)
+    # A mark stands right behind its number, letters a blank away from it.
+    blank = "" if all(not figure.letters.isalnum() for figure in figures) else " "
     cells: list[Text] = []
-    for f in figures:
-        blank = " " * (wide - cell_len(str(f)))
-        text = visible_name(str(f))
-        number = Text.assemble(*((text, "bold" if f.best else ""), blank)[:: 1 if words else -1])
-        cells.append(
-            Text.assemble(number, (f" {f.letters:<{letters}}" if letters else "", "italic cyan"))
-        )
+    for figure in figures:
+        text = visible_name(str(figure))
+        cell = Text(text, style="bold" if figure.best else "")
+        if words:
+            cell.pad_right(width - cell_len(str(figure)))
+        else:
+            cell.pad_left(width - cell_len(str(figure)))
+        if letters:
+            cell.append(f"{blank}{figure.letters:<{letters}}", style="italic cyan")
+        cells.append(cell)
     return cells

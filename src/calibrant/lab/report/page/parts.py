@@ -1,0 +1,367 @@
+"""What parts of the page show: every run with the command that repeats it, the page of a
+calibration set, and what each set kept of words. All from facts in the store. No torch here.
+"""
+
+import json
+import math
+import shlex
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from calibrant.lab.report.facts import StudyFacts
+from calibrant.lab.report.page.contents import Contents
+from calibrant.lab.report.plots.theme import STEPS
+from calibrant.lab.report.sentences import rise, short
+from calibrant.lab.stats import (
+    MEASURES,
+    KeptWords,
+    Ranking,
+    RankingEntry,
+    SetSummary,
+    bits_of,
+    describe_target,
+    is_rounded,
+    join_names,
+    target_noun,
+)
+from calibrant.numerics import HOLE, between, percent, signed
+from calibrant.results import Cell, Record
+from calibrant.spec import written_form
+from calibrant.spec.families import WORDS
+
+if TYPE_CHECKING:
+    from calibrant.lab.report.page.contents import Contents
+
+BUDGET: Final = {"samples": 128, "length": 2048, "tokens": None}
+"""The budget of a study that doesn't name one."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in the table: its place in the study's grid, its target and what that is sorted by,
+    its scores (None where there is none).
+    """
+
+    cell: Cell
+    target: str
+    order: float | None
+    values: tuple[float | None, ...]
+    stale: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The runs, the kind of their targets, the names of what was measured, and the settings that
+    they share.
+    """
+
+    rows: tuple[RunRow, ...]
+    kind: str
+    measured: tuple[str, ...]
+    settings: Mapping[str, str]
+
+
+def run_table(contents: Contents) -> RunTable:
+    """Return the runs that have a record, in the order of the study's grid."""
+    reading, facts = contents.reading, contents.facts
+    cells = [cell for cell in reading.cells if cell.run in reading.records]
+    evaluators = list(dict.fromkeys(text for cell in cells for text in cell.measures))
+    budget = budget_of(facts)
+    rows: list[RunRow] = []
+    names: dict[str, str] = {}
+    for cell in cells:
+        record, scores = reading.records[cell.run], reading.scores.get(cell.run, {})
+        measurements = {text: scores.get(cell.measures.get(text, "")) for text in evaluators}
+        names |= {
+            text: m.score.measured
+            for text, m in measurements.items()
+            if m is not None and text not in names
+        }
+        bits = bits_of(cell.target)
+        if cell.method == "none":
+            target, order = HOLE, None
+        elif bits is None:
+            target, order = describe_target(cell.target).removesuffix(" sparsity"), record.sparsity
+        else:
+            target, order = (
+                cell.target,
+                2 - bits / 16,
+            )  # behind every sparsity, those of the fewest bits last
+        values = tuple(None if m is None else m.score.value for m in measurements.values())
+        rows.append(
+            RunRow(
+                cell,
+                target,
+                order,
+                values,
+                cell.run in reading.stale,
+                command(cell, record, budget),
+            )
+        )
+    named = [names.get(text, text) for text in evaluators]
+    settings = {
+        key: value
+        for key, value in {**facts.settings, **facts.machine}.items()
+        if value and key != "versions"
+    }
+    kind = target_noun(cell.target for cell in cells if cell.method != "none")
+    return RunTable(tuple(rows), kind, tuple(short(name, named) for name in named), settings)
+
+
+def budget_of(facts: StudyFacts) -> dict[str, Any]:
+    """Return the budget of a draw, read from the study's own text, in which each line is a key
+    and a JSON value; nothing without that text.
+    """
+    budget = dict(BUDGET) if facts.study else dict[str, Any]()
+    for line in facts.study.splitlines():
+        key, _, value = line.partition(": ")
+        if key in budget:
+            try:
+                budget[key] = json.loads(value)
+            except ValueError:
+                continue
+    return budget
+
+
+def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
+    """Return what makes this model again and measures it: two commands, or one for the dense
+    model.
+    """
+    run = record.run
+    tasks = [word for evaluator in cell.measures for word in ("--task", evaluator)]
+    if cell.method == "none":
+        return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
+    # Without the study's own text the record says what was drawn, unless the budget was a number of
+    # tokens.
+    samples, length = (
+        budget.get(key) or record.data_facts.get(fact, BUDGET[key])
+        for key, fact in (("samples", "windows"), ("length", "length"))
+    )
+    amount = (
+        ["--samples", str(samples)]
+        if budget.get("tokens") is None
+        else ["--tokens", str(budget["tokens"])]
+    )
+    # A method that looks at no data gets some all the same, because prune requires it; quantize
+    # doesn't.
+    verb, out = ("quantize", "quantized") if is_rounded(cell.target) else ("prune", "pruned")
+    option = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
+    equal = run.allocation.get("spec") == "uniform"
+    data = ["--data", run.data or "full_stops"] if run.data or verb == "prune" else []
+    words = [
+        "calibrant",
+        verb,
+        cell.model,
+        *data,
+        "--method",
+        cell.method if equal else written_form(run.method),
+        option,
+        cell.target,
+    ]
+    if cell.data:
+        words += [*amount, "--length", str(length), "--seed", str(cell.seed)]
+    elif data:
+        words += ["--samples", "1", "--length", "16"]
+    words += [] if equal else ["--allocation", written_form(run.allocation)]
+    words += [
+        word for transform in run.transforms for word in ("--transform", written_form(transform))
+    ]
+    words += [
+        *(["--propagate", run.propagate] if run.propagate else []),
+        "--dtype",
+        run.dtype,
+        "--out",
+        out,
+    ]
+    return (
+        shlex.join(words)
+        + "\n"
+        + shlex.join(["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks])
+    )
+
+
+NUMBERS: Final = {
+    "numbers": "numbers for a hundred words",
+    "word_length": "letters of a word",
+    "distinct": "different words of a draw",
+    "even": "equally frequent words that would be as varied",
+}
+"""The numbers of a profile that are no shares, in words."""
+
+
+def rows_of(facts: Mapping[str, Any]) -> int:
+    """Return how many rows a draw has, over all its parts."""
+    return sum(part.get("rows", 0) for part in facts.get("parts", ()))
+
+
+def licence(summary: SetSummary) -> str:
+    """Return the licences of all parts of a set."""
+    parts = [part for draw in summary.draws for part in draw.facts.get("parts", ())]
+    return join_names(
+        list(dict.fromkeys(str(part.get("licence", "")) for part in parts if part.get("licence")))
+        or [""]
+    )
+
+
+def in_words(contents: Contents, summary: SetSummary) -> str:
+    """Return a paragraph made of the set's facts, its first result, and its nearest neighbours."""
+    facts = summary.draws[0].facts
+    windows = facts.get("windows")
+    length = facts.get("length")
+    size = "of unknown size"
+    if windows and length:
+        real = f"{facts.get('tokens', 0):,} of them real"
+        size = f"{windows:,} windows of up to {length:,} tokens, {real}"
+    count = len(summary.draws)
+    drawn = "once" if count == 1 else f"{count} times"
+    sentences = [f"{summary.name} is {WORDS[summary.family]}: {size}, drawn {drawn}."]
+    if summary.terms:
+        sentences.append(f"Its own words: {', '.join(word for word, _ in summary.terms[:6])}.")
+    for ranking, entry in contents.places.get(summary.name, ())[:1]:
+        sentences.append(_placed(ranking, entry))
+    nearest: list[str] = []
+    for measure, words in MEASURES.items():
+        near = contents.nearest(summary.name, measure, 1)
+        if near:
+            nearest.append(f"by {words}: {near[0][0]}")
+    if nearest:
+        sentences.append(f"Most like it {'; '.join(nearest)}.")
+    return " ".join(sentences)
+
+
+def _placed(ranking: Ranking, entry: RankingEntry) -> str:
+    """Where a set stands in a ranking, in a sentence."""
+    lead = f"With {ranking.method} at {describe_target(ranking.target)} it"
+    if math.isnan(entry.mean.value):
+        return f"{lead} lacks measurements, so it has no place."
+    low, high = entry.ranks
+    place = f"is in place {low}" if low == high else f"shares places {low} to {high}"
+    change = f"{signed(entry.mean.value)} {ranking.unit}"
+    if entry.increases:
+        change += f" {rise(ranking).removeprefix('increase ')}"
+    interval = entry.mean.interval(ranking.level)
+    if interval is not None:
+        change += f", {percent(ranking.level)} interval {between(interval)}"
+    return f"{lead} {place} of {len(ranking.entries)} ({change})."
+
+
+def origin(part: Mapping[str, Any]) -> str:
+    """Return where a part of a set comes from: its origin, its address on the hub, and what
+    there is to note.
+    """
+    parts = [str(part.get("origin") or "")]
+    hub = part.get("hub") or {}
+    if hub:
+        config = hub.get("config")
+        name = f"{hub.get('id')} ({config})" if config else hub.get("id")
+        parts.append(f"on the hub: {name}, revision {hub.get('revision')}")
+    parts.append(str(part.get("note") or ""))
+    return "; ".join(part for part in parts if part)
+
+
+def scripts_of(profile: Mapping[str, Any]) -> str:
+    """Return the four commonest scripts of a profile's letters with their shares."""
+    commonest = list(profile["scripts"].items())[:4]
+    shares = [f"{script} {share:.1%}" for script, share in commonest if share >= 0.001]
+    return ", ".join(shares) or "none"
+
+
+def profile_rows(
+    profile: Mapping[str, Any], medians: Mapping[str, float]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield what a set's text is like, in words, its number, and the median of all sets."""
+    for kind, share in profile["characters"].items():
+        yield f"{kind} among all characters", f"{share:.1%}", f"{medians.get(kind, 0.0):.1%}"
+    for key, words in NUMBERS.items():
+        yield words, f"{profile[key]:,.1f}", f"{medians.get(key, 0.0):,.1f}"
+
+
+def plain(number: object) -> str:
+    """Return a number as people write it, and nothing for None.
+
+    >>> plain(8192), plain(2.5), plain(None)
+    ('8,192', '2.500', '')
+    """
+    if isinstance(number, float):
+        return f"{number:,.3f}"
+    return f"{number:,}" if isinstance(number, int) else "" if number is None else str(number)
+
+
+MOST: Final = 200
+"""Words of a table, those of which least is kept: a page of twenty sets stays small."""
+
+
+@dataclass(frozen=True)
+class WordRow:
+    """A group of words, how often it stands in the text, the set that kept most of it, and each
+    set's share with its colour; None for a hole.
+    """
+
+    word: str
+    count: int
+    best: str
+    cells: tuple[tuple[float, int] | None, ...]
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """A table: its title, what was measured, its sets with their draws, its rows, how many words
+    there are in all, and where colours change.
+    """
+
+    title: str
+    measured: str
+    sets: tuple[str, ...]
+    draws: tuple[int, ...]
+    rows: tuple[WordRow, ...]
+    words: int
+    steps: tuple[float, ...]
+
+
+def word_maps(contents: Contents) -> Mapping[str, WordMap]:
+    """Return a table for each setting and measurement of words, by the key that a chooser has
+    for it.
+    """
+    return {
+        f"words-{number}": _map(of, f"words of {of.measured}")
+        for number, of in enumerate(contents.kept_words)
+    }
+
+
+def language_maps(contents: Contents) -> Mapping[str, WordMap]:
+    """Return a table for each setting in which the neurons of languages were measured, by the
+    key that a chooser has for it.
+    """
+    return {
+        f"languages-{number}": _map(of, of.measured)
+        for number, of in enumerate(contents.kept_languages)
+    }
+
+
+def _map(of: KeptWords, what: str) -> WordMap:
+    steps = _steps([value for row in of.kept for value in row[:MOST] if not math.isnan(value)])
+    best = of.best
+    rows = [
+        WordRow(word, of.counts[at], best[at], tuple(_cell(row[at], steps) for row in of.kept))
+        for at, word in enumerate(of.words[:MOST])
+    ]
+    way = f", {of.propagate}" if of.propagate else ""
+    title = f"{of.model}, {of.method} at {describe_target(of.target)}{way}: {what}"
+    return WordMap(title, of.measured, of.sets, of.draws, tuple(rows), len(of.words), steps)
+
+
+def _cell(value: float, steps: Sequence[float]) -> tuple[float, int] | None:
+    return None if math.isnan(value) else (value, bisect_right(steps, value))
+
+
+def _steps(values: Sequence[float]) -> tuple[float, ...]:
+    """Return where the colour changes: so that each colour has about as many cells; a single
+    outlier would take most of an even scale.
+    """
+    ordered = sorted(values)
+    return (
+        tuple(ordered[len(ordered) * step // STEPS] for step in range(1, STEPS)) if ordered else ()
+    )
