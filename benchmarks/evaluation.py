@@ -134,10 +134,13 @@ def compare(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any
     ]
     apart = max(abs(a - b) for a, b in pairs)
     print(
-        f"{case:<22} hf {statistics.median(seconds['hf']):6.1f} s   calibrant {statistics.median(seconds['calibrant']):6.1f} s   "
+        f"{case:<22} hf {statistics.median(seconds['hf']):6.1f} s   calibrant "
+        f"{statistics.median(seconds['calibrant']):6.1f} s   "
         f"{statistics.median(ratios):5.2f} times faster ({min(ratios):.2f} to {max(ratios):.2f})   "
-        f"processor {statistics.median(processor['hf']):.1f} and {statistics.median(processor['calibrant']):.1f} s   "
-        f"peak {peaks['hf']:,.0f} and {peaks['calibrant']:,.0f} MiB   log likelihoods at most {apart:.1e} apart"
+        f"processor {statistics.median(processor['hf']):.1f} and "
+        f"{statistics.median(processor['calibrant']):.1f} s   "
+        f"peak {peaks['hf']:,.0f} and {peaks['calibrant']:,.0f} MiB   log likelihoods at most "
+        f"{apart:.1e} apart"
     )
     return {
         "seconds": seconds,
@@ -165,7 +168,8 @@ def main() -> None:
         return
     if not asked.data:
         print(
-            "the tasks are read from a local mirror: set CALIBRANT_DATA, or give --data; nothing was timed"
+            "the tasks are read from a local mirror: set CALIBRANT_DATA, or give --data; nothing "
+            "was timed"
         )
         return
     with tempfile.TemporaryDirectory() as name:
@@ -173,7 +177,8 @@ def main() -> None:
         prepare(folder, str(Path(asked.data).resolve()))
         about = machine.facts()
         print(
-            f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} rounds; {machine.told(about)}"
+            f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} "
+            f"rounds; {machine.told(about)}"
         )
         record = {
             "items": asked.items,

@@ -269,7 +269,8 @@ def told(part: str, found: Mapping[str, Any]) -> str:
             one, six, ratio = (statistics.median(pair[key]) for key in ("one", "six", "ratios"))
             spread = f"{min(pair['ratios']):.2f} to {max(pair['ratios']):.2f}"
             lines.append(
-                f"six methods × sparsities {six:.1f} s, one {name} {one:.1f} s: {ratio:.2f} times ({spread})"
+                f"six methods × sparsities {six:.1f} s, one {name} {one:.1f} s: {ratio:.2f} times "
+                f"({spread})"
             )
         return "\n".join(lines)
     key = next(iter(found["points"][0]))

@@ -209,9 +209,11 @@ def line(found: dict[str, Any]) -> str:
     ratios, processor = found["ratios"], statistics.median(found["processor_ratios"])
     return (
         f"llama.cpp {seconds['llama_cpp']:.1f} s   calibrant {seconds['calibrant']:.1f} s   "
-        f"{statistics.median(ratios):.2f} times faster ({min(ratios):.2f} to {max(ratios):.2f}; processor seconds {processor:.2f})   "
+        f"{statistics.median(ratios):.2f} times faster ({min(ratios):.2f} to {max(ratios):.2f}; "
+        f"processor seconds {processor:.2f})   "
         f"peak {found['peaks']['llama_cpp']:,.0f} and {found['peaks']['calibrant']:,.0f} MiB   "
-        f"sums apart by a median of {found['apart']['median']:.1e}, at most {found['apart']['largest']:.1e}"
+        f"sums apart by a median of {found['apart']['median']:.1e}, at most "
+        f"{found['apart']['largest']:.1e}"
     )
 
 
@@ -238,7 +240,8 @@ def main() -> None:
         folder, about = Path(name), machine.facts()
         prepare(folder, asked.samples, asked.length)
         print(
-            f"smollm2 (dequantized from Q4_1), float32, {asked.samples} × {asked.length} tokens; {machine.told(about)}",
+            f"smollm2 (dequantized from Q4_1), float32, {asked.samples} × {asked.length} tokens; "
+            f"{machine.told(about)}",
             flush=True,
         )
         rounds = [

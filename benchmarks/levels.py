@@ -118,7 +118,8 @@ def main() -> None:
             most = max(mine, key=lambda f: f["rate"])
             mean = float(np.mean([f["rate"] for f in mine]))
             print(
-                f"{draws:>2} draws, nominal {alpha:.1%}, {form:<9}  worst {most['rate']:.2%}  mean {mean:.2%}"
+                f"{draws:>2} draws, nominal {alpha:.1%}, {form:<9}  worst {most['rate']:.2%}  mean "
+                f"{mean:.2%}"
             )
             worst.append({"draws": draws, "mean": mean, **most})
     print(json.dumps({"times": asked.times, "worst": worst}))

@@ -348,7 +348,8 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
             {kind: of[way] for kind, of in found["agreement"].items()},
         )
         told.append(
-            f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to {max(ratios):.2f}; whole processes {whole:.2f})"
+            f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}; whole processes {whole:.2f})"
         )
         same, arrival, what = (
             alike["same inputs"],
@@ -356,7 +357,8 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
             "values" if case.split()[0] in ROUNDED else "masks",
         )
         told.append(
-            f"{what} agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the same inputs, {arrival['mean']:.2%} as they are"
+            f"{what} agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the "
+            f"same inputs, {arrival['mean']:.2%} as they are"
         )
     told.append(
         "peak " + ", ".join(f"{way} {peak:,.0f}" for way, peak in found["peaks"].items()) + " MiB"
@@ -370,7 +372,8 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
     told.append(f"ours less theirs {mean:+.4f}" + (f" ± {error:.4f}" if error is not None else ""))
     least = statistics.median(found["floors"][found["floor_dtype"]])
     told.append(
-        f"{statistics.median(found['of_floor']):.2f} times the floor ({least:.1f} s, {found['floor_dtype']})"
+        f"{statistics.median(found['of_floor']):.2f} times the floor ({least:.1f} s, "
+        f"{found['floor_dtype']})"
     )
     return "   ".join(told)
 
@@ -428,7 +431,8 @@ def main() -> None:
         }
         record = machine.started(asked.out, question, "cases")
         print(
-            f"smollm2 (dequantized from Q4_1), {asked.samples} × {asked.length} tokens, {machine.told(question['machine'])}",
+            f"smollm2 (dequantized from Q4_1), {asked.samples} × {asked.length} tokens, "
+            f"{machine.told(question['machine'])}",
             flush=True,
         )
         for case in asked.cases:

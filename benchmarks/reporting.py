@@ -99,13 +99,20 @@ def main() -> None:
             for found in _page(Path(made) / name, name, shape)
         ]
     print(
-        f"{study.records:,} records, {study.records * study.measures:,} measurements, {platform.processor() or platform.machine()}"
+        f"{study.records:,} records, {study.records * study.measures:,} measurements, "
+        f"{platform.processor() or platform.machine()}"
     )
     for one in found:
-        told = f"{one['seconds']:6.1f} s, {one['processor']:5.1f} s of processor, {one['memory'] / 1e9:.2f} GB, {one['bytes'] / 1e6:.1f} MB written"
+        told = (
+            f"{one['seconds']:6.1f} s, {one['processor']:5.1f} s of processor, "
+            f"{one['memory'] / 1e9:.2f} GB, {one['bytes'] / 1e6:.1f} MB written"
+        )
         print(f"{one['format']:<10} {told}")
     for one in pages:
-        told = f"{one['seconds']:6.1f} s, {one['processor']:5.1f} s of processor, {one['memory'] / 1e9:.2f} GB, {one['made'] / 1e6:.1f} MB made"
+        told = (
+            f"{one['seconds']:6.1f} s, {one['processor']:5.1f} s of processor, "
+            f"{one['memory'] / 1e9:.2f} GB, {one['made'] / 1e6:.1f} MB made"
+        )
         print(f"{one['what']:<30} {told}")
     print(
         json.dumps(

@@ -147,7 +147,8 @@ def told(name: str, found: dict[str, Any]) -> None:
     """One line about one way."""
     phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in found["phases"].items())
     print(
-        f"{name:<28} {found['seconds']:7.1f} s   processor {found['processor']:7.1f} s   ({phases})",
+        f"{name:<28} {found['seconds']:7.1f} s   processor {found['processor']:7.1f} s   "
+        f"({phases})",
         flush=True,
     )
 
@@ -183,7 +184,8 @@ def main() -> None:
         )
     runs = asked.sets * len(sparsities)
     print(
-        f"smollm2 (dequantized from Q4_1), float32, Wanda, dense, {asked.sets} sets of {asked.samples} × {asked.length} tokens, {runs} runs"
+        f"smollm2 (dequantized from Q4_1), float32, Wanda, dense, {asked.sets} sets of "
+        f"{asked.samples} × {asked.length} tokens, {runs} runs"
     )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -202,11 +204,15 @@ def main() -> None:
     )
     ratios = {kind: other[kind] / one[kind] for kind in ("seconds", "processor")}
     print(
-        f"the study takes {ratios['seconds']:.2f} times less time, {ratios['processor']:.2f} times less of the processor's; ",
+        f"the study takes {ratios['seconds']:.2f} times less time, {ratios['processor']:.2f} "
+        "times less of the processor's; ",
         end="",
     )
     print(f"scores at most {differing:.1e} apart; {one['statistics'] / 1e6:.1f} MB of statistics")
-    machine = f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, {platform.processor() or platform.machine()}"
+    machine = (
+        f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, "
+        f"{platform.processor() or platform.machine()}"
+    )
     print(
         json.dumps(
             {

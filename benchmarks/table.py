@@ -33,13 +33,21 @@ def peers(record: Mapping[str, Any]) -> str:
         f"{min(of) / 1e9:,.0f} to {max(of) / 1e9:,.0f} GFLOP/s in {dtype}"
         for dtype, of in rates.items()
     )
-    said = f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with torch {versions['peer torch']})"
-    budget = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds"
+    said = (
+        f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with "
+        f"torch {versions['peer torch']})"
+    )
+    budget = (
+        f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, "
+        f"{asked['rounds']} rounds"
+    )
     told = [
-        f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes ran at {ran} there. The dense model's loss is "
+        f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes "
+        f"ran at {ran} there. The dense model's loss is "
         f"{record['dense']:.3f}.",
         "",
-        "| case, against | seconds | times faster | whole processes | peak MiB | masks or values equal | loss | ours less theirs | of the floor |",
+        "| case, against | seconds | times faster | whole processes | peak MiB | masks or values "
+        "equal | loss | ours less theirs | of the floor |",
         "| --- | --- | --- | ---: | --- | --- | --- | --- | --- |",
         *(row(case, way, found) for case, found in cases.items() for way in found["ratios"]),
     ]
@@ -71,7 +79,8 @@ def row(case: str, way: str, found: Mapping[str, Any]) -> str:
         f"**{_spread(found['ratios'][way])}",
         f"{statistics.median(found['whole_ratios'][way]):.2f}",
         " / ".join(f"{peaks[one]:,.0f}" for one in both),
-        f"{_percent(same['mean'])} (first block {_percent(same['first'])}); {_percent(arrival['mean'])}",
+        f"{_percent(same['mean'])} (first block {_percent(same['first'])}); "
+        f"{_percent(arrival['mean'])}",
         " / ".join(f"{statistics.mean(of):.3f}" for of in both.values()),
         f"{mean:+.4f}"
         + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
@@ -109,8 +118,14 @@ def evaluation(record: Mapping[str, Any]) -> str:
                 f"{found['apart']:.1e}",
             ]
         )
-    versions = f"calibrant {record['versions']['calibrant']}, lm-evaluation-harness {record['versions']['lm_eval']}"
-    told = f"{record['items']} items of each task, {record['rounds']} rounds, float32; {versions}; {machine.told(record['machine'])}."
+    versions = (
+        f"calibrant {record['versions']['calibrant']}, lm-evaluation-harness "
+        f"{record['versions']['lm_eval']}"
+    )
+    told = (
+        f"{record['items']} items of each task, {record['rounds']} rounds, float32; {versions}; "
+        f"{machine.told(record['machine'])}."
+    )
     return "\n".join(
         [
             told,
@@ -144,7 +159,10 @@ def imatrix(record: Mapping[str, Any]) -> str:
         f"{found['peaks']['llama_cpp']:,.0f} / {found['peaks']['calibrant']:,.0f}",
         f"{found['apart']['median']:.1e} / {found['apart']['largest']:.1e}",
     ]
-    of = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds, float32"
+    of = (
+        f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, "
+        f"{asked['rounds']} rounds, float32"
+    )
     used = f"calibrant {versions['calibrant']}, llama-cpp-py-sync {versions['llama-cpp-py-sync']}"
     heads = (
         "seconds",
@@ -164,7 +182,8 @@ def larger(record: Mapping[str, Any]) -> str:
     for case, found in record["cases"].items():
         whole, again = found["whole"], found.get("again")
         resumed = (
-            f"{again['continued']} of {found['blocks']} blocks, {'the same files' if found['same'] else 'OTHER FILES'}"
+            f"{again['continued']} of {found['blocks']} blocks, "
+            f"{'the same files' if found['same'] else 'OTHER FILES'}"
             if again
             else "not tried"
         )
@@ -197,7 +216,8 @@ def growth(record: Mapping[str, Any]) -> str:
     """The machine, and a table for every part that was measured."""
     asked, parts = record["asked"], record["parts"]
     told = [
-        f"{machine.told(record['machine'])}; calibrant {record['version']}, {asked['dtype']}; windows of {asked['length']} tokens."
+        f"{machine.told(record['machine'])}; calibrant {record['version']}, {asked['dtype']}; "
+        f"windows of {asked['length']} tokens."
     ]
     for part, found in parts.items():
         told += ["", *PARTS[part](found)]
@@ -223,7 +243,10 @@ def _tokens(found: Mapping[str, Any]) -> list[str]:
         ]
         for p in points
     ]
-    said = f"The line is {line['start']:.2f} s and {line['slope'] * 1000:.2f} s more for 1,000 tokens; the worst point is {_percent(line['worst'])} off."
+    said = (
+        f"The line is {line['start']:.2f} s and {line['slope'] * 1000:.2f} s more for 1,000 "
+        f"tokens; the worst point is {_percent(line['worst'])} off."
+    )
     return [*_table(("tokens", "seconds", "on the line", "peak MiB"), rows), "", said]
 
 

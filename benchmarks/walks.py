@@ -119,11 +119,13 @@ def main() -> None:
             view.restore(untouched)
     machine = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
     print(
-        f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, {asked.dtype}, {machine}"
+        f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, "
+        f"{asked.dtype}, {machine}"
     )
     for way, taken in seconds.items():
         print(
-            f"{way:<10} {statistics.median(taken):7.1f} s   ({min(taken):.1f} to {max(taken):.1f}, {asked.rounds} rounds)"
+            f"{way:<10} {statistics.median(taken):7.1f} s   ({min(taken):.1f} to {max(taken):.1f}, "
+            f"{asked.rounds} rounds)"
         )
     facts = {
         "seconds": seconds,

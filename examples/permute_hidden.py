@@ -28,7 +28,8 @@ class PermuteHidden(Transform):
             for name in ("gate_proj", "up_proj", "down_proj")
         ):
             raise ModelError(
-                f"permute_hidden knows networks of gate_proj, up_proj and down_proj, and {type(view.model).__name__} has others"
+                "permute_hidden knows networks of gate_proj, up_proj and down_proj, and "
+                f"{type(view.model).__name__} has others"
             )
         chance = torch.Generator().manual_seed(self.seed)
         for network in networks:

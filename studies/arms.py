@@ -26,7 +26,8 @@ def run(studies: Mapping[str, Study], here: Path, tables: Callable[[], Iterable[
             here / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr)
         )
         print(
-            f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed\n",
+            f"{name}: {finished.computed} computed, {finished.found} found, "
+            f"{len(finished.failures)} failed\n",
             flush=True,
         )
     print("\n\n".join(tables()))

@@ -322,7 +322,10 @@ def runs() -> str:
     hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
     took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
     done, asked = len(reading.records), len(reading.cells)
-    return f"{done}{'' if done == asked else f' of {asked}'} runs with {measured:,} measurements: {took}, of one thread each."
+    return (
+        f"{done}{'' if done == asked else f' of {asked}'} runs with {measured:,} measurements: "
+        f"{took}, of one thread each."
+    )
 
 
 def costs() -> Iterator[str]:
@@ -377,7 +380,10 @@ def elsewhere() -> str:
                 else 1.0
             )
             masks = f", {alike:.2%} of the kept mask bits equal" if cell.data else ""
-            about = f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and {max(sizes):.3f} at most"
+            about = (
+                f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and "
+                f"{max(sizes):.3f} at most"
+            )
             sentences.append(
                 f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}."
             )
@@ -442,7 +448,8 @@ def picture() -> Plot:
 
 
 CAPTION = (
-    "Each mark: how much worse than with c4 the pruned model is when it is calibrated on the set at the left, in nats/token",
+    "Each mark: how much worse than with c4 the pruned model is when it is calibrated on the set "
+    "at the left, in nats/token",
     "Lines: 95 % intervals, jointly for all sets of a panel",
     "Hollow: not significantly different from c4",
     "Not all panels have the same axis",

@@ -30,7 +30,10 @@ class Predicted(NamedTuple):
     sample: Sample
 
     def __str__(self) -> str:
-        return f"{self.by.method}, {self.by.target}, {self.sample.rows} rows of {self.sample.blocks} blocks"
+        return (
+            f"{self.by.method}, {self.by.target}, {self.sample.rows} rows of {self.sample.blocks} "
+            "blocks"
+        )
 
 
 def predict(

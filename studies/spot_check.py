@@ -51,7 +51,10 @@ class Again:
 
     def __str__(self) -> str:
         c, holds = self.cell, "yes" if self.same else "NO"
-        return f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
+        return (
+            f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | "
+            f"{self.farthest:.5f} | {self.equal:.2%} | {holds} |"
+        )
 
 
 def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:

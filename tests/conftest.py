@@ -32,7 +32,8 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 HEAVY = re.compile(
-    r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: Ask|open_model|write_plots|mark\.slow|seconds=)\b"
+    r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: "
+    r"Ask|open_model|write_plots|mark\.slow|seconds=)\b"
 )
 """What a test file mentions that opens a model, runs a study, starts a process or draws."""
 

@@ -44,7 +44,10 @@ def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_processor_has_a_name_and_what_rounds_bfloat16(monkeypatch: pytest.MonkeyPatch):
-    told = "processor : 0\nmodel name : A Chip @ 2 GHz\nflags : avx2 amx_bf16 avx512_bf16\n\nprocessor : 1\nmodel name : A Chip\nflags : avx2\n"
+    told = (
+        "processor : 0\nmodel name : A Chip @ 2 GHz\nflags : avx2 amx_bf16 "
+        "avx512_bf16\n\nprocessor : 1\nmodel name : A Chip\nflags : avx2\n"
+    )
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     monkeypatch.setattr(Path, "read_text", lambda path: told)
     assert processor() == "A Chip @ 2 GHz with avx512_bf16 and amx_bf16"

@@ -123,11 +123,13 @@ def test_imports_come_from_below():
                 continue
             if used not in FLOOR:
                 wrong.append(
-                    f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined"
+                    f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import "
+                    "it where it is defined"
                 )
             elif FLOOR[used] >= FLOOR[own]:
                 wrong.append(
-                    f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})"
+                    f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor "
+                    f"{FLOOR[used]})"
                 )
     assert not wrong, "\n".join(wrong)
 
@@ -240,7 +242,8 @@ def test_the_files_of_a_room_import_in_no_circle():
             str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses)
         )
         assert not circle, (
-            f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+            f"these import each other in a circle: {', '.join(circle)}; move what they share into "
+            "a file of its own"
         )
 
 

@@ -11,7 +11,10 @@ from tests.frozen import exports as written
 from tests.frozen import masks, stores
 
 HOW = "run make generate for what is new, python -m tools.freeze --revision REASON for a change"
-REVISION = "other numbers than this revision gave: raise `revision` in the class, run python -m tools.freeze --revision REASON; or make generate"
+REVISION = (
+    "other numbers than this revision gave: raise `revision` in the class, run python -m "
+    "tools.freeze --revision REASON; or make generate"
+)
 
 
 @pytest.mark.parametrize("name", masks.matrix_methods())

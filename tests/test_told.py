@@ -15,7 +15,8 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b(?!\.\d)")
 SHARE = re.compile(
-    r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to (\d+))?\b(?!\.))?"
+    r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to "
+    r"(\d+))?\b(?!\.))?"
 )
 """A share, or two of them, and what stands in brackets behind it: another one, or an interval."""
 SPARSITY = re.compile(r"(?:blocks |numbers )?0\.\d+")

@@ -74,7 +74,8 @@ def records() -> str:
     lines = [
         "# Records",
         "",
-        "What a store holds, as JSON schemas. Data that doesn't fit them is refused where it is read. "
+        "What a store holds, as JSON schemas. Data that doesn't fit them is refused where it is "
+        "read. "
         "What a newer version adds is kept. `Record`, `ScoreEntry` and `StudyIndex` are what a row "
         "holds; a mapping within them has the schema that its description names.",
         "",
@@ -142,7 +143,8 @@ def modules() -> str:
     lines = [
         "# Modules",
         "",
-        "Every file of the package, and what it is for. [Architecture](../architecture.md) says which may use which.",
+        "Every file of the package, and what it is for. [Architecture](../architecture.md) says "
+        "which may use which.",
     ]
     folder = None
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent != PACKAGE, path)):

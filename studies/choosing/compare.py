@@ -147,7 +147,8 @@ def tables(said: Mapping[str, Any]) -> list[str]:
     first = [f"| calibrated on | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for name in sets:
         first.append(
-            f"| `{name}` | {' | '.join(cell for of in said.values() for cell in _cells(of, name))} |"
+            f"| `{name}` | {' | '.join(cell for of in said.values() for cell in _cells(of, name))} "
+            "|"
         )
     told = {method: of for method, of in said.items() if "correlation" in of}
     second = [
@@ -157,7 +158,8 @@ def tables(said: Mapping[str, Any]) -> list[str]:
     for name in next(iter(told.values()))["correlation"]:
         each = [of["correlation"][name] for of in told.values()]
         second.append(
-            f"| {name} | {' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |"
+            f"| {name} | "
+            f"{' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |"
         )
     return ["\n".join(first), "\n".join(second)]
 

@@ -141,7 +141,10 @@ def line(name: str, scores: dict[str, Any]) -> str:
         )
         cells.append(f"**{text}**" if metric == CONVENTION[name] else text)
     blind = f"{100 * chosen['facts']['blind']:.1f}" if "blind" in chosen["facts"] else ""
-    return f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {blind} | {' | '.join(cells)} | {verdict(chosen)} |\n"
+    return (
+        f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {blind} | {' | '.join(cells)} "
+        f"| {verdict(chosen)} |\n"
+    )
 
 
 def verdict(score: dict[str, Any]) -> str:
@@ -163,10 +166,14 @@ def answer(found: dict[str, Any]) -> str:
         sets[verdict(score).partition(" (")[0]].append(name)
     yes, partly, no = (", ".join(names) or "no set" for names in sets.values())
     return (
-        f"Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by accuracy on {yes} alone: "
-        f"there it is above chance and above `blind`, what is right without the question. On {partly} it is above chance, "
-        f"and could be without reading the question. On {no} it isn't above chance, and can't rank anything. What is left in both cases is the "
-        f"loss of the right answer, or of the worked solution, which has no floor. Where answers are labels, that loss says more about the form of "
+        "Compare compressed versions of SmolLM2-135M-Instruct (dequantized from 4 bits) by "
+        f"accuracy on {yes} alone: "
+        "there it is above chance and above `blind`, what is right without the question. On "
+        f"{partly} it is above chance, "
+        f"and could be without reading the question. On {no} it isn't above chance, and can't rank "
+        "anything. What is left in both cases is the "
+        "loss of the right answer, or of the worked solution, which has no floor. Where answers "
+        "are labels, that loss says more about the form of "
         f"an answer than about which is right."
     )
 

@@ -140,7 +140,10 @@ def peer(record: Mapping[str, Any]) -> str:
         [losses[name]["value"] for losses in drawn] for name in named(drawn[0], DOMAINS.values())
     ]
     columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
-    return f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | {' | '.join(map(with_range, columns))} |"
+    return (
+        f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | "
+        f"{' | '.join(map(with_range, columns))} |"
+    )
 
 
 def by_draw() -> Iterator[str]:

@@ -466,7 +466,10 @@ def ranks_table() -> Iterator[str]:
         }
         measured = [_correlation(case, Case.loss) for case in own]
         least = min(predicted, key=lambda target: predicted[target])
-        told = f"{statistics.mean(predicted.values()):+.2f} | {predicted[least]:+.2f} ({least}) | {statistics.mean(measured):+.2f}"
+        told = (
+            f"{statistics.mean(predicted.values()):+.2f} | {predicted[least]:+.2f} ({least}) | "
+            f"{statistics.mean(measured):+.2f}"
+        )
         yield f"| `{method}` | {len(own)} | {told} |"
 
 

@@ -462,7 +462,8 @@ def domains_table(found: Iterable[Sensitivity], strong: Mapping[str, str]) -> It
         if strong.get(s.method) == s.target:
             chosen = [s.gaps[name] for name in named(s.gaps, DOMAINS.values())]
             cells = [
-                f"{SETS[c.best]}, {SETS[c.worst]}: {f'**{c.value:.3f}**' if c.significant else f'{c.value:.3f}'}"
+                f"{SETS[c.best]}, {SETS[c.worst]}: "
+                f"{f'**{c.value:.3f}**' if c.significant else f'{c.value:.3f}'}"
                 for c in chosen
             ]
             yield f"| `{s.method}` | {' | '.join(cells)} |"

@@ -188,7 +188,8 @@ def main() -> None:
     for name, one in ({} if given.tables else studies).items():
         finished = one.run(name)
         print(
-            f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed",
+            f"{name}: {finished.computed} computed, {finished.found} found, "
+            f"{len(finished.failures)} failed",
             file=sys.stderr,
             flush=True,
         )

@@ -55,7 +55,8 @@ TEMPLATES: Final = {
                 "{name} has {a} + {b} = {sum} {thing}.",
             ),
             (
-                "There are {c} boxes with {a} {thing} in each of them. How many {thing} are there in all?",
+                "There are {c} boxes with {a} {thing} in each of them. How many {thing} are there "
+                "in all?",
                 "There are {c} * {a} = {product} {thing}.",
             ),
             (
@@ -81,11 +82,13 @@ TEMPLATES: Final = {
                 "Add back what was sold: {a} and {b} make {sum}.",
             ),
             (
-                "It takes {c} minutes to sort one of the {thing}. Give the minutes for {a} of these.",
+                "It takes {c} minutes to sort one of the {thing}. Give the minutes for {a} of "
+                "these.",
                 "Each needs {c}, so {a} need {product} minutes.",
             ),
             (
-                "Two bags, one with {a} and one with {b} {thing}, are emptied on a table. Say what lies there.",
+                "Two bags, one with {a} and one with {b} {thing}, are emptied on a table. Say "
+                "what lies there.",
                 "Both bags together: {sum} {thing}.",
             ),
             (
@@ -98,7 +101,8 @@ TEMPLATES: Final = {
         (
             (
                 "My {good} arrived with a crack. Order {a}{b}.",
-                "Sorry to hear that, {name} here. We send a new {good} for order {a}{b} within {c} days.",
+                "Sorry to hear that, {name} here. We send a new {good} for order {a}{b} within "
+                "{c} days.",
             ),
             (
                 "Where is my {good}? I ordered it {c} days ago, number {a}{b}.",
@@ -106,7 +110,8 @@ TEMPLATES: Final = {
             ),
             (
                 "I want to send the {good} back, order {a}{b}.",
-                "You can return the {good} within {a} days. The label for order {a}{b} is on its way.",
+                "You can return the {good} within {a} days. The label for order {a}{b} is on its "
+                "way.",
             ),
             (
                 "Does the {good} come with a warranty?",
@@ -114,7 +119,8 @@ TEMPLATES: Final = {
             ),
             (
                 "Please cancel order {a}{b}, the {good}.",
-                "Order {a}{b} is cancelled, and the {c}{a} euros for the {good} go back to your account.",
+                "Order {a}{b} is cancelled, and the {c}{a} euros for the {good} go back to your "
+                "account.",
             ),
         ),
         (
@@ -136,7 +142,8 @@ TEMPLATES: Final = {
             ),
             (
                 "is there a bigger version of the {good} in stock",
-                "At the moment {c} of the larger {good} are in our shop, the next come in {a} days.",
+                "At the moment {c} of the larger {good} are in our shop, the next come in {a} "
+                "days.",
             ),
         ),
     ),
@@ -178,7 +185,8 @@ TEMPLATES: Final = {
             ),
             (
                 "Add the {column} up over {table}, by {place}, and leave out sums under {a}.",
-                "SELECT {place}, SUM({column}) AS total FROM {table} GROUP BY {place} HAVING total >= {a};",
+                "SELECT {place}, SUM({column}) AS total FROM {table} GROUP BY {place} HAVING "
+                "total >= {a};",
             ),
             (
                 "Give me smallest and largest {column} in {table} from {b} on.",

@@ -26,12 +26,16 @@ A, B = "gsm8k:cot", "c4"
 """The sets whose difference is taken, the first less the second."""
 SETS: Final = {A: "arithmetic", B: "C4"}
 QUANTITIES: Final = (
-    "one two three four five six seven eight nine ten first second half total number many more most less much each per times all both other same "
-    "average percent cost money paid sold bought worth hundred thousand million year years day days week month hours minutes"
+    "one two three four five six seven eight nine ten first second half total number many more "
+    "most less much each per times all both other same "
+    "average percent cost money paid sold bought worth hundred thousand million year years day "
+    "days week month hours minutes"
 )
 PLACES: Final = (
-    "city town village county state states country nation national world area region district north south east west northern southern eastern "
-    "western river lake sea island coast mountain road street park house building church school university station located"
+    "city town village county state states country nation national world area region district "
+    "north south east west northern southern eastern "
+    "western river lake sea island coast mountain road street park house building church school "
+    "university station located"
 )
 GROUPS: Final[Mapping[str, frozenset[str]]] = {
     "quantities": frozenset(QUANTITIES.split()),
@@ -85,7 +89,10 @@ def relations(results: Results) -> Iterator[str]:
     """Rows: what is kept, and how a word's damage goes with the loss; means of the draws, with
     their range, and how many draws are beyond chance.
     """
-    heads = "calibrated on | method | removed | kept | loss raised | next token | ± | beyond chance | at equal frequency | documents | ± | beyond chance"
+    heads = (
+        "calibrated on | method | removed | kept | loss raised | next token | ± | beyond chance | "
+        "at equal frequency | documents | ± | beyond chance"
+    )
     yield f"| {heads} |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     cells = [cell for cell in results.cells if cell.data]
@@ -182,7 +189,10 @@ def groups(results: Results, shares: Shares) -> Iterator[str]:
                 sum(share(shares[data], word) for word in words if word in group) for data in (A, B)
             ]
             low, high = interval(np.mean, own)
-            told = f"{own.mean():+.3f} | {low:+.3f} to {high:+.3f} | {min(draws):+.3f} to {max(draws):+.3f}"
+            told = (
+                f"{own.mean():+.3f} | {low:+.3f} to {high:+.3f} | {min(draws):+.3f} to "
+                f"{max(draws):+.3f}"
+            )
             yield f"| `{of.method}` | {of.target} | {name} | {len(own)} | {often[0] / often[1]:.2f} times | {told} |"
 
 

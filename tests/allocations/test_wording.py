@@ -46,7 +46,8 @@ def test_a_parameter_that_cannot_be_is_named(spec: str, subject: str):
             "owl",
             "w4g16",
             "w4g16",
-            "owl shares a sparsity such as 0.6 or N:M such as 4:8, not w4g16; leave the allocation out",
+            "owl shares a sparsity such as 0.6 or N:M such as 4:8, not w4g16; leave the "
+            "allocation out",
         ),
         ("owl(spread=0.4)", "0.9", "0.9", "in blocks, to give 0.9; choose a smaller spread"),
     ],

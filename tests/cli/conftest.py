@@ -128,7 +128,10 @@ def ask_outside(tmp_path: Path) -> Ask:
     """
 
     def run(*words: object, before: str = "") -> Answer:
-        code = f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', *{[str(word) for word in words]!r}]\nmain()"
+        code = (
+            f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', "
+            f"*{[str(word) for word in words]!r}]\nmain()"
+        )
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")
         } | {"OMP_NUM_THREADS": "1"}

@@ -22,7 +22,10 @@ PARTIAL = ".pruned.calibrant-partial"
 
 
 def test_help_comes_without_torch(ask_outside: Ask):
-    watched = "import atexit\natexit.register(lambda: print(sorted({'torch', 'transformers', 'datasets', 'numba', 'numpy'} & sys.modules.keys())))"
+    watched = (
+        "import atexit\natexit.register(lambda: print(sorted({'torch', 'transformers', 'datasets', "
+        "'numba', 'numpy'} & sys.modules.keys())))"
+    )
     answer = ask_outside("--help", before=watched)
     assert answer.code == 0
     assert "evaluate" in answer.out

@@ -121,8 +121,14 @@ def test_a_template_that_is_broken_is_one_sentence(
     assert named in refused(tokenizer)
 
 
-LONG = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
-GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x JOIN n.x %}{% endfor %}"
+LONG = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor "
+    "%}{% endfor %}{% endfor %}"
+)
+GROWING = (
+    "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x JOIN n.x %}{% endfor "
+    "%}"
+)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,8 @@ GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n
     [
         LONG,
         "{% set x = 'a' * 90000 %}{% for a in x %}{% for b in x %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) "
+        "}}",
         "{{ 'a' * 10000000000 }}",
         "{% set n = 10000000000 %}{{ ['a'] * n }}",
         "{{ 9 ** 9 ** 9 ** 9 }}",
@@ -148,9 +155,12 @@ def test_a_template_that_does_not_end_is_refused(tokenizer: PreTrainedTokenizerB
 
 def test_a_template_may_do_all_that_templates_do(tokenizer: PreTrainedTokenizerBase):
     tokenizer.chat_template = (
-        "{% macro turn(m, last) %}{{ '<' ~ m.role ~ '>' + m['content'] | trim }}{% if last %}{{ eos_token }}{% endif %}{% endmacro %}"
-        "{% set n = namespace(count=0) %}{% for m in messages if m.content is string %}{% set n.count = n.count + 1 %}"
-        "{{ turn(m, loop.last) }}{{ loop.index0 * 2 }}{{ m | tojson | length % 7 }}{% endfor %}{{ n.count }}{{ '%s' % 'x' }}"
+        "{% macro turn(m, last) %}{{ '<' ~ m.role ~ '>' + m['content'] | trim }}{% if last %}{{ "
+        "eos_token }}{% endif %}{% endmacro %}"
+        "{% set n = namespace(count=0) %}{% for m in messages if m.content is string %}{% set "
+        "n.count = n.count + 1 %}"
+        "{{ turn(m, loop.last) }}{{ loop.index0 * 2 }}{{ m | tojson | length % 7 }}{% endfor %}{{ "
+        "n.count }}{{ '%s' % 'x' }}"
         "{{ messages[::-1] | length }}"
     )
     sum_ = [{"role": "user", "content": "What is 2 and 3?"}, {"role": "assistant", "content": "5"}]

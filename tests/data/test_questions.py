@@ -71,7 +71,8 @@ def anli(number: int) -> Published:
         for split, reason in (("train", "Because. So!"), ("dev", ""), ("test", "")):
             rounds[f"{split}_r{n}"] = [pair(f"{split}{n}", n - 1, reason)]
     shown = [
-        f"Premise: Premise {split}{number}.\nHypothesis: Hypothesis {split}{number}.\nLabel: {NLI[number - 1]}"
+        f"Premise: Premise {split}{number}.\nHypothesis: Hypothesis {split}{number}.\nLabel: "
+        f"{NLI[number - 1]}"
         for split in ("train", "test")
     ]
     return Published("plain_text", rounds, shown[:1], shown[1:], NLI, [("Because. So!", 2)])

@@ -36,7 +36,8 @@ SETS = [
     ),
     (
         "data/*.jsonl",
-        "'data/' is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it",
+        "'data/' is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a "
+        "path that has * in it",
     ),
     ("0.5*wikitext + gsm8k", "some parts have a weight and some have none; give each one, or none"),
     (
@@ -45,20 +46,24 @@ SETS = [
     ),
     (
         "race:cot",
-        "race can't be rendered as cot: that needs rationale, and race has question, answer, choices; sets that have it: anli_r1",
+        "race can't be rendered as cot: that needs rationale, and race has question, answer, "
+        "choices; sets that have it: anli_r1",
     ),
     (
         "nowhere/mine.jsonl",
-        "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source",
+        "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of "
+        "them, or the name of a source",
     ),
     (
         "mix(a=gsm8k)",
-        "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, mix(gsm8k:cot=0.3, c4=0.7), or",
+        "'mix(a=gsm8k)' has the sets a and no weights; write each set with its weight, "
+        "mix(gsm8k:cot=0.3, c4=0.7), or",
     ),
     ("mix(c4, gsm8k)", "'c4' is no name=value of its own; write each set with its weight"),
     (
         "mix(a=c4, gsm8k=0.5)",
-        "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file called 0.5 is written '0.5' or",
+        "gsm8k=0.5 is a set with its weight and a=c4 is not; write all sets so or none; a file "
+        "called 0.5 is written '0.5' or",
     ),
     ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
     ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),

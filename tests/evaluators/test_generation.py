@@ -153,7 +153,8 @@ def test_the_prompt_shows_exemplars_and_asks(opened: Opened, says) -> None:
 def test_reasoning_is_shown_and_read(opened: Opened, says) -> None:
     prompts = says(
         lambda prompt: (
-            f" {asked(prompt)} + 1000 = {asked(prompt) + 1000}\nThe answer is {asked(prompt) + 1000}.\n\n7"
+            f" {asked(prompt)} + 1000 = {asked(prompt) + 1000}\nThe answer is "
+            f"{asked(prompt) + 1000}.\n\n7"
         )
     )
     measured = Generation(shots=1, limit=5, cot=True).measure(
@@ -174,7 +175,8 @@ def test_labels_are_compared_whatever_their_case(opened: Opened, says) -> None:
     names = ["entailment", "neutral", "contradiction"]
     prompts = says(
         lambda prompt: (
-            f" {names[int(prompt.rpartition('are ')[2].partition('.')[0]) % 3].upper()}!\nPremise: more"
+            f" {names[int(prompt.rpartition('are ')[2].partition('.')[0]) % 3].upper()}!\nPremise: "
+            "more"
         )
     )
     measured = Generation(name="esnli", shots=3).measure(Subject(opened.model, opened.tokenizer))

@@ -364,7 +364,10 @@ def test_chats_are_written_as_the_harness_writes_them(opened: Opened) -> None:
         assert ours.tokenizer_name == theirs.tokenizer_name
     assert ours.chat_template(False) is None
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif "
+        "%}{{ m['content'] }}{% endfor %}"
+    )
     other = language_model()(opened.model, tokenizer)
     without_system = [
         {"role": "system", "content": "be brief"},

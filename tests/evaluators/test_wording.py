@@ -89,7 +89,8 @@ def test_what_cannot_be_measured(
     [
         (
             {"engine": "llama.cpp"},
-            "there is no engine 'llama.cpp', did you mean 'llama_cpp'?; choose one of torch, llama_cpp",
+            "there is no engine 'llama.cpp', did you mean 'llama_cpp'?; choose one of torch, "
+            "llama_cpp",
         ),
         ({"engine": "llama_cpp", "memory": 4.0}, "memory is for a model that is opened here"),
         ({"memory": 0.01}, "GB are held, and memory is"),

@@ -49,12 +49,14 @@ SPOKEN: list[tuple[str, Change, str]] = [
     (
         "measured rows",
         leaks(12),
-        "12 rows of svamp:icl are also measured by svamp: calibrate on another source, or don't measure on svamp",
+        "12 rows of svamp:icl are also measured by svamp: calibrate on another source, or don't "
+        "measure on svamp",
     ),
     (
         "half of measured rows",
         halves(8),
-        "8 rows of svamp:icl hold half or more of what svamp measures in 2 of 300 rows: …, calibrate on another source",
+        "8 rows of svamp:icl hold half or more of what svamp measures in 2 of 300 rows: …, "
+        "calibrate on another source",
     ),
     (
         "two starts",
@@ -105,7 +107,8 @@ SPOKEN: list[tuple[str, Change, str]] = [
     (
         "unseen experts",
         experts("unseen", 3),
-        "none of the 8,192 tokens … 1 of 128 experts (blocks.1.mlp: 3), …: mix in other data, or use more of it",
+        "none of the 8,192 tokens … 1 of 128 experts (blocks.1.mlp: 3), …: mix in other data, or "
+        "use more of it",
     ),
     (
         "starved experts",

@@ -22,12 +22,14 @@ from tests.methods.matrices import seen_of, spoilt
         (
             "admm(iterations=10)",
             0.5,
-            "admm(iterations=10, ramp=15): the ramp has at least 1 of the iterations and at most all",
+            "admm(iterations=10, ramp=15): the ramp has at least 1 of the iterations and at most "
+            "all",
         ),
         (
             "dsnot(start=sparsegpt)",
             0.5,
-            "it starts from a mask that needs no more than the sizes of inputs; write wanda, ria or magnitude",
+            "it starts from a mask that needs no more than the sizes of inputs; write wanda, ria "
+            "or magnitude",
         ),
         (
             "evop(generation=3)",
@@ -42,12 +44,14 @@ from tests.methods.matrices import seen_of, spoilt
         (
             "mc_suite(criterion=eam)",
             0.5,
-            "there is no such criterion, did you mean 'eas'?; choose one of ews, rwn, wsr, ewn, euf",
+            "there is no such criterion, did you mean 'eas'?; choose one of ews, rwn, wsr, ewn, "
+            "euf",
         ),
         (
             "refined(start=rtn)",
             0.5,
-            "refined(start=rtn): start is a method that removes weights matrix by matrix; write wanda,",
+            "refined(start=rtn): start is a method that removes weights matrix by matrix; write "
+            "wanda,",
         ),
         (
             "sparsegpt(damp=0.0)",
@@ -72,7 +76,8 @@ def test_numbers_that_no_method_can_work_with_are_one_sentence():
         (
             spoilt(weight, math.nan),
             seen_of(x),
-            "the weight holds NaN or infinity (1 of 32 numbers); look at the model's file and at its dtype",
+            "the weight holds NaN or infinity (1 of 32 numbers); look at the model's file and at "
+            "its dtype",
         ),
         (
             weight,
@@ -82,7 +87,8 @@ def test_numbers_that_no_method_can_work_with_are_one_sentence():
         (
             weight,
             seen_of(torch.ones(0, 8)),
-            "no token reached the matrix (0 tokens, weight 0), so nothing says which inputs matter; leave it dense",
+            "no token reached the matrix (0 tokens, weight 0), so nothing says which inputs "
+            "matter; leave it dense",
         ),
         (
             torch.randn(4, 2),

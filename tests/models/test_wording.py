@@ -51,16 +51,19 @@ def damaged_by_hand(folder: Path) -> object:
     [
         (
             lambda _: open_model("smolm2"),
-            "there is no file or folder 'smolm2', did you mean 'smollm2'? (the hub can't be reached; a folder, a",
+            "there is no file or folder 'smolm2', did you mean 'smollm2'? (the hub can't be "
+            "reached; a folder, a",
         ),
         (lambda f: open_tokenizer(str(f.parent)), "has no tokenizer that can be opened"),
         (
             without("config.json"),
-            "holds no config.json; a model's folder holds config.json, *.safetensors and its tokenizer",
+            "holds no config.json; a model's folder holds config.json, *.safetensors and its "
+            "tokenizer",
         ),
         (
             renamed("pytorch_model.bin"),
-            "holds its weights only as pickle (pytorch_model.bin), which can run code when opened; convert them to safetensors",
+            "holds its weights only as pickle (pytorch_model.bin), which can run code when "
+            "opened; convert them to safetensors",
         ),
         (renamed("tiny.gguf"), "holds no safetensors but GGUF; name the file itself"),
         (
@@ -70,7 +73,8 @@ def damaged_by_hand(folder: Path) -> object:
         (edited(model_type="foo"), "is of model type 'foo', which transformers"),
         (
             edited(num_hidden_layers=4),
-            "has no numbers for model.layers.3.input_layernorm.weight, which would be random; give a complete model",
+            "has no numbers for model.layers.3.input_layernorm.weight, which would be random; "
+            "give a complete model",
         ),
         (
             edited(num_hidden_layers=10**9),
@@ -90,7 +94,8 @@ def damaged_by_hand(folder: Path) -> object:
         ),
         (
             lambda _: resolve_dtype("bf16", "cpu"),
-            "there is no dtype 'bf16', did you mean 'bfloat16'?; use auto, bfloat16, float32, float16, float64",
+            "there is no dtype 'bf16', did you mean 'bfloat16'?; use auto, bfloat16, float32, "
+            "float16, float64",
         ),
         (
             lambda _: resolve_device("cdua"),

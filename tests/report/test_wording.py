@@ -46,16 +46,19 @@ def beside(value: float) -> Ranking:
     [
         (
             PLAIN,
-            "Of 3 calibration sets, python_docs kept smollm2 best with wanda at 60 % sparsity: averaged over docs and code, its loss rose by 1.600",
+            "Of 3 calibration sets, python_docs kept smollm2 best with wanda at 60 % sparsity: "
+            "averaged over docs and code, its loss rose by 1.600",
         ),
         (
             PLAIN,
-            "(95 % interval 1.558 to 1.642). Every other set did significantly worse, by 0.100 (c4) to 4.900 (full_stops) nats/token.",
+            "(95 % interval 1.558 to 1.642). Every other set did significantly worse, by 0.100 "
+            "(c4) to 4.900 (full_stops) nats/token.",
         ),
         (PLAIN, "one draw cannot say"),
         (
             ranking(BEST, TIED, LAST),
-            "c4 cannot be distinguished from it. The other did significantly worse, by 4.900 (full_stops)",
+            "c4 cannot be distinguished from it. The other did significantly worse, by 4.900 "
+            "(full_stops)",
         ),
         (ranking(BEST, TIED, replace(LAST, tied=True)), "No difference is significant"),
         (ranking(FELL, SECOND), "its loss fell by 0.100 nats/token below the dense model's"),
@@ -71,7 +74,8 @@ def beside(value: float) -> Ranking:
         ),
         (
             ranking(RANDOM, entry("c4", (1.5, 1.5), 0.5), entry("pile", (1.01, 1.01), 0.01)),
-            "it did better than c4 by 0.500 (smollm2, wanda 60 %) (p < 0.001 after Holm over 8 comparisons)",
+            "it did better than c4 by 0.500 (smollm2, wanda 60 %) (p < 0.001 after Holm over 8 "
+            "comparisons)",
         ),
         (
             ranking(BEST, entry("full_stops", (1.6, 1.9), 0.15), entry("c4", (2.0, 2.5), 0.65)),

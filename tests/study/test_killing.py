@@ -245,7 +245,8 @@ def test_killed_at_two_hundred_moments_it_ends_the_same(
             kinds += study.often(8, moments, random.Random(f"chain {chain}"))
             ends_the_same(study, whole)
     sys.stdout.write(
-        f"{kinds.total()} kills; a study that nothing interrupts has {moments} moments: {dict(kinds)}\n"
+        f"{kinds.total()} kills; a study that nothing interrupts has {moments} moments: "
+        f"{dict(kinds)}\n"
     )
     assert kinds.total() == 200
     assert {"within a statement", "before COMMIT", "after before COMMIT"} <= set(kinds)

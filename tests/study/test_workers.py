@@ -468,7 +468,9 @@ def test_a_worker_that_writes_a_pickle_is_taken_for_dead(
     tmp_path: Path, poison: Callable[[str], None]
 ):
     poison(
-        f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + b'\\n')\nsys.stdout.flush()"
+        "import pathlib, pickle, "
+        f"sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + "
+        "b'\\n')\nsys.stdout.flush()"
     )
     worker = Process(job(tmp_path))
     with pytest.raises(WorkerError) as raised:

@@ -93,7 +93,8 @@ class Watched:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(".symbols path", state="attached")
         self.page.wait_for_function(
-            "() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))"
+            "() => [...document.querySelectorAll('.strip')].every((strip) => "
+            "strip.querySelector('svg'))"
         )
         return self
 
@@ -189,16 +190,22 @@ def small(data: Network, found: Sequence[Layers]) -> str:
         _file("page.js"),
         vega_bundle(),
     )
-    policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src "
+        "'unsafe-inline'; img-src data:; base-uri 'none'"
+    )
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(
         f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{escape(visible(n.name))}</h2><p>{escape(n.result)}</p></article>'
         for n in data.nodes
     )
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>Report</title><style>{style}</style></head><body>'
-        f'<header><h1 tabindex="-1">Report</h1></header><main><div id="overview" class="view">{network(data)}'
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta '
+        f'http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, '
+        f'initial-scale=1"><title>Report</title><style>{style}</style></head><body>'
+        '<header><h1 tabindex="-1">Report</h1></header><main><div id="overview" '
+        f'class="view">{network(data)}'
         f'{layers(found, ids)}<section id="runs"><h2>Runs</h2></section></div>{articles}</main>'
         f"<script>{vega}</script><script>{script}</script></body></html>"
     )

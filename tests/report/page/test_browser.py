@@ -192,7 +192,10 @@ def test_effects_are_drawn_when_asked_for(page: Any):
     page.get_by_label("calibrated on → measured on").check()
     strokes = page.evaluate(STROKES)
     assert (strokes.count("var(--better)"), strokes.count("var(--worse)")) == (better, worse)
-    dashed = "() => [...document.querySelectorAll('.lines line[stroke-dasharray]')].map((l) => l.getAttribute('stroke'))"
+    dashed = (
+        "() => [...document.querySelectorAll('.lines line[stroke-dasharray]')].map((l) => "
+        "l.getAttribute('stroke'))"
+    )
     assert page.evaluate(dashed) == ["var(--worse)"] * worse
     assert page.evaluate("() => document.querySelectorAll('.ends path').length") == better + worse
     assert len(places(page)) == 6 + 3
@@ -264,7 +267,8 @@ def test_hostile_names_are_text(started: Any, tmp_path: Path):
         page.locator("#network-graph").press("ArrowRight")
         page.locator("#network-graph").press("Enter")
         assert page.evaluate(
-            "() => [document.querySelectorAll('main img').length, document.querySelectorAll('main b').length]"
+            "() => [document.querySelectorAll('main img').length, document.querySelectorAll('main "
+            "b').length]"
         ) == [0, 0]
         assert watched.wrong == []
         assert watched.requests == [path.as_uri()]

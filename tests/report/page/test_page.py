@@ -142,7 +142,10 @@ def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_scripts(page: str
 
 
 def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
-    name = f"{HOSTILE} {BREAKOUT} javascript:alert(1) a\x00b\u202ec {{{{ 7 * 7 }}}} {{% raw %}} ünïcödé 数据"
+    name = (
+        f"{HOSTILE} {BREAKOUT} javascript:alert(1) a\x00b\u202ec {{{{ 7 * 7 }}}} {{% raw %}} "
+        "ünïcödé 数据"
+    )
     others = {"other": (2.6, 3.8), "third": (2.7, 3.9)}
     alike = store_of(
         tmp_path / "a", {"x": (2.5, 3.9), **others}, model="x", names=("x", "code:text")
@@ -187,8 +190,8 @@ def test_the_answer_and_its_evidence_are_there(page: str):
         assert wanted in text, wanted  # five runs of 3 s, ten measurements of 2.5 s
     assert "calibrant prune smollm2 --data gsm8k:cot --method wanda --sparsity 0.6" in text
     assert (
-        "calibrant evaluate pruned --dtype float32 --task 'loss(docs:text)' --task 'loss(code:text)'"
-        in text
+        "calibrant evaluate pruned --dtype float32 --task 'loss(docs:text)' --task "
+        "'loss(code:text)'" in text
     )
 
 

@@ -20,7 +20,10 @@ from tests.stats.synthetic import Synthetic
 from tests.study.small import asked, kept_files, texts
 
 pytestmark = [needs_browser, pytest.mark.slow]
-ATTACK = "<script>alert(1)</script> </script><img src=x onerror=\"alert(1)\"> <a href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
+ATTACK = (
+    '<script>alert(1)</script> </script><img src=x onerror="alert(1)"> <a '
+    "href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
+)
 
 
 COVERED = """() => [...document.querySelectorAll('svg.plot')].filter((svg) => svg.getClientRects().length).flatMap((svg) => {
@@ -140,7 +143,8 @@ def test_tables_are_sorted_the_study_copied_and_all_of_it_printed(started: Any, 
         page.evaluate("window.dispatchEvent(new Event('afterprint'))")
         assert (views.count(), choices.count()) == before
         page.evaluate(
-            "() => { navigator.clipboard.writeText = () => Promise.reject(new DOMException('no')); }"
+            "() => { navigator.clipboard.writeText = () => Promise.reject(new DOMException('no')); "
+            "}"
         )
         page.locator("button.copy").click()
         page.wait_for_function(

@@ -34,7 +34,8 @@ def test_cells_have_their_share_and_colour_and_the_best_set_is_named() -> None:
     text = page(made)
     assert 'href="#words"' in text
     assert re.search(
-        r'<th scope="row"><bdi>onion</bdi></th><td>5</td><td class="heat-\d">0.500</td><td class="heat-\d">0.750</td>',
+        r'<th scope="row"><bdi>onion</bdi></th><td>5</td><td class="heat-\d">0.500</td><td '
+        r'class="heat-\d">0.750</td>',
         text,
     )
     assert not any(part in text for part in ("<img src=x", "\x1b", "\u202e"))
@@ -62,7 +63,8 @@ def test_neurons_of_languages_have_a_part_of_their_own() -> None:
     assert 'href="#languages"' not in page(contents(results()))
     assert 'href="#words"' not in text
     assert re.search(
-        r'<th scope="row"><bdi>en</bdi></th><td>40</td><td class="heat-\d">0.500</td><td class="heat-\d">0.700</td>',
+        r'<th scope="row"><bdi>en</bdi></th><td>40</td><td class="heat-\d">0.500</td><td '
+        r'class="heat-\d">0.700</td>',
         text,
     )
     assert "<img src=x" not in text
