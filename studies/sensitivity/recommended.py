@@ -361,6 +361,9 @@ def kinds_table() -> Iterator[str]:
     for name, rule in RULES.items():
         cells: list[str] = []
         for asked in (narrow, general, _whole()):
+            if not asked:
+                cells.append(" | ")
+                continue
             near = _mean_of(asked, rule, _is_near)
             regret = statistics.mean(_by_target(asked, rule).values())
             cells.append(f"{100 * near:.0f}% | {regret:.1f}")
