@@ -122,13 +122,13 @@ def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None
     token reached it.
     """
     scores = [_scores(weight, seen[FeatureNorms]) for weight, seen in block if FeatureNorms in seen]
-    count = sum(block_scores.numel() for block_scores in scores)
+    count = sum(matrix_scores.numel() for matrix_scores in scores)
     if not count:
         return None
-    mean = sum(float(block_scores.double().sum()) for block_scores in scores) / count
-    return (
-        sum(int((block_scores > times * mean).count_nonzero()) for block_scores in scores) / count
-    )
+    mean = sum(float(matrix_scores.double().sum()) for matrix_scores in scores) / count
+    threshold = times * mean
+    above = sum(int((matrix_scores > threshold).count_nonzero()) for matrix_scores in scores)
+    return above / count
 
 
 def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
