@@ -1,4 +1,4 @@
-"""The same target for every matrix."""
+"""The same request for every matrix."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ refused, since studies compare small sets on purpose.
 """
 ROWS: Final = 4096
 """Rows of a product that is timed: enough to fill the cores."""
-_ROUNDING: Final = ("avx512_bf16", "amx_bf16")
+_OWN_ORDER: Final = ("avx512_bf16", "amx_bf16")
 """Instructions that add up products of bfloat16 in an order of their own."""
 
 Shape = tuple[int, int]
@@ -59,17 +59,17 @@ class Costs:
         shapes = Counter(weight.shape for weight in view.weights)
         dtype = view.weights[0].stored.dtype
         seconds = 0.0
-        whole = 0.0
+        operations_in_all = 0.0
         if tokens:
             for shape, count in shapes.items():
                 work = count * operations(shape, tokens)
-                whole += work
+                operations_in_all += work
                 seconds += work / peak(shape, dtype, view.device)
         return cls(
             phases=dict(clock.seconds),
             parts={"forward": forward, **parts},
             floor=seconds,
-            peak=whole / seconds if seconds else 0.0,
+            peak=operations_in_all / seconds if seconds else 0.0,
             tokens=tokens,
             dtype=str(dtype).removeprefix("torch."),
         )
@@ -111,7 +111,7 @@ def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "")
     every identity.
     """
     versions = {name: version(name) for name in ("calibrant", "torch", "transformers")}
-    about: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "seconds": dict(clock.seconds),
         "peak_memory_bytes": peak_memory(),
         "versions": {**versions, "python": platform.python_version()},
@@ -122,25 +122,25 @@ def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "")
         "note": note,
     }
     if shortage:
-        about[FEW_TOKENS] = shortage
-    return about
+        entries[FEW_TOKENS] = shortage
+    return entries
 
 
 def processor() -> str:
     """The name that Linux knows the processor by, else what Python says, with what it has for
     bfloat16: two that differ here may round otherwise.
     """
-    about = Path("/proc/cpuinfo")
-    known: dict[str, str] = {}
-    if about.is_file():
-        for line in about.read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    fields: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
             name, _, value = line.partition(":")
             # All cores are alike: the first one tells.
-            known.setdefault(name.strip(), value.strip())
-    name = known.get("model name") or platform.processor() or platform.machine()
-    flags = known.get("flags", "").split()
-    able = [instruction for instruction in _ROUNDING if instruction in flags]
-    return f"{name} with {' and '.join(able)}" if able else name
+            fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = fields.get("flags", "").split()
+    instructions = [instruction for instruction in _OWN_ORDER if instruction in flags]
+    return f"{name} with {' and '.join(instructions)}" if instructions else name
 
 
 def peak_memory() -> int:

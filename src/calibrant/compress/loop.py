@@ -35,7 +35,7 @@ from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN, starving
 from calibrant.walk.statistics import SeenByMatrix, untouched
 
-MEAN_WITHIN = 1e-3
+MEAN_TOLERANCE = 1e-3
 """How far, as a share of what was asked, the mean of an allocation may lie from it."""
 
 
@@ -101,12 +101,12 @@ def compress(
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
     # All ranks must go on from the same block.
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    late: list[Edit] = []
+    postponed: list[Edit] = []
     if on_disk:
-        done = absent(view, finished)
+        done = replaced_on_disk(view, finished)
     else:
         stored = [edit for step in finished for edit in step.edits]
-        done, late = put_back(view, stored, recipe.propagate)
+        done, postponed = put_back(view, stored, recipe.propagate)
     if checkpoint and recipe.propagate != "dense":
         change_when_read(view, checkpoint, range(len(finished)))
     edits = list(done)
@@ -139,7 +139,7 @@ def compress(
             # With it go the numbers of a block on disk, before the next one is worked on.
             del step
     # Matrices of before an interruption, in `dense`: its walk needed them as they were.
-    for edit in late:
+    for edit in postponed:
         edit.apply(view)
     if checkpoint and recipe.propagate == "dense":
         change_when_read(view, checkpoint, range(len(finished)))
@@ -316,7 +316,7 @@ def allocated(
     result = "it asks for something else"
     if target.amount is not None:
         mean = total / size
-        if comparable and abs(mean - target.amount) <= MEAN_WITHIN * abs(target.amount):
+        if comparable and abs(mean - target.amount) <= MEAN_TOLERANCE * abs(target.amount):
             return targets
         result = f"the mean over all weights is {mean:.6g}"
     message = f"{allocation} shares {target} so that {result}; it must be what was asked"
@@ -332,18 +332,18 @@ def put_back(
     Those are matrices, and scales that moved, in `dense`: its walk is through the untouched model.
     """
     done: list[Edit] = []
-    late: list[Edit] = []
+    postponed: list[Edit] = []
     for kept in stored:
         edit = read_edit(kept, view)
         done.append(edit)
         if propagate == "dense" and isinstance(edit, Replace | Fold):
-            late.append(edit)
+            postponed.append(edit)
         else:
             edit.apply(view)
-    return done, late
+    return done, postponed
 
 
-def absent(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
+def replaced_on_disk(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
     """Give the edits of before an interruption, matrices without their numbers, which are read
     when their block is.
     """

@@ -301,21 +301,21 @@ class _Job:
             if looking is not None:
                 drawn = resolved(looking, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
-        asked = recipe.run(opened, batch, **_named(calibration))
+        asked = recipe.run(opened, batch, **_data_and_seed(calibration))
         ranks.agree("the run that is asked for", asked.id)
-        left = memory
+        memory_left = memory
         if promised is not None:
-            left = room_for_activations(promised, opened, model_view, recipe.method, looking)
+            memory_left = room_for_activations(promised, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
-        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, left, ways)
+        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
         # Where memory is short for one rank, none can go on as asked.
         propagate, reason = _fit_of_all(ranks.gathered([fit]))
         notes.append(reason)
-        if options.out is not None and promised is not None and left is not None:
+        if options.out is not None and promised is not None and memory_left is not None:
             # On a device, activations aren't in the memory that was promised.
             on_cpu = opened.model.device.type == "cpu"
             reason = offloading(
-                left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
+                memory_left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
             )
             notes.append(reason)
             if reason:
@@ -336,8 +336,8 @@ class _Job:
     def result(self) -> Pruned:
         """Do the job, and save what comes of it where a folder is given."""
         if self.options.out is None:
-            return self.done(self.compress())
-        return self.into(Path(self.options.out))
+            return self.pruned(self.compress())
+        return self.saved_into(Path(self.options.out))
 
     def compress(
         self,
@@ -351,7 +351,7 @@ class _Job:
                 self.model_view,
                 self.batch,
                 self.recipe,
-                **_named(self.calibration),
+                **_data_and_seed(self.calibration),
                 progress=self.options.progress,
                 checkpoint=checkpoint,
                 keep=keep,
@@ -368,15 +368,15 @@ class _Job:
     def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
         shortage = shortage_of(self.model_view, self.batch)
-        about = provenance(self.opened, self.clock, self.note, shortage)
-        return replace(record, provenance=about | {"ranks": self.ranks.size})
+        entries = provenance(self.opened, self.clock, self.note, shortage)
+        return replace(record, provenance=entries | {"ranks": self.ranks.size})
 
-    def into(self, folder: Path) -> Pruned:
+    def saved_into(self, folder: Path) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.recipe.run(self.opened, self.batch, **_named(self.calibration))
+        run = self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
         manifest = read_manifest(folder)
         if manifest is not None:
-            return self.already(manifest, run, folder)
+            return self.already_there(manifest, run, folder)
         checkpoint = Checkpoint(folder, run.id)
         continued = len(checkpoint.load(numbers=False))
         edits: list[Edit] = []
@@ -393,10 +393,10 @@ class _Job:
                 compressed = CompressedModel(self.opened, self.model_view, finished, edits)
                 sizes = self.save(compressed, folder)
             checkpoint.remove()
-        done = self.done(record, folder)
+        done = self.pruned(record, folder)
         return replace(done, continued_from=continued, sizes=sizes)
 
-    def already(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
+    def already_there(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
         """The folder holds what was asked for, or an error that says what it holds instead."""
         if manifest.get("id") != run.id:
             check_output(folder)
@@ -445,7 +445,7 @@ class _Job:
                 raise
             raise NumericsError(f"{error}; {stay}", subject=error.subject) from error
 
-    def done(self, record: Record, folder: Path | None = None) -> Pruned:
+    def pruned(self, record: Record, folder: Path | None = None) -> Pruned:
         """Return what came of it.
 
         The model is another one than was opened, by its digest, and where it is saved by its name.
@@ -495,7 +495,7 @@ def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, s
     return fits[0]
 
 
-def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
+def _data_and_seed(calibration: CalibrationSet | None) -> dict[str, Any]:
     """What a record calls the set and its draw."""
     if calibration is None:
         return {"data": "", "seed": 0}
