@@ -87,8 +87,8 @@ class Job:
     ) -> Iterator[tuple[Weight, Seen]]:
         batch = self.batch
         looks_at_untouched = self.propagate == "dense" and bool(observes)
-        # `untouched` reads and keeps statistics, and adds up the parts of a mix. A plain walk can do
-        # neither.
+        # `untouched` reads and keeps statistics, and adds up the parts of a mix. A plain walk can
+        # do neither.
         if looks_at_untouched and batch is not None and (self.statistics or batch.mixed):
             return untouched(
                 self.opened,

@@ -40,9 +40,9 @@ class Allocation(Spec, ABC):
         """Return one target for each of the `matrices`, by name, for a job that the `method` will
         do: by default those of `share`.
 
-        An allocation that `tries` measures in the job what the method would make of the model, which
-        is untouched before and after. It keeps what it finds out in `job.journal`. What it puts into
-        `job.notes` goes into the record.
+        An allocation that `tries` measures in the job what the method would make of the model,
+        which is untouched before and after. It keeps what it finds out in `job.journal`. What it
+        puts into `job.notes` goes into the record.
         """
         del method
         return self.share(matrices, job.target)

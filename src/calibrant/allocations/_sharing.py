@@ -25,8 +25,9 @@ def size_of(weights: Iterable[Weight]) -> int:
 
 
 def menu(target: Target, step: float, reach: int) -> Mapping[int, Target]:
-    """Return, by steps, `target` and those up to `reach` steps to either side of it, as far as there
-    are any. A step is the same amount everywhere: steps that add up to 0 leave the mean as it is.
+    """Return, by steps, `target` and those up to `reach` steps to either side of it, as far as
+    there are any. A step is the same amount everywhere: steps that add up to 0 leave the mean as it
+    is.
 
     A step is `step` for a sparsity, one weight of every M more for N:M, and one bit more for a
     grid. Raises `TargetError` for other targets.
@@ -72,8 +73,9 @@ def cheapest(
 
     `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost
     may be infinite where a part can't have a choice, but not for the step 0. Of choices that cost
-    the same the one nearest to 0 is taken. The search goes through the parts, and keeps the cheapest
-    way to each sum that they can have so far: a knapsack in which every part takes one thing.
+    the same the one nearest to 0 is taken. The search goes through the parts, and keeps the
+    cheapest way to each sum that they can have so far: a knapsack in which every part takes one
+    thing.
 
     Raises `TargetError` where it would take too long; its message ends with `advice`.
 

@@ -100,11 +100,11 @@ class OWL(Allocation):
     ) -> list[float]:
         """How much more of its weights each block keeps than the mean, as a share of them."""
         shares = [outliers(block, self.times) for block in blocks]
-        known = [share for share in shares if share is not None]
-        if not known or max(known) == min(known):
+        reached = [share for share in shares if share is not None]
+        if not reached or max(reached) == min(reached):
             return [0.0] * len(blocks)
-        lowest = min(known)
-        width = max(known) - lowest
+        lowest = min(reached)
+        width = max(reached) - lowest
         scaled = np.zeros(len(blocks))
         counted = np.zeros(len(blocks))
         for index, share in enumerate(shares):

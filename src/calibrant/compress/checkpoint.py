@@ -37,8 +37,8 @@ class FinishedStep:
 
 
 class Checkpoint:
-    """The finished steps of the run `run_id`, which is to be saved as `out`. The folder is made with
-    the first step.
+    """The finished steps of the run `run_id`, which is to be saved as `out`. The folder is made
+    with the first step.
     """
 
     def __init__(self, out: Path, run_id: str) -> None:
@@ -52,8 +52,8 @@ class Checkpoint:
         """Return the finished steps from the first one on, as far as none is missing; empty if
         nothing was begun, or another run was.
 
-        A damaged step ends them too, and a line says so. Without `numbers` the edits' tensors are on
-        the meta device; `edits` reads those of a step.
+        A damaged step ends them too, and a line says so. Without `numbers` the edits' tensors are
+        on the meta device; `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
         # There can't be more steps than files; a missing one ends the loop.
@@ -96,8 +96,8 @@ class Checkpoint:
     def add(
         self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]
     ) -> None:
-        """Keep step `index`: its edits, and what the record says of each. Raises `OutputError` where
-        it can't be written, as on a full disk; the steps before it stay.
+        """Keep step `index`: its edits, and what the record says of each. Raises `OutputError`
+        where it can't be written, as on a full disk; the steps before it stay.
         """
         tensors, entries = as_tensors(edits)
         facts = {"edits": entries, "reports": list(reports)}

@@ -1,5 +1,5 @@
-"""How a result came about: where the seconds went, and the least they could be (one forward's matrix
-products); on which machine; and whether there were few tokens.
+"""How a result came about: where the seconds went, and the least they could be (one forward's
+matrix products); on which machine; and whether there were few tokens.
 """
 
 import os

@@ -149,8 +149,8 @@ class ImatrixSummary:
 
     `alike` has for each tensor that both have the correlation of the logarithms of its columns'
     importance: 1 where a quantizer would do the same with either. A factor that all columns share
-    makes no difference to a quantizer. `unseen` counts the experts that no token reached, and `rare`
-    those that fewer than 16 did.
+    makes no difference to a quantizer. `unseen` counts the experts that no token reached, and
+    `rare` those that fewer than 16 did.
     """
 
     tensors: int

@@ -55,15 +55,16 @@ def compress(
     ranks: Ranks = ALONE,
     journal: Journal | None = None,
 ) -> Record:
-    """Compress the model behind `view` in place, and return a record of what was done to it, edit by
-    edit. The model must be untouched.
+    """Compress the model behind `view` in place, and return a record of what was done to it, edit
+    by edit. The model must be untouched.
 
-    In `dense`, statistics are kept in the folder `statistics`, if one is given: those that are there
-    are read, and those that are lacking are gathered in one pass, with those of the `kinds` that
-    other jobs will want. The result is the same to the bit.
+    In `dense`, statistics are kept in the folder `statistics`, if one is given: those that are
+    there are read, and those that are lacking are gathered in one pass, with those of the `kinds`
+    that other jobs will want. The result is the same to the bit.
 
-    `keep` is called with every edit at the end, those of before an interruption too. What the method
-    finds out by trying is kept in `journal`, or else in the `checkpoint`, and isn't tried again.
+    `keep` is called with every edit at the end, those of before an interruption too. What the
+    method finds out by trying is kept in `journal`, or else in the `checkpoint`, and isn't tried
+    again.
 
     With several `ranks`, each calibrates on a part of the batch, and all make every edit; the first
     one alone writes to the checkpoint.
@@ -185,7 +186,8 @@ def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
             yield step
             step = _Step([], [])
         with spent_on("record"):
-            # Before the edit is applied: a report compares the matrix as it is with what it becomes.
+            # Before the edit is applied: a report compares the matrix as it is with what it
+            # becomes.
             report = edit.report(job.view)
             check_report(report, report.get("name", recipe.method.spec_name()))
             step.reports.append(report)
@@ -228,8 +230,8 @@ class UntouchedModel:
     ranks: Ranks = ALONE
 
     def job(self, target: Target, journal: Journal, notes: dict[str, Any]) -> Job:
-        """Return a job in which an allocation can try edits of the untouched model; what it puts into
-        the `notes` goes into the record.
+        """Return a job in which an allocation can try edits of the untouched model; what it puts
+        into the `notes` goes into the record.
         """
         return Job(
             self.opened,

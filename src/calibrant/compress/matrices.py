@@ -51,8 +51,8 @@ def edits_of(method: Method, job: Job) -> Iterator[Edit]:
 def check_model(
     method: Method, view: ModelView, target: Target, targets: Mapping[str, Target]
 ) -> None:
-    """Raise `TargetError`, before anything is touched, if a method can't be used with this model, or
-    with the `targets` of its matrices, by name.
+    """Raise `TargetError`, before anything is touched, if a method can't be used with this model,
+    or with the `targets` of its matrices, by name.
     """
     if isinstance(method, ModelMethod):
         method.check_model(view, target, targets)
@@ -63,8 +63,8 @@ def check_model(
 
 def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
     """Return the matrices that are still to be compressed, each with what it saw. Tokens are shown
-    as the method's `token_use` says. Raises `SpecError` for a method that can't be shared by several
-    processes.
+    as the method's `token_use` says. Raises `SpecError` for a method that can't be shared by
+    several processes.
     """
     token_use = method.token_use
     if token_use.one_process:

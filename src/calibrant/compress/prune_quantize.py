@@ -81,8 +81,8 @@ USUAL_SHARE: Final = 0.5
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` and `quantize` return: the model in memory, the record of what was done to it, and
-    the folder where it was saved (None if it wasn't).
+    """What `prune` and `quantize` return: the model in memory, the record of what was done to it,
+    and the folder where it was saved (None if it wasn't).
     """
 
     opened: Opened
@@ -192,12 +192,12 @@ def _check_verb(verb: Verb, method: Method, target: Target) -> None:
 
 def _methods_for(kinds: tuple[type[Target], ...]) -> str:
     """The names of the methods that accept one of these kinds of target."""
-    found: list[str] = []
+    names: list[str] = []
     for name in methods.names():
         method = methods.get(name)
         if method.prunes and _accepts(method, kinds):
-            found.append(name)
-    return ", ".join(found)
+            names.append(name)
+    return ", ".join(names)
 
 
 def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> bool:
@@ -435,8 +435,8 @@ class _Job:
 
     @contextmanager
     def telling_what_stays(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """While it lasts, let a `NumericsError` say where the finished blocks stay, or what a search
-        tried; if there is neither, nothing stays.
+        """While it lasts, let a `NumericsError` say where the finished blocks stay, or what a
+        search tried; if there is neither, nothing stays.
 
         The same command may go on from them: on another device, or with another number of threads,
         its numbers may be finite.
@@ -470,8 +470,8 @@ class _Job:
         return Pruned(compressed, self.with_provenance(record), folder)
 
     def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
-        """Write the model in every form, with its manifest and its card, or nothing of it. Return how
-        many bytes each form takes.
+        """Write the model in every form, with its manifest and its card, or nothing of it. Return
+        how many bytes each form takes.
         """
         record = compressed.record
         sizes: dict[str, int] = {}
@@ -504,8 +504,8 @@ class _Job:
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
-    """What all ranks go on with: the first fit with a reason not to go on as asked, if there is one.
-    Without one all fits are the same.
+    """What all ranks go on with: the first fit with a reason not to go on as asked, if there is
+    one. Without one all fits are the same.
     """
     for propagate, reason in fits:
         if reason:

@@ -44,8 +44,8 @@ class Recipe:
         transform: Sequence[str | Transform] = (),
         starved: str = AS_SEEN,
     ) -> "Recipe":
-        """Return the recipe that the texts of a user ask for. Raises an `InputError` for a text that
-        can't be read, which says what is allowed.
+        """Return the recipe that the texts of a user ask for. Raises an `InputError` for a text
+        that can't be read, which says what is allowed.
 
         Without `propagate` it is the method's own default. `starved` says what experts with few
         tokens are calibrated on.

@@ -114,8 +114,8 @@ class Needs:
         return self.process + self.model + self.activations(propagate) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
-        """Return the activations that are in memory at once. With `offload` the inputs of blocks are
-        on disk, except in `arrival`, which can't.
+        """Return the activations that are in memory at once. With `offload` the inputs of blocks
+        are on disk, except in `arrival`, which can't.
         """
         if propagate == "arrival":
             # All micro-batches wait within a block, while one goes on to where they are.
@@ -130,8 +130,8 @@ class Needs:
 
 
 def in_bytes(memory: float | None) -> int | None:
-    """Return in bytes the `memory` that is given in GB; None where none is given. Raises `SpecError`
-    for what isn't above 0 or is more than any machine has.
+    """Return in bytes the `memory` that is given in GB; None where none is given. Raises
+    `SpecError` for what isn't above 0 or is more than any machine has.
     """
     if memory is None:
         return None
@@ -229,16 +229,16 @@ def _why_on_disk(
     most = needs.in_memory(estimated)
     if most <= promised:
         return ""
-    about = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
+    estimate = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if whole_model_for:
         problem = f"its blocks can't be left on disk, since {whole_model_for}"
-        raise SpecError(f"{about}; {problem}; allow more memory", subject=model)
+        raise SpecError(f"{estimate}; {problem}; allow more memory", subject=model)
     least = min(needs.on_disk(way, offload=True) for way in ways)
     if least > promised:
         problem = f"with its blocks on disk it needs about {least / 1e9:.1f} GB"
         advice = "allow so much, or calibrate on fewer tokens"
-        raise SpecError(f"{about}; {problem}; {advice}", subject=model)
-    return f"{about}: its blocks stayed on disk"
+        raise SpecError(f"{estimate}; {problem}; {advice}", subject=model)
+    return f"{estimate}: its blocks stayed on disk"
 
 
 def needs_whole_model(
@@ -362,8 +362,8 @@ def check_kept(promised: int, opened: Opened) -> None:
 
 
 def _running_selector(calibration: CalibrationSet) -> str:
-    """The selector of a calibration set, which needs the whole model, in a part of a sentence; empty
-    if there is none.
+    """The selector of a calibration set, which needs the whole model, in a part of a sentence;
+    empty if there is none.
     """
     for part in calibration.parts:
         if isinstance(part.source, Selector):
@@ -372,7 +372,7 @@ def _running_selector(calibration: CalibrationSet) -> str:
 
 
 def _numbers_per_token(view: ModelView) -> int:
-    """How many numbers a token takes within a block: input, residual, and the two widest results."""
+    """How many numbers a token takes in a block: input, residual, and the two widest results."""
     inputs = [weight.shape[1] for weight in view.blocks[0].weights]
     outputs = [weight.shape[0] for weight in view.blocks[0].weights]
     return 3 * min(inputs) + max(inputs) + max(outputs)

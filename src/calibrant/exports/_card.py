@@ -165,6 +165,7 @@ def _body(record: Record, note: str) -> Iterator[str]:
 
 def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
     """Yield which blocks or experts an edit removed."""
+    # An empty line comes first, or Markdown would make the sentence a row of the table before it.
     if edit["edit"] == "drop_blocks":
         blocks = ", ".join(map(str, edit["blocks"]))
         yield f"\nBlocks removed: {blocks} of {edit['of']}, as they were numbered then."
@@ -219,8 +220,8 @@ def _table(rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _code(value: Any) -> str:
-    """Return a value as a code span: nothing in it is read as Markdown or HTML, and it doesn't end a
-    cell of a table.
+    """Return a value as a code span: nothing in it is read as Markdown or HTML, and it doesn't end
+    a cell of a table.
     """
     text = visible_name(str(value)).replace("|", "¦")
     # The span's fence must be longer than any row of backticks inside it.

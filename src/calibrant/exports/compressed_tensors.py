@@ -103,8 +103,8 @@ class CompressedTensors(Export):
 
 
 def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is yielded
-    as three tensors: its codes, scales and shape.
+    """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is
+    yielded as three tensors: its codes, scales and shape.
     """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping

@@ -156,6 +156,7 @@ def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
     # A group must consist of whole blocks, which then have its scale.
     if inputs % (BLOCK * groups):
         return None
+    # A scale for each block of llama.cpp's, of which our group may have several.
     scales = packed.scales.cpu().repeat_interleave(inputs // groups // BLOCK, dim=1)
     # The blocks of llama.cpp have scales in float16.
     if not torch.equal(scales.to(torch.float16).to(scales.dtype), scales):

@@ -46,6 +46,7 @@ class Sparse(Export):
 
     def convert(self, opened: Opened, folder: Path) -> None:
         _check(self, opened)
+        # Written whole first: only there the tensors have the names and shapes of a checkpoint.
         dense = folder / ".dense"
         write_model(opened, dense)
         _without_zeros(dense, folder, {})
@@ -110,6 +111,7 @@ class _Forms:
         """
         form = self._named.get(name.removesuffix(".weight"), self._named.get(name))
         if form is not None:
+            # The name alone proves nothing: a later edit may have changed the numbers.
             dense = form.dense()
             if same(dense, tensor):
                 return form, False
@@ -130,14 +132,14 @@ class _Forms:
         """
         rows, columns = tensor.shape
         if (rows, columns) not in self._first_rows:
-            known: dict[bytes, list[tuple[str, int]]] = {}
+            places_of: dict[bytes, list[tuple[str, int]]] = {}
             for name, form in self._unnamed.items():
                 dense = form.dense()
                 if dense.shape[1] != columns:
                     continue
                 for row in range(0, len(dense) - rows + 1, rows):
-                    known.setdefault(_bytes(dense[row]), []).append((name, row))
-            self._first_rows[rows, columns] = known
+                    places_of.setdefault(_bytes(dense[row]), []).append((name, row))
+            self._first_rows[rows, columns] = places_of
         return self._first_rows[rows, columns].get(_bytes(tensor[0]), [])
 
 

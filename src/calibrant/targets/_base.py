@@ -39,8 +39,8 @@ class Target(Spec, ABC):
 
     @property
     def amount(self) -> float | None:
-        """How much is asked, as a number that can be averaged over matrices: the share that goes, or
-        the bits that stay; None if there is no such number.
+        """How much is asked, as a number that can be averaged over matrices: the share that goes,
+        or the bits that stay; None if there is no such number.
         """
         return None
 

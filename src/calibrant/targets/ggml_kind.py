@@ -67,8 +67,8 @@ class GgmlKind(Target):
         return size * 8 / inputs
 
     def fitting(self, inputs: int) -> "GgmlKind | None":
-        """Return the kind that llama.cpp takes for rows of so many inputs: this one if it fits, else
-        its fallback if that fits, else None (plain numbers).
+        """Return the kind that llama.cpp takes for rows of so many inputs: this one if it fits,
+        else its fallback if that fits, else None (plain numbers).
 
         >>> GgmlKind("q4_k").fitting(576), GgmlKind("q4_k").fitting(100)
         (GgmlKind(name='q5_0'), None)

@@ -126,11 +126,11 @@ def orthogonal(size: int, generator: torch.Generator) -> tuple[Float[Tensor, "si
     """Return an orthogonal matrix in float64 that spreads every feature over all others, and its
     kind: `hadamard` times random signs, or `random` (of normal numbers, by QR).
     """
-    known = hadamard(size)
+    matrix = hadamard(size)
     # Drawn also where they aren't used: else the random numbers after them would be others.
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    if known is not None:
-        return signs[:, None] * known / math.sqrt(size), "hadamard"
+    if matrix is not None:
+        return signs[:, None] * matrix / math.sqrt(size), "hadamard"
     normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
     rotation, triangle = torch.linalg.qr(normal)
     # QR leaves signs undecided: with those of the triangle the rotation is uniformly distributed.

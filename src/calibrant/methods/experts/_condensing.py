@@ -72,8 +72,8 @@ class LayerSample:
 
     `inputs` are those of the layer. `beside_routed` is what the layer adds to the output of its
     routed experts, and `shared_output` what the shared expert gives before it is multiplied with a
-    gate: both are None in a layer without a shared expert. `weights` say how much each token counts;
-    over all micro-batches they add up to 1.
+    gate: both are None in a layer without a shared expert. `weights` say how much each token
+    counts; over all micro-batches they add up to 1.
     """
 
     inputs: Float[Tensor, "token hidden"]

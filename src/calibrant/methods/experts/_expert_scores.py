@@ -222,8 +222,8 @@ CRITERIA: Final = MappingProxyType(
         "random": Criterion(by_chance),
     }
 )
-"""The criteria by name: MC-Suite's by weights, by what the router does, by what experts give, and by
-gradients; then REAP's, and a random one.
+"""The criteria by name: MC-Suite's by weights, by what the router does, by what experts give, and
+by gradients; then REAP's, and a random one.
 """
 
 

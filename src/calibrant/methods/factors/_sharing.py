@@ -159,8 +159,8 @@ class Budget:
             raise self._refusal(f"{fits}; {self._advice()}")
         if rank > self.width:
             # Four digits, rounded up: with that density the largest rank fits.
-            left = 10_000 * (self.allowed - self.stream * self.width)
-            least = math.ceil(Fraction(left, self.units * self.width)) / 10_000
+            numerator = 10_000 * (self.allowed - self.stream * self.width)
+            least = math.ceil(Fraction(numerator, self.units * self.width)) / 10_000
             problem = f"density={density:g} needs a rank of {rank}, above the width of {self.width}"
             raise self._refusal(f"{problem}; choose a density of at least {least:g}")
         return self._plan(rank, tuple(int(share * rank * units) for _, units in self.shapes))
@@ -217,8 +217,8 @@ class Sharing(ModelMethod, ABC):
     """Puts products of factors in the place of the matrices of feed-forward networks; a subclass
     says which matrices share a factor, and makes the factors.
 
-    A set may reach over several blocks, and is factorised when the walk has passed its last one. Its
-    matrices must have seen the inputs of the untouched model then, so only `dense` is possible.
+    A set may reach over several blocks, and is factorised when the walk has passed its last one.
+    Its matrices must have seen the inputs of the untouched model then, so only `dense` is possible.
     Matrices that no token reached stay as they are, and don't count. To a Gram `damp` · mean
     diagonal is added.
     """
