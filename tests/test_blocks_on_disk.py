@@ -17,7 +17,7 @@ import torch
 
 from calibrant.compress import Recipe, compress, prune, prune_quantize, quantize, room
 from calibrant.compress.checkpoint import Checkpoint
-from calibrant.compress.room import BLOCKS_HELD, Needs, left_on_disk, needs_all_of_it
+from calibrant.compress.room import BLOCKS_HELD, Needs, left_on_disk, needs_whole_model
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.exports.hf import HuggingFace
@@ -279,7 +279,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     data, wanda = CalibrationSet(texts, samples=4, length=16), Recipe.parse("wanda", 0.5)
     selected = CalibrationSet("cluster(source=python_docs)", samples=4, length=16)
     whole, both = (HuggingFace(),), (HuggingFace(), Sparse())
-    assert needs_all_of_it(wanda, data, whole, ALONE) == ""
+    assert needs_whole_model(wanda, data, whole, ALONE) == ""
     asked_of = {
         "transforms": (Recipe.parse("wanda", 0.5, transform=("rotate",)), data, whole),
         "greedy": (Recipe.parse("greedy", 0.34), data, whole),
@@ -291,7 +291,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
         "starved=dense": (replace(wanda, starved="dense"), data, whole),
     }
     for named, job in asked_of.items():
-        assert named in needs_all_of_it(*job, ALONE)
+        assert named in needs_whole_model(*job, ALONE)
     with refused(SpecError, str(folder)):
         left_on_disk(str(folder), wanda, data, both, "bfloat16", "cpu", 1000, ALONE)
     opened = open_model(str(folder), "bfloat16", on_disk=True)
@@ -316,7 +316,7 @@ def test_every_method_gives_the_same_files_or_is_refused(
         None,
     )
     recipe = None if target is None else Recipe.parse(built, target)
-    if recipe is None or needs_all_of_it(recipe, None, (HuggingFace(),), ALONE):
+    if recipe is None or needs_whole_model(recipe, None, (HuggingFace(),), ALONE):
         pytest.skip("it is refused by name, which other tests look at")
     same_both_ways(
         prune if target == "0.5" else quantize, folder, texts, tmp_path, name, target or ""

@@ -29,14 +29,18 @@ from calibrant.walk.variants import loss
 class Job:
     """An open model, the tokens it is calibrated on, and its targets.
 
-    `targets` has the target that the allocation gives each matrix, by name. `done` are edits that
-    were applied before an interruption: a method yields only the others. In `dense` propagation,
-    and there alone, edits of `done` that change a block's numbers are not applied yet, since the
-    walk is through the untouched model. What a method finds out by trying it may keep in `journal`:
-    after an interruption it is there, and needn't be tried again; what an allocation puts into
-    `notes` the record says. `statistics` is the folder that keeps what the untouched model's
-    matrices saw, None for none; `kinds` are what others need there. `starving` are the matrices of
-    experts that get few tokens, by name; `starved` says what they are calibrated on.
+    `target` is what was asked for, and `targets` has by name what the allocation gives each matrix.
+
+    `done` are the edits of before an interruption: a method yields only the others. They are
+    applied, except that in `dense` propagation those that change a block's numbers aren't yet: its
+    walk is through the untouched model.
+
+    `journal` is for what a method finds out by trying: after an interruption it is there, and
+    needn't be tried again. What an allocation puts into `notes` goes into the record.
+
+    `statistics` is the folder that keeps what the untouched model's matrices saw, None for none;
+    `kinds` are the statistics that other jobs will look for there. `starving` has by name the
+    matrices of experts that get few tokens, and `starved` says what they are calibrated on.
     """
 
     opened: Opened
@@ -59,7 +63,9 @@ class Job:
 
     @property
     def start(self) -> int:
-        """The first block of which no matrix was replaced before an interruption."""
+        """The first block behind all those of which something was replaced before an
+        interruption.
+        """
         blocks = [edit.block for edit in self.done if edit.block is not None]
         return max(blocks, default=-1) + 1
 
@@ -67,7 +73,7 @@ class Job:
         self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None
     ) -> Iterator[tuple[Weight, Seen]]:
         """Yield each matrix that is still to be compressed with what it saw, as the propagation
-        says; `weigh` weighs tokens block by block.
+        says. `weigh` computes the tokens' weights for each block.
 
         A matrix that no token reached isn't yielded. An edit of the matrix is applied before the
         next one is asked for. Raises `WalkError` and `NumericsError` as `calibrant.walk.walk` does.
@@ -80,9 +86,10 @@ class Job:
         self, observes: tuple[type[Statistic], ...], weigh: Weigh | None
     ) -> Iterator[tuple[Weight, Seen]]:
         batch = self.batch
-        untouched_model = self.propagate == "dense" and observes
-        # A walk can't add up the parts of a mix, each of which has a share of its own.
-        if untouched_model and batch is not None and (self.statistics or batch.mixed):
+        looks_at_untouched = self.propagate == "dense" and bool(observes)
+        # `untouched` reads and keeps statistics, and adds up the parts of a mix. A plain walk can
+        # do neither.
+        if looks_at_untouched and batch is not None and (self.statistics or batch.mixed):
             return untouched(
                 self.opened,
                 self.view,
@@ -106,10 +113,10 @@ class Job:
         )
 
     def _stored_statistics(self) -> Path | None:
-        """The folder of what matrices saw, where that is what they see in this job.
+        """The folder of statistics; None where matrices see something else in this job.
 
-        What is kept there is of the model with all its parts, and of experts that get the tokens
-        that their router sends them.
+        It holds what they see in the model with all its parts, where experts get the tokens that
+        their router sends them.
         """
         if any(kind != Replace.kind for kind in self.applied_kinds):
             return None
@@ -118,10 +125,10 @@ class Job:
         return self.statistics
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
-        """Yield each block of the model as it is now, with what it did to its input and whom its
-        router picked; of a mix the sum.
+        """Yield each block of the model as it is now, with what it did to its input and which
+        experts its router picked; of a mix the sum over its parts.
         """
-        # What is kept there is of the untouched model.
+        # What is kept in the folder is of the untouched model.
         root = None if self.applied_kinds else self.statistics
         seen_by_block = blocks_seen(
             self.opened, self.view, self.tokens(), observes, root=root, ranks=self.ranks
@@ -131,17 +138,17 @@ class Job:
             yield block, seen
 
     def loss(self) -> float:
-        """Measure what the model as it is now loses on the calibration tokens, in nats a token; a
-        token counts by its weight.
+        """Return the loss of the model as it is now on the calibration tokens, in nats a token.
 
-        Of a mix, the loss of each part counts by its share. Padding is neither predicted nor
-        counted.
+        A token counts by its weight; of a mix, each part by its share. Padding is neither predicted
+        nor counted.
         """
         return loss(self.view, self.tokens(), self.ranks)
 
     @contextmanager
     def trying(self, edit: Edit) -> Iterator[None]:
         """Apply `edit` while the context lasts, and undo it at its end, whatever happens in it."""
+        # Before it is applied: to undo is to put back what is there now.
         undo = edit.undo(self.view)
         edit.apply(self.view)
         try:
@@ -150,7 +157,7 @@ class Job:
             undo()
 
     def tokens(self) -> TokenBatch:
-        """Return the tokens that it is calibrated on. Raises `SpecError` where there are none."""
+        """Return the calibration tokens. Raises `SpecError` where there are none."""
         if self.batch is None:
             raise SpecError("this method looks at calibration data; give --data", subject="data")
         return self.batch

@@ -12,9 +12,9 @@ from calibrant.errors import TargetError
 from calibrant.methods.factors._factors import (
     Member,
     alternated,
-    best_own,
+    best_own_factor,
+    error_by_own_factor,
     leading,
-    of_own,
     truncated,
 )
 from calibrant.methods.factors._sharing import Budget
@@ -107,7 +107,9 @@ def test_steps_come_to_the_best_numbers_on_a_mask(number: int):
     shared, own = random_factors(4, 3)
     keep = torch.rand(4, UNITS, generator=torch.Generator().manual_seed(3)) < 0.5
     wanted = on_a_mask(made[number], seen[number], shared, keep)
-    found = of_own(made[number], shared).descended(own[number].masked_fill(~keep, 0), 400, keep)
+    found = error_by_own_factor(made[number], shared).descended(
+        own[number].masked_fill(~keep, 0), 400, keep
+    )
     assert bool((found[~keep] == 0).all())
     assert torch.allclose(found, wanted, atol=1e-6 * float(wanted.abs().max()))
 
@@ -122,13 +124,13 @@ def test_one_matrix_alone_is_decomposed_as_well_as_can_be(reads: bool, rank: int
     (member,), (x,) = members((reads,))
     outputs = x @ (member.weight if reads else member.weight.T)
     aware = truncated([member], rank, True, torch.float64)
-    assert slow_error(member, x, aware.shared @ aware.own[0]) == pytest.approx(
+    assert slow_error(member, x, aware.shared @ aware.own_factors[0]) == pytest.approx(
         tail(outputs, rank), rel=1e-4
     )
     plain = truncated([Member(member.weight, None, reads)], rank, False, torch.float64)
-    assert float((member.weight - plain.shared @ plain.own[0]).square().sum()) == pytest.approx(
-        tail(member.weight, rank), rel=1e-4
-    )
+    assert float(
+        (member.weight - plain.shared @ plain.own_factors[0]).square().sum()
+    ) == pytest.approx(tail(member.weight, rank), rel=1e-4)
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -143,7 +145,8 @@ def test_a_basis_of_matrices_that_see_the_same_is_the_best_there_is(reads: bool)
         stacked = torch.cat([x @ member.weight.T for member, x in zip(made, seen, strict=True)])
     found = truncated(made, 4, True, torch.float64)
     errors = sum(
-        member.error(found.shared @ own) for member, own in zip(made, found.own, strict=True)
+        member.error(found.shared @ own)
+        for member, own in zip(made, found.own_factors, strict=True)
     )
     assert errors == pytest.approx(tail(stacked, 4), rel=1e-4)
 
@@ -153,7 +156,7 @@ def test_a_dense_own_factor_is_that_of_least_squares():
     shared, _ = random_factors(4, 0)
     for member, x in zip(made, seen, strict=True):
         wanted = on_a_mask(member, x, shared, torch.ones(4, UNITS, dtype=torch.bool))
-        assert torch.allclose(best_own(member, shared), wanted, atol=1e-8)
+        assert torch.allclose(best_own_factor(member, shared), wanted, atol=1e-8)
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.bfloat16, 1e-4)])
@@ -165,8 +168,8 @@ def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, wi
         alternated(made, STREAM, (full,) * 3, 4, 3, dtype),
         truncated(made, STREAM, True, dtype),
     ):
-        assert {each.dtype for each in (found.shared, *found.own)} == {dtype}
-        for member, x, own in zip(made, seen, found.own, strict=True):
+        assert {each.dtype for each in (found.shared, *found.own_factors)} == {dtype}
+        for member, x, own in zip(made, seen, found.own_factors, strict=True):
             assert (
                 slow_error(member, x, found.shared.double() @ own.double()) * member.share < within
             )
@@ -175,11 +178,11 @@ def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, wi
 def summed(made: list[Member], seen: list[Tensor], rank: int, kept: int, rounds: int = 8) -> float:
     """The sum of the members' errors, of which each keeps exactly so many numbers."""
     found = alternated(made, rank, (kept,) * len(made), rounds, 3, torch.float64)
-    assert [int(own.count_nonzero()) for own in found.own] == [kept] * len(made)
+    assert [int(own.count_nonzero()) for own in found.own_factors] == [kept] * len(made)
     assert torch.allclose(found.shared.norm(dim=0), torch.ones(rank, dtype=torch.float64))
     return sum(
         member.share * slow_error(member, x, found.shared @ own)
-        for member, x, own in zip(made, seen, found.own, strict=True)
+        for member, x, own in zip(made, seen, found.own_factors, strict=True)
     )
 
 

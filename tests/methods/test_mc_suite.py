@@ -20,9 +20,9 @@ from calibrant.job import Job
 from calibrant.methods import methods
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,
-    LookedAt,
+    LayerEvidence,
     expert_gradients,
-    first,
+    first_by_score,
     first_of_pairs,
 )
 from calibrant.methods.experts.mc_suite import MCSuite
@@ -137,7 +137,7 @@ def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weight
         }
         gradients = expert_gradients(job_of(model, batch), layers)
     for layer in layers:
-        looked = LookedAt(layer, seen[layer.block], gradients[layer.block], VOCABULARY, 0)
+        evidence = LayerEvidence(layer, seen[layer.block], gradients[layer.block], VOCABULARY, 0)
         module = exact.get_submodule(f"{layer.name}.experts")
         parts, slopes = (matrices_of(kind, module, of) for of in (lambda numbers: numbers, slope))
         router = exact.get_parameter(f"{layer.matrix.name}.weight").detach()
@@ -145,7 +145,7 @@ def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weight
             got[layer.block], parts, slopes, router, VOCABULARY, weighs_inputs=kind == "llama4_text"
         )
         for name, expected in want.items():
-            found = CRITERIA[name].score(looked)
+            found = CRITERIA[name].score(evidence)
             if name in ("eao", "ego"):  # a number that lies at a border may be on either side of it
                 low, high = expected
                 assert all(
@@ -269,8 +269,8 @@ def test_of_pairs_the_less_used_goes_and_takes_its_pairs_along() -> None:
     assert first_of_pairs(torch.ones(3, 3), torch.ones(3), 2, largest=True) == (1, 2), (
         "of two that are used alike the higher number goes"
     )
-    assert first(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=False) == (1, 3, 0)
-    assert first(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=True) == (0, 2, 1)
+    assert first_by_score(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=False) == (1, 3, 0)
+    assert first_by_score(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=True) == (0, 2, 1)
 
 
 def test_gradients_of_a_mix_count_each_part_by_its_share() -> None:

@@ -1,6 +1,7 @@
 """What a text is read as."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,14 @@ def test_what_is_no_share_is_refused(given: str):
     with pytest.raises(TargetError) as caught:
         parse_target(given)
     assert given.split()[0] in caught.value.subject
+
+
+@pytest.mark.parametrize("given", ["half", None])
+def test_a_share_that_is_no_number_is_refused(given: Any):
+    with pytest.raises(TargetError):
+        Sparsity(given)
+    with pytest.raises(TargetError):
+        Share("blocks", given)
 
 
 def test_the_number_of_parts_is_exact():

@@ -14,7 +14,7 @@ from calibrant.models import ModelView, Snapshot, view
 from calibrant.targets import NofM
 from calibrant.testing.tiny import tiny_folder, tiny_model
 from calibrant.transforms import transforms
-from calibrant.transforms.permute import assigned, dealt, kept, spread
+from calibrant.transforms.permute import assigned, best_order, dealt, kept
 
 from tests.transforms.test_rotate import logits, uneven
 from tests.usual import usually
@@ -51,14 +51,14 @@ def test_what_is_kept_is_what_the_target_keeps_and_no_order_that_is_found_keeps_
     assert kept(scores, order, n, m) == pytest.approx(kept_by_loops(scores, order.tolist(), n, m))
     first = dealt(scores, m)
     assert kept(scores, assigned(scores, first, n, m), n, m) >= kept(scores, first, n, m) - 1e-6
-    assert kept(scores, spread(scores, n, m), n, m) >= kept(scores, torch.arange(32), n, m)
+    assert kept(scores, best_order(scores, n, m), n, m) >= kept(scores, torch.arange(32), n, m)
 
 
 def test_inputs_that_matter_and_stand_together_are_spread():
     scores = torch.ones(3, 16)
     scores[:, :8] = 10
     assert kept(scores, torch.arange(16), 2, 4) == 3 * (4 * 10 + 4)
-    assert kept(scores, spread(scores, 2, 4), 2, 4) == 3 * 8 * 10
+    assert kept(scores, best_order(scores, 2, 4), 2, 4) == 3 * 8 * 10
 
 
 FAMILIES = {

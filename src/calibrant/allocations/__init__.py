@@ -1,4 +1,4 @@
-"""How a request is shared among blocks, one file each; the list of names is the list of files."""
+"""How a target is shared among blocks, one file each; the list of names is the list of files."""
 
 from calibrant.allocations._base import Allocation
 from calibrant.spec.registry import Registry

@@ -37,25 +37,26 @@ class Allocation(Spec, ABC):
     def targets(
         self, matrices: Mapping[Weight, Seen], job: Job, method: Method
     ) -> Mapping[str, Target]:
-        """Return the same for a job that the `method` will do.
+        """Return one target for each of the `matrices`, by name, for a job that the `method` will
+        do: by default those of `share`.
 
-        One that `tries` measures there what the method would make of the model, which is untouched
-        before and after, and keeps what it finds out in `job.journal`. What it puts into
-        `job.notes` the record says.
+        An allocation that `tries` measures in the job what the method would make of the model,
+        which is untouched before and after. It keeps what it finds out in `job.journal`. What it
+        puts into `job.notes` goes into the record.
         """
         del method
         return self.share(matrices, job.target)
 
     def tried(self, blocks: int, target: Target) -> int:
-        """Return how many tokens one that `tries` runs through a model of so many blocks at
-        most: for plans.
+        """Return how many tokens at most an allocation that `tries` runs through a model of so many
+        blocks; plans say it.
         """
         del blocks, target
         return 0
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
-        """Return with which method it compresses every matrix before `method` does, and how many
-        times at most: for plans.
+        """Return the method with which it compresses every matrix before `method` does, and how
+        many times at most; plans say it.
         """
         del target
         return method, 0

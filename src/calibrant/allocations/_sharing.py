@@ -1,5 +1,5 @@
-"""How a request is shared exactly: the targets next to one that was asked for, the cheapest choice
-of them with the right mean, and shares as counts of weights that add up to the last one.
+"""How a target is shared exactly: the menu of targets next to it, the cheapest choice of them with
+the right mean, and sparsities whose counts add up to the last weight.
 """
 
 import math
@@ -25,8 +25,9 @@ def size_of(weights: Iterable[Weight]) -> int:
 
 
 def menu(target: Target, step: float, reach: int) -> Mapping[int, Target]:
-    """Return `target` and those up to `reach` steps to either side of it, as far as there are any;
-    the sums of steps are those of amounts.
+    """Return, by steps, `target` and those up to `reach` steps to either side of it, as far as
+    there are any. A step is the same amount everywhere: steps that add up to 0 leave the mean as it
+    is.
 
     A step is `step` for a sparsity, one weight of every M more for N:M, and one bit more for a
     grid. Raises `TargetError` for other targets.
@@ -36,29 +37,29 @@ def menu(target: Target, step: float, reach: int) -> Mapping[int, Target]:
     >>> [str(target) for target in menu(NofM(2, 4), 0.05, 3).values()]
     ['3:4', '2:4', '1:4']
     """
-    near: dict[int, Target] = {}
+    targets: dict[int, Target] = {}
     for steps in range(-reach, reach + 1):
         match target:
             case Sparsity(fraction=fraction):
-                # Ten digits: sums of decimals stay decimals.
+                # To ten digits, so that 0.6 + 0.05 is the same number as 0.65 written by a user.
                 share = round(fraction + steps * step, 10)
                 if 0 <= share < 1:
-                    near[steps] = Sparsity(share)
+                    targets[steps] = Sparsity(share)
             case NofM(n=n, m=m):
                 if 1 <= n - steps < m:
-                    near[steps] = NofM(n - steps, m)
+                    targets[steps] = NofM(n - steps, m)
             case Grid(bits=bits):
                 if FEWEST <= bits + steps <= MOST:
-                    near[steps] = replace(target, bits=bits + steps)
+                    targets[steps] = replace(target, bits=bits + steps)
             case _:
                 raise TargetError(
                     f"{target} has no targets next to it that could be shared out; "
                     f"ask for a sparsity, N:M or a grid, or leave the allocation out",
                     subject=str(target),
                 )
-    # As it was written, with all its digits.
-    near[0] = target
-    return near
+    # Not rounded to ten digits: as it was asked for.
+    targets[0] = target
+    return targets
 
 
 def cheapest(
@@ -71,16 +72,18 @@ def cheapest(
     least: an exact search.
 
     `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost
-    may be infinite where a part can't have a choice, but for the step 0. Of choices that cost the
-    same the one nearest to 0 is taken. The search goes through the parts and keeps the best way to
-    each sum so far (a knapsack in which every part takes one thing).
+    may be infinite where a part can't have a choice, but not for the step 0. Of choices that cost
+    the same the one nearest to 0 is taken. The search goes through the parts, and keeps the
+    cheapest way to each sum that they can have so far: a knapsack in which every part takes one
+    thing.
 
-    Raises `TargetError` where it would take too long. `advice` is its last words.
+    Raises `TargetError` where it would take too long; its message ends with `advice`.
 
     >>> costs = np.array([[0.0, 4.0, 9.0], [0.0, 4.0, 5.0]])
     >>> cheapest(costs, [-1, 0, 1], [6, 6], "leave the allocation out")
     [0, 2]
     """
+    # Sums are counted in this unit, so that there are as few of them as possible.
     unit = math.gcd(*sizes)
     below = -min(steps) * sum(sizes) // unit
     above = max(steps) * sum(sizes) // unit
@@ -94,27 +97,30 @@ def cheapest(
         return abs(steps[choice]), steps[choice]
 
     nearest = sorted(range(len(steps)), key=distance)
-    best = np.full(below + above + 1, np.inf)
-    best[below] = 0.0
-    taken = np.zeros((len(sizes), len(best)), dtype=np.int16)
+    # The least cost of each sum; the sum 0 stands at the index `below`.
+    least = np.full(below + above + 1, np.inf)
+    least[below] = 0.0
+    taken = np.zeros((len(sizes), len(least)), dtype=np.int16)
     for part, size in enumerate(sizes):
-        sums = np.full_like(best, np.inf)
+        with_part = np.full_like(least, np.inf)
+        # A later choice must be cheaper, so the nearest comes first.
         for choice in nearest:
             shift = steps[choice] * (size // unit)
-            # The sums that can be reached by this choice, and those that lie so much before them.
-            reached = slice(max(shift, 0), len(best) + min(shift, 0))
-            before = slice(max(-shift, 0), len(best) + min(-shift, 0))
-            cost = best[before] + costs[part, choice]
-            better = cost < sums[reached]
-            sums[reached] = np.where(better, cost, sums[reached])
-            taken[part, reached] = np.where(better, choice, taken[part, reached])
-        best = sums
+            # The sums after this choice, and the sums before it, which lie `shift` lower.
+            after = slice(max(shift, 0), len(least) + min(shift, 0))
+            before = slice(max(-shift, 0), len(least) + min(-shift, 0))
+            cost = least[before] + costs[part, choice]
+            better = cost < with_part[after]
+            with_part[after] = np.where(better, cost, with_part[after])
+            taken[part, after] = np.where(better, choice, taken[part, after])
+        least = with_part
+    # Back from the sum 0 of all parts, by what the last part took, and so on.
     choices: list[int] = []
-    place = below
+    index = below
     for part in reversed(range(len(sizes))):
-        choice = int(taken[part, place])
+        choice = int(taken[part, index])
         choices.append(choice)
-        place -= steps[choice] * (sizes[part] // unit)
+        index -= steps[choice] * (sizes[part] // unit)
     return choices[::-1]
 
 
@@ -123,8 +129,8 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     weights together exactly ⌊N·s⌋ go.
 
     Each is a whole number of weights of every row, so that a method that chooses within rows
-    removes as many as one that chooses within the matrix. What is left then, fewer weights than the
-    matrix has rows, goes from one matrix more; a method that chooses within rows leaves them. Where
+    removes as many as one that chooses within the matrix. What is left then, fewer weights than a
+    matrix has rows, goes from one more matrix; a method that chooses within rows keeps these. Where
     the target is wanted of every matrix, each gets it as it was written.
 
     The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each
@@ -132,38 +138,38 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     """
     if all(abs(share - target.fraction) <= 1e-12 for share in wanted.values()):
         return {weight.name: target for weight in wanted}
-    exact: dict[Weight, float] = {}
-    columns: dict[Weight, int] = {}
+    exact_inputs: dict[Weight, float] = {}
+    removed_inputs: dict[Weight, int] = {}
     left = target.quota(size_of(wanted))
     for weight, share in wanted.items():
         rows, inputs = weight.shape
-        exact[weight] = inputs * share
-        columns[weight] = min(math.floor(exact[weight] + 1e-9), inputs - 1)
-        left -= rows * columns[weight]
+        exact_inputs[weight] = inputs * share
+        removed_inputs[weight] = min(math.floor(exact_inputs[weight] + 1e-9), inputs - 1)
+        left -= rows * removed_inputs[weight]
 
     def rounded_down(weight: Weight) -> float:
-        return columns[weight] - exact[weight]
+        return removed_inputs[weight] - exact_inputs[weight]
 
-    # First those that rounding down took most of; equals as they came.
+    # First those that lost most by rounding down; of equals the first of the model.
     order = sorted(wanted, key=rounded_down)
-    # By an error of rounding at most, too many go.
+    # The 1e-9 above may have rounded up, so that too many go.
     for weight in reversed(order):
-        while left < 0 and columns[weight]:
-            columns[weight] -= 1
+        while left < 0 and removed_inputs[weight]:
+            removed_inputs[weight] -= 1
             left += weight.shape[0]
     raised = True
     while raised:
         raised = False
         for weight in order:
-            if weight.shape[0] <= left and columns[weight] < weight.shape[1] - 1:
-                columns[weight] += 1
+            if weight.shape[0] <= left and removed_inputs[weight] < weight.shape[1] - 1:
+                removed_inputs[weight] += 1
                 left -= weight.shape[0]
                 raised = True
-    counts = {weight: weight.shape[0] * count for weight, count in columns.items()}
-    room = [weight for weight in wanted if columns[weight] < weight.shape[1] - 1]
-    if left and room:
-        # Fewer than the rows of any of these, else each row of one could give another weight.
-        counts[max(room, key=_rows)] += left
+    counts = {weight: weight.shape[0] * count for weight, count in removed_inputs.items()}
+    with_room = [weight for weight in wanted if removed_inputs[weight] < weight.shape[1] - 1]
+    if left and with_room:
+        # These are fewer than the rows of any matrix with room, or a column more would have gone.
+        counts[max(with_room, key=_rows)] += left
     return {weight.name: _sparsity(counts[weight], size_of([weight])) for weight in wanted}
 
 
@@ -172,10 +178,9 @@ def _rows(weight: Weight) -> int:
 
 
 def _sparsity(count: int, size: int) -> Sparsity:
-    """Return the sparsity by which `count` of `size` weights go: it is read as the decimal that it
-    is written as, which may lie just below the quotient.
-    """
+    """Return the sparsity by which exactly `count` of `size` weights go."""
     fraction = count / size
+    # A sparsity is the decimal that it is written as, which may lie just below the quotient.
     while Sparsity(fraction).quota(size) < count:
         fraction = math.nextafter(fraction, 1.0)
     return Sparsity(fraction)

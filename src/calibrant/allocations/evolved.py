@@ -106,17 +106,18 @@ class Evolved(Allocation):
                 subject=str(self),
             )
         menu = self.menu(job.target)
+        # Where the target stands in the menu: fewer levels may lie below it than above.
         middle = menu.index(job.target)
         blocks = job.view.blocks
         # Only blocks of the same size exchange steps, so that the mean stays.
-        members: dict[int, list[int]] = {}
+        places_by_size: dict[int, list[int]] = {}
         for place, block in enumerate(blocks):
-            members.setdefault(size_of(block.weights), []).append(place)
+            places_by_size.setdefault(size_of(block.weights), []).append(place)
         groups = [0] * len(blocks)
-        for number, places in enumerate(members.values()):
+        for number, places in enumerate(places_by_size.values()):
             for place in places:
                 groups[place] = number
-        sums = [middle * len(places) for places in members.values()]
+        sums = [middle * len(places) for places in places_by_size.values()]
         space = Space(tuple(groups), tuple(sums), len(menu) - 1)
         candidates = _Candidates(job, method, menu)
         trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
@@ -146,20 +147,20 @@ class Evolved(Allocation):
 
     def tried(self, blocks: int, target: Target) -> int:
         first, *others = self._stages
-        everyone = self.offspring * self.generations
+        offspring = self.offspring * self.generations
         survivors = self.survivors * self.generations + 1
-        return everyone * first + survivors * sum(others)
+        return offspring * first + survivors * sum(others)
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return method, 2 * self.levels + 1
 
     def menu(self, target: Target) -> list[Target]:
-        """Return what a block may give, from the least to the most; `TargetError` for a target
-        of another kind.
+        """Return the targets that a block may have, in order; `levels` to either side of `target`
+        at most. Raises `TargetError` for a target that is neither a sparsity nor a grid.
         """
         steps = range(-self.levels, self.levels + 1)
         if isinstance(target, Sparsity):
-            # Fractions: sums of decimals stay decimals.
+            # In fractions, so that 0.6 + 0.05 is the same number as 0.65 written by a user.
             fraction = Fraction(str(target.fraction))
             shares = [fraction + number * Fraction(str(self.step)) for number in steps]
             return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
@@ -175,8 +176,8 @@ class Evolved(Allocation):
 
 @final
 class _Candidates:
-    """Models whose blocks are compressed to different levels; the compressed blocks are made
-    when the first candidate is measured.
+    """Measures models whose blocks are compressed to different levels. The compressed blocks are
+    made when the first candidate is measured: after an interruption the journal may know them all.
     """
 
     def __init__(self, job: Job, method: MatrixMethod, menu: Sequence[Target]) -> None:
@@ -186,10 +187,10 @@ class _Candidates:
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return how far each candidate's predictions are from the untouched model's."""
-        few, _ = divided(self._job.tokens(), tokens)
-        # The variant 0 is the untouched block.
+        batch, _ = divided(self._job.tokens(), tokens)
+        # Variant 0 is the untouched block, so level 0 is variant 1.
         variants = [tuple(level + 1 for level in choice) for choice in choices]
-        return self._variants.losses(variants, few, divergence=True, ranks=self._job.ranks)
+        return self._variants.losses(variants, batch, divergence=True, ranks=self._job.ranks)
 
     def tell(self, best: float, done: int, total: int) -> None:
         """Report progress, with the best so far."""
@@ -197,6 +198,9 @@ class _Candidates:
 
     @cached_property
     def _variants(self) -> Variants:
+        """Every block, untouched and compressed to each level. Raises `SpecError` where memory has
+        no room for them.
+        """
         blocks = self._job.view.blocks
         menu = self._menu
         needed = 0
@@ -209,26 +213,31 @@ class _Candidates:
                 f"and {free / 1e9:.1f} GB are free; lower evolved(levels=…)",
                 subject="levels",
             )
-        numbers = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
+        # For each block and level, the compressed copies of the block's parameters.
+        copies = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
         for weight, seen in self._job.walk(self._method.observes):
-            for changed, target in zip(numbers[weight.block], menu, strict=True):
-                _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
+            for level_copies, target in zip(copies[weight.block], menu, strict=True):
+                compressed = self._method.compress(weight.get(), seen, target)
+                _write_into(level_copies, weight, compressed.weight)
             self._job.progress("compressing to each level", weight.block + 1, len(blocks))
         variants: list[tuple[Variant, ...]] = []
-        for levels in numbers:
-            made = [Variant(numbers=tuple(changed.items())) for changed in levels]
-            variants.append((AS_IT_IS, *made))
+        for by_level in copies:
+            compressed_variants = [Variant(numbers=tuple(level.items())) for level in by_level]
+            variants.append((AS_IT_IS, *compressed_variants))
         return Variants(self._job.view, variants)
 
 
-def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
-    """Put a matrix where the model keeps it: into a copy of its parameter."""
+def _write_into(copies: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
+    """Write `matrix` into the copy of the parameter that holds this weight, and make the copy
+    first if there is none.
+    """
     parameter: nn.Parameter = getattr(weight.owner, weight.key)
-    if parameter not in numbers:
-        numbers[parameter] = parameter.detach().clone()
-    place = numbers[parameter]
+    if parameter not in copies:
+        copies[parameter] = parameter.detach().clone()
+    # A view into the copy: all experts of a layer may be in one parameter.
+    stored = copies[parameter]
     if weight.expert is not None:
-        place = place[weight.expert]
+        stored = stored[weight.expert]
     if weight.transposed:
-        place = place.T
-    place.copy_(matrix)
+        stored = stored.T
+    stored.copy_(matrix)

@@ -4,7 +4,7 @@ together are least.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor
@@ -19,8 +19,8 @@ from calibrant.numerics import finite_number
 from calibrant.packed import gram_energy
 from calibrant.targets import Removal, Sparsity, Target
 
-PARTS = ("matrix", "block")
-ERRORS = ("relative", "absolute")
+PARTS: Final = ("matrix", "block")
+ERRORS: Final = ("relative", "absolute")
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +52,9 @@ class LeastError(Allocation):
     def __post_init__(self) -> None:
         if self.method is not None:
             object.__setattr__(self, "method", methods.build(self.method))
-            known = {FeatureNorms, Gram}
-            if not isinstance(self.method, MatrixMethod) or not known >= set(self.method.observes):
+            # The errors are computed from Grams, from which feature norms follow.
+            usable = {FeatureNorms, Gram}
+            if not isinstance(self.method, MatrixMethod) or not usable >= set(self.method.observes):
                 raise SpecError(
                     f"least_error(method={self.method}): errors are those of a method that looks "
                     f"at feature norms or a Gram, such as wanda",
@@ -70,10 +71,10 @@ class LeastError(Allocation):
                 f"from 1 to 20 steps to either side are tried, such as 3",
                 subject="reach",
             )
-        for name, value, known in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
-            if value not in known:
+        for name, value, values in (("per", self.per, PARTS), ("errors", self.errors, ERRORS)):
+            if value not in values:
                 raise SpecError(
-                    f"least_error({name}={value}): choose {' or '.join(known)}", subject=name
+                    f"least_error({name}={value}): choose {' or '.join(values)}", subject=name
                 )
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
@@ -91,15 +92,16 @@ class LeastError(Allocation):
         for weight in matrices:
             key = weight.block if self.per == "block" else weight.name
             parts.setdefault(key, []).append(weight)
-        # Of a part that no token reached nothing is known, and it gets what was asked.
-        unknown = np.full(len(steps), np.inf)
-        unknown[list(steps).index(0)] = 0.0
-        sums: list[np.ndarray] = []
+        # Of a part that no token reached nothing is known, so it gets what was asked: any other
+        # target costs infinitely much.
+        unreached = np.full(len(steps), np.inf)
+        unreached[list(steps).index(0)] = 0.0
+        part_costs: list[np.ndarray] = []
         for part in parts.values():
-            known = [costs[weight] for weight in part if weight in costs]
-            sums.append(np.sum(known, axis=0) if known else unknown)
+            reached = [costs[weight] for weight in part if weight in costs]
+            part_costs.append(np.sum(reached, axis=0) if reached else unreached)
         sizes = [size_of(part) for part in parts.values()]
-        chosen = cheapest(np.stack(sums), list(steps), sizes, self._advice)
+        chosen = cheapest(np.stack(part_costs), list(steps), sizes, self._advice)
         targets = list(steps.values())
         shared: dict[Weight, Target] = {}
         for part, choice in zip(parts.values(), chosen, strict=True):
@@ -114,7 +116,7 @@ class LeastError(Allocation):
 
     @property
     def _advice(self) -> str:
-        """How there would be fewer sums to search through."""
+        """What to choose so that the search has fewer sums to go through."""
         choices: list[str] = []
         if self.per != "block":
             choices.append("per=block")
@@ -123,23 +125,25 @@ class LeastError(Allocation):
         return f"choose {' or '.join(choices)}" if choices else "leave the allocation out"
 
     def _judge(self, target: Target) -> MatrixMethod:
+        """The method whose errors are measured."""
         usual = "wanda" if isinstance(target, Removal) else "rtn"
         return self.method or methods.build(usual)
 
     def _errors(
         self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]
     ) -> np.ndarray:
-        """Return the error at each step."""
+        """The error of a matrix at each step: as a share of its outputs' energy, or a token."""
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
-        whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
-        finite_number(whole, f"the size of the outputs of {weight.name}", weight.name)
+        scale = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
+        finite_number(scale, f"the size of the outputs of {weight.name}", weight.name)
 
         def error(target: Target) -> float:
             compressed = method.compress(matrix, Seen.of_gram(gram), target).weight
             lost = energy(_wide(matrix) - _wide(compressed))
             finite_number(lost, f"the error of {weight.name} at {target}", weight.name)
-            return lost / whole if whole > 0 else 0.0
+            # A matrix without outputs, such as one of zeros, loses nothing.
+            return lost / scale if scale > 0 else 0.0
 
         return np.array([error(target) for target in steps.values()])
 

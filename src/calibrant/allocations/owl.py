@@ -68,49 +68,51 @@ class OWL(Allocation):
         for weight, seen in matrices.items():
             blocks.setdefault(weight.block, []).append((weight, seen))
         sizes = [size_of(weight for weight, _ in block) for block in blocks.values()]
-        above = self._above(list(blocks.values()), sizes)
+        surplus = self._surplus(list(blocks.values()), sizes)
         if isinstance(target, Sparsity):
-            lowest = target.fraction - max(above)
-            highest = target.fraction - min(above)
+            lowest = target.fraction - max(surplus)
+            highest = target.fraction - min(surplus)
             if not 0 <= lowest <= highest < 1:
                 raise TargetError(
                     f"{self} would ask for sparsities from {lowest:.3g} to {highest:.3g} in "
                     f"blocks, to give {target}; choose a smaller spread",
                     subject=str(target),
                 )
-            more = dict(zip(blocks, above, strict=True))
-            wanted = {weight: target.fraction - more[weight.block] for weight in matrices}
+            surplus_of = dict(zip(blocks, surplus, strict=True))
+            wanted = {weight: target.fraction - surplus_of[weight.block] for weight in matrices}
             return to_the_weight(wanted, target)
-        # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
+        # N can't be a fraction: of all N from 1 to M - 1 with the right mean, those are taken that
+        # lie nearest to what is wanted, by squares that count by size.
         steps = [target.n - number for number in range(1, target.m)]
         distances = [
-            [size * (more * target.m + step) ** 2 for step in steps]
-            for size, more in zip(sizes, above, strict=True)
+            [size * (kept_more * target.m + step) ** 2 for step in steps]
+            for size, kept_more in zip(sizes, surplus, strict=True)
         ]
         advice = "choose a pattern with a smaller M, or leave the allocation out"
-        chosen = cheapest(np.array(distances), steps, sizes, advice)
+        choices = cheapest(np.array(distances), steps, sizes, advice)
         patterns: dict[int, NofM] = {}
-        for index, choice in zip(blocks, chosen, strict=True):
+        for index, choice in zip(blocks, choices, strict=True):
             patterns[index] = NofM(target.n - steps[choice], target.m)
         return {weight.name: patterns[weight.block] for weight in matrices}
 
-    def _above(
+    def _surplus(
         self, blocks: Sequence[Sequence[tuple[Weight, Seen]]], sizes: Sequence[int]
     ) -> list[float]:
-        """Return how much more of its weights each block keeps than the mean."""
+        """How much more of its weights each block keeps than the mean, as a share of them."""
         shares = [outliers(block, self.times) for block in blocks]
-        known = [share for share in shares if share is not None]
-        if not known or max(known) == min(known):
+        reached = [share for share in shares if share is not None]
+        if not reached or max(reached) == min(reached):
             return [0.0] * len(blocks)
-        lowest = min(known)
-        width = max(known) - lowest
+        lowest = min(reached)
+        width = max(reached) - lowest
         scaled = np.zeros(len(blocks))
         counted = np.zeros(len(blocks))
-        for place, share in enumerate(shares):
-            # A block that no token reached counts in no mean, and gets it.
+        for index, share in enumerate(shares):
+            # A block that no token reached doesn't count in the mean, and keeps as much.
             if share is not None:
-                scaled[place] = (share - lowest) / width * 2 * self.spread
-                counted[place] = sizes[place]
+                scaled[index] = (share - lowest) / width * 2 * self.spread
+                counted[index] = sizes[index]
+        # Blocks count by their size, so that the mean over all weights is what was asked.
         mean = float((scaled * counted).sum() / counted.sum())
         return np.where(counted > 0, scaled - mean, 0.0).tolist()
 
@@ -120,14 +122,17 @@ def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None
     token reached it.
     """
     scores = [_scores(weight, seen[FeatureNorms]) for weight, seen in block if FeatureNorms in seen]
-    count = sum(each.numel() for each in scores)
+    count = sum(matrix_scores.numel() for matrix_scores in scores)
     if not count:
         return None
-    mean = sum(float(each.double().sum()) for each in scores) / count
-    return sum(int((each > times * mean).count_nonzero()) for each in scores) / count
+    mean = sum(float(matrix_scores.double().sum()) for matrix_scores in scores) / count
+    threshold = times * mean
+    above = sum(int((matrix_scores > threshold).count_nonzero()) for matrix_scores in scores)
+    return above / count
 
 
 def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
+    """Wanda's scores |W|·‖x‖, [out, in]."""
     matrix = weight.get()
     dtype = wide(matrix.dtype)
     scores = matrix.abs().to(dtype) * norms.norms().sqrt().to(dtype)

@@ -1,8 +1,8 @@
-"""What a killed `prune` left: the edits it had made, beside the folder it was going to write.
+"""What a killed `prune` left: the finished edits, in a folder beside the one it was going to write.
 
-The edits of a block, or one that is no block's, are one safetensors file that appears by rename.
-What the method found out by trying is a journal. Each step has a seal for its run and its number.
-What is damaged, or is of another run, is made again.
+A step is the edits of a block, or one edit that belongs to no block. It is one safetensors file,
+which appears by rename, with a seal for its run and its number. What the method found out by trying
+is in a journal. What is damaged, or is of another run, is made again.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from calibrant.system.seals import BrokenSealError, Purpose, tell_made_again
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """What was done in one step: its edits, and what the record says about each."""
+    """A step as it was kept: its edits, and what the record says about each."""
 
     edits: Sequence[StoredEdit]
     reports: Sequence[dict[str, Any]]
@@ -37,8 +37,8 @@ class FinishedStep:
 
 
 class Checkpoint:
-    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written
-    before something is done.
+    """The finished steps of the run `run_id`, which is to be saved as `out`. The folder is made
+    with the first step.
     """
 
     def __init__(self, out: Path, run_id: str) -> None:
@@ -49,14 +49,14 @@ class Checkpoint:
         self._reported: set[Path] = set()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
-        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or
-        something else was.
+        """Return the finished steps from the first one on, as far as none is missing; empty if
+        nothing was begun, or another run was.
 
-        A step that isn't what was written ends the row, and a line says so. Without `numbers` the
-        edits' tensors are on the meta device, and `edits` reads those of a step.
+        A damaged step ends them too, and a line says so. Without `numbers` the edits' tensors are
+        on the meta device; `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
-        # Numbers may be missing in between: a row ends at the first gap.
+        # There can't be more steps than files; a missing one ends the loop.
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
             path = self._path(index)
             try:
@@ -64,6 +64,7 @@ class Checkpoint:
             except FileNotFoundError:
                 break
             except BrokenSealError:
+                # Once: a job loads several times.
                 if path not in self._reported:
                     tell_made_again("a finished step", short(path))
                 self._reported.add(path)
@@ -72,12 +73,14 @@ class Checkpoint:
         return steps
 
     def names(self, index: int) -> Sequence[str]:
-        """Return the names of the matrices that a step replaced, one that was loaded or added."""
+        """Return the names of the matrices that a step replaced. The step must have been loaded or
+        added.
+        """
         return self._names[index]
 
     def edits(self, index: int) -> Sequence[StoredEdit]:
-        """Return the edits of a step that was kept. Raises `OutputError` if it isn't there any
-        more.
+        """Read the edits of a kept step once more. Raises `OutputError` if it isn't there, or not
+        what was written.
         """
         try:
             return self._read(index).edits
@@ -87,16 +90,14 @@ class Checkpoint:
             raise OutputError(message, subject=str(self.folder)) from error
 
     def journal(self) -> Journal:
-        """Return what the method tried, and found out, before an interruption; what it adds is
-        kept.
-        """
+        """Return the journal of what the method found out by trying; what it adds is kept."""
         return Journal(self.folder / "tried.sqlite", self._run_id)
 
     def add(
         self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]
     ) -> None:
-        """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before
-        it stay.
+        """Keep step `index`: its edits, and what the record says of each. Raises `OutputError`
+        where it can't be written, as on a full disk; the steps before it stay.
         """
         tensors, entries = as_tensors(edits)
         facts = {"edits": entries, "reports": list(reports)}
@@ -109,7 +110,7 @@ class Checkpoint:
 
     @contextmanager
     def staying(self) -> Iterator[None]:
-        """While the model is saved: an `OutputError` says that the finished blocks stay, and
+        """While the model is saved, let an `OutputError` say that the finished blocks stay, and
         where.
         """
         try:
@@ -122,7 +123,7 @@ class Checkpoint:
             raise OutputError(message, subject=error.subject) from error
 
     def remove(self) -> None:
-        """The model is saved: nothing is left to continue."""
+        """Remove the folder, once the model is saved and nothing is left to continue."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, index: int) -> FinishedStep:

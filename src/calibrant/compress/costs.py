@@ -1,5 +1,5 @@
-"""What is said of how a result came about: where the seconds went, beside the floor of one
-forward's matrix products; on which machine; and that there were few tokens, where there were.
+"""How a result came about: where the seconds went, and the least they could be (one forward's
+matrix products); on which machine; and whether there were few tokens.
 """
 
 import os
@@ -21,24 +21,24 @@ from calibrant.models import ModelView, Opened
 from calibrant.system.clock import Clock
 
 FEW_TOKENS: Final = "few_tokens"
-"""The entry of a record's provenance that says so, which is outside every identity. Nothing is
-refused, since studies compare small sets on purpose.
+"""The entry of a record's provenance for a shortage of tokens. Nothing is refused for one, since
+studies compare small sets on purpose.
 """
 ROWS: Final = 4096
 """Rows of a product that is timed: enough to fill the cores."""
-_ROUNDING: Final = ("avx512_bf16", "amx_bf16")
-"""Instructions that add up products of bfloat16 in an order of their own."""
+_OWN_ORDER: Final = ("avx512_bf16", "amx_bf16")
+"""Instructions of processors that add up products of bfloat16 in an order of their own."""
 
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds by phase; of those spent compressing, seconds by part; and the floor: the blocks'
-    products with these tokens, once, at their peak.
+    """Seconds by phase of a job, and by part of the phase in which it compresses.
 
-    `peak` is the rate of all of them together, in operations a second. No floor (0) where nothing
-    was observed.
+    `floor` is how many seconds the products of all matrices with these `tokens` take at the least,
+    each done once; `peak` is the rate at which they were timed, in operations a second. Both are 0
+    where no tokens were shown.
     """
 
     phases: Mapping[str, float]
@@ -50,41 +50,41 @@ class Costs:
 
     @classmethod
     def of(cls, clock: Clock, view: ModelView, tokens: int) -> "Costs":
-        """Return what `clock` counted, with the floor measured now, in half a second for each
-        shape of matrix.
+        """Return what `clock` counted, with the floor. That is measured now, which takes half a
+        second for each shape of matrix.
         """
         parts = dict(clock.parts)
         # What isn't a named part of compressing is the model's own forward.
         forward = clock.seconds.get("compress", 0.0) - sum(parts.values())
         shapes = Counter(weight.shape for weight in view.weights)
         dtype = view.weights[0].stored.dtype
-        seconds = 0.0
-        whole = 0.0
+        floor = 0.0
+        operations_in_all = 0.0
         if tokens:
             for shape, count in shapes.items():
                 work = count * operations(shape, tokens)
-                whole += work
-                seconds += work / peak(shape, dtype, view.device)
+                operations_in_all += work
+                floor += work / peak(shape, dtype, view.device)
         return cls(
             phases=dict(clock.seconds),
             parts={"forward": forward, **parts},
-            floor=seconds,
-            peak=whole / seconds if seconds else 0.0,
+            floor=floor,
+            peak=operations_in_all / floor if floor else 0.0,
             tokens=tokens,
             dtype=str(dtype).removeprefix("torch."),
         )
 
 
 def operations(shape: Shape, tokens: int) -> float:
-    """Multiplications and additions of a matrix's product with `tokens` inputs."""
+    """Return how many multiplications and additions a matrix's product with `tokens` inputs is."""
     return 2.0 * tokens * shape[0] * shape[1]
 
 
 def peak(
     shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", seconds: float = 0.5
 ) -> float:
-    """Operations a second of the best product with a matrix `shape` [out, in] within `seconds`,
-    its result's memory being there.
+    """Return the operations a second of the fastest of the products with a matrix of `shape` [out,
+    in] that are done within `seconds`. Memory for the result is there already.
     """
     inputs = torch.ones(ROWS, shape[1], dtype=dtype, device=device)
     matrix = torch.ones(shape, dtype=dtype, device=device)
@@ -96,6 +96,7 @@ def peak(
         if inputs.is_cuda:
             torch.cuda.synchronize()
 
+    # Not timed: the first product may set up threads, or load kernels.
     product()
     best = float("inf")
     ends = time.perf_counter() + seconds
@@ -107,11 +108,11 @@ def peak(
 
 
 def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "") -> dict[str, Any]:
-    """Return how a result came about, a `shortage` of tokens included if there is one: outside
-    every identity.
+    """Return what a record says of how its result came about; no identity depends on it. A
+    `shortage` of tokens is included if there is one.
     """
     versions = {name: version(name) for name in ("calibrant", "torch", "transformers")}
-    about: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "seconds": dict(clock.seconds),
         "peak_memory_bytes": peak_memory(),
         "versions": {**versions, "python": platform.python_version()},
@@ -122,25 +123,25 @@ def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "")
         "note": note,
     }
     if shortage:
-        about[FEW_TOKENS] = shortage
-    return about
+        entries[FEW_TOKENS] = shortage
+    return entries
 
 
 def processor() -> str:
-    """The name that Linux knows the processor by, else what Python says, with what it has for
-    bfloat16: two that differ here may round otherwise.
+    """Return the processor's name, as Linux or else Python says it, and which of the instructions
+    for bfloat16 it has: two that differ here may round differently.
     """
-    about = Path("/proc/cpuinfo")
-    known: dict[str, str] = {}
-    if about.is_file():
-        for line in about.read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    fields: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
             name, _, value = line.partition(":")
             # All cores are alike: the first one tells.
-            known.setdefault(name.strip(), value.strip())
-    name = known.get("model name") or platform.processor() or platform.machine()
-    flags = known.get("flags", "").split()
-    able = [instruction for instruction in _ROUNDING if instruction in flags]
-    return f"{name} with {' and '.join(able)}" if able else name
+            fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = fields.get("flags", "").split()
+    instructions = [instruction for instruction in _OWN_ORDER if instruction in flags]
+    return f"{name} with {' and '.join(instructions)}" if instructions else name
 
 
 def peak_memory() -> int:
@@ -163,8 +164,8 @@ def peak_memory() -> int:
 
 
 def shortage_of(view: ModelView, batch: TokenBatch | None) -> str:
-    """Return, in a sentence, that a batch has fewer tokens than the widest matrix has inputs;
-    empty for one with enough, and for none.
+    """Return a sentence if a batch has fewer tokens than the widest matrix has inputs; empty if it
+    has enough, or if there is no batch.
     """
     if batch is None or not view.weights:
         return ""

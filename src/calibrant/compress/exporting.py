@@ -59,24 +59,25 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     dtype = saved_dtype(place) if place.is_dir() else "auto"
     opened = open_model(str(model), dtype)
     home = manifest_folder(place)
-    known = read_manifest(home)
-    beside: dict[str, bytes] = {}
+    old_manifest = read_manifest(home)
+    files_beside: dict[str, bytes] = {}
     manifest: dict[str, Any] = {"calibrant": version("calibrant")}
-    if known:
-        manifest = dict(known)
+    if old_manifest:
+        manifest = dict(old_manifest)
         for name in (CARD, RUNS_FILE):
             if (home / name).is_file():
-                beside[name] = (home / name).read_bytes()
-    manifest.pop("sizes", None)  # which are those of other files
+                files_beside[name] = (home / name).read_bytes()
+    # These are the sizes of the files that the model had before.
+    manifest.pop("sizes", None)
     manifest["exports"] = [str(form)]
-    with saved(opened, out, manifest, beside) as temporary:
+    with saved(opened, out, manifest, files_beside) as temporary:
         form.convert(opened, temporary)
     return Exported(str(model), Path(out), str(form), file_bytes(place), file_bytes(Path(out)))
 
 
 def file_bytes(place: Path, inside: bool = False) -> int:
-    """Return how many bytes the files in a folder take, with those in folders `inside` it too;
-    of a file, how many it has.
+    """Return how many bytes the files of a folder take, with `inside` those in its folders too; of
+    a file, how many it has.
     """
     if place.is_file():
         return place.stat().st_size

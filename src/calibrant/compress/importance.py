@@ -1,5 +1,5 @@
-"""Importance matrices of llama.cpp: gathered in one pass over the dense model, which sums what each
-matrix is multiplied with; and compared.
+"""Importance matrices of llama.cpp: how they are gathered, in one pass through the dense model that
+sums the squared inputs of each matrix; and how two of them are compared.
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,8 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
     check_finite(model_view)
     batch = resolved(calibration, opened, options.progress).tokens(opened.tokenizer)
     if promised is not None:
-        # Beside the file that is written; and on a device, activations aren't in this memory.
+        # Activations can go to disk only beside a file that is written. On a device they aren't in
+        # the memory that was promised.
         possible = out is not None and opened.model.device.type == "cpu"
         left = room_for_activations(promised, opened, model_view)
         reason = offloading(left, "dense", None, model_view, batch, opened.dtype, possible)
@@ -89,10 +90,10 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
             model_view.offload = Path(out).absolute().parent
     seen: dict[Weight, Seen] = {}
     with torch.no_grad():
-        for weight, there in untouched(opened, model_view, batch, (FeatureNorms,)):
-            seen[weight] = there
+        for weight, matrix_seen in untouched(opened, model_view, batch, (FeatureNorms,)):
+            seen[weight] = matrix_seen
             options.progress("imatrix", weight.block + 1, len(model_view.blocks))
-    made = Imatrix(
+    gathered = Imatrix(
         importance_of(model_view, seen, names),
         (_described(calibration, batch),),
         int(batch.facts.get("windows", len(batch.ids))),
@@ -102,27 +103,27 @@ def imatrix(options: ImatrixOptions) -> Imatrix:
         shortage_of(model_view, batch),
     )
     if out is not None:
-        made.write(out)
-    return made
+        gathered.write(out)
+    return gathered
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: quantizers
-    pass over what they don't know in silence.
+    """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: llama.cpp's
+    quantizers skip an entry without a tensor in silence.
     """
     path = gguf_of(opened.name)
     if path is None:
         return
-    there = read_header(path).tensors
-    for weight, several in names.items():
-        for name in several:
-            if name not in there:
+    tensors = read_header(path).tensors
+    for weight, names_of_tensors in names.items():
+        for name in names_of_tensors:
+            if name not in tensors:
                 problem = f"{weight} would be {name} in an imatrix, and {path} has no such tensor"
                 raise ModelError(f"{problem}; tell us of it", subject=weight)
 
 
 def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
-    """What the file says it is of: the set, how it was cut, and which draw it is."""
+    """What the file says about its text: the calibration set, how it was cut, and the draw."""
     windows: Any = batch.facts.get("windows", len(batch.ids))
     return f"{chosen}; {windows}×{chosen.length}; draw {chosen.seed}"
 
@@ -130,13 +131,14 @@ def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
 def _left_out(model_view: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, str]:
     """Why matrices have no entry, by name."""
     lacking = [weight for weight in model_view.weights if weight not in seen]
-    known = rehearse(model_view).left("dense") if lacking else {}
+    # A rehearsal takes a forward, so there is none without need.
+    left_by_walk = rehearse(model_view).left("dense") if lacking else {}
     reasons: dict[str, str] = {}
     for weight in lacking:
         reason = "no product with it was seen in the forward"
         if weight.expert is not None:
             reason = "no token was routed to this expert"
-        reasons[weight.name] = known.get(weight.name, reason)
+        reasons[weight.name] = left_by_walk.get(weight.name, reason)
     return reasons
 
 
@@ -145,10 +147,10 @@ def _left_out(model_view: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, s
 class ImatrixSummary:
     """What one importance matrix covers, and how far another is from it.
 
-    `alike` is, for each tensor of both, the correlation of the logarithms of their columns'
-    importance: 1 where they ask the same of a quantizer. A factor that all columns share makes no
-    difference to one. `unseen` and `rare` count the experts that no token, or fewer than 16,
-    reached.
+    `alike` has for each tensor that both have the correlation of the logarithms of its columns'
+    importance: 1 where a quantizer would do the same with either. A factor that all columns share
+    makes no difference to a quantizer. `unseen` counts the experts that no token reached, and
+    `rare` those that fewer than 16 did.
     """
 
     tensors: int
@@ -176,7 +178,7 @@ class ImatrixSummary:
 
 def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
     """Return what `imatrix` covers and, with `other`, how alike the two are. Raises `DataError` for
-    two of different models.
+    imatrices of different models.
 
     >>> entry = ImatrixEntry(np.array([[1.0, 2.0, 3.0]]), np.array([4]))
     >>> imatrix = Imatrix({"blk.0.attn_q.weight": entry}, ("text",), 1, 4)
@@ -223,14 +225,15 @@ def _alike(entry: ImatrixEntry, other: ImatrixEntry) -> float:
     """The correlation of the logarithms of two tensors' importance."""
     mine = _logarithms(entry)
     theirs = _logarithms(other)
+    # Equal up to a factor: also where all columns are equal, of which there is no correlation.
     if np.ptp(mine - theirs) < 1e-9:
         return 1.0
-    # Where all columns of one count alike there is no correlation.
+    # Where all columns of one of them are equal there is no correlation.
     if min(np.ptp(mine), np.ptp(theirs)) == 0:
         return 0.0
     return float(np.corrcoef(mine, theirs)[0, 1])
 
 
 def _logarithms(entry: ImatrixEntry) -> np.ndarray:
-    # An input that was always zero has no logarithm.
+    # An input that was always zero is raised to what has a logarithm.
     return np.log(np.maximum(entry.importance.astype(np.float64).ravel(), 1e-30))

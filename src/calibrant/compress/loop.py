@@ -35,8 +35,8 @@ from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN, starving
 from calibrant.walk.statistics import SeenByMatrix, untouched
 
-MEAN_WITHIN = 1e-3
-"""How far, as a share of what was asked, the mean of an allocation may lie from it."""
+MEAN_TOLERANCE = 1e-3
+"""How far the mean of an allocation may lie from what was asked, as a share of it."""
 
 
 def compress(
@@ -55,17 +55,19 @@ def compress(
     ranks: Ranks = ALONE,
     journal: Journal | None = None,
 ) -> Record:
-    """Compress the model behind `view` in place, and say what was done to it, edit by edit.
+    """Compress the model behind `view` in place, and return a record of what was done to it, edit
+    by edit. The model must be untouched.
 
-    In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is
-    there is read, what is lacking is gathered in one pass, and with it the `kinds` that others will
-    want. The result is the same to the bit. The model must be untouched.
+    In `dense`, statistics are kept in the folder `statistics`, if one is given: those that are
+    there are read, and those that are lacking are gathered in one pass, with those of the `kinds`
+    that other jobs will want. The result is the same to the bit.
 
-    `keep` is told every edit in the end, those of before an interruption too. What the method finds
-    out by trying is kept in `journal`, or else in the `checkpoint`, and isn't tried again.
+    `keep` is called with every edit at the end, those of before an interruption too. What the
+    method finds out by trying is kept in `journal`, or else in the `checkpoint`, and isn't tried
+    again.
 
-    With other `ranks`, each calibrates on a part of the batch and all make every edit; the first
-    one alone keeps finished ones.
+    With several `ranks`, each calibrates on a part of the batch, and all make every edit; the first
+    one alone writes to the checkpoint.
 
     Raises `TargetError` before anything is touched if the model doesn't fit the target, and
     `NumericsError` or `WalkError` naming the matrix.
@@ -83,7 +85,8 @@ def compress(
         raise SpecError(message, subject=opened.name)
     check_model(recipe.method, view, recipe.target, dict.fromkeys(view.named, recipe.target))
     if recipe.transforms:
-        statistics = None  # which are of a model that isn't transformed
+        # What is stored there is of the model before any transform.
+        statistics = None
     untouched_model = UntouchedModel(opened, view, batch, statistics, progress, ranks)
     matrices = view.weights
     reports = list(transformed(untouched_model, recipe.transforms))
@@ -93,7 +96,7 @@ def compress(
     if notes:
         allocation = str(recipe.allocation)
         reports.append({"edit": "allocation", "allocation": allocation, "notes": notes})
-    # Once more: by now each matrix has a target of its own.
+    # Checked once more, since by now each matrix has a target of its own.
     check_model(recipe.method, view, recipe.target, targets)
     few_tokens: Mapping[str, float] = {}
     if batch is not None and recipe.starved != AS_SEEN:
@@ -101,12 +104,12 @@ def compress(
     finished = checkpoint.load(numbers=not on_disk) if checkpoint else []
     # All ranks must go on from the same block.
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    late: list[Edit] = []
+    postponed: list[Edit] = []
     if on_disk:
-        done = absent(view, finished)
+        done = replaced_on_disk(view, finished)
     else:
         stored = [edit for step in finished for edit in step.edits]
-        done, late = put_back(view, stored, recipe.propagate)
+        done, postponed = put_back(view, stored, recipe.propagate)
     if checkpoint and recipe.propagate != "dense":
         change_when_read(view, checkpoint, range(len(finished)))
     edits = list(done)
@@ -136,10 +139,10 @@ def compress(
             reports += step.reports
             if keep:
                 edits += step.edits
-            # With it go the numbers of a block on disk, before the next one is worked on.
+            # A block on disk is freed with it, before the next one is worked on.
             del step
-    # Matrices of before an interruption, in `dense`: its walk needed them as they were.
-    for edit in late:
+    # Edits of before an interruption, in `dense`: the walk needed their matrices untouched.
+    for edit in postponed:
         edit.apply(view)
     if checkpoint and recipe.propagate == "dense":
         change_when_read(view, checkpoint, range(len(finished)))
@@ -151,8 +154,8 @@ def compress(
 
 
 def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:
-    """The journal that is given, else the checkpoint's; the first rank alone writes, and the
-    others know what it knows.
+    """The journal that is given, else the checkpoint's, else a new one. The first rank alone writes
+    to a file; the others have journals in memory that begin with what the first one knows.
     """
     journal = Journal()
     if ranks.first and given is not None:
@@ -167,28 +170,31 @@ def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: R
 
 @dataclass
 class _Step:
-    """The edits of one block, or one that is no block's, with what the record says of each."""
+    """The edits of one block, or one edit that belongs to no block, with what the record says of
+    each.
+    """
 
     edits: list[Edit]
     reports: list[dict[str, Any]]
 
 
 def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
-    """Make the method's edits, each before the next is asked for, and hand them on step by step."""
+    """Apply the method's edits, each before the next one is asked for, and yield them by steps."""
     step = _Step([], [])
     for edit in edits_of(recipe.method, job):
         if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
             yield step
             step = _Step([], [])
         with spent_on("record"):
-            # Before it is applied: a report compares the matrix that was with the one that comes.
+            # Before the edit is applied: a report compares the matrix as it is with what it
+            # becomes.
             report = edit.report(job.view)
             check_report(report, report.get("name", recipe.method.spec_name()))
             step.reports.append(report)
             edit.apply(job.view)
         job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
-        # With it goes what it was judged by, before the next one is looked for.
+        # Freed with what the matrix saw, before the next edit is made. `applied` left that out.
         del edit
     if step.edits:
         yield step
@@ -197,7 +203,7 @@ def _steps(job: Job, recipe: Recipe) -> Iterator[_Step]:
 def _settle(
     job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Checkpoint | None
 ) -> None:
-    """See that all ranks did the same, keep it on disk, and tell of it."""
+    """Check that all ranks made the same step, keep it in the checkpoint, and report progress."""
     job.ranks.agree(f"what became of step {index}", repr(step.reports))
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
@@ -212,8 +218,8 @@ def _settle(
 
 @dataclass(frozen=True)
 class UntouchedModel:
-    """The untouched model, and what its matrices see of the batch, for those parts of a recipe
-    that look before the method does.
+    """The untouched model and its batch, for the parts of a recipe that look at them before the
+    method does: transforms and the allocation.
     """
 
     opened: Opened
@@ -224,8 +230,8 @@ class UntouchedModel:
     ranks: Ranks = ALONE
 
     def job(self, target: Target, journal: Journal, notes: dict[str, Any]) -> Job:
-        """Return a job in which the untouched model can be tried; what is to be said of it goes
-        into `notes`.
+        """Return a job in which an allocation can try edits of the untouched model; what it puts
+        into the `notes` goes into the record.
         """
         return Job(
             self.opened,
@@ -242,7 +248,10 @@ class UntouchedModel:
         )
 
     def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
-        """Return what each matrix sees; nothing of one that no token reached."""
+        """Return what each matrix sees; of a matrix that no token reached, an empty `Seen`.
+
+        The walk happens when its items are gone through, and not before.
+        """
 
         def through() -> Iterable[tuple[Weight, Seen]]:
             if not observes or self.batch is None:
@@ -261,16 +270,14 @@ class UntouchedModel:
 
 
 def transformed(
-    untouched_model: UntouchedModel, before: Sequence[Transform]
+    untouched_model: UntouchedModel, transforms: Sequence[Transform]
 ) -> Iterator[dict[str, Any]]:
-    """Apply transforms, each to what the one before it made, and yield what the record says of
-    each.
-    """
-    for transform in before:
+    """Apply `transforms` one after the other, and yield what the record says of each."""
+    for transform in transforms:
         seen: dict[str, Seen] = {}
-        for weight, there in untouched_model.seen(transform.observes).items():
-            if there:
-                seen[weight.name] = there
+        for weight, matrix_seen in untouched_model.seen(transform.observes).items():
+            if matrix_seen:
+                seen[weight.name] = matrix_seen
         with torch.no_grad(), spent_on("transforms"):
             notes = transform.apply(untouched_model.view, seen)
         check_report(notes, str(transform))
@@ -283,10 +290,11 @@ def allocated(
     journal: Journal,
     notes: dict[str, Any] | None = None,
 ) -> Mapping[str, Target]:
-    """Return the target of each matrix, by name; what the allocation says of how it came to them is
-    put into `notes`.
+    """Return the target of each matrix, by name. What the record says of how the allocation came to
+    them is put into `notes`.
 
-    `TargetError` for an allocation that leaves one out or whose mean isn't what was asked.
+    Raises `TargetError` for an allocation that leaves a matrix out, or whose mean isn't what was
+    asked.
     """
     allocation = recipe.allocation
     target = recipe.target
@@ -302,6 +310,7 @@ def allocated(
         raise TargetError(message, subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):
         return targets
+    # The mean over all weights: each matrix counts by its size.
     total = 0.0
     size = 0
     comparable = target.amount is not None
@@ -316,7 +325,7 @@ def allocated(
     result = "it asks for something else"
     if target.amount is not None:
         mean = total / size
-        if comparable and abs(mean - target.amount) <= MEAN_WITHIN * abs(target.amount):
+        if comparable and abs(mean - target.amount) <= MEAN_TOLERANCE * abs(target.amount):
             return targets
         result = f"the mean over all weights is {mean:.6g}"
     message = f"{allocation} shares {target} so that {result}; it must be what was asked"
@@ -326,26 +335,27 @@ def allocated(
 def put_back(
     view: ModelView, stored: Iterable[StoredEdit], propagate: Propagation
 ) -> tuple[list[Edit], list[Edit]]:
-    """Make again the edits of before an interruption, and give them all, and those of them that
-    wait for the end.
+    """Apply the `stored` edits of before an interruption. Return all of them, and those that are
+    postponed to the end.
 
-    Those are matrices, and scales that moved, in `dense`: its walk is through the untouched model.
+    Postponed are, in `dense`, matrices and scales that moved: its walk is through the untouched
+    model.
     """
     done: list[Edit] = []
-    late: list[Edit] = []
+    postponed: list[Edit] = []
     for kept in stored:
         edit = read_edit(kept, view)
         done.append(edit)
         if propagate == "dense" and isinstance(edit, Replace | Fold):
-            late.append(edit)
+            postponed.append(edit)
         else:
             edit.apply(view)
-    return done, late
+    return done, postponed
 
 
-def absent(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
-    """Give the edits of before an interruption, matrices without their numbers, which are read
-    when their block is.
+def replaced_on_disk(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
+    """Return the edits of before an interruption, for a model on disk. They only say which matrices
+    were replaced: the numbers are read when their block is.
     """
     edits: list[Edit] = []
     for step in finished:
@@ -356,8 +366,8 @@ def absent(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
 
 
 def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[int]) -> None:
-    """Have the edits of these finished steps made again whenever the numbers of their block are
-    read from disk; nothing for a model in memory.
+    """Have the edits of these finished steps applied again whenever their block is read from disk.
+    Does nothing for a model in memory.
     """
     if not view.residence.on_disk:
         return
@@ -380,8 +390,9 @@ def _record(
     reports: Sequence[Mapping[str, Any]],
     few_tokens: Mapping[str, float],
 ) -> Record:
-    """What is kept of it. Of a structural edit, `sparsity` is its share of all `matrices` that the
-    untouched model had.
+    """The record. `sparsity` is the share of zeros in the matrices that were replaced. Where parts
+    were removed it is the share of zeros and removed weights in all `matrices` of the untouched
+    model.
     """
     replaced = tuple(report for report in reports if "edit" not in report)
     others = tuple(report for report in reports if "edit" in report)
@@ -389,9 +400,9 @@ def _record(
     for matrix in view.dense:
         dense.append({"name": matrix.name, "shape": list(matrix.shape), "reason": matrix.reason})
     reached = {report["name"] for report in replaced}
-    left = [weight for weight in view.weights if weight.name not in reached]
-    reasons = _reasons_left(recipe, view, left, run, few_tokens)
-    for weight, reason in zip(left, reasons, strict=True):
+    untouched_weights = [weight for weight in view.weights if weight.name not in reached]
+    reasons = _reasons_left(recipe, view, untouched_weights, run, few_tokens)
+    for weight, reason in zip(untouched_weights, reasons, strict=True):
         dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
     shapes = [report["shape"] for report in replaced]
     if any("removed" in report for report in others):
@@ -414,11 +425,12 @@ def _reasons_left(
     """Why each of these matrices was left as it is."""
     if not isinstance(recipe.method, MatrixMethod):
         return [f"{recipe.method.spec_name()} left it as it is"] * len(weights)
-    left = rehearse(view).left(run.propagate) if weights and run.tokens else {}
+    # A rehearsal takes a forward, so there is none without need.
+    left_by_walk = rehearse(view).left(run.propagate) if weights and run.tokens else {}
     reasons: list[str] = []
     for weight in weights:
-        if left.get(weight.name):
-            reason = left[weight.name]
+        if left_by_walk.get(weight.name):
+            reason = left_by_walk[weight.name]
         elif weight.expert is None:
             reason = "no product with it was seen in the forward"
         elif few_tokens.get(weight.name, 0) > 0:

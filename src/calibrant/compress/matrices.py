@@ -44,15 +44,15 @@ def edits_of(method: Method, job: Job) -> Iterator[Edit]:
         with failing_at(method, weight.name), spent_on("method"):
             compressed = method.compress(weight.get(), seen, job.targets[weight.name])
         yield Replace(weight, compressed, method.judged_by(seen))
-        # A Gram is large, and that of another matrix may be gathered now.
+        # Grams are large: this one is freed before that of the next matrix is gathered.
         del compressed, seen
 
 
 def check_model(
     method: Method, view: ModelView, target: Target, targets: Mapping[str, Target]
 ) -> None:
-    """Raise `TargetError`, before anything is touched, if a method can't be used with this model;
-    `targets` are those of its matrices, by name.
+    """Raise `TargetError`, before anything is touched, if a method can't be used with this model,
+    or with the `targets` of its matrices, by name.
     """
     if isinstance(method, ModelMethod):
         method.check_model(view, target, targets)
@@ -62,28 +62,32 @@ def check_model(
 
 
 def arrivals(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
-    """Return the matrices with what they saw, the tokens being shown as the method wants it."""
+    """Return the matrices that are still to be compressed, each with what it saw. Tokens are shown
+    as the method's `token_use` says. Raises `SpecError` for a method that can't be shared by
+    several processes.
+    """
     token_use = method.token_use
     if token_use.one_process:
         check_one_process(method, job)
     if token_use.sources_apart:
         return _sources_apart(method, job)
     if token_use.turns > 1 and job.batch is not None:
-        # What others keep on disk is of these sequences as they are.
+        # Stored statistics are those of sequences that aren't turned.
         job = replace(job, batch=turned(job.batch, token_use.turns), statistics=None)
     weigh = _by_attention(method) if token_use.by_attention else None
     return job.walk(method.observes, weigh)
 
 
 def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
-    """Return each source's tokens and its share of the mixture; a batch of one source is its
-    only part.
+    """Return the tokens of each source of a batch, with its share: the parts of a mix or of a sum.
+    A batch of one source is its only part.
     """
     parts: list[tuple[float, TokenBatch]] = []
     if batch.mixed:
         for facts, (_, part) in zip(batch.facts["mix"], batch.mixed, strict=True):
             parts.append((facts["weight"], part))
         return parts
+    # Of a sum the sequences stand source by source, one after the other.
     start = 0
     for facts in batch.facts["parts"]:
         rows = slice(start, start + facts["sequences"])
@@ -100,34 +104,35 @@ def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
 
 
 def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
-    """Return what all sources together let a matrix see, each by its share, and what each did;
-    of one that didn't reach it, nothing.
+    """Return what a matrix saw of all sources together, each counted by its share, and the Grams of
+    the single ones in `Sources`. A source that didn't reach the matrix (None) isn't among them.
     """
-    each: list[Seen] = []
-    for there, share in zip(seen, shares, strict=True):
-        if there is not None:
-            # By the mass that arrived, so that a source counts by its share, however many its
-            # tokens.
-            each.append(there * (share / there[Gram].mass))
-    total = reduce(add, each)
-    return Seen({**total, Sources: Sources([there[Gram] for there in each])})
+    scaled: list[Seen] = []
+    for source_seen, share in zip(seen, shares, strict=True):
+        if source_seen is not None:
+            # Divided by the mass that arrived: a source counts by its share, however many tokens
+            # it has.
+            scaled.append(source_seen * (share / source_seen[Gram].mass))
+    total = reduce(add, scaled)
+    return Seen({**total, Sources: Sources([source_seen[Gram] for source_seen in scaled])})
 
 
 def turned(batch: TokenBatch, times: int) -> TokenBatch:
-    """Return the sequences `times` over, the real tokens of each moved on by another `times`-th
-    part of it, those at the end to its beginning.
+    """Return the sequences `times` over. In each repetition the real tokens are moved on by another
+    `times`-th of the sequence, and those that fall off its end come to its beginning.
     """
     lengths = batch.mask.sum(1, keepdim=True)
-    # Stable, so that real tokens keep their order.
-    front = (~batch.mask).long().argsort(dim=1, stable=True)  # real tokens first
-    places = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
+    # An order with the real tokens first; it is stable, so that they keep theirs.
+    real_first = (~batch.mask).long().argsort(dim=1, stable=True)
+    positions = torch.arange(batch.ids.shape[1])[None].expand_as(batch.ids)
 
     def all_turns(numbers: Tensor) -> Tensor:
-        numbers = numbers.gather(1, front)
+        numbers = numbers.gather(1, real_first)
         turns: list[Tensor] = []
         for turn in range(times):
-            back = (places - turn * lengths // times) % lengths.clamp_min(1)
-            turns.append(numbers.gather(1, back.where(places < lengths, places)))
+            # Where the token at each position comes from; padding stays where it is.
+            origins = (positions - turn * lengths // times) % lengths.clamp_min(1)
+            turns.append(numbers.gather(1, origins.where(positions < lengths, positions)))
         return torch.cat(turns)
 
     return replace(
@@ -148,23 +153,25 @@ def _matrix_method(method: Method) -> MatrixMethod:
 
 
 def _sources_apart(method: MatrixMethod, job: Job) -> Iterator[tuple[Weight, Seen]]:
-    """Walk each source through the model by itself, all in step: the weights of the block before
-    are the same for all.
+    """Walk through the model with each source by itself, but in step: a matrix is compressed when
+    all sources have reached it, and so all go on with the same weights.
     """
     parts = parts_of(job.batch) if job.batch is not None else []
     shares = [share for share, _ in parts]
     walks = [replace(job, batch=part, statistics=None).walk(method.observes) for _, part in parts]
     last: list[Seen | None] = []
-    whole = Seen({})
-    for weight, each in together(job.view, walks):
-        # Matrices that share their inputs share what is made of them too.
-        if list(map(id, each)) != list(map(id, last)):
-            last = each
-            whole = joined(each, shares)
-        yield weight, whole
+    total = Seen({})
+    for weight, by_source in together(job.view, walks):
+        # Matrices that share their inputs are given one object, so it is joined once for them.
+        if list(map(id, by_source)) != list(map(id, last)):
+            last = by_source
+            total = joined(by_source, shares)
+        yield weight, total
 
 
 def _by_attention(method: MatrixMethod) -> Weigh:
+    """What weighs the tokens of a block by the attention that they receive, as the method says."""
+
     def weigh(call: BlockCall) -> Float[Tensor, "sample position"]:
         return method.token_weights(attention_received(call), call.real)
 

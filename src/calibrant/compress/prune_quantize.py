@@ -81,9 +81,8 @@ USUAL_SHARE: Final = 0.5
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` and `quantize` give back.
-
-    That is the model in memory, what was done to it, and where it was saved (None if it wasn't).
+    """What `prune` and `quantize` return: the model in memory, the record of what was done to it,
+    and the folder where it was saved (None if it wasn't).
     """
 
     opened: Opened
@@ -159,7 +158,7 @@ def quantize(options: QuantizeOptions) -> Pruned:
 
 
 def _recipe(verb: Verb, options: CompressOptions, target: float | str | Target) -> Recipe:
-    """What is to be done, if it is what `verb` does; an error names the verb that does it."""
+    """The recipe. Raises `TargetError` if `verb` can't do it, and names the verb that can."""
     aimed = target if isinstance(target, Target) else parse_target(target)
     method: Method = methods.build(options.method)
     _check_verb(verb, method, aimed)
@@ -193,12 +192,12 @@ def _check_verb(verb: Verb, method: Method, target: Target) -> None:
 
 def _methods_for(kinds: tuple[type[Target], ...]) -> str:
     """The names of the methods that accept one of these kinds of target."""
-    found: list[str] = []
+    names: list[str] = []
     for name in methods.names():
         method = methods.get(name)
         if method.prunes and _accepts(method, kinds):
-            found.append(name)
-    return ", ".join(found)
+            names.append(name)
+    return ", ".join(names)
 
 
 def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> bool:
@@ -211,7 +210,7 @@ def _accepts(method: Method | type[Method], kinds: tuple[type[Target], ...]) -> 
 
 
 def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Pruned:
-    """The whole job."""
+    """The whole job, for both verbs."""
     if options.out is not None:
         options = replace(options, out=user_path(options.out, OutputError))
     calibration = None
@@ -220,13 +219,14 @@ def _compressed(options: CompressOptions, recipe: Recipe, ranks: Ranks) -> Prune
     if calibration is None and recipe.looks:
         message = f"{recipe.looking} looks at activations and needs calibration data"
         raise SpecError(f"{message}; give --data", subject=recipe.looking)
+    # The first of several processes alone reports progress.
     if not ranks.first:
         options = replace(options, progress=silent)
     job = _Job.open(options, recipe, calibration, ranks)
-    done = job.result()
-    if options.profile and not done.already_done:
-        return replace(done, costs=job.costs())
-    return done
+    result = job.result()
+    if options.profile and not result.already_done:
+        return replace(result, costs=job.costs())
+    return result
 
 
 def _forms(options: CompressOptions) -> tuple[Export, ...]:
@@ -264,17 +264,22 @@ class _Job:
         calibration: CalibrationSet | None,
         ranks: Ranks,
     ) -> "_Job":
-        """Open and draw, once it is clear that the folder can be written."""
+        """Open the model and draw the tokens, once it is clear that the folder can be written.
+
+        Raises an `InputError` for what can't be done, before any work; may choose another
+        propagation where memory is short.
+        """
         memory = in_bytes(options.memory)
         forms = _forms(options)
         clock = Clock()
         device = ranks.device(options.device)
         looking = calibration if recipe.looks else None
-        # Where the result is in a folder, the memory that is given is for all of the job, else
-        # for activations alone.
+        # Where the result goes to a folder, `memory` is for all of the job. Else the model stays in
+        # memory in any case, and it is for activations alone.
         promised = None
         if options.out is not None:
             promised = memory
+            # A folder that holds a model already is looked at later: it may be this very one.
             if read_manifest(Path(options.out)) is None:
                 check_output(Path(options.out))
         notes: list[str] = []
@@ -301,21 +306,21 @@ class _Job:
             if looking is not None:
                 drawn = resolved(looking, opened, options.progress)
                 batch = drawn.tokens(opened.tokenizer)
-        asked = recipe.run(opened, batch, **_named(calibration))
+        asked = recipe.run(opened, batch, **_data_and_seed(calibration))
         ranks.agree("the run that is asked for", asked.id)
-        left = memory
+        memory_left = memory
         if promised is not None:
-            left = room_for_activations(promised, opened, model_view, recipe.method, looking)
+            memory_left = room_for_activations(promised, opened, model_view, recipe.method, looking)
         ways = recipe.method.propagations
-        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, left, ways)
-        # Where memory is short for one rank, none can go on as asked.
+        fit = fitting(recipe.propagate, model_view, batch, opened.dtype, memory_left, ways)
+        # All ranks must go on in the same way, so the one with the least memory decides.
         propagate, reason = _fit_of_all(ranks.gathered([fit]))
         notes.append(reason)
-        if options.out is not None and promised is not None and left is not None:
+        if options.out is not None and promised is not None and memory_left is not None:
             # On a device, activations aren't in the memory that was promised.
             on_cpu = opened.model.device.type == "cpu"
             reason = offloading(
-                left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
+                memory_left, propagate, recipe.method, model_view, batch, opened.dtype, on_cpu
             )
             notes.append(reason)
             if reason:
@@ -334,24 +339,24 @@ class _Job:
         )
 
     def result(self) -> Pruned:
-        """Do the job, and save what comes of it where a folder is given."""
+        """Compress the model, and save it if a folder is given."""
         if self.options.out is None:
-            return self.done(self.compress())
-        return self.into(Path(self.options.out))
+            return self.pruned(self.compress())
+        return self.saved_into(Path(self.options.out))
 
     def compress(
         self,
         checkpoint: Checkpoint | None = None,
         keep: Callable[[Edit], None] | None = None,
     ) -> Record:
-        """Compress the model that is open."""
+        """Compress the open model, and return the record."""
         with self.clock.phase("compress"):
             return compress(
                 self.opened,
                 self.model_view,
                 self.batch,
                 self.recipe,
-                **_named(self.calibration),
+                **_data_and_seed(self.calibration),
                 progress=self.options.progress,
                 checkpoint=checkpoint,
                 keep=keep,
@@ -366,17 +371,19 @@ class _Job:
         return Costs.of(self.clock, self.model_view, tokens)
 
     def with_provenance(self, record: Record) -> Record:
-        """`record` with how it came about so far."""
+        """Return `record` with how it came about, as far as that is known now."""
         shortage = shortage_of(self.model_view, self.batch)
-        about = provenance(self.opened, self.clock, self.note, shortage)
-        return replace(record, provenance=about | {"ranks": self.ranks.size})
+        entries = provenance(self.opened, self.clock, self.note, shortage)
+        return replace(record, provenance=entries | {"ranks": self.ranks.size})
 
-    def into(self, folder: Path) -> Pruned:
-        """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.recipe.run(self.opened, self.batch, **_named(self.calibration))
+    def saved_into(self, folder: Path) -> Pruned:
+        """Compress and save into `folder`, from the last finished block on; if it holds this model
+        already, return that.
+        """
+        run = self.recipe.run(self.opened, self.batch, **_data_and_seed(self.calibration))
         manifest = read_manifest(folder)
         if manifest is not None:
-            return self.already(manifest, run, folder)
+            return self.already_there(manifest, run, folder)
         checkpoint = Checkpoint(folder, run.id)
         continued = len(checkpoint.load(numbers=False))
         edits: list[Edit] = []
@@ -393,12 +400,15 @@ class _Job:
                 compressed = CompressedModel(self.opened, self.model_view, finished, edits)
                 sizes = self.save(compressed, folder)
             checkpoint.remove()
-        done = self.done(record, folder)
-        return replace(done, continued_from=continued, sizes=sizes)
+        result = self.pruned(record, folder)
+        return replace(result, continued_from=continued, sizes=sizes)
 
-    def already(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
-        """The folder holds what was asked for, or an error that says what it holds instead."""
+    def already_there(self, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
+        """Return the model that the folder holds already. Raises `OutputError` if it isn't the one
+        that was asked for.
+        """
         if manifest.get("id") != run.id:
+            # This raises the error, unless the folder was emptied in this very moment.
             check_output(folder)
             message = f"{folder} held another model, and is gone"
             raise OutputError(f"{message}; run the same command again", subject=str(folder))
@@ -418,16 +428,18 @@ class _Job:
         on_disk = self.model_view.residence.on_disk
         opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
         if self.ranks.first:
-            Checkpoint(folder, run.id).remove()  # which is there still if the last call was killed
+            # Still there if the last call was killed between saving and removing it.
+            Checkpoint(folder, run.id).remove()
         sizes = manifest.get("sizes", {})
         return Pruned(opened, record, folder, already_done=True, sizes=sizes)
 
     @contextmanager
     def telling_what_stays(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """While it lasts, a `NumericsError` says that what was finished stays, and where.
+        """While it lasts, let a `NumericsError` say where the finished blocks stay, or what a
+        search tried; if there is neither, nothing stays.
 
-        That is blocks, or what a search tried; else nothing stays. The same command may go on: on
-        another device, or with another number of threads, its numbers may be finite.
+        The same command may go on from them: on another device, or with another number of threads,
+        its numbers may be finite.
         """
         try:
             yield
@@ -438,17 +450,19 @@ class _Job:
             if checkpoint.load(numbers=False):
                 goes_on = "and the same command goes on from them"
                 stay = f"the finished blocks stay in {place}, {goes_on}"
-            elif any(found is not None for found in checkpoint.journal().known.values()):
+            # None in a journal stands for a loss that wasn't finite.
+            elif any(loss is not None for loss in checkpoint.journal().known.values()):
                 stay = f"what was tried stays in {place}, and the same command goes on from it"
             else:
                 checkpoint.remove()
                 raise
             raise NumericsError(f"{error}; {stay}", subject=error.subject) from error
 
-    def done(self, record: Record, folder: Path | None = None) -> Pruned:
-        """Return what came of it.
+    def pruned(self, record: Record, folder: Path | None = None) -> Pruned:
+        """Return the compressed model with its record.
 
-        The model is another one than was opened, by its digest, and where it is saved by its name.
+        It has a digest of its own, since it is another model than the one that was opened; its name
+        is the folder, if there is one.
         """
         name = self.opened.name if folder is None else str(folder)
         digest = identity([self.opened.digest, record.run.id])
@@ -456,9 +470,8 @@ class _Job:
         return Pruned(compressed, self.with_provenance(record), folder)
 
     def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
-        """Write the model in every form, with its manifest and its card, all of it or nothing.
-
-        Return the bytes of each form.
+        """Write the model in every form, with its manifest and its card, or nothing of it. Return
+        how many bytes each form takes.
         """
         record = compressed.record
         sizes: dict[str, int] = {}
@@ -469,7 +482,8 @@ class _Job:
             "record": record.plain(),
             **rows.entries,
             "exports": [str(form) for form in self.forms],
-            "sizes": sizes,  # which are known when the manifest is written
+            # Filled below: `saved` writes the manifest last, when they are known.
+            "sizes": sizes,
         }
         with saved(self.opened, folder, manifest, rows.files) as temporary:
             for form in self.forms:
@@ -480,7 +494,9 @@ class _Job:
         return sizes
 
     def rows_calibrated_on(self) -> RowFingerprints:
-        """Return the hashes of the rows, so that nobody measures on them unawares."""
+        """Return the hashes of the rows it was calibrated on, so that nobody measures on them
+        unawares.
+        """
         parts = () if self.calibration is None else self.calibration.parts
         from_files = any(any(files_behind(part.source)) for part in parts)
         rows = () if self.batch is None else self.batch.rows
@@ -488,15 +504,17 @@ class _Job:
 
 
 def _fit_of_all(fits: Sequence[tuple[Propagation, str]]) -> tuple[Propagation, str]:
-    """The first fit that has a reason not to go on as asked, else that of all."""
+    """What all ranks go on with: the first fit with a reason not to go on as asked, if there is
+    one. Without one all fits are the same.
+    """
     for propagate, reason in fits:
         if reason:
             return propagate, reason
     return fits[0]
 
 
-def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
-    """What a record calls the set and its draw."""
+def _data_and_seed(calibration: CalibrationSet | None) -> dict[str, Any]:
+    """How a record names the calibration set, and its draw; as arguments."""
     if calibration is None:
         return {"data": "", "seed": 0}
     return {"data": str(calibration), "seed": calibration.seed}

@@ -1,4 +1,4 @@
-"""What is to be done to a model, resolved but not yet done."""
+"""A recipe: what is to be done to a model, as values that were checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be done to a model, resolved but not yet done: transforms first, then what the
-    method makes of the allocation's targets.
+    """What is to be done to a model: transforms first, then the allocation, then what the method
+    makes of each matrix's target.
     """
 
     method: Method
@@ -44,8 +44,8 @@ class Recipe:
         transform: Sequence[str | Transform] = (),
         starved: str = AS_SEEN,
     ) -> "Recipe":
-        """Read the texts a user gives; each that can't be read is an `InputError` with what is
-        allowed.
+        """Return the recipe that the texts of a user ask for. Raises an `InputError` for a text
+        that can't be read, which says what is allowed.
 
         Without `propagate` it is the method's own default. `starved` says what experts with few
         tokens are calibrated on.
@@ -73,9 +73,7 @@ class Recipe:
 
     @property
     def looks(self) -> bool:
-        """Whether anything in it looks at calibration data: then the tokens decide what comes of
-        it.
-        """
+        """Whether anything in it looks at calibration data, so that the result depends on it."""
         return bool(self.looking)
 
     @property
@@ -85,7 +83,9 @@ class Recipe:
 
     @property
     def looking(self) -> str:
-        """What in it looks at calibration data, by name; empty where nothing does."""
+        """The first part of it that looks at calibration data, as it is written; empty where none
+        does.
+        """
         if self.method.looks:
             return str(self.method)
         for part in (self.allocation, *self.transforms):
@@ -95,9 +95,10 @@ class Recipe:
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
-        """The statistics of the untouched model's matrices that it looks at, as far as they can
-        be kept on disk for others.
+        """The statistics of the untouched model's matrices that it looks at, as far as they can be
+        kept on disk for other runs.
         """
+        # After a transform, matrices see something else.
         if self.transforms:
             return ()
         observes = self.allocation.observes
@@ -107,9 +108,10 @@ class Recipe:
         return tuple(kind for kind in dict.fromkeys(observes) if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
-        """Return the identity-bearing description of doing this to `opened`, calibrated on
-        `batch`.
+        """Return the run: the description of doing this to `opened`, calibrated on `batch`, from
+        which the identity follows.
         """
+        # What makes no difference to the result is left empty, and so out of the identity.
         return Run(
             model=opened.digest,
             model_name=opened.name,
@@ -135,7 +137,7 @@ def check_propagation(method: Method, propagate: str) -> None:
 
 
 def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
-    """The way as one that is known, and that `method` can go."""
+    """`way`, if it is a known one that `method` can go; else raises `SpecError`."""
     ways = get_args(Starved)
     if way not in ways:
         problem = f"starved={way!r} is no way to calibrate experts with few tokens"

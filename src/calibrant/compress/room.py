@@ -25,8 +25,8 @@ from calibrant.walk.starving import AS_SEEN
 MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
 HANDED_ALONG: Final = 16
-"""A part of what passes between blocks isn't their input: the angles of positions, masks, and
-the tokens themselves. Most models keep less.
+"""What passes between blocks beside their inputs, such as the angles of positions, masks and token
+ids, takes one part in so many of it. This stays in memory; most models have less.
 """
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is
@@ -37,12 +37,12 @@ being kept, and what is converted while reading.
 @final
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a job takes, estimated from shapes before anything is read.
+    """Bytes of memory that a job needs, estimated from shapes before anything is read.
 
-    `process` is what the process holds already, `model` all parameters, `outside` those outside the
-    blocks, `block` those of the largest block; `arrival` and `between` are activations of all
-    tokens, within a block and between two, and `in_a_pass` those of one micro-batch within a block.
-    `work` is what the method and its statistics take.
+    `process` is what the process holds already. `model` are all parameters, `outside` those outside
+    the blocks, `block` those of the largest block. `arrival` are the activations of all tokens
+    within a block, `between` those between two blocks, and `in_a_pass` those of one micro-batch
+    within a block. `work` is what the method and its statistics take.
     """
 
     process: int
@@ -64,8 +64,8 @@ class Needs:
         sources: int = 1,
         length: int = 0,
     ) -> "Needs":
-        """Estimate what a job needs that shows the model so many tokens of so many sources, in
-        windows of a length; shapes are enough.
+        """Estimate what a job needs: `tokens` of so many sources are shown, in windows of `length`.
+        Of the model only shapes are looked at. `dtype` is what its numbers will have.
         """
         sizes: dict[int, int] = {}
         for parameter in view.model.parameters():
@@ -73,11 +73,14 @@ class Needs:
         inside: dict[int, int] = {}
         largest = 0
         for block in view.blocks:
-            # By their identity: blocks may share parameters.
-            held = {id(p): sizes[id(p)] for p in block.module.parameters()}
-            largest = max(largest, sum(held.values()))
-            inside |= held
+            # By the parameters' ids, since blocks may share some.
+            in_block = {
+                id(parameter): sizes[id(parameter)] for parameter in block.module.parameters()
+            }
+            largest = max(largest, sum(in_block.values()))
+            inside |= in_block
         shapes = [weight.shape for weight in view.weights]
+        # A window isn't divided, however long it is.
         in_a_pass = max(min(tokens, LONG_PASS), length)
         work = 0
         if isinstance(method, MatrixMethod):
@@ -89,8 +92,9 @@ class Needs:
                 rows = min(in_a_pass, EXACT_CHUNK)
                 squares = method.squares(sources)
             copies = method.copies * max(outputs * inputs for outputs, inputs in shapes)
+            # All of it is in float32, four bytes a number.
             work = 4 * (copies + squares * widest**2 + rows * widest)
-        within = _width(view) * dtype.itemsize
+        per_token = _numbers_per_token(view) * dtype.itemsize
         hidden = view.model.config.get_text_config(decoder=True).hidden_size
         model = sum(sizes.values())
         return cls(
@@ -98,36 +102,36 @@ class Needs:
             model=model,
             outside=model - sum(inside.values()),
             block=largest,
-            arrival=tokens * within,
+            arrival=tokens * per_token,
             # The input of the block, and that of the next one.
             between=tokens * 2 * hidden * dtype.itemsize,
-            in_a_pass=in_a_pass * within,
+            in_a_pass=in_a_pass * per_token,
             work=work,
         )
 
     def in_memory(self, propagate: Propagation) -> int:
-        """With the whole model in memory."""
+        """Return what is needed with the whole model in memory."""
         return self.process + self.model + self.activations(propagate) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
-        """Activations that are in memory at once; with `offload`, blocks' inputs are on disk
-        where the propagation lets them.
+        """Return the activations that are in memory at once. With `offload` the inputs of blocks
+        are on disk, except in `arrival`, which can't.
         """
         if propagate == "arrival":
-            # All tokens wait within a block, while one micro-batch goes on to where the others are.
+            # All micro-batches wait within a block, while one goes on to where they are.
             return self.arrival + self.in_a_pass
         between = self.between // HANDED_ALONG if offload else self.between
         return self.in_a_pass + between
 
     def on_disk(self, propagate: Propagation, offload: bool = False) -> int:
-        """With its blocks on disk."""
+        """Return what is needed with blocks on disk, and with `offload` activations too."""
         activations = self.activations(propagate, offload)
         return self.process + self.outside + BLOCKS_HELD * self.block + activations + self.work
 
 
 def in_bytes(memory: float | None) -> int | None:
-    """Return a promise in bytes that is given in GB; None where none is given. Raises
-    `SpecError` for what is no room at all.
+    """Return in bytes the `memory` that is given in GB; None where none is given. Raises
+    `SpecError` for what isn't above 0 or is more than any machine has.
     """
     if memory is None:
         return None
@@ -154,33 +158,34 @@ def left_on_disk(
     ranks: Ranks,
 ) -> str:
     """Return why the blocks of `model` stay on disk, in a sentence for the record; empty where the
-    job keeps its promise with all of it in memory.
+    job takes no more than the `promised` bytes with the whole model in memory.
 
-    Raises `SpecError` where it can't be kept: for a recipe or a model that needs the whole model in
+    Raises `SpecError` where the promise can't be kept: for a job that needs the whole model in
     memory, and for less memory than is needed with the blocks on disk.
     """
-    view, kind = outlined(model, dtype, device)
+    view, stored_dtype = outlined(model, dtype, device)
     if view is None:
         return ""
-    tokens = _tokens(calibration) if recipe.looks else 0
+    tokens = _budget_of(calibration) if recipe.looks else 0
     length = calibration.length if calibration else 0
-    needs = Needs.of(view, tokens, kind, recipe.method, _sources(calibration), length)
+    needs = Needs.of(view, tokens, stored_dtype, recipe.method, _source_count(calibration), length)
     ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
-    # One that goes its own way may hold more of a block at once than its propagation says.
-    asked: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
+    # A method that yields edits of its own may hold more of a block than its propagation says, so
+    # the most is assumed.
+    estimated: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
     return _why_on_disk(
         f"{model} and this job",
         model,
         needs,
-        asked,
+        estimated,
         ways,
-        needs_all_of_it(recipe, calibration, forms, ranks),
+        needs_whole_model(recipe, calibration, forms, ranks),
         promised,
     )
 
 
 def goes_by_matrix(method: Method) -> bool:
-    """Whether a method does nothing but compress one matrix after the other."""
+    """Return whether a method does nothing but compress one matrix after the other."""
     return not isinstance(method, ModelMethod)
 
 
@@ -190,10 +195,10 @@ def gathered_on_disk(
     """Return why the blocks of `model` stay on disk while an importance matrix is gathered, as
     `left_on_disk` does, and raise as it does.
     """
-    view, kind = outlined(model, dtype, device)
+    view, stored_dtype = outlined(model, dtype, device)
     if view is None:
         return ""
-    needs = Needs.of(view, _tokens(calibration), kind, length=calibration.length)
+    needs = Needs.of(view, _budget_of(calibration), stored_dtype, length=calibration.length)
     # Eight bytes of a sum in float64, and eight as it is written.
     sums = 16 * sum(weight.shape[1] for weight in view.weights)
     return _why_on_disk(
@@ -202,7 +207,7 @@ def gathered_on_disk(
         replace(needs, work=sums),
         "dense",
         ("dense",),
-        _selects(calibration),
+        _running_selector(calibration),
         promised,
     )
 
@@ -211,30 +216,32 @@ def _why_on_disk(
     job: str,
     model: str,
     needs: Needs,
-    asked: Propagation,
+    estimated: Propagation,
     ways: Iterable[Propagation],
-    all_of_it: str,
+    whole_model_for: str,
     promised: int,
 ) -> str:
-    """Why blocks stay on disk where the job goes as is `asked`, or in another of its `ways`;
-    `all_of_it` says what needs the whole model.
+    """Why blocks stay on disk; empty where all fits into memory with the propagation `estimated`.
+
+    With blocks on disk the job may go another of its `ways`. `whole_model_for` says what in it
+    needs the whole model in memory, if anything does: then there is an error instead.
     """
-    most = needs.in_memory(asked)
+    most = needs.in_memory(estimated)
     if most <= promised:
         return ""
-    about = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
-    if all_of_it:
-        problem = f"its blocks can't be left on disk, since {all_of_it}"
-        raise SpecError(f"{about}; {problem}; allow more memory", subject=model)
+    estimate = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
+    if whole_model_for:
+        problem = f"its blocks can't be left on disk, since {whole_model_for}"
+        raise SpecError(f"{estimate}; {problem}; allow more memory", subject=model)
     least = min(needs.on_disk(way, offload=True) for way in ways)
     if least > promised:
         problem = f"with its blocks on disk it needs about {least / 1e9:.1f} GB"
         advice = "allow so much, or calibrate on fewer tokens"
-        raise SpecError(f"{about}; {problem}; {advice}", subject=model)
-    return f"{about}: its blocks stayed on disk"
+        raise SpecError(f"{estimate}; {problem}; {advice}", subject=model)
+    return f"{estimate}: its blocks stayed on disk"
 
 
-def needs_all_of_it(
+def needs_whole_model(
     recipe: Recipe, calibration: CalibrationSet | None, forms: Sequence[Export], ranks: Ranks
 ) -> str:
     """Return what in a job needs the whole model in memory, as a part of a sentence; empty if
@@ -250,9 +257,9 @@ def needs_all_of_it(
         return f"{recipe.method} does more than compress matrix by matrix"
     if recipe.starved != AS_SEEN:
         return f"starved={recipe.starved} looks at all experts first"
-    selects = _selects(calibration) if calibration and recipe.looks else ""
-    if selects:
-        return selects
+    selector = _running_selector(calibration) if calibration and recipe.looks else ""
+    if selector:
+        return selector
     if len(forms) > 1:
         return f"the export {forms[-1]} is made of the whole model"
     return "several processes share the work" if ranks.size > 1 else ""
@@ -266,12 +273,12 @@ def fitting(
     limit: int | None = None,
     possible: Sequence[Propagation] = PROPAGATIONS,
 ) -> tuple[Propagation, str]:
-    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there
-    is and `reference` is `possible`.
+    """Return the propagation that memory has room for, and why it isn't the one asked for: that is
+    `reference` where `arrival` is asked for and would need too much, if `reference` is `possible`.
 
-    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all*
-    tokens live at once: input, residual and the two widest intermediate results; and those of one
-    micro-batch that goes on. `limit` is in bytes; by default 80 % of what the machine has free.
+    Arrival suspends the forwards of all micro-batches inside a block. So the activations of *all*
+    tokens are held at once: input, residual and the two widest intermediate results. `limit` is in
+    bytes; by default it is 80 % of what the machine has free.
     """
     if propagate != "arrival" or "reference" not in possible or batch is None:
         return propagate, ""
@@ -282,9 +289,9 @@ def fitting(
         limit = int(psutil.virtual_memory().available * 0.8)
     if needed <= limit:
         return propagate, ""
-    would = f"arrival would hold about {needed / 1e9:.1f} GB of activations"
-    may = f"may hold {limit / 1e9:.1f} GB"
-    return "reference", f"{would} and {may}; went on with reference"
+    holds = f"arrival would hold about {needed / 1e9:.1f} GB of activations"
+    allowed = f"may hold {limit / 1e9:.1f} GB"
+    return "reference", f"{holds} and {allowed}; went on with reference"
 
 
 def offloading(
@@ -297,10 +304,10 @@ def offloading(
     possible: bool = True,
 ) -> str:
     """Return why activations go to disk between two blocks, in a sentence for the record; empty
-    where what is left of a promise has room for them.
+    where the bytes that are `left` of a promise have room for them.
 
-    Raises `SpecError` where it has no room for what is in memory even so, or where it isn't
-    `possible`. What a model keeps beside the inputs of its blocks is measured.
+    Raises `SpecError` where there is no room for what stays in memory even so, or where they can't
+    go to disk: without `possible`, in `arrival`, and for models that change their blocks' inputs.
     """
     if batch is None:
         return ""
@@ -312,14 +319,15 @@ def offloading(
     by_block = propagate != "arrival" and (method is None or goes_by_matrix(method))
     if possible and by_block and not rehearse(view).changes_input:
         tokens = tokens_per_pass_of(propagate)
+        # Not estimated but measured: models differ in what they keep beside the inputs of blocks.
         least = needs.in_a_pass + held_between_blocks(view, batch, tokens_per_pass=tokens)
     if least > left:
         job = "imatrix" if method is None else str(method)
         holds = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations"
         message = f"{holds}, and {left / 1e9:.1f} GB are left for them"
         raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=job)
-    may = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
-    return f"{may}: they were on disk between two blocks"
+    allowed = f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB"
+    return f"{allowed}: they were on disk between two blocks"
 
 
 def room_for_activations(
@@ -329,21 +337,21 @@ def room_for_activations(
     method: Method | None = None,
     calibration: CalibrationSet | None = None,
 ) -> int:
-    """Return how many bytes of a promise are left for activations, now that the model is open.
-    `SpecError` where it is broken already.
+    """Return how many of the `promised` bytes are left for activations, now that the model is open.
+    Raises `SpecError` where the model alone takes more.
     """
     check_kept(promised, opened)
     length = 0 if calibration is None else calibration.length
     needs = Needs.of(
-        view, _tokens(calibration), opened.dtype, method, _sources(calibration), length
+        view, _budget_of(calibration), opened.dtype, method, _source_count(calibration), length
     )
     held = BLOCKS_HELD * needs.block if view.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 
 
 def check_kept(promised: int, opened: Opened) -> None:
-    """Raise `SpecError` where the open model holds more than was promised: it was opened whole,
-    since its blocks can't be left on disk.
+    """Raise `SpecError` where the process holds more than was promised, now that the model is open:
+    its blocks couldn't be left on disk.
     """
     held = held_now()
     if held > promised and opened.model.device.type == "cpu":
@@ -353,9 +361,9 @@ def check_kept(promised: int, opened: Opened) -> None:
         raise SpecError(f"{message}; {advice}", subject=opened.name)
 
 
-def _selects(calibration: CalibrationSet) -> str:
-    """What in a calibration set needs the whole model, as a part of a sentence; empty if nothing
-    does.
+def _running_selector(calibration: CalibrationSet) -> str:
+    """The selector of a calibration set, which needs the whole model, in a part of a sentence;
+    empty if there is none.
     """
     for part in calibration.parts:
         if isinstance(part.source, Selector):
@@ -363,22 +371,23 @@ def _selects(calibration: CalibrationSet) -> str:
     return ""
 
 
-def _width(view: ModelView) -> int:
-    """Numbers that a token takes within a block."""
+def _numbers_per_token(view: ModelView) -> int:
+    """How many numbers a token takes in a block: input, residual, and the two widest results."""
     inputs = [weight.shape[1] for weight in view.blocks[0].weights]
     outputs = [weight.shape[0] for weight in view.blocks[0].weights]
     return 3 * min(inputs) + max(inputs) + max(outputs)
 
 
-def _sources(calibration: CalibrationSet | None) -> int:
+def _source_count(calibration: CalibrationSet | None) -> int:
     return 1 if calibration is None else len(calibration.parts)
 
 
-def _tokens(calibration: CalibrationSet | None) -> int:
-    """The tokens of a budget, of all sets of a mix."""
+def _budget_of(calibration: CalibrationSet | None) -> int:
+    """How many tokens are shown at most: the budget, for each set of a mix."""
     if calibration is None:
         return 0
     budget = calibration.budget
+    # The budget is in tokens; else it is windows of a length.
     if budget is None:
         budget = calibration.samples * calibration.length
     return max(1, len(calibration.mixed)) * budget

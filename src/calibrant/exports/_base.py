@@ -31,22 +31,23 @@ class CompressedModel:
 
 
 def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
-    """Return the packed form of each matrix that has one and still holds its numbers, by the
-    matrix's name now; of other parameters by theirs.
+    """Return, by name as it is now, the packed forms of matrices and of other parameters: as far as
+    the model still has their numbers.
     """
-    matrices: dict[tuple[int, str, int | None], Packed | None] = {}
-    others: dict[str, Packed] = {}
+    of_matrices: dict[tuple[int, str, int | None], Packed | None] = {}
+    of_parameters: dict[str, Packed] = {}
     for edit in compressed.edits:
+        # Of several edits of a matrix the last one counts.
         if isinstance(edit, Replace):
-            matrices[_place(edit.weight)] = edit.compressed.packed
+            of_matrices[_key_of(edit.weight)] = edit.compressed.packed
         if isinstance(edit, ReplaceParameters):
-            others |= edit.packed
+            of_parameters |= edit.packed
     packed: dict[str, Packed] = {}
-    for name, form in others.items():
+    for name, form in of_parameters.items():
         if _holds(form, compressed.opened.model.get_parameter(name)):
             packed[name] = form
     for weight in compressed.view.weights:
-        form = matrices.get(_place(weight))
+        form = of_matrices.get(_key_of(weight))
         if form is not None and _holds(form, weight.get()):
             packed[weight.name] = form
     return packed
@@ -57,9 +58,9 @@ def _holds(form: Packed, numbers: Tensor) -> bool:
     return torch.equal(form.dense(), numbers)
 
 
-def _place(weight: Weight) -> tuple[int, str, int | None]:
-    """Return where the model keeps a matrix: its name may have changed since, because blocks were
-    dropped.
+def _key_of(weight: Weight) -> tuple[int, str, int | None]:
+    """Return what a matrix is found by after an edit: its name may have changed, because blocks
+    were dropped.
     """
     return id(weight.owner), weight.key, weight.expert
 
@@ -70,13 +71,13 @@ class Export(Spec, ABC):
     """
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        """Raise `OutputError`, before any work, if this form can't hold what `method` makes of
-        the model `opened`; say what it can hold. By default a form can hold everything.
+        """Raise `OutputError`, before any work, if this form can't hold what `method` makes of the
+        model; the error says what it can hold. By default a form can hold everything.
         """
 
     def convert(self, opened: Opened, folder: Path) -> None:
-        """Write a model of which nothing but its numbers is known into `folder`, which exists
-        and is empty. `OutputError` where that isn't enough.
+        """Write a model of which nothing but its numbers is known into `folder`, which exists and
+        is empty. Raises `OutputError` where that isn't enough, as by default.
         """
         raise OutputError(
             f"{self} is made of what compressing a model leaves behind, and of a finished model "

@@ -25,6 +25,7 @@ CARD: Final = "README.md"
 _FENCE: Final = "`"
 _BEGIN: Final = "<!-- measured -->"
 _END: Final = "<!-- /measured -->"
+"""Between these two comments stand the scores."""
 
 
 def card(record: Record, note: str = "") -> str:
@@ -60,8 +61,8 @@ def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
             f"| {_code(score.measured)} | {_code(score.metric)} | {_value(score)} | {score.n} |"
         )
     before, _, rest = path.read_text("utf-8").partition(_BEGIN)
-    behind = rest.partition(_END)[2]
-    text = "\n".join([before + _BEGIN, "", *lines, "", _END + behind])
+    after = rest.partition(_END)[2]
+    text = "\n".join([before + _BEGIN, "", *lines, "", _END + after])
     try:
         put(path, text.encode())
     except OSError as error:
@@ -87,7 +88,7 @@ def _has_place_for_scores(text: str) -> bool:
 
 
 def _front(record: Record) -> Iterator[str]:
-    """Yield the hub's facts, as YAML whose values are JSON."""
+    """Yield the lines of the card's head, which the hub reads: YAML whose values are JSON."""
     run = record.run
     repositories: dict[str, None] = {}
     for part in _parts(record):
@@ -110,6 +111,7 @@ def _kind(record: Record) -> str:
 
 
 def _body(record: Record, note: str) -> Iterator[str]:
+    """Yield the lines of the card below its head."""
     run = record.run
     bits = stored_bits(record.weights)
     result = f"{record.sparsity:.2%} of the weights of its matrices removed"
@@ -163,6 +165,7 @@ def _body(record: Record, note: str) -> Iterator[str]:
 
 def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
     """Yield which blocks or experts an edit removed."""
+    # An empty line comes first, or Markdown would make the sentence a row of the table before it.
     if edit["edit"] == "drop_blocks":
         blocks = ", ".join(map(str, edit["blocks"]))
         yield f"\nBlocks removed: {blocks} of {edit['of']}, as they were numbered then."
@@ -177,6 +180,7 @@ def _removed(edit: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _calibrated(record: Record) -> Iterator[str]:
+    """Yield what the model was calibrated on."""
     run = record.run
     if not run.tokens:
         yield "None: the method looks at no data."
@@ -201,11 +205,13 @@ def _parts(record: Record) -> list[Mapping[str, Any]]:
 
 
 def _reasons(record: Record) -> str:
+    """Return how many matrices were left as they are, for the four most frequent reasons."""
     counts = Counter(str(entry["reason"]) for entry in record.dense)
     return "; ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
 
 
 def _table(rows: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of names and values; a row without a value is left out."""
     yield "| | |"
     yield "| --- | --- |"
     for name, value in rows.items():
@@ -214,11 +220,11 @@ def _table(rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _code(value: Any) -> str:
-    """Return a code span: nothing in it is read as Markdown or HTML, and a table's columns stay
-    apart.
+    """Return a value as a code span: nothing in it is read as Markdown or HTML, and it doesn't end
+    a cell of a table.
     """
     text = visible_name(str(value)).replace("|", "¦")
-    # A fence is longer than any row of fences inside it.
+    # The span's fence must be longer than any row of backticks inside it.
     longest = max(map(len, re.findall(f"{_FENCE}+", text)), default=0)
     fence = _FENCE * (longest + 1)
     if text.startswith(_FENCE) or text.endswith(_FENCE):

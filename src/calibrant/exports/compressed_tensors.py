@@ -75,39 +75,42 @@ class CompressedTensors(Export):
                 f"leave --export {self} out",
                 subject=str(self),
             )
-        place = folder / FOLDER
-        place.mkdir()
+        packed_folder = folder / FOLDER
+        packed_folder.mkdir()
         file_of: dict[str, str] = {}
         size = 0
         for file in sorted(folder.glob("*.safetensors")):
             tensors = dict(_tensors(file, packed))
-            with usual_rights(place / file.name):
-                save_file(tensors, place / file.name, metadata={"format": "pt"})
+            with usual_rights(packed_folder / file.name):
+                save_file(tensors, packed_folder / file.name, metadata={"format": "pt"})
             file_of |= dict.fromkeys(tensors, file.name)
             size += sum(tensor.nbytes for tensor in tensors.values())
+        # A single file needs no index.
         if set(file_of.values()) != {WEIGHTS}:
-            _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+            _write(packed_folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
+        # Tokenizer, card and the like go along unchanged.
         for file in folder.iterdir():
             written = file.suffix == ".safetensors" or file.name in (CONFIG, INDEX)
             if file.is_file() and not written:
-                shutil.copy(file, place / file.name)
+                shutil.copy(file, packed_folder / file.name)
         dense: list[str] = []
         for name, module in compressed.opened.model.named_modules():
             if isinstance(module, nn.Linear) and name not in packed:
                 dense.append(name)
         grids = {name: codes.grid for name, codes in packed.items()}
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        _write(place / CONFIG, {**config, "quantization_config": _settings(grids, dense)})
+        _write(packed_folder / CONFIG, {**config, "quantization_config": _settings(grids, dense)})
 
 
 def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of one file of the dense folder, codes in the place of those matrices that
-    have some.
+    """Yield the tensors of one file of the dense folder, by name; a matrix that has codes is
+    yielded as three tensors: its codes, scales and shape.
     """
     with safe_open(file, framework="pt") as dense:
         for name in dense.keys():  # noqa: SIM118  # no mapping
             module = name.removesuffix(".weight")
             codes = packed.get(module)
+            # A bias is no weight, and stays as it is.
             if codes is None or module == name:
                 yield name, dense.get_tensor(name)
                 continue
@@ -117,8 +120,8 @@ def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Ten
 
 
 def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
-    """Return what the configuration says: a group for each grid, which names its matrices where
-    there are several grids.
+    """Return the `quantization_config`: a group for each grid. It names its matrices, or all linear
+    layers where there is only one grid.
     """
     members: dict[Grid, list[str]] = {}
     for name, grid in grids.items():

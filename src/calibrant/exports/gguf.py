@@ -34,8 +34,8 @@ from calibrant.targets import Target
 FILE: Final = "model.gguf"
 TYPES: Final = ("own", "f32", "f16", "bf16")
 BLOCK: Final = 32
-"""Inputs that share a scale in the blocks that hold foreign codes."""
-_OWN: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""Inputs that share a scale in Q4_0 and Q8_0, into which our codes go."""
+_NAME_OF_TYPE: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +62,7 @@ class Gguf(Export):
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         if method.drops_parts(len(view.blocks), target):
-            raise self._reshaped(
+            raise self._refused_shape(
                 f"{method} to {target} leaves fewer blocks or experts", str(method)
             )
         template = self._template(opened)
@@ -72,13 +72,17 @@ class Gguf(Export):
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         template = self._template(compressed.opened)
         packed = packed_now(compressed)
-        # What a search or a method of another package drops is known only now.
+        # `check` asked the method, but what a search drops is known only now.
         for edit in compressed.record.edits:
             if edit.get("removed"):
-                raise self._reshaped(f"{edit['edit']} left fewer blocks or experts", edit["edit"])
+                raise self._refused_shape(
+                    f"{edit['edit']} left fewer blocks or experts", edit["edit"]
+                )
         check_template(compressed.view, template)
-        name = _OWN[compressed.opened.dtype] if self.plain == "own" else self.plain
-        kind = GGMLQuantizationType[name.upper()]
+        type_name = self.plain
+        if self.plain == "own":
+            type_name = _NAME_OF_TYPE[compressed.opened.dtype]
+        plain_kind = GGMLQuantizationType[type_name.upper()]
         run = compressed.record.run
         facts = {
             "version": __version__,
@@ -90,12 +94,12 @@ class Gguf(Export):
         note = {f"calibrant.{name}": value for name, value in facts.items() if value}
 
         def encoded(part: GgufPart) -> Bytes:
-            return _encoded(part, packed) or plain(part, kind)
+            return _encoded(part, packed) or plain(part, plain_kind)
 
         write_gguf(compressed.view, template, folder / FILE, encoded, note)
 
-    def _reshaped(self, why: str, subject: str) -> OutputError:
-        """Return the refusal: the metadata are of a file with more tensors than the model."""
+    def _refused_shape(self, why: str, subject: str) -> OutputError:
+        """The error for a model with fewer tensors than the file whose metadata are copied."""
         return OutputError(
             f"{self} copies the metadata of a GGUF file of the whole model, and {why}; "
             f"leave --export {self} out, and use llama.cpp's own converter on the folder",
@@ -104,43 +108,44 @@ class Gguf(Export):
 
     def _template(self, opened: Opened) -> Path:
         """Return the file to copy from. Raises `OutputError` if there is none."""
-        found = gguf_of(self.like or opened.name)
-        if found is None and self.like:
+        path = gguf_of(self.like or opened.name)
+        if path is None and self.like:
             raise OutputError(
                 f"{self.like!r} is no GGUF file; name one of the same model", subject=self.like
             )
-        if found is None:
+        if path is None:
             raise OutputError(
                 f"{opened.name} wasn't opened from GGUF, and its tokenizer can't be written as "
                 f"llama.cpp wants it; name a GGUF file of the same model, gguf(like='FILE.gguf'), "
                 f"or use llama.cpp's own converter on the folder",
                 subject=opened.name,
             )
-        return found
+        return path
 
 
 def _encoded(part: GgufPart, packed: Mapping[str, Packed]) -> Bytes | None:
-    """Return the blocks that hold a tensor exactly; None if none do. Those of experts are all of
-    one kind.
+    """Return the blocks that hold a tensor exactly; None if none do.
+
+    A tensor of experts is stacked from their matrices, whose blocks must all be of one kind.
     """
     if part.rows is None:
         return _blocks(part, packed.get(part.matrix or part.parameter))
-    contents: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
     kinds: set[GGMLQuantizationType] = set()
     for name in part.experts:
         blocks = _blocks(part, packed.get(name))
         if blocks is None:
             return None
-        contents.append(blocks[0])
+        arrays.append(blocks[0])
         kinds.add(blocks[1])
     if len(kinds) != 1:
         return None
-    return np.stack(contents), kinds.pop()
+    return np.stack(arrays), kinds.pop()
 
 
 def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
-    """Return the blocks that hold a packed matrix exactly, as far as it is in this tensor; None if
-    none do.
+    """Return the blocks that hold exactly those rows of a packed matrix that are in this tensor;
+    None if none do.
     """
     if isinstance(packed, GgmlBlocks):
         return _rows(packed.blocks, part).cpu().numpy(), GGMLQuantizationType[packed.kind.upper()]
@@ -148,8 +153,10 @@ def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
         return None
     groups = packed.scales.shape[1]
     inputs = packed.codes.shape[1]
+    # A group must consist of whole blocks, which then have its scale.
     if inputs % (BLOCK * groups):
         return None
+    # A scale for each block of llama.cpp's, of which our group may have several.
     scales = packed.scales.cpu().repeat_interleave(inputs // groups // BLOCK, dim=1)
     # The blocks of llama.cpp have scales in float16.
     if not torch.equal(scales.to(torch.float16).to(scales.dtype), scales):
@@ -162,7 +169,7 @@ def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
 
 
 def _rows(tensor: Tensor, part: GgufPart) -> Tensor:
-    """Return the rows that the tensor has, in the order that GGUF has them in."""
+    """Return those rows of a matrix that are in this part, in the order that GGUF has them in."""
     if part.rows is not None:
         tensor = tensor[part.rows]
     if part.order is not None:

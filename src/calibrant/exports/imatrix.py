@@ -58,6 +58,7 @@ class SeenImatrix(Export):
         run = record.run
         windows = int(record.data_facts.get("windows", 0))
         length = int(record.data_facts.get("length", 0))
+        # The file says of which text it is; here, also of which state of the model.
         described = [run.data, f"{windows}×{length}", f"draw {run.seed}"]
         if run.propagate != "dense":
             described.append(run.propagate)

@@ -46,6 +46,7 @@ class Sparse(Export):
 
     def convert(self, opened: Opened, folder: Path) -> None:
         _check(self, opened)
+        # Written whole first: only there the tensors have the names and shapes of a checkpoint.
         dense = folder / ".dense"
         write_model(opened, dense)
         _without_zeros(dense, folder, {})
@@ -53,7 +54,7 @@ class Sparse(Export):
 
 
 def _check(form: Export, opened: Opened) -> None:
-    """Raise `OutputError` for a model that only code of its own can make of a checkpoint."""
+    """Raise `OutputError` for a model whose class isn't one of transformers."""
     if not type(opened.model).__module__.startswith("transformers."):
         raise OutputError(
             f"{form} holds models of architectures that transformers has, and {opened.name} is a "
@@ -62,12 +63,14 @@ def _check(form: Export, opened: Opened) -> None:
         )
 
 
-def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> None:
-    """Write what the folder `dense` holds into `place`, which is made if it isn't there."""
-    place.mkdir(exist_ok=True)
+def _without_zeros(dense: Path, sparse: Path, packed: Mapping[str, Packed]) -> None:
+    """Write the model in the folder `dense` without its zeros into the folder `sparse`, which is
+    made if it isn't there.
+    """
+    sparse.mkdir(exist_ok=True)
     files = sorted(dense.glob("*.safetensors"))
     forms = _Forms(files, packed)
-    writer = SparseWriter(place, packed.values())
+    writer = SparseWriter(sparse, packed.values())
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # no mapping
@@ -76,16 +79,16 @@ def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> No
                 writer.add(name, tensor, form, transposed)
     writer.finish()
     for file in dense.iterdir():
-        # Of what other forms left there nothing: a tokenizer and a configuration end like this.
+        # Only what a tokenizer or a configuration is read from: other forms have files there too.
         numbers = file.suffix == ".safetensors" or file.name == INDEX
         if file.is_file() and file.name.endswith(READ) and not numbers:
-            shutil.copy(file, place / file.name)
+            shutil.copy(file, sparse / file.name)
 
 
 @final
 class _Forms:
-    """The packed forms of a model, found by the tensors of its checkpoint: by name, or by
-    content where a matrix of experts is divided by rows.
+    """Finds the packed form of a tensor of the checkpoint: by name, or by content where the
+    checkpoint cuts a matrix of experts into tensors that have other names.
     """
 
     def __init__(self, files: list[Path], packed: Mapping[str, Packed]) -> None:
@@ -94,13 +97,13 @@ class _Forms:
             with safe_open(file, framework="pt") as tensors:
                 names.update(tensors.keys())
         self._named: dict[str, Packed] = {}
-        self._others: dict[str, Packed] = {}
+        self._unnamed: dict[str, Packed] = {}
         for name, form in packed.items():
             if name in names or f"{name}.weight" in names:
                 self._named[name] = form
             else:
-                self._others[name] = form
-        self._rows: dict[tuple[int, int], dict[bytes, list[tuple[str, int]]]] = {}
+                self._unnamed[name] = form
+        self._first_rows: dict[tuple[int, int], dict[bytes, list[tuple[str, int]]]] = {}
 
     def find(self, name: str, tensor: Tensor) -> tuple[Packed | None, bool]:
         """Return a packed form that is this tensor bit for bit, and whether it is transposed
@@ -108,42 +111,44 @@ class _Forms:
         """
         form = self._named.get(name.removesuffix(".weight"), self._named.get(name))
         if form is not None:
+            # The name alone proves nothing: a later edit may have changed the numbers.
             dense = form.dense()
             if same(dense, tensor):
                 return form, False
             if same(dense.T, tensor):
                 return form, True
             return None, False
-        if tensor.dim() == 2 and self._others and tensor.numel():
-            for other, row in self._alike(tensor):
-                form = _some_rows(self._others[other], row, len(tensor))
+        if tensor.dim() == 2 and self._unnamed and tensor.numel():
+            for other, row in self._rows_like(tensor):
+                form = _rows_of(self._unnamed[other], row, len(tensor))
+                # Like first rows are a hint; now all of it is compared.
                 if form is not None and same(form.dense(), tensor):
                     return form, False
         return None, False
 
-    def _alike(self, tensor: Tensor) -> list[tuple[str, int]]:
-        """Return where the first row of a tensor is found among the others, at multiples of its
-        rows.
+    def _rows_like(self, tensor: Tensor) -> list[tuple[str, int]]:
+        """Return the forms that weren't found by name, each with the row at which a tensor may
+        begin in it: one that is like its first row. A tensor begins at a multiple of its rows.
         """
         rows, columns = tensor.shape
-        if (rows, columns) not in self._rows:
-            known: dict[bytes, list[tuple[str, int]]] = {}
-            for name, form in self._others.items():
+        if (rows, columns) not in self._first_rows:
+            places_of: dict[bytes, list[tuple[str, int]]] = {}
+            for name, form in self._unnamed.items():
                 dense = form.dense()
                 if dense.shape[1] != columns:
                     continue
                 for row in range(0, len(dense) - rows + 1, rows):
-                    known.setdefault(_bytes(dense[row]), []).append((name, row))
-            self._rows[rows, columns] = known
-        return self._rows[rows, columns].get(_bytes(tensor[0]), [])
+                    places_of.setdefault(_bytes(dense[row]), []).append((name, row))
+            self._first_rows[rows, columns] = places_of
+        return self._first_rows[rows, columns].get(_bytes(tensor[0]), [])
 
 
 def _bytes(row: Tensor) -> bytes:
     return row.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _some_rows(form: Packed, row: int, count: int) -> Packed | None:
-    """Return so many rows of a packed form; None for a form whose rows can't be taken apart."""
+def _rows_of(form: Packed, row: int, count: int) -> Packed | None:
+    """Return `count` rows of a packed form from `row` on; None where they can't be taken apart."""
     rows = slice(row, row + count)
     if isinstance(form, Codes):
         zeros = None if form.zeros is None else form.zeros[rows]

@@ -1,5 +1,5 @@
-"""What a target is: a frozen value that is written as a short text. Also which of many scores are
-the lowest: exact counts, and of equal scores the first goes first.
+"""What a target is: a frozen value that is written as a short text. Also how a mask follows from
+scores: exactly as many go as were asked for, and of equal scores the first goes first.
 """
 
 from abc import ABC, abstractmethod
@@ -31,9 +31,7 @@ class Target(Spec, ABC):
     @abstractmethod
     def read(cls, value: str | float | int) -> "Target | None":
         """Return the target that is written as `value`; None for what isn't written like a target
-        of this kind.
-
-        Raises `TargetError` for what is written like one, and can't be asked for.
+        of this kind. Raises `TargetError` for what is written like one and can't be asked for.
         """
 
     @abstractmethod
@@ -41,8 +39,8 @@ class Target(Spec, ABC):
 
     @property
     def amount(self) -> float | None:
-        """How much is asked, as a number whose mean over matrices is that of all: the share that
-        goes, or the bits that stay; None if there is no such number.
+        """How much is asked, as a number that can be averaged over matrices: the share that goes,
+        or the bits that stay; None if there is no such number.
         """
         return None
 
@@ -75,30 +73,30 @@ def keep_highest(
     refuse_nan(scores)
     if remove == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = _lowest(scores, remove)
+    threshold = _nth_lowest(scores, remove)
     keep = scores > threshold
     removed = keep.numel() - int(keep.count_nonzero())
+    # Exact already, unless some scores that tie with the threshold must stay.
     if removed == remove * scores.shape[0]:
         return keep
     below = scores < threshold
     tied = scores == threshold
-    left = remove - below.sum(dim=1, keepdim=True)
-    return ~(below | (tied & (tied.cumsum(dim=1) <= left)))
+    tied_to_remove = remove - below.sum(dim=1, keepdim=True)
+    return ~(below | (tied & (tied.cumsum(dim=1) <= tied_to_remove)))
 
 
-def _lowest(scores: Float[Tensor, "group member"], number: int) -> Float[Tensor, "group 1"]:
-    """Return the lowest score of each row but for `number - 1`."""
+def _nth_lowest(scores: Float[Tensor, "group member"], rank: int) -> Float[Tensor, "group 1"]:
+    """Return the score of each row that is the lowest (`rank` 1), the second lowest (2), …"""
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         # NumPy's partition is vectorised, and up to ten times as fast as torch's selections.
-        partition = np.partition(scores.detach().numpy(), number - 1, axis=1)
-        return torch.from_numpy(partition[:, number - 1 : number].copy())
-    return scores.kthvalue(number, dim=1, keepdim=True).values
+        partition = np.partition(scores.detach().numpy(), rank - 1, axis=1)
+        return torch.from_numpy(partition[:, rank - 1 : rank].copy())
+    return scores.kthvalue(rank, dim=1, keepdim=True).values
 
 
 def refuse_nan(scores: Tensor) -> None:
     """Raise `NumericsError` if a score is NaN."""
-    # A sum is NaN where a score is, and also where infinities meet; only then is counting worth its
-    # time.
+    # A sum is faster than a count. It is NaN if a score is, and also if opposite infinities meet.
     if not bool(scores.sum().isnan()):
         return
     count = int(scores.isnan().count_nonzero())

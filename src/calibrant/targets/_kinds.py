@@ -3,38 +3,38 @@ allowed.
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from calibrant.errors import TargetError
 from calibrant.spec.foreign import user_text
 from calibrant.spec.registry import Registry
 from calibrant.targets._base import Target
 
-MISTAKEN: Final = 5
+LEAST_PER_CENT: Final = 5
 """From here on a number that should be a share is likely to be meant in per cent."""
 
 targets: Final = Registry("calibrant.targets", "target")
 
 
 def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
-    """Return every kind of target that is one of those that something `accepts`, the one with the
-    shortest example first.
+    """Return the kinds of target that something accepts; `accepts` may hold abstract classes. The
+    one with the shortest example comes first.
     """
     chosen: list[type[Target]] = []
     for name in targets.names():
         kind = targets.get(name)
         if issubclass(kind, tuple(accepts)):
             chosen.append(kind)
-    return sorted(chosen, key=_place)
+    return sorted(chosen, key=_by_example)
 
 
-def _place(kind: type[Target]) -> tuple[int, str]:
+def _by_example(kind: type[Target]) -> tuple[int, str]:
     return len(kind.example), kind.example
 
 
 def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
-    """Return in words what something accepts: `a sparsity …, such as 0.5, or N:M …, such as
-    2:4`.
+    """Return in words which kinds of target something accepts: `a sparsity …, such as 0.5, or N:M
+    …, such as 2:4`.
     """
     *others, last = [f"{kind.written}, such as {kind.example}" for kind in kinds(accepts)]
     if not others:
@@ -43,13 +43,13 @@ def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
 
 
 def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
-    """Return what to write, as errors end: `write a sparsity …, such as 0.5, or …`."""
+    """Return what to write instead, for the end of an error: `write a sparsity …, such as 0.5`."""
     return f"write {accepted(accepts)}"
 
 
 def parse_target(text: str | float | int) -> Target:
     """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks
-    for; `TargetError` for anything else.
+    for. Raises `TargetError` for anything else.
 
     >>> parse_target("2:4")
     NofM(n=2, m=4)
@@ -69,10 +69,13 @@ def parse_target(text: str | float | int) -> Target:
     raise TargetError(f"{text!r} is no target; {allowed()}", subject=str(text))
 
 
-def percentage(value: float | int) -> str:
-    """Return the likely meaning of 50, `, did you mean 0.5?`; nothing for what means no share,
-    and for 1.5, which nobody takes for 1.5 %.
+def percentage(value: Any) -> str:
+    """Return, for what is no share, what was likely meant: for 50, `, did you mean 0.5?`.
+
+    Empty for what can't be per cent, and for a number such as 1.5, which is hardly meant as 1.5 %.
     """
-    if isinstance(value, bool) or not MISTAKEN <= value < 100:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if not LEAST_PER_CENT <= value < 100:
         return ""
     return f", did you mean {value / 100:g}?"

@@ -67,8 +67,8 @@ class GgmlKind(Target):
         return size * 8 / inputs
 
     def fitting(self, inputs: int) -> "GgmlKind | None":
-        """Return the kind that llama.cpp takes for rows of so many inputs: this one, else the one
-        that stands in for it, else None (plain numbers).
+        """Return the kind that llama.cpp takes for rows of so many inputs: this one if it fits,
+        else its fallback if that fits, else None (plain numbers).
 
         >>> GgmlKind("q4_k").fitting(576), GgmlKind("q4_k").fitting(100)
         (GgmlKind(name='q5_0'), None)
@@ -80,13 +80,14 @@ class GgmlKind(Target):
 
     @property
     def _block(self) -> tuple[int, int]:
-        """How many inputs a block has, and bytes."""
+        """How many inputs a block has, and how many bytes."""
         return GGML_QUANT_SIZES[GGMLQuantizationType[self.name.upper()]]
 
     def check(self, shape: tuple[int, int], name: str) -> None:
         inputs = self._block[0]
         if shape[1] % inputs:
             fallback = FALLBACK.get(self.name, "")
+            # All fallbacks have blocks of 32 inputs.
             instead = "choose a grid such as w4"
             if fallback and shape[1] % 32 == 0:
                 instead = f"llama.cpp takes {fallback} there, so choose that"

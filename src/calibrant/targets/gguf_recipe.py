@@ -11,10 +11,12 @@ from calibrant.targets._base import Target
 from calibrant.targets.ggml_kind import KINDS, UNWEIGHTED, GgmlKind
 
 _MOSTLY: Final = "MOSTLY_"
+"""What the library's names of recipes begin with."""
 _PLAIN: Final = ("F16", "BF16")
 
 
 def _recipes() -> tuple[str, ...]:
+    """The file types of llama.cpp that its quantizer makes, without those of plain numbers."""
     names: list[str] = []
     for kind in LlamaFileType:
         name = kind.name.removeprefix(_MOSTLY)
@@ -28,9 +30,7 @@ RECIPES: Final = _recipes()
 _MAIN: Final = {"IQ3_XS": "iq3_s", "IQ3_M": "iq3_s", "IQ2_S": "iq2_xs", "IQ2_M": "iq2_s"}
 """The kind that most matrices get, where the recipe's name doesn't begin with it."""
 _UNWEIGHTED: Final = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "NVFP4")
-"""Recipes whose kinds are the same with an imatrix as without, beside those of unweighted kinds
-that `KINDS` has.
-"""
+"""Recipes for which an imatrix makes no difference, and whose kinds aren't among `KINDS`."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,30 @@ class GgufRecipe(Target):
     @classmethod
     def read(cls, value: str | float | int) -> "GgufRecipe | None":
         name = value.strip().upper() if isinstance(value, str) else ""
-        return cls(name) if name in RECIPES and name.lower() not in KINDS else None
+        # Q8_0 is a kind and a recipe: as a target it is the kind.
+        if name not in RECIPES or name.lower() in KINDS:
+            return None
+        return cls(name)
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def kind(self) -> GgmlKind | None:
-        """The kind that most matrices get whose rows it fits; None for a recipe whose kind isn't
-        made matrix by matrix here.
+        """The kind that most matrices get, as far as it fits their rows; None for a recipe whose
+        kind can't be made matrix by matrix here.
 
         >>> GgufRecipe("Q4_K_M").kind, GgufRecipe("IQ2_M").kind, GgufRecipe("TQ1_0").kind
         (GgmlKind(name='q4_k'), GgmlKind(name='iq2_s'), None)
         """
-        begins = ""
+        # The longest kind that the name begins with: Q4_K_M is of q4_k.
+        longest = ""
         for kind in KINDS:
             prefix = kind.upper()
             named = self.name == prefix or self.name.startswith(f"{prefix}_")
-            if named and len(kind) > len(begins):
-                begins = kind
-        name = _MAIN.get(self.name) or begins
+            if named and len(kind) > len(longest):
+                longest = kind
+        name = _MAIN.get(self.name) or longest
         return GgmlKind(name) if name else None
 
     @property

@@ -13,8 +13,8 @@ from calibrant.targets._kinds import allowed
 
 FEWEST: Final = 2
 MOST: Final = 8
-"""Bits that a code may have: of more nobody can see the difference, and with one bit zero is no
-value.
+"""How few and how many bits a code may have: beyond 8 nobody sees a difference, and with one bit
+zero wouldn't be among the values.
 """
 
 SMALLEST: Final = 8
@@ -43,6 +43,7 @@ class Grid(Target):
     symmetric: bool = True
 
     def __post_init__(self) -> None:
+        # Not `isinstance`: True is an int, too.
         if type(self.bits) is not int or not FEWEST <= self.bits <= MOST:
             raise TargetError(
                 f"{self} has codes of {brief(self.bits)} bits, and {FEWEST} to {MOST} are "
@@ -88,7 +89,7 @@ class Grid(Target):
         return 2 ** (self.bits - 1) - 1
 
     def width(self, inputs: int) -> int:
-        """Return how many inputs share a scale, in a matrix that has so many."""
+        """Return how many inputs share a scale, in a matrix with so many inputs."""
         return inputs if self.group is None else self.group
 
     def check(self, shape: tuple[int, int], name: str) -> None:
@@ -108,8 +109,8 @@ class Grid(Target):
 
 
 def _near(inputs: int, group: int) -> list[int]:
-    """Return the divisors of `inputs` near `group`: the next on either side, and the next smaller
-    power of two, which is what fast kernels are made for.
+    """Return the divisors of `inputs` near `group`, in order: the next smaller and larger ones, and
+    the next smaller power of two, which fast kernels are made for.
     """
     near: set[int] = set()
     divisors = [size for size in range(SMALLEST, inputs) if inputs % size == 0]

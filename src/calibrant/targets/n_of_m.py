@@ -14,8 +14,8 @@ from calibrant.targets._base import Group, Removal, keep_highest, refuse_nan
 from calibrant.targets._kinds import allowed
 
 _PAIRWISE_UP_TO: Final = 8
-"""Groups up to this size are ranked by comparing pairs of columns: there a partition of each
-tiny group costs more.
+"""Groups up to this size are ranked by comparing every pair of columns, for all groups at once: a
+partition of each tiny group would cost more.
 """
 
 
@@ -72,7 +72,8 @@ class NofM(Removal):
         if self.m > _PAIRWISE_UP_TO:
             return keep_highest(scores.reshape(-1, self.m), removed).reshape(scores.shape)
         refuse_nan(scores)
-        # A weight goes if fewer than m - n others of its group go before it.
+        # Of each weight, how many others of its group would go before it: those with a lower score,
+        # and of equal ones those that stand earlier. It goes if these are fewer than m - n.
         columns = [scores[:, place :: self.m].contiguous() for place in range(self.m)]
         before = [torch.zeros_like(columns[0], dtype=torch.int16) for _ in columns]
         for late in range(self.m):

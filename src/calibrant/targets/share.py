@@ -20,9 +20,9 @@ class Share(Target):
     """A share of a model's blocks, or of the experts of each layer, `0 <= fraction < 1`; of `count`
     of them ⌊count·fraction⌋ go.
 
-    Of `numbers` it is a share of those that the matrices of feed-forward networks consist of:
-    factors take their place that have so many fewer. A method that removes such parts takes 0.25
-    for it, too.
+    A share of `numbers` is one of those that the matrices of feed-forward networks consist of:
+    factors take their place that have so many fewer numbers. A method that removes such parts
+    accepts a plain 0.25 too.
     """
 
     written: ClassVar[str] = (
@@ -35,10 +35,11 @@ class Share(Target):
 
     def __post_init__(self) -> None:
         known = self.parts in get_args(Parts)
-        if not known or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
+        number = isinstance(self.fraction, int | float) and not isinstance(self.fraction, bool)
+        if not known or not number or not 0 <= self.fraction < 1:
             text = f"{brief(self.parts)} {brief(self.fraction)}"
             raise TargetError(f"{text} is no share of a model's parts; {ALLOWED}", subject=text)
-        # + 0.0 makes one zero of two, which would be written differently.
+        # Of -0.0, which would be written differently, + 0.0 makes 0.0.
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)
 
     @classmethod
@@ -58,7 +59,7 @@ class Share(Target):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """Return how many of `count` parts go: the floor of the exact product of the decimal as
-        written.
+        """Return how many of `count` parts go: the product with the fraction as it is written,
+        rounded down.
         """
         return int(count * Fraction(str(self.fraction)))

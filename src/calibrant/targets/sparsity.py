@@ -33,13 +33,14 @@ class Sparsity(Removal):
                 f"{allowed((Removal,))}",
                 subject=brief(self.fraction),
             )
-        # + 0.0 makes one zero of two, which would be written differently.
+        # Of -0.0, which would be written differently, + 0.0 makes 0.0.
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)
 
     @classmethod
     def read(cls, value: str | float | int) -> "Sparsity | None":
         if not isinstance(value, str):
             return cls(value)
+        # Written like numbers, and refused as such.
         word = value.strip().lower()
         if word in ("nan", "inf"):
             return cls(float(word))
@@ -56,9 +57,10 @@ class Sparsity(Removal):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """Return how many of `count` weights go: the floor of the exact product of the decimal
-        as written (0.29 of 100 is 29, not 28).
+        """Return how many of `count` weights go: the product with the fraction as it is written,
+        rounded down.
         """
+        # In floating point 0.29 · 100 is less than 29.
         return int(count * Fraction(str(self.fraction)))
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:

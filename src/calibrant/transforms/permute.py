@@ -1,9 +1,10 @@
 """Permutation of inputs before N:M pruning, so that weights that matter don't stand in one
 group.
 
-The order is one in which N of every M consecutive inputs keep as much as they can. The search is
-RIA's (Zhang et al. 2024): inputs are dealt to groups as cards are, and then the places of a group
-are filled anew one after the other, each time in the best way there is while the others stay.
+The order is to be one in which the N best of every M consecutive inputs keep as much as they can.
+The search is RIA's (Zhang et al. 2024): inputs are dealt to groups as cards are. Then the inputs at
+the first place of all groups are assigned to the groups anew, in the best way there is while the
+others stay; then those at the second place, and so on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -62,30 +63,31 @@ class Permute(Transform):
         counts = {"networks": 0, "heads": 0}
         before = 0.0
         after = 0.0
-        whole = 0.0
+        total = 0.0
         for kind, scores, permute in self._places(view, seen):
-            order = spread(scores, self.n, self.m)
+            order = best_order(scores, self.n, self.m)
             permute(order)
             counts[kind] += 1
-            standing = torch.arange(len(order), device=scores.device)
-            before += kept(scores, standing, self.n, self.m)
+            # `scores` are those of before, so the order that was is 0, 1, 2, …
+            current = torch.arange(len(order), device=scores.device)
+            before += kept(scores, current, self.n, self.m)
             after += kept(scores, order, self.n, self.m)
-            whole += float(scores.double().sum())
+            total += float(scores.double().sum())
         if not any(counts.values()):
             raise ModelError(
                 f"no inputs of a {type(view.model).__name__} can be permuted in groups of "
                 f"{self.m}; leave the transform out, or choose another m"
             )
         notes: dict[str, Any] = dict(counts)
-        if whole:
-            notes["before"] = float(f"{before / whole:.6g}")
-            notes["after"] = float(f"{after / whole:.6g}")
+        if total:
+            notes["before"] = float(f"{before / total:.6g}")
+            notes["after"] = float(f"{after / total:.6g}")
         return notes
 
     def _places(
         self, view: ModelView, seen: Mapping[str, Seen]
     ) -> Iterator[tuple[str, Tensor, Callable[[Tensor], None]]]:
-        """Yield what can be permuted: its kind, the scores by which, and what permutes it."""
+        """Yield what can be permuted: its kind, its scores [out, in], and what permutes it."""
         for network in Stream.of(view).hidden:
             if network.down.name in seen and network.units % self.m == 0:
                 yield "networks", _scores(network.down, seen), network.permute
@@ -94,22 +96,24 @@ class Permute(Transform):
         for heads in Heads.of(view).values():
             if heads.output.name in seen and heads.width % self.m == 0:
                 by_head = _scores(heads.output, seen).unflatten(1, (-1, heads.width))
+                # Heads that share values must have them in one order: their rows are one matrix.
                 for place, sharing in heads.sharing().items():
                     scores = torch.cat([by_head[:, head] for head in sharing])
                     yield "heads", scores, partial(heads.permute, place)
 
 
 def _scores(weight: Weight, seen: Mapping[str, Seen]) -> Float[Tensor, "out in"]:
+    """RIA's scores."""
     matrix = weight.get()
     sizes = matrix.abs().to(wide(matrix.dtype))
     norms = seen[weight.name][FeatureNorms].norms().to(sizes.dtype)
-    # The square root of the norm, as in the paper; `norms` are squared.
+    # The paper has the square root of the norm; these norms are squared.
     return relative(sizes) * norms.sqrt().sqrt()
 
 
 def kept(scores: Float[Tensor, "out in"], order: Int[Tensor, "in"], n: int, m: int) -> float:
-    """Return the sum of the scores that stay if of every `m` inputs in this order `n` do, in
-    each row the highest.
+    """Return the sum of the scores that stay if of every `m` inputs in this order the `n` highest
+    stay, row by row.
     """
     grouped = scores[:, order].unflatten(1, (-1, m))
     # In float64: two orders differ by little, and their sums are compared.
@@ -117,8 +121,9 @@ def kept(scores: Float[Tensor, "out in"], order: Int[Tensor, "in"], n: int, m: i
 
 
 def dealt(scores: Float[Tensor, "out in"], m: int) -> Int[Tensor, "in"]:
-    """Return the inputs by falling sum, dealt to groups of `m`: one to each group, then one to each
-    from the last group back to the first, and so on.
+    """Return an order of the inputs, group after group: by falling sum of their scores they are
+    dealt to the groups, one to each from the first to the last, then from the last back to the
+    first, and so on.
 
     >>> dealt(torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]]), 3).tolist()
     [0, 3, 4, 1, 2, 5]
@@ -131,32 +136,33 @@ def dealt(scores: Float[Tensor, "out in"], m: int) -> Int[Tensor, "in"]:
 def assigned(
     scores: Float[Tensor, "out in"], order: Int[Tensor, "in"], n: int, m: int
 ) -> Int[Tensor, "in"]:
-    """Return an order that keeps no less: for each place in turn, the inputs that stand there are
-    assigned to groups anew, in the best way.
+    """Return an order that keeps no less: for each place in turn, the inputs that stand there in
+    all groups are assigned to the groups anew, in the best way.
 
-    What a group keeps with an input more is what it keeps without, and what the input's score is
-    above the `n`-th highest of the others.
+    With one more input a group keeps more by what the input's score lies above the `n`-th highest
+    score of the others, in each row. Raises `MissingPackageError` without SciPy.
     """
     with needed_for("the transform permute"):
         from scipy.optimize import linear_sum_assignment
     groups = order.reshape(-1, m).clone()
     for place in range(m):
-        others = groups[:, [other for other in range(m) if other != place]]
-        bars = scores[:, others].topk(n, dim=2).values[:, :, -1]
-        standing = scores[:, groups[:, place]]
-        gains = [(standing - bar[:, None]).clamp_min(0).sum(0) for bar in bars.unbind(1)]
-        table = torch.stack(gains).cpu().double().numpy()
-        _, best = linear_sum_assignment(table, maximize=True)
+        others = groups[:, [column for column in range(m) if column != place]]
+        thresholds = scores[:, others].topk(n, dim=2).values[:, :, -1]
+        current = scores[:, groups[:, place]]
+        # What each group (a row) gains by each of the inputs (a column).
+        gains: list[Tensor] = []
+        for threshold in thresholds.unbind(1):
+            gains.append((current - threshold[:, None]).clamp_min(0).sum(0))
+        gain_table = torch.stack(gains).cpu().double().numpy()
+        _, best = linear_sum_assignment(gain_table, maximize=True)
         groups[:, place] = groups[torch.from_numpy(best).to(groups.device), place]
     return groups.flatten()
 
 
-def spread(scores: Float[Tensor, "out in"], n: int, m: int) -> Int[Tensor, "in"]:
-    """Return the order that was found: that in which the inputs stand already, where it isn't
-    bettered.
-    """
-    standing = torch.arange(scores.shape[1], device=scores.device)
-    found = assigned(scores, dealt(scores, m), n, m)
-    if kept(scores, found, n, m) > kept(scores, standing, n, m):
-        return found
-    return standing
+def best_order(scores: Float[Tensor, "out in"], n: int, m: int) -> Int[Tensor, "in"]:
+    """Return the order that the search comes to, or the current one where that keeps as much."""
+    current = torch.arange(scores.shape[1], device=scores.device)
+    reassigned = assigned(scores, dealt(scores, m), n, m)
+    if kept(scores, reassigned, n, m) > kept(scores, current, n, m):
+        return reassigned
+    return current

@@ -25,12 +25,12 @@ class Rotate(Transform):
     """Rotates the residual stream, and each head's values, by Hadamard matrices with random signs;
     the logits stay what they were.
 
-    The gains of norms move into the matrices that read them, the head gets numbers of its own where
-    it was the embedding (the model grows by vocabulary · hidden), and then what reads the stream is
+    The gains of norms move into the matrices that read them. A head that was the embedding gets
+    numbers of its own: the model grows by vocabulary · hidden. Then what reads the stream is
     multiplied by Q and what writes to it by Qᵀ. Sizes without a known Hadamard matrix get a random
     orthogonal one. `heads` rotates values too, where attention does nothing but average them. All
-    is folded into weights, so an ordinary model of the same architecture comes of it; rotations at
-    run time, which the papers add before the down and output matrices, can't be stored so, and are
+    is folded into weights, so an ordinary model of the same architecture comes of it. The papers
+    add rotations at run time before the down and output matrices: these can't be stored so, and are
     left out. Embeddings aren't centred: that would be right for a LayerNorm, and changes the
     function of an RMSNorm.
 
@@ -52,18 +52,19 @@ class Rotate(Transform):
         """
         _check(Stream.of(view), view)
         untied = view.untie()
+        # Once more: an untied head is a matrix of its own, which the first didn't have.
         stream = Stream.of(view)
-        chance = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         for norm in stream.norms:
             scale = norm.scale
             if scale is not None:
                 for weight in _distinct(stream.readers_of(norm)):
                     weight.set(weight.get().double() * scale.double())
-                # The gain is 1 now, which a norm that adds an offset stores as 1 less that.
+                # The gain is 1 now; a norm that adds an offset to what is stored gets 1 less it.
                 overwrite(norm.module.weight, torch.ones_like(scale) - norm.offset)  # pyright: ignore[reportArgumentType]  # a parameter
         first = stream.readers[0].weight
         size = first.shape[1]
-        rotation, kind = orthogonal(size, chance)
+        rotation, kind = orthogonal(size, generator)
         rotation = rotation.to(first.stored.device)
         # In float64: each matrix is rounded once, when it is stored.
         for weight in _distinct(stream.readers):
@@ -83,14 +84,14 @@ class Rotate(Transform):
         rotated = 0
         if self.heads:
             for heads in Heads.of(view).values():
-                turn, _ = orthogonal(heads.width, chance)
-                heads.multiply(turn.to(rotation.device))
+                head_rotation, _ = orthogonal(heads.width, generator)
+                heads.multiply(head_rotation.to(rotation.device))
                 rotated += 1
         return {"kind": kind, "size": size, "untied": untied, "heads": rotated}
 
 
 def _distinct(roles: Iterable[Reader] | Iterable[Writer]) -> list[Weight]:
-    """Return each matrix once, in order: one that reads in two ways is one matrix all the same."""
+    """Return each matrix once, in order: one that reads at two places would be changed twice."""
     weights = {role.weight.address: role.weight for role in roles}
     return list(weights.values())
 
@@ -121,17 +122,18 @@ def _check(stream: Stream, view: ModelView) -> None:
             )
 
 
-def orthogonal(size: int, chance: torch.Generator) -> tuple[Float[Tensor, "size size"], str]:
+def orthogonal(size: int, generator: torch.Generator) -> tuple[Float[Tensor, "size size"], str]:
     """Return an orthogonal matrix in float64 that spreads every feature over all others, and its
     kind: `hadamard` times random signs, or `random` (of normal numbers, by QR).
     """
-    known = hadamard(size)
-    signs = torch.randint(0, 2, (size,), generator=chance).double() * 2 - 1
-    if known is not None:
-        return signs[:, None] * known / math.sqrt(size), "hadamard"
-    normal = torch.randn(size, size, generator=chance, dtype=torch.float64)
+    matrix = hadamard(size)
+    # Drawn also where they aren't used: else the random numbers after them would be others.
+    signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
+    if matrix is not None:
+        return signs[:, None] * matrix / math.sqrt(size), "hadamard"
+    normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
     rotation, triangle = torch.linalg.qr(normal)
-    # With the signs of the triangle the matrix is uniformly distributed.
+    # QR leaves signs undecided: with those of the triangle the rotation is uniformly distributed.
     return rotation * triangle.diagonal().sign(), "random"
 
 
@@ -174,8 +176,11 @@ def _paley(size: int) -> Tensor | None:
 
 
 def _conference(prime: int, sign: int) -> Tensor:
-    """Return the quadratic characters of all differences of two residues, bordered with ones: zeros
-    on the diagonal, else ±1, orthogonal rows.
+    """Return a conference matrix, [prime + 1, prime + 1]: zeros on the diagonal, else ±1, and
+    orthogonal rows.
+
+    It has the quadratic characters of the differences of all residues, and a border of ones; `sign`
+    is that of the first column.
     """
     squares = [number * number % prime for number in range(1, prime)]
     character = torch.full((prime,), -1.0, dtype=torch.float64)
@@ -190,4 +195,5 @@ def _conference(prime: int, sign: int) -> Tensor:
 
 
 def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+    divisors = range(2, math.isqrt(number) + 1)
+    return number > 1 and all(number % divisor for divisor in divisors)

@@ -1,11 +1,11 @@
-"""What methods share that search for the blocks to drop: what may go, what a choice loses, and the
-edits that come of the best one.
+"""What methods have in common that search for the blocks to drop: what may go, what a choice loses,
+and the edits that come of the best choice.
 
-Without `apart` whole blocks go, and what is left is a smaller model. With it a block's attention
-and its feed-forward network may go one without the other, which no configuration can say: in a
-plain folder the matrices of such a half are zeros. They take as much room in a file, and as much
-time in a forward, as before; saved is what a format that leaves zeros out, or a runtime that leaves
-the half out, makes of them. A block of which both halves go is dropped whole.
+Without `apart` whole blocks go, and what is left is a smaller model. With `apart` a block's two
+halves, its attention and its feed-forward network, may go one without the other. No configuration
+can say so: the matrices of such a half become zeros. These take as much room in a plain folder, and
+as much time in a forward, as before. Room is saved by a format that leaves zeros out, and time by a
+runtime that leaves the half out. A block of which both halves go is dropped whole.
 """
 
 import math
@@ -43,7 +43,7 @@ class BlockSearch(BlockMethod, ABC):
 
     `tokens` are numbers of calibration tokens, growing. The last one decides; on those before it
     many candidates are narrowed down to a few. They are whole sequences at equal distances in the
-    calibration set. What is left of the set is not searched on: the notes say what the best choice
+    calibration set. The rest of the set is not searched on: the notes say what the best choice
     loses on as many other tokens (`held_out`), which shows how far a search has fitted its own.
     With `apart`, attention and feed-forward networks go one without the other, as zeros.
     """
@@ -75,19 +75,19 @@ class BlockSearch(BlockMethod, ABC):
 
     @abstractmethod
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
-        """Return how many candidates are measured at most on few tokens, and how many on those
-        that decide, where so many of the units go.
+        """Return how many candidates are measured at most on the first stage's tokens, and how many
+        on each later stage's, where `taken` of so many units go.
         """
 
     def tried(self, blocks: int, target: Target) -> int:
         units = 2 * blocks if self.apart else blocks
-        many, few = self.candidates(units, parts_of(target, self.parts).quota(units))
-        return many * self.stages[0] + few * sum(self.stages[1:])
+        screened, decided = self.candidates(units, parts_of(target, self.parts).quota(units))
+        return screened * self.stages[0] + decided * sum(self.stages[1:])
 
     @abstractmethod
-    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
-        """Return the best choice of `trials.space`; `similar` gives what ShortGPT would drop,
-        and is None where parts of blocks go.
+    def best(self, trials: Trials, by_short_gpt: Callable[[], Choice] | None) -> Choice:
+        """Return the best choice of `trials.space`. `by_short_gpt` computes the choice of ShortGPT,
+        and is None where halves of blocks go.
         """
 
     def drops_parts(self, blocks: int, target: Target) -> bool:
@@ -108,28 +108,33 @@ class BlockSearch(BlockMethod, ABC):
             return
         PartMethod.check_model(self, view, target, targets)
         self._count(len(view.blocks), target)
-        _Halves(view)  # which refuses what has no halves
+        # Made only because it refuses a model whose blocks have no halves.
+        _HalfBlocks(view)
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if any(isinstance(edit, DropBlocks) for edit in job.done):
             return
-        units = _Halves(job.view) if self.apart else _Whole(job.view)
+        units = _HalfBlocks(job.view) if self.apart else _WholeBlocks(job.view)
         space = Space.of(units.count, self.left_to_drop(job))
         notes: dict[str, Any] = {}
         choice = (0,) * units.count
         if space.sums[0]:
             search = _Search(self, job, units)
-            if not len(job.journal):  # a search that goes on had a sound model
+            # A search that goes on after an interruption had a sound model.
+            if not len(job.journal):
                 search.check_untouched()
             trials = Trials(space, search.measure, search.stages, job.journal, search.tell)
-            similar = None if self.apart else partial(search.similar, space.sums[0])
-            choice = self.best(trials, similar)
+            by_short_gpt = None
+            if not self.apart:
+                by_short_gpt = partial(search.short_gpt_choice, space.sums[0])
+            choice = self.best(trials, by_short_gpt)
             notes = search.notes(choice, trials)
+        # Zeros first: dropping blocks numbers those that are left anew.
         yield from units.zeros(choice, job.start)
         yield DropBlocks(units.dropped(choice), notes)
 
     def _count(self, blocks: int, target: Target) -> int:
-        """How many halves of blocks go."""
+        """How many halves of blocks go. Raises `TargetError` for a share that is less than one."""
         share = parts_of(target, self.parts)
         halves = 2 * blocks
         count = share.quota(halves)
@@ -140,47 +145,47 @@ class BlockSearch(BlockMethod, ABC):
         return count
 
 
-class _Whole:
+class _WholeBlocks:
     """What may go: whole blocks."""
 
     def __init__(self, view: ModelView) -> None:
         self.count = len(view.blocks)
 
     @cached_property
-    def ways(self) -> Sequence[Sequence[Variant]]:
-        """What each block can be."""
+    def variants(self) -> Sequence[Sequence[Variant]]:
+        """The variants of each block: as it is, and without what may go."""
         return [(AS_IT_IS, SKIPPED)] * self.count
 
-    def way(self, choice: Choice) -> tuple[int, ...]:
-        """Return which of its `ways` each block is."""
+    def variant_of_each(self, choice: Choice) -> tuple[int, ...]:
+        """Return, for each block, the number of the variant that a choice makes of it."""
         return choice
 
     def dropped(self, choice: Choice) -> tuple[int, ...]:
         """Return the blocks of which nothing is left."""
         dropped: list[int] = []
-        for index, way in enumerate(self.way(choice)):
-            if self.ways[index][way].skipped:
+        for index, number in enumerate(self.variant_of_each(choice)):
+            if self.variants[index][number].skipped:
                 dropped.append(index)
         return tuple(dropped)
 
     def zeros(self, choice: Choice, start: int) -> Iterator[Edit]:
-        """Yield what makes zeros of halves of blocks, from the block `start` on: before blocks are
-        dropped, which numbers them anew.
+        """Yield the edits that make the matrices of single halves zeros, from the block `start`
+        on; none where whole blocks go.
         """
         return iter(())
 
 
 @final
-class _Halves(_Whole):
+class _HalfBlocks(_WholeBlocks):
     """What may go: halves of blocks, of each its attention and then its feed-forward network.
 
-    Raises `ModelError`, by name, where they can't be told, or where more than matrices write to
-    the residual stream.
+    Raises `ModelError` for a block whose halves can't be told apart, or where something beside
+    matrices, such as a bias, is added to the residual stream.
     """
 
     def __init__(self, view: ModelView) -> None:
         stream = Stream.of(view)
-        writing = {writer.weight.name for writer in stream.writers}
+        names_of_writers = {writer.weight.name for writer in stream.writers}
         in_networks: set[str] = set()
         for hidden in stream.hidden:
             in_networks |= {weight.name for weight in (*hidden.up, hidden.down)}
@@ -191,8 +196,8 @@ class _Halves(_Whole):
             attention = [weight for weight in block.weights if weight.name not in in_networks]
             network = [weight for weight in block.weights if weight.name in in_networks]
             writers = (
-                [weight for weight in attention if weight.name in writing],
-                [weight for weight in network if weight.name in writing],
+                [weight for weight in attention if weight.name in names_of_writers],
+                [weight for weight in network if weight.name in names_of_writers],
             )
             if not all(writers):
                 problem = f"{block.name} has no attention and feed-forward network"
@@ -212,36 +217,37 @@ class _Halves(_Whole):
             self._writers.append(writers)
 
     @cached_property
-    def ways(self) -> Sequence[Sequence[Variant]]:
-        ways: list[Sequence[Variant]] = []
+    def variants(self) -> Sequence[Sequence[Variant]]:
+        variants: list[Sequence[Variant]] = []
         for attention, network in self._writers:
-            ways.append((AS_IT_IS, _silent(network), _silent(attention), SKIPPED))
-        return ways
+            variants.append((AS_IT_IS, _silenced(network), _silenced(attention), SKIPPED))
+        return variants
 
-    def way(self, choice: Choice) -> tuple[int, ...]:
-        """Return which of its `ways` each block is."""
+    def variant_of_each(self, choice: Choice) -> tuple[int, ...]:
+        # A choice has two levels for a block, which are the two bits of its variant's number.
         halves = zip(choice[::2], choice[1::2], strict=True)
         return tuple(2 * attention + network for attention, network in halves)
 
     def zeros(self, choice: Choice, start: int) -> Iterator[Edit]:
-        ways = self.way(choice)
+        numbers = self.variant_of_each(choice)
         for index, (attention, network) in enumerate(self._parts):
             if index < start:
                 continue
             weights: list[Weight] = []
             part = ""
-            if ways[index] == 1:
+            # A block of which both halves go is dropped, so it needs no zeros.
+            if numbers[index] == 1:
                 weights = network
                 part = "feed_forward"
-            elif ways[index] == 2:
+            elif numbers[index] == 2:
                 weights = attention
                 part = "attention"
             for weight in weights:
                 yield Replace(weight, Compressed(torch.zeros_like(weight.get()), {"part": part}))
 
 
-def _silent(writers: Sequence[Weight]) -> Variant:
-    """A block in which these matrices write nothing to the stream."""
+def _silenced(writers: Sequence[Weight]) -> Variant:
+    """The variant of a block in which these matrices write nothing to the stream."""
     numbers: list[tuple[nn.Parameter, torch.Tensor]] = []
     for weight in writers:
         parameter = getattr(weight.owner, weight.key)
@@ -251,80 +257,87 @@ def _silent(writers: Sequence[Weight]) -> Variant:
 
 @final
 class _Search:
-    """The job of a search: how a choice is measured, and what is said of the best one."""
+    """Measures choices on the tokens of each stage, and says what the record should know of the
+    best one.
+    """
 
-    def __init__(self, method: BlockSearch, job: Job, units: _Whole) -> None:
+    def __init__(self, method: BlockSearch, job: Job, units: _WholeBlocks) -> None:
         self._method = method
         self._job = job
         self._units = units
-        last, self._other = divided(job.tokens(), method.stages[-1])
+        deciding, self._rest = divided(job.tokens(), method.stages[-1])
         self._batches: dict[int, TokenBatch] = {}
         for tokens in method.stages[:-1]:
             batch, _ = divided(job.tokens(), tokens)
             # A stage that has as many tokens as the last one narrows nothing down.
-            if int(batch.mask.sum()) < int(last.mask.sum()):
+            if int(batch.mask.sum()) < int(deciding.mask.sum()):
                 self._batches[tokens] = batch
-        self._batches[method.stages[-1]] = last
+        self._batches[method.stages[-1]] = deciding
+        # A calibration set may have fewer tokens than a stage asks for, and so fewer stages.
         self.stages = list(self._batches)
-        self._last = last
+        self._deciding = deciding
         self._untouched = (0,) * units.count
         self._variants: Variants | None = None
         self._why_one_by_one = ""
         try:
-            self._variants = Variants(job.view, units.ways)
+            self._variants = Variants(job.view, units.variants)
         except ModelError as error:
+            # Choices can still be measured one by one, but neither halves nor divergences.
             if method.apart or method.divergence:
                 raise
             self._why_one_by_one = str(error)
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
         """Return what each choice loses on about so many tokens."""
-        return self._measured(choices, self._batches[tokens], self._method.divergence)
+        return self._losses_of(choices, self._batches[tokens], self._method.divergence)
 
-    def _measured(
+    def _losses_of(
         self, choices: Sequence[Choice], batch: TokenBatch, divergence: bool = False
     ) -> list[float]:
         if self._variants is None:
-            return [self._without(choice, batch) for choice in choices]
-        ways = [self._units.way(choice) for choice in choices]
-        return self._variants.losses(ways, batch, divergence=divergence, ranks=self._job.ranks)
+            return [self._loss_without(choice, batch) for choice in choices]
+        numbers = [self._units.variant_of_each(choice) for choice in choices]
+        return self._variants.losses(numbers, batch, divergence=divergence, ranks=self._job.ranks)
 
-    def _without(self, choice: Choice, batch: TokenBatch) -> float:
-        """The slow way: the blocks are dropped. A choice that leaves no model loses all."""
+    def _loss_without(self, choice: Choice, batch: TokenBatch) -> float:
+        """The loss of one choice, measured the slow way: its blocks are dropped, and put back."""
         job = self._job
         dropped = self._units.dropped(choice)
         try:
             with job.trying(DropBlocks(dropped)):
                 return loss(job.view, batch, job.ranks)
         except ModelError:
-            # What is wrong with the untouched model is wrong with every choice.
+            # Without these blocks it is no model, so the choice loses everything. An error of the
+            # untouched model would be one of every choice.
             if not dropped:
                 raise
             return math.inf
 
     def check_untouched(self) -> None:
         """Raise `NumericsError` for a loss that isn't finite: a search would hide its cause."""
-        (untouched,) = self._measured([self._untouched], self._last)
+        (untouched,) = self._losses_of([self._untouched], self._deciding)
         name = self._job.opened.name
         finite_number(untouched, f"the loss of {name}, untouched,", name)
 
-    def similar(self, count: int) -> Choice:
-        """Return what ShortGPT would drop, by the tokens that decide."""
+    def short_gpt_choice(self, count: int) -> Choice:
+        """Return the choice that drops the `count` blocks that ShortGPT would, judged on the tokens
+        that decide.
+        """
         job = self._job
-        blocks = blocks_seen(job.opened, job.view, self._last, (BlockChange,), ranks=job.ranks)
+        blocks = blocks_seen(job.opened, job.view, self._deciding, (BlockChange,), ranks=job.ranks)
         dropped = least_influence([influence(seen) for _, seen in blocks], count)
         return tuple(int(index in dropped) for index in range(self._units.count))
 
     def tell(self, best: float, done: int, total: int) -> None:
         """Report progress, with the best so far."""
-        doing = f"{self._method.spec_name()} {self._job.target}; best {best:.4f}"
-        self._job.progress(doing, done, total)
+        text = f"{self._method.spec_name()} {self._job.target}; best {best:.4f}"
+        self._job.progress(text, done, total)
 
     def notes(self, choice: Choice, trials: Trials) -> dict[str, Any]:
-        """Return what the record says: by what it was chosen, what it and the untouched model
-        lose, there and on tokens that weren't searched on.
+        """Return what the record says of the best choice: by what it was chosen, and what it and
+        the untouched model lose, on the tokens that decide and on others.
         """
-        lost = self._losses(choice, self._last)
+        losses = self._losses_beside(choice, self._deciding)
         (best,) = trials.losses([choice])
         notes: dict[str, Any] = {
             "by": "divergence" if self._method.divergence else "loss",
@@ -332,16 +345,17 @@ class _Search:
             "course": [six_digits(settled) for settled in trials.course],
             "measured": trials.count,
             "tokens": [int(batch.mask.sum()) for batch in self._batches.values()],
-            **lost,
+            **losses,
         }
-        if self._other is not None:
-            other, _ = divided(self._other, trials.stages[-1])
-            tokens = int(other.mask.sum())
-            notes["held_out"] = {"tokens": tokens, **self._losses(choice, other)}
+        if self._rest is not None:
+            held_out, _ = divided(self._rest, trials.stages[-1])
+            tokens = int(held_out.mask.sum())
+            notes["held_out"] = {"tokens": tokens, **self._losses_beside(choice, held_out)}
         if self._why_one_by_one:
             notes["one_by_one"] = self._why_one_by_one
         return notes
 
-    def _losses(self, choice: Choice, batch: TokenBatch) -> dict[str, float]:
-        untouched, lost = self._measured([self._untouched, choice], batch)
+    def _losses_beside(self, choice: Choice, batch: TokenBatch) -> dict[str, float]:
+        """The losses of the untouched model and of a choice, as notes have them."""
+        untouched, lost = self._losses_of([self._untouched, choice], batch)
         return {"untouched_loss": six_digits(untouched), "loss": six_digits(lost)}

@@ -52,16 +52,18 @@ class EvoP(BlockSearch):
             raise SpecError(message, subject="elites")
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
-        few = 2 * self.population + self.generations * self.children
+        # `evolve` draws twice as many masks as the population has room for.
+        screened = 2 * self.population + self.generations * self.children
         if self.greedy:
-            few += sum(units - gone for gone in range(taken))
+            # Elimination tries each block that is left, again and again.
+            screened += sum(units - gone for gone in range(taken))
         replaced = self.population - self.elites
-        return few, self.population + self.generations * replaced
+        return screened, self.population + self.generations * replaced
 
-    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
+    def best(self, trials: Trials, by_short_gpt: Callable[[], Choice] | None) -> Choice:
         start: list[Choice] = []
-        if similar is not None:
-            start.append(similar())
+        if by_short_gpt is not None:
+            start.append(by_short_gpt())
         if self.greedy:
             start.append(eliminate(trials.aside(trials.stages[:1]), 1))
         return evolve(

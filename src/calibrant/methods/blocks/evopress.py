@@ -49,16 +49,17 @@ class EvoPress(BlockSearch):
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         generations = self._generations(units, taken)
-        # The untouched model each time too.
-        few = self.drawn + generations * (self.offspring + 1)
-        return few, 1 + generations * (self.survivors + 1)
+        # A divergence takes a forward of the untouched model too, each time.
+        screened = self.drawn + generations * (self.offspring + 1)
+        return screened, 1 + generations * (self.survivors + 1)
 
     def _generations(self, units: int, taken: int) -> int:
+        """The number of generations that is asked for, else that of the authors' script."""
         if self.generations is not None:
             return self.generations
         return max(1, int(taken * (units - taken) / 1.5))
 
-    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
+    def best(self, trials: Trials, by_short_gpt: Callable[[], Choice] | None) -> Choice:
         return climb(
             trials,
             (),

@@ -34,5 +34,5 @@ class Greedy(BlockSearch):
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         return sum(units - gone for gone in range(taken)), self.finalists * taken
 
-    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
+    def best(self, trials: Trials, by_short_gpt: Callable[[], Choice] | None) -> Choice:
         return eliminate(trials, self.finalists)

@@ -32,16 +32,16 @@ class ShortGPT(BlockMethod):
 
 
 def influence(seen: Seen) -> float:
-    """Return how far a block turned its input on average: 0 for one that turns nothing, 2 at
-    most.
+    """Return how far a block turned its input: 1 less the cosine, averaged over tokens. It is 0 for
+    a block that turns nothing, and 2 at most.
     """
     change = seen[BlockChange]
     return change.total / change.mass
 
 
 def least_influence(scores: Sequence[float], count: int) -> tuple[int, ...]:
-    """Return the `count` blocks with the least scores, in the order of the model; of equal ones
-    the first.
+    """Return the `count` blocks with the lowest scores, in the order of the model; of equal ones
+    the first goes.
     """
     # Sorting is stable, so of equal scores the first block comes first.
     ranked = sorted(range(len(scores)), key=scores.__getitem__)

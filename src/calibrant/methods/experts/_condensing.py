@@ -1,5 +1,5 @@
-"""What CD-MoE searches with: what a layer of experts and each of its experts did to some tokens,
-and how far a choice of experts is from that.
+"""What CD-MoE searches with: samples of what a layer of experts and each of its experts did to some
+tokens, and how far the output of the block moves when only a choice of the experts is left.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,37 +29,40 @@ from calibrant.walk.products import hidden_of, inputs_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.variants import AS_IT_IS, Variant
 
-ROWS_AT_ONCE: Final = 256
+TOKENS_AT_ONCE: Final = 256
 """Tokens whose distributions are compared at a time."""
-GATED: Final = 0.05
-"""How much of what a layer gives beside its routed experts, as a share of its size, may be
-anything but the shared expert times a number.
+UNEXPLAINED: Final = 0.05
+"""What a layer adds to its routed experts should be the shared expert's output times a number. This
+is how much of it, as a share of its norm, may be something else.
 """
 
 
 def divergence(
     before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"]
 ) -> Float[Tensor, "token"]:
-    """Return the Jensen–Shannon divergence of two hidden states as distributions over the features,
-    in nats: 0 for equal ones, log 2 at most.
+    """Return, for each token, the Jensen–Shannon divergence of two hidden states as distributions
+    over the features, in nats: 0 for equal ones, log 2 at most.
 
-    A state is made a distribution by a softmax, as CD-MoE's code does. It is computed in float64:
-    states that are nearly equal differ in the square.
+    A state is made a distribution by a softmax, as CD-MoE's code does. It is computed in float64,
+    since the divergence of nearly equal states is the square of how little they differ. MPS has
+    none, and computes it in float32.
 
     >>> divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).tolist()
     [0.0]
     """
-    kind = torch.float64 if before.device.type != "mps" else torch.float32
-    half = torch.log(torch.tensor(2.0, dtype=kind, device=before.device))
-    found: list[Tensor] = []
-    for rows, others in zip(before.split(ROWS_AT_ONCE), after.split(ROWS_AT_ONCE), strict=True):
-        p = rows.to(kind).log_softmax(-1)
-        q = others.to(kind).log_softmax(-1)
-        middle = torch.logaddexp(p, q) - half
-        both = 0.5 * (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(-1)
-        # Rounding may leave it a little below zero.
-        found.append(both.clamp_min(0))
-    return torch.cat(found) if found else before.new_zeros(0, dtype=kind)
+    dtype = torch.float64 if before.device.type != "mps" else torch.float32
+    half = torch.log(torch.tensor(2.0, dtype=dtype, device=before.device))
+    divergences: list[Tensor] = []
+    for states, other_states in zip(
+        before.split(TOKENS_AT_ONCE), after.split(TOKENS_AT_ONCE), strict=True
+    ):
+        log_p = states.to(dtype).log_softmax(-1)
+        log_q = other_states.to(dtype).log_softmax(-1)
+        log_middle = torch.logaddexp(log_p, log_q) - half
+        terms = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)
+        # Rounding may leave a sum a little below zero.
+        divergences.append((0.5 * terms.sum(-1)).clamp_min(0))
+    return torch.cat(divergences) if divergences else before.new_zeros(0, dtype=dtype)
 
 
 @final
@@ -67,35 +70,35 @@ def divergence(
 class LayerSample:
     """What a layer of experts did to the real tokens of one micro-batch.
 
-    `after` is what the block gave and `given` what the layer did; `beside` is what the layer gave
-    beside its routed experts, and `shared` what the shared expert gives without a gate (neither in
-    a layer without one). `weights` say how much each token counts: over all micro-batches they add
-    up to 1.
+    `inputs` are those of the layer. `beside_routed` is what the layer adds to the output of its
+    routed experts, and `shared_output` what the shared expert gives before it is multiplied with a
+    gate: both are None in a layer without a shared expert. `weights` say how much each token
+    counts; over all micro-batches they add up to 1.
     """
 
-    x: Float[Tensor, "token hidden"]
-    after: Float[Tensor, "token hidden"]
-    given: Float[Tensor, "token hidden"]
-    beside: Float[Tensor, "token hidden"] | None
-    shared: Float[Tensor, "token hidden"] | None
+    inputs: Float[Tensor, "token hidden"]
+    block_output: Float[Tensor, "token hidden"]
+    layer_output: Float[Tensor, "token hidden"]
+    beside_routed: Float[Tensor, "token hidden"] | None
+    shared_output: Float[Tensor, "token hidden"] | None
     weights: Float[Tensor, "token"]
 
     def gate_sum(self, layer: ExpertLayer) -> float:
-        """Return Σ w·g with the shared expert's gate g of each token, found as what its output was
-        multiplied with; 0 for a layer without one.
+        """Return Σ w·g over the tokens, with their weights w and the shared expert's gates g: what
+        its output was multiplied with. 0 for a layer without a shared expert.
 
         Raises `ModelError` where what the layer gives beside its routed experts isn't the shared
         expert's output times a number.
         """
-        if self.beside is None or self.shared is None:
+        if self.beside_routed is None or self.shared_output is None:
             return 0.0
-        beside = self.beside.double()
-        shared = self.shared.double()
+        beside = self.beside_routed.double()
+        shared = self.shared_output.double()
         sizes = shared.square().sum(-1)
-        # Least squares of one number: the gate of a token whose shared output isn't zero.
+        # The gate is a number for each token, and follows by least squares from the two outputs.
         gates = torch.where(sizes > 0, (beside * shared).sum(-1) / sizes, 0)
-        rest = (beside - gates[:, None] * shared).norm()
-        if not float(rest) <= GATED * float(beside.norm()):
+        unexplained = (beside - gates[:, None] * shared).norm()
+        if not float(unexplained) <= UNEXPLAINED * float(beside.norm()):
             problem = f"{layer.name} adds more to its routed experts than a shared one times a gate"
             raise ModelError(f"{problem}, so it can't be condensed", subject=layer.name)
         return float((gates * self.weights).sum())
@@ -104,40 +107,45 @@ class LayerSample:
 def layer_samples(
     view: ModelView, layers: Sequence[ExpertLayer], batch: TokenBatch, ranks: Ranks
 ) -> dict[int, list[LayerSample]]:
-    """Return what each layer of experts did to a batch, micro-batch by micro-batch of this rank,
-    in one forward of each. Of a mix, of every part.
+    """Return what each layer of experts did to a batch, by the number of its block: a sample for
+    each micro-batch of this rank, of every part of a mix.
+
+    All layers are recorded in the same forward.
     """
     parts = batch.mixed or ((1.0, batch),)
-    whole = sum(share for share, _ in parts)
-    found: dict[int, list[LayerSample]] = {layer.block: [] for layer in layers}
+    all_shares = sum(share for share, _ in parts)
+    samples: dict[int, list[LayerSample]] = {layer.block: [] for layer in layers}
     device = next(view.model.parameters()).device
     for share, part in parts:
         mass = float((part.weights * part.mask).double().sum())
         for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
-            counts = (weights.flatten() > 0).to(device)
-            shares = (weights.flatten().double() * (share / whole / mass)).to(device)[counts]
+            counted = (weights.flatten() > 0).to(device)
+            scaled = weights.flatten().double() * (share / all_shares / mass)
+            shares = scaled.to(device)[counted]
             padding = None if bool(mask.all()) else mask.to(device)
             inputs = inputs_of(view.base, ids.to(device), padding)
-            for block, caught in _watched(view, layers, inputs).items():
-                found[block].append(caught.sample(counts, shares))
-    return found
+            for block, recorder in _recorded(view, layers, inputs).items():
+                samples[block].append(recorder.sample(counted, shares))
+    return samples
 
 
-def _watched(
+def _recorded(
     view: ModelView, layers: Sequence[ExpertLayer], inputs: Mapping[str, Any]
-) -> dict[int, "_Caught"]:
+) -> dict[int, "_LayerRecorder"]:
     """What layers did in a forward, by their blocks."""
-    caught = {layer.block: _Caught(view, layer) for layer in layers}
+    recorders = {layer.block: _LayerRecorder(view, layer) for layer in layers}
     with ExitStack() as stack, torch.no_grad():
-        for watch in caught.values():
-            stack.enter_context(watch)
+        for recorder in recorders.values():
+            stack.enter_context(recorder)
         view.base(**inputs)
-    return caught
+    return recorders
 
 
 @final
-class _Caught:
-    """Writes down what goes into and comes out of a layer of experts while a forward runs."""
+class _LayerRecorder:
+    """Records what goes into and comes out of a layer of experts, while it is entered and a forward
+    runs. Raises `ModelError` for a layer whose experts are in several modules.
+    """
 
     def __init__(self, view: ModelView, layer: ExpertLayer) -> None:
         if len(layer.holders) != 1:
@@ -148,21 +156,21 @@ class _Caught:
             raise ModelError(message, subject=name)
         self._layer = layer
         self._modules: dict[str, nn.Module] = {
-            "after": view.blocks[layer.block].module,
-            "given": layer.module,
-            "routed": layer.holders[0],
+            "block_output": view.blocks[layer.block].module,
+            "layer_output": layer.module,
+            "routed_output": layer.holders[0],
         }
         shared = shared_of(layer)
         if shared is not None:
-            self._modules["shared"] = shared
-        self._seen: dict[str, Tensor] = {}
+            self._modules["shared_output"] = shared
+        self._activations: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "_Caught":
-        for part, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keeping(part)))
-        watching = self._layer.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
-        self._handles.append(watching)
+    def __enter__(self) -> "_LayerRecorder":
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._keep_output(name)))
+        handle = self._layer.module.register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        self._handles.append(handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,44 +179,53 @@ class _Caught:
 
     def _keep_input(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Copies, since what a module is given, or gives, may be written over by who comes next.
-        self._seen["x"] = hidden_of(args, kwargs).detach().clone()
+        self._activations["inputs"] = hidden_of(args, kwargs).detach().clone()
 
-    def _keeping(self, part: str) -> Callable[[Any, Any, Any], None]:
+    def _keep_output(self, name: str) -> Callable[[Any, Any, Any], None]:
         def keep(module: Any, args: Any, output: Any) -> None:
-            self._seen[part] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
+            self._activations[name] = hidden_of(tuple(tree_leaves(output)), {}).detach().clone()
 
         return keep
 
     def sample(
-        self, counts: Bool[Tensor, "position"], weights: Float[Tensor, "token"]
+        self, counted: Bool[Tensor, "position"], weights: Float[Tensor, "token"]
     ) -> LayerSample:
-        """Return it of the positions that count."""
+        """Return what was recorded at the positions that are `counted`, each with its weight."""
         name = self._layer.name
-        rows: dict[str, Tensor] = {}
-        for part in ("x", *self._modules):
-            tensor = self._seen.get(part)
-            if tensor is None or tensor.shape[:-1].numel() != len(counts):
+        states: dict[str, Tensor] = {}
+        for part in ("inputs", *self._modules):
+            tensor = self._activations.get(part)
+            if tensor is None or tensor.shape[:-1].numel() != len(counted):
                 problem = f"what goes through {name} can't be followed ({part})"
                 raise ModelError(f"{problem}, so its experts can't be condensed", subject=name)
-            rows[part] = tensor.flatten(0, -2)[counts]
-            if not bool(rows[part].isfinite().all()):
+            states[part] = tensor.flatten(0, -2)[counted]
+            if not bool(states[part].isfinite().all()):
                 problem = f"the activations of {name} hold NaN or infinity"
                 advice = "the model or its type can't be calibrated on"
                 raise NumericsError(f"{problem}; {advice}", subject=name)
-        shared = rows.get("shared")
-        beside = None if shared is None else rows["given"] - rows["routed"]
-        return LayerSample(rows["x"], rows["after"], rows["given"], beside, shared, weights)
+        shared = states.get("shared_output")
+        return LayerSample(
+            inputs=states["inputs"],
+            block_output=states["block_output"],
+            layer_output=states["layer_output"],
+            beside_routed=(
+                None if shared is None else states["layer_output"] - states["routed_output"]
+            ),
+            shared_output=shared,
+            weights=weights,
+        )
 
 
 @final
 class ExpertSearch:
-    """How far the output of a block is from what it was when its layer of experts is a choice of
-    them, each with a gate.
+    """Measures how far the output of a block moves when of its layer of experts a choice is left,
+    each multiplied with a gate that is the same for all tokens.
 
-    `gates` says which: the mean over the tokens that were `sent` to the expert, the mean over `all`
-    with 0 for the others, or what makes the squared error of the layer's output least for this very
-    choice (`fitted`). The shared expert has its mean over all tokens, or is fitted like the others.
-    An expert that no token was sent to has no mean gate, and is no `candidate`.
+    `gates` says with which gate: the mean over the tokens that were `sent` to the expert; the mean
+    over `all` tokens, with 0 for the others; or, `fitted`, that with which the squared error of the
+    layer's output is least for this very choice. The gate of the shared expert is its mean over all
+    tokens, or fitted like the others. An expert that no token was sent to has no mean gate, and is
+    not among the `candidates`.
     """
 
     def __init__(
@@ -224,83 +241,87 @@ class ExpertSearch:
         sent = routing.counts.tolist()
         self.candidates = [expert for expert in range(layer.count) if sent[expert] > 0]
         tokens = torch.full_like(routing.counts, routing.mass) if gates == "all" else routing.counts
-        self._means = [float(routing.gates[expert] / tokens[expert]) for expert in self.candidates]
-        self._shared = sum(ranks.gathered([sample.gate_sum(layer) for sample in samples]))
-        self._alone: list[list[Tensor]] = []
+        self._mean_gates = [
+            float(routing.gates[expert] / tokens[expert]) for expert in self.candidates
+        ]
+        self._shared_gate = sum(ranks.gathered([sample.gate_sum(layer) for sample in samples]))
+        self._expert_outputs: list[list[Tensor]] = []
         for sample in samples:
-            self._alone.append([alone(layer, expert, sample.x) for expert in self.candidates])
-        self._equations = self._summed_up() if gates == "fitted" else None
+            self._expert_outputs.append(
+                [alone(layer, expert, sample.inputs) for expert in self.candidates]
+            )
+        self._equations = self._normal_equations() if gates == "fitted" else None
 
-    def kept(self, places: Sequence[int]) -> Condensed:
-        """Return what a layer of the candidates at these places would be."""
+    def condensed_layer(self, places: Sequence[int]) -> Condensed:
+        """Return the layer that keeps the candidates at these places."""
         shared, gates = self._gates(places)
         experts = [self.candidates[place] for place in places]
         return Condensed(dict(zip(experts, gates, strict=True)), shared)
 
     def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
-        """Return the mean divergence of each choice of candidates, which has a 1 for those that
-        are kept.
+        """Return the mean divergence of each choice, which has for each candidate a 1 if it is
+        kept, and else a 0.
         """
         del tokens  # there is one stage
-        mine: list[list[float]] = []
-        for number in range(len(self._samples)):
-            mine.append([self._divergence(choice, number) for choice in choices])
+        by_sample: list[list[float]] = []
+        for index in range(len(self._samples)):
+            by_sample.append([self._divergence(choice, index) for choice in choices])
         # Added in the order of the micro-batches, whatever rank had them.
-        every = self._ranks.gathered(mine)
-        return [reduce(add, column) for column in zip(*every, strict=True)]
+        by_micro_batch = self._ranks.gathered(by_sample)
+        return [reduce(add, column) for column in zip(*by_micro_batch, strict=True)]
 
-    def _divergence(self, choice: Choice, number: int) -> float:
-        sample = self._samples[number]
-        kind = torch.promote_types(sample.x.dtype, torch.float32)
+    def _divergence(self, choice: Choice, index: int) -> float:
+        sample = self._samples[index]
+        dtype = torch.promote_types(sample.inputs.dtype, torch.float32)
         places = [place for place, level in enumerate(choice) if level]
         shared, gates = self._gates(places)
-        output = torch.zeros_like(sample.after, dtype=kind)
-        if sample.shared is not None:
-            output = shared * sample.shared.to(kind)
+        output = torch.zeros_like(sample.block_output, dtype=dtype)
+        if sample.shared_output is not None:
+            output = shared * sample.shared_output.to(dtype)
         for place, gate in zip(places, gates, strict=True):
-            output = output + gate * self._alone[number][place].to(kind)
-        # What the block gave, and not what it added the layer's output to: so that a choice that
-        # gives the same differs by nothing at all.
-        moved = sample.after.to(kind) + (output - sample.given.to(kind))
-        return float((divergence(sample.after, moved) * sample.weights).sum())
+            output = output + gate * self._expert_outputs[index][place].to(dtype)
+        # The difference is added to the block's output: a choice that gives what the layer gave has
+        # a divergence of exactly 0, which a sum that is made anew would round differently.
+        moved = sample.block_output.to(dtype) + (output - sample.layer_output.to(dtype))
+        return float((divergence(sample.block_output, moved) * sample.weights).sum())
 
     def _gates(self, places: Sequence[int]) -> tuple[float, list[float]]:
         """The shared expert's gate, and those of the candidates at these places."""
         if self._equations is None:
-            return self._shared, [self._means[place] for place in places]
-        products, wanted = self._equations
-        has_shared = len(wanted) > len(self.candidates)
+            return self._shared_gate, [self._mean_gates[place] for place in places]
+        products, targets = self._equations
+        has_shared = len(targets) > len(self.candidates)
         rows = list(places)
         if has_shared:
             rows.insert(0, len(self.candidates))
         if not rows:
             return 0.0, []
-        # Two experts that give the same have the gates of least squares.
-        square = products[np.ix_(rows, rows)]
-        solved = np.linalg.lstsq(square, wanted[rows], rcond=1e-9)[0].tolist()
+        # Not `solve`: two experts that give the same make the system singular.
+        system = products[np.ix_(rows, rows)]
+        solved = np.linalg.lstsq(system, targets[rows], rcond=1e-9)[0].tolist()
         return (solved[0], solved[1:]) if has_shared else (0.0, solved)
 
-    def _summed_up(self) -> tuple[np.ndarray, np.ndarray]:
-        """Products of the outputs of all candidates, and of the shared expert behind them, with
-        each other and with what the layer gave.
+    def _normal_equations(self) -> tuple[np.ndarray, np.ndarray]:
+        """The normal equations of the gates: the products of all candidates' outputs with each
+        other, and with the layer's output. The shared expert, if there is one, comes last.
         """
-        mine: list[list[list[float]]] = []
-        for sample, outputs in zip(self._samples, self._alone, strict=True):
-            parts = list(outputs)
-            if sample.shared is not None:
-                parts.append(sample.shared)
-            parts.append(sample.given)
+        by_sample: list[list[list[float]]] = []
+        for sample, outputs in zip(self._samples, self._expert_outputs, strict=True):
+            columns = list(outputs)
+            if sample.shared_output is not None:
+                columns.append(sample.shared_output)
+            columns.append(sample.layer_output)
             roots = sample.weights.sqrt().float()[:, None]
-            weighted = torch.stack([(part.float() * roots).flatten() for part in parts])
-            mine.append((weighted @ weighted.T).double().tolist())
-        # In the order of the micro-batches, whatever rank had them.
-        whole = np.sum(np.array(self._ranks.gathered(mine)), axis=0)
-        return whole[:-1, :-1], whole[:-1, -1]
+            weighted = torch.stack([(column.float() * roots).flatten() for column in columns])
+            by_sample.append((weighted @ weighted.T).double().tolist())
+        # Added in the order of the micro-batches, whatever rank had them.
+        total = np.sum(np.array(self._ranks.gathered(by_sample)), axis=0)
+        return total[:-1, :-1], total[:-1, -1]
 
 
 def tuned(job: Job, edit: Condense, steps: int, rate: float, seed: int) -> Mapping[str, Tensor]:
-    """Return the numbers that the networks of condensed layers come to by `steps` of training, by
-    the names of their parameters.
+    """Train the networks of the condensed layers for `steps`, and return what their parameters
+    become, by name.
 
     The model is left as it was. Raises `SpecError` where several processes share the work: each
     would train on its own part.
@@ -311,29 +332,29 @@ def tuned(job: Job, edit: Condense, steps: int, rate: float, seed: int) -> Mappi
         raise SpecError(message, subject="steps")
     names = {layer.block: layer.name for layer in expert_layers(job.view)}
     with job.trying(edit):
-        places = tuple(f"{names[block]}." for block in edit.layers)
+        prefixes = tuple(f"{names[block]}." for block in edit.layers)
         parameters: dict[str, nn.Parameter] = {}
         for name, parameter in job.view.model.named_parameters():
-            if name.startswith(places):
+            if name.startswith(prefixes):
                 parameters[name] = parameter
         train(job.view, job.tokens(), list(parameters.values()), steps, rate, seed)
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def plain_or_not(
+def plain_and_condensed(
     view: ModelView, layers: Sequence[ExpertLayer], kept: Mapping[int, Condensed]
 ) -> dict[int, tuple[Variant, Variant]]:
-    """Return each block with a layer of experts as it is, and condensed."""
+    """Return, by block, its layer of experts as it is, and condensed to what is `kept`."""
     networks = condensed(view, kept)
-    ways: dict[int, tuple[Variant, Variant]] = {}
+    variants: dict[int, tuple[Variant, Variant]] = {}
     for layer in layers:
-        exchanged = ((layer.module, networks[layer.name]),)
-        ways[layer.block] = (AS_IT_IS, Variant(parts=exchanged))
-    return ways
+        exchange = ((layer.module, networks[layer.name]),)
+        variants[layer.block] = (AS_IT_IS, Variant(parts=exchange))
+    return variants
 
 
 def order_of(path: Sequence[Choice]) -> list[int]:
-    """Return the units in the order in which they were raised, from the choices at the end of each
+    """Return the units in the order in which a search raised them; `path` has its choice after each
     step.
 
     >>> order_of([(0, 1, 0), (1, 1, 0)])

@@ -1,9 +1,9 @@
 """The criteria of MC-Suite (Jaiswal et al. 2025, arXiv 2504.05586) by which experts of a layer are
 ranked, and REAP's (Lasby et al. 2025).
 
-Each gives a number for every expert, or for every two of them. The paper names its criteria and
-gives most in a sentence; where that leaves a choice, the function here says which one was made.
-`expert_gradients` makes what some of them look at: one pass forwards and back.
+Each gives a number for every expert, or for every pair of experts. The paper defines most of its
+criteria in one sentence; where that leaves a choice, the function here says which one was made.
+Some look at gradients: `expert_gradients` computes them, in one pass forwards and backwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,24 +27,25 @@ from calibrant.walk.block_statistics import ExpertOutputs, TokenKinds
 Matrices = Sequence[Sequence[Tensor]]
 """For each expert its matrices `[out, in]`, or the gradients of these."""
 
-Place = tuple[int, str]
-"""Where a parameter is kept: its module, and its name there."""
+ParameterKey = tuple[int, str]
+"""What a parameter is found by: the id of its module, and its name there."""
 
-ROWS: Final = 256
+ROWS_AT_ONCE: Final = 256
 """Rows of each expert's matrix that are compared at a time, in float64."""
-SMALLEST: Final = 1e-30
-"""What stands for a variance of nothing, so that it has a logarithm."""
-DEVIATIONS: Final = 3.0
+SMALLEST_VARIANCE: Final = 1e-30
+"""What a smaller variance is raised to, so that 0 has a logarithm."""
+OUTLIER_DEVIATIONS: Final = 3.0
 """How many standard deviations from the mean an outlier is."""
 
 
 @final
 @dataclass(frozen=True)
-class LookedAt:
-    """What a criterion may look at in one layer: the layer, what the router and the experts did,
-    and the gradients of the experts' matrices.
+class LayerEvidence:
+    """What a criterion may look at in one layer: the layer, what its router and experts did, and
+    the gradients of the experts' matrices.
 
-    `vocabulary` is how many token ids there are, `chance` the seed of what is drawn.
+    `vocabulary` is the number of token ids, `chance` the seed for random scores. What no
+    criterion of this run looks at is empty.
     """
 
     layer: ExpertLayer
@@ -62,56 +63,56 @@ class LookedAt:
 @final
 @dataclass(frozen=True)
 class Criterion:
-    """One of the criteria: what it `observes`, whether it is of two experts at a time (`pairs`),
-    and whether it takes a backward pass.
+    """One of the criteria: how it scores, which statistics it `observes`, whether it scores `pairs`
+    of experts, and whether it needs `gradients`.
     """
 
-    score: Callable[[LookedAt], Tensor] = field(repr=False)
+    score: Callable[[LayerEvidence], Tensor] = field(repr=False)
     observes: tuple[type[Statistic], ...] = ()
     pairs: bool = False
     gradients: bool = False
 
 
-def alike(matrices: Matrices) -> Float[Tensor, "expert"]:
-    """Return the sum of the cosines between all numbers of an expert and those of each other; 0
-    for one that is all zeros.
+def cosines_to_others(matrices: Matrices) -> Float[Tensor, "expert"]:
+    """Return, for each expert, the sum of its cosines with the others, all of an expert's numbers
+    being one vector; 0 for an expert that is all zeros.
     """
     count = len(matrices)
     gram = torch.zeros(count, count, dtype=torch.float64, device=matrices[0][0].device)
     for same in zip(*matrices, strict=True):
-        for start in range(0, len(same[0]), ROWS):
-            some = [matrix[start : start + ROWS].flatten() for matrix in same]
-            # In float64: millions of products are added.
-            rows = torch.stack(some).double()
-            gram += rows @ rows.T
+        for start in range(0, len(same[0]), ROWS_AT_ONCE):
+            rows = [matrix[start : start + ROWS_AT_ONCE].flatten() for matrix in same]
+            # In float64, since millions of products are added.
+            stacked = torch.stack(rows).double()
+            gram += stacked @ stacked.T
     return _cosines(gram)
 
 
 def stable_ranks(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return Σσ²/σ₁² of an expert's matrices as the model keeps them, on average; 0 for zeros."""
 
-    def rank(expert: Sequence[Tensor]) -> float:
+    def stable_rank(expert: Sequence[Tensor]) -> float:
         return sum(_stable_rank(matrix.float()) for matrix in expert) / len(expert)
 
-    return _each(matrices, rank)
+    return _score_each(matrices, stable_rank)
 
 
-def sizes(matrices: Matrices) -> Float[Tensor, "expert"]:
+def norms(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return the norm of all numbers of an expert."""
 
-    def size(expert: Sequence[Tensor]) -> float:
+    def norm(expert: Sequence[Tensor]) -> float:
         return sum(float(matrix.double().square().sum()) for matrix in expert) ** 0.5
 
-    return _each(matrices, size)
+    return _score_each(matrices, norm)
 
 
 def row_norms(matrices: Matrices) -> Float[Tensor, "expert"]:
     """Return the norms of an expert's rows (one for each output), summed."""
 
-    def norms(expert: Sequence[Tensor]) -> float:
+    def row_norm_sum(expert: Sequence[Tensor]) -> float:
         return sum(float(matrix.double().norm(dim=1).sum()) for matrix in expert)
 
-    return _each(matrices, norms)
+    return _score_each(matrices, row_norm_sum)
 
 
 def row_spreads(matrices: Matrices) -> Float[Tensor, "expert"]:
@@ -119,11 +120,11 @@ def row_spreads(matrices: Matrices) -> Float[Tensor, "expert"]:
     output), summed.
     """
 
-    def spreads(expert: Sequence[Tensor]) -> float:
+    def spread_sum(expert: Sequence[Tensor]) -> float:
         variances = [matrix.double().var(dim=1, correction=0) for matrix in expert]
         return sum(float(_logs(variance).sum()) for variance in variances)
 
-    return _each(matrices, spreads)
+    return _score_each(matrices, spread_sum)
 
 
 def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
@@ -133,92 +134,102 @@ def far_numbers(matrices: Matrices) -> Float[Tensor, "expert"]:
 
     def count(expert: Sequence[Tensor]) -> float:
         entries = sum(matrix.numel() for matrix in expert)
-        # Of all numbers of the expert together, not of each matrix.
+        # The mean and deviation are those of all numbers of the expert, not of each matrix.
         mean = sum(float(matrix.double().sum()) for matrix in expert) / entries
         squares = sum(float((matrix.double() - mean).square().sum()) for matrix in expert)
-        far = DEVIATIONS * (squares / entries) ** 0.5
+        far = OUTLIER_DEVIATIONS * (squares / entries) ** 0.5
         return float(sum(int(((matrix.double() - mean).abs() > far).sum()) for matrix in expert))
 
-    return _each(matrices, count)
+    return _score_each(matrices, count)
 
 
-def output_norms(looked: LookedAt) -> Float[Tensor, "expert"]:
-    """Return √Σy² over an expert's tokens for each feature, summed over features."""
-    return looked.seen[ExpertOutputs].squares.sqrt().sum(1)
+def output_norms(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
+    """Return, for each expert, √Σy² over its tokens, summed over the features of its output y."""
+    return evidence.seen[ExpertOutputs].squares.sqrt().sum(1)
 
 
-def output_spreads(looked: LookedAt) -> Float[Tensor, "expert"]:
+def output_spreads(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
     """Return the logarithms of the standard deviations of an expert's output features, summed."""
-    return _logs(looked.seen[ExpertOutputs].variances()).sum(1)
+    return _logs(evidence.seen[ExpertOutputs].variances()).sum(1)
 
 
-def mean_outputs_alike(looked: LookedAt) -> Float[Tensor, "expert"]:
-    """Return the mean cosine between an expert's mean output and that of each other. Two experts
-    seldom get the same token, so means are compared.
+def mean_outputs_alike(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
+    """Return the mean cosine between an expert's mean output and those of the others. Means are
+    compared, since two experts seldom get the same token.
     """
-    means = looked.seen[ExpertOutputs].means()
+    means = evidence.seen[ExpertOutputs].means()
     return _cosines(means @ means.T) / max(1, len(means) - 1)
 
 
-def router_weighted(looked: LookedAt) -> Float[Tensor, "expert"]:
-    """Return the mean of g·‖y‖ over an expert's tokens (REAP, arXiv 2510.13999, eq. 9); 0 of one
-    that got none.
+def router_weighted(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
+    """Return the mean of g·‖y‖ over an expert's tokens, with its gate g and its output y (REAP,
+    arXiv 2510.13999, eq. 9); 0 for an expert that got none.
     """
-    outputs = looked.seen[ExpertOutputs]
+    outputs = evidence.seen[ExpertOutputs]
     return torch.where(outputs.counts > 0, outputs.gated / outputs.counts, 0)
 
 
-def by_chance(looked: LookedAt) -> Float[Tensor, "expert"]:
-    """Return numbers that are drawn: what a criterion must be better than."""
-    chance = torch.Generator().manual_seed(looked.chance % 2**64)
-    return torch.rand(looked.layer.count, generator=chance, dtype=torch.float64)
+def by_chance(evidence: LayerEvidence) -> Float[Tensor, "expert"]:
+    """Return random numbers: what a criterion must be better than."""
+    # Torch takes seeds of 64 bits.
+    generator = torch.Generator().manual_seed(evidence.chance % 2**64)
+    return torch.rand(evidence.layer.count, generator=generator, dtype=torch.float64)
 
 
 CRITERIA: Final = MappingProxyType(
     {
-        "ews": Criterion(lambda looked: alike(looked.weights)),
-        "rwn": Criterion(lambda looked: looked.layer.matrix.get().double().norm(dim=1)),
-        "wsr": Criterion(lambda looked: stable_ranks(looked.weights)),
-        "ewn": Criterion(lambda looked: sizes(looked.weights)),
-        "euf": Criterion(lambda looked: looked.seen[Routing].counts, (Routing,)),
-        "ecc": Criterion(lambda looked: looked.seen[Routing].together, (Routing,), pairs=True),
+        "ews": Criterion(lambda evidence: cosines_to_others(evidence.weights)),
+        "rwn": Criterion(lambda evidence: evidence.layer.matrix.get().double().norm(dim=1)),
+        "wsr": Criterion(lambda evidence: stable_ranks(evidence.weights)),
+        "ewn": Criterion(lambda evidence: norms(evidence.weights)),
+        "euf": Criterion(lambda evidence: evidence.seen[Routing].counts, (Routing,)),
+        "ecc": Criterion(lambda evidence: evidence.seen[Routing].together, (Routing,), pairs=True),
         "evtc": Criterion(
-            lambda looked: looked.seen[TokenKinds].counts().double() / looked.vocabulary,
+            lambda evidence: evidence.seen[TokenKinds].counts().double() / evidence.vocabulary,
             (Routing, TokenKinds),
         ),
         # Tokens that two experts are both sent are what `ecc` counts, so here it is the kinds of
         # tokens that both of them get.
         "ets": Criterion(
-            lambda looked: looked.seen[TokenKinds].shared().double(),
+            lambda evidence: evidence.seen[TokenKinds].shared().double(),
             (Routing, TokenKinds),
             pairs=True,
         ),
         "eas": Criterion(mean_outputs_alike, (Routing, ExpertOutputs)),
         "eae": Criterion(output_spreads, (Routing, ExpertOutputs)),
         "eao": Criterion(
-            lambda looked: looked.seen[ExpertOutputs].outliers(DEVIATIONS), (Routing, ExpertOutputs)
+            lambda evidence: evidence.seen[ExpertOutputs].outliers(OUTLIER_DEVIATIONS),
+            (Routing, ExpertOutputs),
         ),
         "ean": Criterion(output_norms, (Routing, ExpertOutputs)),
         "egs": Criterion(
-            lambda looked: alike(looked.gradients) / max(1, looked.layer.count - 1),
+            lambda evidence: (
+                cosines_to_others(evidence.gradients) / max(1, evidence.layer.count - 1)
+            ),
             (Routing,),
             gradients=True,
         ),
-        "ege": Criterion(lambda looked: row_spreads(looked.gradients), (Routing,), gradients=True),
-        "ego": Criterion(lambda looked: far_numbers(looked.gradients), (Routing,), gradients=True),
-        "egn": Criterion(lambda looked: row_norms(looked.gradients), (Routing,), gradients=True),
+        "ege": Criterion(
+            lambda evidence: row_spreads(evidence.gradients), (Routing,), gradients=True
+        ),
+        "ego": Criterion(
+            lambda evidence: far_numbers(evidence.gradients), (Routing,), gradients=True
+        ),
+        "egn": Criterion(
+            lambda evidence: row_norms(evidence.gradients), (Routing,), gradients=True
+        ),
         "reap": Criterion(router_weighted, (Routing, ExpertOutputs)),
         "random": Criterion(by_chance),
     }
 )
-"""By name. Of MC-Suite by weights, by what the router does, by what experts give, and by
-gradients; then REAP's, and chance.
+"""The criteria by name: MC-Suite's by weights, by what the router does, by what experts give, and
+by gradients; then REAP's, and a random one.
 """
 
 
-def first(scores: Float[Tensor, "expert"], count: int, largest: bool) -> tuple[int, ...]:
-    """Return the `count` experts with the smallest or the largest scores, in that order; of
-    equal ones the lowest number goes first.
+def first_by_score(scores: Float[Tensor, "expert"], count: int, largest: bool) -> tuple[int, ...]:
+    """Return the `count` experts with the smallest or, if `largest`, the largest scores, in that
+    order; of equal ones the lowest number goes first.
     """
     signed = (-scores if largest else scores).tolist()
     return tuple(sorted(range(len(signed)), key=signed.__getitem__)[:count])
@@ -227,26 +238,26 @@ def first(scores: Float[Tensor, "expert"], count: int, largest: bool) -> tuple[i
 def first_of_pairs(
     pairs: Float[Tensor, "expert expert"], used: Float[Tensor, "expert"], count: int, largest: bool
 ) -> tuple[int, ...]:
-    """Return `count` experts: again and again, of the two with the smallest or the largest number,
-    the one that is used less goes.
+    """Return `count` experts: again and again, of the pair with the smallest or, if `largest`, the
+    largest score, the expert that is used less goes.
 
-    Of equal pairs the one with the lowest numbers counts, of two that are used alike the one with
-    the higher number goes.
+    Of equal pairs the one of the first experts is taken; of two experts that are used alike the one
+    with the higher number goes.
     """
-    numbers = (-pairs if largest else pairs).tolist()
+    scores = (-pairs if largest else pairs).tolist()
     uses = used.tolist()
-    left = list(range(len(uses)))
-    gone: list[int] = []
-    while len(gone) < count:
-        _, lower, higher = min((numbers[i][j], i, j) for i, j in combinations(left, 2))
-        gone.append(lower if uses[lower] < uses[higher] else higher)
-        left.remove(gone[-1])
-    return tuple(gone)
+    remaining = list(range(len(uses)))
+    dropped: list[int] = []
+    while len(dropped) < count:
+        _, lower, higher = min((scores[i][j], i, j) for i, j in combinations(remaining, 2))
+        dropped.append(lower if uses[lower] < uses[higher] else higher)
+        remaining.remove(dropped[-1])
+    return tuple(dropped)
 
 
 def _cosines(gram: Float[Tensor, "expert expert"]) -> Float[Tensor, "expert"]:
-    """The sum of each one's cosines with the others, from the products of all with all."""
-    # Rounding may leave a length of nothing below zero.
+    """The sum of each vector's cosines with the others, from the products of all with all."""
+    # Rounding may leave the square of a length of 0 below zero.
     lengths = gram.diagonal().clamp_min(0).sqrt()
     scale = torch.where(lengths > 0, 1 / lengths, 0)
     cosines = gram * scale[:, None] * scale
@@ -261,10 +272,10 @@ def _stable_rank(matrix: Float[Tensor, "out in"]) -> float:
 
 
 def _logs(variances: Tensor) -> Tensor:
-    return variances.double().clamp_min(SMALLEST).log() / 2
+    return variances.double().clamp_min(SMALLEST_VARIANCE).log() / 2
 
 
-def _each(matrices: Matrices, score: Callable[[Sequence[Tensor]], float]) -> Tensor:
+def _score_each(matrices: Matrices, score: Callable[[Sequence[Tensor]], float]) -> Tensor:
     return torch.tensor([score(expert) for expert in matrices], dtype=torch.float64)
 
 
@@ -276,34 +287,41 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
     over micro-batches are float32, or float64 for a float64 model. With several ranks each goes
     through all tokens, so that all come to the same numbers.
     """
-    parameters: dict[Place, nn.Parameter] = {}
-    sums: dict[Place, Tensor] = {}
+    parameters: dict[ParameterKey, nn.Parameter] = {}
+    sums: dict[ParameterKey, Tensor] = {}
     for layer in layers:
         for weight in chain(*layer.experts):
             parameter = getattr(weight.owner, weight.key)
-            parameters[_place(weight)] = parameter
-            kind = wide(parameter.dtype)
-            sums[_place(weight)] = torch.zeros_like(parameter, dtype=kind, requires_grad=False)
-    needed = {parameter: parameter.requires_grad for parameter in job.view.model.parameters()}
+            parameters[_parameter_key(weight)] = parameter
+            dtype = wide(parameter.dtype)
+            # In float32 at least, also where the gradients are bfloat16.
+            sums[_parameter_key(weight)] = torch.zeros_like(
+                parameter, dtype=dtype, requires_grad=False
+            )
+    required_before = {
+        parameter: parameter.requires_grad for parameter in job.view.model.parameters()
+    }
     batch = job.tokens()
     parts = batch.mixed or ((1.0, batch),)
-    whole = sum(share for share, _ in parts)
+    all_shares = sum(share for share, _ in parts)
     try:
-        for parameter in needed:
+        for parameter in required_before:
             parameter.requires_grad_(False)
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         for share, part in parts:
-            _add(job, part, share / whole, parameters, sums)
+            _add(job, part, share / all_shares, parameters, sums)
     finally:
-        for parameter, before in needed.items():
+        for parameter, before in required_before.items():
             parameter.requires_grad_(before)
     gradients: dict[int, Matrices] = {}
     for layer in layers:
-        each: list[list[Tensor]] = []
+        by_expert: list[list[Tensor]] = []
         for expert in layer.experts:
-            each.append([_matrix_of(weight, sums[_place(weight)]) for weight in expert])
-        gradients[layer.block] = each
+            by_expert.append(
+                [_gradient_of_matrix(weight, sums[_parameter_key(weight)]) for weight in expert]
+            )
+        gradients[layer.block] = by_expert
     return gradients
 
 
@@ -311,44 +329,47 @@ def _add(
     job: Job,
     part: TokenBatch,
     share: float,
-    parameters: Mapping[Place, nn.Parameter],
-    sums: Mapping[Place, Tensor],
+    parameters: Mapping[ParameterKey, nn.Parameter],
+    sums: Mapping[ParameterKey, Tensor],
 ) -> None:
-    """Add the gradients of what is lost on a part, in nats a token, times its share."""
+    """Add to `sums` the gradients of the loss on a part, in nats a token, times its share."""
     device = next(job.view.model.parameters()).device
-    several = list(micro_batches(part, TOKENS_PER_PASS))
-    # Of the whole part before any gradient, so that a micro-batch counts by its tokens.
-    total = sum(float(_counted(mask, weights).double().sum()) for _, mask, weights in several)
-    for number, (ids, mask, weights) in enumerate(several, 1):
+    batches = list(micro_batches(part, TOKENS_PER_PASS))
+    # The total is known before the first gradient, so that a micro-batch counts by its tokens.
+    total = sum(
+        float(_prediction_weights(mask, weights).double().sum()) for _, mask, weights in batches
+    )
+    for number, (ids, mask, weights) in enumerate(batches, 1):
         ids = ids.to(device)
         mask = mask.to(device)
         padding: dict[str, Any] = {}
         if not bool(mask.all()):
             padding["attention_mask"] = mask.long()
-        counted = _counted(mask, weights.to(device)).flatten()
+        counts = _prediction_weights(mask, weights.to(device)).flatten()
         with torch.enable_grad():
             logits = job.view.model(input_ids=ids, use_cache=False, **padding).logits
             flat = logits[:, :-1].flatten(0, 1)
             nats = cross_entropy(flat.to(wide(flat.dtype)), ids[:, 1:].flatten(), reduction="none")
-            lost = (nats * counted).sum() * (share / total)
+            lost = (nats * counts).sum() * (share / total)
             gradients = torch.autograd.grad(lost, list(parameters.values()), allow_unused=True)
-        for place, gradient in zip(parameters, gradients, strict=True):
+        for key, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                sums[place].add_(gradient)
-        job.progress("gradients of the experts", number, len(several))
+                sums[key].add_(gradient)
+        job.progress("gradients of the experts", number, len(batches))
 
 
-def _counted(mask: Tensor, weights: Tensor) -> Tensor:
-    """How much the prediction of each token but the first of a sequence counts."""
+def _prediction_weights(mask: Tensor, weights: Tensor) -> Tensor:
+    """How much the prediction of each token counts, from the second token of a sequence on."""
+    # By the weight of the token that is predicted, and only from a real token.
     return weights[:, 1:] * mask[:, :-1]
 
 
-def _place(weight: Weight) -> Place:
+def _parameter_key(weight: Weight) -> ParameterKey:
     return id(weight.owner), weight.key
 
 
-def _matrix_of(weight: Weight, gradient: Tensor) -> Float[Tensor, "out in"]:
-    """The part of a parameter's gradient that is of one matrix."""
+def _gradient_of_matrix(weight: Weight, gradient: Tensor) -> Float[Tensor, "out in"]:
+    """The gradient of one matrix, out of that of the parameter that holds it."""
     if weight.expert is not None:
         gradient = gradient[weight.expert]
     return gradient.T if weight.transposed else gradient

@@ -1,5 +1,5 @@
-"""A short training on the calibration tokens after parts of a model were taken away, and the edit
-that is made of it, so that a kill loses one at most.
+"""A short training on the calibration tokens, after parts of a model were taken away. What it comes
+to is an edit, so that a killed job loses one training at most.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +19,10 @@ from calibrant.methods._base import six_digits
 from calibrant.models import ModelView, overwrite
 from calibrant.models.changing import will_change
 
-WINDOWS: Final = 1024
-"""Tokens of a step, as whole windows; one that is longer is a step of its own."""
-CLIPPED: Final = 1.0
-"""The norm above which gradients are scaled down."""
+TOKENS_PER_STEP: Final = 1024
+"""How many tokens a step has at most, in whole windows; a longer window is a step of its own."""
+LARGEST_NORM: Final = 1.0
+"""Gradients with a larger norm, over all parameters, are scaled down to it."""
 
 
 def train(
@@ -33,53 +33,56 @@ def train(
     rate: float,
     seed: int,
 ) -> None:
-    """Train `parameters` in place, for `steps` of AdamW with a rate that falls to 0 as a cosine, on
-    the loss of the batch's windows.
+    """Train `parameters` in place on the loss of a batch: `steps` of AdamW, with a rate that falls
+    to 0 as a cosine.
 
-    Windows come in an order drawn by `seed`, all of them before any a second time. Padding isn't
-    predicted, and a token counts by its weight; of a mix, the tokens of a part count by its share.
-    Sums and steps are in float32 also where the numbers are not. The rest of the model gets no
-    gradients. The parameters must be new, or announced by `will_change`.
+    A step takes some windows of the batch. Their order is drawn by `seed`, and all are taken before
+    any a second time. Padding isn't predicted, and a token counts by its weight; of a mix, the
+    tokens of a part count by its share. Steps are added up in float32 also where the parameters are
+    bfloat16. The rest of the model gets no gradients. The parameters must be new, or announced by
+    `will_change`.
     """
-    windows = _windows(batch)
+    batches = _step_batches(batch)
     # Steps are far smaller than what bfloat16 rounds to, so they are added up in float32.
     masters = [parameter.detach().float().clone().requires_grad_() for parameter in parameters]
-    needed = {parameter: parameter.requires_grad for parameter in view.model.parameters()}
-    chance = torch.Generator().manual_seed(seed)
+    required_before = {parameter: parameter.requires_grad for parameter in view.model.parameters()}
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(masters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order: list[int] = []
     try:
-        for parameter in needed:
+        for parameter in required_before:
             parameter.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
         for _ in range(steps):
             if not order:
-                order = torch.randperm(len(windows), generator=chance).tolist()
-            window = windows[order.pop()]
+                order = torch.randperm(len(batches), generator=generator).tolist()
+            step_batch = batches[order.pop()]
             with torch.enable_grad():
-                nats = _nats(view, window) * window.share
-                gradients = torch.autograd.grad(nats, list(parameters), allow_unused=True)
+                loss = _loss(view, step_batch) * step_batch.share
+                gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
             for master, gradient in zip(masters, gradients, strict=True):
                 master.grad = torch.zeros_like(master) if gradient is None else gradient.float()
-            nn.utils.clip_grad_norm_(masters, CLIPPED)
+            nn.utils.clip_grad_norm_(masters, LARGEST_NORM)
             optimizer.step()
             schedule.step()
-            _copy(masters, parameters)
+            _copy_rounded(masters, parameters)
     finally:
-        for parameter, before in needed.items():
+        for parameter, before in required_before.items():
             parameter.requires_grad_(before)
 
 
 @torch.no_grad()
-def _copy(masters: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+def _copy_rounded(masters: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
     for master, parameter in zip(masters, parameters, strict=True):
         parameter.copy_(master)
 
 
-class _Window(NamedTuple):
-    """Some tokens of a step; `share` is how much one of them counts beside one of another part."""
+class _StepBatch(NamedTuple):
+    """The tokens of a step; its loss is multiplied with `share`, so that each part of a mix counts
+    by its share, however many steps it has.
+    """
 
     share: float
     ids: Int[Tensor, "sample position"]
@@ -87,39 +90,41 @@ class _Window(NamedTuple):
     weights: Float[Tensor, "sample position"]
 
 
-def _windows(batch: TokenBatch) -> list[_Window]:
-    """The micro-batches of every part."""
+def _step_batches(batch: TokenBatch) -> list[_StepBatch]:
+    """The micro-batches of every part of a mix."""
     parts = batch.mixed or ((1.0, batch),)
-    whole = sum(share for share, _ in parts)
-    cut = [list(micro_batches(part, WINDOWS)) for _, part in parts]
-    total = sum(map(len, cut))
-    windows: list[_Window] = []
-    for (share, _), several in zip(parts, cut, strict=True):
-        weighed = share / whole * total / len(several)
-        windows += [_Window(weighed, *tensors) for tensors in several]
-    return windows
+    all_shares = sum(share for share, _ in parts)
+    by_part = [list(micro_batches(part, TOKENS_PER_STEP)) for _, part in parts]
+    count = sum(map(len, by_part))
+    batches: list[_StepBatch] = []
+    for (share, _), of_part in zip(parts, by_part, strict=True):
+        scale = share / all_shares * count / len(of_part)
+        batches += [_StepBatch(scale, *tensors) for tensors in of_part]
+    return batches
 
 
-def _nats(view: ModelView, window: _Window) -> Float[Tensor, ""]:
-    """What the model loses on some windows, in nats a token."""
+def _loss(view: ModelView, batch: _StepBatch) -> Float[Tensor, ""]:
+    """The loss of the model on the tokens of a step, in nats a token."""
     device = next(view.model.parameters()).device
-    ids = window.ids.to(device)
-    mask = window.mask.to(device)
-    weights = window.weights.to(device)
+    ids = batch.ids.to(device)
+    mask = batch.mask.to(device)
+    weights = batch.weights.to(device)
     padding: dict[str, Tensor] = {}
     if not bool(mask.all()):
         padding["attention_mask"] = mask.long()
     logits = view.model(input_ids=ids, use_cache=False, **padding).logits
     # A prediction counts by the weight of the token that is predicted, from a real one.
-    counted = (weights[:, 1:] * mask[:, :-1]).flatten().float()
+    prediction_weights = (weights[:, 1:] * mask[:, :-1]).flatten().float()
     predicted = logits[:, :-1].flatten(0, 1).float()
     nats = cross_entropy(predicted, ids[:, 1:].flatten(), reduction="none")
-    return (nats * counted).sum() / counted.sum().clamp_min(1e-9)
+    return (nats * prediction_weights).sum() / prediction_weights.sum().clamp_min(1e-9)
 
 
 @dataclass(frozen=True)
 class Tuned(Edit):
-    """Parameters get other numbers, of the same shapes. `notes` say how they came about."""
+    """Parameters get other `numbers` of the same shapes, by name. `notes` say how they came
+    about.
+    """
 
     kind: ClassVar[str] = "tuned"
 
@@ -142,8 +147,8 @@ class Tuned(Edit):
         }
 
     def stored(self) -> StoredEdit:
-        # Names of parameters have dots, and a kept edit's tensors are named by number, so that they
-        # can't be mistaken for others.
+        # Tensors are stored by number: names of parameters have dots, by which those of several
+        # edits in one file are told apart.
         facts = {"names": list(self.numbers), "notes": dict(self.notes)}
         tensors = {str(number): tensor for number, tensor in enumerate(self.numbers.values())}
         return StoredEdit(self.kind, facts, tensors)
@@ -157,8 +162,8 @@ class Tuned(Edit):
 
 
 def trained(job: Job, steps: int, rate: float, seed: int) -> Tuned:
-    """Train all parameters for `steps`, as `train` does, and return what became of them; the model
-    is left as it was.
+    """Train all parameters for `steps`, as `train` does, and return the edit that gives them their
+    new numbers; the model is left as it was.
 
     The notes say what the model loses on the calibration tokens before and after.
     """

@@ -25,7 +25,7 @@ from calibrant.methods.experts._condensing import (
     divergence,
     layer_samples,
     order_of,
-    plain_or_not,
+    plain_and_condensed,
     tuned,
 )
 from calibrant.models import Condensed, ModelView, condensed, expert_layers
@@ -35,8 +35,8 @@ from calibrant.targets import Parts, Target
 from calibrant.walk.variants import AS_IT_IS, Variants, loss
 
 GATES: Final = ("sent", "all", "fitted")
-"""What the gate of an expert becomes: its mean over the tokens that were sent to it, as in
-CD-MoE's code, or over all; or what errs least.
+"""What the gate of an expert becomes: its mean over the tokens that were sent to it, as in CD-MoE's
+code; its mean over all tokens; or that with which the layer's output errs least.
 """
 
 
@@ -88,8 +88,8 @@ class CDMoE(PartMethod):
         check_most(self, experts=MOST_PARTS, steps=MOST_STEPS, rate=1, seed=LARGEST)
 
     def tried(self, blocks: int, target: Target) -> int:
-        """Return what the search for layers measures; that for experts runs each expert once,
-        which is less than a forward of the model for each.
+        """Return how many tokens the search for layers measures. The search for experts isn't
+        counted: it runs each expert once, which takes far less than a forward of the model.
         """
         count = parts_of(target, self.parts).quota(blocks)
         return self.tokens * (1 + sum(blocks - gone for gone in range(count)))
@@ -118,38 +118,43 @@ class CDMoE(PartMethod):
         count = self.left_to_drop(job)
         if not count:
             return
-        few, other = divided(job.tokens(), self.tokens)
-        kept, experts = self._experts(job, few)
-        chosen, course = self._layers(job, few, kept, count)
+        searched, rest = divided(job.tokens(), self.tokens)
+        kept, experts = self._search_experts(job, searched)
+        chosen, course = self._search_layers(job, searched, kept, count)
         edit = Condense({block: kept[block] for block in sorted(chosen)}, {})
         if self.steps:
             edit = replace(edit, tuned=tuned(job, edit, self.steps, self.rate, self.seed))
         notes: dict[str, Any] = {
-            "tokens": int(few.mask.sum()),
+            "tokens": int(searched.mask.sum()),
             "layers": chosen,
             "course": course,
             "experts": experts,
-            **self._losses(job, edit, few),
+            **self._losses(job, edit, searched),
         }
-        if other is not None:
-            same, _ = divided(other, self.tokens)
-            notes["held_out"] = {"tokens": int(same.mask.sum()), **self._losses(job, edit, same)}
+        if rest is not None:
+            held_out, _ = divided(rest, self.tokens)
+            losses = self._losses(job, edit, held_out)
+            notes["held_out"] = {"tokens": int(held_out.mask.sum()), **losses}
         yield replace(edit, notes=notes)
 
-    def _experts(self, job: Job, few: TokenBatch) -> tuple[dict[int, Condensed], dict[str, Any]]:
-        """Search every layer for the experts that it keeps."""
+    def _search_experts(
+        self, job: Job, searched: TokenBatch
+    ) -> tuple[dict[int, Condensed], dict[str, Any]]:
+        """Search every layer for the experts that it keeps. Return the condensed layers, by block,
+        and notes on each.
+        """
         layers = expert_layers(job.view)
         routing: dict[int, Routing] = {}
         for block, seen in job.blocks(self.observes):
             if Routing in seen:
                 routing[block.index] = seen[Routing]
-        samples = layer_samples(job.view, layers, few, job.ranks)
+        samples = layer_samples(job.view, layers, searched, job.ranks)
         kept: dict[int, Condensed] = {}
         notes: dict[str, Any] = {}
         for number, layer in enumerate(layers):
-            # Taken out, so that a layer's samples are gone when its search is.
-            sample = samples.pop(layer.block)
-            search = ExpertSearch(layer, sample, routing[layer.block], job.ranks, self.gates)
+            # Taken out, so that the memory of a layer's samples is free after its search.
+            layer_sample = samples.pop(layer.block)
+            search = ExpertSearch(layer, layer_sample, routing[layer.block], job.ranks, self.gates)
             count = len(search.candidates)
             trials = Trials(
                 Space.of(count, min(self.experts, count)),
@@ -158,36 +163,39 @@ class CDMoE(PartMethod):
                 job.journal,
                 name=f"experts of {layer.block} ",
             )
-            (alone,) = trials.losses([(0,) * count])
+            # Where no candidate is kept: the shared expert alone, or nothing.
+            (shared_alone,) = trials.losses([(0,) * count])
+            # A level of 1 is an expert that is kept: here `eliminate` adds one after the other.
             eliminate(trials, 1)
-            kept[layer.block] = search.kept(order_of(trials.path))
+            kept[layer.block] = search.condensed_layer(order_of(trials.path))
             notes[str(layer.block)] = {
                 "order": list(kept[layer.block].gates),
-                "divergence": [six_digits(lost) for lost in (alone, *trials.course)],
+                "divergence": [six_digits(lost) for lost in (shared_alone, *trials.course)],
             }
             job.progress(f"{self.spec_name()} {job.target}; experts", number + 1, len(layers))
         return kept, notes
 
-    def _layers(
-        self, job: Job, few: TokenBatch, kept: Mapping[int, Condensed], count: int
+    def _search_layers(
+        self, job: Job, searched: TokenBatch, kept: Mapping[int, Condensed], count: int
     ) -> tuple[list[int], list[float]]:
-        """Search for the layers that are condensed; give their blocks in the order in which they
+        """Search for the layers that are condensed. Return their blocks in the order in which they
         were chosen, and the divergence after each.
         """
         layers = expert_layers(job.view)
-        ways = plain_or_not(job.view, layers, kept)
+        by_block = plain_and_condensed(job.view, layers, kept)
         blocks = job.view.blocks
-        variants = Variants(job.view, [ways.get(block.index, (AS_IT_IS,)) for block in blocks])
+        variants = Variants(job.view, [by_block.get(block.index, (AS_IT_IS,)) for block in blocks])
 
         def measure(choices: Sequence[Choice], tokens: int) -> Sequence[float]:
             del tokens  # there is one stage
-            tried: list[list[int]] = []
+            # A level for each block, also for those without experts.
+            by_choice: list[list[int]] = []
             for choice in choices:
                 levels = [0] * len(blocks)
                 for layer, level in zip(layers, choice, strict=True):
                     levels[layer.block] = level
-                tried.append(levels)
-            return variants.moved(tried, few, divergence, job.ranks)
+                by_choice.append(levels)
+            return variants.moved(by_choice, searched, divergence, job.ranks)
 
         def tell(best: float, done: int, total: int) -> None:
             job.progress(f"{self.spec_name()} {job.target}; best {best:.4g}", done, total)

@@ -17,10 +17,10 @@ from calibrant.methods._model_method import ExpertMethod
 from calibrant.methods.experts._expert_scores import (
     CRITERIA,
     Criterion,
-    LookedAt,
+    LayerEvidence,
     Matrices,
     expert_gradients,
-    first,
+    first_by_score,
     first_of_pairs,
 )
 from calibrant.methods.experts._training import Tuned, trained
@@ -95,35 +95,38 @@ class MCSuite(ExpertMethod):
         rounds = min(self.rounds, total)
         for number in range(rounds):
             if number >= rounds_done:
+                # Rounds differ by one expert at most, and add up to the total.
                 count = total * (number + 1) // rounds - total * number // rounds
                 yield self._round(job, number, rounds, count)
             if self.steps and number >= trainings_done:
                 yield trained(job, self.steps, self.rate, self.seed + number)
 
     def _round(self, job: Job, number: int, rounds: int, count: int) -> DropExperts:
-        """Return the experts that go now, with what was seen of all that were there."""
+        """Return the experts that go in this round, with notes on all that were there."""
         layers = expert_layers(job.view)
         gradients: Mapping[int, Matrices] = {}
         if self._criterion.gradients:
             gradients = expert_gradients(job, layers)
         seen: dict[int, Seen] = {}
         if self.observes:
-            seen = {block.index: there for block, there in job.blocks(self.observes)}
-        words = job.view.model.config.get_text_config(decoder=True).vocab_size
+            seen = {block.index: layer_seen for block, layer_seen in job.blocks(self.observes)}
+        vocabulary = job.view.model.config.get_text_config(decoder=True).vocab_size
         experts: dict[int, tuple[int, ...]] = {}
         scored: dict[str, Any] = {}
         routed: dict[str, Any] = {}
         for layer in layers:
-            # A number of its own for each seed, round and block.
+            # A seed of its own for each round and block.
             chance = (self.seed * 1_000_003 + number) * 1_000_003 + layer.block
-            there = seen.get(layer.block, Seen({}))
-            looked = LookedAt(layer, there, gradients.get(layer.block, ()), words, chance)
+            layer_seen = seen.get(layer.block, Seen({}))
+            evidence = LayerEvidence(
+                layer, layer_seen, gradients.get(layer.block, ()), vocabulary, chance
+            )
             name = f"{self.criterion} of {layer.name}"
-            scores = finite(self._criterion.score(looked), name)
-            experts[layer.block] = tuple(sorted(self._chosen(scores, looked, count)))
+            scores = finite(self._criterion.score(evidence), name)
+            experts[layer.block] = tuple(sorted(self._chosen(scores, evidence, count)))
             scored[str(layer.block)] = _rounded(scores)
-            if Routing in there:
-                routed[str(layer.block)] = coverage(there[Routing], layer.matrix.shape[1])
+            if Routing in layer_seen:
+                routed[str(layer.block)] = coverage(layer_seen[Routing], layer.matrix.shape[1])
         notes: dict[str, Any] = {
             "criterion": self.criterion,
             "drop": self.drop,
@@ -135,11 +138,11 @@ class MCSuite(ExpertMethod):
             notes["routing"] = routed
         return DropExperts(experts, notes)
 
-    def _chosen(self, scores: Tensor, looked: LookedAt, count: int) -> tuple[int, ...]:
+    def _chosen(self, scores: Tensor, evidence: LayerEvidence, count: int) -> tuple[int, ...]:
         largest = self.drop == "max"
         if self._criterion.pairs:
-            return first_of_pairs(scores, looked.seen[Routing].counts, count, largest)
-        return first(scores, count, largest)
+            return first_of_pairs(scores, evidence.seen[Routing].counts, count, largest)
+        return first_by_score(scores, count, largest)
 
 
 def _rounded(scores: Tensor) -> Any:

@@ -20,13 +20,11 @@ from torch import Tensor
 from calibrant.packed import exact_factor
 from calibrant.targets import keep_highest
 
-SETTLED: Final = 2
-"""The last rounds, before which the own factors are as sparse as they will be: in these, which
-numbers stay doesn't change.
-"""
+SETTLED_ROUNDS: Final = 2
+"""The last rounds: in these the own factors keep the zeros that they have."""
 
-LAST: Final = 4
-"""Times as many steps fit the own factors to the shared one as it is stored."""
+LAST_FACTOR: Final = 4
+"""How many times more steps the last fit takes, that to the shared factor as it is stored."""
 
 
 class Factored(NamedTuple):
@@ -35,15 +33,16 @@ class Factored(NamedTuple):
     """
 
     shared: Float[Tensor, "stream rank"]
-    own: tuple[Float[Tensor, "rank unit"], ...]
+    own_factors: tuple[Float[Tensor, "rank unit"], ...]
 
 
 @final
 class Member:
-    """A matrix that shares a factor: W as [stream, unit], and H; None stands for inputs that are
-    all alike.
+    """A matrix that shares a factor, with what is needed to compute its error.
 
-    With `relative` its error counts as a share of its outputs.
+    `weight` is W as [stream, unit]. `hessian` is H, the damped Gram of its inputs; None stands for
+    the identity. `share` is what its error is multiplied with in a sum: with `relative` an error
+    counts as a share of the outputs' energy.
     """
 
     def __init__(
@@ -56,8 +55,8 @@ class Member:
         self.weight = weight
         self.hessian = hessian
         self.reads = reads
-        self.pulled = self.through(weight)
-        energy = float((weight * self.pulled).sum())
+        self.hessian_weight = self.through(weight)
+        energy = float((weight * self.hessian_weight).sum())
         self.share = 1 / energy if relative and energy > 0 else 1.0
 
     def through(self, matrix: Float[Tensor, "stream unit"]) -> Float[Tensor, "stream unit"]:
@@ -73,96 +72,106 @@ class Member:
 
 
 class Quadratic(NamedTuple):
-    """½⟨x, Ax⟩ - ⟨b, x⟩ of a matrix x: `times` is x ↦ Ax, `linear` b, `diagonal` what an entry of x
-    is multiplied with to give itself.
+    """The quadratic form ½⟨x, Ax⟩ - ⟨b, x⟩ of a matrix x.
 
-    What lies along the dimensions `together` takes a step of one length.
+    `times` is x ↦ Ax and `linear` is b. `diagonal` is that of A, in the shape of x. Entries along
+    `joint_dimensions` take a step of one length; along the others lie problems that don't depend on
+    each other.
+    """
+
+    """The quadratic form ½⟨x, Ax⟩ - ⟨b, x⟩ of a matrix x.
+
+    `times` is x ↦ Ax and `linear` is b. `diagonal` has for each entry of x the factor by which Ax
+    grows with it, there. Entries along `joint_dimensions` take a step of one length; what lies
+    along the others is a problem of its own.
     """
 
     times: Callable[[Tensor], Tensor]
     linear: Float[Tensor, "row column"]
     diagonal: Float[Tensor, "row column"]
-    together: tuple[int, ...] = (0, 1)
+    joint_dimensions: tuple[int, ...] = (0, 1)
 
     def descended(
         self, start: Tensor, steps: int, keep: Bool[Tensor, "row column"] | None = None
     ) -> Tensor:
-        """Return `start` after so many steps of conjugate gradients, preconditioned by the
-        diagonal; what isn't kept stays as it is.
+        """Return `start` after so many steps of conjugate gradients towards the minimum,
+        preconditioned by the diagonal. Entries that `keep` leaves out stay as they are.
         """
         scale = (1 / self.diagonal).where(self.diagonal > 0, 0)
         if keep is not None:
             scale = scale.masked_fill(~keep, 0)
-        found = start
-        pull = self.linear - self.times(start)
-        scaled = pull * scale
-        direction = scaled
-        force = (pull * scaled).sum(self.together, keepdim=True)
-        # What is left below is rounding, and leads nowhere.
-        floor = force * torch.finfo(force.dtype).eps ** 2
+        solution = start
+        residual = self.linear - self.times(start)
+        preconditioned = residual * scale
+        direction = preconditioned
+        # Half of it is what the form would decrease by, if A were its diagonal.
+        decrease = (residual * preconditioned).sum(self.joint_dimensions, keepdim=True)
+        # Below this the residual is rounding, and leads nowhere.
+        floor = decrease * torch.finfo(decrease.dtype).eps ** 2
         for _ in range(steps):
-            bent = self.times(direction)
-            curvature = (direction * bent).sum(self.together, keepdim=True)
-            moving = (curvature > 0) & (force > floor)
+            mapped = self.times(direction)
+            curvature = (direction * mapped).sum(self.joint_dimensions, keepdim=True)
+            moving = (curvature > 0) & (decrease > floor)
             if not bool(moving.any()):
                 break
-            length = (force / curvature).where(moving, 0)
-            found = found + length * direction
-            pull = pull - length * bent
-            scaled = pull * scale
-            after = (pull * scaled).sum(self.together, keepdim=True)
-            direction = scaled + (after / force).where(moving, 0) * direction
-            force = after
-        return found
+            length = (decrease / curvature).where(moving, 0)
+            solution = solution + length * direction
+            residual = residual - length * mapped
+            preconditioned = residual * scale
+            next_decrease = (residual * preconditioned).sum(self.joint_dimensions, keepdim=True)
+            direction = preconditioned + (next_decrease / decrease).where(moving, 0) * direction
+            decrease = next_decrease
+        return solution
 
     def worth(self, entries: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
-        """Return how much each of `entries` is worth: what the form would gain by it alone if it
-        were zero and all others stayed.
+        """Return twice what each entry lowers the form by, at its best value while the others stay,
+        beside a zero in its place.
 
-        Of an entry that isn't zero that is what is lost without it, of a zero what it would bring.
+        So an entry that is zero now is judged like one that isn't, and may come back.
         """
         tiny = torch.finfo(entries.dtype).tiny
         best = entries + (self.linear - self.times(entries)) / self.diagonal.clamp_min(tiny)
         return best.square() * self.diagonal
 
 
-def of_own(member: Member, shared: Float[Tensor, "stream rank"]) -> Quadratic:
-    """Return the error of a matrix as a form of its own factor. Its columns don't depend on each
-    other where it reads.
-    """
+def error_by_own_factor(member: Member, shared: Float[Tensor, "stream rank"]) -> Quadratic:
+    """Return the error of a matrix as a quadratic form of its own factor, the shared one fixed."""
     hessian = member.hessian
-    linear = shared.T @ member.pulled
+    linear = shared.T @ member.hessian_weight
     if member.reads or hessian is None:
-        left = shared.T @ (shared if hessian is None else hessian @ shared)
-        diagonal = left.diagonal()[:, None].expand(-1, member.weight.shape[1])
-        return Quadratic(partial(torch.matmul, left), linear, diagonal, (0,))
-    left = shared.T @ shared
+        # H is on the stream's side, so each column of the own factor is a problem of its own.
+        left_matrix = shared.T @ (shared if hessian is None else hessian @ shared)
+        diagonal = left_matrix.diagonal()[:, None].expand(-1, member.weight.shape[1])
+        return Quadratic(partial(torch.matmul, left_matrix), linear, diagonal, (0,))
+    left_matrix = shared.T @ shared
 
-    def times(coefficients: Tensor) -> Tensor:
-        return left @ (coefficients @ hessian)
+    def times(own_factor: Tensor) -> Tensor:
+        return left_matrix @ (own_factor @ hessian)
 
-    return Quadratic(times, linear, torch.outer(left.diagonal(), hessian.diagonal()))
+    return Quadratic(times, linear, torch.outer(left_matrix.diagonal(), hessian.diagonal()))
 
 
-def of_shared(
-    members: Sequence[Member], coefficients: Sequence[Float[Tensor, "rank _unit"]]
+def error_by_shared_factor(
+    members: Sequence[Member], own_factors: Sequence[Float[Tensor, "rank _unit"]]
 ) -> Quadratic:
-    """Return the sum of the errors of all matrices as a form of the factor that they share."""
-    rank = len(coefficients[0])
-    linear = coefficients[0].new_zeros(len(members[0].weight), rank)
-    right = coefficients[0].new_zeros(rank, rank)
+    """Return the sum of the errors of all matrices as a quadratic form of the shared factor, the
+    own ones fixed.
+    """
+    rank = len(own_factors[0])
+    linear = own_factors[0].new_zeros(len(members[0].weight), rank)
+    right = own_factors[0].new_zeros(rank, rank)
     # Those that see the same inputs are one term: Σ H U (Σ VVᵀ) + U (Σ VHVᵀ).
     by_input: dict[int, tuple[Tensor, Tensor]] = {}
-    for member, each in zip(members, coefficients, strict=True):
-        linear = linear + member.share * (member.pulled @ each.T)
+    for member, own_factor in zip(members, own_factors, strict=True):
+        linear = linear + member.share * (member.hessian_weight @ own_factor.T)
         hessian = member.hessian
         if hessian is None:
-            right = right + member.share * (each @ each.T)
+            right = right + member.share * (own_factor @ own_factor.T)
         elif not member.reads:
-            right = right + member.share * ((each @ hessian) @ each.T)
+            right = right + member.share * ((own_factor @ hessian) @ own_factor.T)
         else:
             _, before = by_input.get(id(hessian), (hessian, torch.zeros_like(right)))
-            by_input[id(hessian)] = (hessian, before + member.share * (each @ each.T))
+            by_input[id(hessian)] = (hessian, before + member.share * (own_factor @ own_factor.T))
     diagonal = right.diagonal()[None].expand(len(linear), -1)
     for hessian, squares in by_input.values():
         diagonal = diagonal + torch.outer(hessian.diagonal(), squares.diagonal())
@@ -180,35 +189,39 @@ def leading(members: Sequence[Member], rank: int, aware: bool) -> Float[Tensor, 
     """Return the shared factor of the best dense own ones, with columns of length 1: of a truncated
     singular value decomposition.
 
-    If not `aware`, it is that of all W side by side. Else it is the best for their outputs, of
-    matrices that all write; and of such as all read where they see the same inputs: for others
-    their Grams are summed. Of matrices of both kinds it is that of the W.
+    If not `aware`, it is the decomposition of all W side by side. If `aware`, it is the one that is
+    best for the outputs where that has a closed form: where all matrices write, and where all read
+    the same inputs. Where all read different inputs, the sum of their Grams stands for each of
+    them. Where some read and some write, it is again that of all W side by side.
     """
     # In float64: eigenvectors of nearly equal eigenvalues would depend on the order of sums.
     weights = [member.weight.double() for member in members]
     if aware and not any(member.reads for member in members):
-        pulled = [member.pulled.double() for member in members]
-        products = zip(weights, pulled, strict=True)
-        return _top([weight @ pull.T for weight, pull in products], rank)
+        hessian_weights = [member.hessian_weight.double() for member in members]
+        products = zip(weights, hessian_weights, strict=True)
+        return _top([weight @ product.T for weight, product in products], rank)
     hessians = [member.hessian for member in members if member.reads]
     seen = [hessian.double() for hessian in hessians if hessian is not None]
     if not aware or len(seen) < len(members):
         return _top([weight @ weight.T for weight in weights], rank)
     root = torch.linalg.cholesky(reduce(add, seen))
+    # In whitened inputs the error of the outputs is a plain sum of squares.
     whitened = [root.T @ weight for weight in weights]
     top = _top([white @ white.T for white in whitened], rank)
     return _unit(torch.linalg.solve_triangular(root.T, top, upper=True))
 
 
-def best_own(member: Member, shared: Float[Tensor, "stream rank"]) -> Float[Tensor, "rank unit"]:
+def best_own_factor(
+    member: Member, shared: Float[Tensor, "stream rank"]
+) -> Float[Tensor, "rank unit"]:
     """Return the dense own factor that errs least with this shared one; its columns must be
     independent.
     """
     columns = shared.double()
-    left = columns
+    left_matrix = columns
     if member.reads and member.hessian is not None:
-        left = member.hessian.double() @ columns
-    best = torch.linalg.solve(columns.T @ left, left.T @ member.weight.double())
+        left_matrix = member.hessian.double() @ columns
+    best = torch.linalg.solve(columns.T @ left_matrix, left_matrix.T @ member.weight.double())
     return best.to(member.weight.dtype)
 
 
@@ -216,11 +229,12 @@ def truncated(members: Sequence[Member], rank: int, aware: bool, dtype: torch.dt
     """Return factors of singular value decompositions, the own ones dense: each fits its matrix
     best with the shared one as it is stored.
     """
-    shared = _stored(leading(members, rank, aware).to(members[0].weight.dtype), dtype)
-    coefficients = tuple(
-        exact_factor(best_own(member, shared), 0, rank, dtype) for member in members
+    leading_factor = leading(members, rank, aware).to(members[0].weight.dtype)
+    shared = _stored(leading_factor, dtype)
+    own_factors = tuple(
+        exact_factor(best_own_factor(member, shared), 0, rank, dtype) for member in members
     )
-    return Factored(shared.to(dtype), coefficients)
+    return Factored(shared.to(dtype), own_factors)
 
 
 def alternated(
@@ -239,47 +253,49 @@ def alternated(
     is worth, so that one that went may come back.
     """
     shared = leading(members, rank, aware=False).to(members[0].weight.dtype)
-    coefficients = [best_own(member, shared) for member in members]
+    own_factors = [best_own_factor(member, shared) for member in members]
     keep: list[Tensor | None] = [None] * len(members)
-    sparse = max(1, rounds - SETTLED)
+    # The rounds in which the own factors become sparse.
+    sparse_rounds = max(1, rounds - SETTLED_ROUNDS)
     for done in range(1, rounds + 1):
         for i, member in enumerate(members):
-            form = of_own(member, shared)
-            size = coefficients[i].numel()
-            if kept[i] < size and done <= sparse:
-                more = int((size - kept[i]) * (1 - done / sparse) ** 3)
-                keep[i] = _chosen(form, coefficients[i], kept[i] + more)
-            coefficients[i] = _fitted(member, form, shared, coefficients[i], keep[i], steps)
-        shared, coefficients = _balanced(
-            of_shared(members, coefficients).descended(shared, steps), coefficients
-        )
+            form = error_by_own_factor(member, shared)
+            size = own_factors[i].numel()
+            if kept[i] < size and done <= sparse_rounds:
+                more = int((size - kept[i]) * (1 - done / sparse_rounds) ** 3)
+                keep[i] = _chosen(form, own_factors[i], kept[i] + more)
+            own_factors[i] = _fitted(member, form, shared, own_factors[i], keep[i], steps)
+        error = error_by_shared_factor(members, own_factors)
+        shared, own_factors = _balanced(error.descended(shared, steps), own_factors)
     # The own factors are fitted once more to the numbers that are stored.
     shared = _stored(shared, dtype)
     for i, member in enumerate(members):
-        fitted = _fitted(
-            member, of_own(member, shared), shared, coefficients[i], keep[i], LAST * steps
-        )
-        coefficients[i] = exact_factor(fitted, 0, rank, dtype)
-    return Factored(shared.to(dtype), tuple(coefficients))
+        form = error_by_own_factor(member, shared)
+        last_steps = LAST_FACTOR * steps
+        fitted = _fitted(member, form, shared, own_factors[i], keep[i], last_steps)
+        own_factors[i] = exact_factor(fitted, 0, rank, dtype)
+    return Factored(shared.to(dtype), tuple(own_factors))
 
 
-def _chosen(form: Quadratic, coefficients: Tensor, count: int) -> Tensor:
+def _chosen(form: Quadratic, own_factor: Tensor, count: int) -> Tensor:
     """Which `count` numbers are worth most."""
-    worth = form.worth(coefficients).reshape(1, -1)
-    return keep_highest(worth, coefficients.numel() - count).reshape(coefficients.shape)
+    worth = form.worth(own_factor).reshape(1, -1)
+    return keep_highest(worth, own_factor.numel() - count).reshape(own_factor.shape)
 
 
 def _fitted(
     member: Member,
     form: Quadratic,
     shared: Tensor,
-    coefficients: Tensor,
+    own_factor: Tensor,
     keep: Tensor | None,
     steps: int,
 ) -> Tensor:
+    """The own factor that errs least; with a mask `keep`, after some steps towards it."""
+    # A dense one has a closed form. Where numbers are zeros, each column would have its own.
     if keep is None:
-        return best_own(member, shared)
-    return form.descended(coefficients.masked_fill(~keep, 0), steps, keep)
+        return best_own_factor(member, shared)
+    return form.descended(own_factor.masked_fill(~keep, 0), steps, keep)
 
 
 def _stored(shared: Tensor, dtype: torch.dtype) -> Tensor:
@@ -289,12 +305,12 @@ def _stored(shared: Tensor, dtype: torch.dtype) -> Tensor:
     return exact_factor(shared, 1, shared.shape[1], dtype).to(shared.dtype)
 
 
-def _balanced(shared: Tensor, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The same products, with columns of length 1 in the shared factor."""
+def _balanced(shared: Tensor, own_factors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Factors of the same products, with columns of length 1 in the shared one."""
     length = shared.norm(dim=0)
-    # Only where the scale lies changes: it keeps the two factors' steps alike.
+    # The scale is a degree of freedom: without this one factor would grow and the other shrink.
     length = length.where(length > 0, 1)
-    return shared / length, [each * length[:, None] for each in coefficients]
+    return shared / length, [own_factor * length[:, None] for own_factor in own_factors]
 
 
 def _unit(matrix: Tensor) -> Tensor:

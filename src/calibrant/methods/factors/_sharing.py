@@ -1,11 +1,11 @@
-"""What methods share that put factors in the place of a feed-forward network's matrices: which
-matrices share one, what a budget buys, the edits.
+"""What methods have in common that put factors in the place of a feed-forward network's matrices:
+which matrices share one, which sizes a budget allows, the edits.
 
 A budget is a share of the numbers that the matrices of feed-forward networks consist of, `numbers
-0.2` for a fifth fewer. Each set of matrices keeps to it by itself: what remains are the numbers of
-the shared factor and those of the own ones that aren't zero. Where numbers are that aren't zero
-takes room too, a bit for each place of an own factor; the notes say how much remains with these
-counted, and a method may be asked to count them.
+0.2` for a fifth fewer. Each set of matrices keeps to it by itself. What remains are the numbers of
+the shared factor, and those of the own factors that aren't zero. To store where these are takes
+room too: indices, a bit for each place of an own factor. The notes say how much remains with
+indices and without. A method may be asked to count them in the budget.
 """
 
 import math
@@ -57,10 +57,10 @@ class Sharer(NamedTuple):
 
 
 class FactorSizes(NamedTuple):
-    """What a set of matrices becomes: the rank, how many numbers each own factor keeps, and the
-    share of all numbers that remains so.
+    """The sizes of the factors of a set of matrices: the rank, and how many numbers each own factor
+    keeps.
 
-    `with_indices` counts where the numbers are, too.
+    `left` is the share of all numbers that remains; `with_indices` is that with indices counted.
     """
 
     rank: int
@@ -75,8 +75,8 @@ class Budget:
     """How many numbers may remain of a set of matrices, all as wide as the stream: `shapes` are
     [stream, unit].
 
-    `bits` are those of a number. With `indices` the places of numbers count too. Errors call the
-    set by its `name`, and advise larger groups only if the method `can_group_more`.
+    `bits` are those of a number. With `indices` these count too. Errors call the set by its `name`,
+    and advise larger groups only if the method `can_group_more`.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -102,29 +102,32 @@ class Budget:
         return min(self.stream, self.units)
 
     @property
-    def all(self) -> int:
+    def total(self) -> int:
         """The numbers that there are."""
         return self.stream * self.units
 
     @property
     def allowed(self) -> int:
         """The numbers that may remain."""
-        return self.all - self.target.quota(self.all)
+        return self.total - self.target.quota(self.total)
 
     def with_rank(self, rank: int | None) -> FactorSizes:
-        """Return what remains with this rank, the largest one if None: the own factors get what
-        the shared one leaves, each as many a unit.
+        """Return the sizes with this rank, the largest one if None: the own factors get what the
+        shared one leaves, the same number for each unit.
+
+        Raises `TargetError` for a rank that leaves them too few or more than they can hold.
         """
         if rank is None:
             rank = self.width
         if rank > self.width:
             problem = f"rank={rank} is above the width of {self.width}"
-            raise self._refused(f"{problem}; choose at most that")
-        left = self._left(rank)
+            raise self._refusal(f"{problem}; choose at most that")
+        left = self._left_for_own_factors(rank)
+        # With less than one number a unit, some units would be cut off altogether.
         if left < self.units:
             most = self._largest_rank()
             advice = self._advice(f"a rank of at most {most}") if most else self._advice()
-            raise self._refused(
+            raise self._refusal(
                 f"a shared factor of rank {rank} takes {self.stream * rank:,} of the "
                 f"{self.allowed:,} numbers that may remain, which leaves the own ones less than "
                 f"one a unit; {advice}"
@@ -132,62 +135,67 @@ class Budget:
         remain = (self.stream + self.units) * rank
         if left >= rank * self.units:
             problem = f"factors of rank {rank} have {remain:,} numbers at most"
-            raise self._refused(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
+            raise self._refusal(f"{problem}, and {self.allowed:,} may remain; choose a larger rank")
         return self._plan(rank, tuple(left * units // self.units for _, units in self.shapes))
 
     def with_density(self, density: float) -> FactorSizes:
-        """Return what remains with the largest rank for which the own factors can keep so large
-        a share of their numbers.
+        """Return the sizes with the largest rank at which the own factors can keep so large a share
+        of their numbers. Raises `TargetError` where no rank fits.
         """
         # A fraction, so that 0.1 is a tenth and counts are exact.
         share = Fraction(str(density))
-        sparse = self.indices and share < 1
-        each = self.stream + share * self.units
-        if sparse:
-            each += Fraction(self.units, self.bits)
-        rank = int(self.allowed / each)
-        # Indices are rounded up.
-        while rank > 0 and self._taken(rank, share, sparse) > self.allowed:
+        # A dense own factor needs no indices.
+        count_indices = self.indices and share < 1
+        per_rank = self.stream + share * self.units
+        if count_indices:
+            per_rank += Fraction(self.units, self.bits)
+        rank = int(self.allowed / per_rank)
+        # Indices are rounded up to whole numbers, so this rank may be one too many.
+        while rank > 0 and self._numbers_taken(rank, share, count_indices) > self.allowed:
             rank -= 1
         if rank < 1:
-            taken = self._taken(1, share, sparse)
+            taken = self._numbers_taken(1, share, count_indices)
             fits = f"factors of rank 1 have {taken:,} numbers, and {self.allowed:,} may remain"
-            raise self._refused(f"{fits}; {self._advice()}")
+            raise self._refusal(f"{fits}; {self._advice()}")
         if rank > self.width:
-            coefficients = 10_000 * (self.allowed - self.stream * self.width)
-            least = math.ceil(Fraction(coefficients, self.units * self.width)) / 10_000
+            # Four digits, rounded up: with that density the largest rank fits.
+            numerator = 10_000 * (self.allowed - self.stream * self.width)
+            least = math.ceil(Fraction(numerator, self.units * self.width)) / 10_000
             problem = f"density={density:g} needs a rank of {rank}, above the width of {self.width}"
-            raise self._refused(f"{problem}; choose a density of at least {least:g}")
+            raise self._refusal(f"{problem}; choose a density of at least {least:g}")
         return self._plan(rank, tuple(int(share * rank * units) for _, units in self.shapes))
 
     def _plan(self, rank: int, kept: tuple[int, ...]) -> FactorSizes:
         numbers = self.stream * rank + sum(kept)
         places = 0
         for (_, units), count in zip(self.shapes, kept, strict=True):
+            # A dense own factor needs no indices.
             if count < rank * units:
                 places += rank * units
-        with_indices = six_digits((numbers + places / self.bits) / self.all)
-        return FactorSizes(rank, kept, six_digits(numbers / self.all), with_indices)
+        left = six_digits(numbers / self.total)
+        left_with_indices = six_digits((numbers + places / self.bits) / self.total)
+        return FactorSizes(rank, kept, left, left_with_indices)
 
-    def _taken(self, rank: int, share: Fraction, sparse: bool) -> int:
+    def _numbers_taken(self, rank: int, share: Fraction, count_indices: bool) -> int:
         """The numbers of factors whose own ones keep such a share, indices included."""
-        coefficients = sum(int(share * rank * units) for _, units in self.shapes)
-        indices = self._indices(rank) if sparse else 0
-        return self.stream * rank + coefficients + indices
+        own_numbers = sum(int(share * rank * units) for _, units in self.shapes)
+        indices = self._numbers_of_indices(rank) if count_indices else 0
+        return self.stream * rank + own_numbers + indices
 
-    def _left(self, rank: int) -> int:
+    def _left_for_own_factors(self, rank: int) -> int:
         """The numbers that a shared factor of this rank leaves for the own ones."""
-        indices = self._indices(rank) if self.indices else 0
+        indices = self._numbers_of_indices(rank) if self.indices else 0
         return self.allowed - self.stream * rank - indices
 
-    def _indices(self, rank: int) -> int:
+    def _numbers_of_indices(self, rank: int) -> int:
         """How many numbers take as much room as a bit for each place of the own factors."""
+        # Twice negated, the quotient is rounded up.
         return -(-rank * self.units // self.bits)
 
     def _largest_rank(self) -> int:
         """The largest rank that leaves the own factors one number a unit; 0 if none does."""
         rank = max(0, self.allowed - self.units) // self.stream
-        while rank and self._left(rank) < self.units:
+        while rank and self._left_for_own_factors(rank) < self.units:
             rank -= 1
         return rank
 
@@ -199,7 +207,7 @@ class Budget:
             return "ask for less to go"
         return f"choose {', '.join(ways)}, or ask for less to go"
 
-    def _refused(self, reason: str) -> TargetError:
+    def _refusal(self, reason: str) -> TargetError:
         message = f"{self.target} of {self.name} can't be kept to: {reason}"
         return TargetError(message, subject=str(self.target))
 
@@ -207,11 +215,12 @@ class Budget:
 @dataclass(frozen=True, repr=False)
 class Sharing(ModelMethod, ABC):
     """Puts products of factors in the place of the matrices of feed-forward networks; a subclass
-    says which share a factor, and makes them.
+    says which matrices share a factor, and makes the factors.
 
-    A set is factorised when all of its matrices are seen, on the inputs of the untouched model, so
-    only `dense` is possible. Matrices that no token reached stay as they are, and don't count. To a
-    Gram `damp` · mean diagonal is added.
+    A set may reach over several blocks, and is factorised when the walk has passed its last one.
+    Its matrices must have seen the inputs of the untouched model then, so only `dense` is possible.
+    Matrices that no token reached stay as they are, and don't count. To a Gram `damp` · mean
+    diagonal is added.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
@@ -268,43 +277,45 @@ class Sharing(ModelMethod, ABC):
         if parts_of(job.target, "numbers").fraction == 0:
             return
         done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
-        left: list[Sequence[Sharer]] = []
+        remaining: list[Sequence[Sharer]] = []
         for sharers in self.sets(job.view):
             if any(sharer.weight.name not in done for sharer in sharers):
-                left.append(sharers)
-        if not left:
+                remaining.append(sharers)
+        if not remaining:
             return
         # A set of which a part was replaced before an interruption is factorised anew, from the
         # first of its blocks on, and comes out the same.
-        first = min(min(_blocks(sharers)) for sharers in left)
+        first = min(min(_blocks(sharers)) for sharers in remaining)
         earlier = [edit for edit in job.done if edit.block is not None and edit.block < first]
         job = replace(job, done=earlier)
-        place = {weight.name: number for number, weight in enumerate(job.view.weights)}
-        more = self.can_group_more(job.view)
+        position = {weight.name: number for number, weight in enumerate(job.view.weights)}
+        can_group_more = self.can_group_more(job.view)
         seen: dict[str, Seen] = {}
         for block, arrived in by_block(job.view.blocks[job.start :], job.walk(self.observes)):
-            seen |= {weight.name: there for weight, there in arrived.items()}
-            made: dict[int, Replace] = {}
-            for sharers in left:
+            for weight, matrix_seen in arrived.items():
+                seen[weight.name] = matrix_seen
+            replacements: dict[int, Replace] = {}
+            for sharers in remaining:
                 if max(_blocks(sharers)) == block.index:
                     with spent_on("method"):
-                        for edit in self._replaced(sharers, seen, job.target, more):
-                            made[place[edit.weight.name]] = edit
+                        for edit in self._replacements(sharers, seen, job.target, can_group_more):
+                            replacements[position[edit.weight.name]] = edit
+                    # Grams are large, and these aren't needed any more.
                     for sharer in sharers:
                         seen.pop(sharer.weight.name, None)
             # In the order of the model, whatever set a matrix belongs to.
-            for number in sorted(made):
-                if made[number].weight.name not in done:
-                    yield made[number]
+            for number in sorted(replacements):
+                if replacements[number].weight.name not in done:
+                    yield replacements[number]
 
-    def _replaced(
+    def _replacements(
         self,
         sharers: Sequence[Sharer],
         seen: Mapping[str, Seen],
         target: Target,
         can_group_more: bool,
     ) -> Iterator[Replace]:
-        """The edits of a set, of whose matrices all that were reached are seen."""
+        """The edits of a set, from what its matrices saw; those that no token reached have none."""
         reached = [sharer for sharer in sharers if sharer.weight.name in seen]
         if not reached:
             return
@@ -319,11 +330,11 @@ class Sharing(ModelMethod, ABC):
                 problem = "their inputs are too large or too few to solve for factors"
                 advice = f"look at the activations, or give a damp above {self.damp:g}"
                 raise NumericsError(f"{problem}; {advice}", subject=name) from error
-        for sharer, coefficients in zip(reached, factors.own, strict=True):
-            packed = Factors(name, factors.shared, coefficients, len(reached), sharer.reads)
+        for sharer, own_factor in zip(reached, factors.own_factors, strict=True):
+            packed = Factors(name, factors.shared, own_factor, len(reached), sharer.reads)
             notes = {
                 "rank": plan.rank,
-                "density": six_digits(int(coefficients.count_nonzero()) / coefficients.numel()),
+                "density": six_digits(int(own_factor.count_nonzero()) / own_factor.numel()),
                 "shared_by": len(reached),
                 "left": plan.left,
                 "left_with_indices": plan.with_indices,
@@ -333,6 +344,7 @@ class Sharing(ModelMethod, ABC):
             yield Replace(sharer.weight, compressed, seen[sharer.weight.name])
 
     def _member(self, sharer: Sharer, seen: Seen) -> Member:
+        """What the factors are computed from; without a Gram, all inputs count alike."""
         weight = finite(sharer.weight.get(), f"the weight of {sharer.weight.name}")
         matrix = weight.to(wide(weight.dtype))
         hessian = None
@@ -345,6 +357,9 @@ class Sharing(ModelMethod, ABC):
     def _planned(
         self, sharers: Sequence[Sharer], target: Target, can_group_more: bool
     ) -> FactorSizes:
+        """The sizes of a set's factors. Raises `ModelError` for matrices that can't share one, and
+        `TargetError` for a budget that can't be kept to.
+        """
         share = parts_of(target, "numbers")
         weight = sharers[0].weight
         name = weight.name
@@ -365,14 +380,14 @@ def _blocks(sharers: Sequence[Sharer]) -> list[int]:
 
 
 def networks(view: ModelView) -> list[Sharer]:
-    """Return the matrices of every block's feed-forward networks, in the order of the model.
-    `ModelError` where the stream isn't understood.
+    """Return the matrices of every block's feed-forward networks, in the order of the model. Raises
+    `ModelError` where there are none, or where the stream isn't understood.
     """
     reading: set[str] = set()
     writing: set[str] = set()
-    for hidden in Stream.of(view).hidden:
-        reading.update(up.name for up in hidden.up)
-        writing.add(hidden.down.name)
+    for network in Stream.of(view).hidden:
+        reading.update(up.name for up in network.up)
+        writing.add(network.down.name)
     sharers: list[Sharer] = []
     for name, weight in view.named.items():
         if name in reading or name in writing:
@@ -385,8 +400,8 @@ def networks(view: ModelView) -> list[Sharer]:
 
 
 def grouped(blocks: int, group: int, method: str, distant: bool = False) -> list[range]:
-    """Return groups of so many of the `blocks`: neighbours, or, if `distant`, such as lie as far
-    apart as they can. `SpecError` if they can't be divided so.
+    """Return the numbers of the blocks, in groups of `group`: neighbours, or, if `distant`, blocks
+    that lie as far apart as they can. Raises `SpecError` if they can't be divided so.
 
     >>> grouped(6, 2, "fips"), grouped(6, 2, "fips", distant=True)
     ([range(0, 2), range(2, 4), range(4, 6)], [range(0, 6, 3), range(1, 6, 3), range(2, 6, 3)])

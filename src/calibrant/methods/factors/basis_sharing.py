@@ -71,4 +71,4 @@ class BasisSharing(Sharing):
     def factored(
         self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype
     ) -> Factored:
-        return truncated(members, plan.rank, True, dtype)
+        return truncated(members, plan.rank, aware=True, dtype=dtype)

@@ -44,4 +44,4 @@ class SVD(Sharing):
     def factored(
         self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype
     ) -> Factored:
-        return truncated(members, plan.rank, self.aware, dtype)
+        return truncated(members, plan.rank, aware=self.aware, dtype=dtype)
