@@ -188,6 +188,7 @@ class TimePlan:
         if self.rounds >= ROUNDS:
             return text
         more = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
+        # In minutes, rounded up to a tenth.
         enough = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
         takes = f"about {duration(self.another)} more"
         return f"{text}; {more} would take {takes} (--budget {enough:g})"
@@ -219,15 +220,16 @@ def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> 
     runs = runs_of(plan.sets, plan.halves)
     another = costs.round(runs, runs, _parts(runs, plan.sources), plan.tokens, plan.share)
     searches = 3 if plan.halves else 1
-    begun = 2 * costs.opened + costs.search * searches
-    affordable = int((seconds / MARGIN - begun) / another)
-    more = max(0, min(rounds - plan.done, affordable))
+    starting = 2 * costs.opened + costs.search * searches
+    # Every second is planned as if it took `MARGIN` times as long.
+    affordable = int((seconds / MARGIN - starting) / another)
+    extra_draws = max(0, min(rounds - plan.done, affordable))
     return replace(
         plan,
-        rounds=max(1, plan.done + more),
-        seconds=begun + more * another,
+        rounds=max(1, plan.done + extra_draws),
+        seconds=starting + extra_draws * another,
         another=another,
-        fits=begun <= seconds,
+        fits=starting <= seconds,
     )
 
 
@@ -257,14 +259,14 @@ def planned(
         if fits:
             break
     assert chosen is not None, "there is always a smallest plan"
-    more = 0
+    extra_draws = 0
     if fits and chosen.rounds > 1:
-        more = int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
-        more = min(more, rounds - chosen.rounds)
+        extra_draws = int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
+        extra_draws = min(extra_draws, rounds - chosen.rounds)
     return replace(
         chosen,
-        rounds=chosen.rounds + more,
-        seconds=chosen.seconds + more * chosen.another,
+        rounds=chosen.rounds + extra_draws,
+        seconds=chosen.seconds + extra_draws * chosen.another,
         fits=fits,
     )
 
@@ -314,15 +316,22 @@ def _shapes(
     for smaller in (tokens // 2, tokens // 4):
         if smaller >= TOKENS and not fixed:
             budgets.append(smaller)
-    everything = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
-    everything.sort(key=lambda pair: -pair[0] / tokens * pair[1])
-    every = max(least, sources)
-    half = max(least, min(sources, (sources + 1) // 2))
-    few = max(least, min(sources, LEAST))
-    sizes = [(RACED, every), (4, every), (4, half), (LEAST, half), (LEAST, few)]
+    budget_shares = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
+    # Fewer items and fewer tokens shrink the work alike, so what is left of both decides.
+    budget_shares.sort(key=lambda pair: -pair[0] / tokens * pair[1])
+    all_sources = max(least, sources)
+    half_sources = max(least, min(sources, (sources + 1) // 2))
+    few_sources = max(least, min(sources, LEAST))
+    sizes = [
+        (RACED, all_sources),
+        (4, all_sources),
+        (4, half_sources),
+        (LEAST, half_sources),
+        (LEAST, few_sources),
+    ]
     for sibling in dict.fromkeys((halves, False)):
         for draws in dict.fromkeys((rounds, 1)):
-            for budget, share in everything:
+            for budget, share in budget_shares:
                 for sets, count in sizes:
                     yield _Shape(count, min(sets, count + 2), draws, budget, share, sibling)
 
@@ -331,8 +340,8 @@ def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
     runs = runs_of(shape.sets, shape.halves)
     parts = _parts(runs, shape.sources)
     # With a sibling, the halves are two sources more and two judges more.
-    extra = 2 if shape.halves else 0
-    predicting = costs.predicting(shape.sources + extra, 1 + extra, shape.tokens)
+    sibling_walks = 2 if shape.halves else 0
+    predicting = costs.predicting(shape.sources + sibling_walks, 1 + sibling_walks, shape.tokens)
     another = costs.round(runs, runs, parts, shape.tokens, shape.share)
     # The first round finds the statistics of the prediction, and measures the dense model too.
     first = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)

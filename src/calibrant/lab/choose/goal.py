@@ -92,7 +92,9 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     given: set[str] = set()
     for text in targets:
         weight, part = _weighted_part(text)
-        parts = _general_parts() if part == Part(Call(GENERAL)) else [part]
+        parts = [part]
+        if part == Part(Call(GENERAL)):
+            parts = _general_parts()
         for single in parts:
             evaluator, term = _measure(single, tokens, items, length)
             measures.setdefault(str(evaluator), evaluator)
@@ -115,7 +117,8 @@ def default_sources(goal: Goal) -> list[str]:
     """
     # A mirror and the hub's cache are read without the hub. Where it doesn't answer, each set would
     # wait for it.
-    with nullcontext() if hub.answers() else hub.offline():
+    reach = nullcontext() if hub.answers() else hub.offline()
+    with reach:
         found = [str(term) for term in _readable(DEFAULT)]
     return list(dict.fromkeys([*goal.sources, *found]))
 

@@ -122,6 +122,7 @@ class Race:
         self._sets: dict[str, CalibrationSet] = {}
         for name in self._runs(self._names):
             self._sets[name] = CalibrationSet(name)
+        # The sets of each round that was begun, and after which round a set was left out.
         self._rounds: list[list[str]] = []
         self._dropped: dict[str, int] = {}
         self._weights: dict[str, float] = {}
@@ -165,10 +166,10 @@ class Race:
         """What a draw of these sets compresses with: they themselves, and what is calibrated on
         each half of the target's file.
         """
-        runs: list[str] = []
+        needed_runs: list[str] = []
         for name in names:
-            runs += [name, *self._half_runs.get(name, ())]
-        return list(dict.fromkeys(runs))
+            needed_runs += [name, *self._half_runs.get(name, ())]
+        return list(dict.fromkeys(needed_runs))
 
     def _seconds(self, names: Sequence[str], number: int) -> float:
         """How long round `number` (from 0) of these sets takes.
@@ -198,26 +199,27 @@ class Race:
         """
         number = len(self._rounds)
         names = self._racing()
-        lots = [names]
+        portions = [names]
         is_known = number < self._done
+        # A round is run as a whole where it would end in time even with the margin taken twice.
         if not is_known and self._seconds(names, number) * MARGIN**2 > budget.left:
             # The time is short: one by one, though each set opens the model anew.
-            lots = [[name] for name in names]
+            portions = [[name] for name in names]
         self._rounds.append([])
         failures: tuple[str, ...] = ()
-        for lot in lots:
-            needed = self._seconds(lot, number)
+        for portion in portions:
+            expected_seconds = self._seconds(portion, number)
             may_stop = number > 0 or len(self._rounds[-1]) >= LEAST
-            if needed > budget.left and may_stop:
+            if expected_seconds > budget.left and may_stop:
                 return failures, False
-            self._rounds[-1] += lot
+            self._rounds[-1] += portion
             began = budget.spent
             finished = self._study().run(self._folder, self._progress)
             if finished.computed and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
-                self.costs = self.costs.scaled(racing=(budget.spent - began) / needed)
-            told = [f"{each['what']}: {each['error']}" for each in finished.failures.values()]
-            failures = tuple(told)
+                self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
+            messages = [f"{each['what']}: {each['error']}" for each in finished.failures.values()]
+            failures = tuple(messages)
         return failures, True
 
     def _study(self) -> Study:
@@ -239,6 +241,7 @@ class Race:
         results = read(Store(self._folder, create=False))
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
+        # One target, so all runs take as many bits; the first is taken.
         for bits in results.bits.values():
             self._bits = bits
             break

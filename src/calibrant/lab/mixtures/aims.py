@@ -115,10 +115,10 @@ def statistic_of(method: MatrixMethod) -> type[InputStatistic]:
     for kind in KINDS:
         if method.observes == (kind,):
             return kind
-    seen = ", ".join(kind.__name__ for kind in method.observes) or "the loss"
+    observed = ", ".join(kind.__name__ for kind in method.observes) or "the loss"
     message = (
-        f"{method} looks at {seen}; statistics of a mixture are added up for methods that look at "
-        "FeatureNorms or at a Gram alone, such as wanda and sparsegpt"
+        f"{method} looks at {observed}; statistics of a mixture are added up for methods that look "
+        "at FeatureNorms or at a Gram alone, such as wanda and sparsegpt"
     )
     raise SpecError(message, subject=str(method))
 

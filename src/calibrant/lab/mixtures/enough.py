@@ -53,7 +53,7 @@ class TokenCurve:
 
 
 def read_curve(data: str, points: Sequence[CurvePoint]) -> TokenCurve:
-    """Return the curve whose points are each of twice the tokens of the one before."""
+    """Return the curve of points, each of which has twice the tokens of the one before."""
     gains = [after.agreement - before.agreement for before, after in pairwise(points)]
     if not gains:
         return TokenCurve(data, tuple(points), None, None, None)
@@ -126,20 +126,20 @@ class TokenMeter:
         self, number: int, parts: Sequence[tuple[Sequence[Seen], float]], rows: Sequence[Tensor]
     ) -> None:
         """Compare halves of one, two, four, … pieces of each part, as far as they last."""
-        first = [(_side(pieces, 0), share) for pieces, share in parts]
-        second = [(_side(pieces, 1), share) for pieces, share in parts]
-        most = min((len(pieces) for pieces, _ in (*first, *second)), default=0)
+        first_pieces = [(_side(pieces, 0), share) for pieces, share in parts]
+        second_pieces = [(_side(pieces, 1), share) for pieces, share in parts]
+        most = min((len(pieces) for pieces, _ in (*first_pieces, *second_pieces)), default=0)
         size = 1
         while size <= most:
-            one, tokens = _half(first, size)
-            other, other_tokens = _half(second, size)
+            one_half, tokens = _half(first_pieces, size)
+            other_half, other_tokens = _half(second_pieces, size)
             mean_tokens = (tokens + other_tokens) / 2
             for matrix in rows:
-                kept = self._method.compress(matrix, one, self._target).weight != 0
-                kept_by_other = self._method.compress(matrix, other, self._target).weight != 0
+                kept = self._method.compress(matrix, one_half, self._target).weight != 0
+                kept_by_other = self._method.compress(matrix, other_half, self._target).weight != 0
                 agreement = float((kept == kept_by_other).double().mean())
-                found = self._agreements.setdefault((number, size), [])
-                found.append((mean_tokens, agreement))
+                agreements = self._agreements.setdefault((number, size), [])
+                agreements.append((mean_tokens, agreement))
             size *= 2
 
     def curves(self) -> list[TokenCurve]:
@@ -147,8 +147,8 @@ class TokenMeter:
         curves: list[TokenCurve] = []
         for number, (data, _) in enumerate(self._sets):
             points: list[CurvePoint] = []
-            for (which, _), values in sorted(self._agreements.items()):
-                if which == number:
+            for (set_number, _), values in sorted(self._agreements.items()):
+                if set_number == number:
                     tokens = _mean([tokens for tokens, _ in values])
                     agreement = _mean([agreement for _, agreement in values])
                     points.append(CurvePoint(round(tokens), agreement))

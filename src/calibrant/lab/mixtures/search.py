@@ -190,15 +190,20 @@ def _proposals(shares: np.ndarray, slopes: np.ndarray, step: float) -> list[np.n
     gives to another.
     """
     spread = float(np.ptp(slopes)) or 1.0
-    mild = shares + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
+    # A source that isn't in yet can't be multiplied into it.
+    with_missing = shares + 0.02 * (slopes < 0)
     # Exponentials keep shares positive and their order of size; twice, because how far a slope
     # holds isn't known.
     proposals: list[np.ndarray] = []
     for factor in (2.0, 8.0):
-        proposals.append(mild * np.exp(-factor * step * (slopes - slopes.min()) / spread))
+        proposals.append(with_missing * np.exp(-factor * step * (slopes - slopes.min()) / spread))
     taker = int(np.argmin(slopes))
-    givers = sorted(np.flatnonzero(shares > 0), key=lambda place: -slopes[place])
-    # Beside the exponentials: the two sources that cost most each hand a step of their share to the
+
+    def order(place: Any) -> Any:
+        return -slopes[place]
+
+    givers = sorted(np.flatnonzero(shares > 0), key=order)
+    # Beside the exponentials, the two sources that cost most each give a step of their share to the
     # one that costs least.
     for giver in givers[:2]:
         if giver != taker:
