@@ -98,17 +98,17 @@ def same(answer: Number, gold: Number) -> bool:
     four of which it is the rounding: 0.67 is two thirds as a set has them, 0.6666666666666666. It
     isn't 0.675.
     """
-    apart = abs(answer.value - gold.value)
-    if apart == 0:
+    difference = abs(answer.value - gold.value)
+    if difference == 0:
         return True
     if answer.value.denominator == gold.value.denominator == 1:
         return False
-    if apart <= TOLERANCE * max(1, abs(gold.value)):
+    if difference <= TOLERANCE * max(1, abs(gold.value)):
         return True
     decimals = answer.decimals or 0
     if decimals < 2 or (gold.decimals or 0) <= 4:
         return False
-    return apart <= Fraction(1, 2 * 10**decimals)
+    return difference <= Fraction(1, 2 * 10**decimals)
 
 
 def concluded(text: str) -> str | None:

@@ -147,8 +147,8 @@ class Forgotten:
         facts = {
             **facts,
             **self._neurons(),
-            **self._relation(self._of_documents).facts("rank_documents", self.seed),
-            **self._relation(self._of_next).facts("rank_next", self.seed),
+            **self._relation(self._document_losses).facts("rank_documents", self.seed),
+            **self._relation(self._next_losses).facts("rank_next", self.seed),
             "words": self.table(),
         }
         kept, error = mean_of(outcomes)
@@ -175,16 +175,16 @@ class Forgotten:
         holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
         # Of a group without responses every block is NaN; any will do, since it isn't shown.
         lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
-        of_documents = self._of_documents.by_token()
-        of_next = self._of_next.by_token()
+        raised_documents = self._document_losses.by_token()
+        raised_next = self._next_losses.by_token()
         return {
             "word": [self.dense.groups.names[group] for group in known],
             "count": [int(pattern.counts[group]) for group in known],
             "documents": [int(holding[group]) for group in known],
             "neurons": [int(pattern.sizes[:, group].sum()) for group in known],
             "kept": [round(float(self.kept[group]), DIGITS) for group in known],
-            "raised_documents": [_rounded(of_documents[group]) for group in known],
-            "raised_next": [_rounded(of_next[group]) for group in known],
+            "raised_documents": [_rounded(raised_documents[group]) for group in known],
+            "raised_next": [_rounded(raised_next[group]) for group in known],
             "block": [int(lost[group]) for group in known],
         }
 
@@ -216,10 +216,10 @@ class Forgotten:
         for kind, least in sorted(pattern.thresholds.items()):
             thresholds[f"{2 ** (kind - 1)} to {2**kind - 1} words"] = _rounded(least)
         dense = self.dense.shown.by_block[:, known]
-        whole = (dense / dense.sum(0)).sum(1).tolist()
-        lost = self.lost_by_block[:, known].sum(1).tolist()
+        whole_shares = (dense / dense.sum(0)).sum(1).tolist()
+        lost_shares = self.lost_by_block[:, known].sum(1).tolist()
         kept: list[float | None] = []
-        for block, share in zip(lost, whole, strict=True):
+        for block, share in zip(lost_shares, whole_shares, strict=True):
             kept.append(_rounded(1 - block / share) if share else None)
         groups = self.dense.groups
         return {
@@ -243,14 +243,15 @@ class Forgotten:
         return Relation(*(table[:, known].numpy() for table in tables))
 
     @cached_property
-    def _of_documents(self) -> "_Losses":
+    def _document_losses(self) -> "_Losses":
         """The losses of the documents that hold a group."""
         holds = (self.dense.by_document(self.dense.counts.double()) > 0).double()
+        # [document, 2]: the nats, and the tokens.
         sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
         return _Losses(holds * sums[:, :1], holds * sums[:, 1:])
 
     @cached_property
-    def _of_next(self) -> "_Losses":
+    def _next_losses(self) -> "_Losses":
         """The losses of the tokens behind a group's words."""
         raised = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
         tokens = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
@@ -300,27 +301,28 @@ class Relation:
         frequency of the groups; nothing for few groups.
         """
         documents = len(self.dense)
-        every = np.ones(documents)
-        value, partial = self._correlations(every)
+        every_once = np.ones(documents)
+        value, at_equal_frequency = self._correlations(every_once)
         if value is None:
             return {}
-        chance = np.random.default_rng(seed)
-        drawn: list[float] = []
+        generator = np.random.default_rng(seed)
+        resampled: list[float] = []
         # A single document says nothing of others.
         for _ in range(RESAMPLES if documents > 1 else 0):
             # A resample of the documents: how often each was drawn.
-            weights = chance.multinomial(documents, every / documents).astype(np.float64)
-            again, _ = self._correlations(weights)
-            if again is not None:
-                drawn.append(again)
-        low = high = None
-        if drawn:
-            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            weights = generator.multinomial(documents, every_once / documents).astype(np.float64)
+            resampled_value, _ = self._correlations(weights)
+            if resampled_value is not None:
+                resampled.append(resampled_value)
+        low: float | None = None
+        high: float | None = None
+        if resampled:
+            low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         facts: dict[str, float | None] = {
             name: value,
             f"{name}_low": low,
             f"{name}_high": high,
-            f"{name}_at_equal_frequency": partial,
+            f"{name}_at_equal_frequency": at_equal_frequency,
         }
         for key, number in facts.items():
             if number is not None:
@@ -351,14 +353,16 @@ class Relation:
         damage = ranks(damage[known])
         loss = ranks(loss[known])
         frequency = ranks(frequency[known])
-        partial = correlation(_without(damage, frequency), _without(loss, frequency))
-        return correlation(damage, loss), partial
+        # A partial rank correlation: what frequency explains of either is taken off.
+        at_equal_frequency = correlation(_without(damage, frequency), _without(loss, frequency))
+        return correlation(damage, loss), at_equal_frequency
 
 
 def ranks(values: Column) -> Column:
     """Return the rank of each value from 0 on; equal ones share the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
+    # Equal values take the ranks from `ends - counts` to `ends - 1`.
     return ((ends - counts + ends - 1) / 2)[places]
 
 

@@ -33,7 +33,7 @@ class ScoredWindow:
     """A stretch of a document: its token ids, how many of the first ones aren't scored, and the
     bytes of those that are.
 
-    `until` is the letter of a joined text at which it ends.
+    In a joined text, `until` is the place of the letter behind the window.
     """
 
     document: str
@@ -213,8 +213,8 @@ def predictions(
     """Yield for each window the logits from which its scored tokens are predicted."""
     inputs = padded([window.ids for window in batch], model.device)
     longest = inputs["input_ids"].shape[1]
-    # The head is only applied from the first position on that somebody scores; usually that is all
-    # of them.
+    # The head is only applied from the first position on that predicts a scored token. Usually that
+    # is the first of all.
     left_out = min(window.unscored for window in batch) - 1
     limit: dict[str, Any] = {}
     if left_out:

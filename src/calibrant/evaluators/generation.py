@@ -133,10 +133,10 @@ class Generation(SourceEvaluator):
             if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"
         ]
         if len(pool) < self.shots:
-            reasoned = " with a rationale" if self.cot else ""
+            with_rationale = " with a rationale" if self.cot else ""
             raise DataError(
-                f"{source} has {len(pool)} exemplars{reasoned} and {self.shots} shots were asked "
-                f"for; take fewer",
+                f"{source} has {len(pool)} exemplars{with_rationale} and {self.shots} shots were "
+                f"asked for; take fewer",
                 subject=str(source),
             )
         return draw_exemplars(pool, self.seed)[: self.shots]
@@ -206,8 +206,10 @@ class _AnswerReader:
         special = {number for number, token in added if token.special}
         self.special = frozenset({*tokenizer.all_special_ids, *special})
         openers = sorted(set(map(_opener, rows)))
-        self.opening = re.compile("|".join(rf"(?:^|\n){re.escape(word)}" for word in openers))
-        self.alike = len({row.choices for row in rows}) == 1
+        self.question_opening = re.compile(
+            "|".join(rf"(?:^|\n){re.escape(word)}" for word in openers)
+        )
+        self.same_choices = len({row.choices for row in rows}) == 1
 
     def most(self) -> int:
         """Return how many tokens an answer may have."""
@@ -251,7 +253,7 @@ class _AnswerReader:
         word is no end.
         """
         ends: list[int] = []
-        opened = self.opening.search(text)
+        opened = self.question_opening.search(text)
         if opened:
             ends.append(opened.start())
         begin = len(text) - len(text.lstrip())
@@ -276,7 +278,8 @@ class _AnswerReader:
                 return "", False
             names = row.labels or row.choices
             right = chosen == names.index(answer)
-            if row.labels or self.alike:
+            # A label, or a choice that all questions have, says nothing of the data set's text.
+            if row.labels or self.same_choices:
                 return names[chosen], right
             # The choice's own words would be text of the data set, so its number is kept.
             return str(chosen + 1), right

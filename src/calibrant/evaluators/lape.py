@@ -77,7 +77,7 @@ class LanguageNeurons(Evaluator):
                 raise SpecError(
                     f"lape({name}={share:g}): {name} is a share between 0 and 1", subject=name
                 )
-        # A source, number of tokens or length that is refused is refused now.
+        # Builds the losses, so that a length or number of tokens that they refuse is refused now.
         _ = self._texts
 
     @property
@@ -264,17 +264,16 @@ class Lape:
                 f"compare the same model and the same languages",
                 subject=other.model,
             )
-        both = (self.specific & other.specific).sum(1).double() / self.specific.sum(1)
-        return dict(zip(self.languages, both.tolist(), strict=True))
+        shares = (self.specific & other.specific).sum(1).double() / self.specific.sum(1)
+        return dict(zip(self.languages, shares.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: what was asked and read, the threshold, and for each language its
         specific neurons and their number by block.
         """
         languages: dict[str, Any] = {}
-        for name, tokens, counts in zip(
-            self.languages, self.tokens, self.counts.tolist(), strict=True
-        ):
+        by_block = self.counts.tolist()
+        for name, tokens, counts in zip(self.languages, self.tokens, by_block, strict=True):
             languages[name] = {
                 "tokens": tokens,
                 "specific": sum(counts),
@@ -299,9 +298,8 @@ class Lape:
     def _repr_html_(self) -> str:
         blocks = [f"block {block}" for block in range(len(self.sizes))]
         lines: list[tuple[Any, ...]] = []
-        for name, tokens, counts in zip(
-            self.languages, self.tokens, self.counts.tolist(), strict=True
-        ):
+        by_block = self.counts.tolist()
+        for name, tokens, counts in zip(self.languages, self.tokens, by_block, strict=True):
             lines.append((name, f"{tokens:,}", sum(counts), *counts))
         facts = {
             "neurons": f"{sum(self.sizes):,}",
@@ -384,15 +382,17 @@ def read_languages(
     """Return what `lape` does for the tokens of each language; a language that is in the
     `journal` isn't read again. Raises its `ModelError`.
     """
-    seen = view(model)
+    model_view = view(model)
     # Shares go through a journal as lists, so that a language that was read is as it was.
     known = Journal() if journal is None else journal
-    modules = [_activation(block) for block in seen.blocks]
+    modules = [_activation(block) for block in model_view.blocks]
     sizes: tuple[int, ...] = ()
     probabilities: list[Tensor] = []
     for language, batch in batches.items():
         if language not in known:
-            shares = _active(seen, modules, batch, partial(progress, f"neurons for {language}"))
+            shares = _active_shares(
+                model_view, modules, batch, partial(progress, f"neurons for {language}")
+            )
             known.add({language: [share.tolist() for share in shares]})
         by_block: list[list[float]] = known[language]
         sizes = tuple(map(len, by_block))
@@ -429,8 +429,8 @@ def _activation(block: Block) -> nn.Module:
 
 
 @torch.no_grad()
-def _active(
-    seen: ModelView,
+def _active_shares(
+    model_view: ModelView,
     modules: Sequence[nn.Module],
     batch: TokenBatch,
     progress: Callable[[int, int], None],
@@ -441,14 +441,14 @@ def _active(
     sums: dict[int, Tensor] = {}
     total = 0.0
     done = 0
-    device = seen.model.device
+    device = model_view.model.device
     for ids, mask, weights in micro_batches(batch, TOKENS_PER_PASS):
         padding: dict[str, Tensor] = {}
         if not bool(mask.all()):
             padding["attention_mask"] = mask.to(device).long()
         # In float64: shares of many tokens are sums of many small weights.
         with _summed(modules, weights.double().flatten(), sums):
-            seen.base(input_ids=ids.to(device), use_cache=False, **padding)
+            model_view.base(input_ids=ids.to(device), use_cache=False, **padding)
         total += float(weights.double().sum())
         done += int(mask.sum())
         progress(done, int(batch.mask.sum()))

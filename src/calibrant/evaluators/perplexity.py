@@ -122,7 +122,7 @@ class Perplexity(SourceEvaluator):
         measured += ", joined"
         items = {f"{window.begin:09d} {window.document}": [window] for window in windows}
         whole = measure_loss(self, subject, windows, items, measured, facts)
-        rows = _rows(source, pieces, windows)
+        rows = _row_facts(source, pieces, windows)
         score = replace(whole.score, facts={**whole.score.facts, **rows})
         return replace(whole, score=score)
 
@@ -201,18 +201,22 @@ def joined_rows(
             size += len(JOINT) + len(piece)
             if size >= letters:
                 break
-        if len(taken) == before or len(token_ids(tokenizer, JOINT.join(taken))) >= tokens:
+        is_all = len(taken) == before
+        if is_all or len(token_ids(tokenizer, JOINT.join(taken))) >= tokens:
             return taken
         letters *= 2
 
 
-def _rows(source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]) -> dict[str, int]:
+def _row_facts(
+    source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]
+) -> dict[str, int]:
     """Return how many of the joined rows are measured, a part of the last one perhaps. Of
     `wikitext` rows are the lines of its file, not its articles.
     """
     until = max(window.until for window in windows)
-    ends = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
-    begins = islice(ends, len(pieces))
+    # Where each piece begins in the joined text; the last number is the end of the last piece.
+    begins = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
+    begins = islice(begins, len(pieces))
     facts = {"rows": sum(begin < until for begin in begins)}
     if isinstance(source, WikiText):
         facts["rows_of"] = sum(1 for _ in wikitext_lines())
