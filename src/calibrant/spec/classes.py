@@ -30,9 +30,10 @@ def foreign_name(cls: type[Any]) -> str:
     else its own name.
     """
     entries = _entries()
-    written = entries.get(qualified(cls))
-    if written is not None:
-        return written.name
+    named_entry = entries.get(qualified(cls))
+    if named_entry is not None:
+        return named_entry.name
+    # An entry point may name another module, which only hands the class on.
     for entry in entries.values():
         if entry.module in sys.modules and _loaded(entry) is cls:
             return entry.name

@@ -25,15 +25,11 @@ class NamedModel:
 
     @property
     def packages(self) -> str:
-        """What its packages are called, in words."""
-        first, last = (
-            part.partition("/")[0].replace("_", "-") for part in (self.parts[0], self.parts[-1])
-        )
-        return (
-            f"the package {first}, which isn't"
-            if len(self.parts) == 1
-            else f"the {len(self.parts)} packages {first} to {last}, which aren't all"
-        )
+        """What its packages are called, for a sentence that ends in "installed"."""
+        names = [part.partition("/")[0].replace("_", "-") for part in self.parts]
+        if len(names) == 1:
+            return f"the package {names[0]}, which isn't"
+        return f"the {len(names)} packages {names[0]} to {names[-1]}, which aren't all"
 
 
 _GEMMA: Final = "gemma-3-270m-q4_k_m.gguf"

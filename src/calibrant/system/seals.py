@@ -46,7 +46,9 @@ def seal_of(purpose: Purpose, *contents: bytes | memoryview) -> str:
     False
     """
     hashed = hashlib.sha256()
-    for content in (json.dumps(dict(purpose), sort_keys=True, allow_nan=False).encode(), *contents):
+    head = json.dumps(dict(purpose), sort_keys=True, allow_nan=False).encode()
+    for content in (head, *contents):
+        # With its length before it, so that nothing can move from one content to the next.
         hashed.update(b"%d:" % len(content))
         hashed.update(content)
     return hashed.hexdigest()
