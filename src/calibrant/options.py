@@ -505,15 +505,15 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
     types = get_type_hints(declared, localns=_classes_in_quotes())
     parameters: list[inspect.Parameter] = []
     for declared_field in in_order(declared):
-        way = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameter_kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         if declared_field.kw_only:
-            way = inspect.Parameter.KEYWORD_ONLY
+            parameter_kind = inspect.Parameter.KEYWORD_ONLY
         default = declared_field.default
         if default is MISSING:
             default = inspect.Parameter.empty
         annotation = types[declared_field.name]
         name = declared_field.name
-        parameter = inspect.Parameter(name, way, default=default, annotation=annotation)
+        parameter = inspect.Parameter(name, parameter_kind, default=default, annotation=annotation)
         parameters.append(parameter)
     return inspect.Signature(parameters)
 

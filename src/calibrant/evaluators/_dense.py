@@ -74,12 +74,12 @@ def state(model: PreTrainedModel) -> list[Any]:
     """Return where a model's numbers are, their types, and how often they were written to: what
     changes when they do. A write through `.data` isn't seen.
     """
-    found: list[Any] = []
+    stamps: list[Any] = []
     for tensor in (*model.parameters(), *model.buffers()):
         # A tensor that was made in inference mode has no version.
         version = 0 if tensor.is_inference() else tensor._version
-        found.append([tensor.data_ptr(), str(tensor.dtype), version])
-    return found
+        stamps.append([tensor.data_ptr(), str(tensor.dtype), version])
+    return stamps
 
 
 def keep_predictions(model: PreTrainedModel) -> None:
@@ -160,12 +160,12 @@ def noise_floor(
     measured on `windows`; None where none can be had.
     """
     inexact = model if isinstance(model, RunByLlamaCpp) else reference
-    first = _first(windows)
-    shown = [[window.name, window.unscored, *window.ids] for window in first]
+    floor_windows = _first(windows)
+    shown = [[window.name, window.unscored, *window.ids] for window in floor_windows]
     floor_id = identity([state(inexact), *shown])
     floors = _FLOORS.setdefault(inexact, {})
     if floor_id not in floors:
-        floors[floor_id] = _measured(inexact, first, compare)
+        floors[floor_id] = _measured(inexact, floor_windows, compare)
     return floors[floor_id]
 
 

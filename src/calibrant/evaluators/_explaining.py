@@ -152,19 +152,24 @@ def _strongest(forgotten: Forgotten, group: int) -> list[dict[str, Any]]:
     models.
     """
     pattern = forgotten.dense.pattern.responses
-    found: list[tuple[float, int, int]] = []
+    strengths: list[tuple[float, int, int]] = []
     for block, responses in enumerate(pattern):
         sizes, neurons = responses[group].abs().topk(min(STRONGEST, responses.shape[1]))
         for size, neuron in zip(sizes.tolist(), neurons.tolist(), strict=True):
             if size > 0:
                 # Negative, so that the strongest come first and of equals the first in the model.
-                found.append((-size, block, neuron))
+                strengths.append((-size, block, neuron))
     strongest: list[dict[str, Any]] = []
-    for _, block, neuron in sorted(found)[:STRONGEST]:
+    for _, block, neuron in sorted(strengths)[:STRONGEST]:
         dense = float(pattern[block][group, neuron])
-        now = float(forgotten.shown.responses[block][group, neuron])
+        compressed = float(forgotten.shown.responses[block][group, neuron])
         strongest.append(
-            {"block": block, "neuron": neuron, "dense": round(dense, 3), "now": round(now, 3)}
+            {
+                "block": block,
+                "neuron": neuron,
+                "dense": round(dense, 3),
+                "now": round(compressed, 3),
+            }
         )
     return strongest
 

@@ -49,14 +49,14 @@ class DenseWords:
     @cached_property
     def known(self) -> list[int]:
         """The groups to which any neuron responds. `DataError` if there is none."""
-        known = self.pattern.known
-        if not known:
+        groups = self.pattern.known
+        if not groups:
             raise DataError(
                 f"no neuron responds to any of {len(self.groups.names)} groups of words more than "
                 f"to shuffled ones; measure more tokens",
                 subject="groups",
             )
-        return known
+        return groups
 
     @cached_property
     def documents(self) -> dict[str, list[int]]:
@@ -134,7 +134,7 @@ class Forgotten:
             "items": items_of(outcomes),
         }
         raised, error = mean_of(outcomes, "raised", "tokens")
-        beside = Score(
+        raised_score = Score(
             measured=self.measured,
             metric="raised",
             value=raised,
@@ -163,14 +163,14 @@ class Forgotten:
             chance=0.0,
             facts=facts,
         )
-        return Measurement(score, tuple(outcomes), beside=(beside,))
+        return Measurement(score, tuple(outcomes), beside=(raised_score,))
 
     def table(self) -> dict[str, list[Any]]:
         """Return what is known of each group as columns: its name, words, documents and neurons,
         what is kept of it, by how many nats a token the losses of the documents that hold it and
         of the tokens behind it rose, and the block that lost most of it.
         """
-        known = self.dense.known
+        groups = self.dense.known
         pattern = self.dense.pattern
         holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
         # Of a group without responses every block is NaN; any will do, since it isn't shown.
@@ -178,20 +178,20 @@ class Forgotten:
         raised_documents = self._document_losses.by_token()
         raised_next = self._next_losses.by_token()
         return {
-            "word": [self.dense.groups.names[group] for group in known],
-            "count": [int(pattern.counts[group]) for group in known],
-            "documents": [int(holding[group]) for group in known],
-            "neurons": [int(pattern.sizes[:, group].sum()) for group in known],
-            "kept": [round(float(self.kept[group]), DIGITS) for group in known],
-            "raised_documents": [_rounded(raised_documents[group]) for group in known],
-            "raised_next": [_rounded(raised_next[group]) for group in known],
-            "block": [int(lost[group]) for group in known],
+            "word": [self.dense.groups.names[group] for group in groups],
+            "count": [int(pattern.counts[group]) for group in groups],
+            "documents": [int(holding[group]) for group in groups],
+            "neurons": [int(pattern.sizes[:, group].sum()) for group in groups],
+            "kept": [round(float(self.kept[group]), DIGITS) for group in groups],
+            "raised_documents": [_rounded(raised_documents[group]) for group in groups],
+            "raised_next": [_rounded(raised_next[group]) for group in groups],
+            "block": [int(lost[group]) for group in groups],
         }
 
     def _outcomes(self) -> list[Outcome]:
         dense = self.dense
         counts = dense.counts.double()
-        # A word of a group that stands n times weighs 1/n.
+        # Each group counts alike: a word of a group that stands n times weighs 1/n.
         weight = counts / counts.sum(0)
         total = dense.shown.by_window.sum(0)
         # What was lost is taken from 1, word by word, so that the dense model's own outcomes are
@@ -202,6 +202,7 @@ class Forgotten:
         words = dense.by_document(counts)[:, dense.known].sum(1)
         outcomes: list[Outcome] = []
         for number, (document, (raised, tokens)) in enumerate(self.raised_by_document.items()):
+            # A document without a word of any group says nothing of what is kept.
             if words[number]:
                 facts = {"raised": raised, "tokens": tokens, "words": int(words[number])}
                 outcome = Outcome(document, float(values[number]), float(weights[number]), facts)
@@ -219,8 +220,9 @@ class Forgotten:
         whole_shares = (dense / dense.sum(0)).sum(1).tolist()
         lost_shares = self.lost_by_block[:, known].sum(1).tolist()
         kept: list[float | None] = []
-        for block, share in zip(lost_shares, whole_shares, strict=True):
-            kept.append(_rounded(1 - block / share) if share else None)
+        for lost, whole in zip(lost_shares, whole_shares, strict=True):
+            # A block to whose neurons no group belongs has nothing to keep.
+            kept.append(_rounded(1 - lost / whole) if whole else None)
         groups = self.dense.groups
         return {
             "groups": len(known),
@@ -233,14 +235,14 @@ class Forgotten:
         }
 
     def _relation(self, losses: "_Losses") -> "Relation":
-        known = self.dense.known
+        groups = self.dense.known
         tables = (
             self.dense.by_document(self.dense.shown.by_window),
             self.dense.by_document(self.shown.by_window),
             losses.raised,
             losses.tokens,
         )
-        return Relation(*(table[:, known].numpy() for table in tables))
+        return Relation(*(table[:, groups].numpy() for table in tables))
 
     @cached_property
     def _document_losses(self) -> "_Losses":
@@ -347,12 +349,12 @@ class Relation:
     ) -> tuple[float | None, float | None]:
         """Return the rank correlation of damage and loss, and that at equal frequency."""
         damage, loss, frequency = self.columns(weights)
-        known = np.isfinite(damage) & np.isfinite(loss)
-        if known.sum() < FEWEST:
+        finite = np.isfinite(damage) & np.isfinite(loss)
+        if finite.sum() < FEWEST:
             return None, None
-        damage = ranks(damage[known])
-        loss = ranks(loss[known])
-        frequency = ranks(frequency[known])
+        damage = ranks(damage[finite])
+        loss = ranks(loss[finite])
+        frequency = ranks(frequency[finite])
         # A partial rank correlation: what frequency explains of either is taken off.
         at_equal_frequency = correlation(_without(damage, frequency), _without(loss, frequency))
         return correlation(damage, loss), at_equal_frequency

@@ -167,13 +167,13 @@ class Answering:
         """
         if chat_template is False or chat_template is None:
             return None
-        known = self.tokenizer.chat_template
-        if known and not isinstance(known, dict):
-            return known
+        templates = self.tokenizer.chat_template
+        if templates and not isinstance(templates, dict):
+            return templates
         name = chat_template if isinstance(chat_template, str) else "default"
-        if known and name in known:
-            return known[name]
-        names = f"only {', '.join(known)}" if known else "none"
+        if templates and name in templates:
+            return templates[name]
+        names = f"only {', '.join(templates)}" if templates else "none"
         raise SpecError(
             f"there is no chat template {name!r}: "
             f"the tokenizer {self.tokenizer_name!r} has {names}",
@@ -246,8 +246,8 @@ class Answering:
         for prompt in prompts:
             by_ending.setdefault(prompt.ending, {})[prompt.name] = prompt
         names = {prompt.name for prompt in prompts}
-        known = sum(name in self._journal for name in names)
-        steps = Steps(self._progress, "generating", len(names), known)
+        done = sum(name in self._journal for name in names)
+        steps = Steps(self._progress, "generating", len(names), done)
         for ending, by_name in by_ending.items():
             alike = list(by_name.values())
             ids = [prompt.ids for prompt in alike]

@@ -205,7 +205,7 @@ def within_budget(
                 f"use --limit for the number of items",
                 subject="tokens",
             )
-        chosen = [new or task for new, task in zip(budgeted, chosen, strict=True)]
+        chosen = [limited or task for limited, task in zip(budgeted, chosen, strict=True)]
     return chosen
 
 
@@ -245,11 +245,11 @@ def _counted(task: Evaluator, score: Score) -> Score:
     """Return the score with how many rows it is over and how many the source has in all its
     parts, unless the task itself says so.
     """
-    known: dict[str, Any] = {"rows": score.n}
+    row_facts: dict[str, Any] = {"rows": score.n}
     source = task.reads()
     if isinstance(source, StoredSource):
-        known["rows_of"] = source.size()
-    return replace(score, facts={**known, **score.facts})
+        row_facts["rows_of"] = source.size()
+    return replace(score, facts={**row_facts, **score.facts})
 
 
 def _name(opened: Opened) -> str:
@@ -354,8 +354,8 @@ def leaks(
 
 def _count_leaked(file: UserFile, measured: Sequence[Row]) -> int:
     """Return how many rows of a user's file are measured too."""
-    found = find_leaks(file.part("calibrate").rows, measured)
-    return len({leak.row for leak in found if serious(leak)})
+    leaked = find_leaks(file.part("calibrate").rows, measured)
+    return len({leak.row for leak in leaked if serious(leak)})
 
 
 def refuse(leaked_rows: Mapping[str, Mapping[str, int]]) -> None:

@@ -145,12 +145,12 @@ class TokenizedTexts:
         """Tokenize texts that will be asked for, all at once: the tokenizer then uses every
         core.
         """
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if unknown:
             encoded = self._tokenizer(
-                new, add_special_tokens=False, return_attention_mask=False, verbose=False
+                unknown, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
-            self._known.update(zip(new, map(tuple, encoded), strict=True))
+            self._known.update(zip(unknown, map(tuple, encoded), strict=True))
 
     def request(self, context: str, continuation: str) -> Request:
         """Return what is shown and what is scored, behind the start token where the tokenizer
@@ -205,10 +205,10 @@ def _item(name: str, context: str, answers: Sequence[str], bare: str, gold: int)
 def _gap(row: Row) -> Item | None:
     gold = _gold(row)
     before, gap, after = row.need("question").partition("_")
-    rest = after.rstrip()
-    if gold is None or not gap or not rest:
+    scored = after.rstrip()
+    if gold is None or not gap or not scored:
         return None
-    options = [Option(before + choice, rest, choice, _bytes(rest)) for choice in row.choices]
+    options = [Option(before + choice, scored, choice, _bytes(scored)) for choice in row.choices]
     return Item(row.name, tuple(options), gold)
 
 

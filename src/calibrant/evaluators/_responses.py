@@ -135,12 +135,12 @@ def projections_of(model: PreTrainedModel) -> tuple[Weight, ...]:
                 subject=block.name,
             )
         if len(matrices) != 1:
-            found = "no feed-forward network that can be read"
+            found_text = "no feed-forward network that can be read"
             if matrices:
                 names = ", ".join(matrix.name for matrix in matrices)
-                found = f"{len(matrices)} feed-forward networks ({names})"
+                found_text = f"{len(matrices)} feed-forward networks ({names})"
             raise ModelError(
-                f"{block.name} of a {type(model).__name__} has {found}; "
+                f"{block.name} of a {type(model).__name__} has {found_text}; "
                 f"words reads blocks with exactly one",
                 subject=block.name,
             )
@@ -208,8 +208,8 @@ def pattern(
         kept = scores.abs() >= least.to(scores)[:, None]
         means = sums / counts.to(sums)[:, None]
         responses.append((_per(means, deviations[block]) * kept).float())
-    found = sum(int((block != 0).sum()) for block in responses)
-    return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, found)
+    real_count = sum(int((block != 0).sum()) for block in responses)
+    return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, real_count)
 
 
 def shown(
@@ -395,13 +395,13 @@ def _thresholds(
     """Return from which |z| on the responses of each class of groups are real, and how many were
     tested.
     """
-    found = _histograms(real, classes)
+    real_counts = _histograms(real, classes)
     by_chance = [_histograms(scores, classes) for scores in shuffled]
     thresholds: dict[int, float] = {}
-    for kind, counts in found.items():
+    for kind, counts in real_counts.items():
         shuffled_counts = torch.stack([histograms[kind] for histograms in by_chance])
         thresholds[kind] = threshold(counts, shuffled_counts.sum(0))
-    return thresholds, sum(int(counts.sum()) for counts in found.values())
+    return thresholds, sum(int(counts.sum()) for counts in real_counts.values())
 
 
 def _histograms(

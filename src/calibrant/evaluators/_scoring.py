@@ -121,6 +121,7 @@ def score(
         new: dict[int, Scored] = {}
         for place, scored in passes.run(pack).items():
             request = distinct[place]
+            # It was run as company; what is known of it stays.
             if request in results:
                 continue
             if not np.isfinite(scored.nats):
@@ -150,16 +151,16 @@ def score_named(
     What the journal has isn't scored again, unless it shares a pass with something that is: so a
     run that was killed ends as one that wasn't.
     """
-    # All requests in one row; `owners` and `spans` say which belong to which name.
-    every: list[Request] = []
+    # All requests in one row: `owners` has the name of each, `spans` the places of each name's.
+    requests_in_row: list[Request] = []
     owners: list[str] = []
     spans: dict[str, range] = {}
     results: dict[int, Scored] = {}
     for name, wanted in requests.items():
-        span = range(len(every), len(every) + len(wanted))
+        span = range(len(requests_in_row), len(requests_in_row) + len(wanted))
         spans[name] = span
         owners += [name] * len(wanted)
-        every += wanted
+        requests_in_row += wanted
         if name in journal:
             for index, entry in zip(span, journal[name], strict=True):
                 results[index] = Scored(*entry)
@@ -174,9 +175,10 @@ def score_named(
         steps.add(len(new))
 
     steps.done += len(results)
+    # A copy of what is known, since `keep` changes it meanwhile.
     scored = score(
         model,
-        every,
+        requests_in_row,
         tokens_per_pass=tokens_per_pass,
         on_results=keep,
         known=dict(results),
@@ -217,8 +219,8 @@ def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
     config: Any = model.config.get_text_config()
     rope: Any = getattr(config, "rope_parameters", None) or {}
     # One dict, or one by the kind of layer.
-    each = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    if not any(part.get("rope_type") in _GROWING_ROPE for part in each):
+    rope_settings = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if not any(part.get("rope_type") in _GROWING_ROPE for part in rope_settings):
         return False
     room = (
         getattr(config, "original_max_position_embeddings", None)
@@ -304,6 +306,7 @@ class _Trees:
         capacity = _Load()
         for _, members in itertools.groupby(order, key=context_of):
             group = list(members)
+            # A context begins a new pass where that keeps its requests together.
             apart = False
             if packs:
                 together = load + self._load(group, after=packs[-1][-1])
@@ -335,8 +338,8 @@ class _Trees:
         for index in members:
             request = self._requests[index]
             # A token behind the shared ones predicts, and so does the last of those.
-            new = len(request.inputs) - max(common_length(last, request.inputs), self._shared)
-            load += _Load(new, min(len(request.continuation), new + 1))
+            added = len(request.inputs) - max(common_length(last, request.inputs), self._shared)
+            load += _Load(added, min(len(request.continuation), added + 1))
             last = request.inputs
         return load
 

@@ -157,6 +157,7 @@ def bytes_of(text: str, offsets: Sequence[tuple[int, int]], first: int, last: in
 
 def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindow]:
     """Yield one window of each document, then another of each that has more."""
+    # A document's windows come lazily, so only those are cut that are asked for.
     waiting = documents
     while True:
         again: list[Iterator[ScoredWindow]] = []
@@ -260,8 +261,8 @@ def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
     """Return those of the arguments that the model's forward names: not every family has every
     one.
     """
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
+    parameters = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -75,16 +75,16 @@ def words_of(
     for window in windows:
         waiting.setdefault(window.document, []).append(window)
     starts = len(start_tokens(tokenizer))
-    found: dict[str, WindowWords] = {}
+    by_window: dict[str, WindowWords] = {}
     for row in rows:
-        cut = waiting.pop(row.name, [])
-        if cut:
+        cut_windows = waiting.pop(row.name, [])
+        if cut_windows:
             ends = _token_ends(format.render(row, tokenizer), tokenizer)
-            for window in cut:
-                found[window.name] = _inside(window, ends, starts)
+            for window in cut_windows:
+                by_window[window.name] = _inside(window, ends, starts)
         if not waiting:
             break
-    return [found[window.name] for window in windows]
+    return [by_window[window.name] for window in windows]
 
 
 def _inside(window: ScoredWindow, ends: Sequence[tuple[int, int, str]], starts: int) -> WindowWords:

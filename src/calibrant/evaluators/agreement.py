@@ -164,7 +164,7 @@ class Agreement(TextEvaluator):
         entry = "{} by role" if self.roles else "{} with its loss"
         scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
         # Entries of a journal are lists.
-        compared = {name: _Compared(*found) for name, found in scored.items()}
+        compared = {name: _Compared(*entries) for name, entries in scored.items()}
         outcomes: list[Outcome] = []
         for document, shown in by_document(windows).items():
             parts = [compared[window.name] for window in shown]
@@ -259,7 +259,7 @@ def _by_role(
         if not having:
             continue
         count = len(having)
-        known = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
+        role_facts = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
         for metric, fact, unit, better in ROLE_METRICS:
             mean, error = mean_of(having, f"{fact}_{role}", tokens)
             yield Score(
@@ -270,7 +270,7 @@ def _by_role(
                 n=count,
                 unit=unit,
                 better=better,
-                facts=known,
+                facts=role_facts,
             )
 
 

@@ -241,10 +241,10 @@ class _AnswerReader:
         }
 
     def _text(self, ids: Sequence[int]) -> str:
-        last = ids[:-1] if ids[-1] in self.special else ids
+        written = ids[:-1] if ids[-1] in self.special else ids
         # Not cleaned up, which would move spaces: the end is looked for by letters.
         text = self.tokenizer.decode(
-            list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(written), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
 

@@ -212,22 +212,25 @@ class _HarnessResults:
         over items, `NumericsError` for one that isn't finite.
         """
         primary = self._primary()
-        samples = self._samples[primary.partition(",")[2]]
-        names = _distinct([sample["doc_hash"] for sample in samples])
-        facts = self._facts(len(samples))
+        primary_samples = self._samples[primary.partition(",")[2]]
+        names = _distinct([sample["doc_hash"] for sample in primary_samples])
+        facts = self._facts(len(primary_samples))
         outcomes: list[Outcome] = []
         summands = self._summands[primary] or ()
         for number, (name, summand) in enumerate(zip(names, summands, strict=True)):
-            known = {key: values[number] for key, values in facts.items()}
-            outcomes.append(Outcome(name, *summand, facts=known))
+            document_facts = {key: values[number] for key, values in facts.items()}
+            outcomes.append(Outcome(name, *summand, facts=document_facts))
         shared_facts = self._shared_facts(names)
         scores = {
-            metric: self._score(metric, len(samples), shared_facts) for metric in self._values
+            metric: self._score(metric, len(primary_samples), shared_facts)
+            for metric in self._values
         }
-        first = scores.pop(primary)
-        if not math.isfinite(first.value):
-            raise NumericsError(f"{primary} of {self._name} is {first.value}", subject=self._name)
-        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
+        primary_score = scores.pop(primary)
+        if not math.isfinite(primary_score.value):
+            raise NumericsError(
+                f"{primary} of {self._name} is {primary_score.value}", subject=self._name
+            )
+        return Measurement(primary_score, tuple(outcomes), beside=tuple(scores.values()))
 
     def _part(self, key: str) -> Any:
         return self._results[key][self._name]
@@ -267,18 +270,18 @@ class _HarnessResults:
 
     def _full_name(self, requested: str) -> str:
         """Return the name of a metric with its filter; without one the first filter's."""
-        known: dict[str, str] = {}
+        full_names: dict[str, str] = {}
         for metric in self._values:
-            known.setdefault(metric.partition(",")[0], metric)
+            full_names.setdefault(metric.partition(",")[0], metric)
         for metric in self._values:
-            known[metric] = metric
-        if requested not in known:
+            full_names[metric] = metric
+        if requested not in full_names:
             raise SpecError(
-                f"{self._name} has no metric {requested!r}{did_you_mean(requested, known)} "
+                f"{self._name} has no metric {requested!r}{did_you_mean(requested, full_names)} "
                 f"(known: {', '.join(sorted(self._values))})",
                 subject=requested,
             )
-        return known[requested]
+        return full_names[requested]
 
     def _find_summands(self, name: str) -> Summands | None:
         """Return what each document gives to a metric, so that Σ value / Σ weight is the metric
@@ -423,16 +426,16 @@ def _undisturbed() -> Iterator[None]:
     """Set, while it lasts, the random numbers that a run of the harness starts from, and be
     silent. Everything is as it was afterwards.
     """
-    log = logging.getLogger("lm_eval")
+    logger = logging.getLogger("lm_eval")
     building_module = _harness("lm_eval.api.task")
     templates = _harness("lm_eval.utils").env
     datasets = _harness("datasets")
-    level = log.level
+    level = logger.level
     bars = not datasets.are_progress_bars_disabled()
-    bar = building_module.tqdm
+    progress_bar = building_module.tqdm
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  # the state that tasks draw from
-    log.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     # The progress bar of building prompts can't be switched off.
     building_module.tqdm = lambda items, **_: items
@@ -445,8 +448,8 @@ def _undisturbed() -> Iterator[None]:
             torch.manual_seed(SEEDS["torch"])
             yield
     finally:
-        log.setLevel(level)
-        building_module.tqdm = bar
+        logger.setLevel(level)
+        building_module.tqdm = progress_bar
         del templates.from_string
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002

@@ -195,7 +195,7 @@ def _places(text: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def _without(text: str, places: Sequence[tuple[int, int]]) -> str:
-    """Return a text without what stands at some places, and without the space before it."""
+    """Return a text without what stands at `places`, and without a space before each."""
     kept = ""
     last = 0
     for begin, end in places:

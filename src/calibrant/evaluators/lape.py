@@ -128,13 +128,15 @@ class LanguageNeurons(Evaluator):
         dense = found_once(reference, self, fingerprints, partial(find, reference, Journal()))
         ours = find(subject.model, subject.journal)
         staying = dense.staying(ours)
-        before = dense.specific.sum(1).tolist()
-        now = ours.specific.sum(1).tolist()
+        counts_before = dense.specific.sum(1).tolist()
+        counts_now = ours.specific.sum(1).tolist()
         outcomes: list[Outcome] = []
-        for source, count, found in zip(self.sources, before, now, strict=True):
-            if count:
-                kept = float(round(staying[source] * count))
-                outcomes.append(Outcome(source, kept, float(count), {"now": found}))
+        for source, count_before, count_now in zip(
+            self.sources, counts_before, counts_now, strict=True
+        ):
+            if count_before:
+                kept = float(round(staying[source] * count_before))
+                outcomes.append(Outcome(source, kept, float(count_before), {"now": count_now}))
         if not outcomes:
             raise DataError(
                 f"{self}: no neuron is specific to any of these languages; read more tokens",
@@ -246,10 +248,10 @@ class Lape:
                 subject=language,
             )
         marked = self.specific[self.languages.index(language)]
-        found: list[tuple[int, int]] = []
+        places: list[tuple[int, int]] = []
         for block, part in enumerate(marked.split(list(self.sizes))):
-            found += [(block, neuron) for neuron in part.nonzero().flatten().tolist()]
-        return found
+            places += [(block, neuron) for neuron in part.nonzero().flatten().tolist()]
+        return places
 
     def staying(self, other: "Lape") -> dict[str, float]:
         """Return for each language the share of its specific neurons that still are specific in
@@ -384,20 +386,20 @@ def read_languages(
     """
     model_view = view(model)
     # Shares go through a journal as lists, so that a language that was read is as it was.
-    known = Journal() if journal is None else journal
+    shares_journal = Journal() if journal is None else journal
     modules = [_activation(block) for block in model_view.blocks]
     sizes: tuple[int, ...] = ()
     probabilities: list[Tensor] = []
     for language, batch in batches.items():
-        if language not in known:
+        if language not in shares_journal:
             shares = _active_shares(
                 model_view, modules, batch, partial(progress, f"neurons for {language}")
             )
-            known.add({language: [share.tolist() for share in shares]})
-        by_block: list[list[float]] = known[language]
+            shares_journal.add({language: [share.tolist() for share in shares]})
+        by_block: list[list[float]] = shares_journal[language]
         sizes = tuple(map(len, by_block))
-        every = list(itertools.chain.from_iterable(by_block))
-        probabilities.append(torch.tensor(every, dtype=torch.float64))
+        shares_of_language = list(itertools.chain.from_iterable(by_block))
+        probabilities.append(torch.tensor(shares_of_language, dtype=torch.float64))
     counts = [int((batch.weights > 0).sum()) for batch in batches.values()]
     probability = torch.stack(probabilities)
     return Lape(name, tuple(batches), tuple(counts), sizes, probability, lowest, quantile)
@@ -416,11 +418,11 @@ def _activation(block: Block) -> nn.Module:
         if type(module).__module__ in ACTIVATIONS and not any(module.parameters()):
             modules[name] = module
     if len(modules) != 1:
-        found = "no activation module"
+        found_text = "no activation module"
         if modules:
-            found = f"{len(modules)} activation modules ({', '.join(modules)})"
+            found_text = f"{len(modules)} activation modules ({', '.join(modules)})"
         raise ModelError(
-            f"{block.name} has {found}, so its neurons can't be counted; "
+            f"{block.name} has {found_text}, so its neurons can't be counted; "
             f"lape reads blocks with exactly one",
             subject=block.name,
         )

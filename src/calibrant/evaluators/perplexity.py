@@ -105,10 +105,10 @@ class Perplexity(SourceEvaluator):
             # Each window leaves its first token out, and the last one may fall away.
             needed = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
             pieces = joined_rows(source, self.rows(), format, subject.tokenizer, needed)
-            cut = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
+            cut_windows = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
         else:
-            cut = in_turn(self._documents(format, subject.tokenizer))
-        windows = within(source, cut, self.tokens)
+            cut_windows = in_turn(self._documents(format, subject.tokenizer))
+        windows = within(source, cut_windows, self.tokens)
         facts = {
             "windows": len(windows),
             "length": self.length,
@@ -172,6 +172,7 @@ def stretches(
         first = max(behind, begin + 1)
         if first < end:
             yield begin, first, end
+        # What begins later would show nothing that isn't scored already.
         if end == count:
             return
         behind = end

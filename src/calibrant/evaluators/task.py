@@ -155,6 +155,7 @@ class Task(SourceEvaluator):
     def _put(self) -> Put:
         choices = "choices" in {*self._source.fields, *self._source.sometimes}
         answers = [row.answer or "" for row in itertools.islice(self.rows(), ANSWERS)]
+        # A set's answers are numbers where more than half of them are; the others are passed over.
         numbers = 2 * sum(map(is_number, answers)) > len(answers)
         if self.style and not choices:
             raise DataError(
@@ -219,8 +220,8 @@ class Task(SourceEvaluator):
             if answer.has(self.metric):
                 kept = answer.facts(is_ranked, has_solutions)
                 outcomes.append(Outcome(answer.item.name, *answer.result(self.metric), facts=kept))
-        first = scores.pop(self.metric)
-        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
+        primary_score = scores.pop(self.metric)
+        return Measurement(primary_score, tuple(outcomes), beside=tuple(scores.values()))
 
     def _score(self, metric: str, answered: Sequence["_Answered"], facts: dict[str, Any]) -> Score:
         results = {
@@ -307,6 +308,7 @@ class _Answered:
         nats = torch.tensor([scored.nats for scored in self.options], dtype=torch.float64)
         if prior:
             nats -= torch.tensor([scored.nats for scored in self.bare], dtype=torch.float64)
+        # −log(e^−gold / Σ e^−nats)
         return float(nats[self.item.gold] + torch.logsumexp(-nats, 0))
 
     def hit(self, metric: str, blind: bool = False) -> bool:

@@ -47,13 +47,13 @@ def _entries() -> dict[str, EntryPoint]:
 
     Of several names for one class the first of the alphabet stays, since it comes last.
     """
-    found = list[EntryPoint]()
+    our_entries = list[EntryPoint]()
     for package in distributions():
         ours = [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
-        found += [entry for entry in ours if _names_a_class(entry)]
-    found.sort(key=attrgetter("name", "group"), reverse=True)
+        our_entries += [entry for entry in ours if _names_a_class(entry)]
+    our_entries.sort(key=attrgetter("name", "group"), reverse=True)
     entries = dict[str, EntryPoint]()
-    for entry in found:
+    for entry in our_entries:
         entries[entry.value.replace(" ", "")] = entry
     return entries
 

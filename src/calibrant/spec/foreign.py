@@ -174,9 +174,9 @@ def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Pa
     except (FileNotFoundError, NotADirectoryError):
         pass
     except ValueError as problem:
-        why = "a NUL" if "\0" in text else "a character that no file name has"
+        reason = "a NUL" if "\0" in text else "a character that no file name has"
         raise error(
-            f"{brief(text)} can't be a path: {why} is in it; give another", subject=text
+            f"{brief(text)} can't be a path: {reason} is in it; give another", subject=text
         ) from problem
     except OSError as problem:
         if problem.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):

@@ -189,10 +189,10 @@ def read_target(text: str) -> TargetLabel:
         if kept is None or whole is None or min(kept, whole) < 0:
             return TargetLabel(text)
         return TargetLabel(text, pattern=(kept, whole))
-    first, _, rest = text.strip().partition(" ")
+    noun, _, share_text = text.strip().partition(" ")
     # Written out, so that its type is one of the three.
-    if first == "blocks" or first == "experts" or first == "numbers":
-        return TargetLabel(text, share=share_number(rest), parts=first)
+    if noun == "blocks" or noun == "experts" or noun == "numbers":
+        return TargetLabel(text, share=share_number(share_text), parts=noun)
     return TargetLabel(text, share=share_number(text))
 
 
@@ -428,6 +428,7 @@ def _file(path: str, arguments: str) -> File:
 def _read_mix(text: str) -> Mix | Sum:
     """A mix in either spelling: numbers behind the equals signs are weights, all else is sets."""
     pairs = _sides_by_name(text)
+    # `weight=` and `weights=` belong to the spelling with names.
     settings = {name: pairs.pop(name) for name in _SETTINGS if name in pairs}
     weights = {left: right for left, right in pairs.items() if _NUMBER.fullmatch(right)}
     if not weights:
@@ -490,11 +491,11 @@ def _mix(
     shares = [weights[place] / total for place in places]
     if len(shares) == 2:
         # Of two the first is written as a float, and what is written back is what is used.
-        first = Fraction(repr(float(shares[0])))
-        if not Fraction(1, 10**LARGEST_EXPONENT) <= first < 1:
+        first_share = Fraction(repr(float(shares[0])))
+        if not Fraction(1, 10**LARGEST_EXPONENT) <= first_share < 1:
             message = "the weights are too far apart; leave out the small one"
             raise _refused(text, message)
-        shares = [first, 1 - first]
+        shares = [first_share, 1 - first_share]
     else:
         _check_digits(shares, text)
     return Mix(
@@ -512,11 +513,11 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
         number = settings["weight"]
         if len(names) > 2 or not _NUMBER.fullmatch(number):
             raise _no_weights(text, names, settings)
-        first = _exact(number, text)
-        if not 0 <= first <= 1:
+        first_weight = _exact(number, text)
+        if not 0 <= first_weight <= 1:
             message = f"must be between 0 and 1: it is the share of {names[0]}"
             raise _refused(text, f"the weight {number} {message}", DataError)
-        return [first, 1 - first]
+        return [first_weight, 1 - first_weight]
     if "weights" in settings:
         listed = settings["weights"]
         if listed.startswith("[") and listed.endswith("]"):
@@ -579,8 +580,8 @@ def _no_pair(text: str, argument: str) -> InputError:
 
 def _no_weights(text: str, names: Sequence[str], settings: Mapping[str, str]) -> SpecError:
     sets = f"the sets {', '.join(names)}" if names else "no set"
-    given = [f"{name} {value!r}" for name, value in settings.items()]
-    weights = " and ".join(given) or "no weights"
+    written = [f"{name} {value!r}" for name, value in settings.items()]
+    weights = " and ".join(written) or "no weights"
     return SpecError(f"{text!r} has {sets} and {weights}; {_MIX_EXAMPLE}", subject=text)
 
 

@@ -151,7 +151,7 @@ class Registry:
             return spec
         call = spec
         if isinstance(spec, str):
-            # A name may be a word that has another meaning in a spec, such as `none`.
+            # A name may be a word that means a value in a spec, such as `none`.
             bare = spec.strip()
             call = Call(bare) if self.knows(bare) else parse(spec)
         if not isinstance(call, Call):
@@ -173,12 +173,12 @@ class Registry:
     @cached_property
     def _modules(self) -> Mapping[str, str]:
         """The import path of each file that is a name."""
-        found = dict[str, str]()
+        modules = dict[str, str]()
         for package in _packages_with_families(self.package):
             for module in pkgutil.iter_modules([str(_folder_of(package))]):
                 if not module.ispkg and not module.name.startswith("_"):
-                    found[module.name] = f"{package}.{module.name}"
-        return found
+                    modules[module.name] = f"{package}.{module.name}"
+        return modules
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
@@ -214,13 +214,13 @@ class Registry:
         """The class that an entry point names."""
         place = f"the entry point {entry.name} = {entry.value!r}"
         try:
-            named: object = entry.load()
+            thing: object = entry.load()
         except Exception as error:  # a file may raise anything while it is imported
             why = f"{type(error).__name__}: {error}"
             message = f"{place} can't be read ({why}); mend its package, or remove it"
             raise SpecError(message, subject=entry.name) from error
-        if isinstance(named, type) and issubclass(named, Spec):
-            return named
+        if isinstance(thing, type) and issubclass(thing, Spec):
+            return thing
         message = f"{place} names no class of a {self.noun}; point it to one that inherits ours"
         raise SpecError(message, subject=entry.name)
 

@@ -197,6 +197,7 @@ def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
     """
     name = cls.spec_name()
     fields = {parameter.name: parameter for parameter in dataclasses.fields(cls) if parameter.init}
+    # In the order in which they were given, so that the first wrong one is named.
     checked: dict[str, Any] = {}
     for argument, value in arguments.items():
         if argument not in fields:
@@ -285,7 +286,9 @@ def check_most(spec: "Spec", **most: int | float) -> None:
 def text_of(value: Any) -> str:
     """Return how a value is written in a spec."""
     if isinstance(value, Call):
-        inside = ", ".join(f"{name}={text_of(each)}" for name, each in value.arguments.items())
+        inside = ", ".join(
+            f"{name}={text_of(argument)}" for name, argument in value.arguments.items()
+        )
         return f"{value.name}({inside})" if inside else value.name
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text_of, value))}]"
@@ -307,8 +310,8 @@ SpecT = TypeVar("SpecT", bound=Spec)
 
 def with_parameters(spec: SpecT, **arguments: Any) -> SpecT | None:
     """Return the same spec with these parameters; None if it hasn't all of them."""
-    known = {parameter.name for parameter in _fields(spec)}
-    if not arguments.keys() <= known:
+    names = {parameter.name for parameter in _fields(spec)}
+    if not arguments.keys() <= names:
         return None
     return dataclasses.replace(spec, **arguments)  # pyright: ignore[reportArgumentType]  # a dataclass
 
@@ -327,9 +330,9 @@ def canonical(value: Any) -> Any:
                 form[parameter.name] = canonical(given)
         return form
     if isinstance(value, Mapping):
-        return {str(name): canonical(each) for name, each in value.items()}
+        return {str(name): canonical(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [canonical(each) for each in value]
+        return [canonical(inner) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)

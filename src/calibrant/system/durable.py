@@ -152,12 +152,12 @@ def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error for a damaged file; a folder that is called by a hash holds one result,
     which is made again as a whole.
     """
-    why = f"not what is written there: {error!r}"
+    reason_text = f"not what is written there: {error!r}"
     if isinstance(error, OSError | ValueError):
-        why = str(error)
+        reason_text = str(error)
     removed = "its folder" if len(path.parent.name) == 64 else "it"
     remedy = f"restore it from a copy, or delete {removed} to have it computed again"
-    return DataError(f"{short(path)!r} can't be read ({why}); {remedy}", subject=str(path))
+    return DataError(f"{short(path)!r} can't be read ({reason_text}); {remedy}", subject=str(path))
 
 
 def short(path: Path) -> str:
@@ -174,6 +174,7 @@ def from_json(text: str) -> Any:
     """
     # Looking at every object takes as long again as reading it.
     hook = _float if '"float"' in text else None
+    # So does the depth, unless brackets alone show that there can't be too much of it.
     try:
         value = json.loads(text, object_hook=hook, parse_constant=_no_json)
     except RecursionError:

@@ -35,12 +35,12 @@ def listing(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     >>> listing(["set", "loss"], [["c4", "2.91"]])
     '<table><thead><tr><th>set</th><th>loss</th></tr></thead><tbody><tr><td>c4</td><td>2.91</td></tr></tbody></table>'
     """
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    body = ""
+    head_cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    body_rows = ""
     for line in lines:
         cells = "".join(f"<td>{escape(str(value))}</td>" for value in line)
-        body += f"<tr>{cells}</tr>"
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        body_rows += f"<tr>{cells}</tr>"
+    return f"<table><thead><tr>{head_cells}</tr></thead><tbody>{body_rows}</tbody></table>"
 
 
 def escape(text: str) -> str:

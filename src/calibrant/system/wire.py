@@ -184,12 +184,12 @@ def raised(kind: str, text: str, subject: str = "") -> CalibrantError | None:
 
 
 def _errors_of_ours() -> dict[str, type[CalibrantError]]:
-    found: dict[str, type[CalibrantError]] = {}
+    error_classes: dict[str, type[CalibrantError]] = {}
     for name, kind in vars(errors).items():
         # A `StudyError` carries more than its message.
         if isinstance(kind, type) and issubclass(kind, CalibrantError) and kind is not StudyError:
-            found[name] = kind
-    return found
+            error_classes[name] = kind
+    return error_classes
 
 
 _OUR_ERRORS: Final = _errors_of_ours()

@@ -131,18 +131,18 @@ def short(data: str) -> str:
     >>> short("mix(a=python_docs, b=python_code, c=arithmetic, d=c4, weights=[0.4, 0.3, 0.2, 0.1])")
     'a mixture of python_docs (40 %), python_code (30 %) and 2 more'
     """
-    mix = CalibrationSet(data)
-    count = len(mix.mixed)
+    mixture = CalibrationSet(data)
+    count = len(mixture.mixed)
     if count == 0 or (len(data) <= _LONG and count <= 3):
         return data
-    if count > 3 and len(set(mix.shares)) == 1:
+    if count > 3 and len(set(mixture.shares)) == 1:
         return f"an even mixture of {count} sets"
 
     def order(part: tuple[CalibrationSet, Fraction]) -> Fraction:
         _, share = part
         return -share
 
-    parts = sorted(zip(mix.mixed, mix.shares, strict=True), key=order)
+    parts = sorted(zip(mixture.mixed, mixture.shares, strict=True), key=order)
     largest = [f"{part} ({100 * float(share):.0f} %)" for part, share in parts[:2]]
     if count == 2:
         return f"a mixture of {' and '.join(largest)}"
@@ -171,9 +171,9 @@ def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
 
 def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
     """Whether the target's own rows and its held-out sibling give the same answer."""
-    across = max(each.across for each in halves)
-    inside = max(each.inside for each in halves)
-    names = ", ".join(str(each.source) for each in halves)
+    across = max(file_halves.across for file_halves in halves)
+    inside = max(file_halves.inside for file_halves in halves)
+    names = ", ".join(str(file_halves.source) for file_halves in halves)
     shared = f"share {across:.0%} of their runs of words, where rows of one half share {inside:.0%}"
     about = f"The sibling is {names} in two halves that {shared}."
     best = race.standings[0]
@@ -183,16 +183,16 @@ def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
 
     best_on_own = min(race.standings, key=increase)
     if best_on_own.data == best.data:
-        same = "The same set is best on rows like its own and on the file's held-out sibling."
-        return [same, about]
-    other = (
+        agreement = "The same set is best on rows like its own and on the file's held-out sibling."
+        return [agreement, about]
+    disagreement = (
         f"On rows like its own {short(best_on_own.data)} loses least "
         f"({best_on_own.increase.value:+.3f}), but "
         f"calibrated on one half of the file and judged by the other it loses "
         f"{best_on_own.deciding.value:+.3f}, and {short(best.data)} {best.deciding.value:+.3f}: the "
         "advice follows the latter."
     )
-    return [other, about]
+    return [disagreement, about]
 
 
 def _same_file(data: CalibrationSet, goal: Goal) -> list[str]:

@@ -248,6 +248,7 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         # number.
         allow_leak=True,
     )
+    # What the user named is never left out.
     needed = candidates if options.sources else list(dict.fromkeys([*own_sets, baseline]))
     identity_parts = [
         opened.digest,

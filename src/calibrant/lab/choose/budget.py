@@ -253,6 +253,7 @@ def planned(
     """
     chosen: TimePlan | None = None
     fits = False
+    # The most wanted shapes come first; the last one is taken even where it doesn't fit.
     for shape in _shapes(sources, least, tokens, halves, fixed, min(2, rounds)):
         chosen = _plan(costs, shape)
         fits = chosen.seconds * MARGIN <= seconds
@@ -285,6 +286,7 @@ def runs_of(sets: int, halves: bool) -> int:
     """
     if not halves:
         return sets
+    # As many sets that hold the file as are raced: the file, and one more where there is room.
     holding = 1 if sets <= LEAST else 2
     return sets + 2 * holding
 
@@ -344,8 +346,8 @@ def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
     predicting = costs.predicting(shape.sources + sibling_walks, 1 + sibling_walks, shape.tokens)
     another = costs.round(runs, runs, parts, shape.tokens, shape.share)
     # The first round finds the statistics of the prediction, and measures the dense model too.
-    first = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
-    racing = first + (shape.rounds - 1) * another
+    first_round = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
+    racing = first_round + (shape.rounds - 1) * another
     return TimePlan(**asdict(shape), seconds=predicting + racing, another=another)
 
 

@@ -59,9 +59,11 @@ def fit(
     """
     supply = _Supply(tokenizer, length)
     own_sets = [name for name in candidates if _names_a_file(name)]
+    # How much the smaller half of an own set holds; twice the budget where nothing limits it.
     in_half = 2 * tokens
     if halves and own_sets:
         in_half = min(supply.tokens(name, 2 * tokens) for name in _in_halves(own_sets, halves))
+        # A half that holds so little is no sibling.
         if in_half < LEAST:
             halves = ()
             in_half = 2 * tokens
@@ -80,6 +82,7 @@ def fit(
     fitted = min(possible)
     if fitted < tokens:
         fitted = _rounded(fitted)
+    # No window is longer than a set; what there is depends on the length, so it is counted anew.
     length = min(length, fitted)
     supply = _Supply(tokenizer, length)
     judges = [goal.judge]
@@ -139,12 +142,12 @@ class _Supply:
 
 def own_files(names: Sequence[str]) -> list[UserFile]:
     """Return the user's files that expressions name, each once."""
-    found: list[UserFile] = []
+    files: list[UserFile] = []
     for name in names:
         for term in parse_expression(name):
-            if isinstance(term.source, UserFile) and term.source not in found:
-                found.append(term.source)
-    return found
+            if isinstance(term.source, UserFile) and term.source not in files:
+                files.append(term.source)
+    return files
 
 
 def _names_a_file(name: str) -> bool:
@@ -158,11 +161,11 @@ def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> Iterator[str]:
             yield swapped(name, halves, side)
 
 
-def _for_two_draws(held: int) -> int:
+def _for_two_draws(supply: int) -> int:
     """The budget of a file's set: two draws that share no row are wanted, but no set of less than
     a few thousand tokens for it.
     """
-    return max(held // 2, min(held, ENOUGH))
+    return max(supply // 2, min(supply, ENOUGH))
 
 
 def _rounded(tokens: int) -> int:

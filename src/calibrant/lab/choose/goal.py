@@ -89,9 +89,10 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     weights: dict[str, Fraction] = {}
     terms: dict[str, Term] = {}
     shares: dict[str, Fraction] = {}
-    given: set[str] = set()
+    given_texts: set[str] = set()
     for text in targets:
         weight, part = _weighted_part(text)
+        # `general` stands for several texts, which share its weight.
         parts = [part]
         if part == Part(Call(GENERAL)):
             parts = _general_parts()
@@ -103,12 +104,14 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
             weights[str(evaluator)] = weights.get(str(evaluator), Fraction(0)) + share
             shares[str(term)] = shares.get(str(term), Fraction(0)) + share
             if _is_measure(single):
-                given.add(str(evaluator))
+                given_texts.add(str(evaluator))
     whole = sum(weights.values())
     weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
     judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
     sources = tuple(terms)
-    return Goal(", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given))
+    return Goal(
+        ", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given_texts)
+    )
 
 
 def default_sources(goal: Goal) -> list[str]:
@@ -119,8 +122,8 @@ def default_sources(goal: Goal) -> list[str]:
     # wait for it.
     reach = nullcontext() if hub.answers() else hub.offline()
     with reach:
-        found = [str(term) for term in _readable(DEFAULT)]
-    return list(dict.fromkeys([*goal.sources, *found]))
+        defaults = [str(term) for term in _readable(DEFAULT)]
+    return list(dict.fromkeys([*goal.sources, *defaults]))
 
 
 def readable(source: Source) -> bool:

@@ -84,8 +84,8 @@ class Halves:
 
 def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
     """Return an expression with half `side` of each file in the place of that file."""
-    for each in halves:
-        data = each.replaced_in(data, side)
+    for file_halves in halves:
+        data = file_halves.replaced_in(data, side)
     return data
 
 
@@ -175,11 +175,11 @@ def masked(text: str) -> list[str]:
     >>> masked("Ana has 12 pens.")
     ['ana', 'has', '0', 'pens']
     """
-    found: list[str] = []
+    masked_words: list[str] = []
     for word in words(text):
         is_number = any(map(str.isdigit, word))
-        found.append("0" if is_number else word)
-    return found
+        masked_words.append("0" if is_number else word)
+    return masked_words
 
 
 def word_runs(texts: Iterable[str], length: int = 5) -> frozenset[WordRun]:
@@ -211,14 +211,16 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
     # Which half is called 0 makes no difference, so the first cluster is always in it.
     for others in itertools.product((0, 1), repeat=len(rows) - 1):
         half = np.array((0, *others))
-        first = half == 0
-        second = half == 1
-        share = letters[second].sum() / letters.sum()
+        in_first = half == 0
+        in_second = half == 1
+        share = letters[in_second].sum() / letters.sum()
         if not 0 < share < 1:
             continue
         # What one large cluster leaves too little for is divided as evenly as can be.
         lacking_share = max(0.0, _LEAST_SHARE - min(share, 1 - share))
-        across = likeness[first][:, second].sum() / (rows[first].sum() * rows[second].sum())
+        across = likeness[in_first][:, in_second].sum() / (
+            rows[in_first].sum() * rows[in_second].sum()
+        )
         if (lacking_share, across) < best_figures:
             best_figures = (lacking_share, across)
             best = half
@@ -300,7 +302,9 @@ def held_out_side(
     first, second = (_cells_by_draw(cells, group, name) for name in half_runs)
     items_by_half = []
     for side in (0, 1):
-        items_by_half.append(frozenset().union(*(each.items[side] for each in halves)))
+        items_by_half.append(
+            frozenset().union(*(file_halves.items[side] for file_halves in halves))
+        )
     is_overlapping = any(name in group.overlapping for name in half_runs)
     independence = "overlapping" if is_overlapping else "independent"
     sides: dict[str, Side] = {}
@@ -320,11 +324,11 @@ def held_out_side(
 
 def _cells_by_draw(cells: Sequence[Cell], group: GroupResults, name: str) -> Mapping[int, Cell]:
     """The cells of a set whose runs are whole, by the number of the draw."""
-    found: dict[int, Cell] = {}
+    by_draw: dict[int, Cell] = {}
     for cell in cells:
         if cell.data == name and cell.run in group.runs[name]:
-            found[cell.seed] = cell
-    return found
+            by_draw[cell.seed] = cell
+    return by_draw
 
 
 def crossed(

@@ -77,21 +77,22 @@ def with_siblings(
     sources = list(mixture.weights)
     model_view = view(opened.model)
 
-    def gathered(names: Sequence[str], by: str) -> MixtureStatistics:
+    def gathered(names: Sequence[str], judge_text: str) -> MixtureStatistics:
         """What the model's matrices see of sets, and of what judges them."""
         batches: list[tuple[str, TokenBatch]] = []
         for name in names:
             data = CalibrationSet(name, length=mixture.length, tokens=mixture.tokens)
             data = resolved(data, opened, progress)
             batches.append((name, data.tokens(opened.tokenizer)))
-        judging = CalibrationSet(by, seed=1, length=mixture.length, tokens=judge_tokens)
+        # Draw 1, with which `mix` judges too: its statistics are there already.
+        judging = CalibrationSet(judge_text, seed=1, length=mixture.length, tokens=judge_tokens)
         judged = judging.held_out().tokens(opened.tokenizer)
         return gather_statistics(
             opened,
             model_view,
             stand_in.method,
             batches,
-            [(by, judged)],
+            [(judge_text, judged)],
             root / STATISTICS,
             _NOTHING,
             progress,

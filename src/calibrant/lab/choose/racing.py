@@ -117,6 +117,7 @@ class Race:
         self._progress = progress
         # The best by prediction and the baseline come first: where the time ends in the first
         # round, these two are there.
+        # `fromkeys`, since the baseline is mostly a candidate too.
         self._names = list(dict.fromkeys([*candidates[:1], baseline, *candidates[1:]]))
         self._half_runs = _half_runs(self._names, self._halves)
         self._sets: dict[str, CalibrationSet] = {}
@@ -142,10 +143,10 @@ class Race:
             standings, unit = self._standings()
             next_round = self._seconds(self._racing(), len(self._rounds))
             is_late = not is_whole or next_round * MARGIN > budget.left
-            why = self._why_over(standings, is_late)
-            if why:
+            reason = self._why_over(standings, is_late)
+            if reason:
                 return RaceResult(
-                    why,
+                    reason,
                     tuple(standings),
                     rounds=len(self._rounds),
                     unit=unit,
@@ -180,8 +181,8 @@ class Race:
             return self.costs.opened
         runs = self._runs(names)
         parts: list[str] = []
-        for run in runs:
-            data = self._sets[run]
+        for name in runs:
+            data = self._sets[name]
             parts += [str(part) for part in data.mixed or (data,)]
         if number == 0:
             compressed = len(runs) + 1
@@ -218,7 +219,9 @@ class Race:
             if finished.computed and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
                 self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
-            messages = [f"{each['what']}: {each['error']}" for each in finished.failures.values()]
+            messages = [
+                f"{failure['what']}: {failure['error']}" for failure in finished.failures.values()
+            ]
             failures = tuple(messages)
         return failures, True
 
@@ -333,7 +336,7 @@ class Race:
         beside: Sequence[str],
     ) -> Standing:
         """What is known of one set; `beside` are measures that decide nothing."""
-        own = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
+        on_own_rows = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
         against_baseline: Estimate | None = None
         if self._baseline in compared.sides and name != self._baseline:
             against_baseline = compared.worse(name, self._baseline)
@@ -344,7 +347,7 @@ class Race:
             divergence = combination([(group.sides[name], dict.fromkeys(beside, 1.0))])
         return Standing(
             name,
-            own.worse(name, DENSE),
+            on_own_rows.worse(name, DENSE),
             against_baseline,
             against_leader,
             draws=group.draws(name),
@@ -385,12 +388,12 @@ def _half_runs(names: Sequence[str], halves: Sequence[Halves]) -> dict[str, tupl
     """For each set that holds the target's file, the set with its first half in its place, and
     the one with its second half.
     """
-    found: dict[str, tuple[str, str]] = {}
+    half_runs: dict[str, tuple[str, str]] = {}
     for name in names:
         pair = (swapped(name, halves, 0), swapped(name, halves, 1))
         if pair != (name, name):
-            found[name] = pair
-    return found
+            half_runs[name] = pair
+    return half_runs
 
 
 def _order(standing: Standing) -> tuple[bool, float]:

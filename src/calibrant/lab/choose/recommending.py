@@ -295,8 +295,11 @@ def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) 
     # The file itself is what its owner wants to know about.
     own_set = [data for data in prepared.own_sets if data in holding][:1]
     others_holding = [data for data in holding if data not in own_set]
-    allowed = [*own_set, *others_holding[: 1 if count > LEAST else 0]]
+    # A race of few sets has room for the file alone.
+    beside_own = 1 if count > LEAST else 0
+    allowed = [*own_set, *others_holding[:beside_own]]
     raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
+    # Where its prediction is too bad for the race, it takes the last place.
     if own_set and own_set[0] not in raced:
         raced = [*raced[: count - 2], *own_set]
     return [*raced, prepared.baseline]
@@ -336,6 +339,6 @@ def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[
     raced = {standing.data for standing in race.standings}
     for data in _by_prediction([data for data in predicted if data not in raced], predicted):
         prediction = predicted[data]
-        rest = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
-        candidates.append(rest)
+        unraced = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
+        candidates.append(unraced)
     return tuple(candidates)

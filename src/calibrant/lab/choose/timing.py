@@ -53,7 +53,7 @@ def measured_costs(
     requests = [request for request in template.requests() if request.calibration is not None]
     recipe = requests[0].recipe
     method = recipe.method
-    timings = measure_pieces(
+    piece_times = measure_pieces(
         opened, seconds, template.requests(), template.evaluators(), (Gram,), progress
     )
     length = min(template.length, TOKENS_PER_PASS)
@@ -61,11 +61,11 @@ def measured_costs(
     batch = data.tokens(opened.tokenizer)
     first_block = _first_seen(model, batch, stand_in)
     # What the forward of a block costs, a token, with the statistic that the method reads.
-    forward = timings.forward[(statistic,)]
-    compress = sum(timings.block.values())
+    forward = piece_times.forward[(statistic,)]
+    compress = sum(piece_times.block.values())
     walking_again = 0.0 if recipe.propagate == "dense" else forward
     if not isinstance(method, MatrixMethod):
-        compress = _whole_file(opened, first_block, stand_in) / timings.blocks
+        compress = _whole_file(opened, first_block, stand_in) / piece_times.blocks
     elif isinstance(method, ModelMethod) or method.token_use != TokenUse():
         targets = dict.fromkeys(model.named, recipe.target)
         job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
@@ -78,12 +78,12 @@ def measured_costs(
             walking_again += extra_seconds / tokens
     return StepCosts(
         opened=seconds,
-        walk=_PIECES * timings.blocks * forward,
-        judge=timings.blocks * timings.forward[(Gram,)],
+        walk=_PIECES * piece_times.blocks * forward,
+        judge=piece_times.blocks * piece_times.forward[(Gram,)],
         search=_search(first_block, stand_in, effort, sources),
-        compress=timings.blocks * compress,
-        measure=sum(timings.measure.values()),
-        again=timings.blocks * walking_again,
+        compress=piece_times.blocks * compress,
+        measure=sum(piece_times.measure.values()),
+        again=piece_times.blocks * walking_again,
     )
 
 

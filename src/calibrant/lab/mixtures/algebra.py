@@ -292,9 +292,9 @@ def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
     """Return each judge's ln tr(W G Wᵀ) a token, averaged over matrices: how large its outputs
     are, on a scale of its own.
     """
-    each = np.concatenate([shared.typical() for shared in inputs])
-    known = ~np.isnan(each)
-    return _ratio(np.where(known, each, 0).sum(0), known.sum(0), nothing=0.0)
+    energies = np.concatenate([shared.typical() for shared in inputs])
+    known = ~np.isnan(energies)
+    return _ratio(np.where(known, energies, 0).sum(0), known.sum(0), nothing=0.0)
 
 
 def _ratio(total: np.ndarray, count: np.ndarray, nothing: float) -> np.ndarray:

@@ -119,6 +119,7 @@ class TokenMeter:
             pieces = [[seen[first] for _, seen in source if first in seen] for source in sources]
             rows = [sampled_rows(weight, self._sample) for weight in weights]
             for number, (_, shares) in enumerate(self._sets):
+                # A source without a share in this set is left out.
                 parts = [part for part in zip(pieces, shares, strict=True) if part[1]]
                 self._compare(number, parts, rows)
 
@@ -162,7 +163,12 @@ def _side(pieces: Sequence[Seen], side: int) -> list[Seen]:
     Pieces come in pairs, two of each micro-batch: places 0, 1, 4, 5, … are one half and 2, 3, 6,
     7, … the other.
     """
-    return [piece for place, piece in enumerate(pieces) if place // 2 % 2 == side]
+    chosen: list[Seen] = []
+    for place, piece in enumerate(pieces):
+        micro_batch = place // 2
+        if micro_batch % 2 == side:
+            chosen.append(piece)
+    return chosen
 
 
 def _half(parts: Sequence[tuple[Sequence[Seen], float]], size: int) -> tuple[Seen, int]:

@@ -168,10 +168,10 @@ def mix(options: MixOptions) -> Mixture:
         search = _MixtureSearch(
             statistics, method, aimed_target, stand_in, objective, effort, clock, options.progress
         )
-        found, shares = search.mixture(opened, options.tokens, options.length, options.seed)
+        mixture, shares = search.mixture(opened, options.tokens, options.length, options.seed)
     if options.imatrix is not None:
         imatrix_of(statistics, shares, names, options.length).write(options.imatrix)
-    return found
+    return mixture
 
 
 def _tokenized(data: CalibrationSet, opened: Opened, progress: Progress) -> tuple[str, TokenBatch]:
@@ -323,8 +323,10 @@ class _MixtureSearch:
         for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):
             row = errors[candidates.index(shares)]
             by_judge = dict(zip(self.judges, map(float, row), strict=True))
-            own = row[:count]
-            rows.append(ErrorRow(name, by_judge, float(own.mean()), float(own.max())))
+            source_errors = row[:count]
+            rows.append(
+                ErrorRow(name, by_judge, float(source_errors.mean()), float(source_errors.max()))
+            )
         return chosen, tuple(rows)
 
     def influence(self, errors: Errors, chosen: Shares) -> tuple[Influence, ...]:

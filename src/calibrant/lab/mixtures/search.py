@@ -54,8 +54,8 @@ class Objective:
         """
         if self.target:
             return errors[:, list(judges).index(self.target)]
-        own = errors[:, :sources]
-        return own.mean(1) if self.kind == "mean" else own.max(1)
+        source_errors = errors[:, :sources]
+        return source_errors.mean(1) if self.kind == "mean" else source_errors.max(1)
 
 
 def parse_objective(text: str) -> Objective:

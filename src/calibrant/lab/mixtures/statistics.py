@@ -71,6 +71,7 @@ class Pieces(InputStatistic, ABC):
         # Dealt like cards: the pieces of one micro-batch go to different sums, and after the last
         # sum comes the first again.
         parts: list[Any] = list(self.parts)
+        # `dealt` says how many pieces came so far, so the turn goes on from there.
         for place, part in enumerate(other.parts, self.dealt):
             if place < self.most:
                 parts.append(part)
