@@ -237,7 +237,8 @@ def _accepted(method: type[Any]) -> str:
 def _looked_at(method: type[Any]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
     observes = method.observes
-    if isinstance(observes, property):  # parameters decide, and their defaults are meant
+    if isinstance(observes, property):
+        # Its parameters decide, so a method with the default ones is asked.
         observes = method().observes
     looked_at = list[str]()
     for statistic in observes:

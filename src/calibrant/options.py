@@ -41,8 +41,9 @@ OptionsT = TypeVar("OptionsT")
 ResultT = TypeVar("ResultT")
 
 _COMMAND_LINE: Final = "command line"
+"""Where a field's metadata has its `OnCommandLine`."""
 SETS: Final = "sets"
-"""What completes the expression of a calibration set."""
+"""Stands in `offers` for what completes the expression of a calibration set."""
 
 
 @final

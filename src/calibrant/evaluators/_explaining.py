@@ -28,6 +28,7 @@ BEFORE: Final = 16
 BEHIND: Final = 6
 """Tokens of a passage behind a word."""
 SOURCE: Final = "wikitext"
+"""Whose words are read where nothing is said."""
 
 
 @final

@@ -70,7 +70,10 @@ class DenseWords:
     def counts(self) -> Int[Tensor, "window group"]:
         """How many words of each group a window has."""
         size = len(self.groups.names)
-        rows = [torch.bincount(labels[labels >= 0], minlength=size) for _, labels in self.readings]
+        rows: list[Tensor] = []
+        for _, labels in self.readings:
+            inside = labels[labels >= 0]
+            rows.append(torch.bincount(inside, minlength=size))
         return torch.stack(rows)
 
     def by_document(

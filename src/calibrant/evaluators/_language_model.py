@@ -390,8 +390,11 @@ class Answering:
     def _is_whole(self, end_ids: set[Any], sizes: Mapping[str, int], ids: Sequence[int]) -> bool:
         if ids[-1] in end_ids:
             return True
-        decode = self.tokenizer.decode
-        return any(text in str(decode(list(ids[-size:]))) for text, size in sizes.items())
+        for text, size in sizes.items():
+            last = list(ids[-size:])
+            if text in str(self.tokenizer.decode(last)):
+                return True
+        return False
 
     def _text(self, tokens: list[int], ending: Ending) -> str:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))

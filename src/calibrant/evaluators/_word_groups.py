@@ -156,14 +156,15 @@ def grouped(
             names = _clusters(_by_frequency(common), model, tokenizer)
         case _:
             names = {word: name for word, name in read_list(groups).items() if word in counts}
-    sizes, window_counts = _counted(
-        [[names[word] for word in window.words if word in names] for window in windows]
-    )
-    kept = [
-        name
-        for name in _by_frequency(sizes)
-        if sizes[name] >= least and window_counts[name] >= WINDOWS
-    ][:most]
+    groups_of_windows: list[list[str]] = []
+    for window in windows:
+        groups_of_windows.append([names[word] for word in window.words if word in names])
+    sizes, window_counts = _counted(groups_of_windows)
+    frequent: list[str] = []
+    for name in _by_frequency(sizes):
+        if sizes[name] >= least and window_counts[name] >= WINDOWS:
+            frequent.append(name)
+    kept = frequent[:most]
     if not kept:
         raise DataError(
             f"none of {len(sizes)} groups of words ({brief(groups)}) stands {least} times in the "

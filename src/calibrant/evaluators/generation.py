@@ -47,8 +47,11 @@ from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 
 TOKENS_OF_REASONING: Final = 256
+"""The limit of an answer with its reasoning, in tokens."""
 TOKENS_OF_ANSWER: Final = 20
+"""The limit of an answer alone, unless a right answer is longer."""
 TO_SPARE: Final = 8
+"""Tokens of the limit beyond the longest right answer."""
 
 Kind = Literal["number", "choice", "words"]
 
@@ -127,11 +130,10 @@ class Generation(SourceEvaluator):
             return ()
         form = self._form(self.cot)
         # An example with a blank line in its answer would show the model how to be stopped.
-        pool = [
-            row
-            for row in source.rows("exemplars")
-            if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"
-        ]
+        pool: list[Row] = []
+        for row in source.rows("exemplars"):
+            if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}":
+                pool.append(row)
         if len(pool) < self.shots:
             with_rationale = " with a rationale" if self.cot else ""
             raise DataError(
@@ -177,7 +179,8 @@ class Generation(SourceEvaluator):
             "items": identity([outcome.item for outcome in outcomes]),
         }
         # Nobody guesses a number or words.
-        chance = sum(1 / len(row.choices) for row in rows if kind_of(row) == "choice") / count
+        with_choices = [row for row in rows if kind_of(row) == "choice"]
+        chance = sum(1 / len(row.choices) for row in with_choices) / count
         measured = f"{source}, {self.shots}-shot"
         if self.cot:
             measured += ", cot"

@@ -52,7 +52,9 @@ its items are the same here and there.
 """
 
 ACCURACIES: Final = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""Metrics for which guessing has a level."""
 UNITS: Final = {"bits_per_byte": "bits/byte"}
+"""The units of metrics that have one."""
 WORDS: Final = 5
 """A field of a document with fewer words than this could be anybody's."""
 
@@ -296,7 +298,7 @@ class _HarnessResults:
             summands = [(float(value), 1.0) for value in values]
         elif all(_is_likelihood(value) for value in values):
             # Bits per byte: the log likelihood of each text, and its bytes.
-            summands = [(-float(nats) / math.log(2), float(size)) for nats, size in values]
+            summands = [(_bits(likelihood), float(size)) for likelihood, size in values]
         else:
             return None
         # The harness may add up in another order, so the last digits may differ.
@@ -438,7 +440,7 @@ def _undisturbed() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     # The progress bar of building prompts can't be switched off.
-    building_module.tqdm = lambda items, **_: items
+    building_module.tqdm = _without_bar
     # A task's few templates are compiled anew for every text of every document.
     templates.from_string = cache(templates.from_string)
     try:
@@ -455,6 +457,11 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         if bars:
             datasets.enable_progress_bars()
+
+
+def _without_bar(items: Any, **_: Any) -> Any:
+    """Stand in for `tqdm`: return what is gone through, without a progress bar."""
+    return items
 
 
 def digest_of_folder(path: str) -> str:
@@ -492,6 +499,11 @@ def _nats(responses: Sequence[Any]) -> list[float]:
     model's own.
     """
     return [-float(likelihood) for ((likelihood, _),) in responses]
+
+
+def _bits(likelihood: float) -> float:
+    """Return a log likelihood, which is in nats, as bits of loss."""
+    return -float(likelihood) / math.log(2)
 
 
 def _is_number(value: Any) -> bool:

@@ -145,10 +145,10 @@ class LeftOutWords(SourceEvaluator):
         for name, question in questions.items():
             # In the order in which they were asked: the whole question first.
             whole, *without = scored[f"{name} {kind}"]
-            influences[name] = {
-                word: score.nats - whole.nats
-                for word, score in zip(question.without, without, strict=True)
-            }
+            by_word: dict[str, float] = {}
+            for word, score in zip(question.without, without, strict=True):
+                by_word[word] = score.nats - whole.nats
+            influences[name] = by_word
         return influences
 
     def _measurement(self, dense: Influences, ours: Influences) -> Measurement:

@@ -353,7 +353,10 @@ def lape(
                 f"{name}={value:g} is no share; give a number between 0 and 1, as {name}={usual}",
                 subject=name,
             )
-    requested = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
+    # An expression in a list is its own name.
+    requested: dict[str, CalibrationSet | str] = {name: name for name in sets}
+    if isinstance(sets, Mapping):
+        requested = dict(sets)
     if len(requested) < 2:
         raise SpecError(
             f"a neuron is specific to one language among several, and these are {list(requested)}; "

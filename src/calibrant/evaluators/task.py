@@ -224,9 +224,10 @@ class Task(SourceEvaluator):
         return Measurement(primary_score, tuple(outcomes), beside=tuple(scores.values()))
 
     def _score(self, metric: str, answered: Sequence["_Answered"], facts: dict[str, Any]) -> Score:
-        results = {
-            answer.item.name: answer.result(metric) for answer in answered if answer.has(metric)
-        }
+        results: dict[str, tuple[float, float]] = {}
+        for answer in answered:
+            if answer.has(metric):
+                results[answer.item.name] = answer.result(metric)
         weights = [weight for _, weight in results.values()]
         mean, error = ratio([value for value, _ in results.values()], weights)
         items = [[name, weight] for name, (_, weight) in results.items()]
@@ -296,8 +297,10 @@ class _Answered:
             return float(self.hit(metric)), 1.0
         if metric in RANKED:
             return self.among(prior=metric == "offered_prior"), 1.0
-        scored = self.solution if metric == "solution" else self.scored[self.item.gold]
-        assert scored is not None
+        scored = self.scored[self.item.gold]
+        if metric == "solution":
+            assert self.solution is not None, "`has` says so beforehand"
+            scored = self.solution
         return scored.nats, float(scored.tokens)
 
     def among(self, prior: bool) -> float:

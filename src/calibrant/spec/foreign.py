@@ -139,7 +139,9 @@ def brief(value: Any) -> str:
     True
     """
     text = visible(_SHORT.repr(value))
-    return text if len(text) <= SHOWN + 3 else text[:SHOWN] + "…"
+    if len(text) <= SHOWN + 3:
+        return text
+    return text[:SHOWN] + "…"
 
 
 def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Path:

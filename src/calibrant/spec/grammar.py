@@ -58,7 +58,10 @@ class File:
 
     def __str__(self) -> str:
         path = written_path(self.path)
-        return f"{path}{text_of(Call('', self.arguments))}" if self.arguments else path
+        if not self.arguments:
+            return path
+        # A call without a name is written as its brackets.
+        return path + text_of(Call("", self.arguments))
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Part:
     @property
     def source_text(self) -> str:
         """The source as it is written."""
-        return str(self.source) if isinstance(self.source, File) else text_of(self.source)
+        if isinstance(self.source, File):
+            return str(self.source)
+        return text_of(self.source)
 
     def __str__(self) -> str:
         """Return the text without the share."""

@@ -91,7 +91,9 @@ class Spec:
 
         Of a class outside this package it is its entry point's, or its own.
         """
-        return foreign_name(cls) if is_foreign(cls) else cls.__module__.rpartition(".")[2]
+        if is_foreign(cls):
+            return foreign_name(cls)
+        return cls.__module__.rpartition(".")[2]
 
     def __repr__(self) -> str:
         """Return the shortest text that parses back into an equal object.
@@ -103,7 +105,9 @@ class Spec:
             value = getattr(self, parameter.name)
             if value != _default(parameter):
                 changed.append(f"{parameter.name}={text_of(value)}")
-        return f"{self.spec_name()}({', '.join(changed)})" if changed else self.spec_name()
+        if not changed:
+            return self.spec_name()
+        return f"{self.spec_name()}({', '.join(changed)})"
 
     __str__ = __repr__
 

@@ -165,7 +165,9 @@ def short(path: Path) -> str:
     path its end.
     """
     text = _ID.sub(r"\1…", str(path))
-    return text if len(text) < QUOTED else f"{text[:20]}…{text[22 - QUOTED :]}"
+    if len(text) < QUOTED:
+        return text
+    return f"{text[:20]}…{text[22 - QUOTED :]}"
 
 
 def from_json(text: str) -> Any:

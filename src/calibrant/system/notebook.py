@@ -12,14 +12,14 @@ def card(title: str, facts: Mapping[str, object], note: str = "", inside: str = 
     """Return an object as HTML: `title`, its `facts` by name without empty ones, a sentence, and
     the HTML that comes `inside`.
     """
-    filled_facts = [
-        (name, str(value)) for name, value in facts.items() if value not in (None, "", (), [])
-    ]
-    rows = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td '
-        f'style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in filled_facts
-    )
+    rows = ""
+    for name, value in facts.items():
+        if value in (None, "", (), []):
+            continue
+        rows += (
+            f'<tr><th style="text-align:left">{escape(name)}</th><td '
+            f'style="text-align:left">{escape(str(value))}</td></tr>'
+        )
     parts = [
         f"<strong>{escape(title)}</strong>",
         f"<table>{rows}</table>" if rows else "",

@@ -70,7 +70,7 @@ def fields_of(kind: type[Any], without: Collection[str] = ()) -> Kind:
 class Language:
     """What processes can say to each other: plain data, tensors, and objects of these kinds.
 
-    Raises `DataError` for what can't be said, and for bytes that say nothing in it.
+    `pack` raises `DataError` for what can't be said, and `unpack` for bytes that are no message.
     """
 
     def __init__(self, *kinds: Kind) -> None:
@@ -169,8 +169,9 @@ class Language:
 
 
 def kind_of(error: BaseException) -> str:
-    """Return what an exception is called in a message: the nearest of its classes that every
-    process knows.
+    """Return what an exception is called in a message.
+
+    That is the nearest of its classes that every process knows: one of ours, or of Python.
     """
     for kind in type(error).__mro__:
         if kind in _OUR_ERRORS.values() or kind.__module__ == "builtins":

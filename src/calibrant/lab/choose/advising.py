@@ -30,7 +30,7 @@ IN_TORCH: Final = (
     "rounds activations to 8 bits as well (calibrant evaluate model.gguf --engine llama_cpp "
     "measures that)."
 )
-"""What a figure of llama.cpp's blocks isn't."""
+"""What is said beside a figure of llama.cpp's blocks: it is none of llama.cpp."""
 _LONG: Final = 100
 """Letters of a mixture that a sentence holds."""
 
@@ -143,7 +143,10 @@ def short(data: str) -> str:
         return -share
 
     parts = sorted(zip(mixture.mixed, mixture.shares, strict=True), key=order)
-    largest = [f"{part} ({100 * float(share):.0f} %)" for part, share in parts[:2]]
+    largest: list[str] = []
+    for part, share in parts[:2]:
+        percent = 100 * float(share)
+        largest.append(f"{part} ({percent:.0f} %)")
     if count == 2:
         return f"a mixture of {' and '.join(largest)}"
     return f"a mixture of {', '.join(largest)} and {count - 2} more"
@@ -196,9 +199,7 @@ def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
 
 
 def _same_file(data: CalibrationSet, goal: Goal) -> list[str]:
-    """That the judge comes from the best set's own file, where it does and no sibling of it could
-    be made.
-    """
+    """Say that the judge comes from the best set's own file; nothing where it doesn't."""
     sources = {term.source for term in data.parts}
     shared_files = [file for file in own_files(goal.sources) if file in sources]
     if not shared_files:

@@ -49,8 +49,9 @@ TOKENS: Final = 8192
 ITEMS: Final = 200
 """Questions of a task."""
 LEAST_TOKENS: Final = 1024
+"""Tokens that a loss is measured on at least, however short the time."""
 LEAST_ITEMS: Final = 50
-"""What is measured on at least, however short the time."""
+"""Questions of a task at least, however short the time."""
 DIVERGENCE: Final = 8
 """The divergence from the dense model is measured on this part of a loss's tokens: it tells two
 models apart on less text than a loss does.
@@ -71,7 +72,9 @@ FIRST: Final = (
     "arithmetic:cot",
     "redpajama",
 )
-"""The order in which default sources are kept when the time is short: such as differ most first."""
+"""The order in which default sources are kept when the time is short: first those that differ most
+from one another.
+"""
 
 
 @final
@@ -227,7 +230,8 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
     else:
-        halves, no_sibling = (), "it was not asked for"
+        halves = ()
+        no_sibling = "it was not asked for"
     tokens = options.tokens or TOKENS
     fitted = fit(candidates, goal, halves, tokens, options.length, opened.tokenizer)
     if fitted.halves:
@@ -249,7 +253,9 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         allow_leak=True,
     )
     # What the user named is never left out.
-    needed = candidates if options.sources else list(dict.fromkeys([*own_sets, baseline]))
+    needed = candidates
+    if not options.sources:
+        needed = list(dict.fromkeys([*own_sets, baseline]))
     identity_parts = [
         opened.digest,
         str(method),
@@ -356,7 +362,7 @@ def _halves(goal: Goal, folder: Path) -> tuple[tuple[Halves, ...], str]:
 
 
 def _smaller_budget(measure: Evaluator, share: float) -> int:
-    """How many tokens or items are measured where the time allows for a share of them."""
+    """How many tokens or items are measured where there is time for a share of them."""
     budget = budget_of(measure)
     least = LEAST_ITEMS if isinstance(measure, Task) else LEAST_TOKENS
     if budget is None:
@@ -368,7 +374,5 @@ def _smaller_budget(measure: Evaluator, share: float) -> int:
 
 
 def _by_difference(data: str) -> int:
-    """Where a default source stands among those that stay when the time is short: first such as
-    differ most.
-    """
+    """The place of a source in `FIRST`; others come behind."""
     return FIRST.index(data) if data in FIRST else len(FIRST)

@@ -58,7 +58,8 @@ class TimeBudget:
 class StepCosts:
     """What each step takes on this machine, for one question, in seconds.
 
-    `opened` opens the model. `walk` and `judge` are for a token of which statistics are gathered.
+    `opened` opens the model. `walk` and `judge` gather the statistics of a token of a source and of
+    a judge.
     `search` is a search of mixtures, `compress` a run whose statistics are there, and `measure` all
     measurements of one run. `again` is for a token of a run that sees its inputs itself, as methods
     do that update weights. It is 0 for methods that read what was gathered for a set and draw.
@@ -130,9 +131,9 @@ def _purpose(path: Path) -> Purpose:
 
 
 def _stored(path: Path, question: str) -> dict[str, Any] | None:
-    """What an earlier call kept of the same question.
+    """What an earlier call kept for the same question.
 
-    None for another question's, and for what is damaged: it is measured again.
+    None where it was another question, or the file is damaged; then it is measured again.
     """
     if not path.is_file():
         return None
@@ -292,8 +293,9 @@ def runs_of(sets: int, halves: bool) -> int:
 
 
 def _parts(runs: int, sources: int) -> int:
-    """Through about how many sets runs walk that see their inputs themselves: one each, but for a
-    mixture of all sources.
+    """About how many sets are walked through by runs that see their inputs themselves.
+
+    That is one a run, and all sources for the run of their mixture.
     """
     return runs + sources - 1
 
@@ -319,8 +321,13 @@ def _shapes(
         if smaller >= TOKENS and not fixed:
             budgets.append(smaller)
     budget_shares = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
-    # Fewer items and fewer tokens shrink the work alike, so what is left of both decides.
-    budget_shares.sort(key=lambda pair: -pair[0] / tokens * pair[1])
+
+    def order(pair: tuple[int, float]) -> float:
+        budget, share = pair
+        # Fewer items and fewer tokens shrink the work alike, so what is left of both decides.
+        return -budget / tokens * share
+
+    budget_shares.sort(key=order)
     all_sources = max(least, sources)
     half_sources = max(least, min(sources, (sources + 1) // 2))
     few_sources = max(least, min(sources, LEAST))

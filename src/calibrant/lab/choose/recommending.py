@@ -306,7 +306,10 @@ def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) 
 
 
 def _by_prediction(names: Sequence[str], predicted: Mapping[str, Prediction]) -> list[str]:
-    return sorted(names, key=lambda data: predicted[data].value)
+    def order(data: str) -> float:
+        return predicted[data].value
+
+    return sorted(names, key=order)
 
 
 def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[Candidate, ...]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -105,8 +106,9 @@ def _search(
     block's sampled rows.
     """
     sampled = {weight: sampled_rows(weight, effort.final) for weight in first_block}
-    _timed(lambda: _compressed(sampled, first_block, stand_in))  # the first time warms caches
-    seconds = _timed(lambda: _compressed(sampled, first_block, stand_in))
+    compress_sampled = partial(_compress, sampled, first_block, stand_in)
+    _timed(compress_sampled)  # the first time warms caches
+    seconds = _timed(compress_sampled)
     search_blocks = effort.search.blocks * (effort.evaluations + sources + 1)
     judged_blocks = effort.final.blocks * (sources + 1 + FINALISTS)
     metered_blocks = 0
@@ -122,18 +124,19 @@ def _whole_file(opened: Opened, first_block: Mapping[Weight, Seen], stand_in: St
     rows = {weight: weight.get() for weight in first_block}
     block = sum(part.numel() for part in rows.values())
     whole = sum(parameter.numel() for parameter in opened.model.parameters())
-    rounding = _timed(lambda: _compressed(rows, first_block, stand_in))
+    rounding = _timed(partial(_compress, rows, first_block, stand_in))
 
     def write() -> None:
         with TemporaryDirectory() as folder:
             for part in rows.values():
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
 
+    # What is written is read too, which takes about as long.
     return whole / max(1, block) * (rounding + 2 * _timed(write))
 
 
 @torch.no_grad()
-def _compressed(
+def _compress(
     rows: Mapping[Weight, torch.Tensor], first_block: Mapping[Weight, Seen], stand_in: StandIn
 ) -> None:
     """Compress these rows on copies of the statistics, so that no factorisation is cached

@@ -221,11 +221,10 @@ class SharedInput:
 
 @final
 class Errors:
-    """The relative error of mixtures under judges, averaged over the matrices that read these
-    `inputs`.
+    """The relative error of mixtures under judges, averaged over the matrices that read `inputs`.
 
-    `masses` are those of the sources' batches. Inputs are looked at one after the other and may be
-    made when their turn comes; a sequence can be used again.
+    `masses` are those of the sources' batches. `inputs` are read one after the other. An iterator,
+    which reads each from the disk when its turn comes, serves one call; a list serves any number.
     """
 
     def __init__(
@@ -267,8 +266,8 @@ def shared_inputs(
     by_input: dict[tuple[int, ...], list[int]] = {}
     for place, weight in enumerate(block.weights):
         # Matrices that read the same tensor have one and the same statistic.
-        key = tuple(id(statistics.get(weight)) for _, statistics in (*sources, *judges))
-        by_input.setdefault(key, []).append(place)
+        inputs = [id(statistics.get(weight)) for _, statistics in (*sources, *judges)]
+        by_input.setdefault(tuple(inputs), []).append(place)
     for places in by_input.values():
         weights = [block.weights[place] for place in places]
         seen = tuple(statistics.get(weights[0]) for _, statistics in sources)

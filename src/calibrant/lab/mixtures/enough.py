@@ -1,8 +1,8 @@
 """Whether there are enough tokens: how far two masks agree that were made from halves of them which
 share no window.
 
-Each micro-batch gave two pieces, which stay on one side: where a window is longer than a piece, its
-parts are no two witnesses.
+Each micro-batch gave two pieces. Both go into the same half, since they may hold parts of one
+window, which are more alike than two windows are.
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,9 @@ class TokenMeter:
             together.setdefault(tuple(inputs), []).append(weight)
         for weights in together.values():
             first = weights[0]
-            pieces = [[seen[first] for _, seen in source if first in seen] for source in sources]
+            pieces: list[list[Seen]] = []
+            for source in sources:
+                pieces.append([seen[first] for _, seen in source if first in seen])
             rows = [sampled_rows(weight, self._sample) for weight in weights]
             for number, (_, shares) in enumerate(self._sets):
                 # A source without a share in this set is left out.
