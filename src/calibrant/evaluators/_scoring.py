@@ -113,8 +113,8 @@ def score(
             results[request] = known[index]
     distinct = list(indices)
     longest = _checked(model, distinct)
-    divider = _Trees if shares(model, longest) else _PaddedRows
-    passes: _Passes = divider(model, distinct, tokens_per_pass)
+    division = _Trees if shares(model, longest) else _PaddedRows
+    passes: _Passes = division(model, distinct, tokens_per_pass)
     for pack in passes.packs():
         if all(distinct[place] in results for place in pack):
             continue
@@ -307,16 +307,16 @@ class _Trees:
         for _, members in itertools.groupby(order, key=context_of):
             group = list(members)
             # A context begins a new pass where that keeps its requests together.
-            apart = False
+            begins_pass = False
             if packs:
                 together = load + self._load(group, after=packs[-1][-1])
                 alone = self._load(group)
-                apart = not together.fits(capacity) and alone.fits(self._capacity(group[0]))
+                begins_pass = not together.fits(capacity) and alone.fits(self._capacity(group[0]))
             for number, index in enumerate(group):
                 extended = load
                 if packs:
                     extended = load + self._load([index], after=packs[-1][-1])
-                if not packs or (apart and number == 0) or not extended.fits(capacity):
+                if not packs or (begins_pass and number == 0) or not extended.fits(capacity):
                     packs.append([])
                     capacity = self._capacity(index)
                     extended = self._load([index])

@@ -309,8 +309,10 @@ def names_of(texts: Sequence[str]) -> list[str]:
         bare = re.sub(r"\W+", "_", text).strip("_")[:LONGEST_NAME]
         if bare[:1].isdigit():
             bare = f"_{bare}"
+        # In a mix `weight=` is a setting.
         if bare in _SETTINGS:
             bare = f"{bare}_"
+        # Nothing is left of a text that is signs alone.
         if not bare.isidentifier():
             bare = "part"
         name = bare
@@ -360,6 +362,7 @@ def pieces(text: str, mark: str) -> list[str]:
 
 def written_shares(shares: Sequence[Fraction]) -> list[str]:
     """Write shares as texts that are exact: decimals where they are short, else whole numbers."""
+    # Up to four decimals.
     if all((share * 10_000).denominator == 1 for share in shares):
         return [str(float(share)) for share in shares]
     common = _common_denominator(shares)

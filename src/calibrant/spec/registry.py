@@ -84,10 +84,11 @@ class Registry:
         self._learn_all(thing)
         text = str(thing)
         try:
-            whole = reads_back(thing) or self.build(text) == thing
+            # The first is sure where it is true, and builds nothing; else the text is tried.
+            is_whole = reads_back(thing) or self.build(text) == thing
         except SpecError:
-            whole = False
-        if not whole:
+            is_whole = False
+        if not is_whole:
             name = type(thing).__name__
             remedy = f"let {name} have numbers, texts and lists of them as its fields"
             problem = f"doesn't read back as the {self.noun} that it is written for"
@@ -230,6 +231,7 @@ class Registry:
         for name, value in vars(module).items():
             if name.startswith("_") or not isinstance(value, type):
                 continue
+            # A class that the file imports is another file's.
             if issubclass(value, Spec) and value.__module__ == module.__name__:
                 classes.append(value)
         if len(classes) != 1:

@@ -233,11 +233,13 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
     """
     if str(parameter.type) == "tuple[str, ...]":
         return _texts(cls, parameter, value)
+    # A text where the file postpones its annotations, else a type or a union of types.
     annotation: Any = parameter.type
     if not isinstance(annotation, str):
         annotation = getattr(annotation, "__name__", str(annotation))
     types = [word.strip() for word in annotation.split("|")]
     if not _PLAIN_TYPES.keys() >= set(types):
+        # A list would leave the object without a hash.
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in types and not value.arguments:
         return value.name
@@ -339,6 +341,7 @@ def canonical(value: Any) -> Any:
         return [canonical(inner) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    # Whatever else a spec holds says in its text what it is.
     return str(value)
 
 

@@ -112,6 +112,7 @@ def command(
         words += ["--dtype", dtype]
     if device != "auto":
         words += ["--device", device]
+    # A mirror that the environment names is found again; one of this call alone is not.
     root = mirror()
     if root is not None and not os.environ.get("CALIBRANT_DATA"):
         words += ["--data-dir", str(root)]

@@ -218,9 +218,9 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
             continue
         # What one large cluster leaves too little for is divided as evenly as can be.
         lacking_share = max(0.0, _LEAST_SHARE - min(share, 1 - share))
-        across = likeness[in_first][:, in_second].sum() / (
-            rows[in_first].sum() * rows[in_second].sum()
-        )
+        # The mean likeness of a row of one half and a row of the other.
+        pairs = rows[in_first].sum() * rows[in_second].sum()
+        across = likeness[in_first][:, in_second].sum() / pairs
         if (lacking_share, across) < best_figures:
             best_figures = (lacking_share, across)
             best = half

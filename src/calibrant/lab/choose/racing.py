@@ -242,6 +242,7 @@ class Race:
         Sets that fell clearly behind in this round are marked.
         """
         results = read(Store(self._folder, create=False))
+        # A race is of one model, method and target, and so one group.
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
         # One target, so all runs take as many bits; the first is taken.
