@@ -122,10 +122,10 @@ def dense_predictions(
 def found_once(
     model: PreTrainedModel, evaluator: Evaluator, data: list[Any], find: Callable[[], Found]
 ) -> Found:
-    """Return what `find` finds of a dense model, without finding it again for the last evaluator of
-    its kind that asked: a study compares hundreds of models with one.
+    """Return what `find` finds of a dense model for an evaluator that reads `data`.
 
-    `data` says what is read.
+    It is kept for the last evaluator of each kind that asked, and not found again for the same
+    one: a study compares hundreds of models with one.
     """
     finding_id = identity([state(model), canonical(evaluator), evaluator.digest(), data])
     by_kind = _FOUND.setdefault(model, {})

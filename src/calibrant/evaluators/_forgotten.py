@@ -371,25 +371,25 @@ def ranks(values: Column) -> Column:
     return ((ends - counts + ends - 1) / 2)[places]
 
 
-def correlation(first: Column, second: Column) -> float | None:
+def correlation(first_column: Column, second_column: Column) -> float | None:
     """Return Pearson's correlation; None where one of the two doesn't vary."""
-    first = first - first.mean()
-    second = second - second.mean()
-    size = float(np.sqrt((first @ first) * (second @ second)))
+    first_column = first_column - first_column.mean()
+    second_column = second_column - second_column.mean()
+    size = float(np.sqrt((first_column @ first_column) * (second_column @ second_column)))
     # Of constant ranks rounding leaves a little more than zero.
-    if size > 1e-12 * len(first):
-        return float(first @ second) / size
+    if size > 1e-12 * len(first_column):
+        return float(first_column @ second_column) / size
     return None
 
 
-def _without(values: Column, other: Column) -> Column:
+def _without(values: Column, removed: Column) -> Column:
     """Return what is left of ranks once their straight line over others is taken off."""
     centred = values - values.mean()
-    other = other - other.mean()
-    size = float(other @ other)
+    removed = removed - removed.mean()
+    size = float(removed @ removed)
     if size == 0:
         return centred
-    return centred - other * float(other @ values) / size
+    return centred - removed * float(removed @ values) / size
 
 
 def _rounded(value: float) -> float | None:

@@ -63,8 +63,9 @@ class Pattern:
     """How the dense model's neurons respond to groups of words, as far as that is real.
 
     `responses` are in standard deviations, zero where they aren't real, by block `[group, neuron]`.
-    `deviations` are those of the neurons. `tested` and `found` say how many responses were, and
-    `thresholds` from which |z| on, by the class of a group's size.
+    `deviations` are those of the neurons. `tested` is how many responses were tested, and `found`
+    how many of them are real. `thresholds` says from which |z| on they are, by the class of a
+    group's size.
     """
 
     counts: Int[Tensor, " group"]
@@ -105,9 +106,10 @@ class Pattern:
 class Shown:
     """What a model showed of a dense model's pattern.
 
-    `by_block` is Σ c·c' by block and group, and `by_window` its sum over the words of each window,
-    of a group's words together; `nats` are those of the scored tokens, window by window.
-    `responses` are those of all neurons, by block `[group, neuron]`, where somebody wants them.
+    `by_block` is Σ c·c' by block and group. `by_window` is a like sum by window and group, over the
+    group's words in the window and all blocks, where c' is a single word's. `nats` are those of the
+    scored tokens, window by window. `responses` are those of all neurons, by block
+    `[group, neuron]`, where somebody wants them.
     """
 
     by_block: Float[Tensor, "block group"]

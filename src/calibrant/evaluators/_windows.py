@@ -101,11 +101,11 @@ def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list
     score.
     """
     chosen: list[ScoredWindow] = []
-    left = tokens
+    wanted = tokens
     for window in windows:
         chosen.append(window)
-        left -= window.scored
-        if left <= 0:
+        wanted -= window.scored
+        if wanted <= 0:
             break
     if not chosen:
         raise DataError(

@@ -141,8 +141,8 @@ def grouped(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Groups:
-    """Return the groups that stand `least` times in the windows, and in two of them, at most
-    `most`. `DataError` if there are none.
+    """Return the `most` frequent of the groups that stand at least `least` times in the windows,
+    and in two windows or more. `DataError` if there are none.
     """
     counts, window_counts = _counted([window.words for window in windows])
     # A word of fewer windows is never stored, so it names nothing.

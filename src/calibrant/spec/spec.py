@@ -75,7 +75,7 @@ def later(default: Any) -> Any:
 
 
 class Spec:
-    """Mixed into frozen dataclasses whose constructor call is their name.
+    """Mixed into frozen dataclasses whose text is the call that makes them.
 
     The name is that of the file which defines the class: the folder is the registry. A class of
     another package is called as its entry point says, and has the class itself in its identity

@@ -43,8 +43,10 @@ def reason(error: OSError) -> str:
 
 
 def take(file: IO[str], wait: bool = False) -> bool:
-    """Lock an open file for this process, until it is closed or the process ends however it
-    ends.
+    """Lock an open file for this process, and return whether that could be done.
+
+    The lock ends when the file is closed, or when the process ends in whatever way. Where another
+    process has it, `wait` waits for the end of that one.
     """
     try:
         import fcntl
@@ -149,8 +151,9 @@ def read_json(path: Path, purpose: Purpose | None = None, required: bool = False
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """Return the error for a damaged file; a folder that is called by a hash holds one result,
-    which is made again as a whole.
+    """Return the error for a damaged file, with what to delete.
+
+    A folder that is called by a hash holds one result, which is made again as a whole.
     """
     reason_text = f"not what is written there: {error!r}"
     if isinstance(error, OSError | ValueError):

@@ -76,7 +76,7 @@ def uncollected() -> Iterator[None]:
     """Look for no garbage while much is imported. In a process of our own, what was made is
     taken to stay and isn't looked through later either.
     """
-    enabled = gc.isenabled()
+    was_enabled = gc.isenabled()
     is_ours = _SETTINGS["own"]
     if is_ours:
         gc.collect()  # what is garbage already must not be frozen
@@ -86,5 +86,5 @@ def uncollected() -> Iterator[None]:
         if is_ours:
             gc.freeze()
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()

@@ -188,11 +188,11 @@ class TimePlan:
             text += f"; {self.done} of the draws are there from an earlier call"
         if self.rounds >= ROUNDS:
             return text
-        more = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
+        another_draw = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
         # In minutes, rounded up to a tenth.
-        enough = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
+        enough_minutes = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
         takes = f"about {duration(self.another)} more"
-        return f"{text}; {more} would take {takes} (--budget {enough:g})"
+        return f"{text}; {another_draw} would take {takes} (--budget {enough_minutes:g})"
 
     def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
         """Write it into the folder, so that a later call goes on with the same sets, tokens and

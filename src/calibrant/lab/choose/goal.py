@@ -165,12 +165,12 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
             raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
         measure.check()
         return measure, term_of(_weighted_part(source)[1])
-    term = term_of(part)
-    if "choices" in {*term.source.fields, *term.source.sometimes}:
-        return Task(name=str(term.source), limit=items), term
-    measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
+    judge = term_of(part)
+    if "choices" in {*judge.source.fields, *judge.source.sometimes}:
+        return Task(name=str(judge.source), limit=items), judge
+    measure = Loss(source=str(judge.source), format=str(judge.format), tokens=tokens, length=length)
     measure.check()
-    return measure, term
+    return measure, judge
 
 
 def _is_measure(part: Part) -> bool:

@@ -164,8 +164,10 @@ class Race:
         return [name for name in self._names if name not in self._dropped or name == self._baseline]
 
     def _runs(self, names: Sequence[str]) -> list[str]:
-        """What a draw of these sets compresses with: they themselves, and what is calibrated on
-        each half of the target's file.
+        """What a draw of these sets compresses with.
+
+        That is the sets themselves, and of those with the target's file both versions that have a
+        half of it in its place.
         """
         needed_runs: list[str] = []
         for name in names:

@@ -60,18 +60,18 @@ def measured_costs(
     length = min(template.length, TOKENS_PER_PASS)
     data = CalibrationSet("random_tokens", tokens=TOKENS_PER_PASS, length=length)
     batch = data.tokens(opened.tokenizer)
-    first_block = _first_seen(model, batch, stand_in)
+    first_block = _seen_in_first_block(model, batch, stand_in)
     # What the forward of a block costs, a token, with the statistic that the method reads.
     forward = piece_times.forward[(statistic,)]
     compress = sum(piece_times.block.values())
     walking_again = 0.0 if recipe.propagate == "dense" else forward
     if not isinstance(method, MatrixMethod):
-        compress = _whole_file(opened, first_block, stand_in) / piece_times.blocks
+        compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
     elif isinstance(method, ModelMethod) or method.token_use != TokenUse():
         targets = dict.fromkeys(model.named, recipe.target)
         job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
         tokens = int(batch.mask.sum())
-        extra_seconds = max(0.0, _first_block(job, method) - compress - forward * tokens)
+        extra_seconds = max(0.0, _first_block_seconds(job, method) - compress - forward * tokens)
         # Weights of tokens cost by the token, and what is tried in a block costs by the block.
         if isinstance(method, ModelMethod):
             compress += extra_seconds
@@ -81,14 +81,16 @@ def measured_costs(
         opened=seconds,
         walk=_PIECES * piece_times.blocks * forward,
         judge=piece_times.blocks * piece_times.forward[(Gram,)],
-        search=_search(first_block, stand_in, effort, sources),
+        search=_search_seconds(first_block, stand_in, effort, sources),
         compress=piece_times.blocks * compress,
         measure=sum(piece_times.measure.values()),
         again=piece_times.blocks * walking_again,
     )
 
 
-def _first_seen(model: ModelView, batch: TokenBatch, stand_in: StandIn) -> dict[Weight, Seen]:
+def _seen_in_first_block(
+    model: ModelView, batch: TokenBatch, stand_in: StandIn
+) -> dict[Weight, Seen]:
     """What the first block's matrices see of random tokens."""
     first_block: dict[Weight, Seen] = {}
     with torch.no_grad():
@@ -99,7 +101,7 @@ def _first_seen(model: ModelView, batch: TokenBatch, stand_in: StandIn) -> dict[
     return first_block
 
 
-def _search(
+def _search_seconds(
     first_block: Mapping[Weight, Seen], stand_in: StandIn, effort: Effort, sources: int
 ) -> float:
     """Return the seconds of a search of mixtures, from one mixture's compression of the first
@@ -117,13 +119,15 @@ def _search(
     return seconds * (search_blocks + judged_blocks + metered_blocks)
 
 
-def _whole_file(opened: Opened, first_block: Mapping[Weight, Seen], stand_in: StandIn) -> float:
+def _whole_file_seconds(
+    opened: Opened, first_block: Mapping[Weight, Seen], stand_in: StandIn
+) -> float:
     """Return the seconds that a whole file takes: its numbers are written, read, and rounded,
     embedding and head too.
     """
     rows = {weight: weight.get() for weight in first_block}
-    block = sum(part.numel() for part in rows.values())
-    whole = sum(parameter.numel() for parameter in opened.model.parameters())
+    block_numbers = sum(part.numel() for part in rows.values())
+    all_numbers = sum(parameter.numel() for parameter in opened.model.parameters())
     rounding = _timed(partial(_compress, rows, first_block, stand_in))
 
     def write() -> None:
@@ -132,7 +136,7 @@ def _whole_file(opened: Opened, first_block: Mapping[Weight, Seen], stand_in: St
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
 
     # What is written is read too, which takes about as long.
-    return whole / max(1, block) * (rounding + 2 * _timed(write))
+    return all_numbers / max(1, block_numbers) * (rounding + 2 * _timed(write))
 
 
 @torch.no_grad()
@@ -142,15 +146,15 @@ def _compress(
     """Compress these rows on copies of the statistics, so that no factorisation is cached
     already; those that share an input share the copy.
     """
-    fresh: dict[int, Seen] = {}
+    copies: dict[int, Seen] = {}
     for seen in first_block.values():
         # A product with 1 is a new object of the same numbers.
-        fresh[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
+        copies[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
     for weight, part in rows.items():
-        stand_in.method.compress(part, fresh[id(first_block[weight])], stand_in.target)
+        stand_in.method.compress(part, copies[id(first_block[weight])], stand_in.target)
 
 
-def _first_block(job: Job, method: MatrixMethod) -> float:
+def _first_block_seconds(job: Job, method: MatrixMethod) -> float:
     """Return the seconds until the first block's matrices are compressed, walk and all;
     afterwards the model is what it was.
     """
