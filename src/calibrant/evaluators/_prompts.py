@@ -112,8 +112,8 @@ def put_all(rows: Iterable[Row], put: Put) -> Iterator[Item]:
 
 
 def draw_exemplars(pool: Iterable[Row], seed: int) -> list[Row]:
-    """Return all rows of a pool in an order that `seed` and their content decide: no answer comes a
-    second time before every other one has come once.
+    """Return all rows of a pool in an order that `seed` and their content decide: no answer comes
+    again before every other one has come as often.
 
     So a few examples of a set with labels show each label. Three examples are the first three of
     five.

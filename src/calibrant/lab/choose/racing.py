@@ -221,9 +221,10 @@ class Race:
             if finished.computed and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
                 self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
-            messages = [
-                f"{failure['what']}: {failure['error']}" for failure in finished.failures.values()
-            ]
+            # The study has all rounds, so these are all failures so far.
+            messages: list[str] = []
+            for failure in finished.failures.values():
+                messages.append(f"{failure['what']}: {failure['error']}")
             failures = tuple(messages)
         return failures, True
 
