@@ -195,7 +195,7 @@ def _read_class(kind: str, name: str, cls: type[Any]) -> Named:
         facts["family"] = cls.family or family_of_kind(cls.kind)
     if kind == "methods":
         facts["accepts"] = _accepted(cls)
-        facts["looks_at"] = _looks(cls)
+        facts["looks_at"] = _looked_at(cls)
     return Named(name, summary, _parameters(cls), facts, title)
 
 
@@ -234,18 +234,19 @@ def _accepted(method: type[Any]) -> str:
     return f"{most} or {last}" if most else last
 
 
-def _looks(method: type[Any]) -> str:
+def _looked_at(method: type[Any]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
     observes = method.observes
-    if isinstance(observes, property):  # parameters decide, and their defaults are meant
+    if isinstance(observes, property):
+        # Its parameters decide, so a method with the default ones is asked.
         observes = method().observes
-    looks = list[str]()
+    looked_at = list[str]()
     for statistic in observes:
         words = _BETWEEN_WORDS.sub(" ", statistic.__name__)
-        looks.append(words.lower())
+        looked_at.append(words.lower())
     if method.tries:
-        looks.append("the loss")
-    return ", ".join(looks) or "no data"
+        looked_at.append("the loss")
+    return ", ".join(looked_at) or "no data"
 
 
 def _removes(method: type[Any]) -> bool:

@@ -41,8 +41,9 @@ OptionsT = TypeVar("OptionsT")
 ResultT = TypeVar("ResultT")
 
 _COMMAND_LINE: Final = "command line"
+"""Where a field's metadata has its `OnCommandLine`."""
 SETS: Final = "sets"
-"""What completes the expression of a calibration set."""
+"""Stands in `offers` for what completes the expression of a calibration set."""
 
 
 @final
@@ -505,15 +506,15 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
     types = get_type_hints(declared, localns=_classes_in_quotes())
     parameters: list[inspect.Parameter] = []
     for declared_field in in_order(declared):
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameter_kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         if declared_field.kw_only:
-            kind = inspect.Parameter.KEYWORD_ONLY
+            parameter_kind = inspect.Parameter.KEYWORD_ONLY
         default = declared_field.default
         if default is MISSING:
             default = inspect.Parameter.empty
         annotation = types[declared_field.name]
         name = declared_field.name
-        parameter = inspect.Parameter(name, kind, default=default, annotation=annotation)
+        parameter = inspect.Parameter(name, parameter_kind, default=default, annotation=annotation)
         parameters.append(parameter)
     return inspect.Signature(parameters)
 
@@ -521,7 +522,9 @@ def signature_of(declared: type[Any]) -> inspect.Signature:
 def with_fields_of(
     declared: Callable[P, OptionsT],
 ) -> Callable[[Callable[[OptionsT], ResultT]], Callable[P, ResultT]]:
-    """Make a function of one value, whose class is `declared`, a function of its fields."""
+    """Make a function that takes one object of the class `declared` a function that takes its
+    fields.
+    """
     signature = signature_of(declared)  # pyright: ignore[reportArgumentType]  # it is a class
 
     def decorated(function: Callable[[OptionsT], ResultT]) -> Callable[P, ResultT]:
@@ -529,23 +532,24 @@ def with_fields_of(
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> ResultT:
-            for word in kwargs:
-                if word not in signature.parameters:
+            for keyword in kwargs:
+                if keyword not in signature.parameters:
                     from calibrant.spec.foreign import did_you_mean  # which help doesn't need
 
-                    meant = did_you_mean(word, signature.parameters)
-                    raise TypeError(f"{name}() has no option {word!r}{meant}")
+                    meant = did_you_mean(keyword, signature.parameters)
+                    raise TypeError(f"{name}() has no option {keyword!r}{meant}")
+            # Bound before the class is called, whose own message would name `__init__`.
             try:
                 signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{name}(): {error}") from None
             return function(declared(*args, **kwargs))
 
-        result = function.__annotations__["return"]
+        result_type = function.__annotations__["return"]
         types = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-        called.__annotations__ = {**types, "return": result}
-        whole = signature.replace(return_annotation=result)
-        called.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        called.__annotations__ = {**types, "return": result_type}
+        whole_signature = signature.replace(return_annotation=result_type)
+        called.__signature__ = whole_signature  # pyright: ignore[reportAttributeAccessIssue]
         return called
 
     return decorated

@@ -14,7 +14,7 @@ from calibrant.data import held_out
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
 from calibrant.evaluators import Subject
 from calibrant.evaluators._forgotten import Forgotten
-from calibrant.evaluators._responses import STEPS, neurons_of, pattern
+from calibrant.evaluators._responses import STEPS, pattern, projections_of
 from calibrant.evaluators._word_groups import grouped, lemma, read_list, spherical, words_of
 from calibrant.evaluators.words import Words
 from calibrant.results.items import from_bytes, outcomes_of, table_of, to_bytes
@@ -233,7 +233,7 @@ def test_labels_that_say_nothing_are_found_to_say_nothing(
     assert forgotten.dense.pattern.found > 0.3 * forgotten.dense.pattern.tested, (
         "the words themselves do"
     )
-    neurons, windows = neurons_of(dense), forgotten.dense.readings[:25]
+    neurons, windows = projections_of(dense), forgotten.dense.readings[:25]
     chance, found, any_found = np.random.default_rng(1), [], 0
     for repeat in range(8):
         readings = [
@@ -366,9 +366,9 @@ def test_what_cannot_be_read_is_refused_by_name(
     with refused(NumericsError, task.measured):
         task.measure(Subject(broken, spoken, dense))
     skipped = planted.planted()
-    neurons = neurons_of(skipped)
+    neurons = projections_of(skipped)
     monkeypatch.setattr(
-        "calibrant.evaluators.words.neurons_of", lambda model: neurons
+        "calibrant.evaluators.words.projections_of", lambda model: neurons
     )  # found before forward was replaced
     monkeypatch.setattr(
         skipped.model.layers[1].mlp, "forward", torch.zeros_like

@@ -1,6 +1,7 @@
 """Measuring a model; the list of evaluators is the list of files."""
 
-import calibrant.models  # pyright: ignore[reportUnusedImport]  # noqa: F401  # first: it imports transformers faster than the others would
+# First: it imports transformers faster than the others would.
+import calibrant.models  # pyright: ignore[reportUnusedImport]  # noqa: F401
 from calibrant.evaluators._base import Evaluator, SourceEvaluator, Subject
 from calibrant.evaluators._dense import forget_predictions, keep_predictions
 from calibrant.evaluators._explaining import Explanation, explain

@@ -40,7 +40,7 @@ class Number:
         """As short as it is exact: a whole number, or one with its decimals, else a fraction."""
         if self.value.denominator == 1:
             return str(self.value.numerator)
-        # A float is exact for so few decimals alone.
+        # Up to 12 decimals a float of usual size is written as it was.
         if self.decimals is not None and self.decimals <= 12:
             return f"{float(self.value):.{self.decimals}f}"
         return str(self.value)
@@ -56,12 +56,12 @@ def numbers(text: str) -> list[Number]:
     >>> [str(number) for number in numbers("From $1,200 to 3/4 of it, or -3.50.")]
     ['1200', '3/4', '-3.50']
     """
-    found: list[Number] = []
+    parsed: list[Number] = []
     for match in _NUMBER.finditer(text):
         number = _number(match)
         if number is not None:
-            found.append(number)
-    return found
+            parsed.append(number)
+    return parsed
 
 
 def _number(match: re.Match[str]) -> Number | None:
@@ -98,17 +98,17 @@ def same(answer: Number, gold: Number) -> bool:
     four of which it is the rounding: 0.67 is two thirds as a set has them, 0.6666666666666666. It
     isn't 0.675.
     """
-    apart = abs(answer.value - gold.value)
-    if apart == 0:
+    difference = abs(answer.value - gold.value)
+    if difference == 0:
         return True
     if answer.value.denominator == gold.value.denominator == 1:
         return False
-    if apart <= TOLERANCE * max(1, abs(gold.value)):
+    if difference <= TOLERANCE * max(1, abs(gold.value)):
         return True
     decimals = answer.decimals or 0
     if decimals < 2 or (gold.decimals or 0) <= 4:
         return False
-    return apart <= Fraction(1, 2 * 10**decimals)
+    return difference <= Fraction(1, 2 * 10**decimals)
 
 
 def concluded(text: str) -> str | None:
@@ -118,9 +118,9 @@ def concluded(text: str) -> str | None:
     matches = list(_CONCLUSION.finditer(text))
     if not matches:
         return None
-    rest = text[matches[-1].end() :].strip()
-    end = _SENTENCE_END.search(rest)
-    return rest[: end.start()] if end else rest
+    conclusion = text[matches[-1].end() :].strip()
+    end = _SENTENCE_END.search(conclusion)
+    return conclusion[: end.start()] if end else conclusion
 
 
 def read_number(text: str) -> Number | None:
@@ -146,8 +146,8 @@ def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = (
     conclusion = concluded(text)
     answer = text if conclusion is None else conclusion
     plain = normalised(answer)
-    for known in (labels, choices):
-        names = [normalised(name) for name in known]
+    for candidates in (labels, choices):
+        names = [normalised(name) for name in candidates]
         if plain and plain in names:
             return names.index(plain)
     for number, label in enumerate(labels):

@@ -174,7 +174,7 @@ def ratio(values: Sequence[float], weights: Sequence[float]) -> tuple[float, flo
     The error is that of a ratio of two sums, linearised: the residual of item i is `value - mean *
     weight`. So long documents count for what they hold, and the item, not the token, is the unit.
     """
-    # `fsum` is exact, so the order of the items doesn't matter.
+    # `fsum` rounds once, at the end, so the order of the items doesn't matter.
     total = math.fsum(weights)
     mean = math.fsum(values) / total
     count = len(values)

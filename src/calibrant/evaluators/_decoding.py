@@ -100,31 +100,36 @@ class Decoder:
         """Return what the model writes after each of these prompts."""
         prompts = [self.prompts[number] for number in batch]
         if self.remembers:
-            return self._together(prompts)
-        return [self._anew(prompt) for prompt in prompts]
+            return self._with_cache(prompts)
+        return [self._without_cache(prompt) for prompt in prompts]
 
-    def _together(self, prompts: Sequence[list[int]]) -> list[Generated]:
+    def _with_cache(self, prompts: Sequence[list[int]]) -> list[Generated]:
         width = max(map(len, prompts))
-        chosen, cache = self._read(prompts, width)
-        lacking = [width - len(prompt) for prompt in prompts]
-        shifts = torch.tensor(lacking, device=self.model.device)
+        new_tokens, cache = self._read(prompts, width)
+        left_out = [width - len(prompt) for prompt in prompts]
+        shifts = torch.tensor(left_out, device=self.model.device)
         written: list[list[int]] = [[] for _ in prompts]
-        going = list(range(len(prompts)))
+        unfinished = list(range(len(prompts)))
         while True:
-            for number, token in zip(going, chosen.tolist(), strict=True):
+            for number, token in zip(unfinished, new_tokens.tolist(), strict=True):
                 written[number].append(token)
-            rows = [row for row, number in enumerate(going) if not self._over(written[number])]
-            if not rows:
+            # Rows of the batch whose answers aren't finished.
+            remaining: list[int] = []
+            for row, number in enumerate(unfinished):
+                if not self._is_finished(written[number]):
+                    remaining.append(row)
+            if not remaining:
                 return [self._generated(ids) for ids in written]
-            if len(rows) < len(going):
+            if len(remaining) < len(unfinished):
                 # Finished answers leave the batch; what they remembered goes with them.
-                kept = torch.tensor(rows, device=chosen.device)
+                kept = torch.tensor(remaining, device=new_tokens.device)
                 cache.batch_select_indices(kept)
                 shifts = shifts[kept]
-                chosen = chosen[kept]
-                going = [going[row] for row in rows]
+                new_tokens = new_tokens[kept]
+                unfinished = [unfinished[row] for row in remaining]
             width += 1
-            chosen = self._next(self._forward(chosen[:, None], width, shifts, cache))
+            logits = self._forward(new_tokens[:, None], width, shifts, cache)
+            new_tokens = self._most_probable(logits)
 
     def _read(
         self, prompts: Sequence[list[int]], width: int
@@ -132,16 +137,17 @@ class Decoder:
         """Return the first token after each prompt, and what is remembered of them, aligned on the
         right in `width` columns.
         """
-        first: list[Tensor] = []
+        first_tokens: list[Tensor] = []
         layers: list[list[Tensor]] = []
         for row, prompt in enumerate(prompts):
-            alone = DynamicCache()
+            prompt_cache = DynamicCache()
             for layer, (keys, values) in enumerate(self._beginning):
-                alone.update(keys, values, layer)
+                prompt_cache.update(keys, values, layer)
             ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
             no_shift = torch.zeros(1, dtype=torch.long, device=ids.device)
-            first.append(self._next(self._forward(ids, len(prompt), no_shift, alone)))
-            pairs = _pairs(alone)
+            logits = self._forward(ids, len(prompt), no_shift, prompt_cache)
+            first_tokens.append(self._most_probable(logits))
+            pairs = _pairs(prompt_cache)
             if not layers:
                 layers = [[_columns(part, len(prompts), width) for part in pair] for pair in pairs]
             for aligned, pair in zip(layers, pairs, strict=True):
@@ -152,7 +158,7 @@ class Decoder:
             cache.update(pair[0], pair[1], layer)
             # The cache has a copy: two of all layers would take twice the memory.
             pair.clear()
-        return torch.cat(first), cache
+        return torch.cat(first_tokens), cache
 
     def _forward(
         self,
@@ -169,26 +175,28 @@ class Decoder:
         # What is left out has no position, and is masked; its number must only be a valid one.
         positions = (columns - shifts[:, None]).clamp(min=0)
         positions = positions[:, width - ids.shape[1] :]
-        more = accepted(self.model, position_ids=positions, logits_to_keep=1)
-        output = self.model(input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more)
+        optional = accepted(self.model, position_ids=positions, logits_to_keep=1)
+        output = self.model(
+            input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **optional
+        )
         return output.logits[:, -1]
 
-    def _anew(self, prompt: list[int]) -> Generated:
+    def _without_cache(self, prompt: list[int]) -> Generated:
         """Continue one prompt without a memory: every token is predicted from all before it, shown
         again.
         """
         written: list[int] = []
         limit = accepted(self.model, logits_to_keep=1)
         # `ended` looks at the last token, so there must be one.
-        while not written or not self._over(written):
+        while not written or not self._is_finished(written):
             ids = torch.tensor([prompt + written], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=False, **limit).logits[:, -1]
-            written.append(int(self._next(logits)))
+            written.append(int(self._most_probable(logits)))
         return self._generated(written)
 
-    def _next(self, logits: Float[Tensor, "row word"]) -> Int[Tensor, " row"]:
-        highest, chosen = logits.max(-1)
-        if not bool(highest.isfinite().all()):
+    def _most_probable(self, logits: Float[Tensor, "row word"]) -> Int[Tensor, " row"]:
+        highest_logits, chosen = logits.max(-1)
+        if not bool(highest_logits.isfinite().all()):
             raise NumericsError(
                 f"{self.measured}: the model's outputs aren't finite, "
                 f"so there is no most probable token",
@@ -196,7 +204,7 @@ class Decoder:
             )
         return chosen
 
-    def _over(self, written: Sequence[int]) -> bool:
+    def _is_finished(self, written: Sequence[int]) -> bool:
         return len(written) >= self.most or self.ended(written)
 
     def _generated(self, written: Sequence[int]) -> Generated:
@@ -227,9 +235,8 @@ def remembers(model: PreTrainedModel) -> bool:
 
 
 def common(prompts: Sequence[list[int]]) -> int:
-    """Return how many tokens all prompts begin with: as many as the first and the last in
-    alphabetical order do.
-    """
+    """Return how many tokens all prompts begin with."""
+    # As many as the first and the last in the order of their tokens have in common.
     return common_length(min(prompts), max(prompts))
 
 

@@ -34,9 +34,9 @@ from calibrant.evaluators._engines import RunByLlamaCpp
 from calibrant.evaluators._windows import ScoredWindow, predictions
 from calibrant.spec import canonical, identity
 
-SHARE: Final = 4
-"""Predictions may take one part in so many of the room for a second model, as that is when they
-are made.
+KEPT_PART: Final = 4
+"""Predictions that are kept may take a fourth of the room that there is for a second model when
+they are made.
 """
 ROOM: Final = 0.5
 """The share of the free memory that a second copy of a model may take."""
@@ -71,15 +71,15 @@ _FLOORS: Final = WeakKeyDictionary[PreTrainedModel, dict[str, "NoiseFloor | None
 
 
 def state(model: PreTrainedModel) -> list[Any]:
-    """Return where a model's numbers are and how often they were written to; a write through
-    `.data` isn't seen.
+    """Return where a model's numbers are, their types, and how often they were written to: what
+    changes when they do. A write through `.data` isn't seen.
     """
-    found: list[Any] = []
+    stamps: list[Any] = []
     for tensor in (*model.parameters(), *model.buffers()):
         # A tensor that was made in inference mode has no version.
         version = 0 if tensor.is_inference() else tensor._version
-        found.append([tensor.data_ptr(), str(tensor.dtype), version])
-    return found
+        stamps.append([tensor.data_ptr(), str(tensor.dtype), version])
+    return stamps
 
 
 def keep_predictions(model: PreTrainedModel) -> None:
@@ -103,35 +103,35 @@ def dense_predictions(
     kept = _KEPT.get(reference)
     if kept is None:
         return list(predictions(reference, batch))
-    now = state(reference)
-    if kept.state != now:
-        kept = _Kept(now)
+    state_now = state(reference)
+    if kept.state != state_now:
+        kept = _Kept(state_now)
         _KEPT[reference] = kept
-    name = identity([[window.unscored, *window.ids] for window in batch])
-    if name not in kept.logits:
+    batch_id = identity([[window.unscored, *window.ids] for window in batch])
+    if batch_id not in kept.logits:
         # Cloned, or a view would keep the logits of unscored tokens and of padding too.
         logits = [row.clone() for row in predictions(reference, batch)]
         size = sum(row.nbytes for row in logits)
-        if kept.taken + size > room(reference.device) // SHARE:
+        if kept.taken + size > room(reference.device) // KEPT_PART:
             return logits
-        kept.logits[name] = logits
+        kept.logits[batch_id] = logits
         kept.taken += size
-    return kept.logits[name]
+    return kept.logits[batch_id]
 
 
 def found_once(
     model: PreTrainedModel, evaluator: Evaluator, data: list[Any], find: Callable[[], Found]
 ) -> Found:
-    """Return what `find` finds of a dense model, without finding it again for the last evaluator of
-    its kind that asked: a study compares hundreds of models with one.
+    """Return what `find` finds of a dense model for an evaluator that reads `data`.
 
-    `data` says what is read.
+    It is kept for the last evaluator of each kind that asked, and not found again for the same
+    one: a study compares hundreds of models with one.
     """
-    question = identity([state(model), canonical(evaluator), evaluator.digest(), data])
+    finding_id = identity([state(model), canonical(evaluator), evaluator.digest(), data])
     by_kind = _FOUND.setdefault(model, {})
     kind = evaluator.spec_name()
-    if kind not in by_kind or by_kind[kind][0] != question:
-        by_kind[kind] = (question, find())
+    if kind not in by_kind or by_kind[kind][0] != finding_id:
+        by_kind[kind] = (finding_id, find())
     return by_kind[kind][1]
 
 
@@ -159,14 +159,14 @@ def noise_floor(
     """Return the floor of whatever runs `model`, whose divergence from the dense `reference` is
     measured on `windows`; None where none can be had.
     """
-    run = model if isinstance(model, RunByLlamaCpp) else reference
-    first = _first(windows)
-    shown = [[window.name, window.unscored, *window.ids] for window in first]
-    question = identity([state(run), *shown])
-    known = _FLOORS.setdefault(run, {})
-    if question not in known:
-        known[question] = _measured(run, first, compare)
-    return known[question]
+    inexact = model if isinstance(model, RunByLlamaCpp) else reference
+    floor_windows = _first(windows)
+    shown = [[window.name, window.unscored, *window.ids] for window in floor_windows]
+    floor_id = identity([state(inexact), *shown])
+    floors = _FLOORS.setdefault(inexact, {})
+    if floor_id not in floors:
+        floors[floor_id] = _measured(inexact, floor_windows, compare)
+    return floors[floor_id]
 
 
 def _first(windows: Sequence[ScoredWindow]) -> list[ScoredWindow]:
@@ -181,17 +181,17 @@ def _first(windows: Sequence[ScoredWindow]) -> list[ScoredWindow]:
 
 
 def _measured(
-    run: PreTrainedModel, windows: Sequence[ScoredWindow], compare: Compare
+    inexact: PreTrainedModel, windows: Sequence[ScoredWindow], compare: Compare
 ) -> NoiseFloor | None:
     nats = 0.0
     try:
-        exact, between = _exact(run)
+        exact, between = _exact(inexact)
         if exact is None:
             return None
         # The same numbers on the same windows, so any divergence is rounding.
         for places in by_length([len(window.ids) for window in windows], TOKENS):
-            compared = compare(run, exact, [windows[place] for place in places])
-            nats += sum(found[0] for found in compared)
+            compared = compare(inexact, exact, [windows[place] for place in places])
+            nats += sum(window_sums[0] for window_sums in compared)
     except (RuntimeError, NumericsError):
         # A model that insists on its type, or too little memory after all.
         return None
@@ -199,23 +199,23 @@ def _measured(
     return NoiseFloor(nats / tokens, tokens, between)
 
 
-def _exact(run: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
+def _exact(inexact: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
     """Return a model that computes the same numbers more exactly, and between which computations
     a difference is then.
     """
-    if isinstance(run, RunByLlamaCpp):
-        return run.in_torch(room("cpu")), "llama.cpp and torch in float32"
-    wider = WIDER.get(run.dtype)
-    on_disk = any(parameter.is_meta for parameter in run.parameters())
+    if isinstance(inexact, RunByLlamaCpp):
+        return inexact.in_torch(room("cpu")), "llama.cpp and torch in float32"
+    wider = WIDER.get(inexact.dtype)
+    on_disk = any(parameter.is_meta for parameter in inexact.parameters())
     # Metal has no float64.
-    if wider is None or on_disk or run.device.type == "mps":
+    if wider is None or on_disk or inexact.device.type == "mps":
         return None, ""
-    size = sum(parameter.numel() for parameter in run.parameters())
-    if size * wider.itemsize > room(run.device):
+    size = sum(parameter.numel() for parameter in inexact.parameters())
+    if size * wider.itemsize > room(inexact.device):
         return None, ""
-    narrow_name = str(run.dtype).removeprefix("torch.")
+    narrow_name = str(inexact.dtype).removeprefix("torch.")
     wide_name = str(wider).removeprefix("torch.")
-    exact = copy.deepcopy(run).to(wider)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    exact = copy.deepcopy(inexact).to(wider)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     return exact, f"torch in {narrow_name} and in {wide_name}"
 
 

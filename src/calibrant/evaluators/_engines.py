@@ -58,7 +58,8 @@ def opened_by_llama_cpp(ref: str) -> Opened:
         )
     tokenizer = gguf_tokenizer(path)
     digest = file_digest(path)
-    # A file that can't be opened is refused now, and not while it is measured.
+    # Opened with a context of 8 tokens: a file that can't be opened is refused now, and not while
+    # it is measured.
     LlamaModel(path, 8).close()
     engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
     return Opened(

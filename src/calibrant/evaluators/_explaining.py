@@ -28,6 +28,7 @@ BEFORE: Final = 16
 BEHIND: Final = 6
 """Tokens of a passage behind a word."""
 SOURCE: Final = "wikitext"
+"""Whose words are read where nothing is said."""
 
 
 @final
@@ -97,9 +98,9 @@ def explain(options: ExplainOptions) -> Explanation:
         tokenizer = opened.tokenizer
         unquoted = ""
     words = _words(forgotten, tokenizer)
-    shown = ("measured", "metric", "value", "stderr", "n", "unit", "facts")
-    plain = {name: getattr(score, name) for name in shown}
-    return Explanation(opened.name, dense.name, str(task), plain, words, unquoted)
+    score_fields = ("measured", "metric", "value", "stderr", "n", "unit", "facts")
+    score_values = {name: getattr(score, name) for name in score_fields}
+    return Explanation(opened.name, dense.name, str(task), score_values, words, unquoted)
 
 
 def _task(options: ExplainOptions) -> Words:
@@ -117,12 +118,11 @@ def _task(options: ExplainOptions) -> Words:
             f"{task} isn't about words; give words(source=…), or --source alone",
             subject=str(options.task),
         )
-    for name, beside in (("source", options.source), ("groups", options.groups)):
-        if beside is not None:
+    for name, given in (("source", options.source), ("groups", options.groups)):
+        if given is not None:
             raise SpecError(
-                f"{task} names its own {name}, and {beside!r} was given beside it; "
-                f"give one of both",
-                subject=beside,
+                f"{task} names its own {name}, and {given!r} was given beside it; give one of both",
+                subject=given,
             )
     return task if tokens is None else cast(Words, task.limited(tokens))
 
@@ -142,10 +142,10 @@ def _words(forgotten: Forgotten, tokenizer: PreTrainedTokenizerBase | None) -> l
             row["passages"] = _passages(forgotten, group, tokenizer)
         rows.append(row)
 
-    def place(row: dict[str, Any]) -> tuple[float, str]:
+    def order(row: dict[str, Any]) -> tuple[float, str]:
         return -row["damage"], row["word"]
 
-    return sorted(rows, key=place)
+    return sorted(rows, key=order)
 
 
 def _strongest(forgotten: Forgotten, group: int) -> list[dict[str, Any]]:
@@ -153,19 +153,24 @@ def _strongest(forgotten: Forgotten, group: int) -> list[dict[str, Any]]:
     models.
     """
     pattern = forgotten.dense.pattern.responses
-    found: list[tuple[float, int, int]] = []
+    strengths: list[tuple[float, int, int]] = []
     for block, responses in enumerate(pattern):
         sizes, neurons = responses[group].abs().topk(min(STRONGEST, responses.shape[1]))
         for size, neuron in zip(sizes.tolist(), neurons.tolist(), strict=True):
             if size > 0:
                 # Negative, so that the strongest come first and of equals the first in the model.
-                found.append((-size, block, neuron))
+                strengths.append((-size, block, neuron))
     strongest: list[dict[str, Any]] = []
-    for _, block, neuron in sorted(found)[:STRONGEST]:
+    for _, block, neuron in sorted(strengths)[:STRONGEST]:
         dense = float(pattern[block][group, neuron])
-        now = float(forgotten.shown.responses[block][group, neuron])
+        compressed = float(forgotten.shown.responses[block][group, neuron])
         strongest.append(
-            {"block": block, "neuron": neuron, "dense": round(dense, 3), "now": round(now, 3)}
+            {
+                "block": block,
+                "neuron": neuron,
+                "dense": round(dense, 3),
+                "now": round(compressed, 3),
+            }
         )
     return strongest
 

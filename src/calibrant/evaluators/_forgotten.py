@@ -49,14 +49,14 @@ class DenseWords:
     @cached_property
     def known(self) -> list[int]:
         """The groups to which any neuron responds. `DataError` if there is none."""
-        known = self.pattern.known
-        if not known:
+        groups = self.pattern.known
+        if not groups:
             raise DataError(
                 f"no neuron responds to any of {len(self.groups.names)} groups of words more than "
                 f"to shuffled ones; measure more tokens",
                 subject="groups",
             )
-        return known
+        return groups
 
     @cached_property
     def documents(self) -> dict[str, list[int]]:
@@ -70,7 +70,10 @@ class DenseWords:
     def counts(self) -> Int[Tensor, "window group"]:
         """How many words of each group a window has."""
         size = len(self.groups.names)
-        rows = [torch.bincount(labels[labels >= 0], minlength=size) for _, labels in self.readings]
+        rows: list[Tensor] = []
+        for _, labels in self.readings:
+            inside = labels[labels >= 0]
+            rows.append(torch.bincount(inside, minlength=size))
         return torch.stack(rows)
 
     def by_document(
@@ -134,7 +137,7 @@ class Forgotten:
             "items": items_of(outcomes),
         }
         raised, error = mean_of(outcomes, "raised", "tokens")
-        beside = Score(
+        raised_score = Score(
             measured=self.measured,
             metric="raised",
             value=raised,
@@ -147,8 +150,8 @@ class Forgotten:
         facts = {
             **facts,
             **self._neurons(),
-            **self._relation(self._of_documents).facts("rank_documents", self.seed),
-            **self._relation(self._of_next).facts("rank_next", self.seed),
+            **self._relation(self._document_losses).facts("rank_documents", self.seed),
+            **self._relation(self._next_losses).facts("rank_next", self.seed),
             "words": self.table(),
         }
         kept, error = mean_of(outcomes)
@@ -163,35 +166,35 @@ class Forgotten:
             chance=0.0,
             facts=facts,
         )
-        return Measurement(score, tuple(outcomes), beside=(beside,))
+        return Measurement(score, tuple(outcomes), beside=(raised_score,))
 
     def table(self) -> dict[str, list[Any]]:
         """Return what is known of each group as columns: its name, words, documents and neurons,
         what is kept of it, by how many nats a token the losses of the documents that hold it and
         of the tokens behind it rose, and the block that lost most of it.
         """
-        known = self.dense.known
+        groups = self.dense.known
         pattern = self.dense.pattern
         holding = (self.dense.by_document(self.dense.counts.double()) > 0).sum(0)
         # Of a group without responses every block is NaN; any will do, since it isn't shown.
         lost = self.lost_by_block.nan_to_num(-torch.inf).argmax(0)
-        of_documents = self._of_documents.by_token()
-        of_next = self._of_next.by_token()
+        raised_documents = self._document_losses.by_token()
+        raised_next = self._next_losses.by_token()
         return {
-            "word": [self.dense.groups.names[group] for group in known],
-            "count": [int(pattern.counts[group]) for group in known],
-            "documents": [int(holding[group]) for group in known],
-            "neurons": [int(pattern.sizes[:, group].sum()) for group in known],
-            "kept": [round(float(self.kept[group]), DIGITS) for group in known],
-            "raised_documents": [_rounded(of_documents[group]) for group in known],
-            "raised_next": [_rounded(of_next[group]) for group in known],
-            "block": [int(lost[group]) for group in known],
+            "word": [self.dense.groups.names[group] for group in groups],
+            "count": [int(pattern.counts[group]) for group in groups],
+            "documents": [int(holding[group]) for group in groups],
+            "neurons": [int(pattern.sizes[:, group].sum()) for group in groups],
+            "kept": [round(float(self.kept[group]), DIGITS) for group in groups],
+            "raised_documents": [_rounded(raised_documents[group]) for group in groups],
+            "raised_next": [_rounded(raised_next[group]) for group in groups],
+            "block": [int(lost[group]) for group in groups],
         }
 
     def _outcomes(self) -> list[Outcome]:
         dense = self.dense
         counts = dense.counts.double()
-        # A word of a group that stands n times weighs 1/n.
+        # Each group counts alike: a word of a group that stands n times weighs 1/n.
         weight = counts / counts.sum(0)
         total = dense.shown.by_window.sum(0)
         # What was lost is taken from 1, word by word, so that the dense model's own outcomes are
@@ -202,6 +205,7 @@ class Forgotten:
         words = dense.by_document(counts)[:, dense.known].sum(1)
         outcomes: list[Outcome] = []
         for number, (document, (raised, tokens)) in enumerate(self.raised_by_document.items()):
+            # A document without a word of any group says nothing of what is kept.
             if words[number]:
                 facts = {"raised": raised, "tokens": tokens, "words": int(words[number])}
                 outcome = Outcome(document, float(values[number]), float(weights[number]), facts)
@@ -216,11 +220,12 @@ class Forgotten:
         for kind, least in sorted(pattern.thresholds.items()):
             thresholds[f"{2 ** (kind - 1)} to {2**kind - 1} words"] = _rounded(least)
         dense = self.dense.shown.by_block[:, known]
-        whole = (dense / dense.sum(0)).sum(1).tolist()
-        lost = self.lost_by_block[:, known].sum(1).tolist()
+        whole_shares = (dense / dense.sum(0)).sum(1).tolist()
+        lost_shares = self.lost_by_block[:, known].sum(1).tolist()
         kept: list[float | None] = []
-        for block, share in zip(lost, whole, strict=True):
-            kept.append(_rounded(1 - block / share) if share else None)
+        for lost, whole in zip(lost_shares, whole_shares, strict=True):
+            # A block to whose neurons no group belongs has nothing to keep.
+            kept.append(_rounded(1 - lost / whole) if whole else None)
         groups = self.dense.groups
         return {
             "groups": len(known),
@@ -233,24 +238,25 @@ class Forgotten:
         }
 
     def _relation(self, losses: "_Losses") -> "Relation":
-        known = self.dense.known
+        groups = self.dense.known
         tables = (
             self.dense.by_document(self.dense.shown.by_window),
             self.dense.by_document(self.shown.by_window),
             losses.raised,
             losses.tokens,
         )
-        return Relation(*(table[:, known].numpy() for table in tables))
+        return Relation(*(table[:, groups].numpy() for table in tables))
 
     @cached_property
-    def _of_documents(self) -> "_Losses":
+    def _document_losses(self) -> "_Losses":
         """The losses of the documents that hold a group."""
         holds = (self.dense.by_document(self.dense.counts.double()) > 0).double()
+        # [document, 2]: the nats, and the tokens.
         sums = torch.tensor(list(self.raised_by_document.values()), dtype=torch.float64)
         return _Losses(holds * sums[:, :1], holds * sums[:, 1:])
 
     @cached_property
-    def _of_next(self) -> "_Losses":
+    def _next_losses(self) -> "_Losses":
         """The losses of the tokens behind a group's words."""
         raised = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
         tokens = torch.zeros(self.dense.counts.shape, dtype=torch.float64)
@@ -300,27 +306,28 @@ class Relation:
         frequency of the groups; nothing for few groups.
         """
         documents = len(self.dense)
-        every = np.ones(documents)
-        value, partial = self._correlations(every)
+        every_once = np.ones(documents)
+        value, at_equal_frequency = self._correlations(every_once)
         if value is None:
             return {}
-        chance = np.random.default_rng(seed)
-        drawn: list[float] = []
+        generator = np.random.default_rng(seed)
+        resampled: list[float] = []
         # A single document says nothing of others.
         for _ in range(RESAMPLES if documents > 1 else 0):
             # A resample of the documents: how often each was drawn.
-            weights = chance.multinomial(documents, every / documents).astype(np.float64)
-            again, _ = self._correlations(weights)
-            if again is not None:
-                drawn.append(again)
-        low = high = None
-        if drawn:
-            low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            weights = generator.multinomial(documents, every_once / documents).astype(np.float64)
+            resampled_value, _ = self._correlations(weights)
+            if resampled_value is not None:
+                resampled.append(resampled_value)
+        low: float | None = None
+        high: float | None = None
+        if resampled:
+            low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         facts: dict[str, float | None] = {
             name: value,
             f"{name}_low": low,
             f"{name}_high": high,
-            f"{name}_at_equal_frequency": partial,
+            f"{name}_at_equal_frequency": at_equal_frequency,
         }
         for key, number in facts.items():
             if number is not None:
@@ -345,42 +352,44 @@ class Relation:
     ) -> tuple[float | None, float | None]:
         """Return the rank correlation of damage and loss, and that at equal frequency."""
         damage, loss, frequency = self.columns(weights)
-        known = np.isfinite(damage) & np.isfinite(loss)
-        if known.sum() < FEWEST:
+        finite = np.isfinite(damage) & np.isfinite(loss)
+        if finite.sum() < FEWEST:
             return None, None
-        damage = ranks(damage[known])
-        loss = ranks(loss[known])
-        frequency = ranks(frequency[known])
-        partial = correlation(_without(damage, frequency), _without(loss, frequency))
-        return correlation(damage, loss), partial
+        damage = ranks(damage[finite])
+        loss = ranks(loss[finite])
+        frequency = ranks(frequency[finite])
+        # A partial rank correlation: what frequency explains of either is taken off.
+        at_equal_frequency = correlation(_without(damage, frequency), _without(loss, frequency))
+        return correlation(damage, loss), at_equal_frequency
 
 
 def ranks(values: Column) -> Column:
     """Return the rank of each value from 0 on; equal ones share the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
+    # Equal values take the ranks from `ends - counts` to `ends - 1`.
     return ((ends - counts + ends - 1) / 2)[places]
 
 
-def correlation(first: Column, second: Column) -> float | None:
+def correlation(first_column: Column, second_column: Column) -> float | None:
     """Return Pearson's correlation; None where one of the two doesn't vary."""
-    first = first - first.mean()
-    second = second - second.mean()
-    size = float(np.sqrt((first @ first) * (second @ second)))
+    first_column = first_column - first_column.mean()
+    second_column = second_column - second_column.mean()
+    size = float(np.sqrt((first_column @ first_column) * (second_column @ second_column)))
     # Of constant ranks rounding leaves a little more than zero.
-    if size > 1e-12 * len(first):
-        return float(first @ second) / size
+    if size > 1e-12 * len(first_column):
+        return float(first_column @ second_column) / size
     return None
 
 
-def _without(values: Column, other: Column) -> Column:
+def _without(values: Column, removed: Column) -> Column:
     """Return what is left of ranks once their straight line over others is taken off."""
     centred = values - values.mean()
-    other = other - other.mean()
-    size = float(other @ other)
+    removed = removed - removed.mean()
+    size = float(removed @ removed)
     if size == 0:
         return centred
-    return centred - other * float(other @ values) / size
+    return centred - removed * float(removed @ values) / size
 
 
 def _rounded(value: float) -> float | None:

@@ -104,13 +104,14 @@ class Answering:
         # The harness's `LM` reads it.
         self._device = pretrained.device
         self._length = max_length
-        self._adds = add_bos_token
+        self._adds_start = add_bos_token
         self._prefix = prefix_token_id
-        self._budget = tokens_per_pass or TOKENS_PER_PASS
+        self._tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS
         self._progress = progress
         self._measured = measured
         self._journal = Journal() if journal is None else journal
-        self._last: tuple[str | None, list[int]] = (None, [])
+        # The text of the last context, and its tokens.
+        self._last_context: tuple[str | None, list[int]] = (None, [])
 
     @property
     def max_length(self) -> int:
@@ -166,13 +167,13 @@ class Answering:
         """
         if chat_template is False or chat_template is None:
             return None
-        known = self.tokenizer.chat_template
-        if known and not isinstance(known, dict):
-            return known
+        templates = self.tokenizer.chat_template
+        if templates and not isinstance(templates, dict):
+            return templates
         name = chat_template if isinstance(chat_template, str) else "default"
-        if known and name in known:
-            return known[name]
-        names = f"only {', '.join(known)}" if known else "none"
+        if templates and name in templates:
+            return templates[name]
+        names = f"only {', '.join(templates)}" if templates else "none"
         raise SpecError(
             f"there is no chat template {name!r}: "
             f"the tokenizer {self.tokenizer_name!r} has {names}",
@@ -192,8 +193,8 @@ class Answering:
         try:
             return templated(self.tokenizer, chat_history, **options)
         except DataError:
-            users = [turn for turn in chat_history if turn["role"] != "system"]
-            return templated(self.tokenizer, users, **options)
+            without_system = [turn for turn in chat_history if turn["role"] != "system"]
+            return templated(self.tokenizer, without_system, **options)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Return the ids of a text, with what the tokenizer puts around it unless the text
@@ -202,7 +203,7 @@ class Answering:
         if add_special_tokens is not None:
             return self._ids(string, add_special_tokens)
         start = str(self.tokenizer.decode(self.prefix_token_id))
-        return self._ids(string, False if string.startswith(start) else self._adds)
+        return self._ids(string, False if string.startswith(start) else self._adds_start)
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -213,7 +214,7 @@ class Answering:
         wanted: list[Request] = []
         for request in requests:
             context, continuation = self.pair(*request.args)
-            wanted.append(self._cut(context, continuation))
+            wanted.append(self._fitted_request(context, continuation))
         return [(-scored.nats, scored.greedy) for scored in self._scored(wanted)]
 
     def loglikelihood_rolling(
@@ -228,21 +229,26 @@ class Answering:
             before = len(windows)
             windows += self._windows(self.tok_encode(request.args[0]))
             counts.append(len(windows) - before)
-        scored = iter(self._scored(windows))
-        return [-sum(next(scored).nats for _ in range(count)) for count in counts]
+        scored = self._scored(windows)
+        likelihoods: list[float] = []
+        begin = 0
+        for count in counts:
+            likelihoods.append(-sum(window.nats for window in scored[begin : begin + count]))
+            begin += count
+        return likelihoods
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return what greedy decoding gives after each prompt, up to the first text that ends
         it. `SpecError` for sampling.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        distinct: dict[Ending, dict[str, _Prompt]] = {}
+        by_ending: dict[Ending, dict[str, _Prompt]] = {}
         for prompt in prompts:
-            distinct.setdefault(prompt.ending, {})[prompt.name] = prompt
+            by_ending.setdefault(prompt.ending, {})[prompt.name] = prompt
         names = {prompt.name for prompt in prompts}
-        known = sum(name in self._journal for name in names)
-        steps = Steps(self._progress, "generating", len(names), known)
-        for ending, by_name in distinct.items():
+        done = sum(name in self._journal for name in names)
+        steps = Steps(self._progress, "generating", len(names), done)
+        for ending, by_name in by_ending.items():
             alike = list(by_name.values())
             ids = [prompt.ids for prompt in alike]
             ended = self._ended(ending)
@@ -271,9 +277,9 @@ class Answering:
         bare = context.rstrip()
         whole = self.tok_encode(context + continuation)
         # The choices of an item follow one another, so its context is tokenized once.
-        if bare != self._last[0]:
-            self._last = (bare, self.tok_encode(bare))
-        before = self._last[1]
+        if bare != self._last_context[0]:
+            self._last_context = (bare, self.tok_encode(bare))
+        before = self._last_context[1]
         return before, whole[len(before) :]
 
     def _ids(self, text: str, special: bool | None) -> list[int]:
@@ -281,7 +287,7 @@ class Answering:
             return list(self.tokenizer.encode(text, verbose=False))
         return list(self.tokenizer.encode(text, verbose=False, add_special_tokens=special))
 
-    def _cut(self, context: list[int], continuation: list[int]) -> Request:
+    def _fitted_request(self, context: list[int], continuation: list[int]) -> Request:
         """Return a request with as much of the context as there is room for; the last token is
         predicted and not shown.
         """
@@ -314,7 +320,7 @@ class Answering:
             distinct,
             self._journal,
             steps=Steps(self._progress, "scoring", len(distinct)),
-            tokens_per_pass=self._budget,
+            tokens_per_pass=self._tokens_per_pass,
             measured=self._measured,
         )
         return [scored[name][0] for name in names]
@@ -363,8 +369,8 @@ class Answering:
         """Return a prompt, its beginning cut off where there would be no room for the answer."""
         ending = self._ending(options)
         start = self.tokenizer.bos_token
-        written = bool(start) and text.startswith(str(start))
-        ids = self._ids(text, False if written else self._adds) or [self.prefix_token_id]
+        has_start = bool(start) and text.startswith(str(start))
+        ids = self._ids(text, False if has_start else self._adds_start) or [self.prefix_token_id]
         shown = tuple(ids[-(self.max_length - ending.room) :])
         return _Prompt(_name("generate", shown, ending.until, ending.room), shown, ending)
 
@@ -374,18 +380,21 @@ class Answering:
         """
         generation = getattr(self.model, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
-        ends: set[Any] = {self.eot_token_id}
-        ends.update(configured if isinstance(configured, list) else [configured])
+        end_ids: set[Any] = {self.eot_token_id}
+        end_ids.update(configured if isinstance(configured, list) else [configured])
         # A text can be written in other tokens than the tokenizer's, so two more are looked at, as
         # the harness does.
         sizes = {text: len(self._ids(text, False)) + 2 for text in ending.until}
-        return partial(self._is_whole, ends, sizes)
+        return partial(self._is_whole, end_ids, sizes)
 
-    def _is_whole(self, ends: set[Any], sizes: Mapping[str, int], ids: Sequence[int]) -> bool:
-        if ids[-1] in ends:
+    def _is_whole(self, end_ids: set[Any], sizes: Mapping[str, int], ids: Sequence[int]) -> bool:
+        if ids[-1] in end_ids:
             return True
-        decode = self.tokenizer.decode
-        return any(text in str(decode(list(ids[-size:]))) for text, size in sizes.items())
+        for text, size in sizes.items():
+            last = list(ids[-size:])
+            if text in str(self.tokenizer.decode(last)):
+                return True
+        return False
 
     def _text(self, tokens: list[int], ending: Ending) -> str:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))

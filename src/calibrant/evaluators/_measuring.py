@@ -37,9 +37,9 @@ evaluators = Registry("calibrant.evaluators", "task")
 
 TOKENS: Final = 2048
 """Tokens of the largest batch that a measure runs at once, unless a single window has more."""
-WIDE: Final = 12
-"""Bytes that a logit takes beside itself where its log-softmax is taken: three copies in
-float32, of one window at a time.
+SOFTMAX_BYTES: Final = 12
+"""Bytes that the log-softmax of a logit takes: three copies in float32. They are made of one
+window at a time.
 """
 
 
@@ -74,7 +74,7 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
     chosen: list[Evaluator] = [evaluators.build(task) for task in tasks]
     chosen = within_budget(chosen, options.limit, options.tokens)
     check_engine(options.engine, chosen)
-    leaked, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
+    leak_counts, manifest = refuse_leaks(options.model, chosen, options.allow_leak)
     promised = in_bytes(options.memory)
     compares = any(task.compares for task in chosen)
     dense_name = None
@@ -88,11 +88,12 @@ def evaluate(options: EvaluateOptions) -> list[Measurement]:
         check_kept(promised, opened)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured: list[Measurement] = []
-    for task, journal, rows in zip(chosen, journals, leaked, strict=True):
+    # No journal goes before all tasks are done, so that a call that is killed goes on from there.
+    for task, journal, leak_count in zip(chosen, journals, leak_counts, strict=True):
         dense_model = None if dense is None else dense.model
         measurement = timed(task, opened, options.progress, dense_model, journal)
-        if rows:
-            provenance = {**measurement.provenance, "leaked": rows.count}
+        if leak_count:
+            provenance = {**measurement.provenance, "leaked": leak_count.count}
             measurement = replace(measurement, provenance=provenance)
         measured.append(measurement)
     for journal in journals:
@@ -140,9 +141,9 @@ def left_on_disk(
     them isn't a folder of plain safetensors. Raises `SpecError` where the promise can't be kept:
     for tasks that look into the whole model, and for less memory than is taken with blocks on disk.
     """
-    windows = [getattr(task, "length", TOKENS) for task in tasks]
-    tokens = max([TOKENS, *windows])
-    longest = max(windows, default=tokens)
+    lengths = [getattr(task, "length", TOKENS) for task in tasks]
+    tokens = max([TOKENS, *lengths])
+    longest = max(lengths, default=tokens)
     needs: list[Needs] = []
     logits = 0
     for model in models:
@@ -151,7 +152,7 @@ def left_on_disk(
             return False
         needs.append(Needs.of(view, tokens, kind))
         vocabulary = view.model.config.get_text_config(decoder=True).vocab_size
-        logits += vocabulary * (tokens * kind.itemsize + longest * WIDE)
+        logits += vocabulary * (tokens * kind.itemsize + longest * SOFTMAX_BYTES)
     # All models are held, and one runs after the other. All that is shown at once is one batch, so
     # none goes on beside others that wait.
     together = replace(
@@ -166,21 +167,21 @@ def left_on_disk(
     taken = together.in_memory("arrival")
     if taken <= promised:
         return False
-    about = (
+    demand = (
         f"measuring {models[0]} takes about {taken / 1e9:.1f} GB, "
         f"and memory is {promised / 1e9:.1f}"
     )
     for task in tasks:
         if task.looks_inside:
             raise SpecError(
-                f"{about}; blocks can't be left on disk, since {task} looks into the whole model; "
+                f"{demand}; blocks can't be left on disk, since {task} looks into the whole model; "
                 f"allow more memory",
                 subject=models[0],
             )
     least = together.on_disk("arrival")
     if least > promised:
         raise SpecError(
-            f"{about}; with its blocks on disk it takes about {least / 1e9:.1f} GB; allow so much",
+            f"{demand}; with its blocks on disk it takes about {least / 1e9:.1f} GB; allow so much",
             subject=models[0],
         )
     return True
@@ -204,7 +205,7 @@ def within_budget(
                 f"use --limit for the number of items",
                 subject="tokens",
             )
-        chosen = [new or task for new, task in zip(budgeted, chosen, strict=True)]
+        chosen = [limited or task for limited, task in zip(budgeted, chosen, strict=True)]
     return chosen
 
 
@@ -244,11 +245,11 @@ def _counted(task: Evaluator, score: Score) -> Score:
     """Return the score with how many rows it is over and how many the source has in all its
     parts, unless the task itself says so.
     """
-    known: dict[str, Any] = {"rows": score.n}
+    row_facts: dict[str, Any] = {"rows": score.n}
     source = task.reads()
     if isinstance(source, StoredSource):
-        known["rows_of"] = source.size()
-    return replace(score, facts={**known, **score.facts})
+        row_facts["rows_of"] = source.size()
+    return replace(score, facts={**row_facts, **score.facts})
 
 
 def _name(opened: Opened) -> str:
@@ -264,12 +265,12 @@ def refuse_leaks(
     """
     folder = str(manifest_folder(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
-    leaked = [calibrated_on(manifest, folder, task) for task in tasks]
+    leak_counts = [calibrated_on(manifest, folder, task) for task in tasks]
     if not allow_leak:
-        for task, rows in zip(tasks, leaked, strict=True):
-            if rows:
-                raise _leak_error(folder, str(task), rows.count, f" ({rows})")
-    return leaked, manifest
+        for task, leak_count in zip(tasks, leak_counts, strict=True):
+            if leak_count:
+                raise _leak_error(folder, str(task), leak_count.count, f" ({leak_count})")
+    return leak_counts, manifest
 
 
 def reference_of(
@@ -313,11 +314,11 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     """
     # A journal belongs to all that its scores depend on.
     compared = reference.digest if reference and task.compares else ""
-    about = [opened.digest, canonical(task), str(opened.dtype), compared]
+    parts = [opened.digest, canonical(task), str(opened.dtype), compared]
     digest = task.digest()
     if digest:
-        about.append(digest)
-    return Journal(cache_folder() / "journals.sqlite", identity(about))
+        parts.append(digest)
+    return Journal(cache_folder() / "journals.sqlite", identity(parts))
 
 
 def leaks(
@@ -330,31 +331,31 @@ def leaks(
     is looked at, whatever the draw.
     """
     files: dict[str, set[UserFile]] = {}
-    for chosen in sets:
-        behind = files.setdefault(str(chosen), set())
-        for part in chosen.parts:
-            behind.update(files_behind(part.source))
-    every = set[UserFile]().union(*files.values())
+    for data in sets:
+        own_files = files.setdefault(str(data), set())
+        for part in data.parts:
+            own_files.update(files_behind(part.source))
+    all_files = set[UserFile]().union(*files.values())
     by_name = {str(evaluator): evaluator for evaluator in evaluators}
     counts: dict[str, dict[UserFile, int]] = {}
     # What is measured is read only where there is a file to look for.
-    if every:
+    if all_files:
         for name, evaluator in by_name.items():
             measured = list(evaluator.rows())
-            counts[name] = {file: _leaking(file, measured) for file in every}
+            counts[name] = {file: _count_leaked(file, measured) for file in all_files}
     leaked: dict[str, dict[str, int]] = {}
-    for chosen, behind in files.items():
+    for data, own_files in files.items():
         for name, by_file in counts.items():
-            count = sum(by_file[file] for file in behind)
+            count = sum(by_file[file] for file in own_files)
             if count:
-                leaked.setdefault(chosen, {})[name] = count
+                leaked.setdefault(data, {})[name] = count
     return leaked
 
 
-def _leaking(file: UserFile, measured: Sequence[Row]) -> int:
+def _count_leaked(file: UserFile, measured: Sequence[Row]) -> int:
     """Return how many rows of a user's file are measured too."""
-    found = find_leaks(file.part("calibrate").rows, measured)
-    return len({leak.row for leak in found if serious(leak)})
+    leaked = find_leaks(file.part("calibrate").rows, measured)
+    return len({leak.row for leak in leaked if serious(leak)})
 
 
 def refuse(leaked_rows: Mapping[str, Mapping[str, int]]) -> None:

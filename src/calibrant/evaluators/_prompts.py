@@ -47,11 +47,11 @@ STYLES: Final = ("cloze", "letters")
 BETWEEN: Final = "\n\n"
 
 _NUMBER: Final = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
-_WITHIN: Final = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?![\w])", re.ASCII)
+_NUMBER_IN_TEXT: Final = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?![\w])", re.ASCII)
 _LONGEST: Final = 18
 """Digits of a number; a longer one is a name."""
-_FIRST: Final = 8
-"""Numbers of a question that are combined."""
+_MOST_COMBINED: Final = 8
+"""Numbers of a question that are combined with one another: its first ones."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +112,22 @@ def put_all(rows: Iterable[Row], put: Put) -> Iterator[Item]:
 
 
 def draw_exemplars(pool: Iterable[Row], seed: int) -> list[Row]:
-    """Return all rows of a pool in an order that `seed` and their content decide: no answer a
-    second time before every other one came as often.
+    """Return all rows of a pool in an order that `seed` and their content decide: no answer comes
+    again before every other one has come as often.
 
-    So a few examples of a set with labels show each label, and more of them go on where fewer end.
+    So a few examples of a set with labels show each label. Three examples are the first three of
+    five.
     """
 
-    def place(row: Row) -> str:
+    def order(row: Row) -> str:
         return by_hash(str(seed), row.key)
 
-    rows = sorted(pool, key=place)
-    seen: dict[str | None, int] = {}
+    rows = sorted(pool, key=order)
+    times_shown: dict[str | None, int] = {}
     rounds: dict[int, list[Row]] = {}
     for row in rows:
-        number = seen.get(row.answer, 0)
-        seen[row.answer] = number + 1
+        number = times_shown.get(row.answer, 0)
+        times_shown[row.answer] = number + 1
         rounds.setdefault(number, []).append(row)
     return list(itertools.chain.from_iterable(rounds.values()))
 
@@ -145,12 +146,12 @@ class TokenizedTexts:
         """Tokenize texts that will be asked for, all at once: the tokenizer then uses every
         core.
         """
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if new:
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if unknown:
             encoded = self._tokenizer(
-                new, add_special_tokens=False, return_attention_mask=False, verbose=False
+                unknown, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]
-            self._known.update(zip(new, map(tuple, encoded), strict=True))
+            self._known.update(zip(unknown, map(tuple, encoded), strict=True))
 
     def request(self, context: str, continuation: str) -> Request:
         """Return what is shown and what is scored, behind the start token where the tokenizer
@@ -181,7 +182,7 @@ def _cloze(row: Row) -> Item | None:
     gold = _gold(row)
     if gold is None:
         return None
-    return _behind(replace(row, labels=()), row.choices, gold, row.name)
+    return _item_after_question(replace(row, labels=()), row.choices, gold, row.name)
 
 
 def _letters(row: Row) -> Item | None:
@@ -189,10 +190,10 @@ def _letters(row: Row) -> Item | None:
     if gold is None:
         return None
     listed = replace(row, labels=row.labels or lettered(row.choices))
-    return _behind(listed, listed.labels, gold, row.name)
+    return _item_after_question(listed, listed.labels, gold, row.name)
 
 
-def _behind(row: Row, answers: Sequence[str], gold: int, name: str) -> Item:
+def _item_after_question(row: Row, answers: Sequence[str], gold: int, name: str) -> Item:
     """Return an item with each of the answers behind the question."""
     return _item(name, question_text(row), answers, row.frame[1], gold)
 
@@ -205,10 +206,10 @@ def _item(name: str, context: str, answers: Sequence[str], bare: str, gold: int)
 def _gap(row: Row) -> Item | None:
     gold = _gold(row)
     before, gap, after = row.need("question").partition("_")
-    rest = after.rstrip()
-    if gold is None or not gap or not rest:
+    scored = after.rstrip()
+    if gold is None or not gap or not scored:
         return None
-    options = [Option(before + choice, rest, choice, _bytes(rest)) for choice in row.choices]
+    options = [Option(before + choice, scored, choice, _bytes(scored)) for choice in row.choices]
     return Item(row.name, tuple(options), gold)
 
 
@@ -224,18 +225,18 @@ def _number(row: Row) -> Item | None:
         return None
     answer = row.need("answer")
 
-    def place(text: str) -> str:
+    def order(text: str) -> str:
         return by_hash(f"place {row.key}", text)
 
-    answers = sorted([answer, *wrong_numbers(row.question, answer, row.key)], key=place)
-    item = _behind(row, answers, answers.index(answer), row.name)
+    answers = sorted([answer, *wrong_numbers(row.question, answer, row.key)], key=order)
+    item = _item_after_question(row, answers, answers.index(answer), row.name)
     return replace(item, solution=row.rationale)
 
 
 def _free(row: Row) -> Item | None:
     if row.question is None or not (row.answer or "").strip():
         return None
-    item = _behind(row, [row.need("answer").strip()], 0, row.name)
+    item = _item_after_question(row, [row.need("answer").strip()], 0, row.name)
     return replace(item, solution=row.rationale)
 
 
@@ -249,8 +250,8 @@ def is_number(text: str) -> bool:
 
 
 def by_hash(key: str, text: str) -> str:
-    """Return where `text` stands among others that belong to `key`: an order that says nothing
-    about them.
+    """Return what `text` is sorted by among others that belong to `key`: a hash, so that the order
+    says nothing about them.
     """
     return hashlib.sha256(f"{key} {text}".encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -260,6 +261,7 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
     value = Decimal(answer)
     decimals = len(answer.partition(".")[2])
     numbers = list(dict.fromkeys(_numbers(question)))
+    # A model that only copies would prefer a number of the question.
     excluded = [value]
     if value not in numbers:
         excluded += numbers
@@ -273,17 +275,17 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
         too_large = abs(candidate) > 10 * max(abs(value), 1)
         return not too_small and not too_large
 
-    def place(text: str) -> str:
+    def order(text: str) -> str:
         return by_hash(key, text)
 
     chosen: list[str] = []
     # Shared by the kinds: what one of them tried, the next doesn't try again.
-    rest = _further(value)
+    substitutes = _further(value)
     for kind in (_near(value), _slips(answer, value), _operations(numbers)):
-        fitting = [_as(candidate, decimals) for candidate in kind if passes(candidate)]
+        fitting = [_with_decimals(candidate, decimals) for candidate in kind if passes(candidate)]
         if not fitting:
-            fitting = [_as(next(filter(passes, rest)), decimals)]
-        wrong = min(fitting, key=place)
+            fitting = [_with_decimals(next(filter(passes, substitutes)), decimals)]
+        wrong = min(fitting, key=order)
         chosen.append(wrong)
         excluded.append(Decimal(wrong))
     return chosen[0], chosen[1], chosen[2]
@@ -311,7 +313,7 @@ def _slips(answer: str, value: Decimal) -> Iterator[Decimal]:
 
 
 def _operations(numbers: Sequence[Decimal]) -> Iterator[Decimal]:
-    for first, second in itertools.combinations(numbers[:_FIRST], 2):
+    for first, second in itertools.combinations(numbers[:_MOST_COMBINED], 2):
         yield first + second
         yield abs(first - second)
         yield first * second
@@ -319,11 +321,11 @@ def _operations(numbers: Sequence[Decimal]) -> Iterator[Decimal]:
 
 def _numbers(question: str) -> Iterator[Decimal]:
     """Yield the numbers of a question that are written in digits."""
-    for digits in _WITHIN.findall(question):
+    for digits in _NUMBER_IN_TEXT.findall(question):
         if len(digits) <= _LONGEST:
             yield Decimal(digits.replace(",", ""))
 
 
-def _as(number: Decimal, decimals: int) -> str:
+def _with_decimals(number: Decimal, decimals: int) -> str:
     """Return a number with that many decimals."""
     return f"{number:.{decimals}f}"

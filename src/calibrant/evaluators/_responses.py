@@ -51,7 +51,7 @@ HIGHEST: Final = 400
 
 Reading = tuple[WindowWords, Int[Tensor, " word"]]
 """A window with the group of each of its words, -1 for one in none."""
-Hear = Callable[[int, Float[Tensor, "word neuron"]], None]
+OnNeurons = Callable[[int, Float[Tensor, "word neuron"]], None]
 """Is given the number of a block and what each of its neurons is at each word of a window, less
 its mean over the window's words.
 """
@@ -63,8 +63,9 @@ class Pattern:
     """How the dense model's neurons respond to groups of words, as far as that is real.
 
     `responses` are in standard deviations, zero where they aren't real, by block `[group, neuron]`.
-    `deviations` are those of the neurons. `tested` and `found` say how many responses were, and
-    `thresholds` from which |z| on, by the class of a group's size.
+    `deviations` are those of the neurons. `tested` is how many responses were tested, and `found`
+    how many of them are real. `thresholds` says from which |z| on they are, by the class of a
+    group's size.
     """
 
     counts: Int[Tensor, " group"]
@@ -105,9 +106,10 @@ class Pattern:
 class Shown:
     """What a model showed of a dense model's pattern.
 
-    `by_block` is Σ c·c' by block and group, and `by_window` its sum over the words of each window,
-    of a group's words together; `nats` are those of the scored tokens, window by window.
-    `responses` are those of all neurons, by block `[group, neuron]`, where somebody wants them.
+    `by_block` is Σ c·c' by block and group. `by_window` is a like sum by window and group, over the
+    group's words in the window and all blocks, where c' is a single word's. `nats` are those of the
+    scored tokens, window by window. `responses` are those of all neurons, by block
+    `[group, neuron]`, where somebody wants them.
     """
 
     by_block: Float[Tensor, "block group"]
@@ -116,17 +118,17 @@ class Shown:
     responses: tuple[Float[Tensor, "group _"], ...] = ()
 
 
-def neurons_of(model: PreTrainedModel) -> tuple[Weight, ...]:
+def projections_of(model: PreTrainedModel) -> tuple[Weight, ...]:
     """Return the matrix of each block whose inputs are its neurons, `[hidden, neuron]`.
 
     Raises `ModelError`, by name, for a model whose feed-forward networks can't be read: experts,
     whose neurons only some tokens reach; a block with none or with several; one that isn't
     understood.
     """
-    seen = view(model)
-    hidden = Stream.of(seen).hidden
-    neurons: list[Weight] = []
-    for block in seen.blocks:
+    model_view = view(model)
+    hidden = Stream.of(model_view).hidden
+    projections: list[Weight] = []
+    for block in model_view.blocks:
         matrices = [unit.down for unit in hidden if unit.block == block.index]
         if any(matrix.expert is not None for matrix in matrices):
             raise ModelError(
@@ -135,17 +137,17 @@ def neurons_of(model: PreTrainedModel) -> tuple[Weight, ...]:
                 subject=block.name,
             )
         if len(matrices) != 1:
-            found = "no feed-forward network that can be read"
+            found_text = "no feed-forward network that can be read"
             if matrices:
                 names = ", ".join(matrix.name for matrix in matrices)
-                found = f"{len(matrices)} feed-forward networks ({names})"
+                found_text = f"{len(matrices)} feed-forward networks ({names})"
             raise ModelError(
-                f"{block.name} of a {type(model).__name__} has {found}; "
+                f"{block.name} of a {type(model).__name__} has {found_text}; "
                 f"words reads blocks with exactly one",
                 subject=block.name,
             )
-        neurons += matrices
-    return tuple(neurons)
+        projections += matrices
+    return tuple(projections)
 
 
 def check_alike(ours: Sequence[int], theirs: Sequence[int]) -> None:
@@ -163,7 +165,7 @@ def check_alike(ours: Sequence[int], theirs: Sequence[int]) -> None:
 
 def pattern(
     model: PreTrainedModel,
-    neurons: Sequence[Weight],
+    projections: Sequence[Weight],
     readings: Sequence[Reading],
     groups: Groups,
     shuffles: int,
@@ -174,47 +176,47 @@ def pattern(
     """Find the responses of a dense model's neurons; `shuffles` times the words of each window
     change places, by `seed`.
     """
-    chance = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     size = len(groups.names)
-    real = _GroupSums(size, neurons)
-    shuffled = [_GroupSums(size, neurons) for _ in range(shuffles)]
+    real = _GroupSums(size, projections)
+    shuffled = [_GroupSums(size, projections) for _ in range(shuffles)]
 
-    def hear(labels: Sequence[Tensor], block: int, rows: Tensor) -> None:
+    def on_neurons(labels: Sequence[Tensor], block: int, rows: Tensor) -> None:
         for sums, order in zip((real, *shuffled), labels, strict=True):
             sums.add(block, rows, order)
 
-    for number, (window, labels) in enumerate(readings, start=1):
+    for number, (window_words, labels) in enumerate(readings, start=1):
         # The labels as they are, and a shuffle for each of the sums by chance.
         orders = [labels]
         for _ in shuffled:
-            places = chance.permutation(len(labels))
+            places = generator.permutation(len(labels))
             orders.append(labels[torch.from_numpy(places)])
-        _read(model, neurons, window, partial(hear, orders), measured)
+        _read(model, projections, window_words, partial(on_neurons, orders), measured)
         progress("finding neurons", number, len(readings))
-    counts, spread, freedom = _counted([labels for _, labels in readings], size)
+    counts, variances, freedom = _counted([labels for _, labels in readings], size)
     deviations = [(squares / freedom).sqrt() for squares in real.squares]
     # Groups of 2ⁿ⁻¹ to 2ⁿ - 1 words are a class.
     classes = [int(count).bit_length() for count in counts]
     thresholds, tested = _thresholds(
-        _scores(real, deviations, spread),
-        [_scores(sums, deviations, spread) for sums in shuffled],
+        _scores(real, deviations, variances),
+        [_scores(sums, deviations, variances) for sums in shuffled],
         classes,
     )
     least = torch.tensor([thresholds[kind] for kind in classes], dtype=torch.float64)
     responses: list[Tensor] = []
-    for block, scores in enumerate(_scores(real, deviations, spread)):
+    for block, scores in enumerate(_scores(real, deviations, variances)):
         sums = real.sums[block]
         # A response that isn't real counts as zero, so that a pattern can be compared as a whole.
         kept = scores.abs() >= least.to(scores)[:, None]
         means = sums / counts.to(sums)[:, None]
         responses.append((_per(means, deviations[block]) * kept).float())
-    found = sum(int((block != 0).sum()) for block in responses)
-    return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, found)
+    real_count = sum(int((block != 0).sum()) for block in responses)
+    return Pattern(counts, tuple(responses), tuple(deviations), thresholds, tested, real_count)
 
 
 def shown(
     model: PreTrainedModel,
-    neurons: Sequence[Weight],
+    projections: Sequence[Weight],
     readings: Sequence[Reading],
     dense: Pattern,
     measured: str,
@@ -224,11 +226,11 @@ def shown(
     """Read the windows with a model, and return what it shows of a pattern; `whole` keeps the
     responses of all neurons.
     """
-    sums = _GroupSums(len(dense.counts), neurons)
+    sums = _GroupSums(len(dense.counts), projections)
     by_window = torch.zeros(len(readings), len(dense.counts), dtype=torch.float64)
     nats: list[Tensor] = []
 
-    def hear(labels: Tensor, matched: Tensor, block: int, rows: Tensor) -> None:
+    def on_neurons(labels: Tensor, matched: Tensor, block: int, rows: Tensor) -> None:
         sums.add(block, rows, labels)
         inside = (labels >= 0).nonzero().flatten()
         groups = labels[inside]
@@ -236,9 +238,11 @@ def shown(
         expected = dense.responses[block][groups.to(rows.device)]
         matched.index_add_(0, groups, (expected * scaled).sum(1).double().cpu())
 
-    for number, (window, labels) in enumerate(readings, start=1):
+    for number, (window_words, labels) in enumerate(readings, start=1):
         matched = by_window[number - 1]
-        nats.append(_read(model, neurons, window, partial(hear, labels, matched), measured))
+        nats.append(
+            _read(model, projections, window_words, partial(on_neurons, labels, matched), measured)
+        )
         progress("reading words", number, len(readings))
     by_block: list[Tensor] = []
     responses: list[Tensor] = []
@@ -253,21 +257,22 @@ def shown(
 @torch.no_grad()
 def _read(
     model: PreTrainedModel,
-    neurons: Sequence[Weight],
-    window: WindowWords,
-    hear: Hear,
+    projections: Sequence[Weight],
+    window_words: WindowWords,
+    on_neurons: OnNeurons,
     measured: str,
 ) -> Float[Tensor, " scored"]:
-    """Run a window once: `hear` is given each block's neurons at its words. Return the nats of
-    each scored token, in float64, on the CPU.
+    """Run a window once, and give `on_neurons` each block's neurons at its words.
+
+    Return the nats of each scored token, in float64, on the CPU.
 
     Raises `ModelError` where the neurons can't be matched with tokens, `NumericsError` for outputs
     that aren't finite.
     """
-    places = torch.tensor(window.places, dtype=torch.long)
-    with _listening(neurons, places, len(window.window.ids), hear):
-        (logits,) = predictions(model, [window.window])
-    nats = nats_by_token(torch.tensor(window.window.targets), logits).cpu()
+    places = torch.tensor(window_words.places, dtype=torch.long)
+    with _listening(projections, places, len(window_words.window.ids), on_neurons):
+        (logits,) = predictions(model, [window_words.window])
+    nats = nats_by_token(torch.tensor(window_words.window.targets), logits).cpu()
     if not bool(nats.isfinite().all()):
         raise NumericsError(
             f"the words of {measured} can't be measured: the model's outputs aren't finite",
@@ -278,9 +283,9 @@ def _read(
 
 @contextmanager
 def _listening(
-    neurons: Sequence[Weight], places: Int[Tensor, " word"], tokens: int, hear: Hear
+    projections: Sequence[Weight], places: Int[Tensor, " word"], tokens: int, on_neurons: OnNeurons
 ) -> Iterator[None]:
-    """Give `hear`, while it lasts, what arrives at each of the matrices."""
+    """Give `on_neurons`, while it lasts, what arrives at each of the matrices."""
     called: set[int] = set()
 
     def arrive(number: int, module: Any, args: tuple[Any, ...]) -> None:
@@ -289,22 +294,22 @@ def _listening(
         if number in called or count != tokens:
             again = "a second time " if number in called else ""
             raise ModelError(
-                f"{neurons[number].name} is called {again}with {count} rows where the forward has "
-                f"{tokens} tokens, so its neurons can't be matched with words",
-                subject=neurons[number].name,
+                f"{projections[number].name} is called {again}with {count} rows where the forward "
+                f"has {tokens} tokens, so its neurons can't be matched with words",
+                subject=projections[number].name,
             )
         called.add(number)
         rows = inputs.reshape(tokens, -1)[places.to(inputs.device)].to(_precision(inputs.device))
         # The mean of no rows would be NaN.
         if len(rows):
             rows = rows - rows.mean(0, keepdim=True)
-        hear(number, rows)
+        on_neurons(number, rows)
 
     with ExitStack() as hooks:
-        for number, weight in enumerate(neurons):
+        for number, weight in enumerate(projections):
             hooks.enter_context(weight.owner.register_forward_pre_hook(partial(arrive, number)))
         yield
-    for number, weight in enumerate(neurons):
+    for number, weight in enumerate(projections):
         if number not in called:
             raise ModelError(
                 f"{weight.name} isn't called as a module, so its neurons can't be read; "
@@ -322,19 +327,19 @@ def _precision(device: torch.device) -> torch.dtype:
 
 @final
 class _GroupSums:
-    """What each block's neurons sum up to over the words of each group, `[group, neuron]`, and
-    their squares over all words.
+    """Sums of each block's neurons over the words of each group, `[group, neuron]`, and of their
+    squares over all words, `[neuron]`.
     """
 
-    def __init__(self, groups: int, neurons: Sequence[Weight]) -> None:
+    def __init__(self, groups: int, projections: Sequence[Weight]) -> None:
         self.sums: list[Tensor] = []
         self.squares: list[Tensor] = []
-        for weight in neurons:
+        for weight in projections:
             size = weight.shape[1]
             device = weight.stored.device
-            kind = _precision(device)
-            self.sums.append(torch.zeros(groups, size, device=device, dtype=kind))
-            self.squares.append(torch.zeros(size, device=device, dtype=kind))
+            dtype = _precision(device)
+            self.sums.append(torch.zeros(groups, size, device=device, dtype=dtype))
+            self.squares.append(torch.zeros(size, device=device, dtype=dtype))
 
     def add(
         self, block: int, rows: Float[Tensor, "word neuron"], labels: Int[Tensor, " word"]
@@ -357,28 +362,30 @@ def _per(
 def _counted(
     labels: Sequence[Int[Tensor, " word"]], groups: int
 ) -> tuple[Int[Tensor, " group"], Float[Tensor, " group"], int]:
-    """Return how many words each group has; the variance of a group's sum under shuffling, of
-    neurons with variance 1; and the degrees of freedom.
+    """Return three things of the words' labels: how many words each group has, the variance of a
+    group's sum under shuffling, and the degrees of freedom of the neurons' variances.
+
+    The variance of a sum is that of neurons whose own variance is 1.
     """
     counts = torch.zeros(groups, dtype=torch.long)
-    spread = torch.zeros(groups, dtype=torch.float64)
+    variances = torch.zeros(groups, dtype=torch.float64)
     freedom = 0
-    for window in labels:
-        inside = torch.bincount(window[window >= 0], minlength=groups)
+    for window_labels in labels:
+        inside = torch.bincount(window_labels[window_labels >= 0], minlength=groups)
         counts += inside
         # A sum of k of n values that add up to 0, drawn without replacement.
-        spread += inside * (1 - inside / max(1, len(window)))
+        variances += inside * (1 - inside / max(1, len(window_labels)))
         # One less a window: its mean is taken off.
-        freedom += max(0, len(window) - 1)
-    return counts, spread, max(1, freedom)
+        freedom += max(0, len(window_labels) - 1)
+    return counts, variances, max(1, freedom)
 
 
 def _scores(
-    sums: _GroupSums, deviations: Sequence[Float[Tensor, " _"]], spread: Float[Tensor, " group"]
+    sums: _GroupSums, deviations: Sequence[Float[Tensor, " _"]], variances: Float[Tensor, " group"]
 ) -> Iterator[Float[Tensor, "group _"]]:
     """Yield the z of each block."""
     for block, deviation in zip(sums.sums, deviations, strict=True):
-        variance = spread.to(block).clamp(min=torch.finfo(block.dtype).tiny)
+        variance = variances.to(block).clamp(min=torch.finfo(block.dtype).tiny)
         yield _per(block, deviation) / variance.sqrt()[:, None]
 
 
@@ -390,13 +397,13 @@ def _thresholds(
     """Return from which |z| on the responses of each class of groups are real, and how many were
     tested.
     """
-    found = _histograms(real, classes)
+    real_counts = _histograms(real, classes)
     by_chance = [_histograms(scores, classes) for scores in shuffled]
     thresholds: dict[int, float] = {}
-    for kind, counts in found.items():
+    for kind, counts in real_counts.items():
         shuffled_counts = torch.stack([histograms[kind] for histograms in by_chance])
         thresholds[kind] = threshold(counts, shuffled_counts.sum(0))
-    return thresholds, sum(int(counts.sum()) for counts in found.values())
+    return thresholds, sum(int(counts.sum()) for counts in real_counts.values())
 
 
 def _histograms(

@@ -42,7 +42,7 @@ SHORTEST_PREFIX: Final = 16
 """Tokens that all requests must begin with for a cache to be worth its forward; fewer stand in
 the tree.
 """
-_AT_ONCE: Final = 2**22
+_LOGITS_AT_ONCE: Final = 2**22
 """Logits that are held in float32 at once."""
 _GROWING_ROPE: Final = ("dynamic", "longrope")
 _ATTENDING: Final = {"full_attention", "sliding_attention"}
@@ -113,14 +113,15 @@ def score(
             results[request] = known[index]
     distinct = list(indices)
     longest = _checked(model, distinct)
-    kind = _Trees if shares(model, longest) else _PaddedRows
-    passes: _Passes = kind(model, distinct, tokens_per_pass)
+    division = _Trees if shares(model, longest) else _PaddedRows
+    passes: _Passes = division(model, distinct, tokens_per_pass)
     for pack in passes.packs():
         if all(distinct[place] in results for place in pack):
             continue
         new: dict[int, Scored] = {}
         for place, scored in passes.run(pack).items():
             request = distinct[place]
+            # It was run as company; what is known of it stays.
             if request in results:
                 continue
             if not np.isfinite(scored.nats):
@@ -150,16 +151,16 @@ def score_named(
     What the journal has isn't scored again, unless it shares a pass with something that is: so a
     run that was killed ends as one that wasn't.
     """
-    # All requests in one row; `owners` and `spans` say which belong to which name.
-    every: list[Request] = []
+    # All requests in one row: `owners` has the name of each, `spans` the places of each name's.
+    requests_in_row: list[Request] = []
     owners: list[str] = []
     spans: dict[str, range] = {}
     results: dict[int, Scored] = {}
     for name, wanted in requests.items():
-        span = range(len(every), len(every) + len(wanted))
+        span = range(len(requests_in_row), len(requests_in_row) + len(wanted))
         spans[name] = span
         owners += [name] * len(wanted)
-        every += wanted
+        requests_in_row += wanted
         if name in journal:
             for index, entry in zip(span, journal[name], strict=True):
                 results[index] = Scored(*entry)
@@ -174,9 +175,10 @@ def score_named(
         steps.add(len(new))
 
     steps.done += len(results)
+    # A copy of what is known, since `keep` changes it meanwhile.
     scored = score(
         model,
-        every,
+        requests_in_row,
         tokens_per_pass=tokens_per_pass,
         on_results=keep,
         known=dict(results),
@@ -217,8 +219,8 @@ def _rope_grows(model: PreTrainedModel, longest: int) -> bool:
     config: Any = model.config.get_text_config()
     rope: Any = getattr(config, "rope_parameters", None) or {}
     # One dict, or one by the kind of layer.
-    each = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    if not any(part.get("rope_type") in _GROWING_ROPE for part in each):
+    rope_settings = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if not any(part.get("rope_type") in _GROWING_ROPE for part in rope_settings):
         return False
     room = (
         getattr(config, "original_max_position_embeddings", None)
@@ -282,46 +284,47 @@ class _Trees:
         self._tokens = tokens
         vocabulary = model.config.get_text_config().vocab_size
         self._predictions = max(1, LOGITS // vocabulary)
-        self._begin = _begin(requests)
-        if self._begin < SHORTEST_PREFIX:
-            self._begin = 0
+        self._shared = _shared_beginning(requests)
+        if self._shared < SHORTEST_PREFIX:
+            self._shared = 0
 
     def packs(self) -> list[list[int]]:
         """Return the requests of each pass, in the order of their tokens; the requests of a
         context stay together if one pass can hold them.
         """
 
-        def context(index: int) -> tuple[int, ...]:
+        def context_of(index: int) -> tuple[int, ...]:
             return self._requests[index].context
 
-        def tokens(index: int) -> tuple[tuple[int, ...], ...]:
-            return context(index), self._requests[index].continuation
+        def tokens_of(index: int) -> tuple[tuple[int, ...], ...]:
+            return context_of(index), self._requests[index].continuation
 
         # Neighbours in this order share the most.
-        order = sorted(range(len(self._requests)), key=tokens)
+        order = sorted(range(len(self._requests)), key=tokens_of)
         packs: list[list[int]] = []
         load = _Load()
-        most = _Load()
-        for _, members in itertools.groupby(order, key=context):
+        capacity = _Load()
+        for _, members in itertools.groupby(order, key=context_of):
             group = list(members)
-            apart = False
+            # A context begins a new pass where that keeps its requests together.
+            begins_pass = False
             if packs:
                 together = load + self._load(group, after=packs[-1][-1])
                 alone = self._load(group)
-                apart = not together.fits(most) and alone.fits(self._most(group[0]))
+                begins_pass = not together.fits(capacity) and alone.fits(self._capacity(group[0]))
             for number, index in enumerate(group):
-                more = load
+                extended = load
                 if packs:
-                    more = load + self._load([index], after=packs[-1][-1])
-                if not packs or (apart and number == 0) or not more.fits(most):
+                    extended = load + self._load([index], after=packs[-1][-1])
+                if not packs or (begins_pass and number == 0) or not extended.fits(capacity):
                     packs.append([])
-                    most = self._most(index)
-                    more = self._load([index])
+                    capacity = self._capacity(index)
+                    extended = self._load([index])
                 packs[-1].append(index)
-                load = more
+                load = extended
         return packs
 
-    def _most(self, first: int) -> _Load:
+    def _capacity(self, first: int) -> _Load:
         """Return what a pass that begins with this request may hold: a long context needs room for
         what belongs to it, too.
         """
@@ -335,8 +338,8 @@ class _Trees:
         for index in members:
             request = self._requests[index]
             # A token behind the shared ones predicts, and so does the last of those.
-            new = len(request.inputs) - max(common_length(last, request.inputs), self._begin)
-            load += _Load(new, min(len(request.continuation), new + 1))
+            added = len(request.inputs) - max(common_length(last, request.inputs), self._shared)
+            load += _Load(added, min(len(request.continuation), added + 1))
             last = request.inputs
         return load
 
@@ -344,25 +347,25 @@ class _Trees:
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
         """Run one forward over the tree of these requests."""
         requests = [self._requests[index] for index in pack]
-        tree = _grow(requests, self._begin)
+        tree = _grow(requests, self._shared)
         rows = sorted(set(itertools.chain.from_iterable(tree.predicting)))
         device = self._model.device
-        limits = accepted(self._model, logits_to_keep=torch.tensor(rows, device=device))
+        head_rows = accepted(self._model, logits_to_keep=torch.tensor(rows, device=device))
         cached: dict[str, Any] = {"use_cache": False}
-        if self._begin:
+        if self._shared:
             cached = {"cache": self._cache, "use_cache": True}
         logits: Tensor = self._model(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
-            attention_mask=_additive(tree, self._begin, self._model),
+            attention_mask=_additive(tree, self._shared, self._model),
             **cached,
-            **limits,
+            **head_rows,
         ).logits[0]
-        if self._begin:
+        if self._shared:
             # The shared beginning stays, this pass's own tokens go.
             self._cache.crop(-len(tree.ids))
         predicting = tree.predicting
-        if limits:
+        if head_rows:
             # Only the rows that predict came back.
             place = {row: number for number, row in enumerate(rows)}
             predicting = [[place[row] for row in scored] for scored in predicting]
@@ -373,7 +376,9 @@ class _Trees:
         """The keys and values of what all requests begin with."""
         # Not made for the configuration: no layer of the cache may forget anything.
         cache = DynamicCache()
-        prefix = torch.tensor([self._requests[0].context[: self._begin]], device=self._model.device)
+        prefix = torch.tensor(
+            [self._requests[0].context[: self._shared]], device=self._model.device
+        )
         limits = accepted(self._model, logits_to_keep=1)
         self._model(input_ids=prefix, cache=cache, use_cache=True, **limits)
         return cache
@@ -391,41 +396,41 @@ class _Tree:
     predicting: list[list[int]] = field(default_factory=list[list[int]])
 
 
-def _grow(requests: Sequence[Request], begin: int) -> _Tree:
-    """Return the tree of these requests without their first `begin` tokens: each shares what it
+def _grow(requests: Sequence[Request], shared: int) -> _Tree:
+    """Return the tree of these requests without their first `shared` tokens: each shares what it
     begins with with the one before it.
     """
     tree = _Tree()
     path: list[int] = []
     last: tuple[int, ...] = ()
     for request in requests:
-        path = path[: max(0, common_length(last, request.inputs) - begin)]
-        for position in range(begin + len(path), len(request.inputs)):
+        path = path[: max(0, common_length(last, request.inputs) - shared)]
+        for position in range(shared + len(path), len(request.inputs)):
             tree.parents.append(path[-1] if path else -1)
             path.append(len(tree.ids))
             tree.ids.append(request.inputs[position])
             tree.positions.append(position)
-        tree.predicting.append(path[len(request.context) - 1 - begin :])
+        tree.predicting.append(path[len(request.context) - 1 - shared :])
         last = request.inputs
     return tree
 
 
-def _additive(tree: _Tree, begin: int, model: PreTrainedModel) -> Float[Tensor, "1 1 token seen"]:
+def _additive(tree: _Tree, shared: int, model: PreTrainedModel) -> Float[Tensor, "1 1 token seen"]:
     """Return the mask: 0 where a token sees another, cached ones first, the most negative number
     elsewhere.
     """
     size = len(tree.ids)
-    sees = np.zeros((size, begin + size), dtype=bool)
-    sees[:, :begin] = True
+    sees = np.zeros((size, shared + size), dtype=bool)
+    sees[:, :shared] = True
     for number, parent in enumerate(tree.parents):
         if parent >= 0:
             sees[number] = sees[parent]
-        sees[number, begin + number] = True
-    hidden = torch.from_numpy(~sees).to(model.device)
+        sees[number, shared + number] = True
+    unseen = torch.from_numpy(~sees).to(model.device)
     # Additive, as attention takes it; the most negative number and not -inf, of which a softmax
     # over nothing else would be NaN.
-    mask = torch.zeros(hidden.shape, dtype=model.dtype, device=model.device)
-    mask.masked_fill_(hidden, torch.finfo(model.dtype).min)
+    mask = torch.zeros(unseen.shape, dtype=model.dtype, device=model.device)
+    mask.masked_fill_(unseen, torch.finfo(model.dtype).min)
     return mask[None, None]
 
 
@@ -464,15 +469,15 @@ def _read(
     logits: Float[Tensor, "row word"], requests: Sequence[Request], rows: Sequence[Sequence[int]]
 ) -> list[Scored]:
     """Return what each request's continuation got, whose tokens are predicted from its `rows`."""
-    size = max(1, _AT_ONCE // logits.shape[1])
+    size = max(1, _LOGITS_AT_ONCE // logits.shape[1])
     totals = torch.cat([wide(part).logsumexp(-1) for part in logits.split(size)])
-    first = torch.cat([part.argmax(-1) for part in logits.split(size)])
+    most_probable = torch.cat([part.argmax(-1) for part in logits.split(size)])
     places = torch.tensor(list(itertools.chain.from_iterable(rows)), device=logits.device)
     continuations = [request.continuation for request in requests]
     targets = torch.tensor(list(itertools.chain.from_iterable(continuations)), device=logits.device)
     # A token's in float32 (or wider), their sum in float64, as everywhere.
     nats = (totals[places] - wide(logits[places, targets])).double().cpu()
-    hits = (first[places] == targets).cpu()
+    hits = (most_probable[places] == targets).cpu()
     lengths = [len(continuation) for continuation in continuations]
     results: list[Scored] = []
     for part, hit in zip(nats.split(lengths), hits.split(lengths), strict=True):
@@ -480,7 +485,7 @@ def _read(
     return results
 
 
-def _begin(requests: Sequence[Request]) -> int:
+def _shared_beginning(requests: Sequence[Request]) -> int:
     """Return how many tokens all begin with, leaving out the last of each context: that one
     predicts.
     """

@@ -33,7 +33,7 @@ class ScoredWindow:
     """A stretch of a document: its token ids, how many of the first ones aren't scored, and the
     bytes of those that are.
 
-    `until` is the letter of a joined text at which it ends.
+    In a joined text, `until` is the place of the letter behind the window.
     """
 
     document: str
@@ -101,11 +101,11 @@ def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list
     score.
     """
     chosen: list[ScoredWindow] = []
-    left = tokens
+    wanted = tokens
     for window in windows:
         chosen.append(window)
-        left -= window.scored
-        if left <= 0:
+        wanted -= window.scored
+        if wanted <= 0:
             break
     if not chosen:
         raise DataError(
@@ -157,6 +157,7 @@ def bytes_of(text: str, offsets: Sequence[tuple[int, int]], first: int, last: in
 
 def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindow]:
     """Yield one window of each document, then another of each that has more."""
+    # A document's windows come lazily, so only those are cut that are asked for.
     waiting = documents
     while True:
         again: list[Iterator[ScoredWindow]] = []
@@ -213,8 +214,8 @@ def predictions(
     """Yield for each window the logits from which its scored tokens are predicted."""
     inputs = padded([window.ids for window in batch], model.device)
     longest = inputs["input_ids"].shape[1]
-    # The head is only applied from the first position on that somebody scores; usually that is all
-    # of them.
+    # The head is only applied from the first position on that predicts a scored token. Usually that
+    # is the first of all.
     left_out = min(window.unscored for window in batch) - 1
     limit: dict[str, Any] = {}
     if left_out:
@@ -260,8 +261,8 @@ def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
     """Return those of the arguments that the model's forward names: not every family has every
     one.
     """
-    known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
+    parameters = inspect.signature(model.forward).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

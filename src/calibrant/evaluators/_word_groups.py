@@ -74,35 +74,38 @@ def words_of(
     waiting: dict[str, list[ScoredWindow]] = {}
     for window in windows:
         waiting.setdefault(window.document, []).append(window)
-    start = len(start_tokens(tokenizer))
-    found: dict[str, WindowWords] = {}
+    starts = len(start_tokens(tokenizer))
+    by_window: dict[str, WindowWords] = {}
     for row in rows:
-        cut = waiting.pop(row.name, [])
-        if cut:
-            ends = _ends(format.render(row, tokenizer), tokenizer)
-            for window in cut:
-                found[window.name] = _inside(window, ends, start)
+        cut_windows = waiting.pop(row.name, [])
+        if cut_windows:
+            ends = _token_ends(format.render(row, tokenizer), tokenizer)
+            for window in cut_windows:
+                by_window[window.name] = _inside(window, ends, starts)
         if not waiting:
             break
-    return [found[window.name] for window in windows]
+    return [by_window[window.name] for window in windows]
 
 
-def _inside(window: ScoredWindow, ends: Sequence[tuple[int, int, str]], start: int) -> WindowWords:
-    """Return the words whose first and last token lie in a window, which begins with `start`
+def _inside(window: ScoredWindow, ends: Sequence[tuple[int, int, str]], starts: int) -> WindowWords:
+    """Return the words whose first and last token lie in a window, which begins with `starts`
     tokens of its own.
     """
-    shown = range(window.begin, window.begin + len(window.ids) - start)
+    shown = range(window.begin, window.begin + len(window.ids) - starts)
     places: list[int] = []
     inside: list[str] = []
     for first, last, word in ends:
         if first in shown and last in shown:
-            places.append(last - window.begin + start)
+            places.append(last - window.begin + starts)
             inside.append(word)
     return WindowWords(window, tuple(places), tuple(inside))
 
 
-def _ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, str]]:
-    """Return the first and the last token of each word of a text, and the word."""
+def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int, str]]:
+    """Return the first and the last token of each word of a text, and the word.
+
+    A word whose end no token reaches is left out.
+    """
     _, offsets = token_offsets(tokenizer, text)
     ends: list[tuple[int, int, str]] = []
     first = 0
@@ -138,12 +141,12 @@ def grouped(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Groups:
-    """Return the groups that stand `least` times in the windows, and in two of them, at most
-    `most`. `DataError` if there are none.
+    """Return the `most` frequent of the groups that stand at least `least` times in the windows,
+    and in two windows or more. `DataError` if there are none.
     """
-    counts, spread = _counted([window.words for window in windows])
+    counts, window_counts = _counted([window.words for window in windows])
     # A word of fewer windows is never stored, so it names nothing.
-    common = {word: count for word, count in counts.items() if spread[word] >= WINDOWS}
+    common = {word: count for word, count in counts.items() if window_counts[word] >= WINDOWS}
     match groups:
         case "words":
             names = {word: word for word in counts}
@@ -153,12 +156,15 @@ def grouped(
             names = _clusters(_by_frequency(common), model, tokenizer)
         case _:
             names = {word: name for word, name in read_list(groups).items() if word in counts}
-    sizes, spread = _counted(
-        [[names[word] for word in window.words if word in names] for window in windows]
-    )
-    kept = [
-        name for name in _by_frequency(sizes) if sizes[name] >= least and spread[name] >= WINDOWS
-    ][:most]
+    groups_of_windows: list[list[str]] = []
+    for window in windows:
+        groups_of_windows.append([names[word] for word in window.words if word in names])
+    sizes, window_counts = _counted(groups_of_windows)
+    frequent: list[str] = []
+    for name in _by_frequency(sizes):
+        if sizes[name] >= least and window_counts[name] >= WINDOWS:
+            frequent.append(name)
+    kept = frequent[:most]
     if not kept:
         raise DataError(
             f"none of {len(sizes)} groups of words ({brief(groups)}) stands {least} times in the "
@@ -174,20 +180,20 @@ def grouped(
 def _counted(windows: Iterable[Sequence[str]]) -> tuple[Counter[str], Counter[str]]:
     """Return how often each name stands in the windows, and in how many of them."""
     counts = Counter[str]()
-    spread = Counter[str]()
+    window_counts = Counter[str]()
     for names in windows:
         counts.update(names)
-        spread.update(set(names))
-    return counts, spread
+        window_counts.update(set(names))
+    return counts, window_counts
 
 
 def _by_frequency(counts: Mapping[str, int]) -> list[str]:
     """Return the names, the most frequent first, of as many by the alphabet."""
 
-    def place(name: str) -> tuple[int, str]:
+    def order(name: str) -> tuple[int, str]:
         return -counts[name], name
 
-    return sorted(counts, key=place)
+    return sorted(counts, key=order)
 
 
 def lemma(word: str, known: Mapping[str, int]) -> str:

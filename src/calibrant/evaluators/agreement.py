@@ -164,7 +164,7 @@ class Agreement(TextEvaluator):
         entry = "{} by role" if self.roles else "{} with its loss"
         scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
         # Entries of a journal are lists.
-        compared = {name: _Compared(*found) for name, found in scored.items()}
+        compared = {name: _Compared(*entries) for name, entries in scored.items()}
         outcomes: list[Outcome] = []
         for document, shown in by_document(windows).items():
             parts = [compared[window.name] for window in shown]
@@ -213,10 +213,10 @@ class Agreement(TextEvaluator):
             "items": items_of(outcomes),
         }
         score = partial(Score, measured=measured, n=count)
-        alike, error = mean_of(outcomes, "agreed")
+        agreed_share, error = mean_of(outcomes, "agreed")
         top1 = score(
             metric="top1_agreement",
-            value=alike,
+            value=agreed_share,
             stderr=error,
             unit="share of tokens",
             better="higher",
@@ -227,7 +227,7 @@ class Agreement(TextEvaluator):
         for percent, level in zip(PERCENTILES, levels, strict=True):
             # No error: tokens of a document aren't independent, and a percentile is no mean of
             # documents.
-            high = score(
+            percentile = score(
                 metric=f"kl_p{percent}",
                 value=level,
                 stderr=None,
@@ -235,7 +235,7 @@ class Agreement(TextEvaluator):
                 better="lower",
                 facts=facts,
             )
-            beside.append(high)
+            beside.append(percentile)
         per_token = partial(score, unit="nats/token", better="lower")
         nats, error = mean_of(outcomes, "nats")
         beside.append(per_token(metric="loss", value=nats, stderr=error, facts=facts))
@@ -259,7 +259,7 @@ def _by_role(
         if not having:
             continue
         count = len(having)
-        known = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
+        role_facts = {**facts, "tokens": sum(int(outcome.facts[tokens]) for outcome in having)}
         for metric, fact, unit, better in ROLE_METRICS:
             mean, error = mean_of(having, f"{fact}_{role}", tokens)
             yield Score(
@@ -270,7 +270,7 @@ def _by_role(
                 n=count,
                 unit=unit,
                 better=better,
-                facts=known,
+                facts=role_facts,
             )
 
 
@@ -283,24 +283,25 @@ def _compared(
     roles: WindowRoles | None = None,
 ) -> list[_Compared]:
     compared: list[_Compared] = []
-    for window, theirs, ours in zip(
-        batch, dense_predictions(reference, batch), predictions(model, batch), strict=True
-    ):
-        words = theirs.shape[-1]
+    dense = dense_predictions(reference, batch)
+    for window, theirs, ours in zip(batch, dense, predictions(model, batch), strict=True):
+        vocabulary = theirs.shape[-1]
         if theirs.shape != ours.shape:
             raise ModelError(
-                f"the reference predicts {words} tokens and the model {ours.shape[-1]}: "
+                f"the reference predicts {vocabulary} tokens and the model {ours.shape[-1]}: "
                 f"with another vocabulary they can't be compared; "
                 f"give the model that this one was made from",
                 subject=measured,
             )
-        size = max(1, NUMBERS_PER_CHUNK // words)
+        size = max(1, NUMBERS_PER_CHUNK // vocabulary)
         targets = torch.tensor(window.targets).split(size)
         chunks: list[_Chunk] = []
-        for old, new, ids in zip(theirs.split(size), ours.split(size), targets, strict=True):
-            chunks.append(_chunk(old, new, ids, measured))
-        window_role = None if roles is None else roles[window.name]
-        compared.append(_whole(chunks, window_role))
+        for their_chunk, our_chunk, chunk_ids in zip(
+            theirs.split(size), ours.split(size), targets, strict=True
+        ):
+            chunks.append(_chunk(their_chunk, our_chunk, chunk_ids, measured))
+        role_of_tokens = None if roles is None else roles[window.name]
+        compared.append(_joined(chunks, role_of_tokens))
     return compared
 
 
@@ -313,7 +314,7 @@ class _Chunk(NamedTuple):
     tokens: list[TokenDivergence]
 
 
-def _whole(chunks: Sequence[_Chunk], roles: Sequence[Role] | None) -> _Compared:
+def _joined(chunks: Sequence[_Chunk], roles: Sequence[Role] | None) -> _Compared:
     tokens: list[TokenDivergence] = []
     for chunk in chunks:
         tokens += chunk.tokens
@@ -336,16 +337,16 @@ def _chunk(
     and the nats of the text, each summed, and for each token.
     """
     # bfloat16 has too few digits for differences of logarithms.
-    old = wide(reference)
-    new = wide(ours.to(reference.device))
-    divergence = divergences(old, new)
+    dense_logits = wide(reference)
+    model_logits = wide(ours.to(reference.device))
+    divergence = divergences(dense_logits, model_logits)
     if not bool(divergence.isfinite().all()):
-        whose = "the model's" if bool(old.isfinite().all()) else "the reference's"
+        whose = "the model's" if bool(dense_logits.isfinite().all()) else "the reference's"
         raise NumericsError(
             f"the agreement on {measured} can't be told: {whose} outputs aren't finite",
             subject=measured,
         )
-    agreed = top(old) == top(new)
+    agreed = top(dense_logits) == top(model_logits)
     nats = nats_by_token(ids, ours)
     tokens = map(TokenDivergence, divergence.tolist(), agreed.tolist(), nats.tolist())
     return _Chunk(float(divergence.sum()), int(agreed.sum()), float(nats.sum()), list(tokens))

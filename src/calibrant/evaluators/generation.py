@@ -47,8 +47,11 @@ from calibrant.results.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.spec import check_most, identity
 
 TOKENS_OF_REASONING: Final = 256
+"""The limit of an answer with its reasoning, in tokens."""
 TOKENS_OF_ANSWER: Final = 20
+"""The limit of an answer alone, unless a right answer is longer."""
 TO_SPARE: Final = 8
+"""Tokens of the limit beyond the longest right answer."""
 
 Kind = Literal["number", "choice", "words"]
 
@@ -127,16 +130,15 @@ class Generation(SourceEvaluator):
             return ()
         form = self._form(self.cot)
         # An example with a blank line in its answer would show the model how to be stopped.
-        pool = [
-            row
-            for row in source.rows("exemplars")
-            if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"
-        ]
+        pool: list[Row] = []
+        for row in source.rows("exemplars"):
+            if form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}":
+                pool.append(row)
         if len(pool) < self.shots:
-            reasoned = " with a rationale" if self.cot else ""
+            with_rationale = " with a rationale" if self.cot else ""
             raise DataError(
-                f"{source} has {len(pool)} exemplars{reasoned} and {self.shots} shots were asked "
-                f"for; take fewer",
+                f"{source} has {len(pool)} exemplars{with_rationale} and {self.shots} shots were "
+                f"asked for; take fewer",
                 subject=str(source),
             )
         return draw_exemplars(pool, self.seed)[: self.shots]
@@ -177,7 +179,8 @@ class Generation(SourceEvaluator):
             "items": identity([outcome.item for outcome in outcomes]),
         }
         # Nobody guesses a number or words.
-        chance = sum(1 / len(row.choices) for row in rows if kind_of(row) == "choice") / count
+        with_choices = [row for row in rows if kind_of(row) == "choice"]
+        chance = sum(1 / len(row.choices) for row in with_choices) / count
         measured = f"{source}, {self.shots}-shot"
         if self.cot:
             measured += ", cot"
@@ -206,8 +209,10 @@ class _AnswerReader:
         special = {number for number, token in added if token.special}
         self.special = frozenset({*tokenizer.all_special_ids, *special})
         openers = sorted(set(map(_opener, rows)))
-        self.opening = re.compile("|".join(rf"(?:^|\n){re.escape(word)}" for word in openers))
-        self.alike = len({row.choices for row in rows}) == 1
+        self.question_opening = re.compile(
+            "|".join(rf"(?:^|\n){re.escape(word)}" for word in openers)
+        )
+        self.same_choices = len({row.choices for row in rows}) == 1
 
     def most(self) -> int:
         """Return how many tokens an answer may have."""
@@ -239,10 +244,10 @@ class _AnswerReader:
         }
 
     def _text(self, ids: Sequence[int]) -> str:
-        last = ids[:-1] if ids[-1] in self.special else ids
+        written = ids[:-1] if ids[-1] in self.special else ids
         # Not cleaned up, which would move spaces: the end is looked for by letters.
         text = self.tokenizer.decode(
-            list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(written), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
 
@@ -251,7 +256,7 @@ class _AnswerReader:
         word is no end.
         """
         ends: list[int] = []
-        opened = self.opening.search(text)
+        opened = self.question_opening.search(text)
         if opened:
             ends.append(opened.start())
         begin = len(text) - len(text.lstrip())
@@ -276,7 +281,8 @@ class _AnswerReader:
                 return "", False
             names = row.labels or row.choices
             right = chosen == names.index(answer)
-            if row.labels or self.alike:
+            # A label, or a choice that all questions have, says nothing of the data set's text.
+            if row.labels or self.same_choices:
                 return names[chosen], right
             # The choice's own words would be text of the data set, so its number is kept.
             return str(chosen + 1), right

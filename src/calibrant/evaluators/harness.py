@@ -52,7 +52,9 @@ its items are the same here and there.
 """
 
 ACCURACIES: Final = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""Metrics for which guessing has a level."""
 UNITS: Final = {"bits_per_byte": "bits/byte"}
+"""The units of metrics that have one."""
 WORDS: Final = 5
 """A field of a document with fewer words than this could be anybody's."""
 
@@ -212,30 +214,35 @@ class _HarnessResults:
         over items, `NumericsError` for one that isn't finite.
         """
         primary = self._primary()
-        samples = self._samples[primary.partition(",")[2]]
-        names = _distinct([sample["doc_hash"] for sample in samples])
-        facts = self._facts(len(samples))
+        primary_samples = self._samples[primary.partition(",")[2]]
+        names = _distinct([sample["doc_hash"] for sample in primary_samples])
+        facts = self._facts(len(primary_samples))
         outcomes: list[Outcome] = []
         summands = self._summands[primary] or ()
         for number, (name, summand) in enumerate(zip(names, summands, strict=True)):
-            known = {key: values[number] for key, values in facts.items()}
-            outcomes.append(Outcome(name, *summand, facts=known))
-        about = self._about(names)
-        scores = {metric: self._score(metric, len(samples), about) for metric in self._values}
-        first = scores.pop(primary)
-        if not math.isfinite(first.value):
-            raise NumericsError(f"{primary} of {self._name} is {first.value}", subject=self._name)
-        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
+            document_facts = {key: values[number] for key, values in facts.items()}
+            outcomes.append(Outcome(name, *summand, facts=document_facts))
+        shared_facts = self._shared_facts(names)
+        scores = {
+            metric: self._score(metric, len(primary_samples), shared_facts)
+            for metric in self._values
+        }
+        primary_score = scores.pop(primary)
+        if not math.isfinite(primary_score.value):
+            raise NumericsError(
+                f"{primary} of {self._name} is {primary_score.value}", subject=self._name
+            )
+        return Measurement(primary_score, tuple(outcomes), beside=tuple(scores.values()))
 
     def _part(self, key: str) -> Any:
         return self._results[key][self._name]
 
-    def _about(self, names: Sequence[str]) -> dict[str, Any]:
+    def _shared_facts(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the facts that all scores have."""
         config = dict(self._part("configs"))
         # Where the files lie on this machine is left out: the items say what they hold.
         config.pop("dataset_kwargs", None)
-        about = {
+        shared_facts = {
             "version": self._part("versions"),
             "shots": self._part("n-shot"),
             "harness": _harness("lm_eval").__version__,
@@ -244,8 +251,8 @@ class _HarnessResults:
         }
         documents = self._task.eval_docs
         if isinstance(documents, Sized):
-            about["rows_of"] = len(documents)
-        return about
+            shared_facts["rows_of"] = len(documents)
+        return shared_facts
 
     def _primary(self) -> str:
         """Return the metric asked for; else the first one that is a mean over items."""
@@ -265,25 +272,25 @@ class _HarnessResults:
 
     def _full_name(self, requested: str) -> str:
         """Return the name of a metric with its filter; without one the first filter's."""
-        known: dict[str, str] = {}
+        full_names: dict[str, str] = {}
         for metric in self._values:
-            known.setdefault(metric.partition(",")[0], metric)
+            full_names.setdefault(metric.partition(",")[0], metric)
         for metric in self._values:
-            known[metric] = metric
-        if requested not in known:
+            full_names[metric] = metric
+        if requested not in full_names:
             raise SpecError(
-                f"{self._name} has no metric {requested!r}{did_you_mean(requested, known)} "
+                f"{self._name} has no metric {requested!r}{did_you_mean(requested, full_names)} "
                 f"(known: {', '.join(sorted(self._values))})",
                 subject=requested,
             )
-        return known[requested]
+        return full_names[requested]
 
     def _find_summands(self, name: str) -> Summands | None:
         """Return what each document gives to a metric, so that Σ value / Σ weight is the metric
         itself; None if it isn't made like that.
         """
-        metric, _, chosen = name.partition(",")
-        samples = self._samples[chosen]
+        metric, _, filter_name = name.partition(",")
+        samples = self._samples[filter_name]
         values = [sample[metric] for sample in samples if metric in sample]
         if not values or len(values) < len(samples):
             return None
@@ -291,7 +298,7 @@ class _HarnessResults:
             summands = [(float(value), 1.0) for value in values]
         elif all(_is_likelihood(value) for value in values):
             # Bits per byte: the log likelihood of each text, and its bytes.
-            summands = [(-float(nats) / math.log(2), float(size)) for nats, size in values]
+            summands = [(_bits(likelihood), float(size)) for likelihood, size in values]
         else:
             return None
         # The harness may add up in another order, so the last digits may differ.
@@ -300,28 +307,28 @@ class _HarnessResults:
             return None
         return summands
 
-    def _score(self, name: str, count: int, about: Mapping[str, Any]) -> Score:
-        metric, _, chosen = name.partition(",")
+    def _score(self, name: str, count: int, shared_facts: Mapping[str, Any]) -> Score:
+        metric, _, filter_name = name.partition(",")
         summands = self._summands[name]
         error = _ratio(summands)[1] if summands else None
         rises = self._part("higher_is_better").get(metric)
         return Score(
-            measured=f"{self._name}, {about['shots']}-shot (harness)",
-            metric=metric if chosen == "none" else f"{metric} ({chosen})",
+            measured=f"{self._name}, {shared_facts['shots']}-shot (harness)",
+            metric=metric if filter_name == "none" else f"{metric} ({filter_name})",
             value=self._values[name],
             stderr=error,
             n=count,
             unit=UNITS.get(metric, ""),
             better="lower" if rises is False else "higher",
             chance=self._chance() if metric in ACCURACIES else None,
-            facts={**about, "filter": chosen},
+            facts={**shared_facts, "filter": filter_name},
         )
 
     def _chance(self) -> float | None:
         """Return what guessing gets: the mean share of right choices."""
         if self._task.OUTPUT_TYPE != "multiple_choice":
             return None
-        shares = [len(right) / count for right, count in self._keys]
+        shares = [len(right) / count for right, count in self._right_choices]
         return math.fsum(shares) / len(shares)
 
     def _facts(self, count: int) -> dict[str, list[Any]]:
@@ -338,8 +345,8 @@ class _HarnessResults:
                 facts[metric] = [value for value, _ in summands]
         if self._task.OUTPUT_TYPE == "multiple_choice":
             facts["nats"] = [_nats(sample["resps"]) for sample in samples]
-            if all(len(right) == 1 for right, _ in self._keys):
-                facts["gold"] = [min(right) for right, _ in self._keys]
+            if all(len(right) == 1 for right, _ in self._right_choices):
+                facts["gold"] = [min(right) for right, _ in self._right_choices]
         return facts
 
     @property
@@ -349,11 +356,11 @@ class _HarnessResults:
         return first
 
     @cached_property
-    def _keys(self) -> list[tuple[set[int], int]]:
+    def _right_choices(self) -> list[tuple[set[int], int]]:
         """Of each document the right choices and how many there are; the harness lets a task
         name them by number or by text.
         """
-        keys: list[tuple[set[int], int]] = []
+        right_choices: list[tuple[set[int], int]] = []
         for sample in self._first_samples:
             document = sample["doc"]
             choices = self._task.doc_to_choice(document)
@@ -367,8 +374,8 @@ class _HarnessResults:
                     right.add(int(choice))
                 elif choice in choices:
                     right.add(choices.index(choice))
-            keys.append((right, len(choices)))
-        return keys
+            right_choices.append((right, len(choices)))
+        return right_choices
 
 
 @cache
@@ -421,19 +428,19 @@ def _undisturbed() -> Iterator[None]:
     """Set, while it lasts, the random numbers that a run of the harness starts from, and be
     silent. Everything is as it was afterwards.
     """
-    log = logging.getLogger("lm_eval")
-    building = _harness("lm_eval.api.task")
+    logger = logging.getLogger("lm_eval")
+    building_module = _harness("lm_eval.api.task")
     templates = _harness("lm_eval.utils").env
     datasets = _harness("datasets")
-    level = log.level
+    level = logger.level
     bars = not datasets.are_progress_bars_disabled()
-    bar = building.tqdm
+    progress_bar = building_module.tqdm
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002  # the state that tasks draw from
-    log.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # The bar of building prompts can't be switched off.
-    building.tqdm = lambda items, **_: items
+    # The progress bar of building prompts can't be switched off.
+    building_module.tqdm = _without_bar
     # A task's few templates are compiled anew for every text of every document.
     templates.from_string = cache(templates.from_string)
     try:
@@ -443,13 +450,18 @@ def _undisturbed() -> Iterator[None]:
             torch.manual_seed(SEEDS["torch"])
             yield
     finally:
-        log.setLevel(level)
-        building.tqdm = bar
+        logger.setLevel(level)
+        building_module.tqdm = progress_bar
         del templates.from_string
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         if bars:
             datasets.enable_progress_bars()
+
+
+def _without_bar(items: Any, **_: Any) -> Any:
+    """Stand in for `tqdm`: return what is gone through, without a progress bar."""
+    return items
 
 
 def digest_of_folder(path: str) -> str:
@@ -487,6 +499,11 @@ def _nats(responses: Sequence[Any]) -> list[float]:
     model's own.
     """
     return [-float(likelihood) for ((likelihood, _),) in responses]
+
+
+def _bits(likelihood: float) -> float:
+    """Return a log likelihood, which is in nats, as bits of loss."""
+    return -float(likelihood) / math.log(2)
 
 
 def _is_number(value: Any) -> bool:

@@ -143,21 +143,22 @@ class LeftOutWords(SourceEvaluator):
         scored = score_named(model, requests, subject.journal, steps=steps, measured=self.name)
         influences: dict[str, dict[str, float]] = {}
         for name, question in questions.items():
+            # In the order in which they were asked: the whole question first.
             whole, *without = scored[f"{name} {kind}"]
-            influences[name] = {
-                word: score.nats - whole.nats
-                for word, score in zip(question.without, without, strict=True)
-            }
+            by_word: dict[str, float] = {}
+            for word, score in zip(question.without, without, strict=True):
+                by_word[word] = score.nats - whole.nats
+            influences[name] = by_word
         return influences
 
     def _measurement(self, dense: Influences, ours: Influences) -> Measurement:
         outcomes: list[Outcome] = []
-        for name, before in sorted(dense.items()):
-            now = ours[name]
-            both = sum(nats * now[word] for word, nats in before.items())
-            whole = sum(nats * nats for nats in before.values())
-            if whole > 0:
-                outcomes.append(Outcome(name, both, whole, {"words": len(before)}))
+        for name, dense_influences in sorted(dense.items()):
+            model_influences = ours[name]
+            product = sum(nats * model_influences[word] for word, nats in dense_influences.items())
+            squares = sum(nats * nats for nats in dense_influences.values())
+            if squares > 0:
+                outcomes.append(Outcome(name, product, squares, {"words": len(dense_influences)}))
         if not outcomes:
             raise DataError(
                 f"no word of {self.name} has any influence on an answer of the untouched model",
@@ -194,7 +195,7 @@ def _places(text: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def _without(text: str, places: Sequence[tuple[int, int]]) -> str:
-    """Return a text without what stands at some places, and without the space before it."""
+    """Return a text without what stands at `places`, and without a space before each."""
     kept = ""
     last = 0
     for begin, end in places:

@@ -77,7 +77,7 @@ class LanguageNeurons(Evaluator):
                 raise SpecError(
                     f"lape({name}={share:g}): {name} is a share between 0 and 1", subject=name
                 )
-        # A source, number of tokens or length that is refused is refused now.
+        # Builds the losses, so that a length or number of tokens that they refuse is refused now.
         _ = self._texts
 
     @property
@@ -128,13 +128,15 @@ class LanguageNeurons(Evaluator):
         dense = found_once(reference, self, fingerprints, partial(find, reference, Journal()))
         ours = find(subject.model, subject.journal)
         staying = dense.staying(ours)
-        before = dense.specific.sum(1).tolist()
-        now = ours.specific.sum(1).tolist()
+        counts_before = dense.specific.sum(1).tolist()
+        counts_now = ours.specific.sum(1).tolist()
         outcomes: list[Outcome] = []
-        for source, count, found in zip(self.sources, before, now, strict=True):
-            if count:
-                kept = float(round(staying[source] * count))
-                outcomes.append(Outcome(source, kept, float(count), {"now": found}))
+        for source, count_before, count_now in zip(
+            self.sources, counts_before, counts_now, strict=True
+        ):
+            if count_before:
+                kept = float(round(staying[source] * count_before))
+                outcomes.append(Outcome(source, kept, float(count_before), {"now": count_now}))
         if not outcomes:
             raise DataError(
                 f"{self}: no neuron is specific to any of these languages; read more tokens",
@@ -246,10 +248,10 @@ class Lape:
                 subject=language,
             )
         marked = self.specific[self.languages.index(language)]
-        found: list[tuple[int, int]] = []
+        places: list[tuple[int, int]] = []
         for block, part in enumerate(marked.split(list(self.sizes))):
-            found += [(block, neuron) for neuron in part.nonzero().flatten().tolist()]
-        return found
+            places += [(block, neuron) for neuron in part.nonzero().flatten().tolist()]
+        return places
 
     def staying(self, other: "Lape") -> dict[str, float]:
         """Return for each language the share of its specific neurons that still are specific in
@@ -264,17 +266,16 @@ class Lape:
                 f"compare the same model and the same languages",
                 subject=other.model,
             )
-        both = (self.specific & other.specific).sum(1).double() / self.specific.sum(1)
-        return dict(zip(self.languages, both.tolist(), strict=True))
+        shares = (self.specific & other.specific).sum(1).double() / self.specific.sum(1)
+        return dict(zip(self.languages, shares.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: what was asked and read, the threshold, and for each language its
         specific neurons and their number by block.
         """
         languages: dict[str, Any] = {}
-        for name, tokens, counts in zip(
-            self.languages, self.tokens, self.counts.tolist(), strict=True
-        ):
+        by_block = self.counts.tolist()
+        for name, tokens, counts in zip(self.languages, self.tokens, by_block, strict=True):
             languages[name] = {
                 "tokens": tokens,
                 "specific": sum(counts),
@@ -299,9 +300,8 @@ class Lape:
     def _repr_html_(self) -> str:
         blocks = [f"block {block}" for block in range(len(self.sizes))]
         lines: list[tuple[Any, ...]] = []
-        for name, tokens, counts in zip(
-            self.languages, self.tokens, self.counts.tolist(), strict=True
-        ):
+        by_block = self.counts.tolist()
+        for name, tokens, counts in zip(self.languages, self.tokens, by_block, strict=True):
             lines.append((name, f"{tokens:,}", sum(counts), *counts))
         facts = {
             "neurons": f"{sum(self.sizes):,}",
@@ -353,7 +353,10 @@ def lape(
                 f"{name}={value:g} is no share; give a number between 0 and 1, as {name}={usual}",
                 subject=name,
             )
-    requested = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
+    # An expression in a list is its own name.
+    requested: dict[str, CalibrationSet | str] = {name: name for name in sets}
+    if isinstance(sets, Mapping):
+        requested = dict(sets)
     if len(requested) < 2:
         raise SpecError(
             f"a neuron is specific to one language among several, and these are {list(requested)}; "
@@ -384,20 +387,22 @@ def read_languages(
     """Return what `lape` does for the tokens of each language; a language that is in the
     `journal` isn't read again. Raises its `ModelError`.
     """
-    seen = view(model)
+    model_view = view(model)
     # Shares go through a journal as lists, so that a language that was read is as it was.
-    known = Journal() if journal is None else journal
-    modules = [_activation(block) for block in seen.blocks]
+    shares_journal = Journal() if journal is None else journal
+    modules = [_activation(block) for block in model_view.blocks]
     sizes: tuple[int, ...] = ()
     probabilities: list[Tensor] = []
     for language, batch in batches.items():
-        if language not in known:
-            shares = _active(seen, modules, batch, partial(progress, f"neurons for {language}"))
-            known.add({language: [share.tolist() for share in shares]})
-        by_block: list[list[float]] = known[language]
+        if language not in shares_journal:
+            shares = _active_shares(
+                model_view, modules, batch, partial(progress, f"neurons for {language}")
+            )
+            shares_journal.add({language: [share.tolist() for share in shares]})
+        by_block: list[list[float]] = shares_journal[language]
         sizes = tuple(map(len, by_block))
-        every = list(itertools.chain.from_iterable(by_block))
-        probabilities.append(torch.tensor(every, dtype=torch.float64))
+        shares_of_language = list(itertools.chain.from_iterable(by_block))
+        probabilities.append(torch.tensor(shares_of_language, dtype=torch.float64))
     counts = [int((batch.weights > 0).sum()) for batch in batches.values()]
     probability = torch.stack(probabilities)
     return Lape(name, tuple(batches), tuple(counts), sizes, probability, lowest, quantile)
@@ -416,11 +421,11 @@ def _activation(block: Block) -> nn.Module:
         if type(module).__module__ in ACTIVATIONS and not any(module.parameters()):
             modules[name] = module
     if len(modules) != 1:
-        found = "no activation module"
+        found_text = "no activation module"
         if modules:
-            found = f"{len(modules)} activation modules ({', '.join(modules)})"
+            found_text = f"{len(modules)} activation modules ({', '.join(modules)})"
         raise ModelError(
-            f"{block.name} has {found}, so its neurons can't be counted; "
+            f"{block.name} has {found_text}, so its neurons can't be counted; "
             f"lape reads blocks with exactly one",
             subject=block.name,
         )
@@ -429,8 +434,8 @@ def _activation(block: Block) -> nn.Module:
 
 
 @torch.no_grad()
-def _active(
-    seen: ModelView,
+def _active_shares(
+    model_view: ModelView,
     modules: Sequence[nn.Module],
     batch: TokenBatch,
     progress: Callable[[int, int], None],
@@ -441,14 +446,14 @@ def _active(
     sums: dict[int, Tensor] = {}
     total = 0.0
     done = 0
-    device = seen.model.device
+    device = model_view.model.device
     for ids, mask, weights in micro_batches(batch, TOKENS_PER_PASS):
         padding: dict[str, Tensor] = {}
         if not bool(mask.all()):
             padding["attention_mask"] = mask.to(device).long()
         # In float64: shares of many tokens are sums of many small weights.
         with _summed(modules, weights.double().flatten(), sums):
-            seen.base(input_ids=ids.to(device), use_cache=False, **padding)
+            model_view.base(input_ids=ids.to(device), use_cache=False, **padding)
         total += float(weights.double().sum())
         done += int(mask.sum())
         progress(done, int(batch.mask.sum()))

@@ -105,10 +105,10 @@ class Perplexity(SourceEvaluator):
             # Each window leaves its first token out, and the last one may fall away.
             needed = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
             pieces = joined_rows(source, self.rows(), format, subject.tokenizer, needed)
-            cut = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
+            cut_windows = islice(self._cut(JOINT.join(pieces), subject.tokenizer), self.limit)
         else:
-            cut = in_turn(self._documents(format, subject.tokenizer))
-        windows = within(source, cut, self.tokens)
+            cut_windows = in_turn(self._documents(format, subject.tokenizer))
+        windows = within(source, cut_windows, self.tokens)
         facts = {
             "windows": len(windows),
             "length": self.length,
@@ -122,7 +122,7 @@ class Perplexity(SourceEvaluator):
         measured += ", joined"
         items = {f"{window.begin:09d} {window.document}": [window] for window in windows}
         whole = measure_loss(self, subject, windows, items, measured, facts)
-        rows = _rows(source, pieces, windows)
+        rows = _row_facts(source, pieces, windows)
         score = replace(whole.score, facts={**whole.score.facts, **rows})
         return replace(whole, score=score)
 
@@ -172,6 +172,7 @@ def stretches(
         first = max(behind, begin + 1)
         if first < end:
             yield begin, first, end
+        # What begins later would show nothing that isn't scored already.
         if end == count:
             return
         behind = end
@@ -201,18 +202,22 @@ def joined_rows(
             size += len(JOINT) + len(piece)
             if size >= letters:
                 break
-        if len(taken) == before or len(token_ids(tokenizer, JOINT.join(taken))) >= tokens:
+        is_all = len(taken) == before
+        if is_all or len(token_ids(tokenizer, JOINT.join(taken))) >= tokens:
             return taken
         letters *= 2
 
 
-def _rows(source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]) -> dict[str, int]:
+def _row_facts(
+    source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]
+) -> dict[str, int]:
     """Return how many of the joined rows are measured, a part of the last one perhaps. Of
     `wikitext` rows are the lines of its file, not its articles.
     """
     until = max(window.until for window in windows)
-    ends = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
-    begins = islice(ends, len(pieces))
+    # Where each piece begins in the joined text; the last number is the end of the last piece.
+    begins = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
+    begins = islice(begins, len(pieces))
     facts = {"rows": sum(begin < until for begin in begins)}
     if isinstance(source, WikiText):
         facts["rows_of"] = sum(1 for _ in wikitext_lines())

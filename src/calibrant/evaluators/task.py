@@ -116,10 +116,10 @@ class Task(SourceEvaluator):
                 f"{passed_over} rows lack what is needed",
                 subject=str(self._source),
             )
-        shots = "".join(item.right.written + BETWEEN for item in self._exemplars(put))
+        exemplar_text = "".join(item.right.written + BETWEEN for item in self._exemplars(put))
         tokens = TokenizedTexts(subject.tokenizer)
-        tokens.learn(_texts(items, shots))
-        asked = {item.name: _asked(item, shots, tokens) for item in items}
+        tokens.learn(_texts(items, exemplar_text))
+        asked = {item.name: _requests(item, exemplar_text, tokens) for item in items}
         bare: dict[str, list[Request]] = {}
         for item in items:
             # A single option isn't ranked, and needs no likelihood without its question.
@@ -155,6 +155,7 @@ class Task(SourceEvaluator):
     def _put(self) -> Put:
         choices = "choices" in {*self._source.fields, *self._source.sometimes}
         answers = [row.answer or "" for row in itertools.islice(self.rows(), ANSWERS)]
+        # A set's answers are numbers where more than half of them are; the others are passed over.
         numbers = 2 * sum(map(is_number, answers)) > len(answers)
         if self.style and not choices:
             raise DataError(
@@ -197,12 +198,12 @@ class Task(SourceEvaluator):
         return pool[: self.shots]
 
     def _measurement(self, answered: Sequence["_Answered"], passed_over: int) -> Measurement:
-        ranked = len(answered[0].item.options) > 1
-        worked = any(answer.solution for answer in answered)
+        is_ranked = len(answered[0].item.options) > 1
+        has_solutions = any(answer.solution for answer in answered)
         available = ["loss"]
-        if ranked:
+        if is_ranked:
             available += RANKED
-        if worked:
+        if has_solutions:
             available.append("solution")
         if self.metric not in available:
             raise DataError(
@@ -217,15 +218,16 @@ class Task(SourceEvaluator):
         outcomes: list[Outcome] = []
         for answer in answered:
             if answer.has(self.metric):
-                kept = answer.facts(ranked, worked)
+                kept = answer.facts(is_ranked, has_solutions)
                 outcomes.append(Outcome(answer.item.name, *answer.result(self.metric), facts=kept))
-        first = scores.pop(self.metric)
-        return Measurement(first, tuple(outcomes), beside=tuple(scores.values()))
+        primary_score = scores.pop(self.metric)
+        return Measurement(primary_score, tuple(outcomes), beside=tuple(scores.values()))
 
     def _score(self, metric: str, answered: Sequence["_Answered"], facts: dict[str, Any]) -> Score:
-        results = {
-            answer.item.name: answer.result(metric) for answer in answered if answer.has(metric)
-        }
+        results: dict[str, tuple[float, float]] = {}
+        for answer in answered:
+            if answer.has(metric):
+                results[answer.item.name] = answer.result(metric)
         weights = [weight for _, weight in results.values()]
         mean, error = ratio([value for value, _ in results.values()], weights)
         items = [[name, weight] for name, (_, weight) in results.items()]
@@ -295,8 +297,10 @@ class _Answered:
             return float(self.hit(metric)), 1.0
         if metric in RANKED:
             return self.among(prior=metric == "offered_prior"), 1.0
-        scored = self.solution if metric == "solution" else self.scored[self.item.gold]
-        assert scored is not None
+        scored = self.scored[self.item.gold]
+        if metric == "solution":
+            assert self.solution is not None, "`has` says so beforehand"
+            scored = self.solution
         return scored.nats, float(scored.tokens)
 
     def among(self, prior: bool) -> float:
@@ -307,6 +311,7 @@ class _Answered:
         nats = torch.tensor([scored.nats for scored in self.options], dtype=torch.float64)
         if prior:
             nats -= torch.tensor([scored.nats for scored in self.bare], dtype=torch.float64)
+        # −log(e^−gold / Σ e^−nats)
         return float(nats[self.item.gold] + torch.logsumexp(-nats, 0))
 
     def hit(self, metric: str, blind: bool = False) -> bool:
@@ -342,22 +347,23 @@ class _Answered:
         return facts
 
 
-def _texts(items: Sequence[Item], shots: str) -> Iterator[str]:
+def _texts(items: Sequence[Item], exemplar_text: str) -> Iterator[str]:
     """Yield the texts that will be tokenized."""
     for item in items:
         for option in item.options:
-            for context in (shots + option.context, option.bare):
+            for context in (exemplar_text + option.context, option.bare):
                 yield context
                 yield context + option.continuation
 
 
-def _asked(item: Item, shots: str, tokens: TokenizedTexts) -> list[Request]:
+def _requests(item: Item, exemplar_text: str, tokens: TokenizedTexts) -> list[Request]:
     """Return the requests of an item: one an option, and one for the worked solution, which
     stands where the answer would.
     """
     requests = [
-        tokens.request(shots + option.context, option.continuation) for option in item.options
+        tokens.request(exemplar_text + option.context, option.continuation)
+        for option in item.options
     ]
     if item.solution:
-        requests.append(tokens.request(shots + item.right.context, f" {item.solution}"))
+        requests.append(tokens.request(exemplar_text + item.right.context, f" {item.solution}"))
     return requests

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from calibrant.evaluators._base import Subject, check_least
 from calibrant.evaluators._dense import found_once
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
-from calibrant.evaluators._responses import check_alike, neurons_of, pattern, shown
+from calibrant.evaluators._responses import check_alike, pattern, projections_of, shown
 from calibrant.evaluators._windows import ScoredWindow, TextEvaluator
 from calibrant.evaluators._word_groups import check_groups, grouped, list_content, words_of
 from calibrant.results.outcomes import MOST, Measurement
@@ -94,14 +94,14 @@ class Words(TextEvaluator):
         reference = subject.untouched(self)
         check_groups(self.groups)
         windows = self.windows(subject.tokenizer)
-        read = [[window.name, *window.ids] for window in windows]
+        shown_tokens = [[window.name, *window.ids] for window in windows]
         find = partial(self._dense, subject, reference, windows)
-        dense = found_once(reference, self, read, find)
-        neurons = neurons_of(subject.model)
-        check_alike([weight.shape[1] for weight in neurons], dense.widths)
+        dense = found_once(reference, self, shown_tokens, find)
+        projections = projections_of(subject.model)
+        check_alike([weight.shape[1] for weight in projections], dense.widths)
         ours = shown(
             subject.model,
-            neurons,
+            projections,
             dense.readings,
             dense.pattern,
             self.measured,
@@ -116,16 +116,16 @@ class Words(TextEvaluator):
         """Return what is found of the dense model."""
         tokenizer = subject.tokenizer
         progress = self._progress(subject)
-        neurons = neurons_of(model)
-        found = words_of(windows, self.rows(), self.held_out()[1], tokenizer)
-        groups = grouped(self.groups, found, self.least, self.most, model, tokenizer)
-        readings = tuple((window, groups.labels(window)) for window in found)
+        projections = projections_of(model)
+        window_words = words_of(windows, self.rows(), self.held_out()[1], tokenizer)
+        groups = grouped(self.groups, window_words, self.least, self.most, model, tokenizer)
+        readings = tuple((window, groups.labels(window)) for window in window_words)
         responses = pattern(
-            model, neurons, readings, groups, self.shuffles, self.seed, self.measured, progress
+            model, projections, readings, groups, self.shuffles, self.seed, self.measured, progress
         )
-        ours = shown(model, neurons, readings, responses, self.measured, progress)
+        ours = shown(model, projections, readings, responses, self.measured, progress)
         # Widths and not the matrices themselves, which would keep the model alive.
-        widths = tuple(weight.shape[1] for weight in neurons)
+        widths = tuple(weight.shape[1] for weight in projections)
         return DenseWords(widths, groups, readings, responses, ours)
 
     def _progress(self, subject: Subject) -> Progress:

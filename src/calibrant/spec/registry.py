@@ -84,14 +84,15 @@ class Registry:
         self._learn_all(thing)
         text = str(thing)
         try:
-            whole = reads_back(thing) or self.build(text) == thing
+            # The first is sure where it is true, and builds nothing; else the text is tried.
+            is_whole = reads_back(thing) or self.build(text) == thing
         except SpecError:
-            whole = False
-        if not whole:
+            is_whole = False
+        if not is_whole:
             name = type(thing).__name__
-            mended = f"let {name} have numbers, texts and lists of them as its fields"
-            told = f"doesn't read back as the {self.noun} that it is written for"
-            raise SpecError(f"{text} {told}; {mended}", subject=text)
+            remedy = f"let {name} have numbers, texts and lists of them as its fields"
+            problem = f"doesn't read back as the {self.noun} that it is written for"
+            raise SpecError(f"{text} {problem}; {remedy}", subject=text)
         return text
 
     def learn(self, cls: type[Any]) -> None:
@@ -101,17 +102,18 @@ class Registry:
         another class has.
         """
         name = cls.spec_name()
-        if self._listed(name):
+        if self._is_listed(name):
             holder = self.get(name)
             taken = holder is not cls
         else:
+            # A class that a notebook's cell defines anew is another object with the same path.
             holder = self._learned.get(name, cls)
             taken = qualified(holder) != qualified(cls)
         if taken:
             which = f"another {self.noun}, {qualified(holder)}"
             message = f"{qualified(cls)} has the name of {which}; call it something else"
             raise SpecError(message, subject=name)
-        if not self._listed(name):
+        if not self._is_listed(name):
             self._learned[name] = cls
 
     def knows(self, name: str) -> bool:
@@ -119,7 +121,7 @@ class Registry:
 
         It may be in the folder, have an entry point, or be that of an object that was given.
         """
-        return self._listed(name) or name in self._learned
+        return self._is_listed(name) or name in self._learned
 
     def learned(self) -> list[type[Any]]:
         """Return the classes that only objects led to."""
@@ -135,7 +137,7 @@ class Registry:
         if name in self.own:
             return self._only_class(importlib.import_module(self._modules[name]))
         if name in self._foreign:
-            return self._a_class(self._foreign[name])
+            return self._class_of_entry(self._foreign[name])
         near = did_you_mean(name, self.names())
         known = ", ".join(self.names()) or "none yet"
         message = f"there is no {self.noun} called {name!r}{near} (known: {known})"
@@ -150,7 +152,7 @@ class Registry:
             return spec
         call = spec
         if isinstance(spec, str):
-            # A name may be a word that has another meaning in a spec, such as `none`.
+            # A name may be a word that means a value in a spec, such as `none`.
             bare = spec.strip()
             call = Call(bare) if self.knows(bare) else parse(spec)
         if not isinstance(call, Call):
@@ -172,12 +174,12 @@ class Registry:
     @cached_property
     def _modules(self) -> Mapping[str, str]:
         """The import path of each file that is a name."""
-        found = dict[str, str]()
+        modules = dict[str, str]()
         for package in _packages_with_families(self.package):
             for module in pkgutil.iter_modules([str(_folder_of(package))]):
                 if not module.ispkg and not module.name.startswith("_"):
-                    found[module.name] = f"{package}.{module.name}"
-        return found
+                    modules[module.name] = f"{package}.{module.name}"
+        return modules
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
@@ -187,9 +189,11 @@ class Registry:
 
     @cached_property
     def _learned(self) -> dict[str, type[Any]]:
+        """The classes that `learn` was given, by name; it fills this dictionary."""
         return {}
 
-    def _listed(self, name: str) -> bool:
+    def _is_listed(self, name: str) -> bool:
+        """Whether a file or an entry point has this name."""
         return name in self.own or name in self._foreign
 
     def _learn_all(self, thing: Spec) -> None:
@@ -198,8 +202,8 @@ class Registry:
         if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:
             # One that may change has no hash.
             name = cls.__name__
-            mended = "write @dataclass(frozen=True, repr=False) above it"
-            raise SpecError(f"{name} is no frozen dataclass; {mended}", subject=name)
+            remedy = "write @dataclass(frozen=True, repr=False) above it"
+            raise SpecError(f"{name} is no frozen dataclass; {remedy}", subject=name)
         if is_foreign(cls):
             self.learn(cls)
         for field in dataclasses.fields(cls):
@@ -207,18 +211,18 @@ class Registry:
             if isinstance(inner, Spec):
                 self._learn_all(inner)
 
-    def _a_class(self, entry: EntryPoint) -> type[Any]:
+    def _class_of_entry(self, entry: EntryPoint) -> type[Any]:
         """The class that an entry point names."""
-        told = f"the entry point {entry.name} = {entry.value!r}"
+        place = f"the entry point {entry.name} = {entry.value!r}"
         try:
-            named: object = entry.load()
+            thing: object = entry.load()
         except Exception as error:  # a file may raise anything while it is imported
             why = f"{type(error).__name__}: {error}"
-            message = f"{told} can't be read ({why}); mend its package, or remove it"
+            message = f"{place} can't be read ({why}); mend its package, or remove it"
             raise SpecError(message, subject=entry.name) from error
-        if isinstance(named, type) and issubclass(named, Spec):
-            return named
-        message = f"{told} names no class of a {self.noun}; point it to one that inherits ours"
+        if isinstance(thing, type) and issubclass(thing, Spec):
+            return thing
+        message = f"{place} names no class of a {self.noun}; point it to one that inherits ours"
         raise SpecError(message, subject=entry.name)
 
     def _only_class(self, module: ModuleType) -> type[Any]:
@@ -227,6 +231,7 @@ class Registry:
         for name, value in vars(module).items():
             if name.startswith("_") or not isinstance(value, type):
                 continue
+            # A class that the file imports is another file's.
             if issubclass(value, Spec) and value.__module__ == module.__name__:
                 classes.append(value)
         if len(classes) != 1:

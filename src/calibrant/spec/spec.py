@@ -33,7 +33,9 @@ _WORDS: Final = {
 
 DEEPEST: Final = 12
 """How deep a spec may be nested: what is within is read once more at each level."""
-_ABOUT: Final = ("spec", "class", "revision")
+MOST_STEPS: Final = 100_000
+"""The most steps, rounds or generations that a spec may ask for. More would never end."""
+_ABOUT_KEYS: Final = ("spec", "class", "revision")
 """Keys of a canonical form that are no parameters: those of `about`."""
 
 
@@ -73,7 +75,7 @@ def later(default: Any) -> Any:
 
 
 class Spec:
-    """Mixed into frozen dataclasses whose constructor call is their name.
+    """Mixed into frozen dataclasses whose text is the call that makes them.
 
     The name is that of the file which defines the class: the folder is the registry. A class of
     another package is called as its entry point says, and has the class itself in its identity
@@ -89,7 +91,9 @@ class Spec:
 
         Of a class outside this package it is its entry point's, or its own.
         """
-        return foreign_name(cls) if is_foreign(cls) else cls.__module__.rpartition(".")[2]
+        if is_foreign(cls):
+            return foreign_name(cls)
+        return cls.__module__.rpartition(".")[2]
 
     def __repr__(self) -> str:
         """Return the shortest text that parses back into an equal object.
@@ -101,7 +105,9 @@ class Spec:
             value = getattr(self, parameter.name)
             if value != _default(parameter):
                 changed.append(f"{parameter.name}={text_of(value)}")
-        return f"{self.spec_name()}({', '.join(changed)})" if changed else self.spec_name()
+        if not changed:
+            return self.spec_name()
+        return f"{self.spec_name()}({', '.join(changed)})"
 
     __str__ = __repr__
 
@@ -112,36 +118,37 @@ def parse(text: str) -> Any:
     Raises `SpecError` for anything that isn't a literal, a name or a call of a name with keyword
     arguments.
     """
-    read = user_text(text, SpecError).strip()
+    stripped = user_text(text, SpecError).strip()
     try:
         with warnings.catch_warnings():
             # Python has a word to say about 1if and "\\d", which is no program here.
             warnings.simplefilter("ignore")
-            tree = ast.parse(read, mode="eval")
-        return _read(tree.body, read, 0)
+            tree = ast.parse(stripped, mode="eval")
+        return _value_of(tree.body, stripped, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         example = "for example wanda or sparsegpt(damp=0.02)"
         message = f"{text!r} can't be read as a spec; write a name or name(key=value), {example}"
         raise SpecError(message + _quoting(text), subject=text) from error
 
 
-def _read(node: ast.expr, text: str, depth: int) -> Any:
+def _value_of(node: ast.expr, text: str, depth: int) -> Any:
     """The value of a node of Python's syntax tree; `text` is the whole spec."""
     if depth > DEEPEST:
         message = f"{text!r} is nested more than {DEEPEST} deep"
         raise SpecError(f"{message}; name the parts that are within less often", subject=text)
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            return _literal(value, text)
+            return _checked_literal(value, text)
         case ast.Name(id=name):
             return _WORDS[name] if name in _WORDS else Call(name)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=bool())):
+            # -True, which the next case would take for a number.
             pass
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             # There is one zero, not two.
-            return -_literal(value, text) if value else value
+            return -_checked_literal(value, text) if value else value
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_read(item, text, depth + 1) for item in items]
+            return [_value_of(item, text, depth + 1) for item in items]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             arguments: dict[str, Any] = {}
             for keyword in keywords:
@@ -150,7 +157,7 @@ def _read(node: ast.expr, text: str, depth: int) -> Any:
                 if keyword.arg in arguments:
                     message = f"{text!r} gives {name} the parameter {keyword.arg!r} twice"
                     raise SpecError(f"{message}; give it once", subject=keyword.arg)
-                arguments[keyword.arg] = _read(keyword.value, text, depth + 1)
+                arguments[keyword.arg] = _value_of(keyword.value, text, depth + 1)
             return Call(name, arguments)
         case _:
             pass
@@ -172,7 +179,7 @@ def _quoting(text: str) -> str:
     return ", and what has other signs stands in quotes, as in source='my/file.jsonl'"
 
 
-def _literal(value: Any, text: str) -> Any:
+def _checked_literal(value: Any, text: str) -> Any:
     """A literal, if it is one that a record can hold: a number that is finite and no larger than
     budgets are, a text of whole characters.
     """
@@ -194,6 +201,7 @@ def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
     """
     name = cls.spec_name()
     fields = {parameter.name: parameter for parameter in dataclasses.fields(cls) if parameter.init}
+    # In the order in which they were given, so that the first wrong one is named.
     checked: dict[str, Any] = {}
     for argument, value in arguments.items():
         if argument not in fields:
@@ -202,7 +210,10 @@ def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
             message = f"{name} has no parameter {argument!r}{meant}; {allowed}"
             raise SpecError(message, subject=argument)
         checked[argument] = _typed(cls, fields[argument], value)
-    missing = [each for each in fields if each not in arguments and _is_needed(fields[each])]
+    missing: list[str] = []
+    for parameter_name, parameter in fields.items():
+        if parameter_name not in arguments and _is_needed(parameter):
+            missing.append(parameter_name)
     if missing:
         example = f"{name}({missing[0]}=…)"
         message = f"{name} needs {', '.join(missing)}, as in {example}"
@@ -222,19 +233,22 @@ def _typed(cls: type[Any], parameter: Parameter, value: Any) -> Any:
     """
     if str(parameter.type) == "tuple[str, ...]":
         return _texts(cls, parameter, value)
+    # A text where the file postpones its annotations, else a type or a union of types.
     annotation: Any = parameter.type
     if not isinstance(annotation, str):
         annotation = getattr(annotation, "__name__", str(annotation))
-    words = [word.strip() for word in annotation.split("|")]
-    if not _PLAIN_TYPES.keys() >= set(words):
+    types = [word.strip() for word in annotation.split("|")]
+    if not _PLAIN_TYPES.keys() >= set(types):
+        # A list would leave the object without a hash.
         return tuple(value) if isinstance(value, list) else value
-    if isinstance(value, Call) and "str" in words and not value.arguments:
+    if isinstance(value, Call) and "str" in types and not value.arguments:
         return value.name
-    if type(value) is int and "float" in words and "int" not in words:
+    # `type` and not `isinstance`: True is an int too.
+    if type(value) is int and "float" in types and "int" not in types:
         return float(value)
-    if type(value) not in [_PLAIN_TYPES[word] for word in words]:
+    if type(value) not in [_PLAIN_TYPES[word] for word in types]:
         given = f"{cls.spec_name()}({parameter.name}={text_of(value)})"
-        message = f"{given}: {parameter.name} must be {' or '.join(words)}"
+        message = f"{given}: {parameter.name} must be {' or '.join(types)}"
         raise SpecError(message, subject=parameter.name)
     return value
 
@@ -257,10 +271,6 @@ def _texts(cls: type[Any], parameter: Parameter, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-MOST_STEPS: Final = 100_000
-"""Of steps, rounds and generations. More would never end."""
-
-
 def check_most(spec: "Spec", **most: int | float) -> None:
     """Raise `SpecError` for the first of these parameters that is no number, or above its largest.
 
@@ -274,6 +284,7 @@ def check_most(spec: "Spec", **most: int | float) -> None:
         if not isinstance(value, int | float):
             message = f"{given}: {name} must be a number, and at most {highest:,}"
             raise SpecError(message, subject=name)
+        # Not `value > highest`, which is false for NaN.
         if not value <= highest:
             raise SpecError(f"{given}: {name} must be at most {highest:,}", subject=name)
 
@@ -281,7 +292,9 @@ def check_most(spec: "Spec", **most: int | float) -> None:
 def text_of(value: Any) -> str:
     """Return how a value is written in a spec."""
     if isinstance(value, Call):
-        inside = ", ".join(f"{name}={text_of(each)}" for name, each in value.arguments.items())
+        inside = ", ".join(
+            f"{name}={text_of(argument)}" for name, argument in value.arguments.items()
+        )
         return f"{value.name}({inside})" if inside else value.name
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(text_of, value))}]"
@@ -298,13 +311,13 @@ def written_form(form: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(inside)})" if inside else name
 
 
-S = TypeVar("S", bound=Spec)
+SpecT = TypeVar("SpecT", bound=Spec)
 
 
-def with_parameters(spec: S, **arguments: Any) -> S | None:
+def with_parameters(spec: SpecT, **arguments: Any) -> SpecT | None:
     """Return the same spec with these parameters; None if it hasn't all of them."""
-    known = {parameter.name for parameter in _fields(spec)}
-    if not arguments.keys() <= known:
+    names = {parameter.name for parameter in _fields(spec)}
+    if not arguments.keys() <= names:
         return None
     return dataclasses.replace(spec, **arguments)  # pyright: ignore[reportArgumentType]  # a dataclass
 
@@ -323,11 +336,12 @@ def canonical(value: Any) -> Any:
                 form[parameter.name] = canonical(given)
         return form
     if isinstance(value, Mapping):
-        return {str(name): canonical(each) for name, each in value.items()}
+        return {str(name): canonical(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [canonical(each) for each in value]
+        return [canonical(inner) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    # Whatever else a spec holds says in its text what it is.
     return str(value)
 
 
@@ -342,7 +356,7 @@ def about(cls: type[Spec]) -> dict[str, Any]:
 
 def parameters(form: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a canonical form: all of it but what says which spec it is."""
-    return {name: value for name, value in form.items() if name not in _ABOUT}
+    return {name: value for name, value in form.items() if name not in _ABOUT_KEYS}
 
 
 def identity(value: Any) -> str:
@@ -364,8 +378,8 @@ def reads_back(spec: Spec) -> bool:
     """
     if type(spec).__str__ is not Spec.__str__:
         return False
-    given = dataclasses.fields(spec)  # pyright: ignore[reportArgumentType]  # a dataclass
-    for parameter in given:
+    parameters_of_class = dataclasses.fields(spec)  # pyright: ignore[reportArgumentType]  # a dataclass
+    for parameter in parameters_of_class:
         value = getattr(spec, parameter.name)
         if parameter.init and not _is_plain(type(spec), parameter, value):
             return False
@@ -373,16 +387,19 @@ def reads_back(spec: Spec) -> bool:
 
 
 def _is_plain(cls: type[Spec], parameter: Parameter, value: Any) -> bool:
-    """Whether a parameter's value is just what reading its text would give."""
+    """Whether a parameter's value is exactly what its text is read as."""
     default = _default(parameter)
-    if not parameter.repr or (value == default and type(value) is not type(default)):
+    if not parameter.repr:
+        return False
+    # 1 is equal to True and to 1.0, so the text leaves it out and reads back as the default.
+    if value == default and type(value) is not type(default):
         return False
     items = value if isinstance(value, tuple) else (value,)
     try:
         for item in items:
             if type(item) not in _PLAIN_TYPES.values():
                 return False
-            _literal(item, "")
+            _checked_literal(item, "")
         return type(_typed(cls, parameter, value)) is type(value)
     except SpecError:
         return False

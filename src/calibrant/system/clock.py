@@ -21,26 +21,29 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """Add what is spent inside to `name`."""
         began = time.perf_counter()
-        _RUNNING.append(self)
+        _RUNNING_CLOCKS.append(self)
         try:
             yield
         finally:
-            _RUNNING.pop()
+            _RUNNING_CLOCKS.pop()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-_RUNNING: list[Clock] = []
+_RUNNING_CLOCKS: list[Clock] = []
+"""The clocks of the phases that are running, the innermost last."""
 
 
 @contextmanager
 def spent_on(name: str) -> Iterator[None]:
-    """Add what is spent inside to the part `name` of the clock that runs, if one does; parts
-    don't lie in one another.
+    """Add what is spent inside to the part `name` of the clock that runs, if one does.
+
+    A part must not begin inside another: its seconds would count twice.
     """
-    if not _RUNNING:
+    if not _RUNNING_CLOCKS:
         yield
         return
-    began, clock = time.perf_counter(), _RUNNING[-1]
+    clock = _RUNNING_CLOCKS[-1]
+    began = time.perf_counter()
     try:
         yield
     finally:

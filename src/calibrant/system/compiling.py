@@ -14,9 +14,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     plain = unwrap(function)  # a type checker installed on import may have wrapped it
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy", **options)(plain)
-    except (
-        RuntimeError
-    ):  # neither the package's folder nor the user's cache can be written: compile in each process
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written: compile in each process.
         return numba.njit(nogil=True, error_model="numpy", **options)(plain)
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -32,7 +32,7 @@ DEEPEST: Final = 64
 """Levels of lists and mappings at most in a file of JSON: what is written has ten."""
 
 _ID: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{16})[0-9a-f]{48}(?![0-9a-f])")
-_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def reason(error: OSError) -> str:
@@ -43,8 +43,10 @@ def reason(error: OSError) -> str:
 
 
 def take(file: IO[str], wait: bool = False) -> bool:
-    """Lock an open file for this process, until it is closed or the process ends however it
-    ends.
+    """Lock an open file for this process, and return whether that could be done.
+
+    The lock ends when the file is closed, or when the process ends in whatever way. Where another
+    process has it, `wait` waits for the end of that one.
     """
     try:
         import fcntl
@@ -127,14 +129,11 @@ def content(path: Path, most: int) -> bytes:
     more than so many bytes.
     """
     with opened(path) as file:
-        return _whole(file.read, most)
-
-
-def _whole(read: Callable[[int], bytes], most: int) -> bytes:
-    content_ = read(most + 1)
-    if len(content_) > most:
+        # One byte more than allowed says that the file is too large, also where it grows meanwhile.
+        whole = file.read(most + 1)
+    if len(whole) > most:
         raise ValueError(f"it holds more than {most // 2**20} MiB")
-    return content_
+    return whole
 
 
 def read_json(path: Path, purpose: Purpose | None = None, required: bool = False) -> Any:
@@ -152,15 +151,16 @@ def read_json(path: Path, purpose: Purpose | None = None, required: bool = False
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """Return the error for a damaged file; a folder that is called by a hash holds one result,
-    which is made again as a whole.
+    """Return the error for a damaged file, with what to delete.
+
+    A folder that is called by a hash holds one result, which is made again as a whole.
     """
-    why = f"not what is written there: {error!r}"
+    reason_text = f"not what is written there: {error!r}"
     if isinstance(error, OSError | ValueError):
-        why = str(error)
-    gone = "its folder" if len(path.parent.name) == 64 else "it"
-    remedy = f"restore it from a copy, or delete {gone} to have it computed again"
-    return DataError(f"{short(path)!r} can't be read ({why}); {remedy}", subject=str(path))
+        reason_text = str(error)
+    removed = "its folder" if len(path.parent.name) == 64 else "it"
+    remedy = f"restore it from a copy, or delete {removed} to have it computed again"
+    return DataError(f"{short(path)!r} can't be read ({reason_text}); {remedy}", subject=str(path))
 
 
 def short(path: Path) -> str:
@@ -168,7 +168,9 @@ def short(path: Path) -> str:
     path its end.
     """
     text = _ID.sub(r"\1…", str(path))
-    return text if len(text) < QUOTED else f"{text[:20]}…{text[22 - QUOTED :]}"
+    if len(text) < QUOTED:
+        return text
+    return f"{text[:20]}…{text[22 - QUOTED :]}"
 
 
 def from_json(text: str) -> Any:
@@ -177,19 +179,21 @@ def from_json(text: str) -> Any:
     """
     # Looking at every object takes as long again as reading it.
     hook = _float if '"float"' in text else None
+    # So does the depth, unless brackets alone show that there can't be too much of it.
     try:
         value = json.loads(text, object_hook=hook, parse_constant=_no_json)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value)
-    if _HALF.search(text):
+    if _HALF_SURROGATE.search(text):
         # Half a surrogate is no text, and can't be written again: encoding it raises.
         json.dumps(plain_data(value), ensure_ascii=False, allow_nan=False).encode()
     return value
 
 
 def _float(pairs: dict[str, Any]) -> Any:
+    """What `plain_data` made an object with the key `float` of; other objects as they are."""
     if pairs.keys() != {"float"}:
         return pairs
     if not isinstance(pairs["float"], str):
@@ -280,16 +284,18 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
 
 @contextmanager
 def undoing(folder: Path, *files: Path) -> Iterator[None]:
-    """Where what is done within fails, remove `folder` and those of its parents that weren't
-    there before and hold nothing, with `files` in them.
+    """Remove what was made where what is done within fails: of `folder` and its parents those that
+    weren't there before, unless somebody has put something into them.
+
+    `files` that lie in one of these folders are removed first.
     """
-    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     # The stack calls the last one first: files, then their folder, then its parents.
     with ExitStack() as undo:
-        for path in reversed(lacking):
+        for path in reversed(new_folders):
             undo.callback(remove_empty, path)
         for file in files:
-            if file.parent in lacking:
+            if file.parent in new_folders:
                 undo.callback(_remove_file, file)
         yield
         undo.pop_all()
@@ -308,8 +314,9 @@ def _remove_file(file: Path) -> None:
 
 @contextmanager
 def usual_rights(path: Path) -> Iterator[None]:
-    """Give a file that a library writes meanwhile the rights that the umask gives to new files:
-    safetensors gives its owner all, and others none.
+    """Give a file that a library writes meanwhile the rights that new files have by the umask.
+
+    Safetensors gives its owner all rights, and others none.
     """
     path.touch()
     rights = path.stat().st_mode
@@ -318,8 +325,9 @@ def usual_rights(path: Path) -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """See a file, or the names in a folder, to the disk. Windows can do neither to what isn't
-    open for writing, and is left to itself.
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Windows can do neither with what isn't open for writing, so nothing is done there.
     """
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)

@@ -59,10 +59,10 @@ def needed_for(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        clear = missing(error, what)
-        if clear is None:
+        missing_package = missing(error, what)
+        if missing_package is None:
             raise
-        raise clear from error
+        raise missing_package from error
 
 
 def load(module: str, name: str) -> Any:

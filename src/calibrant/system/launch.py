@@ -47,18 +47,15 @@ def number(name: str, least: int, most: int) -> int:
     """Return the number in a variable of the environment. Raises `InputError` for one that isn't
     there, isn't whole, or lies outside.
     """
-    text = os.environ.get(name)
-    if text is None:
+    digits = os.environ.get(name)
+    if digits is None:
         raise InputError(f"{name} isn't set; {_REMEDY}", subject=name)
-    if not (
-        text.isascii()
-        and text.isdecimal()
-        and len(text) <= len(str(most))
-        and least <= int(text) <= most
-    ):
+    # Its length is looked at before it is read: Python refuses thousands of digits with an error.
+    is_short = digits.isascii() and digits.isdecimal() and len(digits) <= len(str(most))
+    if not is_short or not least <= int(digits) <= most:
         raise InputError(
-            f"{name} is {brief(text)}, and must be a whole number from {least} to {most}; "
+            f"{name} is {brief(digits)}, and must be a whole number from {least} to {most}; "
             f"{_REMEDY}",
             subject=name,
         )
-    return int(text)
+    return int(digits)

@@ -12,14 +12,14 @@ def card(title: str, facts: Mapping[str, object], note: str = "", inside: str = 
     """Return an object as HTML: `title`, its `facts` by name without empty ones, a sentence, and
     the HTML that comes `inside`.
     """
-    filled = [
-        (name, str(value)) for name, value in facts.items() if value not in (None, "", (), [])
-    ]
-    rows = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td '
-        f'style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in filled
-    )
+    rows = ""
+    for name, value in facts.items():
+        if value in (None, "", (), []):
+            continue
+        rows += (
+            f'<tr><th style="text-align:left">{escape(name)}</th><td '
+            f'style="text-align:left">{escape(str(value))}</td></tr>'
+        )
     parts = [
         f"<strong>{escape(title)}</strong>",
         f"<table>{rows}</table>" if rows else "",
@@ -35,11 +35,12 @@ def listing(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     >>> listing(["set", "loss"], [["c4", "2.91"]])
     '<table><thead><tr><th>set</th><th>loss</th></tr></thead><tbody><tr><td>c4</td><td>2.91</td></tr></tbody></table>'
     """
-    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in line)}</tr>" for line in lines
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head_cells = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    body_rows = ""
+    for line in lines:
+        cells = "".join(f"<td>{escape(str(value))}</td>" for value in line)
+        body_rows += f"<tr>{cells}</tr>"
+    return f"<table><thead><tr>{head_cells}</tr></thead><tbody>{body_rows}</tbody></table>"
 
 
 def escape(text: str) -> str:

@@ -26,6 +26,7 @@ heap.
 """
 
 _SETTINGS = {"own": False}
+"""Whether the process is Calibrant's own, as `own_process` says."""
 
 
 def own_process() -> None:
@@ -75,14 +76,15 @@ def uncollected() -> Iterator[None]:
     """Look for no garbage while much is imported. In a process of our own, what was made is
     taken to stay and isn't looked through later either.
     """
-    enabled, own = gc.isenabled(), _SETTINGS["own"]
-    if own:
+    was_enabled = gc.isenabled()
+    is_ours = _SETTINGS["own"]
+    if is_ours:
         gc.collect()  # what is garbage already must not be frozen
     gc.disable()
     try:
         yield
-        if own:
+        if is_ours:
             gc.freeze()
     finally:
-        if enabled:
+        if was_enabled:
             gc.enable()

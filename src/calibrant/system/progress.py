@@ -44,8 +44,8 @@ class Stage:
     began: float
     done: int
     total: int
-    said: bool = False
-    stands: str = ""
+    is_said: bool = False
+    status: str = ""
 
 
 class ProgressLines:
@@ -67,9 +67,9 @@ class ProgressLines:
         self._say = say
         self._now = now
         self._began = now()
-        self._last = self._began
+        self._last_said = self._began
         self._stages: dict[str, Stage] = {}
-        self._before = ""
+        self._last_ended = ""
         self._lock = threading.Lock()
 
     def update(self, what: str, done: int, total: int) -> None:
@@ -81,42 +81,43 @@ class ProgressLines:
             stage = self._stages[name]
             stage.done = done
             stage.total = total
-            stage.stands = what.removeprefix(name)
+            stage.status = what.removeprefix(name)
             if done >= total:
                 del self._stages[name]
-                self._before = name
+                self._last_ended = name
 
     def look(self) -> None:
         """Say a line if it is time for one."""
         with self._lock:
             now = self._now()
-            lasting = any(
-                not stage.said and now - stage.began >= LASTING for stage in self._stages.values()
-            )
-            if not lasting and now - self._last < PERIOD:
-                return
-            self._last = now
+            is_due = now - self._last_said >= PERIOD
             for stage in self._stages.values():
-                stage.said = True
+                if not stage.is_said and now - stage.began >= LASTING:
+                    is_due = True
+            if not is_due:
+                return
+            self._last_said = now
+            for stage in self._stages.values():
+                stage.is_said = True
             self._say(f"[{_elapsed(now - self._began)}] {self._state()}")
 
     def _state(self) -> str:
         if self._stages:
-            told: list[str] = []
+            parts: list[str] = []
             for name, stage in self._stages.items():
-                told.append(f"{name} {stage.done:,}/{stage.total:,}{stage.stands}")
-            return ", ".join(told)
-        return f"still at work, after {self._before}" if self._before else "still at work"
+                parts.append(f"{name} {stage.done:,}/{stage.total:,}{stage.status}")
+            return ", ".join(parts)
+        return f"still at work, after {self._last_ended}" if self._last_ended else "still at work"
 
     @contextmanager
     def watching(self) -> Iterator[Progress]:
         """Yield `update` while a thread looks at the clock, so that a step which reports nothing
         for long is seen to be alive too.
         """
-        over = threading.Event()
+        ended = threading.Event()
 
         def watch() -> None:
-            while not over.wait(_GLANCE):
+            while not ended.wait(_GLANCE):
                 self.look()
 
         watcher = threading.Thread(target=watch, name="calibrant-progress", daemon=True)
@@ -124,11 +125,13 @@ class ProgressLines:
         try:
             yield self.update
         finally:
-            over.set()
+            ended.set()
             watcher.join()
 
 
 def _elapsed(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}"

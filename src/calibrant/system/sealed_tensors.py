@@ -54,9 +54,9 @@ def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
     """
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
-    with path.open(
-        "rb"
-    ):  # safetensors tells a file that may not be read from a damaged one by its message only
+    # Opened and closed: a file that may not be read raises here. Safetensors tells it from a
+    # damaged one by its message only.
+    with path.open("rb"):
         pass
     backend: Any = {"backend": "mmap" if mapped else "pread"}
     try:
@@ -67,8 +67,10 @@ def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
         entry = from_json(metadata[ENTRY])
         if not {"facts", "seal"} & entry.keys():
             raise NoSealError
-        facts, seal = entry["facts"], entry["seal"]
+        facts = entry["facts"]
+        seal = entry["seal"]
     except NoSealError:
+        # It is a `ValueError` too, which is caught below.
         raise
     except (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise BrokenSealError from error

@@ -1,13 +1,13 @@
-"""What is written to be read again is never believed unseen: it carries a seal, which is compared
-when it is read. No torch here.
+"""Seals of what is written to be read again. No torch here.
 
 A seal is a hash of the content and of its purpose: what kind of thing it is, of which run, of which
-step. So a damaged file is noticed, and so is a whole one in the place of another.
+step. It is compared when the file is read. So a damaged file is noticed, and so is a whole one in
+the place of another.
 
-What is sealed is flushed to the disk before it counts as done, but for what is only cached. What
-doesn't agree when it is read is made again where that can be done (a step of a checkpoint, a
-statistic, a line of a journal, whatever is cached), and `tell_made_again` says so in one line. A
-result is refused with a `DataError`.
+What is sealed is flushed to the disk before it counts as done, unless it is only cached. What
+doesn't agree when it is read is made again where that can be done: a step of a checkpoint, a
+statistic, a line of a journal, whatever is cached. `tell_made_again` says so in one line. A result
+is refused with a `DataError`.
 """
 
 import hashlib
@@ -46,7 +46,9 @@ def seal_of(purpose: Purpose, *contents: bytes | memoryview) -> str:
     False
     """
     hashed = hashlib.sha256()
-    for content in (json.dumps(dict(purpose), sort_keys=True, allow_nan=False).encode(), *contents):
+    head = json.dumps(dict(purpose), sort_keys=True, allow_nan=False).encode()
+    for content in (head, *contents):
+        # With its length before it, so that nothing can move from one content to the next.
         hashed.update(b"%d:" % len(content))
         hashed.update(content)
     return hashed.hexdigest()

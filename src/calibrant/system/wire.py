@@ -37,6 +37,7 @@ _UNREADABLE: Final = (
 )
 """What reading bytes that are no message may raise."""
 _TAGS: Final = ("tensor", "bytes", "float", "path", "tuple", "set", "map")
+"""Names of what isn't plain JSON; no kind may have one of them."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ def fields_of(kind: type[Any], without: Collection[str] = ()) -> Kind:
 class Language:
     """What processes can say to each other: plain data, tensors, and objects of these kinds.
 
-    Raises `DataError` for what can't be said, and for bytes that say nothing in it.
+    `pack` raises `DataError` for what can't be said, and `unpack` for bytes that are no message.
     """
 
     def __init__(self, *kinds: Kind) -> None:
         self._kinds = {kind.name: kind for kind in kinds}
-        assert len({*self._kinds, *_TAGS}) == len(kinds) + len(_TAGS), "two have the same name"
+        names = {*self._kinds, *_TAGS}
+        assert len(names) == len(kinds) + len(_TAGS), "two have the same name"
 
     def pack(self, value: Any) -> bytes:
         """Return `value` as bytes."""
@@ -92,16 +94,17 @@ class Language:
         try:
             tensors = load(message)
             text = _bytes(tensors.pop(_TEXT))
-            return self._read(json.loads(text, parse_constant=_refused), tensors)
+            return self._read(json.loads(text, parse_constant=_no_json), tensors)
         except _UNREADABLE as error:
-            told = f"{brief(message)} is no message of a process of this job ({error})"
-            raise DataError(f"{told}; start all processes anew") from error
+            problem = f"{brief(message)} is no message of a process of this job ({error})"
+            raise DataError(f"{problem}; start all processes anew") from error
 
     def _written(self, value: Any, tensors: list[Tensor]) -> Any:
         match value:
             case None | bool() | int() | str():
                 return value
             case float():
+                # Also numpy's float64, whose `repr` is another.
                 return float(value) if math.isfinite(value) else {"float": repr(float(value))}
             case list():
                 return [self._written(item, tensors) for item in value]
@@ -138,6 +141,7 @@ class Language:
             return [self._read(item, tensors) for item in value]
         if not isinstance(value, dict):
             return value
+        # An object with more than one key is no message, and raises a `ValueError`.
         ((name, inside),) = value.items()
         match name:
             case "tensor":
@@ -165,30 +169,31 @@ class Language:
 
 
 def kind_of(error: BaseException) -> str:
-    """Return what an exception is called in a message: the nearest of its classes that every
-    process knows.
+    """Return what an exception is called in a message.
+
+    That is the nearest of its classes that every process knows: one of ours, or of Python.
     """
     for kind in type(error).__mro__:
-        if kind in _RAISED.values() or kind.__module__ == "builtins":
+        if kind in _OUR_ERRORS.values() or kind.__module__ == "builtins":
             return kind.__name__
     raise AssertionError("every exception is an `object`")
 
 
 def raised(kind: str, text: str, subject: str = "") -> CalibrantError | None:
     """Return the error of ours that `kind` names; None where it is another's."""
-    return _RAISED[kind](text, subject=subject) if kind in _RAISED else None
+    return _OUR_ERRORS[kind](text, subject=subject) if kind in _OUR_ERRORS else None
 
 
 def _errors_of_ours() -> dict[str, type[CalibrantError]]:
-    found: dict[str, type[CalibrantError]] = {}
+    error_classes: dict[str, type[CalibrantError]] = {}
     for name, kind in vars(errors).items():
         # A `StudyError` carries more than its message.
         if isinstance(kind, type) and issubclass(kind, CalibrantError) and kind is not StudyError:
-            found[name] = kind
-    return found
+            error_classes[name] = kind
+    return error_classes
 
 
-_RAISED: Final = _errors_of_ours()
+_OUR_ERRORS: Final = _errors_of_ours()
 """What can be made again of its message alone."""
 
 
@@ -204,5 +209,5 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.numpy().tobytes()
 
 
-def _refused(word: str) -> None:
+def _no_json(word: str) -> None:
     raise ValueError(f"{word} is no JSON")

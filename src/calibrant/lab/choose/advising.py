@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Final
 
 from calibrant.compress.prune_quantize import TARGETS_OF, Verb
@@ -29,7 +30,7 @@ IN_TORCH: Final = (
     "rounds activations to 8 bits as well (calibrant evaluate model.gguf --engine llama_cpp "
     "measures that)."
 )
-"""What a figure of llama.cpp's blocks isn't."""
+"""What is said beside a figure of llama.cpp's blocks: it is none of llama.cpp."""
 _LONG: Final = 100
 """Letters of a mixture that a sentence holds."""
 
@@ -45,7 +46,7 @@ def verb_of(target: Target) -> Verb:
 def advice(
     mixture: Mixture,
     goal: Goal,
-    base: str,
+    baseline: str,
     race: RaceResult,
     most: int = ROUNDS,
     halves: Sequence[Halves] = (),
@@ -65,7 +66,7 @@ def advice(
         tokens += " of each part"
     sentences = [
         f"{task} for {goal.text}, calibrate on {short(best.data)}, with {tokens}.",
-        _expected(best, base, race),
+        _expected(best, baseline, race),
     ]
     if best.divergence is not None:
         apart = f"{best.divergence.value:.3f} nats a token from the dense model's (KL)"
@@ -111,9 +112,11 @@ def command(
         words += ["--dtype", dtype]
     if device != "auto":
         words += ["--device", device]
+    # A mirror that the environment names is found again; one of this call alone is not.
     root = mirror()
     if root is not None and not os.environ.get("CALIBRANT_DATA"):
         words += ["--data-dir", str(root)]
+    # The folder is called after the model, by letters that every file system takes.
     stem = ""
     for letter in os.path.basename(os.path.normpath(model)):
         stem += letter if letter.isalnum() or letter in "._" else "-"
@@ -129,70 +132,81 @@ def short(data: str) -> str:
     >>> short("mix(a=python_docs, b=python_code, c=arithmetic, d=c4, weights=[0.4, 0.3, 0.2, 0.1])")
     'a mixture of python_docs (40 %), python_code (30 %) and 2 more'
     """
-    mix = CalibrationSet(data)
-    count = len(mix.mixed)
+    mixture = CalibrationSet(data)
+    count = len(mixture.mixed)
     if count == 0 or (len(data) <= _LONG and count <= 3):
         return data
-    if count > 3 and len(set(mix.shares)) == 1:
+    if count > 3 and len(set(mixture.shares)) == 1:
         return f"an even mixture of {count} sets"
-    parts = list(zip(mix.mixed, mix.shares, strict=True))
-    parts.sort(key=lambda part: -part[1])
-    largest = [f"{part} ({100 * float(share):.0f} %)" for part, share in parts[:2]]
+
+    def order(part: tuple[CalibrationSet, Fraction]) -> Fraction:
+        _, share = part
+        return -share
+
+    parts = sorted(zip(mixture.mixed, mixture.shares, strict=True), key=order)
+    largest: list[str] = []
+    for part, share in parts[:2]:
+        percent = 100 * float(share)
+        largest.append(f"{part} ({percent:.0f} %)")
     if count == 2:
         return f"a mixture of {' and '.join(largest)}"
     return f"a mixture of {', '.join(largest)} and {count - 2} more"
 
 
-def _expected(best: Standing, base: str, race: RaceResult) -> str:
+def _expected(best: Standing, baseline: str, race: RaceResult) -> str:
     """What the best set is expected to lose, and how that compares with the baseline."""
-    loses = f"Expect to lose {with_interval(plain(best.deciding))} {race.unit}"
-    increase = f"{loses} against the dense model"
+    expected_loss = f"Expect to lose {with_interval(plain(best.deciding))} {race.unit}"
+    increase = f"{expected_loss} against the dense model"
     if race.sibling and best.sibling != best.increase:
         increase += " on rows whose templates it was not calibrated on"
-    if best.data == base:
+    if best.data == baseline:
         return f"{increase}; it is the baseline itself."
-    against = best.against_baseline
-    if against is None:
-        return f"{increase}; {short(base)} couldn't be measured."
-    if not against.over_draws:
-        less = "less" if against.value < 0 else "more"
-        compared = f"{abs(against.value):.3f} {less} than with {short(base)}"
+    difference = best.against_baseline
+    if difference is None:
+        return f"{increase}; {short(baseline)} couldn't be measured."
+    if not difference.over_draws:
+        less = "less" if difference.value < 0 else "more"
+        compared = f"{abs(difference.value):.3f} {less} than with {short(baseline)}"
         return f"{increase}, {compared}, by one draw, which says nothing about the next."
-    verdict = f"significant at {LEVEL:.0%}" if against.significant() else "not significant"
-    return f"{increase}; against {short(base)} that is {with_interval(plain(against))}: {verdict}."
+    verdict = f"significant at {LEVEL:.0%}" if difference.significant() else "not significant"
+    worse = with_interval(plain(difference))
+    return f"{increase}; against {short(baseline)} that is {worse}: {verdict}."
 
 
 def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
     """Whether the target's own rows and its held-out sibling give the same answer."""
-    across = max(each.across for each in halves)
-    inside = max(each.inside for each in halves)
-    names = ", ".join(str(each.source) for each in halves)
+    across = max(file_halves.across for file_halves in halves)
+    inside = max(file_halves.inside for file_halves in halves)
+    names = ", ".join(str(file_halves.source) for file_halves in halves)
     shared = f"share {across:.0%} of their runs of words, where rows of one half share {inside:.0%}"
     about = f"The sibling is {names} in two halves that {shared}."
     best = race.standings[0]
-    first = min(race.standings, key=lambda standing: standing.increase.value)
-    if first.data == best.data:
-        same = "The same set is best on rows like its own and on the file's held-out sibling."
-        return [same, about]
-    other = (
-        f"On rows like its own {short(first.data)} loses least ({first.increase.value:+.3f}), but "
+
+    def increase(standing: Standing) -> float:
+        return standing.increase.value
+
+    best_on_own = min(race.standings, key=increase)
+    if best_on_own.data == best.data:
+        agreement = "The same set is best on rows like its own and on the file's held-out sibling."
+        return [agreement, about]
+    disagreement = (
+        f"On rows like its own {short(best_on_own.data)} loses least "
+        f"({best_on_own.increase.value:+.3f}), but "
         f"calibrated on one half of the file and judged by the other it loses "
-        f"{first.deciding.value:+.3f}, and {short(best.data)} {best.deciding.value:+.3f}: the "
+        f"{best_on_own.deciding.value:+.3f}, and {short(best.data)} {best.deciding.value:+.3f}: the "
         "advice follows the latter."
     )
-    return [other, about]
+    return [disagreement, about]
 
 
 def _same_file(data: CalibrationSet, goal: Goal) -> list[str]:
-    """That the judge comes from the best set's own file, where it does and no sibling of it could
-    be made.
-    """
+    """Say that the judge comes from the best set's own file; nothing where it doesn't."""
     sources = {term.source for term in data.parts}
-    same = [file for file in own_files(goal.sources) if file in sources]
-    if not same:
+    shared_files = [file for file in own_files(goal.sources) if file in sources]
+    if not shared_files:
         return []
-    shares = [in_common(file) for file in same]
-    files = ", ".join(map(str, same))
+    shares = [in_common(file) for file in shared_files]
+    files = ", ".join(map(str, shared_files))
     runs = ", ".join(f"{share:.0%}" for share in shares)
     common = " and has templates in common with it" if max(shares) >= COMMON else ""
     return [

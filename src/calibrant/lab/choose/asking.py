@@ -49,8 +49,9 @@ TOKENS: Final = 8192
 ITEMS: Final = 200
 """Questions of a task."""
 LEAST_TOKENS: Final = 1024
+"""Tokens that a loss is measured on at least, however short the time."""
 LEAST_ITEMS: Final = 50
-"""What is measured on at least, however short the time."""
+"""Questions of a task at least, however short the time."""
 DIVERGENCE: Final = 8
 """The divergence from the dense model is measured on this part of a loss's tokens: it tells two
 models apart on less text than a loss does.
@@ -71,7 +72,9 @@ FIRST: Final = (
     "arithmetic:cot",
     "redpajama",
 )
-"""The order in which default sources are kept when the time is short: such as differ most first."""
+"""The order in which default sources are kept when the time is short: first those that differ most
+from one another.
+"""
 
 
 @final
@@ -79,33 +82,33 @@ FIRST: Final = (
 class Prepared:
     """What was asked, as it can be had.
 
-    `names` are the candidates, `needed` those that stay however short the time, `own` those of the
-    target, and `base` is what others are compared with. `standing` predicts the method. `export` is
-    the form in which the result is deployed, where that isn't the folder. `template` is the study
-    that the race is, without its rounds. `fixed` says that the tokens were given. `identity` is the
-    same for a later call that asks the same. `no_sibling` says why the target has none. `opening`
-    is how many seconds it took to open the model.
+    Of the `candidates`, `needed` are those that stay however short the time, and `own_sets` those
+    of the target. `baseline` is what others are compared with. `stand_in` predicts the method.
+    `export` is the form in which the result is deployed, empty where that is the folder. `template`
+    is the study that the race is, without its rounds. `fixed` says that the user gave the tokens.
+    `identity` is the same for a later call that asks the same. `no_sibling` says why the target has
+    no held-out sibling. `opening_seconds` is how long it took to open the model.
     """
 
     opened: Opened
     method: Method
     target: Target
-    standing: StandIn
+    stand_in: StandIn
     export: str
-    names: tuple[str, ...]
+    candidates: tuple[str, ...]
     needed: tuple[str, ...]
-    own: tuple[str, ...]
-    base: str
+    own_sets: tuple[str, ...]
+    baseline: str
     fitted: Fitted
     template: Study
     folder: Path
     identity: str
     fixed: bool
     no_sibling: str
-    opening: float
+    opening_seconds: float
 
     @property
-    def place(self) -> Path:
+    def race_folder(self) -> Path:
         """Where the race's store is, and the statistics that predictions are made of."""
         return self.folder / "race"
 
@@ -114,10 +117,10 @@ class Prepared:
         return measured_costs(
             self.opened,
             self.template,
-            self.standing,
-            effort_of(self.standing.method),
-            len(self.names),
-            self.opening,
+            self.stand_in,
+            effort_of(self.stand_in.method),
+            len(self.candidates),
+            self.opening_seconds,
             progress,
         )
 
@@ -131,7 +134,7 @@ class Prepared:
         return planned(
             costs,
             budget.left,
-            sources=len(self.names),
+            sources=len(self.candidates),
             least=len(self.needed),
             tokens=self.fitted.tokens,
             halves=bool(self.fitted.halves),
@@ -141,7 +144,11 @@ class Prepared:
 
     def within(self, plan: TimePlan) -> "Prepared":
         """Return the same with the budgets of a plan."""
-        goal = self.fitted.goal.limited(lambda measure: _part(measure, plan.share))
+
+        def smaller(measure: Evaluator) -> int:
+            return _smaller_budget(measure, plan.share)
+
+        goal = self.fitted.goal.limited(smaller)
         length = min(self.fitted.length, plan.tokens)
         judge_tokens = min(plan.tokens, self.fitted.judge_tokens)
         fitted = replace(self.fitted, goal=goal, judge_tokens=judge_tokens, length=length)
@@ -160,9 +167,11 @@ class Prepared:
         every candidate and every mixture.
         """
         goal = self.fitted.goal
-        wanted = list(dict.fromkeys([*self.needed, *sorted(self.names, key=_place)]))
+        by_difference = sorted(self.candidates, key=_by_difference)
+        wanted = list(dict.fromkeys([*self.needed, *by_difference]))
         mixture = mix(
             self.opened,
+            # A mixture has two sources at least.
             wanted[: max(plan.sources, 2)],
             method=self.method,
             target=self.target,
@@ -170,22 +179,24 @@ class Prepared:
             tokens=plan.tokens,
             length=self.fitted.length,
             judge_tokens=self.fitted.judge_tokens,
-            folder=self.place,  # the race finds the statistics here again
+            folder=self.race_folder,  # the race finds the statistics here again
             alone=True,
             progress=progress,
         )
         if not self.fitted.halves:
+            # The mixture's table calls these two rows by words.
             evenly = uniform(len(mixture.weights))
-            names = {UNIFORM: expression(list(mixture.weights), evenly), BEST: mixture.expr}
-            return mixture, of_mixture(mixture, str(CalibrationSet(goal.judge)), names)
+            row_names = {UNIFORM: expression(list(mixture.weights), evenly), BEST: mixture.expr}
+            judge = str(CalibrationSet(goal.judge))
+            return mixture, of_mixture(mixture, judge, row_names)
         return mixture, with_siblings(
             mixture,
-            self.standing,
+            self.stand_in,
             goal.judge,
             self.fitted.halves,
             self.opened,
-            effort_of(self.standing.method),
-            self.place,
+            effort_of(self.stand_in.method),
+            self.race_folder,
             self.fitted.judge_tokens,
             progress,
         )
@@ -197,21 +208,21 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     Raises an `InputError` for what can't be used.
     """
     method, target = aim_of(options.method, options.sparsity)
-    standing = stand_in_of(method, target)
+    stand_in = stand_in_of(method, target)
     wanted = [options.target] if isinstance(options.target, str) else options.target
     goal = parse_goal(wanted, TOKENS, ITEMS, options.length)
-    own = _canonical(goal.sources)
-    names = _canonical(options.sources or default_sources(goal))
+    own_sets = _canonical(goal.sources)
+    candidates = _canonical(options.sources or default_sources(goal))
     if options.baseline:
-        base = str(CalibrationSet(options.baseline))
-    elif BASELINE in names:
-        base = BASELINE
+        baseline = str(CalibrationSet(options.baseline))
+    elif BASELINE in candidates:
+        baseline = BASELINE
     else:
-        base = names[0]
-    names = list(dict.fromkeys([*names, base]))
+        baseline = candidates[0]
+    candidates = list(dict.fromkeys([*candidates, baseline]))
     began = budget.spent
     opened = open_model(options.model, options.dtype, options.device)
-    opening = budget.spent - began
+    opening_seconds = budget.spent - began
     model_view = view(opened.model)
     check_model(method, model_view, target, dict.fromkeys(model_view.named, target))
     export = _deployed(method, target, opened)
@@ -219,16 +230,17 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
     if options.sibling:
         halves, no_sibling = _halves(goal, folder / "halves")
     else:
-        halves, no_sibling = (), "it was not asked for"
+        halves = ()
+        no_sibling = "it was not asked for"
     tokens = options.tokens or TOKENS
-    fitted = fit(names, goal, halves, tokens, options.length, opened.tokenizer)
+    fitted = fit(candidates, goal, halves, tokens, options.length, opened.tokenizer)
     if fitted.halves:
         no_sibling = ""
     elif not no_sibling:
         no_sibling = "its halves hold too little to be calibrated on"
     template = Study(
         models=(options.model,),
-        data=(base,),
+        data=(baseline,),
         evaluate=_measures(fitted.goal, target, opened),
         methods=(method,),
         sparsities=(target,),
@@ -240,16 +252,19 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         # number.
         allow_leak=True,
     )
-    needed = names if options.sources else list(dict.fromkeys([*own, base]))
-    question = [
+    # What the user named is never left out.
+    needed = candidates
+    if not options.sources:
+        needed = list(dict.fromkeys([*own_sets, baseline]))
+    identity_parts = [
         opened.digest,
         str(method),
         str(target),
         goal.text,
-        names,
+        candidates,
         fitted.tokens,
         options.length,
-        base,
+        baseline,
         str(opened.dtype),
         options.device,
         options.sibling,
@@ -258,19 +273,19 @@ def asked(options: RecommendCommand, budget: TimeBudget) -> Prepared:
         opened=opened,
         method=method,
         target=target,
-        standing=standing,
+        stand_in=stand_in,
         export=export,
-        names=tuple(names),
+        candidates=tuple(candidates),
         needed=tuple(needed),
-        own=tuple(own),
-        base=base,
+        own_sets=tuple(own_sets),
+        baseline=baseline,
         fitted=fitted,
         template=template,
         folder=folder,
-        identity=identity(question),
+        identity=identity(identity_parts),
         fixed=options.tokens is not None,
         no_sibling=no_sibling,
-        opening=opening,
+        opening_seconds=opening_seconds,
     )
 
 
@@ -295,10 +310,10 @@ def _measures(goal: Goal, target: Target, opened: Opened) -> tuple[Evaluator, ..
             most = weight
     if heaviest is None or not isinstance(target, TARGETS_OF["quantize"]):
         return tuple(measures)
-    copy = sum(
-        parameter.numel() * parameter.element_size() for parameter in opened.model.parameters()
-    )
-    if copy > COPY * psutil.virtual_memory().total:
+    size = 0
+    for parameter in opened.model.parameters():
+        size += parameter.numel() * parameter.element_size()
+    if size > COPY * psutil.virtual_memory().total:
         return tuple(measures)
     tokens = min(heaviest.tokens, max(LEAST_DIVERGENCE, heaviest.tokens // DIVERGENCE))
     divergence = Agreement(
@@ -325,7 +340,7 @@ def _deployed(method: Method, target: Target, opened: Opened) -> str:
     return str(export)
 
 
-def _halves(goal: Goal, place: Path) -> tuple[tuple[Halves, ...], str]:
+def _halves(goal: Goal, folder: Path) -> tuple[tuple[Halves, ...], str]:
     """The halves of each of the user's files that the goal names.
 
     Where one can't be divided, there are none, and the reason is said.
@@ -333,7 +348,7 @@ def _halves(goal: Goal, place: Path) -> tuple[tuple[Halves, ...], str]:
     divided: list[Halves] = []
     reasons: list[str] = []
     for number, file in enumerate(own_files(goal.sources), 1):
-        halves = halves_of(file, place / str(number))
+        halves = halves_of(file, folder / str(number))
         if isinstance(halves, str):
             reasons.append(halves)
         else:
@@ -346,19 +361,18 @@ def _halves(goal: Goal, place: Path) -> tuple[tuple[Halves, ...], str]:
     return tuple(divided), ""
 
 
-def _part(measure: Evaluator, share: float) -> int:
-    """How many tokens or items are measured where the time allows for a share of them."""
+def _smaller_budget(measure: Evaluator, share: float) -> int:
+    """How many tokens or items are measured where there is time for a share of them."""
     budget = budget_of(measure)
     least = LEAST_ITEMS if isinstance(measure, Task) else LEAST_TOKENS
     if budget is None:
+        # A measure without a budget is never limited.
         return 1
     if share == 1 or budget <= least:
         return budget or 1
     return max(least, int(budget * share))
 
 
-def _place(data: str) -> int:
-    """Where a default source stands among those that stay when the time is short: first such as
-    differ most.
-    """
+def _by_difference(data: str) -> int:
+    """The place of a source in `FIRST`; others come behind."""
     return FIRST.index(data) if data in FIRST else len(FIRST)

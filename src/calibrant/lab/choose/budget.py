@@ -58,7 +58,8 @@ class TimeBudget:
 class StepCosts:
     """What each step takes on this machine, for one question, in seconds.
 
-    `opened` opens the model. `walk` and `judge` are for a token of which statistics are gathered.
+    `opened` opens the model. `walk` and `judge` gather the statistics of a token of a source and of
+    a judge.
     `search` is a search of mixtures, `compress` a run whose statistics are there, and `measure` all
     measurements of one run. `again` is for a token of a run that sees its inputs itself, as methods
     do that update weights. It is 0 for methods that read what was gathered for a set and draw.
@@ -130,9 +131,9 @@ def _purpose(path: Path) -> Purpose:
 
 
 def _stored(path: Path, question: str) -> dict[str, Any] | None:
-    """What an earlier call kept of the same question.
+    """What an earlier call kept for the same question.
 
-    None for another question's, and for what is damaged: it is measured again.
+    None where it was another question, or the file is damaged; then it is measured again.
     """
     if not path.is_file():
         return None
@@ -187,10 +188,11 @@ class TimePlan:
             text += f"; {self.done} of the draws are there from an earlier call"
         if self.rounds >= ROUNDS:
             return text
-        more = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
-        enough = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
+        another_draw = {1: "a second draw", 2: "a third draw"}.get(self.rounds, "one more draw")
+        # In minutes, rounded up to a tenth.
+        enough_minutes = math.ceil(10 * MARGIN * (self.seconds + self.another) / 60) / 10
         takes = f"about {duration(self.another)} more"
-        return f"{text}; {more} would take {takes} (--budget {enough:g})"
+        return f"{text}; {another_draw} would take {takes} (--budget {enough_minutes:g})"
 
     def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
         """Write it into the folder, so that a later call goes on with the same sets, tokens and
@@ -219,15 +221,16 @@ def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> 
     runs = runs_of(plan.sets, plan.halves)
     another = costs.round(runs, runs, _parts(runs, plan.sources), plan.tokens, plan.share)
     searches = 3 if plan.halves else 1
-    begun = 2 * costs.opened + costs.search * searches
-    affordable = int((seconds / MARGIN - begun) / another)
-    more = max(0, min(rounds - plan.done, affordable))
+    starting = 2 * costs.opened + costs.search * searches
+    # Every second is planned as if it took `MARGIN` times as long.
+    affordable = int((seconds / MARGIN - starting) / another)
+    extra_draws = max(0, min(rounds - plan.done, affordable))
     return replace(
         plan,
-        rounds=max(1, plan.done + more),
-        seconds=begun + more * another,
+        rounds=max(1, plan.done + extra_draws),
+        seconds=starting + extra_draws * another,
         another=another,
-        fits=begun <= seconds,
+        fits=starting <= seconds,
     )
 
 
@@ -251,20 +254,21 @@ def planned(
     """
     chosen: TimePlan | None = None
     fits = False
+    # The most wanted shapes come first; the last one is taken even where it doesn't fit.
     for shape in _shapes(sources, least, tokens, halves, fixed, min(2, rounds)):
         chosen = _plan(costs, shape)
         fits = chosen.seconds * MARGIN <= seconds
         if fits:
             break
     assert chosen is not None, "there is always a smallest plan"
-    more = 0
+    extra_draws = 0
     if fits and chosen.rounds > 1:
-        more = int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
-        more = min(more, rounds - chosen.rounds)
+        extra_draws = int((seconds / MARGIN - chosen.seconds) / max(chosen.another, 1e-9))
+        extra_draws = min(extra_draws, rounds - chosen.rounds)
     return replace(
         chosen,
-        rounds=chosen.rounds + more,
-        seconds=chosen.seconds + more * chosen.another,
+        rounds=chosen.rounds + extra_draws,
+        seconds=chosen.seconds + extra_draws * chosen.another,
         fits=fits,
     )
 
@@ -283,13 +287,15 @@ def runs_of(sets: int, halves: bool) -> int:
     """
     if not halves:
         return sets
+    # As many sets that hold the file as are raced: the file, and one more where there is room.
     holding = 1 if sets <= LEAST else 2
     return sets + 2 * holding
 
 
 def _parts(runs: int, sources: int) -> int:
-    """Through about how many sets runs walk that see their inputs themselves: one each, but for a
-    mixture of all sources.
+    """About how many sets are walked through by runs that see their inputs themselves.
+
+    That is one a run, and all sources for the run of their mixture.
     """
     return runs + sources - 1
 
@@ -314,15 +320,27 @@ def _shapes(
     for smaller in (tokens // 2, tokens // 4):
         if smaller >= TOKENS and not fixed:
             budgets.append(smaller)
-    everything = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
-    everything.sort(key=lambda pair: -pair[0] / tokens * pair[1])
-    every = max(least, sources)
-    half = max(least, min(sources, (sources + 1) // 2))
-    few = max(least, min(sources, LEAST))
-    sizes = [(RACED, every), (4, every), (4, half), (LEAST, half), (LEAST, few)]
+    budget_shares = list(itertools.product(budgets, (1.0, 0.5, 0.25)))
+
+    def order(pair: tuple[int, float]) -> float:
+        budget, share = pair
+        # Fewer items and fewer tokens shrink the work alike, so what is left of both decides.
+        return -budget / tokens * share
+
+    budget_shares.sort(key=order)
+    all_sources = max(least, sources)
+    half_sources = max(least, min(sources, (sources + 1) // 2))
+    few_sources = max(least, min(sources, LEAST))
+    sizes = [
+        (RACED, all_sources),
+        (4, all_sources),
+        (4, half_sources),
+        (LEAST, half_sources),
+        (LEAST, few_sources),
+    ]
     for sibling in dict.fromkeys((halves, False)):
         for draws in dict.fromkeys((rounds, 1)):
-            for budget, share in everything:
+            for budget, share in budget_shares:
                 for sets, count in sizes:
                     yield _Shape(count, min(sets, count + 2), draws, budget, share, sibling)
 
@@ -331,12 +349,12 @@ def _plan(costs: StepCosts, shape: _Shape) -> TimePlan:
     runs = runs_of(shape.sets, shape.halves)
     parts = _parts(runs, shape.sources)
     # With a sibling, the halves are two sources more and two judges more.
-    extra = 2 if shape.halves else 0
-    predicting = costs.predicting(shape.sources + extra, 1 + extra, shape.tokens)
+    sibling_walks = 2 if shape.halves else 0
+    predicting = costs.predicting(shape.sources + sibling_walks, 1 + sibling_walks, shape.tokens)
     another = costs.round(runs, runs, parts, shape.tokens, shape.share)
     # The first round finds the statistics of the prediction, and measures the dense model too.
-    first = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
-    racing = first + (shape.rounds - 1) * another
+    first_round = costs.round(runs + 1, 0, parts, shape.tokens, shape.share)
+    racing = first_round + (shape.rounds - 1) * another
     return TimePlan(**asdict(shape), seconds=predicting + racing, another=another)
 
 

@@ -58,27 +58,31 @@ def fit(
     room for text.
     """
     supply = _Supply(tokenizer, length)
-    own = [name for name in candidates if _names_a_file(name)]
+    own_sets = [name for name in candidates if _names_a_file(name)]
+    # How much the smaller half of an own set holds; twice the budget where nothing limits it.
     in_half = 2 * tokens
-    if halves and own:
-        in_half = min(supply.tokens(name, 2 * tokens) for name in _in_halves(own, halves))
+    if halves and own_sets:
+        in_half = min(supply.tokens(name, 2 * tokens) for name in _in_halves(own_sets, halves))
+        # A half that holds so little is no sibling.
         if in_half < LEAST:
             halves = ()
             in_half = 2 * tokens
-    wanted = [tokens, _for_two_draws(in_half)]
+    possible = [tokens, _for_two_draws(in_half)]
     supplies: dict[str, int] = {}
     for name in candidates:
-        is_own = name in own
-        held = supply.tokens(name, 2 * tokens if is_own else tokens)
-        if held < LEAST:
+        is_of_own_file = name in own_sets
+        supplied = supply.tokens(name, 2 * tokens if is_of_own_file else tokens)
+        if supplied < LEAST:
             enough = f"and {LEAST} are the least; add rows, or leave it out"
-            message = f"{name} holds {held} tokens to calibrate on, {enough}"
+            message = f"{name} holds {supplied} tokens to calibrate on, {enough}"
             raise DataError(message, subject=name)
-        supplies[name] = held
-        wanted.append(_for_two_draws(held) if is_own else held)
-    fitted = min(wanted)
+        supplies[name] = supplied
+        possible.append(_for_two_draws(supplied) if is_of_own_file else supplied)
+    # All sets have one budget, which the smallest of them decides.
+    fitted = min(possible)
     if fitted < tokens:
         fitted = _rounded(fitted)
+    # No window is longer than a set; what there is depends on the length, so it is counted anew.
     length = min(length, fitted)
     supply = _Supply(tokenizer, length)
     judges = [goal.judge]
@@ -88,16 +92,18 @@ def fit(
     if judge_tokens < 2:
         raise DataError(f"{goal.judge} holds out nothing to judge by; add rows", subject=goal.judge)
     draws = ROUNDS
-    for name in _in_halves(own, halves) if halves else own:
+    drawn_sets = list(_in_halves(own_sets, halves)) if halves else own_sets
+    for name in drawn_sets:
         drawn = CalibrationSet(name, length=length, tokens=fitted)
         draws = min(draws, drawn.disjoint_draws(tokenizer, ROUNDS) or ROUNDS)
     reasons: list[str] = []
     if fitted < tokens:
-        least = min(own or supplies, key=supplies.__getitem__)
-        held = f"{supplies[least]:,}"
-        if supplies[least] == (2 * tokens if least in own else tokens):
-            held += " or more"
-        reasons.append(f"{least} holds {held} tokens to calibrate on")
+        least = min(own_sets or supplies, key=supplies.__getitem__)
+        supply_text = f"{supplies[least]:,}"
+        # Tokens were counted up to here.
+        if supplies[least] == (2 * tokens if least in own_sets else tokens):
+            supply_text += " or more"
+        reasons.append(f"{least} holds {supply_text} tokens to calibrate on")
     if judge_tokens < fitted:
         where = " in the smaller of its halves" if halves else ""
         reasons.append(f"{goal.judge} holds out {judge_tokens:,} tokens{where}")
@@ -106,7 +112,7 @@ def fit(
         sets = f"sets of {fitted:,} tokens (not {tokens:,}), judged on {judge_tokens:,}"
         most = "one draw" if draws == 1 else f"{draws} draws that share no row"
         sentence = f"{'; '.join(reasons)}: {sets}, in windows of {length:,}, at most {most}"
-    limited = goal.limited(supply.measured) if own else goal
+    limited = goal.limited(supply.measured) if own_sets else goal
     return Fitted(fitted, judge_tokens, length, draws, tuple(halves), limited, sentence)
 
 
@@ -136,12 +142,12 @@ class _Supply:
 
 def own_files(names: Sequence[str]) -> list[UserFile]:
     """Return the user's files that expressions name, each once."""
-    found: list[UserFile] = []
+    files: list[UserFile] = []
     for name in names:
         for term in parse_expression(name):
-            if isinstance(term.source, UserFile) and term.source not in found:
-                found.append(term.source)
-    return found
+            if isinstance(term.source, UserFile) and term.source not in files:
+                files.append(term.source)
+    return files
 
 
 def _names_a_file(name: str) -> bool:
@@ -155,11 +161,11 @@ def _in_halves(names: Sequence[str], halves: Sequence[Halves]) -> Iterator[str]:
             yield swapped(name, halves, side)
 
 
-def _for_two_draws(held: int) -> int:
+def _for_two_draws(supply: int) -> int:
     """The budget of a file's set: two draws that share no row are wanted, but no set of less than
     a few thousand tokens for it.
     """
-    return max(held // 2, min(held, ENOUGH))
+    return max(supply // 2, min(supply, ENOUGH))
 
 
 def _rounded(tokens: int) -> int:

@@ -89,10 +89,13 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     weights: dict[str, Fraction] = {}
     terms: dict[str, Term] = {}
     shares: dict[str, Fraction] = {}
-    given: set[str] = set()
+    given_texts: set[str] = set()
     for text in targets:
         weight, part = _weighted_part(text)
-        parts = _general_parts() if part == Part(Call(GENERAL)) else [part]
+        # `general` stands for several texts, which share its weight.
+        parts = [part]
+        if part == Part(Call(GENERAL)):
+            parts = _general_parts()
         for single in parts:
             evaluator, term = _measure(single, tokens, items, length)
             measures.setdefault(str(evaluator), evaluator)
@@ -101,12 +104,14 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
             weights[str(evaluator)] = weights.get(str(evaluator), Fraction(0)) + share
             shares[str(term)] = shares.get(str(term), Fraction(0)) + share
             if _is_measure(single):
-                given.add(str(evaluator))
+                given_texts.add(str(evaluator))
     whole = sum(weights.values())
     weighted = [(float(weight / whole), measures[name]) for name, weight in weights.items()]
     judged = [replace(term, share=shares[name] / whole) for name, term in terms.items()]
     sources = tuple(terms)
-    return Goal(", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given))
+    return Goal(
+        ", ".join(targets), tuple(weighted), written(judged), sources, frozenset(given_texts)
+    )
 
 
 def default_sources(goal: Goal) -> list[str]:
@@ -115,9 +120,10 @@ def default_sources(goal: Goal) -> list[str]:
     """
     # A mirror and the hub's cache are read without the hub. Where it doesn't answer, each set would
     # wait for it.
-    with nullcontext() if hub.answers() else hub.offline():
-        found = [str(term) for term in _readable(DEFAULT)]
-    return list(dict.fromkeys([*goal.sources, *found]))
+    reach = nullcontext() if hub.answers() else hub.offline()
+    with reach:
+        defaults = [str(term) for term in _readable(DEFAULT)]
+    return list(dict.fromkeys([*goal.sources, *defaults]))
 
 
 def readable(source: Source) -> bool:
@@ -159,12 +165,12 @@ def _measure(part: Part, tokens: int, items: int, length: int) -> tuple[Evaluato
             raise SpecError(f"{str(part)!r} {message}; {_EXAMPLE}", subject=str(part))
         measure.check()
         return measure, term_of(_weighted_part(source)[1])
-    term = term_of(part)
-    if "choices" in {*term.source.fields, *term.source.sometimes}:
-        return Task(name=str(term.source), limit=items), term
-    measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
+    judge = term_of(part)
+    if "choices" in {*judge.source.fields, *judge.source.sometimes}:
+        return Task(name=str(judge.source), limit=items), judge
+    measure = Loss(source=str(judge.source), format=str(judge.format), tokens=tokens, length=length)
     measure.check()
-    return measure, term
+    return measure, judge
 
 
 def _is_measure(part: Part) -> bool:

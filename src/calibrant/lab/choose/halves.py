@@ -42,9 +42,11 @@ COMMON: Final = 0.5
 """From this share of runs of words in common on, texts are said to have templates in common."""
 
 _FEATURES: Final = 4_000
+"""Runs of words that texts are compared by at most."""
 _LEAST_SHARE: Final = 0.35
-"""Of the tokens, in the smaller half."""
+"""The share of the letters that the smaller half has at least, where that can be had."""
 _TURNS: Final = 20
+"""Steps of k-means."""
 
 WordRun = tuple[str, ...]
 """Neighbouring words of a text, with numbers masked."""
@@ -82,8 +84,8 @@ class Halves:
 
 def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
     """Return an expression with half `side` of each file in the place of that file."""
-    for each in halves:
-        data = each.replaced_in(data, side)
+    for file_halves in halves:
+        data = file_halves.replaced_in(data, side)
     return data
 
 
@@ -173,11 +175,11 @@ def masked(text: str) -> list[str]:
     >>> masked("Ana has 12 pens.")
     ['ana', 'has', '0', 'pens']
     """
-    found: list[str] = []
+    masked_words: list[str] = []
     for word in words(text):
         is_number = any(map(str.isdigit, word))
-        found.append("0" if is_number else word)
-    return found
+        masked_words.append("0" if is_number else word)
+    return masked_words
 
 
 def word_runs(texts: Iterable[str], length: int = 5) -> frozenset[WordRun]:
@@ -204,56 +206,63 @@ def divide(texts: Sequence[str]) -> Int[np.ndarray, " text"]:
     rows = np.bincount(clusters)
     sums = np.stack([features[clusters == cluster].sum(0) for cluster in range(len(rows))])
     likeness = sums @ sums.T
-    least = (np.inf, np.inf)
+    best_figures = (np.inf, np.inf)
     best = np.zeros(len(rows), dtype=np.int64)
     # Which half is called 0 makes no difference, so the first cluster is always in it.
     for others in itertools.product((0, 1), repeat=len(rows) - 1):
         half = np.array((0, *others))
-        first = half == 0
-        second = half == 1
-        share = letters[second].sum() / letters.sum()
+        in_first = half == 0
+        in_second = half == 1
+        share = letters[in_second].sum() / letters.sum()
         if not 0 < share < 1:
             continue
         # What one large cluster leaves too little for is divided as evenly as can be.
-        lacking = max(0.0, _LEAST_SHARE - min(share, 1 - share))
-        across = likeness[first][:, second].sum() / (rows[first].sum() * rows[second].sum())
-        if (lacking, across) < least:
-            least = (lacking, across)
+        lacking_share = max(0.0, _LEAST_SHARE - min(share, 1 - share))
+        # The mean likeness of a row of one half and a row of the other.
+        pairs = rows[in_first].sum() * rows[in_second].sum()
+        across = likeness[in_first][:, in_second].sum() / pairs
+        if (lacking_share, across) < best_figures:
+            best_figures = (lacking_share, across)
             best = half
     return best[clusters]
 
 
 def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
     """Which of the usual runs of three words each text has, as vectors of length one."""
-    spoken = [masked(text) for text in texts]
-    kinds = [set(_runs(each, 3)) for each in spoken]
-    counts = _counted(kinds)
+    word_lists = [masked(text) for text in texts]
+    run_sets = [set(_runs(word_list, 3)) for word_list in word_lists]
+    counts = _counted(run_sets)
     recurring = sum(count for count in counts.values() if count > 2)
     if recurring < 3 * len(texts):
         # Hardly a run recurs, so texts are compared by words.
-        kinds = [{(word,) for word in each} for each in spoken]
-        counts = _counted(kinds)
+        run_sets = [{(word,) for word in word_list} for word_list in word_lists]
+        counts = _counted(run_sets)
     # What nearly all texts have tells none apart, and what one or two have links them to no other.
     usual = [run for run, count in counts.items() if 2 < count < 0.9 * len(texts)]
-    usual.sort(key=lambda run: (-counts[run], run))
+
+    def order(run: WordRun) -> tuple[int, WordRun]:
+        return -counts[run], run
+
+    usual.sort(key=order)
     places = {run: place for place, run in enumerate(usual[:_FEATURES])}
     features = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
-    for number, kind in enumerate(kinds):
-        features[number, [places[run] for run in kind if run in places]] = 1
+    for number, runs in enumerate(run_sets):
+        features[number, [places[run] for run in runs if run in places]] = 1
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(lengths, 1)
 
 
-def _counted(kinds: Sequence[set[WordRun]]) -> Counter[WordRun]:
+def _counted(run_sets: Sequence[set[WordRun]]) -> Counter[WordRun]:
     """In how many texts each run occurs."""
     counts = Counter[WordRun]()
-    for kind in kinds:
-        counts.update(kind)
+    for runs in run_sets:
+        counts.update(runs)
     return counts
 
 
 def _clustered(features: Float[np.ndarray, "text feature"]) -> Int[np.ndarray, " text"]:
     """The cluster of each text, numbered without gaps."""
+    # Every row, or every second or third one where there are too many.
     sample = features[:: 1 + (len(features) - 1) // MOST_ROWS]
     centres = sample[:1]
     while len(centres) < min(CLUSTERS, len(sample)):
@@ -268,11 +277,11 @@ def _clustered(features: Float[np.ndarray, "text feature"]) -> Int[np.ndarray, "
     return np.unique((features @ centres.T).argmax(1), return_inverse=True)[1]
 
 
-def _runs(spoken: Sequence[str], length: int) -> Iterable[WordRun]:
+def _runs(word_list: Sequence[str], length: int) -> Iterable[WordRun]:
     """The runs of a text; a text that is shorter than one is a run itself."""
-    if len(spoken) >= length:
-        return zip(*(spoken[begin:] for begin in range(length)), strict=False)
-    return [tuple(spoken)] if spoken else []
+    if len(word_list) >= length:
+        return zip(*(word_list[begin:] for begin in range(length)), strict=False)
+    return [tuple(word_list)] if word_list else []
 
 
 def held_out_side(
@@ -291,19 +300,22 @@ def held_out_side(
     if not group.sides.keys() >= set(half_runs):
         return None
     first, second = (_cells_by_draw(cells, group, name) for name in half_runs)
-    owned = []
+    items_by_half = []
     for side in (0, 1):
-        owned.append(frozenset().union(*(each.items[side] for each in halves)))
+        items_by_half.append(
+            frozenset().union(*(file_halves.items[side] for file_halves in halves))
+        )
     is_overlapping = any(name in group.overlapping for name in half_runs)
     independence = "overlapping" if is_overlapping else "independent"
     sides: dict[str, Side] = {}
     for text, name in group.names.items():
         draws: list[ItemValues] = []
         for seed in sorted(first.keys() & second.keys()):
-            one, other = first[seed], second[seed]
-            values = results.items[one.run][one.measures[text]]
-            opposite = results.items[other.run][other.measures[text]]
-            draws.append(crossed(values, opposite, owned))
+            first_cell = first[seed]
+            second_cell = second[seed]
+            values = results.items[first_cell.run][first_cell.measures[text]]
+            opposite = results.items[second_cell.run][second_cell.measures[text]]
+            draws.append(crossed(values, opposite, items_by_half))
         if not draws:
             return None
         sides[name] = Side.of(draws, independence)
@@ -312,20 +324,23 @@ def held_out_side(
 
 def _cells_by_draw(cells: Sequence[Cell], group: GroupResults, name: str) -> Mapping[int, Cell]:
     """The cells of a set whose runs are whole, by the number of the draw."""
-    found: dict[int, Cell] = {}
+    by_draw: dict[int, Cell] = {}
     for cell in cells:
         if cell.data == name and cell.run in group.runs[name]:
-            found[cell.seed] = cell
-    return found
+            by_draw[cell.seed] = cell
+    return by_draw
 
 
-def crossed(first: ItemValues, second: ItemValues, owned: Sequence[frozenset[str]]) -> ItemValues:
+def crossed(
+    first: ItemValues, second: ItemValues, items_by_half: Sequence[frozenset[str]]
+) -> ItemValues:
     """Return one measurement of two, each on the rows that it wasn't calibrated on.
 
     `first` was calibrated on the rows `owned[0]`, so it gives the values of those in `owned[1]`.
     """
-    in_first = np.array([item in owned[0] for item in first.items])
-    in_second = np.array([item in owned[1] for item in first.items])
+    in_first = np.array([item in items_by_half[0] for item in first.items])
+    in_second = np.array([item in items_by_half[1] for item in first.items])
     mean = (first.values + second.values) / 2
-    values = np.where(in_first, second.values, np.where(in_second, first.values, mean))
+    values = np.where(in_second, first.values, mean)
+    values = np.where(in_first, second.values, values)
     return replace(first, values=values)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,7 @@ from calibrant.results import STATISTICS
 from calibrant.system.progress import Progress, silent
 
 _NOTHING: Final = Sample(0, 0)
+"""No block is gathered in pieces: nothing is asked here about how many tokens are enough."""
 
 
 @final
@@ -57,7 +58,7 @@ class Prediction:
 
 def with_siblings(
     mixture: Mixture,
-    standing: StandIn,
+    stand_in: StandIn,
     judge: str,
     halves: Sequence[Halves],
     opened: Opened,
@@ -69,28 +70,29 @@ def with_siblings(
     """Return the predictions for sets, with and without a held-out sibling.
 
     The sets are each source of a mixture alone, all of them alike, the mixture, and the best
-    mixture under the sibling. `standing` predicts the method, `judge` is the target as an
+    mixture under the sibling. `stand_in` predicts the method, `judge` is the target as an
     expression. All errors are on the sample `effort.final`. Statistics that are in `root` already
     aren't gathered again.
     """
     sources = list(mixture.weights)
     model_view = view(opened.model)
 
-    def gathered(names: Sequence[str], by: str) -> MixtureStatistics:
+    def gathered(names: Sequence[str], judge_text: str) -> MixtureStatistics:
         """What the model's matrices see of sets, and of what judges them."""
         batches: list[tuple[str, TokenBatch]] = []
         for name in names:
             data = CalibrationSet(name, length=mixture.length, tokens=mixture.tokens)
             data = resolved(data, opened, progress)
             batches.append((name, data.tokens(opened.tokenizer)))
-        judging = CalibrationSet(by, seed=1, length=mixture.length, tokens=judge_tokens)
+        # Draw 1, with which `mix` judges too: its statistics are there already.
+        judging = CalibrationSet(judge_text, seed=1, length=mixture.length, tokens=judge_tokens)
         judged = judging.held_out().tokens(opened.tokenizer)
         return gather_statistics(
             opened,
             model_view,
-            standing.method,
+            stand_in.method,
             batches,
-            [(by, judged)],
+            [(judge_text, judged)],
             root / STATISTICS,
             _NOTHING,
             progress,
@@ -103,20 +105,24 @@ def with_siblings(
         names = [swapped(source, halves, side) for source in sources]
         crossed.append(gathered(names, swapped(judge, halves, 1 - side)))
 
+    def mean_over_halves(errors: Any) -> Any:
+        return errors.mean(1)
+
     search = Search(
-        _errors(crossed, standing, effort.search),
-        lambda found: found.mean(1),
+        _errors(crossed, stand_in, effort.search),
+        mean_over_halves,
         len(sources),
         effort.evaluations,
     )
     search.begin()
     search.descend()
+    # The mixture has its weights as floats; exact ones are whole hundredths.
     mixed: list[Fraction] = []
     for source in sources:
         mixed.append(Fraction(str(mixture.weights[source])).limit_denominator(100))
     alone = [only(place, len(sources)) for place in range(len(sources))]
     shares = list(dict.fromkeys([*alone, uniform(len(sources)), tuple(mixed), search.ranked[0]]))
-    figures = _errors([whole, *crossed], standing, effort.final)(shares)
+    figures = _errors([whole, *crossed], stand_in, effort.final)(shares)
     predictions: dict[str, Prediction] = {}
     for weights, row in zip(shares, figures, strict=True):
         name = expression(sources, weights)
@@ -125,16 +131,16 @@ def with_siblings(
 
 
 def _errors(
-    statistics: Sequence[MixtureStatistics], standing: StandIn, sample: Sample
+    statistics: Sequence[MixtureStatistics], stand_in: StandIn, sample: Sample
 ) -> Callable[[Sequence[Shares]], Float[np.ndarray, "mixture judge"]]:
     """What gives the errors of mixtures on a sample, a column for each of the statistics."""
-    each: list[Errors] = []
-    for gathered in statistics:
-        inputs = list(gathered.inputs(sample))
-        each.append(Errors(inputs, standing.method, standing.target, gathered.masses))
+    by_statistics: list[Errors] = []
+    for of_set in statistics:
+        inputs = list(of_set.inputs(sample))
+        by_statistics.append(Errors(inputs, stand_in.method, stand_in.target, of_set.masses))
 
     def errors(mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
-        return np.concatenate([of_one(mixtures) for of_one in each], axis=1)
+        return np.concatenate([of_one(mixtures) for of_one in by_statistics], axis=1)
 
     return errors
 

@@ -117,11 +117,13 @@ class Race:
         self._progress = progress
         # The best by prediction and the baseline come first: where the time ends in the first
         # round, these two are there.
+        # `fromkeys`, since the baseline is mostly a candidate too.
         self._names = list(dict.fromkeys([*candidates[:1], baseline, *candidates[1:]]))
         self._half_runs = _half_runs(self._names, self._halves)
         self._sets: dict[str, CalibrationSet] = {}
         for name in self._runs(self._names):
             self._sets[name] = CalibrationSet(name)
+        # The sets of each round that was begun, and after which round a set was left out.
         self._rounds: list[list[str]] = []
         self._dropped: dict[str, int] = {}
         self._weights: dict[str, float] = {}
@@ -141,10 +143,10 @@ class Race:
             standings, unit = self._standings()
             next_round = self._seconds(self._racing(), len(self._rounds))
             is_late = not is_whole or next_round * MARGIN > budget.left
-            why = self._why_over(standings, is_late)
-            if why:
+            reason = self._why_over(standings, is_late)
+            if reason:
                 return RaceResult(
-                    why,
+                    reason,
                     tuple(standings),
                     rounds=len(self._rounds),
                     unit=unit,
@@ -162,13 +164,15 @@ class Race:
         return [name for name in self._names if name not in self._dropped or name == self._baseline]
 
     def _runs(self, names: Sequence[str]) -> list[str]:
-        """What a draw of these sets compresses with: they themselves, and what is calibrated on
-        each half of the target's file.
+        """What a draw of these sets compresses with.
+
+        That is the sets themselves, and of those with the target's file both versions that have a
+        half of it in its place.
         """
-        runs: list[str] = []
+        needed_runs: list[str] = []
         for name in names:
-            runs += [name, *self._half_runs.get(name, ())]
-        return list(dict.fromkeys(runs))
+            needed_runs += [name, *self._half_runs.get(name, ())]
+        return list(dict.fromkeys(needed_runs))
 
     def _seconds(self, names: Sequence[str], number: int) -> float:
         """How long round `number` (from 0) of these sets takes.
@@ -179,8 +183,8 @@ class Race:
             return self.costs.opened
         runs = self._runs(names)
         parts: list[str] = []
-        for run in runs:
-            data = self._sets[run]
+        for name in runs:
+            data = self._sets[name]
             parts += [str(part) for part in data.mixed or (data,)]
         if number == 0:
             compressed = len(runs) + 1
@@ -198,26 +202,30 @@ class Race:
         """
         number = len(self._rounds)
         names = self._racing()
-        lots = [names]
+        portions = [names]
         is_known = number < self._done
+        # A round is run as a whole where it would end in time even with the margin taken twice.
         if not is_known and self._seconds(names, number) * MARGIN**2 > budget.left:
             # The time is short: one by one, though each set opens the model anew.
-            lots = [[name] for name in names]
+            portions = [[name] for name in names]
         self._rounds.append([])
         failures: tuple[str, ...] = ()
-        for lot in lots:
-            needed = self._seconds(lot, number)
+        for portion in portions:
+            expected_seconds = self._seconds(portion, number)
             may_stop = number > 0 or len(self._rounds[-1]) >= LEAST
-            if needed > budget.left and may_stop:
+            if expected_seconds > budget.left and may_stop:
                 return failures, False
-            self._rounds[-1] += lot
+            self._rounds[-1] += portion
             began = budget.spent
             finished = self._study().run(self._folder, self._progress)
             if finished.computed and not is_known:
                 # What was found in the store says nothing about how long the next run takes.
-                self.costs = self.costs.scaled(racing=(budget.spent - began) / needed)
-            told = [f"{each['what']}: {each['error']}" for each in finished.failures.values()]
-            failures = tuple(told)
+                self.costs = self.costs.scaled(racing=(budget.spent - began) / expected_seconds)
+            # The study has all rounds, so these are all failures so far.
+            messages: list[str] = []
+            for failure in finished.failures.values():
+                messages.append(f"{failure['what']}: {failure['error']}")
+            failures = tuple(messages)
         return failures, True
 
     def _study(self) -> Study:
@@ -237,8 +245,10 @@ class Race:
         Sets that fell clearly behind in this round are marked.
         """
         results = read(Store(self._folder, create=False))
+        # A race is of one model, method and target, and so one group.
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
+        # One target, so all runs take as many bits; the first is taken.
         for bits in results.bits.values():
             self._bits = bits
             break
@@ -330,7 +340,7 @@ class Race:
         beside: Sequence[str],
     ) -> Standing:
         """What is known of one set; `beside` are measures that decide nothing."""
-        own = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
+        on_own_rows = _Sides({name: group.sides[name], DENSE: group.sides[DENSE]}, compared.weights)
         against_baseline: Estimate | None = None
         if self._baseline in compared.sides and name != self._baseline:
             against_baseline = compared.worse(name, self._baseline)
@@ -341,7 +351,7 @@ class Race:
             divergence = combination([(group.sides[name], dict.fromkeys(beside, 1.0))])
         return Standing(
             name,
-            own.worse(name, DENSE),
+            on_own_rows.worse(name, DENSE),
             against_baseline,
             against_leader,
             draws=group.draws(name),
@@ -382,12 +392,12 @@ def _half_runs(names: Sequence[str], halves: Sequence[Halves]) -> dict[str, tupl
     """For each set that holds the target's file, the set with its first half in its place, and
     the one with its second half.
     """
-    found: dict[str, tuple[str, str]] = {}
+    half_runs: dict[str, tuple[str, str]] = {}
     for name in names:
         pair = (swapped(name, halves, 0), swapped(name, halves, 1))
         if pair != (name, name):
-            found[name] = pair
-    return found
+            half_runs[name] = pair
+    return half_runs
 
 
 def _order(standing: Standing) -> tuple[bool, float]:

@@ -183,32 +183,33 @@ def recommend(options: RecommendOptions) -> Recommendation:
         message = f"a budget of {options.minutes:g} minutes leaves no time; give some above 0"
         raise SpecError(message, subject="budget")
     budget = TimeBudget(options.minutes, options.now)
-    question = asked(options, budget)
-    if question.fitted.said:
-        options.say(question.fitted.said)
-    costs = kept_costs(question.folder, question.identity) or question.costs(options.progress)
-    plan = question.plan(costs, budget, options.minutes)
+    prepared = asked(options, budget)
+    if prepared.fitted.said:
+        options.say(prepared.fitted.said)
+    costs = kept_costs(prepared.folder, prepared.identity) or prepared.costs(options.progress)
+    plan = prepared.plan(costs, budget, options.minutes)
     options.say(plan.sentence(options.minutes))
-    question = question.within(plan)
-    if question.fitted.halves and not plan.halves:
-        reason = _too_short(question, costs, plan, budget)
-        question = question.without_sibling(reason)
+    prepared = prepared.within(plan)
+    if prepared.fitted.halves and not plan.halves:
+        reason = _too_short(prepared, costs, plan, budget)
+        prepared = prepared.without_sibling(reason)
         options.say(f"no held-out sibling: {reason}")
     began = budget.spent
-    mixture, predicted = question.predicted(plan, options.progress)
+    mixture, predicted = prepared.predicted(plan, options.progress)
     predicting = budget.spent
-    fitted = question.fitted
+    fitted = prepared.fitted
     if mixture.reused < mixture.gathered:
-        # What was read again says nothing about what gathering costs.
+        # What was read again says nothing about what gathering costs. With a sibling, both halves
+        # are walked through too, and judge too.
         extra = 2 if fitted.halves else 0
         expected = costs.predicting(len(mixture.weights) + extra, 1 + extra, plan.tokens)
         costs = costs.scaled(predicting=max(0.1, (predicting - began) / expected))
     race = Race(
-        question.template,
+        prepared.template,
         fitted.goal,
-        _raced(predicted, question, plan.sets),
-        question.base,
-        question.place,
+        _raced(predicted, prepared, plan.sets),
+        prepared.baseline,
+        prepared.race_folder,
         costs,
         fitted.halves,
         fitted.rounds,
@@ -217,13 +218,13 @@ def recommend(options: RecommendOptions) -> Recommendation:
         options.progress,
     )
     result = race.run(budget)
-    race.costs.keep(question.folder, question.identity)
-    plan.keep(question.folder, question.identity, options.minutes, result.rounds)
+    race.costs.keep(prepared.folder, prepared.identity)
+    plan.keep(prepared.folder, prepared.identity, options.minutes, result.rounds)
     best = result.standings[0].data
-    propagate = question.template.propagation(question.method)
+    propagate = prepared.template.propagation(prepared.method)
     return Recommendation(
         expr=best,
-        text=advice(mixture, fitted.goal, question.base, result, fitted.rounds, fitted.halves),
+        text=advice(mixture, fitted.goal, prepared.baseline, result, fitted.rounds, fitted.halves),
         command=command(
             options.model,
             best,
@@ -231,14 +232,14 @@ def recommend(options: RecommendOptions) -> Recommendation:
             propagate,
             options.dtype,
             options.device,
-            question.export,
+            prepared.export,
         ),
         model=mixture.model,
         note=mixture.note,
         goal=fitted.goal.text,
         judge=fitted.goal.judge,
         measures=fitted.goal.texts,
-        baseline=question.base,
+        baseline=prepared.baseline,
         method=mixture.method,
         sparsity=mixture.sparsity,
         tokens=mixture.tokens,
@@ -256,16 +257,17 @@ def recommend(options: RecommendOptions) -> Recommendation:
         another_draw=race.another_draw(),
         fitted=fitted.said,
         siblings=tuple(_sibling_facts(halves) for halves in fitted.halves),
-        no_sibling=question.no_sibling,
-        verb=verb_of(question.target),
+        no_sibling=prepared.no_sibling,
+        verb=verb_of(prepared.target),
         bits=result.bits,
-        predicted_by=question.standing.differs,
+        predicted_by=prepared.stand_in.differs,
     )
 
 
-def _too_short(question: Prepared, costs: StepCosts, plan: TimePlan, budget: TimeBudget) -> str:
+def _too_short(prepared: Prepared, costs: StepCosts, plan: TimePlan, budget: TimeBudget) -> str:
     """Why there is no sibling, and which budget is enough for one."""
-    least = least_with_sibling(costs, len(question.names), len(question.needed), plan.tokens)
+    least = least_with_sibling(costs, len(prepared.candidates), len(prepared.needed), plan.tokens)
+    # Seconds as minutes, rounded up to a tenth.
     minutes = math.ceil((least + budget.spent) / 6) / 10
     return f"the time is too short for one; --budget {minutes:g} is enough"
 
@@ -279,29 +281,35 @@ def _sibling_facts(halves: Halves) -> dict[str, Any]:
     }
 
 
-def _raced(predicted: Mapping[str, Prediction], question: Prepared, count: int) -> list[str]:
+def _raced(predicted: Mapping[str, Prediction], prepared: Prepared, count: int) -> list[str]:
     """The `count` sets to race: the best by prediction first, and the baseline last.
 
     Of those that hold the target's file, which cost three runs, there are two at most.
     """
-    halves = question.fitted.halves
-    others = [data for data in predicted if data != question.base]
+    halves = prepared.fitted.halves
+    others = [data for data in predicted if data != prepared.baseline]
     ranked = _by_prediction(others, predicted)
     if not halves:
-        return [*ranked[: count - 1], question.base]
+        return [*ranked[: count - 1], prepared.baseline]
     holding = [data for data in ranked if swapped(data, halves, 0) != data]
     # The file itself is what its owner wants to know about.
-    own = [data for data in question.own if data in holding][:1]
-    second = [data for data in holding if data not in own]
-    allowed = [*own, *second[: 1 if count > LEAST else 0]]
+    own_set = [data for data in prepared.own_sets if data in holding][:1]
+    others_holding = [data for data in holding if data not in own_set]
+    # A race of few sets has room for the file alone.
+    beside_own = 1 if count > LEAST else 0
+    allowed = [*own_set, *others_holding[:beside_own]]
     raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
-    if own and own[0] not in raced:
-        raced = [*raced[: count - 2], *own]
-    return [*raced, question.base]
+    # Where its prediction is too bad for the race, it takes the last place.
+    if own_set and own_set[0] not in raced:
+        raced = [*raced[: count - 2], *own_set]
+    return [*raced, prepared.baseline]
 
 
 def _by_prediction(names: Sequence[str], predicted: Mapping[str, Prediction]) -> list[str]:
-    return sorted(names, key=lambda data: predicted[data].value)
+    def order(data: str) -> float:
+        return predicted[data].value
+
+    return sorted(names, key=order)
 
 
 def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[Candidate, ...]:
@@ -334,6 +342,6 @@ def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[
     raced = {standing.data for standing in race.standings}
     for data in _by_prediction([data for data in predicted if data not in raced], predicted):
         prediction = predicted[data]
-        rest = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
-        candidates.append(rest)
+        unraced = Candidate(data, prediction.own, "not raced", predicted_sibling=prediction.sibling)
+        candidates.append(unraced)
     return tuple(candidates)

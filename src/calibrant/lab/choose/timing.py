@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -36,7 +37,7 @@ of one, two and four pieces each.
 def measured_costs(
     opened: Opened,
     template: Study,
-    standing: StandIn,
+    stand_in: StandIn,
     effort: Effort,
     sources: int,
     seconds: float,
@@ -45,117 +46,126 @@ def measured_costs(
     """Time a forward of a block, its compression, its prediction, and a small measurement, and
     return the costs.
 
-    `seconds` opened the model, `standing` predicts the method with an `effort`, for so many
+    `seconds` opened the model, `stand_in` predicts the method with an `effort`, for so many
     `sources`. The model stays as it was.
     """
-    kind = statistic_of(standing.method)
+    statistic = statistic_of(stand_in.method)
     model = view(opened.model)
     requests = [request for request in template.requests() if request.calibration is not None]
     recipe = requests[0].recipe
     method = recipe.method
-    timings = measure_pieces(
+    piece_times = measure_pieces(
         opened, seconds, template.requests(), template.evaluators(), (Gram,), progress
     )
     length = min(template.length, TOKENS_PER_PASS)
     data = CalibrationSet("random_tokens", tokens=TOKENS_PER_PASS, length=length)
     batch = data.tokens(opened.tokenizer)
-    first = _first_seen(model, batch, standing)
+    first_block = _seen_in_first_block(model, batch, stand_in)
     # What the forward of a block costs, a token, with the statistic that the method reads.
-    forward = timings.forward[(kind,)]
-    compress = sum(timings.block.values())
-    again = 0.0 if recipe.propagate == "dense" else forward
+    forward = piece_times.forward[(statistic,)]
+    compress = sum(piece_times.block.values())
+    walking_again = 0.0 if recipe.propagate == "dense" else forward
     if not isinstance(method, MatrixMethod):
-        compress = _whole_file(opened, first, standing) / timings.blocks
+        compress = _whole_file_seconds(opened, first_block, stand_in) / piece_times.blocks
     elif isinstance(method, ModelMethod) or method.token_use != TokenUse():
         targets = dict.fromkeys(model.named, recipe.target)
         job = Job(opened, model, batch, recipe.target, targets, recipe.propagate)
         tokens = int(batch.mask.sum())
-        beyond = max(0.0, _first_block(job, method) - compress - forward * tokens)
+        extra_seconds = max(0.0, _first_block_seconds(job, method) - compress - forward * tokens)
         # Weights of tokens cost by the token, and what is tried in a block costs by the block.
         if isinstance(method, ModelMethod):
-            compress += beyond
+            compress += extra_seconds
         else:
-            again += beyond / tokens
+            walking_again += extra_seconds / tokens
     return StepCosts(
         opened=seconds,
-        walk=_PIECES * timings.blocks * forward,
-        judge=timings.blocks * timings.forward[(Gram,)],
-        search=_search(first, standing, effort, sources),
-        compress=timings.blocks * compress,
-        measure=sum(timings.measure.values()),
-        again=timings.blocks * again,
+        walk=_PIECES * piece_times.blocks * forward,
+        judge=piece_times.blocks * piece_times.forward[(Gram,)],
+        search=_search_seconds(first_block, stand_in, effort, sources),
+        compress=piece_times.blocks * compress,
+        measure=sum(piece_times.measure.values()),
+        again=piece_times.blocks * walking_again,
     )
 
 
-def _first_seen(model: ModelView, batch: TokenBatch, standing: StandIn) -> dict[Weight, Seen]:
+def _seen_in_first_block(
+    model: ModelView, batch: TokenBatch, stand_in: StandIn
+) -> dict[Weight, Seen]:
     """What the first block's matrices see of random tokens."""
-    first: dict[Weight, Seen] = {}
+    first_block: dict[Weight, Seen] = {}
     with torch.no_grad():
-        for weight, seen in walk(model, batch, (statistic_of(standing.method),), "dense"):
+        for weight, seen in walk(model, batch, (statistic_of(stand_in.method),), "dense"):
             if weight.block:
                 break
-            first[weight] = seen
-    return first
+            first_block[weight] = seen
+    return first_block
 
 
-def _search(first: Mapping[Weight, Seen], standing: StandIn, effort: Effort, sources: int) -> float:
+def _search_seconds(
+    first_block: Mapping[Weight, Seen], stand_in: StandIn, effort: Effort, sources: int
+) -> float:
     """Return the seconds of a search of mixtures, from one mixture's compression of the first
     block's sampled rows.
     """
-    sampled = {weight: sampled_rows(weight, effort.final) for weight in first}
-    _timed(lambda: _compressed(sampled, first, standing))  # the first time warms caches
-    seconds = _timed(lambda: _compressed(sampled, first, standing))
-    searched = effort.search.blocks * (effort.evaluations + sources + 1)
-    judged = effort.final.blocks * (sources + 1 + FINALISTS)
-    metered = 0
-    if isinstance(standing.target, Removal):
-        metered = effort.meter.blocks * (sources + 1) * _HALVES
-    return seconds * (searched + judged + metered)
+    sampled = {weight: sampled_rows(weight, effort.final) for weight in first_block}
+    compress_sampled = partial(_compress, sampled, first_block, stand_in)
+    _timed(compress_sampled)  # the first time warms caches
+    seconds = _timed(compress_sampled)
+    search_blocks = effort.search.blocks * (effort.evaluations + sources + 1)
+    judged_blocks = effort.final.blocks * (sources + 1 + FINALISTS)
+    metered_blocks = 0
+    if isinstance(stand_in.target, Removal):
+        metered_blocks = effort.meter.blocks * (sources + 1) * _HALVES
+    return seconds * (search_blocks + judged_blocks + metered_blocks)
 
 
-def _whole_file(opened: Opened, first: Mapping[Weight, Seen], standing: StandIn) -> float:
+def _whole_file_seconds(
+    opened: Opened, first_block: Mapping[Weight, Seen], stand_in: StandIn
+) -> float:
     """Return the seconds that a whole file takes: its numbers are written, read, and rounded,
     embedding and head too.
     """
-    rows = {weight: weight.get() for weight in first}
-    block = sum(part.numel() for part in rows.values())
-    whole = sum(parameter.numel() for parameter in opened.model.parameters())
-    rounding = _timed(lambda: _compressed(rows, first, standing))
+    rows = {weight: weight.get() for weight in first_block}
+    block_numbers = sum(part.numel() for part in rows.values())
+    all_numbers = sum(parameter.numel() for parameter in opened.model.parameters())
+    rounding = _timed(partial(_compress, rows, first_block, stand_in))
 
     def write() -> None:
         with TemporaryDirectory() as folder:
             for part in rows.values():
                 part.detach().float().cpu().numpy().tofile(Path(folder) / "block")
 
-    return whole / max(1, block) * (rounding + 2 * _timed(write))
+    # What is written is read too, which takes about as long.
+    return all_numbers / max(1, block_numbers) * (rounding + 2 * _timed(write))
 
 
 @torch.no_grad()
-def _compressed(
-    rows: Mapping[Weight, torch.Tensor], first: Mapping[Weight, Seen], standing: StandIn
+def _compress(
+    rows: Mapping[Weight, torch.Tensor], first_block: Mapping[Weight, Seen], stand_in: StandIn
 ) -> None:
     """Compress these rows on copies of the statistics, so that no factorisation is cached
     already; those that share an input share the copy.
     """
-    fresh: dict[int, Seen] = {}
-    for seen in first.values():
-        fresh[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
+    copies: dict[int, Seen] = {}
+    for seen in first_block.values():
+        # A product with 1 is a new object of the same numbers.
+        copies[id(seen)] = Seen({kind: statistic * 1.0 for kind, statistic in seen.items()})
     for weight, part in rows.items():
-        standing.method.compress(part, fresh[id(first[weight])], standing.target)
+        stand_in.method.compress(part, copies[id(first_block[weight])], stand_in.target)
 
 
-def _first_block(job: Job, method: MatrixMethod) -> float:
+def _first_block_seconds(job: Job, method: MatrixMethod) -> float:
     """Return the seconds until the first block's matrices are compressed, walk and all;
     afterwards the model is what it was.
     """
     waiting = {weight.name for weight in job.view.blocks[0].weights}
-    undone: list[Callable[[], None]] = []
+    undos: list[Callable[[], None]] = []
 
     def work() -> None:
         for edit in edits_of(method, job):
             if edit.block:
                 return
-            undone.append(edit.undo(job.view))
+            undos.append(edit.undo(job.view))
             edit.apply(job.view)
             if isinstance(edit, Replace):
                 waiting.discard(edit.weight.name)
@@ -166,7 +176,7 @@ def _first_block(job: Job, method: MatrixMethod) -> float:
         with torch.no_grad():
             return _timed(work)
     finally:
-        for undo in reversed(undone):
+        for undo in reversed(undos):
             undo()
 
 

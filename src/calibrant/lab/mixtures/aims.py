@@ -81,9 +81,9 @@ def _usual_method(target: Target | None) -> str:
 
 def _usual_target(method: Method) -> Target:
     # Of the kinds that a method accepts the first is its own; what removes has its usual share.
-    first = method.accepts[0]
-    removes = issubclass(Removal, first) or issubclass(first, Removal)
-    return parse_target(SPARSITY if removes else first.example)
+    own_kind = method.accepts[0]
+    removes = issubclass(Removal, own_kind) or issubclass(own_kind, Removal)
+    return parse_target(SPARSITY if removes else own_kind.example)
 
 
 def stand_in_of(method: Method, target: Target) -> StandIn:
@@ -93,18 +93,20 @@ def stand_in_of(method: Method, target: Target) -> StandIn:
     statistics.
     """
     if not method.looks:
-        other = _by_kind(LOOKING, target) or "another method"
-        message = f"{method} looks at no data, so every text gives the same weights; choose {other}"
+        looking = _by_kind(LOOKING, target) or "another method"
+        message = (
+            f"{method} looks at no data, so every text gives the same weights; choose {looking}"
+        )
         raise SpecError(message, subject=str(method))
     if not method.heeds(target):
         message = f"{method} rounds to {target} without regard to data, so any text will do"
         raise SpecError(f"{message}: there is nothing to choose", subject=str(target))
-    found = method.stand_in(target)
-    if found is None:
+    stand_in = method.stand_in(target)
+    if stand_in is None:
         message = f"what {method} does with {target} can't be predicted from statistics of texts"
         raise SpecError(f"{message}; {_instead(target)}", subject=str(method))
-    statistic_of(found.method)
-    return found
+    statistic_of(stand_in.method)
+    return stand_in
 
 
 def statistic_of(method: MatrixMethod) -> type[InputStatistic]:
@@ -115,10 +117,10 @@ def statistic_of(method: MatrixMethod) -> type[InputStatistic]:
     for kind in KINDS:
         if method.observes == (kind,):
             return kind
-    seen = ", ".join(kind.__name__ for kind in method.observes) or "the loss"
+    observed = ", ".join(kind.__name__ for kind in method.observes) or "the loss"
     message = (
-        f"{method} looks at {seen}; statistics of a mixture are added up for methods that look at "
-        "FeatureNorms or at a Gram alone, such as wanda and sparsegpt"
+        f"{method} looks at {observed}; statistics of a mixture are added up for methods that look "
+        "at FeatureNorms or at a Gram alone, such as wanda and sparsegpt"
     )
     raise SpecError(message, subject=str(method))
 

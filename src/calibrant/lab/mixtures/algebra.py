@@ -99,7 +99,9 @@ Shares = tuple[Fraction, ...]
 
 def only(place: int, count: int) -> Shares:
     """Return the mixture of `count` sources that is the source at `place` alone."""
-    return tuple(Fraction(int(number == place)) for number in range(count))
+    shares = [Fraction(0)] * count
+    shares[place] = Fraction(1)
+    return tuple(shares)
 
 
 def uniform(count: int) -> Shares:
@@ -169,21 +171,25 @@ class SharedInput:
         """
         errors = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
         for place, gram in enumerate(self.judges):
-            whole = self._energy[:, place]
+            dense_energies = self._dense_energies[:, place]
             if gram is not None:
                 errors[:, :, place] = np.divide(
-                    self._energies(changes, gram), whole, out=errors[:, :, place], where=whole > 0
+                    self._energies(changes, gram),
+                    dense_energies,
+                    out=errors[:, :, place],
+                    where=dense_energies > 0,
                 )
         return errors
 
-    def _energies(self, rows: Tensor, gram: Gram) -> np.ndarray:
-        """tr(D G Dᵀ) of each matrix, [mixture, matrix]."""
+    def _energies(self, changes: Float[Tensor, "mixture row in"], gram: Gram) -> np.ndarray:
+        """tr(D G Dᵀ) of the rows D of each matrix, [mixture, matrix]."""
         # tr(D G Dᵀ) is the sum over rows d of d G dᵀ: no product of D with its own transpose is
         # needed.
-        flat = rows.reshape(-1, rows.shape[-1])
-        each = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double().reshape(len(rows), -1)
+        flat = changes.reshape(-1, changes.shape[-1])
+        by_row = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double()
+        by_row = by_row.reshape(len(changes), -1)
         sizes = [len(rows) for rows in self.rows]
-        parts = [part.sum(1) for part in each.split(sizes, dim=1)]
+        parts = [part.sum(1) for part in by_row.split(sizes, dim=1)]
         energies = torch.stack(parts, dim=1).cpu().numpy()
         if not np.isfinite(energies).all():
             # No error of them can be predicted.
@@ -195,7 +201,7 @@ class SharedInput:
         return torch.cat([rows.to(wide(rows.dtype)) for rows in self.rows])
 
     @cached_property
-    def _energy(self) -> np.ndarray:
+    def _dense_energies(self) -> np.ndarray:
         """tr(W G Wᵀ), [matrix, judge]; zero where the judge has no Gram."""
         energies: list[np.ndarray] = []
         for gram in self.judges:
@@ -210,16 +216,15 @@ class SharedInput:
         there is none.
         """
         masses = np.array([np.nan if gram is None else gram.mass for gram in self.judges])
-        return np.log(np.where(self._energy > 0, self._energy, np.nan) / masses)
+        return np.log(np.where(self._dense_energies > 0, self._dense_energies, np.nan) / masses)
 
 
 @final
 class Errors:
-    """The relative error of mixtures under judges, averaged over the matrices that read these
-    `inputs`.
+    """The relative error of mixtures under judges, averaged over the matrices that read `inputs`.
 
-    `masses` are those of the sources' batches. Inputs are looked at one after the other and may be
-    made when their turn comes; a sequence can be used again.
+    `masses` are those of the sources' batches. `inputs` are read one after the other. An iterator,
+    which reads each from the disk when its turn comes, serves one call; a list serves any number.
     """
 
     def __init__(
@@ -237,6 +242,7 @@ class Errors:
     @torch.no_grad()
     def __call__(self, mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
         """One row for each mixture; NaN under a judge that reached no matrix."""
+        # The first sum gives them their shape [mixture, judge], which isn't known before.
         total = np.zeros(())
         count = np.zeros(())
         for shared in self.inputs:
@@ -260,8 +266,8 @@ def shared_inputs(
     by_input: dict[tuple[int, ...], list[int]] = {}
     for place, weight in enumerate(block.weights):
         # Matrices that read the same tensor have one and the same statistic.
-        key = tuple(id(statistics.get(weight)) for _, statistics in (*sources, *judges))
-        by_input.setdefault(key, []).append(place)
+        inputs = [id(statistics.get(weight)) for _, statistics in (*sources, *judges)]
+        by_input.setdefault(tuple(inputs), []).append(place)
     for places in by_input.values():
         weights = [block.weights[place] for place in places]
         seen = tuple(statistics.get(weights[0]) for _, statistics in sources)
@@ -285,9 +291,9 @@ def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
     """Return each judge's ln tr(W G Wᵀ) a token, averaged over matrices: how large its outputs
     are, on a scale of its own.
     """
-    each = np.concatenate([shared.typical() for shared in inputs])
-    known = ~np.isnan(each)
-    return _ratio(np.where(known, each, 0).sum(0), known.sum(0), nothing=0.0)
+    energies = np.concatenate([shared.typical() for shared in inputs])
+    known = ~np.isnan(energies)
+    return _ratio(np.where(known, energies, 0).sum(0), known.sum(0), nothing=0.0)
 
 
 def _ratio(total: np.ndarray, count: np.ndarray, nothing: float) -> np.ndarray:

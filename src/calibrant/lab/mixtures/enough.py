@@ -1,8 +1,8 @@
 """Whether there are enough tokens: how far two masks agree that were made from halves of them which
 share no window.
 
-Each micro-batch gave two pieces, which stay on one side: where a window is longer than a piece, its
-parts are no two witnesses.
+Each micro-batch gave two pieces. Both go into the same half, since they may hold parts of one
+window, which are more alike than two windows are.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class TokenCurve:
 
 
 def read_curve(data: str, points: Sequence[CurvePoint]) -> TokenCurve:
-    """Return the curve whose points are each of twice the tokens of the one before."""
+    """Return the curve of points, each of which has twice the tokens of the one before."""
     gains = [after.agreement - before.agreement for before, after in pairwise(points)]
     if not gains:
         return TokenCurve(data, tuple(points), None, None, None)
@@ -116,9 +116,12 @@ class TokenMeter:
             together.setdefault(tuple(inputs), []).append(weight)
         for weights in together.values():
             first = weights[0]
-            pieces = [[seen[first] for _, seen in source if first in seen] for source in sources]
+            pieces: list[list[Seen]] = []
+            for source in sources:
+                pieces.append([seen[first] for _, seen in source if first in seen])
             rows = [sampled_rows(weight, self._sample) for weight in weights]
             for number, (_, shares) in enumerate(self._sets):
+                # A source without a share in this set is left out.
                 parts = [part for part in zip(pieces, shares, strict=True) if part[1]]
                 self._compare(number, parts, rows)
 
@@ -126,20 +129,20 @@ class TokenMeter:
         self, number: int, parts: Sequence[tuple[Sequence[Seen], float]], rows: Sequence[Tensor]
     ) -> None:
         """Compare halves of one, two, four, … pieces of each part, as far as they last."""
-        first = [(_side(pieces, 0), share) for pieces, share in parts]
-        second = [(_side(pieces, 1), share) for pieces, share in parts]
-        most = min((len(pieces) for pieces, _ in (*first, *second)), default=0)
+        first_pieces = [(_side(pieces, 0), share) for pieces, share in parts]
+        second_pieces = [(_side(pieces, 1), share) for pieces, share in parts]
+        most = min((len(pieces) for pieces, _ in (*first_pieces, *second_pieces)), default=0)
         size = 1
         while size <= most:
-            one, tokens = _half(first, size)
-            other, other_tokens = _half(second, size)
+            one_half, tokens = _half(first_pieces, size)
+            other_half, other_tokens = _half(second_pieces, size)
             mean_tokens = (tokens + other_tokens) / 2
             for matrix in rows:
-                kept = self._method.compress(matrix, one, self._target).weight != 0
-                kept_by_other = self._method.compress(matrix, other, self._target).weight != 0
+                kept = self._method.compress(matrix, one_half, self._target).weight != 0
+                kept_by_other = self._method.compress(matrix, other_half, self._target).weight != 0
                 agreement = float((kept == kept_by_other).double().mean())
-                found = self._agreements.setdefault((number, size), [])
-                found.append((mean_tokens, agreement))
+                agreements = self._agreements.setdefault((number, size), [])
+                agreements.append((mean_tokens, agreement))
             size *= 2
 
     def curves(self) -> list[TokenCurve]:
@@ -147,8 +150,8 @@ class TokenMeter:
         curves: list[TokenCurve] = []
         for number, (data, _) in enumerate(self._sets):
             points: list[CurvePoint] = []
-            for (which, _), values in sorted(self._agreements.items()):
-                if which == number:
+            for (set_number, _), values in sorted(self._agreements.items()):
+                if set_number == number:
                     tokens = _mean([tokens for tokens, _ in values])
                     agreement = _mean([agreement for _, agreement in values])
                     points.append(CurvePoint(round(tokens), agreement))
@@ -162,7 +165,12 @@ def _side(pieces: Sequence[Seen], side: int) -> list[Seen]:
     Pieces come in pairs, two of each micro-batch: places 0, 1, 4, 5, … are one half and 2, 3, 6,
     7, … the other.
     """
-    return [piece for place, piece in enumerate(pieces) if place // 2 % 2 == side]
+    chosen: list[Seen] = []
+    for place, piece in enumerate(pieces):
+        micro_batch = place // 2
+        if micro_batch % 2 == side:
+            chosen.append(piece)
+    return chosen
 
 
 def _half(parts: Sequence[tuple[Sequence[Seen], float]], size: int) -> tuple[Seen, int]:

@@ -29,7 +29,7 @@ def imatrix_of(
         if share:
             windows += int(source.batch.facts.get("windows", len(source.batch.ids)))
     data = expression([source.data for source in statistics.sources], shares)
-    tensors = {matrix: tuple(several) for matrix, several in names.items()}
+    tensors = {matrix: tuple(tensor_names) for matrix, tensor_names in names.items()}
     importance = importance_of(statistics.view, seen, tensors)
     return Imatrix(importance, (f"{data}; {windows}×{length}",), windows, length)
 

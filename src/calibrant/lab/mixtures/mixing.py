@@ -107,38 +107,41 @@ def mix(options: MixOptions) -> Mixture:
     (['python_code', 'python_docs'], 4)
     """
     target = one_target(options.target, options.sparsity)
-    built, aimed = aim_of(options.method, target)
-    standing = stand_in_of(built, aimed)
-    goal = parse_objective(options.objective)
-    effort = options.effort or effort_of(standing.method)
-    if not isinstance(standing.target, Removal):
-        effort = replace(effort, meter=Sample(0, 0))  # which weights go is what the meter compares
+    method, aimed_target = aim_of(options.method, target)
+    stand_in = stand_in_of(method, aimed_target)
+    objective = parse_objective(options.objective)
+    effort = options.effort or effort_of(stand_in.method)
+    if not isinstance(stand_in.target, Removal):
+        # The meter compares which weights go, and here none do.
+        effort = replace(effort, meter=Sample(0, 0))
     if options.imatrix is not None:
         check_imatrix_path(options.imatrix)
     clock = Clock()
-    drawn = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
-    sets = [CalibrationSet(source, **drawn) for source in options.sources]
+    draw_settings = {"length": options.length, "tokens": options.tokens, "seed": options.seed}
+    sets = [CalibrationSet(source, **draw_settings) for source in options.sources]
     _check_sources(sets)
     judges = [str(data) for data in sets]
-    if goal.target:
-        target_set = CalibrationSet(goal.target, **drawn)
+    if objective.target:
+        target_set = CalibrationSet(objective.target, **draw_settings)
         if target_set.mixed:
             name = str(target_set)
             message = f"the target {name!r} is a mix; give one source or one file to be good at"
             raise SpecError(message, subject=name)
-        goal = Objective("target", str(target_set))
-        judges = [*judges, goal.target]
+        objective = Objective("target", str(target_set))
+        judges = [*judges, objective.target]
     if options.alone:
-        if not goal.target:
-            message = f"alone=True is for a target; with the objective {goal} the sources judge"
+        if not objective.target:
+            message = (
+                f"alone=True is for a target; with the objective {objective} the sources judge"
+            )
             raise SpecError(f"{message}, leave it out", subject="alone")
-        judges = [goal.target]
+        judges = [objective.target]
     with clock.phase("open"):
         opened = options.model
         if not isinstance(opened, Opened):
             opened = open_model(opened, options.dtype, options.device)
         model_view = view(opened.model)
-        check_model(built, model_view, aimed, dict.fromkeys(model_view.named, aimed))
+        check_model(method, model_view, aimed_target, dict.fromkeys(model_view.named, aimed_target))
         names = {} if options.imatrix is None else tensor_names(model_view)
     with clock.phase("tokenize"):
         batches = [_tokenized(data, opened, options.progress) for data in sets]
@@ -154,7 +157,7 @@ def mix(options: MixOptions) -> Mixture:
         statistics = gather_statistics(
             opened,
             model_view,
-            standing.method,
+            stand_in.method,
             batches,
             judging,
             (options.folder or cache_folder()) / STATISTICS,
@@ -163,12 +166,12 @@ def mix(options: MixOptions) -> Mixture:
         )
     with _threads(max(weight.shape[1] for weight in model_view.weights)):
         search = _MixtureSearch(
-            statistics, built, aimed, standing, goal, effort, clock, options.progress
+            statistics, method, aimed_target, stand_in, objective, effort, clock, options.progress
         )
-        found, shares = search.mixture(opened, options.tokens, options.length, options.seed)
+        mixture, shares = search.mixture(opened, options.tokens, options.length, options.seed)
     if options.imatrix is not None:
         imatrix_of(statistics, shares, names, options.length).write(options.imatrix)
-    return found
+    return mixture
 
 
 def _tokenized(data: CalibrationSet, opened: Opened, progress: Progress) -> tuple[str, TokenBatch]:
@@ -203,7 +206,7 @@ class _MixtureSearch:
     statistics: MixtureStatistics
     method: Method
     target: Target
-    standing: StandIn
+    stand_in: StandIn
     objective: Objective
     effort: Effort
     clock: Clock
@@ -234,26 +237,28 @@ class _MixtureSearch:
             sampled = self.statistics.inputs(
                 self.effort.search, self.progress, "reading statistics"
             )
-            small = self._errors(list(sampled))
-            search = self.search(small)
+            search_errors = self._errors(list(sampled))
+            search = self.search(search_errors)
         with self.clock.phase("figures"):
             chosen, rows = self.figures(search.ranked)
         with self.clock.phase("influence"):
-            influence = self.influence(small, chosen)
+            influence = self.influence(search_errors, chosen)
         with self.clock.phase("tokens"):
             enough = self.enough(chosen)
-        best = np.array([[rows[-1].errors[judge] for judge in self.judges]])
+        best_errors = np.array([[rows[-1].errors[judge] for judge in self.judges]])
         gathered = (*self.statistics.sources, *self.statistics.judges)
         notes = list(rows_in_common(self.statistics))
-        if self.standing.differs:
-            near = f"{self.method} is predicted by what comes near: {self.standing.differs}"
-            notes = [near, *notes]
+        if self.stand_in.differs:
+            stand_in_note = (
+                f"{self.method} is predicted by what comes near: {self.stand_in.differs}"
+            )
+            notes = [stand_in_note, *notes]
         count = len(self.statistics.view.blocks)
         found = Mixture(
             expr=expression(self.names, chosen),
             weights=dict(zip(self.names, map(float, chosen), strict=True)),
             objective=str(self.objective),
-            value=float(self.values(best)[0]),
+            value=float(self.values(best_errors)[0]),
             model=opened.name,
             note=opened.note,
             method=str(self.method),
@@ -281,8 +286,8 @@ class _MixtureSearch:
         return found, chosen
 
     def _errors(self, inputs: Iterable[SharedInput]) -> Errors:
-        standing = self.standing
-        return Errors(inputs, standing.method, standing.target, self.statistics.masses)
+        stand_in = self.stand_in
+        return Errors(inputs, stand_in.method, stand_in.target, self.statistics.masses)
 
     def search(self, errors: Errors) -> Search:
         """Search among all mixtures, on the small sample."""
@@ -318,8 +323,10 @@ class _MixtureSearch:
         for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):
             row = errors[candidates.index(shares)]
             by_judge = dict(zip(self.judges, map(float, row), strict=True))
-            own = row[:count]
-            rows.append(ErrorRow(name, by_judge, float(own.mean()), float(own.max())))
+            source_errors = row[:count]
+            rows.append(
+                ErrorRow(name, by_judge, float(source_errors.mean()), float(source_errors.max()))
+            )
         return chosen, tuple(rows)
 
     def influence(self, errors: Errors, chosen: Shares) -> tuple[Influence, ...]:
@@ -348,8 +355,8 @@ class _MixtureSearch:
 
         There is none for a target that rounds, since no mask says how alike two results are.
         """
-        standing = self.standing
-        if not isinstance(standing.target, Removal):
+        stand_in = self.stand_in
+        if not isinstance(stand_in.target, Removal):
             return []
         count = len(self.names)
         sets: list[tuple[str, Sequence[float]]] = []
@@ -357,7 +364,7 @@ class _MixtureSearch:
             sets.append((name, list(map(float, only(place, count)))))
         if max(chosen) < 1:
             sets.append((BEST, list(map(float, chosen))))
-        meter = TokenMeter(standing.method, standing.target, self.effort.meter, sets)
+        meter = TokenMeter(stand_in.method, stand_in.target, self.effort.meter, sets)
         for block, pieces in self.statistics.pieces():
             meter.add(block, pieces)
         return meter.curves()

@@ -5,17 +5,17 @@ Shares are whole hundredths, so that what is judged is what is written down. The
 every source alone, the uniform mixture and a closed form, and never gives back anything worse than
 those.
 
-For the `worst` judge it plays the game of a mixture against a player who weighs the judges and
-moves his weights to those that suffer (multiplicative weights: Arora, Hazan, Kale 2012, the general
-method [R]). For a fixed mask the error is linear in the judges' Grams, so against weights μ the
-mixture whose statistics are the sum of μ_B G_B / tr(W G_B Wᵀ) is the answer [I]: exact where a
-method minimises that error, good where it has the diagonal alone, as Wanda has; and one set of
-weights stands for all matrices, where each has its own energies. So it proposes, and real errors
-decide.
+For the `worst` judge it plays a game: a mixture against a player who weighs the judges and moves
+his weights to those that suffer. That is the general method of multiplicative weights (Arora,
+Hazan, Kale 2012). For a fixed mask the error is linear in the judges' Grams. So against weights μ
+the answer is the mixture whose statistics are the sum of μ_B G_B / tr(W G_B Wᵀ). The answer is
+exact where a method minimises that error, and good where it has the diagonal alone, as Wanda has.
+One set of weights stands for all matrices, though each has its own energies. So the game proposes,
+and real errors decide.
 
-What follows descends from the best so far: along each source the real error is measured a step
-away, the shares are multiplied by the exponential of minus those slopes, and the best of all that
-was measured is the next start; where none is better, the step is halved.
+Then it descends from the best so far. A step away along each source the real error is measured,
+and the shares are multiplied by the exponential of minus those slopes. The best of all that was
+measured is the next start. Where none is better, the step is halved.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,8 +54,8 @@ class Objective:
         """
         if self.target:
             return errors[:, list(judges).index(self.target)]
-        own = errors[:, :sources]
-        return own.mean(1) if self.kind == "mean" else own.max(1)
+        source_errors = errors[:, :sources]
+        return source_errors.mean(1) if self.kind == "mean" else source_errors.max(1)
 
 
 def parse_objective(text: str) -> Objective:
@@ -103,7 +103,12 @@ class Search:
         """All mixtures that were judged, the best first; of equals the one that was judged
         first.
         """
-        return sorted(self.known, key=lambda shares: self.known[shares][0])
+
+        def order(shares: Shares) -> float:
+            value, _ = self.known[shares]
+            return value
+
+        return sorted(self.known, key=order)
 
     def ask(self, mixtures: Sequence[Shares]) -> None:
         """Judge what isn't judged yet, as far as the evaluations last."""
@@ -190,15 +195,20 @@ def _proposals(shares: np.ndarray, slopes: np.ndarray, step: float) -> list[np.n
     gives to another.
     """
     spread = float(np.ptp(slopes)) or 1.0
-    mild = shares + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
+    # A source that isn't in yet can't be multiplied into it.
+    with_missing = shares + 0.02 * (slopes < 0)
     # Exponentials keep shares positive and their order of size; twice, because how far a slope
     # holds isn't known.
     proposals: list[np.ndarray] = []
     for factor in (2.0, 8.0):
-        proposals.append(mild * np.exp(-factor * step * (slopes - slopes.min()) / spread))
+        proposals.append(with_missing * np.exp(-factor * step * (slopes - slopes.min()) / spread))
     taker = int(np.argmin(slopes))
-    givers = sorted(np.flatnonzero(shares > 0), key=lambda place: -slopes[place])
-    # Beside the exponentials: the two sources that cost most each hand a step of their share to the
+
+    def order(place: Any) -> Any:
+        return -slopes[place]
+
+    givers = sorted(np.flatnonzero(shares > 0), key=order)
+    # Beside the exponentials, the two sources that cost most each give a step of their share to the
     # one that costs least.
     for giver in givers[:2]:
         if giver != taker:

@@ -71,6 +71,7 @@ class Pieces(InputStatistic, ABC):
         # Dealt like cards: the pieces of one micro-batch go to different sums, and after the last
         # sum comes the first again.
         parts: list[Any] = list(self.parts)
+        # `dealt` says how many pieces came so far, so the turn goes on from there.
         for place, part in enumerate(other.parts, self.dealt):
             if place < self.most:
                 parts.append(part)
@@ -167,24 +168,24 @@ def gather_with_pieces(
     Of all blocks that is the whole, and of those `sampled` the pieces too.
     """
     blocks = view.blocks
-    whole = stored.stored_blocks(kind, blocks)
+    stored_count = stored.stored_blocks(kind, blocks)
     lacking = [place for place in sampled if not pieces.holds(blocks[place])]
     if not lacking:
         gather(view, batch, (kind,), stored, progress)
         return
-    first = lacking[0]
+    first_lacking = lacking[0]
     kinds: tuple[type[InputStatistic], ...] = (PIECES[kind],)
-    if whole < len(blocks):
+    if stored_count < len(blocks):
         kinds = (kind, PIECES[kind])
     # A killed walk may have stored the whole of more blocks than pieces, or the other way round: it
     # goes on where either is missing.
-    start = min(whole, first)
+    start = min(stored_count, first_lacking)
     with torch.no_grad():
         walked = walk(view, batch, kinds, "dense", start=start)
         for block, seen in by_block(blocks[start:], walked):
-            if block.index >= whole:
+            if block.index >= stored_count:
                 stored.add(kind, block, seen)
-            if block.index in sampled and block.index >= first:
+            if block.index in sampled and block.index >= first_lacking:
                 pieces.add(block, seen)
             progress("statistics", block.index + 1, len(blocks))
 
@@ -291,8 +292,8 @@ def gather_statistics(
         ready = stored.stored_blocks(kind, blocks) == len(blocks)
         for place in meter_blocks:
             ready = ready and pieces.holds(blocks[place])
-        told = _called(progress, f"statistics of {data}")
-        gather_with_pieces(view, batch, kind, stored, pieces, meter_blocks, told)
+        stage_progress = _called(progress, f"statistics of {data}")
+        gather_with_pieces(view, batch, kind, stored, pieces, meter_blocks, stage_progress)
         gathered.append(SetStatistics(data, batch, stored, ready))
     judging: list[SetStatistics] = []
     for data, batch in judges:
@@ -307,7 +308,11 @@ def gather_statistics(
 
 def _called(progress: Progress, stage: str) -> Progress:
     """Progress of a stage that is called otherwise where it is made."""
-    return lambda _, done, total: progress(stage, done, total)
+
+    def called(_: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+
+    return called
 
 
 def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
@@ -317,11 +322,11 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
     Such figures count rows twice, or are too good.
     """
     sentences: list[str] = []
-    for one, other in itertools.combinations(statistics.judges, 2):
-        same = _same_rows(one, other)
+    for first_judge, second_judge in itertools.combinations(statistics.judges, 2):
+        same = _same_rows(first_judge, second_judge)
         if same:
-            fewest = min(len(one.batch.examples), len(other.batch.examples))
-            pair = f"{one.data} and {other.data} judge with the same rows"
+            fewest = min(len(first_judge.batch.examples), len(second_judge.batch.examples))
+            pair = f"{first_judge.data} and {second_judge.data} judge with the same rows"
             sentences.append(f"{pair}: {same} of {fewest}, which so count twice in mean")
     for source, judge in itertools.product(statistics.sources, statistics.judges):
         same = _same_rows(source, judge)
@@ -331,5 +336,5 @@ def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _same_rows(one: SetStatistics, other: SetStatistics) -> int:
-    return len(set(one.batch.examples) & set(other.batch.examples))
+def _same_rows(first_set: SetStatistics, second_set: SetStatistics) -> int:
+    return len(set(first_set.batch.examples) & set(second_set.batch.examples))
