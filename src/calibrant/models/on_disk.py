@@ -344,8 +344,8 @@ def _storage_id(tensor: Tensor) -> int:
 
 
 def saved_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a part of a model's state as it is saved: each tied tensor once, under the names that
-    files have.
+    """Return a part of a model's state as it is saved: without what the model never saves, each
+    tied tensor once, under the names that files have.
     """
     ignored = model._keys_to_ignore_on_save or ()
     kept = {name: tensor for name, tensor in state.items() if name not in ignored}
