@@ -38,13 +38,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many numbers each tensor had that went to disk."""
-    sizes, leave = list[int](), Offloaded._leave
+    sizes, leave = list[int](), Offloaded._let_go
 
     def noting(self: Offloaded, tensor: Tensor) -> None:
         sizes.append(tensor.numel())
         leave(self, tensor)
 
-    monkeypatch.setattr(Offloaded, "_leave", noting)
+    monkeypatch.setattr(Offloaded, "_let_go", noting)
     return sizes
 
 
@@ -138,7 +138,7 @@ def test_numbers_come_back_as_they_lay(tmp_path: Path) -> None:
         for _ in range(2):
             place.offload(tensor)
             assert tensor.numel() == 0
-            with place.there():
+            with place.in_memory():
                 assert torch.equal(tensor, before)
             assert tensor.numel() == 0
             place.fetch()
@@ -171,7 +171,7 @@ def test_a_part_of_another_tensors_memory_stays_and_so_does_all_where_there_is_n
     tensor = torch.randn(2, 3)
     place = Offloaded(None)
     place.offload(tensor)
-    with place.there():
+    with place.in_memory():
         pass
     place.fetch()
     assert tensor.shape == (2, 3)

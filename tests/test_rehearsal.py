@@ -80,9 +80,9 @@ def test_a_model_without_a_matrix_that_can_be_followed_is_refused() -> None:
 
 def test_an_input_that_is_read_later_is_kept() -> None:
     model = tiny_model("llama")
-    assert rehearse(view(model)).lets_go
+    assert rehearse(view(model)).frees_input
     embedded: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_hook(lambda _m, _a, out: embedded.append(out))
     last = model.model.layers[2]
     last.forward = lambda hidden, **asked: type(last).forward(last, hidden, **asked) + embedded[-1]
-    assert not rehearse(view(model)).lets_go
+    assert not rehearse(view(model)).frees_input

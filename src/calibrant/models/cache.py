@@ -1,15 +1,14 @@
-"""What of models is kept in the user's cache: dequantized ones, so that a GGUF file which was
-opened once is opened again without parsing and dequantizing it; and files that packages bring in
-parts.
+"""The user's cache of models. It keeps dequantized models, so that a GGUF file that was opened once
+opens again without being parsed and dequantized; and files that packages bring in parts, joined.
 
 They lie in `$CALIBRANT_CACHE`, or `calibrant` in `$XDG_CACHE_HOME`, or in `~/.cache`: below
 `models` a folder for each file and dtype, as large as the weights, and below `joined` the files.
 Any of it may be deleted at any time. What can't be written isn't kept: `CALIBRANT_CACHE=/dev/null`
 keeps nothing.
 
-A folder of a dequantized model answers for the file's bytes, the dtype and the versions of what
-dequantized it, and holds what transformers made of them, bit for bit. It appears by rename, one
-process writes at a time, and what no longer has its checksum is deleted and made anew.
+The folder of a dequantized model is named after the file's bytes, the dtype and the versions of
+what dequantized it. It holds what transformers made of them, bit for bit. It appears by rename, and
+one process writes at a time. What no longer has its checksum is deleted and made anew.
 """
 
 import importlib.util
@@ -48,19 +47,18 @@ from calibrant.system.seals import Purpose, tell_made_again
 
 CACHE: Final = "CALIBRANT_CACHE"
 LAYOUT: Final = 2
-"""Of a kept folder; another number, and it is made anew."""
+"""The version of a kept folder's form. A folder of another version is made anew."""
 DESCRIPTION: Final = "kept.json"
 ROOM: Final = 4
-"""How many times its size must be free where a model is to be kept: a cache is no reason for a
-full disk.
+"""A model is kept only where so many times its size is free: a cache is no reason for a full disk.
 """
 
 _CHUNK: Final = 2**20
 
 
 def cache_folder() -> Path:
-    """Where Calibrant keeps what it can make again, as the user's environment says; it needn't
-    exist.
+    """Return the folder of what Calibrant can make again, as the user's environment says; it
+    needn't exist.
     """
     chosen = os.environ.get(CACHE)
     if chosen:
@@ -71,8 +69,8 @@ def cache_folder() -> Path:
 @final
 @dataclass(frozen=True)
 class CachedModel:
-    """The place of one dequantized model: that of the file with this `digest` (`sha256:…`), in
-    this dtype.
+    """The place in the cache of one dequantized model: of the file with this `digest` (`sha256:…`),
+    in this dtype.
     """
 
     digest: str
@@ -85,10 +83,10 @@ class CachedModel:
         if not self._folder.is_dir():
             return None
         try:
-            about = read_json(self._folder / DESCRIPTION, self._purpose, required=True)
+            description = read_json(self._folder / DESCRIPTION, self._purpose, required=True)
             # A thread reads the files for their checksums while this one makes the model of them.
-            with ThreadPoolExecutor(1) as beside:
-                sums = beside.submit(_checksums, self._folder)
+            with ThreadPoolExecutor(1) as threads:
+                sums = threads.submit(_checksums, self._folder)
                 config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
                 options: dict[str, Any] = {
                     "config": config,
@@ -99,8 +97,8 @@ class CachedModel:
                 }
                 opened = AutoModelForCausalLM.from_pretrained(self._folder, **options)
                 model, loaded = cast(Any, opened)
-            if sums.result() == about["checksums"] and not any(loaded.values()):
-                return model, str(about["note"])
+            if sums.result() == description["checksums"] and not any(loaded.values()):
+                return model, str(description["note"])
         except (OSError, DataError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
             pass  # whatever is wrong with it, it can be made again
         tell_made_again("a dequantized model", str(self._folder))
@@ -108,14 +106,15 @@ class CachedModel:
         return None
 
     def store(self, model: PreTrainedModel, note: str) -> None:
-        """Keep the model, if there is room and nobody else is about to; what was kept of the
-        same file by other versions goes.
+        """Keep the model, unless there is no room or another process is keeping it. What other
+        versions kept of the same file is deleted.
         """
         place = self._folder.parent
         try:
             place.mkdir(parents=True, exist_ok=True)
-            # The parameters' memory is about what the files will take.
-            if shutil.disk_usage(place).free < ROOM * sum(p.nbytes for p in model.parameters()):
+            # The files will take about as much as the parameters' memory.
+            size = sum(parameter.nbytes for parameter in model.parameters())
+            if shutil.disk_usage(place).free < ROOM * size:
                 return
             with (place / ".lock").open("w") as lock:
                 if take(lock) and not self._folder.exists():
@@ -123,27 +122,27 @@ class CachedModel:
         except (OSError, SafetensorError):
             pass  # what can't be kept is made again
 
-    def _write(self, model: PreTrainedModel, note: str, half: Path) -> None:
-        """Nothing is flushed to the disk: what a lost power supply damages is noticed."""
-        with appearing(self._folder, half):
-            model.save_pretrained(half)
-            about = {"note": note, "checksums": _checksums(half), **self._identity}
-            description = text_of_json(sealed(about, self._purpose))
-            (half / DESCRIPTION).write_text(description, encoding="utf-8")
-            same_rights(half / DESCRIPTION)
+    def _write(self, model: PreTrainedModel, note: str, unfinished: Path) -> None:
+        # Nothing is flushed to the disk: should a power failure damage it, its checksums tell.
+        with appearing(self._folder, unfinished):
+            model.save_pretrained(unfinished)
+            description = {"note": note, "checksums": _checksums(unfinished), **self._identity}
+            text = text_of_json(sealed(description, self._purpose))
+            (unfinished / DESCRIPTION).write_text(text, encoding="utf-8")
+            same_rights(unfinished / DESCRIPTION)
         # Copies of the same file by other versions are of no use any more.
-        for folder in self._folder.parent.glob(f"{self._begins}-*"):
+        for folder in self._folder.parent.glob(f"{self._prefix}-*"):
             if folder != self._folder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def _begins(self) -> str:
+    def _prefix(self) -> str:
         return f"{self.digest.rpartition(':')[2][:32]}-{str(self.dtype).removeprefix('torch.')}"
 
     @cached_property
     def _folder(self) -> Path:
-        version_of_bits = identity(self._identity).rpartition(":")[2][:8]
-        return cache_folder() / "models" / f"{self._begins}-{version_of_bits}"
+        suffix = identity(self._identity).rpartition(":")[2][:8]
+        return cache_folder() / "models" / f"{self._prefix}-{suffix}"
 
     @property
     def _purpose(self) -> Purpose:
@@ -151,7 +150,7 @@ class CachedModel:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """All that the bits depend on."""
+        """All that the kept bits depend on."""
         versions = {name: version(name) for name in ("transformers", "gguf", "torch", "numpy")}
         return {
             "layout": LAYOUT,
@@ -179,15 +178,15 @@ def _checksum(path: Path) -> int:
 
 
 def path_of(model: NamedModel) -> Path:
-    """Return the file of a model with a short name, which packages have: they are read as data and
-    never imported. One in parts is joined once, in the user's cache.
+    """Return the file of a model with a short name. Installed packages have it, which are read as
+    data and never imported. A file in parts is joined once, in the user's cache.
 
     Raises `ModelError` where a package isn't installed, and where the joined file isn't the one
     whose digest is known.
     """
     parts: list[Path] = []
     for name in model.parts:
-        part = _inside(name)
+        part = _file_in_package(name)
         if part is None:
             raise ModelError(
                 f"{model.name} is read from {model.packages} installed; bring it with: {model.pip}",
@@ -197,9 +196,9 @@ def path_of(model: NamedModel) -> Path:
     return parts[0] if len(parts) == 1 else _joined(model, parts)
 
 
-def _inside(part: str) -> Path | None:
-    """A file inside an installed package, which is found but never imported: importing it would
-    run it.
+def _file_in_package(part: str) -> Path | None:
+    """A file of an installed package, `PACKAGE/PATH`; None where it isn't installed. The package is
+    never imported, since that would run it.
     """
     name, _, path = part.partition("/")
     package = importlib.util.find_spec(name)
@@ -212,8 +211,8 @@ def _inside(part: str) -> Path | None:
 
 
 def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
-    # To hash the whole file each time takes longer than to open it, so it is noted which file had
-    # the digest.
+    # Hashing the whole file each time takes longer than opening it, so a note beside it says that
+    # this very file had the digest.
     whole = cache_folder() / "joined" / model.file
     checked = not model.digest or _was_checked(whole, model.digest)
     if checked and _fits_parts(whole, parts):
@@ -221,21 +220,22 @@ def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _rewriting(whole) as half:
-                _join(half, parts)
-                if model.digest and file_digest(half) != model.digest:
+            with _rewriting(whole) as unfinished:
+                _join(unfinished, parts)
+                if model.digest and file_digest(unfinished) != model.digest:
                     raise ModelError(
                         f"the parts of {model.name} make another file than the model; install "
                         f"them again with: {model.pip} --force-reinstall",
                         subject=model.name,
                     )
         except ModelError:
-            # What stands there isn't what it is called either, and nothing stays.
+            # The file that was there isn't the model either: this is reached only where it wasn't
+            # checked, or doesn't fit the parts.
             whole.unlink(missing_ok=True)
             raise
         if model.digest:
-            with _rewriting(_checked_file(whole)) as half:
-                half.write_text(_checked_line(whole, model.digest), encoding="utf-8")
+            with _rewriting(_checked_file(whole)) as unfinished:
+                unfinished.write_text(_checked_line(whole, model.digest), encoding="utf-8")
     except OSError as error:
         raise ModelError(
             f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} "
@@ -246,7 +246,7 @@ def _joined(model: NamedModel, parts: Sequence[Path]) -> Path:
 
 
 def _rewriting(file: Path) -> AbstractContextManager[Path]:
-    """Give a file of this process that takes the place of `file` when it is whole."""
+    """Give a file that takes the place of `file` at the end; no other process writes to it."""
     return replacing(file, file.with_name(f".{os.getpid()}-{file.name}"), flushed=False)
 
 
@@ -276,7 +276,7 @@ def _was_checked(whole: Path, digest: str) -> bool:
 
 
 def _checked_file(whole: Path) -> Path:
-    """Return where it stands which file was checked."""
+    """Return the file of the note which says that `whole` was checked."""
     return whole.with_name(f"{whole.name}.checked")
 
 

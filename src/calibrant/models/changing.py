@@ -1,12 +1,12 @@
-"""Changes of a model besides its matrices: who hears before its numbers are overwritten, what its
-structure was, how whole blocks are removed, and how a head is untied from its embedding.
+"""Changes of a model besides its matrices: who is told before numbers are overwritten, how the
+structure is remembered, how whole blocks are removed, and how a head is untied from its embedding.
 
     will_change(parameter)
     parameter.detach().mul_(2)
 
-Whatever writes a model's numbers in place says so first. `Weight.set` does; an edit or a transform
-that writes elsewhere (a norm, an embedding) does it itself, or uses `overwrite`. Replacing a
-parameter by another, or its `data`, needs no word: what was there is still there.
+Whatever writes a model's numbers in place must call `will_change` first. `Weight.set` does; an edit
+or a transform that writes elsewhere (a norm, an embedding) calls it itself, or uses `overwrite`.
+Replacing a parameter by another, or its `data`, needs no call: the old numbers still exist.
 """
 
 import copy
@@ -36,7 +36,7 @@ LAYER_INDICES: Final = ("mlp_only_layers",)
 
 
 class Listener(ABC):
-    """Is told before numbers change, for as long as somebody holds it."""
+    """Is told before numbers change, for as long as the object lives."""
 
     def __init__(self) -> None:
         _LISTENERS.add(self)
@@ -58,8 +58,8 @@ def will_change(tensor: Tensor) -> None:
 
 
 def overwrite(tensor: Tensor, numbers: Tensor) -> None:
-    """Copy `numbers`, of the same shape, over those of `tensor`, in its own type, having said
-    so.
+    """Copy `numbers`, of the same shape, over those of `tensor`, in the type of `tensor`; listeners
+    are told first.
     """
     will_change(tensor)
     with torch.no_grad():
@@ -67,23 +67,24 @@ def overwrite(tensor: Tensor, numbers: Tensor) -> None:
 
 
 def place_of(tensor: Tensor) -> int:
-    """Return where a parameter's numbers are: the same for two that are one, also where neither
-    has numbers now.
+    """Return where a parameter's numbers are, as a number that is the same for two parameters that
+    are tied.
     """
+    # On the meta device nothing has an address, but there a tied parameter is one object.
     return id(tensor) if tensor.is_meta else tensor.data_ptr()
 
 
 @final
 @dataclass(frozen=True)
 class Structure:
-    """Which module holds what, and what the configurations say."""
+    """A model's structure, remembered: which module holds what, and what the configurations say."""
 
     modules: tuple[tuple[nn.Module, Mapping[str, Any]], ...]
     configs: tuple[tuple[PreTrainedConfig, Mapping[str, Any]], ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
-        """Remember it."""
+        """Remember the structure of `model`."""
         modules: list[tuple[nn.Module, Mapping[str, Any]]] = []
         configs: dict[int, PreTrainedConfig] = {}
         for module in model.modules():
@@ -94,17 +95,17 @@ class Structure:
         return cls(tuple(modules), entries)
 
     def put_back(self) -> None:
-        """Make it that again."""
+        """Make the model's structure what is remembered here."""
         for module, parts in self.modules:
-            now = vars(module)
-            for name in list(now):
+            attributes = vars(module)
+            for name in list(attributes):
                 if name not in parts:
-                    del now[name]
+                    del attributes[name]
             for name, value in parts.items():
-                # A hook's handle knows the very dictionary that it stands in.
+                # A hook's handle holds the very dictionary that the hook is in, so that stays.
                 if "hook" not in name:
-                    now[name] = _shallow(value)
-        # Modules hold the very configurations, so these are changed and not exchanged.
+                    attributes[name] = _shallow(value)
+        # Modules hold these very objects, so a configuration is rewritten and not replaced.
         for config, entries in self.configs:
             vars(config).clear()
             vars(config).update(_deep(entries))
@@ -116,8 +117,8 @@ def _shallow(value: Any) -> Any:
 
 
 def _add_configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> None:
-    """Add all configurations among `values` and in those, by address: a model's parts hold the
-    same few objects.
+    """Add all configurations among `values`, and those inside them, by `id`: many parts of a model
+    hold the same few objects.
     """
     for value in values:
         if isinstance(value, PreTrainedConfig) and id(value) not in configs:
@@ -126,8 +127,8 @@ def _add_configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) ->
 
 
 def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of what a configuration says; the configurations in it stay the objects that the
-    model's parts hold.
+    """A deep copy of a configuration's entries, but of configurations among them, which stay the
+    objects that the model's parts hold.
     """
     copied: dict[str, Any] = {}
     for name, value in entries.items():
@@ -136,8 +137,8 @@ def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_numbers(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the model of the same class that another configuration describes, on the meta device:
-    for whoever looks whether that configuration says what the model shall be.
+    """Return the model of the same class that another configuration describes, on the meta device.
+    It shows whether that configuration would make the model that is wanted.
     """
     with torch.device("meta"):
         return type(model)(config)
@@ -148,8 +149,8 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     configuration and in the modules.
 
     Raises `ModelError`, and changes nothing, for an index that doesn't exist, if no block is left,
-    or if the configuration can't describe the remaining blocks (their kinds follow from their
-    places).
+    or if the configuration can't describe the remaining blocks. That is so where a block's kind
+    follows from its place.
     """
     blocks = model.get_submodule(layers)
     assert isinstance(blocks, nn.ModuleList)
@@ -168,7 +169,8 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     # Before anything is touched, so that a refusal leaves the model as it is.
     _check_describable(model, layers, remaining)
     _renumber_config(model.config.get_text_config(decoder=True), remaining)
-    for index in reversed(range(len(blocks))):  # from behind, so that the others keep their numbers
+    # From the last one down, so that those still to be looked at keep their numbers.
+    for index in reversed(range(len(blocks))):
         if index not in remaining:
             del blocks[index]
     for place, block in enumerate(blocks):
@@ -216,8 +218,8 @@ def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]
 
 
 def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
-    """Return the names of parameters that share their numbers, one tuple for each memory that
-    has several names, in the model's order.
+    """Return the names of parameters that share their numbers: a tuple for each memory that has
+    several names, in the model's order.
     """
     names: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -227,12 +229,11 @@ def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
 
 
 def untie(model: PreTrainedModel) -> bool:
-    """Give the head numbers of its own, and say so in the configuration: saved, the model opens
-    with plain transformers and computes the same.
+    """Give the head numbers of its own, and say so in the configuration. Once saved, the model
+    opens with plain transformers and computes the same.
 
-    Returns False, and changes nothing, where the head shares nothing. Raises `ModelError`, and
-    changes nothing, for a model without a head, and for an architecture whose head is always its
-    embedding.
+    Returns False, and changes nothing, where the head is not tied. Raises `ModelError`, and changes
+    nothing, for a model without a head, and for an architecture whose head is always its embedding.
     """
     head = model.get_output_embeddings()
     kind = type(model).__name__
@@ -255,11 +256,11 @@ def untie(model: PreTrainedModel) -> bool:
     after = nn.Parameter(before.detach().clone(), requires_grad=before.requires_grad)
     head.register_parameter("weight", after)
     _say_untied(model.config)
-    # transformers ties what stands in this table, whatever the configuration says.
-    known = getattr(model, "all_tied_weights_keys", None)
-    if isinstance(known, Mapping):
+    # transformers ties all that is in this table, whatever the configuration says.
+    tied_keys = getattr(model, "all_tied_weights_keys", None)
+    if isinstance(tied_keys, Mapping):
         model.all_tied_weights_keys = {
-            target: source for target, source in known.items() if name not in (target, source)
+            target: source for target, source in tied_keys.items() if name not in (target, source)
         }
     return True
 

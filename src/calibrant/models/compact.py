@@ -1,19 +1,18 @@
-"""A tensor without its zeros, as files of the export `sparse` hold it: nothing is lost of it, to
-the last bit.
+"""A tensor without its zeros, as files of the export `sparse` hold it, without any loss.
 
-Four layouts, of which the one that takes the fewest bits is used, and `whole` where none takes
+There are four layouts. The one that takes the fewest bits is used, and `whole` where none takes
 fewer:
 
 - `whole`: all numbers, as they are.
 - `zeros`: nothing at all; every number is zero.
 - `bits`: one bit for each number, 1 where it isn't zero, and the numbers that aren't zero, in
   order.
-- `n_of_m`: of every `group` consecutive numbers of a row `keep`, in order, and the place of each in
+- `n_of_m`: `keep` of every `group` consecutive numbers of a row, in order, and the place of each in
   its group, in log2(group) bits.
 
-Numbers of the type int8, such as codes, take as many bits (`width`) as the largest of them needs,
-each with 2^(width-1) added. Bits are packed into bytes lowest first, without gaps. A number is zero
-if all its bits are, so a negative zero stays one.
+Numbers of the type int8, such as codes, are stored with as many bits (`width`) as the largest of
+them needs, after 2^(width-1) is added to each. Bits are packed into bytes lowest first, without
+gaps. A number is zero if all its bits are, so a negative zero is stored as a number.
 """
 
 import hashlib
@@ -30,25 +29,27 @@ from torch import Tensor
 from calibrant.spec.foreign import brief
 
 GROUPS: Final = (4, 8, 16)
-"""Numbers of a group: what `n_of_m` looks for, and what it may be."""
+"""The sizes of a group that `n_of_m` tries, and that a file may have."""
 _TYPES: Final = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool"
 DTYPES: Final[Mapping[str, torch.dtype]] = {name: getattr(torch, name) for name in _TYPES.split()}
-"""The types of tensors that are stored, by the words that a file says."""
+"""The types of tensors that are stored, by the names that they have in a file."""
 
+# Integers of as many bytes, in which bits are compared.
 _AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _AT_ONCE: Final = 2**18
-"""Numbers or groups whose bits are spread out at a time: a multiple of 8, so that every piece
-but the last fills its bytes.
+"""How many numbers or groups have their bits unpacked at a time. A multiple of 8, so that every
+piece but the last fills its bytes.
 """
 _DIMENSIONS: Final = 8
 _LONGEST: Final = 2**40
+"""How many dimensions a stored tensor may have, and how long each may be."""
 
 
 @final
 @dataclass(frozen=True)
 class Compact:
-    """A tensor of `shape` and `dtype` in one of the four layouts; `parts` are `values`, and `bits`
-    or `places`.
+    """A tensor of `shape` and `dtype` in one of the four layouts. Its `parts` are tensors called
+    `values`, `bits` and `places`, of which a layout has none, one or two.
 
     >>> compact = Compact.of(torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.5, 0.0, 0.0, 3.0]]))
     >>> compact.layout, compact.parts["values"].tolist(), compact.size
@@ -67,8 +68,8 @@ class Compact:
 
     @classmethod
     def of(cls, tensor: Shaped[Tensor, "..."]) -> "Compact":
-        """Return the layout of a tensor that takes the fewest bits; of equals `whole` is first,
-        and `n_of_m` before `bits`.
+        """Return a tensor in the layout that takes the fewest bits. Of layouts that take equally
+        many, `whole` comes first, and `n_of_m` before `bits`.
         """
         flat = tensor.detach().cpu().contiguous().flatten()
         nonzero = _bits_of(flat) != 0
@@ -78,7 +79,7 @@ class Compact:
         if layout == "zeros":
             width = 0
         elif width:
-            # In int16, in which no sum overflows; made positive, a code is its lowest bits.
+            # In int16 the sum can't overflow. A positive code is its lowest `width` bits.
             codes = parts["values"].flatten().to(torch.int16) + 2 ** (width - 1)
             parts["values"] = pack_bits(codes.to(torch.uint8), width)
         elif layout == "whole":
@@ -87,7 +88,7 @@ class Compact:
 
     @property
     def size(self) -> int:
-        """How many bytes its parts take."""
+        """How many bytes the parts take."""
         return sum(part.nbytes for part in self.parts.values())
 
     def facts(self) -> dict[str, Any]:
@@ -104,32 +105,32 @@ class Compact:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any], parts: Mapping[str, Tensor]) -> "Compact":
-        """Return it again. `ValueError` for facts that are none; whether the parts fit them is
-        looked at when it is made `whole`.
+        """Return the tensor of which `facts` are the `facts()`. Raises `ValueError` for facts that
+        can't be; whether the parts fit them is checked by `whole`.
         """
         numbers = [facts.get(name, 0) for name in ("width", "keep", "group")]
-        whole = all(type(number) is int for number in numbers)
-        if not whole or not 0 <= numbers[0] < 8:
+        integers = all(type(number) is int for number in numbers)
+        if not integers or not 0 <= numbers[0] < 8:
             raise ValueError(f"width, keep and group are {brief(numbers)}")
         shape, dtype = declared(facts)
         return cls(str(facts.get("layout")), shape, dtype, parts, *numbers)
 
     def whole(self) -> Shaped[Tensor, "..."]:
-        """Return the tensor. `ValueError` where its parts don't fit each other."""
+        """Return the whole tensor. Raises `ValueError` where the parts don't fit each other."""
         count = prod(self.shape)
-        _fits("parts", sorted(self.parts), _PARTS.get(self.layout))
+        _check_equal("parts", sorted(self.parts), _PARTS.get(self.layout))
         if self.layout == "zeros":
             return torch.zeros(self.shape, dtype=self.dtype)
         if self.layout == "whole":
             return self._values(count).reshape(self.shape)
         if self.layout == "bits":
-            where = _spread(self.parts["bits"], count)
+            nonzero = _unpack_mask(self.parts["bits"], count)
             flat = torch.zeros(count, dtype=self.dtype)
-            flat[where] = self._values(int(where.count_nonzero()))
+            flat[nonzero] = self._values(int(nonzero.count_nonzero()))
             return flat.reshape(self.shape)
-        return self._regrouped(count)
+        return self._whole_of_groups(count)
 
-    def _regrouped(self, count: int) -> Tensor:
+    def _whole_of_groups(self, count: int) -> Tensor:
         keep = self.keep
         group = self.group
         fits = group in GROUPS and 0 < keep < group
@@ -150,15 +151,15 @@ class Compact:
         return flat.reshape(self.shape)
 
     def _values(self, count: int) -> Tensor:
-        """So many numbers, in one row."""
+        """The numbers that are stored, `count` of them, as a vector."""
         values = self.parts["values"]
         if self.width:
-            _fits("the type of its numbers", self.dtype, torch.int8)
+            _check_equal("the type of its numbers", self.dtype, torch.int8)
             codes = unpack_bits(values, self.width, count).to(torch.int16)
             return (codes - 2 ** (self.width - 1)).to(torch.int8)
         shape = self.shape if self.layout == "whole" else (count,)
-        _fits("the type of its numbers", values.dtype, self.dtype)
-        _fits("the shape of its numbers", tuple(values.shape), shape)
+        _check_equal("the type of its numbers", values.dtype, self.dtype)
+        _check_equal("the shape of its numbers", tuple(values.shape), shape)
         return values.flatten()
 
 
@@ -171,7 +172,9 @@ _PARTS: Final = {
 
 
 def declared(facts: Mapping[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
-    """Return the shape and the type that an entry of a file says. `ValueError` for what is none."""
+    """Return the shape and the type that an entry of a file says. Raises `ValueError` for
+    others.
+    """
     shape = facts.get("shape")
     dtype = facts.get("dtype")
     if not _is_shape(shape) or not isinstance(dtype, str) or dtype not in DTYPES:
@@ -200,14 +203,15 @@ def pack_bits(numbers: UInt8[Tensor, "number"], width: int) -> UInt8[Tensor, "by
 
 
 def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[Tensor, "number"]:
-    """Return so many numbers again that `pack_bits` packed. `ValueError` for what aren't bytes,
-    or not as many as those take.
+    """Return the `count` numbers that `pack_bits` packed. Raises `ValueError` unless `packed` is a
+    vector of just as many bytes as they take.
     """
-    _fits("the type of packed bits", (packed.dtype, packed.dim()), (torch.uint8, 1))
-    _fits("bytes of packed bits", len(packed), -(-count * width // 8))
+    _check_equal("the type of packed bits", (packed.dtype, packed.dim()), (torch.uint8, 1))
+    _check_equal("bytes of packed bits", len(packed), -(-count * width // 8))
     numbers = np.zeros(count, np.uint8)
     for start in range(0, count, _AT_ONCE):
         size = min(_AT_ONCE, count - start)
+        # Pieces begin at whole bytes, since `_AT_ONCE` is a multiple of 8.
         first = start * width // 8
         content = packed[first : first + -(-size * width // 8)].numpy()
         bits = np.unpackbits(content, bitorder="little", count=size * width).reshape(size, width)
@@ -231,15 +235,15 @@ def same(left: Shaped[Tensor, "..."], right: Shaped[Tensor, "..."]) -> bool:
 
 
 def _bits_of(tensor: Tensor) -> Tensor:
-    """The same bits as whole numbers, in which a negative zero isn't zero and NaN equals itself."""
+    """The same bits as integers: then a negative zero isn't zero, and NaN equals itself."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(_AS_INTEGERS[flat.element_size()])
 
 
-def _spread(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
-    """One truth for each of `count` bits; those that fill the last byte are zero."""
-    _fits("the type of its bits", (bits.dtype, bits.dim()), (torch.uint8, 1))
-    _fits("bytes of its bits", len(bits), -(-count // 8))
+def _unpack_mask(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
+    """The first `count` bits, as truths. Raises `ValueError` where a bit behind them is set."""
+    _check_equal("the type of its bits", (bits.dtype, bits.dim()), (torch.uint8, 1))
+    _check_equal("bytes of its bits", len(bits), -(-count // 8))
     spread = np.unpackbits(bits.numpy(), bitorder="little")
     if spread[count:].any():
         raise ValueError("more bits are set than there are numbers")
@@ -249,14 +253,16 @@ def _spread(bits: Tensor, count: int) -> Bool[Tensor, "number"]:
 def _smallest(
     nonzero: Bool[Tensor, "number"], shape: Sequence[int], bits: int
 ) -> tuple[str, int, int]:
-    """The layout that takes the fewest bits for numbers of so many, with its `keep` and `group`."""
+    """The layout that takes the fewest bits, with its `keep` and `group`. A number has `bits`
+    bits.
+    """
     length = len(nonzero)
     count = int(nonzero.count_nonzero())
     if not length:
         return "whole", 0, 0
     if not count:
         return "zeros", 0, 0
-    # Bits, the place among equals, and what is said of the layout.
+    # Each is what it takes in bits, its place among those that take as many, and the layout.
     candidates = [(length * bits, 0, "whole", 0, 0), (count * bits + length, 2, "bits", 0, 0)]
     if count < length:
         for group in GROUPS:
@@ -285,8 +291,8 @@ def _parts(
     numbers = flat.view(-1, group).split(_AT_ONCE)
     filled = nonzero.view(-1, group).split(_AT_ONCE)
     for piece, piece_filled in zip(numbers, filled, strict=True):
-        # The places that aren't zero come first; a group that has fewer is filled up with places of
-        # zeros.
+        # A stable sort puts the places that aren't zero first. A group that has fewer of them than
+        # `keep` is filled up with places of zeros.
         zero_last = piece_filled.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
         chosen = zero_last[:, :keep].sort(dim=1).values
         places.append(chosen.to(torch.uint8))
@@ -296,11 +302,12 @@ def _parts(
 
 
 def _width(flat: Int[Tensor, "number"] | Tensor) -> int:
-    """The bits that each of these numbers needs, where they are whole numbers of 8 bits and need
-    fewer; else 0.
+    """How many bits each of these numbers needs, where they are int8 and need fewer than 8; else
+    0.
     """
     if flat.dtype != torch.int8 or not len(flat):
         return 0
+    # In two's complement -8 needs as many bits as 7, and one is for the sign.
     width = max(int(flat.max()), -int(flat.min()) - 1).bit_length() + 1
     return width if width < 8 else 0
 
@@ -309,6 +316,6 @@ def _place_bits(group: int) -> int:
     return group.bit_length() - 1
 
 
-def _fits(subject: str, found: object, expected: object) -> None:
+def _check_equal(subject: str, found: object, expected: object) -> None:
     if found != expected:
         raise ValueError(f"{subject} are {brief(found)} where {brief(expected)} fit")

@@ -1,8 +1,8 @@
-"""A model and its files must be each other's: what the files lack would be random, what the
-model doesn't use would be lost in silence.
+"""Checks that a model and its files fit each other: what the files lack would be random, and what
+the model doesn't use would be lost in silence.
 
-Where the files have another type of numbers, they are converted here, tensor by tensor:
-transformers maps the whole file and keeps all of it in memory until it has converted it.
+Where the files have another type of numbers, they are converted here, tensor by tensor.
+transformers would map a whole file and keep it in memory until all of it is converted.
 """
 
 import copy
@@ -34,20 +34,21 @@ WORDS: Final = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-"""The file format's words for the types of numbers."""
+"""The safetensors format's names of the types of numbers."""
 FLOATS: Final = tuple(WORDS.values())
 SPARE: Final = 2**24
-"""Numbers that a model may ask for beyond twice what is stored: a head may be tied, and what
-little is missing is named when it is loaded.
+"""A model may have twice as many numbers as are stored, since a head may be tied, and so many
+more: if only a few tensors are missing, loading names them.
 """
 BUFFERS: Final = 2**28
-"""Numbers in buffers, which no file holds, that may be asked for whatever the files hold."""
+"""How many numbers a model may have in buffers, which no file holds, however few it has in files.
+"""
 
 
 @final
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a file's header describes it; `dtype` is the file format's own word, such as
+    """One tensor as a file's header describes it; `dtype` is the format's own name, such as
     `BF16`.
     """
 
@@ -62,8 +63,8 @@ class StoredTensor:
 
 
 def stored_tensors(files: Sequence[Path]) -> Mapping[str, StoredTensor]:
-    """Return every tensor of some safetensors files by name. Raises `ModelError` for a damaged
-    file, and for a tensor that is in two.
+    """Return what the headers of safetensors files say, tensor by tensor, by name. Raises
+    `ModelError` for a damaged file, and for a tensor that is in two files.
     """
     stored: dict[str, StoredTensor] = {}
     for path in files:
@@ -123,12 +124,12 @@ def refuse_unused(name: str, ref: str) -> None:
 
 
 def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel | None:
-    """Return the model that a configuration describes, without numbers, in `dtype`; None for one
-    that code beside it makes.
+    """Return the model that a configuration describes, without numbers, in `dtype`. None where the
+    model is made by code that comes with it.
     """
     if not type(config).__module__.startswith("transformers."):
         return None
-    # `from_config` writes into the configuration it is given.
+    # A copy, since `from_config` writes into the configuration that it is given.
     with torch.device("meta"), no_init_weights(), meta_device_safe_creation_ops():
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(config), trust_remote_code=False, dtype=dtype
@@ -136,8 +137,8 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTr
 
 
 def check_fits(model: nn.Module, numbers: int, ref: str) -> None:
-    """Raise `ModelError` for a model without numbers that would take far more of them than the
-    files hold: it isn't built then.
+    """Raise `ModelError` for an outline that would need far more numbers than the files hold,
+    before the model is built. `numbers` is how many they hold.
     """
     _check_room(dict(model.named_parameters()), 2 * numbers + SPARE, numbers, ref)
     _check_room(dict(model.named_buffers()), max(numbers, BUFFERS), numbers, ref)
@@ -156,8 +157,8 @@ def _check_room(tensors: Mapping[str, Tensor], most: int, numbers: int, ref: str
 
 
 def check_types(model: PreTrainedModel, stored: Mapping[str, StoredTensor], ref: str) -> None:
-    """Raise `ModelError` for a parameter whose stored numbers are no plain floats. Buffers,
-    which some old files hold, may be anything.
+    """Raise `ModelError` for a parameter whose stored numbers are no plain floats. Buffers may be
+    of any type; some old files hold them.
     """
     buffers = tuple(name for name, _ in model.named_buffers())
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
@@ -173,8 +174,8 @@ def check_types(model: PreTrainedModel, stored: Mapping[str, StoredTensor], ref:
 
 
 def is_among(name: str, parts: Sequence[str]) -> bool:
-    """Whether a stored tensor is one of these parts of a model; either name may lack the prefix
-    of the whole model.
+    """Return whether a stored tensor is one of these parts of a model. Either name may lack the
+    prefix of the whole model (`model.`).
     """
     return any(f".{part}".endswith(f".{name}") or name.endswith(f".{part}") for part in parts)
 
@@ -182,11 +183,11 @@ def is_among(name: str, parts: Sequence[str]) -> bool:
 def converts(
     empty: PreTrainedModel, stored: Mapping[str, StoredTensor], dtype: torch.dtype
 ) -> bool:
-    """Whether the files of the model `empty` hold another type than `dtype`, and every tensor under
-    the name that the model has for it.
+    """Return whether `converted` can read the files of the model `empty`: they hold another type
+    than `dtype`, and have every tensor under the name that it has in the model.
 
-    Where transformers gives tensors other names, such as those of experts that it puts together, it
-    converts them too.
+    Where transformers gives tensors other names, such as experts that it puts together, it must
+    read the files itself.
     """
     if all(tensor.dtype == WORDS.get(dtype) for tensor in stored.values()):
         return False
@@ -199,25 +200,28 @@ def converts(
 def converted(
     empty: PreTrainedModel, files: Sequence[Path], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor by its name, in `dtype` unless it is a buffer or one that the model
-    `empty`, made in `dtype`, has in another type.
+    """Yield every tensor by its name, in `dtype`. Buffers keep their type, and so do parameters
+    that the model `empty`, made in `dtype`, has in another type.
 
     No file stays mapped: what was read of one would count as memory in use.
     """
-    others = [name for name, _ in empty.named_buffers()]
+    unconverted = [name for name, _ in empty.named_buffers()]
     for name, parameter in empty.named_parameters():
         if parameter.dtype != dtype:
-            others.append(name)
+            unconverted.append(name)
     patterns = [re.compile(pattern) for pattern in empty._keep_in_fp32_modules_strict or ()]
     for path in files:
         with safe_open(path, framework="pt") as file:
             names = tuple(file.keys())
         for name in names:
-            # Opened anew for each tensor: closing it takes the pages that were read out of memory.
+            # Opened anew for each tensor, since closing the file frees the pages that were read.
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(name)
-                left = is_among(name, others) or any(pattern.search(name) for pattern in patterns)
-                yield name, tensor.clone() if left else tensor.to(dtype, copy=True)
+                by_pattern = any(pattern.search(name) for pattern in patterns)
+                if by_pattern or is_among(name, unconverted):
+                    yield name, tensor.clone()
+                else:
+                    yield name, tensor.to(dtype, copy=True)
 
 
 def from_state(
@@ -227,10 +231,11 @@ def from_state(
     config: PreTrainedConfig,
     dtype: torch.dtype,
 ) -> Any:
-    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what
-    transformers says of its loading.
+    """Return the model that transformers makes of the tensors `state`, as if they were read from
+    `folder`, and its report on loading them.
 
-    `state` has tensors, or slices of safetensors, which are read where transformers takes them.
+    `state` has tensors, or slices of safetensors files, which transformers reads when it needs
+    them.
     """
     options: dict[str, Any] = {
         "config": config,

@@ -1,5 +1,5 @@
-"""A model's configuration and tokenizer, read before transformers acts on them: they may choose
-sizes that the files have, and no code.
+"""A model's configuration and tokenizer, checked before transformers acts on them: they may ask for
+no more layers than the files can hold, and for no code to be run.
 
 Known architectures are opened with transformers' own classes, whatever an `auto_map` says. What
 would run other code (that beside a model, kernels from a hub) is refused, unless the user asked for
@@ -35,10 +35,12 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "attn_implementation": ("eager", "sdpa", "flex_attention"),
     "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
 }
-"""What a configuration may choose to compute with: what torch and transformers have themselves."""
+"""The implementations that a configuration may choose: those of torch and transformers
+themselves.
+"""
 KERNELS: Final = ("use_kernels", "kernel_config")
 OTHER_FILES: Final = ("transformers_weights", "configuration_files")
-"""Entries with which a configuration names other files to be opened in place of the usual ones."""
+"""Entries with which a configuration has other files opened in place of the usual ones."""
 
 LAYERS: Final = (
     "num_hidden_layers",
@@ -57,10 +59,10 @@ EXPERTS: Final = (
     "moe_num_experts",
 )
 SIZES: Final = ("num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads")
-"""What every model has at least one of."""
+"""Sizes that are at least 1 in every model."""
 FEW: Final = 1024
-"""Layers or experts that may be asked for whatever the files hold: building so many takes a
-second, and what they lack is named then.
+"""How many layers or experts a configuration may ask for, however little the files hold. Building
+so many takes a second, and then what the files lack is named.
 """
 
 
@@ -76,8 +78,8 @@ def trusted(requested: bool | None) -> bool:
 @final
 @dataclass(frozen=True)
 class Room:
-    """How many layers and experts, which are built one by one, some files can hold: each layer
-    has a tensor, each expert a row of one.
+    """How many layers and experts some files can hold: a layer has a tensor at least, an expert a
+    row of one. These are limited since they are built one by one.
     """
 
     layers: int = FEW
@@ -85,7 +87,7 @@ class Room:
 
     @classmethod
     def of(cls, shapes: Collection[tuple[int, ...]]) -> "Room":
-        """Return the room in tensors of these shapes."""
+        """Return the room in files that hold tensors of these shapes."""
         rows = [max(shape, default=0) for shape in shapes]
         return cls(max(FEW, len(shapes)), max(FEW, *rows))
 
@@ -93,12 +95,13 @@ class Room:
 def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
 
-    Raises `ModelError` for everything that `check_raw` does, and for a model that doesn't predict
-    the next token. What a file says of its quantization is forgotten: `packed_folder` reads that.
+    Raises `ModelError` for everything that `check_raw` refuses, and for a model that doesn't
+    predict the next token.
     """
     check_raw(folder, ref, room, trust)
     with opening_by_transformers(ref):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    # `packed_folder` reads what was quantized; transformers must not.
     vars(config).pop("quantization_config", None)
     check_sizes(config, ref)
     if type(config).__module__.startswith("transformers."):
@@ -107,8 +110,8 @@ def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedCo
 
 
 def opening_by_transformers(ref: str) -> Refusal:
-    """Return what stands around every call that has transformers read a folder's configuration
-    or weights.
+    """Return the context for every call that has transformers read a folder's configuration or
+    weights: whatever it raises becomes a `ModelError`.
     """
     return Refusal(
         f"{ref} can't be opened by transformers",
@@ -118,10 +121,10 @@ def opening_by_transformers(ref: str) -> Refusal:
 
 
 def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
-    """Raise `ModelError` for a `config.json` that is damaged, of an unknown architecture,
-    chooses code, names other files, or asks for too much.
+    """Raise `ModelError` for a `config.json` that is damaged or of an unknown architecture, and for
+    one that chooses code, names other files, or asks for too many layers or experts.
     """
-    # As the file says it, since transformers acts on some entries while it reads them.
+    # The file itself is read, since transformers acts on some entries as soon as it sees them.
     raw = read_object(folder / CONFIG)
     for name in OTHER_FILES:
         if raw.get(name):
@@ -138,10 +141,11 @@ def check_raw(folder: Path, ref: str, room: Room, trust: bool) -> None:
 
 
 def check_code_is_here(raw: Mapping[str, Any], path: Path) -> None:
-    """Raise `ModelError` for an `auto_map` that names another repository's code: no digest
-    covers that, so nobody's trust does.
+    """Raise `ModelError` for an `auto_map` that names another repository's code. No digest covers
+    that code, so it isn't run even for a user who trusts the model's own.
     """
     for name in leaves(raw.get("auto_map")):
+        # transformers writes REPOSITORY--FILE.CLASS for code from elsewhere.
         if isinstance(name, str) and "--" in name:
             raise ModelError(
                 f"{path} wants code from elsewhere run (auto_map: {brief(name)}); copy that code "
@@ -151,8 +155,8 @@ def check_code_is_here(raw: Mapping[str, Any], path: Path) -> None:
 
 
 def check_counts(raw: Mapping[str, Any], where: str, room: Room) -> None:
-    """Raise `ModelError` for more layers or experts than there is room for, before anything is
-    built.
+    """Raise `ModelError` where a configuration asks for more layers or experts than there is room
+    for, before anything is built. `where` is the file that messages name.
     """
     for key, value in entries(raw):
         if key in LAYERS:
@@ -170,7 +174,7 @@ def check_counts(raw: Mapping[str, Any], where: str, room: Room) -> None:
 
 
 def check_sizes(config: PreTrainedConfig, ref: str) -> None:
-    """Raise `ModelError` for a size below one, and for a dtype that is none."""
+    """Raise `ModelError` for a size below one, and for a `dtype` that is no type of torch."""
     with opening_by_transformers(ref):
         text = config.get_text_config()
     for name in SIZES:
@@ -189,6 +193,9 @@ def check_sizes(config: PreTrainedConfig, ref: str) -> None:
 
 
 def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ModelError` for an entry that chooses an implementation other than the allowed
+    ones.
+    """
     for key, value in entries(raw):
         # transformers reads `_attn_implementation_internal` as it reads `attn_implementation`.
         name = key.strip("_").removesuffix("_internal")
@@ -210,8 +217,8 @@ def _refuse_code(raw: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
-    """Raise `ModelError` unless the configuration names an architecture that transformers has
-    itself, or code beside it may be run.
+    """Raise `ModelError` unless transformers has the architecture itself, or the model comes with
+    code that may be run.
     """
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in CONFIG_MAPPING:
@@ -238,14 +245,14 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
         known = (known,)
     classes = {kind.__name__ for kind in known}
     # A configuration that names no class is opened as the first that fits it.
-    named = config.architectures or sorted(classes)[:1]
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+    names = config.architectures or sorted(classes)[:1]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ModelError(
-            f"{ref}: architectures is {brief(named)}, and no list of names; check its config.json",
+            f"{ref}: architectures is {brief(names)}, and no list of names; check its config.json",
             subject="architectures",
         )
-    if not classes.intersection(named):
-        kind = ", ".join(named) or config.model_type
+    if not classes.intersection(names):
+        kind = ", ".join(names) or config.model_type
         raise ModelError(
             f"{ref} is no causal language model ({kind}); give one that predicts the next token, "
             "such as smollm2",
@@ -254,8 +261,8 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
 
 
 def folder_tokenizer(folder: Path, ref: str, trust: bool) -> Any:
-    """Return a folder's tokenizer. Raises `ModelError` if it can't be made, or its chat template
-    is none.
+    """Return a folder's tokenizer. Raises `ModelError` if it can't be opened, or its chat template
+    is no text.
     """
     names = check_plain(folder, ref)
     if CONFIG in names:
@@ -274,7 +281,7 @@ def folder_tokenizer(folder: Path, ref: str, trust: bool) -> Any:
 
 
 def try_out(tokenizer: Any) -> None:
-    """Read and write a letter: some of what a tokenizer's files say is only looked at then."""
+    """Encode and decode a letter, since a tokenizer looks at some of its files only then."""
     ids = tokenizer("a")["input_ids"]
     tokenizer.decode(ids)
     len(tokenizer)
@@ -283,12 +290,12 @@ def try_out(tokenizer: Any) -> None:
 def check_ids(tokenizer: Any, model: nn.Module, ref: str) -> None:
     """Raise `ModelError` for a token whose id has no row in the embedding.
 
-    Added tokens may lie beyond it, as one for pictures does in a model of text only, but not those
-    that stand in every batch.
+    Added tokens may lie beyond the embedding, as one for pictures does in a model of text only.
+    Those that are in every batch (begin, end, padding) may not.
     """
     rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
-    always = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    added = set(tokenizer.added_tokens_decoder) - always
+    in_batches = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    added = set(tokenizer.added_tokens_decoder) - in_batches
     beyond: dict[int, str] = {}
     for token, number in tokenizer.get_vocab().items():
         if number >= rows and number not in added:

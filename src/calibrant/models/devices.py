@@ -24,16 +24,16 @@ _NATIVE_BFLOAT16: Final = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 _CUDA_WITH_BFLOAT16: Final = (8, 0)
 
 WORTH: Final = 1.2
-"""How many times as fast as float32 bfloat16 must be: processors lie far on one side or the
-other, so a busy moment doesn't decide.
+"""bfloat16 must be so many times as fast as float32 to be chosen. Processors are far above or far
+below, so a busy moment doesn't decide.
 """
 
 
 def resolve_device(device: str) -> torch.device:
     """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
 
-    Raises `ModelError` for a name that doesn't exist, or a device that this machine lacks. CUDA and
-    MPS are untested here.
+    Raises `ModelError` for a name that isn't known, and for a device that this machine lacks. CUDA
+    and MPS are untested here.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -41,8 +41,10 @@ def resolve_device(device: str) -> torch.device:
         if torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
-    kind, _, number = device.partition(":")
-    if kind not in DEVICES or (number and not number.isdigit()):
+    kind, colon, number = device.partition(":")
+    # Decimal digits of ASCII, as torch takes them.
+    numbered = number.isascii() and number.isdecimal()
+    if kind not in DEVICES or (colon and not numbered):
         hint = did_you_mean(kind, [*DEVICES, "auto"])
         raise ModelError(
             f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps",
@@ -66,14 +68,14 @@ def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype
     """Return the type that weights and activations are kept in.
 
     `auto` is bfloat16 where the device multiplies in it natively (AMX, AVX-512 BF16, ARM BF16, CUDA
-    from capability 8.0 on) and, on a processor, is by a fifth faster in it, which is tried once:
-    AVX-512 BF16 runs at twice the speed of float32 on some processors and at half of it on others.
-    So it depends on the machine alone and is settled before anything is planned. Raises
-    `ModelError` for any other name.
+    from capability 8.0 on), else float32. A processor must also be a fifth faster in bfloat16,
+    which is measured once: AVX-512 BF16 has twice the speed of float32 on some processors, and half
+    of it on others. So `auto` depends on the machine alone, and is settled before anything is
+    planned. Raises `ModelError` for a name that isn't known.
     """
     if dtype == "auto":
-        where = resolve_device(device) if isinstance(device, str) else device
-        return torch.bfloat16 if _native_bfloat16(where) else torch.float32
+        target = resolve_device(device) if isinstance(device, str) else device
+        return torch.bfloat16 if _native_bfloat16(target) else torch.float32
     if dtype not in DTYPES:
         hint = did_you_mean(dtype, [*DTYPES, "auto"])
         raise ModelError(
@@ -87,20 +89,22 @@ def _native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= _CUDA_WITH_BFLOAT16
     if device.type != "cpu":
         return False
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in _NATIVE_BFLOAT16) and bfloat16_gain() >= WORTH
+    capabilities = torch.cpu.get_capabilities()
+    return (
+        any(capabilities.get(name, False) for name in _NATIVE_BFLOAT16) and bfloat16_gain() >= WORTH
+    )
 
 
 @functools.cache
 def bfloat16_gain() -> float:
-    """Return how many times as fast as in float32 this processor multiplies matrices in
-    bfloat16, the best of several tries each.
+    """Return how many times as fast this processor multiplies matrices in bfloat16 as in float32.
+    The best of six tries counts for each.
     """
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     operands = {dtype: torch.ones(1024, 1024, dtype=dtype) for dtype in best}
     for _ in range(6):
         for dtype, ones in operands.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             torch.nn.functional.linear(ones, ones)
-            best[dtype] = min(best[dtype], time.perf_counter() - began)
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
     return best[torch.float32] / best[torch.bfloat16]

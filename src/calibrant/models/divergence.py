@@ -12,10 +12,11 @@ def divergences(
     """Return KL(old ‖ new) of each row of logits, as float64 on the processor; NaN where a logit of
     the row isn't finite.
 
-    Σp(log p - log q) is a small difference of large terms. With Σ(q - p), which is zero but for
-    rounding, each summand is p(e^d - 1 - d) with d = log q - log p: at least zero, and exact for
-    the small d that decide a small divergence. For large d it is written so that it can't overflow.
-    Logits of two bytes are computed with in float32, others in their own type.
+    Σp(log p - log q) is a small difference of large terms. So Σ(q - p) is added, which is zero but
+    for rounding. Then each summand is p(e^d - 1 - d) with d = log q - log p. It is at least zero,
+    and exact for the small d that decide a small divergence. For large d it is written as
+    q - p - p·d, which can't overflow. Logits of two bytes are widened to float32, others keep their
+    type.
 
     Examples
     --------
@@ -25,17 +26,16 @@ def divergences(
     """
     old = _wide(old)
     new = _wide(new).to(old.device)
-    # One NaN or infinity makes the sum so; looking at each is slow.
-    lost = ~(old.sum(-1) + new.sum(-1)).isfinite()
+    # One NaN or infinity makes the whole sum NaN or infinite; looking at each logit is slow.
+    broken = ~(old.sum(-1) + new.sum(-1)).isfinite()
     compiles = old.dtype == new.dtype == torch.float32 and old.device.type == "cpu"
     found = _compiled(old, new) if compiles else _in_torch(old, new)
-    return found.masked_fill_(lost.cpu(), torch.nan)
+    return found.masked_fill_(broken.cpu(), torch.nan)
 
 
 def top(logits: Float[Tensor, "token word"]) -> Int[Tensor, "token"]:
-    """Return each token's most probable word, of equal ones the first. On the processor numpy
-    finds it in a tenth of torch's time.
-    """
+    """Return each token's most probable word; of equally probable ones the first."""
+    # On the processor numpy takes a tenth of torch's time.
     if logits.device.type == "cpu":
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
@@ -44,7 +44,7 @@ def top(logits: Float[Tensor, "token word"]) -> Int[Tensor, "token"]:
 def _compiled(
     old: Float[Tensor, "token word"], new: Float[Tensor, "token word"]
 ) -> Float[Tensor, "token"]:
-    # Importing it imports numba, which takes a second.
+    # Imported here, since importing numba takes a second.
     from calibrant.models.divergence_kernel import nats
 
     before = old.numpy()

@@ -14,8 +14,8 @@ from calibrant.system.compiling import compiled, inlined
 
 RUN: Final = 1024
 ANY_ORDER: Final = {"reassoc", "contract", "nsz"}
-"""Sums may be taken in any order, so that the loops become vector instructions. NaN and infinity
-keep their meaning.
+"""What the compiler may do with floats: take sums in any order, so that loops become vector
+instructions. NaN and infinity keep their meaning.
 """
 
 
@@ -25,7 +25,9 @@ def _exp(x: Any) -> Any:
     Below -87 it is that of -87, about 1e-38.
     """
     x = max(x, np.float32(-87.0))
+    # n = round(x / log 2).
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    # log 2 in two parts, of which n times the first is exact.
     r = (x - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
     y = np.float32(1.9875691500e-4)
     y = y * r + np.float32(1.3981999507e-3)
@@ -34,13 +36,14 @@ def _exp(x: Any) -> Any:
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
     y = y * r * r + r + np.float32(1)
+    # The bits of a float32 whose exponent is n are those of 2^n.
     return y * np.int32((n + np.float32(127)) * np.float32(2**23)).view(np.float32)
 
 
 @inlined
 def _beyond(d: Any) -> Any:
-    """Return e^d - 1 - d of a float32 of at most 1: its series, which has no difference of
-    nearly equal numbers.
+    """Return e^d - 1 - d of a float32 of at most 1, by its series: that subtracts no nearly equal
+    numbers.
     """
     y = np.float32(1 / 479001600)
     y = y * d + np.float32(1 / 39916800)
@@ -56,34 +59,34 @@ def _beyond(d: Any) -> Any:
     return y * d * d
 
 
-def _log_sum(row: Any, most: Any) -> Any:
+def _log_sum(row: Any, largest: Any) -> Any:
     """Return the logarithm of Σ e^(x - most)."""
     total = 0.0
     for start in range(0, len(row), RUN):
         part = np.float32(0)
         for word in range(start, min(start + RUN, len(row))):
-            part += _exp(row[word] - most)
+            part += _exp(row[word] - largest)
         total += part
     return np.float32(np.log(total))
 
 
-def nats(old: Any, new: Any, most: Any, out: Any) -> None:
-    """Write into `out` KL(old ‖ new) of each row of float32 logits; `most` has the largest of
+def nats(old: Any, new: Any, largest: Any, out: Any) -> None:
+    """Write into `out` KL(old ‖ new) of each row of float32 logits; `largest` has the largest of
     each row of both.
     """
     for row in range(len(old)):
-        a = old[row]
-        b = new[row]
-        most_a = most[row, 0]
-        most_b = most[row, 1]
-        log_a = _log_sum(a, most_a)
-        log_b = _log_sum(b, most_b)
+        old_row = old[row]
+        new_row = new[row]
+        largest_old = largest[row, 0]
+        largest_new = largest[row, 1]
+        log_old = _log_sum(old_row, largest_old)
+        log_new = _log_sum(new_row, largest_new)
         total = 0.0
-        for start in range(0, len(a), RUN):
+        for start in range(0, len(old_row), RUN):
             part = np.float32(0)
-            for word in range(start, min(start + RUN, len(a))):
-                before = (a[word] - most_a) - log_a
-                after = (b[word] - most_b) - log_b
+            for word in range(start, min(start + RUN, len(old_row))):
+                before = (old_row[word] - largest_old) - log_old
+                after = (new_row[word] - largest_new) - log_new
                 p = _exp(before)
                 d = after - before
                 near = p * _beyond(d)

@@ -1,17 +1,17 @@
-"""Layers of experts: which router picks among which matrices, whom it picked, and how experts are
-dropped.
+"""Layers of experts: which router picks among which matrices, which experts it picked, and how
+experts are dropped.
 
 transformers keeps the experts of a layer as slices of three-dimensional tensors. Their router is
-the one matrix beside them that has a row for each expert. What it chose is read where it is handed
-over, so it is what the model itself acted on:
+the one matrix beside them that has a row for each expert. Its choice is read where the model hands
+it over, so it is what the model itself acts on:
 
-- nearly all: `experts(hidden, index, weights)`, both `[token, chosen]`;
-- Llama 4: the router answers with scores `[token, expert]`, which are zero for whom it didn't
-  choose;
-- JetMoE: it answers with the chosen of all tokens, sorted by expert.
+- nearly all models call `experts(hidden, index, weights)`, where index and weights are
+  `[token, chosen]`;
+- Llama 4's router returns scores `[token, expert]`, which are zero for experts that aren't chosen;
+- JetMoE's router returns the chosen experts of all tokens, sorted by expert.
 
-A layer that isn't laid out so is refused by name. Experts of *attention* (JetMoE has some) are no
-expert layers: nothing but a feed-forward layer is.
+A layer that isn't laid out in one of these ways is refused by name. JetMoE also has experts of
+*attention*. They are no expert layers: only feed-forward layers are.
 """
 
 import copy
@@ -40,7 +40,7 @@ TOP_K_NAMES: Final = (
 )
 """What modules and configurations call the number of experts that a router picks for each token."""
 WEIGHS_INPUTS: Final = ("Llama4TextExperts",)
-"""Classes of experts that get their input times the router's weight."""
+"""Classes of experts whose input is multiplied with the router's weight, and not their output."""
 
 
 @final
@@ -69,8 +69,8 @@ class ExpertLayer:
 
     @property
     def weighs_inputs(self) -> bool:
-        """Whether the router's weight is multiplied with what an expert gets, as in Llama 4, and
-        not with what it gives.
+        """Whether the router's weight is multiplied with an expert's input, as in Llama 4, and not
+        with its output.
         """
         return type(self.holders[0]).__name__ in WEIGHS_INPUTS
 
@@ -78,8 +78,7 @@ class ExpertLayer:
 def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
     """Return the expert layers of a model, in order; none for a model without experts.
 
-    Raises `ModelError`, naming the layer, where it can't be told which router picks among the
-    experts.
+    Raises `ModelError`, naming the layer, where it can't be told which matrix is the router.
     """
     layers: list[ExpertLayer] = []
     for block in view.blocks:
@@ -88,6 +87,7 @@ def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
 
 
 def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
+    # By the name of the module around the experts, the matrices of each expert.
     places: dict[str, dict[int, list[Weight]]] = {}
     for weight in block.weights:
         of_attention = "attn" in weight.name or "attention" in weight.name
@@ -114,7 +114,8 @@ def _is_shared(weight: Weight) -> bool:
 
 
 def _holder(weight: Weight) -> str:
-    """The name of the module that holds an expert's matrix."""
+    """The name of the module that holds an expert's matrix as a slice of its parameter."""
+    # The tensor name of a parameter `weight` is that of its module already.
     name = weight.tensor_name
     return name if weight.key == "weight" else name.rpartition(".")[0]
 
@@ -122,6 +123,9 @@ def _holder(weight: Weight) -> str:
 def _router(
     view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]
 ) -> Weight:
+    """The one matrix at `place` that is called a router's and has `count` rows. Raises `ModelError`
+    where there is none, or there are several.
+    """
     candidates: list[Weight] = []
     for name, parameter in view.model.get_submodule(place).named_parameters(prefix=place):
         path, _, key = name.rpartition(".")
@@ -134,19 +138,19 @@ def _router(
             candidates.append(Weight(path, block.index, shape, False, None, owner, key))
     if len(candidates) == 1:
         return candidates[0]
-    why = "no router has one row for each of them"
+    problem = "no router has one row for each of them"
     if candidates:
         names = ", ".join(weight.name for weight in candidates)
-        why = f"several matrices could be their router ({names})"
+        problem = f"several matrices could be their router ({names})"
     raise ModelError(
-        f"{place} has {count} experts, but {why}; its experts can be pruned, but neither watched "
-        "nor dropped",
+        f"{place} has {count} experts, but {problem}; its experts can be pruned, but neither "
+        "watched nor dropped",
         subject=place,
     )
 
 
 def _is_router(view: ModelView, place: str, path: str) -> bool:
-    """Whether a module within `place`, or one that it is in there, is called a router."""
+    """Whether the module `path`, or one around it inside `place`, is called a router."""
     name = place
     for part in path.removeprefix(place).split(".")[1:]:
         name = f"{name}.{part}"
@@ -157,8 +161,9 @@ def _is_router(view: ModelView, place: str, path: str) -> bool:
 
 
 def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
-    for holder in (*modules, view.config):
-        number = _whole_number(holder, TOP_K_NAMES)
+    """How many experts a router picks, as the first of its modules says that knows."""
+    for module in (*modules, view.config):
+        number = _whole_number(module, TOP_K_NAMES)
         if number is not None:
             return number
     raise ModelError(
@@ -168,10 +173,11 @@ def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
     )
 
 
-def _whole_number(holder: Any, names: Sequence[str]) -> int | None:
-    """The first of these attributes that is a whole number."""
+def _whole_number(subject: Any, names: Sequence[str]) -> int | None:
+    """The first of these attributes of a module or configuration that is a whole number."""
     for name in names:
-        number = getattr(holder, name, None)
+        number = getattr(subject, name, None)
+        # To Python, True is a whole number too.
         if isinstance(number, int) and not isinstance(number, bool):
             return number
     return None
@@ -179,8 +185,8 @@ def _whole_number(holder: Any, names: Sequence[str]) -> int | None:
 
 @final
 class Choices:
-    """While it is entered, writes down whom the routers of `layers` pick, at the last forward of
-    each.
+    """While it is entered, notes which experts the routers of `layers` pick; of several forwards
+    the last one counts.
     """
 
     def __init__(self, layers: Sequence[ExpertLayer]) -> None:
@@ -203,10 +209,10 @@ class Choices:
     def of(
         self, layer: ExpertLayer
     ) -> tuple[Int[Tensor, "token chosen"], Float[Tensor, "token chosen"]]:
-        """Return the numbers of the experts that each token was sent to, and the weight that each
-        of them got.
+        """Return the numbers of the experts that each token was sent to, and the router's weight
+        for each of them.
 
-        Every token has a row, padding too. Raises `ModelError` for a router whose answer isn't
+        Every token has a row, padding too. Raises `ModelError` for a router whose output isn't
         understood.
         """
         if layer.name not in self._picks:
@@ -226,7 +232,7 @@ class Choices:
 
     def _read_output(self, layer: ExpertLayer, _: nn.Module, args: Any, output: Any) -> None:
         match output:
-            # Llama 4: scores of all experts, zero for whom it didn't choose.
+            # Llama 4: scores of all experts, zero for those that aren't chosen.
             case (Tensor() as scores, Tensor() as logits) if (
                 scores.shape == logits.shape and scores.shape[-1] == layer.count
             ):
@@ -242,6 +248,7 @@ class Choices:
                 device = order.device
                 numbers = torch.arange(layer.count, device=device)
                 experts = torch.repeat_interleave(numbers, torch.tensor(sizes, device=device))
+                # `order` says which of all choices, token by token, each sorted row is.
                 index = torch.empty_like(experts)
                 weights = torch.empty_like(gates.detach())
                 index[order] = experts
@@ -255,10 +262,15 @@ class Choices:
 
 
 def sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Return, of what experts are called with, which of them each token is sent to, and the
-    weights of these, both `[token, chosen]`; None for what isn't there.
+    """Return, of the arguments that experts are called with, which of them each token is sent to,
+    and their weights, both `[token, chosen]`; None for what isn't there.
     """
-    matrices = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 2]
+    matrices: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.dim() == 2:
+            matrices.append(value)
+    # The index has whole numbers; the weights are floats of its shape, which the hidden states
+    # aren't.
     index = next((matrix for matrix in matrices if not matrix.is_floating_point()), None)
     for matrix in matrices:
         if index is not None and matrix.is_floating_point() and matrix.shape == index.shape:
@@ -266,28 +278,30 @@ def sent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | Non
     return index, None
 
 
-GROUPS: Final = ("n_group", "num_expert_group", "moe_n_group")
+GROUP_COUNTS: Final = ("n_group", "num_expert_group", "moe_n_group")
+"""What configurations call the number of groups of experts."""
 PICKED_GROUPS: Final = ("topk_group", "topk_groups", "moe_topk_group")
+"""What they call the number of groups that a router picks first."""
 
 
-# What has to shrink isn't guessed from names: the smaller model is built from its configuration,
-# without numbers, and every tensor and number of an expert layer that is another there is made so.
-# So a router's rows, its bias, corrections of its scores and the experts' own biases follow, and a
-# model that its configuration couldn't describe is refused before anything is touched.
+# What has to shrink isn't guessed from names. The smaller model is built from its configuration,
+# without numbers, and every tensor and number of an expert layer that differs there is changed to
+# that. So a router's rows and bias, corrections of its scores, and the experts' biases shrink too.
+# A model that its configuration couldn't describe is refused before anything is changed.
 
 
 def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
-    """Remove experts by number, for each block those of its expert layer, and say so in the
+    """Remove experts of each block's expert layer, given by number, and say so in the
     configuration.
 
-    Saved, the model opens with plain transformers and computes the same. The experts that stay are
-    numbered anew, in order. A configuration knows one number of experts, so every expert layer must
-    lose equally many. Nothing is overwritten, so a `Snapshot` brings all back without having copied
-    it.
+    Once saved, the model opens with plain transformers and computes the same. The experts that stay
+    are numbered anew, in order. A configuration has one number of experts, so every expert layer
+    must lose equally many. Nothing is overwritten, so a `Snapshot` restores the model without
+    having copied anything.
 
     Raises `TargetError` where fewer would stay than the router picks, and `ModelError` for experts
-    or layers that don't exist, and for what the configuration can't describe. Then nothing is
-    changed.
+    or layers that don't exist, and where the configuration can't describe what is left. Then
+    nothing is changed.
     """
     layers = expert_layers(view)
     staying = {layer.name: _staying(layer, experts.get(layer.block, ())) for layer in layers}
@@ -295,15 +309,15 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
     if not any(experts.values()):
         return
     count = layers[0].count
-    left = len(staying[layers[0].name])
+    remaining = len(staying[layers[0].name])
     # All that may be refused is found before the first tensor is cut.
-    smaller = _described(view, count, left)
-    cuts = _cuts(view, smaller, layers, count, left)
+    smaller = _described(view, count, remaining)
+    cuts = _cuts(view, smaller, layers, count, remaining)
     for layer in layers:
         for name, axis in cuts[layer.name].items():
             _cut(view.model, name, axis, staying[layer.name])
         _renumber(view.model.get_submodule(layer.name), smaller.get_submodule(layer.name))
-    _set_counts(view.config, count, left)
+    _set_counts(view.config, count, remaining)
     view.refresh()
 
 
@@ -332,14 +346,14 @@ def _check(
     experts: Mapping[int, Sequence[int]],
 ) -> None:
     check_blocks(experts, [layer.block for layer in layers])
-    left = {layer.name: len(staying[layer.name]) for layer in layers}
-    if len(set(left.values())) > 1:
-        few = min(left, key=left.__getitem__)
-        many = max(left, key=left.__getitem__)
+    remaining = {layer.name: len(staying[layer.name]) for layer in layers}
+    if len(set(remaining.values())) > 1:
+        fewest = min(remaining, key=remaining.__getitem__)
+        most = max(remaining, key=remaining.__getitem__)
         raise ModelError(
-            f"{few} would keep {left[few]} experts and {many} {left[many]}, but a configuration "
-            "has one number for all layers; drop equally many in each",
-            subject=few,
+            f"{fewest} would keep {remaining[fewest]} experts and {most} {remaining[most]}, but a "
+            "configuration has one number for all layers; drop equally many in each",
+            subject=fewest,
         )
     for layer in layers:
         _check_groups(view, layer, staying[layer.name])
@@ -364,62 +378,63 @@ def check_blocks(given: Iterable[int], layered: Sequence[int]) -> None:
 
 
 def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -> None:
-    """A router that picks groups of neighbours first needs groups of one size, with two experts
-    at least: it ranks them by their best two.
+    """Raise `ModelError` where a router that picks groups of neighbouring experts first couldn't go
+    on. It needs groups of equal size, of two experts at least: it ranks them by their best two.
     """
-    groups = _whole_number(view.config, GROUPS) or 1
+    groups = _whole_number(view.config, GROUP_COUNTS) or 1
     if groups <= 1:
         return
     picked = _whole_number(view.config, PICKED_GROUPS)
     sizes = [0] * groups
     for expert in staying:
         sizes[expert * groups // layer.count] += 1
-    # The groups that are picked must hold as many experts as a token needs.
-    least = max(2, -(-layer.top_k // (groups if picked is None else picked)))
-    if len(set(sizes)) > 1 or sizes[0] < least:
+    # The groups that are picked must hold at least as many experts as a token is sent to.
+    smallest = max(2, -(-layer.top_k // (groups if picked is None else picked)))
+    if len(set(sizes)) > 1 or sizes[0] < smallest:
         raise ModelError(
             f"the router of {layer.name} picks among {groups} groups, which would keep {sizes} "
-            f"experts; keep equally many in each, and at least {least}",
+            f"experts; keep equally many in each, and at least {smallest}",
             subject=layer.name,
         )
 
 
-def _described(view: ModelView, count: int, left: int) -> nn.Module:
+def _described(view: ModelView, count: int, remaining: int) -> nn.Module:
     """The smaller model, without numbers."""
     config = copy.deepcopy(view.model.config)
-    _set_counts(config.get_text_config(decoder=True), count, left)
+    _set_counts(config.get_text_config(decoder=True), count, remaining)
     return without_numbers(view.model, config)
 
 
-def _set_counts(config: Any, count: int, left: int) -> None:
+def _set_counts(config: Any, count: int, remaining: int) -> None:
     for name in EXPERT_COUNTS:
         if getattr(config, name, None) == count:
-            setattr(config, name, left)
+            setattr(config, name, remaining)
 
 
 def _cuts(
-    view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], count: int, left: int
+    view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], count: int, remaining: int
 ) -> dict[str, dict[str, int]]:
-    """For each layer the tensors to be cut, and along which axis. `ModelError` where the
-    configuration asks for anything else.
+    """The tensors of each layer that must be cut, and along which axis. Raises `ModelError` where
+    the configuration would change anything else.
     """
     present = {name: tuple(tensor.shape) for name, tensor in _tensors(view.model).items()}
     described = {name: tuple(tensor.shape) for name, tensor in _tensors(smaller).items()}
     cuts: dict[str, dict[str, int]] = {layer.name: {} for layer in layers}
     for name in sorted({*present, *described}):
-        now = present.get(name)
-        then = described.get(name)
-        if now == then:
+        before = present.get(name)
+        after = described.get(name)
+        if before == after:
             continue
-        layer = next((layer.name for layer in layers if name.startswith(f"{layer.name}.")), None)
-        axis = _cut_axis(now, then, count, left)
-        if layer is None or axis is None:
+        place = next((layer.name for layer in layers if name.startswith(f"{layer.name}.")), None)
+        axis = _cut_axis(before, after, count, remaining)
+        if place is None or axis is None:
             raise ModelError(
-                f"with {left} of {count} experts the configuration would ask for another {name}; "
-                f"experts of a {type(view.model).__name__} can't be dropped",
+                f"with {remaining} of {count} experts the configuration would ask for another "
+                f"{name}; experts of a {type(view.model).__name__} can't be dropped",
                 subject=name,
             )
-        cuts[layer][name] = axis
+        cuts[place][name] = axis
+    # Router and experts must all shrink, or the layer wouldn't fit together.
     for layer in layers:
         cut = tuple(name.removesuffix(".weight") for name in cuts[layer.name])
         for weight in (layer.matrix, *layer.experts[0]):
@@ -433,13 +448,13 @@ def _cuts(
 
 
 def _cut_axis(
-    now: tuple[int, ...] | None, then: tuple[int, ...] | None, count: int, left: int
+    before: tuple[int, ...] | None, after: tuple[int, ...] | None, count: int, remaining: int
 ) -> int | None:
-    """The one axis along which two shapes differ, where it goes from `count` to `left`."""
-    if now is None or then is None or len(now) != len(then):
+    """The one axis along which two shapes differ, if it shrinks from `count` to `remaining`."""
+    if before is None or after is None or len(before) != len(after):
         return None
-    axes = [axis for axis, size in enumerate(now) if size != then[axis]]
-    if len(axes) != 1 or (now[axes[0]], then[axes[0]]) != (count, left):
+    axes = [axis for axis, size in enumerate(before) if size != after[axis]]
+    if len(axes) != 1 or (before[axes[0]], after[axes[0]]) != (count, remaining):
         return None
     return axes[0]
 
@@ -451,7 +466,7 @@ def _tensors(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None:
-    """Put the slices that stay of a tensor in its place; the tensor itself stays what it was."""
+    """Replace a tensor by its slices of the experts that stay; the old tensor isn't changed."""
     path, _, key = name.rpartition(".")
     owner = model.get_submodule(path)
     before = getattr(owner, key)
@@ -464,8 +479,8 @@ def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None
 
 
 def _renumber(larger: nn.Module, smaller: nn.Module) -> None:
-    """Take over the whole numbers that the modules of the smaller layer have: counts of experts,
-    under whatever name.
+    """Copy the whole numbers that are attributes of the smaller layer's modules: counts of experts
+    are among them, under whatever name.
     """
     for name, module in larger.named_modules():
         other = vars(smaller.get_submodule(name))

@@ -1,8 +1,8 @@
-"""What a model's folder holds: which files its weights are, and that every file it is read from is
-a plain one of that folder.
+"""A model's folder: which files its weights are in, and that all files that are read are plain
+files of that folder.
 
-transformers opens what an index or a configuration names, wherever that is and whatever it is. Here
-the names are read first: what they may be is hashed and opened, all of it and nothing else.
+transformers opens whatever an index or a configuration names, wherever it is. Here the names are
+read first. The files that are allowed are hashed and opened, all of them and no others.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 READ: Final = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")
 """What transformers may open in a folder."""
 LARGEST: Final = 2**26
-"""Bytes of a configuration or an index at most: those of the largest models take a sixth of it."""
+"""How many bytes a configuration or an index may have: those of the largest models have a sixth."""
 DEEPEST: Final = 64
-"""Levels of a configuration at most: transformers copies it, and goes down a few calls a level."""
+"""How many levels a configuration may have: transformers copies it, with a few calls for each."""
 
 _EXPECTED: Final = "a model's folder holds config.json, *.safetensors and its tokenizer"
 
 
 def weight_files(folder: Path, ref: str) -> tuple[Path, ...]:
-    """Return the safetensors files that a folder's weights are, in the order of their names.
+    """Return the safetensors files of a folder's weights, in the order of their names.
 
     They are `model.safetensors`, or what `model.safetensors.index.json` names. Raises `ModelError`
-    for a folder that lacks them, or a configuration; for a name that is none of a plain file in the
-    folder; and for safetensors that nothing names.
+    for a folder without them or without a configuration, for a name that isn't that of a plain file
+    in the folder, and for a safetensors file that nothing names.
     """
     names = check_plain(folder, ref)
     weights = [name for name in names if name.endswith(".safetensors")]
@@ -60,20 +60,20 @@ def weight_files(folder: Path, ref: str) -> tuple[Path, ...]:
             f"{WEIGHTS}",
             subject=weights[0],
         )
-    where = INDEX if INDEX in names else WEIGHTS
+    listing = INDEX if INDEX in names else WEIGHTS
     for name in weights:
         if name not in named:
             raise ModelError(
-                f"{ref} holds {brief(name)}, which is no part of {where}; move it elsewhere if it "
-                "isn't meant",
+                f"{ref} holds {brief(name)}, which is no part of {listing}; move it elsewhere if "
+                "it isn't meant",
                 subject=name,
             )
     return tuple(folder / name for name in sorted(named))
 
 
 def check_plain(folder: Path, ref: str) -> list[str]:
-    """Return the names in a folder. Raises `ModelError` for one that would be read and is no
-    plain file of this folder.
+    """Return the names of the files in a folder, sorted. Raises `ModelError` if one that would be
+    read is no plain file of this folder.
     """
     with Refusal(f"{ref} can't be read", "; is it yours to read?", ref):
         names = sorted(path.name for path in folder.iterdir())
@@ -84,8 +84,8 @@ def check_plain(folder: Path, ref: str) -> list[str]:
 
 
 def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
-    """Return the SHA-256 of the weights and `config.json` of a folder, and of its Python files
-    if they may be run, by path in it.
+    """Return the SHA-256 of a folder's weights and `config.json`, by their paths in the folder;
+    with `with_code` of its Python files too.
     """
     digests = {file.name: file_digest(file) for file in sorted([*weights, folder / CONFIG])}
     if with_code:
@@ -95,9 +95,7 @@ def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False)
 
 
 def folder_digest(digests: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the names and bytes of the files whose digests these are, in their
-    order.
-    """
+    """Return one SHA-256 of files of which these are the names and digests; the order counts."""
     total = hashlib.sha256()
     for name, digest in digests.items():
         total.update(f"{name} {digest}\n".encode())
@@ -111,16 +109,17 @@ def file_digest(path: Path) -> str:
 
 
 def reading(path: Path) -> Refusal:
-    """Return what stands around reading a file: what the system refuses is a `ModelError`."""
+    """Return the context for reading a file: what the system refuses becomes a `ModelError`."""
     return Refusal(f"{path} can't be read", "; is it yours to read?", str(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, an object. Raises `ModelError` for anything else: another
-    value, NaN, too large, or nested too deep.
+    """Return the object that a JSON file holds. Raises `ModelError` for another value, for NaN, and
+    for a file that is too large or nested too deep.
     """
     with reading(path):
-        size = path.stat().st_size  # before it is read, so that no huge file fills memory
+        # Asked before the file is read, so that no huge file fills memory.
+        size = path.stat().st_size
         text = path.read_bytes() if size <= LARGEST else b""
     if size > LARGEST:
         raise _damaged(path, f"has {size:,} bytes, and at most {LARGEST:,} are read")
@@ -142,14 +141,16 @@ def _damaged(path: Path, why: str) -> ModelError:
 
 
 def _constant(name: str) -> float:
-    """Infinities stand in published configurations, as limits; NaN means nothing."""
+    """The number that a JSON constant stands for. Raises `ValueError` for NaN."""
+    # Published configurations have infinities, as limits.
     if name == "NaN":
         raise ValueError("NaN is no number")
     return float(name)
 
 
 def _depth(value: Any) -> int:
-    """The levels of objects and lists, but for those beyond what is allowed."""
+    """How many levels of objects and lists there are; counting stops at one more than allowed."""
+    # Level by level and not by recursion, which a deep file would exhaust.
     level = [value]
     depth = 0
     while level and depth <= DEEPEST:
@@ -185,8 +186,8 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def _check_plain(path: Path, folder: Path, ref: str) -> None:
-    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one in there
-    or in the hub's cache that the folder is of.
+    """Raise `ModelError` unless `path` is a regular file in `folder`, or a link to one there or in
+    the hub's cache that the folder belongs to.
     """
     name = visible(str(path))
     real = path.resolve()
@@ -201,8 +202,8 @@ def _check_plain(path: Path, folder: Path, ref: str) -> None:
         )
     places = [home]
     if home.parent.name == "snapshots" and len(home.parents) > 2:
-        # models--x--y/snapshots/REVISION links into models--x--y/blobs, and that, where
-        # repositories share, into blobs beside it.
+        # models--x--y/snapshots/REVISION links into models--x--y/blobs. Where repositories share
+        # files, these are links into a folder blobs beside models--x--y.
         places += [home.parents[1] / "blobs", home.parents[2] / "blobs"]
     if not any(real.is_relative_to(place) for place in places):
         raise ModelError(
@@ -212,8 +213,8 @@ def _check_plain(path: Path, folder: Path, ref: str) -> None:
 
 
 def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence[str]) -> None:
-    """Raise `ModelError` for a folder without a configuration or without safetensors, and say
-    what there is in their place.
+    """Raise `ModelError` for a folder without a configuration or without safetensors; the message
+    says what is there instead.
     """
     if not names:
         raise ModelError(f"{ref} is an empty folder; {_EXPECTED}", subject=ref)
@@ -237,7 +238,7 @@ def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence
 
 
 def _indexed(folder: Path, ref: str, names: Sequence[str]) -> set[str]:
-    """The files that the index names, all of them there."""
+    """The names of the files in the index. Raises `ModelError` for one that isn't in the folder."""
     path = folder / INDEX
     places = read_object(path).get("weight_map")
     if not isinstance(places, dict) or not places:

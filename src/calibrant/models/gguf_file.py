@@ -1,5 +1,5 @@
-"""GGUF files: sound or damaged, what their weights were quantized to, and opening them as a
-dense model of transformers.
+"""GGUF files: checking that they are sound, opening them as a dense model of transformers, and
+saying what their weights were quantized to.
 """
 
 import functools
@@ -49,16 +49,18 @@ DIMENSIONS: Final = 4
 LONGEST_NAME: Final = 2**16
 TEXT: Final = 8
 LIST: Final = 9
+"""The numbers of the types of a text and of a list."""
 SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-"""Types of single values, by their numbers, in the words of `struct`."""
+"""Types of single values, by their numbers, as the codes of `struct`."""
 ALIGNMENT: Final = 32
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
 
+# What a GGUF header calls the counts that a configuration has.
 _COUNTED: Final = {"block_count": "num_hidden_layers", "expert_count": "num_experts"}
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.")
 _NO_PLACE: Final = re.compile(r"^rope_f|rot_embd|_exps\.|^output\.weight$")
-"""Tables of angles, which a model makes itself; experts, which transformers puts together; a
-head, which it may tie.
+"""Tensors that may have no place of their own in a model: tables of angles, which it makes itself;
+experts, which transformers puts together; a head, which it may tie.
 """
 
 
@@ -84,12 +86,12 @@ def check_magic(path: Path) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of a GGUF file. Raises `ValueError`, saying what, for one that is cut off
-    or claims more than there is.
+    """Return the header of a GGUF file. Raises `ValueError`, saying what is wrong, for a file that
+    is cut off or claims more than it holds.
 
-    The readers of gguf and transformers believe every count and length. A mangled one has them walk
-    or allocate without end, so the header is gone through first: nothing in it may be larger than
-    what is left of the file.
+    The readers of gguf and transformers believe every count and length. With a mangled one they
+    loop or allocate without end. So the header is read here first, and nothing in it may be larger
+    than the rest of the file.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _HeaderReader(content).header()
@@ -97,25 +99,27 @@ def read_header(path: Path) -> Header:
 
 @final
 class _HeaderReader:
-    """A place in the file, which moves on with what is read."""
+    """Reads a header from a place in the file that moves on with what is read."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
         self._place = len(MAGIC)
 
     def header(self) -> Header:
-        version = self._next("I")
-        tensors = self._next("Q")
-        count = self._next("Q")
+        version = self._read("I")
+        tensors = self._read("Q")
+        count = self._read("Q")
         if version not in VERSIONS:
             raise ValueError(f"its version is {version}, and 2 and 3 can be read")
-        # The shortest entry takes 13 bytes: a length, a type, and a value of one byte.
+        # The shortest entry takes 13 bytes: 8 for the length of its name, 4 for a type, 1 for a
+        # value.
         self._check_room(count, 13, "entries")
         values: dict[str, Any] = {}
         for _ in range(count):
             name = self._text(LONGEST_NAME)
-            values[name] = self._value(self._next("I"))
-        # The shortest tensor takes 24: lengths of its name and shape, its type, its place.
+            values[name] = self._value(self._read("I"))
+        # The shortest tensor takes 24 bytes: 8 for the length of its name, 4 for the number of its
+        # dimensions, 4 for its type, 8 for its place.
         self._check_room(tensors, 24, "tensors")
         shapes: dict[str, tuple[int, ...]] = {}
         last = 0
@@ -129,6 +133,7 @@ class _HeaderReader:
         return Header(values, shapes)
 
     def _check_data(self, alignment: Any, size: int) -> None:
+        """Raise `ValueError` unless the file has `size` bytes of data behind its header."""
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"its alignment is {brief(alignment)}, and no power of two")
         start = -(-self._place // alignment) * alignment
@@ -138,30 +143,30 @@ class _HeaderReader:
             )
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int]:
-        """A tensor's name, its shape, and where it ends in the data."""
+        """A tensor's name, its shape, and at which byte of the data it ends."""
         name = self._text(LONGEST_NAME)
-        dimensions = self._next("I")
+        dimensions = self._read("I")
         if dimensions > DIMENSIONS:
             raise ValueError(
                 f"{brief(name)} has {dimensions} dimensions, and {DIMENSIONS} are allowed"
             )
         # GGUF has the fastest dimension first, torch has it last.
-        shape = tuple(reversed([self._next("Q") for _ in range(dimensions)]))
-        kind = GGMLQuantizationType(self._next("I"))
-        offset = self._next("Q")
+        shape = tuple(reversed([self._read("Q") for _ in range(dimensions)]))
+        kind = GGMLQuantizationType(self._read("I"))
+        offset = self._read("Q")
         block, size = GGML_QUANT_SIZES[kind]
         if shape and shape[-1] % block:
             raise ValueError(f"{brief(name)} has rows of {shape[-1]}, which {kind.name} can't pack")
         return name, shape, offset + prod(shape) // block * size
 
     def _value(self, kind: int) -> Any:
-        """A single value, or a list's length: what is in it, nobody here asks."""
+        """A single value. Of a list only its length, in a list: nobody needs what is in it."""
         if kind == TEXT:
             return self._text()
         if kind != LIST:
-            return self._next(_scalar(kind))
-        inner = self._next("I")
-        count = self._next("Q")
+            return self._read(_scalar(kind))
+        inner = self._read("I")
+        count = self._read("Q")
         if inner == TEXT:
             self._check_room(count, 8, "texts")
             self._skip_texts(count)
@@ -170,7 +175,8 @@ class _HeaderReader:
         return [count]
 
     def _skip_texts(self, count: int) -> None:
-        """A vocabulary has a hundred thousand of them, so this is written to be quick."""
+        # A vocabulary has a hundred thousand texts, so the loop is kept short: a text that ends
+        # behind the file is noticed once, at the end.
         length = struct.Struct("<Q").unpack_from
         place = self._place
         last = len(self._content) - 8
@@ -181,14 +187,14 @@ class _HeaderReader:
         self._skip(place - self._place)
 
     def _text(self, longest: int | None = None) -> str:
-        length = self._next("Q")
+        length = self._read("Q")
         if longest is not None and length > longest:
             raise ValueError(f"a name in it has {length:,} bytes")
         start = self._place
         self._skip(length)
         return self._content[start : self._place].decode("utf-8")
 
-    def _next(self, code: str) -> Any:
+    def _read(self, code: str) -> Any:
         start = self._place
         self._skip(struct.calcsize(code))
         return struct.unpack_from(f"<{code}", self._content, start)[0]
@@ -201,8 +207,11 @@ class _HeaderReader:
             )
         self._place += size
 
-    def _check_room(self, count: int, each: int, name: str) -> None:
-        if count * each > len(self._content) - self._place:
+    def _check_room(self, count: int, smallest: int, name: str) -> None:
+        """Raise `ValueError` unless there is room for `count` things of `smallest` bytes at
+        least.
+        """
+        if count * smallest > len(self._content) - self._place:
             raise ValueError(
                 f"it claims {count:,} {name} from byte {self._place:,} on, and has "
                 f"{len(self._content):,} bytes"
@@ -221,39 +230,41 @@ def open_gguf(
     """Return the model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing
     was quantized).
 
-    `digest` is that of the file: by it the dequantized model lies in the user's cache, as `cache`
-    says. Raises `ModelError` for a file that is no GGUF, is truncated or damaged, holds blocks or
-    tensors that the model has no place for, or is of an architecture that transformers can't read.
+    `digest` is the file's; under it the dequantized model is kept in the user's cache (`cache`).
+    Raises `ModelError` for a file that is no GGUF, is truncated or damaged, holds blocks or tensors
+    that the model has no place for, or is of an architecture that transformers can't read.
     """
     header = _header(path)
     cache = CachedModel(digest, dtype)
     cached = cache.load()
-    with _each_step_once() as places:
+    with _parsing_once() as used_names:
         model, note = cached or _dequantized(path, dtype)
         tokenizer = gguf_tokenizer(path)
     forget_quantization(model)
-    if places:
-        # transformers passes over a tensor whose name has no place in the model in silence.
+    # Empty where the model came from the cache. transformers ignores a tensor whose name has no
+    # place in the model in silence.
+    if used_names:
         for name in sorted(header.tensors):
-            if name not in places and not _NO_PLACE.search(name):
+            if name not in used_names and not _NO_PLACE.search(name):
                 refuse_unused(name, str(path))
     check_ids(tokenizer, model, str(path))
     if cached is None:
         cache.store(model, note)
     model.config.name_or_path = model.name_or_path = str(path.parent)
-    model.config.architectures = [type(model).__name__]  # as it is once the model has been saved
+    # As saving would set it.
+    model.config.architectures = [type(model).__name__]
     return model, tokenizer, note
 
 
 def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer in a GGUF file, whose weights aren't read. Raises `ModelError` as
+    """Return the tokenizer in a GGUF file; its weights aren't read. Raises `ModelError` as
     `folder_tokenizer` does.
     """
     check_magic(path)
     why = ": it is damaged, or of a kind transformers doesn't know; download it again"
     with Refusal(f"{path} has no tokenizer that can be read", why, str(path)):
         read_header(path)
-        # Not AutoTokenizer, which reads the whole file again only to come to the same class.
+        # AutoTokenizer would read the whole file again, and choose the same class.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
         try_out(tokenizer)
     check_template(tokenizer, str(path))
@@ -261,7 +272,9 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _header(path: Path) -> Header:
-    """The file's header, if it has as many blocks as it says."""
+    """The file's header. Raises `ModelError` if it is damaged, asks for more layers than the file
+    has room for, or has tensors of more blocks than it says.
+    """
     check_magic(path)
     with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
         header = read_header(path)
@@ -288,8 +301,7 @@ def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
         empty = outline(config)
     if empty is not None:
         check_fits(empty, sum(int(tensor.n_elements) for tensor in reader.tensors), str(path))
-    # A file's weights would stay packed where a kernel for that is at hand: they are wanted as
-    # plain numbers.
+    # Without this, weights would stay packed where transformers finds a kernel for them.
     quantized = GgufConfig(dequantize=True)
     model, loaded = _opened(
         path,
@@ -329,12 +341,13 @@ def quantization(reader: gguf.GGUFReader) -> str:
 
 
 def _recipe(reader: gguf.GGUFReader) -> str:
-    """What the file says its mixture of types is called, such as Q4_K_M; empty if it doesn't, or
-    says what isn't known.
+    """The name of the file's mixture of types as the file says it, such as Q4_K_M; empty where it
+    says none, or one that isn't known.
     """
     field = reader.get_field("general.file_type")
     number = None if field is None else field.contents()
-    if number not in set(LlamaFileType):
+    # A tuple and no set, since a mangled file may have a list there.
+    if number not in tuple(LlamaFileType):
         return ""
     name = LlamaFileType(number).name.removeprefix("MOSTLY_")
     return "" if name in ("ALL_F32", "GUESSED", *FLOATS) else name
@@ -342,7 +355,7 @@ def _recipe(reader: gguf.GGUFReader) -> str:
 
 @final
 class _QuickReader(gguf.GGUFReader):
-    """gguf's own reader, with the mapped file seen as a plain array: its vocabulary is read in a
+    """gguf's own reader, to which the mapped file is a plain array. It reads a vocabulary in a
     third of the time.
     """
 
@@ -356,9 +369,9 @@ class _QuickReader(gguf.GGUFReader):
 
 
 @contextmanager
-def _each_step_once() -> Iterator[set[str]]:
-    """While it lasts, the file is parsed once and the map of names made once, without a progress
-    bar. It gives the names that have a place.
+def _parsing_once() -> Iterator[set[str]]:
+    """While it lasts, transformers parses the file once and makes the map of names once, without a
+    progress bar. Gives a set, which gets the names of tensors that have a place in the model.
 
     transformers 5.24 parses the file anew for the configuration and for the weights, and makes the
     map once for every module: 8 of the 15 seconds that SmolLM2 takes to open. Both are only read,
@@ -368,14 +381,14 @@ def _each_step_once() -> Iterator[set[str]]:
     legacy = cast(Any, modeling_gguf_pytorch_utils)
     weights_map = legacy.get_gguf_hf_weights_map
     read_once = functools.cache(_QuickReader)
-    places: set[str] = set()
+    used_names: set[str] = set()
 
     def reader(path: Any) -> _QuickReader:
         return read_once(Path(path))
 
     def noted_map(*arguments: Any, **options: Any) -> dict[str, str]:
         names = weights_map(*arguments, **options)
-        places.update(names)
+        used_names.update(names)
         return names
 
     def without_bar(steps: Any, **_: Any) -> Any:
@@ -391,7 +404,7 @@ def _each_step_once() -> Iterator[set[str]]:
     for module, name, replacement in replacements:
         setattr(module, name, replacement)
     try:
-        yield places
+        yield used_names
     finally:
         for module, name, value in before:
             setattr(module, name, value)

@@ -1,14 +1,14 @@
-"""Writing a model as GGUF: metadata and tokenizer of another GGUF file, copied with their types,
-and the model's own numbers, under the names that llama.cpp has for them.
+"""Writing a model as GGUF. Metadata and tokenizer are copied, with their types, from another GGUF
+file. The numbers are the model's own, under the names that llama.cpp has for them.
 
 `model.layers.0.self_attn.q_proj` is `blk.0.attn_q.weight` in a GGUF file. The gguf package has a
-table of names for each architecture. What it lacks is said here: which architecture a model of
-transformers is, and the tensors in which transformers keeps all experts of a layer.
+table of names for each architecture. What it lacks is here: which architecture a model of
+transformers is, and the names of tensors in which transformers keeps all experts of a layer.
 
-Nothing about the tokenizer is derived anew, so nothing can be wrong with it. llama.cpp keeps some
-numbers in another way than transformers: `llama` has the rows of queries and keys in another order
-(each head's rotary halves interleaved), `gemma` norms that are larger by one, and experts of gate
-and up as two tensors. Only architectures of which this is known are written.
+Nothing of the tokenizer is made anew, so nothing can be wrong with it. llama.cpp keeps some numbers
+in another way than transformers. In `llama` the rows of queries and keys are in another order (the
+rotary halves of each head interleaved). In `gemma` norms are larger by one. Experts have gate and
+up as two tensors. Only architectures of which all this is known are written.
 """
 
 from collections import Counter
@@ -37,13 +37,13 @@ ALIASES: Final = {
     "gpt_oss": "gpt-oss",
     "phi": "phi2",
 }
-"""What GGUF calls an architecture, where it isn't the model type of transformers with its joints
-left out.
+"""GGUF's names of architectures, where they aren't the model type of transformers, with or without
+its underscores.
 """
 
 EXPERTS: Final = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
-"""Tensors of all experts by the last part of their name. Gate and up are one tensor in
-transformers and two in GGUF, and read the same inputs.
+"""GGUF's tensors of all experts of a layer, by the last part of transformers' name. Gate and up are
+one tensor in transformers and two in GGUF, and read the same inputs.
 """
 
 _ARCHITECTURES: Final = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -60,16 +60,19 @@ WRITTEN: Final = (
     "qwen3moe",
     "starcoder2",
 )
+"""The architectures that can be written."""
 HEAD: Final = "output.weight"
-"""A tied head has no tensor in a file."""
+"""The name of the head. A tied head has no tensor in a file."""
 PERMUTED: Final = ("llama",)
+"""Architectures in which the rows of queries and keys are in another order."""
 SHIFTED: Final = ("gemma2", "gemma3")
+"""Architectures in which norms are larger by one."""
 _TYPES: Final = GGMLQuantizationType
 FILE_TYPES: Final = {_TYPES.F32: 0, _TYPES.F16: 1, _TYPES.BF16: 32, _TYPES.Q4_0: 2, _TYPES.Q8_0: 7}
 """What `general.file_type` says of a file whose matrices are mostly of one type."""
 
 Bytes = tuple[np.ndarray, GGMLQuantizationType]
-"""A tensor's bytes, a row for each of its rows, and their type."""
+"""A tensor as bytes [row, byte], or as plain numbers, and their type in GGUF."""
 
 
 def architecture_of(model: Any) -> str:
@@ -89,10 +92,10 @@ def architecture_of(model: Any) -> str:
 
 
 def tensor_names(view: ModelView) -> dict[str, tuple[str, ...]]:
-    """Return the GGUF tensors that each matrix of a model is (a part of), by the matrix's name; of
-    one expert they are those of all.
+    """Return the names of the GGUF tensors that each matrix of a model is, or is a part of, by the
+    matrix's name. An expert's matrix is a part of the tensors of all experts.
 
-    Raises `ModelError` for an architecture without names, and for a matrix that it has no name for.
+    Raises `ModelError` for an architecture without names, and for a matrix that has none in it.
     """
     architecture = architecture_of(view.model)
     known = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], len(view.blocks))
@@ -114,15 +117,15 @@ def tensor_names(view: ModelView) -> dict[str, tuple[str, ...]]:
 
 
 def _expert_tensors(weight: Weight, last: str) -> tuple[str, ...]:
-    """The tensors of all experts that one expert's matrix is in; none for any other matrix."""
+    """The tensors of all experts that hold this expert's matrix; none for a matrix of no expert."""
     if weight.expert is None:
         return ()
     return tuple(f"blk.{weight.block}.{part}.weight" for part in EXPERTS.get(last, ()))
 
 
 def tensor_name(model: Any, parameter: str) -> str | None:
-    """Return the GGUF tensor that one parameter (`model.norm.weight`) is; None for one without a
-    name of its own, such as a tied head.
+    """Return the GGUF name of one parameter (`model.norm.weight`); None for a parameter without
+    one.
     """
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture_of(model)], layers)
@@ -132,12 +135,12 @@ def tensor_name(model: Any, parameter: str) -> str | None:
 @final
 @dataclass(frozen=True, eq=False)
 class GgufPart:
-    """One tensor of a model under its name in GGUF, and the parameter that it is. `matrix` is the
-    name of the view's matrix that it is, if it is one.
+    """One tensor of a model under its name in GGUF. `parameter` is the name of the model's
+    parameter, and `matrix` that of the view's matrix, if it is one.
 
-    `order` are its rows as GGUF has them, None where they are in the same order; `shift` is added
-    to every number. A tensor of all experts of a layer has `rows`: where each expert's rows stand
-    in the matrix that transformers has of it, since gate and up are one there.
+    `order` has the number of the model's row for each row in GGUF; None where the order is the
+    same. `shift` is added to every number. A tensor of all experts of a layer has `rows`: which
+    rows it has of each expert's matrix in transformers, where gate and up are one.
     """
 
     name: str
@@ -150,8 +153,8 @@ class GgufPart:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """The names of the view's matrices that are parts of it, an expert each; none if it is a
-        tensor of no experts.
+        """The names of the view's matrices in this tensor, one for each expert; empty for a tensor
+        of no experts.
         """
         if self.rows is None:
             return ()
@@ -166,8 +169,8 @@ class GgufPart:
 
 
 def parts_of(view: ModelView) -> Iterator[GgufPart]:
-    """Yield every tensor of a model as GGUF has it. Raises `OutputError` for one that has no
-    name there.
+    """Yield every tensor of a model under its name in GGUF. Raises `OutputError` for one that has
+    no name there.
     """
     architecture = architecture_of(view.model)
     config = view.config
@@ -180,8 +183,8 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
         if parameter.dim() == 3 and last in EXPERTS:
             yield from _expert_parts(name, parameter.detach(), EXPERTS[last])
             continue
-        known = tensor_name(view.model, name)
-        if known is None:
+        gguf_name = tensor_name(view.model, name)
+        if gguf_name is None:
             raise OutputError(
                 f"{name} has no name in a GGUF file of {architecture}; use llama.cpp's own "
                 "converter on the folder",
@@ -190,13 +193,13 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
         weight = matrices.get(parameter.data_ptr())
         tensor = parameter.detach() if weight is None else weight.get()
         matrix = None if weight is None else weight.name
-        shift = 1.0 if architecture in SHIFTED and known.endswith("norm.weight") else 0.0
-        order = _order(known, len(tensor), config) if architecture in PERMUTED else None
-        yield GgufPart(known, tensor, name, matrix, order, shift)
+        shift = 1.0 if architecture in SHIFTED and gguf_name.endswith("norm.weight") else 0.0
+        order = _order(gguf_name, len(tensor), config) if architecture in PERMUTED else None
+        yield GgufPart(gguf_name, tensor, name, matrix, order, shift)
 
 
 def _expert_parts(name: str, experts: Tensor, tensors: tuple[str, ...]) -> Iterator[GgufPart]:
-    """The tensors of a layer that transformers has as one, each with as many rows."""
+    """The GGUF tensors into which transformers' one tensor is divided, by equally many rows."""
     block = next(part for part in name.split(".") if part.isdigit())
     size = experts.shape[1] // len(tensors)
     for number, tensor in enumerate(tensors):
@@ -205,8 +208,11 @@ def _expert_parts(name: str, experts: Tensor, tensors: tuple[str, ...]) -> Itera
 
 
 def _order(name: str, rows: int, config: Any) -> Tensor | None:
-    """The rows of queries and keys as `llama` has them in GGUF: of each head the two halves that
-    turn together, one after the other in turns.
+    """The order of the rows of queries and keys as `llama` has them in GGUF; None for other
+    tensors.
+
+    In transformers row i of a head's first half is rotated together with row i of its second half;
+    in GGUF these two are neighbours.
     """
     if ".attn_q." in name:
         heads = config.num_attention_heads
@@ -218,8 +224,8 @@ def _order(name: str, rows: int, config: Any) -> Tensor | None:
 
 
 def check_template(view: ModelView, template: Path) -> Header:
-    """Return the header of a file to copy metadata and tokenizer from. Raises `OutputError`
-    unless it is of the view's architecture and shapes.
+    """Return the header of `template`, a file to copy metadata and tokenizer from. Raises
+    `OutputError` unless it is of the view's architecture and shapes.
     """
     architecture = architecture_of(view.model)
     check_magic(template)
@@ -233,41 +239,41 @@ def check_template(view: ModelView, template: Path) -> Header:
         )
     theirs = header.values.get("general.architecture")
     if theirs != architecture:
-        raise _another(
+        raise _other_model(
             f"{template} is of the architecture {theirs}, and the model is {architecture}", template
         )
-    extra = dict(header.tensors)
+    unmatched = dict(header.tensors)
     for part in parts_of(view):
-        shape = extra.pop(part.name, None)
+        shape = unmatched.pop(part.name, None)
         if shape is None and part.name != HEAD:
-            raise _another(f"{template} has no {part.name}, and the model has", part.name)
+            raise _other_model(f"{template} has no {part.name}, and the model has", part.name)
         ours = tuple(part.tensor.shape)
         if shape is not None and shape != ours:
-            raise _another(
+            raise _other_model(
                 f"{part.name} is {list(ours)} in the model and {list(shape)} in {template}",
                 part.name,
             )
-    for name in extra:
+    # Tables of angles are no parameters of the model; they are copied.
+    for name in unmatched:
         if name != HEAD and not name.startswith("rope_f"):
-            raise _another(f"{template} holds {name}, and the model has no such tensor", name)
+            raise _other_model(f"{template} holds {name}, and the model has no such tensor", name)
     return header
 
 
-def _another(why: str, subject: str | Path) -> OutputError:
+def _other_model(why: str, subject: str | Path) -> OutputError:
     return OutputError(f"{why}; name a file of the same model", subject=str(subject))
 
 
 def check_vocabulary(opened: Opened, template: Path) -> None:
-    """Raise `OutputError` if a file to copy the tokenizer from lacks a token of the model, or
-    has it under another number.
+    """Raise `OutputError` if `template`, whose tokenizer is to be copied, lacks a token of the
+    model or has it under another number.
     """
-    # A reader may add tokens that a file doesn't list, so every token of the model must be there
-    # under its number, and not the other way round.
+    # Not the other way round: a reader may add tokens that the file doesn't list.
     theirs = gguf_tokenizer(template).get_vocab()
     for token, number in opened.tokenizer.get_vocab().items():
         if theirs.get(token) != number:
             why = f"{template} has another vocabulary than {opened.name}"
-            raise _another(why, template)
+            raise _other_model(why, template)
 
 
 def write_gguf(
@@ -277,11 +283,11 @@ def write_gguf(
     encode: Callable[[GgufPart], Bytes],
     facts: Mapping[str, str],
 ) -> None:
-    """Write the model to `path`: metadata of `template`, tensors as `encode` gives them, and
+    """Write the model to `path`: metadata of `template`, tensors as `encode` returns them, and
     `facts` as further keys.
 
-    Tensors that only the template has, tables of angles, are copied. A head that is tied has no
-    tensor, as usual.
+    Tensors that only the template has (tables of angles) are copied. A tied head has no tensor, as
+    usual.
     """
     reader = gguf.GGUFReader(template)
     writer = gguf.GGUFWriter(path, architecture_of(view.model))
@@ -293,17 +299,17 @@ def write_gguf(
         inner = field.types[1] if kind == GGUFValueType.ARRAY and len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), kind, inner)
     sizes: Counter[GGMLQuantizationType] = Counter()
-    ours: set[str] = set()
+    written: set[str] = set()
     for part in parts_of(view):
-        ours.add(part.name)
+        written.add(part.name)
         content, kind = encode(part)
         writer.add_tensor(part.name, content, raw_dtype=kind)
         sizes[kind] += part.tensor.numel()
     for tensor in reader.tensors:
         name = str(tensor.name)
-        if name not in ours and name != HEAD:
+        if name not in written and name != HEAD:
             writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    # A file is called by the type of most of its numbers, as llama.cpp has it.
+    # llama.cpp names a file after the type of most of its numbers.
     most = max(sizes, key=sizes.__getitem__)
     if most in FILE_TYPES:
         writer.add_uint32("general.file_type", FILE_TYPES[most])
@@ -316,16 +322,17 @@ def write_gguf(
 
 
 def plain(part: GgufPart, kind: GGMLQuantizationType) -> Bytes:
-    """Return a tensor as plain numbers: matrices of `kind`, vectors in float32, as llama.cpp has
-    them.
+    """Return a tensor as plain numbers: a matrix in `kind`, a vector in float32, as llama.cpp has
+    vectors.
     """
     used = kind if part.tensor.dim() > 1 else GGMLQuantizationType.F32
     return gguf.quantize(part.numbers(), used), used
 
 
 def q4_0(codes: Tensor, scales: Tensor) -> np.ndarray:
-    """Return codes from -8 to 7 as Q4_0: for each 32 inputs of a row the scale in float16, and 16
-    bytes with code + 8 of inputs j and j + 16.
+    """Return codes from -8 to 7 as bytes of Q4_0. Each 32 inputs of a row are a scale in float16
+    and 16 bytes; byte j has code + 8 of input j in its low half and of input j + 16 in its high
+    half.
 
     `codes` are int8 [out, in], `scales` [out, in / 32].
     """
@@ -334,13 +341,13 @@ def q4_0(codes: Tensor, scales: Tensor) -> np.ndarray:
 
 
 def q8_0(codes: Tensor, scales: Tensor) -> np.ndarray:
-    """Return codes of 8 bits as Q8_0: for each 32 inputs of a row the scale in float16, and 32
-    signed bytes. Shapes as for `q4_0`.
+    """Return codes of 8 bits as bytes of Q8_0. Each 32 inputs of a row are a scale in float16 and
+    32 signed bytes. Shapes are those of `q4_0`.
     """
     return _blocks(scales, codes.numpy().reshape(len(codes), -1, 32).view(np.uint8))
 
 
 def _blocks(scales: Tensor, content: np.ndarray) -> np.ndarray:
-    # Scales are float16 in the file, low byte first, and stand before their block's codes.
+    # Each block is its scale, in float16 with the low byte first, and then its codes.
     halves = scales.float().numpy().astype("<f2")[:, :, None].view(np.uint8)
     return np.concatenate([halves, content], axis=2).reshape(len(content), -1)

@@ -1,10 +1,10 @@
-"""What passes from a block's values to its output matrix through attention: found by running one
-token, for which attention changes nothing.
+"""The values of a block's attention, and the output matrix that reads them. They are found by
+running one token, for which attention changes nothing.
 
-Of a single token the weighted mean of values is its own value. So where the inputs of one matrix
-are the outputs of another, head by head, these are the values, whatever their names are and
-wherever in a fused matrix they stand. Anything that attention does to values besides averaging them
-(a norm, a gate, a sink) shows as a difference.
+Attention takes a weighted mean of values; of a single token that is its own value. So where the
+inputs of one matrix are the outputs of another, head by head, these are the values, whatever their
+names are, and wherever they are in a fused matrix. Anything that attention does to values besides
+averaging them (a norm, a gate, a sink) shows as a difference.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from calibrant.models.changing import overwrite
 from calibrant.models.viewing import Block, ModelView, Weight
 
 ALIKE: Final = 1e-4
-"""How far an input may be from a value, as a share of the largest."""
+"""How far an input may be from a value, as a share of the largest output."""
 
 _Passed = dict[str, tuple[Tensor, Tensor]]
 """For each matrix its input and output of one token."""
@@ -30,8 +30,9 @@ _Passed = dict[str, tuple[Tensor, Tensor]]
 @final
 @dataclass(frozen=True)
 class Heads:
-    """The values of a block: of head h `width` rows of `values` from `first[h]` on, and the same
-    number of columns of `output` from h · width on.
+    """The values of a block's attention. Head h has `width` rows of the matrix `values` from row
+    `first[h]` on, and as many columns of the matrix `output` from column h · width on. `bias` is
+    that of `values`.
 
     Several heads share rows where queries are grouped.
     """
@@ -45,8 +46,8 @@ class Heads:
 
     @classmethod
     def of(cls, view: ModelView) -> dict[int, "Heads"]:
-        """Return those of every block in which they are found, by its index. The model's numbers
-        stay as they are.
+        """Return the heads of every block in which they are found, by its index. The model isn't
+        changed.
         """
         config = view.config
         width = getattr(config, "head_dim", None)
@@ -58,16 +59,16 @@ class Heads:
         passed = _passed(view)
         found: dict[int, Heads] = {}
         for block in view.blocks:
-            of_block = _heads_of(block, passed, width)
-            if of_block is not None:
-                found[block.index] = of_block
+            block_heads = _heads_of(block, passed, width)
+            if block_heads is not None:
+                found[block.index] = block_heads
         return found
 
     def multiply(self, matrix: Float[Tensor, "width width"]) -> None:
-        """Multiply every head's values, as rows, by an orthogonal `matrix`, and what reads them
-        by its transpose: the block computes the same.
+        """Multiply every head's values, as row vectors, by an orthogonal `matrix`, and undo it in
+        `output`: the block computes the same.
         """
-        # In the type of `matrix`, mostly float64, and rounded to the model's own once.
+        # Computed in the type of `matrix`, mostly float64, and rounded to the model's type once.
         turned = self.values.get().to(matrix.dtype, copy=True)
         bias = None if self.bias is None else self.bias.detach().to(matrix.dtype, copy=True)
         # Heads that share values have them turned once.
@@ -83,15 +84,15 @@ class Heads:
         self.output.set((read.unflatten(1, (-1, self.width)) @ matrix).flatten(1))
 
     def sharing(self) -> Mapping[int, tuple[int, ...]]:
-        """Return the heads that share values, by the row at which these begin."""
+        """Return the heads that share values, by the first row of the values."""
         heads: dict[int, list[int]] = {place: [] for place in sorted(set(self.first))}
         for head, place in enumerate(self.first):
             heads[place].append(head)
         return {place: tuple(sharing) for place, sharing in heads.items()}
 
     def permute(self, place: int, order: Int[Tensor, "width"]) -> None:
-        """Put the values that begin at row `place` into another order, and the columns of all
-        heads that read them: the block computes the same.
+        """Put the values that begin at row `place` into another order, and so the columns of all
+        heads that read them: the block computes the same. `order` has the old place of each value.
         """
         order = order.to(self.values.stored.device)
         rows = slice(place, place + self.width)
@@ -110,7 +111,9 @@ class Heads:
 
 
 def _passed(view: ModelView) -> _Passed:
-    """What each matrix of a module of its own makes of one token: input and output."""
+    """Each matrix's input and output for one token; experts' matrices, which share a module, are
+    left out.
+    """
     passed: _Passed = {}
     with ExitStack() as stack, torch.no_grad():
         for weight in view.weights:
@@ -128,6 +131,7 @@ def _note(passed: _Passed, name: str, _: nn.Module, args: tuple[Any, ...], outpu
 
 
 def _heads_of(block: Block, passed: _Passed, width: int) -> Heads | None:
+    """The first pair of matrices of a block of which one reads just what the other gave."""
     weights = [weight for weight in block.weights if weight.name in passed]
     for output in weights:
         read, _ = passed[output.name]
@@ -145,12 +149,12 @@ def _heads_of(block: Block, passed: _Passed, width: int) -> Heads | None:
 
 
 def _places(read: Tensor, made: Tensor, width: int) -> tuple[int, ...]:
-    """Where in `made` each head of `read` stands; nothing if one doesn't, or in two places."""
+    """The first row in `made` of each head of `read`. Empty unless each is in it exactly once."""
     if len(read) % width or len(made) % width:
         return ()
-    apart = (read.reshape(-1, 1, width) - made.reshape(1, -1, width)).abs().amax(2)
-    same = apart <= ALIKE * made.abs().max()
-    # In two places at once a head's values can't be told from another's.
-    if not bool((same.sum(1) == 1).all()):
+    distances = (read.reshape(-1, 1, width) - made.reshape(1, -1, width)).abs().amax(2)
+    alike = distances <= ALIKE * made.abs().max()
+    # A head that is like two values can't be told to read one of them.
+    if not bool((alike.sum(1) == 1).all()):
         return ()
-    return tuple((same.int().argmax(1) * width).tolist())
+    return tuple((alike.int().argmax(1) * width).tolist())

@@ -1,10 +1,10 @@
 """Importance matrices as llama.cpp reads and writes them: for each tensor the sums of its squared
 inputs, column by column.
 
-Two forms, chosen by the ending of the file. `.gguf` is llama.cpp's own: for each tensor NAME the
-float32 tensors `NAME.in_sum2` [matrix, column] and `NAME.counts` [matrix, 1], a matrix for each
-expert, and what it was made of under `imatrix.*`. `.dat` is the older one, which ik_llama.cpp
-reads: it keeps no counts of experts.
+There are two forms, chosen by the file's ending. `.gguf` is llama.cpp's own. It has for each tensor
+NAME the float32 tensors `NAME.in_sum2` [matrix, column] and `NAME.counts` [matrix, 1], with a
+matrix for each expert, and under `imatrix.*` what text they were made of. `.dat` is the older form,
+which ik_llama.cpp reads: it has no counts of experts.
 """
 
 import struct
@@ -31,15 +31,15 @@ SEALED: Final = "calibrant.seal"
 SUMS: Final = ".in_sum2"
 COUNTS: Final = ".counts"
 LARGEST: Final = 2**32
-"""Bytes of a file at most: that of the largest model takes a tenth."""
+"""How many bytes a file may have: that of the largest model has a tenth."""
 LONGEST_NAME: Final = 2**12
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ImatrixEntry:
-    """What one tensor saw: Σ x² of each column, and how many tokens came; a row for each expert,
-    or one.
+    """What one tensor saw: Σ x² of each column, and the number of tokens. A tensor of experts has a
+    row for each of them, any other has one row.
     """
 
     sums: Float[np.ndarray, "matrix column"]
@@ -47,8 +47,8 @@ class ImatrixEntry:
 
     @property
     def importance(self) -> Float[np.ndarray, "matrix column"]:
-        """Mean x² of each column, as quantizers use it: 1 throughout for an expert that no token
-        reached.
+        """The mean x² of each column, as quantizers use it; 1 in all columns of an expert that no
+        token reached.
         """
         counts = self.counts[:, None]
         return np.where(counts > 0, self.sums / np.maximum(counts, 1), 1).astype(np.float32)
@@ -57,12 +57,12 @@ class ImatrixEntry:
 @final
 @dataclass(frozen=True, eq=False)
 class Imatrix:
-    """An importance matrix: its entries by the name of the tensor in GGUF, what text it is of, and
-    in how many windows of which length.
+    """An importance matrix: `entries` by the name of the tensor in GGUF. `datasets` says what text
+    it was made of, `chunks` in how many windows, and `chunk_size` how many tokens each had.
 
-    `left_out` are the matrices that couldn't be followed, with the reason, `note` says what was on
-    disk for want of memory, and `few_tokens` that there were fewer tokens than inputs; none of them
-    is written to files.
+    Three fields aren't written to files. `left_out` has the matrices that couldn't be followed,
+    with the reason. `note` says what was on disk for want of memory. `few_tokens` says that there
+    were fewer tokens than inputs.
     """
 
     entries: Mapping[str, ImatrixEntry]
@@ -74,16 +74,16 @@ class Imatrix:
     few_tokens: str = ""
 
     def write(self, path: str | Path) -> Path:
-        """Write it as GGUF or as `.dat`, whole or not at all. Raises `OutputError` for another
-        ending, or a file that can't be written.
+        """Write it to `path`, whole or not at all, in the form that the ending says, and return the
+        path. Raises `OutputError` for another ending, and for a file that can't be written.
         """
         path = check_imatrix_path(path)
         try:
-            with replacing(path) as half:
+            with replacing(path) as unfinished:
                 if path.suffix == ".gguf":
-                    self._write_gguf(half)
+                    self._write_gguf(unfinished)
                 else:
-                    half.write_bytes(b"".join(self._legacy()))
+                    unfinished.write_bytes(b"".join(self._legacy()))
         except OSError as error:
             raise OutputError(
                 f"{str(path)!r} can't be written ({reason(error)})", subject=str(path)
@@ -92,7 +92,7 @@ class Imatrix:
 
     def _write_gguf(self, path: Path) -> None:
         writer = gguf.GGUFWriter(path, "")
-        # The writer insists on an architecture, and an imatrix is of none.
+        # The writer insists on an architecture, but an imatrix has none.
         writer.kv_data[0].pop("general.architecture", None)
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", list(self.datasets))
@@ -118,13 +118,13 @@ class Imatrix:
         return seal_of({"kind": "imatrix"}, *contents)
 
     def _legacy(self) -> Iterator[bytes]:
-        """The older form: whole numbers of 32 bits, low byte first. What is stored is the mean
-        times the number of calls, and readers divide.
+        """The older form, whose numbers have 32 bits, low byte first. It stores each mean times the
+        number of calls, by which readers divide.
         """
         entries = [entry for entry in sorted(self.entries.items()) if entry[1].counts.any()]
         yield struct.pack("<i", len(entries))
         for name, entry in entries:
-            # Readers divide by the calls, so whatever number stands there cancels.
+            # Any number of calls would do, since it cancels; this is about that of llama.cpp.
             calls = -(-int(entry.counts.max()) // max(1, self.chunk_size))
             values = (entry.importance.astype(np.float64) * calls).astype("<f4").tobytes()
             text = name.encode()
@@ -141,8 +141,8 @@ def _floats(numbers: np.ndarray) -> np.ndarray:
 def importance_of(
     view: ModelView, seen: Mapping[Weight, Seen], names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, ImatrixEntry]:
-    """Return what the matrices saw as entries by GGUF's names; experts that saw nothing have the
-    count 0. A tensor that nothing reached has none.
+    """Return what the matrices saw as entries by GGUF's names, which are given for each matrix. An
+    expert that saw nothing has the count 0. A tensor that no token reached has no entry.
     """
     sums: dict[str, list[np.ndarray]] = {}
     counts: dict[str, list[int]] = {}
@@ -159,13 +159,13 @@ def importance_of(
 
 
 def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
-    """Σ x² and the number of tokens. Where tokens count by weights, the sum is as large as if
-    each counted once: readers divide by the number.
+    """Σ x² of a matrix's inputs and the number of tokens. Where tokens have weights, the sum is
+    scaled as if their mean weight were 1, since readers divide by the number.
     """
     if seen is None or not seen[FeatureNorms].mass > 0:
         return np.zeros(weight.shape[1], dtype=np.float32), 0
     norms = seen[FeatureNorms]
-    # In float64, as they were summed: llama.cpp's file has float32, to which they are rounded once.
+    # In float64, as they were summed. They are rounded once, to the float32 of llama.cpp's file.
     sums = norms.norms().cpu().double() * (norms.tokens / norms.mass)
     rounded = sums.numpy().astype(np.float32)
     if not np.isfinite(rounded).all():
@@ -177,8 +177,8 @@ def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
 
 
 def check_imatrix_path(path: str | Path) -> Path:
-    """Return the path of an importance matrix to write. Raises `OutputError` for one that can't
-    be: a wrong ending, no folder, a folder itself.
+    """Return the path of an importance matrix to write. Raises `OutputError` for a wrong ending, a
+    folder that doesn't exist, and a path that is a folder.
     """
     path = user_path(path, OutputError)
     if path.suffix not in SUFFIXES:
@@ -196,8 +196,8 @@ def check_imatrix_path(path: str | Path) -> Path:
 
 
 def read_imatrix(path: str | Path) -> Imatrix:
-    """Return what an importance matrix of llama.cpp holds, ours or another's. Raises `DataError`
-    for what is none, is cut off or damaged.
+    """Return the importance matrix in a file, made by us or by llama.cpp. Raises `DataError` for a
+    file that is none, is cut off or damaged.
     """
     path = user_path(path, DataError)
     try:
@@ -225,6 +225,7 @@ def _read_gguf(path: Path) -> Imatrix:
     if kind != "imatrix":
         if not isinstance(kind, str) or not kind:
             kind = "model"
+        # Without the quotes around it.
         shown = brief(f"a {kind}")[1:-1]
         raise DataError(
             f"{str(path)!r} is {shown} and no imatrix; make one with calibrant imatrix",
@@ -254,7 +255,7 @@ def _read_gguf(path: Path) -> Imatrix:
         entries[name] = ImatrixEntry(_sound(sums, name), counts)
     datasets = tuple(map(str, facts["datasets"]))
     found = Imatrix(entries, datasets, int(facts["chunk_count"]), int(facts["chunk_size"]))
-    # One of llama.cpp's own has no seal.
+    # A file that llama.cpp made has no seal.
     sealed = reader.get_field(SEALED)
     if sealed is not None and sealed.contents() != found._seal():
         raise BrokenSealError
@@ -262,8 +263,8 @@ def _read_gguf(path: Path) -> Imatrix:
 
 
 def _read_legacy(stored: bytes) -> Imatrix:
-    """The older form. It has no counts but those of calls, which are what its sums are to be
-    divided by.
+    """Read the older form. Its only counts are those of calls, by which its sums must be
+    divided.
     """
     reader = _LegacyReader(stored)
     entries: dict[str, ImatrixEntry] = {}
@@ -282,7 +283,7 @@ def _read_legacy(stored: bytes) -> Imatrix:
 
 @final
 class _LegacyReader:
-    """A place in a file of the older form, which moves on with what is read."""
+    """Reads a file of the older form from a place that moves on with what is read."""
 
     def __init__(self, stored: bytes) -> None:
         self._stored = stored

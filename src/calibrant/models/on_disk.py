@@ -1,13 +1,14 @@
-"""A model of a folder of safetensors whose blocks stay on disk, but for the one that is worked on.
+"""A model whose blocks stay on disk, in its folder of safetensors, except the one that is worked
+on.
 
 Embedding, norms outside the blocks and head are read when it is opened, as transformers reads them.
-A block's parameters are on the meta device until it is held: then its tensors are read, converted
-as transformers converts a whole checkpoint, and changed as it was changed before. Files are read
-and never mapped into memory, so a limit on addresses holds too.
+A block's parameters are on the meta device until the block is held. Then its tensors are read,
+converted as transformers converts a whole checkpoint, and all changes of the block so far are made
+again. Files are read and never mapped into memory, so a limit on the address space holds too.
 
-Such a model is saved as the files that transformers would write, byte by byte, one block in memory
-at a time. A safetensors file begins with a table of all its tensors, which needs names, types and
-shapes alone. So the table is written first, and every tensor to its place when its block is there.
+Such a model is saved, one block in memory at a time, as the same bytes that transformers would
+write. A safetensors file begins with a table of all its tensors, which needs only names, types and
+shapes. So the table is written first, and each tensor to its place when its block is in memory.
 """
 
 import json
@@ -68,8 +69,8 @@ def open_on_disk(
     dtype: torch.dtype,
     ref: str,
 ) -> tuple[PreTrainedModel, Any, "OnDisk"]:
-    """Return the model without the numbers of its blocks, what transformers says of its loading,
-    and where the blocks are.
+    """Return the model without the numbers of its blocks, transformers' report on loading it, and
+    the residence that reads the blocks.
 
     Raises `ModelError` for a model that code of its own makes, for parameters that several blocks
     share, and for files that don't fit it.
@@ -81,8 +82,8 @@ def open_on_disk(
             subject=ref,
         )
     parts = Parts.of(empty, weights, stored, dtype, ref)
-    # Blocks are given zeros that take no memory: one number, seen as a whole matrix. So
-    # transformers makes everything else as it always does.
+    # transformers gets zeros for the blocks that take no memory: one number, expanded to a whole
+    # matrix. So it makes everything else as it always does.
     absent: dict[str, Tensor] = {}
     for name, parameter in parts.inside(empty):
         absent[name] = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
@@ -95,7 +96,7 @@ def open_on_disk(
 @final
 @dataclass(frozen=True)
 class Parts:
-    """Which tensors of which files each block of a model is made of, and how."""
+    """Which tensors of which files make each block of a model, and how they are converted."""
 
     ref: str
     layers: str
@@ -105,9 +106,7 @@ class Parts:
     outside: Sequence[str]
     loading: LoadStateDictConfig
     conversions: Any
-    """What transformers converted when it read the names and shapes: it is what saving has to
-    turn back.
-    """
+    """The conversions that transformers found for the names and shapes; saving reverts them."""
 
     @classmethod
     def of(
@@ -118,8 +117,8 @@ class Parts:
         dtype: torch.dtype,
         ref: str,
     ) -> "Parts":
-        """Read off names and shapes what belongs where; `empty`, without numbers, becomes of the
-        types that the model will have.
+        """Find out from names and shapes which tensor belongs to which block. `empty`, a model
+        without numbers, gets the types that the model will have.
         """
         layers = block_list(empty)
         described = dict(empty.state_dict())
@@ -139,7 +138,8 @@ class Parts:
                 by_block[_index(target, layers)].append(name)
             else:
                 outside.append(name)
-        # Shapes alone are converted, once: what comes of it says what every block will be.
+        # The whole checkpoint is converted once, as shapes alone. That shows whether the files fit,
+        # and what every block will be.
         shapes: dict[str, Tensor] = {}
         for name, tensor in stored.items():
             shapes[name] = torch.empty(tensor.shape, dtype=dtype, device="meta")
@@ -155,8 +155,8 @@ class Parts:
         return parts
 
     def inside(self, model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters of the blocks. Raises `ModelError` for one that has another name
-        too.
+        """Yield the parameters of the blocks, with their names. Raises `ModelError` for a parameter
+        that has another name too.
         """
         places = list(model.named_parameters(remove_duplicate=False))
         names = Counter(id(parameter) for _, parameter in places)
@@ -175,16 +175,18 @@ class Parts:
         """Read the block `index` into `model`. Raises `ModelError` for files that lack any of
         the parameters that are `wanted`.
         """
-        # Loading a part of the model would have saving turn back only that part's conversions.
-        known = model._weight_conversions
+        # Loading sets the conversions to those of this part, but saving must revert all.
+        conversions = model._weight_conversions
         with quiet(), self.slices(self.by_block[index]) as tensors:
             loaded, _ = convert_and_load_state_dict_in_model(model, dict(tensors), self.loading)
-        model._weight_conversions = known
+        model._weight_conversions = conversions
         self._check(loaded, set(wanted))
 
     @contextmanager
     def slices(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Yield tensors that are read when they are indexed, while the context lasts."""
+        """Give these tensors by name. They are read when they are indexed, while the context
+        lasts.
+        """
         opened: dict[Path, Any] = {}
         slices: dict[str, Any] = {}
         remedy = "; check that all its files are there"
@@ -198,7 +200,9 @@ class Parts:
             yield slices
 
     def _check(self, loaded: Any, wanted: set[str]) -> None:
-        """Raise `ModelError` unless all that is wanted was there, in its shape."""
+        """Raise `ModelError` unless loading found all parameters that are `wanted`, in their
+        shapes.
+        """
         if loaded.conversion_errors:
             name = min(loaded.conversion_errors)
             raise ModelError(
@@ -214,12 +218,13 @@ class Parts:
 
 
 def _target(name: str, mapping: Sequence[Any], prefix: str, described: dict[str, Tensor]) -> str:
-    """The parameter that a tensor of a file becomes, or the first of those it becomes a part of,
-    as transformers finds it.
+    """The name of the parameter that a tensor of a file becomes, or becomes a part of, as
+    transformers finds it; of several the first.
     """
     renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
     converters = [step for step in mapping if isinstance(step, WeightConverter)]
     renamed, _ = rename_source_key(name, renamings, converters, prefix, described)
+    # A renaming may be meant for older files, and spoil a name that is right already.
     if renamed not in described and name in described:
         renamed, _ = rename_source_key(name, [], [], prefix, described)
     return renamed
@@ -231,15 +236,16 @@ def _index(name: str, layers: str) -> int:
 
 
 def read_when_run(model: PreTrainedModel, residence: Residence) -> None:
-    """Have the numbers of each block read when its forward is called, and let go when that ends:
-    so whatever runs the model gets along.
+    """Have the numbers of each block read when its forward is called, and freed when that ends.
+    Then any code can run the model.
     """
     for index, block in enumerate(model.get_submodule(block_list(model)).children()):
         block.forward = _holding(residence, index, block.forward)
 
 
 def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)  # transformers reads names of parameters off a block's forward
+    # transformers looks at the names of a forward's parameters.
+    @wraps(forward)
     def held_forward(*args: Any, **kwargs: Any) -> Any:
         with residence.held(index):
             return forward(*args, **kwargs)
@@ -249,7 +255,7 @@ def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> C
 
 @final
 class OnDisk(Residence):
-    """The blocks of a model are in the files of its folder while they aren't held."""
+    """The numbers of a model's blocks are read from its folder, each while it is held."""
 
     on_disk: ClassVar[bool] = True
 
@@ -277,7 +283,8 @@ class OnDisk(Residence):
             yield
         finally:
             self._held[index] -= 1
-            if not self._held[index]:  # a walk and an edit may hold the same block
+            # A walk and an edit may hold the same block at once.
+            if not self._held[index]:
                 self._let_go(index)
 
     def absent(self) -> Mapping[int, Collection[str]]:
@@ -293,15 +300,16 @@ class OnDisk(Residence):
 
 
 def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> None:
-    """Write configuration and weights of `model` into `folder` as its `save_pretrained` would,
-    had it all numbers in memory.
+    """Write configuration and weights of `model` into `folder` as its `save_pretrained` would, if
+    all numbers were in memory.
     """
-    model.save_pretrained(folder, state_dict={})  # everything but the weights
+    # Without a state it writes everything but the weights.
+    model.save_pretrained(folder, state_dict={})
     described = saved_state(model, model.state_dict())
-    most = signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
+    shard_size = signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
     split = split_state_dict_into_shards_factory(
         described,
-        max_shard_size=most,
+        max_shard_size=shard_size,
         filename_pattern="model{suffix}.safetensors",
         get_storage_size=_storage_size,
         get_storage_id=_storage_id,
@@ -317,13 +325,13 @@ def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> 
     shards: dict[str, Shard] = {}
     for file, names in split.filename_to_tensors.items():
         shards[file] = Shard.of({name: described[name] for name in names}, folder / file)
-        shards[file].begin()  # with holes, which tensors fill in any order
+        shards[file].begin()
     for tensors in _in_turn(model, residence):
         by_file: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             by_file.setdefault(split.tensor_to_filename[name], {})[name] = tensor
-        for file, of_file in by_file.items():
-            shards[file].write(of_file)
+        for file, tensors_of_file in by_file.items():
+            shards[file].write(tensors_of_file)
 
 
 def _storage_size(tensor: Tensor) -> int:
@@ -331,13 +339,13 @@ def _storage_size(tensor: Tensor) -> int:
 
 
 def _storage_id(tensor: Tensor) -> int:
-    # The library's own id is an address, and what has no numbers has none.
+    # The library identifies memory by its address, but a tensor on the meta device has none.
     return tensor.untyped_storage()._cdata
 
 
 def saved_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a part of a model's state as it is saved: without what is there under another name,
-    under the names that its files have.
+    """Return a part of a model's state as it is saved: without what the model never saves, each
+    tied tensor once, under the names that files have.
     """
     ignored = model._keys_to_ignore_on_save or ()
     kept = {name: tensor for name, tensor in state.items() if name not in ignored}
@@ -345,8 +353,8 @@ def saved_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str
 
 
 def _in_turn(model: PreTrainedModel, residence: Residence) -> Iterator[dict[str, Tensor]]:
-    """The numbers to be saved: those outside the blocks, then those of each block while it is
-    held.
+    """The tensors to be saved, by name: those outside the blocks, then those of each block, while
+    it is held.
     """
     outside = model.state_dict()
     for names in residence.absent().values():
@@ -362,8 +370,8 @@ def _in_turn(model: PreTrainedModel, residence: Residence) -> Iterator[dict[str,
 @final
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file that is written in pieces: the text of its table, and at which byte
-    each tensor begins.
+    """One safetensors file that is written in pieces: `table` are the bytes before the tensors,
+    `places` says at which byte each tensor begins, and `size` is that of the file.
     """
 
     path: Path
@@ -373,8 +381,8 @@ class Shard:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], path: Path) -> "Shard":
-        """Lay out a file as the library does: by type, widest first, then by name; the table
-        filled up with spaces to whole words.
+        """Lay out a file as the safetensors library does: by type, widest first, then by name. The
+        table is filled up with spaces to a multiple of 8 bytes.
         """
         table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
@@ -393,7 +401,9 @@ class Shard:
         return cls(path, head, places, len(head) + end)
 
     def begin(self) -> None:
-        """Write the table, and make the file as long as it will be."""
+        """Write the table, and make the file as long as it will be; tensors fill it in any
+        order.
+        """
         with self.path.open("wb") as file:
             file.write(self.table)
             file.truncate(self.size)

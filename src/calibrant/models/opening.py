@@ -1,9 +1,9 @@
-"""Opening a model by name: `smollm2`, `gemma3-270m`, a `.gguf` file, a folder of Hugging Face, or
-an id on its hub.
+"""Opening a model by name: `smollm2`, `gemma3-270m`, a `.gguf` file, a Hugging Face folder, or an
+id on the hub.
 
 Weights are read from safetensors or GGUF only, and no code that comes with a model is run unless
-the user trusts it. Whatever can't be opened is one sentence that says what was given, what is
-allowed and what to do.
+the user trusts it. What can't be opened raises an error whose one sentence says what was given,
+what is allowed and what to do.
 """
 
 import threading
@@ -65,16 +65,18 @@ from calibrant.spec.foreign import brief, did_you_mean, user_path
 from calibrant.spec.named import NAMED
 
 HUB_WORDS: Final = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What a tokenizer is read from."""
+"""Files of a hub's model that a tokenizer is read from."""
 HUB_FILES: Final = ("*.safetensors", *HUB_WORDS)
+"""Files that a model is read from."""
 HUB_CODE: Final = ("*.py",)
 HUB_NOT: Final = ("*/*", "consolidated*")
+"""Files that are never downloaded: those in folders, and second copies of the weights."""
 OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
 _GIVE: Final = "give a .gguf file, a folder, a hub id or smollm2"
 
 _ONE_AT_A_TIME: Final = threading.Lock()
-"""transformers switches how models are made for the whole process while it makes one: two
-threads would leave each other's switches set.
+"""While transformers makes a model, it switches settings of the whole process. Two threads at once
+would leave each other's settings switched.
 """
 
 
@@ -91,81 +93,82 @@ def open_model(
     another name of `calibrant list models`, a `.gguf` file, a folder as `save_pretrained` or an
     export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors
     files (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run,
-    unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); `digest`
-    covers that code then. With `on_disk` a block's numbers are read from the folder while it is
-    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it
-    is. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
+    unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); then `digest`
+    covers that code too. With `on_disk` a block's numbers are read from the folder while it is
+    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must not change
+    meanwhile. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested
+    here.
     """
-    where = resolve_device(device)
-    numbers = resolve_dtype(dtype, where)
+    target = resolve_device(device)
+    resolved = resolve_dtype(dtype, target)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
     if on_disk:
-        _check_on_disk(path, where, ref)
+        _check_on_disk(path, target, ref)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             hashed = weights if sparse is None else (*weights, path / SHEET)
             # A thread hashes the files while this one makes the model of them.
-            with ThreadPoolExecutor(1) as beside:
-                hashing = beside.submit(file_digests, path, hashed, trust)
+            with ThreadPoolExecutor(1) as threads:
+                hashing = threads.submit(file_digests, path, hashed, trust)
                 model, tokenizer, residence = _open_folder(
-                    path, weights, sparse, ref, numbers, trust, on_disk
+                    path, weights, sparse, ref, resolved, trust, on_disk
                 )
             digests = hashing.result()
             digest = folder_digest(digests)
-            # What a model that we saved says about its origin stays true of everything measured on
-            # it.
+            # A model that we saved may have a note about its origin, which all that is measured on
+            # it must repeat.
             manifest = check_unchanged(path, digests) or {}
             note = str(manifest.get("note", ""))
         else:
             digest = file_digest(path)
             check_unchanged(path, {path.name: digest})
-            model, tokenizer, note = open_gguf(path, numbers, digest)
+            model, tokenizer, note = open_gguf(path, resolved, digest)
             residence = IN_MEMORY
     forget_quantization(model)
     model = model.eval()
-    # Where blocks are on disk it is on the processor already, and `to` can't move the meta device.
+    # A model with blocks on disk is on the processor, and `to` can't move tensors without numbers.
     if not on_disk:
-        model = model.to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
-    return Opened(model, tokenizer, ref, digest, note, numbers, residence)
+        model = model.to(target)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    return Opened(model, tokenizer, ref, digest, note, resolved, residence)
 
 
 def outlined(
     ref: str, dtype: str = "auto", device: str = "auto"
 ) -> tuple[ModelView | None, torch.dtype]:
-    """Return a view of the model that `ref` names, without its numbers, and the type that it would
-    be opened in; only its configuration is read.
+    """Return a view of the model that `ref` names, without numbers, and the type that it would be
+    opened in. Only its configuration and the headers of its files are read.
 
-    None in the place of the view where blocks can't be left on disk: for what is no folder of plain
-    safetensors, code of its own, and another device than the processor. Raises `ModelError` for a
-    configuration that can't be read.
+    The view is None where blocks can't be left on disk: for anything but a folder of plain
+    safetensors, for a model made by code of its own, and for another device than the processor.
+    Raises `ModelError` for a configuration that can't be read.
     """
-    where = resolve_device(device)
+    target = resolve_device(device)
     trust = trusted(None)
-    numbers = resolve_dtype(dtype, where)
+    resolved = resolve_dtype(dtype, target)
     path = _locate(ref, code=trust)
-    if not path.is_dir() or where.type != "cpu" or sparse_folder(path, ref) is not None:
-        return None, numbers
+    if not path.is_dir() or target.type != "cpu" or sparse_folder(path, ref) is not None:
+        return None, resolved
     weights = weight_files(path, ref)
     stored = stored_tensors(weights)
     if packed_folder(path, ref, weights, stored) is not None:
-        return None, numbers
+        return None, resolved
     with _ONE_AT_A_TIME, quiet():
-        _, empty = _described(path, stored, ref, numbers, trust)
-    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), numbers
+        _, empty = _described(path, stored, ref, resolved, trust)
+    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), resolved
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model
     of transformers with plain weights.
 
-    `folder` is one that `prune`, `quantize` or `export` wrote, or a form in it, such as
-    `pruned/sparse` (`--export sparse`), whose zeros, codes and factors become the numbers that they
-    stand for: the same as those of the folder beside it, bit for bit. So the model takes as much
-    memory as the dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises
-    `ModelError` for what can't be opened, is damaged or doesn't fit.
+    `folder` is one that `prune`, `quantize` or `export` wrote, or an export in it, such as
+    `pruned/sparse` (`--export sparse`). Zeros, codes and factors there become the numbers that they
+    stand for: bit for bit those of the folder around it. So the model takes as much memory as the
+    dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises `ModelError` for what
+    can't be opened, is damaged or doesn't fit.
 
     >>> from calibrant.testing import tiny_folder
     >>> import tempfile
@@ -183,8 +186,8 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
 
 
 def saved_dtype(folder: Path) -> str:
-    """Return the type of numbers that a model's folder says it was saved in; `float32` where it
-    says none, as transformers has it.
+    """Return the name of the type that a folder says its model was saved in; `float32` where it
+    says none, as transformers assumes.
     """
     config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     for name in ("dtype", "torch_dtype"):
@@ -195,10 +198,11 @@ def saved_dtype(folder: Path) -> str:
 
 
 def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
-    """Return the tokenizer of the model that `ref` names, and that name; the weights are neither
-    read nor downloaded, and needn't be there.
+    """Return the tokenizer of the model that `ref` names, and `ref`. Weights are neither read nor
+    downloaded, and needn't be there.
 
-    It is the one that `open_model(ref)` gives, so a set read with either has the same fingerprint.
+    It is the same tokenizer as that of `open_model(ref)`, so calibration sets have the same
+    fingerprint with either.
     `trust_remote_code` as `open_model` has it. Raises `ModelError` for what can't be opened.
     """
     trust = trusted(trust_remote_code)
@@ -211,8 +215,8 @@ def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any
 
 
 def located(ref: str) -> Path:
-    """Return the file or folder on this machine that holds the model which `ref` names.
-    `ModelError` if there is none; nothing is downloaded.
+    """Return the file or folder on this machine that holds the model which `ref` names. Nothing is
+    downloaded. Raises `ModelError` if there is none.
     """
     return _locate(ref, local=True)
 
@@ -231,8 +235,8 @@ def gguf_of(ref: str) -> Path | None:
 def _locate(
     ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False
 ) -> Path:
-    """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are
-    downloaded, unless they must be `local`.
+    """The file or folder that holds the model which `ref` names. Of a hub id `files` are
+    downloaded, with `code` those with code too; with `local` they must be on this machine already.
     """
     if not ref:
         raise ModelError(f"the model's name is empty (''); {_GIVE}", subject=ref)
@@ -304,7 +308,9 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
 
 
 def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
-    """Raise `ModelError` unless the blocks of such a model can stay on disk."""
+    """Raise `ModelError` unless the blocks of a model at `path` can stay on disk for this
+    device.
+    """
     if not path.is_dir():
         raise ModelError(
             f"{ref} is a single file, and only blocks of a folder of safetensors can be left on "
@@ -322,8 +328,8 @@ def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
 def _described(
     path: Path, stored: Mapping[str, StoredTensor], ref: str, dtype: torch.dtype, trust: bool
 ) -> tuple[PreTrainedConfig, PreTrainedModel | None]:
-    """A folder's configuration, and the model without numbers that it describes; None where code
-    beside it makes the model.
+    """A folder's configuration, and the model without numbers that it describes; no model where
+    code of its own makes it.
     """
     room = Room.of([tensor.shape for tensor in stored.values()])
     config = read_config(path, ref, room, trust)

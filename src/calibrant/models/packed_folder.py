@@ -1,11 +1,15 @@
-"""Folders whose matrices are packed integers: the form `pack-quantized` of compressed-tensors, read
-and written without that library.
+"""Folders whose matrices are packed integers: the format `pack-quantized` of compressed-tensors,
+read and written without that library.
 
-A linear layer [out, in] is three tensors: `weight_packed`, int32 [out, words], in which code i of a
-row, made positive by adding 2^(bits-1), begins at bit i·bits, lowest bits first and across words;
-`weight_scale` [out, groups], in the model's type; `weight_shape`, [out, in]. Only symmetric grids
-are read: asymmetric ones don't open in most versions of the library, and what transformers doesn't
-know it fills with random numbers in silence.
+A linear layer [out, in] is three tensors:
+
+- `weight_packed`, int32 [out, words]: code i of a row begins at bit i·bits, lowest bits first, and
+  may lie across two words. 2^(bits-1) was added to each code, to make it positive.
+- `weight_scale` [out, groups], in the model's type.
+- `weight_shape`: [out, in].
+
+Only symmetric grids are read. Most versions of the library don't open asymmetric ones, and what
+transformers doesn't know it fills with random numbers in silence.
 """
 
 import math
@@ -33,18 +37,18 @@ SCALE: Final = "weight_scale"
 SHAPE: Final = "weight_shape"
 BITS: Final = range(2, 9)
 RANDOM: Final = ("bitmask", "sparse")
-"""Words of formats that readers have given up: transformers opens such a folder with random
-weights.
+"""Words in the names of formats that are read no more: transformers would open such a folder with
+random weights.
 """
 
 
 def pack_codes(codes: Int8[Tensor, "out in"], bits: int) -> Int32[Tensor, "out words"]:
-    """Return codes of so many bits as whole words of 32.
+    """Return the codes of each row, `bits` wide, packed into words of 32 bits.
 
     >>> pack_codes(torch.tensor([[-8, 7, 0]], dtype=torch.int8), 4).tolist()
     [[2288]]
     """
-    # In int16, in which adding half of the codes can't overflow.
+    # In int16 the sum can't overflow.
     positive = (codes.cpu().numpy().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     spread = np.unpackbits(positive[:, :, None], axis=2, bitorder="little")[:, :, :bits]
     rows = spread.reshape(len(positive), -1)
@@ -57,19 +61,19 @@ def pack_codes(codes: Int8[Tensor, "out in"], bits: int) -> Int32[Tensor, "out w
 def unpack_codes(
     words: Int32[Tensor, "out words"], bits: int, inputs: int
 ) -> Int8[Tensor, "out in"]:
-    """Return the codes again that `pack_codes` packed."""
+    """Return the codes that `pack_codes` packed, `inputs` in each row."""
     content = words.numpy().astype("<i4").view(np.uint8)
     spread = np.unpackbits(content, axis=1, bitorder="little")[:, : inputs * bits]
-    each = spread.reshape(len(words), inputs, bits)
-    positive = np.packbits(each, axis=2, bitorder="little")[:, :, 0]
+    bits_of_code = spread.reshape(len(words), inputs, bits)
+    positive = np.packbits(bits_of_code, axis=2, bitorder="little")[:, :, 0]
     return torch.from_numpy((positive.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8))
 
 
 @final
 @dataclass(frozen=True)
 class PackedFolder:
-    """The packed matrices of a folder: the bits of each by its module, and every tensor as it
-    will be once they are unpacked.
+    """A folder with packed matrices: `bits` has the bits of each by its module, and `tensors` what
+    every tensor of the checkpoint is once they are unpacked.
     """
 
     files: Sequence[Path]
@@ -94,7 +98,9 @@ class PackedFolder:
 def dense_of(
     codes: Int8[Tensor, "out in"], scales: Float[Tensor, "out group"]
 ) -> Float[Tensor, "out in"]:
-    """Return what codes stand for, in the type of their scales: each value is rounded once."""
+    """Return the numbers that codes stand for, in the type of their scales; each is rounded
+    once.
+    """
     grouped = codes.unflatten(1, (scales.shape[1], -1)).to(scales.dtype)
     return (grouped * scales[:, :, None]).flatten(1)
 
@@ -102,7 +108,7 @@ def dense_of(
 def packed_folder(
     folder: Path, ref: str, weights: Sequence[Path], stored: Mapping[str, StoredTensor]
 ) -> PackedFolder | None:
-    """Return what is packed in a folder; None for one whose weights are plain numbers.
+    """Return a folder's packed matrices; None for a folder whose weights are plain numbers.
 
     Raises `ModelError` for a quantization of another kind, by its name, and for packed tensors
     whose shapes don't fit each other.
@@ -148,7 +154,11 @@ def packed_folder(
 def _unpacked(
     module: str, shape: Sequence[int], parts: Mapping[str, StoredTensor], bits: int, ref: str
 ) -> StoredTensor:
-    """The tensor that a packed one becomes, if its parts fit each other."""
+    """What a packed matrix is once it is unpacked. Raises `ModelError` unless its parts fit each
+    other.
+
+    `shape` is what `weight_shape` holds.
+    """
     words = parts[PACKED].shape
     scales = parts[SCALE].shape
     fits = (
@@ -166,29 +176,39 @@ def _unpacked(
 
 
 def _groups(settings: Any, ref: str) -> Mapping[str, int]:
-    """The bits of each target that the configuration names: `Linear`, or modules."""
+    """The bits of each target in a quantization config: `Linear`, or modules by name. Raises
+    `ModelError` for a quantization that isn't read.
+    """
     if not isinstance(settings, dict):
         settings = {}
     for name, value in entries(settings):
         if name == "format" and any(word in str(value) for word in RANDOM):
-            form = brief(str(value))[1:-1]
+            # Without the quotes around it.
+            format_name = brief(str(value))[1:-1]
             raise ModelError(
-                f"{ref} is stored as {form}, which transformers would fill with random numbers; "
-                "give the model before its compression",
+                f"{ref} is stored as {format_name}, which transformers would fill with random "
+                "numbers; give the model before its compression",
                 subject=ref,
             )
-    method = settings.get("quant_method", "unknown")
-    form = settings.get("format")
-    if method != METHOD or form != FORMAT:
-        named = brief(method)[1:-1]
-        if isinstance(form, str):
-            named = f"{named}, {brief(form)[1:-1]}"
+    method_name = settings.get("quant_method", "unknown")
+    format_name = settings.get("format")
+    if method_name != METHOD or format_name != FORMAT:
+        named = brief(method_name)[1:-1]
+        if isinstance(format_name, str):
+            named = f"{named}, {brief(format_name)[1:-1]}"
         raise ModelError(
             f"{ref} is quantized already ({named}); give the model before its quantization",
             subject=ref,
         )
-    found: dict[str, int] = {}
-    for group in (settings.get("config_groups") or {}).values():
+    config_groups = settings.get("config_groups") or {}
+    if not isinstance(config_groups, dict):
+        raise ModelError(
+            f"{ref} has quantization groups that can't be read ({brief(config_groups)}); check its "
+            "quantization_config",
+            subject=ref,
+        )
+    bits_by_target: dict[str, int] = {}
+    for group in config_groups.values():
         scheme = group.get("weights") if isinstance(group, dict) else None
         if not _is_read(scheme):
             raise ModelError(
@@ -202,9 +222,16 @@ def _groups(settings: Any, ref: str) -> Mapping[str, int]:
                 "give the model before that",
                 subject=ref,
             )
-        for target in group.get("targets") or ():
-            found[str(target)] = int(scheme["num_bits"])
-    return found
+        targets = group.get("targets") or []
+        if not isinstance(targets, list):
+            raise ModelError(
+                f"{ref} has quantization targets that are no list ({brief(targets)}); check its "
+                "quantization_config",
+                subject=ref,
+            )
+        for target in targets:
+            bits_by_target[str(target)] = int(scheme["num_bits"])
+    return bits_by_target
 
 
 def _is_read(scheme: Any) -> TypeGuard[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""The libraries below speak to their own users: what they print is kept back, and what they
-raise is quoted in one line.
+"""Keeps back what transformers and other libraries print, and quotes what they raise in one line:
+they speak to their own users, not to ours.
 """
 
 import warnings
@@ -18,7 +18,7 @@ LONGEST: Final = 200
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' warnings and progress bars; as it was afterwards."""
+    """While it lasts, transformers shows no warnings and no progress bars."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -38,17 +38,19 @@ def quoted(error: BaseException) -> str:
     class's name if it says nothing.
     """
     text = visible(" ".join(str(error).split())).rstrip(".: ") or type(error).__name__
-    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+    if len(text) <= LONGEST:
+        return text
+    return text[:LONGEST].rsplit(" ", 1)[0] + " …"
 
 
 @final
 class Refusal:
-    """While it lasts, whatever a library raises over the files it was given is a `ModelError`:
-    `before`, what the library says, `after`.
+    """While it lasts, whatever a library raises because of its files becomes a `ModelError`. Its
+    message is `before`, what the library says in brackets, and `after`.
 
-    A mangled file can make transformers raise nearly anything, tokenizers raises plain `Exception`,
-    and what panics in Rust isn't even one. So this stands around a library's call and nothing else.
-    Errors of ours, interrupts and exits pass.
+    With a mangled file transformers raises nearly anything, tokenizers raises plain `Exception`,
+    and a panic in Rust isn't even an `Exception`. So all of these are caught, and only a library's
+    call should be inside. Errors of ours, interrupts and exits pass.
     """
 
     def __init__(self, before: str, after: str, subject: str) -> None:
@@ -67,6 +69,7 @@ class Refusal:
     ) -> None:
         if error is None or isinstance(error, CalibrantError):
             return
+        # Rust's panics arrive as a class of this module, below `BaseException`.
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
             message = f"{self._before} ({quoted(error)}){self._after}"
             raise ModelError(message, subject=self._subject) from error

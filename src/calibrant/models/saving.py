@@ -1,5 +1,7 @@
-"""What an open model is, and saving it as an ordinary Hugging Face folder, complete or not at
-all, with a `calibrant.json` that says what the model is and has the hash of every file.
+"""What an open model is, and saving it as an ordinary Hugging Face folder, complete or not at all.
+
+Each folder gets a manifest, `calibrant.json`, which says what the model is and has the hash of
+every file.
 """
 
 import errno
@@ -27,7 +29,9 @@ from calibrant.system.durable import appearing, flush, read_json, sealed, text_o
 from calibrant.system.seals import SEAL, BrokenSealError, Purpose
 
 FACTS: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
-"""What a message says of a folder of ours, with the word before it."""
+"""What a message says of a folder that we saved: each entry of the manifest, and the word before
+it.
+"""
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 MANIFEST: Final = "calibrant.json"
@@ -37,9 +41,9 @@ VERSION: Final = "calibrant"
 """The entry of a manifest with the version that wrote it."""
 WEIGHTS_SUFFIX: Final = ".safetensors"
 OTHER_READERS: Final = (".gguf", ".dat")
-"""The endings of what other programs read, and no model's folder is opened from."""
+"""Endings of files that only other programs read."""
 CARD: Final = "README.md"
-"""The model card: people edit it, and `evaluate` adds to it, so that its hash isn't kept."""
+"""The model card. People edit it, and `evaluate` adds to it, so its hash isn't kept."""
 
 _PURPOSE: Final[Purpose] = {"kind": "manifest"}
 _REMEDY: Final = (
@@ -50,8 +54,8 @@ _REMEDY: Final = (
 @final
 @dataclass
 class Opened:
-    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it
-    must say, such as "dequantized from Q4_1".
+    """A model ready to be used. `digest` is that of the weights' bytes. `note` is what every result
+    of the model must say, such as "dequantized from Q4_1".
 
     `residence` says whether its blocks are in memory or on disk; `view` is given it.
     """
@@ -74,10 +78,10 @@ def save(
     """Write model, tokenizer and `manifest` (as `calibrant.json`) to `folder`, which plain
     transformers opens; `beside` are more files by name.
 
-    Everything is written to a hidden folder beside it and appears by rename; whatever happens,
-    nothing half-written stays. The working dtype is the one saved. The manifest gets the model's
-    `note` if it has none. Raises `OutputError` for a folder that exists and isn't empty, and for a
-    disk that is full or can't be written.
+    Everything is written to a hidden folder beside it, which is then renamed; whatever happens,
+    nothing half-written stays. Numbers are saved in the type that they have now. The manifest gets
+    the model's `note` if it has none. Raises `OutputError` for a folder that exists and isn't
+    empty, and for a disk that is full or can't be written.
     """
     with saved(opened, folder, manifest, beside) as temporary:
         write_model(opened, temporary)
@@ -90,14 +94,14 @@ def saved(
     manifest: Mapping[str, Any],
     beside: Mapping[str, bytes] | None = None,
 ) -> Iterator[Path]:
-    """As `save`, but what is in the context writes the model, into the hidden folder that it is
-    given.
+    """Save as `save` does, but leave the writing of the model to the body of the `with`: it is
+    given the hidden folder to write into.
     """
     folder = Path(folder)
     check_output(folder)
     with quiet(), _appears(folder) as temporary:
         yield temporary
-        # The manifest is last: it has the hashes of everything else.
+        # The manifest is written last, since it has the hashes of everything else.
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
         write_manifest(temporary, {"note": opened.note, **manifest})
@@ -105,8 +109,8 @@ def saved(
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Write model and tokenizer into `folder` as transformers does; where blocks are on disk,
-    one after the other.
+    """Write model and tokenizer into `folder` as transformers does; blocks that are on disk are
+    written one after the other.
     """
     forget_quantization(opened.model)
     if opened.residence.on_disk:
@@ -117,9 +121,8 @@ def write_model(opened: Opened, folder: Path) -> None:
 
 
 def same_rights(file: Path) -> None:
-    """Give all files beside `file`, which was written as usual, its rights: safetensors lets
-    nobody but the owner read what it writes.
-    """
+    """Give all files beside `file` the rights that `file` has."""
+    # safetensors lets nobody but the owner read what it writes; `file` was written as usual.
     rights = file.stat().st_mode
     for other in file.parent.iterdir():
         if other.is_file():
@@ -127,8 +130,8 @@ def same_rights(file: Path) -> None:
 
 
 def check_output(folder: str | Path) -> None:
-    """Raise `OutputError` unless `folder` can be written: it must not exist or be empty, and its
-    place must be writable. Changes nothing.
+    """Raise `OutputError` unless `folder` can be written: it is empty or doesn't exist yet, and the
+    folder around it can be written. Changes nothing.
     """
     folder = user_path(folder, OutputError)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -166,9 +169,8 @@ def _kind_of(path: Path) -> str:
 
 
 def forget_quantization(model: PreTrainedModel) -> None:
-    """Remove what transformers remembers of a file's quantization: the weights are plain numbers
-    now, and such an entry would stop saving.
-    """
+    """Remove what transformers remembers of a file's quantization."""
+    # The weights are plain numbers now, and transformers wouldn't save a model with such entries.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
     for name in ("quantization_config", "_pre_quantization_dtype"):
@@ -177,8 +179,8 @@ def forget_quantization(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _appears(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside `folder`, renamed to it at the end; on any failure it and the
-    parents made for it are removed.
+    """Give a new hidden folder beside `folder`, and rename it to that at the end. On any failure
+    remove it, and the parents that were made for it.
     """
     whole = folder.absolute()
     try:
@@ -187,16 +189,17 @@ def _appears(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unsaved(folder, error.errno, str(error.strerror or error)) from error
     except SafetensorError as error:
-        # safetensors writes in Rust and keeps the system's error number in its message only.
+        # safetensors is written in Rust, and has the system's error number only in its message.
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else None
         raise _unsaved(folder, code, quoted(error)) from error
-    with suppress(OSError):  # it is there and whole; some places can't be flushed
+    # The folder is there and whole already, and some file systems can't be flushed.
+    with suppress(OSError):
         flush(whole.parent)
 
 
-def _unsaved(folder: Path, number: int | None, said: str) -> OutputError:
-    why = "the disk is full" if number in FULL else f"writing failed ({said})"
+def _unsaved(folder: Path, number: int | None, message: str) -> OutputError:
+    why = "the disk is full" if number in FULL else f"writing failed ({message})"
     return _not_writable(
         f"{folder} couldn't be saved: {why}; nothing of it was left behind, so make room or name "
         "another place",
@@ -219,13 +222,16 @@ def _description(folder: Path) -> str:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a folder in which everything else is, and see all of it to the disk."""
+    """Write the manifest of a folder in which everything else is, and flush all of it to the
+    disk.
+    """
     paths = list(_written(folder))
     # Hashing keeps a processor busy and flushing the disk, so both are done at the same time.
-    with ThreadPoolExecutor(1) as beside:
-        flushed = beside.map(flush, paths)
+    with ThreadPoolExecutor(1) as threads:
+        flushed = threads.map(flush, paths)
         digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
-        list(flushed)  # an error of the disk is raised here
+        # Raises what flushing raised in its thread.
+        list(flushed)
     document = sealed({**manifest, FILES: digests}, _PURPOSE)
     (folder / MANIFEST).write_text(text_of_json(document, ordered=True), encoding="utf-8")
     flush(folder / MANIFEST)
@@ -235,9 +241,9 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """Return what the `calibrant.json` of a folder that we saved says; None for every other folder.
+    """Return the manifest of a folder that we saved; None for every other folder.
 
-    Raises `ModelError` for one that is damaged.
+    Raises `ModelError` for a manifest that is damaged.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -251,7 +257,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
 def manifest_folder(ref: str | Path) -> Path:
     """Return the folder whose manifest is about the model that `ref` names.
 
-    It is that folder itself, or the folder that we saved which holds it as an export.
+    That is the folder `ref` itself, or the folder around it, if we saved that and `ref` is an
+    export in it.
     """
     path = Path(ref)
     if (path / MANIFEST).exists() or not path.exists() or not (path.parent / MANIFEST).is_file():
@@ -264,9 +271,9 @@ def check_unchanged(
 ) -> dict[str, Any] | None:
     """Return the manifest about the model at `place`, a folder or a file, if there is one.
 
-    `digests` are those of its files, by their names, that are known already. Without `weights` only
-    what a tokenizer is read from is compared. Raises `ModelError` for a file that isn't what was
-    written with the manifest, such as weights of another run.
+    `digests` are digests of its files, by name, that are known already. Without `weights` only the
+    files that a tokenizer is read from are compared. Raises `ModelError` for a file that isn't what
+    was written with the manifest, such as weights of another run.
     """
     home = manifest_folder(place)
     manifest = read_manifest(home)
@@ -291,11 +298,11 @@ def _not_as_written(path: Path, why: str) -> ModelError:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says. Raises `DataError` or `ValueError` for what is none."""
+    """What a manifest says. Raises `DataError` or `ValueError` for a file that is no sound one."""
     try:
         manifest = read_json(path, _PURPOSE)
     except DataError:
-        # Before there were seals, a manifest might hold NaN.
+        # A manifest from before there were seals may hold NaN, which `read_json` refuses.
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or {FILES, SEAL} & manifest.keys():
             raise
@@ -310,8 +317,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file of this name is somebody else's: sound JSON without our entries. What is
-    damaged may be ours.
+    """Whether a file of the manifest's name is another program's: sound JSON without our entries. A
+    damaged file counts as ours.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -327,10 +334,10 @@ def _maps_text_to_text(value: Any) -> bool:
 
 
 def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bool:
-    """Whether a file that was written into the folder `home` is read with the model in the folder
-    `place`, or tells of it.
+    """Whether a file in the folder `home` belongs to the model in the folder `place`: it is read
+    with it, or is a file directly in `home` that isn't weights.
 
-    `forms` are the folders, in `home`, that each hold a model of their own.
+    `forms` are the folders in `home`, by their paths there, that each hold a model of their own.
     """
     if path.suffix in OTHER_READERS:
         return False
@@ -340,7 +347,7 @@ def _is_read(path: Path, place: Path, home: Path, forms: Collection[Path]) -> bo
 
 
 def _form_of(inside: Path, forms: Collection[Path]) -> Path:
-    """The innermost folder around a file that holds a model of its own."""
+    """The innermost of the folders `forms` around a file; an empty path if there is none."""
     for folder in inside.parents:
         if folder in forms:
             return folder

@@ -1,16 +1,16 @@
-"""A model as it was, to be brought back bit for bit: numbers, structure and configuration.
+"""Remembers a model's numbers, structure and configuration, and restores them bit for bit.
 
     snapshot = Snapshot.of(view)
     …                      # matrices set, blocks or experts dropped, norms folded, the head untied
     snapshot.restore()
 
-Of the structure it keeps references: which module holds which parts, parameters, buffers and plain
-values. Of numbers it keeps nothing until they are about to be overwritten (`changing.will_change`):
-then it copies that tensor, once, however often it is overwritten later. So a snapshot of a model
-that nobody touches takes next to no memory, and at most it takes a second copy of the model.
+Of the structure a snapshot keeps references: which module holds which parts, parameters, buffers
+and plain values. A tensor's numbers are copied when they are about to be overwritten for the first
+time (`changing.will_change`), and not before. So a snapshot of a model that nobody changes takes
+next to no memory, and no snapshot takes more than a second copy of the model.
 
-What was overwritten without a word can't be brought back. PyTorch counts the changes of a tensor,
-so that is found, and is an error.
+Numbers that are overwritten without that call can't be restored. PyTorch counts the changes of a
+tensor, so this is noticed, and is an error.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class Snapshot(Listener):
         self._in_memory: dict[int, list[_Numbers]] = {}
         for numbers in self._numbers.values():
             self._in_memory.setdefault(_memory_of(numbers.original), []).append(numbers)
-        # From here on it is told of changes, so everything that it needs for that is there.
+        # Last, since from here on `will_change` may be called.
         super().__init__()
 
     @classmethod
@@ -65,8 +65,8 @@ class Snapshot(Listener):
         self._view.refresh()
 
     def original(self, weight: Weight) -> Tensor:
-        """Return the numbers of a matrix of the untouched model as it stores them, to be left as
-        they are; `[in, out]` if `transposed`.
+        """Return the original numbers of a matrix as the model stores them, `[in, out]` if it is
+        `transposed`. They must not be changed.
 
         Raises `ModelError` for a matrix of another model, or one that was made since.
         """
@@ -81,26 +81,26 @@ class Snapshot(Listener):
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
-        """While it is entered, the model is what it was; then it is again what it had become.
-        Numbers are exchanged and not copied.
+        """While it lasts, the model is what it was; afterwards it is again what it is now. Numbers
+        are exchanged and not copied.
 
         Nothing may be overwritten meanwhile.
         """
-        now = Structure.of(self._view.model)
+        current_structure = Structure.of(self._view.model)
         for numbers in self._numbers.values():
             numbers.check()
         # Exchanging `data` writes nothing: both sets of numbers stay where they are, and only the
         # parameters point elsewhere for a while.
-        become = [(numbers, numbers.tensor.data) for numbers in self._numbers.values()]
+        current = [(numbers, numbers.tensor.data) for numbers in self._numbers.values()]
         try:
             for numbers in self._numbers.values():
                 numbers.tensor.data = numbers.kept
             self._structure.put_back()
             yield
         finally:
-            for numbers, data in become:
+            for numbers, data in current:
                 numbers.tensor.data = data
-            now.put_back()
+            current_structure.put_back()
 
     def bytes(self) -> int:
         """Return the memory that the copies take."""
@@ -110,15 +110,15 @@ class Snapshot(Listener):
 
 @final
 class _Numbers:
-    """One parameter or buffer, what it held, and a copy of that from the moment on at which it
-    is overwritten.
+    """One parameter or buffer, its original numbers, and a copy of them once they are
+    overwritten.
     """
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
         self.tensor = tensor
-        # An alias with a count of changes of its own: it keeps these numbers also when the
-        # parameter is given others.
+        # An alias of the same memory. It still has these numbers when the parameter's `data` is
+        # replaced.
         self.original = tensor.data
         self.copied: Tensor | None = None
         self._version = tensor._version
@@ -134,8 +134,8 @@ class _Numbers:
             self.copied = self.original.clone()
 
     def check(self) -> None:
-        # PyTorch raises `_version` with every write in place, also through a view. A parameter that
-        # was given other memory kept its old numbers.
+        # PyTorch raises `_version` with every write in place, also through a view. Where the
+        # parameter was given other memory, the old numbers weren't overwritten.
         changed = self._is_in_place and self.tensor._version != self._version
         if self.copied is None and changed:
             raise ModelError(

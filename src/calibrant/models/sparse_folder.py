@@ -1,11 +1,11 @@
-"""Folders of the export `sparse`: matrices without their zeros, codes and factors as they are, read
-into an ordinary model of transformers.
+"""Folders of the export `sparse`: matrices without their zeros, or as codes or factors. They are
+read into an ordinary model of transformers.
 
-`sparse.json` says which tensors a model's checkpoint has and how each is stored: in one of the
-layouts of `compact`, or in a packed form whose tensors are in such layouts. The numbers are in
-`sparse-00001.safetensors` and so on. No reader of plain checkpoints looks for these names, so none
-fills what it lacks with random numbers. Each tensor has the SHA-256 of its bytes beside it: what is
-read is what was written, or an error.
+The sheet, `sparse.json`, says which tensors a model's checkpoint has and how each is stored: in one
+of the layouts of `compact`, or in a packed form whose tensors are in such layouts. The numbers are
+in `sparse-00001.safetensors` and so on. No reader of plain checkpoints looks for these names, so
+none fills what it lacks with random numbers. The sheet has the SHA-256 of each tensor's bytes, so
+what is read is what was written, or an error.
 """
 
 import json
@@ -36,7 +36,7 @@ SHEET: Final = "sparse.json"
 FORMAT: Final = "calibrant-sparse"
 VERSION: Final = 1
 MOST: Final = 2**32
-"""Bytes after which a file is full; a tensor that is larger has one of its own."""
+"""A file gets no further tensors once it has so many bytes."""
 
 _AGAIN: Final = "copy or download the folder again, or export it once more"
 
@@ -44,8 +44,8 @@ _AGAIN: Final = "copy or download the folder again, or export it once more"
 @final
 @dataclass(frozen=True)
 class SparseFolder:
-    """A folder whose sheet was read: its files, what the sheet says of each tensor, and every
-    tensor as it will be when it is whole.
+    """A folder whose sheet was read: its files, the sheet's entry of each tensor, and what each
+    tensor is once it is whole.
     """
 
     ref: str
@@ -54,8 +54,8 @@ class SparseFolder:
     tensors: Mapping[str, StoredTensor]
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of the checkpoint. Raises `ModelError`, by its name, for one that
-        isn't stored as the sheet says.
+        """Yield every tensor of the checkpoint, whole, with its name. Raises `ModelError`, naming
+        it, for one that isn't stored as the sheet says.
         """
         with ExitStack() as stack:
             files: dict[str, Any] = {}
@@ -82,12 +82,12 @@ class SparseFolder:
 def sparse_folder(folder: Path, ref: str) -> SparseFolder | None:
     """Return what a folder of the export `sparse` holds; None for every other folder.
 
-    Raises `ModelError` for a sheet that is damaged, of another version, or asks for more numbers
-    than the files have bits, and for files that lack something which it names, or hold what it
-    doesn't.
+    Raises `ModelError` for a sheet that is damaged, is of another version, or asks for more numbers
+    than the files have bits. It does so too for files that lack a tensor which the sheet names, or
+    hold one that it doesn't name.
     """
     names = check_plain(folder, ref)
-    # A folder with plain weights too is a plain one.
+    # A folder that has plain weights too is read as a plain one.
     if SHEET not in names or WEIGHTS in names or INDEX in names:
         return None
     sheet = read_object(folder / SHEET)
@@ -123,8 +123,8 @@ def _describes_tensors(entries: Any) -> TypeGuard[dict[str, dict[str, Any]]]:
 
 
 def _files(folder: Path, ref: str, names: Sequence[str], listed: Any) -> tuple[Path, ...]:
-    """The files that the sheet lists: plain ones of the folder, and all safetensors that are
-    there.
+    """The files that the sheet lists. Raises `ModelError` unless they are just the safetensors
+    files of the folder.
     """
     present = sorted(name for name in names if name.endswith(".safetensors"))
     texts = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
@@ -139,18 +139,18 @@ def _files(folder: Path, ref: str, names: Sequence[str], listed: Any) -> tuple[P
 def _checked(
     folder: Path, ref: str, files: Sequence[Path], entries: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, StoredTensor]:
-    """Every tensor as it will be, once it is clear that the files hold its parts and that there
-    is room for it.
+    """What every tensor is once it is whole. Raises `ModelError` unless the files hold just the
+    parts of these tensors, and have room for so many numbers.
     """
     stored = stored_tensors(files)
     used: set[str] = set()
     tensors: dict[str, StoredTensor] = {}
-    inside = 0
+    stored_numbers = 0
     for name, entry in entries.items():
         with Refusal(f"{folder / SHEET} says of {brief(name)} what can't be", f"; {_AGAIN}", name):
             shape, dtype = declared(entry)
             for layout in _layouts(entry):
-                inside += prod(declared(layout)[0])
+                stored_numbers += prod(declared(layout)[0])
                 used.update(layout["parts"].values())
             word = WORDS.get(dtype, str(dtype).removeprefix("torch."))
             tensors[name] = StoredTensor(shape, word, SHEET)
@@ -166,8 +166,8 @@ def _checked(
         raise ModelError(
             f"{ref} holds {brief(name)}, which its {SHEET} doesn't name; {_AGAIN}", subject=name
         )
-    numbers = max(inside, sum(tensor.count for tensor in tensors.values()))
-    # A number takes a bit at least, in every layout but that of zeros.
+    numbers = max(stored_numbers, sum(tensor.count for tensor in tensors.values()))
+    # A number takes at least one bit in every layout but `zeros`, to which `SPARE` sets a limit.
     most = 8 * sum(path.stat().st_size for path in files) + SPARE
     if numbers > most:
         raise ModelError(
@@ -179,8 +179,8 @@ def _checked(
 
 
 def _layouts(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What is said of each tensor in a layout: of the tensor itself, or of those of its packed
-    form.
+    """The facts of all tensors that an entry of the sheet stores in a layout: the tensor itself, or
+    those of its packed form. Raises `ValueError` for facts without names of parts.
     """
     layouts = list(entry["tensors"].values()) if "form" in entry else [entry]
     for layout in layouts:
@@ -194,7 +194,7 @@ def _layouts(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _tensor_of(entry: Mapping[str, Any], get: Callable[[str], Tensor]) -> Tensor:
     """The tensor that an entry of the sheet describes."""
     if "form" not in entry:
-        # Numbers of its own, whatever other tensors are stored by the same part.
+        # A copy, since several tensors may be stored by the same part.
         return _whole(entry, get).clone()
     shape, dtype = declared(entry)
     parts = {key: _whole(facts, get) for key, facts in entry["tensors"].items()}
@@ -215,20 +215,20 @@ def _whole(facts: Mapping[str, Any], get: Callable[[str], Tensor]) -> Tensor:
 
 
 def write_form(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a packed form as plain JSON data and tensors in which the code of a removed weight
-    is 0, also where its group has a zero point.
+    """Return a packed form as plain JSON data and tensors. In these the code of a removed weight is
+    0, also where its group has a zero point: so it needn't be stored.
     """
     facts, tensors = to_stored(packed)
     if not isinstance(packed, Codes) or packed.zeros is None:
         return facts, tensors
     zeros = _by_input(packed.zeros, packed.codes)
-    codes = _turned(packed.codes, -zeros, packed.grid.bits)
+    codes = _rotated(packed.codes, -zeros, packed.grid.bits)
     return {**facts, "around_zeros": True}, {**tensors, "codes": codes}
 
 
 def read_form(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
-    """Return the packed form again. `KeyError` for one that nothing here defines, `ValueError`
-    for what is none of it.
+    """Return the packed form that `write_form` wrote. Raises `KeyError` for a form that isn't
+    known, and `ValueError` for facts and tensors that don't make one.
     """
     packed = from_stored(facts, tensors)
     if not facts.get("around_zeros"):
@@ -236,30 +236,30 @@ def read_form(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed
     if not isinstance(packed, Codes) or packed.zeros is None:
         raise ValueError("it has no zero points")
     zeros = _by_input(packed.zeros, packed.codes)
-    return replace(packed, codes=_turned(packed.codes, zeros, packed.grid.bits))
+    return replace(packed, codes=_rotated(packed.codes, zeros, packed.grid.bits))
 
 
 def _by_input(zeros: Int8[Tensor, "out group"], codes: Int8[Tensor, "out in"]) -> Tensor:
-    """The zero point of each code."""
+    """The zero point of each code, [out, in], in a type in which sums with codes don't overflow."""
     return zeros.repeat_interleave(codes.shape[1] // zeros.shape[1], dim=1).to(torch.int16)
 
 
-def _turned(codes: Int8[Tensor, "out in"], steps: Tensor, bits: int) -> Int8[Tensor, "out in"]:
-    """Codes moved by so many steps in the circle of all codes of so many bits: it takes no more
-    bits, and is undone by the opposite.
+def _rotated(codes: Int8[Tensor, "out in"], steps: Tensor, bits: int) -> Int8[Tensor, "out in"]:
+    """Add `steps` to the codes, in the circle of all codes of so many bits. They take no more bits
+    then, and the opposite steps undo it.
     """
     half = 2 ** (bits - 1)
-    turned = (codes.to(torch.int16) + steps + half).remainder(2 * half)
-    return (turned - half).to(torch.int8)
+    rotated = (codes.to(torch.int16) + steps + half).remainder(2 * half)
+    return (rotated - half).to(torch.int8)
 
 
 @final
 class SparseWriter:
-    """Writes the tensors of a checkpoint into `place`, one after the other; `finish` writes the
-    sheet.
+    """Writes the tensors of a checkpoint into the folder `place`, one after the other; `finish`
+    writes the sheet.
 
-    `forms` are all packed forms that may come: what several of them share is stored once, and
-    counted once for all of these.
+    `forms` are all packed forms that may come. A tensor that several of them share is stored once,
+    and each of them counts its part of the bytes.
     """
 
     def __init__(self, place: Path, forms: Iterable[Packed] = ()) -> None:
@@ -269,7 +269,7 @@ class SparseWriter:
             # Codes and blocks are of one matrix alone: to hash them all would take long.
             if not isinstance(form, Codes | GgmlBlocks):
                 _, tensors = to_stored(form)
-                self._shared.update(map(_known_by, tensors.values()))
+                self._shared.update(map(_content_key, tensors.values()))
         self._entries: dict[str, Any] = {}
         self._names: dict[str, str] = {}
         self._waiting: dict[str, Tensor] = {}
@@ -284,10 +284,11 @@ class SparseWriter:
     def add(
         self, name: str, tensor: Tensor, packed: Packed | None = None, transposed: bool = False
     ) -> None:
-        """Store a tensor without its zeros, or in a packed form of it, transposed if so, where
-        that takes less; `packed.dense()` is the tensor.
+        """Store a tensor without its zeros, or in its packed form where that takes less.
+
+        `packed.dense()` is the tensor, or its transpose with `transposed`.
         """
-        about = {
+        description = {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "sha256": digest(tensor),
@@ -298,16 +299,16 @@ class SparseWriter:
             entry = self._kept(name, plain)
         elif transposed:
             entry["transposed"] = True
-        self._entries[name] = {**entry, **about}
+        self._entries[name] = {**entry, **description}
         self._before += tensor.nbytes
         if self._after - self._written >= MOST:
             self._flush()
 
     def _packed(self, name: str, packed: Packed, most: int) -> dict[str, Any] | None:
-        """Store a packed form; None where it takes as much as `most` bytes, or more."""
+        """Store a packed form, and return its entry; None where it takes `most` bytes or more."""
         form, tensors = write_form(packed)
         inside = {key: Compact.of(tensor) for key, tensor in tensors.items()}
-        # What several forms share is counted in equal parts by each.
+        # Forms that share a tensor count equal parts of its bytes.
         size = sum(inside[key].size / self._uses(tensor) for key, tensor in tensors.items())
         if size >= most:
             return None
@@ -331,12 +332,12 @@ class SparseWriter:
 
     def _uses(self, tensor: Tensor) -> int:
         """How many packed forms have this tensor."""
-        return max(1, self._shared[_known_by(tensor)]) if self._shared else 1
+        return max(1, self._shared[_content_key(tensor)]) if self._shared else 1
 
     def _kept(self, name: str, compact: Compact, sharing: bool = False) -> dict[str, Any]:
         parts: dict[str, str] = {}
         for key, part in compact.parts.items():
-            known = _known_by(part) if sharing else f"{name}:{key}"
+            known = _content_key(part) if sharing else f"{name}:{key}"
             if known not in self._names:
                 self._names[known] = f"{name}:{key}"
                 self._waiting[f"{name}:{key}"] = part.contiguous()
@@ -349,8 +350,10 @@ class SparseWriter:
             self._files.append(f"sparse-{len(self._files) + 1:05}.safetensors")
             with usual_rights(self._place / self._files[-1]):
                 save_file(self._waiting, self._place / self._files[-1], metadata={"format": FORMAT})
-            self._waiting, self._written = {}, self._after
+            self._waiting = {}
+            self._written = self._after
 
 
-def _known_by(part: Tensor) -> str:
+def _content_key(part: Tensor) -> str:
+    """A text that is the same for tensors of the same type, shape and bytes."""
     return f"{part.dtype} {list(part.shape)} {digest(part)}"

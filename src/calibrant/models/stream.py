@@ -1,14 +1,14 @@
-"""The residual stream of a model: who reads it, through which norm, who writes to it; and which
-rows and columns are one hidden unit.
+"""The residual stream of a model: which matrices read it, through which norm, and which write to
+it; and which rows and columns make one hidden unit.
 
     stream = Stream.of(view)
     for norm in stream.norms:
         # The norm times the factors, its readers' columns divided by them: the logits stay.
         stream.rescale(norm, factors)
 
-It is derived from a forward of a few tokens (`tracing`), not from names. A model whose blocks do
-anything else than add to a stream what their matrices made of it is refused, with the operation at
-which it isn't understood.
+All this is found by a forward of a few tokens (`tracing`), not from names. The blocks of a model
+may only add to the stream what their matrices made of it. Any other model is refused, and the
+message names the operation that isn't understood.
 """
 
 from collections import Counter
@@ -46,8 +46,8 @@ class Norm:
     centres: bool
     """True where it subtracts the mean of its input: a LayerNorm, no RMSNorm."""
     others: tuple[str, ...]
-    """Operations besides products with matrices that its output goes into: then its scale can't
-    be moved into those.
+    """What its output goes into besides products with matrices. If there is anything, the norm's
+    scale can't be moved into the matrices.
     """
     module: nn.Module = field(repr=False, compare=False)
 
@@ -179,7 +179,7 @@ class Stream:
 
 @final
 class _TracedStream:
-    """What a trace of a model shows, put together."""
+    """Traces a model, and puts together what that shows."""
 
     def __init__(self, view: ModelView) -> None:
         self._view = view
@@ -221,9 +221,9 @@ class _TracedStream:
         writers: list[Writer] = []
         for name, weight in self._weights.items():
             place = outside if weight.block == OUTSIDE else inside
-            for norm in sorted(_siblings(reads, name)):
+            for norm in sorted(_sources_of(reads, name)):
                 place.append(Reader(weight, norms.get(norm)))
-            for norm in sorted(_siblings(writes, name)):
+            for norm in sorted(_sources_of(writes, name)):
                 writers.append(Writer(weight, norms.get(norm)))
         readers = (*inside, *outside)
         vectors = [(name, vector) for name, vector in self._vectors.items() if name in writes]
@@ -265,8 +265,8 @@ class _TracedStream:
     def _enter_block(
         self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """A block is called: its input is the stream, or what the embeddings made, from which on
-        it is called that.
+        """Note that a block is called. Its input must be the stream; for the first block it is what
+        the embeddings made, and is the stream from now on.
         """
         flow = self._flow
         hidden: Tensor | None = None
@@ -319,7 +319,7 @@ class _TracedStream:
         module = self._norms[name]
         offset, centres = _measured(module, self._width)
         others = set(self._flow.others.get(name, ()))
-        # A matrix that reads two things can't have one norm's scale divided out of it.
+        # The scale of one norm can't be moved into a matrix that reads something else too.
         for matrix, sources in self._flow.inputs.items():
             if name in sources and len(sources) > 1:
                 others.add(f"{matrix}, which reads something else too")
@@ -328,8 +328,8 @@ class _TracedStream:
         return Norm(name, offset or 0.0, centres, tuple(sorted(others)), module)
 
     def _hidden(self) -> Iterator[Hidden]:
-        """The hidden units of every matrix whose inputs are functions of rows that nothing else
-        has.
+        """The hidden units of every matrix whose inputs are functions of rows which no other
+        matrix's inputs are functions of.
         """
         rows_of: dict[str, frozenset[Rows]] = {}
         users: Counter[str] = Counter()
@@ -348,22 +348,22 @@ class _TracedStream:
                     yield hidden
 
     def _input_rows(self, name: str, down: Weight) -> frozenset[Rows]:
-        """The rows that the inputs of a matrix are functions of; none where it has had several
-        kinds of inputs, or others.
+        """The rows that the inputs of a matrix are functions of; none where they are no such
+        functions, or were different ones in different products.
         """
         pairs = self._flow.pairs.get(name, set())
         if not pairs and down.expert is not None:
             # An expert that no token of the probe reached has the rows that another has.
-            for other, of_other in self._flow.pairs.items():
+            for other, other_sources in self._flow.pairs.items():
                 if "[" in other and _twin(other) == _twin(name):
-                    pairs = {_of_expert(rows, down.expert) for rows in of_other}
+                    pairs = {_of_expert(rows, down.expert) for rows in other_sources}
                     break
         if len(pairs) != 1:
             return frozenset()
         (rows,) = pairs
         if down.expert is None:
             return rows
-        # What is put together of all experts shows the rows of all of them.
+        # Outputs of all experts in one tensor have the rows of all of them.
         return frozenset(part for part in rows if part.matrix.endswith(f"[{down.expert}]"))
 
     def _hidden_of(self, down: Weight, rows: frozenset[Rows]) -> Hidden | None:
@@ -427,16 +427,16 @@ def _vectors(view: ModelView) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}[{expert}]", bias
 
 
-def _siblings(sources: dict[str, set[str]], name: str) -> set[str]:
+def _sources_of(sources: dict[str, set[str]], name: str) -> set[str]:
     """Return the sources of a matrix's inputs; for an expert that no token of the probe reached,
     those of the others.
     """
     if name in sources or "[" not in name:
         return sources.get(name, set())
     found: set[str] = set()
-    for other, of_other in sources.items():
+    for other, other_sources in sources.items():
         if "[" in other and _twin(other) == _twin(name):
-            found |= of_other
+            found |= other_sources
     return found
 
 
@@ -461,7 +461,7 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
     """
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
-    # Numbers of many sizes, whose mean isn't zero.
+    # An input with numbers of many sizes, whose mean isn't zero.
     x = torch.linspace(-1.0, 2.0, width).square()[None]
     if not isinstance(weight, Tensor):
         return 0.0, torch.allclose(module(x), module(x + 3.0), atol=0.05)

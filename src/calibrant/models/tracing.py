@@ -1,12 +1,11 @@
 """Where numbers flow in a forward: which matrices read what, and what is added to what.
 
 A forward of a few tokens runs under a mode that sees every operation of PyTorch. Each tensor of
-interest carries a *label*: it is the residual stream; it is what a norm made of the stream; it is a
-sum of what matrices *made*; its features are functions of certain *rows* of matrices. An operation
-passes a label on only where that is certain to stay true. What isn't known to keep it loses it, and
-where the stream or a norm's output goes into such an operation, that is written down. So an
-architecture is never taken for simpler than it is: what isn't understood is said, whatever its
-modules are called.
+interest carries a *label*. It says that the tensor is the residual stream, that a norm made it of
+the stream, that it is a sum of what matrices *made*, or that its features are functions of certain
+*rows* of matrices. An operation passes a label on only where that is certain to stay true; through
+any other operation it is lost. Where the stream or a norm's output is lost so, that is noted. So an
+architecture is never taken for simpler than it is, whatever its modules are called.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +28,13 @@ softplus leaky_relu hardtanh square elu mish
 _ZERO: Final = "zeros_like new_zeros zeros"
 _EMPTY: Final = f"{_ZERO} empty_like new_empty ones_like new_ones full_like new_full"
 LAYOUT: Final = frozenset(_LAYOUT.split())
-"""Operations that take features as they are, or some of them, or put tokens elsewhere."""
+"""Operations that take all features or some of them, unchanged, or move tokens."""
 UNARY: Final = frozenset(_UNARY.split())
 """Functions of each number alone."""
 EMPTY: Final = frozenset(_EMPTY.split())
 """Operations that take nothing but shape and type from a tensor."""
 PRODUCTS: Final = ("mm", "addmm", "bmm", "linear", "baddbmm")
+"""Products with a matrix, or with those of all experts."""
 ZERO: Final = frozenset(_ZERO.split())
 SUMS: Final = ("add", "add_", "index_add", "index_add_")
 MULTIPLES: Final = ("mul", "mul_", "div", "div_")
@@ -68,7 +68,7 @@ class Label:
     """True of a matrix in another type."""
     zero: bool = False
     stale: bool = False
-    """True of another name of a memory that was written into since."""
+    """True where the tensor's memory was written into through another tensor since."""
 
 
 NOTHING: Final = Label()
@@ -125,13 +125,13 @@ class Flow(TorchDispatchMode):
         self._inside_norm = 0
 
     def label(self, x: Any) -> Label:
-        """Return what is known of a tensor; nothing of anything else."""
+        """Return what is known of a tensor; `NOTHING` for any other value."""
         tensor, label = self._labels.get(id(x), (None, NOTHING))
-        # A number is given anew when a tensor is gone, so the tensor itself is compared too.
+        # An `id` is used again when its tensor is gone, so the tensor itself is compared too.
         return label if tensor is x else NOTHING
 
     def put(self, x: Tensor, label: Label) -> None:
-        """Say what a tensor is. It is held, so that its address stays its own."""
+        """Note what is known of a tensor. It is held, so that its address stays its own."""
         if label == NOTHING:
             self._labels.pop(id(x), None)
             return
@@ -139,11 +139,11 @@ class Flow(TorchDispatchMode):
         self._in_memory.setdefault(_memory_of(x), set()).add(id(x))
 
     def into_norm(self) -> None:
-        """A norm begins: what it computes inside is its own affair."""
+        """Note that a norm begins; the operations inside it aren't looked at."""
         self._inside_norm += 1
 
     def out_of_norm(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
-        """A norm made `result` of its `arguments`."""
+        """Note that the norm `name` made `result` of its `arguments`."""
         self._inside_norm -= 1
         inputs = [self.label(x) for x in _tensors(arguments)]
         results = list(_tensors([result]))
@@ -220,8 +220,8 @@ class Flow(TorchDispatchMode):
     def _inputs_to_settle(
         self, name: str, args: tuple[Any, ...], labels: list[Label], outcome: list[Label]
     ) -> list[Label]:
-        """What went into an operation and must come out of it. What a product reads and what a
-        sum writes has arrived.
+        """The labels of an operation's inputs that must come out of it, or be noted as lost. What a
+        known product reads, and what a sum adds to the stream, is where it belongs.
         """
         if name in EMPTY:
             return []
@@ -232,7 +232,7 @@ class Flow(TorchDispatchMode):
         return labels
 
     def _settle(self, name: str, labels: Sequence[Label], outcome: Sequence[Label]) -> None:
-        """Write down what went into an operation and is not what came out of it."""
+        """Note what went into an operation and didn't come out of it."""
         came_out = {(label.stream, label.norm) for label in outcome}
         matrices: set[str] = set()
         rows: set[str] = set()
@@ -248,8 +248,8 @@ class Flow(TorchDispatchMode):
             self.mixed |= _matrices_of(label.rows) - rows
 
     def _overwritten(self, outputs: Sequence[Tensor]) -> None:
-        """Mark other names of a memory that an operation wrote into: they are something else
-        now, should anybody still use them.
+        """Mark other tensors whose memory an operation wrote into: should anybody still use them,
+        they hold something else now.
         """
         for y in outputs:
             memory = _memory_of(y)
@@ -257,8 +257,7 @@ class Flow(TorchDispatchMode):
                 if key not in self._labels:
                     continue
                 x, label = self._labels[key]
-                # A tensor that was forgotten may have left its number to another, which lies
-                # elsewhere.
+                # The `id` may belong to a newer tensor, in another memory.
                 if _memory_of(x) == memory:
                     self._labels[key] = x, replace(label, stale=True)
 
@@ -393,14 +392,14 @@ class Flow(TorchDispatchMode):
 
 
 def strides(x: Tensor) -> tuple[int, int]:
-    """Return those of a matrix."""
+    """Return the strides of a matrix."""
     down, across = x.stride()
     return down, across
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that normalise, by name: those that are called so, and have no parts of
-    their own.
+    """Return the modules that normalise, by name: those whose class has "norm" in its name, and
+    that have no modules inside.
     """
     norms: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -430,9 +429,9 @@ def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
 
 
 def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
-    """Tokens of several tensors one below the other, as experts' outputs are put together."""
-    # Side by side their features would be renumbered, and what one of them is says nothing of
-    # another.
+    """What is known of several tensors put together token by token, as experts' outputs are."""
+    # Put side by side, features would get other numbers; and tensors of different kinds have no
+    # label in common.
     dim = args[1] if len(args) > 1 else 0
     alike = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
     if dim % result.dim() == result.dim() - 1 or len(alike) != 1:

@@ -1,10 +1,10 @@
 """Where a model keeps its blocks and matrices, whatever its architecture, and whether their numbers
 are in memory.
 
-The blocks are the one list of modules that is as long as the configuration has layers. Inside them
-every two-dimensional `weight` is a matrix to compress, and every slice of a fused three-dimensional
-expert tensor too; each is shown as `[out, in]`, also where it is stored the other way round. Every
-other parameter is listed as left dense, with the reason: nothing is passed over in silence.
+The blocks are the one list of modules whose length is the configuration's number of layers. Inside
+them every two-dimensional `weight` is a matrix to compress, and so is every slice of a fused
+three-dimensional expert tensor. Each is shown as `[out, in]`, also where it is stored the other way
+round. Every other parameter is listed as left dense, with the reason: none is ignored in silence.
 """
 
 from abc import ABC, abstractmethod
@@ -31,15 +31,13 @@ SMALL: Final = "norm or bias (one-dimensional)"
 TRANSPOSED: Final = ("Llama4TextExperts",)
 """Classes that keep each expert's matrix as `[in, out]` and don't say so."""
 CROSS: Final = ("crossattention", "cross_attn", "encoder_attn")
-"""What a part that looks at another model's states is called, in a block that can be handed such
-states.
-"""
-PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Names of parts of a block that attend to another model's states."""
+PLAIN_DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Residence(ABC):
-    """Says when the numbers of a block are there: while the block is `held`. The embedding,
-    norms outside the blocks and the head always are.
+    """Says where the numbers of blocks are. While a block is `held` they are in memory; the
+    embedding, norms outside the blocks and the head always are.
     """
 
     on_disk: ClassVar[bool]
@@ -47,8 +45,8 @@ class Residence(ABC):
 
     @abstractmethod
     def held(self, index: int) -> AbstractContextManager[None]:
-        """Return a context in which the numbers of the block `index` are in memory. Whoever
-        overwrites them keeps them where `changed` finds them.
+        """Return a context in which the numbers of the block `index` are in memory. What is written
+        to them may be lost afterwards, unless `changed` is told how to write it again.
         """
 
     def absent(self) -> Mapping[int, Collection[str]]:
@@ -58,8 +56,8 @@ class Residence(ABC):
         return {}
 
     def changed(self, index: int, change: Callable[[], None]) -> None:  # noqa: B027
-        """Have `change` done to the block `index`, after those before it, whenever its numbers
-        are read from disk again.
+        """Call `change` whenever the numbers of the block `index` are read from disk again, after
+        the changes before it.
         """
 
 
@@ -78,7 +76,7 @@ IN_MEMORY = InMemory()
 
 @final
 class WithoutNumbers(Residence):
-    """There are no numbers: of a model's outline only names and shapes are looked at."""
+    """There are no numbers: only names and shapes of a model's outline are looked at."""
 
     on_disk: ClassVar[bool] = True
 
@@ -115,25 +113,23 @@ class Weight:
 
     @property
     def stored(self) -> Tensor:
-        """The numbers as the model keeps them, without their history of gradients; `[in, out]`
-        if `transposed`.
-        """
+        """The numbers as the model keeps them, detached; `[in, out]` if `transposed`."""
         parameter = getattr(self.owner, self.key).detach()
         return parameter if self.expert is None else parameter[self.expert]
 
     @property
     def address(self) -> int:
-        """Where `stored` begins in memory: how a product in a forward is recognised as this
-        matrix's.
+        """Where `stored` begins in memory. By this a product in a forward is recognised as one with
+        this matrix.
         """
         return self.stored.data_ptr()
 
     def get(self) -> Float[Tensor, "out in"]:
-        """Return the matrix: a view of the model's own numbers, so to be left as it is."""
+        """Return the matrix: a view of the model's own numbers, which must not be changed."""
         return self.stored.T if self.transposed else self.stored
 
     def set(self, matrix: Float[Tensor, "out in"]) -> None:
-        """Copy `matrix` over the model's own numbers; another shape is a `ModelError`."""
+        """Copy `matrix` over the model's own numbers. Raises `ModelError` for another shape."""
         if tuple(matrix.shape) != self.shape:
             raise ModelError(
                 f"{self.name} is {list(self.shape)}, and can't be set to a matrix of shape "
@@ -146,7 +142,7 @@ class Weight:
 @final
 @dataclass(frozen=True)
 class Block:
-    """One of the model's equal parts, and its matrices in the order in which it declares them."""
+    """A decoder layer, and its matrices in the order in which it declares them."""
 
     index: int
     name: str
@@ -247,8 +243,8 @@ class ModelView:
         self.refresh()
 
     def remembered(self) -> Callable[[], None]:
-        """Give what will put back the blocks, modules and configuration that are there now;
-        their weights are not copied.
+        """Return a function that restores the blocks, modules and configuration that are there now.
+        Weights aren't copied.
         """
         structure = Structure.of(self.model)
 
@@ -266,8 +262,8 @@ class ModelView:
         return tied(self.model)
 
     def untie(self) -> bool:
-        """Give the head numbers of its own, in the configuration too; False, and nothing is
-        changed, where it has them. See `changing.untie`.
+        """Give the head numbers of its own, and say so in the configuration. Returns False, and
+        changes nothing, where it has them already. See `changing.untie`.
         """
         changed = untie(self.model)
         self.refresh()
@@ -336,7 +332,8 @@ def check_finite(view: ModelView) -> None:
     for block in view.blocks:
         inside.update(map(id, block.module.parameters()))
     named = view.model.named_parameters()
-    _check_parameters([(name, outside) for name, outside in named if id(outside) not in inside], ())
+    outside = [(name, parameter) for name, parameter in named if id(parameter) not in inside]
+    _check_parameters(outside, ())
     for block in view.blocks:
         with view.held(block):
             _check_parameters(block.module.named_parameters(prefix=block.name), block.weights)
@@ -346,7 +343,7 @@ def _check_parameters(parameters: Iterable[tuple[str, Tensor]], weights: Sequenc
     for name, parameter in parameters:
         if _is_finite(parameter):
             continue
-        # Of a tensor of all experts a matrix's name says whose it is.
+        # In a tensor of all experts, the matrix's name says which of them it is.
         broken = [weight.name for weight in weights if not _is_finite(weight.stored)]
         subject = broken[0] if broken else name
         raise NumericsError(
@@ -370,9 +367,7 @@ class _Parameter:
     owner: nn.Module
     block: int | None
     twin: str
-    """The parameter outside the blocks, or seen before, that is the same memory; empty if there
-    is none.
-    """
+    """A parameter outside the blocks that is the same memory; empty if there is none."""
 
     @property
     def key(self) -> str:
@@ -435,8 +430,8 @@ class _Parameter:
 
 
 def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
-    """Every parameter, those outside the blocks first; one that repeats another's memory inside
-    the blocks appears once.
+    """Every parameter, those outside the blocks first. Of matrices inside the blocks that are the
+    same memory, only the first one.
     """
     outside: dict[int, str] = {}
     seen: set[int] = set()
@@ -482,18 +477,18 @@ def _takes_others(model: PreTrainedModel, path: str) -> bool:
 
 
 def block_list(model: PreTrainedModel) -> str:
-    """Return the name of the one list of modules that is as long as the model has layers, of
-    several the one in the decoder of text.
+    """Return the name of the one list of modules whose length is the model's number of layers; of
+    several, that in the decoder of text. Lists inside such a list don't count.
 
-    Lists inside such a list don't count.
+    Raises `ModelError` if there is no such list, or more than one.
     """
     config: Any = model.config.get_text_config(decoder=True)
     names: list[str] = []
-    said: Any = "(it doesn't say how many)"
+    layers: Any = "(it doesn't say how many)"
     for entry in ("num_hidden_layers", "num_layers"):
         depth = getattr(config, entry, None)
         if isinstance(depth, int):
-            said = depth
+            layers = depth
             names = _lists(model, depth)
             if names:
                 break
@@ -505,9 +500,9 @@ def block_list(model: PreTrainedModel) -> str:
     if len(names) == 1:
         return names[0]
     kind = type(model).__name__
-    lists = f"no list of {said} modules"
+    lists = f"no list of {layers} modules"
     if names:
-        lists = f"several lists of {said} modules ({', '.join(names)})"
+        lists = f"several lists of {layers} modules ({', '.join(names)})"
     raise ModelError(
         f"{kind} has {lists}, so its blocks can't be told; it needs a view of its own", subject=kind
     )
@@ -525,7 +520,9 @@ def _lists(model: nn.Module, length: int) -> list[str]:
 
 
 def _refuse_overlaps(weights: Iterable[Weight]) -> None:
-    """Matrices that share part of their memory can't be compressed one by one."""
+    """Raise `ModelError` for matrices that share part of their memory: they can't be compressed one
+    by one.
+    """
     spans: list[tuple[int, int, str]] = []
     for weight in weights:
         stored = weight.stored
@@ -562,7 +559,7 @@ def refuse(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> None:
                     "offloading, no empty weights)",
                     subject=full,
                 )
-            if parameter.dtype not in PLAIN:
+            if parameter.dtype not in PLAIN_DTYPES:
                 raise _quantized(full, str(parameter.dtype))
             if type(parameter.data) is not Tensor:
                 raise ModelError(
@@ -579,8 +576,8 @@ def _quantized(name: str, kind: str) -> ModelError:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    """Packed integers kept in place of weights: GPTQ and its relatives keep them in buffers,
-    torch.ao in modules of its own.
+    """Whether a module has packed integers in the place of weights. GPTQ and its relatives keep
+    them in buffers, torch.ao in modules of its own.
     """
     if type(module).__module__.startswith("torch.ao.nn"):
         return True

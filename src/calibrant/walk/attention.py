@@ -18,11 +18,10 @@ from calibrant.models import Block
 @final
 @dataclass(frozen=True)
 class BlockCall:
-    """A block that is about to run on a micro-batch; `real` says which tokens count. `aside` runs
-    it under a mode, and throws away what it gives.
+    """A block that is about to run on a micro-batch; `real` says which tokens count.
 
-    `aside` is for now; `kept` gives one that copies what the block is called with, and can be used
-    at any time.
+    `aside(mode)` runs the block under a mode and throws away what it gives; it must be called now.
+    `kept()` copies what the block is called with, and returns the same function for later.
     """
 
     block: Block
@@ -32,8 +31,8 @@ class BlockCall:
 
 
 Weigh = Callable[[BlockCall], Float[Tensor, "sample position"] | None]
-"""Says how much each token of a micro-batch counts for the matrices of a block; None where they
-count as they are.
+"""Says how much each token of a micro-batch counts for the matrices of a block; None where all
+keep the weight that they have.
 """
 
 
@@ -79,9 +78,10 @@ class _Attention(TorchFunctionMode):
         if name == "scaled_dot_product_attention":
             self._fused(*args, **kwargs)
         elif name == "softmax" and result.dim() == 4:
-            samples, _, queries, keys = result.shape
+            samples, heads, queries, keys = result.shape
             if self._is_square(samples, queries, keys):
-                for head in range(result.shape[1]):
+                # Head by head, in the order in which a fused attention is summed.
+                for head in range(heads):
                     self._add(result[:, head])
         return result
 
@@ -96,37 +96,41 @@ class _Attention(TorchFunctionMode):
         key: Tensor,
         value: Tensor,
         attn_mask: Tensor | None = None,
-        *_: Any,
-        **options: Any,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        **_: Any,
     ) -> None:
+        """Add the probabilities of a fused attention; parameters are named as torch has them."""
         if query.dim() != 4:
             return
         samples, heads, length, width = query.shape
         if not self._is_square(samples, length, key.shape[-2]):
             return
-        scale = options.get("scale") or width**-0.5
+        factor = width**-0.5 if scale is None else scale
+        # Where queries are grouped, several of their heads share one of the keys.
         queries_per_key = heads // key.shape[1]
-        later: Tensor | None = None
-        if options.get("is_causal"):
-            every = torch.ones(length, length, dtype=torch.bool, device=query.device)
-            later = every.triu(1)
+        future: Tensor | None = None
+        if is_causal:
+            pairs = torch.ones(length, length, dtype=torch.bool, device=query.device)
+            future = pairs.triu(1)
         mask: Tensor | None = None
         if attn_mask is not None:
             mask = attn_mask.expand(samples, heads, length, length)
         # Head by head, since the probabilities of all heads are what a fused operation saves.
         for head in range(heads):
             keys = key[:, head // queries_per_key].float()
-            scores = (query[:, head].float() @ keys.mT) * scale
+            scores = (query[:, head].float() @ keys.mT) * factor
             if mask is not None and mask.dtype == torch.bool:
                 scores = scores.masked_fill(~mask[:, head], -torch.inf)
             elif mask is not None:
                 scores = scores + mask[:, head].float()
-            if later is not None:
-                scores = scores.masked_fill(later, -torch.inf)
+            if future is not None:
+                scores = scores.masked_fill(future, -torch.inf)
             self._add(scores.softmax(-1))
 
     def _add(self, probabilities: Float[Tensor, "sample query key"]) -> None:
-        # What padding looks at is nobody's attention, and may be no number where it looks at
-        # nothing.
+        # Padding's own attention counts for nobody. Where padding looks at nothing, it is NaN.
         received = probabilities.float().masked_fill(~self._real[:, :, None], 0).sum(1)
         self.received = received if self.received is None else self.received + received

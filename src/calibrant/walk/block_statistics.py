@@ -1,9 +1,8 @@
-"""What a block does to the tokens that pass through it, whom its router sends them to, and what
-the experts make of them: of no one matrix.
+"""Statistics of a whole block: what it does to the tokens that pass through it, to which experts
+its router sends them, and what those experts make of them.
 
-All are sums over real tokens, gathered in the walk that sees `Routing` too. Nothing is run twice:
-an expert's output is computed once more from what arrives at its last matrix, where the forward
-stands at it.
+All are sums over real tokens, gathered in the walk that gathers `Routing` too. No block runs twice.
+An expert's output is computed from what arrives at its last matrix, while the forward stands there.
 """
 
 import math
@@ -30,18 +29,18 @@ OCTAVES: Final = 48
 """From 2⁻²⁴ to 2²⁴; what is smaller or larger is in the first or the last bin."""
 
 BINS: Final = PER_OCTAVE * OCTAVES
-"""Of each sign."""
+"""Bins of the histogram for each sign."""
 
 ROUNDED: Final = 1e-12
-"""The share of a mean square that rounding may leave of a variance of zero, as that of a single
-token is.
+"""A variance that is at most this share of the mean square is rounding: that of a single token is
+zero.
 """
 
 
 @final
 class TokenKinds(Statistic):
-    """Which token ids were sent to which expert, each pair once: an exact set, so a sum is a union
-    and a factor changes nothing.
+    """Which token ids were sent to which expert, each pair once. It is an exact set: a sum of two
+    is their union, and a factor leaves the pairs as they are.
 
     `pairs` are id · experts + expert, ascending. There are at most as many as the vocabulary times
     the experts, and no more than the tokens times the experts that a router picks.
@@ -71,14 +70,14 @@ class TokenKinds(Statistic):
         """Return the kinds of these tokens alone; a number in `chosen` that is no expert's says
         that a choice was left out.
         """
-        real = (chosen >= 0) & (chosen < experts)
-        pairs = (ids.long()[:, None] * experts + chosen)[real]
+        picked = (chosen >= 0) & (chosen < experts)
+        pairs = (ids.long()[:, None] * experts + chosen)[picked]
         mass = float(len(ids)) if weights is None else float(weights.double().sum())
         return TokenKinds(pairs.unique(), experts, len(ids), mass)
 
     def __add__(self, other: "TokenKinds") -> "TokenKinds":
-        both = torch.cat([self.pairs, other.pairs]).unique()
-        return TokenKinds(both, self.experts, self.tokens + other.tokens, self.mass + other.mass)
+        pairs = torch.cat([self.pairs, other.pairs]).unique()
+        return TokenKinds(pairs, self.experts, self.tokens + other.tokens, self.mass + other.mass)
 
     def __mul__(self, factor: float) -> "TokenKinds":
         return TokenKinds(self.pairs, self.experts, self.tokens, self.mass * factor)
@@ -95,11 +94,11 @@ class TokenKinds(Statistic):
         """Return how many kinds of tokens both of two experts got; on the diagonal, those of
         one.
         """
-        kinds, places = (self.pairs // self.experts).unique(return_inverse=True)
+        kinds, rows = (self.pairs // self.experts).unique(return_inverse=True)
         # In float64, whose products are quick and whose counts are exact.
-        got = torch.zeros(len(kinds), self.experts, dtype=torch.float64, device=self.pairs.device)
-        got[places, self.pairs % self.experts] = 1
-        return (got.T @ got).long()
+        sent = torch.zeros(len(kinds), self.experts, dtype=torch.float64, device=self.pairs.device)
+        sent[rows, self.pairs % self.experts] = 1
+        return (sent.T @ sent).long()
 
 
 @final
@@ -141,7 +140,7 @@ class ExpertOutputs(Statistic):
     def none(
         cls, experts: int, hidden: int, device: torch.device, tokens: int = 0, mass: float = 0.0
     ) -> "ExpertOutputs":
-        """Return the statistic of `experts` that got nothing of so many tokens."""
+        """Return the statistic of `experts` none of which got any of the `tokens`."""
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
         def zeros(*shape: int) -> Tensor:
@@ -179,8 +178,9 @@ class ExpertOutputs(Statistic):
         self.gated[expert] += (w * gates.to(w.dtype)) @ lengths
         if len(y):
             self.largest[expert] = torch.maximum(self.largest[expert], y.abs().max())
-        each = w[:, None].expand_as(y).flatten()
-        self.histogram[expert] += torch.bincount(bins_of(y).flatten(), each, 2 * BINS)
+        # Every feature of a token counts with the token's weight.
+        feature_weights = w[:, None].expand_as(y).flatten()
+        self.histogram[expert] += torch.bincount(bins_of(y).flatten(), feature_weights, 2 * BINS)
 
     def __add__(self, other: "ExpertOutputs") -> "ExpertOutputs":
         return ExpertOutputs(
@@ -217,25 +217,26 @@ class ExpertOutputs(Statistic):
         and where hardly more than rounding is left.
         """
         squares = self.squares / self._counts()
-        spread = squares - self.means().square()
-        return torch.where(spread > ROUNDED * squares, spread, 0)
+        variances = squares - self.means().square()
+        return torch.where(variances > ROUNDED * squares, variances, 0)
 
     def outliers(self, deviations: float = 3.0) -> Float[Tensor, "expert"]:
-        """Return Σ w of outputs farther from the mean of all of an expert's outputs, features and
-        tokens alike, than so many standard deviations.
+        """Return, for each expert, Σ w of the outputs that are farther than `deviations` standard
+        deviations from the mean. Mean and deviation are over all features and tokens together.
 
-        Counted in whole bins of the histogram, whose middles decide: those within a bin of the
-        border, 4.4 % of its size, may be on either side.
+        Whole bins of the histogram are counted, by their middles. So an output that is within a
+        bin (4.4 % of its size) of the border may be on either side.
         """
         width = self.sums.shape[1]
         mean = self.means().mean(1, keepdim=True)
         square = self.squares.sum(1, keepdim=True) / (self._counts() * width)
-        spread = (square - mean.square()).clamp_min(0).sqrt()
+        deviation = (square - mean.square()).clamp_min(0).sqrt()
         bins = torch.arange(BINS, dtype=self.sums.dtype, device=self.sums.device)
         sizes = 2.0 ** ((bins + 0.5) / PER_OCTAVE - OCTAVES // 2)
         sizes[0] = 0  # where zeros are, and what is hardly more
+        # The histogram begins with the largest negative numbers.
         middles = torch.cat([-sizes.flip(0), sizes])
-        far = ((middles - mean).abs() > deviations * spread) & (spread > 0)
+        far = ((middles - mean).abs() > deviations * deviation) & (deviation > 0)
         return (self.histogram * far).sum(1)
 
     def _counts(self) -> Float[Tensor, "expert 1"]:
@@ -254,12 +255,12 @@ def bins_of(y: Float[Tensor, "token hidden"]) -> Int[Tensor, "token hidden"]:
 
 
 def coverage(routing: Routing, inputs: int) -> dict[str, Any]:
-    """Say in plain data what the experts of a layer got: how many tokens each, and which got none
+    """Return as plain data how many tokens each expert of a layer got, and which got none
     (`unseen`) or few (`starved`).
 
-    Few are fewer than an expert has `inputs`: a Gram matrix of them is singular. `even` is how many
-    experts that are used alike would make as even a load, `gates` are the mean weights that the
-    router gave.
+    Few are fewer than an expert has `inputs`: a Gram matrix of them is singular. `gates` are the
+    mean weights that the router gave. `even` is the effective number of experts: so many experts
+    with equal loads have the entropy that these have.
     """
     counts = routing.counts.tolist()
     return {
@@ -278,13 +279,14 @@ OF_EXPERTS: Final = (Routing, TokenKinds, ExpertOutputs)
 
 @final
 @dataclass(frozen=True)
-class BlockRun:
+class BlockVisit:
     """A micro-batch at the door of a block.
 
-    `before` is what the block is about to get, `ids` are the real tokens, and `weights` says how
-    much each of them counts (None: 1). `by_position` says it of every position, 0 for what isn't
-    real. `run` runs the block, tells of the products with some matrices, and gives the same as
-    `before` after it; `rows` leaves of such a tensor the rows that are real.
+    `before` are the hidden states that the block is about to get. `ids` are the real tokens, and
+    `weights` says how much each of them counts (None: 1). `by_position` has the weight of every
+    position, 0 for what isn't real. `run` runs the block, calls a function with every product with
+    some matrices, and returns the hidden states after the block. `rows` takes the real rows of
+    hidden states.
     """
 
     block: Block
@@ -298,10 +300,11 @@ class BlockRun:
 
 @final
 class BlockStatistics:
-    """Gathers the kinds `observes` of the blocks of a model: `BlockChange` of every one, the others
-    of those that have a layer of experts.
+    """Gathers the statistics `observes` of the blocks of a model: `BlockChange` of every block, the
+    others of blocks that have a layer of experts.
 
-    Raises `ModelError` where one of the others is asked for and a router can't be told.
+    Raises `ModelError` where one of those others is asked for and it can't be told which matrix is
+    the router.
     """
 
     def __init__(self, view: ModelView, observes: tuple[type[Statistic], ...]) -> None:
@@ -310,37 +313,40 @@ class BlockStatistics:
         if any(issubclass(kind, OF_EXPERTS) for kind in observes):
             self._layers = {layer.block: layer for layer in expert_layers(view)}
 
-    def of(self, run: BlockRun) -> Seen:
+    def of(self, visit: BlockVisit) -> Seen:
         """Run the block and return what it does."""
-        inputs = run.rows(run.before)  # before the run, which may write over its input
-        layer = self._layers.get(run.block.index)
+        # Before the block runs, since it may write over its input.
+        inputs = visit.rows(visit.before)
+        layer = self._layers.get(visit.block.index)
         outputs: _OutputSums | None = None
         layers = [] if layer is None else [layer]
         with Choices(layers) as choices:
             if layer is not None and ExpertOutputs in self._observes:
-                outputs = _OutputSums(layer, choices, run)
-                after = run.run(outputs.matrices, outputs.add)
+                outputs = _OutputSums(layer, choices, visit)
+                after = visit.run(outputs.matrices, outputs.add)
             else:
-                after = run.run((), _nothing)
-        _check_sizes(run.block, run.rows(after))
+                after = visit.run((), _ignore)
+        _check_lengths(visit.block, visit.rows(after))
         seen: dict[type[Statistic], Statistic] = {}
         for kind in self._observes:
             if issubclass(kind, BlockChange):
-                seen[kind] = kind.of(inputs, run.rows(after), run.weights)
+                seen[kind] = kind.of(inputs, visit.rows(after), visit.weights)
             elif layer is None:
                 continue
             elif issubclass(kind, Routing):
                 chosen, gates = choices.of(layer)
-                seen[kind] = kind.of(run.rows(chosen), run.rows(gates), layer.count, run.weights)
+                seen[kind] = kind.of(
+                    visit.rows(chosen), visit.rows(gates), layer.count, visit.weights
+                )
             elif issubclass(kind, TokenKinds):
                 chosen, _ = choices.of(layer)
-                seen[kind] = kind.of(run.ids, run.rows(chosen), layer.count, run.weights)
+                seen[kind] = kind.of(visit.ids, visit.rows(chosen), layer.count, visit.weights)
             elif outputs is not None and issubclass(kind, ExpertOutputs):
                 seen[kind] = outputs.sums
         return Seen(seen)
 
 
-def _check_sizes(block: Block, rows: Float[Tensor, "token hidden"]) -> None:
+def _check_lengths(block: Block, rows: Float[Tensor, "token hidden"]) -> None:
     """Raise `NumericsError` for rows that aren't finite, or too long for their lengths to be.
 
     A cosine of those would be 0, and look sound.
@@ -350,7 +356,7 @@ def _check_sizes(block: Block, rows: Float[Tensor, "token hidden"]) -> None:
         raise not_finite(f"the activations that leave {block.name}, or their lengths,", block.name)
 
 
-def _nothing(product: Product) -> None:
+def _ignore(product: Product) -> None:
     pass
 
 
@@ -358,24 +364,25 @@ def _nothing(product: Product) -> None:
 class _OutputSums:
     """Adds up what the experts of a layer give, while the layer runs."""
 
-    def __init__(self, layer: ExpertLayer, choices: Choices, run: BlockRun) -> None:
+    def __init__(self, layer: ExpertLayer, choices: Choices, visit: BlockVisit) -> None:
         self._layer = layer
         self._choices = choices
-        self._weights = run.by_position
+        self._weights = visit.by_position
         # The last of an expert's matrices gives its output, but for a bias.
         self.matrices = tuple(expert[-1] for expert in layer.experts)
-        tokens = int((run.by_position > 0).sum())
-        mass = float(run.by_position.double().sum())
+        tokens = int((visit.by_position > 0).sum())
+        mass = float(visit.by_position.double().sum())
         hidden = layer.matrix.shape[1]
-        device = run.by_position.device
+        device = visit.by_position.device
         self.sums = ExpertOutputs.none(layer.count, hidden, device, tokens, mass)
 
     def add(self, product: Product) -> None:
-        """Add what the product of an expert's last matrix is about to give."""
+        """Add the outputs that the product with an expert's last matrix is about to give."""
         weight = product.weight
         tokens = product.tokens
         rows = product.x.reshape(-1, product.x.shape[-1])
         assert weight.expert is not None
+        # Without its token, a row's weight and gate aren't known.
         if tokens is None or len(tokens) != len(rows):
             raise ModelError(
                 f"the {len(rows)} rows that reach {weight.name} can't be traced to their tokens, "

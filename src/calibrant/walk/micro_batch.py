@@ -1,5 +1,5 @@
 """One micro-batch on its way through a model's own forward: a greenlet that stops at the door of
-each block, and at products in it.
+each block (where the model calls it), and at products in it.
 
 A greenlet is a function with a stack of its own, which can be left in the middle and entered again
 where it was left. A generator could only yield in its own body; the places where a forward stops
@@ -23,7 +23,7 @@ from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
 from calibrant.system.clock import spent_on
 from calibrant.walk.attention import BlockCall, Weigh
-from calibrant.walk.block_statistics import BlockRun
+from calibrant.walk.block_statistics import BlockVisit
 from calibrant.walk.offloading import Offloaded
 from calibrant.walk.products import Product, Watch, hidden_of, replaced
 from calibrant.walk.rehearsal import Rehearsal
@@ -38,8 +38,9 @@ class MicroBatch:
     """One micro-batch on its way through the model's own forward, which stops where a block is
     called, and at products in it.
 
-    `counted` are the positions of tokens that count (None: all), and `weights` how much each of
-    them counts (None: 1).
+    `counted` are the positions of tokens that count, in the flattened micro-batch (None: all), and
+    `weights` says how much each of them counts (None: 1). `stopped` is the product at which the
+    forward stands now; None at a door, or at the end.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MicroBatch:
         self.stopped: Product | None = None
         self.counted = counted
         self.weights = weights
+        # `weights` may be others in each block; these are the batch's own.
         self._token_weights = weights
         self._ids: Tensor = inputs["input_ids"]
         self.samples, self.length = self._ids.shape
@@ -65,7 +67,7 @@ class MicroBatch:
         self._output: Any = None
         self._watch: Watch | None = None
         self._offloaded = offloaded
-        self._looked_at = False
+        self._input_in_use = False
         self._loop = getcurrent()
         self._greenlet = greenlet(partial(view.base, **inputs))
 
@@ -102,33 +104,34 @@ class MicroBatch:
                 subject=name,
             )
 
-    def go(
+    def run_block(
         self, weights: Sequence[Weight] = (), on_product: Callable[[Product], None] | None = None
     ) -> None:
-        """Let the block run at whose door the forward stands; with `weights`, stop at their
-        products, or call `on_product` with them.
+        """Let the block run at whose door the forward stands.
+
+        At each product with one of the `weights` call `on_product`; without it, stop there.
         """
         self._watch = None
         if weights:
             self._watch = Watch(weights, on_product or self._stop, self.samples * self.length)
         self.resume()
 
-    def wait(self) -> None:
-        """Let what the next block is about to be given go to disk, where it is to be there:
-        nobody looks at it any more.
+    def offload_input(self) -> None:
+        """Move the next block's input to disk, in a walk that keeps it there: nobody looks at it
+        until the block runs.
         """
-        self._looked_at = False
+        self._input_in_use = False
         if self._entry is not None:
             self._output = None
             self._offloaded.offload(self.block_input())
 
-    def look(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:
-        """Run that block aside, and throw away what it gives; the forward stays at its door."""
+    def run_aside(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:
+        """Run the block ahead and throw away what it gives; the forward stays at its door."""
         self._aside(Watch(weights, on_product, self.samples * self.length))
 
     def weigh(self, block: Block, weigh: Weigh) -> None:
-        """Let its tokens count by their own weight times what `weigh` says of the block at whose
-        door the forward stands.
+        """Ask `weigh` for the weights of the tokens in this block, at whose door the forward
+        stands, and multiply the tokens' own weights with them.
         """
         device = self.block_input().device
         real = torch.zeros(self.samples * self.length, dtype=torch.bool, device=device)
@@ -137,16 +140,17 @@ class MicroBatch:
         else:
             real[self.counted] = True
         by_sample = real.reshape(self.samples, self.length)
-        given = weigh(BlockCall(block, by_sample, self._aside, self._kept))
+        call = BlockCall(block, by_sample, self._aside, self._kept)
+        block_weights = weigh(call)
         self.weights = self._token_weights
-        if given is not None:
-            weights = given.flatten()[real].float()
+        if block_weights is not None:
+            weights = block_weights.flatten()[real].float()
             if self._token_weights is not None:
                 weights = weights * self._token_weights
             self.weights = weights
 
     def unwind(self) -> None:
-        """Let a forward that stands somewhere end there, through its own `finally`s."""
+        """End a forward where it stands, through its own `finally`s."""
         self.stopped = None
         if self._greenlet:  # started and not ended
             self._greenlet.parent = getcurrent()
@@ -155,23 +159,23 @@ class MicroBatch:
                 self._greenlet.throw()
 
     def block_input(self) -> Tensor:
-        """Return what the block is about to be given at whose door the forward stands."""
+        """Return the hidden states that the block ahead is about to be called with."""
         assert self._entry is not None
         _, args, kwargs = self._entry
         return hidden_of(args, kwargs)
 
-    def at_door(self, block: Block) -> BlockRun:
-        """Return the block at whose door the forward stands, ready to be run and looked at,
-        until the micro-batch is told to `wait`.
+    def at_door(self, block: Block) -> BlockVisit:
+        """Return the block at whose door the forward stands, ready to be run and looked at. Call
+        `offload_input` afterwards.
         """
         self._offloaded.fetch()
-        self._looked_at = True
+        self._input_in_use = True
         ids = self._ids.flatten()
         by_position = self._weight_by_position(ids.device)
         real_ids = ids if self.counted is None else ids[self.counted]
         rows = partial(self.rows, name=block.name)
-        return BlockRun(
-            block, self.block_input(), real_ids, self.weights, by_position, self._run_block, rows
+        return BlockVisit(
+            block, self.block_input(), real_ids, self.weights, by_position, self._block_output, rows
         )
 
     def rows(self, x: Tensor, name: str) -> Tensor:
@@ -187,6 +191,8 @@ class MicroBatch:
         """Return what reached a matrix: statistics of the rows that count."""
         weight = product.weight
         flat = product.x.reshape(-1, product.x.shape[-1])
+        # A matrix of no expert gets a row for every position. Experts get the rows of some tokens,
+        # which are traced only where padding or weights make a difference.
         if weight.expert is None and len(flat) == self.samples * self.length:
             rows = self.rows(product.x, weight.name)
             weights = self.weights
@@ -206,9 +212,7 @@ class MicroBatch:
         return seen
 
     def _traced(self, product: Product, flat: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Rows of an expert, traced to their tokens, so that padding stays out and weights find
-        their rows.
-        """
+        """The rows of an expert that count, and their weights, found through the rows' tokens."""
         tokens = product.tokens
         if tokens is None or len(tokens) != len(flat):
             name = product.weight.name
@@ -242,16 +246,16 @@ class MicroBatch:
             self._loop.switch(product)
 
     def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """What the next block's forward is while the model's runs: it waits, and then is
-        `forward`.
+        """What stands in the place of the next block's `forward` while the model runs: it waits
+        for the loop, and then calls `forward`.
         """
 
         def wait_and_run(*args: Any, **kwargs: Any) -> Any:
             first = self._called == 0
             self._called += 1
             self._entry = forward, args, kwargs
-            if not self._looked_at:
-                self.wait()
+            if not self._input_in_use:
+                self.offload_input()
             # Back to the loop, which takes the other micro-batches to this door; comes back when
             # the loop lets this block run.
             self._loop.switch()
@@ -263,31 +267,32 @@ class MicroBatch:
                 # Ends the greenlet: nobody needs what the head would make of it, which is the
                 # largest product of all.
                 raise GreenletExit
-            if first and self._rehearsal.lets_go:
-                # The model's forward would hold it to its end, as Llama's holds the embeddings.
+            if first and self._rehearsal.frees_input:
+                # The model would hold the first block's input to the end, as Llama holds the
+                # embeddings. Its memory is let go here, since no other block reads it.
                 hidden = hidden_of(args, kwargs)
                 hidden.data = hidden.new_empty(0)
             return output
 
         return wait_and_run
 
-    def _run_block(
+    def _block_output(
         self, weights: Sequence[Weight], on_product: Callable[[Product], None]
     ) -> Tensor:
-        self.go(weights, on_product)
+        self.run_block(weights, on_product)
         return hidden_of(tuple(tree_leaves(self._output)), {})
 
     def _aside(self, mode: TorchFunctionMode) -> None:
         assert self._entry is not None
-        with self._offloaded.there():
-            self._run_aside(self._entry, mode)
+        with self._offloaded.in_memory():
+            self._call_aside(self._entry, mode)
 
     def _kept(self) -> Callable[[TorchFunctionMode], None]:
         assert self._entry is not None
-        with self._offloaded.there():
-            return partial(self._run_aside, tree_map_only(Tensor, Tensor.clone, self._entry))
+        with self._offloaded.in_memory():
+            return partial(self._call_aside, tree_map_only(Tensor, Tensor.clone, self._entry))
 
-    def _run_aside(self, entry: _Entry, mode: TorchFunctionMode) -> None:
+    def _call_aside(self, entry: _Entry, mode: TorchFunctionMode) -> None:
         forward, args, kwargs = entry
         if self._rehearsal.changes_input:
             # What the block writes over is still needed by its real run.

@@ -1,5 +1,5 @@
-"""What passes from block to block, on disk between two of them: for a walk whose memory is
-promised.
+"""Keeps what passes from block to block on disk, while it waits between two of them: for a walk
+that must keep to a limit of memory.
 
 Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what
 they hold is the input of the next block. Its numbers are written to a file and let go; the tensor
@@ -42,13 +42,15 @@ class OffloadFile:
             self._file = None
 
     def reserve(self, size: int) -> int:
-        """Return the place at which so many bytes may be written."""
+        """Return the offset in the file at which `size` bytes may be written."""
         place = self._end
         self._end += size
         return place
 
     def write(self, place: int, numbers: np.ndarray) -> None:
-        """Write bytes. Raises `OutputError` where there is no room for them."""
+        """Write the bytes `numbers` at the offset `place`. Raises `OutputError` where the disk
+        doesn't take them.
+        """
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -57,30 +59,35 @@ class OffloadFile:
             self._file.write(numbers.data)
             self._file.flush()
         except OSError as error:
-            raise self._error("can't be kept in", f": {reason(error)}") from error
+            message = f"activations can't be kept in {self._name}: {reason(error)}"
+            raise self._error(message) from error
 
     def read(self, place: int, numbers: np.ndarray) -> None:
-        """Fill `numbers` with what was written there. Raises `OutputError` where the disk
-        doesn't give it back.
+        """Fill the bytes `numbers` with what was written at the offset `place`. Raises
+        `OutputError` where the disk doesn't give it back.
         """
         assert self._file is not None
         try:
             self._file.seek(place)
             found = self._file.read(numbers.nbytes)
         except OSError as error:
-            raise self._error("can't be read from", f": {reason(error)}") from error
+            message = f"activations can't be read from {self._name}: {reason(error)}"
+            raise self._error(message) from error
         if len(found) != numbers.nbytes:
-            raise self._error("in", " were cut; run the same command again")
+            raise self._error(f"activations in {self._name} were cut; run the same command again")
         numbers[:] = np.frombuffer(found, np.uint8)
 
-    def _error(self, before: str, after: str) -> OutputError:
-        message = f"activations {before} {short(self._folder)!r}{after}"
+    @property
+    def _name(self) -> str:
+        return repr(short(self._folder))
+
+    def _error(self, message: str) -> OutputError:
         return OutputError(message, subject=str(self._folder))
 
 
 @final
 class Offloaded:
-    """One tensor at a time, whose numbers are in the file while nobody computes with it. Without
+    """Keeps the numbers of one tensor at a time in a file, while nobody computes with it. Without
     a file they stay where they are.
     """
 
@@ -88,11 +95,11 @@ class Offloaded:
         self._file = file
         self._place = 0
         self._size = 0
-        self._away: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
+        self._on_disk: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
 
     def offload(self, tensor: Tensor) -> None:
-        """Write the tensor's numbers to the file and let them go. One that is a part of
-        another's memory keeps its own.
+        """Write the tensor's numbers to the file and free their memory. A tensor that is a part of
+        a larger memory stays as it is.
         """
         if self._file is None or tensor.numel() == 0 or not _fills_its_memory(tensor):
             return
@@ -103,45 +110,47 @@ class Offloaded:
                 self._size = numbers.nbytes
                 self._place = self._file.reserve(numbers.nbytes)
             self._file.write(self._place, numbers)
-            self._leave(tensor)
+            self._let_go(tensor)
 
     def fetch(self) -> None:
-        """Give the tensor its numbers back, as they lay in memory."""
-        away = self._away
-        self._away = []
-        if self._file is None or not away:
+        """Give the tensor its numbers back, with the strides that it had."""
+        on_disk = self._on_disk
+        self._on_disk = []
+        if self._file is None or not on_disk:
             return
         with spent_on("activations on disk"):
-            tensor, shape, strides = away[0]
+            tensor, shape, strides = on_disk[0]
             read = torch.empty_strided(shape, strides, dtype=tensor.dtype)
             self._file.read(self._place, _bytes_of(read))
             numbers = read.to(tensor.device)
-            for alias, shape, strides in away:
+            for alias, shape, strides in on_disk:
                 alias.data = numbers.as_strided(shape, strides)
 
     @contextmanager
-    def there(self) -> Iterator[None]:
-        """While it lasts, the tensor has its numbers, which nobody may change."""
-        tensor = self._away[0][0] if self._away else None
+    def in_memory(self) -> Iterator[None]:
+        """While it lasts, the tensor has its numbers. They aren't written to the file again, so
+        nobody may change them.
+        """
+        tensor = self._on_disk[0][0] if self._on_disk else None
         self.fetch()
         try:
             yield
         finally:
             if tensor is not None:
-                self._leave(tensor)
+                self._let_go(tensor)
 
-    def _leave(self, tensor: Tensor) -> None:
-        # What it is a view of holds the same memory, and is held by it.
+    def _let_go(self, tensor: Tensor) -> None:
+        # Where the tensor is a view, its base holds the same memory, so both must let it go.
         aliases = [tensor] if tensor._base is None else [tensor, tensor._base]
-        self._away = [(alias, alias.shape, alias.stride()) for alias in aliases]
+        self._on_disk = [(alias, alias.shape, alias.stride()) for alias in aliases]
         for alias in aliases:
             alias.data = alias.new_empty(0)
 
 
 @final
 class Alive(TorchDispatchMode):
-    """Notes what is made while it is entered, and counts afterwards which memory of it is still
-    held.
+    """Notes the memory that operations make while it is entered, and counts afterwards how much of
+    it is still held.
     """
 
     def __init__(self) -> None:
@@ -156,15 +165,15 @@ class Alive(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(result):
-            # Memory that was given belongs to a view, of a parameter maybe.
-            if storage._cdata not in given:
+            # A view has the memory of an input, and makes none.
+            if storage._cdata not in inputs:
                 self._made.append((StorageWeakRef(storage), storage.nbytes()))
         return result
 
     def held(self) -> int:
-        """Return the bytes of all memory that was made, and somebody holds."""
+        """Return how many bytes of the memory that was made are still held."""
         sizes = {memory.cdata: size for memory, size in self._made if not memory.expired()}
         return sum(sizes.values())
 
@@ -175,7 +184,8 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:
-    """Whether its numbers lie close together, each once, and nothing else lies where they do."""
+    """Whether the tensor's numbers lie without gaps, each once, in a memory with nothing else."""
+    # From the fastest dimension on, each stride is the number of elements of those before it.
     step = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != step:

@@ -2,7 +2,7 @@
 
 A torch-function mode sees `linear`, `addmm`, `matmul`, `bmm` and the like, whatever module asks for
 them. So `nn.Linear`, GPT-2's transposed Conv1D, the slices of fused 3-D experts, and a matrix that
-stands on the left, as in Mamba's step size, are one case.
+stands on the left, as in Mamba's step size, are all seen in the same way.
 """
 
 import re
@@ -20,7 +20,9 @@ from calibrant.errors import ModelError
 from calibrant.models import Block, Weight
 
 _AS_OUT_IN: Final = {"linear"}
+"""Products that take their matrix as [out, in]."""
 _AS_IN_OUT: Final = {"addmm", "mm", "matmul", "__matmul__", "bmm", "baddbmm"}
+"""Products that take their matrix as [in, out]."""
 _SUMMED: Final = {"addmm", "baddbmm"}
 """Products whose first argument is what the product is added to."""
 _OPERANDS: Final = (
@@ -34,14 +36,16 @@ _OPERANDS: Final = (
     "tensor1",
     "tensor2",
 )
-"""What products call their operands where they are given by name."""
+"""Names of the operands of products, in their order."""
 
 
 @final
 @dataclass(frozen=True)
 class Product:
-    """A matrix that is about to be multiplied with `x` [… token, in]; `tokens` says whose the
-    rows are, where a router picked them.
+    """A matrix that is about to be multiplied with `x` [… token, in].
+
+    Where a router picked the rows of `x`, `tokens` has the position of each row's token; None
+    elsewhere, and where it isn't known.
     """
 
     weight: Weight
@@ -54,8 +58,8 @@ class Watch(TorchFunctionMode):
     """While it is entered, `on_product` is called with every product with one of the `weights`,
     before it is made.
 
-    `positions` is how many tokens the forward has: a gather from a table of so many rows shows
-    whose rows an expert gets.
+    `positions` is how many tokens the forward has. A gather from a table of so many rows shows of
+    which tokens an expert gets the rows.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def see(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Report the products that the function `name` is about to make of these arguments."""
+        """Report the products that the function `name`, called so, is about to make."""
         if name in _AS_OUT_IN or name in _AS_IN_OUT:
             for product in self._products(name, args, kwargs):
                 self._on_product(product)
@@ -145,30 +149,33 @@ class Watch(TorchFunctionMode):
 
 
 def _is_whole(weight: Weight, matrix: Tensor) -> bool:
-    """Whether `matrix` is all of `weight`; a part of one isn't followed, as the rehearsal says."""
+    """Whether `matrix` is all of `weight`. Products with a part of a matrix aren't followed; the
+    rehearsal tells the user.
+    """
     whole = weight.get()
     return matrix.shape == whole.shape and matrix.stride() == whole.stride()
 
 
 def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor | bool]:
-    """Return how `base` is asked about `ids` [sample, position] without a cache. A `mask` that
-    it doesn't take is a `ModelError`.
+    """Return the arguments with which `base` runs on `ids` [sample, position] without a cache.
+
+    `mask` [sample, position] is false for padding. Raises `ModelError` where `base` takes no mask.
     """
     parameters = signature(base.forward).parameters
-    kinds = {parameter.kind for parameter in parameters.values()}
+    parameter_kinds = {parameter.kind for parameter in parameters.values()}
     inputs: dict[str, Tensor | bool] = {"input_ids": ids}
-    if "use_cache" in parameters or Parameter.VAR_KEYWORD in kinds:
+    if "use_cache" in parameters or Parameter.VAR_KEYWORD in parameter_kinds:
         inputs["use_cache"] = False
     if mask is None:
         return inputs
-    # A decorated forward may only hand on what it gets.
-    hands_on = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds
+    # A decorated forward that takes anything hands it on to one that may take a mask.
+    hands_on = {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= parameter_kinds
     if "attention_mask" not in parameters and not hands_on:
-        kind = type(base).__name__
+        name = type(base).__name__
         raise ModelError(
-            f"{kind} takes no attention mask, so padding can't be kept from it; "
+            f"{name} takes no attention mask, so padding can't be kept from it; "
             "use a packing without padding, such as many",
-            subject=kind,
+            subject=name,
         )
     inputs["attention_mask"] = mask.long()
     return inputs
@@ -176,7 +183,7 @@ def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, calling `module` calls `forward` in place of its own, within its hooks."""
+    """While it lasts, `module` has another `forward`; its hooks run around that as usual."""
     before = vars(module).get("forward")  # accelerate's, where it has put one there
     vars(module)["forward"] = forward
     try:
@@ -197,11 +204,12 @@ def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 @final
 class Order:
-    """One order of visits for all micro-batches: by first use; experts by number, and each expert's
-    matrices by use, or the other way round.
+    """The order in which the matrices of a block are visited, the same for all micro-batches.
 
-    In the groups `by_use` all experts do their first product before any does its second; those in
-    `apart` are no experts, only numbered alike.
+    Matrices come in the order of their first use. Experts come by number, and each expert's
+    matrices by use. In the groups `by_use` it is the other way round: all experts do their first
+    product before any does its second. Groups in `apart` have numbers in their names, but other
+    matrices come between them: each of theirs is visited by its own first use.
     """
 
     def __init__(
@@ -214,11 +222,14 @@ class Order:
         self._by_use = by_use
         self._apart = apart
         self._weights = {weight.name: weight for weight in block.weights}
-        self._ranks: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._last: tuple[int, int, int] | None = None
 
     def next(self, waiting: Sequence[str]) -> Weight:
-        """Return the first of the matrices that some forward stands at, by name."""
+        """Return the first in this order of the matrices that forwards wait at, given by name.
+
+        Raises `ModelError` for a matrix that was visited before, or that comes before the last one.
+        """
         places = {name: self._place(self._weights[name]) for name in waiting}
         name = min(places, key=places.__getitem__)
         place = places[name]
@@ -234,19 +245,19 @@ class Order:
     def _place(self, weight: Weight) -> tuple[int, int, int]:
         group, number, use = grouped(weight, self._block)
         if group in self._apart:
-            return self._rank(weight.name), 0, 0
+            return self._number(weight.name), 0, 0
         if group in self._by_use:
-            return self._rank(f"{group} {use}"), number, 0
-        return self._rank(group), number, self._rank(f"{group} {use}")
+            return self._number(f"{group} {use}"), number, 0
+        return self._number(group), number, self._number(f"{group} {use}")
 
-    def _rank(self, key: str) -> int:
+    def _number(self, key: str) -> int:
         """The number of a key in the order in which keys are first asked for."""
-        return self._ranks.setdefault(key, len(self._ranks))
+        return self._numbers.setdefault(key, len(self._numbers))
 
 
 def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
-    """Return the experts that a matrix belongs to, its number among them, and which of an
-    expert's matrices it is; any other is a group by itself.
+    """Return the group of experts that a matrix belongs to, the number of its expert, and which of
+    the expert's matrices it is (its use). A matrix of no expert is a group by itself.
     """
     name = weight.name.removeprefix(block.name + ".")
     if weight.expert is not None:

@@ -5,20 +5,20 @@ micro-batches, and all see the sums of all.
         for weight, seen in walk(view, batch, method.observes, propagate, ranks=ranks):
             ...
 
-A rank is one of the processes. Each opens the model, takes its share of the micro-batches and does
-all the rest as one process would: what `seen` holds is the same on every rank, and so is what comes
-of it. Whatever is written is written by the first rank.
+A rank is one of the processes. Each opens the model, runs its share of the micro-batches, and does
+all the rest as a single process would: `seen` is the same on every rank, and so is all that follows
+from it. Only the first rank writes files.
 
-Small statistics are gathered and added in the order of one process, so that their sums are one
-process's to the last bit. Gram matrices are added where they are, by one all-reduce for each input
-that differs: float32 sums in another order.
+Small statistics are gathered and added in the order of a single process, so their sums are the same
+to the last bit. Gram matrices are added by one all-reduce for each distinct input: these are
+float32 sums in another order.
 
-Ranks talk in meetings. A meeting has a name and every rank is in it, a failing one too: it says why
-instead, and all end for its reason. So nobody waits for a rank that went elsewhere; one that is
-killed is missed at once, and one that hangs after `PATIENCE`.
+Ranks talk in meetings. A meeting has a name, and every rank comes to it. A rank that fails comes
+too, to the next one, and says why; then all ranks end for that reason. So nobody waits for a rank
+that went elsewhere. A rank that is killed is missed at once, and one that hangs after `PATIENCE`.
 
-Gloo carries the words, and the sums of processors; NCCL those of CUDA, which follows PyTorch's
-documented behaviour but is untested here: no such machine was at hand.
+Gloo carries the messages and adds what is on the processor. NCCL adds what is on CUDA; it follows
+PyTorch's documented behaviour, but is untested here: no such machine was at hand.
 """
 
 import functools
@@ -45,8 +45,8 @@ from calibrant.system.wire import Kind, Language, fields_of, kind_of, raised
 T = TypeVar("T")
 
 PATIENCE: Final = timedelta(minutes=30)
-"""How long a rank waits for the others: longer than any of them works alone, which is when the
-first one saves.
+"""How long a rank waits for the others. No rank works so long without a meeting: the longest is the
+first rank's saving of the model.
 """
 
 
@@ -63,14 +63,14 @@ class Ranks(ABC):
 
     @abstractmethod
     def device(self, requested: str) -> str:
-        """Return the device of this rank where `requested` is what the user gave: on CUDA, each
-        rank of a machine has one of its own.
+        """Return this rank's device, where `requested` is the user's choice: on CUDA, each rank of
+        a machine has a device of its own.
         """
 
     @abstractmethod
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return what this rank takes of `items`: an unbroken run of them, in rank order; none
-        where there are more ranks than items.
+        """Return this rank's share of `items`: consecutive ones, in rank order; none where there
+        are more ranks than items and nothing is left for this one.
         """
 
     @abstractmethod
@@ -83,26 +83,26 @@ class Ranks(ABC):
 
     @abstractmethod
     def agree(self, subject: str, mine: object) -> None:
-        """Go on if `mine` is the same on every rank, else raise `RankError`, saying that `subject`
-        differs.
+        """Raise `RankError`, saying that `subject` differs, unless `mine` is the same on every
+        rank.
         """
 
     @abstractmethod
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
-        """Return the sum, on `device`, of what the micro-batches of all ranks showed; `mine` are
-        this rank's, maybe none, but some rank has one.
+        """Return the sum, on `device`, of what the micro-batches of all ranks showed. `mine` are
+        this rank's; there may be none, but at least one rank must have some.
         """
 
     @abstractmethod
     def part(self, seen: Seen) -> Seen:
-        """Return what one micro-batch showed, as something to add up for `totals`."""
+        """Return what one micro-batch showed, in the form that is added up for `totals`."""
 
     @abstractmethod
     def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
-        """For every matrix that any rank saw, by name and in the order of one process, the sum of
-        all ranks' sums of parts, on `device`.
+        """Return, by name, the sum on `device` of what all ranks saw of each matrix, in the order
+        of one process. `mine` are this rank's sums of what `part` returned.
 
-        Matrices that share a sum on every rank go on sharing it.
+        Matrices that share a sum on every rank share the total too.
         """
 
 
@@ -131,7 +131,7 @@ class RankFailure:
         return cls(kind_of(error), text, getattr(error, "subject", ""))
 
     def error(self, rank: int) -> BaseException:
-        """Return what the others raise for it."""
+        """Return what the other ranks raise, where this is the failure of `rank`."""
         if self.kind == KeyboardInterrupt.__name__:
             return KeyboardInterrupt()
         known = raised(self.kind, self.text, self.subject)
@@ -140,7 +140,7 @@ class RankFailure:
 
 @dataclass(frozen=True)
 class GramSize:
-    """What there is to know of a Gram before it is summed."""
+    """What ranks tell each other of a Gram before they add it: all but its numbers."""
 
     width: int
     dtype: str
@@ -154,8 +154,8 @@ class GramSize:
 
 @final
 class InOrder(Statistic):
-    """Statistics that stand one behind the other until all are there: how floats are added
-    decides their last bits.
+    """Statistics that are kept apart until all are there, and then added in the order of a single
+    process: the order of a sum of floats decides its last bits.
     """
 
     def __init__(self, parts: tuple[Statistic, ...]) -> None:
@@ -184,11 +184,12 @@ def _name_of(kind: type[Statistic]) -> str:
 
 
 def _loaded_kinds() -> dict[str, type[Statistic]]:
-    """Return the statistics that this process knows, by name, a method's own among them: nothing
-    is imported because a message says so.
+    """Return the kinds of statistics that this process has imported, by name. A message can only
+    name one of these: nothing is imported because a message says so.
     """
     kinds: list[type[Statistic]] = [Statistic]
-    for kind in kinds:  # grows while it is gone through
+    # The list grows while the loop goes through it, down to the last subclass.
+    for kind in kinds:
         kinds += kind.__subclasses__()
     return {_name_of(kind): kind for kind in kinds}
 
@@ -202,8 +203,8 @@ def _read_statistic(written: list[Any]) -> Statistic:
     return _loaded_kinds()[name](**fields)
 
 
-_WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
-"""What a Gram is summed in."""
+_GRAM_DTYPES: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
+"""The types that a Gram is summed in, by name."""
 
 LANGUAGE: Final = Language(
     fields_of(RankMessage),
@@ -249,25 +250,26 @@ ALONE: Final[Ranks] = _Alone()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started this one with, for as long as the context lasts; `ALONE`
-    where there are none.
+    """Give the ranks that torchrun started, this process among them; `ALONE` where it started none.
 
-    All ranks leave it together: an exception of one is raised on every other too, a
-    `CalibrantError` and an interrupt as what they are, and anything else as `RankError`, which is
-    also what is raised where a rank is lost. A process group that is there already is used and
-    left; otherwise one is made, and gone afterwards.
+    All ranks leave the context together. An exception on one rank is raised on every other too: a
+    `CalibrantError` and an interrupt as they are, anything else as `RankError`. That is also raised
+    where a rank is lost. A process group that exists already is used and left as it is; otherwise
+    one is made, and destroyed afterwards.
     """
     if not _are_several():
         yield ALONE
         return
     ours = not dist.is_initialized()
     if ours:
-        with _listening():
-            store, rank, size = _met()
-        # What an earlier group left in the store would lead a later one astray: each has a corner
-        # of its own.
-        corner = dist.PrefixStore(f"calibrant {next(_GROUPS)}", store)  # pyright: ignore[reportPrivateImportUsage]  # public, says the manual
-        dist.init_process_group("gloo", store=corner, rank=rank, world_size=size, timeout=PATIENCE)
+        with _losing_a_rank():
+            store, rank, size = _rendezvous()
+        # What an earlier group left in the store would mislead a later one, so each group has a
+        # prefix of its own.
+        group_store = dist.PrefixStore(f"calibrant {next(_GROUPS)}", store)  # pyright: ignore[reportPrivateImportUsage]  # public, says the manual
+        dist.init_process_group(
+            "gloo", store=group_store, rank=rank, world_size=size, timeout=PATIENCE
+        )
     try:
         with _Joined() as ranks:
             yield ranks
@@ -280,7 +282,7 @@ _GROUPS: Final = itertools.count()
 
 
 @functools.cache
-def _met() -> tuple[Any, int, int]:
+def _rendezvous() -> tuple[Any, int, int]:
     """The store in which the processes that torchrun started find each other, this one's rank,
     and how many they are.
     """
@@ -305,7 +307,8 @@ class _Joined(Ranks):
         self.size = dist.get_world_size()
         self._gloo: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._nccl: Any = None
-        self._apart = False
+        self._parted = False
+        """True once this rank must not come to another meeting: the others aren't there."""
 
     def __enter__(self) -> "_Joined":
         return self
@@ -316,13 +319,12 @@ class _Joined(Ranks):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # All leave together: who is done waits here for the others, and learns whether one of them
-        # failed. Who failed comes to the next meeting of the others, whatever its name, and says
-        # why.
+        # A rank that is done waits here for the others, and learns whether one of them failed. A
+        # rank that failed comes to the next meeting of the others, whatever its name, and says why.
         try:
             if error is None:
                 self._meet("the end", None)
-            elif not self._apart:
+            elif not self._parted:
                 with suppress(RankError):  # this rank has its own reason
                     self._exchange(RankMessage("", None, RankFailure.of(error)))
         finally:
@@ -332,11 +334,10 @@ class _Joined(Ranks):
 
     def device(self, requested: str) -> str:
         if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):
-            # This rank's number on its machine.
-            place = self.rank
+            local_rank = self.rank
             if "LOCAL_RANK" in os.environ:
-                place = number("LOCAL_RANK", 0, MOST)
-            return f"cuda:{place}"
+                local_rank = number("LOCAL_RANK", 0, MOST)
+            return f"cuda:{local_rank}"
         return requested
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -345,10 +346,10 @@ class _Joined(Ranks):
         return items[start:end]
 
     def gathered(self, mine: Sequence[T]) -> Sequence[T]:
-        everywhere: list[T] = []
+        gathered: list[T] = []
         for items in self._meet("what stands next", mine):
-            everywhere += items
-        return everywhere
+            gathered += items
+        return gathered
 
     def all(self, mine: bool) -> bool:
         return all(self._meet("a vote", mine))
@@ -357,7 +358,7 @@ class _Joined(Ranks):
         answers = self._meet(subject, mine)
         for rank, other in enumerate(answers):
             if other != answers[0]:
-                self._apart = True
+                self._parted = True
                 raise RankError(
                     f"{subject} differs: {brief(answers[0])} on rank 0, {brief(other)} on rank "
                     f"{rank}; give all ranks the same",
@@ -374,18 +375,20 @@ class _Joined(Ranks):
         return Seen(parts)
 
     def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
-        # Each rank says which of its sums a matrix has; matrices that have the same one on every
-        # rank have one sum.
+        # Each rank numbers its sums, and says which of them each matrix has. Matrices whose numbers
+        # are equal on every rank share one total.
         numbers: dict[int, int] = {}
-        numbered = {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()}
-        numbers_of_ranks = self._meet("the sums of a block", numbered)
+        sum_numbers: dict[str, int] = {}
+        for name, seen in mine.items():
+            sum_numbers[name] = numbers.setdefault(id(seen), len(numbers))
+        by_rank = self._meet("the sums of a block", sum_numbers)
         names: dict[str, None] = {}
-        for numbered in numbers_of_ranks:
-            names |= dict.fromkeys(numbered)
+        for rank_numbers in by_rank:
+            names |= dict.fromkeys(rank_numbers)
         sums: dict[tuple[int | None, ...], Seen] = {}
         totals: dict[str, Seen] = {}
         for name in names:
-            key = tuple(numbered.get(name) for numbered in numbers_of_ranks)
+            key = tuple(rank_numbers.get(name) for rank_numbers in by_rank)
             if key not in sums:
                 sums[key] = self._total(mine.get(name), device)
             totals[name] = sums[key]
@@ -396,54 +399,56 @@ class _Joined(Ranks):
         message: dict[str, Any] = {}
         for kind, statistic in held.items():
             message[_name_of(kind)] = GramSize.of(statistic) if kind is Gram else statistic.parts
-        # A rank that saw nothing of the matrix has nothing to add.
+        # A rank that saw nothing of the matrix sends an empty message.
         messages = [message for message in self._meet("a sum", message) if message]
         kinds = _loaded_kinds()
         total: dict[type[Statistic], Any] = {}
         for name in messages[0]:
             kind = kinds[name]
-            given = [message[name] for message in messages]
+            contents = [message[name] for message in messages]
             if kind is Gram:
-                total[kind] = self._summed_gram(held.get(kind), given, device)
+                total[kind] = self._summed_gram(held.get(kind), contents, device)
             else:
-                # One process would add them in this order too, so the last bits are its own.
-                parts = itertools.chain.from_iterable(given)
+                # In rank order, which is the order of a single process: the last bits are its own.
+                parts = itertools.chain.from_iterable(contents)
                 total[kind] = _added(_moved(part, device) for part in parts)
         return Seen(total)
 
     def _summed_gram(
         self, mine: Gram | None, sizes: Sequence[GramSize], device: torch.device
     ) -> Gram:
-        """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but
-        not heard.
-        """
-        self._apart = True
+        """The sum of the ranks' Gram matrices, of which `sizes` are those that there are."""
+        # An all-reduce is no meeting: a rank that fails in here can't tell the others why, and they
+        # only learn that it is lost.
+        self._parted = True
         if mine is None:
             width = sizes[0].width
-            matrix = torch.zeros(width, width, dtype=_WIDE[sizes[0].dtype], device=device)
+            matrix = torch.zeros(width, width, dtype=_GRAM_DTYPES[sizes[0].dtype], device=device)
         else:
             matrix = mine.matrix.clone()
         if matrix.is_cuda and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
         group = self._nccl if matrix.is_cuda else self._gloo
-        carried = matrix if matrix.is_cuda else matrix.cpu()
-        with _listening():
-            dist.all_reduce(carried, group=group)
-        self._apart = False
+        summed = matrix if matrix.is_cuda else matrix.cpu()
+        with _losing_a_rank():
+            dist.all_reduce(summed, group=group)
+        self._parted = False
         tokens = sum(size.tokens for size in sizes)
         mass = sum(size.mass for size in sizes)
-        return Gram(carried.to(device), tokens, mass)
+        return Gram(summed.to(device), tokens, mass)
 
     def _meet(self, where: str, mine: T) -> list[T]:
-        """What every rank says at this point, in rank order; raises what another one failed of."""
+        """What every rank says at this point, in rank order. Raises the failure of a rank that
+        failed, and `RankError` where ranks are at different points.
+        """
         messages = self._exchange(RankMessage(where, mine))
         for rank, message in enumerate(messages):
             if message.failure is not None:
-                self._apart = True
+                self._parted = True
                 raise message.failure.error(rank)
         for rank, message in enumerate(messages):
             if message.where != messages[0].where:
-                self._apart = True
+                self._parted = True
                 raise RankError(
                     f"rank 0 is at {messages[0].where!r} and rank {rank} at {message.where!r}; "
                     "give all ranks the same to do",
@@ -453,14 +458,14 @@ class _Joined(Ranks):
 
     def _exchange(self, message: RankMessage) -> list[RankMessage]:
         packed = LANGUAGE.pack(message)
-        if self._apart:
+        if self._parted:
             raise RankError("the ranks have parted already; start them anew", subject=message.where)
-        # Until the exchange is over this rank counts as parted: interrupted in it, it must not go
-        # to another one, where the others aren't.
-        self._apart = True
-        with _listening():
+        # Until the exchange is over this rank counts as parted. Interrupted in the middle, it must
+        # not begin another exchange, to which the others won't come.
+        self._parted = True
+        with _losing_a_rank():
             answers = [LANGUAGE.unpack(answer) for answer in self._messages(packed)]
-        self._apart = False
+        self._parted = False
         return answers
 
     def _messages(self, mine: bytes) -> list[bytes]:
@@ -471,10 +476,10 @@ class _Joined(Ranks):
         dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._gloo)
         longest = max(map(int, sizes))
         padded = torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8)
-        every = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(every, padded, group=self._gloo)
+        received = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(received, padded, group=self._gloo)
         messages: list[bytes] = []
-        for message, size in zip(every, sizes, strict=True):
+        for message, size in zip(received, sizes, strict=True):
             messages.append(message[: int(size)].numpy().tobytes())
         return messages
 
@@ -489,15 +494,15 @@ def _moved(part: Statistic, device: torch.device) -> Statistic:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
+def _losing_a_rank() -> Iterator[None]:
     """Raise `RankError` where another rank is gone or doesn't answer."""
     try:
         yield
     except RuntimeError as error:
-        # Without the place in PyTorch's source, and the advice that follows it.
-        said = re.sub(r"^\[.*?\] |\. This is typically.*", "", " ".join(str(error).split()))
+        # PyTorch's message, without the place in its source and the advice at the end.
+        message = re.sub(r"^\[.*?\] |\. This is typically.*", "", " ".join(str(error).split()))
         raise RankError(
-            f"another rank was lost ({said}); what torchrun says of it tells why; start them "
+            f"another rank was lost ({message}); what torchrun says of it tells why; start them "
             "again to continue"
         ) from error
     except DataError as error:

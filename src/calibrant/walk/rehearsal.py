@@ -1,10 +1,13 @@
 """A forward of eight tokens, before a walk: in which order a model calls its blocks, and which of
 its matrices can be followed.
 
-A walk wants of a matrix that one product a forward uses it, in its own block. The others are left
-as they are, with the reason: their block is left out, or runs several times; several blocks share
-them; something that is no product with one matrix reads them; or, on arrival, a forward uses them
-twice.
+A walk can follow a matrix that a forward uses in one product, in the matrix's own block. All other
+matrices are left as they are, with the reason:
+
+- their block doesn't run, or runs several times;
+- several blocks share them;
+- an operation that is no product with the one matrix reads them;
+- on arrival, a forward uses them twice.
 """
 
 from bisect import bisect_left
@@ -25,8 +28,8 @@ from calibrant.walk.products import Product, Watch, grouped, hidden_of, inputs_o
 
 SAMPLES: Final = 2
 POSITIONS: Final = 4
-"""What the model is shown: two numbers that differ, so that it can be seen which of the two
-comes first.
+"""The model is shown [SAMPLES, POSITIONS] tokens. The two numbers differ, so that a tensor's shape
+shows which of the two comes first.
 """
 
 _READ_NOTHING: Final = {
@@ -40,7 +43,9 @@ _READ_NOTHING: Final = {
     "ones_like",
     "zeros_like",
 }
+"""Operations that take a tensor's shape and type, and none of its numbers."""
 _READ_THEIR_FIRST: Final = {"to", "type_as", "view_as", "expand_as"}
+"""Operations that take numbers from their first tensor, and shape and type from the second."""
 
 
 @final
@@ -49,9 +54,10 @@ class Rehearsal:
     """What eight tokens showed of a model's forward.
 
     `calls` are the indices of its blocks in the order in which they are called. `turned` are names
-    of matrices and blocks whose rows come position by position (`[position, sample, …]`); `by_use`
+    of matrices and blocks whose rows come position by position (`[position, sample, …]`). `by_use`
     and `apart` are groups of matrices as `Order` has them. `changes_input` is true where a block
-    writes into what it is called with, `lets_go` where nothing but the first block reads its input.
+    writes into what it is called with. `frees_input` is true where nothing but the first block
+    reads that block's input, so that its memory may be freed afterwards.
     """
 
     calls: tuple[int, ...]
@@ -59,13 +65,14 @@ class Rehearsal:
     by_use: frozenset[str]
     apart: frozenset[str]
     changes_input: bool
-    lets_go: bool
+    frees_input: bool
     _left: Mapping[str, str] = field(repr=False)
     _twice: Mapping[str, str] = field(repr=False)
 
     def left(self, propagate: str) -> Mapping[str, str]:
-        """Names of the matrices that a walk leaves as they are, each with the reason. Only on
-        arrival can't one be compressed that is used twice.
+        """Return the names of the matrices that a walk leaves as they are, each with the reason.
+
+        A matrix that is used twice is left only on arrival.
         """
         if propagate == "arrival":
             return {**self._left, **self._twice}
@@ -73,8 +80,9 @@ class Rehearsal:
 
 
 def rehearse(view: ModelView) -> Rehearsal:
-    """Show the model eight tokens, once for each view. Raises `ModelError` where none of its
-    matrices can be followed.
+    """Show the model eight tokens, and return what that showed; a view remembers it.
+
+    Raises `ModelError` where none of the model's matrices can be followed.
     """
     if view.rehearsed is None:
         view.rehearsed = _Rehearsing(view).run()
@@ -92,8 +100,8 @@ def some_ids(view: ModelView) -> Tensor:
 
 @contextmanager
 def held(view: ModelView, block: Block) -> Iterator[None]:
-    """While it lasts, the numbers of `block` are in memory; reading them from disk is a part of
-    a job's time.
+    """While it lasts, the numbers of `block` are in memory; the time of reading them from disk is
+    counted.
     """
     with ExitStack() as stack:
         with spent_on("reading blocks") if view.residence.on_disk else nullcontext():
@@ -112,16 +120,20 @@ class _Rehearsing(TorchFunctionMode):
         self._calls: list[int] = []
         self._running: list[int] = []
         """Blocks whose forward runs now; one may call another."""
-        self._first: Tensor | None = None
+        self._first_input: Tensor | None = None
+        """The hidden states that the first block was called with, once it has run."""
         self._turned: set[str] = set()
         self._changes_input = False
-        self._first_is_used = False
+        self._first_input_is_used = False
         self._uses: dict[str, list[int]] = {}
-        """For each matrix the blocks in which it is multiplied with, -1 outside of all."""
+        """For each matrix the block of each product with it, -1 outside of all; in the order of
+        first products.
+        """
         self._read_by: dict[str, str] = {}
         """For each matrix the first operation besides products that reads it."""
         self._multiplied: set[str] = set()
         """Matrices that the operation which runs now multiplies with."""
+        # A block on disk is located when it is held.
         self._locate(() if view.residence.on_disk else range(len(view.blocks)))
 
     def run(self) -> Rehearsal:
@@ -131,7 +143,7 @@ class _Rehearsing(TorchFunctionMode):
         inputs = inputs_of(base, some_ids(view))
         with ExitStack() as stack:
             for block in view.blocks:
-                stack.enter_context(replaced(block.module, self._noting(block)))
+                stack.enter_context(replaced(block.module, self._noting_forward(block)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
             self._show(base, inputs)
@@ -162,7 +174,7 @@ class _Rehearsing(TorchFunctionMode):
             frozenset(by_use),
             frozenset(apart),
             self._changes_input,
-            not self._first_is_used,
+            not self._first_input_is_used,
             left,
             twice,
         )
@@ -176,8 +188,8 @@ class _Rehearsing(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = _tensors((args, kwargs))
-        if any(tensor is self._first for tensor in tensors):
-            self._first_is_used = True
+        if any(tensor is self._first_input for tensor in tensors):
+            self._first_input_is_used = True
         name = getattr(func, "__name__", str(func))
         # Products say which matrices they multiply with, through `_note_product`; whatever else
         # takes numbers from a matrix's memory, `_note_reading` notes.
@@ -200,13 +212,13 @@ class _Rehearsing(TorchFunctionMode):
         for weight in sorted(weights, key=_address):
             size = weight.stored.numel() * weight.stored.element_size()
             self._spans.append((weight.address, weight.address + size, weight))
-        # In order too, since no two matrices overlap.
+        # In ascending order like the starts, since no two matrices overlap.
         self._ends = [end for _, end, _ in self._spans]
         self._storages = {weight.stored.untyped_storage().data_ptr() for weight in weights}
 
     @contextmanager
     def _held(self, block: Block) -> Iterator[None]:
-        """While its forward runs, a block has its numbers, and those of others may be on disk."""
+        """While it lasts, the block counts as running, and its numbers are in memory."""
         on_disk = self._view.residence.on_disk
         with held(self._view, block):
             self._running.append(block.index)
@@ -221,7 +233,7 @@ class _Rehearsing(TorchFunctionMode):
         try:
             base(**inputs)
         except RuntimeError as error:
-            # What torch says of an operation with a parameter that has no numbers names "meta".
+            # A parameter without numbers is on torch's device "meta", which its message then names.
             if not self._view.residence.on_disk or "meta" not in str(error):
                 raise
             kind = type(self._view.model).__name__
@@ -231,13 +243,14 @@ class _Rehearsing(TorchFunctionMode):
                 subject=kind,
             ) from error
 
-    def _noting(self, block: Block) -> Callable[..., Any]:
+    def _noting_forward(self, block: Block) -> Callable[..., Any]:
         """The block's forward, which notes how it is called."""
         forward = block.module.forward
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             hidden = hidden_of(args, kwargs)
             tensors = _tensors((args, kwargs))
+            # `_version` grows with every write in place.
             versions = [tensor._version for tensor in tensors]
             if tuple(hidden.shape[:2]) == (POSITIONS, SAMPLES):
                 self._turned.add(block.name)
@@ -246,9 +259,10 @@ class _Rehearsing(TorchFunctionMode):
                 output = forward(*args, **kwargs)
             if versions != [tensor._version for tensor in tensors]:
                 self._changes_input = True
-            if self._first is None:
-                self._first_is_used = any(leaf is hidden for leaf in tree_leaves(output))
-                self._first = hidden
+            if self._first_input is None:
+                # A block that returns its very input hands it on to others.
+                self._first_input_is_used = any(leaf is hidden for leaf in tree_leaves(output))
+                self._first_input = hidden
             return output
 
         return noting
@@ -263,8 +277,10 @@ class _Rehearsing(TorchFunctionMode):
             self._turned.add(name)
 
     def _note_reading(self, name: str, tensors: list[Tensor], result: Any) -> None:
-        """Note which matrices `name` took numbers from: what gives a tensor, and neither a view
-        of a matrix nor a product with it, does.
+        """Note which matrices the operation `name` took numbers from.
+
+        One that returns no tensor took none, and neither did one that returns a view of the matrix.
+        A product with the matrix is noted elsewhere.
         """
         results = {leaf.untyped_storage().data_ptr() for leaf in _tensors(result)}
         if not results:
@@ -273,12 +289,12 @@ class _Rehearsing(TorchFunctionMode):
             storage = tensor.untyped_storage().data_ptr()
             if storage not in self._storages or storage in results:
                 continue
-            for weight in self._under(tensor):
+            for weight in self._overlapped_by(tensor):
                 if weight.name not in self._multiplied:
                     self._read_by.setdefault(weight.name, name)
 
-    def _under(self, tensor: Tensor) -> list[Weight]:
-        """The matrices that `tensor` is memory of."""
+    def _overlapped_by(self, tensor: Tensor) -> list[Weight]:
+        """The matrices whose memory `tensor` overlaps."""
         last = 0
         for size, step in zip(tensor.shape, tensor.stride(), strict=True):
             last += (size - 1) * step
@@ -287,10 +303,11 @@ class _Rehearsing(TorchFunctionMode):
         start = tensor.data_ptr()
         end = start + (last + 1) * tensor.element_size()
         weights: list[Weight] = []
-        for begins, ends, weight in self._spans[bisect_left(self._ends, start + 1) :]:
-            if begins >= end:
+        first = bisect_left(self._ends, start + 1)
+        for weight_start, weight_end, weight in self._spans[first:]:
+            if weight_start >= end:
                 break
-            if ends > start:
+            if weight_end > start:
                 weights.append(weight)
         return weights
 
@@ -310,24 +327,25 @@ class _Rehearsing(TorchFunctionMode):
         return ""
 
     def _group(self, block: Block, by_use: set[str], apart: set[str]) -> None:
-        """Add the groups of experts that don't do all their products one expert after the other,
-        and the groups that others come between.
+        """Add to `by_use` the groups whose experts don't do all their products one expert after the
+        other, and to `apart` the groups that other matrices come between.
         """
         weights = {weight.name: weight for weight in block.weights}
-        ranks: dict[str, int] = {}
+        use_numbers: dict[str, int] = {}
         last_place: dict[str, tuple[int, int]] = {}
-        last = ""
+        last_group = ""
         for name in self._uses:
             if name not in weights:
                 continue
             group, number, use = grouped(weights[name], block)
-            place = number, ranks.setdefault(f"{group} {use}", len(ranks))
-            if group in last_place and group != last:
+            use_number = use_numbers.setdefault(f"{group} {use}", len(use_numbers))
+            place = number, use_number
+            if group in last_place and group != last_group:
                 apart.add(group)
             elif group in last_place and place < last_place[group]:
                 by_use.add(group)
             last_place[group] = place
-            last = group
+            last_group = group
 
 
 def _address(weight: Weight) -> int:

@@ -1,17 +1,17 @@
 """Experts that get few tokens: which they are, and what their matrices are calibrated on instead.
 
-An expert is starved that gets fewer of the calibration tokens, counted by their weight, than it has
-inputs: a Gram matrix of them is singular. Who is starved is found in the untouched model, once,
-whatever is done to it later.
+An expert is starved if it gets fewer of the calibration tokens, counted by their weight, than it
+has inputs: their Gram matrix is singular. Which experts are starved is found once, in the untouched
+model, whatever is done to it later.
 
-- `as_seen`: nothing else; each is calibrated on the tokens that it gets, and one that gets none
-  stays dense.
+- `as_seen`: no exception is made. Each expert is calibrated on the tokens that it gets, and one
+  that gets none stays dense.
 - `dense`: a starved expert stays as it is.
 - `all_tokens`: it is calibrated on every token that comes to its layer. It runs them with a weight
   of zero, so the model computes what it did.
 - `shared`: its matrices are calibrated on what the same matrices of all experts of the layer saw
-  together. Of inputs of the layer that is what tokens look like; hidden units of different experts
-  have nothing in common, so of them it says no more than how large they are.
+  together. For matrices that read the layer's input that is sound. Hidden units of different
+  experts have nothing in common, so for a down projection it says no more than how large they are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +45,9 @@ def starving(
     Raises `ModelError` where it can't be told which router picks among the experts.
     """
     layers = {layer.block: layer for layer in expert_layers(view)}
-    found: dict[str, float] = {}
+    starved: dict[str, float] = {}
     if not layers:
-        return found
+        return starved
     with torch.no_grad():
         for block, seen in blocks_seen(opened, view, batch, (Routing,), ranks=ranks):
             layer = layers.get(block.index)
@@ -56,8 +56,8 @@ def starving(
             counts = seen[Routing].counts.tolist()
             for matrices, count in zip(layer.experts, counts, strict=True):
                 if count < layer.matrix.shape[1]:
-                    found |= {weight.name: count for weight in matrices}
-    return found
+                    starved |= {weight.name: count for weight in matrices}
+    return starved
 
 
 def fed(
@@ -91,21 +91,23 @@ def fed(
 def _pooled(
     layer: ExpertLayer | None, seen: Mapping[Weight, Seen], names: Mapping[str, float]
 ) -> dict[Weight, Seen]:
+    """What the matrices of a block saw, where those in `names` get the sum over all experts."""
     pooled = dict(seen)
     if layer is None:
         return pooled
-    for alike in zip(*layer.experts, strict=True):
-        arrived = [seen[weight] for weight in alike if weight in seen]
+    # One round for each matrix of an expert: that matrix of all experts.
+    for matrices in zip(*layer.experts, strict=True):
+        arrived = [seen[weight] for weight in matrices if weight in seen]
         if arrived:
             total = reduce(add, arrived)
-            pooled |= {weight: total for weight in alike if weight.name in names}
+            pooled |= {weight: total for weight in matrices if weight.name in names}
     return pooled
 
 
 @contextmanager
 def _sent_all(view: ModelView, names: Mapping[str, float]) -> Iterator[None]:
-    """While it lasts, tokens go through starved experts too that their router didn't choose,
-    with a weight of zero.
+    """While it lasts, every token of a layer also goes through the layer's starved experts; where
+    the router didn't choose them, with a weight of zero.
     """
     with ExitStack() as stack:
         for layer in expert_layers(view):
@@ -124,14 +126,15 @@ def _sent_all(view: ModelView, names: Mapping[str, float]) -> Iterator[None]:
 def _with_others(
     count: int, experts: Sequence[int], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
+    """A hook of the experts' module: its arguments, with `experts` added for every token."""
     index, weights = sent(args, kwargs)
     assert index is not None
     assert weights is not None
-    more = torch.tensor(experts, device=index.device, dtype=index.dtype).expand(len(index), -1)
+    added = torch.tensor(experts, device=index.device, dtype=index.dtype).expand(len(index), -1)
     # The number after the last expert's stands for none: a token isn't sent where it is already.
-    chosen = (index[:, :, None] == more[:, None, :]).any(1)
-    more_index = torch.cat([index, more.masked_fill(chosen, count)], 1)
-    more_weights = torch.cat([weights, weights.new_zeros(more.shape)], 1)
+    chosen = (index[:, :, None] == added[:, None, :]).any(1)
+    more_index = torch.cat([index, added.masked_fill(chosen, count)], 1)
+    more_weights = torch.cat([weights, weights.new_zeros(added.shape)], 1)
 
     def exchanged(value: Any) -> Any:
         if value is index:
@@ -146,12 +149,13 @@ def _with_others(
 
 def _check_takes_more(layer: ExpertLayer) -> None:
     """Raise `ModelError` unless the experts take a token that is sent to none of them."""
-    sample = layer.experts[0][0].stored
-    device = sample.device
-    token = torch.zeros(1, layer.matrix.shape[1], dtype=sample.dtype, device=device)
+    stored = layer.experts[0][0].stored
+    device = stored.device
+    token = torch.zeros(1, layer.matrix.shape[1], dtype=stored.dtype, device=device)
     nobody = torch.full((1, 1), layer.count, device=device)
-    weight = torch.zeros(1, 1, dtype=sample.dtype, device=device)
+    weight = torch.zeros(1, 1, dtype=stored.dtype, device=device)
     try:
+        # Experts that weigh their inputs aren't told where a token goes, so no hook can send more.
         if layer.weighs_inputs:
             raise IndexError
         with torch.no_grad():

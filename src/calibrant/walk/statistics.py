@@ -1,5 +1,5 @@
-"""What the matrices and blocks of an untouched model see of a batch: by a walk, or from the disk,
-where an earlier walk kept it for every target, sparsity and mixture.
+"""What the matrices and blocks of an untouched model see of a batch: gathered by a walk, or read
+from the disk, where an earlier walk kept it. It serves every method, target and mixture.
 
     ROOT/<identity>/norms/block-00000.safetensors
     ROOT/<identity>/gram/block-00000.safetensors
@@ -8,12 +8,13 @@ where an earlier walk kept it for every target, sparsity and mixture.
     ROOT/<identity>/kinds/block-00000.safetensors     of the tokens of its experts
     ROOT/<identity>/outputs/block-00000.safetensors   of what its experts give
 
-A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices
-share it (q, k and v; gate and up), and which matrix has which. Norms are kept as they are summed,
-in float64; of a Gram its upper triangle, in the type it was summed in. Files are mapped into memory
-when they are read, and give back every bit. A file appears by rename, so a pass that was killed
-goes on from its last whole block. Each is sealed for its question; one that answers another, or is
-damaged, is made anew. Factorisations are never kept.
+A file holds one kind of statistic of one block's matrices. A statistic is in it once, however many
+matrices share it (q, k and v; gate and up), beside a table of which matrix has which. Norms are
+kept in float64, as they are summed; of a Gram the upper triangle is kept, in the type that it was
+summed in. Files are mapped into memory when they are read, and give back every bit. A file appears
+by rename, so a pass that was killed goes on from its last whole block. Each file is sealed for its
+model, tokens and block; one that is damaged, or is of others, is made anew. Factorisations are
+never kept.
 """
 
 import operator
@@ -55,7 +56,7 @@ from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.walking import Arrivals, one_by_one, walk, walk_blocks
 
 REVISION: Final = 1
-"""Raised when a walk through the same untouched model gives other sums than before."""
+"""To be raised when a change of the code gives other sums of the same model and tokens."""
 
 KINDS: Final[Mapping[type[InputStatistic], str]] = MappingProxyType(
     {FeatureNorms: "norms", Gram: "gram"}
@@ -67,7 +68,7 @@ BLOCK_KINDS: Final[Mapping[type[Statistic], str]] = MappingProxyType(
 )
 """What can be kept of blocks, their routers and their experts, and the folder it is kept in."""
 
-Dense = tuple[Block, dict[Weight, Seen]]
+SeenInBlock = tuple[Block, dict[Weight, Seen]]
 """A block of the untouched model and what each of its matrices saw; a matrix that no token
 reached is absent.
 """
@@ -88,8 +89,8 @@ def statistics_id(opened: Opened, batch: TokenBatch) -> str:
 
 
 def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
-    """Return the identities of all that `batch` is answered from: its own, or those of the parts
-    of a mix, which they share with the parts alone.
+    """Return the identities of the statistics that `batch` needs: its own, or of a mix those of its
+    parts, so that a part has one identity alone and in every mix.
     """
     if not batch.mixed:
         return (statistics_id(opened, batch),)
@@ -97,36 +98,37 @@ def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
 
 
 def packed_bytes(width: int, kind: type[Statistic], dtype: torch.dtype = torch.float32) -> int:
-    """Return what one distinct input of `width` features takes on disk, but for some hundred
-    bytes a block; `dtype` is the Gram's.
+    """Return how many bytes the statistic of one input of `width` features takes on disk, besides
+    some hundred bytes a block; `dtype` is the Gram's.
     """
-    return dtype.itemsize * width * (width + 1) // 2 if kind is Gram else 8 * width
+    if kind is Gram:
+        return dtype.itemsize * width * (width + 1) // 2
+    return 8 * width
 
 
 def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> list[str]:
     """Return which statistics to delete so that all together take at most `limit` bytes.
 
-    Only those whose last use is over may go: `finished`, in the order of their last uses, of which
-    the earliest go first and no more than it takes. What is still to be used stays, even if it
-    takes more.
+    `sizes` has the bytes of each. Only the `finished` may go, those whose last use is over; they
+    are in the order of their last uses, and the earliest go first. What is still to be used stays,
+    even beyond the limit.
     """
-    over = sum(sizes.values()) - limit
+    excess = sum(sizes.values()) - limit
     deleted: list[str] = []
     for name in finished:
-        if over <= 0:
+        if excess <= 0:
             break
         if name in sizes:
             deleted.append(name)
-            over -= sizes[name]
+            excess -= sizes[name]
     return deleted
 
 
 @final
 class Statistics:
-    """The folder of one model's statistics of one batch; nothing is made before the first block is
-    added.
+    """The folder of one model's statistics of one batch. It is made when the first block is added.
 
-    `name` is its `statistics_id`. One process at a time adds, any number read.
+    `name` is the `statistics_id`. One process at a time may add; any number may read.
     """
 
     def __init__(self, root: str | Path, name: str) -> None:
@@ -134,22 +136,24 @@ class Statistics:
         self.folder = Path(root) / name.removeprefix("sha256:")
 
     def stored_blocks(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
-        """Return the length of the unbroken row of blocks, from the first one on, whose statistics
-        are here.
+        """Return how many of the `blocks`, from the first one on without a gap, have their
+        statistics here.
 
-        One that isn't what was written ends the row, and a line says so.
+        A damaged file counts as a gap, and a line says so.
         """
         for count, block in enumerate(blocks):
-            if self._if_whole(kind, block) is None:
+            if self._stored_if_whole(kind, block) is None:
                 return count
         return len(blocks)
 
     def pieces(self, kind: type[InputStatistic], block: Block) -> int:
-        """Return how many pieces the block's statistics are the first of; 0 if they aren't here."""
-        stored = self._if_whole(kind, block)
+        """Return into how many pieces the tokens were divided, where the block's statistics here
+        are of the first piece; 0 if they aren't here.
+        """
+        stored = self._stored_if_whole(kind, block)
         return 0 if stored is None else stored.facts["pieces"]
 
-    def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
+    def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> SeenInBlock:
         """Return what the block's matrices saw, in the order in which a forward used them. Matrices
         that share an input share a `Seen`.
 
@@ -170,15 +174,16 @@ class Statistics:
     def add(
         self, kind: type[InputStatistic], block: Block, seen: Mapping[Weight, Seen], pieces: int = 1
     ) -> None:
-        """Keep what the block's matrices saw, of how many `pieces` this is the first. Raises
-        `OutputError` on a full disk; what was there stays.
+        """Keep what the block's matrices saw of the first of so many `pieces` of the tokens.
+
+        Raises `OutputError` on a full disk; what was there stays.
         """
         numbers: dict[int, int] = {}
         matrices: dict[str, int] = {}
         sums: list[list[float]] = []
         tensors: dict[str, Tensor] = {}
-        for weight, of_weight in seen.items():
-            statistic = of_weight[kind]
+        for weight, weight_seen in seen.items():
+            statistic = weight_seen[kind]
             if id(statistic) not in numbers:
                 number = len(numbers)
                 numbers[id(statistic)] = number
@@ -202,8 +207,8 @@ class Statistics:
         return Seen(seen)
 
     def add_block(self, kind: type[Statistic], block: Block, seen: Seen) -> None:
-        """Keep what the block itself did; that it has no such statistic, as a block without a
-        router, is kept too. Raises as `add` does.
+        """Keep what the block itself did. That a block has no such statistic, since it has no
+        router, is kept too. Raises `OutputError` as `add` does.
         """
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
@@ -216,8 +221,8 @@ class Statistics:
         self._write(kind, block, {"there": kind in seen, "numbers": numbers}, tensors)
 
     def bytes(self) -> int:
-        """Return what is on disk here. Another process may be writing: a file that goes
-        meanwhile counts nothing.
+        """Return how many bytes are on disk here. Another process may be writing, so a file that is
+        gone meanwhile counts nothing.
         """
         total = 0
         for folder, _, names in os.walk(self.folder):  # a folder that isn't there has no files
@@ -242,10 +247,8 @@ class Statistics:
                 distinct.append(FeatureNorms(numbers, tokens, mass))
         return {name: distinct[number] for name, number in stored.facts["matrices"].items()}
 
-    def _if_whole(self, kind: type[Statistic], block: Block) -> SealedTensors | None:
-        """What a file holds, or None where it is missing, or isn't what was written, which a
-        line then says.
-        """
+    def _stored_if_whole(self, kind: type[Statistic], block: Block) -> SealedTensors | None:
+        """What a file holds; None where it is missing or damaged. Of a damaged one a line tells."""
         try:
             return self._sealed(kind, block)
         except FileNotFoundError:
@@ -301,17 +304,17 @@ def _numbers_of(statistic: InputStatistic) -> Tensor:
 
 @final
 class SeenByMatrix(Mapping[Weight, Seen]):
-    """All matrices of a model with what each of them sees; nothing of one that no token reached.
+    """All matrices of a model with what each of them sees; an empty `Seen` where no token arrives.
 
-    `items()` goes through the model and holds what one block sees at a time, so that of a large
-    model whatever sums up can be read. Looking a matrix up reads all of them into memory, once.
+    Each call of `arrivals` walks through the model. `items()` does so too, and holds what one block
+    sees at a time, so a large model fits. Looking a matrix up reads all of them into memory, once.
     """
 
     def __init__(
-        self, weights: Sequence[Weight], through: Callable[[], Iterable[tuple[Weight, Seen]]]
+        self, weights: Sequence[Weight], arrivals: Callable[[], Iterable[tuple[Weight, Seen]]]
     ) -> None:
         self._weights = tuple(weights)
-        self._through = through
+        self._arrivals = arrivals
 
     def __iter__(self) -> Iterator[Weight]:
         return iter(self._weights)
@@ -330,18 +333,18 @@ class SeenByMatrix(Mapping[Weight, Seen]):
         return dict(self.in_turn())
 
     def in_turn(self) -> Arrivals:
-        """Yield those that tokens reach as the walk comes to them, then the others."""
-        left = dict.fromkeys(self._weights)
-        for weight, seen in self._through():
-            del left[weight]
+        """Yield the matrices that tokens reach in the order of the walk, then the others."""
+        unreached = dict.fromkeys(self._weights)
+        for weight, seen in self._arrivals():
+            del unreached[weight]
             yield weight, seen
-        for weight in left:
+        for weight in unreached:
             yield weight, Seen({})
 
 
 @final
 class _InTurn(ItemsView[Weight, Seen]):
-    """Items that are made anew each time somebody goes through them."""
+    """Items that are read anew each time somebody goes through them."""
 
     def __init__(self, seen: SeenByMatrix) -> None:
         super().__init__(seen)
@@ -367,14 +370,14 @@ def untouched(
     """Yield what the untouched model's matrices see, from the block `start` on; of a mix the sum of
     its parts.
 
-    With a folder `root` it is read from there, and what is lacking is first gathered in one pass,
-    with it the `kinds` that others will want. What is kept there isn't weighed, so with `weigh`
-    nothing is read.
+    With a folder `root` it is read from there. What is lacking is first gathered in one pass, which
+    also gathers the `kinds` that later callers will want. What is kept in `root` isn't weighed, so
+    with `weigh` nothing is read from there.
     """
     blocks = view.blocks[start:]
     wanted = tuple(kind for kind in observes if issubclass(kind, InputStatistic))
     parts = batch.mixed or ((1.0, batch),)
-    by_part: list[Iterator[Dense]] = []
+    by_part: list[Iterator[SeenInBlock]] = []
     for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
         if root is not None and weigh is None and set(wanted) <= set(KINDS):
             stored = Statistics(root, name)
@@ -384,10 +387,10 @@ def untouched(
         else:
             arrivals = walk(view, part, wanted, "dense", start=start, ranks=ranks, weigh=weigh)
             by_part.append(by_block(blocks, arrivals))
-    whole = by_part[0]
+    by_blocks = by_part[0]
     if batch.mixed:
-        whole = mixed(by_part, [share for share, _ in parts])
-    for block, seen in whole:
+        by_blocks = mixed(by_part, [share for share, _ in parts])
+    for block, seen in by_blocks:
         with view.held(block):
             yield from one_by_one(seen)
 
@@ -399,8 +402,8 @@ def gather(
     stored: Statistics,
     progress: Progress = silent,
 ) -> None:
-    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by
-    block.
+    """Walk through the untouched model once, and keep in `stored` what it lacks of these `kinds`,
+    block by block.
     """
     blocks = view.blocks
     missing: dict[type[InputStatistic], int] = {}
@@ -414,6 +417,7 @@ def gather(
     with torch.no_grad():
         arrivals = walk(view, batch, tuple(missing), "dense", start=start)
         for block, seen in by_block(blocks[start:], arrivals):
+            # A kind of which more blocks were stored before is kept from its first gap on.
             for kind, count in missing.items():
                 if block.index >= count:
                     stored.add(kind, block, seen)
@@ -448,10 +452,10 @@ def blocks_seen(
         block, seen = entries[0]
         if batch.mixed:
             scaled: list[Seen] = []
-            for (_, of_part), (share, _) in zip(entries, parts, strict=True):
-                scaled.append(of_part * share)
+            for (_, part_seen), (share, _) in zip(entries, parts, strict=True):
+                scaled.append(part_seen * share)
             seen = reduce(operator.add, scaled)
-        # Sums that were kept on disk are looked at too.
+        # Sums that come from the disk are checked too, not only those of a walk.
         if not all(statistic.finite() for statistic in seen.values()):
             raise not_finite(f"the statistics of {block.name}", block.name)
         yield block, seen
@@ -482,9 +486,11 @@ def _read_blocks(
         yield block, stored.read_block(kinds, block)
 
 
-def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -> Iterator[Dense]:
-    """Yield what a dense walk through `blocks` yields matrix by matrix, block by block: one
-    entry for each, be it empty.
+def by_block(
+    blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]
+) -> Iterator[SeenInBlock]:
+    """Put what a dense walk yields matrix by matrix together by block. Yields one entry for each of
+    the `blocks`, also where none of its matrices was reached.
     """
     rest = iter(arrivals)
     arrival = next(rest, None)
@@ -496,12 +502,15 @@ def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -
         yield block, seen
 
 
-def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterator[Dense]:
-    """The sum of what the matrices saw of several batches, each times its factor. Matrices that
-    shared an input in all of them go on sharing.
+def mixed(
+    parts: Sequence[Iterator[SeenInBlock]], factors: Sequence[float]
+) -> Iterator[SeenInBlock]:
+    """Yield, block by block, the sum of what the matrices saw of several batches, each times its
+    factor. Matrices that share a `Seen` in all batches share their sum.
     """
     for entries in zip(*parts, strict=True):
         block = entries[0][0]
+        # Matrices that share their addends are added up once.
         scale = _once(operator.mul)
         add = _once(operator.add)
         sums: dict[Weight, Seen] = {}
@@ -517,8 +526,8 @@ def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterato
 
 
 def _once(compute: Callable[[Any, Any], Seen]) -> Callable[[Any, Any], Seen]:
-    """`compute`, once for each pair of objects."""
-    # The arguments are held, so that their addresses stay theirs.
+    """Return a function that computes once for each pair of objects, and remembers the result."""
+    # The objects are held too, since an address is an object's own only while that lives.
     results: dict[tuple[int, int], tuple[Any, Any, Seen]] = {}
 
     def once(left: Any, right: Any) -> Seen:

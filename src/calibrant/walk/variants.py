@@ -5,15 +5,17 @@ numbers or parts in them.
     # Without the second block, and without the last two:
     variants.losses([(0, 1, 0), (0, 1, 1)], batch)
 
-The model's own forward calls its blocks, with whatever it hands to them. A block that is skipped
-hands on what it was called with. Choices are measured in the order of tuples, and a forward gets
-what the blocks gave before the first one in which its choice differs from the last, so that those
-aren't run again: of all swaps of two among thirty blocks, a third of the work. The numbers are the
-same to the bit.
+A *choice* has one number for each block: which of its variants the block is. The model's own
+forward calls its blocks, with whatever it hands to them. A block that is skipped hands on what it
+was called with.
 
-That is so only of a model whose blocks run once each, in order, hand on one tensor and nothing
-beside it, and are alike, so that what is left is a model too. Eight tokens show it before anything
-is measured: skipping a block must give what dropping it gives.
+Choices are measured in ascending order. Blocks before the first one in which a choice differs from
+the last one aren't run again: the forward gets what they gave before. For all swaps of two among
+thirty blocks that saves two thirds of the work, and the numbers are the same to the bit.
+
+This works only for a model whose blocks run once each, in order, and hand on one tensor and nothing
+beside it. Where blocks are skipped they must be alike too, so that what is left is a model. Eight
+tokens show all that before anything is measured: skipping a block must give what dropping it gives.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,9 +43,9 @@ from calibrant.walk.walking import TOKENS_PER_PASS
 Choice = Sequence[int]
 """Which of its variants each block is."""
 Form = Callable[[Tensor], Any]
-"""Makes of hidden states what a block hands on."""
+"""Puts hidden states into what a block returns: a tensor alone, or the first of a tuple."""
 _Sum = tuple[float, float]
-"""Σ w·nats and Σ w over the tokens of a micro-batch that something stands before."""
+"""Σ w·x and Σ w over tokens of a micro-batch: x is what is measured of a token, w its weight."""
 Compare = Callable[
     [Float[Tensor, "token hidden"], Float[Tensor, "token hidden"]], Float[Tensor, "token"]
 ]
@@ -88,8 +90,8 @@ def loss(view: ModelView, batch: TokenBatch, ranks: Ranks = ALONE) -> float:
 
 @final
 class Variants:
-    """A model of which block i can be each of `ways[i]`. Between two measurements it is what it
-    was.
+    """A model whose block i can be any of the variants `ways[i]`. Between two measurements the
+    model is what it was.
 
     Raises `ModelError`, saying why, for a model whose blocks can't be exchanged or skipped one by
     one.
@@ -156,17 +158,18 @@ class Variants:
             untouched = micro_batch.states(self._untouched)
             found: dict[tuple[int, ...], _Sum] = {}
             for choice in sorted(set(measured)):
-                found[choice] = micro_batch.real(compare(untouched, micro_batch.states(choice)))
+                states = micro_batch.states(choice)
+                found[choice] = micro_batch.weighted_sum(compare(untouched, states))
             return [found[choice] for choice in measured]
 
         return _means(self._view, batch, ranks, sums, self)
 
     @contextmanager
     def choosing(self, choice: Choice, given: list[Tensor], known: int) -> Iterator[None]:
-        """While it lasts, a forward of the model runs its blocks as `choice` says; of the first
-        `known` ones it gets what they `given`.
+        """While it lasts, a forward of the model runs its blocks as `choice` says.
 
-        What each other block gives is added to `given`.
+        `given` are the hidden states that the first `known` blocks gave: these aren't run. What
+        each other block gives is added to `given`.
         """
         with ExitStack() as stack:
             for index, block in enumerate(self._view.blocks):
@@ -199,18 +202,20 @@ class Variants:
         return run
 
     def _copied(self, hidden: Tensor) -> Tensor:
-        """Hidden states that no block writes to."""
+        """The hidden states; a copy of them in a model whose blocks write over their input."""
         return hidden.clone() if self._changes_input else hidden
 
     def _check(self) -> None:
-        """Show the model eight tokens: what blocks give, and that skipping one, and going on
-        from another's output, change nothing else.
+        """Show the model eight tokens, to see what blocks return, and that skipping a block or
+        going on from an earlier forward changes nothing else. Raises `ModelError` where it does.
         """
         ids = some_ids(self._view)
         forms: list[Form | None] = []
         with ExitStack() as stack, torch.no_grad():
             for block in self._view.blocks:
-                stack.enter_context(replaced(block.module, _noting(block.module.forward, forms)))
+                stack.enter_context(
+                    replaced(block.module, _noting_form(block.module.forward, forms))
+                )
             logits: Tensor = self._view.model(input_ids=ids, use_cache=False).logits
         if not bool(logits.isfinite().all()):
             raise not_finite(f"the outputs of {self._name}, untouched,", self._name)
@@ -232,8 +237,8 @@ class Variants:
             self._check_skipping(ids)
 
     def _check_going_on(self, ids: Int[Tensor, "sample position"]) -> None:
-        fresh = _shown(self._view, ids, self)
-        late = _shown(self._view, ids, self)
+        fresh = _probe(self._view, ids, self)
+        late = _probe(self._view, ids, self)
         place = len(self._ways) // 2
         choice = list(self._untouched)
         choice[place] = len(self._ways[place]) - 1
@@ -242,7 +247,7 @@ class Variants:
         try:
             same = _equal(fresh.logits(tuple(choice)), late.logits(tuple(choice)))
         except (LookupError, TypeError, AttributeError, RuntimeError):
-            # What earlier blocks leave for later ones isn't there.
+            # Later blocks look for what the skipped ones would have left for them.
             same = False
         if not same:
             raise ModelError(
@@ -258,16 +263,16 @@ class Variants:
         choice = list(self._untouched)
         if skipping:
             choice[place] = skipping[0]
-        skipped = _shown(view, ids, self).logits(tuple(choice))
+        skipped = _probe(view, ids, self).logits(tuple(choice))
         rehearsed = view.rehearsed
         undo = view.remembered()
         try:
             if any(choice):
                 view.drop_blocks([place])
-            dropped = _shown(view, ids).logits()
+            dropped = _probe(view, ids).logits()
         finally:
             undo()
-            view.rehearsed = rehearsed  # the blocks are those that it was found of
+            view.rehearsed = rehearsed  # `undo` forgot it, and the blocks are the same again
         if not _equal(skipped, dropped):
             raise ModelError(
                 f"dropping a block of {self._name} changes what others do, so it isn't as if it "
@@ -294,7 +299,8 @@ class _MicroBatchOfVariants:
         if not bool(mask.all()):
             self._inputs["attention_mask"] = mask.long()
         self._next_ids = ids[:, 1:].flatten()
-        # In float64: sums of thousands of tokens shall not lose the last of their digits.
+        # In float64, in which sums over thousands of tokens keep their last digits. A token counts
+        # as predicted only where a real one stands before it.
         self._next_weights = (weights[:, 1:] * mask[:, :-1]).flatten().double()
         self._weights = (weights * mask).flatten().double()
         self._choice: tuple[int, ...] = ()
@@ -303,25 +309,25 @@ class _MicroBatchOfVariants:
     @torch.no_grad()
     def logits(self, choice: tuple[int, ...] = ()) -> Float[Tensor, "sample position word"]:
         """Return the outputs of a variant; without `variants` of the model as it is."""
-        with self._as(choice):
+        with self._running(choice):
             return self._view.model(**self._inputs).logits
 
     @torch.no_grad()
     def states(self, choice: tuple[int, ...]) -> Float[Tensor, "token hidden"]:
         """Return what the last block of a variant gives."""
-        with self._as(choice):
+        with self._running(choice):
             self._view.base(**self._inputs)
         return self._given[-1].flatten(0, 1)
 
     @contextmanager
-    def _as(self, choice: tuple[int, ...]) -> Iterator[None]:
+    def _running(self, choice: tuple[int, ...]) -> Iterator[None]:
         """While it lasts, a forward is that of a variant, and gets what blocks gave before the
         first in which it differs from the last one.
         """
         if self._variants is None:
             yield
             return
-        # Of the last choice `given` has what its blocks gave: what both choices begin with serves.
+        # What the blocks gave in the last forward serves for those that both choices begin with.
         known = 0
         while known < len(self._choice) and choice[known] == self._choice[known]:
             known += 1
@@ -330,12 +336,12 @@ class _MicroBatchOfVariants:
         with self._variants.choosing(choice, self._given, known):
             yield
 
-    def real(self, each: Float[Tensor, "token"]) -> _Sum:
-        """Return the sum over the real tokens of a number that every position has."""
-        return float((each.double() * self._weights).sum()), float(self._weights.sum())
+    def weighted_sum(self, values: Float[Tensor, "token"]) -> _Sum:
+        """Return Σ w·value and Σ w over the real tokens; every position has a value."""
+        return float((values.double() * self._weights).sum()), float(self._weights.sum())
 
     def nats(self, logits: Float[Tensor, "sample position word"]) -> _Sum:
-        """Return how badly the next tokens are predicted."""
+        """Return Σ w·nats and Σ w, where nats are the cross entropy of the next token."""
         predictions = logits[:, :-1].flatten(0, 1).float()
         nats = cross_entropy(predictions, self._next_ids, reduction="none")
         return self._sum(nats.double())
@@ -345,9 +351,7 @@ class _MicroBatchOfVariants:
         untouched: Float[Tensor, "sample position word"],
         logits: Float[Tensor, "sample position word"],
     ) -> _Sum:
-        """Return how far the predictions of the same tokens are from those of the untouched
-        model.
-        """
+        """Return Σ w·KL(untouched ‖ variant) and Σ w of the predictions of the same tokens."""
         before = untouched[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
         after = logits[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE)
         nats = torch.cat(list(map(divergences, before, after)))
@@ -364,15 +368,17 @@ def _means(
     sums: Callable[[_MicroBatchOfVariants], list[_Sum]],
     variants: Variants | None = None,
 ) -> list[float]:
-    """Means over a batch of what `sums` adds up; of a mix the means over its parts, by their
-    shares.
+    """The means over a batch of what `sums` adds up for each choice. Of a mix, the means over its
+    parts, weighted by their shares.
     """
     parts = batch.mixed or ((1.0, batch),)
-    of_parts = [_means_of_part(view, part, ranks, sums, variants) for _, part in parts]
+    means_by_part = [_means_of_part(view, part, ranks, sums, variants) for _, part in parts]
     whole = sum(share for share, _ in parts)
     means: list[float] = []
-    for of_choice in zip(*of_parts, strict=True):
-        weighted = [share * mean for (share, _), mean in zip(parts, of_choice, strict=True)]
+    for means_of_choice in zip(*means_by_part, strict=True):
+        weighted: list[float] = []
+        for (share, _), mean in zip(parts, means_of_choice, strict=True):
+            weighted.append(share * mean)
         means.append(sum(weighted) / whole)
     return means
 
@@ -391,17 +397,17 @@ def _means_of_part(
         tensors = ids.to(device), mask.to(device), weights.to(device)
         mine.append(sums(_MicroBatchOfVariants(view, *tensors, variants)))
     means: list[float] = []
-    for of_choice in zip(*ranks.gathered(mine), strict=True):
-        nats = sum(nats for nats, _ in of_choice)
-        means.append(nats / sum(mass for _, mass in of_choice))
+    # One list of sums for each micro-batch becomes one tuple of sums for each choice.
+    for sums_of_choice in zip(*ranks.gathered(mine), strict=True):
+        total = sum(value for value, _ in sums_of_choice)
+        means.append(total / sum(mass for _, mass in sums_of_choice))
     return means
 
 
 @contextmanager
 def _exchanged(numbers: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Exchanging `data` copies nothing and writes nothing: both sets of numbers stay where they
-    are.
-    """
+    """While it lasts, parameters have other numbers."""
+    # Exchanging `data` copies and writes nothing: both sets of numbers stay where they are.
     before = [(parameter, parameter.data) for parameter, _ in numbers]
     try:
         for parameter, other in numbers:
@@ -421,15 +427,15 @@ def _standing_in(parts: Sequence[tuple[nn.Module, nn.Module]]) -> Iterator[None]
         yield
 
 
-def _shown(
+def _probe(
     view: ModelView, ids: Int[Tensor, "sample position"], variants: Variants | None = None
 ) -> _MicroBatchOfVariants:
-    """A few tokens without padding, each of weight 1."""
+    """Return a micro-batch of a few tokens without padding, each of weight 1."""
     ones = torch.ones(ids.shape)
     return _MicroBatchOfVariants(view, ids, ones.bool(), ones, variants)
 
 
-def _noting(forward: Callable[..., Any], forms: list[Form | None]) -> Callable[..., Any]:
+def _noting_form(forward: Callable[..., Any], forms: list[Form | None]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         result = forward(*args, **kwargs)
         forms.append(_form(result))
@@ -439,8 +445,8 @@ def _noting(forward: Callable[..., Any], forms: list[Form | None]) -> Callable[.
 
 
 def _form(result: Any) -> Form | None:
-    """How a block hands on hidden states: what makes of them something like its result. None
-    where that holds other tensors too.
+    """Return the function that makes, of other hidden states, something like a block's `result`.
+    None where that holds further tensors.
     """
     if isinstance(result, Tensor):
         return _as_it_is
@@ -464,7 +470,8 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     """Whether all numbers are the same."""
     if left.shape != right.shape:
         return False
-    # A variant may overflow where the untouched model doesn't, and to torch.equal NaN is no NaN.
+    # A variant may give NaN where the untouched model doesn't, and torch.equal takes no NaN for
+    # equal to another.
     return torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)
 
 
@@ -473,4 +480,4 @@ def _are_alike(view: ModelView) -> bool:
     for block in view.blocks:
         parameters = block.module.named_parameters()
         shapes.append({name: parameter.shape for name, parameter in parameters})
-    return all(of_block == shapes[0] for of_block in shapes)
+    return all(block_shapes == shapes[0] for block_shapes in shapes)

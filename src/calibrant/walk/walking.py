@@ -1,4 +1,4 @@
-"""Through a model, matrix by matrix; forwards are stopped in `micro_batch` alone.
+"""Walks through a model matrix by matrix. How a forward is stopped is in `micro_batch` alone.
 
     for weight, seen in walk(view, batch, method.observes, propagate="arrival"):
         weight.set(method.compress(weight.get(), seen, target).weight)
@@ -16,7 +16,7 @@ next block is called. So the model itself calls its blocks, with whatever it han
 next. Behind the last block the forward ends, before the head.
 
 Micro-batches run in lock-step: within a block every matrix is visited once, in one order. A
-micro-batch that is further on, or that skipped an expert, waits.
+micro-batch that is ahead of the others, or that skipped an expert, waits.
 
 Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced
 back to their tokens by the gather that picked them.
@@ -45,22 +45,22 @@ from calibrant.walk.rehearsal import Rehearsal, held, rehearse
 Propagation = Literal["arrival", "reference", "dense"]
 
 TOKENS_PER_PASS: Final = 1_024
-"""Tokens of one micro-batch. What untouched models' matrices saw is stored by such passes, and a
-batch is divided into pieces by them.
+"""Tokens of one micro-batch. Stored statistics are sums over micro-batches of this size, and a
+batch is divided into pieces along them; so it can't be changed without changing their last bits.
 """
 LONG_PASS: Final = 4_096
-"""Tokens of one micro-batch where matrices are compressed on the way. Matrix tiles need long
-products: SmolLM2's bfloat16 forward takes a quarter or more less than in passes of 1,024 on a
-processor that has them, and the float32 forward as long.
+"""Tokens of one micro-batch where matrices are compressed on the way. A processor with matrix tiles
+wants long products: there SmolLM2's bfloat16 forward takes at least a quarter less time than in
+passes of 1,024 tokens. The float32 forward takes the same time in both.
 """
 
 Arrivals = Iterator[tuple[Weight, Seen]]
 _Run = Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None]
-"""Runs a micro-batch through a block and tells of the products with some matrices."""
+"""Runs a micro-batch through a block, and calls a function with each product with some matrices."""
 
 
 def tokens_per_pass_of(propagate: Propagation) -> int:
-    """Return how many tokens a micro-batch of a walk has, where nobody says."""
+    """Return how many tokens a micro-batch of a walk has by default."""
     return TOKENS_PER_PASS if propagate == "dense" else LONG_PASS
 
 
@@ -79,13 +79,14 @@ def walk(
     next.
 
     Without statistics to gather (`observes` is empty) nothing is run. `weigh` is asked at the door
-    of each block and gives each token a weight there, with which its own is multiplied; one whose
-    weight is 0 is as if it weren't there. With other `ranks` this process runs its share of the
-    micro-batches and yields what all of them saw, in the same order on every rank.
+    of each block for a weight of each token, with which the token's own weight is multiplied; a
+    token of weight 0 isn't counted. With other `ranks` this process runs its share of the
+    micro-batches and yields what all ranks saw, in the same order on every rank.
 
-    Matrices that no token of weight reached are not yielded. Nor are those that can't be followed;
-    `rehearse(view).left(propagate)` says why. Blocks before `start` are run but not handed out:
-    they were compressed before an interruption, and for `dense` must still be untouched.
+    Matrices that no token of weight above 0 reached are not yielded, and neither are those that
+    can't be followed; `rehearse(view).left(propagate)` says why. Blocks before `start` run, but
+    their matrices aren't yielded: they were compressed before an interruption, and for `dense` must
+    still be untouched.
 
     Raises `ModelError` for a model or padding that can't be followed, `NumericsError`, naming the
     matrix, for activations that are not finite, and `RankError` where another of the `ranks` is
@@ -97,33 +98,36 @@ def walk(
                 for weight in block.weights:
                     yield weight, Seen({})
         return
-    kinds = cast("Kinds", observes)  # the method's contract: a walk gathers statistics of inputs
+    # A walk gathers statistics of inputs only: that is the contract with methods.
+    kinds = cast("Kinds", observes)
     rehearsal = rehearse(view)
     left = rehearsal.left(propagate)
     blocks = [_without(block, left) for block in view.blocks]
     calls = list(rehearsal.calls)
-    # Forwards end behind the last block that has a matrix to hand out.
+    # Blocks behind the last one that has a matrix to yield needn't run.
     while calls and not blocks[calls[-1]].weights:
         calls.pop()
     tokens_per_pass = tokens_per_pass or tokens_per_pass_of(propagate)
-    with _under_way(view, rehearsal, calls, batch, tokens_per_pass, ranks) as parts:
+    with _under_way(view, rehearsal, calls, batch, tokens_per_pass, ranks) as forwards:
         for index in calls:
             block = blocks[index]
             with held(view, block):
                 if index < start or not block.weights:
-                    for part in parts:
-                        part.go()
+                    for forward in forwards:
+                        forward.run_block()
                     continue
                 if weigh is not None:
-                    for part in parts:
-                        part.weigh(block, weigh)
+                    for forward in forwards:
+                        forward.weigh(block, weigh)
                 if propagate == "arrival":
                     order = Order(block, rehearsal.by_use, rehearsal.apart)
-                    yield from _arrival(block, parts, kinds, ranks, order)
+                    yield from _arrival(block, forwards, kinds, ranks, order)
                 elif propagate == "reference":
-                    yield from _reference(block, parts, kinds, ranks)
+                    yield from _reference(block, forwards, kinds, ranks)
                 else:
-                    yield from one_by_one(_observe(block, parts, kinds, ranks, MicroBatch.go))
+                    yield from one_by_one(
+                        _observe(block, forwards, kinds, ranks, MicroBatch.run_block)
+                    )
 
 
 def walk_blocks(
@@ -134,20 +138,20 @@ def walk_blocks(
     tokens_per_pass: int = TOKENS_PER_PASS,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Block, Seen]]:
-    """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods
-    that remove blocks or experts look at.
+    """Yield each block of the untouched model with its own statistics (`BlockStatistics`), which
+    methods that remove blocks or experts look at.
     """
     rehearsal = rehearse(view)
     statistics = BlockStatistics(view, observes)
     device = view.device
-    with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
+    with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as forwards:
         for index in rehearsal.calls:
             block = view.blocks[index]
             with held(view, block):
                 total: Seen | None = None
-                for part in parts:
-                    seen = ranks.part(statistics.of(part.at_door(block)))
-                    part.wait()
+                for forward in forwards:
+                    seen = ranks.part(statistics.of(forward.at_door(block)))
+                    forward.offload_input()
                     total = seen if total is None else total + seen
                 mine = {block.name: total} if total else {}
                 yield block, ranks.totals(mine, device).get(block.name, Seen({}))
@@ -159,63 +163,68 @@ def together(
     """Yield each matrix once, with what each of several walks saw at it, each on a batch of its
     own; None for one whose tokens didn't reach it, as may be with experts.
 
-    The walks go through the same model in `arrival`: none goes on before the loop has set the
-    matrix, so all see the one that was made of it.
+    The walks go through the same model, with `propagate` "arrival". None of them goes on before the
+    loop has set the matrix, so all compute with the new one.
     """
     rehearsal = rehearse(view)
-    heads = [next(arrivals, None) for arrivals in walks]
-    while any(heads):
-        block = min(head[0].block for head in heads if head)
+    currents = [next(arrivals, None) for arrivals in walks]
+    while any(currents):
+        # A walk whose tokens miss a block's experts may be at a later block already.
+        block = min(current[0].block for current in currents if current)
         order = Order(view.blocks[block], rehearsal.by_use, rehearsal.apart)
-        while waiting := [head[0].name for head in heads if head and head[0].block == block]:
+        while waiting := _names_in(block, currents):
             weight = order.next(waiting)
             arrived: list[int] = []
-            seen: list[Seen | None] = [None] * len(heads)
-            for number, head in enumerate(heads):
-                if head is not None and head[0].name == weight.name:
+            seen: list[Seen | None] = [None] * len(currents)
+            for number, current in enumerate(currents):
+                if current is not None and current[0].name == weight.name:
                     arrived.append(number)
-                    seen[number] = head[1]
+                    seen[number] = current[1]
             yield weight, seen
             for number in arrived:
-                heads[number] = next(walks[number], None)
+                currents[number] = next(walks[number], None)
+
+
+def _names_in(block: int, currents: Sequence[tuple[Weight, Seen] | None]) -> list[str]:
+    """The names of the matrices in a block that walks are at."""
+    return [current[0].name for current in currents if current and current[0].block == block]
 
 
 def held_between_blocks(
     view: ModelView, batch: TokenBatch, *, tokens_per_pass: int = TOKENS_PER_PASS
 ) -> int:
-    """Return about how many bytes all micro-batches hold while they wait between two blocks, but
-    for the blocks' inputs.
+    """Return about how many bytes all micro-batches hold between two blocks, besides the blocks'
+    inputs.
 
-    Masks, angles of positions, and embeddings that a model's forward keeps: measured by running one
-    micro-batch through its first block. It is the largest of those with padding, which have a mask,
-    or of all.
+    These are masks, angles of positions, and embeddings that a model's forward keeps. They are
+    measured by running one micro-batch through the first block: the largest of those with padding,
+    which have a mask; without padding, the largest of all.
     """
     rehearsal = rehearse(view)
     calls = rehearsal.calls
     alive = Alive()
-    several = list(micro_batches(batch, tokens_per_pass))
-    ids, mask, weights = max(several, key=_padded_and_large)
+    all_tokens = list(micro_batches(batch, tokens_per_pass))
+    ids, mask, weights = max(all_tokens, key=_padded_and_large)
     largest = replace(batch, ids=ids, mask=mask, weights=weights, mixed=())
-    forwards = _under_way(view, rehearsal, calls, largest, tokens_per_pass, ALONE)
-    with torch.no_grad(), alive, forwards as (part,):
+    under_way = _under_way(view, rehearsal, calls, largest, tokens_per_pass, ALONE)
+    # The tokens of one micro-batch make one forward.
+    with torch.no_grad(), alive, under_way as (forward,):
         with held(view, view.blocks[calls[0]]):
-            part.go()
+            forward.run_block()
         hidden = 0
         if len(calls) > 1:
-            hidden = part.block_input().untyped_storage().nbytes()
-        return max(0, alive.held() - hidden) * len(several)
+            hidden = forward.block_input().untyped_storage().nbytes()
+        return max(0, alive.held() - hidden) * len(all_tokens)
 
 
 def one_by_one(observed: dict[Weight, Seen]) -> Arrivals:
-    """Hand out what each matrix saw, and let go of it: a Gram of a large model takes hundreds of
-    megabytes.
-    """
+    """Yield what each matrix saw, and forget it: a large Gram takes hundreds of megabytes."""
     for weight in list(observed):
         yield weight, observed.pop(weight)
 
 
-def _padded_and_large(part: tuple[Tensor, Tensor, Tensor]) -> tuple[bool, int]:
-    ids, mask, _ = part
+def _padded_and_large(tokens: tuple[Tensor, Tensor, Tensor]) -> tuple[bool, int]:
+    ids, mask, _ = tokens
     return not bool(mask.all()), ids.numel()
 
 
@@ -234,24 +243,24 @@ def _under_way(
     tokens_per_pass: int,
     ranks: Ranks,
 ) -> Iterator[list[MicroBatch]]:
-    """Yield this rank's micro-batches, each at the door of the first block; however the walk
-    ends, their forwards end with it.
+    """Yield this rank's micro-batches, each at the door of the first block. Their forwards end with
+    the context, however it ends.
     """
-    # A block that writes over its input may reach it by another name, which wouldn't see the
-    # numbers that come back from the file.
+    # A block that writes over its input may reach it through another tensor. That one wouldn't see
+    # the numbers that come back from the file, so nothing is offloaded then.
     file = None
     if view.offload is not None and not rehearsal.changes_input:
         file = OffloadFile(view.offload)
-    parts: list[MicroBatch] = []
+    forwards: list[MicroBatch] = []
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
-        parts.append(_micro_batch(view, rehearsal, calls, (ids, mask, weights), Offloaded(file)))
+        forwards.append(_micro_batch(view, rehearsal, calls, (ids, mask, weights), Offloaded(file)))
     try:
-        for part in parts:
-            part.resume()
-        yield parts
+        for forward in forwards:
+            forward.resume()
+        yield forwards
     finally:
-        for part in parts:
-            part.unwind()
+        for forward in forwards:
+            forward.unwind()
         if file is not None:
             file.close()
 
@@ -279,38 +288,47 @@ def _micro_batch(
 
 
 def _arrival(
-    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, order: Order
+    block: Block, forwards: list[MicroBatch], observes: Kinds, ranks: Ranks, order: Order
 ) -> Arrivals:
-    # All forwards stand at a product of this block, or are through with it. The one that comes
-    # first in the common order is compressed when every forward that will come to it has: those
-    # further on wait, and one whose router picked no token for an expert never comes to it.
-    shared = _Shared(ranks)
-    for part in parts:
-        part.go(block.weights)
-    while waiting := ranks.gathered([part.stopped.weight.name for part in parts if part.stopped]):
+    # Every forward stands at a product of this block, or has left the block. Of the matrices that
+    # they stand at, the first in the common order is next: no forward will come to it later. Those
+    # that stand at a later matrix wait. One whose router picked no token for an expert never comes
+    # to that expert's matrices.
+    shared = _SharedInputs(ranks)
+    for forward in forwards:
+        forward.run_block(block.weights)
+    while waiting := ranks.gathered([product.weight.name for _, product in _stopped(forwards)]):
         weight = order.next(waiting)
-        arrived = [part for part in parts if part.stopped and part.stopped.weight is weight]
-        products = [(part, part.stopped) for part in arrived if part.stopped]
+        products = [entry for entry in _stopped(forwards) if entry[1].weight is weight]
+        arrived = [forward for forward, _ in products]
         seen = shared.seen(products, observes, weight.stored.device)
-        del products  # so that each input goes as soon as its own forward goes on
+        # Each input is freed as soon as its own forward goes on, and a Gram before the next one is
+        # gathered.
+        del products
         if seen.tokens:
             yield weight, seen
-        del seen  # and with it a Gram, before the next one is gathered
-        for part in arrived:
-            part.resume()
+        del seen
+        for forward in arrived:
+            forward.resume()
 
 
-def _reference(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks) -> Arrivals:
-    yield from one_by_one(_observe(block, parts, observes, ranks, MicroBatch.look))
-    for part in parts:
-        # Nobody sees what the last block gives, so it needn't run again.
-        if not part.at_last:
-            part.go()
+def _stopped(forwards: list[MicroBatch]) -> list[tuple[MicroBatch, Product]]:
+    """The forwards that stand at a product, each with that product."""
+    return [(forward, forward.stopped) for forward in forwards if forward.stopped]
 
 
-class _Shared:
-    """Recognises that a matrix gets the very tensors that the one before it got (q, k and v;
-    gate and up), and then counts them once.
+def _reference(block: Block, forwards: list[MicroBatch], observes: Kinds, ranks: Ranks) -> Arrivals:
+    yield from one_by_one(_observe(block, forwards, observes, ranks, MicroBatch.run_aside))
+    for forward in forwards:
+        # The second run makes the next block's input from the compressed matrices. Behind the last
+        # block nobody needs it.
+        if not forward.at_last:
+            forward.run_block()
+
+
+class _SharedInputs:
+    """Sums up what arrives at one matrix after the other. One that gets the very tensors of the one
+    before it (q, k and v; gate and up) shares its statistics.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -325,59 +343,60 @@ class _Shared:
         """Return the sum of what arrives from all micro-batches of all ranks."""
         key: list[Any] = []
         inputs: list[weakref.ref[Tensor]] = []
-        for part, product in arrivals:
+        for forward, product in arrivals:
             x = product.x
             # `_version` grows when somebody writes into the tensor.
-            key.append((id(part), x.data_ptr(), x._version, x.shape, x.stride()))
+            key.append((id(forward), x.data_ptr(), x._version, x.shape, x.stride()))
             inputs.append(weakref.ref(x))
-        # An address is a tensor's own only while that lives; held here, the widest inputs of a
-        # block would outlive their use.
+        # An address is a tensor's own only while that lives. References are weak, since the widest
+        # inputs of a block would outlive their use otherwise.
         alive = all(reference() is not None for reference in self._inputs)
         if not self._ranks.all(key == self._key and alive):
             self._inputs = inputs
             self._key = key
-            self._seen = Seen({})  # lets the last Gram go before the next one is summed
-            each = (part.arrived(product, observes) for part, product in arrivals)
-            self._seen = self._ranks.total(each, device)
+            # Frees the last Gram before the next one is summed.
+            self._seen = Seen({})
+            # A generator, so that one micro-batch's Gram is in memory at a time beside the sum.
+            seen_by_each = (forward.arrived(product, observes) for forward, product in arrivals)
+            self._seen = self._ranks.total(seen_by_each, device)
         return self._seen
 
 
 def _observe(
-    block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, run: _Run
+    block: Block, forwards: list[MicroBatch], observes: Kinds, ranks: Ranks, run: _Run
 ) -> dict[Weight, Seen]:
-    """Run every micro-batch once through the block as it is, and return what each of its
-    matrices saw.
+    """Run every micro-batch once through the block, and return what each of the block's matrices
+    saw.
     """
     totals: dict[str, Seen] = {}
-    for part in parts:
-        _add(totals, _seen_by(part, block, observes, run), ranks)
+    for forward in forwards:
+        _add(totals, _seen_by(forward, block, observes, run), ranks)
     weights = {weight.name: weight for weight in block.weights}
     summed = ranks.totals(totals, block.weights[0].stored.device)
     return {weights[name]: seen for name, seen in summed.items() if seen.tokens}
 
 
-def _seen_by(part: MicroBatch, block: Block, observes: Kinds, run: _Run) -> dict[Weight, Seen]:
-    shared = _Shared(ALONE)
+def _seen_by(forward: MicroBatch, block: Block, observes: Kinds, run: _Run) -> dict[Weight, Seen]:
+    shared = _SharedInputs(ALONE)
     seen: dict[Weight, Seen] = {}
 
     def add(product: Product) -> None:
         weight = product.weight
-        arrived = shared.seen([(part, product)], observes, product.x.device)
+        arrived = shared.seen([(forward, product)], observes, product.x.device)
         seen[weight] = seen[weight] + arrived if weight in seen else arrived
 
-    run(part, block.weights, add)
+    run(forward, block.weights, add)
     return seen
 
 
 def _add(totals: dict[str, Seen], seen_here: Mapping[Weight, Seen], ranks: Ranks) -> None:
-    """Add what one micro-batch showed. Nothing of it is left once this returns, before the next
-    one is looked at.
-    """
-    merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
+    """Add what one micro-batch showed to `totals`."""
+    # Matrices that share an input go on sharing their sum.
+    merged: dict[tuple[int, int], Seen] = {}
     for weight, seen in seen_here.items():
         before = totals.get(weight.name)
         pair = id(before), id(seen)
         if pair not in merged:
-            part = ranks.part(seen)
-            merged[pair] = part if before is None else before + part
+            summand = ranks.part(seen)
+            merged[pair] = summand if before is None else before + summand
         totals[weight.name] = merged[pair]

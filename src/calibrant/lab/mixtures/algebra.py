@@ -27,7 +27,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.models import Weight
 from calibrant.numerics import not_finite
 from calibrant.targets import Target
-from calibrant.walk.statistics import Dense
+from calibrant.walk.statistics import SeenInBlock
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class Errors:
 
 
 def shared_inputs(
-    sources: Sequence[Dense], judges: Sequence[Dense], sample: Sample
+    sources: Sequence[SeenInBlock], judges: Sequence[SeenInBlock], sample: Sample
 ) -> Iterator[SharedInput]:
     """Yield a block's matrices by the input that they share, with what it was of each source and
     judge. Those that no judge reached are left out.

@@ -18,7 +18,7 @@ from calibrant.lab.mixtures.algebra import Sample, sampled_rows
 from calibrant.methods import MatrixMethod
 from calibrant.models import Block, Weight
 from calibrant.targets import Target
-from calibrant.walk.statistics import Dense
+from calibrant.walk.statistics import SeenInBlock
 
 PLATEAU: Final = 0.005
 """There are enough tokens where the last doubling of them, in each half, raised the agreement by
@@ -105,7 +105,7 @@ class TokenMeter:
         self._agreements: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     @torch.no_grad()
-    def add(self, block: Block, sources: Sequence[Sequence[Dense]]) -> None:
+    def add(self, block: Block, sources: Sequence[Sequence[SeenInBlock]]) -> None:
         """Look at one block, of which `sources` has the pieces of each source."""
         # Matrices that read one input have one factorisation.
         together: dict[tuple[int, ...], list[Weight]] = {}

@@ -31,7 +31,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.system.progress import Progress, silent
 from calibrant.walk import walk
-from calibrant.walk.statistics import Dense, Statistics, by_block, gather, statistics_id
+from calibrant.walk.statistics import SeenInBlock, Statistics, by_block, gather, statistics_id
 
 
 class Pieces(InputStatistic, ABC):
@@ -145,7 +145,7 @@ class StoredPieces:
                     part[weight] = Seen({self._kind: parts[place]})
             self._part(place).add(self._kind, block, part, count)
 
-    def read(self, block: Block) -> list[Dense]:
+    def read(self, block: Block) -> list[SeenInBlock]:
         """Return what the block's matrices saw in each piece."""
         count = self._part(0).pieces(self._kind, block)
         return [self._part(place).read([self._kind], block) for place in range(count)]
@@ -255,11 +255,11 @@ class MixtureStatistics:
                 if seen is not None:
                     yield weight, seen
 
-    def pieces(self) -> Iterator[tuple[Block, list[list[Dense]]]]:
+    def pieces(self) -> Iterator[tuple[Block, list[list[SeenInBlock]]]]:
         """Yield the blocks that have pieces, with those of each source."""
         for place in self.meter_blocks:
             block = self.view.blocks[place]
-            pieces: list[list[Dense]] = []
+            pieces: list[list[SeenInBlock]] = []
             for source in self.sources:
                 stored = StoredPieces(self.root, source.stored.name, self.kind)
                 pieces.append(stored.read(block))
