@@ -21,7 +21,6 @@ from torch import Tensor
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
-Own = TypeVar("Own", bound="Statistic")
 
 CHUNK = 1024
 """Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums
@@ -56,12 +55,12 @@ class Statistic(ABC):
     tokens: int
     mass: float
 
-    def __add__(self: Own, other: Any) -> Own:
+    def __add__(self: S, other: Any) -> S:
         theirs = other.held()
         sums = {name: number + theirs[name] for name, number in self.held().items()}
         return type(self)(**sums)
 
-    def __mul__(self: Own, factor: float) -> Own:
+    def __mul__(self: S, factor: float) -> S:
         scaled = {name: number * factor for name, number in self.held().items()}
         scaled["tokens"] = self.tokens
         return type(self)(**scaled)
@@ -82,8 +81,8 @@ class InputStatistic(Statistic):
     @classmethod
     @abstractmethod
     def of(
-        cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
-    ) -> Own:
+        cls: type[S], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> S:
         """Return the statistic of these rows alone; `weights` count a row more or less than
         once.
         """
@@ -118,11 +117,11 @@ class FeatureNorms(InputStatistic):
         # Partial sums of a chunk are in the wide type, their total in float64: the order of many
         # additions then decides no mask.
         total = torch.zeros(x.shape[1], dtype=_exact(x.device), device=x.device)
-        for rows, w in _chunks(x, weights):
+        for rows, row_weights in _chunks(x, weights):
             # Promoted rows are a copy already, which may be changed in place.
             squares = rows.square() if rows.dtype == x.dtype else rows.square_()
-            if w is not None:
-                squares.mul_(w[:, None])
+            if row_weights is not None:
+                squares.mul_(row_weights[:, None])
             total += squares.sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
@@ -151,10 +150,10 @@ class FeatureSizes(InputStatistic):
     ) -> "FeatureSizes":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
-        for rows, w in _chunks(x, weights):
+        for rows, row_weights in _chunks(x, weights):
             sizes = rows.abs()
-            if w is not None:
-                sizes.mul_(w[:, None])
+            if row_weights is not None:
+                sizes.mul_(row_weights[:, None])
             sums += sizes.sum(0)
         return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
 
@@ -188,8 +187,8 @@ class FeatureMoments(InputStatistic):
     ) -> "FeatureMoments":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
-        for rows, w in _chunks(x, weights):
-            weighted = rows if w is None else rows * w[:, None]
+        for rows, row_weights in _chunks(x, weights):
+            weighted = rows if row_weights is None else rows * row_weights[:, None]
             sums += weighted.sum(0)
         return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
 
@@ -251,8 +250,8 @@ class Gram(InputStatistic):
         # with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         with _rounding_factors() if in_tiles else nullcontext():
-            for rows, w in _chunks(x, weights, chunk):
-                weighted = rows if w is None else rows * w[:, None]
+            for rows, row_weights in _chunks(x, weights, chunk):
+                weighted = rows if row_weights is None else rows * row_weights[:, None]
                 for start in range(0, width, panel):
                     end = start + panel
                     total[start:end, start:].addmm_(rows[:, start:end].T, weighted[:, start:])
@@ -367,14 +366,14 @@ class Routing(Statistic):
         real = (chosen >= 0) & (chosen < experts)
         # A column more than there are experts takes what was left out.
         columns = torch.where(real, chosen, experts).long()
-        nothing = torch.zeros(len(chosen), experts + 1, dtype=dtype, device=gates.device)
-        sent = nothing.scatter(1, columns, 1.0)[:, :experts]
-        given = nothing.scatter_add(1, columns, gates.to(dtype))[:, :experts]
+        zeros = torch.zeros(len(chosen), experts + 1, dtype=dtype, device=gates.device)
+        sent = zeros.scatter(1, columns, 1.0)[:, :experts]
+        given = zeros.scatter_add(1, columns, gates.to(dtype))[:, :experts]
         weighted = sent
         if weights is not None:
-            each = weights.to(dtype)[:, None]
-            weighted = sent * each
-            given = given * each
+            token_weights = weights.to(dtype)[:, None]
+            weighted = sent * token_weights
+            given = given * token_weights
         return Routing(
             weighted.sum(0),
             given.sum(0),
@@ -450,8 +449,8 @@ def _chunks(
     """Chunks of so many rows of `x` in the wide type, with their weights."""
     for start in range(0, x.shape[0], size):
         rows = x[start : start + size].to(wide(x.dtype))
-        chunk = None if weights is None else weights[start : start + size].to(rows.dtype)
-        yield rows, chunk
+        chunk_weights = None if weights is None else weights[start : start + size].to(rows.dtype)
+        yield rows, chunk_weights
 
 
 @contextmanager

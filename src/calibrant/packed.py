@@ -210,8 +210,8 @@ class Factors(Packed):
     def dense(self) -> Float[Tensor, "out in"]:
         device = self.own.device
         # Sums of products are exact in float64, which Apple's GPUs don't have.
-        able = torch.device("cpu") if device.type == "mps" else device
-        product = self.shared.to(able).double() @ self.own.to(able).double()
+        with_float64 = torch.device("cpu") if device.type == "mps" else device
+        product = self.shared.to(with_float64).double() @ self.own.to(with_float64).double()
         if self.own.dtype != torch.float64:
             product = product.float().to(self.own.dtype)
         if self.turned:
@@ -246,12 +246,14 @@ class Factors(Packed):
 
     @property
     def bits(self) -> int:
-        number = self.own.element_size() * 8
-        places = self.own.numel()
+        bits_a_number = self.own.element_size() * 8
+        numbers = self.own.numel()
         # Zeros may be left out, with a bit for each place that says where they are.
-        stored = min(places * number, int(self.own.count_nonzero()) * number + places)
+        stored = min(
+            numbers * bits_a_number, int(self.own.count_nonzero()) * bits_a_number + numbers
+        )
         # This matrix's part of the shared factor, rounded up.
-        part = -(-self.shared.numel() * number // self.sharing)
+        part = -(-self.shared.numel() * bits_a_number // self.sharing)
         return stored + part
 
 

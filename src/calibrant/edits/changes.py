@@ -49,13 +49,13 @@ def output_error(
     """
     dtype = wide(before.dtype)
     if Gram in seen:
-        source = "gram"
+        statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
         whole = energy(untouched)
         lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
-        source = "norms"
+        statistic = "norms"
         squares = seen[FeatureNorms].squares.cpu().double()
         whole_by_input, lost_by_input = _squared(before, after, dtype)
         whole = float(whole_by_input @ squares)
@@ -66,7 +66,7 @@ def output_error(
     finite_number(whole, f"the size of the outputs of {name}", name)
     if whole <= 0:
         return {}
-    return {"error": float(f"{lost / whole:.6g}"), "error_from": source}
+    return {"error": float(f"{lost / whole:.6g}"), "error_from": statistic}
 
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:

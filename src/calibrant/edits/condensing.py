@@ -38,11 +38,11 @@ class Condense(Edit):
         of all that is saved.
         """
         undo = self.undo(view)
-        matrices = _matrices(view)
-        size = _bytes(view.model)
+        weights = _weight_count(view)
+        size = _saved_bytes(view.model)
         condense(view, self.layers)
-        removed = matrices - _matrices(view)
-        smaller = size - _bytes(view.model)
+        removed = weights - _weight_count(view)
+        freed = size - _saved_bytes(view.model)
         undo()
         layers = expert_layers(view)
         return {
@@ -50,7 +50,7 @@ class Condense(Edit):
             "layers": {str(block): entry for block, entry in self._entries()},
             "of": layers[0].count if layers else 0,
             "removed": removed,
-            "bytes": smaller,
+            "bytes": freed,
             "tuned": len(self.tuned),
             "notes": dict(self.notes),
         }
@@ -87,11 +87,11 @@ class Condense(Edit):
             yield block, entry
 
 
-def _matrices(view: ModelView) -> int:
+def _weight_count(view: ModelView) -> int:
     return sum(weight.shape[0] * weight.shape[1] for weight in view.weights)
 
 
-def _bytes(model: nn.Module) -> int:
+def _saved_bytes(model: nn.Module) -> int:
     """Return the bytes that are saved; of tensors that share them, once."""
     tensors = {(tensor.data_ptr(), tensor.shape): tensor for tensor in model.state_dict().values()}
     return sum(tensor.nbytes for tensor in tensors.values())

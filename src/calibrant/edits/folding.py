@@ -28,10 +28,10 @@ class Scaling:
 
     def scaled(self, parameter: Tensor) -> Tensor:
         """Return what becomes of the parameter, in float32 or wider."""
-        kind = wide(parameter.dtype)
-        behind = [1] * (-1 - self.axis)
-        factors = self.factors.to(parameter.device, kind).reshape([-1, *behind])
-        return (parameter.detach().to(kind) + self.offset) * factors - self.offset
+        dtype = wide(parameter.dtype)
+        trailing = [1] * (-1 - self.axis)
+        factors = self.factors.to(parameter.device, dtype).reshape([-1, *trailing])
+        return (parameter.detach().to(dtype) + self.offset) * factors - self.offset
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Fold(Edit):
             parameter = view.model.get_parameter(scaling.name)
             before[parameter] = parameter.detach().clone()
 
-        def undo() -> None:
+        def put_back() -> None:
             for parameter, numbers in before.items():
                 overwrite(parameter, numbers)
 
-        return undo
+        return put_back
 
     def report(self, view: ModelView) -> dict[str, Any]:
         return {

@@ -139,21 +139,21 @@ class Replace(Edit):
     def applied(self) -> "Replace":
         # With the model's numbers by now, not a copy.
         compressed = replace(self.compressed, weight=self.weight.get())
-        return Replace(self.weight, compressed, _sizes(self.seen))
+        return Replace(self.weight, compressed, _kept_norms(self.seen))
 
     def stored(self) -> StoredEdit:
         facts: dict[str, Any] = {"name": self.weight.name, "notes": dict(self.compressed.notes)}
         tensors = {"weight": self.compressed.weight}
-        form = None
+        packed_facts = None
         if self.compressed.packed is not None:
-            form, tensors = to_stored(self.compressed.packed)
-        seen = _sizes(self.seen)
+            packed_facts, tensors = to_stored(self.compressed.packed)
+        seen = _kept_norms(self.seen)
         if FeatureNorms in seen:
             norms = seen[FeatureNorms]
             facts["norms"] = {"tokens": norms.tokens, "mass": norms.mass}
             tensors = {**tensors, NORMS: norms.squares}
-        if form is not None:
-            facts["packed"] = form
+        if packed_facts is not None:
+            facts["packed"] = packed_facts
         return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
@@ -175,7 +175,7 @@ class Replace(Edit):
         return cls(weight, Compressed(numbers, facts["notes"], packed), seen)
 
 
-def _sizes(seen: Seen) -> Seen:
+def _kept_norms(seen: Seen) -> Seen:
     """Return what is kept of what a matrix saw: how large its inputs were. A copy, since several
     matrices may share one statistic, and a Gram is large.
     """
@@ -186,7 +186,7 @@ def _sizes(seen: Seen) -> Seen:
     return Seen({})
 
 
-def _size(weights: Iterable[Weight]) -> int:
+def _weight_count(weights: Iterable[Weight]) -> int:
     return sum(weight.shape[0] * weight.shape[1] for weight in weights)
 
 
@@ -206,7 +206,7 @@ class DropBlocks(Edit):
         return view.remembered()
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        removed = sum(_size(view.blocks[index].weights) for index in self.indices)
+        removed = sum(_weight_count(view.blocks[index].weights) for index in self.indices)
         return {
             "edit": self.kind,
             "blocks": list(self.indices),
@@ -244,7 +244,7 @@ class DropExperts(Edit):
         layers = {layer.block: layer for layer in expert_layers(view)}
         removed = 0
         for block, experts in self.experts.items():
-            removed += sum(_size(layers[block].experts[expert]) for expert in experts)
+            removed += sum(_weight_count(layers[block].experts[expert]) for expert in experts)
         counts = [layer.count for layer in layers.values()]
         return {
             "edit": self.kind,

@@ -119,16 +119,18 @@ class Sources(Statistic):
     the mixture.
     """
 
-    def __init__(self, each: Sequence[Gram]) -> None:
-        self.each = tuple(each)
-        self.tokens = sum(gram.tokens for gram in each)
-        self.mass = sum(gram.mass for gram in each)
+    def __init__(self, grams: Sequence[Gram]) -> None:
+        self.grams = tuple(grams)
+        self.tokens = sum(gram.tokens for gram in grams)
+        self.mass = sum(gram.mass for gram in grams)
 
     def __add__(self, other: "Sources") -> "Sources":
-        return Sources([mine + theirs for mine, theirs in zip(self.each, other.each, strict=True)])
+        return Sources(
+            [mine + theirs for mine, theirs in zip(self.grams, other.grams, strict=True)]
+        )
 
     def __mul__(self, factor: float) -> "Sources":
-        return Sources([gram * factor for gram in self.each])
+        return Sources([gram * factor for gram in self.grams])
 
 
 class MatrixMethod(Method, ABC):
@@ -252,8 +254,8 @@ def finite(numbers: Shaped[Tensor, "..."], name: str) -> Shaped[Tensor, "..."]:
     numbers = numbers.detach()
     # The extremes show NaN and infinity, and are computed ten times as fast as a count.
     if numbers.numel() and not all(bool(extreme.isfinite()) for extreme in numbers.aminmax()):
-        bad = numbers.numel() - int(numbers.isfinite().count_nonzero())
-        problem = f"{name} holds NaN or infinity ({bad} of {numbers.numel()} numbers)"
+        not_finite = numbers.numel() - int(numbers.isfinite().count_nonzero())
+        problem = f"{name} holds NaN or infinity ({not_finite} of {numbers.numel()} numbers)"
         raise NumericsError(f"{problem}; look at the model's file and at its dtype", subject=name)
     return numbers
 

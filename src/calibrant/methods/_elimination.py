@@ -62,17 +62,17 @@ def factorise(gram: Gram, damp: float) -> Factor:
     dead = diagonal == 0
     # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
     mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
-    ladder = [(torch.float64, times) for times in LADDER]
+    ladder = [(torch.float64, multiple) for multiple in LADDER]
     if gram.matrix.dtype != torch.float64:
         # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
         # precision, which changes only rounding, and only then more damping.
         ladder.insert(0, (gram.matrix.dtype, 1))
-    for dtype, times in ladder:
-        upper = _inverse_factor(gram, dead, mean * damp * times, dtype)
+    for dtype, multiple in ladder:
+        upper = _inverse_factor(gram, dead, mean * damp * multiple, dtype)
         if upper is not None:
             saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
             notes = {
-                "damp": damp * times,
+                "damp": damp * multiple,
                 "precision": str(dtype).removeprefix("torch."),
                 "dead_inputs": int(dead.count_nonzero()),
             }
@@ -108,8 +108,8 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
     upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
     del flipped
     invert_upper(upper)
-    sound = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
-    return upper if sound else None
+    is_finite = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
+    return upper if is_finite else None
 
 
 def invert_upper(upper: Float[Tensor, "in in"]) -> None:
@@ -165,21 +165,21 @@ def eliminate(
     """
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
-    work = weight.detach().clone(memory_format=torch.contiguous_format)
+    corrected = weight.detach().clone(memory_format=torch.contiguous_format)
     # The factor has the Gram's type; the elimination is in the type of the weights.
-    upper = factor.upper.to(work.dtype)
-    saliency = factor.saliency.to(work.dtype)
-    for span in spans(work.shape[1], target, block):
+    upper = factor.upper.to(corrected.dtype)
+    saliency = factor.saliency.to(corrected.dtype)
+    for span in spans(corrected.shape[1], target, block):
         columns = slice(span.start, span.stop)
-        removed = torch.zeros_like(work[:, columns], dtype=torch.bool)
+        removed = torch.zeros_like(corrected[:, columns], dtype=torch.bool)
         if not span.group:  # those of a group are chosen when its turn comes
-            removed = choose(work[:, columns].abs() * saliency[columns], target, span)
+            removed = choose(corrected[:, columns].abs() * saliency[columns], target, span)
         # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one
         # product with all the span's errors.
-        errors = step(work, upper, saliency, removed.contiguous(), span)
-        if span.stop < work.shape[1]:
-            work[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
-    return work
+        errors = step(corrected, upper, saliency, removed.contiguous(), span)
+        if span.stop < corrected.shape[1]:
+            corrected[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
+    return corrected
 
 
 def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
@@ -223,13 +223,13 @@ def by_rows(
     kernel: Callable[..., None],
     rows: int,
     arguments: Sequence[Any],
-    least: int = ROWS_PER_THREAD,
+    least_rows: int = ROWS_PER_THREAD,
 ) -> None:
-    """Call `kernel(*arguments, first, last)` for shares of the rows, `least` or more, on as many
+    """Call `kernel(*arguments, first, last)` for shares of the rows, `least_rows` or more, on as many
     threads as torch has; a kernel lets go of Python's lock.
     """
     threads = torch.get_num_threads()
-    share = max(-(-rows // threads), least)
+    share = max(-(-rows // threads), least_rows)
     others: list[Future[None]] = []
     for first in range(share, rows, share):
         last = min(first + share, rows)

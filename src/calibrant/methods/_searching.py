@@ -271,21 +271,21 @@ def evolve(
     `generations`, after `patience` of them without a gain, or when there is nothing new to try. The
     best never gets worse.
     """
-    seen = set(start)
-    room = max(population - len(seen), 1)
-    drawn = _new(partial(trials.space.drawn, chance), 2 * population, seen)
-    people = trials.ranked([*start, *trials.narrowed(drawn, room)])[:population]
-    trials.settle(people[0], 0, generations)
+    known = set(start)
+    places = max(population - len(known), 1)
+    drawn = _new(partial(trials.space.drawn, chance), 2 * population, known)
+    members = trials.ranked([*start, *trials.narrowed(drawn, places)])[:population]
+    trials.settle(members[0], 0, generations)
     for generation in range(generations):
-        born = _new(partial(_child, trials.space, people, chance), children, seen)
+        born = _new(partial(_child, trials.space, members, chance), children, known)
         if not born or _stuck(trials.course, patience):
             trials.finish(generations)
             break
         grown = trials.ranked(trials.narrowed(born, population - elites))
-        replacements = [*grown, *people[elites:]][: population - elites]
-        people = trials.ranked([*people[:elites], *replacements])
-        trials.settle(people[0], generation + 1, generations)
-    return people[0]
+        replacements = [*grown, *members[elites:]][: population - elites]
+        members = trials.ranked([*members[:elites], *replacements])
+        trials.settle(members[0], generation + 1, generations)
+    return members[0]
 
 
 def climb(
@@ -337,7 +337,7 @@ def eliminate(trials: Trials, finalists: int) -> Choice:
     return choice
 
 
-def _new(make: Callable[[], Choice], count: int, seen: set[Choice]) -> list[Choice]:
+def _new(make: Callable[[], Choice], count: int, known: set[Choice]) -> list[Choice]:
     """Up to `count` choices that weren't there before, and now are."""
     found: list[Choice] = []
     # A space may hold fewer new choices than are asked for.
@@ -345,16 +345,16 @@ def _new(make: Callable[[], Choice], count: int, seen: set[Choice]) -> list[Choi
         if len(found) == count:
             break
         choice = make()
-        if choice not in seen:
-            seen.add(choice)
+        if choice not in known:
+            known.add(choice)
             found.append(choice)
     return found
 
 
-def _child(space: Space, people: Sequence[Choice], chance: Random) -> Choice:
+def _child(space: Space, members: Sequence[Choice], chance: Random) -> Choice:
     """Of ranked people: the lower of two random places is the better parent."""
-    mother = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
-    father = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
+    mother = members[min(chance.randrange(len(members)), chance.randrange(len(members)))]
+    father = members[min(chance.randrange(len(members)), chance.randrange(len(members)))]
     child = space.crossed(mother, father, chance)
     if child in (mother, father) or chance.random() < 0.5:
         return space.exchanged(child, chance)

@@ -119,16 +119,16 @@ def _descend(
     # An input that was never used has no curvature, and no pull either.
     scale = (1 / diagonal).where(diagonal > 0, 1)
     direction = (state.pull * scale).masked_fill_(~state.keep, 0)
-    force = (direction * state.pull).sum(1)
+    slope = (direction * state.pull).sum(1)
     # A residual of nothing but rounding leads nowhere.
-    floor = force * torch.finfo(force.dtype).eps ** 2
-    bent = torch.empty_like(direction)
-    enough = tolerance * float(state.loss.sum())
+    least_slope = slope * torch.finfo(slope.dtype).eps ** 2
+    product = torch.empty_like(direction)
+    least_gain = tolerance * float(state.loss.sum())
     for _ in range(steps):
-        torch.mm(direction, hessian, out=bent)
-        gain = advance(state, direction, bent, scale, force, floor)
+        torch.mm(direction, hessian, out=product)
+        gain = advance(state, direction, product, scale, slope, least_slope)
         state.loss.sub_(gain)
-        if not bool(gain.any()) or float(gain.sum()) < enough:
+        if not bool(gain.any()) or float(gain.sum()) < least_gain:
             break
 
 
@@ -137,32 +137,42 @@ def _copy(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 def _in_rows(
-    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+    state: Masked,
+    direction: Tensor,
+    product: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    least_slope: Tensor,
 ) -> Float[Tensor, "out"]:
     """Step on the CPU, row after row in a compiled kernel: an `Advance`."""
-    gain = torch.zeros_like(force)
+    gain = torch.zeros_like(slope)
     keep = state.keep.contiguous()
-    parts = (state.weight, state.pull, direction, bent, keep, scale, force, floor, gain)
+    parts = (state.weight, state.pull, direction, product, keep, scale, slope, least_slope, gain)
     by_rows(_kernel(), len(gain), [part.numpy() for part in parts])
     return gain
 
 
 def _all_rows(
-    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+    state: Masked,
+    direction: Tensor,
+    product: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    least_slope: Tensor,
 ) -> Float[Tensor, "out"]:
     """Step on any device, all rows at once: an `Advance`."""
-    curvature = (direction * bent).sum(1)
-    moving = (curvature > 0) & (force > floor)
-    # In exact arithmetic this is `force`; of rounded sums it is what the step really takes off.
-    along = (direction * state.pull).sum(1)
-    length = (along / curvature).where(moving, 0)
+    curvature = (direction * product).sum(1)
+    moving = (curvature > 0) & (slope > least_slope)
+    # In exact arithmetic this is `slope`; of rounded sums it is what the step really takes off.
+    measured_slope = (direction * state.pull).sum(1)
+    length = (measured_slope / curvature).where(moving, 0)
     state.weight.addcmul_(length[:, None], direction)
-    state.pull.addcmul_(length[:, None], bent, value=-1)
+    state.pull.addcmul_(length[:, None], product, value=-1)
     residual = (state.pull * scale).masked_fill_(~state.keep, 0)
-    after = (residual * state.pull).sum(1)
-    direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
-    force.copy_(after)
-    return length * along
+    next_slope = (residual * state.pull).sum(1)
+    direction.mul_((next_slope / slope).where(moving, 0)[:, None]).add_(residual)
+    slope.copy_(next_slope)
+    return length * measured_slope
 
 
 @cache

@@ -36,17 +36,17 @@ def dot(a: Any, b: Any, sums: Any) -> float:
 
 
 @compiled
-def add(total: Any, length: Any, along: Any) -> None:
-    """Add `length[0]` times `along`."""
-    factor = length[0]
-    for j in range(len(along)):
-        total[j] += factor * along[j]
+def add(total: Any, factors: Any, addend: Any) -> None:
+    """Add `length[0]` times `addend`."""
+    factor = factors[0]
+    for j in range(len(addend)):
+        total[j] += factor * addend[j]
 
 
 @compiled
-def turn(direction: Any, length: Any, residual: Any) -> None:
+def turn(direction: Any, factors: Any, residual: Any) -> None:
     """Multiply the direction by `length[0]`, and add the residual."""
-    factor = length[0]
+    factor = factors[0]
     for j in range(len(residual)):
         direction[j] = direction[j] * factor + residual[j]
 
@@ -64,41 +64,41 @@ def step(
     weight: Any,
     pull: Any,
     direction: Any,
-    bent: Any,
+    product: Any,
     keep: Any,
     scale: Any,
-    force: Any,
-    floor: Any,
+    slope: Any,
+    least_slope: Any,
     gain: Any,
     first: int,
     last: int,
 ) -> None:
-    """Take a step in rows `first` to `last`, in place, and turn their directions; `bent` is
+    """Take a step in rows `first` to `last`, in place, and turn their directions; `product` is
     direction·H. See `_gradients.Advance`.
     """
     dtype = pull.dtype
     sums = np.zeros(LANES, dtype)
     residual = np.zeros(pull.shape[1], dtype)
-    length = np.zeros(1, dtype)
+    factors = np.zeros(1, dtype)
     zeros = np.zeros(1, dtype)
     for r in range(first, last):
-        curvature = dot(direction[r], bent[r], sums)
-        moving = curvature > 0 and force[r] > floor[r]
+        curvature = dot(direction[r], product[r], sums)
+        moving = curvature > 0 and slope[r] > least_slope[r]
         gain[r] = 0
         if moving:
-            along = dot(pull[r], direction[r], sums)
-            gain[r] = along * along / curvature
-            length[0] = along / curvature
-            add(weight[r], length, direction[r])
-            length[0] = -along / curvature
-            add(pull[r], length, bent[r])
+            measured_slope = dot(pull[r], direction[r], sums)
+            gain[r] = measured_slope * measured_slope / curvature
+            factors[0] = measured_slope / curvature
+            add(weight[r], factors, direction[r])
+            factors[0] = -measured_slope / curvature
+            add(pull[r], factors, product[r])
         precondition(pull[r], scale, keep[r], zeros, residual)
-        after = dot(pull[r], residual, sums)
-        length[0] = 0
+        next_slope = dot(pull[r], residual, sums)
+        factors[0] = 0
         if moving:
-            length[0] = after / force[r]
-        turn(direction[r], length, residual)
-        force[r] = after
+            factors[0] = next_slope / slope[r]
+        turn(direction[r], factors, residual)
+        slope[r] = next_slope
 
 
 @compiled

@@ -60,8 +60,8 @@ def swap(
     keep = state.keep.clone(memory_format=torch.contiguous_format)
     # Below this the claimed change is as large as its rounding.
     rounding = 8 * torch.finfo(state.loss.dtype).eps
-    least = state.loss.clamp_min(0) * max(tolerance, rounding)
-    gained, counts = search(weight, pull, keep, hessian.contiguous(), least, most, group)
+    least_gain = state.loss.clamp_min(0) * max(tolerance, rounding)
+    gained, counts = search(weight, pull, keep, hessian.contiguous(), least_gain, most, group)
     return Masked(weight, keep, pull, state.loss - gained), counts
 
 
@@ -70,27 +70,27 @@ def _in_rows(
     pull: Tensor,
     keep: Tensor,
     hessian: Tensor,
-    least: Tensor,
+    least_gain: Tensor,
     most: int,
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on the CPU, in float32 or float64, row after row in a compiled kernel: a `Search`."""
     # What many swaps take off is added up in float64.
-    gained = torch.zeros_like(least, dtype=torch.float64)
+    gained = torch.zeros_like(least_gain, dtype=torch.float64)
     counts = torch.zeros(len(weight), dtype=torch.int64)
     inverse = _inverse(hessian)
-    near = hessian.new_zeros(1, 1)
+    group_hessian = hessian.new_zeros(1, 1)
     if group:
         columns = torch.arange(len(hessian))
         members = (columns - columns % group)[:, None] + torch.arange(group)
-        near = hessian[columns[:, None], members].contiguous()
+        group_hessian = hessian[columns[:, None], members].contiguous()
     kernel, lanes = _kernel()
     if len(hessian) % lanes:
         hessian = torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes))
-    parts = (weight, pull, keep, hessian, inverse, near, least, gained, counts)
+    parts = (weight, pull, keep, hessian, inverse, group_hessian, least_gain, gained, counts)
     arrays = [part.numpy() for part in parts]
     by_rows(kernel, len(weight), [*arrays, group, most, TURNS], ROWS_PER_THREAD)
-    return gained.to(least.dtype), counts
+    return gained.to(least_gain.dtype), counts
 
 
 def _all_rows(
@@ -98,14 +98,14 @@ def _all_rows(
     pull: Tensor,
     keep: Tensor,
     hessian: Tensor,
-    least: Tensor,
+    least_gain: Tensor,
     most: int,
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on any device, one swap of all rows at a time: a `Search`. It compares the same
     pairs as the kernel, to the last turn.
     """
-    gained = torch.zeros_like(least)
+    gained = torch.zeros_like(least_gain)
     counts = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
     inverse = _inverse(hessian)
     for _ in range(most):
@@ -113,21 +113,21 @@ def _all_rows(
             k, p, change = _group_pairs(weight, pull, keep, hessian, inverse, group)
         else:
             k, p, change = _pairs(weight, pull, keep, hessian, inverse)
-        better = change < -least
+        better = change < -least_gain
         if not bool(better.any()):
             break
-        r = better.nonzero()[:, 0]
+        rows = better.nonzero()[:, 0]
         k = k[better]
         p = p[better]
         # The best value once k is gone, where the paper takes the dense one.
-        value = (pull[r, p] + weight[r, k] * hessian[p, k]) * inverse[p]
-        pull[r] += weight[r, k, None] * hessian[k] - value[:, None] * hessian[p]
-        weight[r, k] = 0
-        weight[r, p] = value
-        keep[r, k] = False
-        keep[r, p] = True
-        gained[r] -= change[better]
-        counts[r] += 1
+        value = (pull[rows, p] + weight[rows, k] * hessian[p, k]) * inverse[p]
+        pull[rows] += weight[rows, k, None] * hessian[k] - value[:, None] * hessian[p]
+        weight[rows, k] = 0
+        weight[rows, p] = value
+        keep[rows, k] = False
+        keep[rows, p] = True
+        gained[rows] -= change[better]
+        counts[rows] += 1
     return gained, counts
 
 
@@ -138,12 +138,12 @@ def _pairs(
     `best_pair` for all rows at once.
     """
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
-    shut = keep | (inverse == 0)
+    barred = keep | (inverse == 0)
 
     def for_k(k: Tensor) -> tuple[Tensor, Tensor]:
         removed = weight.gather(1, k[:, None])
         changes = -(pull + removed * hessian[k]).square() * inverse
-        change, p = changes.masked_fill(shut, torch.inf).min(1)
+        change, p = changes.masked_fill(barred, torch.inf).min(1)
         return cost.gather(1, k[:, None])[:, 0] + change, p
 
     def for_p(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,22 +154,22 @@ def _pairs(
     k = cost.argmin(1)
     best, p = for_k(k)
     exists = best.isfinite()  # of a row of which all or nothing is kept there is no pair
-    other = (-pull.square() * inverse).masked_fill(shut, torch.inf).argmin(1)
-    found, partner = for_p(other)
-    first = found < best
-    k = partner.where(first, k)
-    p = other.where(first, p)
-    best = found.where(first, best)
-    going = torch.ones_like(first)
-    next_is_k = ~first
+    returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
+    found, partner = for_p(returning)
+    better = found < best
+    k = partner.where(better, k)
+    p = returning.where(better, p)
+    best = found.where(better, best)
+    improving = torch.ones_like(better)
+    next_is_k = ~better
     for _ in range(TURNS):
         by_k, p_of_k = for_k(k)
         by_p, k_of_p = for_p(p)
         found = by_p.where(next_is_k, by_k)
-        going = going & (found < best)
-        k = k_of_p.where(going & next_is_k, k)
-        p = p_of_k.where(going & ~next_is_k, p)
-        best = found.where(going, best)
+        improving = improving & (found < best)
+        k = k_of_p.where(improving & next_is_k, k)
+        p = p_of_k.where(improving & ~next_is_k, p)
+        best = found.where(improving, best)
         next_is_k = ~next_is_k
     return k, p, best.where(exists, 0)
 

@@ -66,11 +66,11 @@ class ADMM(MatrixMethod):
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        scaled = shared_scaled(gram, self.damp, alike=True)
-        sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
+        scaled = shared_scaled(gram, self.damp, after_scaling=True)
+        checked = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
         # ρ stays what it is, so one inverse serves all iterations.
-        response = scaled.response(self.rho).to(sound.dtype)
-        dense = sound * scaled.scale.to(sound.dtype)
+        response = scaled.response(self.rho).to(checked.dtype)
+        dense = checked * scaled.scale.to(checked.dtype)
         state = Directions(dense, dense, torch.ones_like(dense, dtype=torch.bool))
         for step in range(1, self.iterations + 1):
             if step > 1:
@@ -80,17 +80,17 @@ class ADMM(MatrixMethod):
                 share = 1 - (1 - Fraction(step, self.ramp)) ** 3
                 state.keep = _ramped(state.pulled.abs(), removal(target), share)
         largest = removal(target).keep(dense.abs(), "matrix")
-        result = chosen(sound, largest, state, scaled, damped(gram, 0.0).to(sound.dtype)).weight
+        result = chosen(checked, largest, state, scaled, damped(gram, 0.0).to(checked.dtype)).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"))
 
 
 def _ramped(
-    sizes: Float[Tensor, "out in"], removal: Removal, share: Fraction
+    sizes: Float[Tensor, "out in"], target: Removal, share: Fraction
 ) -> Bool[Tensor, "out in"]:
     """Return which weights stay when, of those that the target removes, only a `share` goes: the
     smallest.
     """
-    keep = removal.keep(sizes, "matrix")
+    keep = target.keep(sizes, "matrix")
     count = int(share * int((~keep).count_nonzero()))
-    leaving = sizes.masked_fill(keep, torch.inf)
-    return keep_highest(leaving.reshape(1, -1), count).reshape(keep.shape)
+    removed_sizes = sizes.masked_fill(keep, torch.inf)
+    return keep_highest(removed_sizes.reshape(1, -1), count).reshape(keep.shape)

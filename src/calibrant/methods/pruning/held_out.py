@@ -170,21 +170,21 @@ class HeldOut(MatrixMethod):
         fitted = Seen.of_gram(halves.fitted)
         errors: dict[float, float] = {}
         best = self.damps[0]
-        done = Compressed(weight)
+        result = Compressed(weight)
         for damp in self.damps:
-            tried = self._damped(damp).compress(weight, fitted, target)
-            errors[damp] = energy(dense - tried.weight.to(dtype))
+            candidate = self._damped(damp).compress(weight, fitted, target)
+            errors[damp] = energy(dense - candidate.weight.to(dtype))
             if damp == self.damps[0] or errors[damp] < errors[best]:
                 best = damp
-                done = tried
+                result = candidate
         if self.refit:
-            done = self._damped(best).compress(weight, whole, target)
+            result = self._damped(best).compress(weight, whole, target)
         size = energy(dense)
         shares = dict.fromkeys((f"{damp:g}" for damp in errors), 0.0)
         if size > 0:
             shares = {f"{damp:g}": six_digits(error / size) for damp, error in errors.items()}
-        notes = {**done.notes, "held_out": shares, "chosen_damp": best}
-        return Compressed(done.weight, notes, done.packed)
+        notes = {**result.notes, "held_out": shares, "chosen_damp": best}
+        return Compressed(result.weight, notes, result.packed)
 
     def _damped(self, damp: float) -> MatrixMethod:
         damped: MatrixMethod | None = with_parameters(self.method, damp=damp)

@@ -202,7 +202,7 @@ class BlockSample:
 
     run: Callable[[TorchFunctionMode], None]
     real: Bool[Tensor, "sample position"]
-    whole: Mapping[str, Float[Tensor, "token out"]]
+    untouched: Mapping[str, Float[Tensor, "token out"]]
 
     @classmethod
     def of(cls, call: BlockCall, writers: Sequence[Weight]) -> "BlockSample":
@@ -211,20 +211,20 @@ class BlockSample:
         """
         outputs = _Outputs(writers, {})
         call.aside(outputs)
-        whole = {name: rows.detach() for name, rows in outputs.rows(call.real)}
-        return cls(call.kept(), call.real, whole)
+        untouched = {name: rows.detach() for name, rows in outputs.rows(call.real)}
+        return cls(call.kept(), call.real, untouched)
 
     def errors(
-        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+        self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the squared error of what each writer gives of the real tokens, with other
-        numbers `instead` of parameters, by their `id`.
+        numbers `replacements` of parameters, by their `id`.
         """
-        outputs = _Outputs(writers, instead, gradients)
+        outputs = _Outputs(writers, replacements, gradients)
         self.run(outputs)
         errors: dict[str, Tensor] = {}
         for name, rows in outputs.rows(self.real):
-            errors[name] = (rows.float() - self.whole[name].float()).square().sum()
+            errors[name] = (rows.float() - self.untouched[name].float()).square().sum()
         return errors
 
 
@@ -246,18 +246,20 @@ def refit(
     """
     sizes: dict[str, float] = {}
     for writer in writers:
-        squares = [float(sample.whole[writer.name].float().square().sum()) for sample in samples]
+        squares = [
+            float(sample.untouched[writer.name].float().square().sum()) for sample in samples
+        ]
         # What gives nothing has no relative error: then any error counts as very large.
         sizes[writer.name] = max(sum(squares), 1e-30)
-    leaves = [_Leaf.of(weight) for weight in weights]
+    fitted_matrices = [_FittedMatrix.of(weight) for weight in weights]
 
-    def instead() -> dict[int, Tensor]:
-        return {leaf.place: leaf.numbers() for leaf in leaves}
+    def replacements() -> dict[int, Tensor]:
+        return {matrix.parameter_id: matrix.numbers() for matrix in fitted_matrices}
 
     def error() -> float:
         total = 0.0
         for sample in samples:
-            errors = sample.errors(writers, instead())
+            errors = sample.errors(writers, replacements())
             for name, size in sizes.items():
                 total += float(errors[name]) / size
         return total
@@ -265,19 +267,19 @@ def refit(
     with torch.no_grad():
         before = error()
     optimizer = torch.optim.Adam(
-        [{"params": [leaf.free], "lr": rate * leaf.size} for leaf in leaves]
+        [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in fitted_matrices]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     with torch.enable_grad():
         for step in range(steps):
-            errors = samples[step % len(samples)].errors(writers, instead(), gradients=True)
+            errors = samples[step % len(samples)].errors(writers, replacements(), gradients=True)
             relative = torch.stack([errors[name] / size for name, size in sizes.items()])
             # One micro-batch stands for all of them.
             loss = relative.sum() * len(samples)
             optimizer.zero_grad()
-            free = [leaf.free for leaf in leaves]
-            gradients = torch.autograd.grad(loss, free, allow_unused=True)
-            for parameter, gradient in zip(free, gradients, strict=True):
+            variables = [matrix.variable for matrix in fitted_matrices]
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True)
+            for parameter, gradient in zip(variables, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
@@ -286,39 +288,39 @@ def refit(
     if not after < before:
         return None
     matrices: dict[Weight, Tensor] = {}
-    for leaf in leaves:
-        numbers = leaf.numbers().detach()
-        matrices[leaf.weight] = numbers.T if leaf.weight.transposed else numbers
+    for matrix in fitted_matrices:
+        numbers = matrix.numbers().detach()
+        matrices[matrix.weight] = numbers.T if matrix.weight.transposed else numbers
     notes = {"steps": steps, "before": six_digits(before), "after": six_digits(after)}
     return Refit(index, matrices, notes)
 
 
 @final
 @dataclass(frozen=True)
-class _Leaf:
+class _FittedMatrix:
     """A matrix that is fitted: its numbers in float32, as the model stores them; which of them are
     kept; the root mean square of those; and the `id` of its parameter.
     """
 
     weight: Weight
-    free: Float[Tensor, "row column"]
+    variable: Float[Tensor, "row column"]
     kept: Bool[Tensor, "row column"]
     size: float
-    place: int
+    parameter_id: int
 
     @classmethod
     def of(cls, weight: Weight) -> "_Leaf":
-        free = weight.stored.float().clone().requires_grad_()
+        variable = weight.stored.float().clone().requires_grad_()
         kept = weight.stored != 0
         size = 0.0
         if bool(kept.any()):
-            size = float(free.detach()[kept].square().mean().sqrt())
-        return cls(weight, free, kept, size, id(getattr(weight.owner, weight.key)))
+            size = float(variable.detach()[kept].square().mean().sqrt())
+        return cls(weight, variable, kept, size, id(getattr(weight.owner, weight.key)))
 
     def numbers(self) -> Float[Tensor, "row column"]:
         """Return its numbers in the model's type; what was removed stays zero."""
         # The product keeps gradients of removed weights at zero too.
-        return (self.free * self.kept).to(self.weight.stored.dtype)
+        return (self.variable * self.kept).to(self.weight.stored.dtype)
 
 
 @final
@@ -328,11 +330,11 @@ class _Outputs(TorchFunctionMode):
     """
 
     def __init__(
-        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+        self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> None:
         super().__init__()
         self._names = {id(getattr(writer.owner, writer.key)): writer.name for writer in writers}
-        self._instead = instead
+        self._replacements = replacements
         self._gradients = gradients
         self._outputs: dict[str, Tensor] = {}
 
@@ -353,8 +355,10 @@ class _Outputs(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = [self._instead.get(id(argument), argument) for argument in args]
-        named = {key: self._instead.get(id(value), value) for key, value in (kwargs or {}).items()}
+        given = [self._replacements.get(id(argument), argument) for argument in args]
+        named = {
+            key: self._replacements.get(id(value), value) for key, value in (kwargs or {}).items()
+        }
         result = func(*given, **named)
         if getattr(func, "__name__", "") in _PRODUCTS:
             for argument in args:

@@ -98,7 +98,7 @@ class Refined(MatrixMethod):
         super().check(target)
         self.start.check(target)
 
-    def begun(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+    def started(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Return what `start` makes of the matrix."""
         if self._of_gram:
             seen = Seen.of_gram(observed(seen, Gram))
@@ -114,14 +114,14 @@ class Refined(MatrixMethod):
         self.check(target)
         gram = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        begun = self.begun(dense, seen, target)
+        started = self.started(dense, seen, target)
         hessian = damped(gram, self.damp).to(dense.dtype)
-        state = masked(dense, begun.weight, begun.weight != 0, hessian)
+        state = masked(dense, started.weight, started.weight != 0, hessian)
         done, notes = refine(
             state, hessian, target, self.swaps, self.steps, self.rounds, self.tolerance
         )
         fitted = finite(done.weight.to(weight.dtype), "the refined weight")
-        return Compressed(fitted, {**begun.notes, **notes})
+        return Compressed(fitted, {**started.notes, **notes})
 
 
 def refine(
@@ -142,10 +142,10 @@ def refine(
     """
     group = target.m if isinstance(target, NofM) else 0
     turns = min(rounds, swaps)
-    whole = _total(state)
+    initial_loss = _total(state)
     fitted = 0.0
     swapped = 0.0
-    count = 0.0
+    swaps_of_mean_row = 0.0
     # Gradients come first and last: swaps are judged by fitted weights.
     for turn in range(turns + 1):
         before = _total(state)
@@ -158,11 +158,11 @@ def refine(
             some = share_of_round(swaps, turns, turn)
             state, counts = swap(state, hessian, some, tolerance, group, in_place=True)
             swapped = swapped + between - _total(state)
-            count += float(counts.double().mean())
-    notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(count, 2)}
-    if whole > 0:
-        notes["fitted"] = six_digits(fitted / whole)
-        notes["swapped"] = six_digits(swapped / whole)
+            swaps_of_mean_row += float(counts.double().mean())
+    notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(swaps_of_mean_row, 2)}
+    if initial_loss > 0:
+        notes["fitted"] = six_digits(fitted / initial_loss)
+        notes["swapped"] = six_digits(swapped / initial_loss)
     return state, notes
 
 

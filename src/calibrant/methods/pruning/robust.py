@@ -53,33 +53,33 @@ class Robust(Refined):
         return 4 * sources + 3
 
     def stand_in(self, target: Target) -> StandIn | None:
-        alike = Refined(
+        refined = Refined(
             self.start, self.swaps, self.steps, damp=self.damp, tolerance=self.tolerance
         )
-        return standing_in(alike, target, "refined on the sum of what all sources gave")
+        return standing_in(refined, target, "refined on the sum of what all sources gave")
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the best `round`, from 1, with each source's `errors` after it, and how much each
-        `counted` in it, in the order of the mixture.
+        `source_weights` in it, in the order of the mixture.
 
         Errors that are raised are those of `refined`.
         """
         self.check(target)
         whole = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        each = seen[Sources].each if Sources in seen else (whole,)
-        grams = [gram for gram in each if gram.mass > 0]
+        of_sources = seen[Sources].grams if Sources in seen else (whole,)
+        grams = [gram for gram in of_sources if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         # A source that makes nothing of the matrix loses nothing by it.
         sizes = [energy(dense) or 1.0 for energy in energies]
-        counted = [gram.mass / whole.mass for gram in grams]
-        current = self.begun(dense, seen, target).weight
+        source_weights = [gram.mass / whole.mass for gram in grams]
+        current = self.started(dense, seen, target).weight
         keep = current != 0
         best = current
         notes: Mapping[str, Any] = {}
         least = float("inf")
         for number in range(self.rounds):
-            shares = [count / size for count, size in zip(counted, sizes, strict=True)]
+            shares = [count / size for count, size in zip(source_weights, sizes, strict=True)]
             # A source counts relative to what the dense matrix gives on it, as its error does.
             hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
             done, _ = refine(
@@ -103,14 +103,16 @@ class Robust(Refined):
                 notes = {
                     "round": number + 1,
                     "errors": rounded,
-                    "counted": [six_digits(count) for count in counted],
+                    "counted": [six_digits(count) for count in source_weights],
                 }
             # By the square of an error, so that after a few rounds the worst source has most of the
             # say.
-            pressing = [count * error**2 for count, error in zip(counted, errors, strict=True)]
-            total = sum(pressing)
+            pressures = [
+                count * error**2 for count, error in zip(source_weights, errors, strict=True)
+            ]
+            total = sum(pressures)
             if total > 0:
-                counted = [pressure / total for pressure in pressing]
+                source_weights = [pressure / total for pressure in pressures]
         return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
 
 

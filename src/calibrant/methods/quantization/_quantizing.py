@@ -75,14 +75,14 @@ def rounded(
     that isn't finite or a Gram beyond repair.
     """
     grid.check((weight.shape[0], weight.shape[1]), "the matrix")
-    sound = finite(weight, "the weight")
-    chosen = scales_by(scales, sound, grid, gram.norms())
+    checked = finite(weight, "the weight")
+    group_scales = scales_by(scales, checked, grid, gram.norms())
     if order == "activation":
         inputs, factor = by_activation(gram, damp)
-        packed = quantize(sound, factor, chosen, order=inputs)
+        packed = quantize(checked, factor, group_scales, order=inputs)
     else:
         factor = shared_factor(gram, damp)
-        packed = quantize(sound, factor, chosen)
+        packed = quantize(checked, factor, group_scales)
     return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
 
 
@@ -131,26 +131,26 @@ def quantize(
 
 
 def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) -> Work:
-    kind = wide(weight.dtype)
+    dtype = wide(weight.dtype)
     rows, columns = weight.shape
-    count = scales.scales.shape[1]
-    groups = torch.arange(columns, device=weight.device) // (columns // count)
+    groups_in_row = scales.scales.shape[1]
+    groups = torch.arange(columns, device=weight.device) // (columns // groups_in_row)
     current = weight.detach()
     if order is not None:
         groups = groups[order]
         current = current[:, order]
     zeros = scales.zeros
     if zeros is None:
-        zeros = torch.zeros(rows, count, device=weight.device)
+        zeros = torch.zeros(rows, groups_in_row, device=weight.device)
     return Work(
         # A copy, since it is rounded in place.
-        current.to(kind, copy=True).contiguous(),
-        factor.upper.to(kind).contiguous(),
-        factor.saliency.to(kind),
+        current.to(dtype, copy=True).contiguous(),
+        factor.upper.to(dtype).contiguous(),
+        factor.saliency.to(dtype),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
         # Group by group, so that the scales of a column lie side by side.
-        scales.scales.T.to(kind).contiguous(),
-        zeros.T.to(kind).contiguous(),
+        scales.scales.T.to(dtype).contiguous(),
+        zeros.T.to(dtype).contiguous(),
         groups,
         scales.grid.lowest,
         scales.grid.highest,

@@ -26,10 +26,10 @@ from calibrant.targets import Grid
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
-_PAPERS: Final = 2.4
+_GPTQ_POWER: Final = 2.4
 """The power of errors that the search in GPTQ's code has."""
 
-_CUBED: Final = 3.0
+_LLM_COMPRESSOR_POWER: Final = 3.0
 """That of llm-compressor's search."""
 
 SHARES: Final = tuple(1 - step / 20 for step in range(10))
@@ -56,10 +56,10 @@ class Scales:
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
         """Return the nearest code of each weight; half way between two, the even one."""
-        kind = wide(weight.dtype)
+        dtype = wide(weight.dtype)
         # In float32 or better: the quotient of two bfloat16 numbers would miss codes.
-        grouped = weight.to(kind).unflatten(1, (self.scales.shape[1], -1))
-        placed = grouped / self.scales[:, :, None].to(kind)
+        grouped = weight.to(dtype).unflatten(1, (self.scales.shape[1], -1))
+        placed = grouped / self.scales[:, :, None].to(dtype)
         if self.zeros is not None:
             placed = placed + self.zeros[:, :, None]
         codes = placed.round().clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
@@ -83,14 +83,14 @@ def scales_by(
     Raises `NumericsError` if a scale or the importance isn't finite.
     """
     if rule == "mse":
-        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _PAPERS)
+        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _GPTQ_POWER)
     if rule == "importance":
         if importance is None:
             needs = "the sizes of the inputs, and nothing was observed"
             raise SpecError(f"scales=importance needs {needs}", subject="scales")
         squares = finite(importance, "the squared norms of the inputs")
         shares = [1 - 0.95 * step / 20 for step in range(20)]
-        return _searched(weight, grid, shares, _CUBED, squares)
+        return _searched(weight, grid, shares, _LLM_COMPRESSOR_POWER, squares)
     return absmax(weight, grid)
 
 
@@ -104,10 +104,10 @@ def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
 
     Raises `NumericsError` if a scale isn't finite.
     """
-    return reaching(*within(weight, grid), grid, weight.dtype)
+    return scales_reaching(*extremes(weight, grid), grid, weight.dtype)
 
 
-def within(
+def extremes(
     weight: Float[Tensor, "out in"], grid: Grid
 ) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
     """Return the least and the largest weight of each group, widened to hold zero."""
@@ -115,32 +115,36 @@ def within(
     return grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
 
 
-def reaching(
-    least: Float[Tensor, "out group"],
-    most: Float[Tensor, "out group"],
+def scales_reaching(
+    smallest: Float[Tensor, "out group"],
+    largest: Float[Tensor, "out group"],
     grid: Grid,
     dtype: torch.dtype,
 ) -> Scales:
-    """Return the scales of a grid that reaches from `least` to `most`. Raises `NumericsError` if
+    """Return the scales of a grid that reaches from `smallest` to `largest`. Raises `NumericsError` if
     one isn't finite.
     """
     span = grid.highest - grid.lowest
-    raw = (most - least) / span
+    raw = (largest - smallest) / span
     if grid.symmetric:
         # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though
         # the highest code is 7.
-        raw = torch.maximum(most, -least) / (span / 2)
+        raw = torch.maximum(largest, -smallest) / (span / 2)
     scales = finite(raw.to(dtype), "the scale of a group")
     # A group of zeros has no scale of its own, and stays zero with any.
     scales = scales.where(scales != 0, torch.finfo(dtype).eps)
     if grid.symmetric:
         return Scales(grid, scales, None)
     # By the scale that is stored, which may differ from the one that was computed.
-    zeros = (grid.lowest - least / scales.to(least.dtype)).clamp(grid.lowest, grid.highest).round()
+    zeros = (
+        (grid.lowest - smallest / scales.to(smallest.dtype))
+        .clamp(grid.lowest, grid.highest)
+        .round()
+    )
     return Scales(grid, scales, zeros.to(torch.int8))
 
 
-def strength(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
+def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
     """Return s = m^α, between its extremes' geometric mean and that again; 1 for an input that
     was always zero.
     """
@@ -154,43 +158,45 @@ def strength(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
 
 
 def effective(
-    weight: Float[Tensor, "out in"], grid: Grid, s: Float[Tensor, "in"]
+    weight: Float[Tensor, "out in"], grid: Grid, column_scales: Float[Tensor, "in"]
 ) -> Float[Tensor, "out in"]:
-    """Return what a matrix effectively is when its columns are multiplied by `s`, rounded, and
+    """Return what a matrix effectively is when its columns are multiplied by `column_scales`, rounded, and
     divided again.
     """
-    kind = wide(weight.dtype)
-    scaled = (weight.to(kind) * s.to(kind)).to(weight.dtype)
-    return absmax(scaled, grid).nearest(scaled).dense().to(kind) / s.to(kind)
+    dtype = wide(weight.dtype)
+    scaled = (weight.to(dtype) * column_scales.to(dtype)).to(weight.dtype)
+    return absmax(scaled, grid).nearest(scaled).dense().to(dtype) / column_scales.to(dtype)
 
 
 def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
     """Return for each group the scales of the reach, of `SHARES` of the largest weight, whose
     error in the group's outputs is least.
     """
-    least, most = within(weight, grid)
-    largest = torch.maximum(most, -least)
+    smallest, largest = extremes(weight, grid)
+    reach = torch.maximum(largest, -smallest)
     width = grid.width(weight.shape[1])
-    whole = gram.symmetric().to(least.dtype)
+    whole = gram.symmetric().to(smallest.dtype)
     starts = range(0, weight.shape[1], width)
     grams = torch.stack([whole[start : start + width, start : start + width] for start in starts])
-    exact = weight.to(least.dtype)
+    dense = weight.to(smallest.dtype)
     best = absmax(weight, grid)
     scales = best.scales
     zeros = best.zeros
-    lowest = torch.full_like(least, torch.inf)
+    least_error = torch.full_like(smallest, torch.inf)
     for share in SHARES:
-        bottom = torch.maximum(least, -largest * share)
-        top = torch.minimum(most, largest * share)
-        tried = reaching(bottom, top, grid, weight.dtype)
-        change = (tried.nearest(weight).dense().to(least.dtype) - exact).unflatten(1, (-1, width))
+        bottom = torch.maximum(smallest, -reach * share)
+        top = torch.minimum(largest, reach * share)
+        candidate = scales_reaching(bottom, top, grid, weight.dtype)
+        change = (candidate.nearest(weight).dense().to(smallest.dtype) - dense).unflatten(
+            1, (-1, width)
+        )
         error = (torch.einsum("ogi,gij->ogj", change, grams) * change).sum(2)
         # Of equally good reaches the first, which is the farthest, stays.
-        better = error < lowest
-        lowest = error.where(better, lowest)
-        scales = tried.scales.where(better, scales)
-        if zeros is not None and tried.zeros is not None:
-            zeros = tried.zeros.where(better, zeros)
+        better = error < least_error
+        least_error = error.where(better, least_error)
+        scales = candidate.scales.where(better, scales)
+        if zeros is not None and candidate.zeros is not None:
+            zeros = candidate.zeros.where(better, zeros)
     return Scales(grid, scales, zeros)
 
 
@@ -202,59 +208,67 @@ def _searched(
     importance: Tensor | None = None,
 ) -> Scales:
     """For each group the best of the grids that reach these shares as far as its weights do."""
-    least, most = within(weight, grid)
-    reaching(least, most, grid, weight.dtype)  # which refuses what isn't finite
-    kind = least.dtype
-    counts = torch.ones_like(weight[0], dtype=kind)
+    smallest, largest = extremes(weight, grid)
+    scales_reaching(smallest, largest, grid, weight.dtype)  # which refuses what isn't finite
+    dtype = smallest.dtype
+    error_weights = torch.ones_like(weight[0], dtype=dtype)
     if importance is not None:
         # Shares of their mean, so that a float32 sum of errors neither over- nor underflows.
-        counts = (importance / importance.mean().clamp_min(torch.finfo(kind).tiny)).to(kind)
+        error_weights = (importance / importance.mean().clamp_min(torch.finfo(dtype).tiny)).to(
+            dtype
+        )
     fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
     search = _best_compiled if fast else _best
-    best = search(weight, least, most, grid, shares, power, counts)
-    reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
-    return reaching(least * reach, most * reach, grid, weight.dtype)
+    best = search(weight, smallest, largest, grid, shares, power, error_weights)
+    best_shares = torch.tensor(shares, dtype=dtype, device=weight.device)[best]
+    return scales_reaching(smallest * best_shares, largest * best_shares, grid, weight.dtype)
 
 
 def _best_compiled(
     weight: Tensor,
-    least: Tensor,
-    most: Tensor,
+    smallest: Tensor,
+    largest: Tensor,
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    counts: Tensor,
+    error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
     """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
-    best = torch.zeros(least.shape, dtype=torch.int32)
-    parts = (weight, least, most, torch.tensor(shares), counts)
+    best = torch.zeros(smallest.shape, dtype=torch.int32)
+    parts = (weight, smallest, largest, torch.tensor(shares), error_weights)
     arrays = [part.detach().float().contiguous().numpy() for part in parts]
-    rule = (power == _CUBED, grid.symmetric, grid.lowest, grid.highest)
-    short = weight.dtype == torch.bfloat16
+    rule = (power == _LLM_COMPRESSOR_POWER, grid.symmetric, grid.lowest, grid.highest)
+    bfloat16 = weight.dtype == torch.bfloat16
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    arguments = [*arrays, *rule, short, epsilon, best.numpy()]
+    arguments = [*arrays, *rule, bfloat16, epsilon, best.numpy()]
     by_rows(_kernel(), len(weight), arguments, _ROWS_PER_THREAD)
     return best.long()
 
 
 def _best(
     weight: Tensor,
-    least: Tensor,
-    most: Tensor,
+    smallest: Tensor,
+    largest: Tensor,
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    counts: Tensor,
+    error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
     """Return which share each group does best with, on any device and of any type."""
-    lowest = torch.full_like(least, torch.inf)
-    best = torch.zeros_like(least, dtype=torch.long)
+    least_error = torch.full_like(smallest, torch.inf)
+    best = torch.zeros_like(smallest, dtype=torch.long)
     for number, share in enumerate(shares):
-        tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
-        errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
-        error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
-        better = error < lowest
-        lowest = error.where(better, lowest)
+        candidate = (
+            scales_reaching(smallest * share, largest * share, grid, weight.dtype)
+            .nearest(weight)
+            .dense()
+        )
+        errors = (candidate.to(smallest.dtype) - weight.to(smallest.dtype)).abs().pow(
+            power
+        ) * error_weights
+        error = errors.unflatten(1, (smallest.shape[1], -1)).sum(2)
+        better = error < least_error
+        least_error = error.where(better, least_error)
         best = best.masked_fill(better, number)
     return best
 

@@ -50,7 +50,7 @@ class Sites:
         """Find them. Raises `ModelError` where the stream isn't understood."""
         stream = Stream.of(view)
         heads = Heads.of(view)
-        places = _Places(view)
+        parameters = _Parameters(view)
         hidden = [layer for layer in stream.hidden if layer.down.name in view.named]
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
         networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
@@ -60,11 +60,11 @@ class Sites:
             network = networks.get(block.index)
             found: list[Site] = []
             for norm in stream.norms:
-                found += _at_norm(norm, stream, view, places, attention, network, block.index)
+                found += _at_norm(norm, stream, view, parameters, attention, network, block.index)
             if attention is not None:
-                found += _at_values(attention, places)
+                found += _at_values(attention, parameters)
             if network is not None:
-                found += _at_hidden(view, network, places)
+                found += _at_hidden(view, network, parameters)
             by_block[block.index] = tuple(found)
         clippable: list[str] = []
         for layer in hidden:
@@ -78,7 +78,7 @@ class Sites:
         return cls(by_block, frozenset(clippable))
 
 
-class _Places:
+class _Parameters:
     """Which parameter holds the numbers of a matrix or a bias, and along which axis its rows
     lie.
     """
@@ -114,22 +114,22 @@ def _at_norm(
     norm: Norm,
     stream: Stream,
     view: ModelView,
-    places: _Places,
+    parameters: _Parameters,
     heads: Heads | None,
     hidden: Hidden | None,
     block: int,
 ) -> Iterator[Site]:
     """The site of a norm that nothing but matrices of this block read."""
     readers = [reader.weight for reader in stream.readers_of(norm)]
-    elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
-    if elsewhere or norm.others or norm.scale is None:
+    read_elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
+    if read_elsewhere or norm.others or norm.scale is None:
         return
     # Experts of one tensor are scaled together.
     distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
-        columns = [places.columns(weight, s) for weight in distinct]
-        return (*places.norm(norm, 1 / s), *columns)
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
+        columns = [parameters.columns(weight, column_scales) for weight in distinct]
+        return (*parameters.norm(norm, 1 / column_scales), *columns)
 
     compressed = tuple(weight for weight in readers if weight.name in view.named)
     if not compressed:
@@ -145,36 +145,38 @@ def _at_norm(
     yield Site(norm.name, block, compressed, writer, scalings)
 
 
-def _at_values(heads: Heads, places: _Places) -> Iterator[Site]:
+def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
     """The site of an attention's output matrix, where every head has values of its own."""
     if len(set(heads.first)) < len(heads.first):
         return
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         rows = torch.ones(heads.values.shape[0])
-        for place, part in zip(heads.first, s.unflatten(0, (-1, heads.width)), strict=True):
-            rows[place : place + heads.width] = 1 / part
-        scaled = [places.rows(heads.values.get(), rows)]
+        for first, part in zip(
+            heads.first, column_scales.unflatten(0, (-1, heads.width)), strict=True
+        ):
+            rows[first : first + heads.width] = 1 / part
+        scaled = [parameters.rows(heads.values.get(), rows)]
         if heads.bias is not None:
-            scaled.append(places.rows(heads.bias, rows))
-        return (*scaled, places.columns(heads.output, s))
+            scaled.append(parameters.rows(heads.bias, rows))
+        return (*scaled, parameters.columns(heads.output, column_scales))
 
     yield Site(heads.values.name, heads.block, (heads.output,), None, scalings)
 
 
-def _at_hidden(view: ModelView, hidden: Hidden, places: _Places) -> Iterator[Site]:
+def _at_hidden(view: ModelView, hidden: Hidden, parameters: _Parameters) -> Iterator[Site]:
     """The site of a feed-forward network's last matrix: its inputs are proportional to some rows
     of the one before it.
     """
     for up in hidden.up:
         for stored, first, step in hidden.rows:
             if stored.data_ptr() == up.address and _proportional(view, hidden, up, first, step):
-                yield _hidden_site(hidden, up, places, stored, first, step)
+                yield _hidden_site(hidden, up, parameters, stored, first, step)
                 return
 
 
 def _hidden_site(
-    hidden: Hidden, up: Weight, places: _Places, stored: Tensor, first: int, step: int
+    hidden: Hidden, up: Weight, parameters: _Parameters, stored: Tensor, first: int, step: int
 ) -> Site:
     """The site of hidden units that are proportional to every `step`-th row of `stored`."""
     units = torch.arange(hidden.units) * step + first
@@ -184,10 +186,10 @@ def _hidden_site(
         if other and tensor.data_ptr() == _address_of_bias(up):
             scaled.append(tensor)
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
-        rows = torch.ones(len(stored)).index_put((units,), 1 / s)
-        divided = [places.rows(tensor, rows) for tensor in scaled]
-        return (*divided, places.columns(hidden.down, s))
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
+        rows = torch.ones(len(stored)).index_put((units,), 1 / column_scales)
+        divided = [parameters.rows(tensor, rows) for tensor in scaled]
+        return (*divided, parameters.columns(hidden.down, column_scales))
 
     return Site(up.name, hidden.block, (hidden.down,), None, scalings)
 

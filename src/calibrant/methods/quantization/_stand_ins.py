@@ -19,7 +19,7 @@ from calibrant.methods._base import (
     grid,
     observed,
 )
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization.ggml import Ggml
 from calibrant.targets import GgufRecipe, Grid, Target
 
@@ -72,29 +72,33 @@ class ScaledAlone(MatrixMethod):
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises as `awq` does."""
-        values = grid(target)
-        values.check((weight.shape[0], weight.shape[1]), "the matrix")
+        target_grid = grid(target)
+        target_grid.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        sound = finite(weight, "the weight")
-        kind = wide(sound.dtype)
+        checked = finite(weight, "the weight")
+        dtype = wide(checked.dtype)
         squares = finite(gram.norms(), "the squared norms of the inputs") / gram.mass
-        sizes = squares.sqrt().to(kind)
-        exact = sound.to(kind)
-        matrix = gram.matrix.to(kind)
-        lowest = torch.inf
-        best = torch.ones_like(sizes)
+        sizes = squares.sqrt().to(dtype)
+        dense = checked.to(dtype)
+        matrix = gram.matrix.to(dtype)
+        least_error = torch.inf
+        best_scales = torch.ones_like(sizes)
         for step in range(self.steps):
-            s = strength(sizes, step / self.steps)
-            change = effective(sound, values, s) - exact
+            column_scales = input_scales(sizes, step / self.steps)
+            change = effective(checked, target_grid, column_scales) - dense
             error = float(((change @ matrix) * change).sum())
             # The first of equals, as in `awq`.
-            if error < lowest:
-                lowest = error
-                best = s
-        scaled = (exact * best).to(sound.dtype)
-        scales = absmax(scaled, values)
+            if error < least_error:
+                least_error = error
+                best_scales = column_scales
+        scaled = (dense * best_scales).to(checked.dtype)
+        group_scales = absmax(scaled, target_grid)
         if self.clip:
             # The inputs are divided by what the columns were multiplied with.
-            seen_scaled = Gram(matrix / torch.outer(best, best), gram.tokens, gram.mass)
-            scales = clipped(scaled, values, seen_scaled)
-        return Compressed((scales.nearest(scaled).dense().to(kind) / best).to(sound.dtype))
+            scaled_gram = Gram(
+                matrix / torch.outer(best_scales, best_scales), gram.tokens, gram.mass
+            )
+            group_scales = clipped(scaled, target_grid, scaled_gram)
+        return Compressed(
+            (group_scales.nearest(scaled).dense().to(dtype) / best_scales).to(checked.dtype)
+        )

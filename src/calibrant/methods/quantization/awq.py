@@ -29,7 +29,7 @@ from calibrant.methods._base import (
     six_digits,
 )
 from calibrant.methods._model_method import ModelMethod, check_matrices
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
@@ -144,7 +144,7 @@ class AWQ(ModelMethod, MatrixMethod):
         if site.writer is not None and sample is not None:
             judge = module_output(site.writer, *sample)
             objective = "module"
-        alpha, s, errors = best_strength(readers, sizes, self.steps, judge)
+        alpha, column_scales, errors = best_strength(readers, sizes, self.steps, judge)
         if alpha == 0:
             return None
         shared: dict[int, Seen] = {}
@@ -152,7 +152,7 @@ class AWQ(ModelMethod, MatrixMethod):
             # Matrices that share their inputs share what becomes of them, and its factorisation.
             before = seen[weight]
             if id(before) not in shared:
-                shared[id(before)] = _divided(before, s)
+                shared[id(before)] = _divided(before, column_scales)
             seen[weight] = shared[id(before)]
         notes = {
             "site": site.name,
@@ -160,28 +160,30 @@ class AWQ(ModelMethod, MatrixMethod):
             "objective": objective,
             "error": six_digits(errors[1] / errors[0]),
         }
-        return Fold(site.block, site.scalings(s.float().cpu()), notes)
+        return Fold(site.block, site.scalings(column_scales.float().cpu()), notes)
 
     def _rounded(self, weight: Tensor, gram: Gram, target: Grid, clip: bool) -> Compressed:
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
-        sound = finite(weight, "the weight")
+        checked = finite(weight, "the weight")
         # If the norms are finite, so are all other numbers of a Gram.
         finite(gram.norms(), "the squared norms of the inputs")
-        scales = clipped(sound, target, gram) if clip else absmax(sound, target)
-        packed = scales.nearest(sound)
+        group_scales = clipped(checked, target, gram) if clip else absmax(checked, target)
+        packed = group_scales.nearest(checked)
         return Compressed(packed.dense(), packed=packed)
 
 
-def _divided(seen: Seen, s: Tensor) -> Seen:
-    """What matrices see of inputs that are divided by `s`."""
+def _divided(seen: Seen, column_scales: Tensor) -> Seen:
+    """What matrices see of inputs that are divided by `column_scales`."""
     sizes = seen[FeatureSizes]
     gram = seen[Gram]
-    factors = s.to(gram.matrix.dtype)
+    factors = column_scales.to(gram.matrix.dtype)
     matrix = gram.matrix / torch.outer(factors, factors)
-    squares = sizes.squares / s.square()
+    squares = sizes.squares / column_scales.square()
     return Seen(
         {
-            FeatureSizes: FeatureSizes(sizes.sums / s, squares, sizes.tokens, sizes.mass),
+            FeatureSizes: FeatureSizes(
+                sizes.sums / column_scales, squares, sizes.tokens, sizes.mass
+            ),
             Gram: Gram(matrix, gram.tokens, gram.mass),
         }
     )
@@ -192,8 +194,8 @@ def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
     get together.
     """
     distinct: dict[int, FeatureSizes] = {}
-    for there in seen:
-        distinct[id(there[FeatureSizes])] = there[FeatureSizes]
+    for statistics in seen:
+        distinct[id(statistics[FeatureSizes])] = statistics[FeatureSizes]
     # Matrices that share an input share the statistic, which must count once.
     return reduce(add, distinct.values()).means()
 
@@ -206,13 +208,13 @@ def best_strength(
     """
     errors: list[float] = []
     for step in range(steps):
-        s = strength(sizes, step / steps)
+        column_scales = input_scales(sizes, step / steps)
         candidates: dict[Weight, Tensor] = {}
-        for weight, values in matrices.items():
-            candidates[weight] = effective(weight.get(), values, s)
+        for weight, its_grid in matrices.items():
+            candidates[weight] = effective(weight.get(), its_grid, column_scales)
         errors.append(judge(candidates))
     best = errors.index(min(errors))
-    return best / steps, strength(sizes, best / steps), (errors[0], errors[best])
+    return best / steps, input_scales(sizes, best / steps), (errors[0], errors[best])
 
 
 def linear(seen: Mapping[Weight, Seen]) -> Judge:
@@ -239,20 +241,20 @@ def module_output(
     """
 
     def run() -> Tensor:
-        watch = _Output(writer.address)
+        watch = _OutputWatch(writer.address)
         with suppress(_Reached):
             aside(watch)
         assert watch.output is not None, f"{writer.name} was not reached"
         return watch.output.flatten(0, -2)[real.flatten()].to(wide(watch.output.dtype))
 
-    whole = run()
+    untouched = run()
 
     def judge(candidates: Mapping[Weight, Tensor]) -> float:
         before = {weight: weight.get().clone() for weight in candidates}
         try:
             for weight, candidate in candidates.items():
                 weight.set(candidate)
-            return float((run() - whole).square().mean())
+            return float((run() - untouched).square().mean())
         finally:
             for weight, numbers in before.items():
                 weight.set(numbers)
@@ -265,7 +267,7 @@ class _Reached(BaseException):
 
 
 @final
-class _Output(TorchFunctionMode):
+class _OutputWatch(TorchFunctionMode):
     """Takes the output of the product with the matrix at an address, and ends the forward there."""
 
     def __init__(self, address: int) -> None:

@@ -108,19 +108,19 @@ class LlamaQuantize(ModelMethod):
                 )
             )
         with spent_on("method"), TemporaryDirectory() as folder:
-            made = self._quantized(job, template, Path(folder), seen)
-        made = dict(_in_own_order(job.view, made))
+            quantized = self._quantized(job, template, Path(folder), seen)
+        quantized = dict(_in_own_order(job.view, quantized))
         dtype = job.opened.dtype
         for weight in job.view.weights:
-            rows = made.pop(weight.name)
+            tensor = quantized.pop(weight.name)
             if weight.name not in done:
-                compressed = _compressed(rows, weight.get(), dtype)
+                compressed = _compressed(tensor, weight.get(), dtype)
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
         # What is left are parameters that are no matrices of blocks; plain numbers stay.
         device = next(job.view.model.parameters()).device
         others: dict[str, Packed] = {}
-        for name, rows in made.items():
-            packed = _packed(rows, device, dtype)
+        for name, tensor in quantized.items():
+            packed = _packed(tensor, device, dtype)
             if packed is not None:
                 others[name] = packed
         yield ReplaceParameters(others)
@@ -151,18 +151,18 @@ class LlamaQuantize(ModelMethod):
         for name, entry in importance_of(job.view, seen, names).items():
             means[name] = entry.importance.ravel()
         # Of other matrices the means aren't rounded to an imatrix's sums first.
-        for weight, there in seen.items():
-            statistic = there[FeatureNorms]
+        for weight, statistics in seen.items():
+            statistic = statistics[FeatureNorms]
             norms = finite(statistic.norms(), f"the norms of the inputs of {weight.name}")
             if weight.expert is None:
                 mean = (norms.double() / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
-        made: dict[str, FileTensor] = {}
+        quantized: dict[str, FileTensor] = {}
         for tensor in gguf.GGUFReader(target).tensors:
             rows = torch.from_numpy(np.array(tensor.data))
-            made[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
-        return made
+            quantized[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
+        return quantized
 
 
 def _as_float32(part: GgufPart) -> Any:
@@ -170,7 +170,7 @@ def _as_float32(part: GgufPart) -> Any:
 
 
 def _in_own_order(
-    view: ModelView, made: Mapping[str, FileTensor]
+    view: ModelView, quantized: Mapping[str, FileTensor]
 ) -> Iterator[tuple[str, FileTensor]]:
     """What became of each matrix of the view, and of every other parameter, by its name: rows in
     the model's own order.
@@ -183,34 +183,34 @@ def _in_own_order(
         if part.rows is not None:
             experts.setdefault(part.parameter, []).append(part)
             continue
-        kind, numbers = made[part.name]
+        kind, numbers = quantized[part.name]
         if part.order is not None:
             numbers = torch.empty_like(numbers).index_copy_(0, part.order, numbers)
         yield part.matrix or part.parameter, FileTensor(kind, numbers)
     for parts in experts.values():
-        kinds = [made[part.name].kind for part in parts]
+        kinds = [quantized[part.name].kind for part in parts]
         if len(set(kinds)) > 1:
             became = [f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True)]
             problem = f"llama.cpp made {' and '.join(became)}, and they are one matrix here"
             advice = "use calibrant imatrix and llama-quantize"
             raise TargetError(f"{problem}; {advice}", subject=parts[0].name)
-        together = torch.cat([made[part.name].numbers for part in parts], dim=1)
-        for name, numbers in zip(parts[0].experts, together, strict=True):
+        of_all_experts = torch.cat([quantized[part.name].numbers for part in parts], dim=1)
+        for name, numbers in zip(parts[0].experts, of_all_experts, strict=True):
             yield name, FileTensor(kinds[0], numbers)
 
 
-def _compressed(rows: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
+def _compressed(tensor: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
     """The matrix that its rows are, with its packed form, which what is plain numbers there
     doesn't have.
     """
-    packed = _packed(rows, before.device, dtype)
+    packed = _packed(tensor, before.device, dtype)
     if packed is not None:
         return Compressed(packed.dense(), packed=packed)
-    numbers = gguf.dequantize(rows.numbers.numpy(), rows.kind)
+    numbers = gguf.dequantize(tensor.numbers.numpy(), tensor.kind)
     return Compressed(torch.from_numpy(numbers).to(before))
 
 
-def _packed(rows: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
-    if rows.kind in NUMBERS:
+def _packed(tensor: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
+    if tensor.kind in NUMBERS:
         return None
-    return GgmlBlocks(rows.kind.name.lower(), rows.numbers.to(device), dtype)
+    return GgmlBlocks(tensor.kind.name.lower(), tensor.numbers.to(device), dtype)

@@ -101,10 +101,10 @@ def spread(
     tensor([[1.3333, 0.6667, 0.0000]])
     """
     # Padding is neither the least nor the most that a token gets.
-    low = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
-    high = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
+    lowest = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
+    highest = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     # Of a sequence of one token, or of equal ones, none counts more than another.
-    shares = ((received - low) / (high - low)).where(high > low, 1.0)
+    shares = ((received - lowest) / (highest - lowest)).where(highest > lowest, 1.0)
     weights = (least + shares * (1 - least)).masked_fill(~real, 0)
     # Where all of a sequence's weights are zero, so is what is divided by their sum.
     total = weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
