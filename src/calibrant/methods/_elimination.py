@@ -1,10 +1,10 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-What a column's removal costs the others is told by the factor of the inverse Hessian, H⁻¹ = UᵀU
-with U upper, by one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
+The factor of the inverse Hessian, H⁻¹ = UᵀU with U upper, says what a column's removal costs the
+others. It takes one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
 CPU a block of columns is one call of a compiled kernel, many rows shared among as many threads as
 torch has; then one matrix product corrects everything right of the block. Other devices take the
-same steps column by column in torch (run on the CPU in the tests; no other device was at hand).
+same steps column by column in torch (tests run those on the CPU; no other device was at hand).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from calibrant.methods._base import finite
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 LADDER: Final = (1, 10, 100, 1000)
-"""What the damping that was asked for is multiplied by, in float64, until the Hessian is positive
-definite.
+"""What the damping that was asked for is multiplied by, one after the other and in float64, until
+the Hessian is positive definite.
 """
 
 HALVED_ABOVE: Final = 128
@@ -61,7 +61,8 @@ def factorise(gram: Gram, damp: float) -> Factor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
     # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
-    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
+    used = max(1, int((~dead).count_nonzero()))
+    mean = float(diagonal.double().sum()) / gram.mass / used
     ladder = [(torch.float64, multiple) for multiple in LADDER]
     if gram.matrix.dtype != torch.float64:
         # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
@@ -70,6 +71,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
     for dtype, multiple in ladder:
         upper = _inverse_factor(gram, dead, mean * damp * multiple, dtype)
         if upper is not None:
+            # Of an input that was always zero any weight may go for nothing.
             saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
             notes = {
                 "damp": damp * multiple,
@@ -88,10 +90,11 @@ def factorise(gram: Gram, damp: float) -> Factor:
 
 
 def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
-    """U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
+    """Return U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
     LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹.
     """
     device = gram.matrix.device
+    # Apple's GPUs have no float64.
     if device.type == "mps" and dtype == torch.float64:
         device = torch.device("cpu")
     # One copy after the other: of the widest matrices of a large model each takes hundreds of
@@ -105,7 +108,8 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
         return None
     flipped = lower.flip(0, 1)
     del lower
-    upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
+    # Row by row, as kernels and those who share it want it.
+    upper = flipped.contiguous()
     del flipped
     invert_upper(upper)
     is_finite = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
@@ -126,6 +130,7 @@ def invert_upper(upper: Float[Tensor, "in in"]) -> None:
     right = slice(width // 2, width)
     invert_upper(upper[left, left])
     invert_upper(upper[right, right])
+    # Both halves are inverted by now.
     corner = upper[left, left] @ upper[left, right] @ upper[right, right]
     upper[left, right] = corner.neg_()
 
@@ -160,8 +165,8 @@ def eliminate(
     block: int,
     step: Step | None = None,
 ) -> Float[Tensor, "out in"]:
-    """Return a copy of `weight`, pruned to `target` and corrected. Removed weights are exactly
-    zero. `step` overrides the device's own.
+    """Return a copy of `weight`, pruned to `target` and corrected, `block` columns at a time. Removed
+    weights are exactly zero. `step` overrides the device's own.
     """
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
@@ -172,7 +177,8 @@ def eliminate(
     for span in spans(corrected.shape[1], target, block):
         columns = slice(span.start, span.stop)
         removed = torch.zeros_like(corrected[:, columns], dtype=torch.bool)
-        if not span.group:  # those of a group are chosen when its turn comes
+        # Weights of a group are chosen by the step, when the group's turn comes.
+        if not span.group:
             removed = choose(corrected[:, columns].abs() * saliency[columns], target, span)
         # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one
         # product with all the span's errors.
@@ -183,7 +189,9 @@ def eliminate(
 
 
 def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
-    """Return blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
+    """Return blocks of `block` columns, the last one narrower where they don't add up; for N:M as
+    wide as whole groups allow, and at least one group.
+    """
     width = block
     group = 0
     drop = 0
@@ -225,8 +233,8 @@ def by_rows(
     arguments: Sequence[Any],
     least_rows: int = ROWS_PER_THREAD,
 ) -> None:
-    """Call `kernel(*arguments, first, last)` for shares of the rows, `least_rows` or more, on as many
-    threads as torch has; a kernel lets go of Python's lock.
+    """Call `kernel(*arguments, first, last)` for shares of the rows, `least_rows` or more each, on
+    as many threads as torch has. A kernel lets go of Python's lock, so they run side by side.
     """
     threads = torch.get_num_threads()
     share = max(-(-rows // threads), least_rows)
@@ -243,8 +251,8 @@ def by_rows(
 def eliminate_columns(
     weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span
 ) -> Tensor:
-    """Eliminate on any device: a `Step`, left-looking, each column takes the corrections of all
-    before it at once.
+    """Eliminate on any device: a `Step`. A column takes the corrections of all before it when its
+    turn comes.
     """
     columns = slice(span.start, span.stop)
     block = weight[:, columns]
@@ -257,7 +265,7 @@ def eliminate_columns(
             current = original[:, members] - errors[:, :i] @ upper[:i, members]
             scores = current.abs() * saliency[columns][members]
             removed[:, members] = ~keep_highest(scores, span.drop)
-        # All corrections at once, which on a device is one product instead of many small steps.
+        # All at once, which on a device is one product instead of many small steps.
         column = original[:, i] - errors[:, :i] @ upper[:i, i]
         errors[:, i] = (column / upper[i, i]).where(removed[:, i], 0)
         block[:, i] = column.masked_fill(removed[:, i], 0)
@@ -266,7 +274,9 @@ def eliminate_columns(
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Kept from call to call: a matrix has a dozen blocks, and a model hundreds of matrices."""
+    """Return threads that are kept from call to call: a matrix has a dozen blocks, and a model
+    hundreds of matrices.
+    """
     return ThreadPoolExecutor(count, thread_name_prefix="elimination")
 
 

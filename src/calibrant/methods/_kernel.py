@@ -13,15 +13,14 @@ import numpy as np
 from calibrant.system.compiling import compiled
 
 TILE: Final = 64
+"""Rows that are eliminated together."""
 
 
 @compiled
 def correct(
     column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int
 ) -> None:
-    """Take from column `j` of the block what the elimination of columns `done` to `until` costs
-    it.
-    """
+    """Correct column `j` of the block for the `errors` of its columns `done` to `until`."""
     # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep
     # the order of one after the other, to the last bit.
     p = done
@@ -49,8 +48,8 @@ def correct(
 def choose(
     tile: Any, removed: Any, saliency: Any, start: int, i: int, group: int, drop: int
 ) -> None:
-    """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of
-    equal scores the first.
+    """Of the `group` columns from `i`, mark as `removed` the `drop` with the lowest scores in each
+    row; of equal scores the first.
     """
     # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its
     # group stand before it.
@@ -70,8 +69,8 @@ def choose(
 
 @compiled
 def _remove(column: Any, errors: Any, removed: Any, pivot: Any) -> None:
-    """Set to zero what is `removed` of a column; `errors` gets what that costs the columns behind
-    it.
+    """Set to zero what is `removed` of a column; `errors` gets what the columns behind it are
+    corrected for.
     """
     for r in range(TILE):
         errors[r] = column[r] / pivot if removed[r] else 0
@@ -101,7 +100,8 @@ def eliminate(
     tile_errors = np.zeros((columns, TILE), weight.dtype)
     tile_removed = np.zeros((columns, TILE), np.bool_)
     for tile_start in range(first, last, TILE):
-        # Of the last tile the rest is computed too, from numbers of before, and thrown away.
+        # The last tile may have fewer rows. The rest of it still holds numbers of the tile before:
+        # they are eliminated once more, and not written back.
         rows = min(TILE, last - tile_start)
         for i in range(columns):
             for r in range(rows):

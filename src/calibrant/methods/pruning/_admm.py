@@ -34,7 +34,7 @@ class Scaled:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
-        # A square root on either side, so that the whole is symmetric to the last bit.
+        # V·diag·Vᵀ, with a root of the diagonal on either side: so it is symmetric to the last bit.
         half = self.eigenvectors * (rho / (self.eigenvalues + rho)).sqrt()
         # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
         whole = torch.empty_like(half)
@@ -61,9 +61,9 @@ def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scale
     """Return the scaled Gram, computed once for all matrices that share it and all methods that are
     given it.
 
-    What is added to the diagonal is `damp` times its mean before it is scaled; with `after_scaling`, `damp`
-    after it is scaled, the same for every input. Raises `NumericsError` for a Gram that isn't
-    finite.
+    Before it is scaled, `damp` times its mean is added to the diagonal; or with `after_scaling`,
+    once it is scaled, `damp` itself, the same for every input. Raises `NumericsError` for a Gram
+    that isn't finite.
     """
     return gram.cached(("scaled", damp, after_scaling), lambda: _scaled(gram, damp, after_scaling))
 
@@ -71,14 +71,18 @@ def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scale
 def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
+    used = max(1, int((~dead).count_nonzero()))
+    mean = float(diagonal.double().sum()) / gram.mass / used
     hessian = gram.symmetric() / gram.mass
-    hessian.diagonal().add_(0 if after_scaling else mean * damp)
+    if not after_scaling:
+        hessian.diagonal().add_(mean * damp)
     # An input that was always zero is tied to no other: with a diagonal of 1 it neither gives nor
-    # takes.
+    # takes corrections.
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
     hessian.div_(scale).div_(scale[:, None])
-    hessian.diagonal().add_(damp if after_scaling else 0).masked_fill_(dead, 1)
+    if after_scaling:
+        hessian.diagonal().add_(damp)
+    hessian.diagonal().masked_fill_(dead, 1)
     # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
     eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
     # Rounding may leave an eigenvalue of few tokens below zero.
@@ -154,8 +158,8 @@ def chosen(
     hessian: Float[Tensor, "in in"],
     steps: int = 0,
 ) -> Masked:
-    """Return the sparse weights that were `directions`, fitted in up to `steps` steps; or the largest
-    ones, as they were, where those lose less.
+    """Return the sparse weights that the `directions` came to, fitted in up to `steps` steps; or
+    those of `largest_mask`, likewise fitted, where as they were they lose no more.
 
     They do where inputs hardly depend on each other: then the largest are the best, and a small ρ
     moves away from them.

@@ -73,8 +73,11 @@ speed.
 
 Advance = Callable[[Masked, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Takes a step in place, as long as is best for each row, and turns the direction: (state,
-direction, direction·H, scale [in], force [out], floor [out]) -> what it takes off each row's loss
-[out].
+direction [out, in], product [out, in], scale [in], slope [out], least_slope [out]) -> gain [out].
+
+`product` is direction·H, `scale` the preconditioner, `slope` how steeply each row's loss falls
+along its direction; a row whose slope isn't above `least_slope` stays where it is. `gain` is what
+the step takes off each row's loss.
 """
 
 
@@ -86,8 +89,8 @@ def descend(
     in_place: bool = False,
     advance: Advance | None = None,
 ) -> Masked:
-    """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off
-    less than `tolerance` of the loss that was there.
+    """Return `state` after `steps` steps towards the weights on the mask that lose least; after
+    fewer if one takes off less than `tolerance` of the loss that was there at first.
 
     The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because
     the Hessian isn't positive definite, stays where it is. On the CPU `TILE` rows at a time take
@@ -114,9 +117,9 @@ def _descend(
     tolerance: float,
     advance: Advance,
 ) -> None:
-    """Do so in place with a few rows, which then stay in the cache from one step to the next."""
+    """Do the same in place with a few rows, which stay in the cache from one step to the next."""
     diagonal = hessian.diagonal()
-    # An input that was never used has no curvature, and no pull either.
+    # An input that was never used has no curvature, and no pull either: any scale will do.
     scale = (1 / diagonal).where(diagonal > 0, 1)
     direction = (state.pull * scale).masked_fill_(~state.keep, 0)
     slope = (direction * state.pull).sum(1)

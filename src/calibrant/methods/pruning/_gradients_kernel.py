@@ -37,7 +37,7 @@ def dot(a: Any, b: Any, sums: Any) -> float:
 
 @compiled
 def add(total: Any, factors: Any, addend: Any) -> None:
-    """Add `length[0]` times `addend`."""
+    """Add `factors[0]` times `addend` to `total`, in place."""
     factor = factors[0]
     for j in range(len(addend)):
         total[j] += factor * addend[j]
@@ -45,7 +45,7 @@ def add(total: Any, factors: Any, addend: Any) -> None:
 
 @compiled
 def turn(direction: Any, factors: Any, residual: Any) -> None:
-    """Multiply the direction by `length[0]`, and add the residual."""
+    """Multiply the direction by `factors[0]`, and add the residual, in place."""
     factor = factors[0]
     for j in range(len(residual)):
         direction[j] = direction[j] * factor + residual[j]
@@ -73,8 +73,8 @@ def step(
     first: int,
     last: int,
 ) -> None:
-    """Take a step in rows `first` to `last`, in place, and turn their directions; `product` is
-    direction·H. See `_gradients.Advance`.
+    """Take a step in rows `first` to `last`, in place, and turn their directions: an
+    `_gradients.Advance`, but `gain` [out] is written into.
     """
     dtype = pull.dtype
     sums = np.zeros(LANES, dtype)
@@ -86,6 +86,7 @@ def step(
         moving = curvature > 0 and slope[r] > least_slope[r]
         gain[r] = 0
         if moving:
+            # Not `slope`, which it is in exact arithmetic: this is what the step really takes off.
             measured_slope = dot(pull[r], direction[r], sums)
             gain[r] = measured_slope * measured_slope / curvature
             factors[0] = measured_slope / curvature

@@ -28,8 +28,11 @@ TURNS: Final = 4
 """How often a better partner is sought, for one weight of a pair and then for the other."""
 
 Search = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
-"""Swaps in place: (weight, pull, keep, hessian, least [out], most, group) -> (gained [out],
+"""Swaps in place: (weight, pull, keep, hessian, least_gain [out], most, group) -> (gained [out],
 counts [out]).
+
+A row ends after `most` swaps, or when one would take off less than `least_gain` of its loss.
+`gained` is what all of its swaps took off, `counts` how many they were.
 """
 
 
@@ -42,12 +45,12 @@ def swap(
     search: Search | None = None,
     in_place: bool = False,
 ) -> tuple[Masked, Int[Tensor, "out"]]:
-    """Swap up to `most` times in each row, and no more where a swap would take off less than
-    `tolerance` of the loss that the row had.
+    """Return `state` after up to `most` swaps in each row, and how many each row took [out].
 
-    Rows keep as many weights as they have; with a `group` of columns (N:M) so does each group.
-    `search` overrides the device's own. Returned are the matrix after it, and how many swaps each
-    row had. `state` is left as it was, or with `in_place` its weights and pull are written over.
+    A row ends where a swap would take off less than `tolerance` of the loss that it had. Rows keep
+    as many weights as they have; with a `group` of columns (N:M) so does each group. `search`
+    overrides the device's own. `state` is left as it was, or with `in_place` its weights and pull
+    are written over.
     """
     if search is None:
         search = _in_rows if state.weight.device.type == "cpu" else _all_rows
@@ -75,12 +78,13 @@ def _in_rows(
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on the CPU, in float32 or float64, row after row in a compiled kernel: a `Search`."""
-    # What many swaps take off is added up in float64.
+    # The kernel adds up in float64 what many swaps take off.
     gained = torch.zeros_like(least_gain, dtype=torch.float64)
     counts = torch.zeros(len(weight), dtype=torch.int64)
     inverse = _inverse(hessian)
     group_hessian = hessian.new_zeros(1, 1)
     if group:
+        # Of each column the numbers of H with those of its group, side by side [in, group].
         columns = torch.arange(len(hessian))
         members = (columns - columns % group)[:, None] + torch.arange(group)
         group_hessian = hessian[columns[:, None], members].contiguous()
@@ -134,8 +138,8 @@ def _all_rows(
 def _pairs(
     weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's weight to remove, weight to put back, and the change of its loss: the kernel's
-    `best_pair` for all rows at once.
+    """Return of each row the weight to remove, the weight to put back, and the change of its loss,
+    all [out]: the kernel's `best_pair` for all rows at once.
     """
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
     barred = keep | (inverse == 0)
@@ -153,10 +157,12 @@ def _pairs(
 
     k = cost.argmin(1)
     best, p = for_k(k)
-    exists = best.isfinite()  # of a row of which all or nothing is kept there is no pair
+    # In a row of which all or nothing is kept there is no pair.
+    exists = best.isfinite()
     returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
     found, partner = for_p(returning)
     better = found < best
+    # From the better of the two pairs on, a better partner is sought for either weight in turn.
     k = partner.where(better, k)
     p = returning.where(better, p)
     best = found.where(better, best)
@@ -177,7 +183,10 @@ def _pairs(
 def _group_pairs(
     weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor, inverse: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same within groups of columns: all pairs are compared, those of a distance at a time."""
+    """Return the same within groups of columns: the kernel's `best_in_a_group` for all rows.
+
+    All pairs are compared, those of one distance at a time; a distance goes round in its group.
+    """
     columns = torch.arange(len(hessian), device=hessian.device)
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
     best = torch.zeros_like(cost[:, 0])

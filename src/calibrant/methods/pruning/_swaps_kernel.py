@@ -4,8 +4,8 @@ methods may.
 A row is its weights, which of them are kept, and its pull (w - v)H, the way in which the loss wants
 each weight to go. Removing a kept weight v_k costs v_k(2·pull_k + v_k·H_kk). Putting back p at its
 best value then takes off (pull_p + v_k·H_pk)²/H_pp. Every loop over a row's columns is in lanes of
-neighbours, without a branch, and does all that it can while a column is at hand; a swap takes four
-or five of them.
+neighbours, without a branch, and does all that it can while a column is at hand. A swap takes four
+or five such loops.
 """
 
 from typing import Any, Final
@@ -18,12 +18,14 @@ LANES: Final = 64
 """Columns that are compared at once; rows are padded to a multiple of it."""
 
 WEIGHT, PULL, DIAGONAL, INVERSE, NO_REMOVAL, NO_RETURN, COST = range(0, 7 * LANES, LANES)
-"""Where, in a row's scratch, a block of `LANES` columns has its weights, pulls, diagonal of H,
-and 1/H; what is added to the cost of a column that is `NO_REMOVAL` or of one that `NO_RETURN`, so that it
-isn't chosen; and what it costs to remove each.
+"""Where a block of `LANES` columns has its numbers in a row's scratch: weights, pulls, the diagonal
+of H and 1/H; `NEVER` or 0 for the removal of each, and for its return; and what it costs to remove.
+
+`NO_REMOVAL` is `NEVER` for a weight that is gone, `NO_RETURN` for one that is there or whose input
+was never used: added to a cost, it keeps the column from being chosen.
 """
 BLOCK: Final = 7 * LANES
-"""Numbers of a block. All in one array at fixed distances: then the compiler sees that they
+"""Numbers of a block. They lie in one array at fixed distances: so the compiler sees that they
 don't overlap, and uses vectors.
 """
 
@@ -39,7 +41,9 @@ def place(column: int) -> int:
 
 @compiled
 def reset(minima: Any) -> None:
-    """Begin a search: no lane has found anything."""
+    """Begin a search: no lane has found anything. `minima` has each lane's lowest value, and behind
+    all of them the first column of the block where it was.
+    """
     for lane in range(LANES):
         minima[lane] = NEVER
         minima[LANES + lane] = 0
@@ -62,9 +66,8 @@ def reduce_lanes(minima: Any, width: int) -> None:
 
 @compiled
 def lowest(minima: Any) -> Any:
-    """Return the column of the lowest value, the first of equal ones, and the value; `minima` has
-    each lane's, then where its block begins.
-    """
+    """Return the column of the lowest value, the first of equal ones, and the value."""
+    # From where a block begins to the column itself.
     for lane in range(LANES):
         minima[LANES + lane] += lane
     reduce_lanes(minima, LANES // 2)
@@ -80,8 +83,8 @@ def lowest(minima: Any) -> Any:
 
 @compiled
 def move(row: Any, factors: Any, row_of_k: Any, row_of_p: Any) -> None:
-    """Add `factors[0]`·`row_of_k` + `factors[1]`·`row_of_p` to the pull, and find out what it costs
-    to remove each weight.
+    """Add `factors[0]` times H's `row_of_k` and `factors[1]` times its `row_of_p` to the pull; then
+    set what it costs to remove each weight.
 
     Numbers that are not of arrays would be float64, and make the sums so.
     """
@@ -169,7 +172,9 @@ def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, minim
     p, change = best_return(row, row[place(k) + WEIGHT], hessian[k], starts, minima)
     best = cost + change
     if not best < NEVER / 2:
-        return k, p, best  # all or nothing is kept
+        # All or nothing of the row is kept.
+        return k, p, best
+    # The best one to come back by itself: with zero removed, the row of H doesn't count.
     returning, _ = best_return(row, zeros[0], hessian[k], starts, minima)
     position = place(returning)
     partner, found = best_removal(
@@ -242,9 +247,9 @@ def swap(
     first: int,
     last: int,
 ) -> None:
-    """Swap in rows `first` to `last`, in place, up to `most_swaps` times a row or until a swap takes off
-    less than `least_gains`; arrays are C-contiguous, and rows of `hessian` padded with zeros to whole
-    blocks.
+    """Swap in rows `first` to `last`, in place, up to `most_swaps` times a row or until a swap
+    takes off less than its `least_gains`. Arrays are C-contiguous, and rows of `hessian` are padded
+    with zeros to whole blocks.
 
     `group` is 0 where any two weights of a row may change places, and M for N:M. `gains` and
     `counts` get what was taken off and how many swaps it took. Inputs with an `inverse` of zero

@@ -40,7 +40,7 @@ class ADMM(MatrixMethod):
     Differs from the paper's code in: the ramp works for a sparsity of the matrix too, where the
     code computes it and removes everything at once; the count is exact; inputs that were always
     zero are removed first, and keep their weights beyond the quota; and the largest scaled weights
-    stay as they were where that loses less.
+    stay as they were where that loses no more.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -54,14 +54,14 @@ class ADMM(MatrixMethod):
     def __post_init__(self) -> None:
         check_positive(self, rho="1.0 is the paper's", damp="0.1 is the paper's")
         if not 1 <= self.ramp <= self.iterations:
-            text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
+            given = f"admm(iterations={self.iterations}, ramp={self.ramp})"
             allowed = "the ramp has at least 1 of the iterations and at most all"
-            raise SpecError(f"{text}: {allowed}; 15 of 20 are the paper's", subject="ramp")
+            raise SpecError(f"{given}: {allowed}; 15 of 20 are the paper's", subject="ramp")
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
-        """Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived,
-        `TargetError` if `target` doesn't fit.
+        """Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived;
+        `TargetError` for a target that is no removal or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
@@ -73,6 +73,7 @@ class ADMM(MatrixMethod):
         dense = checked * scaled.scale.to(checked.dtype)
         state = Directions(dense, dense, torch.ones_like(dense, dtype=torch.bool))
         for step in range(1, self.iterations + 1):
+            # The first mask is that of the weights as they came.
             if step > 1:
                 state.pull(response)
             if step <= self.ramp:
@@ -80,15 +81,17 @@ class ADMM(MatrixMethod):
                 share = 1 - (1 - Fraction(step, self.ramp)) ** 3
                 state.keep = _ramped(state.pulled.abs(), removal(target), share)
         largest = removal(target).keep(dense.abs(), "matrix")
-        result = chosen(checked, largest, state, scaled, damped(gram, 0.0).to(checked.dtype)).weight
+        # Both are judged by the Gram as it is, without damping.
+        hessian = damped(gram, 0.0).to(checked.dtype)
+        result = chosen(checked, largest, state, scaled, hessian).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"))
 
 
 def _ramped(
     sizes: Float[Tensor, "out in"], target: Removal, share: Fraction
 ) -> Bool[Tensor, "out in"]:
-    """Return which weights stay when, of those that the target removes, only a `share` goes: the
-    smallest.
+    """Return which weights stay when, of those that the target removes, only a `share` goes: those
+    of the least `sizes`.
     """
     keep = target.keep(sizes, "matrix")
     count = int(share * int((~keep).count_nonzero()))

@@ -30,24 +30,26 @@ CHECKED_EVERY: Final = 3
 """Iterations between two looks at how the support changes."""
 
 GROWTH: Final = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""What ρ is multiplied by, where more than that share of the support has changed: the paper's
-schedule.
+"""The paper's schedule: where more than the first number, a share of the support, has changed, ρ is
+multiplied by the second.
 """
 
 RESTING: Final = 0.005
-"""A first ρ after which no more than this share has changed holds the weights where they
-started, and is lowered.
+"""A first ρ after which no more than this share of the support has changed holds the weights where
+they started, and is lowered.
 """
 
 RHO_DIVISOR: Final = 5.0
 """What such a first ρ is divided by."""
 
 LEAST_RHO: Final = 1e-4
-"""A ρ that isn't lowered any more."""
+"""A ρ as small as this isn't lowered any more."""
 
 PATIENCE: Final = 30
+"""Iterations after which a small change of the support ends them."""
+
 CALM: Final = 3e-4
-"""After so many iterations, so small a change of the support ends them."""
+"""The share of the support that such a change is below."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,8 +70,8 @@ class ALPS(MatrixMethod):
     Differs from the paper's code in: inputs that were always zero are removed first, keep their
     weights beyond the quota, and don't count in the mean diagonal; counts are rounded down; what is
     kept is that of the sparse weights, not of those that fit; the first ρ stops falling at 1e-4 or
-    less; steps are preconditioned by the diagonal; and the largest scaled weights stay as they were
-    where that loses less.
+    less; steps are preconditioned by the diagonal; and where the largest scaled weights, as they
+    were, lose no more than the result, they are kept and fitted in its place.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -100,7 +102,7 @@ class ALPS(MatrixMethod):
         was still `changing`.
 
         Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived;
-        `TargetError` for a target that doesn't fit the shape or removes nothing.
+        `TargetError` for a target that is no removal or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
@@ -109,6 +111,7 @@ class ALPS(MatrixMethod):
         scaled = shared_scaled(gram, self.damp)
         hessian = damped(gram, self.damp).to(checked.dtype)
         dense = checked * scaled.scale.to(checked.dtype)
+        # A weight's size says how much it matters once it is scaled.
         largest = removal(target).keep(dense.abs(), self._group)
         if bool(largest.all()):
             notes = {"iterations": 0, "rho": self.rho, "changing": 0.0}
@@ -120,7 +123,7 @@ class ALPS(MatrixMethod):
     def _directions(
         self, dense: Tensor, largest: Tensor, scaled: Scaled, target: Removal
     ) -> tuple[Directions, dict[str, Any]]:
-        """Iterate until the support settles."""
+        """Return the state when the support has settled, and the notes; `largest` is the first one."""
         start = dense.masked_fill(~largest, 0)
         state = Directions(dense, start, largest)
         kept = int(largest.count_nonzero())
@@ -131,6 +134,7 @@ class ALPS(MatrixMethod):
         iterations = 0
         while iterations < self.iterations:
             response = scaled.response(rho).to(dense.dtype)
+            # All steps with one ρ share its response, which costs a product of two squares.
             for _ in range(min(CHECKED_EVERY, self.iterations - iterations)):
                 state.pull(response)
                 state.keep = target.keep(state.pulled.abs(), self._group)
@@ -160,7 +164,7 @@ class ALPS(MatrixMethod):
 
 
 def _growth_of(changing: float) -> float:
-    """What ρ is multiplied by, where such a share of the support has changed."""
+    """Return what ρ is multiplied by where the share `changing` of the support has changed."""
     for share, factor in GROWTH[:-1]:
         if changing > share:
             return factor

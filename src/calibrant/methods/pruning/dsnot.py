@@ -29,7 +29,9 @@ from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 
 ROWS: Final = 512
-"""Rows that are ordered at a time: an order takes eight bytes a weight, and there are four."""
+"""Rows that are ordered at a time: an order takes eight bytes a weight, and there are four
+orders.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +72,7 @@ class DSnoT(MatrixMethod):
         check_most(self, swaps=MOST_STEPS, tolerance=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn | None:
+        # A start that looks at nothing says nothing about mixtures.
         if not self.start.looks:
             return None
         return standing_in(self.start, target, f"{self.start}, without the swaps")
@@ -84,7 +87,7 @@ class DSnoT(MatrixMethod):
         dtype = wide(weight.dtype)
         moments = observed(seen, FeatureMoments)
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
-        # In float32 or better: means of products cancel each other.
+        # In float32 or better: the terms of ε cancel each other.
         checked = finite(weight, "the weight").to(dtype).contiguous()
         keep = self.start.compress(weight, seen, target).weight != 0
         means = checked * moments.means().to(dtype)
@@ -92,12 +95,16 @@ class DSnoT(MatrixMethod):
         effects = Effects(means, gains, checked.abs() * norms.sqrt().to(dtype))
         group = target.m if isinstance(target, NofM) else 0
         mask, counts = swapped(effects, keep, self.swaps, self.tolerance, group)
-        notes = {"swaps": _mean(counts), "before": _lost(means, keep), "after": _lost(means, mask)}
+        notes = {
+            "swaps": _mean(counts),
+            "before": _mean_loss(means, keep),
+            "after": _mean_loss(means, mask),
+        }
         return Compressed(prune(weight, mask), notes)
 
 
-def _lost(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:
-    """What outputs lose on average, as a mean of its size over outputs."""
+def _mean_loss(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:
+    """Return the mean over outputs of |ε|, what each loses on average."""
     return _mean(means.masked_fill(keep, 0).double().sum(1).abs())
 
 
@@ -126,13 +133,17 @@ class _Queue:
 
     @classmethod
     def of(cls, keys: Tensor, candidates: Tensor, most: int) -> "_Queue":
-        """The candidates with the lowest keys first, as many as can be needed."""
+        """Return the candidates of each row in the order of their keys, the lowest first; `most` of
+        them are enough.
+        """
         order = keys.where(candidates, torch.inf).argsort(dim=1, stable=True)[:, :most]
         length = candidates.sum(1).clamp_max(order.shape[1])
         return cls(order, length, torch.zeros_like(length))
 
     def next(self) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
-        """Return whose turn it is in each row, and whether there is anyone."""
+        """Return whose turn it is in each row, and in which rows there is still one; who has had a turn
+        is counted by the caller.
+        """
         turn = self.turn.clamp_max(self.order.shape[1] - 1)
         return _at(self.order, turn), self.turn < self.length
 
@@ -155,7 +166,7 @@ def swapped(
 
 
 def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: int) -> Tensor:
-    """Swap in place in these rows, and return how often."""
+    """Swap in the `mask` of these rows, in place, and return how often in each [row]."""
     means = effects.means
     losing = means > 0
     gaining = means < 0
@@ -179,11 +190,12 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
             leaving, can_leave = _least_of_group(effects.scores, unswapped, returning, group)
         else:
             leaving, can_leave = _either(above, leaving_above, leaving_below)
-        # Followed swap by swap, not summed anew: what a row lost changes by two weights.
+        # Not summed anew: by a swap, what a row lost changes by two weights.
         after = lost + _at(means, leaving) - _at(means, returning)
         ends = ~(can_return & can_leave)
         if group:
-            # A group without a free weight is passed over; a change of sign ends the row.
+            # Where no weight of the group can leave, the next one's turn comes; a change of sign
+            # ends the row.
             ends = ~can_return | (can_leave & (after * lost <= 0))
         swap = active & can_return & can_leave & ~ends
         _put(mask, returning, swap, True)
@@ -191,6 +203,7 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
         _put(unswapped, leaving, swap, False)
         lost = after.where(swap, lost)
         counts += swap
+        # Rows that ended go on in their queues too, which changes nothing in them.
         returning_above.turn += above
         returning_below.turn += ~above
         leaving_above.turn += above
@@ -200,7 +213,9 @@ def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: i
 
 
 def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor]:
-    """Whose turn it is: in the rows of `first` in `queue`, in all others in the `other`."""
+    """Return whose turn it is, and where there is one: in the rows of `first` from `queue`, in all
+    others from the `other`.
+    """
     index, available = queue.next()
     other_index, other_available = other.next()
     return index.where(first, other_index), available.where(first, other_available)
@@ -209,8 +224,8 @@ def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor
 def _least_of_group(
     scores: Tensor, unswapped: Tensor, index: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
-    """The weight of the lowest score in the group of `index` that hasn't been swapped, and
-    whether there is one.
+    """Return of each row the weight of the lowest score in the group of `index` that is kept and was
+    never swapped, and whether there is one.
     """
     members = (index // group * group)[:, None] + torch.arange(group, device=index.device)
     can_leave = unswapped.gather(1, members)
@@ -219,11 +234,11 @@ def _least_of_group(
 
 
 def _at(numbers: Tensor, index: Tensor) -> Tensor:
-    """The number of each row that `index` names."""
+    """Return the number of each row in the column that `index` [row] has for it."""
     return numbers.gather(1, index[:, None])[:, 0]
 
 
 def _put(mask: Tensor, index: Tensor, rows: Tensor, value: bool) -> None:
-    """Set one weight of each of these rows."""
+    """Set the column that `index` has for it in each of these rows, in place."""
     places = index[:, None]
     mask.scatter_(1, places, mask.gather(1, places).masked_fill(rows[:, None], value))

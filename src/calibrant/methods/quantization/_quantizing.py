@@ -68,8 +68,8 @@ def check_updates(method: Method) -> None:
 def rounded(
     weight: Float[Tensor, "out in"], gram: Gram, grid: Grid, damp: float, order: str, scales: str
 ) -> Compressed:
-    """Return the weight on the grid, with scales by that rule, its errors in the outputs of
-    `gram`'s inputs corrected as far as they can be.
+    """Return the weight on the grid, with `scales` by that rule. The columns that follow a rounded
+    one are corrected for what its error does to the outputs, given `gram`'s inputs.
 
     Raises `TargetError` for a grid that doesn't fit the shape, `NumericsError` for a weight or Gram
     that isn't finite or a Gram beyond repair.
@@ -88,13 +88,14 @@ def rounded(
 
 def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
     """Return the inputs by falling size, equal ones as they came, and the factor of the Gram in
-    that order; once for each Gram.
+    that order. Both are computed once for each Gram.
     """
 
     def compute() -> tuple[Tensor, Factor]:
         # Stable, so that ties don't depend on the device.
         order = gram.norms().argsort(descending=True, stable=True)
-        return order, factorise(Gram(gram.matrix[order][:, order], gram.tokens, gram.mass), damp)
+        ordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
+        return order, factorise(ordered, damp)
 
     return gram.cached(("factor", damp, "activation"), compute)
 
@@ -108,8 +109,8 @@ def quantize(
     block: int = BLOCK,
     step: Step | None = None,
 ) -> Codes:
-    """Return the codes of `weight` on the grid of `scales`, each chosen when all before it are.
-    `factor` is that of the inputs in `order`.
+    """Return the codes of `weight` on the grid of `scales`, chosen column by column, each when all
+    before it are. `factor` is that of the inputs in `order`.
 
     `removal` says which weights become zero besides; N:M needs the inputs as they came. `step`
     overrides the device's own.
@@ -126,7 +127,9 @@ def quantize(
         errors = step(work, removed.contiguous(), span)
         if span.stop < weight.shape[1]:
             work.weight[:, span.stop :].addmm_(errors, work.upper[columns, span.stop :], alpha=-1)
-    codes = work.codes if order is None else work.codes[:, order.argsort()]
+    codes = work.codes
+    if order is not None:
+        codes = codes[:, order.argsort()]
     return Codes(scales.grid, codes, scales.scales, scales.zeros)
 
 
@@ -134,7 +137,8 @@ def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) 
     dtype = wide(weight.dtype)
     rows, columns = weight.shape
     groups_in_row = scales.scales.shape[1]
-    groups = torch.arange(columns, device=weight.device) // (columns // groups_in_row)
+    width = columns // groups_in_row
+    groups = torch.arange(columns, device=weight.device) // width
     current = weight.detach()
     if order is not None:
         groups = groups[order]
@@ -169,7 +173,9 @@ def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
 
 
 def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
-    """Round on any device: a `Step`, each column takes the corrections of all before it at once."""
+    """Round on any device: a `Step`. A column takes the corrections of all before it when its turn
+    comes.
+    """
     columns = slice(span.start, span.stop)
     upper = work.upper[columns, columns]
     saliency = work.saliency[columns]
@@ -185,6 +191,7 @@ def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
         scale = work.scales[group]
         zero = work.zeros[group]
         code = (column / scale + zero).round().clamp(work.lowest, work.highest)
+        # What goes gets the code of zero, and so is exactly zero.
         code = code.where(~removed[:, i], zero)
         value = (code - zero) * scale
         errors[:, i] = (column - value) / upper[i, i]

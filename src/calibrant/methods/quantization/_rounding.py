@@ -27,18 +27,18 @@ RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
 _GPTQ_POWER: Final = 2.4
-"""The power of errors that the search in GPTQ's code has."""
+"""The power of errors whose sum `mse` makes least, as the search in GPTQ's code does."""
 
 _LLM_COMPRESSOR_POWER: Final = 3.0
-"""That of llm-compressor's search."""
+"""That of `importance`, as in llm-compressor's search."""
 
 SHARES: Final = tuple(1 - step / 20 for step in range(10))
-"""How much of its reach a group's grid may keep, as in the paper's code: from all of it down to
-0.55.
+"""How much of its reach a clipped grid may keep, as in the code of AWQ's paper: from all of it down
+to 0.55.
 """
 
 LEAST: Final = 1e-4
-"""The least power of an input's size: the paper's code divides by no less."""
+"""The least m^α of an input: the code of AWQ's paper divides by no less."""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -75,12 +75,13 @@ def scales_by(
     """Return the scales of each group by a `rule`, one of `RULES`.
 
     `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
-    and keep the one whose error is least, of equal ones the farthest: Σ |w - ŵ|^2.4 for p = 1, 0.99
-    … 0.21 of the reach (the search in the code of GPTQ), and Σ x²·|w - ŵ|³ for twenty steps from 1
-    down to 0.0975 (llm-compressor's search of that name), where x² is `importance`. Errors are
-    those of the scales as stored.
+    and keep the one whose error is least, of equal ones the farthest. For `mse` the error is
+    Σ |w - ŵ|^2.4, of 1, 0.99 … 0.21 of the reach (the search in the code of GPTQ). For `importance`
+    it is Σ x²·|w - ŵ|³, where x² is `importance`, of twenty steps from 1 down to 0.0975
+    (llm-compressor's search of that name). Errors are those of the scales as stored.
 
-    Raises `NumericsError` if a scale or the importance isn't finite.
+    Raises `NumericsError` if a scale or the importance isn't finite, `SpecError` for the rule
+    `importance` without one.
     """
     if rule == "mse":
         return _searched(weight, grid, [1 - step / 100 for step in range(80)], _GPTQ_POWER)
@@ -99,8 +100,8 @@ def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
 
     Symmetric: max |w| over half of the span of the codes, 7.5 for 4 bits. Otherwise the range from
     the least to the largest weight, widened to hold zero, over the span, and the zero point the
-    code at which zero comes to lie. A group whose scale would be zero, because its weights are or
-    are too small for their type, gets that type's epsilon, and is zero throughout.
+    code at which zero comes to lie. A group whose scale would be zero, because its weights are zero
+    or too small for their type, gets that type's epsilon, and is zero throughout.
 
     Raises `NumericsError` if a scale isn't finite.
     """
@@ -121,8 +122,8 @@ def scales_reaching(
     grid: Grid,
     dtype: torch.dtype,
 ) -> Scales:
-    """Return the scales of a grid that reaches from `smallest` to `largest`. Raises `NumericsError` if
-    one isn't finite.
+    """Return the scales of a grid that reaches from the `smallest` to the `largest` weight of each
+    group. Raises `NumericsError` if one isn't finite.
     """
     span = grid.highest - grid.lowest
     raw = (largest - smallest) / span
@@ -136,22 +137,19 @@ def scales_reaching(
     if grid.symmetric:
         return Scales(grid, scales, None)
     # By the scale that is stored, which may differ from the one that was computed.
-    zeros = (
-        (grid.lowest - smallest / scales.to(smallest.dtype))
-        .clamp(grid.lowest, grid.highest)
-        .round()
-    )
+    zeros = grid.lowest - smallest / scales.to(smallest.dtype)
+    zeros = zeros.clamp(grid.lowest, grid.highest).round()
     return Scales(grid, scales, zeros.to(torch.int8))
 
 
 def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
-    """Return s = m^α, between its extremes' geometric mean and that again; 1 for an input that
-    was always zero.
+    """Return what AWQ multiplies columns by: s = m^α of their inputs' `sizes` m, divided by the
+    geometric mean of the largest and the smallest; 1 for an input that was always zero.
     """
     alive = sizes > 0
     if alpha == 0 or not bool(alive.any()):
         return torch.ones_like(sizes)
-    # Divided by the geometric mean of the extremes below, s stays around 1 and in range.
+    # Around 1, so that scaled weights stay within the range of their type.
     raw = sizes.pow(alpha).clamp_min(LEAST)
     middle = (raw[alive].max() * raw[alive].min()).sqrt()
     return (raw / middle).where(alive, 1.0)
@@ -160,8 +158,8 @@ def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"
 def effective(
     weight: Float[Tensor, "out in"], grid: Grid, column_scales: Float[Tensor, "in"]
 ) -> Float[Tensor, "out in"]:
-    """Return what a matrix effectively is when its columns are multiplied by `column_scales`, rounded, and
-    divided again.
+    """Return what a matrix comes to when its columns are multiplied by `column_scales`, rounded,
+    and divided by them again: in float32, or float64 for a float64 weight.
     """
     dtype = wide(weight.dtype)
     scaled = (weight.to(dtype) * column_scales.to(dtype)).to(weight.dtype)
@@ -187,9 +185,8 @@ def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
         bottom = torch.maximum(smallest, -reach * share)
         top = torch.minimum(largest, reach * share)
         candidate = scales_reaching(bottom, top, grid, weight.dtype)
-        change = (candidate.nearest(weight).dense().to(smallest.dtype) - dense).unflatten(
-            1, (-1, width)
-        )
+        rounded = candidate.nearest(weight).dense().to(smallest.dtype)
+        change = (rounded - dense).unflatten(1, (-1, width))
         error = (torch.einsum("ogi,gij->ogj", change, grams) * change).sum(2)
         # Of equally good reaches the first, which is the farthest, stays.
         better = error < least_error
@@ -207,18 +204,21 @@ def _searched(
     power: float,
     importance: Tensor | None = None,
 ) -> Scales:
-    """For each group the best of the grids that reach these shares as far as its weights do."""
+    """Return of each group the best of the grids that reach these `shares` as far as its weights
+    do: that whose sum of errors to this `power`, each times its input's `importance`, is least.
+    """
     smallest, largest = extremes(weight, grid)
-    scales_reaching(smallest, largest, grid, weight.dtype)  # which refuses what isn't finite
+    # The search compares errors, and NaN is never the least: what isn't finite is refused here.
+    scales_reaching(smallest, largest, grid, weight.dtype)
     dtype = smallest.dtype
     error_weights = torch.ones_like(weight[0], dtype=dtype)
     if importance is not None:
         # Shares of their mean, so that a float32 sum of errors neither over- nor underflows.
-        error_weights = (importance / importance.mean().clamp_min(torch.finfo(dtype).tiny)).to(
-            dtype
-        )
-    fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    search = _best_compiled if fast else _best
+        mean = importance.mean().clamp_min(torch.finfo(dtype).tiny)
+        error_weights = (importance / mean).to(dtype)
+    compilable = weight.dtype in (torch.float32, torch.bfloat16)
+    search = _best_compiled if weight.device.type == "cpu" and compilable else _best
+    # The reach is computed anew from the best share: the searches give no scales.
     best = search(weight, smallest, largest, grid, shares, power, error_weights)
     best_shares = torch.tensor(shares, dtype=dtype, device=weight.device)[best]
     return scales_reaching(smallest * best_shares, largest * best_shares, grid, weight.dtype)
@@ -233,14 +233,15 @@ def _best_compiled(
     power: float,
     error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
-    """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
+    """Return with which share each group errs least: on the CPU, for float32 or bfloat16."""
     best = torch.zeros(smallest.shape, dtype=torch.int32)
     parts = (weight, smallest, largest, torch.tensor(shares), error_weights)
     arrays = [part.detach().float().contiguous().numpy() for part in parts]
-    rule = (power == _LLM_COMPRESSOR_POWER, grid.symmetric, grid.lowest, grid.highest)
+    cubed = power == _LLM_COMPRESSOR_POWER
     bfloat16 = weight.dtype == torch.bfloat16
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    arguments = [*arrays, *rule, bfloat16, epsilon, best.numpy()]
+    codes = (grid.symmetric, grid.lowest, grid.highest)
+    arguments = [*arrays, cubed, *codes, bfloat16, epsilon, best.numpy()]
     by_rows(_kernel(), len(weight), arguments, _ROWS_PER_THREAD)
     return best.long()
 
@@ -254,18 +255,13 @@ def _best(
     power: float,
     error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
-    """Return which share each group does best with, on any device and of any type."""
+    """Return with which share each group errs least: on any device, for any type."""
     least_error = torch.full_like(smallest, torch.inf)
     best = torch.zeros_like(smallest, dtype=torch.long)
     for number, share in enumerate(shares):
-        candidate = (
-            scales_reaching(smallest * share, largest * share, grid, weight.dtype)
-            .nearest(weight)
-            .dense()
-        )
-        errors = (candidate.to(smallest.dtype) - weight.to(smallest.dtype)).abs().pow(
-            power
-        ) * error_weights
+        candidate = scales_reaching(smallest * share, largest * share, grid, weight.dtype)
+        rounded = candidate.nearest(weight).dense().to(smallest.dtype)
+        errors = (rounded - weight.to(smallest.dtype)).abs().pow(power) * error_weights
         error = errors.unflatten(1, (smallest.shape[1], -1)).sum(2)
         better = error < least_error
         least_error = error.where(better, least_error)

@@ -124,8 +124,10 @@ def _power(error: Any, cubed: bool) -> Any:
     """
     if cubed:
         return abs(error) * error * error
-    x = error * error + np.float32(1e-30)  # its root must not divide by zero
+    # A little more than error², since its root is divided by.
+    x = error * error + np.float32(1e-30)
     bits = np.float32(np.float32(x).view(np.int32))
+    # A float32's bits grow about as its logarithm: a fifth of them, and four fifths of 1.0's.
     root = np.int32(np.float32(0.2) * bits + np.float32(852282573.0)).view(np.float32)
     for _ in range(3):
         root = np.float32(0.8) * root + np.float32(0.2) * x / ((root * root) * (root * root))
@@ -148,9 +150,13 @@ def _search(
     best: Any,
 ) -> None:
     """Write into `best` which share makes the sum of a group's errors least, of equal ones the
-    first: `tile` is [in, row], the others [row].
+    first.
+
+    `tile` is [in, row], `shares` [share] and `error_weights` [in]; `smallest`, `largest` and `best`
+    are [row].
     """
     rows = len(smallest)
+    # Numbers that are not of arrays are float32 here too: float64 would make the sums so.
     half = (highest - lowest) / np.float32(2)
     scale = np.ones(TILE, np.float32)
     zero = np.zeros(TILE, np.float32)
@@ -194,7 +200,8 @@ def _add(
     for r in range(TILE):
         code = min(max(np.rint(column[r] / scale[r] + zero[r]), lowest), highest)
         value = (code - zero[r]) * scale[r]
-        value = _to_bfloat16(value) if bfloat16 else value
+        if bfloat16:
+            value = _to_bfloat16(value)
         error[r] += _power(value - column[r], cubed) * error_weight
 
 
@@ -218,17 +225,17 @@ def best_reach(
     """Write into `best` [out, group], for rows `first` to `last`, which of `shares` of a group's
     reach makes the sum of its errors least.
 
-    `weight` is float32, `bfloat16` says that scales and values are rounded to bfloat16, `error_weights` is
-    what an error in each input counts, `epsilon` the scale of a group whose own would be zero. What
-    a grid is at a share is what `_rounding.reaching` says.
+    `weight` is float32, and `bfloat16` says that scales and values are rounded to bfloat16.
+    `error_weights` [in] say how much an error in each input counts, `epsilon` is the scale of a
+    group whose own would be zero. The grid at each share is that of `_rounding.scales_reaching`.
     """
     width = weight.shape[1] // smallest.shape[1]
     tile = np.zeros((width, TILE), np.float32)
-    for row in range(first, last, TILE):
-        rows = slice(row, min(row + TILE, last))
+    for tile_start in range(first, last, TILE):
+        rows = slice(tile_start, min(tile_start + TILE, last))
         for group in range(smallest.shape[1]):
             columns = slice(group * width, (group + 1) * width)
-            tile[:, : rows.stop - row] = weight[rows, columns].T
+            tile[:, : rows.stop - tile_start] = weight[rows, columns].T
             _search(
                 tile,
                 smallest[rows, group],
