@@ -165,8 +165,9 @@ def eliminate(
     block: int,
     step: Step | None = None,
 ) -> Float[Tensor, "out in"]:
-    """Return a copy of `weight`, pruned to `target` and corrected, `block` columns at a time. Removed
-    weights are exactly zero. `step` overrides the device's own.
+    """Return a copy of `weight`, pruned to `target` and corrected, `block` columns at a time.
+
+    Removed weights are exactly zero. `step` overrides the device's own.
     """
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns

@@ -123,7 +123,7 @@ class ALPS(MatrixMethod):
     def _directions(
         self, dense: Tensor, largest: Tensor, scaled: Scaled, target: Removal
     ) -> tuple[Directions, dict[str, Any]]:
-        """Return the state when the support has settled, and the notes; `largest` is the first one."""
+        """Iterate from the support `largest` until it settles; return the state, and the notes."""
         start = dense.masked_fill(~largest, 0)
         state = Directions(dense, start, largest)
         kept = int(largest.count_nonzero())

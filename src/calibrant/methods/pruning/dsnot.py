@@ -141,8 +141,8 @@ class _Queue:
         return cls(order, length, torch.zeros_like(length))
 
     def next(self) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
-        """Return whose turn it is in each row, and in which rows there is still one; who has had a turn
-        is counted by the caller.
+        """Return whose turn it is in each row, and in which rows there is still one. The caller
+        counts the turns.
         """
         turn = self.turn.clamp_max(self.order.shape[1] - 1)
         return _at(self.order, turn), self.turn < self.length
@@ -224,8 +224,8 @@ def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor
 def _least_of_group(
     scores: Tensor, unswapped: Tensor, index: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
-    """Return of each row the weight of the lowest score in the group of `index` that is kept and was
-    never swapped, and whether there is one.
+    """Return of each row the weight of the lowest score in the group of `index` that is kept and
+    was never swapped, and whether there is one.
     """
     members = (index // group * group)[:, None] + torch.arange(group, device=index.device)
     can_leave = unswapped.gather(1, members)

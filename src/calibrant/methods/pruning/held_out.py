@@ -35,8 +35,8 @@ from calibrant.targets import Removal, Target
 
 @final
 class HalvedGram(InputStatistic):
-    """Two Grams of different texts: micro-batches, which are made of whole windows, are added to one
-    and the other by turns.
+    """Two Grams of different texts: micro-batches, which are made of whole windows, are added to
+    one and the other by turns.
 
     Weights are `fitted` to one Gram and `measured` on the other. A single micro-batch is divided in
     the middle of its rows; of a single row `measured` is None.

@@ -88,7 +88,7 @@ class Refined(MatrixMethod):
         return {Gram, FeatureNorms} >= set(self.start.observes)
 
     def stand_in(self, target: Target) -> StandIn | None:
-        # For mixtures statistics of one kind are added.
+        # A prediction adds the Grams of a mixture's sets, so all must follow from a Gram.
         if self._of_gram:
             return StandIn(self, target)
         differs = f"it starts from the mask of wanda, not of {self.start}"
@@ -117,11 +117,11 @@ class Refined(MatrixMethod):
         started = self.started(dense, seen, target)
         hessian = damped(gram, self.damp).to(dense.dtype)
         state = masked(dense, started.weight, started.weight != 0, hessian)
-        done, notes = refine(
+        refined, notes = refine(
             state, hessian, target, self.swaps, self.steps, self.rounds, self.tolerance
         )
-        fitted = finite(done.weight.to(weight.dtype), "the refined weight")
-        return Compressed(fitted, {**started.notes, **notes})
+        result = finite(refined.weight.to(weight.dtype), "the refined weight")
+        return Compressed(result, {**started.notes, **notes})
 
 
 def refine(
@@ -136,11 +136,12 @@ def refine(
     """Fit what is kept and swap, `rounds` times by turns, and fit again: `swaps` of each row and
     `steps` of all are divided among the rounds.
 
-    As many weights stay in each row, and for N:M in each group. With the matrix go the shares of
-    its loss that steps (`fitted`) and swaps (`swapped`) took off, and how many `swaps` there were
-    in the mean row.
+    As many weights stay in each row, and for N:M in each group. Returned are the matrix, and notes:
+    the shares of its loss that steps (`fitted`) and swaps (`swapped`) took off, and how many
+    `swaps` there were in the mean row.
     """
     group = target.m if isinstance(target, NofM) else 0
+    # A round without a swap would be steps alone.
     turns = min(rounds, swaps)
     initial_loss = _total(state)
     fitted = 0.0
@@ -149,14 +150,14 @@ def refine(
     # Gradients come first and last: swaps are judged by fitted weights.
     for turn in range(turns + 1):
         before = _total(state)
-        some = share_of_round(steps, turns + 1, turn)
+        round_steps = share_of_round(steps, turns + 1, turn)
         # Only the first call must leave the caller's matrices alone.
-        state = descend(state, hessian, some, tolerance, in_place=turn > 0)
+        state = descend(state, hessian, round_steps, tolerance, in_place=turn > 0)
         between = _total(state)
         fitted += before - between
         if turn < turns:
-            some = share_of_round(swaps, turns, turn)
-            state, counts = swap(state, hessian, some, tolerance, group, in_place=True)
+            round_swaps = share_of_round(swaps, turns, turn)
+            state, counts = swap(state, hessian, round_swaps, tolerance, group, in_place=True)
             swapped = swapped + between - _total(state)
             swaps_of_mean_row += float(counts.double().mean())
     notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(swaps_of_mean_row, 2)}
@@ -167,7 +168,7 @@ def refine(
 
 
 def share_of_round(count: int, parts: int, number: int) -> int:
-    """Return how much of `count` the part `number` (from 0) gets of so many: as equal as can be.
+    """Return how much of `count` the part `number`, from 0, gets of so many: as equal as can be.
 
     >>> [share_of_round(10, 4, number) for number in range(4)]
     [2, 3, 2, 3]
@@ -180,8 +181,8 @@ def _total(state: Masked) -> float:
 
 
 def _removes(start: object) -> bool:
-    """Whether it is a method that removes weights, matrix by matrix, and asks no more of the walk
-    than others.
+    """Return whether `start` is a method that removes weights, matrix by matrix, and takes tokens
+    as they are.
     """
     if not isinstance(start, MatrixMethod) or not start.prunes or start.token_use != TokenUse():
         return False

@@ -31,8 +31,8 @@ class Robust(Refined):
     or a mix, each with a Gram of its own.
 
     A source's error is tr(E G_s Eᵀ)/tr(W G_s Wᵀ), what the matrix's outputs lose of their size on
-    it. In each of `rounds` the weights are refined for the mean of all errors, then those with
-    large errors count more (by the square of error over mean error); the best round is the one
+    it. In each of `rounds` the weights are refined for the mean of all errors. Then sources with
+    large errors count more (by the square of error over mean error). The best round is the one
     whose largest error is smallest. With one round the sources count by their shares of the
     mixture. Each source is walked through the model by itself, all in step, since the weights of
     the block before are the same for all. `start`, `swaps`, `steps`, `damp` and `tolerance` are
@@ -60,7 +60,7 @@ class Robust(Refined):
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the best `round`, from 1, with each source's `errors` after it, and how much each
-        `source_weights` in it, in the order of the mixture.
+        `counted` in it, in the order of the mixture.
 
         Errors that are raised are those of `refined`.
         """
@@ -68,6 +68,7 @@ class Robust(Refined):
         whole = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
         of_sources = seen[Sources].grams if Sources in seen else (whole,)
+        # A source of which no token reached the matrix has no say.
         grams = [gram for gram in of_sources if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         # A source that makes nothing of the matrix loses nothing by it.
@@ -79,9 +80,9 @@ class Robust(Refined):
         notes: Mapping[str, Any] = {}
         least = float("inf")
         for number in range(self.rounds):
-            shares = [count / size for count, size in zip(source_weights, sizes, strict=True)]
             # A source counts relative to what the dense matrix gives on it, as its error does.
-            hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
+            factors = [share / size for share, size in zip(source_weights, sizes, strict=True)]
+            hessian = damped(weighed(grams, factors), self.damp).to(dense.dtype)
             done, _ = refine(
                 masked(dense, current, keep, hessian),
                 hessian,
@@ -103,13 +104,13 @@ class Robust(Refined):
                 notes = {
                     "round": number + 1,
                     "errors": rounded,
-                    "counted": [six_digits(count) for count in source_weights],
+                    "counted": [six_digits(share) for share in source_weights],
                 }
             # By the square of an error, so that after a few rounds the worst source has most of the
             # say.
-            pressures = [
-                count * error**2 for count, error in zip(source_weights, errors, strict=True)
-            ]
+            pressures: list[float] = []
+            for share, error in zip(source_weights, errors, strict=True):
+                pressures.append(share * error**2)
             total = sum(pressures)
             if total > 0:
                 source_weights = [pressure / total for pressure in pressures]
@@ -117,6 +118,7 @@ class Robust(Refined):
 
 
 def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
-    """Return the sum of Grams, each times its factor, as of inputs of mass 1."""
+    """Return the sum of Grams, each times its factor, as a Gram of mass 1."""
     matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
-    return Gram(sum(matrices[1:], matrices[0]), sum(gram.tokens for gram in grams), 1.0)
+    tokens = sum(gram.tokens for gram in grams)
+    return Gram(sum(matrices[1:], matrices[0]), tokens, 1.0)

@@ -32,8 +32,8 @@ MOST_COLUMNS: Final = 1_000_000
 """No matrix is as wide."""
 
 UNEVEN: Final = 0.5
-"""Blocks are reordered where the largest loss of one and the smallest are further apart than
-this share of the largest.
+"""Blocks are reordered where the largest loss of a block and the smallest differ by more than this
+share of the largest.
 """
 
 
@@ -94,7 +94,7 @@ class SparseGPT(MatrixMethod):
         `dead_inputs` were always zero; with `order=loss` whether the columns were `reordered`.
 
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if
-        no token arrived; `TargetError` for a target that doesn't fit the shape or removes nothing.
+        no token arrived; `TargetError` for a target that isn't accepted or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
@@ -111,6 +111,7 @@ class SparseGPT(MatrixMethod):
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)
 
     def _by_loss(self, weight: Tensor, gram: Gram, target: Removal) -> Compressed:
+        """Prune with the columns in the order of what they will lose."""
         checked = finite(weight, "the weight").to(wide(weight.dtype))
         norms = finite(gram.norms(), "the squared norms of the inputs").sqrt()
         order = by_loss(checked.abs() * norms.to(checked.dtype), target, self.block)
@@ -118,7 +119,7 @@ class SparseGPT(MatrixMethod):
             factor = shared_factor(gram, self.damp)
             pruned = eliminate(checked, factor, target, self.block)
         else:
-            # A Gram of its own, since factors are cached on the Gram that they are of.
+            # A Gram of its own: the order is this matrix's, and other matrices share the Gram.
             reordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
             factor = shared_factor(reordered, self.damp)
             pruned = eliminate(checked[:, order], factor, target, self.block)[:, order.argsort()]
@@ -132,9 +133,10 @@ def by_loss(
     """Return the inputs in the order of what they will lose, those that lose most first, while
     many others can still make up for it; None where blocks lose about alike.
 
-    What an input will lose is the sum of its scores that are the lowest of its block of columns, as
-    many as the target removes there. Blocks come by falling loss, and so do the inputs of a block.
-    For N:M a block is a group, which stays as it is. Equal ones stay in order.
+    Of each block of columns, the target removes as many weights as it says, those of the lowest
+    `scores`; an input loses the scores of those that are its own. Blocks come by falling loss, and
+    so do the inputs of a block. For N:M a block is a group, whose inputs stay in order. So do equal
+    ones.
     """
     if isinstance(target, NofM):
         block = target.m

@@ -1,9 +1,9 @@
 """Where scales of inputs can move to: a norm before matrices, the values before an output, the rows
 before a feed-forward network's last matrix.
 
-At a site the columns of its readers are multiplied by s, and what makes their inputs is divided by
-s; the block computes what it did. Sites are found by running the model: the residual stream, the
-heads' values, the hidden units, and which rows of these the hidden units are proportional to.
+At a site the columns of its readers are multiplied by scales, and what makes their inputs is
+divided by them: the block computes what it did. Sites are found by running the model. That shows
+the residual stream, the heads' values, the hidden units, and to which rows these are proportional.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +25,8 @@ PROBE = 8
 @dataclass(frozen=True)
 class Site:
     """A place in a block. `readers` are the matrices whose columns are scaled, as far as they are
-    compressed; `writer` is the one whose outputs go to the stream behind them, None where there
-    isn't one alone.
+    compressed; `writer` is the one behind them whose outputs go to the residual stream, None where
+    there isn't exactly one. `scalings` gives what a fold of column scales does.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """Those of a model by block, in the order in which inputs pass them, and the matrices that
-    may be clipped: all but queries and keys.
+    """The sites of a model by block, in the order in which inputs pass them; and the names of the
+    matrices that may be clipped: all but queries and keys.
     """
 
     by_block: Mapping[int, tuple[Site, ...]]
@@ -47,7 +47,7 @@ class Sites:
 
     @classmethod
     def of(cls, view: ModelView) -> "Sites":
-        """Find them. Raises `ModelError` where the stream isn't understood."""
+        """Find the sites of a model. `ModelError` where its stream isn't understood."""
         stream = Stream.of(view)
         heads = Heads.of(view)
         parameters = _Parameters(view)
@@ -89,21 +89,22 @@ class _Parameters:
         for name, parameter in view.model.named_parameters():
             self._names[id(parameter)] = name
             self._by_address[parameter.data_ptr()] = (name, parameter.dim())
-        self._turned = {weight.address for weight in view.weights if weight.transposed}
+        self._transposed = {weight.address for weight in view.weights if weight.transposed}
 
     def columns(self, weight: Weight, factors: Float[Tensor, "in"]) -> Scaling:
-        """Scale the columns of a matrix."""
+        """Return what multiplies the columns of a matrix by these factors."""
         axis = -2 if weight.transposed else -1
         return Scaling(self._names[id(getattr(weight.owner, weight.key))], axis, factors)
 
     def rows(self, stored: Tensor, factors: Float[Tensor, "out"]) -> Scaling:
-        """Scale the rows of what is `stored`: a matrix as `[out, in]`, or a bias."""
+        """Return what multiplies the rows of what is `stored`, a matrix or a bias."""
         name, dimensions = self._by_address[stored.data_ptr()]
-        last = dimensions == 1 or stored.data_ptr() in self._turned
+        # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.
+        last = dimensions == 1 or stored.data_ptr() in self._transposed
         return Scaling(name, -1 if last else -2, factors)
 
     def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
-        """Scale what a norm gives."""
+        """Yield what multiplies the outputs of a norm by these factors."""
         module: Any = norm.module
         yield Scaling(self._names[id(module.weight)], -1, factors, norm.offset)
         if isinstance(getattr(module, "bias", None), Tensor):
@@ -119,12 +120,12 @@ def _at_norm(
     hidden: Hidden | None,
     block: int,
 ) -> Iterator[Site]:
-    """The site of a norm that nothing but matrices of this block read."""
+    """Yield the site of a norm that nothing but matrices of this block read; none for another."""
     readers = [reader.weight for reader in stream.readers_of(norm)]
     read_elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
     if read_elsewhere or norm.others or norm.scale is None:
         return
-    # Experts of one tensor are scaled together.
+    # Experts of one tensor are scaled together: once.
     distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
@@ -146,7 +147,8 @@ def _at_norm(
 
 
 def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
-    """The site of an attention's output matrix, where every head has values of its own."""
+    """Yield the site of an attention's output matrix, if every head has values of its own."""
+    # Heads that share values would need scales that are equal, which nothing here makes.
     if len(set(heads.first)) < len(heads.first):
         return
 
@@ -165,8 +167,8 @@ def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
 
 
 def _at_hidden(view: ModelView, hidden: Hidden, parameters: _Parameters) -> Iterator[Site]:
-    """The site of a feed-forward network's last matrix: its inputs are proportional to some rows
-    of the one before it.
+    """Yield the site of a feed-forward network's last matrix, if its inputs are proportional to
+    some rows of a matrix before it.
     """
     for up in hidden.up:
         for stored, first, step in hidden.rows:
@@ -178,9 +180,12 @@ def _at_hidden(view: ModelView, hidden: Hidden, parameters: _Parameters) -> Iter
 def _hidden_site(
     hidden: Hidden, up: Weight, parameters: _Parameters, stored: Tensor, first: int, step: int
 ) -> Site:
-    """The site of hidden units that are proportional to every `step`-th row of `stored`."""
+    """Return the site of hidden units that are proportional to every `step`-th row of `stored`,
+    from the row `first` on.
+    """
     units = torch.arange(hidden.units) * step + first
     scaled = [stored]
+    # What the bias adds to these rows is divided as well.
     for tensor, start, _ in hidden.rows:
         other = tensor.dim() == 1 and start == first and tensor is not stored
         if other and tensor.data_ptr() == _address_of_bias(up):
@@ -200,7 +205,7 @@ def _address_of_bias(weight: Weight) -> int:
 
 
 def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step: int) -> bool:
-    """Whether hidden units double when these rows of what makes them do."""
+    """Return whether hidden units double when these rows of `up`'s outputs do."""
     seen: list[Tensor] = []
     factors = torch.ones(up.shape[0])
     factors[torch.arange(hidden.units) * step + first] = 2
