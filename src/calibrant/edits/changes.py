@@ -18,13 +18,13 @@ from calibrant.numerics import finite_number
 from calibrant.packed import gram_energy
 
 SAMPLED: Final = 256
-"""Weights of a matrix whose keeping a record says: the overlap of two masks is known from them
-to ±3 in a hundred.
+"""Weights of a matrix of which a record says whether they are kept: the overlap of two masks is
+known from them to ±3 in a hundred.
 """
 
 FEATURES: Final = 32
-"""Input features of a matrix whose size a record says. A block has several matrices, so it is
-known from some hundreds.
+"""Input features of a matrix whose sizes a record says. A block has several matrices, so of a block
+some hundreds are known.
 """
 
 SILENT: Final = -20.0
@@ -45,7 +45,7 @@ def output_error(
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be
     uncorrelated. Nothing where neither was seen, or where the outputs were all zero. Raises
-    `NumericsError` where these overflow, with the matrix's `name`.
+    `NumericsError`, with the matrix's `name`, where the outputs overflow.
     """
     dtype = wide(before.dtype)
     if Gram in seen:
@@ -62,7 +62,7 @@ def output_error(
         lost = float(lost_by_input @ squares)
     else:
         return {}
-    # Any loss would be nothing of an infinity.
+    # Beside infinite outputs any loss would look like none.
     finite_number(whole, f"the size of the outputs of {name}", name)
     if whole <= 0:
         return {}
@@ -71,7 +71,8 @@ def output_error(
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
     """Return how many of its numbers are zero."""
-    # Torch counts a bfloat16 tensor's numbers one by one, and a mask's many at a time.
+    # Not `count_nonzero`: torch counts a bfloat16 tensor's numbers one by one, and adds up a mask
+    # many at a time.
     return matrix.numel() - int((matrix != 0).sum())
 
 
@@ -120,7 +121,7 @@ def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     """
     whole = torch.zeros(before.shape[1], dtype=torch.float64)
     lost = torch.zeros(before.shape[1], dtype=torch.float64)
-    # What is made of few rows stays in a processor's cache.
+    # Few rows at a time, so that what is computed of them stays in the processor's cache.
     rows = _ROWS if before.device.type == "cpu" else len(before)
     for untouched, changed in zip(before.split(rows), after.split(rows), strict=True):
         untouched = untouched.to(dtype)

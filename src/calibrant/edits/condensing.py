@@ -15,8 +15,8 @@ class Condense(Edit):
     """Layers of experts become plain feed-forward networks, by block: all in one edit, since a
     configuration has one width for all of them.
 
-    `tuned` are numbers that their parameters, by name, get in the place of those of the experts
-    that were kept. `notes` say how these were chosen.
+    `tuned` are numbers that parameters of these networks get, by name, in the place of those that
+    the kept experts had. `notes` say how the experts were chosen.
     """
 
     kind: ClassVar[str] = "condense"
@@ -37,6 +37,7 @@ class Condense(Edit):
         """Return which experts stay, and what goes: `removed` weights of matrices, and `bytes`
         of all that is saved.
         """
+        # What goes is measured on the model: it is condensed, and undone at once.
         undo = self.undo(view)
         weights = _weight_count(view)
         size = _saved_bytes(view.model)
@@ -88,10 +89,11 @@ class Condense(Edit):
 
 
 def _weight_count(view: ModelView) -> int:
+    """Return how many numbers the matrices of a model have."""
     return sum(weight.shape[0] * weight.shape[1] for weight in view.weights)
 
 
 def _saved_bytes(model: nn.Module) -> int:
-    """Return the bytes that are saved; of tensors that share them, once."""
+    """Return how many bytes a saved model has; tensors that are one count once."""
     tensors = {(tensor.data_ptr(), tensor.shape): tensor for tensor in model.state_dict().values()}
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,5 +1,5 @@
-"""An edit that leaves the function of a block as it is: what one parameter is multiplied with,
-others are divided by.
+"""An edit that leaves what a block computes as it is: some of its parameters are multiplied by
+factors, others divided by them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,9 @@ from calibrant.models import ModelView, overwrite
 @final
 @dataclass(frozen=True)
 class Scaling:
-    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`;
-    of a norm that adds `offset`, with it added.
+    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`.
+
+    A norm may multiply by its weight plus an `offset`, such as 1: then the sum is multiplied.
     """
 
     name: str

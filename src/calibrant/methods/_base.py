@@ -23,7 +23,7 @@ from calibrant.targets import Grid, Removal, Target, accepted
 S = TypeVar("S", bound=Statistic)
 
 Propagation = Literal["arrival", "reference", "dense"]
-"""What a matrix is calibrated on. `calibrant.walk` has the same, but matrix methods don't import it."""
+"""What a matrix is calibrated on: as in `calibrant.walk`, which matrix methods don't import."""
 
 MOST_DAMP: Final = 1_000_000
 """The largest damping or pull. Above it nothing changes."""
@@ -190,8 +190,8 @@ class StandIn(NamedTuple):
 
 
 def standing_in(method: Method, target: Target, differs: str) -> StandIn | None:
-    """Return the stand-in of `method`, for another that builds on it; `differs` says what that other
-    does besides. None where `method` has none.
+    """Return the stand-in of `method`, for another that builds on it; `differs` says what that
+    other does besides. None where `method` has none.
     """
     inner = method.stand_in(target)
     if inner is None:

@@ -117,8 +117,8 @@ class Reconstructed(ModelMethod):
             done.append(weight)
             block = job.view.blocks[weight.block]
             followed = [member for member in block.weights if member.name not in left]
-            # The block is fitted before the walk is asked for more: then the walk runs it again, with
-            # the fitted weights.
+            # The block is fitted before the walk is asked for more: then the walk runs it again,
+            # with the fitted weights.
             if len(done) == len(followed):
                 with spent_on("method"):
                     edit = refit(

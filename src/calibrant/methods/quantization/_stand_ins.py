@@ -28,7 +28,7 @@ from calibrant.targets import GgufRecipe, Grid, Target
 @dataclass(frozen=True, repr=False)
 class RecipeByMatrix(MatrixMethod):
     """Rounds a matrix to the kind of blocks that most matrices of a recipe of llama.cpp's get, or
-    that which it takes where rows don't fit.
+    to the kind that llama.cpp falls back to where rows don't fit.
 
     A recipe gives some matrices more bits, by their place in the model and by whether there is an
     imatrix; that is left out here.
@@ -58,9 +58,9 @@ class ScaledAlone(MatrixMethod):
     """Does what `awq` does to a matrix alone: columns times s, the best of `steps` powers of their
     inputs' sizes, rounded, and divided by s again.
 
-    Sizes are root mean squares, which the Gram's diagonal has, where `awq` takes the mean of |x|;
-    errors are those of the matrix's own outputs. The result is what the matrix effectively is: no
-    scale has to be folded into what comes before it, so every input can have one.
+    Sizes are root mean squares, which follow from the Gram's diagonal, where `awq` takes the mean
+    of |x|; errors are those of the matrix's own outputs. No scale has to be folded into what comes
+    before the matrix, so every input can have one.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
@@ -94,11 +94,10 @@ class ScaledAlone(MatrixMethod):
         scaled = (dense * best_scales).to(checked.dtype)
         group_scales = absmax(scaled, target_grid)
         if self.clip:
-            # The inputs are divided by what the columns were multiplied with.
+            # Inputs are divided by what the columns were multiplied by.
             scaled_gram = Gram(
                 matrix / torch.outer(best_scales, best_scales), gram.tokens, gram.mass
             )
             group_scales = clipped(scaled, target_grid, scaled_gram)
-        return Compressed(
-            (group_scales.nearest(scaled).dense().to(dtype) / best_scales).to(checked.dtype)
-        )
+        rounded = group_scales.nearest(scaled).dense().to(dtype)
+        return Compressed((rounded / best_scales).to(checked.dtype))

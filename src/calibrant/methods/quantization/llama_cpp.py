@@ -38,6 +38,7 @@ from calibrant.targets import GgmlKind, GgufRecipe, Target
 from calibrant.walk.statistics import untouched
 
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+"""Types whose tensors aren't quantized: they are plain numbers."""
 
 
 class FileTensor(NamedTuple):
@@ -85,7 +86,7 @@ class LlamaQuantize(ModelMethod):
         return StandIn(RecipeByMatrix(), aim, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        # One file is made at once, so nothing can arrive from matrices that are rounded already.
+        # The whole file is made at once: no matrix gets inputs from one that is rounded already.
         if job.propagate != "dense":
             problem = f"{self} looks at the dense model alone"
             message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
@@ -116,7 +117,8 @@ class LlamaQuantize(ModelMethod):
             if weight.name not in done:
                 compressed = _compressed(tensor, weight.get(), dtype)
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
-        # What is left are parameters that are no matrices of blocks; plain numbers stay.
+        # What is left are parameters that are no matrices of blocks. Those that became plain
+        # numbers stay as they are.
         device = next(job.view.model.parameters()).device
         others: dict[str, Packed] = {}
         for name, tensor in quantized.items():
@@ -126,12 +128,13 @@ class LlamaQuantize(ModelMethod):
         yield ReplaceParameters(others)
 
     def _template(self, job: Job) -> Path:
+        """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
         name = self.like or job.opened.name
         found = gguf_of(name)
         if found is None:
             problem = f"{name} is no GGUF file, whose metadata {self.spec_name()} needs"
             advice = f"name one of the same model, {self.spec_name()}(like='FILE.gguf')"
-            raise TargetError(f"{problem}; {advice}", subject=self.like)
+            raise TargetError(f"{problem}; {advice}", subject=name)
         check_template(job.view, found)
         if self.like:
             check_vocabulary(job.opened, found)
@@ -140,7 +143,9 @@ class LlamaQuantize(ModelMethod):
     def _quantized(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
     ) -> dict[str, FileTensor]:
-        """Every tensor of the file that llama.cpp makes, by its name; of experts those of all."""
+        """Return every tensor of the file that llama.cpp makes in `folder`, by its name there; one
+        tensor has all experts of a layer.
+        """
         source = folder / "dense.gguf"
         target = folder / "quantized.gguf"
         names = tensor_names(job.view)
@@ -150,11 +155,12 @@ class LlamaQuantize(ModelMethod):
         # All experts of a layer are one entry, as in an imatrix.
         for name, entry in importance_of(job.view, seen, names).items():
             means[name] = entry.importance.ravel()
-        # Of other matrices the means aren't rounded to an imatrix's sums first.
+        # Means of other matrices replace those of the imatrix, whose sums are rounded to float32.
         for weight, statistics in seen.items():
             statistic = statistics[FeatureNorms]
             norms = finite(statistic.norms(), f"the norms of the inputs of {weight.name}")
-            if weight.expert is None:
+            # What no token reached has no mean.
+            if weight.expert is None and statistic.mass > 0:
                 mean = (norms.double() / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
@@ -172,10 +178,10 @@ def _as_float32(part: GgufPart) -> Any:
 def _in_own_order(
     view: ModelView, quantized: Mapping[str, FileTensor]
 ) -> Iterator[tuple[str, FileTensor]]:
-    """What became of each matrix of the view, and of every other parameter, by its name: rows in
-    the model's own order.
+    """Yield what became of each matrix of the view, and of every other parameter, with its name:
+    rows in the model's own order.
 
-    Raises `TargetError` where gate and up of experts, which are one matrix here, became of two
+    Raises `TargetError` where gate and up of experts, which are one matrix here, got different
     types.
     """
     experts: dict[str, list[GgufPart]] = {}
@@ -200,8 +206,8 @@ def _in_own_order(
 
 
 def _compressed(tensor: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
-    """The matrix that its rows are, with its packed form, which what is plain numbers there
-    doesn't have.
+    """Return the matrix that a tensor of the file is, with its packed form unless it has plain
+    numbers.
     """
     packed = _packed(tensor, before.device, dtype)
     if packed is not None:
@@ -211,6 +217,7 @@ def _compressed(tensor: FileTensor, before: torch.Tensor, dtype: torch.dtype) ->
 
 
 def _packed(tensor: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
+    """Return the packed form of a tensor of the file; None for plain numbers."""
     if tensor.kind in NUMBERS:
         return None
     return GgmlBlocks(tensor.kind.name.lower(), tensor.numbers.to(device), dtype)
