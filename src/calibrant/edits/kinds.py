@@ -68,8 +68,8 @@ class Edit(ABC):
 
     @abstractmethod
     def report(self, view: ModelView) -> dict[str, Any]:
-        """Return what the record should know, as plain JSON data. It is called before `apply`, since
-        it compares with the model as it is.
+        """Return what the record should know, as plain JSON data. It is called before `apply`,
+        since it compares with the model as it is.
 
         Weights that go with blocks or experts count as `removed`.
         """

@@ -313,7 +313,7 @@ class _FittedMatrix:
     parameter_id: int
 
     @classmethod
-    def of(cls, weight: Weight) -> "_Leaf":
+    def of(cls, weight: Weight) -> "_FittedMatrix":
         variable = weight.stored.float().clone().requires_grad_()
         kept = weight.stored != 0
         size = 0.0
