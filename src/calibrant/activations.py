@@ -322,6 +322,7 @@ class BlockChange(Statistic):
     ) -> "BlockChange":
         """Return the change that these rows underwent."""
         before = before.to(wide(before.dtype))
+        # The cosine of nearly equal rows is near 1: in bfloat16 nothing would be left of 1 - cos.
         cosines = torch.nn.functional.cosine_similarity(before, after.to(wide(after.dtype)), dim=-1)
         turned = (1 - cosines).double()
         if weights is not None:

@@ -52,21 +52,22 @@ def output_error(
         statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
-        whole = energy(untouched)
+        size = energy(untouched)
         lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
         statistic = "norms"
         squares = seen[FeatureNorms].squares.cpu().double()
-        whole_by_input, lost_by_input = _squared(before, after, dtype)
-        whole = float(whole_by_input @ squares)
+        # Of uncorrelated inputs only the squares of weights matter, summed for each input.
+        size_by_input, lost_by_input = _squared(before, after, dtype)
+        size = float(size_by_input @ squares)
         lost = float(lost_by_input @ squares)
     else:
         return {}
     # Beside infinite outputs any loss would look like none.
-    finite_number(whole, f"the size of the outputs of {name}", name)
-    if whole <= 0:
+    finite_number(size, f"the size of the outputs of {name}", name)
+    if size <= 0:
         return {}
-    return {"error": float(f"{lost / whole:.6g}"), "error_from": statistic}
+    return {"error": float(f"{lost / size:.6g}"), "error_from": statistic}
 
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
@@ -119,15 +120,15 @@ def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     """Return for each input the squared numbers of a matrix, summed over its outputs in float64,
     and those of what was changed.
     """
-    whole = torch.zeros(before.shape[1], dtype=torch.float64)
+    sizes = torch.zeros(before.shape[1], dtype=torch.float64)
     lost = torch.zeros(before.shape[1], dtype=torch.float64)
     # Few rows at a time, so that what is computed of them stays in the processor's cache.
     rows = _ROWS if before.device.type == "cpu" else len(before)
     for untouched, changed in zip(before.split(rows), after.split(rows), strict=True):
         untouched = untouched.to(dtype)
-        whole += untouched.square().sum(0).cpu()
+        sizes += untouched.square().sum(0).cpu()
         lost += (untouched - changed).square_().sum(0).cpu()
-    return whole, lost
+    return sizes, lost
 
 
 @lru_cache(maxsize=4096)

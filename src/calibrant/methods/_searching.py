@@ -199,15 +199,16 @@ class Trials:
         """
         tokens = self.stages[stage]
         names = {choice: f"{self._name}{tokens} {' '.join(map(str, choice))}" for choice in choices}
+        # Counted whether they are measured now or were before an interruption.
         self._asked.update(names.values())
-        new = [choice for choice, name in names.items() if name not in self._journal]
-        if new:
-            found = self._measure(new, tokens)
-            known: dict[str, float | None] = {}
-            for choice, loss in zip(new, found, strict=True):
+        unmeasured = [choice for choice, name in names.items() if name not in self._journal]
+        if unmeasured:
+            measured = self._measure(unmeasured, tokens)
+            entries: dict[str, float | None] = {}
+            for choice, loss in zip(unmeasured, measured, strict=True):
                 # A journal is JSON, which has no infinity.
-                known[names[choice]] = loss if math.isfinite(loss) else None
-            self._journal.add(known)
+                entries[names[choice]] = loss if math.isfinite(loss) else None
+            self._journal.add(entries)
         losses = [self._journal[names[choice]] for choice in choices]
         return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
 
@@ -342,16 +343,16 @@ def eliminate(trials: Trials, finalists: int) -> Choice:
 
 def _new(make: Callable[[], Choice], count: int, known: set[Choice]) -> list[Choice]:
     """Return up to `count` choices that weren't `known`, and add them to those."""
-    found: list[Choice] = []
-    # A space may hold fewer new choices than are asked for.
+    choices: list[Choice] = []
+    # A space may hold fewer new choices than are asked for: so draws are limited.
     for _ in range(TRIES * count):
-        if len(found) == count:
+        if len(choices) == count:
             break
         choice = make()
         if choice not in known:
             known.add(choice)
-            found.append(choice)
-    return found
+            choices.append(choice)
+    return choices
 
 
 def _child(space: Space, members: Sequence[Choice], chance: Random) -> Choice:

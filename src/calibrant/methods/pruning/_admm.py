@@ -37,15 +37,15 @@ class Scaled:
         # V·diag·Vᵀ, with a root of the diagonal on either side: so it is symmetric to the last bit.
         half = self.eigenvectors * (rho / (self.eigenvalues + rho)).sqrt()
         # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
-        whole = torch.empty_like(half)
+        response = torch.empty_like(half)
         for start in range(0, len(half), PANEL):
             panel = slice(start, start + PANEL)
-            torch.mm(half[panel], half[start:].T, out=whole[panel, start:])
-            whole[start + PANEL :, panel] = whole[panel, start + PANEL :].T
+            torch.mm(half[panel], half[start:].T, out=response[panel, start:])
+            response[start + PANEL :, panel] = response[panel, start + PANEL :].T
             # Not every processor sums both sides of the diagonal in one order.
-            square = whole[panel, panel]
+            square = response[panel, panel]
             square.copy_(square.triu() + square.triu(1).T)
-        return whole
+        return response
 
     def unscaled(
         self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]

@@ -21,13 +21,13 @@ LANES: Final = 64
 @compiled
 def dot(a: Any, b: Any, sums: Any) -> float:
     """Return Σ a·b; `sums` is scratch of `LANES` numbers."""
-    whole = len(a) // LANES * LANES
+    in_lanes = len(a) // LANES * LANES
     for lane in range(LANES):
         sums[lane] = 0
-    for start in range(0, whole, LANES):
+    for start in range(0, in_lanes, LANES):
         for lane in range(LANES):
             sums[lane] += a[start + lane] * b[start + lane]
-    for j in range(whole, len(a)):
+    for j in range(in_lanes, len(a)):
         sums[0] += a[j] * b[j]
     total = 0.0
     for lane in range(LANES):

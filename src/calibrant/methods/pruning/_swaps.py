@@ -160,22 +160,22 @@ def _pairs(
     # In a row of which all or nothing is kept there is no pair.
     exists = best.isfinite()
     returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
-    found, partner = for_p(returning)
-    better = found < best
+    new_change, partner = for_p(returning)
+    better = new_change < best
     # From the better of the two pairs on, a better partner is sought for either weight in turn.
     k = partner.where(better, k)
     p = returning.where(better, p)
-    best = found.where(better, best)
+    best = new_change.where(better, best)
     improving = torch.ones_like(better)
     next_is_k = ~better
     for _ in range(TURNS):
         by_k, p_of_k = for_k(k)
         by_p, k_of_p = for_p(p)
-        found = by_p.where(next_is_k, by_k)
-        improving = improving & (found < best)
+        new_change = by_p.where(next_is_k, by_k)
+        improving = improving & (new_change < best)
         k = k_of_p.where(improving & next_is_k, k)
         p = p_of_k.where(improving & ~next_is_k, p)
-        best = found.where(improving, best)
+        best = new_change.where(improving, best)
         next_is_k = ~next_is_k
     return k, p, best.where(exists, 0)
 
@@ -196,9 +196,9 @@ def _group_pairs(
         partner = columns - columns % group + (columns + distance) % group
         force = pull[:, partner] + weight * hessian[columns, partner]
         changes = cost - force.square() * inverse[partner]
-        found, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)
-        better = found < best
-        best = found.where(better, best)
+        new_change, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)
+        better = new_change < best
+        best = new_change.where(better, best)
         k = column.where(better, k)
         p = partner[column].where(better, p)
     return k, p, best

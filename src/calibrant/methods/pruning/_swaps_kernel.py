@@ -177,27 +177,27 @@ def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, minim
     # The best one to come back by itself: with zero removed, the row of H doesn't count.
     returning, _ = best_return(row, zeros[0], hessian[k], starts, minima)
     position = place(returning)
-    partner, found = best_removal(
+    partner, new_change = best_removal(
         row, row[position + PULL], row[position + INVERSE], hessian[returning], starts, minima
     )
-    next_is_k = not found < best
+    next_is_k = not new_change < best
     if not next_is_k:
         k = partner
         p = returning
-        best = found
+        best = new_change
     for _ in range(turns):
         if next_is_k:
             position = place(p)
-            partner, found = best_removal(
+            partner, new_change = best_removal(
                 row, row[position + PULL], row[position + INVERSE], hessian[p], starts, minima
             )
         else:
             position = place(k)
             partner, change = best_return(row, row[position + WEIGHT], hessian[k], starts, minima)
-            found = row[position + COST] + change
-        if not found < best:
+            new_change = row[position + COST] + change
+        if not new_change < best:
             break
-        best = found
+        best = new_change
         if next_is_k:
             k = partner
         else:

@@ -116,8 +116,8 @@ class ALPS(MatrixMethod):
         if bool(largest.all()):
             notes = {"iterations": 0, "rho": self.rho, "changing": 0.0}
             return Compressed(weight.detach().clone(), notes)
-        found, notes = self._directions(dense, largest, scaled, removal(target))
-        result = chosen(checked, largest, found, scaled, hessian, self.steps).weight
+        directions, notes = self._directions(dense, largest, scaled, removal(target))
+        result = chosen(checked, largest, directions, scaled, hessian, self.steps).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"), notes)
 
     def _directions(

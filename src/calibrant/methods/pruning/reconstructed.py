@@ -103,7 +103,7 @@ class Reconstructed(ModelMethod):
         for writer in Stream.of(job.view).writers:
             writers[writer.weight.block].append(writer.weight)
         samples: list[BlockSample] = []
-        done: list[Weight] = []
+        pruned: list[Weight] = []
 
         def keep(call: BlockCall) -> None:
             samples.append(BlockSample.of(call, writers[call.block.index]))
@@ -114,20 +114,20 @@ class Reconstructed(ModelMethod):
                 target = job.targets[weight.name]
                 compressed = self.method.compress(weight.get(), inputs, target)
             yield Replace(weight, compressed, seen)
-            done.append(weight)
+            pruned.append(weight)
             block = job.view.blocks[weight.block]
             followed = [member for member in block.weights if member.name not in left]
             # The block is fitted before the walk is asked for more: then the walk runs it again,
             # with the fitted weights.
-            if len(done) == len(followed):
+            if len(pruned) == len(followed):
                 with spent_on("method"):
                     edit = refit(
-                        weight.block, done, writers[weight.block], samples, self.steps, self.rate
+                        weight.block, pruned, writers[weight.block], samples, self.steps, self.rate
                     )
                 if edit is not None:
                     yield edit
                 samples.clear()
-                done.clear()
+                pruned.clear()
 
 
 @dataclass(frozen=True)
@@ -359,6 +359,7 @@ class _Outputs(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # By identity: comparing tensors would compute, and call this again.
         given = [self._replacements.get(id(argument), argument) for argument in args]
         named = {
             key: self._replacements.get(id(value), value) for key, value in (kwargs or {}).items()
@@ -366,6 +367,7 @@ class _Outputs(TorchFunctionMode):
         result = func(*given, **named)
         if getattr(func, "__name__", "") in PRODUCTS:
             for argument in args:
+                # By the parameter, whatever was put in its place.
                 if id(argument) in self._names:
                     self._outputs[self._names[id(argument)]] = result
         return result

@@ -65,15 +65,15 @@ class Robust(Refined):
         Errors that are raised are those of `refined`.
         """
         self.check(target)
-        whole = observed(seen, Gram)
+        gram_of_all = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        of_sources = seen[Sources].grams if Sources in seen else (whole,)
+        of_sources = seen[Sources].grams if Sources in seen else (gram_of_all,)
         # A source of which no token reached the matrix has no say.
         grams = [gram for gram in of_sources if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         # A source that makes nothing of the matrix loses nothing by it.
         sizes = [energy(dense) or 1.0 for energy in energies]
-        source_weights = [gram.mass / whole.mass for gram in grams]
+        source_weights = [gram.mass / gram_of_all.mass for gram in grams]
         current = self.started(dense, seen, target).weight
         keep = current != 0
         best = current
@@ -83,7 +83,7 @@ class Robust(Refined):
             # A source counts relative to what the dense matrix gives on it, as its error does.
             factors = [share / size for share, size in zip(source_weights, sizes, strict=True)]
             hessian = damped(weighed(grams, factors), self.damp).to(dense.dtype)
-            done, _ = refine(
+            refined, _ = refine(
                 masked(dense, current, keep, hessian),
                 hessian,
                 target,
@@ -92,10 +92,10 @@ class Robust(Refined):
                 rounds=1,
                 tolerance=self.tolerance,
             )
-            current = done.weight
-            keep = done.keep
-            lost = [energy(dense - current) for energy in energies]
-            errors = [loss / size for loss, size in zip(lost, sizes, strict=True)]
+            current = refined.weight
+            keep = refined.keep
+            losses = [energy(dense - current) for energy in energies]
+            errors = [loss / size for loss, size in zip(losses, sizes, strict=True)]
             rounded = [six_digits(error) for error in errors]
             # Of equally good rounds the first counts.
             if number == 0 or max(rounded) < least:

@@ -146,13 +146,13 @@ def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"
     """Return what AWQ multiplies columns by: s = m^α of their inputs' `sizes` m, divided by the
     geometric mean of the largest and the smallest; 1 for an input that was always zero.
     """
-    alive = sizes > 0
-    if alpha == 0 or not bool(alive.any()):
+    used = sizes > 0
+    if alpha == 0 or not bool(used.any()):
         return torch.ones_like(sizes)
     # Around 1, so that scaled weights stay within the range of their type.
     raw = sizes.pow(alpha).clamp_min(LEAST)
-    middle = (raw[alive].max() * raw[alive].min()).sqrt()
-    return (raw / middle).where(alive, 1.0)
+    middle = (raw[used].max() * raw[used].min()).sqrt()
+    return (raw / middle).where(used, 1.0)
 
 
 def effective(
@@ -173,9 +173,9 @@ def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
     smallest, largest = extremes(weight, grid)
     reach = torch.maximum(largest, -smallest)
     width = grid.width(weight.shape[1])
-    whole = gram.symmetric().to(smallest.dtype)
+    hessian = gram.symmetric().to(smallest.dtype)
     starts = range(0, weight.shape[1], width)
-    grams = torch.stack([whole[start : start + width, start : start + width] for start in starts])
+    grams = torch.stack([hessian[start : start + width, start : start + width] for start in starts])
     dense = weight.to(smallest.dtype)
     best = absmax(weight, grid)
     scales = best.scales

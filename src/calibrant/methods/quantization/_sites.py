@@ -8,7 +8,7 @@ the residual stream, the heads' values, the hidden units, and to which rows thes
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from calibrant.edits import Scaling
 from calibrant.models import Heads, ModelView, Stream, Weight
 from calibrant.models.stream import OUTSIDE, Hidden, Norm
 
-PROBE = 8
+PROBE: Final = 8
 """Tokens that are run to see what hidden units are proportional to."""
 
 
@@ -58,14 +58,14 @@ class Sites:
         for block in view.blocks:
             attention = heads.get(block.index)
             network = networks.get(block.index)
-            found: list[Site] = []
+            sites: list[Site] = []
             for norm in stream.norms:
-                found += _at_norm(norm, stream, view, parameters, attention, network, block.index)
+                sites += _at_norm(norm, stream, view, parameters, attention, network, block.index)
             if attention is not None:
-                found += _at_values(attention, parameters)
+                sites += _at_values(attention, parameters)
             if network is not None:
-                found += _at_hidden(view, network, parameters)
-            by_block[block.index] = tuple(found)
+                sites += _at_hidden(view, network, parameters)
+            by_block[block.index] = tuple(sites)
         clippable: list[str] = []
         for layer in hidden:
             clippable += [up.name for up in layer.up]
@@ -154,9 +154,8 @@ def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
 
     def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         rows = torch.ones(heads.values.shape[0])
-        for first, part in zip(
-            heads.first, column_scales.unflatten(0, (-1, heads.width)), strict=True
-        ):
+        by_head = column_scales.unflatten(0, (-1, heads.width))
+        for first, part in zip(heads.first, by_head, strict=True):
             rows[first : first + heads.width] = 1 / part
         scaled = [parameters.rows(heads.values.get(), rows)]
         if heads.bias is not None:
@@ -206,17 +205,18 @@ def _address_of_bias(weight: Weight) -> int:
 
 def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step: int) -> bool:
     """Return whether hidden units double when these rows of `up`'s outputs do."""
-    seen: list[Tensor] = []
+    hidden_units: list[Tensor] = []
     factors = torch.ones(up.shape[0])
     factors[torch.arange(hidden.units) * step + first] = 2
 
     def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].detach().clone())
+        hidden_units.append(args[0].detach().clone())
 
     def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output * factors.to(output)
 
     device = next(view.model.parameters()).device
+    # Any tokens will do: the first ones of the vocabulary.
     ids = torch.arange(PROBE, device=device)[None]
     watching = hidden.down.owner.register_forward_pre_hook(keep)
     try:
@@ -229,7 +229,7 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
                 doubling.remove()
     finally:
         watching.remove()
-    if len(seen) != 2 or seen[0].shape != seen[1].shape:
+    if len(hidden_units) != 2 or hidden_units[0].shape != hidden_units[1].shape:
         return False
-    # Within what a bfloat16 forward rounds; what isn't proportional is far off.
-    return bool(torch.allclose(seen[1], 2 * seen[0], rtol=1e-2, atol=1e-6))
+    # As near as a bfloat16 forward rounds; what isn't proportional is far off.
+    return bool(torch.allclose(hidden_units[1], 2 * hidden_units[0], rtol=1e-2, atol=1e-6))

@@ -192,10 +192,10 @@ def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
     """Return the mean |x| of the inputs that matrices share; of experts, over all tokens that they
     get together.
     """
+    # Matrices that share an input share the statistic, which must count once.
     distinct: dict[int, FeatureSizes] = {}
     for statistics in seen:
         distinct[id(statistics[FeatureSizes])] = statistics[FeatureSizes]
-    # Matrices that share an input share the statistic, which must count once.
     return reduce(add, distinct.values()).means()
 
 
@@ -243,6 +243,7 @@ def module_output(
 
     def run() -> Tensor:
         watch = _OutputWatch(writer.address)
+        # The forward ends by an exception, as soon as the output is there.
         with suppress(_Reached):
             aside(watch)
         assert watch.output is not None, f"{writer.name} was not reached"
@@ -264,7 +265,10 @@ def module_output(
 
 
 class _Reached(BaseException):
-    """The output is there, and the rest of the block needn't run."""
+    """The output is there, and the rest of the block needn't run.
+
+    No `Exception`, since a model's own code may catch those.
+    """
 
 
 @final

@@ -94,7 +94,7 @@ class LlamaQuantize(ModelMethod):
         if any(isinstance(edit, ReplaceParameters) for edit in job.done):
             return
         template = self._template(job)
-        done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
+        replaced = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
         seen: dict[Weight, Seen] = {}
         if self.observes and job.batch is not None:
             seen = dict(
@@ -114,7 +114,7 @@ class LlamaQuantize(ModelMethod):
         dtype = job.opened.dtype
         for weight in job.view.weights:
             tensor = quantized.pop(weight.name)
-            if weight.name not in done:
+            if weight.name not in replaced:
                 compressed = _compressed(tensor, weight.get(), dtype)
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
         # What is left are parameters that are no matrices of blocks. Those that became plain
@@ -130,15 +130,15 @@ class LlamaQuantize(ModelMethod):
     def _template(self, job: Job) -> Path:
         """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
         name = self.like or job.opened.name
-        found = gguf_of(name)
-        if found is None:
+        template = gguf_of(name)
+        if template is None:
             problem = f"{name} is no GGUF file, whose metadata {self.spec_name()} needs"
             advice = f"name one of the same model, {self.spec_name()}(like='FILE.gguf')"
             raise TargetError(f"{problem}; {advice}", subject=name)
-        check_template(job.view, found)
+        check_template(job.view, template)
         if self.like:
-            check_vocabulary(job.opened, found)
-        return found
+            check_vocabulary(job.opened, template)
+        return template
 
     def _quantized(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
