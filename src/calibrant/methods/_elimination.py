@@ -60,9 +60,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
     """
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
-    used = max(1, int((~dead).count_nonzero()))
-    mean = float(diagonal.double().sum()) / gram.mass / used
+    mean = mean_square(gram)
     ladder = [(torch.float64, multiple) for multiple in LADDER]
     if gram.matrix.dtype != torch.float64:
         # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
@@ -87,6 +85,16 @@ def factorise(gram: Gram, damp: float) -> Factor:
         f"damp={damp * LADDER[-1]:g}; its diagonal reaches from {lowest:g} to {highest:g}, "
         f"look at the activations, or give a damp above {damp:g}"
     )
+
+
+def mean_square(gram: Gram) -> float:
+    """Return the mean of x² over tokens, and over the inputs that were ever used: what a damping is
+    relative to.
+    """
+    diagonal = gram.norms()
+    # Inputs that were always zero would only make the mean, and the damping, smaller.
+    used = max(1, int(diagonal.count_nonzero()))
+    return float(diagonal.double().sum()) / gram.mass / used
 
 
 def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calibrant.activations import PANEL, Gram
 from calibrant.methods._base import finite
-from calibrant.methods._elimination import by_rows
+from calibrant.methods._elimination import by_rows, mean_square
 from calibrant.methods.pruning._gradients import Masked, descend, masked
 
 
@@ -71,11 +71,9 @@ def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scale
 def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    used = max(1, int((~dead).count_nonzero()))
-    mean = float(diagonal.double().sum()) / gram.mass / used
     hessian = gram.symmetric() / gram.mass
     if not after_scaling:
-        hessian.diagonal().add_(mean * damp)
+        hessian.diagonal().add_(mean_square(gram) * damp)
     # An input that was always zero is tied to no other: with a diagonal of 1 it neither gives nor
     # takes corrections.
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
