@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from calibrant.activations import BlockChange, Routing
@@ -140,6 +141,17 @@ def test_a_tensor_that_edits_share_is_there_once() -> None:
 def test_what_is_no_such_file_is_refused(content: bytes) -> None:
     with pytest.raises(DataError) as caught:
         from_bytes(content)
+    assert EDITS in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [1, 2])
+def test_a_file_with_too_few_values_for_its_places_is_refused(values: int) -> None:
+    sparse = torch.zeros(8, 8)
+    sparse[0, :3] = torch.tensor([1.0, 2.0, 3.0])
+    tensors = load(to_bytes([StoredEdit("a", {}, {"w": sparse})]))
+    tensors["0.w.values"] = tensors["0.w.values"][:values]
+    with pytest.raises(DataError) as caught:
+        from_bytes(save(tensors))
     assert EDITS in str(caught.value)
 
 

@@ -21,21 +21,20 @@ from torch import Tensor
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
-Own = TypeVar("Own", bound="Statistic")
 
 CHUNK = 1024
-"""Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums
-short.
+"""Rows that are promoted to a wider type at a time: few enough that the copy stays in the cache,
+and that partial sums in float32 are short.
 """
 
 EXACT_CHUNK = 4096
-"""The same where matrix tiles multiply: their products want many rows, and are as near to
-float64's then.
+"""The same where the processor multiplies in tiles: such products want many rows, and are as near
+to float64's even so.
 """
 
 PANEL = 192
-"""Columns of a Gram's panel: narrow enough that little of the lower triangle is multiplied too,
-wide enough for the product's full speed.
+"""Rows of a Gram's panel: few enough that little of the lower triangle is multiplied too, and
+enough for the product's full speed.
 """
 
 
@@ -56,18 +55,18 @@ class Statistic(ABC):
     tokens: int
     mass: float
 
-    def __add__(self: Own, other: Any) -> Own:
+    def __add__(self: S, other: Any) -> S:
         theirs = other.held()
         sums = {name: number + theirs[name] for name, number in self.held().items()}
         return type(self)(**sums)
 
-    def __mul__(self: Own, factor: float) -> Own:
+    def __mul__(self: S, factor: float) -> S:
         scaled = {name: number * factor for name, number in self.held().items()}
         scaled["tokens"] = self.tokens
         return type(self)(**scaled)
 
     def held(self) -> dict[str, Any]:
-        """Return what its class makes an equal one of, by name."""
+        """Return what its class makes an equal statistic of: values by name."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def finite(self) -> bool:
@@ -82,8 +81,8 @@ class InputStatistic(Statistic):
     @classmethod
     @abstractmethod
     def of(
-        cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
-    ) -> Own:
+        cls: type[S], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
+    ) -> S:
         """Return the statistic of these rows alone; `weights` count a row more or less than
         once.
         """
@@ -115,14 +114,14 @@ class FeatureNorms(InputStatistic):
     def of(
         cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None
     ) -> "FeatureNorms":
-        # Partial sums of a chunk are in the wide type, their total in float64: the order of many
-        # additions then decides no mask.
+        # Sums of a chunk are in the wide type, and their total is in float64: so the order of many
+        # additions decides no mask.
         total = torch.zeros(x.shape[1], dtype=_exact(x.device), device=x.device)
-        for rows, w in _chunks(x, weights):
+        for rows, row_weights in _chunks(x, weights):
             # Promoted rows are a copy already, which may be changed in place.
             squares = rows.square() if rows.dtype == x.dtype else rows.square_()
-            if w is not None:
-                squares.mul_(w[:, None])
+            if row_weights is not None:
+                squares.mul_(row_weights[:, None])
             total += squares.sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
@@ -151,10 +150,10 @@ class FeatureSizes(InputStatistic):
     ) -> "FeatureSizes":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
-        for rows, w in _chunks(x, weights):
+        for rows, row_weights in _chunks(x, weights):
             sizes = rows.abs()
-            if w is not None:
-                sizes.mul_(w[:, None])
+            if row_weights is not None:
+                sizes.mul_(row_weights[:, None])
             sums += sizes.sum(0)
         return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
 
@@ -188,8 +187,8 @@ class FeatureMoments(InputStatistic):
     ) -> "FeatureMoments":
         norms = FeatureNorms.of(x, weights)
         sums = torch.zeros_like(norms.squares)
-        for rows, w in _chunks(x, weights):
-            weighted = rows if w is None else rows * w[:, None]
+        for rows, row_weights in _chunks(x, weights):
+            weighted = rows if row_weights is None else rows * row_weights[:, None]
             sums += weighted.sum(0)
         return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
 
@@ -216,7 +215,7 @@ class Gram(InputStatistic):
         self._numbers = matrix
         self.tokens = tokens
         self.mass = mass
-        # Unless 0, what lies left of each panel of so many rows isn't there yet.
+        # Unless it is 0, what lies left of each panel of so many rows isn't there yet.
         self._panel = panel
         self._cache: dict[Any, Any] = {}
 
@@ -224,8 +223,8 @@ class Gram(InputStatistic):
     def matrix(self) -> Float[Tensor, "in in"]:
         """The whole matrix.
 
-        What lies left of a panel is the mirror image of what lies above it. It is made once, when
-        all parts of a sum are added.
+        What lies left of a panel is mirrored from what lies above it when it is first asked for.
+        All parts of a sum are added by then.
         """
         if self._panel:
             for start in range(self._panel, len(self._numbers), self._panel):
@@ -251,8 +250,8 @@ class Gram(InputStatistic):
         # with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         with _rounding_factors() if in_tiles else nullcontext():
-            for rows, w in _chunks(x, weights, chunk):
-                weighted = rows if w is None else rows * w[:, None]
+            for rows, row_weights in _chunks(x, weights, chunk):
+                weighted = rows if row_weights is None else rows * row_weights[:, None]
                 for start in range(0, width, panel):
                     end = start + panel
                     total[start:end, start:].addmm_(rows[:, start:end].T, weighted[:, start:])
@@ -262,7 +261,7 @@ class Gram(InputStatistic):
         tokens = self.tokens + other.tokens
         mass = self.mass + other.mass
         if self._panel and self._panel == other._panel:
-            # Both lack the same half, which is made once, of the sum.
+            # Both lack the same half. It is made once, of the sum.
             return Gram(self._numbers + other._numbers, tokens, mass, self._panel)
         return Gram(self.matrix + other.matrix, tokens, mass)
 
@@ -273,11 +272,12 @@ class Gram(InputStatistic):
         return {"matrix": self.matrix, "tokens": self.tokens, "mass": self.mass}
 
     def norms(self) -> Float[Tensor, "in"]:
+        # The diagonal lies in the panels, so nothing needs to be mirrored.
         return self._numbers.diagonal()
 
     def symmetric(self) -> Float[Tensor, "in in"]:
-        """Return the matrix by its upper triangle alone: a product may round the two triangles
-        differently.
+        """Return the matrix with its upper triangle mirrored: a product may have rounded the two
+        triangles differently.
         """
         return torch.where(_upper(len(self.matrix), self.matrix.device), self.matrix, self.matrix.T)
 
@@ -322,6 +322,7 @@ class BlockChange(Statistic):
     ) -> "BlockChange":
         """Return the change that these rows underwent."""
         before = before.to(wide(before.dtype))
+        # The cosine of nearly equal rows is near 1: in bfloat16 nothing would be left of 1 - cos.
         cosines = torch.nn.functional.cosine_similarity(before, after.to(wide(after.dtype)), dim=-1)
         turned = (1 - cosines).double()
         if weights is not None:
@@ -330,7 +331,7 @@ class BlockChange(Statistic):
 
 
 class Routing(Statistic):
-    """Whom a router picked: for each expert how many tokens it got and what they gave it, and for
+    """Which experts a router picked: for each how many tokens it got and with what weight, and for
     each two how many tokens had both.
 
     `counts` is Σ w over the tokens sent to an expert, `gates` Σ w·g with the weight g that its
@@ -365,16 +366,16 @@ class Routing(Statistic):
         """
         dtype = _exact(gates.device)
         real = (chosen >= 0) & (chosen < experts)
-        # A column more than there are experts takes what was left out.
+        # One column more than there are experts takes the choices that were left out.
         columns = torch.where(real, chosen, experts).long()
-        nothing = torch.zeros(len(chosen), experts + 1, dtype=dtype, device=gates.device)
-        sent = nothing.scatter(1, columns, 1.0)[:, :experts]
-        given = nothing.scatter_add(1, columns, gates.to(dtype))[:, :experts]
+        zeros = torch.zeros(len(chosen), experts + 1, dtype=dtype, device=gates.device)
+        sent = zeros.scatter(1, columns, 1.0)[:, :experts]
+        given = zeros.scatter_add(1, columns, gates.to(dtype))[:, :experts]
         weighted = sent
         if weights is not None:
-            each = weights.to(dtype)[:, None]
-            weighted = sent * each
-            given = given * each
+            token_weights = weights.to(dtype)[:, None]
+            weighted = sent * token_weights
+            given = given * token_weights
         return Routing(
             weighted.sum(0),
             given.sum(0),
@@ -390,8 +391,8 @@ class Routing(Statistic):
         return torch.where(self.counts > 0, self.gates / self.counts, 0)
 
     def entropy(self) -> float:
-        """Return the entropy of the load, in nats: of which expert a token is sent to. The log
-        of their number where all get equally many.
+        """Return the entropy of the load, in nats: of which expert a token is sent to. It is the
+        log of the number of experts where all get equally many.
         """
         shares = self.counts[self.counts > 0] / self.counts.sum()
         return -float((shares * shares.log()).sum())
@@ -410,9 +411,8 @@ class Seen(Mapping[type[Statistic], Statistic]):
         """Return what a Gram tells methods that look at it, or at feature norms, which are its
         diagonal.
         """
-        return cls(
-            {Gram: gram, FeatureNorms: FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)}
-        )
+        norms = FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)
+        return cls({Gram: gram, FeatureNorms: norms})
 
     def __getitem__(self, kind: type[S]) -> S:
         return self._statistics[kind]  # pyright: ignore[reportReturnType]  # the key's type is the value's
@@ -436,28 +436,29 @@ class Seen(Mapping[type[Statistic], Statistic]):
 
 
 def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
+    """Return the mask of the upper triangle, with the diagonal."""
     return torch.ones(width, width, dtype=torch.bool, device=device).triu()
 
 
 def _exact(device: torch.device) -> torch.dtype:
-    """The type of sums over all tokens: float64 wherever the device has it."""
+    """Return the type of sums over all tokens: float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _chunks(
     x: Tensor, weights: Tensor | None, size: int = CHUNK
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Chunks of so many rows of `x` in the wide type, with their weights."""
+    """Yield so many rows of `x` at a time, in the wide type, with their weights."""
     for start in range(0, x.shape[0], size):
         rows = x[start : start + size].to(wide(x.dtype))
-        chunk = None if weights is None else weights[start : start + size].to(rows.dtype)
-        yield rows, chunk
+        chunk_weights = None if weights is None else weights[start : start + size].to(rows.dtype)
+        yield rows, chunk_weights
 
 
 @contextmanager
 def _rounding_factors() -> Iterator[None]:
-    """Let float32 products round their factors to bfloat16, which changes none that came from a
-    bfloat16 forward; sums stay float32.
+    """Let float32 products round their factors to bfloat16: what came from a bfloat16 forward stays
+    as it is. Sums stay float32.
     """
     before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
@@ -476,4 +477,5 @@ def _has_tiles() -> bool:
 
 
 def _mass(x: Tensor, weights: Tensor | None) -> float:
+    """Return the sum of the weights of these rows; each counts 1 without weights."""
     return float(x.shape[0]) if weights is None else float(weights.double().sum())

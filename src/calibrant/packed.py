@@ -1,5 +1,5 @@
 """A compressed matrix: its new numbers, the form in which it is stored, such as codes with their
-scales, and how large what comes out of it is.
+scales, and how large its outputs are.
 
 Whatever the form, `dense()` gives the numbers that were measured, bit for bit.
 """
@@ -26,8 +26,8 @@ _ROWS: Final = 256
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers. `form` is a word that no other form has;
-    `stored` and `read` carry it through a file.
+    """A matrix in another form than its dense numbers. `form` is a word that no other form has.
+    `stored` gives what a file holds of it, and `read` makes it again.
     """
 
     form: ClassVar[str] = ""
@@ -49,8 +49,8 @@ class Packed(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """How many bits all of it takes, whatever is needed to read it (scales, zero points)
-        included; padding to whole words is not.
+        """How many bits all of it takes: with what is needed to read it, such as scales and zero
+        points, and without padding to whole words.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Packed(ABC):
     @classmethod
     @abstractmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
-        """Return the same form again."""
+        """Make it again. `KeyError` or `ValueError` for what `stored` didn't give."""
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
@@ -74,11 +74,11 @@ class Packed(ABC):
 
 @dataclass(frozen=True)
 class Codes(Packed):
-    """Whole numbers on `grid`, of which a code c of a group with the scale s and the zero point z
-    stands for s · (c - z).
+    """Whole numbers on `grid`: a code c of a group with the scale s and the zero point z stands for
+    s · (c - z).
 
-    `scales` have the type of the weight, and so have differences and products: codes are small
-    enough for each to be exact in it, and each value is rounded once, as readers of the
+    `scales` have the type of the weight, and so have differences and products. Codes are small
+    enough for differences to be exact in it; so each value is rounded once, as readers of the
     compressed-tensors format do it. `zeros` are None on a symmetric grid.
 
     >>> import torch
@@ -118,8 +118,12 @@ class Codes(Packed):
         scales = tensors["scales"]
         zeros = tensors.get("zeros")
         rows, groups = scales.shape
-        grouped = codes.dim() == 2 and rows == len(codes) and groups and not codes.shape[1] % groups
-        if not grouped or (zeros is not None and zeros.shape != scales.shape):
+        fits = codes.dim() == 2 and rows == len(codes) and groups > 0
+        # Groups are equally wide.
+        fits = fits and codes.shape[1] % groups == 0
+        if zeros is not None:
+            fits = fits and zeros.shape == scales.shape
+        if not fits:
             shapes = f"codes {list(codes.shape)} and scales {list(scales.shape)}"
             raise ValueError(f"{shapes} don't fit each other")
         return cls(grid, codes, scales, zeros)
@@ -131,9 +135,11 @@ class Codes(Packed):
     @property
     def bits(self) -> int:
         codes = self.codes.numel()
+        # Zero points are codes too.
         if self.zeros is not None:
             codes += self.zeros.numel()
-        return codes * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+        bits_of_scales = self.scales.numel() * self.scales.dtype.itemsize * 8
+        return codes * self.grid.bits + bits_of_scales
 
 
 @dataclass(frozen=True)
@@ -181,13 +187,14 @@ class Factors(Packed):
     """A product of two factors: one that is `shared` with other matrices, and one of the matrix's
     `own`, which may have zeros.
 
-    It is shared · own, transposed if `turned`. The shared factors of matrices that have the same
-    `name` are equal, and `sharing` matrices have it; so many parts of its bits are counted here.
-    Zeros of `own` are counted as a bit that says where they are, if that is less.
+    It is shared · own, transposed if `turned`. Matrices whose shared factors have the same `name`
+    have the same one. `sharing` is how many matrices these are, and this one counts as many parts
+    of its bits. Of `own` either all numbers are counted, or those that aren't zero and a bit a
+    number that says where they are: whichever is less.
 
-    `exact_factor` made the numbers so that every sum of products is exact in float64. So the
-    product is the same on every machine, in whatever order it is added up, and is then rounded: to
-    float32, and to the type of the factors.
+    `exact_factor` rounds factors so that every sum of products is exact in float64. So the product
+    is the same on every machine, in whatever order it is added up, and is then rounded: to float32,
+    and to the type of the factors.
 
     >>> import torch
     >>> shared = torch.tensor([[1.0, 2.0]])
@@ -209,9 +216,9 @@ class Factors(Packed):
 
     def dense(self) -> Float[Tensor, "out in"]:
         device = self.own.device
-        # Sums of products are exact in float64, which Apple's GPUs don't have.
-        able = torch.device("cpu") if device.type == "mps" else device
-        product = self.shared.to(able).double() @ self.own.to(able).double()
+        # Products are summed in float64, which Apple's GPUs don't have.
+        with_float64 = torch.device("cpu") if device.type == "mps" else device
+        product = self.shared.to(with_float64).double() @ self.own.to(with_float64).double()
         if self.own.dtype != torch.float64:
             product = product.float().to(self.own.dtype)
         if self.turned:
@@ -227,8 +234,9 @@ class Factors(Packed):
         name = facts["shared"]
         sharing = facts["sharing"]
         turned = facts["turned"]
-        counted = type(sharing) is int and sharing >= 1
-        if not isinstance(name, str) or not counted or not isinstance(turned, bool):
+        # Not `isinstance`: true is an int too.
+        is_count = type(sharing) is int and sharing >= 1
+        if not isinstance(name, str) or not is_count or not isinstance(turned, bool):
             given = f"{brief(name)}, {brief(sharing)}, {brief(turned)}"
             needs = "which factor how many matrices share, and how it is used"
             raise ValueError(f"{given} don't say {needs}")
@@ -246,12 +254,13 @@ class Factors(Packed):
 
     @property
     def bits(self) -> int:
-        number = self.own.element_size() * 8
-        places = self.own.numel()
-        # Zeros may be left out, with a bit for each place that says where they are.
-        stored = min(places * number, int(self.own.count_nonzero()) * number + places)
+        bits_a_number = self.own.element_size() * 8
+        numbers = self.own.numel()
+        # Zeros may be left out, with a bit for each number that says where they are.
+        without_zeros = int(self.own.count_nonzero()) * bits_a_number + numbers
+        stored = min(numbers * bits_a_number, without_zeros)
         # This matrix's part of the shared factor, rounded up.
-        part = -(-self.shared.numel() * number // self.sharing)
+        part = -(-self.shared.numel() * bits_a_number // self.sharing)
         return stored + part
 
 
@@ -261,14 +270,15 @@ def exact_factor(
     """Return `numbers` in the type `dtype`, rounded so that sums of `rank` products of two such
     factors are exact in float64.
 
-    Those that lie along `dim` become whole multiples of a power of two, with so few digits beside
-    the largest of them that a sum has at most 53: 21 for a rank of 2048. `dim` is the one over
-    which a product is summed: 1 of the left factor, 0 of the right one.
+    `dim` is the one over which a product is summed: 1 of the left factor, 0 of the right one. The
+    numbers along it become whole multiples of one power of two. It is so large that they have few
+    binary digits, 21 for a rank of 2048, and that a sum of products needs no more than the 53 that
+    float64 has.
     """
     rounded = numbers.to(dtype).double()
     digits = (53 - max(rank - 1, 0).bit_length()) // 2
     largest = rounded.abs().amax(dim, keepdim=True)
-    # The next power of two above, by its mantissa: that is exact, as `pow` needn't be.
+    # The next power of two above the largest, by its mantissa: exact, as `pow` needn't be.
     power = (largest / largest.frexp().mantissa).where(largest > 0, 1.0)
     unit = power * 2.0**-digits
     return ((rounded / unit).round() * unit).to(dtype)
@@ -281,8 +291,8 @@ def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
-    """Return what `to_stored` was given. `KeyError` for a form that nothing here defines,
-    `ValueError` for what is none of it.
+    """Return what `to_stored` was given. `KeyError` for a form that this process doesn't know,
+    `KeyError` or `ValueError` for what isn't of that form.
     """
     return _FORMS[facts["form"]].read(facts, tensors)
 
@@ -302,8 +312,8 @@ class Compressed:
 
 
 def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
-    """Return what gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: what comes out of it,
-    squared and summed over tokens.
+    """Return what gives tr(WGWᵀ) of a matrix W [out, in] of type `dtype`: its outputs, squared and
+    summed over tokens.
     """
     matrix = gram.matrix
 

@@ -86,7 +86,7 @@ def test_what_sources_saw_adds_and_scales():
         Sources([Gram.of(torch.ones(3, 2)), Gram.of(torch.eye(2))]),
     )
     total = (one + other) * 0.5
-    assert [gram.matrix.tolist() for gram in total.each] == [
+    assert [gram.matrix.tolist() for gram in total.grams] == [
         [[2, 1.5], [1.5, 2]],
         [[1, 0.5], [0.5, 1]],
     ]

@@ -18,13 +18,13 @@ from calibrant.numerics import finite_number
 from calibrant.packed import gram_energy
 
 SAMPLED: Final = 256
-"""Weights of a matrix whose keeping a record says: the overlap of two masks is known from them
-to ±3 in a hundred.
+"""Weights of a matrix of which a record says whether they are kept: the overlap of two masks is
+known from them to ±3 in a hundred.
 """
 
 FEATURES: Final = 32
-"""Input features of a matrix whose size a record says. A block has several matrices, so it is
-known from some hundreds.
+"""Input features of a matrix whose sizes a record says. A block has several matrices, so of a block
+some hundreds are known.
 """
 
 SILENT: Final = -20.0
@@ -45,33 +45,35 @@ def output_error(
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be
     uncorrelated. Nothing where neither was seen, or where the outputs were all zero. Raises
-    `NumericsError` where these overflow, with the matrix's `name`.
+    `NumericsError`, with the matrix's `name`, where the outputs overflow.
     """
     dtype = wide(before.dtype)
     if Gram in seen:
-        source = "gram"
+        statistic = "gram"
         energy = gram_energy(seen[Gram], dtype)
         untouched = before.to(dtype)
-        whole = energy(untouched)
+        size = energy(untouched)
         lost = energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
-        source = "norms"
+        statistic = "norms"
         squares = seen[FeatureNorms].squares.cpu().double()
-        whole_by_input, lost_by_input = _squared(before, after, dtype)
-        whole = float(whole_by_input @ squares)
+        # Of uncorrelated inputs only the squares of weights matter, summed for each input.
+        size_by_input, lost_by_input = _squared(before, after, dtype)
+        size = float(size_by_input @ squares)
         lost = float(lost_by_input @ squares)
     else:
         return {}
-    # Any loss would be nothing of an infinity.
-    finite_number(whole, f"the size of the outputs of {name}", name)
-    if whole <= 0:
+    # Beside infinite outputs any loss would look like none.
+    finite_number(size, f"the size of the outputs of {name}", name)
+    if size <= 0:
         return {}
-    return {"error": float(f"{lost / whole:.6g}"), "error_from": source}
+    return {"error": float(f"{lost / size:.6g}"), "error_from": statistic}
 
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
     """Return how many of its numbers are zero."""
-    # Torch counts a bfloat16 tensor's numbers one by one, and a mask's many at a time.
+    # Not `count_nonzero`: torch counts a bfloat16 tensor's numbers one by one, and adds up a mask
+    # many at a time.
     return matrix.numel() - int((matrix != 0).sum())
 
 
@@ -118,15 +120,15 @@ def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     """Return for each input the squared numbers of a matrix, summed over its outputs in float64,
     and those of what was changed.
     """
-    whole = torch.zeros(before.shape[1], dtype=torch.float64)
+    sizes = torch.zeros(before.shape[1], dtype=torch.float64)
     lost = torch.zeros(before.shape[1], dtype=torch.float64)
-    # What is made of few rows stays in a processor's cache.
+    # Few rows at a time, so that what is computed of them stays in the processor's cache.
     rows = _ROWS if before.device.type == "cpu" else len(before)
     for untouched, changed in zip(before.split(rows), after.split(rows), strict=True):
         untouched = untouched.to(dtype)
-        whole += untouched.square().sum(0).cpu()
+        sizes += untouched.square().sum(0).cpu()
         lost += (untouched - changed).square_().sum(0).cpu()
-    return whole, lost
+    return sizes, lost
 
 
 @lru_cache(maxsize=4096)

@@ -15,8 +15,8 @@ class Condense(Edit):
     """Layers of experts become plain feed-forward networks, by block: all in one edit, since a
     configuration has one width for all of them.
 
-    `tuned` are numbers that their parameters, by name, get in the place of those of the experts
-    that were kept. `notes` say how these were chosen.
+    `tuned` are numbers that parameters of these networks get, by name, in the place of those that
+    the kept experts had. `notes` say how the experts were chosen.
     """
 
     kind: ClassVar[str] = "condense"
@@ -37,12 +37,13 @@ class Condense(Edit):
         """Return which experts stay, and what goes: `removed` weights of matrices, and `bytes`
         of all that is saved.
         """
+        # What goes is measured on the model: it is condensed, and undone at once.
         undo = self.undo(view)
-        matrices = _matrices(view)
-        size = _bytes(view.model)
+        weights = _weight_count(view)
+        size = _saved_bytes(view.model)
         condense(view, self.layers)
-        removed = matrices - _matrices(view)
-        smaller = size - _bytes(view.model)
+        removed = weights - _weight_count(view)
+        freed = size - _saved_bytes(view.model)
         undo()
         layers = expert_layers(view)
         return {
@@ -50,7 +51,7 @@ class Condense(Edit):
             "layers": {str(block): entry for block, entry in self._entries()},
             "of": layers[0].count if layers else 0,
             "removed": removed,
-            "bytes": smaller,
+            "bytes": freed,
             "tuned": len(self.tuned),
             "notes": dict(self.notes),
         }
@@ -87,11 +88,12 @@ class Condense(Edit):
             yield block, entry
 
 
-def _matrices(view: ModelView) -> int:
+def _weight_count(view: ModelView) -> int:
+    """Return how many numbers the matrices of a model have."""
     return sum(weight.shape[0] * weight.shape[1] for weight in view.weights)
 
 
-def _bytes(model: nn.Module) -> int:
-    """Return the bytes that are saved; of tensors that share them, once."""
+def _saved_bytes(model: nn.Module) -> int:
+    """Return how many bytes a saved model has; tensors that are one count once."""
     tensors = {(tensor.data_ptr(), tensor.shape): tensor for tensor in model.state_dict().values()}
     return sum(tensor.nbytes for tensor in tensors.values())

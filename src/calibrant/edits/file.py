@@ -1,5 +1,5 @@
-"""Edits as one safetensors file. Where many numbers of a tensor are zero, it holds which aren't,
-and those: nothing is lost of them.
+"""Edits as one safetensors file. Of a tensor with many zeros it holds the other numbers alone, and
+which they are; so nothing is lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
 
 def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever
-    is less, and say how.
+    is less; return in which form it is there.
     """
     flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
-    # A bit for each number says whether it is zero: worth it where the zeros would take more than
-    # those n bits.
+    # A bit for each number says whether it is zero: that is worth it where the zeros would take
+    # more than all these bits.
     nonzero = flat != 0
     zeros = len(flat) - int(nonzero.count_nonzero())
     if zeros * tensor.element_size() * 8 <= len(flat):
@@ -75,6 +75,7 @@ def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dic
 
 
 def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the tensor that `_without_zeros` described so."""
     if "shape" not in form:
         return tensors[form["name"]]
     bits = tensors[f"{form['name']}.bits"]
@@ -84,6 +85,9 @@ def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tenso
     if size > 8 * len(bits):
         raise ValueError("its tensors are larger than what is there of them")
     nonzero = torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
+    # Torch would spread a single value over all places.
+    if int(nonzero.count_nonzero()) != len(values):
+        raise ValueError("its tensors have another number of values than places for them")
     whole = torch.zeros(size, dtype=values.dtype)
     whole[nonzero] = values
     return whole.reshape(shape)

@@ -1,5 +1,5 @@
-"""An edit that leaves the function of a block as it is: what one parameter is multiplied with,
-others are divided by.
+"""An edit that leaves what a block computes as it is: some of its parameters are multiplied by
+factors, others divided by them.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,9 @@ from calibrant.models import ModelView, overwrite
 @final
 @dataclass(frozen=True)
 class Scaling:
-    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`;
-    of a norm that adds `offset`, with it added.
+    """The slices of a parameter along `axis`, counted from the end, are multiplied by `factors`.
+
+    A norm may multiply by its weight plus an `offset`, such as 1: then the sum is multiplied.
     """
 
     name: str
@@ -28,10 +29,10 @@ class Scaling:
 
     def scaled(self, parameter: Tensor) -> Tensor:
         """Return what becomes of the parameter, in float32 or wider."""
-        kind = wide(parameter.dtype)
-        behind = [1] * (-1 - self.axis)
-        factors = self.factors.to(parameter.device, kind).reshape([-1, *behind])
-        return (parameter.detach().to(kind) + self.offset) * factors - self.offset
+        dtype = wide(parameter.dtype)
+        trailing = [1] * (-1 - self.axis)
+        factors = self.factors.to(parameter.device, dtype).reshape([-1, *trailing])
+        return (parameter.detach().to(dtype) + self.offset) * factors - self.offset
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Fold(Edit):
             parameter = view.model.get_parameter(scaling.name)
             before[parameter] = parameter.detach().clone()
 
-        def undo() -> None:
+        def put_back() -> None:
             for parameter, numbers in before.items():
                 overwrite(parameter, numbers)
 
-        return undo
+        return put_back
 
     def report(self, view: ModelView) -> dict[str, Any]:
         return {

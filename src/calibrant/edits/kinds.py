@@ -1,10 +1,11 @@
 """What can be done to a model, one change at a time: each can be applied, undone, described and
 kept.
 
-A method yields edits; the loop in `compress` applies one before it asks for the next. An edit holds
-no state of its own: what undoes it is asked for before it is applied. `stored` and `read` carry it
-over a kill, and to a later measurement of the same run. A method that changes a model in a way of
-its own defines a subclass beside itself; its `kind` must be a word that no other edit has.
+A method yields edits; the loop in `compress` applies one before it asks for the next. An edit
+doesn't remember what it changed: what undoes it is asked for before it is applied. By `stored` and
+`read` it outlives a killed job, and is there for a later measurement of the same run. A method that
+changes a model in a way of its own defines a subclass beside itself; its `kind` must be a word that
+no other edit has.
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +22,8 @@ from calibrant.models import ModelView, Weight, drop_experts, expert_layers, ove
 from calibrant.packed import Compressed, Packed, from_stored, to_stored
 
 NORMS: Final = "input norms"
-"""The tensor of a kept edit that has the sizes of a matrix's inputs; a packed form's own have
-names of one word.
+"""The tensor of a kept edit that has the norms of a matrix's inputs. Two words, since tensors of
+packed forms have names of one.
 """
 
 _KINDS: Final = dict[str, type["Edit"]]()
@@ -61,27 +62,27 @@ class Edit(ABC):
 
     @abstractmethod
     def undo(self, view: ModelView) -> Callable[[], None]:
-        """Give what will undo this edit. Asked for before it is applied; of several edits the
-        last is undone first.
+        """Return what will undo this edit. It is called before `apply`; of several edits the last
+        is undone first.
         """
 
     @abstractmethod
     def report(self, view: ModelView) -> dict[str, Any]:
-        """Say in plain JSON data what the record should know. Asked for before it is applied, while
-        the model is what it changes.
+        """Return what the record should know, as plain JSON data. It is called before `apply`,
+        since it compares with the model as it is.
 
-        Weights that go count as `removed`.
+        Weights that go with blocks or experts count as `removed`.
         """
 
     def applied(self) -> "Edit":
-        """Give the same edit, once it is applied, without what only judging it took: a block's
-        edits wait for each other before they are kept.
+        """Return the same edit, once it is applied, without what was there only to judge it: that
+        saves memory while a block's edits wait for each other before they are kept.
         """
         return self
 
     @abstractmethod
     def stored(self) -> StoredEdit:
-        """Give all that `read` needs to make an equal edit of it."""
+        """Return all that `read` needs to make an equal edit of it."""
 
     @classmethod
     @abstractmethod
@@ -91,9 +92,9 @@ class Edit(ABC):
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record.
+    """A matrix becomes another of its shape; `seen` is what the record judges it by.
 
-    Of that, the sizes of its inputs are kept: an importance matrix is made of them.
+    Of `seen` the norms of its inputs are kept: an importance matrix is made of them.
     """
 
     kind: ClassVar[str] = "replace"
@@ -137,23 +138,23 @@ class Replace(Edit):
         return line
 
     def applied(self) -> "Replace":
-        # With the model's numbers by now, not a copy.
+        # The model's own numbers by now, not a copy of them.
         compressed = replace(self.compressed, weight=self.weight.get())
-        return Replace(self.weight, compressed, _sizes(self.seen))
+        return Replace(self.weight, compressed, _kept_norms(self.seen))
 
     def stored(self) -> StoredEdit:
         facts: dict[str, Any] = {"name": self.weight.name, "notes": dict(self.compressed.notes)}
         tensors = {"weight": self.compressed.weight}
-        form = None
+        packed_facts = None
         if self.compressed.packed is not None:
-            form, tensors = to_stored(self.compressed.packed)
-        seen = _sizes(self.seen)
+            packed_facts, tensors = to_stored(self.compressed.packed)
+        seen = _kept_norms(self.seen)
         if FeatureNorms in seen:
             norms = seen[FeatureNorms]
             facts["norms"] = {"tokens": norms.tokens, "mass": norms.mass}
             tensors = {**tensors, NORMS: norms.squares}
-        if form is not None:
-            facts["packed"] = form
+        if packed_facts is not None:
+            facts["packed"] = packed_facts
         return StoredEdit(self.kind, facts, tensors)
 
     @classmethod
@@ -175,9 +176,9 @@ class Replace(Edit):
         return cls(weight, Compressed(numbers, facts["notes"], packed), seen)
 
 
-def _sizes(seen: Seen) -> Seen:
-    """Return what is kept of what a matrix saw: how large its inputs were. A copy, since several
-    matrices may share one statistic, and a Gram is large.
+def _kept_norms(seen: Seen) -> Seen:
+    """Return what is kept of what a matrix saw: the norms of its inputs. They are copied, since
+    norms of a Gram are a view of it, which would keep all of it in memory.
     """
     for statistic in seen.values():
         if isinstance(statistic, InputStatistic):
@@ -186,7 +187,8 @@ def _sizes(seen: Seen) -> Seen:
     return Seen({})
 
 
-def _size(weights: Iterable[Weight]) -> int:
+def _weight_count(weights: Iterable[Weight]) -> int:
+    """Return how many numbers these matrices have."""
     return sum(weight.shape[0] * weight.shape[1] for weight in weights)
 
 
@@ -206,7 +208,7 @@ class DropBlocks(Edit):
         return view.remembered()
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        removed = sum(_size(view.blocks[index].weights) for index in self.indices)
+        removed = sum(_weight_count(view.blocks[index].weights) for index in self.indices)
         return {
             "edit": self.kind,
             "blocks": list(self.indices),
@@ -225,8 +227,8 @@ class DropBlocks(Edit):
 
 @dataclass(frozen=True)
 class DropExperts(Edit):
-    """Experts go, by block those of its layer of experts; equally many of each, since a
-    configuration has one number. `notes` as for blocks.
+    """Experts go, of each block those that `experts` names; equally many of each layer, since a
+    configuration has one number. `notes` say how they were chosen.
     """
 
     kind: ClassVar[str] = "drop_experts"
@@ -244,7 +246,7 @@ class DropExperts(Edit):
         layers = {layer.block: layer for layer in expert_layers(view)}
         removed = 0
         for block, experts in self.experts.items():
-            removed += sum(_size(layers[block].experts[expert]) for expert in experts)
+            removed += sum(_weight_count(layers[block].experts[expert]) for expert in experts)
         counts = [layer.count for layer in layers.values()]
         return {
             "edit": self.kind,
@@ -317,8 +319,8 @@ class ReplaceParameters(Edit):
 
 
 def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
-    """Return the edit that was kept. `DataError` for one of a kind that nothing here defines, or
-    of another model.
+    """Return the edit that was kept. `DataError` for one of a kind that this process doesn't know,
+    or of another model.
     """
     if stored.kind not in _KINDS:
         raise DataError(
@@ -365,8 +367,8 @@ def as_tensors(edits: Sequence[StoredEdit]) -> tuple[dict[str, Tensor], list[dic
 
 
 def memory_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Return where the numbers of a tensor are, and how they lie there: the same for two that
-    are one.
+    """Return where the numbers of a tensor are, and how they lie there: the same for two tensors
+    that share their numbers.
     """
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
@@ -374,9 +376,7 @@ def memory_of(tensor: Tensor) -> tuple[Any, ...]:
 def from_tensors(
     tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]
 ) -> list[StoredEdit]:
-    """Return the edits again. `KeyError` or `TypeError` where something isn't what `as_tensors`
-    gave.
-    """
+    """Return the edits again. `KeyError` or `TypeError` for what `as_tensors` didn't give."""
     edits: list[StoredEdit] = []
     for number, entry in enumerate(entries):
         same = entry.get("same", {})

@@ -1,8 +1,8 @@
 """Compression methods, one file each; the list of names is the list of files.
 
 What compresses one matrix at a time inherits `MatrixMethod`, and knows tensors alone. What makes
-edits of other kinds inherits `ModelMethod`, or `BlockMethod` or `ExpertMethod`; these bring models
-and the walk, and so are imported when they are first used.
+edits of other kinds inherits `ModelMethod`, or `BlockMethod` or `ExpertMethod`. These import models
+and the walk, and so are imported only when they are first used.
 """
 
 from importlib import import_module

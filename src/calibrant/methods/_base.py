@@ -1,7 +1,7 @@
 """What a method says of itself, and the kind that most are: `MatrixMethod`, which compresses one
 matrix at a time and knows tensors alone.
 
-How matrices come to a method is written in `compress/matrices.py`.
+`compress/matrices.py` walks through a model and calls it.
 """
 
 import math
@@ -23,7 +23,7 @@ from calibrant.targets import Grid, Removal, Target, accepted
 S = TypeVar("S", bound=Statistic)
 
 Propagation = Literal["arrival", "reference", "dense"]
-"""What a matrix is calibrated on. `calibrant.walk`, which methods don't import, has the same."""
+"""What a matrix is calibrated on: as in `calibrant.walk`, which matrix methods don't import."""
 
 MOST_DAMP: Final = 1_000_000
 """The largest damping or pull. Above it nothing changes."""
@@ -38,16 +38,17 @@ class Method(Spec, ABC):
     work.
 
     `accepts` says which kinds of target it takes; it is given no other. `observes` says which
-    statistics the walk must gather. A method that looks at nothing leaves it empty and costs no
-    forward. Where that depends on parameters, it is a property. `tries` says that the method
+    statistics the walk must gather; where that depends on parameters, it is a property. A method
+    that looks at nothing leaves it empty and costs no forward. `tries` says that the method
     measures the model on the calibration tokens, so it needs them whatever it observes.
 
     `updates` says that the weights that stay change too. Weights fitted to inputs that no longer
     come do harm. So a study calibrates such methods on the inputs that arrive (`arrival`), and
-    lets all others share one pass over the dense model (`dense`). `prunes` is false for a method
-    that leaves everything as it is; all else removes the share that a `Removal` names.
-    `propagate` is the propagation that `prune` uses unless it gets another, `propagations` are
-    those that the method can be used with.
+    lets all others share one pass over the dense model (`dense`).
+
+    `prunes` is false for a method that leaves everything as it is; all others remove the share that
+    a `Removal` names. `propagate` is the propagation that `prune` uses unless it gets another,
+    `propagations` are those that the method can be used with.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Removal,)
@@ -59,13 +60,15 @@ class Method(Spec, ABC):
     propagations: ClassVar[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 
     def check(self, target: Target) -> None:
-        """Raise `TargetError`, with what is accepted, for a target that isn't."""
+        """Raise `TargetError` for a target that isn't accepted; it says which ones are."""
         if not isinstance(target, self.accepts):
             asked = f"{self} can't be asked for {target}"
             raise TargetError(f"{asked}: it accepts {accepted(self.accepts)}", subject=str(target))
 
     def aim(self, target: Target) -> Target:
-        """Return what `target` is to this method. Raises `TargetError` as `check` does."""
+        """Return `target` as this method understands it: 0.25 may be a share of blocks. Raises
+        `TargetError` as `check` does.
+        """
         self.check(target)
         return target
 
@@ -79,8 +82,8 @@ class Method(Spec, ABC):
         return self.looks
 
     def tried(self, blocks: int, target: Target) -> int:
-        """Return how many tokens it runs at most through a model of so many blocks, to try
-        something: for plans.
+        """Return how many tokens at most it runs through a model of so many blocks to try edits. A
+        plan counts them.
         """
         return 0
 
@@ -103,9 +106,9 @@ class TokenUse:
     """How a method wants the calibration tokens shown to a matrix.
 
     With `sources_apart` each source of a mixture goes through the model by itself, and what the
-    matrix saw has `Sources` besides. Each sequence is shown in so many `turns`, every time begun
-    at another place. With `by_attention` tokens count as `token_weights` says. `one_process` is
-    for what can't be summed over several processes.
+    matrix saw has `Sources` besides. Each window is shown `turns` times, begun at another place
+    every time. With `by_attention` tokens count as `token_weights` says. `one_process` is for
+    statistics that can't be summed over several processes.
     """
 
     sources_apart: bool = False
@@ -119,16 +122,18 @@ class Sources(Statistic):
     the mixture.
     """
 
-    def __init__(self, each: Sequence[Gram]) -> None:
-        self.each = tuple(each)
-        self.tokens = sum(gram.tokens for gram in each)
-        self.mass = sum(gram.mass for gram in each)
+    def __init__(self, grams: Sequence[Gram]) -> None:
+        self.grams = tuple(grams)
+        self.tokens = sum(gram.tokens for gram in grams)
+        self.mass = sum(gram.mass for gram in grams)
 
     def __add__(self, other: "Sources") -> "Sources":
-        return Sources([mine + theirs for mine, theirs in zip(self.each, other.each, strict=True)])
+        return Sources(
+            [mine + theirs for mine, theirs in zip(self.grams, other.grams, strict=True)]
+        )
 
     def __mul__(self, factor: float) -> "Sources":
-        return Sources([gram * factor for gram in self.each])
+        return Sources([gram * factor for gram in self.grams])
 
 
 class MatrixMethod(Method, ABC):
@@ -147,7 +152,7 @@ class MatrixMethod(Method, ABC):
 
     @property
     def token_use(self) -> TokenUse:
-        """How it wants the tokens shown: by default as they are, all together."""
+        """How it wants the calibration tokens shown: by default as they are, all together."""
         return TokenUse()
 
     def token_weights(
@@ -155,7 +160,8 @@ class MatrixMethod(Method, ABC):
     ) -> Float[Tensor, "sample position"]:
         """Return how much each token counts, from the `attention` that it gets in the block.
 
-        `real` says which tokens aren't padding. Asked for where `token_use` says `by_attention`.
+        `real` says which tokens aren't padding. It is called only if `token_use` says
+        `by_attention`.
         """
         raise NotImplementedError
 
@@ -174,8 +180,8 @@ class MatrixMethod(Method, ABC):
 
 
 class StandIn(NamedTuple):
-    """A matrix method, and its target, that predicts another method; `differs` says in words
-    what it leaves out, empty for nothing.
+    """A matrix method, with its target, that predicts another method's errors. `differs` says in
+    words what it leaves out; empty where it leaves out nothing.
     """
 
     method: MatrixMethod
@@ -184,15 +190,15 @@ class StandIn(NamedTuple):
 
 
 def standing_in(method: Method, target: Target, differs: str) -> StandIn | None:
-    """Return what predicts `method`, for one that builds on it; `differs` says what that one does
-    besides. None where nothing does.
+    """Return the stand-in of `method`, for another that builds on it; `differs` says what that
+    other does besides. None where `method` has none.
     """
-    found = method.stand_in(target)
-    if found is None:
+    inner = method.stand_in(target)
+    if inner is None:
         return None
-    if found.differs:
-        differs = f"{differs}; {found.differs}"
-    return StandIn(found.method, found.target, differs)
+    if inner.differs:
+        differs = f"{differs}; {inner.differs}"
+    return StandIn(inner.method, inner.target, differs)
 
 
 def check_least(method: Method, **least: int) -> None:
@@ -252,8 +258,8 @@ def finite(numbers: Shaped[Tensor, "..."], name: str) -> Shaped[Tensor, "..."]:
     numbers = numbers.detach()
     # The extremes show NaN and infinity, and are computed ten times as fast as a count.
     if numbers.numel() and not all(bool(extreme.isfinite()) for extreme in numbers.aminmax()):
-        bad = numbers.numel() - int(numbers.isfinite().count_nonzero())
-        problem = f"{name} holds NaN or infinity ({bad} of {numbers.numel()} numbers)"
+        not_finite = numbers.numel() - int(numbers.isfinite().count_nonzero())
+        problem = f"{name} holds NaN or infinity ({not_finite} of {numbers.numel()} numbers)"
         raise NumericsError(f"{problem}; look at the model's file and at its dtype", subject=name)
     return numbers
 

@@ -1,10 +1,10 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-What a column's removal costs the others is told by the factor of the inverse Hessian, H⁻¹ = UᵀU
-with U upper, by one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
+The factor of the inverse Hessian, H⁻¹ = UᵀU with U upper, says what a column's removal costs the
+others. It takes one Cholesky and one triangular inverse. Rows don't depend on each other, so on the
 CPU a block of columns is one call of a compiled kernel, many rows shared among as many threads as
 torch has; then one matrix product corrects everything right of the block. Other devices take the
-same steps column by column in torch (run on the CPU in the tests; no other device was at hand).
+same steps column by column in torch (tests run those on the CPU; no other device was at hand).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from calibrant.methods._base import finite
 from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 LADDER: Final = (1, 10, 100, 1000)
-"""What the damping that was asked for is multiplied by, in float64, until the Hessian is positive
-definite.
+"""What the damping that was asked for is multiplied by, one after the other and in float64, until
+the Hessian is positive definite.
 """
 
 HALVED_ABOVE: Final = 128
@@ -60,19 +60,19 @@ def factorise(gram: Gram, damp: float) -> Factor:
     """
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    # Over the inputs that were ever used: dead ones would only make the mean, and λ, smaller.
-    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
-    ladder = [(torch.float64, times) for times in LADDER]
+    mean = mean_square(gram)
+    ladder = [(torch.float64, multiple) for multiple in LADDER]
     if gram.matrix.dtype != torch.float64:
         # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is
         # precision, which changes only rounding, and only then more damping.
         ladder.insert(0, (gram.matrix.dtype, 1))
-    for dtype, times in ladder:
-        upper = _inverse_factor(gram, dead, mean * damp * times, dtype)
+    for dtype, multiple in ladder:
+        upper = _inverse_factor(gram, dead, mean * damp * multiple, dtype)
         if upper is not None:
+            # Of an input that was always zero any weight may go for nothing.
             saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
             notes = {
-                "damp": damp * times,
+                "damp": damp * multiple,
                 "precision": str(dtype).removeprefix("torch."),
                 "dead_inputs": int(dead.count_nonzero()),
             }
@@ -87,11 +87,22 @@ def factorise(gram: Gram, damp: float) -> Factor:
     )
 
 
+def mean_square(gram: Gram) -> float:
+    """Return the mean of x² over tokens, and over the inputs that were ever used: what a damping is
+    relative to.
+    """
+    diagonal = gram.norms()
+    # Inputs that were always zero would only make the mean, and the damping, smaller.
+    used = max(1, int(diagonal.count_nonzero()))
+    return float(diagonal.double().sum()) / gram.mass / used
+
+
 def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
-    """U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
+    """Return U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ =
     LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹.
     """
     device = gram.matrix.device
+    # Apple's GPUs have no float64.
     if device.type == "mps" and dtype == torch.float64:
         device = torch.device("cpu")
     # One copy after the other: of the widest matrices of a large model each takes hundreds of
@@ -105,11 +116,12 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
         return None
     flipped = lower.flip(0, 1)
     del lower
-    upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
+    # Row by row, as kernels and those who share it want it.
+    upper = flipped.contiguous()
     del flipped
     invert_upper(upper)
-    sound = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
-    return upper if sound else None
+    is_finite = all(bool(extreme.isfinite()) for extreme in upper.aminmax())
+    return upper if is_finite else None
 
 
 def invert_upper(upper: Float[Tensor, "in in"]) -> None:
@@ -126,6 +138,7 @@ def invert_upper(upper: Float[Tensor, "in in"]) -> None:
     right = slice(width // 2, width)
     invert_upper(upper[left, left])
     invert_upper(upper[right, right])
+    # Both halves are inverted by now.
     corner = upper[left, left] @ upper[left, right] @ upper[right, right]
     upper[left, right] = corner.neg_()
 
@@ -160,30 +173,34 @@ def eliminate(
     block: int,
     step: Step | None = None,
 ) -> Float[Tensor, "out in"]:
-    """Return a copy of `weight`, pruned to `target` and corrected. Removed weights are exactly
-    zero. `step` overrides the device's own.
+    """Return a copy of `weight`, pruned to `target` and corrected, `block` columns at a time.
+
+    Removed weights are exactly zero. `step` overrides the device's own.
     """
     if step is None:
         step = eliminate_rows if weight.device.type == "cpu" else eliminate_columns
-    work = weight.detach().clone(memory_format=torch.contiguous_format)
+    corrected = weight.detach().clone(memory_format=torch.contiguous_format)
     # The factor has the Gram's type; the elimination is in the type of the weights.
-    upper = factor.upper.to(work.dtype)
-    saliency = factor.saliency.to(work.dtype)
-    for span in spans(work.shape[1], target, block):
+    upper = factor.upper.to(corrected.dtype)
+    saliency = factor.saliency.to(corrected.dtype)
+    for span in spans(corrected.shape[1], target, block):
         columns = slice(span.start, span.stop)
-        removed = torch.zeros_like(work[:, columns], dtype=torch.bool)
-        if not span.group:  # those of a group are chosen when its turn comes
-            removed = choose(work[:, columns].abs() * saliency[columns], target, span)
+        removed = torch.zeros_like(corrected[:, columns], dtype=torch.bool)
+        # Weights of a group are chosen by the step, when the group's turn comes.
+        if not span.group:
+            removed = choose(corrected[:, columns].abs() * saliency[columns], target, span)
         # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one
         # product with all the span's errors.
-        errors = step(work, upper, saliency, removed.contiguous(), span)
-        if span.stop < work.shape[1]:
-            work[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
-    return work
+        errors = step(corrected, upper, saliency, removed.contiguous(), span)
+        if span.stop < corrected.shape[1]:
+            corrected[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
+    return corrected
 
 
 def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
-    """Return blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
+    """Return blocks of `block` columns, the last one narrower where they don't add up; for N:M as
+    wide as whole groups allow, and at least one group.
+    """
     width = block
     group = 0
     drop = 0
@@ -223,13 +240,13 @@ def by_rows(
     kernel: Callable[..., None],
     rows: int,
     arguments: Sequence[Any],
-    least: int = ROWS_PER_THREAD,
+    least_rows: int = ROWS_PER_THREAD,
 ) -> None:
-    """Call `kernel(*arguments, first, last)` for shares of the rows, `least` or more, on as many
-    threads as torch has; a kernel lets go of Python's lock.
+    """Call `kernel(*arguments, first, last)` for shares of the rows, `least_rows` or more each, on
+    as many threads as torch has. A kernel lets go of Python's lock, so they run side by side.
     """
     threads = torch.get_num_threads()
-    share = max(-(-rows // threads), least)
+    share = max(-(-rows // threads), least_rows)
     others: list[Future[None]] = []
     for first in range(share, rows, share):
         last = min(first + share, rows)
@@ -243,8 +260,8 @@ def by_rows(
 def eliminate_columns(
     weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span
 ) -> Tensor:
-    """Eliminate on any device: a `Step`, left-looking, each column takes the corrections of all
-    before it at once.
+    """Eliminate on any device: a `Step`. A column takes the corrections of all before it when its
+    turn comes.
     """
     columns = slice(span.start, span.stop)
     block = weight[:, columns]
@@ -257,7 +274,7 @@ def eliminate_columns(
             current = original[:, members] - errors[:, :i] @ upper[:i, members]
             scores = current.abs() * saliency[columns][members]
             removed[:, members] = ~keep_highest(scores, span.drop)
-        # All corrections at once, which on a device is one product instead of many small steps.
+        # All at once, which on a device is one product instead of many small steps.
         column = original[:, i] - errors[:, :i] @ upper[:i, i]
         errors[:, i] = (column / upper[i, i]).where(removed[:, i], 0)
         block[:, i] = column.masked_fill(removed[:, i], 0)
@@ -266,7 +283,9 @@ def eliminate_columns(
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    """Kept from call to call: a matrix has a dozen blocks, and a model hundreds of matrices."""
+    """Return threads that are kept from call to call: a matrix has a dozen blocks, and a model
+    hundreds of matrices.
+    """
     return ThreadPoolExecutor(count, thread_name_prefix="elimination")
 
 

@@ -13,15 +13,14 @@ import numpy as np
 from calibrant.system.compiling import compiled
 
 TILE: Final = 64
+"""Rows that are eliminated together."""
 
 
 @compiled
 def correct(
     column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int
 ) -> None:
-    """Take from column `j` of the block what the elimination of columns `done` to `until` costs
-    it.
-    """
+    """Correct column `j` of the block for the `errors` of its columns `done` to `until`."""
     # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep
     # the order of one after the other, to the last bit.
     p = done
@@ -46,34 +45,36 @@ def correct(
 
 
 @compiled
-def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, drop: int) -> None:
-    """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of
-    equal scores the first.
+def choose(
+    tile: Any, removed: Any, saliency: Any, start: int, i: int, group: int, drop: int
+) -> None:
+    """Of the `group` columns from `i`, mark as `removed` the `drop` with the lowest scores in each
+    row; of equal scores the first.
     """
     # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its
     # group stand before it.
     before = np.zeros(TILE, np.int32)
-    for a in range(i, i + group):
+    for member in range(i, i + group):
         before[:] = 0
-        for b in range(i, i + group):
-            mine = saliency[start + a]
-            other = saliency[start + b]
+        for rival in range(i, i + group):
+            saliency_of_member = saliency[start + member]
+            saliency_of_rival = saliency[start + rival]
             for r in range(TILE):
-                x = abs(tile[a, r]) * mine
-                y = abs(tile[b, r]) * other
-                before[r] += (y < x) | ((y == x) & (b < a))
+                score = abs(tile[member, r]) * saliency_of_member
+                rival_score = abs(tile[rival, r]) * saliency_of_rival
+                before[r] += (rival_score < score) | ((rival_score == score) & (rival < member))
         for r in range(TILE):
-            out[a, r] = before[r] < drop
+            removed[member, r] = before[r] < drop
 
 
 @compiled
-def _remove(column: Any, errors: Any, out: Any, pivot: Any) -> None:
-    """Set to zero what is `out` of a column; `errors` gets what that costs the columns behind
-    it.
+def _remove(column: Any, errors: Any, removed: Any, pivot: Any) -> None:
+    """Set to zero what is `removed` of a column; `errors` gets what the columns behind it are
+    corrected for.
     """
     for r in range(TILE):
-        errors[r] = column[r] / pivot if out[r] else 0
-        column[r] = 0 if out[r] else column[r]
+        errors[r] = column[r] / pivot if removed[r] else 0
+        column[r] = 0 if removed[r] else column[r]
 
 
 @compiled
@@ -93,31 +94,32 @@ def eliminate(
     """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are
     C-contiguous. See `_elimination.Step`.
     """
-    n = stop - start
+    columns = stop - start
     width = max(group, 1)
-    tile = np.zeros((n, TILE), weight.dtype)
-    lost = np.zeros((n, TILE), weight.dtype)
-    out = np.zeros((n, TILE), np.bool_)
-    for top in range(first, last, TILE):
-        # Of the last tile the rest is computed too, from numbers of before, and thrown away.
-        rows = min(TILE, last - top)
-        for i in range(n):
+    tile = np.zeros((columns, TILE), weight.dtype)
+    tile_errors = np.zeros((columns, TILE), weight.dtype)
+    tile_removed = np.zeros((columns, TILE), np.bool_)
+    for tile_start in range(first, last, TILE):
+        # The last tile may have fewer rows. The rest of it still holds numbers of the tile before:
+        # they are eliminated once more, and not written back.
+        rows = min(TILE, last - tile_start)
+        for i in range(columns):
             for r in range(rows):
-                tile[i, r] = weight[top + r, start + i]
-                out[i, r] = removed[top + r, i]
+                tile[i, r] = weight[tile_start + r, start + i]
+                tile_removed[i, r] = removed[tile_start + r, i]
         # Left-looking: a column takes the corrections of all before it when its turn comes, so each
         # is written once. Of N:M the whole group is brought up to date first, because its columns
         # are compared with each other.
-        for i in range(0, n, width):
+        for i in range(0, columns, width):
             for j in range(i, i + width):
-                correct(tile[j], lost, upper, start, j, 0, i)
+                correct(tile[j], tile_errors, upper, start, j, 0, i)
             if group > 0:
-                choose(tile, out, saliency, start, i, group, drop)
+                choose(tile, tile_removed, saliency, start, i, group, drop)
             for j in range(i, i + width):
-                correct(tile[j], lost, upper, start, j, i, j)
-                _remove(tile[j], lost[j], out[j], upper[start + j, start + j])
+                correct(tile[j], tile_errors, upper, start, j, i, j)
+                _remove(tile[j], tile_errors[j], tile_removed[j], upper[start + j, start + j])
         for r in range(rows):
-            for i in range(n):
-                weight[top + r, start + i] = tile[i, r]
-                errors[top + r, i] = lost[i, r]
-                removed[top + r, i] = out[i, r]
+            for i in range(columns):
+                weight[tile_start + r, start + i] = tile[i, r]
+                errors[tile_start + r, i] = tile_errors[i, r]
+                removed[tile_start + r, i] = tile_removed[i, r]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from calibrant.edits import DropBlocks, DropExperts, Edit
 from calibrant.errors import CalibrantError, SpecError, TargetError
@@ -14,6 +14,9 @@ from calibrant.job import Job
 from calibrant.methods._base import Method, Propagation
 from calibrant.models import ModelView, expert_layers
 from calibrant.targets import Parts, Share, Sparsity, Target
+
+PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
+"""Torch's functions that multiply with a matrix, by the names that a function mode sees."""
 
 
 class ModelMethod(Method, ABC):
@@ -54,8 +57,9 @@ def check_one_process(method: Method, job: Job) -> None:
 
 @contextmanager
 def failing_at(method: Method, place: str, subject: str = "") -> Iterator[None]:
-    """While it lasts, errors say which method failed at which matrix, or the `subject` at a
-    `place` of several.
+    """Make errors inside say which method failed at which `place`, such as a matrix.
+
+    Their subject becomes `subject`, or the place itself where none is given.
     """
     try:
         yield
@@ -65,7 +69,7 @@ def failing_at(method: Method, place: str, subject: str = "") -> Iterator[None]:
 
 
 class PartMethod(ModelMethod, ABC):
-    """Removes whole `parts` of a model: of a target such as 0.25 so large a share of them goes.
+    """Removes whole `parts` of a model, blocks or experts: for the target 0.25 a quarter of them.
     It looks at the model as it is.
     """
 
@@ -82,8 +86,8 @@ class PartMethod(ModelMethod, ABC):
 
     @abstractmethod
     def left_to_drop(self, job: Job) -> int:
-        """Return how many parts are still to go: the target's count, less what was dropped
-        before an interruption.
+        """Return how many parts are still to go, of each layer where they are experts: the target's
+        count, less what was dropped before an interruption.
         """
 
 
@@ -94,7 +98,9 @@ class BlockMethod(PartMethod, ABC):
 
     def left_to_drop(self, job: Job) -> int:
         dropped = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
-        return share_of(len(job.view.blocks) + dropped, job.target, self.parts) - dropped
+        # The share is one of the model as it came.
+        count = len(job.view.blocks) + dropped
+        return share_of(count, job.target, self.parts) - dropped
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -107,7 +113,7 @@ class ExpertMethod(PartMethod, ABC):
     parts: ClassVar[Parts] = "experts"
 
     def dropped(self, job: Job) -> int:
-        """Return how many experts of a layer went before an interruption."""
+        """Return how many experts of a layer went before an interruption: equally many of each."""
         count = 0
         for edit in job.done:
             if isinstance(edit, DropExperts):
@@ -169,4 +175,5 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
 
 def least_share(count: int) -> str:
     """Return the least share of `count` parts that is one of them, to three digits."""
+    # Rounded up, so that it is accepted when it is asked for.
     return f"{math.ceil(1000 / count) / 1000:g}"

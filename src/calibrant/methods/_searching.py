@@ -1,12 +1,13 @@
 """Searching for the best of many choices that all cost the same.
 
-A choice is a level for each of several units, whose sum is fixed. To drop k of n blocks is to give
-each the level 0 or 1, so that the sum is k. To prune blocks by different shares is to give each a
-place in a list of evenly spaced shares, so that the sum is that of the share that was asked for.
+A choice is a level for each of several units, and the sum of the levels is fixed. To drop k of n
+blocks is to give each the level 0 or 1, so that the sum is k. To prune blocks by different shares
+is to give each a place in a list of evenly spaced shares; the sum is that of the share that was
+asked for.
 
 `Space` says what may be chosen, and `Trials` keeps what was tried and how it did. There are three
-ways to search: a population that evolves, one choice that climbs step by step, and elimination.
-Each draws with the generator that it is given, and so does the same again when it is asked again.
+ways to search: a population that evolves, one choice that climbs step by step, and elimination. All
+chance is drawn from the generator that a search is given, so it does the same when it is run again.
 No torch here.
 """
 
@@ -24,9 +25,7 @@ from calibrant.results.outcomes import Journal
 Choice = tuple[int, ...]
 
 TRIES: Final = 50
-"""How often a new choice is looked for, for each that is wanted, before a space counts as used
-up.
-"""
+"""Draws for each new choice that is wanted, before a space counts as used up."""
 
 
 @final
@@ -36,8 +35,8 @@ class Space:
     units add up to the group's sum.
 
     `groups` has the group of each unit, and `sums` what each group's levels add up to. Units
-    exchange levels within their group alone: where units of a group are equally large, whatever is
-    chosen costs the same. `SpecError` for a sum that a group can't have.
+    exchange levels within their group alone. So, if those of a group are equally large, all choices
+    remove equally much. `SpecError` for a sum that a group can't have.
 
     >>> space = Space(groups=(0, 0, 0, 0), sums=(2,))
     >>> space.fits((1, 0, 0, 1)), space.fits((1, 1, 0, 1))
@@ -80,8 +79,8 @@ class Space:
         return self.repaired([chance.randint(0, self.most) for _ in self.groups], chance)
 
     def repaired(self, levels: Sequence[int], chance: Random) -> Choice:
-        """Return `levels` with as many raised or lowered by one, each time a random one of those
-        that can be, as give each group its sum.
+        """Return `levels` changed one by one, each time a random one of those that can be, until
+        each group has its sum.
         """
         repaired = list(levels)
         for group in range(len(self.sums)):
@@ -109,13 +108,14 @@ class Space:
         return tuple(levels)
 
     def crossed(self, mother: Choice, father: Choice, chance: Random) -> Choice:
-        """Return a child of two choices: each unit has the level of one of them, whichever, and
+        """Return a child of two choices: each unit gets the level of one of them at random, and
         then the sums are repaired.
         """
         levels = [chance.choice(pair) for pair in zip(mother, father, strict=True)]
         return self.repaired(levels, chance)
 
     def _surplus(self, levels: Sequence[int], group: int) -> int:
+        """Return by how much the levels of a group exceed its sum."""
         total = 0
         for level, its_group in zip(levels, self.groups, strict=True):
             if its_group == group:
@@ -123,7 +123,7 @@ class Space:
         return total - self.sums[group]
 
     def _movable(self, levels: Sequence[int], group: int, step: int) -> list[int]:
-        """The units of a group whose level can be raised (1) or lowered (-1)."""
+        """Return the units of a group whose level can change by `step`, 1 or -1."""
         movable: list[int] = []
         for unit, level in enumerate(levels):
             if self.groups[unit] == group and 0 <= level + step <= self.most:
@@ -132,8 +132,8 @@ class Space:
 
 
 Measure = Callable[[Sequence[Choice], int], Sequence[float]]
-"""Called with choices and a number of tokens; gives what each choice loses on them, in the same
-order.
+"""Called with choices and a number of tokens; gives what each choice loses on them, in the order of
+the choices.
 """
 
 
@@ -142,11 +142,12 @@ class Trials:
     """The choices of `space` that were measured, each once on each number of tokens: the less one
     loses, the better.
 
-    `stages` are numbers of tokens, growing: the last one decides, those before it are what narrows
-    many choices down to a few. All that is measured goes into `journal`, and what is there isn't
-    measured again; since all else in a search follows from its seed, one that was killed takes the
-    same way to where it was, without measuring anything. `tell` is told of the best so far, and how
-    much of the search is done. Searches that share a journal have a `name` each.
+    `stages` are growing numbers of tokens: on those of the last one a choice is decided, on those
+    before it many choices are narrowed down to a few. All that is measured goes into `journal`, and
+    what is there isn't measured again. All else in a search follows from its seed, so one that was
+    killed takes the same way to where it was, without measuring anything. `tell` is called with the
+    best loss so far, and how much of the search is done, of how much. Searches that share a journal
+    have a `name` each.
 
     >>> def measure(choices, tokens):
     ...     return [3.0 * choice[0] + 2.0 * choice[1] + choice[2] for choice in choices]
@@ -185,7 +186,7 @@ class Trials:
 
     def aside(self, stages: Sequence[int]) -> "Trials":
         """Return trials of the same choices on these numbers of tokens, for a search within the
-        search: with a course of its own, and not told of.
+        search: with a course of its own, which `tell` doesn't hear of.
         """
         other = Trials(self.space, self._measure, stages, self._journal, name=self._name)
         other._asked = self._asked
@@ -198,15 +199,16 @@ class Trials:
         """
         tokens = self.stages[stage]
         names = {choice: f"{self._name}{tokens} {' '.join(map(str, choice))}" for choice in choices}
+        # Counted whether they are measured now or were before an interruption.
         self._asked.update(names.values())
-        new = [choice for choice, name in names.items() if name not in self._journal]
-        if new:
-            found = self._measure(new, tokens)
-            known: dict[str, float | None] = {}
-            for choice, loss in zip(new, found, strict=True):
+        unmeasured = [choice for choice, name in names.items() if name not in self._journal]
+        if unmeasured:
+            measured = self._measure(unmeasured, tokens)
+            entries: dict[str, float | None] = {}
+            for choice, loss in zip(unmeasured, measured, strict=True):
                 # A journal is JSON, which has no infinity.
-                known[names[choice]] = loss if math.isfinite(loss) else None
-            self._journal.add(known)
+                entries[names[choice]] = loss if math.isfinite(loss) else None
+            self._journal.add(entries)
         losses = [self._journal[names[choice]] for choice in choices]
         return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
 
@@ -217,10 +219,11 @@ class Trials:
         return sorted(different, key=lambda choice: (losses[choice], choice))
 
     def narrowed(self, choices: Sequence[Choice], keep: int) -> list[Choice]:
-        """Return the `keep` best choices on the tokens of the stage before the last; each stage
-        before it leaves an equal share of those it got.
+        """Return the `keep` best choices on the tokens of the stage before the last. Each stage up
+        to it leaves an equal share of those it got.
         """
         left = list(dict.fromkeys(choices))
+        # Without an earlier stage they are judged on the tokens that decide.
         if len(self.stages) == 1:
             return self.ranked(left)[:keep]
         count = len(choices)
@@ -238,8 +241,8 @@ class Trials:
         Raises `NumericsError` if the best loss isn't finite.
         """
         (loss,) = self.losses([best])
-        many = f"{self.count} choices"
-        finite_number(loss, f"the best loss of {many}", many)
+        measured = f"{self.count} choices"
+        finite_number(loss, f"the best loss of {measured}", measured)
         self.course.append(loss)
         self.path.append(best)
         if self._tell is not None:
@@ -265,27 +268,27 @@ def evolve(
     """Return the best choice that a population comes to.
 
     It begins with `start` and the best of twice as many random choices as it has room for. Each
-    generation has `children` of two parents each, of which the better of two random ones is taken;
-    they are crossed and one pair of levels is exchanged. The best children, as many as replace all
-    but the `elites` best parents, are measured on the tokens that decide. It ends after
-    `generations`, after `patience` of them without a gain, or when there is nothing new to try. The
-    best never gets worse.
+    generation has `children` of two parents each, and a parent is the better of two random members.
+    Parents are crossed, and often a pair of levels of the child is exchanged. The best children, as
+    many as replace all but the `elites` best parents, are measured on the tokens that decide. It
+    ends after `generations`, after `patience` of them without a gain, or when there is nothing new
+    to try. The best never gets worse.
     """
-    seen = set(start)
-    room = max(population - len(seen), 1)
-    drawn = _new(partial(trials.space.drawn, chance), 2 * population, seen)
-    people = trials.ranked([*start, *trials.narrowed(drawn, room)])[:population]
-    trials.settle(people[0], 0, generations)
+    known = set(start)
+    places = max(population - len(known), 1)
+    drawn = _new(partial(trials.space.drawn, chance), 2 * population, known)
+    members = trials.ranked([*start, *trials.narrowed(drawn, places)])[:population]
+    trials.settle(members[0], 0, generations)
     for generation in range(generations):
-        born = _new(partial(_child, trials.space, people, chance), children, seen)
+        born = _new(partial(_child, trials.space, members, chance), children, known)
         if not born or _stuck(trials.course, patience):
             trials.finish(generations)
             break
         grown = trials.ranked(trials.narrowed(born, population - elites))
-        replacements = [*grown, *people[elites:]][: population - elites]
-        people = trials.ranked([*people[:elites], *replacements])
-        trials.settle(people[0], generation + 1, generations)
-    return people[0]
+        replacements = [*grown, *members[elites:]][: population - elites]
+        members = trials.ranked([*members[:elites], *replacements])
+        trials.settle(members[0], generation + 1, generations)
+    return members[0]
 
 
 def climb(
@@ -301,10 +304,11 @@ def climb(
 ) -> Choice:
     """Return what one choice becomes by steps: (1+λ).
 
-    It is the best of `start` and of so many random choices as `drawn` says, judged on the fewest
-    tokens. Each generation tries `offspring` of it, in which one to three pairs of levels are
-    exchanged, fewer more often; `survivors` of them are measured on the tokens that decide, and the
-    best takes the parent's place if it is better. The end is that of `evolve`.
+    It is first the best of `start` and of `drawn` random choices. Of the random ones the best on
+    fewer tokens is measured on those that decide. Each generation tries `offspring` of it, in which
+    one to three pairs of levels are exchanged, fewer more often. `survivors` of them are measured
+    on the tokens that decide, and the best takes the parent's place if it is better. It ends as
+    `evolve` does.
     """
     random = _new(partial(trials.space.drawn, chance), drawn, set(start))
     parent = trials.ranked([*start, *trials.narrowed(random, 1)])[0]
@@ -321,7 +325,7 @@ def climb(
 
 def eliminate(trials: Trials, finalists: int) -> Choice:
     """Return the choice that raising one level at a time comes to, each time the one by which least
-    is lost; of a space with one group.
+    is lost. The space must have one group.
 
     Of all that can be raised, `finalists` are measured on the tokens that decide.
     """
@@ -337,31 +341,37 @@ def eliminate(trials: Trials, finalists: int) -> Choice:
     return choice
 
 
-def _new(make: Callable[[], Choice], count: int, seen: set[Choice]) -> list[Choice]:
-    """Up to `count` choices that weren't there before, and now are."""
-    found: list[Choice] = []
-    # A space may hold fewer new choices than are asked for.
+def _new(make: Callable[[], Choice], count: int, known: set[Choice]) -> list[Choice]:
+    """Return up to `count` choices that weren't `known`, and add them to those."""
+    choices: list[Choice] = []
+    # A space may hold fewer new choices than are asked for: so draws are limited.
     for _ in range(TRIES * count):
-        if len(found) == count:
+        if len(choices) == count:
             break
         choice = make()
-        if choice not in seen:
-            seen.add(choice)
-            found.append(choice)
-    return found
+        if choice not in known:
+            known.add(choice)
+            choices.append(choice)
+    return choices
 
 
-def _child(space: Space, people: Sequence[Choice], chance: Random) -> Choice:
-    """Of ranked people: the lower of two random places is the better parent."""
-    mother = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
-    father = people[min(chance.randrange(len(people)), chance.randrange(len(people)))]
+def _child(space: Space, members: Sequence[Choice], chance: Random) -> Choice:
+    """Return a child of two of the `members`, which are ranked: the better come first."""
+    mother = members[_better_place(len(members), chance)]
+    father = members[_better_place(len(members), chance)]
     child = space.crossed(mother, father, chance)
     if child in (mother, father) or chance.random() < 0.5:
         return space.exchanged(child, chance)
     return child
 
 
+def _better_place(count: int, chance: Random) -> int:
+    """Return the lower of two random places: of ranked choices that of the better one."""
+    return min(chance.randrange(count), chance.randrange(count))
+
+
 def _moved(space: Space, choice: Choice, chance: Random) -> Choice:
+    """Return a choice with one to three pairs of levels exchanged."""
     # The smaller of two draws: fewer exchanges are more likely.
     for _ in range(min(chance.randint(1, 3), chance.randint(1, 3))):
         choice = space.exchanged(choice, chance)
@@ -369,5 +379,5 @@ def _moved(space: Space, choice: Choice, chance: Random) -> Choice:
 
 
 def _stuck(course: Sequence[float], patience: int) -> bool:
-    """Whether so many generations have brought nothing better."""
+    """Return whether the last `patience` generations brought nothing better."""
     return len(course) > patience and course[-1] >= course[-1 - patience]

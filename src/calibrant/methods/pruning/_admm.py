@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calibrant.activations import PANEL, Gram
 from calibrant.methods._base import finite
-from calibrant.methods._elimination import by_rows
+from calibrant.methods._elimination import by_rows, mean_square
 from calibrant.methods.pruning._gradients import Masked, descend, masked
 
 
@@ -27,25 +27,25 @@ class Scaled:
     """
 
     scale: Float[Tensor, "in"]
-    values: Float[Tensor, "in"]
-    vectors: Float[Tensor, "in in"]
+    eigenvalues: Float[Tensor, "in"]
+    eigenvectors: Float[Tensor, "in in"]
 
     def response(self, rho: float) -> Float[Tensor, "in in"]:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made
         up for it.
         """
-        # A square root on either side, so that the whole is symmetric to the last bit.
-        half = self.vectors * (rho / (self.values + rho)).sqrt()
+        # V·diag·Vᵀ, with a root of the diagonal on either side: so it is symmetric to the last bit.
+        half = self.eigenvectors * (rho / (self.eigenvalues + rho)).sqrt()
         # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
-        whole = torch.empty_like(half)
+        response = torch.empty_like(half)
         for start in range(0, len(half), PANEL):
             panel = slice(start, start + PANEL)
-            torch.mm(half[panel], half[start:].T, out=whole[panel, start:])
-            whole[start + PANEL :, panel] = whole[panel, start + PANEL :].T
+            torch.mm(half[panel], half[start:].T, out=response[panel, start:])
+            response[start + PANEL :, panel] = response[panel, start + PANEL :].T
             # Not every processor sums both sides of the diagonal in one order.
-            square = whole[panel, panel]
+            square = response[panel, panel]
             square.copy_(square.triu() + square.triu(1).T)
-        return whole
+        return response
 
     def unscaled(
         self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]
@@ -57,32 +57,34 @@ class Scaled:
         return torch.where(scale > 0, scaled / scale, dense)
 
 
-def shared_scaled(gram: Gram, damp: float, alike: bool = False) -> Scaled:
+def shared_scaled(gram: Gram, damp: float, after_scaling: bool = False) -> Scaled:
     """Return the scaled Gram, computed once for all matrices that share it and all methods that are
     given it.
 
-    What is added to the diagonal is `damp` times its mean before it is scaled; with `alike`, `damp`
-    after it is scaled, the same for every input. Raises `NumericsError` for a Gram that isn't
-    finite.
+    Before it is scaled, `damp` times its mean is added to the diagonal; or with `after_scaling`,
+    once it is scaled, `damp` itself, the same for every input. Raises `NumericsError` for a Gram
+    that isn't finite.
     """
-    return gram.cached(("scaled", damp, alike), lambda: _scaled(gram, damp, alike))
+    return gram.cached(("scaled", damp, after_scaling), lambda: _scaled(gram, damp, after_scaling))
 
 
-def _scaled(gram: Gram, damp: float, alike: bool) -> Scaled:
+def _scaled(gram: Gram, damp: float, after_scaling: bool) -> Scaled:
     diagonal = finite(gram.norms(), "the squared norms of the inputs")
     dead = diagonal == 0
-    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
     hessian = gram.symmetric() / gram.mass
-    hessian.diagonal().add_(0 if alike else mean * damp)
+    if not after_scaling:
+        hessian.diagonal().add_(mean_square(gram) * damp)
     # An input that was always zero is tied to no other: with a diagonal of 1 it neither gives nor
-    # takes.
+    # takes corrections.
     scale = hessian.diagonal().sqrt().masked_fill(dead, 1)
     hessian.div_(scale).div_(scale[:, None])
-    hessian.diagonal().add_(damp if alike else 0).masked_fill_(dead, 1)
+    if after_scaling:
+        hessian.diagonal().add_(damp)
+    hessian.diagonal().masked_fill_(dead, 1)
     # Eigenvalues serve every ρ: only the diagonal between the vectors changes.
-    values, vectors = torch.linalg.eigh(hessian)
+    eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
     # Rounding may leave an eigenvalue of few tokens below zero.
-    return Scaled(scale.masked_fill(dead, 0), values.clamp_min(0), vectors)
+    return Scaled(scale.masked_fill(dead, 0), eigenvalues.clamp_min(0), eigenvectors)
 
 
 class Directions:
@@ -148,21 +150,21 @@ def _kernel() -> Callable[..., None]:
 
 def chosen(
     dense: Float[Tensor, "out in"],
-    first: Bool[Tensor, "out in"],
-    found: Directions,
+    largest_mask: Bool[Tensor, "out in"],
+    directions: Directions,
     scaled: Scaled,
     hessian: Float[Tensor, "in in"],
     steps: int = 0,
 ) -> Masked:
-    """Return the sparse weights that were `found`, fitted in up to `steps` steps; or the largest
-    ones, as they were, where those lose less.
+    """Return the sparse weights that the `directions` came to, fitted in up to `steps` steps; or
+    those of `largest_mask`, likewise fitted, where as they were they lose no more.
 
     They do where inputs hardly depend on each other: then the largest are the best, and a small ρ
     moves away from them.
     """
-    sparse = masked(dense, scaled.unscaled(found.sparse(), dense), found.keep, hessian)
+    sparse = masked(dense, scaled.unscaled(directions.sparse(), dense), directions.keep, hessian)
     fitted = descend(sparse, hessian, steps)
-    largest = masked(dense, dense, first, hessian)
+    largest = masked(dense, dense, largest_mask, hessian)
     if float(largest.loss.sum()) <= float(fitted.loss.sum()):
         return descend(largest, hessian, steps)
     return fitted

@@ -46,6 +46,7 @@ def _damped(gram: Gram, damp: float) -> Tensor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
     # By the upper triangle alone, which is what is kept on disk: so both give the same bits.
     hessian = gram.symmetric() / gram.mass
+    # `mean_square`, but λ is rounded in another order: published numbers hang on its last bit.
     used = max(1, int(diagonal.count_nonzero()))
     hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / used)
     return finite(hessian, "the damped Gram of the inputs")
@@ -73,8 +74,11 @@ speed.
 
 Advance = Callable[[Masked, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """Takes a step in place, as long as is best for each row, and turns the direction: (state,
-direction, direction·H, scale [in], force [out], floor [out]) -> what it takes off each row's loss
-[out].
+direction [out, in], product [out, in], scale [in], slope [out], least_slope [out]) -> gain [out].
+
+`product` is direction·H, `scale` the preconditioner, `slope` how steeply each row's loss falls
+along its direction; a row whose slope isn't above `least_slope` stays where it is. `gain` is what
+the step takes off each row's loss.
 """
 
 
@@ -86,8 +90,8 @@ def descend(
     in_place: bool = False,
     advance: Advance | None = None,
 ) -> Masked:
-    """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off
-    less than `tolerance` of the loss that was there.
+    """Return `state` after `steps` steps towards the weights on the mask that lose least; after
+    fewer if one takes off less than `tolerance` of the loss that was there at first.
 
     The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because
     the Hessian isn't positive definite, stays where it is. On the CPU `TILE` rows at a time take
@@ -114,21 +118,21 @@ def _descend(
     tolerance: float,
     advance: Advance,
 ) -> None:
-    """Do so in place with a few rows, which then stay in the cache from one step to the next."""
+    """Do the same in place with a few rows, which stay in the cache from one step to the next."""
     diagonal = hessian.diagonal()
-    # An input that was never used has no curvature, and no pull either.
+    # An input that was never used has no curvature, and no pull either: any scale will do.
     scale = (1 / diagonal).where(diagonal > 0, 1)
     direction = (state.pull * scale).masked_fill_(~state.keep, 0)
-    force = (direction * state.pull).sum(1)
+    slope = (direction * state.pull).sum(1)
     # A residual of nothing but rounding leads nowhere.
-    floor = force * torch.finfo(force.dtype).eps ** 2
-    bent = torch.empty_like(direction)
-    enough = tolerance * float(state.loss.sum())
+    least_slope = slope * torch.finfo(slope.dtype).eps ** 2
+    product = torch.empty_like(direction)
+    least_gain = tolerance * float(state.loss.sum())
     for _ in range(steps):
-        torch.mm(direction, hessian, out=bent)
-        gain = advance(state, direction, bent, scale, force, floor)
+        torch.mm(direction, hessian, out=product)
+        gain = advance(state, direction, product, scale, slope, least_slope)
         state.loss.sub_(gain)
-        if not bool(gain.any()) or float(gain.sum()) < enough:
+        if not bool(gain.any()) or float(gain.sum()) < least_gain:
             break
 
 
@@ -137,32 +141,42 @@ def _copy(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 def _in_rows(
-    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+    state: Masked,
+    direction: Tensor,
+    product: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    least_slope: Tensor,
 ) -> Float[Tensor, "out"]:
     """Step on the CPU, row after row in a compiled kernel: an `Advance`."""
-    gain = torch.zeros_like(force)
+    gain = torch.zeros_like(slope)
     keep = state.keep.contiguous()
-    parts = (state.weight, state.pull, direction, bent, keep, scale, force, floor, gain)
+    parts = (state.weight, state.pull, direction, product, keep, scale, slope, least_slope, gain)
     by_rows(_kernel(), len(gain), [part.numpy() for part in parts])
     return gain
 
 
 def _all_rows(
-    state: Masked, direction: Tensor, bent: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+    state: Masked,
+    direction: Tensor,
+    product: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    least_slope: Tensor,
 ) -> Float[Tensor, "out"]:
     """Step on any device, all rows at once: an `Advance`."""
-    curvature = (direction * bent).sum(1)
-    moving = (curvature > 0) & (force > floor)
-    # In exact arithmetic this is `force`; of rounded sums it is what the step really takes off.
-    along = (direction * state.pull).sum(1)
-    length = (along / curvature).where(moving, 0)
+    curvature = (direction * product).sum(1)
+    moving = (curvature > 0) & (slope > least_slope)
+    # In exact arithmetic this is `slope`; of rounded sums it is what the step really takes off.
+    measured_slope = (direction * state.pull).sum(1)
+    length = (measured_slope / curvature).where(moving, 0)
     state.weight.addcmul_(length[:, None], direction)
-    state.pull.addcmul_(length[:, None], bent, value=-1)
+    state.pull.addcmul_(length[:, None], product, value=-1)
     residual = (state.pull * scale).masked_fill_(~state.keep, 0)
-    after = (residual * state.pull).sum(1)
-    direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
-    force.copy_(after)
-    return length * along
+    next_slope = (residual * state.pull).sum(1)
+    direction.mul_((next_slope / slope).where(moving, 0)[:, None]).add_(residual)
+    slope.copy_(next_slope)
+    return length * measured_slope
 
 
 @cache

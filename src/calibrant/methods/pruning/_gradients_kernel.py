@@ -21,13 +21,13 @@ LANES: Final = 64
 @compiled
 def dot(a: Any, b: Any, sums: Any) -> float:
     """Return Σ a·b; `sums` is scratch of `LANES` numbers."""
-    whole = len(a) // LANES * LANES
+    in_lanes = len(a) // LANES * LANES
     for lane in range(LANES):
         sums[lane] = 0
-    for start in range(0, whole, LANES):
+    for start in range(0, in_lanes, LANES):
         for lane in range(LANES):
             sums[lane] += a[start + lane] * b[start + lane]
-    for j in range(whole, len(a)):
+    for j in range(in_lanes, len(a)):
         sums[0] += a[j] * b[j]
     total = 0.0
     for lane in range(LANES):
@@ -36,17 +36,17 @@ def dot(a: Any, b: Any, sums: Any) -> float:
 
 
 @compiled
-def add(total: Any, length: Any, along: Any) -> None:
-    """Add `length[0]` times `along`."""
-    factor = length[0]
-    for j in range(len(along)):
-        total[j] += factor * along[j]
+def add(total: Any, factors: Any, addend: Any) -> None:
+    """Add `factors[0]` times `addend` to `total`, in place."""
+    factor = factors[0]
+    for j in range(len(addend)):
+        total[j] += factor * addend[j]
 
 
 @compiled
-def turn(direction: Any, length: Any, residual: Any) -> None:
-    """Multiply the direction by `length[0]`, and add the residual."""
-    factor = length[0]
+def turn(direction: Any, factors: Any, residual: Any) -> None:
+    """Multiply the direction by `factors[0]`, and add the residual, in place."""
+    factor = factors[0]
     for j in range(len(residual)):
         direction[j] = direction[j] * factor + residual[j]
 
@@ -64,41 +64,42 @@ def step(
     weight: Any,
     pull: Any,
     direction: Any,
-    bent: Any,
+    product: Any,
     keep: Any,
     scale: Any,
-    force: Any,
-    floor: Any,
+    slope: Any,
+    least_slope: Any,
     gain: Any,
     first: int,
     last: int,
 ) -> None:
-    """Take a step in rows `first` to `last`, in place, and turn their directions; `bent` is
-    direction·H. See `_gradients.Advance`.
+    """Take a step in rows `first` to `last`, in place, and turn their directions: an
+    `_gradients.Advance`, but `gain` [out] is written into.
     """
     dtype = pull.dtype
     sums = np.zeros(LANES, dtype)
     residual = np.zeros(pull.shape[1], dtype)
-    length = np.zeros(1, dtype)
+    factors = np.zeros(1, dtype)
     zeros = np.zeros(1, dtype)
     for r in range(first, last):
-        curvature = dot(direction[r], bent[r], sums)
-        moving = curvature > 0 and force[r] > floor[r]
+        curvature = dot(direction[r], product[r], sums)
+        moving = curvature > 0 and slope[r] > least_slope[r]
         gain[r] = 0
         if moving:
-            along = dot(pull[r], direction[r], sums)
-            gain[r] = along * along / curvature
-            length[0] = along / curvature
-            add(weight[r], length, direction[r])
-            length[0] = -along / curvature
-            add(pull[r], length, bent[r])
+            # Not `slope`, which it is in exact arithmetic: this is what the step really takes off.
+            measured_slope = dot(pull[r], direction[r], sums)
+            gain[r] = measured_slope * measured_slope / curvature
+            factors[0] = measured_slope / curvature
+            add(weight[r], factors, direction[r])
+            factors[0] = -measured_slope / curvature
+            add(pull[r], factors, product[r])
         precondition(pull[r], scale, keep[r], zeros, residual)
-        after = dot(pull[r], residual, sums)
-        length[0] = 0
+        next_slope = dot(pull[r], residual, sums)
+        factors[0] = 0
         if moving:
-            length[0] = after / force[r]
-        turn(direction[r], length, residual)
-        force[r] = after
+            factors[0] = next_slope / slope[r]
+        turn(direction[r], factors, residual)
+        slope[r] = next_slope
 
 
 @compiled

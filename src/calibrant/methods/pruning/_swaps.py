@@ -28,8 +28,11 @@ TURNS: Final = 4
 """How often a better partner is sought, for one weight of a pair and then for the other."""
 
 Search = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]]
-"""Swaps in place: (weight, pull, keep, hessian, least [out], most, group) -> (gained [out],
+"""Swaps in place: (weight, pull, keep, hessian, least_gain [out], most, group) -> (gained [out],
 counts [out]).
+
+A row ends after `most` swaps, or when one would take off less than `least_gain` of its loss.
+`gained` is what all of its swaps took off, `counts` how many they were.
 """
 
 
@@ -42,12 +45,12 @@ def swap(
     search: Search | None = None,
     in_place: bool = False,
 ) -> tuple[Masked, Int[Tensor, "out"]]:
-    """Swap up to `most` times in each row, and no more where a swap would take off less than
-    `tolerance` of the loss that the row had.
+    """Return `state` after up to `most` swaps in each row, and how many each row took [out].
 
-    Rows keep as many weights as they have; with a `group` of columns (N:M) so does each group.
-    `search` overrides the device's own. Returned are the matrix after it, and how many swaps each
-    row had. `state` is left as it was, or with `in_place` its weights and pull are written over.
+    A row ends where a swap would take off less than `tolerance` of the loss that it had. Rows keep
+    as many weights as they have; with a `group` of columns (N:M) so does each group. `search`
+    overrides the device's own. `state` is left as it was, or with `in_place` its weights and pull
+    are written over.
     """
     if search is None:
         search = _in_rows if state.weight.device.type == "cpu" else _all_rows
@@ -60,8 +63,8 @@ def swap(
     keep = state.keep.clone(memory_format=torch.contiguous_format)
     # Below this the claimed change is as large as its rounding.
     rounding = 8 * torch.finfo(state.loss.dtype).eps
-    least = state.loss.clamp_min(0) * max(tolerance, rounding)
-    gained, counts = search(weight, pull, keep, hessian.contiguous(), least, most, group)
+    least_gain = state.loss.clamp_min(0) * max(tolerance, rounding)
+    gained, counts = search(weight, pull, keep, hessian.contiguous(), least_gain, most, group)
     return Masked(weight, keep, pull, state.loss - gained), counts
 
 
@@ -70,27 +73,28 @@ def _in_rows(
     pull: Tensor,
     keep: Tensor,
     hessian: Tensor,
-    least: Tensor,
+    least_gain: Tensor,
     most: int,
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on the CPU, in float32 or float64, row after row in a compiled kernel: a `Search`."""
-    # What many swaps take off is added up in float64.
-    gained = torch.zeros_like(least, dtype=torch.float64)
+    # The kernel adds up in float64 what many swaps take off.
+    gained = torch.zeros_like(least_gain, dtype=torch.float64)
     counts = torch.zeros(len(weight), dtype=torch.int64)
     inverse = _inverse(hessian)
-    near = hessian.new_zeros(1, 1)
+    group_hessian = hessian.new_zeros(1, 1)
     if group:
+        # Of each column the numbers of H with those of its group, side by side [in, group].
         columns = torch.arange(len(hessian))
         members = (columns - columns % group)[:, None] + torch.arange(group)
-        near = hessian[columns[:, None], members].contiguous()
+        group_hessian = hessian[columns[:, None], members].contiguous()
     kernel, lanes = _kernel()
     if len(hessian) % lanes:
         hessian = torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes))
-    parts = (weight, pull, keep, hessian, inverse, near, least, gained, counts)
+    parts = (weight, pull, keep, hessian, inverse, group_hessian, least_gain, gained, counts)
     arrays = [part.numpy() for part in parts]
     by_rows(kernel, len(weight), [*arrays, group, most, TURNS], ROWS_PER_THREAD)
-    return gained.to(least.dtype), counts
+    return gained.to(least_gain.dtype), counts
 
 
 def _all_rows(
@@ -98,14 +102,14 @@ def _all_rows(
     pull: Tensor,
     keep: Tensor,
     hessian: Tensor,
-    least: Tensor,
+    least_gain: Tensor,
     most: int,
     group: int,
 ) -> tuple[Tensor, Tensor]:
     """Search on any device, one swap of all rows at a time: a `Search`. It compares the same
     pairs as the kernel, to the last turn.
     """
-    gained = torch.zeros_like(least)
+    gained = torch.zeros_like(least_gain)
     counts = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
     inverse = _inverse(hessian)
     for _ in range(most):
@@ -113,37 +117,37 @@ def _all_rows(
             k, p, change = _group_pairs(weight, pull, keep, hessian, inverse, group)
         else:
             k, p, change = _pairs(weight, pull, keep, hessian, inverse)
-        better = change < -least
+        better = change < -least_gain
         if not bool(better.any()):
             break
-        r = better.nonzero()[:, 0]
+        rows = better.nonzero()[:, 0]
         k = k[better]
         p = p[better]
         # The best value once k is gone, where the paper takes the dense one.
-        value = (pull[r, p] + weight[r, k] * hessian[p, k]) * inverse[p]
-        pull[r] += weight[r, k, None] * hessian[k] - value[:, None] * hessian[p]
-        weight[r, k] = 0
-        weight[r, p] = value
-        keep[r, k] = False
-        keep[r, p] = True
-        gained[r] -= change[better]
-        counts[r] += 1
+        value = (pull[rows, p] + weight[rows, k] * hessian[p, k]) * inverse[p]
+        pull[rows] += weight[rows, k, None] * hessian[k] - value[:, None] * hessian[p]
+        weight[rows, k] = 0
+        weight[rows, p] = value
+        keep[rows, k] = False
+        keep[rows, p] = True
+        gained[rows] -= change[better]
+        counts[rows] += 1
     return gained, counts
 
 
 def _pairs(
     weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row's weight to remove, weight to put back, and the change of its loss: the kernel's
-    `best_pair` for all rows at once.
+    """Return of each row the weight to remove, the weight to put back, and the change of its loss,
+    all [out]: the kernel's `best_pair` for all rows at once.
     """
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
-    shut = keep | (inverse == 0)
+    barred = keep | (inverse == 0)
 
     def for_k(k: Tensor) -> tuple[Tensor, Tensor]:
         removed = weight.gather(1, k[:, None])
         changes = -(pull + removed * hessian[k]).square() * inverse
-        change, p = changes.masked_fill(shut, torch.inf).min(1)
+        change, p = changes.masked_fill(barred, torch.inf).min(1)
         return cost.gather(1, k[:, None])[:, 0] + change, p
 
     def for_p(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,23 +157,25 @@ def _pairs(
 
     k = cost.argmin(1)
     best, p = for_k(k)
-    exists = best.isfinite()  # of a row of which all or nothing is kept there is no pair
-    other = (-pull.square() * inverse).masked_fill(shut, torch.inf).argmin(1)
-    found, partner = for_p(other)
-    first = found < best
-    k = partner.where(first, k)
-    p = other.where(first, p)
-    best = found.where(first, best)
-    going = torch.ones_like(first)
-    next_is_k = ~first
+    # In a row of which all or nothing is kept there is no pair.
+    exists = best.isfinite()
+    returning = (-pull.square() * inverse).masked_fill(barred, torch.inf).argmin(1)
+    new_change, partner = for_p(returning)
+    better = new_change < best
+    # From the better of the two pairs on, a better partner is sought for either weight in turn.
+    k = partner.where(better, k)
+    p = returning.where(better, p)
+    best = new_change.where(better, best)
+    improving = torch.ones_like(better)
+    next_is_k = ~better
     for _ in range(TURNS):
         by_k, p_of_k = for_k(k)
         by_p, k_of_p = for_p(p)
-        found = by_p.where(next_is_k, by_k)
-        going = going & (found < best)
-        k = k_of_p.where(going & next_is_k, k)
-        p = p_of_k.where(going & ~next_is_k, p)
-        best = found.where(going, best)
+        new_change = by_p.where(next_is_k, by_k)
+        improving = improving & (new_change < best)
+        k = k_of_p.where(improving & next_is_k, k)
+        p = p_of_k.where(improving & ~next_is_k, p)
+        best = new_change.where(improving, best)
         next_is_k = ~next_is_k
     return k, p, best.where(exists, 0)
 
@@ -177,7 +183,10 @@ def _pairs(
 def _group_pairs(
     weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor, inverse: Tensor, group: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same within groups of columns: all pairs are compared, those of a distance at a time."""
+    """Return the same within groups of columns: the kernel's `best_in_a_group` for all rows.
+
+    All pairs are compared, those of one distance at a time; a distance goes round in its group.
+    """
     columns = torch.arange(len(hessian), device=hessian.device)
     cost = (weight * (2 * pull + weight * hessian.diagonal())).masked_fill(~keep, torch.inf)
     best = torch.zeros_like(cost[:, 0])
@@ -187,9 +196,9 @@ def _group_pairs(
         partner = columns - columns % group + (columns + distance) % group
         force = pull[:, partner] + weight * hessian[columns, partner]
         changes = cost - force.square() * inverse[partner]
-        found, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)
-        better = found < best
-        best = found.where(better, best)
+        new_change, column = changes.masked_fill(keep[:, partner], torch.inf).min(1)
+        better = new_change < best
+        best = new_change.where(better, best)
         k = column.where(better, k)
         p = partner[column].where(better, p)
     return k, p, best

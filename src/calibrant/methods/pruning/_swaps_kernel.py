@@ -4,8 +4,8 @@ methods may.
 A row is its weights, which of them are kept, and its pull (w - v)H, the way in which the loss wants
 each weight to go. Removing a kept weight v_k costs v_k(2·pull_k + v_k·H_kk). Putting back p at its
 best value then takes off (pull_p + v_k·H_pk)²/H_pp. Every loop over a row's columns is in lanes of
-neighbours, without a branch, and does all that it can while a column is at hand; a swap takes four
-or five of them.
+neighbours, without a branch, and does all that it can while a column is at hand. A swap takes four
+or five such loops.
 """
 
 from typing import Any, Final
@@ -17,13 +17,15 @@ from calibrant.system.compiling import compiled
 LANES: Final = 64
 """Columns that are compared at once; rows are padded to a multiple of it."""
 
-W, Q, H, INVERSE, GONE, STAYS, COST = range(0, 7 * LANES, LANES)
-"""Where, in a row's scratch, a block of `LANES` columns has its weights, pulls, diagonal of H,
-and 1/H; what is added to the cost of a column that is `GONE` or of one that `STAYS`, so that it
-isn't chosen; and what it costs to remove each.
+WEIGHT, PULL, DIAGONAL, INVERSE, NO_REMOVAL, NO_RETURN, COST = range(0, 7 * LANES, LANES)
+"""Where a block of `LANES` columns has its numbers in a row's scratch: weights, pulls, the diagonal
+of H and 1/H; `NEVER` or 0 for the removal of each, and for its return; and what it costs to remove.
+
+`NO_REMOVAL` is `NEVER` for a weight that is gone, `NO_RETURN` for one that is there or whose input
+was never used: added to a cost, it keeps the column from being chosen.
 """
 BLOCK: Final = 7 * LANES
-"""Numbers of a block. All in one array at fixed distances: then the compiler sees that they
+"""Numbers of a block. They lie in one array at fixed distances: so the compiler sees that they
 don't overlap, and uses vectors.
 """
 
@@ -38,122 +40,127 @@ def place(column: int) -> int:
 
 
 @compiled
-def forget(low: Any) -> None:
-    """Begin a search: no lane has found anything."""
+def reset(minima: Any) -> None:
+    """Begin a search: no lane has found anything. `minima` has each lane's lowest value, and behind
+    all of them the first column of the block where it was.
+    """
     for lane in range(LANES):
-        low[lane] = NEVER
-        low[LANES + lane] = 0
+        minima[lane] = NEVER
+        minima[LANES + lane] = 0
 
 
 @compiled
-def fold(low: Any, width: int) -> None:
+def reduce_lanes(minima: Any, width: int) -> None:
     """Let each of the first `width` lanes have the lower of its own value and that of the lane
     so far behind it; of equal ones the first column's.
     """
     for lane in range(width):
-        value = low[lane]
-        column = low[LANES + lane]
-        other = low[lane + width]
-        other_column = low[LANES + lane + width]
+        value = minima[lane]
+        column = minima[LANES + lane]
+        other = minima[lane + width]
+        other_column = minima[LANES + lane + width]
         lower = (other < value) | ((other == value) & (other_column < column))
-        low[lane] = other if lower else value
-        low[LANES + lane] = other_column if lower else column
+        minima[lane] = other if lower else value
+        minima[LANES + lane] = other_column if lower else column
 
 
 @compiled
-def lowest(low: Any) -> Any:
-    """Return the column of the lowest value, the first of equal ones, and the value; `low` has
-    each lane's, then where its block begins.
-    """
+def lowest(minima: Any) -> Any:
+    """Return the column of the lowest value, the first of equal ones, and the value."""
+    # From where a block begins to the column itself.
     for lane in range(LANES):
-        low[LANES + lane] += lane
-    fold(low, LANES // 2)
-    fold(low, LANES // 4)
-    fold(low, LANES // 8)
+        minima[LANES + lane] += lane
+    reduce_lanes(minima, LANES // 2)
+    reduce_lanes(minima, LANES // 4)
+    reduce_lanes(minima, LANES // 8)
     best = 0
     for lane in range(1, LANES // 8):
-        equal = low[lane] == low[best] and low[LANES + lane] < low[LANES + best]
-        if equal or low[lane] < low[best]:
+        equal = minima[lane] == minima[best] and minima[LANES + lane] < minima[LANES + best]
+        if equal or minima[lane] < minima[best]:
             best = lane
-    return int(low[LANES + best]), low[best]
+    return int(minima[LANES + best]), minima[best]
 
 
 @compiled
-def move(row: Any, factors: Any, across_k: Any, across_p: Any) -> None:
-    """Add `factors[0]`·`across_k` + `factors[1]`·`across_p` to the pull, and find out what it costs
-    to remove each weight.
+def move(row: Any, factors: Any, row_of_k: Any, row_of_p: Any) -> None:
+    """Add `factors[0]` times H's `row_of_k` and `factors[1]` times its `row_of_p` to the pull; then
+    set what it costs to remove each weight.
 
     Numbers that are not of arrays would be float64, and make the sums so.
     """
     by_k = factors[0]
     by_p = factors[1]
-    for block in range(len(across_k) // LANES):
+    for block in range(len(row_of_k) // LANES):
         base = block * BLOCK
         first = block * LANES
         for lane in range(LANES):
             here = base + lane
             column = first + lane
-            pull = row[here + Q] + by_k * across_k[column] + by_p * across_p[column]
-            row[here + Q] = pull
-            weight = row[here + W]
-            row[here + COST] = weight * (pull + pull + weight * row[here + H]) + row[here + GONE]
+            pull = row[here + PULL] + by_k * row_of_k[column] + by_p * row_of_p[column]
+            row[here + PULL] = pull
+            weight = row[here + WEIGHT]
+            row[here + COST] = (
+                weight * (pull + pull + weight * row[here + DIAGONAL]) + row[here + NO_REMOVAL]
+            )
 
 
 @compiled
-def cheapest(row: Any, starts: Any, low: Any) -> Any:
+def cheapest(row: Any, starts: Any, minima: Any) -> Any:
     """Return which weight it costs least to remove, and that cost."""
-    forget(low)
+    reset(minima)
     for block in range(len(starts)):
         start = starts[block]
         base = block * BLOCK
         for lane in range(LANES):
             cost = row[base + COST + lane]
-            lower = cost < low[lane]
-            low[lane] = cost if lower else low[lane]
-            low[LANES + lane] = start if lower else low[LANES + lane]
-    return lowest(low)
+            lower = cost < minima[lane]
+            minima[lane] = cost if lower else minima[lane]
+            minima[LANES + lane] = start if lower else minima[LANES + lane]
+    return lowest(minima)
 
 
 @compiled
-def best_return(row: Any, removed: Any, across: Any, starts: Any, low: Any) -> Any:
+def best_return(row: Any, removed: Any, hessian_row: Any, starts: Any, minima: Any) -> Any:
     """Return which weight should come back, at its best value, once one of value `removed` is
-    gone whose row of H is `across`; and by how much.
+    gone whose row of H is `hessian_row`; and by how much.
     """
-    forget(low)
+    reset(minima)
     for block in range(len(starts)):
         start = starts[block]
         base = block * BLOCK
         first = block * LANES
         for lane in range(LANES):
-            force = row[base + Q + lane] + removed * across[first + lane]
-            change = row[base + STAYS + lane] - force * force * row[base + INVERSE + lane]
-            lower = change < low[lane]
-            low[lane] = change if lower else low[lane]
-            low[LANES + lane] = start if lower else low[LANES + lane]
-    return lowest(low)
+            force = row[base + PULL + lane] + removed * hessian_row[first + lane]
+            change = row[base + NO_RETURN + lane] - force * force * row[base + INVERSE + lane]
+            lower = change < minima[lane]
+            minima[lane] = change if lower else minima[lane]
+            minima[LANES + lane] = start if lower else minima[LANES + lane]
+    return lowest(minima)
 
 
 @compiled
-def best_removal(row: Any, pull: Any, inverse: Any, across: Any, starts: Any, low: Any) -> Any:
+def best_removal(
+    row: Any, pull: Any, inverse: Any, hessian_row: Any, starts: Any, minima: Any
+) -> Any:
     """Return which weight should go where one comes back that is pulled by `pull`, and what both
-    change; of the other, `across` is its row of H and `inverse` its 1/H.
+    change; of the other, `hessian_row` is its row of H and `inverse` its 1/H.
     """
-    forget(low)
+    reset(minima)
     for block in range(len(starts)):
         start = starts[block]
         base = block * BLOCK
         first = block * LANES
         for lane in range(LANES):
-            force = pull + row[base + W + lane] * across[first + lane]
+            force = pull + row[base + WEIGHT + lane] * hessian_row[first + lane]
             change = row[base + COST + lane] - force * force * inverse
-            lower = change < low[lane]
-            low[lane] = change if lower else low[lane]
-            low[LANES + lane] = start if lower else low[LANES + lane]
-    return lowest(low)
+            lower = change < minima[lane]
+            minima[lane] = change if lower else minima[lane]
+            minima[LANES + lane] = start if lower else minima[LANES + lane]
+    return lowest(minima)
 
 
 @compiled
-def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, low: Any) -> Any:
+def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, minima: Any) -> Any:
     """Return which weight should go, which should come back, and how much that changes the loss.
 
     Of all pairs only these are compared: the cheapest weight to remove with every one that may come
@@ -161,34 +168,36 @@ def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, low: 
     in `turns`, a better partner for either. So the change is exact, and the pair nearly the best.
     `zeros` holds a zero.
     """
-    k, cost = cheapest(row, starts, low)
-    p, change = best_return(row, row[place(k) + W], hessian[k], starts, low)
+    k, cost = cheapest(row, starts, minima)
+    p, change = best_return(row, row[place(k) + WEIGHT], hessian[k], starts, minima)
     best = cost + change
     if not best < NEVER / 2:
-        return k, p, best  # all or nothing is kept
-    other, _ = best_return(row, zeros[0], hessian[k], starts, low)
-    here = place(other)
-    partner, found = best_removal(
-        row, row[here + Q], row[here + INVERSE], hessian[other], starts, low
+        # All or nothing of the row is kept.
+        return k, p, best
+    # The best one to come back by itself: with zero removed, the row of H doesn't count.
+    returning, _ = best_return(row, zeros[0], hessian[k], starts, minima)
+    position = place(returning)
+    partner, new_change = best_removal(
+        row, row[position + PULL], row[position + INVERSE], hessian[returning], starts, minima
     )
-    next_is_k = not found < best
+    next_is_k = not new_change < best
     if not next_is_k:
         k = partner
-        p = other
-        best = found
+        p = returning
+        best = new_change
     for _ in range(turns):
         if next_is_k:
-            here = place(p)
-            partner, found = best_removal(
-                row, row[here + Q], row[here + INVERSE], hessian[p], starts, low
+            position = place(p)
+            partner, new_change = best_removal(
+                row, row[position + PULL], row[position + INVERSE], hessian[p], starts, minima
             )
         else:
-            here = place(k)
-            partner, change = best_return(row, row[here + W], hessian[k], starts, low)
-            found = row[here + COST] + change
-        if not found < best:
+            position = place(k)
+            partner, change = best_return(row, row[position + WEIGHT], hessian[k], starts, minima)
+            new_change = row[position + COST] + change
+        if not new_change < best:
             break
-        best = found
+        best = new_change
         if next_is_k:
             k = partner
         else:
@@ -198,7 +207,7 @@ def best_pair(row: Any, hessian: Any, turns: int, zeros: Any, starts: Any, low: 
 
 
 @compiled
-def best_in_a_group(row: Any, kept: Any, near: Any, group: int) -> Any:
+def best_in_a_group(row: Any, kept: Any, group_hessian: Any, group: int) -> Any:
     """Return the same for N:M, of all pairs within a group of `group` columns; `near[j, b]` is H
     of column j and the b-th one of its group.
     """
@@ -212,7 +221,7 @@ def best_in_a_group(row: Any, kept: Any, near: Any, group: int) -> Any:
         here = place(j)
         for b in range(group):
             partner = place(start + b)
-            force = row[partner + Q] + row[here + W] * near[j, b]
+            force = row[partner + PULL] + row[here + WEIGHT] * group_hessian[j, b]
             change = row[here + COST] - force * force * row[partner + INVERSE]
             if not kept[start + b] and change < best:
                 k = j
@@ -228,21 +237,21 @@ def swap(
     kept: Any,
     hessian: Any,
     inverse: Any,
-    near: Any,
-    least: Any,
-    gained: Any,
+    group_hessian: Any,
+    least_gains: Any,
+    gains: Any,
     counts: Any,
     group: int,
-    most: int,
+    most_swaps: int,
     turns: int,
     first: int,
     last: int,
 ) -> None:
-    """Swap in rows `first` to `last`, in place, up to `most` times a row or until a swap takes off
-    less than `least`; arrays are C-contiguous, and rows of `hessian` padded with zeros to whole
-    blocks.
+    """Swap in rows `first` to `last`, in place, up to `most_swaps` times a row or until a swap
+    takes off less than its `least_gains`. Arrays are C-contiguous, and rows of `hessian` are padded
+    with zeros to whole blocks.
 
-    `group` is 0 where any two weights of a row may change places, and M for N:M. `gained` and
+    `group` is 0 where any two weights of a row may change places, and M for N:M. `gains` and
     `counts` get what was taken off and how many swaps it took. Inputs with an `inverse` of zero
     never come back.
     """
@@ -250,47 +259,49 @@ def swap(
     blocks = hessian.shape[1] // LANES
     dtype = weight.dtype
     row = np.zeros(blocks * BLOCK, dtype)
-    low = np.zeros(2 * LANES, dtype)
+    minima = np.zeros(2 * LANES, dtype)
     factors = np.zeros(2, dtype)
     zeros = np.zeros(1, dtype)
     starts = (np.arange(blocks) * LANES).astype(dtype)
     # Columns that are there for the padding alone never go and never come back.
     for j in range(blocks * LANES):
-        row[place(j) + GONE] = NEVER
-        row[place(j) + STAYS] = NEVER
+        row[place(j) + NO_REMOVAL] = NEVER
+        row[place(j) + NO_RETURN] = NEVER
     for r in range(first, last):
         for j in range(width):
             here = place(j)
-            row[here + W] = weight[r, j]
-            row[here + Q] = pull[r, j]
-            row[here + H] = hessian[j, j]
+            row[here + WEIGHT] = weight[r, j]
+            row[here + PULL] = pull[r, j]
+            row[here + DIAGONAL] = hessian[j, j]
             row[here + INVERSE] = inverse[j]
-            row[here + GONE] = 0 if kept[r, j] else NEVER
-            row[here + STAYS] = NEVER if kept[r, j] or inverse[j] == 0 else 0
+            row[here + NO_REMOVAL] = 0 if kept[r, j] else NEVER
+            row[here + NO_RETURN] = NEVER if kept[r, j] or inverse[j] == 0 else 0
         factors[:] = 0
         move(row, factors, hessian[0], hessian[0])
-        while counts[r] < most:
+        while counts[r] < most_swaps:
             if group > 0:
-                k, p, change = best_in_a_group(row, kept[r], near, group)
+                k, p, change = best_in_a_group(row, kept[r], group_hessian, group)
             else:
-                k, p, change = best_pair(row, hessian, turns, zeros, starts, low)
-            if not change < -least[r]:
+                k, p, change = best_pair(row, hessian, turns, zeros, starts, minima)
+            if not change < -least_gains[r]:
                 break
             gone = place(k)
             back = place(p)
-            factors[0] = row[gone + W]
-            factors[1] = -(row[back + Q] + row[gone + W] * hessian[p, k]) * row[back + INVERSE]
-            row[gone + W] = 0
-            row[back + W] = -factors[1]
-            row[gone + GONE] = NEVER
-            row[gone + STAYS] = NEVER if inverse[k] == 0 else 0
-            row[back + GONE] = 0
-            row[back + STAYS] = NEVER
+            factors[0] = row[gone + WEIGHT]
+            factors[1] = (
+                -(row[back + PULL] + row[gone + WEIGHT] * hessian[p, k]) * row[back + INVERSE]
+            )
+            row[gone + WEIGHT] = 0
+            row[back + WEIGHT] = -factors[1]
+            row[gone + NO_REMOVAL] = NEVER
+            row[gone + NO_RETURN] = NEVER if inverse[k] == 0 else 0
+            row[back + NO_REMOVAL] = 0
+            row[back + NO_RETURN] = NEVER
             kept[r, k] = False
             kept[r, p] = True
             move(row, factors, hessian[k], hessian[p])
-            gained[r] -= change
+            gains[r] -= change
             counts[r] += 1
         for j in range(width):
-            weight[r, j] = row[place(j) + W]
-            pull[r, j] = row[place(j) + Q]
+            weight[r, j] = row[place(j) + WEIGHT]
+            pull[r, j] = row[place(j) + PULL]

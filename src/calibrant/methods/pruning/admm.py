@@ -40,7 +40,7 @@ class ADMM(MatrixMethod):
     Differs from the paper's code in: the ramp works for a sparsity of the matrix too, where the
     code computes it and removes everything at once; the count is exact; inputs that were always
     zero are removed first, and keep their weights beyond the quota; and the largest scaled weights
-    stay as they were where that loses less.
+    stay as they were where that loses no more.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -54,25 +54,26 @@ class ADMM(MatrixMethod):
     def __post_init__(self) -> None:
         check_positive(self, rho="1.0 is the paper's", damp="0.1 is the paper's")
         if not 1 <= self.ramp <= self.iterations:
-            text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
+            given = f"admm(iterations={self.iterations}, ramp={self.ramp})"
             allowed = "the ramp has at least 1 of the iterations and at most all"
-            raise SpecError(f"{text}: {allowed}; 15 of 20 are the paper's", subject="ramp")
+            raise SpecError(f"{given}: {allowed}; 15 of 20 are the paper's", subject="ramp")
         check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
-        """Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived,
-        `TargetError` if `target` doesn't fit.
+        """Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived;
+        `TargetError` for a target that is no removal or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        scaled = shared_scaled(gram, self.damp, alike=True)
-        sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
+        scaled = shared_scaled(gram, self.damp, after_scaling=True)
+        checked = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
         # ρ stays what it is, so one inverse serves all iterations.
-        response = scaled.response(self.rho).to(sound.dtype)
-        dense = sound * scaled.scale.to(sound.dtype)
+        response = scaled.response(self.rho).to(checked.dtype)
+        dense = checked * scaled.scale.to(checked.dtype)
         state = Directions(dense, dense, torch.ones_like(dense, dtype=torch.bool))
         for step in range(1, self.iterations + 1):
+            # The first mask is that of the weights as they came.
             if step > 1:
                 state.pull(response)
             if step <= self.ramp:
@@ -80,17 +81,19 @@ class ADMM(MatrixMethod):
                 share = 1 - (1 - Fraction(step, self.ramp)) ** 3
                 state.keep = _ramped(state.pulled.abs(), removal(target), share)
         largest = removal(target).keep(dense.abs(), "matrix")
-        result = chosen(sound, largest, state, scaled, damped(gram, 0.0).to(sound.dtype)).weight
+        # Both are judged by the Gram as it is, without damping.
+        hessian = damped(gram, 0.0).to(checked.dtype)
+        result = chosen(checked, largest, state, scaled, hessian).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"))
 
 
 def _ramped(
-    sizes: Float[Tensor, "out in"], removal: Removal, share: Fraction
+    sizes: Float[Tensor, "out in"], target: Removal, share: Fraction
 ) -> Bool[Tensor, "out in"]:
-    """Return which weights stay when, of those that the target removes, only a `share` goes: the
-    smallest.
+    """Return which weights stay when, of those that the target removes, only a `share` goes: those
+    of the least `sizes`.
     """
-    keep = removal.keep(sizes, "matrix")
+    keep = target.keep(sizes, "matrix")
     count = int(share * int((~keep).count_nonzero()))
-    leaving = sizes.masked_fill(keep, torch.inf)
-    return keep_highest(leaving.reshape(1, -1), count).reshape(keep.shape)
+    removed_sizes = sizes.masked_fill(keep, torch.inf)
+    return keep_highest(removed_sizes.reshape(1, -1), count).reshape(keep.shape)

@@ -26,28 +26,30 @@ from calibrant.methods.pruning._gradients import damped
 from calibrant.spec import MOST_STEPS, check_most, later
 from calibrant.targets import Group, Removal, Target
 
-EVERY: Final = 3
+CHECKED_EVERY: Final = 3
 """Iterations between two looks at how the support changes."""
 
-FASTER: Final = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""What ρ is multiplied by, where more than that share of the support has changed: the paper's
-schedule.
+GROWTH: Final = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""The paper's schedule: where more than the first number, a share of the support, has changed, ρ is
+multiplied by the second.
 """
 
 RESTING: Final = 0.005
-"""A first ρ after which no more than this share has changed holds the weights where they
-started, and is lowered.
+"""A first ρ after which no more than this share of the support has changed holds the weights where
+they started, and is lowered.
 """
 
-LOWER: Final = 5.0
+RHO_DIVISOR: Final = 5.0
 """What such a first ρ is divided by."""
 
-LOWEST: Final = 1e-4
-"""A ρ that isn't lowered any more."""
+LEAST_RHO: Final = 1e-4
+"""A ρ as small as this isn't lowered any more."""
 
 PATIENCE: Final = 30
+"""Iterations after which a small change of the support ends them."""
+
 CALM: Final = 3e-4
-"""After so many iterations, so small a change of the support ends them."""
+"""The share of the support that such a change is below."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,8 +70,8 @@ class ALPS(MatrixMethod):
     Differs from the paper's code in: inputs that were always zero are removed first, keep their
     weights beyond the quota, and don't count in the mean diagonal; counts are rounded down; what is
     kept is that of the sparse weights, not of those that fit; the first ρ stops falling at 1e-4 or
-    less; steps are preconditioned by the diagonal; and the largest scaled weights stay as they were
-    where that loses less.
+    less; steps are preconditioned by the diagonal; and where the largest scaled weights, as they
+    were, lose no more than the result, they are kept and fitted in its place.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
@@ -100,63 +102,70 @@ class ALPS(MatrixMethod):
         was still `changing`.
 
         Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived;
-        `TargetError` for a target that doesn't fit the shape or removes nothing.
+        `TargetError` for a target that is no removal or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
+        checked = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
         scaled = shared_scaled(gram, self.damp)
-        hessian = damped(gram, self.damp).to(sound.dtype)
-        dense = sound * scaled.scale.to(sound.dtype)
+        hessian = damped(gram, self.damp).to(checked.dtype)
+        dense = checked * scaled.scale.to(checked.dtype)
+        # A weight's size says how much it matters once it is scaled.
         largest = removal(target).keep(dense.abs(), self._group)
         if bool(largest.all()):
             notes = {"iterations": 0, "rho": self.rho, "changing": 0.0}
             return Compressed(weight.detach().clone(), notes)
-        found, notes = self._directions(dense, largest, scaled, removal(target))
-        result = chosen(sound, largest, found, scaled, hessian, self.steps).weight
+        directions, notes = self._directions(dense, largest, scaled, removal(target))
+        result = chosen(checked, largest, directions, scaled, hessian, self.steps).weight
         return Compressed(finite(result.to(weight.dtype), "the fitted weight"), notes)
 
     def _directions(
-        self, dense: Tensor, first: Tensor, scaled: Scaled, removal: Removal
+        self, dense: Tensor, largest: Tensor, scaled: Scaled, target: Removal
     ) -> tuple[Directions, dict[str, Any]]:
-        """Iterate until the support settles."""
-        start = dense.masked_fill(~first, 0)
-        state = Directions(dense, start, first)
-        kept = int(first.count_nonzero())
+        """Iterate from the support `largest` until it settles; return the state, and the notes."""
+        start = dense.masked_fill(~largest, 0)
+        state = Directions(dense, start, largest)
+        kept = int(largest.count_nonzero())
         rho = self.rho
-        grown = False
-        last = first
+        has_grown = False
+        previous = largest
         changing = 1.0
-        done = 0
-        while done < self.iterations:
+        iterations = 0
+        while iterations < self.iterations:
             response = scaled.response(rho).to(dense.dtype)
-            for _ in range(min(EVERY, self.iterations - done)):
+            # All steps with one ρ share its response, which costs a product of two squares.
+            for _ in range(min(CHECKED_EVERY, self.iterations - iterations)):
                 state.pull(response)
-                state.keep = removal.keep(state.pulled.abs(), self._group)
-                done += 1
-            changing = int((state.keep ^ last).count_nonzero()) / max(kept, 1)
-            last = state.keep
+                state.keep = target.keep(state.pulled.abs(), self._group)
+                iterations += 1
+            changing = int((state.keep ^ previous).count_nonzero()) / max(kept, 1)
+            previous = state.keep
             # The first ρ held the weights where they started: begin again with a smaller one.
-            if not grown and changing <= RESTING and rho > LOWEST and done < self.iterations:
-                rho /= LOWER
-                state = Directions(dense, start, first)
-                last = first
+            if (
+                not has_grown
+                and changing <= RESTING
+                and rho > LEAST_RHO
+                and iterations < self.iterations
+            ):
+                rho /= RHO_DIVISOR
+                state = Directions(dense, start, largest)
+                previous = largest
                 continue
-            if changing == 0 or (done > PATIENCE and changing < CALM):
+            if changing == 0 or (iterations > PATIENCE and changing < CALM):
                 break
-            grown = True
-            faster = _faster(changing)
+            has_grown = True
+            growth = _growth_of(changing)
             # The dual is kept scaled by ρ, and so is rescaled with it.
-            rho *= faster
-            state.rescale(1 / faster)
-        notes = {"iterations": done, "rho": six_digits(rho), "changing": six_digits(changing)}
+            rho *= growth
+            state.rescale(1 / growth)
+        notes = {"iterations": iterations, "rho": six_digits(rho), "changing": six_digits(changing)}
         return state, notes
 
 
-def _faster(changing: float) -> float:
-    """What ρ is multiplied by, where such a share of the support has changed."""
-    for share, factor in FASTER[:-1]:
+def _growth_of(changing: float) -> float:
+    """Return what ρ is multiplied by where the share `changing` of the support has changed."""
+    for share, factor in GROWTH[:-1]:
         if changing > share:
             return factor
-    return FASTER[-1][1]
+    return GROWTH[-1][1]

@@ -29,7 +29,9 @@ from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 
 ROWS: Final = 512
-"""Rows that are ordered at a time: an order takes eight bytes a weight, and there are four."""
+"""Rows that are ordered at a time: an order takes eight bytes a weight, and there are four
+orders.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,6 +72,7 @@ class DSnoT(MatrixMethod):
         check_most(self, swaps=MOST_STEPS, tolerance=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn | None:
+        # A start that looks at nothing says nothing about mixtures.
         if not self.start.looks:
             return None
         return standing_in(self.start, target, f"{self.start}, without the swaps")
@@ -81,23 +84,27 @@ class DSnoT(MatrixMethod):
         `TargetError` if `target` doesn't fit.
         """
         self.check(target)
-        kind = wide(weight.dtype)
+        dtype = wide(weight.dtype)
         moments = observed(seen, FeatureMoments)
         norms = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs")
-        # In float32 or better: means of products cancel each other.
-        sound = finite(weight, "the weight").to(kind).contiguous()
+        # In float32 or better: the terms of ε cancel each other.
+        checked = finite(weight, "the weight").to(dtype).contiguous()
         keep = self.start.compress(weight, seen, target).weight != 0
-        means = sound * moments.means().to(kind)
-        gains = means / moments.variances().to(kind)
-        effects = Effects(means, gains, sound.abs() * norms.sqrt().to(kind))
+        means = checked * moments.means().to(dtype)
+        gains = means / moments.variances().to(dtype)
+        effects = Effects(means, gains, checked.abs() * norms.sqrt().to(dtype))
         group = target.m if isinstance(target, NofM) else 0
         mask, counts = swapped(effects, keep, self.swaps, self.tolerance, group)
-        notes = {"swaps": _mean(counts), "before": _lost(means, keep), "after": _lost(means, mask)}
+        notes = {
+            "swaps": _mean(counts),
+            "before": _mean_loss(means, keep),
+            "after": _mean_loss(means, mask),
+        }
         return Compressed(prune(weight, mask), notes)
 
 
-def _lost(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:
-    """What outputs lose on average, as a mean of its size over outputs."""
+def _mean_loss(means: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> float:
+    """Return the mean over outputs of |ε|, what each loses on average."""
     return _mean(means.masked_fill(keep, 0).double().sum(1).abs())
 
 
@@ -126,13 +133,17 @@ class _Queue:
 
     @classmethod
     def of(cls, keys: Tensor, candidates: Tensor, most: int) -> "_Queue":
-        """The candidates with the lowest keys first, as many as can be needed."""
+        """Return the candidates of each row in the order of their keys, the lowest first; `most` of
+        them are enough.
+        """
         order = keys.where(candidates, torch.inf).argsort(dim=1, stable=True)[:, :most]
         length = candidates.sum(1).clamp_max(order.shape[1])
         return cls(order, length, torch.zeros_like(length))
 
     def next(self) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
-        """Return whose turn it is in each row, and whether there is anyone."""
+        """Return whose turn it is in each row, and in which rows there is still one. The caller
+        counts the turns.
+        """
         turn = self.turn.clamp_max(self.order.shape[1] - 1)
         return _at(self.order, turn), self.turn < self.length
 
@@ -147,83 +158,87 @@ def swapped(
     counts = torch.zeros(len(keep), dtype=torch.int64, device=keep.device)
     if not swaps:
         return mask, counts
-    for top in range(0, len(keep), ROWS):
-        rows = slice(top, top + ROWS)
+    for first in range(0, len(keep), ROWS):
+        rows = slice(first, first + ROWS)
         part = Effects(effects.means[rows], effects.gains[rows], effects.scores[rows])
         counts[rows] = _swap(part, mask[rows], swaps, tolerance, group)
     return mask, counts
 
 
 def _swap(effects: Effects, mask: Tensor, swaps: int, tolerance: float, group: int) -> Tensor:
-    """Swap in place in these rows, and return how often."""
+    """Swap in the `mask` of these rows, in place, and return how often in each [row]."""
     means = effects.means
     losing = means > 0
     gaining = means < 0
     # While a row has lost too much, a removed weight that was losing comes back, and a kept one
     # that is gaining goes; the other way round where it has lost too little.
-    back_above = _Queue.of(-effects.gains, ~mask & losing, swaps)
-    back_below = _Queue.of(effects.gains, ~mask & gaining, swaps)
-    gone_above = _Queue.of(effects.scores, mask & gaining, swaps)
-    gone_below = _Queue.of(effects.scores, mask & losing, swaps)
-    stays = mask.clone()
+    returning_above = _Queue.of(-effects.gains, ~mask & losing, swaps)
+    returning_below = _Queue.of(effects.gains, ~mask & gaining, swaps)
+    leaving_above = _Queue.of(effects.scores, mask & gaining, swaps)
+    leaving_below = _Queue.of(effects.scores, mask & losing, swaps)
+    unswapped = mask.clone()
     lost = means.masked_fill(mask, 0).sum(1)
-    alive = torch.ones_like(lost, dtype=torch.bool)
+    active = torch.ones_like(lost, dtype=torch.bool)
     counts = torch.zeros_like(lost, dtype=torch.int64)
     for _ in range(swaps):
         above = lost > 0
-        alive &= lost.abs() > tolerance
-        if not bool(alive.any()):
+        active &= lost.abs() > tolerance
+        if not bool(active.any()):
             break
-        grown, there = _either(above, back_above, back_below)
+        returning, can_return = _either(above, returning_above, returning_below)
         if group:
-            dropped, free = _least_of_group(effects.scores, stays, grown, group)
+            leaving, can_leave = _least_of_group(effects.scores, unswapped, returning, group)
         else:
-            dropped, free = _either(above, gone_above, gone_below)
-        # Followed swap by swap, not summed anew: what a row lost changes by two weights.
-        after = lost + _at(means, dropped) - _at(means, grown)
-        ends = ~(there & free)
+            leaving, can_leave = _either(above, leaving_above, leaving_below)
+        # Not summed anew: by a swap, what a row lost changes by two weights.
+        after = lost + _at(means, leaving) - _at(means, returning)
+        ends = ~(can_return & can_leave)
         if group:
-            # A group without a free weight is passed over; a change of sign ends the row.
-            ends = ~there | (free & (after * lost <= 0))
-        swap = alive & there & free & ~ends
-        _put(mask, grown, swap, True)
-        _put(mask, dropped, swap, False)
-        _put(stays, dropped, swap, False)
+            # Where no weight of the group can leave, the next one's turn comes; a change of sign
+            # ends the row.
+            ends = ~can_return | (can_leave & (after * lost <= 0))
+        swap = active & can_return & can_leave & ~ends
+        _put(mask, returning, swap, True)
+        _put(mask, leaving, swap, False)
+        _put(unswapped, leaving, swap, False)
         lost = after.where(swap, lost)
         counts += swap
-        back_above.turn += above
-        back_below.turn += ~above
-        gone_above.turn += above
-        gone_below.turn += ~above
-        alive &= ~ends
+        # Rows that ended go on in their queues too, which changes nothing in them.
+        returning_above.turn += above
+        returning_below.turn += ~above
+        leaving_above.turn += above
+        leaving_below.turn += ~above
+        active &= ~ends
     return counts
 
 
 def _either(first: Tensor, queue: _Queue, other: _Queue) -> tuple[Tensor, Tensor]:
-    """Whose turn it is: in the rows of `first` in `queue`, in all others in the `other`."""
-    index, there = queue.next()
-    other_index, other_there = other.next()
-    return index.where(first, other_index), there.where(first, other_there)
+    """Return whose turn it is, and where there is one: in the rows of `first` from `queue`, in all
+    others from the `other`.
+    """
+    index, available = queue.next()
+    other_index, other_available = other.next()
+    return index.where(first, other_index), available.where(first, other_available)
 
 
 def _least_of_group(
-    scores: Tensor, stays: Tensor, index: Tensor, group: int
+    scores: Tensor, unswapped: Tensor, index: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
-    """The weight of the lowest score in the group of `index` that hasn't been swapped, and
-    whether there is one.
+    """Return of each row the weight of the lowest score in the group of `index` that is kept and
+    was never swapped, and whether there is one.
     """
     members = (index // group * group)[:, None] + torch.arange(group, device=index.device)
-    free = stays.gather(1, members)
-    least = scores.gather(1, members).where(free, torch.inf).argsort(dim=1, stable=True)[:, 0]
-    return _at(members, least), free.any(1)
+    can_leave = unswapped.gather(1, members)
+    least = scores.gather(1, members).where(can_leave, torch.inf).argsort(dim=1, stable=True)[:, 0]
+    return _at(members, least), can_leave.any(1)
 
 
 def _at(numbers: Tensor, index: Tensor) -> Tensor:
-    """The number of each row that `index` names."""
+    """Return the number of each row in the column that `index` [row] has for it."""
     return numbers.gather(1, index[:, None])[:, 0]
 
 
 def _put(mask: Tensor, index: Tensor, rows: Tensor, value: bool) -> None:
-    """Set one weight of each of these rows."""
+    """Set the column that `index` has for it in each of these rows, in place."""
     places = index[:, None]
     mask.scatter_(1, places, mask.gather(1, places).masked_fill(rows[:, None], value))

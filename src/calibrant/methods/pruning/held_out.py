@@ -35,11 +35,11 @@ from calibrant.targets import Removal, Target
 
 @final
 class HalvedGram(InputStatistic):
-    """Two Grams of different texts: each micro-batch, which is made of whole windows, is counted in
-    one of them in turn.
+    """Two Grams of different texts: micro-batches, which are made of whole windows, are added to
+    one and the other by turns.
 
-    A single micro-batch is divided in the middle of its rows; there is no second half of a single
-    row.
+    Weights are `fitted` to one Gram and `measured` on the other. A single micro-batch is divided in
+    the middle of its rows; of a single row `measured` is None.
     """
 
     def __init__(self, fitted: Gram, measured: Gram | None, batches: int = 1) -> None:
@@ -69,12 +69,13 @@ class HalvedGram(InputStatistic):
         batches = self.batches + other.batches
         divided = self.batches > 1 and other.batches > 1
         if divided and self.measured and other.measured:
-            # Several sets: both are divided by micro-batches already.
+            # Sums of several micro-batches each, as of two sets: both are divided already.
             measured = self.measured + other.measured
             return HalvedGram(self.fitted + other.fitted, measured, batches)
         if self.batches == 1:
-            # Beside another micro-batch the first one goes into one half, undivided.
+            # Beside another micro-batch the first one isn't divided any more.
             return HalvedGram(self.whole, other.whole, batches)
+        # The next micro-batch, alone, goes into the half whose turn it is.
         if self.batches % 2 == 0:
             return HalvedGram(self.fitted + other.whole, self.measured, batches)
         measured = self.measured + other.whole if self.measured else other.whole
@@ -92,7 +93,7 @@ class HalvedGram(InputStatistic):
 
     @cached_property
     def whole(self) -> Gram:
-        """The Gram of all."""
+        """The Gram of both halves."""
         return self.fitted + self.measured if self.measured else self.fitted
 
 
@@ -128,11 +129,8 @@ class HeldOut(MatrixMethod):
         object.__setattr__(self, "damps", tuple(map(float, damps)))
         method = self.method
         fits = isinstance(method, MatrixMethod) and method.updates
-        if (
-            not fits
-            or not {Gram, FeatureNorms} >= set(method.observes)
-            or any(with_parameters(method, damp=damp) is None for damp in self.damps)
-        ):
+        fits = fits and {Gram, FeatureNorms} >= set(method.observes)
+        if not fits or any(with_parameters(method, damp=damp) is None for damp in self.damps):
             needs = (
                 "it needs a method that fits weights to a Gram and has a damp, such as sparsegpt"
             )
@@ -170,21 +168,22 @@ class HeldOut(MatrixMethod):
         fitted = Seen.of_gram(halves.fitted)
         errors: dict[float, float] = {}
         best = self.damps[0]
-        done = Compressed(weight)
+        result = Compressed(weight)
         for damp in self.damps:
-            tried = self._damped(damp).compress(weight, fitted, target)
-            errors[damp] = energy(dense - tried.weight.to(dtype))
+            candidate = self._damped(damp).compress(weight, fitted, target)
+            errors[damp] = energy(dense - candidate.weight.to(dtype))
             if damp == self.damps[0] or errors[damp] < errors[best]:
                 best = damp
-                done = tried
+                result = candidate
         if self.refit:
-            done = self._damped(best).compress(weight, whole, target)
+            result = self._damped(best).compress(weight, whole, target)
         size = energy(dense)
-        shares = dict.fromkeys((f"{damp:g}" for damp in errors), 0.0)
-        if size > 0:
-            shares = {f"{damp:g}": six_digits(error / size) for damp, error in errors.items()}
-        notes = {**done.notes, "held_out": shares, "chosen_damp": best}
-        return Compressed(done.weight, notes, done.packed)
+        shares: dict[str, float] = {}
+        for damp, error in errors.items():
+            # Outputs that are all zero on that half lose nothing.
+            shares[f"{damp:g}"] = six_digits(error / size) if size > 0 else 0.0
+        notes = {**result.notes, "held_out": shares, "chosen_damp": best}
+        return Compressed(result.weight, notes, result.packed)
 
     def _damped(self, damp: float) -> MatrixMethod:
         damped: MatrixMethod | None = with_parameters(self.method, damp=damp)

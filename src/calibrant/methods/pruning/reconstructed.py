@@ -5,7 +5,7 @@ forward; slow (after arXiv 2510.14444).
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,7 @@ from calibrant.methods._base import (
     standing_in,
 )
 from calibrant.methods._model_method import (
+    PRODUCTS,
     ModelMethod,
     check_matrices,
     check_one_process,
@@ -38,9 +39,6 @@ from calibrant.targets import Removal, Target
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.rehearsal import rehearse
 
-_PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
-"""Functions that multiply with a matrix."""
-
 
 @dataclass(frozen=True, repr=False)
 class Reconstructed(ModelMethod):
@@ -48,8 +46,8 @@ class Reconstructed(ModelMethod):
     feed-forward network give what they gave before.
 
     The error is that of what each matrix that writes to the residual stream gives, relative to what
-    it gave in the block as it was, on the inputs that come with everything before it already
-    compressed; its gradients go through the block's own forward. The first step is `rate` times the
+    it gave in the block as it was. Inputs are those that come when everything before the block is
+    compressed; gradients go through the block's own forward. The first step is `rate` times the
     root mean square of a matrix's weights, the last near 0, and each sees one micro-batch. What was
     removed stays zero. Where the error over all micro-batches didn't fall, the block stays as
     `method` left it. A block's inputs are kept in memory while it is worked on.
@@ -95,7 +93,8 @@ class Reconstructed(ModelMethod):
                     f"{self.spec_name()} follows blocks without experts, and {weight.name} is one"
                 )
                 raise TargetError(f"{problem}; use the method alone", subject=weight.name)
-        Stream.of(view)  # which refuses a model whose stream isn't understood
+        # Refuses a model whose stream isn't understood.
+        Stream.of(view)
 
     def edits(self, job: Job) -> Iterator[Edit]:
         check_one_process(self, job)
@@ -104,7 +103,7 @@ class Reconstructed(ModelMethod):
         for writer in Stream.of(job.view).writers:
             writers[writer.weight.block].append(writer.weight)
         samples: list[BlockSample] = []
-        done: list[Weight] = []
+        pruned: list[Weight] = []
 
         def keep(call: BlockCall) -> None:
             samples.append(BlockSample.of(call, writers[call.block.index]))
@@ -115,20 +114,20 @@ class Reconstructed(ModelMethod):
                 target = job.targets[weight.name]
                 compressed = self.method.compress(weight.get(), inputs, target)
             yield Replace(weight, compressed, seen)
-            done.append(weight)
+            pruned.append(weight)
             block = job.view.blocks[weight.block]
             followed = [member for member in block.weights if member.name not in left]
-            # The block is fitted before the walk is asked for more: then it runs with what was
-            # made of it.
-            if len(done) == len(followed):
+            # The block is fitted before the walk is asked for more: then the walk runs it again,
+            # with the fitted weights.
+            if len(pruned) == len(followed):
                 with spent_on("method"):
                     edit = refit(
-                        weight.block, done, writers[weight.block], samples, self.steps, self.rate
+                        weight.block, pruned, writers[weight.block], samples, self.steps, self.rate
                     )
                 if edit is not None:
                     yield edit
                 samples.clear()
-                done.clear()
+                pruned.clear()
 
 
 @dataclass(frozen=True)
@@ -196,35 +195,36 @@ class Refit(Edit):
 
 @dataclass(frozen=True)
 class BlockSample:
-    """A micro-batch at the door of a block: a way to run the block on it, which tokens are real,
-    and what its `writers` gave when it was whole.
+    """A micro-batch that a block reads: a way to run the block on it, which tokens are real, and
+    what the block's writers gave while it was `untouched`, by name.
     """
 
     run: Callable[[TorchFunctionMode], None]
     real: Bool[Tensor, "sample position"]
-    whole: Mapping[str, Float[Tensor, "token out"]]
+    untouched: Mapping[str, Float[Tensor, "token out"]]
 
     @classmethod
     def of(cls, call: BlockCall, writers: Sequence[Weight]) -> "BlockSample":
-        """Run the block that is about to run, as it is now, and keep what comes out.
+        """Run the block that is about to run, as it is now, and keep what its `writers` give.
         `ModelError` for a writer whose product isn't seen.
         """
         outputs = _Outputs(writers, {})
         call.aside(outputs)
-        whole = {name: rows.detach() for name, rows in outputs.rows(call.real)}
-        return cls(call.kept(), call.real, whole)
+        untouched = {name: rows.detach() for name, rows in outputs.rows(call.real)}
+        return cls(call.kept(), call.real, untouched)
 
     def errors(
-        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+        self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> dict[str, Float[Tensor, ""]]:
-        """Return the squared error of what each writer gives of the real tokens, with other
-        numbers `instead` of parameters, by their `id`.
+        """Return the squared error of what each writer gives for the real tokens, by its name.
+
+        The block runs with these `replacements` in place of parameters, by their `id`.
         """
-        outputs = _Outputs(writers, instead, gradients)
+        outputs = _Outputs(writers, replacements, gradients)
         self.run(outputs)
         errors: dict[str, Tensor] = {}
         for name, rows in outputs.rows(self.real):
-            errors[name] = (rows.float() - self.whole[name].float()).square().sum()
+            errors[name] = (rows.float() - self.untouched[name].float()).square().sum()
         return errors
 
 
@@ -246,18 +246,20 @@ def refit(
     """
     sizes: dict[str, float] = {}
     for writer in writers:
-        squares = [float(sample.whole[writer.name].float().square().sum()) for sample in samples]
-        # What gives nothing has no relative error: then any error counts as very large.
+        squares = [
+            float(sample.untouched[writer.name].float().square().sum()) for sample in samples
+        ]
+        # Where all outputs were zero no error is relative to them: then any counts as very large.
         sizes[writer.name] = max(sum(squares), 1e-30)
-    leaves = [_Leaf.of(weight) for weight in weights]
+    fitted_matrices = [_FittedMatrix.of(weight) for weight in weights]
 
-    def instead() -> dict[int, Tensor]:
-        return {leaf.place: leaf.numbers() for leaf in leaves}
+    def replacements() -> dict[int, Tensor]:
+        return {matrix.parameter_id: matrix.numbers() for matrix in fitted_matrices}
 
     def error() -> float:
         total = 0.0
         for sample in samples:
-            errors = sample.errors(writers, instead())
+            errors = sample.errors(writers, replacements())
             for name, size in sizes.items():
                 total += float(errors[name]) / size
         return total
@@ -265,19 +267,21 @@ def refit(
     with torch.no_grad():
         before = error()
     optimizer = torch.optim.Adam(
-        [{"params": [leaf.free], "lr": rate * leaf.size} for leaf in leaves]
+        [{"params": [matrix.variable], "lr": rate * matrix.size} for matrix in fitted_matrices]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     with torch.enable_grad():
         for step in range(steps):
-            errors = samples[step % len(samples)].errors(writers, instead(), gradients=True)
+            sample = samples[step % len(samples)]
+            errors = sample.errors(writers, replacements(), gradients=True)
             relative = torch.stack([errors[name] / size for name, size in sizes.items()])
             # One micro-batch stands for all of them.
             loss = relative.sum() * len(samples)
             optimizer.zero_grad()
-            free = [leaf.free for leaf in leaves]
-            gradients = torch.autograd.grad(loss, free, allow_unused=True)
-            for parameter, gradient in zip(free, gradients, strict=True):
+            variables = [matrix.variable for matrix in fitted_matrices]
+            # Not `backward`, which would give the model's own parameters gradients too.
+            gradients = torch.autograd.grad(loss, variables, allow_unused=True)
+            for parameter, gradient in zip(variables, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
@@ -286,60 +290,62 @@ def refit(
     if not after < before:
         return None
     matrices: dict[Weight, Tensor] = {}
-    for leaf in leaves:
-        numbers = leaf.numbers().detach()
-        matrices[leaf.weight] = numbers.T if leaf.weight.transposed else numbers
+    for matrix in fitted_matrices:
+        numbers = matrix.numbers().detach()
+        matrices[matrix.weight] = numbers.T if matrix.weight.transposed else numbers
     notes = {"steps": steps, "before": six_digits(before), "after": six_digits(after)}
     return Refit(index, matrices, notes)
 
 
 @final
 @dataclass(frozen=True)
-class _Leaf:
-    """A matrix that is fitted: its numbers in float32, as the model stores them; which of them are
-    kept; the root mean square of those; and the `id` of its parameter.
+class _FittedMatrix:
+    """A matrix that is fitted, in the order in which the model stores its numbers.
+
+    `variable` are its numbers in float32, which the steps change; `kept` says which of them aren't
+    zero, `size` is the root mean square of those, and `parameter_id` the `id` of its parameter.
     """
 
     weight: Weight
-    free: Float[Tensor, "row column"]
+    variable: Float[Tensor, "row column"]
     kept: Bool[Tensor, "row column"]
     size: float
-    place: int
+    parameter_id: int
 
     @classmethod
-    def of(cls, weight: Weight) -> "_Leaf":
-        free = weight.stored.float().clone().requires_grad_()
+    def of(cls, weight: Weight) -> "_FittedMatrix":
+        variable = weight.stored.float().clone().requires_grad_()
         kept = weight.stored != 0
         size = 0.0
         if bool(kept.any()):
-            size = float(free.detach()[kept].square().mean().sqrt())
-        return cls(weight, free, kept, size, id(getattr(weight.owner, weight.key)))
+            size = float(variable.detach()[kept].square().mean().sqrt())
+        return cls(weight, variable, kept, size, id(getattr(weight.owner, weight.key)))
 
     def numbers(self) -> Float[Tensor, "row column"]:
         """Return its numbers in the model's type; what was removed stays zero."""
         # The product keeps gradients of removed weights at zero too.
-        return (self.free * self.kept).to(self.weight.stored.dtype)
+        return (self.variable * self.kept).to(self.weight.stored.dtype)
 
 
 @final
 class _Outputs(TorchFunctionMode):
-    """Puts other numbers in the place of parameters, and keeps what products with the writers
-    give.
+    """Puts replacements in the place of parameters, by their `id`, and keeps what products with the
+    writers give.
     """
 
     def __init__(
-        self, writers: Sequence[Weight], instead: Mapping[int, Tensor], gradients: bool = False
+        self, writers: Sequence[Weight], replacements: Mapping[int, Tensor], gradients: bool = False
     ) -> None:
         super().__init__()
         self._names = {id(getattr(writer.owner, writer.key)): writer.name for writer in writers}
-        self._instead = instead
+        self._replacements = replacements
         self._gradients = gradients
         self._outputs: dict[str, Tensor] = {}
 
     def __enter__(self) -> "_Outputs":
         super().__enter__()
-        # Blocks are run without gradients by whoever runs them.
-        torch.set_grad_enabled(self._gradients)  # blocks are run without them
+        # Whoever runs a block enters this inside `no_grad`, and ends that behind it.
+        torch.set_grad_enabled(self._gradients)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -353,11 +359,15 @@ class _Outputs(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = [self._instead.get(id(argument), argument) for argument in args]
-        named = {key: self._instead.get(id(value), value) for key, value in (kwargs or {}).items()}
+        # By identity: comparing tensors would compute, and call this again.
+        given = [self._replacements.get(id(argument), argument) for argument in args]
+        named = {
+            key: self._replacements.get(id(value), value) for key, value in (kwargs or {}).items()
+        }
         result = func(*given, **named)
-        if getattr(func, "__name__", "") in _PRODUCTS:
+        if getattr(func, "__name__", "") in PRODUCTS:
             for argument in args:
+                # By the parameter, whatever was put in its place.
                 if id(argument) in self._names:
                     self._outputs[self._names[id(argument)]] = result
         return result
@@ -365,7 +375,7 @@ class _Outputs(TorchFunctionMode):
     def rows(
         self, real: Bool[Tensor, "sample position"]
     ) -> Iterator[tuple[str, Float[Tensor, "token out"]]]:
-        """Yield what each writer gave of the real tokens."""
+        """Yield what each writer gave for the real tokens, with its name."""
         for name in self._names.values():
             output = self._outputs.get(name)
             if output is None or output.shape[:-1].numel() != real.numel():

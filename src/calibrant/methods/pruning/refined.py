@@ -88,7 +88,7 @@ class Refined(MatrixMethod):
         return {Gram, FeatureNorms} >= set(self.start.observes)
 
     def stand_in(self, target: Target) -> StandIn | None:
-        # For mixtures statistics of one kind are added.
+        # A prediction adds the Grams of a mixture's sets, so all must follow from a Gram.
         if self._of_gram:
             return StandIn(self, target)
         differs = f"it starts from the mask of wanda, not of {self.start}"
@@ -98,7 +98,7 @@ class Refined(MatrixMethod):
         super().check(target)
         self.start.check(target)
 
-    def begun(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+    def started(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Return what `start` makes of the matrix."""
         if self._of_gram:
             seen = Seen.of_gram(observed(seen, Gram))
@@ -114,14 +114,14 @@ class Refined(MatrixMethod):
         self.check(target)
         gram = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        begun = self.begun(dense, seen, target)
+        started = self.started(dense, seen, target)
         hessian = damped(gram, self.damp).to(dense.dtype)
-        state = masked(dense, begun.weight, begun.weight != 0, hessian)
-        done, notes = refine(
+        state = masked(dense, started.weight, started.weight != 0, hessian)
+        refined, notes = refine(
             state, hessian, target, self.swaps, self.steps, self.rounds, self.tolerance
         )
-        fitted = finite(done.weight.to(weight.dtype), "the refined weight")
-        return Compressed(fitted, {**begun.notes, **notes})
+        result = finite(refined.weight.to(weight.dtype), "the refined weight")
+        return Compressed(result, {**started.notes, **notes})
 
 
 def refine(
@@ -136,38 +136,39 @@ def refine(
     """Fit what is kept and swap, `rounds` times by turns, and fit again: `swaps` of each row and
     `steps` of all are divided among the rounds.
 
-    As many weights stay in each row, and for N:M in each group. With the matrix go the shares of
-    its loss that steps (`fitted`) and swaps (`swapped`) took off, and how many `swaps` there were
-    in the mean row.
+    As many weights stay in each row, and for N:M in each group. Returned are the matrix, and notes:
+    the shares of its loss that steps (`fitted`) and swaps (`swapped`) took off, and how many
+    `swaps` there were in the mean row.
     """
     group = target.m if isinstance(target, NofM) else 0
+    # A round without a swap would be steps alone.
     turns = min(rounds, swaps)
-    whole = _total(state)
+    initial_loss = _total(state)
     fitted = 0.0
     swapped = 0.0
-    count = 0.0
+    swaps_of_mean_row = 0.0
     # Gradients come first and last: swaps are judged by fitted weights.
     for turn in range(turns + 1):
         before = _total(state)
-        some = share_of_round(steps, turns + 1, turn)
+        round_steps = share_of_round(steps, turns + 1, turn)
         # Only the first call must leave the caller's matrices alone.
-        state = descend(state, hessian, some, tolerance, in_place=turn > 0)
+        state = descend(state, hessian, round_steps, tolerance, in_place=turn > 0)
         between = _total(state)
         fitted += before - between
         if turn < turns:
-            some = share_of_round(swaps, turns, turn)
-            state, counts = swap(state, hessian, some, tolerance, group, in_place=True)
+            round_swaps = share_of_round(swaps, turns, turn)
+            state, counts = swap(state, hessian, round_swaps, tolerance, group, in_place=True)
             swapped = swapped + between - _total(state)
-            count += float(counts.double().mean())
-    notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(count, 2)}
-    if whole > 0:
-        notes["fitted"] = six_digits(fitted / whole)
-        notes["swapped"] = six_digits(swapped / whole)
+            swaps_of_mean_row += float(counts.double().mean())
+    notes = {"fitted": 0.0, "swapped": 0.0, "swaps": round(swaps_of_mean_row, 2)}
+    if initial_loss > 0:
+        notes["fitted"] = six_digits(fitted / initial_loss)
+        notes["swapped"] = six_digits(swapped / initial_loss)
     return state, notes
 
 
 def share_of_round(count: int, parts: int, number: int) -> int:
-    """Return how much of `count` the part `number` (from 0) gets of so many: as equal as can be.
+    """Return how much of `count` the part `number`, from 0, gets of so many: as equal as can be.
 
     >>> [share_of_round(10, 4, number) for number in range(4)]
     [2, 3, 2, 3]
@@ -180,8 +181,8 @@ def _total(state: Masked) -> float:
 
 
 def _removes(start: object) -> bool:
-    """Whether it is a method that removes weights, matrix by matrix, and asks no more of the walk
-    than others.
+    """Return whether `start` is a method that removes weights, matrix by matrix, and takes tokens
+    as they are.
     """
     if not isinstance(start, MatrixMethod) or not start.prunes or start.token_use != TokenUse():
         return False

@@ -31,8 +31,8 @@ class Robust(Refined):
     or a mix, each with a Gram of its own.
 
     A source's error is tr(E G_s Eᵀ)/tr(W G_s Wᵀ), what the matrix's outputs lose of their size on
-    it. In each of `rounds` the weights are refined for the mean of all errors, then those with
-    large errors count more (by the square of error over mean error); the best round is the one
+    it. In each of `rounds` the weights are refined for the mean of all errors. Then sources with
+    large errors count more (by the square of error over mean error). The best round is the one
     whose largest error is smallest. With one round the sources count by their shares of the
     mixture. Each source is walked through the model by itself, all in step, since the weights of
     the block before are the same for all. `start`, `swaps`, `steps`, `damp` and `tolerance` are
@@ -53,10 +53,10 @@ class Robust(Refined):
         return 4 * sources + 3
 
     def stand_in(self, target: Target) -> StandIn | None:
-        alike = Refined(
+        refined = Refined(
             self.start, self.swaps, self.steps, damp=self.damp, tolerance=self.tolerance
         )
-        return standing_in(alike, target, "refined on the sum of what all sources gave")
+        return standing_in(refined, target, "refined on the sum of what all sources gave")
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the best `round`, from 1, with each source's `errors` after it, and how much each
@@ -65,24 +65,25 @@ class Robust(Refined):
         Errors that are raised are those of `refined`.
         """
         self.check(target)
-        whole = observed(seen, Gram)
+        gram_of_all = observed(seen, Gram)
         dense = finite(weight, "the weight").to(wide(weight.dtype))
-        each = seen[Sources].each if Sources in seen else (whole,)
-        grams = [gram for gram in each if gram.mass > 0]
+        of_sources = seen[Sources].grams if Sources in seen else (gram_of_all,)
+        # A source of which no token reached the matrix has no say.
+        grams = [gram for gram in of_sources if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         # A source that makes nothing of the matrix loses nothing by it.
         sizes = [energy(dense) or 1.0 for energy in energies]
-        counted = [gram.mass / whole.mass for gram in grams]
-        current = self.begun(dense, seen, target).weight
+        source_weights = [gram.mass / gram_of_all.mass for gram in grams]
+        current = self.started(dense, seen, target).weight
         keep = current != 0
         best = current
         notes: Mapping[str, Any] = {}
         least = float("inf")
         for number in range(self.rounds):
-            shares = [count / size for count, size in zip(counted, sizes, strict=True)]
             # A source counts relative to what the dense matrix gives on it, as its error does.
-            hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
-            done, _ = refine(
+            factors = [share / size for share, size in zip(source_weights, sizes, strict=True)]
+            hessian = damped(weighed(grams, factors), self.damp).to(dense.dtype)
+            refined, _ = refine(
                 masked(dense, current, keep, hessian),
                 hessian,
                 target,
@@ -91,10 +92,10 @@ class Robust(Refined):
                 rounds=1,
                 tolerance=self.tolerance,
             )
-            current = done.weight
-            keep = done.keep
-            lost = [energy(dense - current) for energy in energies]
-            errors = [loss / size for loss, size in zip(lost, sizes, strict=True)]
+            current = refined.weight
+            keep = refined.keep
+            losses = [energy(dense - current) for energy in energies]
+            errors = [loss / size for loss, size in zip(losses, sizes, strict=True)]
             rounded = [six_digits(error) for error in errors]
             # Of equally good rounds the first counts.
             if number == 0 or max(rounded) < least:
@@ -103,18 +104,21 @@ class Robust(Refined):
                 notes = {
                     "round": number + 1,
                     "errors": rounded,
-                    "counted": [six_digits(count) for count in counted],
+                    "counted": [six_digits(share) for share in source_weights],
                 }
             # By the square of an error, so that after a few rounds the worst source has most of the
             # say.
-            pressing = [count * error**2 for count, error in zip(counted, errors, strict=True)]
-            total = sum(pressing)
+            pressures: list[float] = []
+            for share, error in zip(source_weights, errors, strict=True):
+                pressures.append(share * error**2)
+            total = sum(pressures)
             if total > 0:
-                counted = [pressure / total for pressure in pressing]
+                source_weights = [pressure / total for pressure in pressures]
         return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
 
 
 def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
-    """Return the sum of Grams, each times its factor, as of inputs of mass 1."""
+    """Return the sum of Grams, each times its factor, as a Gram of mass 1."""
     matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
-    return Gram(sum(matrices[1:], matrices[0]), sum(gram.tokens for gram in grams), 1.0)
+    tokens = sum(gram.tokens for gram in grams)
+    return Gram(sum(matrices[1:], matrices[0]), tokens, 1.0)

@@ -32,8 +32,8 @@ MOST_COLUMNS: Final = 1_000_000
 """No matrix is as wide."""
 
 UNEVEN: Final = 0.5
-"""Blocks are reordered where the largest loss of one and the smallest are further apart than
-this share of the largest.
+"""Blocks are reordered where the largest loss of a block and the smallest differ by more than this
+share of the largest.
 """
 
 
@@ -94,7 +94,7 @@ class SparseGPT(MatrixMethod):
         `dead_inputs` were always zero; with `order=loss` whether the columns were `reordered`.
 
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if
-        no token arrived; `TargetError` for a target that doesn't fit the shape or removes nothing.
+        no token arrived; `TargetError` for a target that isn't accepted or doesn't fit the shape.
         """
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
@@ -102,26 +102,27 @@ class SparseGPT(MatrixMethod):
         if self.order == "loss":
             return self._by_loss(weight, gram, removal(target))
         factor = shared_factor(gram, self.damp)
-        sound = finite(weight, "the weight")
+        checked = finite(weight, "the weight")
         if isinstance(target, SparseGrid):
-            scales = scales_by(self.scales, sound, target.grid, gram.norms())
-            packed = quantize(sound, factor, scales, target.removal, block=self.block)
+            scales = scales_by(self.scales, checked, target.grid, gram.norms())
+            packed = quantize(checked, factor, scales, target.removal, block=self.block)
             return Compressed(finite(packed.dense(), "the corrected weight"), factor.notes, packed)
-        pruned = eliminate(sound.to(wide(weight.dtype)), factor, removal(target), self.block)
+        pruned = eliminate(checked.to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)
 
     def _by_loss(self, weight: Tensor, gram: Gram, target: Removal) -> Compressed:
-        sound = finite(weight, "the weight").to(wide(weight.dtype))
+        """Prune with the columns in the order of what they will lose."""
+        checked = finite(weight, "the weight").to(wide(weight.dtype))
         norms = finite(gram.norms(), "the squared norms of the inputs").sqrt()
-        order = by_loss(sound.abs() * norms.to(sound.dtype), target, self.block)
+        order = by_loss(checked.abs() * norms.to(checked.dtype), target, self.block)
         if order is None:
             factor = shared_factor(gram, self.damp)
-            pruned = eliminate(sound, factor, target, self.block)
+            pruned = eliminate(checked, factor, target, self.block)
         else:
-            # A Gram of its own, since factors are cached on the Gram that they are of.
-            turned = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
-            factor = shared_factor(turned, self.damp)
-            pruned = eliminate(sound[:, order], factor, target, self.block)[:, order.argsort()]
+            # A Gram of its own: the order is this matrix's, and other matrices share the Gram.
+            reordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
+            factor = shared_factor(reordered, self.damp)
+            pruned = eliminate(checked[:, order], factor, target, self.block)[:, order.argsort()]
         notes = {**factor.notes, "reordered": order is not None}
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), notes)
 
@@ -132,24 +133,25 @@ def by_loss(
     """Return the inputs in the order of what they will lose, those that lose most first, while
     many others can still make up for it; None where blocks lose about alike.
 
-    What an input will lose is the sum of its scores that are the lowest of its block of columns, as
-    many as the target removes there. Blocks come by falling loss, and so do the inputs of a block.
-    For N:M a block is a group, which stays as it is. Equal ones stay in order.
+    Of each block of columns, the target removes as many weights as it says, those of the lowest
+    `scores`; an input loses the scores of those that are its own. Blocks come by falling loss, and
+    so do the inputs of a block. For N:M a block is a group, whose inputs stay in order. So do equal
+    ones.
     """
     if isinstance(target, NofM):
         block = target.m
-    lost: list[Tensor] = []
+    block_losses: list[Tensor] = []
     orders: list[Tensor] = []
     for span in spans(scores.shape[1], target, block):
-        inside = scores[:, span.start : span.stop]
-        losses = inside.where(choose(inside, target, span), 0).sum(0)
+        span_scores = scores[:, span.start : span.stop]
+        column_losses = span_scores.where(choose(span_scores, target, span), 0).sum(0)
         columns = torch.arange(span.start, span.stop, device=scores.device)
         if not span.group:
-            columns = columns[losses.argsort(descending=True, stable=True)]
-        lost.append(losses.sum())
+            columns = columns[column_losses.argsort(descending=True, stable=True)]
+        block_losses.append(column_losses.sum())
         orders.append(columns)
-    each = torch.stack(lost)
-    if not float(each.max() - each.min()) > UNEVEN * float(each.max()):
+    losses = torch.stack(block_losses)
+    if not float(losses.max() - losses.min()) > UNEVEN * float(losses.max()):
         return None
-    order = each.argsort(descending=True, stable=True).tolist()
+    order = losses.argsort(descending=True, stable=True).tolist()
     return torch.cat([orders[place] for place in order])

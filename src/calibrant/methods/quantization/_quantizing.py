@@ -68,33 +68,34 @@ def check_updates(method: Method) -> None:
 def rounded(
     weight: Float[Tensor, "out in"], gram: Gram, grid: Grid, damp: float, order: str, scales: str
 ) -> Compressed:
-    """Return the weight on the grid, with scales by that rule, its errors in the outputs of
-    `gram`'s inputs corrected as far as they can be.
+    """Return the weight on the grid, with `scales` by that rule. The columns that follow a rounded
+    one are corrected for what its error does to the outputs, given `gram`'s inputs.
 
     Raises `TargetError` for a grid that doesn't fit the shape, `NumericsError` for a weight or Gram
     that isn't finite or a Gram beyond repair.
     """
     grid.check((weight.shape[0], weight.shape[1]), "the matrix")
-    sound = finite(weight, "the weight")
-    chosen = scales_by(scales, sound, grid, gram.norms())
+    checked = finite(weight, "the weight")
+    group_scales = scales_by(scales, checked, grid, gram.norms())
     if order == "activation":
         inputs, factor = by_activation(gram, damp)
-        packed = quantize(sound, factor, chosen, order=inputs)
+        packed = quantize(checked, factor, group_scales, order=inputs)
     else:
         factor = shared_factor(gram, damp)
-        packed = quantize(sound, factor, chosen)
+        packed = quantize(checked, factor, group_scales)
     return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
 
 
 def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:
     """Return the inputs by falling size, equal ones as they came, and the factor of the Gram in
-    that order; once for each Gram.
+    that order. Both are computed once for each Gram.
     """
 
     def compute() -> tuple[Tensor, Factor]:
         # Stable, so that ties don't depend on the device.
         order = gram.norms().argsort(descending=True, stable=True)
-        return order, factorise(Gram(gram.matrix[order][:, order], gram.tokens, gram.mass), damp)
+        ordered = Gram(gram.matrix[order][:, order], gram.tokens, gram.mass)
+        return order, factorise(ordered, damp)
 
     return gram.cached(("factor", damp, "activation"), compute)
 
@@ -108,8 +109,8 @@ def quantize(
     block: int = BLOCK,
     step: Step | None = None,
 ) -> Codes:
-    """Return the codes of `weight` on the grid of `scales`, each chosen when all before it are.
-    `factor` is that of the inputs in `order`.
+    """Return the codes of `weight` on the grid of `scales`, chosen column by column, each when all
+    before it are. `factor` is that of the inputs in `order`.
 
     `removal` says which weights become zero besides; N:M needs the inputs as they came. `step`
     overrides the device's own.
@@ -126,31 +127,34 @@ def quantize(
         errors = step(work, removed.contiguous(), span)
         if span.stop < weight.shape[1]:
             work.weight[:, span.stop :].addmm_(errors, work.upper[columns, span.stop :], alpha=-1)
-    codes = work.codes if order is None else work.codes[:, order.argsort()]
+    codes = work.codes
+    if order is not None:
+        codes = codes[:, order.argsort()]
     return Codes(scales.grid, codes, scales.scales, scales.zeros)
 
 
 def _work(weight: Tensor, factor: Factor, scales: Scales, order: Tensor | None) -> Work:
-    kind = wide(weight.dtype)
+    dtype = wide(weight.dtype)
     rows, columns = weight.shape
-    count = scales.scales.shape[1]
-    groups = torch.arange(columns, device=weight.device) // (columns // count)
+    groups_in_row = scales.scales.shape[1]
+    width = columns // groups_in_row
+    groups = torch.arange(columns, device=weight.device) // width
     current = weight.detach()
     if order is not None:
         groups = groups[order]
         current = current[:, order]
     zeros = scales.zeros
     if zeros is None:
-        zeros = torch.zeros(rows, count, device=weight.device)
+        zeros = torch.zeros(rows, groups_in_row, device=weight.device)
     return Work(
         # A copy, since it is rounded in place.
-        current.to(kind, copy=True).contiguous(),
-        factor.upper.to(kind).contiguous(),
-        factor.saliency.to(kind),
+        current.to(dtype, copy=True).contiguous(),
+        factor.upper.to(dtype).contiguous(),
+        factor.saliency.to(dtype),
         torch.zeros(rows, columns, dtype=torch.int8, device=weight.device),
         # Group by group, so that the scales of a column lie side by side.
-        scales.scales.T.to(kind).contiguous(),
-        zeros.T.to(kind).contiguous(),
+        scales.scales.T.to(dtype).contiguous(),
+        zeros.T.to(dtype).contiguous(),
         groups,
         scales.grid.lowest,
         scales.grid.highest,
@@ -169,7 +173,9 @@ def round_rows(work: Work, removed: Tensor, span: Span) -> Tensor:
 
 
 def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
-    """Round on any device: a `Step`, each column takes the corrections of all before it at once."""
+    """Round on any device: a `Step`. A column takes the corrections of all before it when its turn
+    comes.
+    """
     columns = slice(span.start, span.stop)
     upper = work.upper[columns, columns]
     saliency = work.saliency[columns]
@@ -185,6 +191,7 @@ def round_columns(work: Work, removed: Tensor, span: Span) -> Tensor:
         scale = work.scales[group]
         zero = work.zeros[group]
         code = (column / scale + zero).round().clamp(work.lowest, work.highest)
+        # What goes gets the code of zero, and so is exactly zero.
         code = code.where(~removed[:, i], zero)
         value = (code - zero) * scale
         errors[:, i] = (column - value) / upper[i, i]

@@ -26,19 +26,19 @@ from calibrant.targets import Grid
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
-_PAPERS: Final = 2.4
-"""The power of errors that the search in GPTQ's code has."""
+_GPTQ_POWER: Final = 2.4
+"""The power of errors whose sum `mse` makes least, as the search in GPTQ's code does."""
 
-_CUBED: Final = 3.0
-"""That of llm-compressor's search."""
+_LLM_COMPRESSOR_POWER: Final = 3.0
+"""That of `importance`, as in llm-compressor's search."""
 
 SHARES: Final = tuple(1 - step / 20 for step in range(10))
-"""How much of its reach a group's grid may keep, as in the paper's code: from all of it down to
-0.55.
+"""How much of its reach a clipped grid may keep, as in the code of AWQ's paper: from all of it down
+to 0.55.
 """
 
 LEAST: Final = 1e-4
-"""The least power of an input's size: the paper's code divides by no less."""
+"""The least m^α of an input: the code of AWQ's paper divides by no less."""
 
 _ROWS_PER_THREAD: Final = 128
 """Rows whose search is worth another thread."""
@@ -56,10 +56,10 @@ class Scales:
 
     def nearest(self, weight: Float[Tensor, "out in"]) -> Codes:
         """Return the nearest code of each weight; half way between two, the even one."""
-        kind = wide(weight.dtype)
+        dtype = wide(weight.dtype)
         # In float32 or better: the quotient of two bfloat16 numbers would miss codes.
-        grouped = weight.to(kind).unflatten(1, (self.scales.shape[1], -1))
-        placed = grouped / self.scales[:, :, None].to(kind)
+        grouped = weight.to(dtype).unflatten(1, (self.scales.shape[1], -1))
+        placed = grouped / self.scales[:, :, None].to(dtype)
         if self.zeros is not None:
             placed = placed + self.zeros[:, :, None]
         codes = placed.round().clamp(self.grid.lowest, self.grid.highest).to(torch.int8)
@@ -75,22 +75,23 @@ def scales_by(
     """Return the scales of each group by a `rule`, one of `RULES`.
 
     `absmax` reaches as far as the weights do. `mse` and `importance` try grids that reach less far,
-    and keep the one whose error is least, of equal ones the farthest: Σ |w - ŵ|^2.4 for p = 1, 0.99
-    … 0.21 of the reach (the search in the code of GPTQ), and Σ x²·|w - ŵ|³ for twenty steps from 1
-    down to 0.0975 (llm-compressor's search of that name), where x² is `importance`. Errors are
-    those of the scales as stored.
+    and keep the one whose error is least, of equal ones the farthest. For `mse` the error is
+    Σ |w - ŵ|^2.4, of 1, 0.99 … 0.21 of the reach (the search in the code of GPTQ). For `importance`
+    it is Σ x²·|w - ŵ|³, where x² is `importance`, of twenty steps from 1 down to 0.0975
+    (llm-compressor's search of that name). Errors are those of the scales as stored.
 
-    Raises `NumericsError` if a scale or the importance isn't finite.
+    Raises `NumericsError` if a scale or the importance isn't finite, `SpecError` for the rule
+    `importance` without one.
     """
     if rule == "mse":
-        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _PAPERS)
+        return _searched(weight, grid, [1 - step / 100 for step in range(80)], _GPTQ_POWER)
     if rule == "importance":
         if importance is None:
             needs = "the sizes of the inputs, and nothing was observed"
             raise SpecError(f"scales=importance needs {needs}", subject="scales")
         squares = finite(importance, "the squared norms of the inputs")
         shares = [1 - 0.95 * step / 20 for step in range(20)]
-        return _searched(weight, grid, shares, _CUBED, squares)
+        return _searched(weight, grid, shares, _LLM_COMPRESSOR_POWER, squares)
     return absmax(weight, grid)
 
 
@@ -99,15 +100,15 @@ def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
 
     Symmetric: max |w| over half of the span of the codes, 7.5 for 4 bits. Otherwise the range from
     the least to the largest weight, widened to hold zero, over the span, and the zero point the
-    code at which zero comes to lie. A group whose scale would be zero, because its weights are or
-    are too small for their type, gets that type's epsilon, and is zero throughout.
+    code at which zero comes to lie. A group whose scale would be zero, because its weights are zero
+    or too small for their type, gets that type's epsilon, and is zero throughout.
 
     Raises `NumericsError` if a scale isn't finite.
     """
-    return reaching(*within(weight, grid), grid, weight.dtype)
+    return scales_reaching(*extremes(weight, grid), grid, weight.dtype)
 
 
-def within(
+def extremes(
     weight: Float[Tensor, "out in"], grid: Grid
 ) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
     """Return the least and the largest weight of each group, widened to hold zero."""
@@ -115,82 +116,84 @@ def within(
     return grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
 
 
-def reaching(
-    least: Float[Tensor, "out group"],
-    most: Float[Tensor, "out group"],
+def scales_reaching(
+    smallest: Float[Tensor, "out group"],
+    largest: Float[Tensor, "out group"],
     grid: Grid,
     dtype: torch.dtype,
 ) -> Scales:
-    """Return the scales of a grid that reaches from `least` to `most`. Raises `NumericsError` if
-    one isn't finite.
+    """Return the scales of a grid that reaches from the `smallest` to the `largest` weight of each
+    group. Raises `NumericsError` if one isn't finite.
     """
     span = grid.highest - grid.lowest
-    raw = (most - least) / span
+    raw = (largest - smallest) / span
     if grid.symmetric:
         # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though
         # the highest code is 7.
-        raw = torch.maximum(most, -least) / (span / 2)
+        raw = torch.maximum(largest, -smallest) / (span / 2)
     scales = finite(raw.to(dtype), "the scale of a group")
     # A group of zeros has no scale of its own, and stays zero with any.
     scales = scales.where(scales != 0, torch.finfo(dtype).eps)
     if grid.symmetric:
         return Scales(grid, scales, None)
     # By the scale that is stored, which may differ from the one that was computed.
-    zeros = (grid.lowest - least / scales.to(least.dtype)).clamp(grid.lowest, grid.highest).round()
+    zeros = grid.lowest - smallest / scales.to(smallest.dtype)
+    zeros = zeros.clamp(grid.lowest, grid.highest).round()
     return Scales(grid, scales, zeros.to(torch.int8))
 
 
-def strength(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
-    """Return s = m^α, between its extremes' geometric mean and that again; 1 for an input that
-    was always zero.
+def input_scales(sizes: Float[Tensor, "in"], alpha: float) -> Float[Tensor, "in"]:
+    """Return what AWQ multiplies columns by: s = m^α of their inputs' `sizes` m, divided by the
+    geometric mean of the largest and the smallest; 1 for an input that was always zero.
     """
-    alive = sizes > 0
-    if alpha == 0 or not bool(alive.any()):
+    used = sizes > 0
+    if alpha == 0 or not bool(used.any()):
         return torch.ones_like(sizes)
-    # Divided by the geometric mean of the extremes below, s stays around 1 and in range.
+    # Around 1, so that scaled weights stay within the range of their type.
     raw = sizes.pow(alpha).clamp_min(LEAST)
-    middle = (raw[alive].max() * raw[alive].min()).sqrt()
-    return (raw / middle).where(alive, 1.0)
+    middle = (raw[used].max() * raw[used].min()).sqrt()
+    return (raw / middle).where(used, 1.0)
 
 
 def effective(
-    weight: Float[Tensor, "out in"], grid: Grid, s: Float[Tensor, "in"]
+    weight: Float[Tensor, "out in"], grid: Grid, column_scales: Float[Tensor, "in"]
 ) -> Float[Tensor, "out in"]:
-    """Return what a matrix effectively is when its columns are multiplied by `s`, rounded, and
-    divided again.
+    """Return what a matrix comes to when its columns are multiplied by `column_scales`, rounded,
+    and divided by them again: in float32, or float64 for a float64 weight.
     """
-    kind = wide(weight.dtype)
-    scaled = (weight.to(kind) * s.to(kind)).to(weight.dtype)
-    return absmax(scaled, grid).nearest(scaled).dense().to(kind) / s.to(kind)
+    dtype = wide(weight.dtype)
+    scaled = (weight.to(dtype) * column_scales.to(dtype)).to(weight.dtype)
+    return absmax(scaled, grid).nearest(scaled).dense().to(dtype) / column_scales.to(dtype)
 
 
 def clipped(weight: Float[Tensor, "out in"], grid: Grid, gram: Gram) -> Scales:
     """Return for each group the scales of the reach, of `SHARES` of the largest weight, whose
     error in the group's outputs is least.
     """
-    least, most = within(weight, grid)
-    largest = torch.maximum(most, -least)
+    smallest, largest = extremes(weight, grid)
+    reach = torch.maximum(largest, -smallest)
     width = grid.width(weight.shape[1])
-    whole = gram.symmetric().to(least.dtype)
+    hessian = gram.symmetric().to(smallest.dtype)
     starts = range(0, weight.shape[1], width)
-    grams = torch.stack([whole[start : start + width, start : start + width] for start in starts])
-    exact = weight.to(least.dtype)
+    grams = torch.stack([hessian[start : start + width, start : start + width] for start in starts])
+    dense = weight.to(smallest.dtype)
     best = absmax(weight, grid)
     scales = best.scales
     zeros = best.zeros
-    lowest = torch.full_like(least, torch.inf)
+    least_error = torch.full_like(smallest, torch.inf)
     for share in SHARES:
-        bottom = torch.maximum(least, -largest * share)
-        top = torch.minimum(most, largest * share)
-        tried = reaching(bottom, top, grid, weight.dtype)
-        change = (tried.nearest(weight).dense().to(least.dtype) - exact).unflatten(1, (-1, width))
+        bottom = torch.maximum(smallest, -reach * share)
+        top = torch.minimum(largest, reach * share)
+        candidate = scales_reaching(bottom, top, grid, weight.dtype)
+        rounded = candidate.nearest(weight).dense().to(smallest.dtype)
+        change = (rounded - dense).unflatten(1, (-1, width))
         error = (torch.einsum("ogi,gij->ogj", change, grams) * change).sum(2)
         # Of equally good reaches the first, which is the farthest, stays.
-        better = error < lowest
-        lowest = error.where(better, lowest)
-        scales = tried.scales.where(better, scales)
-        if zeros is not None and tried.zeros is not None:
-            zeros = tried.zeros.where(better, zeros)
+        better = error < least_error
+        least_error = error.where(better, least_error)
+        scales = candidate.scales.where(better, scales)
+        if zeros is not None and candidate.zeros is not None:
+            zeros = candidate.zeros.where(better, zeros)
     return Scales(grid, scales, zeros)
 
 
@@ -201,60 +204,67 @@ def _searched(
     power: float,
     importance: Tensor | None = None,
 ) -> Scales:
-    """For each group the best of the grids that reach these shares as far as its weights do."""
-    least, most = within(weight, grid)
-    reaching(least, most, grid, weight.dtype)  # which refuses what isn't finite
-    kind = least.dtype
-    counts = torch.ones_like(weight[0], dtype=kind)
+    """Return of each group the best of the grids that reach these `shares` as far as its weights
+    do: that whose sum of errors to this `power`, each times its input's `importance`, is least.
+    """
+    smallest, largest = extremes(weight, grid)
+    # The search compares errors, and NaN is never the least: what isn't finite is refused here.
+    scales_reaching(smallest, largest, grid, weight.dtype)
+    dtype = smallest.dtype
+    error_weights = torch.ones_like(weight[0], dtype=dtype)
     if importance is not None:
         # Shares of their mean, so that a float32 sum of errors neither over- nor underflows.
-        counts = (importance / importance.mean().clamp_min(torch.finfo(kind).tiny)).to(kind)
-    fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    search = _best_compiled if fast else _best
-    best = search(weight, least, most, grid, shares, power, counts)
-    reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
-    return reaching(least * reach, most * reach, grid, weight.dtype)
+        mean = importance.mean().clamp_min(torch.finfo(dtype).tiny)
+        error_weights = (importance / mean).to(dtype)
+    compilable = weight.dtype in (torch.float32, torch.bfloat16)
+    search = _best_compiled if weight.device.type == "cpu" and compilable else _best
+    # The reach is computed anew from the best share: the searches give no scales.
+    best = search(weight, smallest, largest, grid, shares, power, error_weights)
+    best_shares = torch.tensor(shares, dtype=dtype, device=weight.device)[best]
+    return scales_reaching(smallest * best_shares, largest * best_shares, grid, weight.dtype)
 
 
 def _best_compiled(
     weight: Tensor,
-    least: Tensor,
-    most: Tensor,
+    smallest: Tensor,
+    largest: Tensor,
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    counts: Tensor,
+    error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
-    """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
-    best = torch.zeros(least.shape, dtype=torch.int32)
-    parts = (weight, least, most, torch.tensor(shares), counts)
+    """Return with which share each group errs least: on the CPU, for float32 or bfloat16."""
+    best = torch.zeros(smallest.shape, dtype=torch.int32)
+    parts = (weight, smallest, largest, torch.tensor(shares), error_weights)
     arrays = [part.detach().float().contiguous().numpy() for part in parts]
-    rule = (power == _CUBED, grid.symmetric, grid.lowest, grid.highest)
-    short = weight.dtype == torch.bfloat16
+    cubed = power == _LLM_COMPRESSOR_POWER
+    bfloat16 = weight.dtype == torch.bfloat16
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    arguments = [*arrays, *rule, short, epsilon, best.numpy()]
+    codes = (grid.symmetric, grid.lowest, grid.highest)
+    arguments = [*arrays, cubed, *codes, bfloat16, epsilon, best.numpy()]
     by_rows(_kernel(), len(weight), arguments, _ROWS_PER_THREAD)
     return best.long()
 
 
 def _best(
     weight: Tensor,
-    least: Tensor,
-    most: Tensor,
+    smallest: Tensor,
+    largest: Tensor,
     grid: Grid,
     shares: Sequence[float],
     power: float,
-    counts: Tensor,
+    error_weights: Tensor,
 ) -> Int[Tensor, "out group"]:
-    """Return which share each group does best with, on any device and of any type."""
-    lowest = torch.full_like(least, torch.inf)
-    best = torch.zeros_like(least, dtype=torch.long)
+    """Return with which share each group errs least: on any device, for any type."""
+    least_error = torch.full_like(smallest, torch.inf)
+    best = torch.zeros_like(smallest, dtype=torch.long)
     for number, share in enumerate(shares):
-        tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
-        errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
-        error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
-        better = error < lowest
-        lowest = error.where(better, lowest)
+        candidate = scales_reaching(smallest * share, largest * share, grid, weight.dtype)
+        rounded = candidate.nearest(weight).dense().to(smallest.dtype)
+        errors = (rounded - weight.to(smallest.dtype)).abs().pow(power) * error_weights
+        error = errors.unflatten(1, (smallest.shape[1], -1)).sum(2)
+        better = error < least_error
+        least_error = error.where(better, least_error)
         best = best.masked_fill(better, number)
     return best
 

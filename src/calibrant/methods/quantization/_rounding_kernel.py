@@ -18,7 +18,7 @@ from calibrant.system.compiling import compiled, inlined
 def _round(
     column: Any,
     errors: Any,
-    out: Any,
+    removed: Any,
     codes: Any,
     scales: Any,
     zeros: Any,
@@ -27,14 +27,14 @@ def _round(
     highest: int,
     rows: int,
 ) -> None:
-    """Round a column to the nearest codes; what is `out` gets the code of zero, and `errors`
+    """Round a column to the nearest codes; what is `removed` gets the code of zero, and `errors`
     what that costs the columns behind it.
     """
     for r in range(rows):
         scale = scales[r]
         zero = zeros[r]
-        near = min(max(np.rint(column[r] / scale + zero), lowest), highest)
-        codes[r] = zero if out[r] else near
+        nearest = min(max(np.rint(column[r] / scale + zero), lowest), highest)
+        codes[r] = zero if removed[r] else nearest
         value = (codes[r] - zero) * scale
         errors[r] = (column[r] - value) / pivot
         column[r] = value
@@ -66,48 +66,48 @@ def round_columns(
     `scales` and `zeros` are [group, out], `groups` says which of them is a column's; `group` and
     `drop` are those of N:M, 0 for none.
     """
-    n = stop - start
+    columns = stop - start
     width = max(group, 1)
-    tile = np.zeros((n, TILE), weight.dtype)
-    lost = np.zeros((n, TILE), weight.dtype)
-    out = np.zeros((n, TILE), np.bool_)
-    chosen = np.zeros((n, TILE), weight.dtype)
-    for top in range(first, last, TILE):
-        rows = min(TILE, last - top)
-        for i in range(n):
+    tile = np.zeros((columns, TILE), weight.dtype)
+    tile_errors = np.zeros((columns, TILE), weight.dtype)
+    tile_removed = np.zeros((columns, TILE), np.bool_)
+    tile_codes = np.zeros((columns, TILE), weight.dtype)
+    for tile_start in range(first, last, TILE):
+        rows = min(TILE, last - tile_start)
+        for i in range(columns):
             for r in range(rows):
-                tile[i, r] = weight[top + r, start + i]
-                out[i, r] = removed[top + r, i]
-        for i in range(0, n, width):
+                tile[i, r] = weight[tile_start + r, start + i]
+                tile_removed[i, r] = removed[tile_start + r, i]
+        for i in range(0, columns, width):
             for j in range(i, i + width):
-                correct(tile[j], lost, upper, start, j, 0, i)
+                correct(tile[j], tile_errors, upper, start, j, 0, i)
             if group > 0:
-                choose(tile, out, saliency, start, i, group, drop)
+                choose(tile, tile_removed, saliency, start, i, group, drop)
             for j in range(i, i + width):
-                correct(tile[j], lost, upper, start, j, i, j)
-                place = groups[start + j]
+                correct(tile[j], tile_errors, upper, start, j, i, j)
+                its_group = groups[start + j]
                 _round(
                     tile[j],
-                    lost[j],
-                    out[j],
-                    chosen[j],
-                    scales[place, top:last],
-                    zeros[place, top:last],
+                    tile_errors[j],
+                    tile_removed[j],
+                    tile_codes[j],
+                    scales[its_group, tile_start:last],
+                    zeros[its_group, tile_start:last],
                     upper[start + j, start + j],
                     lowest,
                     highest,
                     rows,
                 )
         for r in range(rows):
-            for i in range(n):
-                weight[top + r, start + i] = tile[i, r]
-                errors[top + r, i] = lost[i, r]
-                codes[top + r, start + i] = np.int8(chosen[i, r])
-                removed[top + r, i] = out[i, r]
+            for i in range(columns):
+                weight[tile_start + r, start + i] = tile[i, r]
+                errors[tile_start + r, i] = tile_errors[i, r]
+                codes[tile_start + r, start + i] = np.int8(tile_codes[i, r])
+                removed[tile_start + r, i] = tile_removed[i, r]
 
 
 @inlined
-def _short(number: Any) -> Any:
+def _to_bfloat16(number: Any) -> Any:
     """Round a float32 to the nearest bfloat16, half way to the even one. Not for NaN and
     infinity.
     """
@@ -124,8 +124,10 @@ def _power(error: Any, cubed: bool) -> Any:
     """
     if cubed:
         return abs(error) * error * error
-    x = error * error + np.float32(1e-30)  # its root must not divide by zero
+    # A little more than error², since its root is divided by.
+    x = error * error + np.float32(1e-30)
     bits = np.float32(np.float32(x).view(np.int32))
+    # A float32's bits grow about as its logarithm: a fifth of them, and four fifths of 1.0's.
     root = np.int32(np.float32(0.2) * bits + np.float32(852282573.0)).view(np.float32)
     for _ in range(3):
         root = np.float32(0.8) * root + np.float32(0.2) * x / ((root * root) * (root * root))
@@ -135,46 +137,50 @@ def _power(error: Any, cubed: bool) -> Any:
 @compiled
 def _search(
     tile: Any,
-    least: Any,
-    most: Any,
+    smallest: Any,
+    largest: Any,
     shares: Any,
-    counts: Any,
+    error_weights: Any,
     cubed: bool,
     symmetric: bool,
-    low: Any,
-    high: Any,
-    short: bool,
+    lowest: Any,
+    highest: Any,
+    bfloat16: bool,
     epsilon: Any,
     best: Any,
 ) -> None:
     """Write into `best` which share makes the sum of a group's errors least, of equal ones the
-    first: `tile` is [in, row], the others [row].
+    first.
+
+    `tile` is [in, row], `shares` [share] and `error_weights` [in]; `smallest`, `largest` and `best`
+    are [row].
     """
-    rows = len(least)
-    half = (high - low) / np.float32(2)
+    rows = len(smallest)
+    # Numbers that are not of arrays are float32 here too: float64 would make the sums so.
+    half = (highest - lowest) / np.float32(2)
     scale = np.ones(TILE, np.float32)
     zero = np.zeros(TILE, np.float32)
     error = np.zeros(TILE, np.float32)
-    fewest = np.full(TILE, np.inf, np.float32)
+    least_error = np.full(TILE, np.inf, np.float32)
     for number in range(len(shares)):
         for r in range(rows):
-            bottom = least[r] * shares[number]
-            top = most[r] * shares[number]
-            step = (top - bottom) / (high - low)
+            bottom = smallest[r] * shares[number]
+            top = largest[r] * shares[number]
+            step = (top - bottom) / (highest - lowest)
             if symmetric:
                 step = max(top, -bottom) / half
-            if short:
-                step = _short(step)
+            if bfloat16:
+                step = _to_bfloat16(step)
             scale[r] = step if step != 0 else epsilon
             zero[r] = np.float32(0)
             if not symmetric:
-                zero[r] = np.rint(min(max(low - bottom / scale[r], low), high))
+                zero[r] = np.rint(min(max(lowest - bottom / scale[r], lowest), highest))
         error[:] = 0
         for i in range(len(tile)):
-            _add(error, tile[i], scale, zero, counts[i], cubed, low, high, short)
+            _add(error, tile[i], scale, zero, error_weights[i], cubed, lowest, highest, bfloat16)
         for r in range(rows):
-            if error[r] < fewest[r]:
-                fewest[r] = error[r]
+            if error[r] < least_error[r]:
+                least_error[r] = error[r]
                 best[r] = number
 
 
@@ -184,32 +190,33 @@ def _add(
     column: Any,
     scale: Any,
     zero: Any,
-    count: Any,
+    error_weight: Any,
     cubed: bool,
-    low: Any,
-    high: Any,
-    short: bool,
+    lowest: Any,
+    highest: Any,
+    bfloat16: bool,
 ) -> None:
     """Add to `error` what rounding a column to the grids `scale` and `zero` costs."""
     for r in range(TILE):
-        code = min(max(np.rint(column[r] / scale[r] + zero[r]), low), high)
+        code = min(max(np.rint(column[r] / scale[r] + zero[r]), lowest), highest)
         value = (code - zero[r]) * scale[r]
-        value = _short(value) if short else value
-        error[r] += _power(value - column[r], cubed) * count
+        if bfloat16:
+            value = _to_bfloat16(value)
+        error[r] += _power(value - column[r], cubed) * error_weight
 
 
 @compiled
 def best_reach(
     weight: Any,
-    least: Any,
-    most: Any,
+    smallest: Any,
+    largest: Any,
     shares: Any,
-    counts: Any,
+    error_weights: Any,
     cubed: bool,
     symmetric: bool,
     lowest: int,
     highest: int,
-    short: bool,
+    bfloat16: bool,
     epsilon: Any,
     best: Any,
     first: int,
@@ -218,28 +225,28 @@ def best_reach(
     """Write into `best` [out, group], for rows `first` to `last`, which of `shares` of a group's
     reach makes the sum of its errors least.
 
-    `weight` is float32, `short` says that scales and values are rounded to bfloat16, `counts` is
-    what an error in each input counts, `epsilon` the scale of a group whose own would be zero. What
-    a grid is at a share is what `_rounding.reaching` says.
+    `weight` is float32, and `bfloat16` says that scales and values are rounded to bfloat16.
+    `error_weights` [in] say how much an error in each input counts, `epsilon` is the scale of a
+    group whose own would be zero. The grid at each share is that of `_rounding.scales_reaching`.
     """
-    width = weight.shape[1] // least.shape[1]
+    width = weight.shape[1] // smallest.shape[1]
     tile = np.zeros((width, TILE), np.float32)
-    for row in range(first, last, TILE):
-        rows = slice(row, min(row + TILE, last))
-        for g in range(least.shape[1]):
-            here = slice(g * width, (g + 1) * width)
-            tile[:, : rows.stop - row] = weight[rows, here].T
+    for tile_start in range(first, last, TILE):
+        rows = slice(tile_start, min(tile_start + TILE, last))
+        for group in range(smallest.shape[1]):
+            columns = slice(group * width, (group + 1) * width)
+            tile[:, : rows.stop - tile_start] = weight[rows, columns].T
             _search(
                 tile,
-                least[rows, g],
-                most[rows, g],
+                smallest[rows, group],
+                largest[rows, group],
                 shares,
-                counts[here],
+                error_weights[columns],
                 cubed,
                 symmetric,
                 np.float32(lowest),
                 np.float32(highest),
-                short,
+                bfloat16,
                 epsilon,
-                best[rows, g],
+                best[rows, group],
             )

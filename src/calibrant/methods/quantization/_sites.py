@@ -1,14 +1,14 @@
 """Where scales of inputs can move to: a norm before matrices, the values before an output, the rows
 before a feed-forward network's last matrix.
 
-At a site the columns of its readers are multiplied by s, and what makes their inputs is divided by
-s; the block computes what it did. Sites are found by running the model: the residual stream, the
-heads' values, the hidden units, and which rows of these the hidden units are proportional to.
+At a site the columns of its readers are multiplied by scales, and what makes their inputs is
+divided by them: the block computes what it did. Sites are found by running the model. That shows
+the residual stream, the heads' values, the hidden units, and to which rows these are proportional.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -18,15 +18,15 @@ from calibrant.edits import Scaling
 from calibrant.models import Heads, ModelView, Stream, Weight
 from calibrant.models.stream import OUTSIDE, Hidden, Norm
 
-PROBE = 8
+PROBE: Final = 8
 """Tokens that are run to see what hidden units are proportional to."""
 
 
 @dataclass(frozen=True)
 class Site:
     """A place in a block. `readers` are the matrices whose columns are scaled, as far as they are
-    compressed; `writer` is the one whose outputs go to the stream behind them, None where there
-    isn't one alone.
+    compressed; `writer` is the one behind them whose outputs go to the residual stream, None where
+    there isn't exactly one. `scalings` gives what a fold of column scales does.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """Those of a model by block, in the order in which inputs pass them, and the matrices that
-    may be clipped: all but queries and keys.
+    """The sites of a model by block, in the order in which inputs pass them; and the names of the
+    matrices that may be clipped: all but queries and keys.
     """
 
     by_block: Mapping[int, tuple[Site, ...]]
@@ -47,10 +47,10 @@ class Sites:
 
     @classmethod
     def of(cls, view: ModelView) -> "Sites":
-        """Find them. Raises `ModelError` where the stream isn't understood."""
+        """Find the sites of a model. `ModelError` where its stream isn't understood."""
         stream = Stream.of(view)
         heads = Heads.of(view)
-        places = _Places(view)
+        parameters = _Parameters(view)
         hidden = [layer for layer in stream.hidden if layer.down.name in view.named]
         # Of experts' networks, of which a block has many, the last matrices aren't scaled.
         networks = {layer.block: layer for layer in hidden if layer.down.expert is None}
@@ -58,14 +58,14 @@ class Sites:
         for block in view.blocks:
             attention = heads.get(block.index)
             network = networks.get(block.index)
-            found: list[Site] = []
+            sites: list[Site] = []
             for norm in stream.norms:
-                found += _at_norm(norm, stream, view, places, attention, network, block.index)
+                sites += _at_norm(norm, stream, view, parameters, attention, network, block.index)
             if attention is not None:
-                found += _at_values(attention, places)
+                sites += _at_values(attention, parameters)
             if network is not None:
-                found += _at_hidden(view, network, places)
-            by_block[block.index] = tuple(found)
+                sites += _at_hidden(view, network, parameters)
+            by_block[block.index] = tuple(sites)
         clippable: list[str] = []
         for layer in hidden:
             clippable += [up.name for up in layer.up]
@@ -78,7 +78,7 @@ class Sites:
         return cls(by_block, frozenset(clippable))
 
 
-class _Places:
+class _Parameters:
     """Which parameter holds the numbers of a matrix or a bias, and along which axis its rows
     lie.
     """
@@ -89,21 +89,22 @@ class _Places:
         for name, parameter in view.model.named_parameters():
             self._names[id(parameter)] = name
             self._by_address[parameter.data_ptr()] = (name, parameter.dim())
-        self._turned = {weight.address for weight in view.weights if weight.transposed}
+        self._transposed = {weight.address for weight in view.weights if weight.transposed}
 
     def columns(self, weight: Weight, factors: Float[Tensor, "in"]) -> Scaling:
-        """Scale the columns of a matrix."""
+        """Return what multiplies the columns of a matrix by these factors."""
         axis = -2 if weight.transposed else -1
         return Scaling(self._names[id(getattr(weight.owner, weight.key))], axis, factors)
 
     def rows(self, stored: Tensor, factors: Float[Tensor, "out"]) -> Scaling:
-        """Scale the rows of what is `stored`: a matrix as `[out, in]`, or a bias."""
+        """Return what multiplies the rows of what is `stored`, a matrix or a bias."""
         name, dimensions = self._by_address[stored.data_ptr()]
-        last = dimensions == 1 or stored.data_ptr() in self._turned
+        # A bias has one axis, and of a transposed matrix [in, out] the outputs are the last.
+        last = dimensions == 1 or stored.data_ptr() in self._transposed
         return Scaling(name, -1 if last else -2, factors)
 
     def norm(self, norm: Norm, factors: Float[Tensor, "in"]) -> Iterator[Scaling]:
-        """Scale what a norm gives."""
+        """Yield what multiplies the outputs of a norm by these factors."""
         module: Any = norm.module
         yield Scaling(self._names[id(module.weight)], -1, factors, norm.offset)
         if isinstance(getattr(module, "bias", None), Tensor):
@@ -114,22 +115,22 @@ def _at_norm(
     norm: Norm,
     stream: Stream,
     view: ModelView,
-    places: _Places,
+    parameters: _Parameters,
     heads: Heads | None,
     hidden: Hidden | None,
     block: int,
 ) -> Iterator[Site]:
-    """The site of a norm that nothing but matrices of this block read."""
+    """Yield the site of a norm that nothing but matrices of this block read; none for another."""
     readers = [reader.weight for reader in stream.readers_of(norm)]
-    elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
-    if elsewhere or norm.others or norm.scale is None:
+    read_elsewhere = {weight.block for weight in readers} != {block} or block == OUTSIDE
+    if read_elsewhere or norm.others or norm.scale is None:
         return
-    # Experts of one tensor are scaled together.
+    # Experts of one tensor are scaled together: once.
     distinct = {id(getattr(weight.owner, weight.key)): weight for weight in readers}.values()
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
-        columns = [places.columns(weight, s) for weight in distinct]
-        return (*places.norm(norm, 1 / s), *columns)
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
+        columns = [parameters.columns(weight, column_scales) for weight in distinct]
+        return (*parameters.norm(norm, 1 / column_scales), *columns)
 
     compressed = tuple(weight for weight in readers if weight.name in view.named)
     if not compressed:
@@ -145,49 +146,54 @@ def _at_norm(
     yield Site(norm.name, block, compressed, writer, scalings)
 
 
-def _at_values(heads: Heads, places: _Places) -> Iterator[Site]:
-    """The site of an attention's output matrix, where every head has values of its own."""
+def _at_values(heads: Heads, parameters: _Parameters) -> Iterator[Site]:
+    """Yield the site of an attention's output matrix, if every head has values of its own."""
+    # Heads that share values would need scales that are equal, which nothing here makes.
     if len(set(heads.first)) < len(heads.first):
         return
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
         rows = torch.ones(heads.values.shape[0])
-        for place, part in zip(heads.first, s.unflatten(0, (-1, heads.width)), strict=True):
-            rows[place : place + heads.width] = 1 / part
-        scaled = [places.rows(heads.values.get(), rows)]
+        by_head = column_scales.unflatten(0, (-1, heads.width))
+        for first, part in zip(heads.first, by_head, strict=True):
+            rows[first : first + heads.width] = 1 / part
+        scaled = [parameters.rows(heads.values.get(), rows)]
         if heads.bias is not None:
-            scaled.append(places.rows(heads.bias, rows))
-        return (*scaled, places.columns(heads.output, s))
+            scaled.append(parameters.rows(heads.bias, rows))
+        return (*scaled, parameters.columns(heads.output, column_scales))
 
     yield Site(heads.values.name, heads.block, (heads.output,), None, scalings)
 
 
-def _at_hidden(view: ModelView, hidden: Hidden, places: _Places) -> Iterator[Site]:
-    """The site of a feed-forward network's last matrix: its inputs are proportional to some rows
-    of the one before it.
+def _at_hidden(view: ModelView, hidden: Hidden, parameters: _Parameters) -> Iterator[Site]:
+    """Yield the site of a feed-forward network's last matrix, if its inputs are proportional to
+    some rows of a matrix before it.
     """
     for up in hidden.up:
         for stored, first, step in hidden.rows:
             if stored.data_ptr() == up.address and _proportional(view, hidden, up, first, step):
-                yield _hidden_site(hidden, up, places, stored, first, step)
+                yield _hidden_site(hidden, up, parameters, stored, first, step)
                 return
 
 
 def _hidden_site(
-    hidden: Hidden, up: Weight, places: _Places, stored: Tensor, first: int, step: int
+    hidden: Hidden, up: Weight, parameters: _Parameters, stored: Tensor, first: int, step: int
 ) -> Site:
-    """The site of hidden units that are proportional to every `step`-th row of `stored`."""
+    """Return the site of hidden units that are proportional to every `step`-th row of `stored`,
+    from the row `first` on.
+    """
     units = torch.arange(hidden.units) * step + first
     scaled = [stored]
+    # What the bias adds to these rows is divided as well.
     for tensor, start, _ in hidden.rows:
         other = tensor.dim() == 1 and start == first and tensor is not stored
         if other and tensor.data_ptr() == _address_of_bias(up):
             scaled.append(tensor)
 
-    def scalings(s: Tensor) -> tuple[Scaling, ...]:
-        rows = torch.ones(len(stored)).index_put((units,), 1 / s)
-        divided = [places.rows(tensor, rows) for tensor in scaled]
-        return (*divided, places.columns(hidden.down, s))
+    def scalings(column_scales: Tensor) -> tuple[Scaling, ...]:
+        rows = torch.ones(len(stored)).index_put((units,), 1 / column_scales)
+        divided = [parameters.rows(tensor, rows) for tensor in scaled]
+        return (*divided, parameters.columns(hidden.down, column_scales))
 
     return Site(up.name, hidden.block, (hidden.down,), None, scalings)
 
@@ -198,18 +204,19 @@ def _address_of_bias(weight: Weight) -> int:
 
 
 def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step: int) -> bool:
-    """Whether hidden units double when these rows of what makes them do."""
-    seen: list[Tensor] = []
+    """Return whether hidden units double when these rows of `up`'s outputs do."""
+    hidden_units: list[Tensor] = []
     factors = torch.ones(up.shape[0])
     factors[torch.arange(hidden.units) * step + first] = 2
 
     def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].detach().clone())
+        hidden_units.append(args[0].detach().clone())
 
     def double(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output * factors.to(output)
 
     device = next(view.model.parameters()).device
+    # Any tokens will do: the first ones of the vocabulary.
     ids = torch.arange(PROBE, device=device)[None]
     watching = hidden.down.owner.register_forward_pre_hook(keep)
     try:
@@ -222,7 +229,7 @@ def _proportional(view: ModelView, hidden: Hidden, up: Weight, first: int, step:
                 doubling.remove()
     finally:
         watching.remove()
-    if len(seen) != 2 or seen[0].shape != seen[1].shape:
+    if len(hidden_units) != 2 or hidden_units[0].shape != hidden_units[1].shape:
         return False
-    # Within what a bfloat16 forward rounds; what isn't proportional is far off.
-    return bool(torch.allclose(seen[1], 2 * seen[0], rtol=1e-2, atol=1e-6))
+    # As near as a bfloat16 forward rounds; what isn't proportional is far off.
+    return bool(torch.allclose(hidden_units[1], 2 * hidden_units[0], rtol=1e-2, atol=1e-6))

@@ -19,7 +19,7 @@ from calibrant.methods._base import (
     grid,
     observed,
 )
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization.ggml import Ggml
 from calibrant.targets import GgufRecipe, Grid, Target
 
@@ -28,7 +28,7 @@ from calibrant.targets import GgufRecipe, Grid, Target
 @dataclass(frozen=True, repr=False)
 class RecipeByMatrix(MatrixMethod):
     """Rounds a matrix to the kind of blocks that most matrices of a recipe of llama.cpp's get, or
-    that which it takes where rows don't fit.
+    to the kind that llama.cpp falls back to where rows don't fit.
 
     A recipe gives some matrices more bits, by their place in the model and by whether there is an
     imatrix; that is left out here.
@@ -58,9 +58,9 @@ class ScaledAlone(MatrixMethod):
     """Does what `awq` does to a matrix alone: columns times s, the best of `steps` powers of their
     inputs' sizes, rounded, and divided by s again.
 
-    Sizes are root mean squares, which the Gram's diagonal has, where `awq` takes the mean of |x|;
-    errors are those of the matrix's own outputs. The result is what the matrix effectively is: no
-    scale has to be folded into what comes before it, so every input can have one.
+    Sizes are root mean squares, which follow from the Gram's diagonal, where `awq` takes the mean
+    of |x|; errors are those of the matrix's own outputs. No scale has to be folded into what comes
+    before the matrix, so every input can have one.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
@@ -72,29 +72,32 @@ class ScaledAlone(MatrixMethod):
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises as `awq` does."""
-        values = grid(target)
-        values.check((weight.shape[0], weight.shape[1]), "the matrix")
+        target_grid = grid(target)
+        target_grid.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        sound = finite(weight, "the weight")
-        kind = wide(sound.dtype)
+        checked = finite(weight, "the weight")
+        dtype = wide(checked.dtype)
         squares = finite(gram.norms(), "the squared norms of the inputs") / gram.mass
-        sizes = squares.sqrt().to(kind)
-        exact = sound.to(kind)
-        matrix = gram.matrix.to(kind)
-        lowest = torch.inf
-        best = torch.ones_like(sizes)
+        sizes = squares.sqrt().to(dtype)
+        dense = checked.to(dtype)
+        matrix = gram.matrix.to(dtype)
+        least_error = torch.inf
+        best_scales = torch.ones_like(sizes)
         for step in range(self.steps):
-            s = strength(sizes, step / self.steps)
-            change = effective(sound, values, s) - exact
+            column_scales = input_scales(sizes, step / self.steps)
+            change = effective(checked, target_grid, column_scales) - dense
             error = float(((change @ matrix) * change).sum())
             # The first of equals, as in `awq`.
-            if error < lowest:
-                lowest = error
-                best = s
-        scaled = (exact * best).to(sound.dtype)
-        scales = absmax(scaled, values)
+            if error < least_error:
+                least_error = error
+                best_scales = column_scales
+        scaled = (dense * best_scales).to(checked.dtype)
+        group_scales = absmax(scaled, target_grid)
         if self.clip:
-            # The inputs are divided by what the columns were multiplied with.
-            seen_scaled = Gram(matrix / torch.outer(best, best), gram.tokens, gram.mass)
-            scales = clipped(scaled, values, seen_scaled)
-        return Compressed((scales.nearest(scaled).dense().to(kind) / best).to(sound.dtype))
+            # Inputs are divided by what the columns were multiplied by.
+            scaled_gram = Gram(
+                matrix / torch.outer(best_scales, best_scales), gram.tokens, gram.mass
+            )
+            group_scales = clipped(scaled, target_grid, scaled_gram)
+        rounded = group_scales.nearest(scaled).dense().to(dtype)
+        return Compressed((rounded / best_scales).to(checked.dtype))

@@ -28,8 +28,8 @@ from calibrant.methods._base import (
     observed,
     six_digits,
 )
-from calibrant.methods._model_method import ModelMethod, check_matrices
-from calibrant.methods.quantization._rounding import absmax, clipped, effective, strength
+from calibrant.methods._model_method import PRODUCTS, ModelMethod, check_matrices
+from calibrant.methods.quantization._rounding import absmax, clipped, effective, input_scales
 from calibrant.methods.quantization._sites import Site, Sites
 from calibrant.methods.quantization._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
@@ -43,13 +43,10 @@ Sample = tuple[Callable[[TorchFunctionMode], None], Tensor]
 """A way to run a block on a micro-batch, and which of its tokens are real."""
 
 Judge = Callable[[Mapping[Weight, Tensor]], float]
-"""Says how far outputs are off where matrices are replaced by these."""
+"""Says how large the error of outputs is where matrices are replaced by these."""
 
 MOST_STRENGTHS: Final = 10_000
-"""Strengths at most that are tried for each place; finer ones round alike."""
-
-_PRODUCTS: Final = ("linear", "addmm", "mm", "matmul", "__matmul__")
-"""Functions that multiply with a matrix."""
+"""Strengths α at most that are tried for each site; finer ones round alike."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,15 +54,16 @@ class AWQ(ModelMethod, MatrixMethod):
     """Multiplies columns by s = m^α, m the mean |x| of their inputs, folds 1/s into what makes
     these inputs, clips, and rounds to nearest.
 
-    Per site α is the best of 0, 1/`steps` … (`steps - 1`)/`steps`; scales go into the norm before
+    Per site α is the best of 0, 1/`steps` … (`steps - 1`)/`steps`. Scales go into the norm before
     matrices, into values before an output (where every head has its own), and into the rows that
-    hidden units are proportional to, so the stored model is an ordinary one. The error is that of
-    the attention's or feed-forward network's output on one micro-batch where these are understood
-    (objective `module`), and Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs elsewhere, for several
-    ranks, and where the output is the matrix's own (objective `linear`); each fold's notes say
+    hidden units are proportional to; so the stored model is an ordinary one. The error is that of
+    the attention's or feed-forward network's output on one micro-batch, where these are understood
+    (objective `module`). Elsewhere, for several ranks, and where the output is the matrix's own, it
+    is Σ tr(ΔW G ΔWᵀ) of the matrices' own outputs (objective `linear`). The notes of each fold say
     which. `clip` then lets the grid of each group reach 1, 0.95 … 0.55 of its largest weight,
-    whichever errs least in the group's outputs; not that of queries and keys. Inputs are those of
-    the dense model: scales are folded into what makes them, so only `dense` is possible.
+    whichever errs least in the group's outputs; grids of queries and keys aren't clipped. Inputs
+    are those of the dense model: scales are folded into what makes them, so only `dense` is
+    possible.
 
     Differs from the paper's code in: grids are those of the target, symmetric ones too; clipping
     uses all tokens; inputs that were always zero aren't scaled; the last matrices of experts aren't
@@ -106,7 +104,7 @@ class AWQ(ModelMethod, MatrixMethod):
         samples: dict[int, Sample] = {}
 
         def keep(call: BlockCall) -> None:
-            # One micro-batch judges; several ranks would each have another.
+            # One micro-batch judges. Of several ranks each has another, and they would disagree.
             if job.ranks.size == 1 and call.block.index not in samples:
                 samples[call.block.index] = (call.kept(), call.real)
 
@@ -129,8 +127,8 @@ class AWQ(ModelMethod, MatrixMethod):
     def _fold(
         self, site: Site, seen: dict[Weight, Seen], job: Job, sample: Sample | None
     ) -> Fold | None:
-        """The best scales of a site; what its readers see becomes, in `seen`, what they will
-        see. None where 1 is best, or no token came.
+        """Return the fold of a site's best scales, and replace in `seen` what its readers saw by
+        what they will see. None where no scaling is best, or none of its readers saw anything.
         """
         readers: dict[Weight, Grid] = {}
         for weight in site.readers:
@@ -139,20 +137,21 @@ class AWQ(ModelMethod, MatrixMethod):
         if not readers or self.steps == 1:
             return None
         sizes = sizes_of([seen[weight] for weight in readers])
-        judge = linear(seen)
-        objective = "linear"
         if site.writer is not None and sample is not None:
             judge = module_output(site.writer, *sample)
             objective = "module"
-        alpha, s, errors = best_strength(readers, sizes, self.steps, judge)
+        else:
+            judge = linear(seen)
+            objective = "linear"
+        alpha, column_scales, errors = best_strength(readers, sizes, self.steps, judge)
         if alpha == 0:
             return None
         shared: dict[int, Seen] = {}
         for weight in readers:
-            # Matrices that share their inputs share what becomes of them, and its factorisation.
+            # Matrices that share their inputs go on sharing them.
             before = seen[weight]
             if id(before) not in shared:
-                shared[id(before)] = _divided(before, s)
+                shared[id(before)] = _divided(before, column_scales)
             seen[weight] = shared[id(before)]
         notes = {
             "site": site.name,
@@ -160,63 +159,65 @@ class AWQ(ModelMethod, MatrixMethod):
             "objective": objective,
             "error": six_digits(errors[1] / errors[0]),
         }
-        return Fold(site.block, site.scalings(s.float().cpu()), notes)
+        return Fold(site.block, site.scalings(column_scales.float().cpu()), notes)
 
     def _rounded(self, weight: Tensor, gram: Gram, target: Grid, clip: bool) -> Compressed:
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
-        sound = finite(weight, "the weight")
-        # If the norms are finite, so are all other numbers of a Gram.
+        checked = finite(weight, "the weight")
+        # A Gram's other numbers are at most as large as its norms, so these show what isn't finite.
         finite(gram.norms(), "the squared norms of the inputs")
-        scales = clipped(sound, target, gram) if clip else absmax(sound, target)
-        packed = scales.nearest(sound)
+        group_scales = clipped(checked, target, gram) if clip else absmax(checked, target)
+        packed = group_scales.nearest(checked)
         return Compressed(packed.dense(), packed=packed)
 
 
-def _divided(seen: Seen, s: Tensor) -> Seen:
-    """What matrices see of inputs that are divided by `s`."""
+def _divided(seen: Seen, column_scales: Tensor) -> Seen:
+    """Return what a matrix sees of its inputs when they are divided by `column_scales`."""
     sizes = seen[FeatureSizes]
     gram = seen[Gram]
-    factors = s.to(gram.matrix.dtype)
+    factors = column_scales.to(gram.matrix.dtype)
     matrix = gram.matrix / torch.outer(factors, factors)
-    squares = sizes.squares / s.square()
+    squares = sizes.squares / column_scales.square()
     return Seen(
         {
-            FeatureSizes: FeatureSizes(sizes.sums / s, squares, sizes.tokens, sizes.mass),
+            FeatureSizes: FeatureSizes(
+                sizes.sums / column_scales, squares, sizes.tokens, sizes.mass
+            ),
             Gram: Gram(matrix, gram.tokens, gram.mass),
         }
     )
 
 
 def sizes_of(seen: Sequence[Seen]) -> Float[Tensor, "in"]:
-    """Return the mean |x| of the inputs that matrices share, or, of experts, of all that they
+    """Return the mean |x| of the inputs that matrices share; of experts, over all tokens that they
     get together.
     """
-    distinct: dict[int, FeatureSizes] = {}
-    for there in seen:
-        distinct[id(there[FeatureSizes])] = there[FeatureSizes]
     # Matrices that share an input share the statistic, which must count once.
+    distinct: dict[int, FeatureSizes] = {}
+    for statistics in seen:
+        distinct[id(statistics[FeatureSizes])] = statistics[FeatureSizes]
     return reduce(add, distinct.values()).means()
 
 
 def best_strength(
     matrices: Mapping[Weight, Grid], sizes: Float[Tensor, "in"], steps: int, judge: Judge
 ) -> tuple[float, Float[Tensor, "in"], tuple[float, float]]:
-    """Return the α of 0, 1/`steps` … whose scales make the least error, its scales, and the
-    errors without and with them.
+    """Return the strength α of 0, 1/`steps` … whose scales make the least error, its scales, and
+    the errors without and with them.
     """
     errors: list[float] = []
     for step in range(steps):
-        s = strength(sizes, step / steps)
+        column_scales = input_scales(sizes, step / steps)
         candidates: dict[Weight, Tensor] = {}
-        for weight, values in matrices.items():
-            candidates[weight] = effective(weight.get(), values, s)
+        for weight, its_grid in matrices.items():
+            candidates[weight] = effective(weight.get(), its_grid, column_scales)
         errors.append(judge(candidates))
     best = errors.index(min(errors))
-    return best / steps, strength(sizes, best / steps), (errors[0], errors[best])
+    return best / steps, input_scales(sizes, best / steps), (errors[0], errors[best])
 
 
 def linear(seen: Mapping[Weight, Seen]) -> Judge:
-    """Judge by the matrices' own outputs: Σ tr(ΔW G ΔWᵀ)."""
+    """Return what judges by the matrices' own outputs: Σ tr(ΔW G ΔWᵀ)."""
 
     def judge(candidates: Mapping[Weight, Tensor]) -> float:
         total = 0.0
@@ -234,25 +235,28 @@ def module_output(
     aside: Callable[[TorchFunctionMode], None],
     real: Bool[Tensor, "sample position"],
 ) -> Judge:
-    """Judge by what `writer`, the last matrix of an attention or a feed-forward network, gives
-    for the `real` tokens of a micro-batch.
+    """Return what judges by the mean square error of what `writer`, the last matrix of an attention
+    or a feed-forward network, gives for the `real` tokens of a micro-batch.
+
+    `aside` runs the block on the micro-batch.
     """
 
     def run() -> Tensor:
-        watch = _Output(writer.address)
+        watch = _OutputWatch(writer.address)
+        # The forward ends by an exception, as soon as the output is there.
         with suppress(_Reached):
             aside(watch)
         assert watch.output is not None, f"{writer.name} was not reached"
         return watch.output.flatten(0, -2)[real.flatten()].to(wide(watch.output.dtype))
 
-    whole = run()
+    untouched = run()
 
     def judge(candidates: Mapping[Weight, Tensor]) -> float:
         before = {weight: weight.get().clone() for weight in candidates}
         try:
             for weight, candidate in candidates.items():
                 weight.set(candidate)
-            return float((run() - whole).square().mean())
+            return float((run() - untouched).square().mean())
         finally:
             for weight, numbers in before.items():
                 weight.set(numbers)
@@ -261,11 +265,14 @@ def module_output(
 
 
 class _Reached(BaseException):
-    """The output is there, and the rest of the block needn't run."""
+    """The output is there, and the rest of the block needn't run.
+
+    No `Exception`, since a model's own code may catch those.
+    """
 
 
 @final
-class _Output(TorchFunctionMode):
+class _OutputWatch(TorchFunctionMode):
     """Takes the output of the product with the matrix at an address, and ends the forward there."""
 
     def __init__(self, address: int) -> None:
@@ -281,7 +288,7 @@ class _Output(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") not in _PRODUCTS:
+        if getattr(func, "__name__", "") not in PRODUCTS:
             return result
         tensors = [argument for argument in args if isinstance(argument, Tensor)]
         if any(tensor.data_ptr() == self._address for tensor in tensors):

@@ -59,6 +59,7 @@ class Ggml(MatrixMethod):
         if self.importance:
             statistic = observed(seen, FeatureNorms)
             norms = finite(statistic.norms(), "the norms of its inputs")
+            # In float32, which llama.cpp takes.
             means = (norms.double() / statistic.mass).float().cpu().numpy()
         blocks = torch.from_numpy(quantize_matrix(numbers, target.name, means)).to(weight.device)
         packed = GgmlBlocks(target.name, blocks, weight.dtype)

@@ -38,6 +38,7 @@ from calibrant.targets import GgmlKind, GgufRecipe, Target
 from calibrant.walk.statistics import untouched
 
 NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+"""Types whose tensors aren't quantized: they are plain numbers."""
 
 
 class FileTensor(NamedTuple):
@@ -85,7 +86,7 @@ class LlamaQuantize(ModelMethod):
         return StandIn(RecipeByMatrix(), aim, differs)
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        # One file is made at once, so nothing can arrive from matrices that are rounded already.
+        # The whole file is made at once: no matrix gets inputs from one that is rounded already.
         if job.propagate != "dense":
             problem = f"{self} looks at the dense model alone"
             message = f"{problem}, and propagate={job.propagate} was asked for; leave it out"
@@ -93,7 +94,7 @@ class LlamaQuantize(ModelMethod):
         if any(isinstance(edit, ReplaceParameters) for edit in job.done):
             return
         template = self._template(job)
-        done = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
+        replaced = {edit.weight.name for edit in job.done if isinstance(edit, Replace)}
         seen: dict[Weight, Seen] = {}
         if self.observes and job.batch is not None:
             seen = dict(
@@ -108,39 +109,43 @@ class LlamaQuantize(ModelMethod):
                 )
             )
         with spent_on("method"), TemporaryDirectory() as folder:
-            made = self._quantized(job, template, Path(folder), seen)
-        made = dict(_in_own_order(job.view, made))
+            quantized = self._quantized(job, template, Path(folder), seen)
+        quantized = dict(_in_own_order(job.view, quantized))
         dtype = job.opened.dtype
         for weight in job.view.weights:
-            rows = made.pop(weight.name)
-            if weight.name not in done:
-                compressed = _compressed(rows, weight.get(), dtype)
+            tensor = quantized.pop(weight.name)
+            if weight.name not in replaced:
+                compressed = _compressed(tensor, weight.get(), dtype)
                 yield Replace(weight, compressed, seen.get(weight, Seen({})))
-        # What is left are parameters that are no matrices of blocks; plain numbers stay.
+        # What is left are parameters that are no matrices of blocks. Those that became plain
+        # numbers stay as they are.
         device = next(job.view.model.parameters()).device
         others: dict[str, Packed] = {}
-        for name, rows in made.items():
-            packed = _packed(rows, device, dtype)
+        for name, tensor in quantized.items():
+            packed = _packed(tensor, device, dtype)
             if packed is not None:
                 others[name] = packed
         yield ReplaceParameters(others)
 
     def _template(self, job: Job) -> Path:
+        """Return the GGUF file whose metadata the quantized one gets. `TargetError` without one."""
         name = self.like or job.opened.name
-        found = gguf_of(name)
-        if found is None:
+        template = gguf_of(name)
+        if template is None:
             problem = f"{name} is no GGUF file, whose metadata {self.spec_name()} needs"
             advice = f"name one of the same model, {self.spec_name()}(like='FILE.gguf')"
-            raise TargetError(f"{problem}; {advice}", subject=self.like)
-        check_template(job.view, found)
+            raise TargetError(f"{problem}; {advice}", subject=name)
+        check_template(job.view, template)
         if self.like:
-            check_vocabulary(job.opened, found)
-        return found
+            check_vocabulary(job.opened, template)
+        return template
 
     def _quantized(
         self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]
     ) -> dict[str, FileTensor]:
-        """Every tensor of the file that llama.cpp makes, by its name; of experts those of all."""
+        """Return every tensor of the file that llama.cpp makes in `folder`, by its name there; one
+        tensor has all experts of a layer.
+        """
         source = folder / "dense.gguf"
         target = folder / "quantized.gguf"
         names = tensor_names(job.view)
@@ -150,19 +155,20 @@ class LlamaQuantize(ModelMethod):
         # All experts of a layer are one entry, as in an imatrix.
         for name, entry in importance_of(job.view, seen, names).items():
             means[name] = entry.importance.ravel()
-        # Of other matrices the means aren't rounded to an imatrix's sums first.
-        for weight, there in seen.items():
-            statistic = there[FeatureNorms]
+        # Means of other matrices replace those of the imatrix, whose sums are rounded to float32.
+        for weight, statistics in seen.items():
+            statistic = statistics[FeatureNorms]
             norms = finite(statistic.norms(), f"the norms of the inputs of {weight.name}")
-            if weight.expert is None:
+            # What no token reached has no mean.
+            if weight.expert is None and statistic.mass > 0:
                 mean = (norms.double() / statistic.mass).float().cpu().numpy()
                 means |= dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
-        made: dict[str, FileTensor] = {}
+        quantized: dict[str, FileTensor] = {}
         for tensor in gguf.GGUFReader(target).tensors:
             rows = torch.from_numpy(np.array(tensor.data))
-            made[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
-        return made
+            quantized[str(tensor.name)] = FileTensor(tensor.tensor_type, rows)
+        return quantized
 
 
 def _as_float32(part: GgufPart) -> Any:
@@ -170,12 +176,12 @@ def _as_float32(part: GgufPart) -> Any:
 
 
 def _in_own_order(
-    view: ModelView, made: Mapping[str, FileTensor]
+    view: ModelView, quantized: Mapping[str, FileTensor]
 ) -> Iterator[tuple[str, FileTensor]]:
-    """What became of each matrix of the view, and of every other parameter, by its name: rows in
-    the model's own order.
+    """Yield what became of each matrix of the view, and of every other parameter, with its name:
+    rows in the model's own order.
 
-    Raises `TargetError` where gate and up of experts, which are one matrix here, became of two
+    Raises `TargetError` where gate and up of experts, which are one matrix here, got different
     types.
     """
     experts: dict[str, list[GgufPart]] = {}
@@ -183,34 +189,35 @@ def _in_own_order(
         if part.rows is not None:
             experts.setdefault(part.parameter, []).append(part)
             continue
-        kind, numbers = made[part.name]
+        kind, numbers = quantized[part.name]
         if part.order is not None:
             numbers = torch.empty_like(numbers).index_copy_(0, part.order, numbers)
         yield part.matrix or part.parameter, FileTensor(kind, numbers)
     for parts in experts.values():
-        kinds = [made[part.name].kind for part in parts]
+        kinds = [quantized[part.name].kind for part in parts]
         if len(set(kinds)) > 1:
             became = [f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True)]
             problem = f"llama.cpp made {' and '.join(became)}, and they are one matrix here"
             advice = "use calibrant imatrix and llama-quantize"
             raise TargetError(f"{problem}; {advice}", subject=parts[0].name)
-        together = torch.cat([made[part.name].numbers for part in parts], dim=1)
-        for name, numbers in zip(parts[0].experts, together, strict=True):
+        of_all_experts = torch.cat([quantized[part.name].numbers for part in parts], dim=1)
+        for name, numbers in zip(parts[0].experts, of_all_experts, strict=True):
             yield name, FileTensor(kinds[0], numbers)
 
 
-def _compressed(rows: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
-    """The matrix that its rows are, with its packed form, which what is plain numbers there
-    doesn't have.
+def _compressed(tensor: FileTensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
+    """Return the matrix that a tensor of the file is, with its packed form unless it has plain
+    numbers.
     """
-    packed = _packed(rows, before.device, dtype)
+    packed = _packed(tensor, before.device, dtype)
     if packed is not None:
         return Compressed(packed.dense(), packed=packed)
-    numbers = gguf.dequantize(rows.numbers.numpy(), rows.kind)
+    numbers = gguf.dequantize(tensor.numbers.numpy(), tensor.kind)
     return Compressed(torch.from_numpy(numbers).to(before))
 
 
-def _packed(rows: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
-    if rows.kind in NUMBERS:
+def _packed(tensor: FileTensor, device: torch.device, dtype: torch.dtype) -> Packed | None:
+    """Return the packed form of a tensor of the file; None for plain numbers."""
+    if tensor.kind in NUMBERS:
         return None
-    return GgmlBlocks(rows.kind.name.lower(), rows.numbers.to(device), dtype)
+    return GgmlBlocks(tensor.kind.name.lower(), tensor.numbers.to(device), dtype)

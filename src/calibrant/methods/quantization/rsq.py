@@ -28,7 +28,7 @@ from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
 
 MOST_TURNS: Final = 1_000
-"""Turns at most; each shows the whole calibration set once more."""
+"""The largest `expand`: each turn shows the whole calibration set once more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,12 +36,13 @@ class RSQ(MatrixMethod):
     """Does what gptq does, on a Gram in which tokens count by the attention that they get in the
     block: the paper's scale and quantize.
 
-    Its first step is a transform of its own, which goes with every method: `--transform rotate`.
-    `importance=attention` sums, for each token, the attention of all heads and tokens in the block
-    as it is before it is rounded, maps a sequence's sums onto `least` to 1, and divides by their
-    mean; `equal` leaves all tokens alike, which is gptq. A token's own weight is multiplied.
-    `expand=8` shows every sequence in eight turns, so that each eighth of it comes first once;
-    causal attention favours what comes first. `damp`, `order` and `scales` are those of `gptq`.
+    The paper's first step, rotation, is a transform that goes with every method: `--transform
+    rotate`. `importance=attention` sums, for each token, the attention of all heads and tokens in
+    the block as it is before it is rounded, maps a sequence's sums onto `least` to 1, and divides
+    by their mean; `equal` leaves all tokens alike, which is gptq. Weights that tokens already have
+    are multiplied by these. `expand=8` shows every sequence in eight turns, so that each eighth of
+    it comes first once; causal attention favours what comes first. `damp`, `order` and `scales` are
+    those of `gptq`.
 
     Differs from the paper's code in: rotations at run time are left out (see `rotate`); by default
     nothing is expanded, and scales are gptq's, so that both differ in the tokens' weights alone
@@ -100,11 +101,11 @@ def spread(
     >>> spread(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([[True, True, False]]), 0.5)
     tensor([[1.3333, 0.6667, 0.0000]])
     """
-    # Padding is neither the least nor the most that a token gets.
-    low = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
-    high = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
+    # What padding received is neither the lowest nor the highest.
+    lowest = received.masked_fill(~real, torch.inf).amin(1, keepdim=True)
+    highest = received.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
     # Of a sequence of one token, or of equal ones, none counts more than another.
-    shares = ((received - low) / (high - low)).where(high > low, 1.0)
+    shares = ((received - lowest) / (highest - lowest)).where(highest > lowest, 1.0)
     weights = (least + shares * (1 - least)).masked_fill(~real, 0)
     # Where all of a sequence's weights are zero, so is what is divided by their sum.
     total = weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)

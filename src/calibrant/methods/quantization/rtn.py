@@ -46,7 +46,7 @@ class RoundToNearest(MatrixMethod):
         target that is no grid or doesn't fit the shape.
         """
         grid(target).check((weight.shape[0], weight.shape[1]), "the matrix")
-        sound = finite(weight, "the weight")
+        checked = finite(weight, "the weight")
         importance = observed(seen, FeatureNorms).norms() if self.observes else None
-        packed = scales_by(self.scales, sound, grid(target), importance).nearest(sound)
+        packed = scales_by(self.scales, checked, grid(target), importance).nearest(checked)
         return Compressed(packed.dense(), packed=packed)
