@@ -423,8 +423,8 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
     """Return the revision of everything in a canonical form, by kind and name: `{"method wanda":
     1}`.
 
-    `kind` is `method`, `allocation` or `evaluator`. What stands twice in the form counts with its
-    lowest revision.
+    `kind` is `method`, `allocation`, `transform` or `evaluator`. What stands twice in the form
+    counts with its lowest revision.
     """
     lowest: dict[str, int] = {}
     for name, revision in _revised(form):
