@@ -33,8 +33,8 @@ what is free, so that a second run has the same propagation, and so the same id.
 """
 
 ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
-"""How a mask's file begins, with or without a matrix in it. Edits begin with the length of a
-header, of which two bytes alone may be the same.
+"""How a mask's file begins, with or without matrices. All four bytes count: edits begin with the
+length of their header, whose first two bytes may be any.
 """
 
 HEAD: Final = 256
