@@ -87,7 +87,7 @@ def _check_orientation(weight: Weight, products: "_Products", left_alone: bool) 
     Raises `ModelError` for a product that disagrees with the view.
     """
     outputs, inputs = weight.shape
-    found: list[Product] = []
+    found: list[SeenProduct] = []
     for product in products.seen.get(weight.address, []):
         # What begins at the address of a matrix that is left alone may be a larger tensor.
         if not left_alone or product.matrix.numel() == outputs * inputs:
@@ -128,7 +128,7 @@ def _check_round_trip(weight: Weight) -> None:
         raise ModelError(f"{weight.name} doesn't give back what it was set to", subject=weight.name)
 
 
-class Product(NamedTuple):
+class SeenProduct(NamedTuple):
     """One product of a forward: its name, what was multiplied `[..., in]`, the matrix as
     `[out, in]`, and the result `[..., out]`.
     """
@@ -144,7 +144,7 @@ class _Products(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[int, list[Product]] = {}
+        self.seen: dict[int, list[SeenProduct]] = {}
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -170,5 +170,5 @@ class _Products(TorchFunctionMode):
         self, name: str, inputs: Tensor, matrix: Tensor, result: Tensor, transposed: bool
     ) -> None:
         shown = matrix.T if transposed and matrix.dim() == 2 else matrix
-        product = Product(name, inputs, shown, result)
+        product = SeenProduct(name, inputs, shown, result)
         self.seen.setdefault(matrix.data_ptr(), []).append(product)
