@@ -124,6 +124,17 @@ def test_what_is_missing_once_drawn_or_of_an_older_revision_is_told(tmp_path: Pa
     assert (compare(once).one_draw, compare(once).stale, compare(once).missing) == (True, 0, ())
 
 
+def test_a_run_whose_transform_was_revised_is_stale(tmp_path: Path, once: Store):
+    record = next(iter(once.records()))
+    rotated = replace(record.run, transforms=({"spec": "rotate", "revision": 1},))
+    store = Store(tmp_path / "rotated")
+    run = store.add_record(replace(record, run=rotated))
+    for newest, stale in ((1, set()), (2, {run})):
+        cells = [replace(once.cells()[0], run=run, measures={})]
+        store.write_cells(cells, revisions={"transform rotate": newest})
+        assert read(store).stale == stale
+
+
 def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path, once: Store):
     rows = tidy(once).to_dicts()
     assert len(rows) == 10

@@ -105,7 +105,7 @@ def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
             result = super().__torch_function__(function, types, args, kwargs)
             for address, found in self.seen.items():
                 self.seen[address] = [
-                    (name, x[..., :3], matrix, out) for name, x, matrix, out in found
+                    product._replace(inputs=product.inputs[..., :3]) for product in found
                 ]
             return result
 

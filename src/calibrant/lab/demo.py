@@ -71,25 +71,27 @@ class DemoResult:
         """Return where the time went, in one line."""
         finished = self.finished
         phases: list[str] = []
-        for name, seconds in sorted(finished.seconds.items(), key=lambda item: -item[1]):
-            if seconds >= 0.05:
+        longest_first = sorted(finished.seconds.items(), key=lambda phase: -phase[1])
+        for name, seconds in longest_first:
+            if seconds >= 0.05:  # else it would be written as 0.0 s
                 phases.append(f"{PHASES.get(name, name)} {seconds:.1f} s")
-        ways: list[str] = []
+        propagations: dict[str, None] = {}
         for cell in finished.cells:
-            way = f"{cell.method}: {cell.propagate}"
-            if cell.data and way not in ways:
-                ways.append(way)
+            if cell.data:
+                propagations[f"{cell.method}: {cell.propagate}"] = None
         time_spent = f"Took {self.seconds:.0f} s ({', '.join(phases)})"
         counts = f"{finished.computed} runs and measurements computed, {finished.found} found"
         memory = f"peak memory {finished.peak_memory_bytes / 1e9:.1f} GB"
-        return f"{time_spent}; {counts} in the store; {memory}; propagation {', '.join(ways)}."
+        return (
+            f"{time_spent}; {counts} in the store; {memory}; propagation {', '.join(propagations)}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return {
             "rankings": self.report.to_json()["rankings"],
             "models": dict(self.report.notes),
-            "failures": {k: dict(v) for k, v in self.finished.failures.items()},
+            "failures": {name: dict(what) for name, what in self.finished.failures.items()},
             "computed": self.finished.computed,
             "found": self.finished.found,
             "seconds": self.seconds,
@@ -109,21 +111,22 @@ def demo(
     samples: int | None = None,
     length: int | None = None,
 ) -> DemoResult:
-    """Run the study, or what of it the folder `out` (`calibrant-demo` here) lacks, and write
-    `report.html` into it.
+    """Run the study, and write `report.html` into the folder `out` (`calibrant-demo` here).
 
-    The other arguments replace parts of `STUDY`. Raises an `InputError` if the model isn't there
-    (it says which pip line brings it) or the folder holds something else.
+    What the folder has of it already isn't run again. The other arguments replace parts of `STUDY`.
+    Raises an `InputError` if the model isn't there (it says which pip line brings it) or the folder
+    holds something else.
     """
     began = time.perf_counter()
-    replaced = {
+    given: dict[str, Any] = {
         "models": model,
         "data": data,
         "evaluate": evaluate,
         "samples": samples,
         "length": length,
     }
-    study = replace(STUDY, **{name: value for name, value in replaced.items() if value is not None})
+    replaced = {name: value for name, value in given.items() if value is not None}
+    study = replace(STUDY, **replaced)
     finished = study.run(FOLDER if out is None else out, progress)
     compared = report(finished)
     page = compared.write_html()

@@ -44,7 +44,7 @@ _INHERITED: Final = list[sqlite3.Connection]()
 
 
 class DamagedError(DataError):
-    """A file that is none of SQLite's, or whose parts don't fit together."""
+    """A file that SQLite can't read: it isn't one of SQLite's, or is damaged."""
 
 
 class Database:
@@ -172,10 +172,12 @@ class Database:
         return self._connection
 
     def _mode(self) -> str:
-        """How a reader opens the file: as writers do, where it may, since SQLite shares memory
-        with them through a file of its own. Where it may not write, it takes the file for one that
-        nobody writes only if nothing is beside it: whoever has it open, or was killed, leaves
-        something there."""
+        """How a reader opens the file.
+
+        Where it may write, it opens the file as writers do: SQLite shares memory with them through
+        a file beside it. Where it may not, and nothing is beside the file, nobody writes it:
+        whoever has it open, or was killed, leaves something there.
+        """
         if os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK):
             return "mode=rw"
         if any(self._side(suffix).exists() for suffix in SIDE_SUFFIXES):
@@ -334,10 +336,10 @@ def take_claim(database: Database, name: str, wait: bool = False) -> Claim | Non
 
 def _try_claim(database: Database, name: str) -> Claim | None:
     query = "SELECT host, process, started FROM claims WHERE name = ?"
-    # Looked at without the lock of a writer first: who waits asks often.
+    # Whoever waits asks often, so the first look takes no lock of a writer.
     if any(_lives(*holder) for holder in database.rows(query, name)):
         return None
-    # psutil takes longer to import than SQLite, and who reads results needs none.
+    # psutil takes longer to import than SQLite, and readers of results don't need it.
     import psutil
 
     # The token tells this claim from a later one of the same name.

@@ -29,7 +29,7 @@ CHOSEN: Final = "chosen from"
 PLACED: Final = "placed from"
 """Numbers that are stored once each, and the place of each item's."""
 MOST_DISTINCT: Final = 0.5
-"""The share of distinct numbers up to which they are stored once."""
+"""The share of distinct numbers in a column up to which each of them is stored once."""
 
 
 class ItemNumbers(NamedTuple):

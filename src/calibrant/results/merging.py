@@ -26,8 +26,8 @@ from calibrant.spec.grammar import SetLabel
 from calibrant.system.progress import Progress, silent
 
 PARTS: Final = ("sparsity", "dense", "edits", "weights")
-"""The parts of a run that are its result; the rest is the request, in words that may differ from
-machine to machine."""
+"""The parts of a run that are its result. The others are the request, which the id stands for, and
+what may differ from machine to machine."""
 UNCHANGED: Final = "what this store holds was kept; to take the other, merge the other way round"
 UNUSABLE: Final = "it was not copied; restore it from a copy, or have it computed again"
 
@@ -129,8 +129,8 @@ class _Merging:
             # Ours may be damaged, of which only reading tells.
             difference = _difference(ours, theirs, run, measurement)
         except DataError as error:
-            what = without_advice(error)
-            self.problems.append(StoreProblem(error.subject, what, AGAIN, run, measurement))
+            damage = without_advice(error)
+            self.problems.append(StoreProblem(error.subject, damage, AGAIN, run, measurement))
             return
         if difference:
             where = theirs.where(run, measurement)
@@ -177,7 +177,7 @@ def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
         for name, revision in index.revisions.items():
             revisions[name] = max(revision, revisions.get(name, revision))
     sets: dict[str, SetLabel] = {}
-    for index in reversed(indices):  # the first that knows a set says what it is called
+    for index in reversed(indices):  # so that the first that knows a set says what it is called
         sets |= index.labels()
     cells = united([store.cells() for store in stores])
     target.write_cells(cells, study, revisions, sets.values())
@@ -193,10 +193,10 @@ def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
     order: dict[tuple[Any, ...], int] = {}
     for cell in chain.from_iterable(grids):
         order.setdefault(cell.labels, len(order))
-        which = cell.run or cell.propagate
-        key = *cell.labels[:-1], which
+        # A run's id covers its propagation, which cells of older stores don't say.
+        key = *cell.labels[:-1], cell.run or cell.propagate
         first = by_run.setdefault(key, cell)
-        # The first has the say, and its order comes first.
+        # The first grid's ids count, and they come first; the second time they replace later ones.
         measures = {**first.measures, **cell.measures, **first.measures}
         propagate = first.propagate or cell.propagate
         by_run[key] = replace(first, measures=measures, propagate=propagate)
@@ -225,8 +225,8 @@ def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
     for store in (target, *sources):
         for failed_id, what in store.failures().items():
             # What failed before its run was known has an id of its own, and is known by its labels.
-            of_answered = tuple(what.get("cell", ()))[:5] in answered
-            if failed_id in finished or (failed_id not in named and of_answered):
+            cell_answered = tuple(what.get("cell", ()))[:5] in answered
+            if failed_id in finished or (failed_id not in named and cell_answered):
                 target.clear_failure(failed_id)
             elif failed_id not in failures:
                 target.add_failure(failed_id, what)

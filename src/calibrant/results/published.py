@@ -83,14 +83,14 @@ class PublishedResults(StoredResults):
             _check_manifest(self.manifest)
         self._compared = set[str]()
         self._first_rows = cache(self._read_first_rows)
-        # Who reads results asks for neighbours: what was unpacked last is kept.
+        # Readers ask for rows beside each other, so what was unpacked last is kept.
         self._column_chunk = lru_cache(256)(self._read_column_chunk)
 
     @classmethod
     def of(cls, folder: Path) -> "PublishedResults | None":
         """Return the published part of the store in `folder`, or None if it has none."""
-        there = any((place / PACKED).exists() for place in (folder / MOVING, folder))
-        return cls(folder) if there else None
+        published = any((place / PACKED).exists() for place in (folder / MOVING, folder))
+        return cls(folder) if published else None
 
     def path(self, name: str) -> Path:
         """Return where a table is: a publishing that was killed may have left it on its way."""
@@ -107,6 +107,7 @@ class PublishedResults(StoredResults):
 
     def index(self) -> Mapping[str, Any]:
         """Return the `StudyIndex` as plain data."""
+        # Mappings and not lists: of a made-up file a row of -1 is damaged, and not the last one.
         runs = dict(enumerate(self._runs))
         measurements = {row: measurement for row, (_, measurement) in enumerate(self._keys)}
         with self._file(CELLS) as file:
@@ -118,9 +119,11 @@ class PublishedResults(StoredResults):
                     cell["run"] = runs[row]
                 measures: dict[str, str] = {}
                 for measure in cell["measures"]:
-                    named = measure["row"] is None
-                    found = measure["id"] if named else measurements[measure["row"]]
-                    measures[measure["evaluator"]] = found
+                    # A measurement that the store lacks has no row, and its id stands here.
+                    measurement = measure["id"]
+                    if measure["row"] is not None:
+                        measurement = measurements[measure["row"]]
+                    measures[measure["evaluator"]] = measurement
                 cell["measures"] = measures
         return {"cells": cells, **self.manifest["index"]}
 
@@ -370,7 +373,8 @@ def row_of_matrix(facts: Mapping[str, Any]) -> dict[str, Any]:
     if _is_share_of_zeros(row):
         del row["sparsity"]
     elif "sparsity" not in row and "zeros" in row:
-        more["zeros"] = row.pop("zeros")  # or a sparsity would come back
+        # In its own column it would give a matrix without a sparsity one when it is read.
+        more["zeros"] = row.pop("zeros")
     row["more"] = compact_json(more) if more else None
     return row
 
@@ -396,9 +400,11 @@ def _is_share_of_zeros(row: Mapping[str, Any]) -> bool:
 
 
 def settle(folder: Path) -> None:
-    """Finish what a publishing began that was killed when its tables were whole: they take the
-    place of older ones, and what says so comes last. Other processes may do the same meanwhile, so
-    nothing is deleted."""
+    """Finish a publishing that was killed when its tables were whole.
+
+    The tables take the place of older ones, `packed.json` last. Other processes may do the same
+    meanwhile, so nothing is deleted.
+    """
     moving = folder / MOVING
     if (moving / PACKED).exists():
         paths = list[Path]()

@@ -179,7 +179,7 @@ def pack(
     """
     source = Path(folder)
     target = source if out is None else Path(out)
-    with Store(source, create=False):  # or a folder that is none would be taken for a new one
+    with Store(source, create=False):  # refuses a folder that is no store
         before = _size(source)
     try:
         counts = (
@@ -229,7 +229,7 @@ def _pack_in_place(folder: Path, progress: Progress) -> tuple[int, int]:
 
 
 def _give_up(store: Store, claim: Claim, only_published: bool) -> None:
-    """Free the claim, and remove the database if it was made for that alone."""
+    """Free the claim, and remove the database if it was made for the claim alone."""
     claim.free()
     if only_published:
         with suppress(OutputError):  # somebody has it open, or put something into it
@@ -302,7 +302,10 @@ def _write_tables(store: Store, folder: Path, progress: Progress) -> tuple[int, 
 
 
 class _Tables:
-    """Writes the tables of a store, row group by row group."""
+    """Writes the tables of a store, row group by row group.
+
+    `runs` are the ids of the runs in the order of their rows, `keys` those of the measurements.
+    """
 
     def __init__(self, store: Store, folder: Path, progress: Progress) -> None:
         self._store = store
@@ -311,9 +314,12 @@ class _Tables:
         self.runs = sorted(store.ids(), key=self._place_of_run)
         self.keys: list[Key] = []
         self._columns: dict[tuple[str, str], str] = {}
+        """The columns of the table of items, by a name and a type of Arrow."""
         self._kinds: dict[str, Any] = {}
+        """The types of these columns."""
         self._models: dict[str, None] = {}
         self._sizes: dict[Key, int] = {}
+        """How many items each measurement has."""
 
     def write(self) -> None:
         """Write all of them."""
@@ -413,7 +419,7 @@ class _Tables:
         row["evaluator"] = str(entry["evaluator"].get("spec", ""))
         for name in ("measured", "metric", "unit", "better", "n", "chance"):
             row[name] = score.get(name)
-        for name in ("value", "stderr"):  # which stand nowhere else
+        for name in ("value", "stderr"):  # they stand in their columns alone
             row[name] = score.pop(name)
         row["score"] = compact_json({**entry, "score": score})
         row["provenance"] = compact_json(results.provenance(*key))
@@ -548,6 +554,7 @@ class _Tables:
             while pa.types.is_list(kind):
                 path = f"{path}.list.element"  # what Parquet calls the values in a list
                 kind = kind.value_type
+            # Weights are whole numbers, which repeat.
             number = pa.types.is_floating(kind) and path != "weight.list.element"
             if number or column.name == "inputs":
                 apart[path] = "BYTE_STREAM_SPLIT"
@@ -568,7 +575,10 @@ class _Tables:
 
 
 def _row_groups(rows: Iterable[Row], size: Callable[[Row], int], most: int) -> Iterator[list[Row]]:
-    """Yield rows in groups that have together `most` of what `size` gives, or are single."""
+    """Yield rows in groups whose sizes add up to `most` at most.
+
+    A row that is larger is a group of its own. Without rows there is one empty group.
+    """
     group: list[Row] = []
     filled = 0
     for row in rows:
@@ -591,13 +601,15 @@ def _check_same(
     store: Store, tables: PublishedResults, runs: Sequence[str], keys: Sequence[Key]
 ) -> None:
     """Raise `OutputError` unless every result comes back as it is."""
-    for result in [*((run, "") for run in runs), *keys]:
-        results = store.results(*result)
-        same = results.parts(*result) == tables.parts(*result)
-        if same and result[1]:
-            same = same_items(results.items(*result), tables.items(*result))
+    run_keys: list[Key] = [(run, "") for run in runs]
+    for key in [*run_keys, *keys]:
+        results = store.results(*key)
+        same = results.parts(*key) == tables.parts(*key)
+        _, measurement = key
+        if same and measurement:
+            same = same_items(results.items(*key), tables.items(*key))
         if not same:
-            where = tables.where(*result)
+            where = tables.where(*key)
             raise OutputError(
                 f"{where!r} would not come back as it is; nothing was changed, "
                 "and this is a defect of calibrant",

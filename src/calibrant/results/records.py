@@ -374,8 +374,10 @@ _DECIDING: Final = (
 
 
 def _without_empty(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's fields, without those that came later where they are empty: ids and records of
-    before had none."""
+    """A run's fields, without `transforms` and `starved` where these are empty.
+
+    They came after the first runs were stored, whose ids and records stay as they are.
+    """
     fields = dict(run)
     for later in ("transforms", "starved"):
         if not fields[later]:
@@ -407,24 +409,26 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
         rows, columns = weight["shape"]
         bits.append(rows * columns * weight["bits_a_weight"])
         count += rows * columns
-    return sum(bits) / count if count else None  # `sum` compensates for rounding, += wouldn't
+    # `sum` compensates for rounding, += wouldn't.
+    return sum(bits) / count if count else None
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
     """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of
     what it measures on, if it has one."""
-    decides = [run_id, evaluator]
-    if data:  # which ids of before didn't have
-        decides.append(data)
-    return identity(decides)
+    parts = [run_id, evaluator]
+    # Ids were made before there were digests of data, and stay as they were.
+    if data:
+        parts.append(data)
+    return identity(parts)
 
 
 def revisions(kind: str, form: Any) -> dict[str, int]:
     """Return the revision of everything in a canonical form, by kind and name: `{"method wanda":
     1}`.
 
-    `kind` is `method`, `allocation` or `evaluator`. What stands twice in the form counts with its
-    lowest revision.
+    `kind` is `method`, `allocation`, `transform` or `evaluator`. What stands twice in the form
+    counts with its lowest revision.
     """
     lowest: dict[str, int] = {}
     for name, revision in _revised(form):
@@ -448,15 +452,13 @@ def revision_order(form: Any) -> tuple[int, ...]:
 
 
 def identity_without_revisions(run: Run) -> str:
-    """Return the identity that two runs share which differ in nothing but revisions, their
-    labels included.
-    """
+    """Return the identity of a run with its labels, but without its revisions."""
     return identity(_without_revisions(asdict(run)))
 
 
 def identity_without_tokens(run: Run) -> str:
-    """Return the identity that two runs of a set and a draw share which differ in nothing but
-    their tokens, and what the model is called.
+    """Return the identity of a run with its set and draw, but without its tokens and the name of
+    its model.
     """
     fields = asdict(run)
     del fields["tokens"], fields["model_name"]

@@ -58,7 +58,7 @@ NETWORKS: Final = frozenset({*_CLUSTERS, "cifs", "fuse.sshfs", "nfs", "nfs4", "s
 """File systems of other machines, on which SQLite's locks don't hold."""
 
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
-"""How the entries of a folder of statistics that is ours are called."""
+"""The names in a folder of statistics that is ours."""
 _INDEX: Final = "index"
 _FAILURE: Final = "failure"
 
@@ -139,7 +139,7 @@ class Store:
 
     def _check_local(self) -> None:
         """Raise `OutputError` for a folder on a file system of another machine."""
-        import psutil  # which who reads doesn't need
+        import psutil  # here, since only writers need it
 
         path = self.folder.resolve()
         mounted = Path("/")
@@ -307,7 +307,8 @@ class Store:
     def _entries(self, run_id: str) -> dict[str, ScoreEntry]:
         """What is stored of everything measured on a run beside its items, by measurement id."""
         entries: dict[str, ScoreEntry] = {}
-        for results in reversed(self._places()):  # what was written last replaces the others
+        # The database comes last here, so that what was written last replaces what is published.
+        for results in reversed(self._places()):
             for measure_id, fields in results.scores(run_id).items():
                 with understood(results.where(run_id, measure_id)):
                     entries[measure_id] = ScoreEntry.read(fields)
@@ -511,7 +512,8 @@ class Store:
     def clear_failure(self, failed_id: str) -> None:
         """Forget a failure: it was tried again and went well."""
         if self._published is not None and failed_id in self._published.failures():
-            self.live.put_document(_FAILURE, failed_id, {})  # stands before the published one
+            # The published one can't be deleted; an empty one in the database goes before it.
+            self.live.put_document(_FAILURE, failed_id, {})
         else:
             self.live.remove_document(_FAILURE, failed_id)
 
@@ -619,11 +621,12 @@ class Store:
     def _measurements_by_text(self, run_id: str) -> dict[str, str]:
         """The measurements of a run by their evaluator's text; of two with the same text the newer
         revision."""
-        aged: list[tuple[tuple[int, ...], str, str]] = []
+        by_revision: list[tuple[tuple[int, ...], str, str]] = []
         for measure_id, form in self.evaluators(run_id).items():
             text = text_of(Call(str(form.get("spec")), parameters(form)))
-            aged.append((revision_order(form), measure_id, text))
-        return {text: measure_id for _, measure_id, text in sorted(aged)}
+            by_revision.append((revision_order(form), measure_id, text))
+        # Newer revisions come later, and replace older ones of their text.
+        return {text: measure_id for _, measure_id, text in sorted(by_revision)}
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -641,8 +644,7 @@ def is_store(folder: Path) -> bool:
 
 
 def _is_old(names: set[str]) -> bool:
-    """Return whether a folder with these names in it holds results as they were written before
-    format 4."""
+    """Return whether a folder with these `names` in it holds results of a format before 4."""
     if OLD_MARKER in names:
         return True
     # Without its marker it is known by these, which beside results of today are somebody's own.

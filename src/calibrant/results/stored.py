@@ -2,7 +2,8 @@
 large files (masks, edits, profiles), each once under the hash of its content.
 
 There are two such places. A study writes into a database (`live`); a store that isn't written any
-more may be published as tables (`published`). A store reads both through this one interface.
+more may be published as tables (`published`). A store reads both through this one interface. In it
+`run` and `measurement` are ids; the empty text in the place of a measurement stands for none.
 """
 
 import hashlib
@@ -43,8 +44,8 @@ _MISUNDERSTOOD: Final = (
     RecursionError,
     NotImplementedError,
 )
-"""What reading made-up data comes to. The last of them is Arrow's for types that it knows and can't
-work with."""
+"""What reading made-up data may raise. The last is Arrow's, for types that it knows and can't work
+with."""
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _remove_halves(path: Path) -> None:
-    """Remove what writers of a file left that were killed; one that is alive takes it well."""
+    """Remove what killed writers of a file left.
+
+    A writer that is alive finds its half gone, and the whole file in its place.
+    """
     for half in path.parent.glob(f"{UNFINISHED}-{path.name}-*"):
         half.unlink(missing_ok=True)
 
 
 @contextmanager
 def understood(where: str | Path) -> Iterator[None]:
-    """Raise `DataError`, saying what is damaged, for what isn't as we write it."""
+    """Raise `DataError`, which names `where`, for data that isn't as we write it."""
     try:
         yield
     except _MISUNDERSTOOD as error:

@@ -182,7 +182,7 @@ def _contradictions(score: Score, items: tuple[Outcome, ...]) -> Iterator[str]:
     if not near and not (math.isnan(value) and math.isnan(score.value)):
         yield f"its items give {value!r}, and the score is {score.value!r}"
     digest = score.facts.get("items")
-    # Scores of before told their items by name alone.
+    # Older scores have a digest of the items' names alone.
     weighed = identity([[item.item, item.weight] for item in items])
     if digest is not None and digest not in (weighed, identity([item.item for item in items])):
         yield f"holds other items than the score is over: {digest}"
@@ -230,7 +230,7 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
 
 
 def _of_statistics(store: Store) -> Iterator[StoreProblem]:
-    """Yield the files of what an untouched model's matrices saw that aren't what was written."""
+    """Yield the files of statistics of the dense model that aren't what was written."""
     paths = sorted((store.folder / STATISTICS).glob("*/*/*.safetensors"))
     if not paths:
         return

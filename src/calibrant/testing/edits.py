@@ -1,12 +1,14 @@
-"""Do a method's edits keep their contract? On a small model, for our own methods and for those
-of others.
+"""Do a method's edits keep their contract? Checked on a small model, for our own methods and for
+those of others.
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from calibrant.compress import Recipe, compress, edits_of, put_back
 from calibrant.data import CalibrationSet, TokenBatch
@@ -33,93 +35,96 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of
     contract.
     """
-    what = f"{method} at {target}"
+    label = f"{method} at {target}"
     opened = open_model(model, "float32")
-    batch = (
-        CalibrationSet(data, samples=SAMPLES, length=LENGTH).tokens(opened.tokenizer)
-        if method.looks
-        else None
-    )
+    batch: TokenBatch | None = None
+    if method.looks:
+        calibration = CalibrationSet(data, samples=SAMPLES, length=LENGTH)
+        batch = calibration.tokens(opened.tokenizer)
     edits: list[Edit] = []
-    record = compress(
-        opened, view(opened.model), batch, Recipe.parse(method, target), keep=edits.append
-    )
-    expected = _state(opened)
-    _require(bool(json.dumps(record.plain(), allow_nan=False)), f"{what}: the record is no JSON")
+    recipe = Recipe.parse(method, target)
+    record = compress(opened, view(opened.model), batch, recipe, keep=edits.append)
+    expected = _State.of(opened)
+    text = json.dumps(record.plain(), allow_nan=False)
+    _require(bool(text), f"{label}: the record is no JSON")
+    _check_undoing(_fresh_job(model, batch, method, target), method, expected, label)
 
-    again = _fresh(model, batch, method, target)
-    for edit in edits_of(method, again):
-        before = _state(again.opened)
-        undo = edit.undo(again.view)
-        edit.report(again.view)
-        _require(
-            _same(before, _state(again.opened)),
-            f"{what}: a {edit.kind} changed the model before it was applied",
-        )
-        edit.apply(again.view)
-        undo()
-        _require(
-            _same(before, _state(again.opened)),
-            f"{what}: a {edit.kind} that was undone left the model changed",
-        )
-        edit.apply(again.view)
-    _require(_same(expected, _state(again.opened)), f"{what}: the same job gave another model")
-
-    reread = _fresh(model, batch, method, target)
-    for stored in from_bytes(to_bytes([edit.stored() for edit in edits])):
+    written = to_bytes([edit.stored() for edit in edits])
+    reread = _fresh_job(model, batch, method, target)
+    for stored in from_bytes(written):
         read_edit(stored, reread.view).apply(reread.view)
-    _require(
-        _same(expected, _state(reread.opened)),
-        f"{what}: edits that were written and read back made another model",
-    )
+    same = _State.of(reread.opened).equals(expected)
+    _require(same, f"{label}: edits that were written and read back made another model")
 
-    for first in _ends(edits):
-        resumed = _fresh(model, batch, method, target)
-        done, late = put_back(
-            resumed.view, [edit.stored() for edit in edits[:first]], method.propagate
-        )
+    for count in _kept_counts(edits):
+        resumed = _fresh_job(model, batch, method, target)
+        kept = [edit.stored() for edit in edits[:count]]
+        # In `dense` the walk is through the untouched model, so changed matrices wait for the end.
+        done, late = put_back(resumed.view, kept, method.propagate)
         for edit in edits_of(method, replace(resumed, done=done)):
             edit.apply(resumed.view)
         for edit in late:
             edit.apply(resumed.view)
-        _require(
-            _same(expected, _state(resumed.opened)),
-            f"{what}: interrupted after {first} edits, it came to another model",
-        )
+        same = _State.of(resumed.opened).equals(expected)
+        _require(same, f"{label}: interrupted after {count} edits, it came to another model")
 
 
-def _fresh(model: str, batch: TokenBatch | None, method: Method, target: Target) -> Job:
+@dataclass(frozen=True)
+class _State:
+    """What a model is: a copy of its tensors by name, and its configuration."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    @staticmethod
+    def of(opened: Opened) -> "_State":
+        model = opened.model
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return _State(tensors, model.config.to_dict())
+
+    def equals(self, other: "_State") -> bool:
+        """Return whether the two have the same configuration, and the same numbers to the bit."""
+        if self.config != other.config or self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(torch.equal(self.tensors[name], other.tensors[name]) for name in self.tensors)
+
+
+def _check_undoing(job: Job, method: Method, expected: _State, label: str) -> None:
+    """Check that each edit can be undone, and that all of them lead to the `expected` model."""
+    for edit in edits_of(method, job):
+        before = _State.of(job.opened)
+        undo = edit.undo(job.view)
+        edit.report(job.view)
+        same = _State.of(job.opened).equals(before)
+        _require(same, f"{label}: a {edit.kind} changed the model before it was applied")
+        edit.apply(job.view)
+        undo()
+        same = _State.of(job.opened).equals(before)
+        _require(same, f"{label}: a {edit.kind} that was undone left the model changed")
+        # The method makes its next edit for a model that has this one.
+        edit.apply(job.view)
+    same = _State.of(job.opened).equals(expected)
+    _require(same, f"{label}: the same job gave another model")
+
+
+def _fresh_job(model: str, batch: TokenBatch | None, method: Method, target: Target) -> Job:
+    """The job on the dense model, opened anew."""
     opened = open_model(model, "float32")
-    seen_by = view(opened.model)
-    return Job(
-        opened, seen_by, batch, target, dict.fromkeys(seen_by.named, target), method.propagate
-    )
+    model_view = view(opened.model)
+    targets = dict.fromkeys(model_view.named, target)
+    return Job(opened, model_view, batch, target, targets, method.propagate)
 
 
-def _ends(edits: list[Edit]) -> list[int]:
-    """After how many edits a step was kept: where a block ends, or an edit that is no block's."""
-    return [
-        n
-        for n in range(1, len(edits))
-        if edits[n].block is None or edits[n].block != edits[n - 1].block
-    ]
-
-
-def _state(opened: Opened) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    return {
-        name: tensor.clone() for name, tensor in opened.model.state_dict().items()
-    }, opened.model.config.to_dict()
-
-
-def _same(
-    one: tuple[dict[str, torch.Tensor], Any], other: tuple[dict[str, torch.Tensor], Any]
-) -> bool:
-    (a, first), (b, second) = one, other
-    return (
-        first == second
-        and a.keys() == b.keys()
-        and all(torch.equal(a[name], b[name]) for name in a)
-    )
+def _kept_counts(edits: Sequence[Edit]) -> list[int]:
+    """After how many edits a checkpoint is kept: where a block ends, or an edit that is no
+    block's.
+    """
+    counts: list[int] = []
+    for count in range(1, len(edits)):
+        block = edits[count].block
+        if block is None or block != edits[count - 1].block:
+            counts.append(count)
+    return counts
 
 
 def _require(holds: bool, broken: str) -> None:

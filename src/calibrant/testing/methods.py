@@ -121,14 +121,14 @@ class _Case:
         sizes = 0.1 + torch.rand(features, generator=self._generator)
         return (normal @ mixing * sizes).to(self.device, self.dtype)
 
-    def seen(self, x: Float[Tensor, "token in"]) -> Seen:
-        """Return what a matrix sees of `x`, by the kinds that the method observes."""
+    def seen(self, inputs: Float[Tensor, "token in"]) -> Seen:
+        """Return what a matrix sees of these inputs, by the kinds that the method observes."""
         kinds = [kind for kind in self.method.observes if issubclass(kind, InputStatistic)]
-        return Seen({kind: kind.of(x) for kind in kinds})
+        return Seen({kind: kind.of(inputs) for kind in kinds})
 
-    def compress(self, weight: Tensor, x: Tensor) -> Tensor:
+    def compress(self, weight: Tensor, inputs: Tensor) -> Tensor:
         """Return the compressed weight; shape, type and device are those of `weight`."""
-        compressed = self.method.compress(weight, self.seen(x), self.target)
+        compressed = self.method.compress(weight, self.seen(inputs), self.target)
         result = compressed.weight
         packed = compressed.packed
         if packed is not None:
@@ -210,51 +210,51 @@ def _check_purity(case: _Case) -> None:
     with fresh ones.
     """
     weight = case.weight()
-    x = case.inputs(2 * case.shape[1])
+    inputs = case.inputs(2 * case.shape[1])
     untouched = weight.clone()
-    seen = case.seen(x)
+    seen = case.seen(inputs)
     before = [numbers.clone() for numbers in _tensors(seen)]
     first = case.method.compress(weight, seen, case.target).weight
     case.require(torch.equal(weight, untouched), "the weight that was given changed")
     kept = all(map(torch.equal, before, _tensors(seen)))
     case.require(kept, "the statistics that were given changed")
     second = case.method.compress(weight, seen, case.target).weight
-    third = case.compress(untouched, x)
+    third = case.compress(untouched, inputs)
     same = torch.equal(first, second) and torch.equal(first, third)
     case.require(same, "the same arguments gave another result")
 
 
 def _check_dead_inputs(case: _Case) -> None:
     weight = case.weight()
-    x = case.inputs(2 * case.shape[1])
-    x[:, ::3] = 0
-    case.require_sound(weight, case.compress(weight, x))
+    inputs = case.inputs(2 * case.shape[1])
+    inputs[:, ::3] = 0
+    case.require_sound(weight, case.compress(weight, inputs))
 
 
 def _check_dead_rows(case: _Case) -> None:
     """A group of zeros has no scale of its own, and stays zero."""
     if _grid(case.target) is not None:
         weight = case.weight()
-        x = case.inputs(2 * case.shape[1])
+        inputs = case.inputs(2 * case.shape[1])
         weight[1] = 0
-        result = case.compress(weight, x)
+        result = case.compress(weight, inputs)
         case.require_sound(weight, result)
         case.require(bool((result[1] == 0).all()), "a row of zeros became something else")
 
 
 def _check_few_tokens(case: _Case) -> None:
     weight = case.weight()
-    x = case.inputs(max(1, case.shape[1] // 4))
-    case.require_sound(weight, case.compress(weight, x))
+    inputs = case.inputs(max(1, case.shape[1] // 4))
+    case.require_sound(weight, case.compress(weight, inputs))
 
 
 def _check_permutation(case: _Case) -> None:
     case = case.exact()
     weight = case.weight()
-    x = case.inputs(2 * case.shape[1])
+    inputs = case.inputs(2 * case.shape[1])
     order = torch.arange(case.shape[0] - 1, -1, -1, device=weight.device)
-    permuted = case.compress(weight, x)[order]
-    same = _same(permuted, case.compress(weight[order], x))
+    permuted = case.compress(weight, inputs)[order]
+    same = _alike(permuted, case.compress(weight[order], inputs))
     case.require(same, "permuted rows gave another result than the permuted result")
 
 
@@ -262,18 +262,21 @@ def _check_view(case: _Case) -> None:
     """Some models keep matrices as `[in, out]`; a method gets a transposed view of them."""
     case = case.exact()
     weight = case.weight()
-    x = case.inputs(2 * case.shape[1])
+    inputs = case.inputs(2 * case.shape[1])
     transposed = weight.T.contiguous().T
-    same = _same(case.compress(weight, x), case.compress(transposed, x))
+    same = _alike(case.compress(weight, inputs), case.compress(transposed, inputs))
     case.require(same, "a transposed view gave another result")
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
+def _equal(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same type and the same numbers, to the bit."""
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a == 0, b == 0) and torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two results have the same zeros, and the same numbers but for rounding."""
+    same_zeros = torch.equal(first == 0, second == 0)
+    return same_zeros and torch.allclose(first, second, rtol=1e-6, atol=1e-9)
 
 
 def _tensors(seen: Seen) -> list[Tensor]:

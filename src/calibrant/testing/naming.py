@@ -1,4 +1,4 @@
-"""Is a thing called so that its text gives it back, and its identity is its own?"""
+"""Does the text of a thing give it back, and is its identity its own?"""
 
 from calibrant.errors import SpecError
 from calibrant.spec import Spec, about, is_foreign, qualified
@@ -9,11 +9,11 @@ def untyped(thing: Spec, registry: Registry) -> str:
     """Return in a sentence why the text of a thing doesn't give it back; empty if it does."""
     name = thing.spec_name()
     text = repr(thing)
-    cls = type(thing)
+    kind = type(thing)
     if name not in registry.names():
         remedy = "call it as its file"
-        if is_foreign(cls):
-            entry = f"{cls.__name__.lower()} = {qualified(cls)!r}"
+        if is_foreign(kind):
+            entry = f"{kind.__name__.lower()} = {qualified(kind)!r}"
             remedy = f"give it the entry point {entry} in the group {registry.package!r}"
         return f"{text} can't be typed: no {registry.noun} is called {name!r}; {remedy}"
     try:
@@ -22,21 +22,23 @@ def untyped(thing: Spec, registry: Registry) -> str:
         return f"{text} can't be typed: {error}"
     if again == thing and repr(again) == text:
         return ""
-    which = ""
-    if type(again) is not cls:
-        which = f", which is {qualified(type(again))} and not {qualified(cls)}"
+    other_class = ""
+    if type(again) is not kind:
+        other_class = f", which is {qualified(type(again))} and not {qualified(kind)}"
     noun = registry.noun
-    return f"{text} is read back as {again!r}{which}; a {noun}'s text must give the {noun} back"
+    return (
+        f"{text} is read back as {again!r}{other_class}; a {noun}'s text must give the {noun} back"
+    )
 
 
 def mistaken(thing: Spec, registry: Registry) -> str:
     """Return in a sentence which other thing of the registry has this one's identity; empty if
     none has.
     """
-    own = type(thing)
+    kind = type(thing)
     for name in registry.names():
         other = registry.get(name)
-        if other is not own and about(other) == about(own):
+        if other is not kind and about(other) == about(kind):
             shared = f"{thing!r} has the identity of {qualified(other)}"
             return f"{shared}; what differs must not share one, so leave spec_name as it is"
     return ""

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Final
 
-from calibrant.data import PARTS, Part, Row, Source, StoredSource, formats, parse_source
+from calibrant.data import PARTS, Format, Part, Row, Source, StoredSource, formats, parse_source
 from calibrant.data._base import FIELDS
 from calibrant.data.sources import sources
 from calibrant.errors import DataError
 from calibrant.testing.naming import mistaken
 from calibrant.testing.tiny import tiny_tokenizer
 
-LOOKED_AT = 300
+LOOKED_AT: Final = 300
+"""Rows of a part that are looked at, where reading all of them would take long."""
 
 
 def check_source(source: Source) -> None:
@@ -26,67 +28,62 @@ def check_source(source: Source) -> None:
     for part in PARTS:
         _check_rows(source, part)
     if source.kind != "control":
+        # What is stored ends; what is generated may not.
         limit = None if isinstance(source, StoredSource) else LOOKED_AT
-        parts: dict[Part, list[Row]] = {
-            part: list(islice(source.rows(part), limit)) for part in PARTS
-        }
+        parts: dict[Part, list[Row]] = {}
+        for part in PARTS:
+            parts[part] = list(islice(source.rows(part), limit))
         _check_disjoint(source, parts)
         _check_rendering(source, parts["calibrate"][0])
 
 
 def _check_facts(source: Source) -> None:
-    _require(
-        source,
-        source.kind in ("corpus", "questions", "control"),
-        f"{source.kind!r} is no kind of source",
-    )
+    known = source.kind in ("corpus", "questions", "control")
+    _require(source, known, f"{source.kind!r} is no kind of source")
     _require(source, bool(source.licence), "it declares no licence")
     unknown = set(source.fields) - set(FIELDS)
-    _require(
-        source,
-        bool(source.fields) and not unknown,
-        f"it declares the fields {sorted(source.fields)}; rows have {', '.join(FIELDS)}",
-    )
-    _require(
-        source, parse_source(str(source)) == source, "its text doesn't read back as the same source"
-    )
-    _require(source, not (same := mistaken(source, sources)), same)
+    fields = f"it declares the fields {sorted(source.fields)}; rows have {', '.join(FIELDS)}"
+    _require(source, bool(source.fields) and not unknown, fields)
+    same = parse_source(str(source)) == source
+    _require(source, same, "its text doesn't read back as the same source")
+    shared_identity = mistaken(source, sources)
+    _require(source, not shared_identity, shared_identity)
 
 
 def _check_rows(source: Source, part: Part) -> None:
     rows = list(islice(source.rows(part), LOOKED_AT))
+    # A source needn't have exemplars.
     _require(source, bool(rows) or part == "exemplars", f"the part {part!r} has no rows")
-    _require(
-        source,
-        rows == list(islice(source.rows(part), LOOKED_AT)),
-        f"the rows of {part!r} change from one reading to the next",
-    )
+    again = list(islice(source.rows(part), LOOKED_AT))
+    _require(source, rows == again, f"the rows of {part!r} change from one reading to the next")
     for row in rows:
         missing = sorted(set(source.fields) - set(row.present))
         _require(source, not missing, f"a row of {part!r} lacks {', '.join(missing)}")
 
 
 def _check_disjoint(source: Source, parts: Mapping[Part, Sequence[Row]]) -> None:
-    home: dict[str, Part] = {}
+    first_parts: dict[str, Part] = {}
     for part, rows in parts.items():
-        _require(source, len({row.key for row in rows}) == len(rows), f"{part!r} gives a row twice")
+        keys = {row.key for row in rows}
+        _require(source, len(keys) == len(rows), f"{part!r} gives a row twice")
         for row in rows:
-            other = home.setdefault(row.subject, part)
-            _require(source, other == part, f"{row.subject[:60]!r} is in {part!r} and in {other!r}")
+            # By subject: one passage may have several questions.
+            first = first_parts.setdefault(row.subject, part)
+            _require(source, first == part, f"{row.subject[:60]!r} is in {part!r} and in {first!r}")
 
 
 def _check_rendering(source: Source, row: Row) -> None:
-    fitting = [
-        formats.get(name)
-        for name in formats.names()
-        if set(formats.get(name).needs) <= set(source.fields)
-    ]
+    fitting: list[type[Format]] = []
+    for name in formats.names():
+        kind = formats.get(name)
+        if set(kind.needs) <= set(source.fields):
+            fitting.append(kind)
     _require(source, bool(fitting), f"no format can render the fields {', '.join(source.fields)}")
-    _require(
-        source,
-        all(form().render(row, tiny_tokenizer()) for form in fitting if form().takes(row)),
-        "a row is rendered as nothing",
-    )
+    for kind in fitting:
+        row_format = kind()
+        if row_format.takes(row):
+            text = row_format.render(row, tiny_tokenizer())
+            _require(source, bool(text), "a row is rendered as nothing")
 
 
 def _require(source: Source, holds: bool, broken: str) -> None:

@@ -64,14 +64,12 @@ def tiny_model(
     global generator is left alone. Raises `ModelError` for an unknown family.
     """
     if family not in _FAMILIES:
-        raise ModelError(
-            f"there is no tiny model of {family!r}{did_you_mean(family, FAMILIES)} (known: "
-            f"{', '.join(FAMILIES)})",
-            subject=family,
-        )
-    config = AutoConfig.for_model(
-        _MODEL_TYPES.get(family, family), **{**_FAMILIES[family], **overrides}
-    )
+        hint = did_you_mean(family, FAMILIES)
+        known = ", ".join(FAMILIES)
+        message = f"there is no tiny model of {family!r}{hint} (known: {known})"
+        raise ModelError(message, subject=family)
+    settings = {**_FAMILIES[family], **overrides}
+    config = AutoConfig.for_model(_MODEL_TYPES.get(family, family), **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).eval()
@@ -79,7 +77,8 @@ def tiny_model(
     # file.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    if any(p.dim() == 3 for p in model.parameters()):
+    # Experts lie in one tensor of three dimensions. Run one by one, each is a product of its own.
+    if any(parameter.dim() == 3 for parameter in model.parameters()):
         model.set_experts_implementation("eager")
     return model
 
@@ -89,9 +88,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     `<pad>`, `<bos>` and `<eos>`; with a chat template.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate([*SPECIAL, *alphabet])}, merges=[])
-    )
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
@@ -106,8 +104,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_folder(path: str | Path, family: str = "llama", **overrides: Any) -> Path:
-    """Save a tiny model and its tokenizer as an ordinary Hugging Face folder at `path`, and give
-    the path back.
+    """Save a tiny model and its tokenizer as a Hugging Face folder at `path`, and return the
+    path.
     """
     tiny_model(family, **overrides).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
@@ -115,8 +113,9 @@ def tiny_folder(path: str | Path, family: str = "llama", **overrides: Any) -> Pa
 
 
 def tiny_gguf(path: str | Path, packed: str = "Q8_0") -> Path:
-    """Write a tiny llama with its tokenizer as a GGUF file at `path`, its matrices as `packed`
-    (a type of gguf), and give the path back.
+    """Write a tiny llama with its tokenizer as a GGUF file at `path`, and return the path.
+
+    Its matrices are `packed`, a type of gguf.
     """
     model = tiny_model("llama")
     writer = gguf.GGUFWriter(path, "llama")
@@ -164,16 +163,13 @@ def _write_tensor(
     there.
     """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for projection, heads in (
-        ("q_proj", config.num_attention_heads),
-        ("k_proj", config.num_key_value_heads),
-    ):
+    rotated = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for projection, heads in rotated.items():
         if f"{projection}.weight" in name:
-            tensor = (
-                tensor.reshape(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-            )
+            halves = tensor.reshape(heads, 2, -1, tensor.shape[1])
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+    # Norms stay as they are: only matrices are packed.
     kind = packed if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
-    data = gguf.quantize(tensor.numpy(), kind)
-    writer.add_tensor(
-        f"{names.get_name(name.removesuffix('.weight'))}.weight", data, raw_dtype=kind
-    )
+    numbers = gguf.quantize(tensor.numpy(), kind)
+    llama_name = names.get_name(name.removesuffix(".weight"))
+    writer.add_tensor(f"{llama_name}.weight", numbers, raw_dtype=kind)

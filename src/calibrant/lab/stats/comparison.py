@@ -167,19 +167,19 @@ def agreements(groups: Sequence[ComparedGroup]) -> Iterator[RankAgreement]:
     """Yield every two rankings of three sets or more that differ in one thing only: the method,
     the target, or what is measured.
     """
-    for a, b in combinations(groups, 2):
-        first = a.setting
-        second = b.setting
-        if (first.model, first.propagate) != (second.model, second.propagate):
+    for two in combinations(groups, 2):
+        if two[0].averaged != two[1].averaged:
             continue
-        if a.averaged != b.averaged:
+        first = two[0].setting
+        second = two[1].setting
+        if (first.model, first.propagate) != (second.model, second.propagate):
             continue
         if first.target == second.target:
             names = (first.method, second.method)
-            yield from _agreement("method", names, (a, b), (MEAN, MEAN), first.target)
+            yield from _agreement("method", names, two, (MEAN, MEAN), first.target)
         elif first.method == second.method:
             names = (first.target, second.target)
-            yield from _agreement("target", names, (a, b), (MEAN, MEAN), first.method)
+            yield from _agreement("target", names, two, (MEAN, MEAN), first.method)
     for group in groups:
         within = f"{group.setting.method} at {group.setting.target}"
         for pair in combinations(group.measured, 2):
@@ -196,6 +196,7 @@ def _agreement(
     first, second = groups
     sets: list[str] = []
     for label in first.sets:
+        # Two rankings that both put the controls last agree on nothing worth a number.
         if label in second.sets and not first.label(label).control:
             sets.append(label)
     if len(sets) < 3:
@@ -234,9 +235,9 @@ def tau_interval(a: Pairs, b: Pairs, level: float) -> tuple[float, float] | None
     # What is significant in both tables has its sign in τ; every other pair may go either way.
     every = len(a.labels) * (len(a.labels) - 1)
     product = first * second
-    known = int(product.sum())
+    decided = int(product.sum())
     undecided = every - int((product != 0).sum())
-    return (known - undecided) / every, (known + undecided) / every
+    return (decided - undecided) / every, (decided + undecided) / every
 
 
 def _signs(worse: Bool[np.ndarray, "n n"]) -> Int[np.ndarray, "n n"]:
@@ -289,8 +290,7 @@ def regret(ranking: Ranking) -> Regret:
     significant = np.zeros(by.shape, dtype=bool)
     best: list[str] = []
     for column, measured in enumerate(ranking.measured):
-        # Losses as they are, and scores of which more is better turned round, so that more is
-        # worse everywhere.
+        # Scores of which more is better change their sign, so that more is worse everywhere.
         sign = -1.0 if ranking.better.get(measured, "lower") == "higher" else 1.0
         for row, entry in enumerate(entries):
             if measured in entry.losses:
@@ -303,9 +303,13 @@ def regret(ranking: Ranking) -> Regret:
         best.append(least.name)
         for row, entry in enumerate(entries):
             significant[row, column] = significantly_different(entry, least, measured)
-    # Sets with a hole last. Sorting keeps the ranking's order among equals.
     worst = by.max(1, initial=0.0)
-    order = sorted(range(len(entries)), key=lambda row: (bool(np.isnan(worst[row])), worst[row]))
+
+    def place(row: int) -> tuple[bool, float]:
+        return bool(np.isnan(worst[row])), float(worst[row])
+
+    # Sets with a hole last. Sorting keeps the ranking's order among equals.
+    order = sorted(range(len(entries)), key=place)
     return Regret(
         tuple(entries[row].name for row in order),
         ranking.measured,

@@ -100,13 +100,17 @@ def holm(family: Sequence[Contrast]) -> list[Contrast]:
     """
     # A contrast that can't be computed was planned all the same, so it counts among those that the
     # others are corrected for.
-    known = {place: contrast.p for place, contrast in enumerate(family) if contrast.p is not None}
+    ps = {place: contrast.p for place, contrast in enumerate(family) if contrast.p is not None}
     adjusted: dict[int, float] = {}
-    most = 0.0
-    for smaller, place in enumerate(sorted(known, key=known.__getitem__)):
-        most = max(most, min(1.0, known[place] * (len(family) - smaller)))
-        adjusted[place] = most
-    return [replace(c, p_holm=adjusted.get(place)) for place, c in enumerate(family)]
+    largest = 0.0
+    for smaller, place in enumerate(sorted(ps, key=ps.__getitem__)):
+        multiplied = min(1.0, ps[place] * (len(family) - smaller))
+        largest = max(largest, multiplied)
+        adjusted[place] = largest
+    corrected: list[Contrast] = []
+    for place, contrast in enumerate(family):
+        corrected.append(replace(contrast, p_holm=adjusted.get(place)))
+    return corrected
 
 
 @dataclass(frozen=True)
@@ -203,18 +207,18 @@ def _contrast(
     group = GroupResults.of(cells, results, tuple(scores))
     absent = [cell for cell in cells if label_of(cell) not in group.sides]
     if absent:
-        why = list(missing(absent, results, tuple(scores)))
-        more = f"; and {len(why) - 3} more" if len(why) > 3 else ""
-        return replace(bare, reason=f"Not everything is here: {'; '.join(why[:3])}{more}.")
+        holes = list(missing(absent, results, tuple(scores)))
+        more = f"; and {len(holes) - 3} more" if len(holes) > 3 else ""
+        return replace(bare, reason=f"Not everything is here: {'; '.join(holes[:3])}{more}.")
 
     # Each measured set counts the same, each set by its weight, and more is worse whichever way its
     # score points.
     names = list(group.names.values())
     some_sides = group.sides[next(iter(request.weights))]
-    turn = {name: some_sides[name].worse / len(names) for name in names}
+    coefs = {name: some_sides[name].worse / len(names) for name in names}
     terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
     for label, weight in request.weights.items():
-        terms.append((group.sides[label], {name: weight * turn[name] for name in names}))
+        terms.append((group.sides[label], {name: weight * coefs[name] for name in names}))
     difference = combination(terms)
     first = request.draws(group, first=True)
     second = request.draws(group, first=False)
@@ -251,7 +255,10 @@ def _obstacle(request: _Request, scores: Mapping[str, Score | None]) -> str:
     if not scores or unmeasured:
         evaluators = ", ".join(unmeasured or request.on) or "any evaluator"
         return f"Nothing was measured by {evaluators}."
-    scales = dict.fromkeys(f"{s.metric} in {s.unit}" for s in scores.values() if s is not None)
+    scales: dict[str, None] = {}
+    for score in scores.values():
+        if score is not None:
+            scales[f"{score.metric} in {score.unit}"] = None
     if len(scales) > 1:
         return f"What it is to be compared on can't be averaged: {', '.join(scales)}."
     return ""
@@ -281,8 +288,8 @@ def _doubt(request: _Request, group: GroupResults) -> str:
 def _evaluators(
     cells: Sequence[Cell], results: Results, on: Sequence[str]
 ) -> dict[str, Score | None]:
-    """Return the evaluators that a contrast is about, with what says their scale (None where
-    nothing was measured so far).
+    """Return the evaluators that a contrast is about, each with a score that has its scale; None
+    where nothing was measured so far.
 
     Unless they are named (by their text, or by what they measured), they are those that share
     metric and unit with the first; one of which nothing is known yet may be one of them.
@@ -309,13 +316,17 @@ def _evaluators(
 def _named_evaluators(
     scores: Mapping[str, Score | None], on: Sequence[str]
 ) -> dict[str, Score | None]:
-    """Return those that have one of the names; first the names that none has, which stop the
-    contrast.
+    """Return the evaluators that have one of the names `on`.
+
+    Names that none has come first, without a score, and stop the contrast.
     """
     found: dict[str, Score | None] = {}
     unknown: dict[str, Score | None] = {}
     for name in on:
-        matching = {t: s for t, s in scores.items() if name == t or (s and name == s.measured)}
+        matching: dict[str, Score | None] = {}
+        for text, score in scores.items():
+            if name == text or (score and name == score.measured):
+                matching[text] = score
         found |= matching
         if not matching:
             unknown[name] = None

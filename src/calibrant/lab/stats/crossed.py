@@ -98,7 +98,8 @@ def contrast(
             "compare runs that were measured on the same sets"
         )
     coefs = {name: side.worse / len(a) for name, side in first.items()}
-    return combination([(first, coefs), (_sides(b), {name: -c for name, c in coefs.items()})])
+    negative = {name: -coef for name, coef in coefs.items()}
+    return combination([(first, coefs), (_sides(b), negative)])
 
 
 def _sides(draws: Mapping[str, Draws | Sequence[ItemValues]]) -> dict[str, "Side"]:
@@ -201,21 +202,25 @@ def combination(
         for sides, coefs in terms:
             check_paired(first, sides[name])
             residuals = residuals + coefs[name] * sides[name].residuals
-        many = len(residuals)
+        count = len(residuals)
         variance = math.nan
-        if many > 1:
-            variance = float((residuals**2).sum()) * many / (many - 1)
+        if count > 1:
+            # A: the residuals sum to zero, which takes one degree of freedom.
+            variance = float((residuals**2).sum()) * count / (count - 1)
         variances.append(variance)
-        degrees.append(many - 1.0)
+        degrees.append(count - 1.0)
     # Satterthwaite: a sum of independent variances has (Σ v)² / Σ (v² / df) degrees of freedom.
-    items = sum(variances)
-    shares = [v**2 / df for v, df in zip(variances, degrees, strict=True) if v > 0]
+    items_variance = sum(variances)
+    squares: list[float] = []
+    for variance, df in zip(variances, degrees, strict=True):
+        if variance > 0:
+            squares.append(variance**2 / df)
     items_df = max(1.0, *degrees)
-    if shares:
-        items_df = items**2 / sum(shares)
+    if squares:
+        items_df = items_variance**2 / sum(squares)
     # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping
     # draws, has nothing to add.
-    draws: list[float] = []
+    draws_variances: list[float] = []
     draws_df: list[float] = []
     interaction = 0.0
     over_draws = True
@@ -223,7 +228,7 @@ def combination(
     for sides, coefs in terms:
         any_side = sides[names[0]]
         if any_side.counted:
-            draws.append(variance_over_draws(sides, coefs))
+            draws_variances.append(variance_over_draws(sides, coefs))
             draws_df.append(len(any_side.draws) - 1.0)
             # C: each measured set has items of its own, so its parts add; a set without draws has
             # no interaction to tell from its items.
@@ -233,15 +238,15 @@ def combination(
             over_draws = False
         for name in names:
             combined += coefs[name] * sides[name].value
-    over_draws = over_draws and bool(draws)
-    if not draws:
+    over_draws = over_draws and bool(draws_variances)
+    if not draws_variances:
         # Then B is zero; one degree of freedom only keeps the division by it defined.
-        draws.append(0.0)
+        draws_variances.append(0.0)
         draws_df.append(1.0)
     spread = Spread.of(
-        np.array(items),
+        np.array(items_variance),
         np.array(items_df),
-        np.array(draws),
+        np.array(draws_variances),
         np.array(draws_df),
         np.array(interaction),
     )
@@ -255,14 +260,16 @@ def variance_over_draws(sides: Mapping[str, Side], coefs: Mapping[str, float]) -
     """Return the variance of the mean over draws: a draw that is good for one measured set may
     be good for another, so they add draw by draw.
     """
-    each = sum(c * sides[name].draws for name, c in coefs.items())
-    return float(np.var(each, ddof=1)) / np.size(each)
+    combined = sum(coef * sides[name].draws for name, coef in coefs.items())
+    return float(np.var(combined, ddof=1)) / np.size(combined)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Variances with the parts that make them, one or a whole table of them: see the head of
-    this module.
+    """A variance with the parts that make it, or a whole table of such: see the head of this
+    module.
+
+    `share` is the part of it that draws have.
     """
 
     variance: NDArray[np.float64]
@@ -272,22 +279,25 @@ class Spread:
 
     @staticmethod
     def of(items: Any, items_df: Any, draws: Any, draws_df: Any, interaction: Any) -> "Spread":
-        """Return it for A, B (a last axis more: one for each set that was drawn) and C, with the
-        degrees of freedom of A and of each of B.
+        """Return the spread for A (`items`), B (`draws`) and C (`interaction`), with the degrees of
+        freedom of A and of each part of B.
+
+        B and its degrees of freedom have one axis more, the last: one part for each set that was
+        drawn.
         """
         # A − C is never taken below zero: no negative estimate narrows an interval.
-        alone = np.maximum(items - interaction, 0.0)
-        over = draws.sum(-1)
+        items_alone = np.maximum(items - interaction, 0.0)
+        all_draws = draws.sum(-1)
         # Satterthwaite takes the variances for the truth; the largest of a few is more likely too
         # large, and counts 1 + 2/df times.
         largest = np.arange(draws.shape[-1]) == draws.argmax(-1)[..., None]
         counted = draws * np.where(largest, 1 + 2 / draws_df, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
             satterthwaite = counted.sum(-1) ** 2 / (counted**2 / draws_df).sum(-1)
-            share = over / (alone + over)
-        df = np.where(over > 0, satterthwaite, draws_df.max(-1))
-        share = np.where(over > 0, share, 0.0)
-        variance = np.maximum(alone + over, items)
+            share = all_draws / (items_alone + all_draws)
+        df = np.where(all_draws > 0, satterthwaite, draws_df.max(-1))
+        share = np.where(all_draws > 0, share, 0.0)
+        variance = np.maximum(items_alone + all_draws, items)
         return Spread(np.asarray(variance), share, np.asarray(items_df), df)
 
     def half(self, p: float) -> NDArray[np.float64]:
@@ -295,12 +305,12 @@ class Spread:
         from scipy.special import stdtrit
 
         # Cochran's: the quantiles of both parts, each weighted with its part of the variance.
-        of_items = (1 - self.share) * stdtrit(self.items_df, p)
-        of_draws = self.share * stdtrit(self.draws_df, p)
-        return np.asarray(np.sqrt(self.variance) * (of_items + of_draws))
+        items_part = (1 - self.share) * stdtrit(self.items_df, p)
+        draws_part = self.share * stdtrit(self.draws_df, p)
+        return np.asarray(np.sqrt(self.variance) * (items_part + draws_part))
 
     def part(self, index: Any) -> "Spread":
-        """Return those of a part of the table."""
+        """Return the spread of a part of the table."""
         return Spread(
             self.variance[index], self.share[index], self.items_df[index], self.draws_df[index]
         )
@@ -308,7 +318,7 @@ class Spread:
     def estimate(
         self, value: float, items: int, over_draws: bool, index: tuple[int, ...] = ()
     ) -> Estimate:
-        """Return the one at an index, as a number with its uncertainty."""
+        """Return `value` with the uncertainty at an index of the table; `items` are how many."""
         variance = float(self.variance[index])
         if np.isnan(variance):  # a single item
             return Estimate(value, None, 0.0, items)
@@ -328,11 +338,11 @@ def check_paired(a: "ItemValues | Side", b: "ItemValues | Side") -> None:
     """
     name = a.score.measured
     if a.items is not b.items and a.items != b.items:
-        odd = sorted(set(a.items) ^ set(b.items))
-        example = f" (such as {odd[0]!r})" if odd else ""
+        unpaired = sorted(set(a.items) ^ set(b.items))
+        example = f" (such as {unpaired[0]!r})" if unpaired else ""
         raise DataError(
             f"two runs on {name!r} can't be paired: {len(a.items)} and {len(b.items)} items, "
-            f"{len(odd)} of them in one alone{example}; measure both with the same evaluator",
+            f"{len(unpaired)} of them in one alone{example}; measure both with the same evaluator",
             subject=name,
         )
     first = _scale(a.score)
@@ -382,18 +392,18 @@ class Pairs:
         values = np.zeros(count)
         counted = np.zeros(count, dtype=bool)
         with_draws = np.zeros(count, dtype=bool)
-        over = np.zeros(count)
+        over_draws = np.zeros(count)
         over_df = np.ones(count)
         interaction = np.zeros(count)
-        for row, of_row in enumerate(sides.values()):
-            any_side = of_row[measured[0]]
+        for row, row_sides in enumerate(sides.values()):
+            any_side = row_sides[measured[0]]
             with_draws[row] = any_side.independence != "no draws"
             if any_side.counted:
                 counted[row] = True
-                over[row] = variance_over_draws(of_row, coefs)
+                over_draws[row] = variance_over_draws(row_sides, coefs)
                 over_df[row] = len(any_side.draws) - 1.0
             for name, coef in coefs.items():
-                side = of_row[name]
+                side = row_sides[name]
                 check_paired(first[name], side)
                 values[row] += coef * side.value
                 # What isn't known to be of draws has no interaction to take off.
@@ -401,25 +411,29 @@ class Pairs:
                     interaction[row] += coef**2 * side.interaction
         items, items_df = _variance_over_items(sides, coefs)
         # A difference has the draws of both its sets: the last axis is the row's and the column's.
-        draws = np.stack(np.broadcast_arrays(over[:, None], over), axis=-1)
+        draws = np.stack(np.broadcast_arrays(over_draws[:, None], over_draws), axis=-1)
         draws_df = np.stack(np.broadcast_arrays(over_df[:, None], over_df), axis=-1)
         if pooled and counted.any():
             # The variance of a single draw, from all of them; what isn't counted has none.
             numbers = np.where(counted, over_df + 1, np.inf)
             df = over_df[counted].sum()
-            each = (over * numbers * over_df)[counted].sum() / df / numbers
-            draws = (each[:, None] + each)[..., None]
+            pooled_draws = (over_draws * numbers * over_df)[counted].sum() / df / numbers
+            draws = (pooled_draws[:, None] + pooled_draws)[..., None]
             draws_df = np.full((count, count, 1), df)
         spread = Spread.of(items, items_df, draws, draws_df, interaction[:, None] + interaction)
-        many = sum(len(first[name].items) for name in measured)
-        return Pairs(labels, values[:, None] - values, spread, many, counted, with_draws)
+        item_count = sum(len(first[name].items) for name in measured)
+        return Pairs(labels, values[:, None] - values, spread, item_count, counted, with_draws)
 
     def estimate(self, a: str, b: str) -> Estimate:
         """Return how much worse `a` is than `b`."""
-        i, j = self.labels.index(a), self.labels.index(b)
-        with_draws = self.with_draws[[i, j]]
-        over = bool(with_draws.any() and self.counted[[i, j]][with_draws].all())
-        return self.spread.estimate(float(self.values[i, j]), self.items, over, (i, j))
+        row = self.labels.index(a)
+        column = self.labels.index(b)
+        value = float(self.values[row, column])
+        # What takes no draws, such as a baseline, doesn't keep the error from covering draws.
+        with_draws = self.with_draws[[row, column]]
+        counted = self.counted[[row, column]][with_draws]
+        over_draws = bool(with_draws.any() and counted.all())
+        return self.spread.estimate(value, self.items, over_draws, (row, column))
 
     def worse(self, level: float = LEVEL, comparisons: int = 1) -> Bool[np.ndarray, "n n"]:
         """Return where row is significantly worse than column, jointly over so many
@@ -448,22 +462,22 @@ def _variance_over_items(
     """Return A of every two labels' difference, and its degrees of freedom."""
     total = np.zeros((len(sides), len(sides)))
     squares = np.zeros_like(total)
-    most = 1.0
+    most_df = 1.0
     for name, coef in coefs.items():
-        table = np.stack([coef * of_row[name].residuals for of_row in sides.values()])
-        many = table.shape[1]
+        table = np.stack([coef * row_sides[name].residuals for row_sides in sides.values()])
+        count = table.shape[1]
         # A row at a time and not by a product of matrices: what is equal in both cancels to
         # exactly nothing.
         sums = np.stack([((table - row) ** 2).sum(1) for row in table])
         variance = np.full_like(sums, np.nan)
-        if many > 1:
-            variance = sums * (many / (many - 1))
+        if count > 1:
+            variance = sums * (count / (count - 1))
         total += variance
-        squares += variance**2 / max(many - 1, 1)
-        most = max(most, many - 1.0)
+        squares += variance**2 / max(count - 1, 1)
+        most_df = max(most_df, count - 1.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         satterthwaite = total**2 / squares
-    return total, np.where(squares > 0, satterthwaite, most)
+    return total, np.where(squares > 0, satterthwaite, most_df)
 
 
 def share_kept(
@@ -478,19 +492,20 @@ def share_kept(
     anything else, dense / its own. The error is by the delta method.
     """
     value = 0.0
-    by_own: dict[str, float] = {}
-    by_dense: dict[str, float] = {}
+    own_coefs: dict[str, float] = {}
+    dense_coefs: dict[str, float] = {}
     for name in measured:
         part = share_of(sides[name].value, dense[name].value, sides[name].score)
         if part is None:
             return None
         share, own_slope, dense_slope = part
         value += share
-        by_own[name] = own_slope / len(measured)
-        by_dense[name] = dense_slope / len(measured)
-    if not by_own:
+        own_coefs[name] = own_slope / len(measured)
+        dense_coefs[name] = dense_slope / len(measured)
+    if not own_coefs:
         return None
-    return combination([(sides, by_own), (dense, by_dense)], value / len(measured))
+    # The delta method: the error is that of the linear form whose coefficients are the slopes.
+    return combination([(sides, own_coefs), (dense, dense_coefs)], value / len(measured))
 
 
 def share_of(own: float, dense: float, score: Score) -> tuple[float, float, float] | None:

@@ -69,9 +69,9 @@ class Estimate:
         if self.dfs is None:
             return t_quantile(p, self.df)
         # Cochran's: the quantiles of both parts, each weighted with its part of the variance.
-        items, draws = self.dfs
-        of_items = (1 - self.draws_share) * t_quantile(p, items)
-        return of_items + self.draws_share * t_quantile(p, draws)
+        items_df, draws_df = self.dfs
+        items_part = (1 - self.draws_share) * t_quantile(p, items_df)
+        return items_part + self.draws_share * t_quantile(p, draws_df)
 
     def p_value(self) -> float | None:
         """Return p of the two-sided test that the truth is zero: 1 less the level whose interval
@@ -83,14 +83,15 @@ class Estimate:
             return None
         if self.stderr == 0 or self.value == 0:
             return float(self.value == 0)
-        t = abs(self.value) / self.stderr
+        t = abs(self.value) / self.stderr  # Student's
         # Cochran's quantile has no inverse in closed form; p lies between those of the two parts,
         # and is found by halving on a log scale.
-        ends = [2 * float(stdtr(df, -t)) for df in self.dfs or (self.df, self.df)]
-        low = min(ends)
-        high = max(ends)
+        part_ps = [2 * float(stdtr(df, -t)) for df in self.dfs or (self.df, self.df)]
+        low = min(part_ps)
+        high = max(part_ps)
         if low <= 0 or low == high:
             return high
+        # Sixty halvings leave less than a float can tell.
         for _ in range(60):
             middle = math.sqrt(low * high)
             if self.quantile(1 - middle / 2) < t:
@@ -149,7 +150,8 @@ def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = L
     def with_draws(count: int) -> Estimate:
         # The draws' part of the variance falls with their number, and its degrees of freedom grow
         # with it; the items' part stays.
-        return _scaled(estimate, items=1.0, draws=draws / count, draws_df=(count - 1) / (draws - 1))
+        more_df = (count - 1) / (draws - 1)
+        return _scaled(estimate, items=1.0, draws=draws / count, draws_df=more_df)
 
     return _fewest(with_draws, effect, level)
 
@@ -169,21 +171,22 @@ def items_needed(estimate: Estimate, effect: float, level: float = LEVEL) -> int
 
 
 def _scaled(estimate: Estimate, items: float, draws: float, draws_df: float) -> Estimate:
-    """Return the estimate with its variances of items and of draws multiplied by these, and the
-    degrees of freedom of the draws; those of items grow as their variance falls.
+    """Return the estimate with its parts multiplied: the variance of `items`, that of `draws`, and
+    the degrees of freedom of the draws by `draws_df`.
+
+    The degrees of freedom of items grow as their variance falls.
     """
     assert estimate.stderr is not None
     # All in units of today's variance.
-    of_items = (1 - estimate.draws_share) * items
-    of_draws = estimate.draws_share * draws
-    total = of_items + of_draws
-    changed = replace(
-        estimate, stderr=estimate.stderr * math.sqrt(total), draws_share=of_draws / total
-    )
+    items_part = (1 - estimate.draws_share) * items
+    draws_part = estimate.draws_share * draws
+    total = items_part + draws_part
+    stderr = estimate.stderr * math.sqrt(total)
+    changed = replace(estimate, stderr=stderr, draws_share=draws_part / total)
     if estimate.dfs is None:
         return replace(changed, df=max(1.0, estimate.df / items))
-    items_df, own_df = estimate.dfs
-    return replace(changed, dfs=(max(1.0, items_df / items), own_df * draws_df))
+    items_df, present_df = estimate.dfs
+    return replace(changed, dfs=(max(1.0, items_df / items), present_df * draws_df))
 
 
 def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> str:
@@ -194,18 +197,14 @@ def needs(estimate: Estimate, draws: int, unit: str, level: float = LEVEL) -> st
     least = detectable(estimate, level)
     if least is None or seen == 0:
         return ""
-    difference = f"the difference that was seen ({seen:.2g}{f' {unit}' if unit else ''})"
+    size = f"{seen:.2g} {unit}" if unit else f"{seen:.2g}"
+    difference = f"the difference that was seen ({size})"
     if least <= seen:
         return f"What is here suffices to detect {difference} four times in five."
-    more_draws = (
-        draws_needed(estimate, draws, seen, level),
-        f"draws a set instead of {draws}",
-    )
-    more_items = (
-        items_needed(estimate, seen, level),
-        f"items instead of {estimate.items}",
-    )
+    more_draws = draws_needed(estimate, draws, seen, level), f"draws a set instead of {draws}"
+    more_items = items_needed(estimate, seen, level), f"items instead of {estimate.items}"
     ways = [more_items, more_draws]
+    # Whichever makes more of the variance comes first.
     if estimate.draws_share > 0.5:
         ways.reverse()
     for count, words in ways:

@@ -17,11 +17,12 @@ from calibrant.lab.stats.results import Results, Setting, grouped, read
 from calibrant.results import Cell, Score, Store
 
 NAMED_BY: Final = {"words": "word", "languages": "language"}
-"""Under which fact a measurement stores columns, and what the column of names is called; beside
-it stand `count` and `kept`.
+"""The facts of a score that hold columns, and what their column of names is called. The other two
+columns are `count` and `kept`.
 """
 
 DROPPED: Final = "drop_experts"
+"""What an edit that drops experts is called in a record."""
 
 Experts = Mapping[int, frozenset[int]]
 """The numbers of the experts that are left, by block."""
@@ -81,9 +82,9 @@ class KeptWords:
         order = sorted(range(len(self.words)), key=place)
         return replace(
             self,
-            words=tuple(self.words[i] for i in order),
-            counts=tuple(self.counts[i] for i in order),
-            kept=tuple(tuple(row[i] for i in order) for row in self.kept),
+            words=tuple(self.words[index] for index in order),
+            counts=tuple(self.counts[index] for index in order),
+            kept=tuple(tuple(row[index] for index in order) for row in self.kept),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -162,8 +163,8 @@ def _scores(
 
 
 def _readable(columns: Any, name_column: str) -> bool:
-    """Say whether these are columns of words, as long as one another: a store may come from
-    anywhere.
+    """Say whether these are columns of words of one length. A store may come from anywhere, so
+    nothing about them is certain.
     """
     if not isinstance(columns, Mapping):
         return False
@@ -190,8 +191,8 @@ def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> 
         draws.setdefault(data, []).append(dict(zip(words, columns["kept"], strict=True)))
         counts |= dict(zip(words, columns["count"], strict=True))
     kept: list[tuple[float, ...]] = []
-    for of_set in draws.values():
-        row = [_mean([draw.get(word, math.nan) for draw in of_set]) for word in counts]
+    for set_draws in draws.values():
+        row = [_mean([draw.get(word, math.nan) for draw in set_draws]) for word in counts]
         kept.append(tuple(row))
     return KeptWords(
         *setting,
@@ -200,7 +201,7 @@ def _table(setting: Setting, scores: Sequence[tuple[str, Score]], kind: str) -> 
         tuple(counts.values()),
         tuple(draws),
         tuple(kept),
-        tuple(len(of_set) for of_set in draws.values()),
+        tuple(len(set_draws) for set_draws in draws.values()),
     )
 
 
@@ -242,7 +243,8 @@ def kept_experts(results: Results) -> Iterator[KeptExperts]:
         runs: dict[str, list[Experts]] = {}
         shape: dict[int, int] = {}
         # A run that answers several cells of a set is one draw of it.
-        for cell in {(cell.data, cell.run): cell for cell in cells if cell.data}.values():
+        distinct = {(cell.data, cell.run): cell for cell in cells if cell.data}
+        for cell in distinct.values():
             record = results.records.get(cell.run)
             if record is None:
                 continue

@@ -56,7 +56,7 @@ class PaperQuestion:
         """Whether the evidence covers other draws of the calibration sets; if not, the answer is
         about these draws alone.
         """
-        return all(e.difference.over_draws for e in self.evidence)
+        return all(found.difference.over_draws for found in self.evidence)
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     question = "Does arithmetic data calibrate as well as corpora do?"
     compared: list[_Pair] = []
     for group in groups:
-        problems = tuple(s for s in group.sets if group.label(s).family == "arithmetic")
-        corpora = tuple(s for s in group.sets if group.label(s).family in ("corpus", "code"))
+        families = {name: group.label(name).family for name in group.sets}
+        problems = tuple(name for name in group.sets if families[name] == "arithmetic")
+        corpora = tuple(name for name in group.sets if families[name] in ("corpus", "code"))
         if problems and corpora:
             first = _named_or_counted(problems, "arithmetic sets")
             second = _named_or_counted(corpora, "corpora")
@@ -198,13 +199,18 @@ def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     for group in groups:
         for measured in group.measured:
             source = label_measured(measured).source
-            same_source = tuple(s for s in group.sets if group.label(s).source == source)
-            others = tuple(
-                s for s in group.sets if s not in same_source and not group.label(s).control
-            )
+            same_source: list[str] = []
+            others: list[str] = []
+            for name in group.sets:
+                label = group.label(name)
+                if label.source == source:
+                    same_source.append(name)
+                elif not label.control:
+                    others.append(name)
             if same_source and others:
-                label = f"{join_names(same_source)} against the others"
-                compared.append(_Pair(group, same_source, others, (measured,), label))
+                sides = f"{join_names(same_source)} against the others"
+                pair = _Pair(group, tuple(same_source), tuple(others), (measured,), sides)
+                compared.append(pair)
     if not compared:
         text = (
             "It takes a measured set whose own source is among the calibration sets, beside others."
@@ -218,10 +224,11 @@ def _formats(
     after: str,
     before: Sequence[str],
     question: str,
-    sides: tuple[str, str],
+    nouns: tuple[str, str],
 ) -> PaperQuestion:
-    """Whether rows of one source calibrate better in the format `after` than in those `before`;
-    the question has its name.
+    """Whether rows of one source calibrate better in the format `after` than in those `before`.
+
+    The question is called like the format `after`. `nouns` are the two sides in words.
     """
     compared: list[_Pair] = []
     for group in groups:
@@ -233,10 +240,10 @@ def _formats(
         for formats in by_source.values():
             for form in before:
                 if form in formats and after in formats:
-                    new = formats[after]
-                    old = formats[form]
-                    label = f"{new} against {old}"
-                    compared.append(_Pair(group, (new,), (old,), group.averaged, label))
+                    first = formats[after]
+                    second = formats[form]
+                    sides = f"{first} against {second}"
+                    compared.append(_Pair(group, (first,), (second,), group.averaged, sides))
     if not compared:
         return PaperQuestion(
             after,
@@ -244,14 +251,14 @@ def _formats(
             "not covered",
             f"It takes one source in two formats, {' or '.join(before)} and {after}.",
         )
-    return _answered(after, question, _judged(compared), *sides)
+    return _answered(after, question, _judged(compared), *nouns)
 
 
 def _answered(
     name: str, question: str, evidence: tuple[Evidence, ...], first: str, second: str
 ) -> PaperQuestion:
-    """Answer yes where all that is significant says so, no where it says the opposite, and that
-    it depends where both are found.
+    """Answer yes where everything significant is better, no where everything significant is worse,
+    and that it depends where both are found.
     """
     better = [found for found in evidence if found.verdict == "better"]
     worse = [found for found in evidence if found.verdict == "worse"]
@@ -289,7 +296,10 @@ def _answered(
 
 
 def _largest(evidence: Sequence[Evidence]) -> str:
-    return describe_difference(max(evidence, key=lambda e: abs(e.difference.value)))
+    def size(found: Evidence) -> float:
+        return abs(found.difference.value)
+
+    return describe_difference(max(evidence, key=size))
 
 
 def describe_difference(evidence: Evidence) -> str:

@@ -119,7 +119,7 @@ class Ranking:
     @property
     def one_draw(self) -> bool:
         """Whether some set was drawn only once, so that no interval covers another draw."""
-        return any(e.draws == 1 for e in self.entries)
+        return any(entry.draws == 1 for entry in self.entries)
 
 
 def pairs(count: int) -> int:
@@ -132,7 +132,7 @@ UNKNOWN: Final = Estimate(math.nan, None, 0.0, 0)
 
 
 class ComparedGroup:
-    """The sets and baselines of one group, compared in every two: on each measured set and on
+    """The sets and baselines of one group, every two of them compared: on each measured set and on
     average.
 
     `rows` are the sides of each by measured set, `measured` is all that was measured, and
@@ -186,7 +186,7 @@ class ComparedGroup:
     @property
     def units(self) -> Mapping[str, str]:
         """What each measured set is measured in; the averaged ones share the first's."""
-        return {m: s.unit for m, s in self._scores.items()}
+        return {name: score.unit for name, score in self._scores.items()}
 
     @property
     def baseline(self) -> str:
@@ -204,8 +204,9 @@ class ComparedGroup:
         terms: list[tuple[Mapping[str, Side], Mapping[str, float]]] = []
         for sets, sign in ((first, 1), (second, -1)):
             weight = sign / len(sets)
+            weighted = {name: weight * coef for name, coef in coefs.items()}
             for label in sets:
-                terms.append((self.rows[label], {m: weight * c for m, c in coefs.items()}))
+                terms.append((self.rows[label], weighted))
         return combination(terms)
 
     @cached_property
@@ -254,9 +255,11 @@ class ComparedGroup:
             in_order = worse[np.ix_(order, order)]
             for row, text in zip(order, compact_letters(in_order | in_order.T), strict=True):
                 letters[self._order[row]][name] = text
+            # How many rows are significantly worse than each.
             beaten = worse.sum(0)
             if len(worse) > 1 and beaten.max() == len(beaten) - 1:
-                best_on[self._order[int(beaten.argmax())]].add(name)
+                best = self._order[int(beaten.argmax())]
+                best_on[best].add(name)
         ranks = self._ranks()
 
         def entry(label: str) -> RankingEntry:
@@ -268,6 +271,10 @@ class ComparedGroup:
             )
 
         setting = self.setting
+        floors: dict[str, float] = {}
+        for name, score in self._scores.items():
+            if score.facts.get("floor"):
+                floors[name] = score.facts["floor"]
         return Ranking(
             **setting._asdict(),
             measured=self.measured,
@@ -284,7 +291,7 @@ class ComparedGroup:
             metrics={name: score.metric for name, score in self._scores.items()},
             baseline=self.baseline,
             bits=self._results.bits.get((setting.model, setting.method, setting.target)),
-            floors={n: s.facts["floor"] for n, s in self._scores.items() if s.facts.get("floor")},
+            floors=floors,
         )
 
     def _ranks(self) -> dict[str, tuple[int, int]]:
@@ -299,7 +306,8 @@ class ComparedGroup:
                 # At best a set comes behind those that it is worse than, at worst before those
                 # that are worse than it.
                 first = 1 + int(worse[row].sum())
-                ranks[label] = (first, len(places) - int(worse[:, row].sum()))
+                last = len(places) - int(worse[:, row].sum())
+                ranks[label] = (first, last)
         return ranks
 
     def _entry(self, label: str) -> RankingEntry:
@@ -310,11 +318,11 @@ class ComparedGroup:
         sides = self._group.sides[label] if complete else self._group.partial[label]
         is_set = label in self._group.sets
         known = [name for name in sides if name in self.dense]
-        compared_over = {name: [name] for name in known}
+        averaged_over = {name: [name] for name in known}
         if complete and self.dense:
-            compared_over[MEAN] = list(self.averaged)
+            averaged_over[MEAN] = list(self.averaged)
         kept: dict[str, Estimate] = {}
-        for name, measured in compared_over.items():
+        for name, measured in averaged_over.items():
             share = share_kept(sides, self.dense, measured)
             if share is not None:
                 kept[name] = share
@@ -351,7 +359,8 @@ def _mean(sides: Mapping[str, Side], dense: Mapping[str, Side] | None = None) ->
     if dense is None:
         return combination([(sides, {name: 1 / len(sides) for name in sides})])
     coefs = {name: side.worse / len(sides) for name, side in sides.items()}
-    return combination([(sides, coefs), (dense, {name: -c for name, c in coefs.items()})])
+    negative = {name: -coef for name, coef in coefs.items()}
+    return combination([(sides, coefs), (dense, negative)])
 
 
 _ALPHABET: Final = string.ascii_lowercase + string.ascii_uppercase
@@ -374,9 +383,9 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     count = len(different)
     alike: list[set[int]] = []
     for row in range(count):
-        alike.append(
-            {other for other in range(count) if other != row and not different[row, other]}
-        )
+        others = {other for other in range(count) if not different[row, other]}
+        alike.append(others - {row})
+    # What is like nothing else has a letter of its own.
     groups = [{row} for row, others in enumerate(alike) if not others]
     uncovered = [set(others) for others in alike]
     for row in range(count):
@@ -385,12 +394,15 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
             groups.append(group)
             for member in group:
                 uncovered[member] -= group
-    for group in sorted((group for group in groups if len(group) > 1), key=len):
-        others = [other for other in groups if other != group]
-        if all(_covers(others, member, group & alike[member]) for member in group):
-            groups = others
+    shared = [group for group in groups if len(group) > 1]
+    # The smallest first, since those of larger ones are likeliest to cover their pairs.
+    for group in sorted(shared, key=len):
+        remaining = [other for other in groups if other != group]
+        if all(_covers(remaining, member, group & alike[member]) for member in group):
+            groups = remaining
     letters = [""] * count
-    names = [*_ALPHABET, *(f"[{number}]" for number in range(len(_ALPHABET) + 1, len(groups) + 1))]
+    numbers = range(len(_ALPHABET) + 1, len(groups) + 1)
+    names = [*_ALPHABET, *(f"[{number}]" for number in numbers)]
     for number, group in enumerate(sorted(map(sorted, groups))):
         for member in group:
             letters[member] += names[number]
@@ -398,8 +410,9 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
 
 
 def _grown(row: int, uncovered: Set[int], alike: Sequence[Set[int]]) -> set[int]:
-    """Return a group of `row` and as much as is alike in every two: pairs that no group holds yet
-    come first, then whatever else fits.
+    """Return a group of `row` and as many others as fit, every two of which are alike.
+
+    Those whose pair with `row` no group holds yet come first.
     """
     group = {row}
     fitting = set(alike[row])

@@ -127,8 +127,9 @@ def read(store: Store, items: bool = True) -> Results:
 
 
 def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], float]:
-    """Return how many bits a weight takes; all runs of a method on a grid take as many, so one
-    record of each is read whole.
+    """Return how many bits a weight takes, by model, method and target.
+
+    All runs of these three take as many, so one record of each is read whole.
     """
     runs: dict[tuple[str, str, str], str] = {}
     for cell in cells:
@@ -146,15 +147,18 @@ def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], flo
 def _stale(
     store: Store, records: Mapping[str, Record], current: Mapping[str, int]
 ) -> Iterator[str]:
-    """Do as `Store.stale`, of what was read already; evaluators are looked at only where some
-    have been revised at all.
+    """Yield the ids of runs and of measurements that are of an older revision than the `current`
+    one.
     """
+    # The first revision is 1. Without a later one no measurement can be stale, and none is read.
     revised = any(
         name.startswith("evaluator ") and revision > 1 for name, revision in current.items()
     )
     for run, record in records.items():
-        method = revisions("method", record.run.method)
-        if is_older(method | revisions("allocation", record.run.allocation), current):
+        found = revisions("method", record.run.method)
+        found |= revisions("allocation", record.run.allocation)
+        found |= revisions("transform", record.run.transforms)
+        if is_older(found, current):
             yield run
         if revised:
             for measure_id, form in store.evaluators(run).items():
@@ -177,7 +181,10 @@ def narrowed(results: Results, measures: Sequence[str]) -> Results:
                 names[text].add(measurement.score.measured)
     chosen: set[str] = set()
     for beginning in measures:
-        found = {t for t, known in names.items() if any(n.startswith(beginning) for n in known)}
+        found: set[str] = set()
+        for text, known in names.items():
+            if any(name.startswith(beginning) for name in known):
+                found.add(text)
         if not found:
             raise SpecError(
                 f"nothing that was measured begins with {beginning!r} "
@@ -190,8 +197,8 @@ def narrowed(results: Results, measures: Sequence[str]) -> Results:
         return results
     cells: list[Cell] = []
     for cell in results.cells:
-        kept = {text: i for text, i in cell.measures.items() if text in chosen}
-        cells.append(replace(cell, measures=kept))
+        measured = {text: name for text, name in cell.measures.items() if text in chosen}
+        cells.append(replace(cell, measures=measured))
     return replace(results, cells=tuple(cells))
 
 
@@ -206,17 +213,18 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
     import polars as pl
 
     results = store if isinstance(store, Results) else read(store, items=False)
-    untouched: dict[tuple[str, str], dict[str, float]] = {}
+    # What the dense model scored, by model and evaluator, then by metric.
+    dense_scores: dict[tuple[str, str], dict[str, float]] = {}
     for cell, text, measurement in _measurements(results):
         if cell.method == UNTOUCHED:
             scores = (measurement.score, *measurement.beside)
-            untouched[cell.model, text] = {score.metric: score.value for score in scores}
+            dense_scores[cell.model, text] = {score.metric: score.value for score in scores}
     rows: list[dict[str, Any]] = []
     for cell, text, measurement in _measurements(results):
-        whole = untouched.get((cell.model, text), {})
+        dense_values = dense_scores.get((cell.model, text), {})
         stale = not results.stale.isdisjoint((cell.run, cell.measures[text]))
         for score in (measurement.score, *measurement.beside):
-            dense = whole.get(score.metric)
+            dense = dense_values.get(score.metric)
             share = None if dense is None else share_of(score.value, dense, score)
             row: dict[str, Any] = {name: getattr(cell, name) for name in LABELS}
             row |= {
@@ -309,7 +317,7 @@ def _items(
             if measure_id in scores.get(cell.run, {}):
                 measurements[text, cell.run, measure_id] = None
     batches: list[list[tuple[str, str]]] = []
-    rows = ROWS  # so that the first measurement begins a batch
+    rows = ROWS  # as if a batch were full, so that the first measurement begins one
     for _, run, measure_id in sorted(measurements, key=lambda key: key[0]):
         size = scores[run][measure_id].score.n
         if rows + size > ROWS:
@@ -336,8 +344,8 @@ def _item_values(
     weights = np.array([])
     for measurement, stored_items in zip(measurements, numbers, strict=True):
         if stored is None or not stored_items.names.equals(stored):
-            # Most measurements have the items of the one before. They share names and weights,
-            # which makes it quick to see that they are the same.
+            # Most measurements have the items of the one before. Then they are given the same
+            # names and weights as objects, and to compare two of them takes no time.
             stored = stored_items.names
             readable = [item_name(name) for name in stored]
             order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
@@ -410,11 +418,11 @@ def label_of(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class GroupResults:
-    """By label ("dense", "magnitude", or a set), whatever has all that was measured (`sides`), and
-    the rest (`partial`) with what it has.
+    """What the cells of one group have, by label: "dense", "magnitude", or a set.
 
-    `names` maps an evaluator's text to the name of what it measured; `runs` are one a draw;
-    `overlapping` maps the sets whose draws share rows to the largest share.
+    `sides` are those of labels that have all that was measured. The other labels are `partial`,
+    with what they have. `names` maps an evaluator's text to the name of what it measured; `runs`
+    are one a draw; `overlapping` maps the sets whose draws share rows to the largest share.
     """
 
     names: Mapping[str, str]
@@ -457,8 +465,8 @@ class GroupResults:
                 values.setdefault(label, {}).setdefault(name, []).append(item_values)
         sets = frozenset(cell.data for cell in cells if cell.data)
         overlapping: dict[str, float] = {}
-        for label, each in runs.items():
-            share = max(map(results.overlap, each), default=0.0)
+        for label, draw_runs in runs.items():
+            share = max(map(results.overlap, draw_runs), default=0.0)
             if share > OVERLAP:
                 overlapping[label] = share
         sides: dict[str, dict[str, Side]] = {}
@@ -479,7 +487,7 @@ class GroupResults:
             names=names,
             sides=sides,
             partial=partial,
-            runs={label: tuple(each) for label, each in runs.items()},
+            runs={label: tuple(draw_runs) for label, draw_runs in runs.items()},
             sets=sets,
             overlapping=overlapping,
         )
@@ -521,7 +529,7 @@ def missing(cells: Sequence[Cell], results: Results, texts: Sequence[str] = ()) 
                 results.failures.get(measure_id)
                 or results.failures.get(cell.run)
                 or by_cell.get(labels)
-                # Older stores have failures without the propagation.
+                # A failure may name its cell without the propagation.
                 or by_cell.get(labels[:-1])
                 or {"error": "not computed yet"}
             )

@@ -206,13 +206,15 @@ def variance_ratio(
     statistic = float(np.trace(between_sets) / between_df / (np.trace(within_sets) / within_df))
     p = fdtrc(within_directions * between_df, within_directions * within_df, statistic)
     # The draws of a set, or what comes nearest to it where sets have different numbers of them.
-    each = float(counts.sum() - (counts**2).sum() / counts.sum()) / between_df
+    draws_a_set = float(counts.sum() - (counts**2).sum() / counts.sum()) / between_df
     tail = (1 - level) / 2
     ends: list[float] = []
     for quantile in (1 - tail, tail):
         least = fdtri(between_directions * between_df, within_directions * within_df, quantile)
-        ends.append(max(0.0, (statistic / float(least) - 1) / each))
-    return max(0.0, (statistic - 1) / each), (ends[0], ends[1]), float(p)
+        ends.append(max(0.0, (statistic / float(least) - 1) / draws_a_set))
+    # F is 1 where sets don't differ, and grows with the draws of a set where they do.
+    ratio = max(0.0, (statistic - 1) / draws_a_set)
+    return ratio, (ends[0], ends[1]), float(p)
 
 
 def worth_by_chance(
@@ -242,16 +244,16 @@ def worth_by_chance(
     root = root * np.where(np.diag(root) < 0, -1.0, 1.0)[:, None]
     # Always the same studies: a report says the same twice.
     random = np.random.default_rng(0)
-    drawn = random.standard_normal((STUDIES, len(sets), len(root))) @ root
-    drawn /= np.sqrt(counts)[:, None]
-    drawn += random.standard_normal(drawn.shape) * np.sqrt(documents)
-    apart = (drawn.max(1) - drawn.min(1)).mean(1)
+    simulated = random.standard_normal((STUDIES, len(sets), len(root))) @ root
+    simulated /= np.sqrt(counts)[:, None]
+    simulated += random.standard_normal(simulated.shape) * np.sqrt(documents)
+    worths = (simulated.max(1) - simulated.min(1)).mean(1)
     # Each simulated study estimates its own error, with as many degrees of freedom as this one
     # has: the quantile of the ratio allows for an error that was estimated too small.
     again = random.standard_normal((STUDIES, within_df, len(root))) @ root
     chi_squared = random.chisquare(documents_df, (STUDIES, len(documents)))
     estimated = (again**2).mean(1) * per_mean + documents * chi_squared / documents_df
-    ratios = apart / np.sqrt(estimated).mean(1)
+    ratios = worths / np.sqrt(estimated).mean(1)
     return float(np.quantile(ratios, level) * np.sqrt(variances).mean())
 
 
@@ -263,9 +265,9 @@ def cross_fitted(sets: Sequence[Float[np.ndarray, "_draw measured"]]) -> float:
     been picked, as the plain difference is; where the choice is wrong it is too small.
     """
     found: list[float] = []
-    for held in range(min(map(len, sets))):
-        choosing = np.stack([np.delete(draws, held, axis=0).mean(0) for draws in sets])
-        measuring = np.stack([draws[held] for draws in sets])
+    for left_out in range(min(map(len, sets))):
+        choosing = np.stack([np.delete(draws, left_out, axis=0).mean(0) for draws in sets])
+        measuring = np.stack([draws[left_out] for draws in sets])
         columns = np.arange(measuring.shape[1])
         worst = measuring[choosing.argmax(0), columns]
         best = measuring[choosing.argmin(0), columns]
@@ -282,17 +284,18 @@ def _over_documents(
     added: list[float] = []
     degrees: list[float] = []
     for name in measured:
-        sides = [each[name] for each in rows.values()]
+        sides = [row_sides[name] for row_sides in rows.values()]
         residuals = np.stack([side.residuals for side in sides])
         documents = residuals.shape[1]
         # What all sets share cancels in every difference.
         differing = residuals - residuals.mean(0)
-        whole = float((differing**2).sum()) / (len(sides) - 1) * documents / (documents - 1)
+        mean_square = float((differing**2).sum()) / (len(sides) - 1)
+        variance = mean_square * documents / (documents - 1)
         interaction = _mean([side.interaction for side in sides])
         over_draws = _mean([float(side.draws.var(ddof=1)) / len(side.draws) for side in sides])
         # As in `Spread`: the interaction is in the draws already, and no negative estimate
         # narrows anything.
-        added.append(max(0.0, whole - min(interaction, over_draws)))
+        added.append(max(0.0, variance - min(interaction, over_draws)))
         degrees.append((len(sides) - 1.0) * (documents - 1.0))
     return np.array(added), np.array(degrees)
 
@@ -302,12 +305,12 @@ def _increase(
 ) -> float | None:
     if not dense:
         return None
-    each: list[float] = []
+    increases: list[float] = []
     for sides in rows.values():
         for name in measured:
             side = sides[name]
-            each.append(side.worse * (side.value - dense[name].value))
-    return _mean(each)
+            increases.append(side.worse * (side.value - dense[name].value))
+    return _mean(increases)
 
 
 def _from_mean(
@@ -339,15 +342,15 @@ def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
     """Return what the choice is worth by a table of all pairs."""
     half = table.spread.half(1 - (1 - level) / (2 * comparisons))
     worst, best = np.unravel_index(int(table.values.argmax()), table.values.shape)
-    apart = ~np.eye(len(table.labels), dtype=bool)
-    certain = float((table.values - half)[apart].max())
-    possible = float((table.values + half)[apart].max())
+    distinct = ~np.eye(len(table.labels), dtype=bool)  # a set isn't compared with itself
+    certain = float((table.values - half)[distinct].max())
+    possible = float((table.values + half)[distinct].max())
     return Gap(
-        table.labels[best],
-        table.labels[worst],
-        float(table.values.max()),
-        (max(0.0, certain), possible),
-        float(half[apart].max()),
+        best=table.labels[best],
+        worst=table.labels[worst],
+        value=float(table.values.max()),
+        interval=(max(0.0, certain), possible),
+        floor=float(half[distinct].max()),
     )
 
 

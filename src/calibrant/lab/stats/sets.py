@@ -150,7 +150,7 @@ def key_terms(
             ahead = ahead - np.delete(weights, row, axis=0).mean(0)
         pairs = zip(words, ahead.tolist(), strict=True)
         ordered = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
-        terms[name] = tuple((word, by) for word, by in ordered[:most] if by > 0)
+        terms[name] = tuple((word, weight) for word, weight in ordered[:most] if weight > 0)
     return terms
 
 
@@ -193,8 +193,8 @@ def _together(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in ("characters", "scripts"):
         shares: dict[str, float] = {}
         for kind in {kind for profile in profiles for kind in profile[key]}:
-            each = [profile[key].get(kind, 0.0) for profile in profiles]
-            shares[kind] = float(np.average(each, weights=windows))
+            by_draw = [profile[key].get(kind, 0.0) for profile in profiles]
+            shares[kind] = float(np.average(by_draw, weights=windows))
         merged[key] = dict(sorted(shares.items(), key=lambda share: (-share[1], share[0])))
     for key in ("windows", "counted"):
         merged[key] = sum(profile[key] for profile in profiles)
@@ -252,8 +252,11 @@ class Layers:
 
 @dataclass(frozen=True)
 class _Matrices:
-    """What a record holds of its matrices: by block and name signs of mask bits and sizes of
-    input features about their matrix's mean; errors.
+    """What a record holds of its matrices, by block.
+
+    `signs` of mask bits are 1 for a kept weight and -1 for a removed one, and `sizes` of input
+    features are less their matrix's mean: both then by the matrix's name. `errors` are the mean of
+    the block's matrices.
     """
 
     signs: Mapping[str, Mapping[str, Float[np.ndarray, " bit"]]]
@@ -271,9 +274,11 @@ class _Matrices:
         errors: dict[str, float] = {}
         for block, matrices in by_block.items():
             if all("bits" in matrix for matrix in matrices):
-                signs[block] = {m["name"]: mask_bits([m]) * 2 - 1 for m in matrices}
+                signs[block] = {matrix["name"]: mask_bits([matrix]) * 2 - 1 for matrix in matrices}
             if all("inputs" in matrix for matrix in matrices):
-                sizes[block] = {m["name"]: _about_mean(m["inputs"]) for m in matrices}
+                sizes[block] = {
+                    matrix["name"]: _about_mean(matrix["inputs"]) for matrix in matrices
+                }
             known = [matrix["error"] for matrix in matrices if "error" in matrix]
             if known:
                 errors[block] = float(np.mean(known))
@@ -382,11 +387,10 @@ def _side_by_side(
 
 
 def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray, "set n"]:
-    """Put one row a set together, of the matrices that all of them have: an expert that no token of
-    one set reached is compared with nothing.
+    """Return a row for each set, of the matrices that all of them have.
 
-    A row that is missing, or of another model's size, is not a number, and neither is anything
-    where all are missing.
+    An expert that no token of one set reached is compared with nothing. A row that is missing, or
+    of another model's size, is NaN; where all are missing, so is everything.
     """
     present = [matrices for matrices in sets if matrices]
     names: list[str] = []
@@ -498,6 +502,7 @@ def _jaccard(
     be compared: only those of the size that most have are.
     """
     sizes = [len(bits) for draws in masks.values() for bits in draws.values()]
+    # Of sizes that equally many have, the largest.
     size = max(set(sizes), key=lambda size: (sizes.count(size), size))
     rows: list[Float[np.ndarray, " bit"]] = []
     places: list[list[int]] = []
@@ -509,16 +514,16 @@ def _jaccard(
     # Of bits, the product counts where both are 1; the sum of both counts less that is where either
     # is.
     both = (table @ table.T).astype(np.float64)
-    each = table.sum(1, dtype=np.float64)
-    either = each[:, None] + each - both
+    kept = table.sum(1, dtype=np.float64)
+    either = kept[:, None] + kept - both
     share = np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
     np.fill_diagonal(share, np.nan)  # a draw with itself
     jaccard = np.full((len(masks), len(masks)), np.nan)
-    for i, first in enumerate(places):
-        for j, second in enumerate(places):
+    for row, first in enumerate(places):
+        for column, second in enumerate(places):
             known = share[np.ix_(first, second)]
             if np.isfinite(known).any():
-                jaccard[i, j] = float(np.nanmean(known))
+                jaccard[row, column] = float(np.nanmean(known))
     return jaccard
 
 

@@ -65,10 +65,10 @@ SYNONYMS: Final = {
     "sets": "data",
     "evaluators": "evaluate",
 }
-"""Keys that are understood too."""
+"""Other words for keys, and the canonical key of each."""
 
 _LABELS: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds": "seed"}
-"""What a cell's label is called that an axis stands for."""
+"""The label of a cell that each axis stands for."""
 _DATA_AXES: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
 _USUAL_BUDGET: Final[dict[str, Any]] = {
@@ -82,15 +82,16 @@ SINGLE: Final = (str, int, float, Spec, CalibrationSet)
 NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
 MOST_VALUES: Final = 10_000
-"""Of an axis, and of any other list of a study."""
+"""Values of an axis, or of any other list of a study, at most."""
 MOST_RUNS: Final = 100_000
+"""Runs of a study at most."""
 MOST_COMPARISONS: Final = 10_000_000
-"""Of a run with an entry of `exclude`, or with a contrast."""
+"""Pairs at most of a run and an entry of `exclude`, or of a run and a contrast."""
 
 
 @dataclass
 class Mistakes:
-    """Mistakes as they are entries; the same one is kept once."""
+    """Mistakes by place and message, in the order in which they are found, each once."""
 
     entries: dict[tuple[Path, str], None] = field(default_factory=dict[tuple[Path, str], None])
 
@@ -154,7 +155,10 @@ def listed(names: Iterable[Any], most: int = 12) -> str:
 
 
 def gathered(value: Any) -> Any:
-    """Return a value with lists for all sequences in it; of one without end, enough to see that."""
+    """Return a value with a list in the place of each sequence in it.
+
+    Of a sequence without end it has one value more than is allowed.
+    """
     if isinstance(value, Mapping):
         return {key: gathered(item) for key, item in value.items()}
     if isinstance(value, SINGLE) or not isinstance(value, Iterable):
@@ -445,8 +449,8 @@ class StudyReader:
         if isinstance(device, str):
             device = device.partition(":")[0]
         self._choice(("device",), device, ("auto", *DEVICES))
-        listed = self._listed(("transform",), self.entries.get("transform") or ())
-        read = [self._spec("transform", path, raw) for path, raw in listed]
+        given = self._listed(("transform",), self.entries.get("transform") or ())
+        read = [self._spec("transform", path, raw) for path, raw in given]
         self._transforms = tuple(transform for transform in read if transform is not None)
 
     def _read_budget(self) -> None:
@@ -626,6 +630,7 @@ class StudyReader:
         """The labels that an entry of `exclude` names on one axis."""
         there: set[Any] = set()
         for labels in cells:
+            # The dense model is never left out, and what looks at no data has no label of data.
             if labels.data or (labels.method != DENSE and axis not in _DATA_AXES):
                 there.add(getattr(labels, _LABELS[axis]))
         named: set[Any] = set()

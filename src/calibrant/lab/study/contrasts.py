@@ -53,14 +53,17 @@ class _Comparing:
         self._reader = reader
         self._mistakes = reader.mistakes
         self._contents = reader.contents
-        self._looking = [labels for labels in self._contents.requests if labels.data]
-        self._sets = dict.fromkeys(labels.data for labels in self._looking)
+        self._cells = [labels for labels in self._contents.requests if labels.data]
+        """The labels of the cells that look at data: only sets are compared."""
+        self._sets = dict.fromkeys(labels.data for labels in self._cells)
         self._there: dict[str, set[str]] = {}
         """The labels of the grid, by the key of a contrast that narrows to some of them."""
         for key, label in NARROWED.items():
-            self._there[key] = {getattr(labels, label) for labels in self._looking}
+            self._there[key] = {getattr(labels, label) for labels in self._cells}
         self._tested: dict[str, Path] = {}
+        """Where each contrast stands, by what it compares."""
         self._named: dict[str, Path] = {}
+        """Where each contrast stands, by the name that it was given."""
 
     def read_baseline(self) -> None:
         raw = self._reader.entries.get("baseline")
@@ -212,16 +215,17 @@ class _Comparing:
             message = f"{name} is compared with itself; compare it with another set or pool"
             self._mistakes.add(path, message)
             return False
-        # What it leaves out is all that there is.
+        # A key that it leaves out stands for all that there is.
         whole: dict[str, Any] = {"on": self._contents.evaluators, **self._there, **contrast}
         narrowing = [sorted(set(whole[key])) for key in ("on", *NARROWED)]
-        same = repr([sorted([sorted(compare), sorted(against)]), narrowing])
-        if same in self._tested:
-            first = where(self._tested[same])
+        # Sorted, since a against b is the same test as b against a.
+        content = repr([sorted([sorted(compare), sorted(against)]), narrowing])
+        if content in self._tested:
+            first = where(self._tested[content])
             message = f"is the same contrast as {first}; leave one out"
             self._mistakes.about(path, contrast["name"], message)
             return False
-        self._tested[same] = path
+        self._tested[content] = path
         if self._stand_together(compare | against, contrast):
             return True
         limits = [f"{key} {listed(contrast[key])}" for key in NARROWED if key in contrast]
@@ -237,7 +241,7 @@ class _Comparing:
         """Whether the grid has all these sets with one way that the contrast is about."""
         narrowed = {label: contrast[key] for key, label in NARROWED.items() if key in contrast}
         alike: dict[Labels, set[str]] = {}
-        for labels in self._looking:
+        for labels in self._cells:
             if labels.data in sets and labels.among(narrowed):
                 # Draws aside: two sets are compared over all draws that they have.
                 rest = labels._replace(data="…", seed=0)

@@ -70,9 +70,9 @@ Report = Callable[[Message], None]
 TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
 """How drivers on one machine share token batches: as files of safetensors."""
 
-ASKED: Final = ("data", "draw", "length", "tokens", "windows", "pads")
+REQUEST_FACTS: Final = ("data", "draw", "length", "tokens", "windows", "pads")
 """Facts of tokens that don't depend on the text that a model wrote or chose."""
-ASKED_OF_PART: Final = ("data", "share", "weight", "tokens", "windows", "bos")
+PART_FACTS: Final = ("data", "share", "weight", "tokens", "windows", "bos")
 """The same of each part of a set."""
 
 
@@ -131,8 +131,9 @@ class Driver:
         self._forgiven = forgiven
         self._shared = shared
         self._left = set(range(len(work.requests)))
-        self._later: set[int] = set()
-        """The requests that were passed over, since another driver was at work on them."""
+        """The numbers of the requests that aren't done."""
+        self._passed_over: set[int] = set()
+        """Those that were left for later, since another driver was at work on them."""
         self._sets = [repr((request.model, request.calibration)) for request in work.requests]
         distinct = list(dict.fromkeys(self._sets))
         self._own_sets = set(distinct[place::count])
@@ -154,7 +155,7 @@ class Driver:
                 self._left.discard(index)
                 self._report(["done", index])
             else:
-                self._later.add(index)
+                self._passed_over.add(index)
             self._trim()
             self._report(["spent", dict(self._clock.seconds), peak_memory()])
             self._clock.seconds.clear()
@@ -165,9 +166,9 @@ class Driver:
         Those of the open model come first; then what nobody else was at work on; then this driver's
         own sets.
         """
-        elsewhere = self._work.requests[index].model != self._model
+        other_model = self._work.requests[index].model != self._model
         begun_by_others = self._sets[index] not in self._own_sets
-        return elsewhere, index in self._later, begun_by_others, index
+        return other_model, index in self._passed_over, begun_by_others, index
 
     def _visit(self, index: int) -> bool:
         """Whether a request is done with.
@@ -229,7 +230,7 @@ class Driver:
         model = self._work.requests[index].model
         if self._model == model:
             return True
-        # Two models may be more than there is room for.
+        # Two models may be more than there is room for, so this one is let go first.
         self._model = ""
         self._loaded = None
         self._report(["doing", f"opening {model}", "", index, ""])
@@ -253,19 +254,19 @@ class Driver:
             batch = self._tokens(request)
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
-        shared: tuple[str, ...] = ()
-        if request.calibration is not None and batch is not None:
+        statistics: tuple[str, ...] = ()
+        calibration = request.calibration
+        if calibration is not None and batch is not None:
             if not self._store.has_record(run.id):
-                calibration = request.calibration
                 stand_in = self._elsewhere.stand_in(run, calibration, batch, self._measures_of)
                 run = stand_in or run
             if request.shares:
-                shared = statistics_ids(loaded.opened, batch)
+                statistics = statistics_ids(loaded.opened, batch)
         measures = self._measures_of(run.id)
         shortage = shortage_of(loaded.view, batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
-        return Resolved(request, recipe, note, run, measures, shared, shortage)
+        return Resolved(request, recipe, note, run, measures, statistics, shortage)
 
     def _measures_of(self, run_id: str) -> dict[str, str]:
         """The ids of a run's measurements by evaluator."""
@@ -347,11 +348,13 @@ class Driver:
 
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
-        clock = Clock()
+        run_clock = Clock()
         data = request.cell.data
         journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
-        shared = self._store.folder.absolute() / STATISTICS if request.shares else None
-        with clock.phase("compress"), self._clock.phase("compress"):
+        statistics_folder: Path | None = None
+        if request.shares:
+            statistics_folder = self._store.folder.absolute() / STATISTICS
+        with run_clock.phase("compress"), self._clock.phase("compress"):
             # The run before left its edits in the model.
             loaded.restore()
             record = compress(
@@ -362,7 +365,7 @@ class Driver:
                 data=data,
                 seed=request.cell.seed,
                 progress=progress,
-                statistics=shared,
+                statistics=statistics_folder,
                 kinds=self._work.statistics_wanted(request),
                 keep=loaded.remember,
                 journal=journal,
@@ -370,8 +373,8 @@ class Driver:
         data_facts = dict(record.data_facts)
         if data in self._work.leaked:
             data_facts["leaked"] = dict(self._work.leaked[data])
-        about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
-        record = replace(record, data_facts=data_facts, provenance=about)
+        origin = provenance(loaded.opened, run_clock, resolved.note, resolved.shortage)
+        record = replace(record, data_facts=data_facts, provenance=origin)
         with self._clock.phase("store"):
             files = self._files(resolved)
             if recorded:
@@ -389,7 +392,7 @@ class Driver:
         That is a mask or edits to make the model from again, and the profile of the calibration
         set.
         """
-        if not resolved.recipe.looks:  # made again sooner than read
+        if not resolved.recipe.looks:  # to compress again is quicker than to read
             return {}
         loaded = self._current
         files: dict[str, bytes] = {}
@@ -470,7 +473,7 @@ class Driver:
 
         For a request that was passed over before, this waits.
         """
-        claim = self._store.claim(name, wait=index in self._later)
+        claim = self._store.claim(name, wait=index in self._passed_over)
         if claim is not None:
             claims.enter_context(claim)
         return claim is not None
@@ -488,18 +491,18 @@ class Driver:
             sizes[f"sha256:{path.name}"] = Statistics(root, path.name).bytes()
         used: dict[str, None] = {}
         needed: set[str] = set()
-        left = {self._sets[index] for index in self._left}
+        sets_left = {self._sets[index] for index in self._left}
         for index, resolved in self._resolved.items():
             used |= dict.fromkeys(resolved.statistics)
-            if self._sets[index] in left:
+            if self._sets[index] in sets_left:
                 needed.update(resolved.statistics)
         # What this driver hasn't used is of an older study, or, until all sets are known, of
         # another driver's.
         unused: list[str] = []
         if self._alone or len(self._resolved) == len(self._sets):
             unused = [name for name in sizes if name not in used]
-        over = [name for name in (*unused, *used) if name not in needed]
-        for name in surplus(sizes, over, int(self._work.limit_gb * 1e9)):
+        no_longer_needed = [name for name in (*unused, *used) if name not in needed]
+        for name in surplus(sizes, no_longer_needed, int(self._work.limit_gb * 1e9)):
             # Another driver may be reading them at this moment.
             claim = self._store.claim(name)
             if claim is not None:
@@ -529,7 +532,7 @@ class Elsewhere:
 
     def __init__(self, store: Store | RemoteStore) -> None:
         self._store = store
-        self._here = processor()
+        self._processor = processor()
         self._looked_at: set[str] = set()
         self._found: dict[str, list[Record]] = {}
 
@@ -550,15 +553,16 @@ class Elsewhere:
         if calibration.mixed or not any(_chosen_by_model(calibration)):
             return None
         self._look()
-        asked = _asked(batch.facts, calibration)
-        whole: list[Run] = []
+        facts_id = _identity_without_text(batch.facts, calibration)
+        standing: list[Run] = []
         for record in self._found.get(identity_without_tokens(run), []):
             there = self._store.measured(record.run.id)
             measured = set(measures(record.run.id).values()) <= there
-            if measured and _asked(record.data_facts, calibration) == asked:
-                whole.append(record.run)
+            same = _identity_without_text(record.data_facts, calibration) == facts_id
+            if measured and same:
+                standing.append(record.run)
         # Where there are several, always the first, so that methods mostly share a text.
-        return min(whole, key=attrgetter("tokens"), default=None)
+        return min(standing, key=attrgetter("tokens"), default=None)
 
     def _look(self) -> None:
         """Read the records that are new; one that can't be read stands for nothing."""
@@ -566,8 +570,8 @@ class Elsewhere:
             self._looked_at.add(name)
             with suppress(DataError):
                 record = self._store.record(name, False)
-                place = self._store.provenance(name).get("processor", "")
-                if record is not None and place not in ("", self._here):
+                made_on = self._store.provenance(name).get("processor", "")
+                if record is not None and made_on not in ("", self._processor):
                     self._found.setdefault(identity_without_tokens(record.run), []).append(record)
 
 
@@ -577,10 +581,10 @@ def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:
     return [isinstance(source, Selector) and source.needs_model for source in sources]
 
 
-def _asked(facts: Mapping[str, Any], calibration: CalibrationSet) -> str:
-    """The identity of what is known of tokens but for the text that a model wrote or chose."""
+def _identity_without_text(facts: Mapping[str, Any], calibration: CalibrationSet) -> str:
+    """The identity of what is known of tokens, but for the text that a model wrote or chose."""
     parts: list[list[Any]] = []
     for part, chosen in zip(facts.get("parts", []), _chosen_by_model(calibration), strict=False):
-        names = ASKED_OF_PART if chosen else (*ASKED_OF_PART, "digest")
+        names = PART_FACTS if chosen else (*PART_FACTS, "digest")
         parts.append([part.get(name) for name in names])
-    return identity([[facts.get(name) for name in ASKED], parts])
+    return identity([[facts.get(name) for name in REQUEST_FACTS], parts])

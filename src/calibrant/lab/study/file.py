@@ -33,17 +33,18 @@ from calibrant.spec.foreign import user_path, user_text
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""
 DEEPEST: Final = 16
+"""Lists and mappings within one another at most."""
 MOST: Final = 50_000
-"""Things in a file at most, repeated parts counted as often as they are used."""
+"""Values in a file at most, those of repeated parts counted as often as they are used."""
 
-_WORDS: Final[dict[str, Any]] = {
+_CONSTANTS: Final[dict[str, Any]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _WHOLE: Final = re.compile(r"[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 _NUMBER: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_BEYOND: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_INFINITE_OR_NAN: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def read_study(path: str | FilePath) -> Study:
@@ -66,6 +67,7 @@ def read_study(path: str | FilePath) -> Study:
     contents = read(values, mistakes) if keys else StudyContents()
     if mistakes.entries:
         raise StudyError(mistakes.problems(_by_canonical_keys(lines)), subject=name)
+    # 8 and 8.0 are the same limit, and the store keeps one text of a study.
     for key in DISK_LIMITS:
         if isinstance(values.get(key), int):
             values[key] = float(values[key])
@@ -73,7 +75,7 @@ def read_study(path: str | FilePath) -> Study:
 
 
 def _by_canonical_keys(lines: Mapping[Path, int]) -> dict[Path, int]:
-    """The lines of keys that are understood too, also by the names of those that they stand for."""
+    """The lines by their paths, and for each key that is a synonym also by the canonical key."""
     canonical: dict[Path, int] = {}
     for path, line in lines.items():
         if path:
@@ -108,7 +110,7 @@ def _text(path: FilePath, name: str) -> str:
 
 
 def _refused(name: str, line: int, message: str) -> StudyError:
-    """What ends the reading at once: after it the rest can't be understood."""
+    """The error that ends the reading at once, since the rest can't be understood."""
     return StudyError([Problem(line, "", message)], subject=name)
 
 
@@ -173,7 +175,7 @@ class _Document:
             raise self._at(event, f"the file holds {much}, so it is hardly a study")
         self._lines.setdefault(path, _line(event))
         if isinstance(event, events.AliasEvent):
-            return self._again(path, event)
+            return self._repeated(path, event)
         anchor = getattr(event, "anchor", None)
         tag = getattr(event, "tag", None)
         if tag is not None:
@@ -213,19 +215,19 @@ class _Document:
             raise self._at(key, "a key must be a text")
         name = key.value
         place = (*path, name)
-        again = name in keys
-        if again:
+        repeated = name in keys
+        if repeated:
             first = self._lines[place]
             place = (*path, f"{name} (again)")
             message = f"the key {name!r} is there twice, first in line {first}; leave one out"
             self._mistakes.add(place, message)
         self._lines[place] = _line(key)
         value = self._value(place, next(self._events))
-        if not again:
+        if not repeated:
             keys[name] = value
 
-    def _again(self, path: Path, event: events.AliasEvent) -> Any:
-        """A part that was named before."""
+    def _repeated(self, path: Path, event: events.AliasEvent) -> Any:
+        """A part that was named before, and is repeated here."""
         name = event.anchor
         if name not in self._known:
             message = f"nothing is called &{name} above; name a part before it is repeated"
@@ -249,11 +251,11 @@ class _Document:
         text: str = self._mistakes.tried(path, user_text, event.value) or ""
         if event.style is not None:
             return text
-        if text in _WORDS:
-            return _WORDS[text]
+        if text in _CONSTANTS:
+            return _CONSTANTS[text]
         if _WHOLE.fullmatch(text):
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        if _BEYOND.fullmatch(text):
+        if _INFINITE_OR_NAN.fullmatch(text):
             return float(text.replace(".", ""))
         return float(text) if _NUMBER.fullmatch(text) else text
 

@@ -28,18 +28,20 @@ from calibrant.system.durable import text_of_json
 from calibrant.transforms import Transform
 
 ROOM: Final = 0.5
-"""The share of the machine's memory that activations may fill: of all there is, not of what is
-free, so that a second run resolves alike.
+"""The share of the machine's memory that activations may fill. It is of all the memory and not of
+what is free, so that a second run has the same propagation, and so the same id.
 """
 
-ZIP: Final = b"PK"
-"""How a mask's file begins, and no other."""
+ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06")
+"""How a mask's file begins, with or without matrices. All four bytes count: edits begin with the
+length of their header, whose first two bytes may be any.
+"""
 
 HEAD: Final = 256
 """Bytes at most that NumPy writes before an array."""
 
 _DAMAGED: Final = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged mask comes to."""
+"""What reading a damaged mask may raise."""
 
 
 def room() -> int:
@@ -55,7 +57,7 @@ class LoadedModel:
         self.view = view(opened.model)
         check_finite(self.view)
         self._pristine = Snapshot.of(self.view)
-        self._whole = self.view.weights
+        self._dense_weights = self.view.weights
         self._edits: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None
@@ -82,8 +84,9 @@ class LoadedModel:
         return batch
 
     def profile(self, calibration: CalibrationSet | None, quotes: bool = True) -> bytes | None:
-        """Return what the set's windows say, as a store keeps it, with or without `quotes`; the
-        last one is remembered.
+        """Return what the set's windows say, as a store keeps it, with or without `quotes`.
+
+        The last profile is remembered, whatever the `quotes`, which are the same in a whole study.
         """
         batch = self.tokens(calibration)
         if calibration is None or batch is None:
@@ -98,9 +101,9 @@ class LoadedModel:
         something else.
         """
         allowed = recipe.method.propagations
-        asked = recipe.propagate
-        fits, note = fitting(asked, self.view, batch, self.opened.dtype, room(), allowed)
-        return replace(recipe, propagate=fits), note
+        dtype = self.opened.dtype
+        propagate, note = fitting(recipe.propagate, self.view, batch, dtype, room(), allowed)
+        return replace(recipe, propagate=propagate), note
 
     def restore(self) -> None:
         """Make the model dense again."""
@@ -132,8 +135,9 @@ class LoadedModel:
         """Return the nonzero weights as bits; None if some nonzero weight isn't the dense
         model's, so that bits can't bring it back.
         """
-        replaced = all(isinstance(edit, Replace) for edit in self._edits)
-        if self.view.weights != self._whole or not replaced:
+        only_replaced = all(isinstance(edit, Replace) for edit in self._edits)
+        # An edit that removes whole parts leaves the view with fewer matrices.
+        if self.view.weights != self._dense_weights or not only_replaced:
             return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):
@@ -151,10 +155,10 @@ class LoadedModel:
     def apply(
         self, state: bytes, before: Sequence[Transform] = (), batch: TokenBatch | None = None
     ) -> None:
-        """Put the model into the state that `mask` or `edits` gave, after the transforms `before`,
-        if there were any, which may look at `batch`.
+        """Put the model into the state that `mask` or `edits` gave.
 
-        `DataError` for what is of another model.
+        The transforms `before` come first; they may look at `batch`. Raises `DataError` for what is
+        of another model.
         """
         if state.startswith(ZIP):
             self._apply_mask(state)
@@ -190,7 +194,7 @@ class LoadedModel:
         """The bits of every matrix. `ValueError` where they are of another model, told before
         anything is unpacked.
         """
-        sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._whole]
+        sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._dense_weights]
         # Sizes first: a made-up file could unpack to more than there is memory.
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
             unpacked = sum(member.file_size for member in members.infolist())

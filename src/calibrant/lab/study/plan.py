@@ -140,8 +140,8 @@ class Plan:
 
 
 def _total(counts: Iterable[Count]) -> Count:
-    each = list(counts)
-    return Count(sum(count.asked for count in each), sum(count.done for count in each))
+    every = list(counts)
+    return Count(sum(count.asked for count in every), sum(count.done for count in every))
 
 
 def plan(
@@ -168,8 +168,8 @@ def plan(
         supplies = _supplies(requests, progress) if probed else ()
         models: list[ModelPlan] = []
         for model in dict.fromkeys(request.model for request in requests):
-            about = [request for request in requests if request.model == model]
-            models.append(_model_plan(study, about, measured, supplies, probed, progress))
+            of_model = [request for request in requests if request.model == model]
+            models.append(_model_plan(study, of_model, measured, supplies, probed, progress))
         warnings = list(_warned(models, supplies))
         if probed:
             try:
@@ -230,16 +230,16 @@ def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
             texts[identity(part)] = str(part)
     forms = _measurement_forms(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
-    # Where two runs have a cell's labels, such as of two processors, the index decides: it comes
-    # last. Two draws of a set that is always the same are one run: its record tells one draw, and
-    # the index the other too.
-    draws = [(name, record.run.data, record.run.seed) for name, record in records.items()]
-    draws += sorted({(cell.run, cell.data, cell.seed) for cell in store.cells()})
+    # Two runs may have a cell's labels, such as those of two processors. Then the index decides,
+    # so it comes last. Two draws of a set that is always the same are one run. Its record knows
+    # one of them, and the index both.
+    drawn = [(run_id, record.run.data, record.run.seed) for run_id, record in records.items()]
+    drawn += sorted({(cell.run, cell.data, cell.seed) for cell in store.cells()})
     measured: dict[Labels, tuple[str, ...]] = {}
-    for name, data, seed in draws:
-        if name not in records:
+    for run_id, data, seed in drawn:
+        if run_id not in records:
             continue
-        run = records[name].run
+        run = records[run_id].run
         labels = Labels(
             model=run.model_name,
             data=data,
@@ -249,10 +249,11 @@ def _measured(study: Study, store: Store) -> dict[Labels, tuple[str, ...]]:
             propagate=run.propagate,
             allocation=texts.get(identity(run.allocation), ""),
         )
-        if labels in requests and _same(records[name], requests[labels], study):
-            there = set(store.measured(name))
-            ids = {text: measurement_id(name, *form) for text, form in forms.items()}
-            measured[labels] = tuple(text for text, measure in ids.items() if measure in there)
+        if labels in requests and _answers(records[run_id], requests[labels], study):
+            there = set(store.measured(run_id))
+            ids = {text: measurement_id(run_id, *form) for text, form in forms.items()}
+            found = [text for text, measure_id in ids.items() if measure_id in there]
+            measured[labels] = tuple(found)
     return measured
 
 
@@ -267,7 +268,7 @@ def _measurement_forms(
     return forms
 
 
-def _same(record: Record, request: RunRequest, study: Study) -> bool:
+def _answers(record: Record, request: RunRequest, study: Study) -> bool:
     """Whether a record with a cell's labels answers its request.
 
     That is told as far as it can be without the model: by type, allocation and budget.
@@ -324,7 +325,7 @@ def _model_plan(
         recorded = request.labels in measured
         if lacking or not recorded:
             unfinished.append(Unfinished(request, lacking, recorded))
-    each = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
+    sizes = {kind.__name__: timings.statistics[(kind,)] for kind in gathered}
     supplied = {supply.data: supply for supply in supplies}
     return replace(
         planned,
@@ -333,8 +334,8 @@ def _model_plan(
         blocks=timings.blocks,
         matrices=timings.matrices,
         inputs=timings.inputs,
-        statistics=each,
-        statistics_bytes=len(passes(requests)) * sum(each.values()),
+        statistics=sizes,
+        statistics_bytes=len(passes(requests)) * sum(sizes.values()),
         seconds=duration(timings, unfinished, supplied),
         instead=dict(timings.propagates),
         fails=tuple(timings.why_not),
@@ -391,20 +392,20 @@ def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
 
 def _propagated(study: Study, requests: Sequence[RunRequest]) -> Iterator[tuple[str, str, str]]:
     """The propagation of each method of a run with data, and why it is that one."""
-    ways: dict[tuple[str, str], Method] = {}
+    chosen: dict[tuple[str, str], Method] = {}
     for request in requests:
         labels = request.labels
         # A method that looks at no data has none, also where its allocation does.
         if labels.propagate:
-            ways.setdefault((labels.method, labels.propagate), request.recipe.method)
-    for (text, seen), method in ways.items():
+            chosen.setdefault((labels.method, labels.propagate), request.recipe.method)
+    for (text, propagate), method in chosen.items():
         usual = propagation(method, None) or ""
-        if study.propagate is not None or seen != usual:
-            yield text, seen, "the study says so"
+        if study.propagate is not None or propagate != usual:
+            yield text, propagate, "the study says so"
         elif not isinstance(method, MatrixMethod):
-            yield text, seen, AS_IT_IS
+            yield text, propagate, AS_IT_IS
         else:
-            yield text, seen, UPDATES if method.updates else SCORES
+            yield text, propagate, UPDATES if method.updates else SCORES
 
 
 def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator[str]:

@@ -88,8 +88,10 @@ def ray_workers(
 
 class Actor:
     """What runs on a worker: a driver in a thread of its own, so that its messages can be read
-    meanwhile. A message is a list in msgpack. `ask` is one of them: a question and what is given
-    with it; the answer comes by `answered`.
+    meanwhile.
+
+    A message is a list in msgpack. The message `ask` is a question to the store: the method that is
+    asked, and its arguments. The answer comes by `answered`.
     """
 
     def __init__(self, job: bytes) -> None:
@@ -170,8 +172,9 @@ class RayWorker(Worker):
 
 
 def _obituary(text: str) -> tuple[str, str]:
-    """Which process of which node died, and why, in Ray's words: it knows both however soon that
-    was.
+    """Which process of which node died, and why, read from the text of Ray's error.
+
+    Only Ray knows both for a worker that dies before it has said anything.
     """
     name = "a worker whose process Ray doesn't name"
     place = _PLACE.search(text)
@@ -184,7 +187,7 @@ def _obituary(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[ModuleType]:
-    """Ray, connected; where it was connected before, it stays so."""
+    """Yield Ray, connected. Afterwards it is disconnected, unless it was connected before."""
     access = _with_token() if address else _private()
     with ExitStack() as after:
         with _environment({**RAY_SETTINGS, **access}):
@@ -254,8 +257,9 @@ def _private() -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that Ray reads while it starts; those that the user has set stay as they
-    are.
+    """Set variables that Ray reads while it starts, and unset them afterwards.
+
+    Those that the user has set stay as they are.
     """
     with ExitStack() as after:
         for name in variables.keys() - os.environ.keys():
@@ -298,12 +302,16 @@ def _variables(threads: int) -> dict[str, str]:
 
 def _is_passed_on(name: str) -> bool:
     """Whether workers get a variable of this process."""
+    # TOKENIZERS_PARALLELISM has the word TOKEN in it, and is no secret.
     secret = any(word in name.removeprefix("TOKENIZERS_") for word in SECRETS)
     return name.startswith(PASSED_ON) and not secret and name not in OF_THIS_MACHINE
 
 
-def _places_for(there: float, gpus: float) -> int:
-    """How many workers with so many GPUs fit a node: one GPU is shared by whole shares of it."""
+def _places_for(node_gpus: float, gpus: float) -> int:
+    """How many workers fit a node with `node_gpus`, where each takes `gpus`.
+
+    A share of a GPU lies on one GPU: of two GPUs, each has room for one worker with 0.6 of it.
+    """
     if gpus < 1:
-        return int(there) * int(1 / gpus + _ROUNDING)
-    return int(there / gpus + _ROUNDING)
+        return int(node_gpus) * int(1 / gpus + _ROUNDING)
+    return int(node_gpus / gpus + _ROUNDING)

@@ -124,7 +124,8 @@ class RunRequest:
         """An id for failures that come before the run's own id is known."""
         labels = self.labels
         parts = [self.model, repr(self.calibration), self.recipe.method, labels.target]
-        if labels.allocation != EQUAL:  # which ids of before didn't have
+        # Ids were made before there were allocations, and stay as they were.
+        if labels.allocation != EQUAL:
             parts.append(self.recipe.allocation)
         return identity(parts)
 
@@ -156,7 +157,10 @@ def propagation(method: Method, chosen: Propagation | None) -> Propagation | Non
 
 
 def aimed(method: Method, target: Target) -> Target:
-    """Return what a target is to `method`. One that it doesn't accept is refused elsewhere."""
+    """Return a target as `method` takes it.
+
+    One that it doesn't accept stays as it is: `StudyReader` says which those are.
+    """
     try:
         return method.aim(target)
     except TargetError:
@@ -207,11 +211,12 @@ class Axes:
                     yield from self._of_method(model, method)
 
     def _of_method(self, model: str, method: Method) -> Iterator[RunRequest]:
-        seen = propagation(method, self.propagate) or self.blind
+        propagate = propagation(method, self.propagate) or self.blind
         targets = [aimed(method, target) for target in self.targets]
         for allocation in self.allocations:
-            parts = allocation, seen, self.transforms
-            recipes = [Recipe(method, target, *parts) for target in targets]
+            recipes: list[Recipe] = []
+            for target in targets:
+                recipes.append(Recipe(method, target, allocation, propagate, self.transforms))
             # What looks at no data has one run, whatever the sets and draws.
             sets = self._draws if self._looks(method, allocation) else [None]
             for calibration in sets:
@@ -220,8 +225,8 @@ class Axes:
 
     @cached_property
     def _draws(self) -> list[CalibrationSet]:
-        drawn = product(self.seeds, self.data)
-        return [calibration.redrawn(seed) for seed, calibration in drawn]
+        pairs = product(self.seeds, self.data)
+        return [calibration.redrawn(seed) for seed, calibration in pairs]
 
 
 def _part_looks(part: Method | Allocation | Transform) -> bool:
@@ -239,6 +244,7 @@ def union(
     are used while they are in memory.
     """
     left: list[Labels] = []
+    # The models with a compressed run: before anything is left out, and afterwards.
     compressed: set[str] = set()
     remaining: set[str] = set()
     for labels in cells:
@@ -250,7 +256,7 @@ def union(
             compressed.add(labels.model)
             if not excluded:
                 remaining.add(labels.model)
-    # A model that is only measured has no other run to begin with, and stays.
+    # A model that is only measured has no compressed run in the first place, and stays.
     gone = compressed - remaining
     # The number of each label on its axis, in the order in which they come.
     places: list[dict[Any, int]] = []
@@ -327,7 +333,7 @@ class Workload:
         return [calibration.label for calibration in first_draws.values()]
 
     def about(self, model: str) -> list[RunRequest]:
-        """Return the requests about `model`."""
+        """Return the requests for runs of `model`."""
         return [request for request in self.requests if request.model == model]
 
     @property

@@ -1,8 +1,9 @@
 """What goes between a study and its workers, in msgpack: the work, as classes and fields; and what
 a worker on another machine asks of the one store.
 
-Nothing is pickled, and what arrives is checked by its types. An object of a class that no name
-leads to is known at the worker by its name, since texts within other objects may name it.
+Nothing is pickled, and what arrives is checked by its types. A class that this process learned,
+such as a user's own, has no file that a name leads to. So its name is sent, and the worker learns
+it too: texts within other objects may name it.
 
 A worker on another machine has a `RemoteStore`, which asks in messages. The process that started it
 has a `Desk`, which does what is asked in the store and answers. So one process alone writes, and a
@@ -108,7 +109,9 @@ def _settings() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as plain data, with the class of what isn't known by its place."""
+    """A value as plain data. Only a spec has its class beside it: the place of any other object
+    says what it is.
+    """
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -119,15 +122,17 @@ def _plain(value: Any) -> Any:
         case Mapping():
             return {key: _plain(item) for key, item in value.items()}
         case _:
-            given = [field.name for field in fields(value) if field.init]
-            inside = {name: _plain(getattr(value, name)) for name in given}
+            names = [field.name for field in fields(value) if field.init]
+            inside = {name: _plain(getattr(value, name)) for name in names}
             if isinstance(value, Spec):
                 return {"class": qualified(type(value)), "fields": inside}
             return inside
 
 
 class _Arrived:
-    """Makes values of plain data; of equal specs one, since a user's file looks into its rows."""
+    """Makes values of plain data. Equal specs become one object, so that a user's file is read only
+    once.
+    """
 
     def __init__(self) -> None:
         self._specs: dict[bytes, Spec] = {}
@@ -139,7 +144,7 @@ class _Arrived:
     def calibration(self, plain: Any) -> CalibrationSet:
         """The calibration set, which isn't read from its text again."""
         hints = get_type_hints(CalibrationSet)
-        # Its constructor would read its text again, and its parts' files with it.
+        # The constructor would read the text again, and the files of the parts with it.
         made = object.__new__(CalibrationSet)
         for field in fields(CalibrationSet):
             if field.name != "mixed":
@@ -182,7 +187,9 @@ class _Arrived:
 
 
 def _travelling(work: Workload) -> dict[str, list[str]]:
-    """The classes that no name leads to, as `module:Class` by the folder of their registry."""
+    """The classes that the worker has to learn, as `module:Class` by the folder of their
+    registry.
+    """
     used: set[type[Any]] = set()
     for spec in work.specs():
         used |= set(classes_in(spec))
@@ -211,7 +218,7 @@ def _check_importable(kind: type[Any]) -> None:
 
 
 def _learn(classes: Mapping[str, list[str]]) -> None:
-    """Have the classes known by their names that were known so where the message comes from."""
+    """Learn the classes that were learned where the message comes from."""
     for package, names in classes.items():
         for name in names:
             REGISTRIES[package].learn(_imported(name))
@@ -293,7 +300,7 @@ class Desk:
 
     def close(self) -> None:
         """Free what the worker had claimed, and close the store."""
-        with ExitStack() as closing:  # one that can't be freed leaves no other held
+        with ExitStack() as closing:  # if one can't be freed, the others are all the same
             closing.callback(self._store.close)
             for claim in self._claims.values():
                 closing.callback(claim.free)

@@ -32,8 +32,9 @@ from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
 from calibrant.walk.statistics import packed_bytes
 
 ITEMS: Final[Mapping[str, tuple[int, int]]] = {"tokens": (512, 1024), "limit": (4, 8)}
-"""Two budgets that an evaluator is tried with, by what its budget is called: what doesn't grow with
-it shows in the difference."""
+"""Two budgets that an evaluator is tried with, by what its budget is called. From two, the cost of
+an item can be told from what doesn't grow with the budget.
+"""
 MOST_ROWS: Final = 100_000
 """Rows that are counted at most, where an evaluator's budget is all of them."""
 PATIENCE: Final = 4.0
@@ -129,8 +130,9 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
     for row in sample:
         text = term.format.render(row, tokenizer)
         lengths.append(len(tokenizer(text, add_special_tokens=False)["input_ids"]))
-    each = (time.perf_counter() - began) / max(1, len(sample))
-    # In a row of texts each is used up; elsewhere a window takes one, and of it no more than fits.
+    row_seconds = (time.perf_counter() - began) / max(1, len(sample))
+    # `many` puts texts one after another and uses all of each. In other packings a window takes
+    # one text, and of it no more than fits.
     used = np.array(lengths, dtype=float)
     if not isinstance(term.packing, Many):
         used = np.minimum(used, calibration.length)
@@ -140,11 +142,11 @@ def _estimate(term: Term, calibration: CalibrationSet, tokenizer: Any) -> Supply
         needed = max(1.0, float(calibration.samples * term.share))
         tokens = round(needed * mean)
     else:
-        # The rest of a draw's last text is left, and it is rather a long one: of a text that holds
-        # a given token, half is left on average.
+        # The rest of a draw's last text is left. On average that is half of the text that holds a
+        # given token, and a long text is likelier to hold it: E[x²] / 2 E[x] tokens.
         mean_square = float(np.square(used).mean()) if sample else 0.0
         needed = budget / mean + mean_square / (2 * mean**2)
-    return Supply(str(term), 0, len(rows) / needed, tokens, needed * each)
+    return Supply(str(term), 0, len(rows) / needed, tokens, needed * row_seconds)
 
 
 @dataclass
@@ -246,16 +248,17 @@ def measure_pieces(
     recipes = {_piece(recipe): recipe for recipe in (*asked, *map(_judging, asked))}
     observed = [recipe.method.observes for recipe in recipes.values()]
     # Norms are always among them: they tell which matrices share an input.
-    gatherings = [each for each in dict.fromkeys([(FeatureNorms,), kinds, *observed]) if each]
+    distinct = dict.fromkeys([(FeatureNorms,), kinds, *observed])
+    gatherings = [gathering for gathering in distinct if gathering]
     total = len(gatherings) + len(recipes) + len(evaluators)
     steps = iter(range(total))
     seen: dict[Kinds, dict[Weight, Seen]] = {}
     sets = [request.calibration for request in requests if request.calibration is not None]
     if sets:
         batch = _micro_batch(sets[0], opened)
-        for gathered in gatherings:
+        for gathering in gatherings:
             progress("probe", next(steps), total)
-            seen[gathered] = timings.time_walk(model, batch, gathered)
+            seen[gathering] = timings.time_walk(model, batch, gathering)
         looking = [recipe for recipe in asked if recipe.method.observes]
         timings.propagates = _fitting(looking, model, sets[0], opened)
     for recipe in recipes.values():
@@ -267,9 +270,9 @@ def measure_pieces(
     progress("probe", total, total)
     widths = _input_widths(model, seen.get((FeatureNorms,), {}))
     timings.inputs = len(widths)
-    for gathered in gatherings:
-        each = [packed_bytes(width, kind) for width, kind in product(widths, gathered)]
-        timings.statistics[gathered] = sum(each)
+    for gathering in gatherings:
+        sizes = [packed_bytes(width, kind) for width, kind in product(widths, gathering)]
+        timings.statistics[gathering] = sum(sizes)
     return timings
 
 
@@ -291,16 +294,16 @@ def _compress(
     seen: Mapping[Weight, Seen],
 ) -> float:
     """The seconds that some matrices take."""
-    # Copies of the statistics, so that no factorisation is cached already. Those that matrices
-    # share are shared again.
-    fresh: dict[int, Seen] = {}
+    # Copies of the statistics, so that no factorisation is cached already. By identity, so that
+    # matrices which share statistics share the copies too.
+    copies: dict[int, Seen] = {}
     for statistics in seen.values():
         copied = {kind: statistic * 1.0 for kind, statistic in statistics.items()}
-        fresh[id(statistics)] = Seen(copied)
+        copies[id(statistics)] = Seen(copied)
     began = time.perf_counter()
     for weight in weights:
         if weight in seen:
-            method.compress(weight.get(), fresh[id(seen[weight])], recipe.target)
+            method.compress(weight.get(), copies[id(seen[weight])], recipe.target)
         elif not method.observes:
             method.compress(weight.get(), Seen({}), recipe.target)
     return time.perf_counter() - began
@@ -318,6 +321,7 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     if budget <= more:
         return timed(evaluator)
     least = 1 if name == "limit" else few // 2
+    # The first try warms caches, and ends this where even it takes long.
     for items in (least, few):
         first = timed(evaluator.limited(items))
         if first > PATIENCE:
@@ -326,8 +330,8 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     # What the second took in all, spread over its budget, is the most that an item can cost, and a
     # fifth of it about the least.
     most = second / more
-    each = min(max((second - first) / (more - few), most / 5), most)
-    return second + each * (budget - more)
+    item_seconds = min(max((second - first) / (more - few), most / 5), most)
+    return second + item_seconds * (budget - more)
 
 
 def _budget_name(evaluator: Evaluator) -> str | None:
@@ -345,7 +349,7 @@ def _first_block(
 ) -> tuple[dict[Weight, Seen], float]:
     """Return the statistics of the first block's matrices, and the seconds that its forward took.
 
-    What is of a whole block has none of these.
+    Where statistics are of whole blocks, there are none of matrices.
     """
     first: dict[Weight, Seen] = {}
     if not all(issubclass(kind, InputStatistic) for kind in kinds):
@@ -355,6 +359,7 @@ def _first_block(
     began = time.perf_counter()
     seconds = 0.0
     for weight, seen in arrivals:
+        # A block's forward is over when its first matrix comes.
         seconds = seconds or time.perf_counter() - began
         if weight.block:
             break
@@ -402,11 +407,12 @@ def _fitting(
     # Only the shape of the tokens decides what fits.
     windows = max(1, budget_of(calibration) // calibration.length)
     mask = torch.ones(windows, calibration.length, dtype=torch.bool)
-    like = TokenBatch(mask.long(), mask, mask.float(), "", {})
+    shaped = TokenBatch(mask.long(), mask, mask.float(), "", {})
     reasons: dict[str, str] = {}
     for recipe in recipes:
-        after, note = fitting(recipe.propagate, model, like, opened.dtype, room())
-        if after != recipe.propagate:
+        allowed = recipe.method.propagations
+        propagate, note = fitting(recipe.propagate, model, shaped, opened.dtype, room(), allowed)
+        if propagate != recipe.propagate:
             reasons[recipe.propagate] = note
     return reasons
 
@@ -464,7 +470,7 @@ def duration(
     sets: dict[str, CalibrationSet] = {}
     measure = 0.0
     for request, measures, recorded in unfinished:
-        # No mask brings back what a method made of weights that it changes.
+        # A mask can't bring back the weights that a method changed, so the run is made again.
         if not recorded or request.recipe.method.updates:
             compressed.append(request)
         if request.calibration is not None:
@@ -476,8 +482,8 @@ def duration(
         if supply is not None:
             # To deal a draw, those before it are dealt again.
             tokenize += supply.seconds * (calibration.seed + 1)
-    together = timings.forward.get(kinds(compressed), 0.0)
-    forward = sum(together * _tokens(part, supplies) for part in passes(compressed))
+    shared_forward = timings.forward.get(kinds(compressed), 0.0)
+    forward = sum(shared_forward * _tokens(part, supplies) for part in passes(compressed))
     forward += sum(_own_forward(timings, request, supplies) for request in compressed)
     compress = sum(_own_compression(timings, request.recipe) for request in compressed)
     return {

@@ -125,9 +125,9 @@ class Summary:
         self.work = work
         self.died: list[str] = []
         self._progress = progress
-        before = {cell.labels: cell for cell in known}
+        known_cells = {cell.labels: cell for cell in known}
         cells = [request.cell for request in work.requests]
-        self._cells = [before.get(cell.labels, cell) for cell in cells]
+        self._cells = [known_cells.get(cell.labels, cell) for cell in cells]
         self._there: dict[int, list[str]] = {}
         self._computed: list[str] = []
         self._done: set[int] = set()
@@ -293,9 +293,9 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
     finally:
         for worker in workers.values():
             worker.end()
-        until = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
     return summary.result()
 
 
@@ -324,11 +324,11 @@ def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) 
         return
     # Without an id it was opening a model, or hadn't even begun.
     model = requests[max(0, index)].model
-    refused = ModelError(f"{twice}; give workers more memory, or take fewer", subject=model)
+    model_error = ModelError(f"{twice}; give workers more memory, or take fewer", subject=model)
     if index < 0 or len(summary.work.models) == 1:
-        raise refused
+        raise model_error
     for request in summary.work.about(model):
-        summary.store.add_failure(request.provisional, failure(request, refused))
+        summary.store.add_failure(request.provisional, failure(request, model_error))
 
 
 @contextlib.contextmanager
@@ -340,18 +340,18 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[int, FrameType | None]] = []
+    interrupts: list[tuple[int, FrameType | None]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append((number, frame))
+        interrupts.append((number, frame))
 
     # None stands for a handler that isn't Python's, which can't be set again.
-    before = signal.signal(signal.SIGINT, note) or signal.SIG_DFL
+    previous = signal.signal(signal.SIGINT, note) or signal.SIG_DFL
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
+        signal.signal(signal.SIGINT, previous)
+        if interrupts:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -491,12 +491,13 @@ def work(job: Job, report: Report, store: Store | RemoteStore | None = None) -> 
     torch.set_num_threads(job["threads"])
     shared = Path(job["shared"])
     try:
-        todo = unpacked((shared / WORK).read_bytes())
+        workload = unpacked((shared / WORK).read_bytes())
         forgiven = json.loads((shared / FORGIVEN).read_text())
         with contextlib.ExitStack() as opened:
             if store is None:
                 store = opened.enter_context(Store(job["folder"]))
-            Driver(store, todo, report, forgiven, shared, job["place"], job["count"]).run()
+            place = job["place"]
+            Driver(store, workload, report, forgiven, shared, place, job["count"]).run()
     except (CalibrantError, OSError) as error:
         report(["error", kind_of(error), *_described(error)])
 
