@@ -189,12 +189,12 @@ def _siblings(race: RaceResult, halves: Sequence[Halves]) -> list[str]:
     if best_on_own.data == best.data:
         agreement = "The same set is best on rows like its own and on the file's held-out sibling."
         return [agreement, about]
+    least = f"{short(best_on_own.data)} loses least ({best_on_own.increase.value:+.3f})"
+    halved = f"it loses {best_on_own.deciding.value:+.3f}"
+    best_halved = f"{short(best.data)} {best.deciding.value:+.3f}"
     disagreement = (
-        f"On rows like its own {short(best_on_own.data)} loses least "
-        f"({best_on_own.increase.value:+.3f}), but "
-        f"calibrated on one half of the file and judged by the other it loses "
-        f"{best_on_own.deciding.value:+.3f}, and {short(best.data)} {best.deciding.value:+.3f}: the "
-        "advice follows the latter."
+        f"On rows like its own {least}, but calibrated on one half of the file and judged by the "
+        f"other {halved}, and {best_halved}: the advice follows the latter."
     )
     return [disagreement, about]
 
