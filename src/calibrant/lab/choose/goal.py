@@ -115,7 +115,7 @@ def default_sources(goal: Goal) -> list[str]:
     """
     # A mirror and the hub's cache are read without the hub. Where it doesn't answer, each set would
     # wait for it.
-    with nullcontext() if hub.answers() else hub.offline():
+    with nullcontext() if hub.is_reachable() else hub.offline():
         found = [str(term) for term in _readable(DEFAULT)]
     return list(dict.fromkeys([*goal.sources, *found]))
 
