@@ -256,7 +256,7 @@ def check_part(part: str) -> None:
 
 
 def fraction(key: str) -> float:
-    """Return the number in [0, 1) whose first hexadecimal digits are those of the hash."""
+    """Return the number in [0, 1) that has a hash's first 13 digits behind its point, base 16."""
     # 13 digits are 52 bits, which a float holds exactly.
     return int(key[:13], 16) / 16**13
 
