@@ -27,8 +27,10 @@ Records = Iterator[dict[str, Any]]
 ANSWER_WITHIN: Final = 10.0
 """Seconds that the hub has to say which commit is the newest."""
 MOST_RETRIES: Final = 1
-"""How often `datasets` tries again to read on after a lost connection. Each try takes half a minute,
-in which the hub's own client tries six times; the usual 20 would be ten minutes of silence.
+"""How often `datasets` tries again to read on after a lost connection.
+
+Each try takes half a minute, in which the hub's own client tries six times; the usual 20 would be
+ten minutes of silence.
 """
 SHOWN: Final = 160
 """Characters of somebody else's error message that are worth repeating."""

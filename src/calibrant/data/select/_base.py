@@ -79,8 +79,10 @@ class Selection:
 
 
 class Selector(PerDraw, ABC):
-    """Chooses or makes rows for one draw. `needs_model` says that a tokenizer alone doesn't suffice;
-    `after` names the paper whose choice it is.
+    """Chooses or makes rows for one draw.
+
+    `needs_model` says that a tokenizer alone doesn't suffice; `after` names the paper whose choice
+    it is.
 
     It is pure: the same context gives the same rows. A selector has no rows by itself; `supplied`
     returns one that has.

@@ -106,8 +106,8 @@ def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
     """Return the k-means cluster of each point, and its distance to that cluster's centre; fewer
     clusters where there are fewer distinct points.
 
-    Lloyd's algorithm from k-means++, the best of `KMEANS_STARTS` starts (scikit-learn's); seeded, on one
-    thread, so that sums are taken in one order.
+    Lloyd's algorithm from k-means++ (scikit-learn's), the best of `KMEANS_STARTS` starts; seeded,
+    on one thread, so that sums are taken in one order.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning

@@ -45,8 +45,9 @@ MARGIN: Final = Fraction(21, 20)
 up little.
 """
 SURPLUS: Final = Fraction(23, 20)
-"""How many times the missing tokens a round aims at: a round of few texts takes nearly as long as one
-of many.
+"""How many times the missing tokens a round is to bring.
+
+More than are missing, because a round of few texts takes nearly as long as one of many.
 """
 PATIENCE: Final = 12
 """When a generation is given up: after this many times the texts that would do if each were as long
@@ -155,8 +156,8 @@ def selection(selector: Selector, context: Context, request: GenerationRequest) 
         if written_texts >= most_texts:
             raise DataError(
                 f"{selector} wrote {written_texts} texts, and what is left of them has "
-                f"{kept_tokens} of {context.tokens} tokens ({remaining.note}); choose another temperature or "
-                "prefix, a lower drop, or loops='keep'",
+                f"{kept_tokens} of {context.tokens} tokens ({remaining.note}); choose another "
+                "temperature or prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
         count = _texts_of_round(wanted_tokens - kept_tokens, kept_tokens, written_texts, request)

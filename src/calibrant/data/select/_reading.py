@@ -30,8 +30,9 @@ READING: Final = "reading candidates"
 TEXTS_AT_ONCE: Final = 256
 """Tokenised at once: what a tokenizer tells of a text beside its ids takes much memory."""
 LETTERS_PER_TOKEN: Final = 5
-"""A long text is cut before it is tokenised, behind this many letters for each wanted token. If that
-gives too few tokens, it is done again with twice as many letters.
+"""A long text is cut before it is tokenised, behind this many letters for each wanted token.
+
+If that gives too few tokens, it is done again with twice as many letters.
 """
 SPARE: Final = 16
 """Tokens behind the wanted ones that aren't used: near the cut of a text they may be others than in

@@ -84,8 +84,8 @@ def normalised(spelt: str, token: str) -> str:
 def covering(
     types: Sequence[Types], pool: int, chance: np.random.Generator
 ) -> tuple[list[int], int]:
-    """Return every text in the order in which the greedy search takes it, and how many it took until
-    every type was there for the first time. Texts of no type come last.
+    """Return every text in the order in which the greedy search takes it, and how many it took
+    until every type was there for the first time. Texts of no type come last.
 
     What each text would add is kept up to date: when a type is covered, each text that holds it
     would add one less. So a step costs what it covers, not what there is.
