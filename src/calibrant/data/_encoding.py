@@ -63,7 +63,7 @@ class Encoder(ABC):
 
     def row(self, row: Row, form: Format) -> Ids:
         """Return the numbers of a row's text, or of the tokens that its integers stand for."""
-        # Frame and labels are no part of the key, and change the text.
+        # Frame and labels change the text, and are no part of the row's key.
         cache_key = (str(form), row.key, row.frame, row.labels)
         if cache_key not in self._encoded:
             if row.integers is None:
@@ -178,7 +178,7 @@ class KindEncoder(Encoder):
         ):
             if token in self.special:
                 kind = "special"
-            # A token that is partly the row's own is content.
+            # A token may stand across a border: if it is partly the row's own, it is content.
             elif any(begin < last and end > first for first, last in spans):
                 kind = "content"
             else:

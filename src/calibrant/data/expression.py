@@ -284,7 +284,7 @@ def _default_format(source: Source) -> str:
 
 
 def _default_packing(source: Source, form: Format) -> Packing:
-    # A chat template ends its texts itself, and a control's tokens are to stay as they are.
+    # No separator: a chat template ends its texts itself, and a control is to have no other tokens.
     if source.kind == "control" or form.spec_name() == "chat":
         return Many(separator="")
     return Many()

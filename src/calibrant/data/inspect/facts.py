@@ -234,7 +234,7 @@ def _parts(
     special = _special_names(encoder)
     # The windows that are shown are divided among the parts; the first parts show one more.
     shown_each, left_over = divmod(show, len(data.parts))
-    begin = 0
+    begin = 0  # the part's first sequence in the batch
     parts = zip(data.parts, batch.facts["parts"], drawn, strict=True)
     for number, (term, facts, rows) in enumerate(parts):
         lengths = [len(encoder.row(row, term.format)) for row in rows]
@@ -318,7 +318,7 @@ def histogram(lengths: Sequence[int]) -> list[list[int]]:
     if not lengths:
         return []
     least = min(lengths)
-    # The longest two percent would make bars of all others thin.
+    # With the longest two percent in the range, the bars of all others would be thin.
     most = int(np.quantile(lengths, 0.98, method="higher"))
     width = _bar_width(least, most)
     first_range = least // width

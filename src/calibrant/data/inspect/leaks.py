@@ -40,6 +40,13 @@ MOST_RUNS: Final = 1 << 20
 runs, and 8 MB at most.
 """
 
+_LONG_RUN: Final = 13
+_SHORT_RUN: Final = 8
+"""Words of a run by which texts are known, and of one for texts that have no long one."""
+
+_LEAST_WORDS: Final = 4
+"""A text of fewer words says too little to be known again."""
+
 FEW_RUNS: Final = 8
 """Where only a sample is stored, a row is judged by no fewer of its runs than this."""
 
@@ -194,8 +201,8 @@ class RowFingerprints:
             numbers = _words_to_compare(row)
             # The runs by which a measured row could be known in this one: of 13 words, of 8, and
             # the whole of a short one.
-            new_runs += [runs(numbers, 13), runs(numbers, 8)]
-            if 4 <= len(numbers) < 8:
+            new_runs += [runs(numbers, _LONG_RUN), runs(numbers, _SHORT_RUN)]
+            if _LEAST_WORDS <= len(numbers) < _SHORT_RUN:
                 new_runs.append(runs(numbers, len(numbers)))
             if sum(map(len, new_runs)) > MOST_RUNS:
                 stored = _smallest([stored, *new_runs])
@@ -275,6 +282,7 @@ class RowFingerprints:
             np.concatenate(runs_by_row), return_inverse=True, return_counts=True
         )
         judged = counts <= COMMON
+        # Before the sample is looked at: how many runs a row has by which it could be judged.
         judged_counts = np.bincount(rows_of_runs, judged[number_places], row_count)
         if len(self.runs) == MOST_RUNS:
             # A full array is a sample: it says nothing of numbers above its largest.
@@ -318,7 +326,7 @@ class _Index:
             numbers = _words_to_compare(row)
             length = _run_length(len(numbers))
             distinct_runs = np.unique(runs(numbers, length))
-            if length not in (13, 8):
+            if length not in (_LONG_RUN, _SHORT_RUN):
                 length = 0
             if len(distinct_runs):
                 by_length[length].append((place, distinct_runs))
@@ -338,7 +346,7 @@ class _Index:
                 owners, numbers = _runs_of(batch, length)
             else:
                 owners, numbers = _short_rows(batch)
-            kind = "13-gram" if length == 13 else "8-gram"
+            kind = "13-gram" if length == _LONG_RUN else "8-gram"
             for row, measured, share in table.shares(owners, numbers, len(self.examples)):
                 yield Leak(batch[row].example, self.examples[measured], kind, share)
 
@@ -360,7 +368,7 @@ def _short_rows(batch: list[_NumberedRow]) -> tuple[Indices, Numbers]:
     owners: list[int] = []
     numbers: list[Numbers] = [_NONE]
     for place, row in enumerate(batch):
-        if 4 <= len(row.numbers) < 8:
+        if _LEAST_WORDS <= len(row.numbers) < _SHORT_RUN:
             owners.append(place)
             numbers.append(runs(row.numbers, len(row.numbers)))
     return np.array(owners, dtype=np.int64), np.concatenate(numbers)
@@ -440,9 +448,9 @@ def _run_length(count: int) -> int:
     """Return how long the runs are by which a text of `count` words is known; more than it has
     if it is too short to be known.
     """
-    if count >= 13 or count < 4:
-        return 13
-    return min(count, 8)
+    if count >= _LONG_RUN or count < _LEAST_WORDS:
+        return _LONG_RUN
+    return min(count, _SHORT_RUN)
 
 
 def _batches(rows: Iterable[Row]) -> Iterator[list[_NumberedRow]]:

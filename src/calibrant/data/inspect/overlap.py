@@ -273,9 +273,11 @@ def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
     count = len(signatures)
     pairs = np.zeros(0, dtype=np.int64)
     for begin in range(0, SIGNATURE - size + 1, size):
+        # One number for all places of a band: equal bands have equal keys.
         keys = np.zeros(count, dtype=np.uint64)
         for place in range(begin, begin + size):
             keys = (keys ^ signatures[:, place]) * _MIXER
+        # Band by band, so that pairs that many bands have don't fill the memory.
         together = np.sort(np.concatenate([pairs, *_neighbours(keys, count)]))
         pairs = together[np.diff(together, prepend=-1) != 0]
     first, second = np.divmod(pairs, count)
@@ -290,6 +292,7 @@ def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
     ordered = keys[order]
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     sizes = np.diff(np.r_[begins, count])
+    # Texts with one key stand together in `order`, the earlier first.
     group_firsts = np.repeat(order[begins], sizes)
     yield (group_firsts * count + order)[group_firsts != order]
     for distance in range(1, min(NEIGHBOURS, int(sizes.max()) - 1) + 1):

@@ -47,6 +47,7 @@ class ImatrixChunks(Packing):
             if count < needed:
                 return
             stream = np.concatenate(gathered)
+            # Of later windows the start token stands in place of these first tokens.
             yield Window(stream[frame.head : needed], broken=count > needed)
             stream = stream[needed:]
 

@@ -119,8 +119,8 @@ class Selector(PerDraw, ABC):
     def for_draw(self, draw: int) -> PartRows:
         if self._rows_of_draw is None:
             raise DataError(
-                f"{self} has chosen no rows yet; calibrant.data.select.resolved(set, model) lets "
-                "it",
+                f"{self} has chosen no rows yet; give the set and a model to "
+                "calibrant.data.select.resolved first",
                 subject=str(self),
             )
         return self._rows_of_draw(draw)

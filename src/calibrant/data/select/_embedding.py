@@ -123,7 +123,7 @@ def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
         options: dict[str, Any] = {"n_init": KMEANS_STARTS, "random_state": seed}
         fitted = KMeans(min(k, count), **options).fit(points)
         labels = np.asarray(fitted.labels_, dtype=np.int64)
-        distances = fitted.transform(points)
+        distances = fitted.transform(points)  # to every centre, of which each point's own is kept
     return labels, np.asarray(distances[np.arange(count), labels], dtype=np.float64)
 
 

@@ -339,6 +339,7 @@ def pick(
     as many as fit stay, where transformers keeps all.
     """
     penalty = sampling.repetition_penalty
+    # A token that occurred several times is written several times, always with the same value.
     if penalty != 1.0:
         earlier_logits = logits.gather(1, earlier_ids)
         logits = logits.scatter(
@@ -354,8 +355,8 @@ def pick(
         raise not_finite("the model's logits of the next token", "logits")
     probabilities = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
     sums = probabilities.cumsum(1)
-    # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its
-    # share of what is left.
+    # Inverse transform sampling: a number in [0, 1) falls on each token as often as its share of
+    # what is left. Both sides are multiplied by the sum, so that nothing is divided.
     rank = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
     # Rounding may put the number behind the last token that is left.
     rank = torch.minimum(rank, (probabilities > 0).sum(1, keepdim=True) - 1)
@@ -405,7 +406,8 @@ def _texts_of_round(
     if kept_tokens:
         tokens_of_a_text = kept_tokens / written_texts
     # In fractions: a count that depends on rounding would change the texts.
-    return min(request.batch, 1 + math.ceil(SURPLUS * missing_tokens / Fraction(tokens_of_a_text)))
+    texts = SURPLUS * missing_tokens / Fraction(tokens_of_a_text)
+    return min(request.batch, 1 + math.ceil(texts))
 
 
 def _check_length(selector: Selector, opened: Opened, request: GenerationRequest) -> None:
@@ -426,6 +428,7 @@ def _readable(context: Context, draft: Draft, request: GenerationRequest) -> Gen
         list(draft.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     text = text.rstrip("\ufffd")
+    # A draft has no start tokens any more, a prefix still has.
     if len(draft.ids) <= len(request.prefixes[0]) - request.starts or not text.strip():
         return None
     encoded = context.tokenizer(text, add_special_tokens=False, verbose=False)
@@ -449,6 +452,7 @@ class _ReservedLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         begin = self.get_seq_length()
         end = begin + key_states.shape[2]
+        # In place: the layer shows a view of what is filled so far.
         self._all_keys[:, :, begin:end] = key_states
         self._all_values[:, :, begin:end] = value_states
         return self._show(end)

@@ -47,7 +47,7 @@ def beginnings(
     token is one of them where the tokenizer writes one.
     """
     start = start_tokens(tokenizer)
-    count = max(0, length - len(start))
+    count = max(0, length - len(start))  # how many tokens of the text itself are wanted
     results: dict[int, list[int]] = {}
     waiting = list(range(len(texts)))
     letters = LETTERS_PER_TOKEN * (count + SPARE)
