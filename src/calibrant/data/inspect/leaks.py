@@ -41,8 +41,10 @@ runs, and 8 MB at most.
 """
 
 _LONG_RUN: Final = 13
+"""Words of a run by which texts are known."""
+
 _SHORT_RUN: Final = 8
-"""Words of a run by which texts are known, and of one for texts that have no long one."""
+"""The same for texts that have fewer words than a long run."""
 
 _LEAST_WORDS: Final = 4
 """A text of fewer words says too little to be known again."""
